@@ -1,0 +1,90 @@
+"""Every error that s3daemon raises on purpose; any other exception is a bug.
+
+    S3daemonError
+    ├── SettingsError   the operator's: the environment is wrong; lists every fault at once
+    ├── StartError      the operator's: the service cannot run here (socket, lock, state directory)
+    ├── RequestError    the client's: the request cannot be understood or is not allowed
+    │   └── FileError   the client's: the file cannot be sent (missing, a FIFO, unreadable, changed, ...)
+    ├── SpoolError      the host's: the transfer cannot be made durable (disk full, read-only, corrupt)
+    └── AttemptError    the network's or the store's: one attempt did not store the object
+
+Each carries `code`, a stable word for programs (S3's own where S3 has one), and a text of one line for people that says
+what to do where something can be done. `str()` gives the text alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class S3daemonError(Exception):
+    """Base of the tree.
+
+    Args:
+        code: the stable word, for example `NoSuchFile`.
+        text: one line for people.
+    """
+
+    def __init__(self, code: str, text: str) -> None:
+        super().__init__(text)
+        self.code = code
+        self.text = text
+
+
+class SettingsError(S3daemonError):
+    """The environment is wrong.
+
+    Args:
+        faults: one line each, all that were found.
+    """
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        super().__init__("BadSettings", "; ".join(faults))
+        self.faults = tuple(faults)
+
+
+class StartError(S3daemonError):
+    """The service cannot run here, whatever the settings say."""
+
+
+class RequestError(S3daemonError):
+    """The client's request is refused; nothing was accepted."""
+
+
+class FileError(RequestError):
+    """The file cannot be sent as it is."""
+
+
+class SpoolError(S3daemonError):
+    """The spool cannot record what it was asked to; what it holds already is safe."""
+
+
+class AttemptError(S3daemonError):
+    """One attempt to store an object failed.
+
+    Args:
+        code: S3's error code, or one of ours for what never became an answer (`ConnectionFailed`, `Stalled`, ...).
+        text: one line.
+        status: the HTTP status, 0 when there was no answer.
+        ambiguous: the whole body may have arrived, so the object may be in the store.
+        retry_after: seconds that the store asked us to wait (Retry-After), 0 when it did not.
+    """
+
+    def __init__(
+        self, code: str, text: str, *, status: int = 0, ambiguous: bool = False, retry_after: float = 0.0
+    ) -> None:
+        super().__init__(code, text)
+        self.status = status
+        self.ambiguous = ambiguous
+        self.retry_after = retry_after
+
+
+def one_line(text: str, limit: int = 500) -> str:
+    """`text` fit for one line of a reply or a log: control characters escaped, undecodable bytes shown as `\\xNN`.
+
+    Args:
+        text: anything; may hold lone surrogates from undecodable file names.
+        limit: characters kept; longer text ends in "...".
+    """
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
