@@ -2,24 +2,51 @@
 
 The modules in reading order. Data flows down this list; imports point only towards its top, and a test holds them to that.
 
+What is said
     errors        the exception tree
+    values        how the text of a variable is read: durations, sizes, rates, names
     settings      every variable of the environment: unit, default, reason
     request       Destination, Request, Transfer: frozen, valid by construction
     wire          the line protocol without I/O
+
+What is kept
     retry         what a failed attempt means and when to try again: pure, no clock, no sleep
-    spool         accepted transfers on disk, the only owner of that file
+    health        whether the endpoint is up, away, or the queue held
+    spoolrows     a row of the spool, and what may become of it
+    spooldb       the SQLite file: schema and statements
+    spooldir      the state directory: lock, ballast, what recovery does to each leftover
+    spoolwriter   the thread that writes: one commit for all that waits
+    spool         accepted transfers on disk: the face of the four above, and the only one that others use
+
+What is sent
     body          a file as a request body: checked, sent once, read without blocking
-    connections   the lanes: one warm connection each
-    store         one file to S3, signed by aiobotocore; what the answer means
+    tcp           socket options, TCP_INFO, and when an upload is stalled
+    lane          one warm connection
+    connections   all lanes, kept open
+    answers       what went wrong, in our own words
+    signing       aiobotocore's client, made to sign and parse
+    store         one file to S3, and what the answer means
+
+What becomes of it
     record        TransferRecord: one schema for the journal and the reports
     journal       records and log lines to the journal, or to standard error; never blocks the event loop
-    uploader      spool -> store -> record: order, concurrency, attempts, draining
+    schedule      who goes next
+    outcome       what became of a transfer, in the journal's terms
+    attempt       one attempt: open, look, send, confirm
+    uploader      spool -> store -> record: states, attempts, draining
+    intake        requests become transfers
+
+Who talks to us
     server        the listener: bytes <-> wire
     manager       systemd's side: sockets and stored descriptors, notifications, watchdog, signals
+    listing       the queue as a table
     control       the private socket: reload, queue, status
-    queue         `s3daemon queue`: what is pending, held and failed
-    check         `s3daemon check`: what works and what does not
-    __main__      wires it together
+    asking        its other end, for the subcommands
+    operations    what operators ask there
+    service       the daemon put together
+    queue         `s3daemon queue`
+    check         `s3daemon check`
+    __main__      the command line
 
 What the package does not do: it never deletes or changes a source file, and never lists or reads a bucket beyond looking
 up an object that it may have stored itself.

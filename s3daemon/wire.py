@@ -91,9 +91,9 @@ class LineReader:
         return self._ended and not self._buffer
 
     @property
-    def started(self) -> bool:
-        """Part of a line is there."""
-        return bool(self._buffer)
+    def looks_extended(self) -> bool:
+        """What is there, if anything, begins like an extended request."""
+        return is_extended(self._buffer)
 
     def next_line(self) -> bytes | None:
         """The next whole line, or None.
@@ -113,6 +113,11 @@ class LineReader:
         return None
 
 
+def is_extended(line: bytes | bytearray) -> bool:
+    """Whether a line, or its beginning, is in the extended form and so wants an answer in that form."""
+    return line.startswith(b"{")
+
+
 def parse_request(line: bytes) -> Request:
     """Read one line, without its LF.
 
@@ -125,7 +130,7 @@ def parse_request(line: bytes) -> Request:
         raise RequestError(
             "BadRequest", "the request is not UTF-8; a file with such a name needs the extended form, which `send` uses"
         ) from exc
-    return _parse_extended(text) if text.startswith("{") else _parse_plain(text)
+    return _parse_extended(text) if is_extended(line) else _parse_plain(text)
 
 
 def _parse_plain(text: str) -> Request:

@@ -1,0 +1,67 @@
+"""What went wrong, in our own words: S3's refusals and the network's failures as `AttemptError`."""
+
+from __future__ import annotations
+
+import aiohttp
+import botocore.exceptions
+
+from .errors import AttemptError, S3daemonError, one_line
+
+#: Statuses that a proxy may give for a request which the store behind it has carried out.
+_UNSURE = (500, 502, 504)
+#: A proxy's Retry-After may also be a date; only seconds are read.
+_MAX_RETRY_AFTER_S = 3600.0
+
+
+def refusal_of(error: botocore.exceptions.ClientError) -> AttemptError:
+    """The store answered, and it was no success.
+
+    Only code and message are kept: S3's answer to a wrong signature quotes the request's headers.
+    """
+    described = error.response.get("Error", {})
+    meta = error.response.get("ResponseMetadata", {})
+    status = int(meta.get("HTTPStatusCode", 0))
+    code = str(described.get("Code") or status)
+    message = one_line(str(described.get("Message") or ""), 200)
+    headers = meta.get("HTTPHeaders", {})
+    return AttemptError(
+        code,
+        f"the store answered {status}{', ' if message else ''}{message}",
+        status=status,
+        ambiguous=status in _UNSURE,
+        retry_after=_seconds(str(headers.get("retry-after", ""))),
+    )
+
+
+def _seconds(text: str) -> float:
+    return min(float(text), _MAX_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
+
+
+def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> AttemptError | S3daemonError:
+    """There was no answer, or none that can be read.
+
+    Args:
+        error: what aiohttp, the kernel or botocore raised.
+        ambiguous: the whole body may have arrived.
+        stale: the connection was an idle one, and too little was acknowledged for anything to have been stored.
+    """
+    match error:
+        case S3daemonError():
+            return error
+        case aiohttp.ClientConnectorCertificateError():
+            text = f"the store's certificate is not trusted: {error.certificate_error}; see AWS_CA_BUNDLE"
+            return AttemptError("TLSRefused", one_line(text))
+        case aiohttp.ClientConnectorSSLError():
+            return AttemptError("TLSFailed", one_line(f"no TLS with the store: {error.os_error}"))
+        case aiohttp.ConnectionTimeoutError():
+            return AttemptError("ConnectTimeout", "the store did not take a connection in time")
+        case aiohttp.ClientConnectorError():
+            return AttemptError("ConnectionFailed", one_line(f"no connection to the store: {error.os_error.strerror}"))
+        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
+            code = "StaleConnection" if stale and not ambiguous else "ConnectionClosed"
+            return AttemptError(code, "the store closed the connection", ambiguous=ambiguous)
+        case TimeoutError():
+            return AttemptError("NoAnswer", "the store did not answer in time", ambiguous=ambiguous)
+        case _:
+            text = one_line(f"the store's answer cannot be read: {type(error).__name__}: {error}", 200)
+            return AttemptError("BadAnswer", text, ambiguous=ambiguous)

@@ -1,0 +1,144 @@
+"""A lane: one connection to the store, opened, used, watched and ended on its own.
+
+It is an aiohttp session over a connector that holds a single connection, never expires it, and connects to the one
+address that was chosen for it. aiohttp's own pool shows nobody its idle connections and hands them out first in, first
+out, so warmth could be neither seen nor kept there; over 200 ms a handshake costs three round trips, and a fresh
+congestion window many more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Mapping
+from typing import Any
+
+import aiohttp
+from aiohttp.abc import AbstractResolver, ResolveResult
+from yarl import URL
+
+from . import tcp
+from .settings import Settings
+
+
+class _Pinned(AbstractResolver):
+    """Resolves any name to the one address that it was given."""
+
+    def __init__(self) -> None:
+        self.address = ""
+
+    async def resolve(
+        self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+    ) -> list[ResolveResult]:
+        return [
+            {
+                "hostname": host,
+                "host": self.address,
+                "port": port,
+                "family": socket.AF_INET6 if ":" in self.address else socket.AF_INET,
+                "proto": socket.IPPROTO_TCP,
+                "flags": socket.AI_NUMERICHOST,
+            }
+        ]
+
+    async def close(self) -> None:
+        """Nothing to close."""
+
+
+class Lane:
+    """One connection to the store, open or not yet.
+
+    Args:
+        settings: timeouts and congestion control.
+        tls: shared by all lanes; None for plain HTTP.
+        clock: monotonic seconds.
+
+    Attributes:
+        opened: how often it connected.
+        used_at: monotonic seconds of its last answer.
+        persistent: the server kept the connection after its last answer.
+    """
+
+    def __init__(self, settings: Settings, tls: ssl.SSLContext | None, clock: tcp.Clock) -> None:
+        self.opened = 0
+        self.used_at = clock()
+        self.persistent = True
+        self._clock = clock
+        self._settings = settings
+        self._sock: socket.socket | None = None
+        self._pinned = _Pinned()
+        connector = aiohttp.TCPConnector(
+            limit=1,
+            keepalive_timeout=None,
+            resolver=self._pinned,
+            use_dns_cache=False,
+            ssl=tls if tls is not None else True,
+            socket_factory=self._make_socket,
+        )
+        self._session = aiohttp.ClientSession(
+            connector=connector,
+            timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
+        )
+
+    def _make_socket(self, info: Any) -> socket.socket:
+        family, kind, proto, _, _ = info
+        sock = socket.socket(family, kind, proto)
+        sock.setblocking(False)
+        # The watch on an upload comes first; this is for what nobody watches.
+        tcp.prepare(
+            sock, user_timeout_s=2 * self._settings.stall_timeout_s + 10, congestion=self._settings.congestion
+        )
+        self._sock = sock
+        self.opened += 1
+        return sock
+
+    @property
+    def address(self) -> str:
+        """Where it goes; empty before it was first opened."""
+        return self._pinned.address
+
+    @property
+    def is_open(self) -> bool:
+        """The connection stands; False from the moment that the server's close was read."""
+        return self._sock is not None and self._sock.fileno() >= 0
+
+    def pin(self, address: str) -> None:
+        """Choose where the next connection goes."""
+        self._pinned.address = address
+
+    async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> aiohttp.ClientResponse:
+        """Send one request, opening the connection if need be, and read the answer whole.
+
+        Redirects come back as they are: following one would carry the file to another host.
+
+        Raises:
+            aiohttp.ClientError, OSError, TimeoutError: what went wrong on the way.
+        """
+        response = await self._session.request(
+            method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False
+        )
+        await response.read()
+        self.used_at = self._clock()
+        wants_close = response.headers.get("Connection", "").lower() == "close"
+        self.persistent = not wants_close and response.version == aiohttp.HttpVersion11
+        return response
+
+    def cut(self, transport: asyncio.BaseTransport | None) -> None:
+        """End the connection so that nothing of what was written and is not yet acknowledged can still arrive.
+
+        Args:
+            transport: that of the request to end; None when it never got as far as writing.
+        """
+        if self._sock is not None and self.is_open:
+            with contextlib.suppress(OSError):
+                tcp.forget_unsent(self._sock)
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.abort()
+
+    async def close(self) -> None:
+        """Close the connection for good."""
+        await self._session.close()

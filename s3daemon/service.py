@@ -1,0 +1,249 @@
+"""The daemon put together: what starts in which order, what a reload changes, and how it all stops.
+
+Start: the spool first, since its lock makes this daemon the only one; then the store's client, which reads from disk all that
+botocore will ever need, so that an upgrade may replace the files under a running process; then what earlier processes
+left, transfers and clients; and only then new clients.
+
+Stop: no new clients; what accepted ones have to say is heard; uploads in flight are finished within the drain timeout; clients
+that still wait are left to the next process, or told that their transfers are kept; records and rows are flushed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from .attempt import Attempts
+from .connections import Lanes
+from .control import ControlServer, control_path
+from .errors import SettingsError
+from .intake import Intake
+from .journal import Journal
+from .manager import Inherited, Manager, bind
+from .operations import Answer, Operations, entry_of
+from .retry import ServiceClock
+from .server import Server
+from .settings import Settings, differences, of_service
+from .signing import Signer
+from .spool import Spool
+from .store import Store
+from .uploader import Uploader
+
+_log = logging.getLogger(__name__)
+
+#: How often STATUS is brought up to date and the seconds of service are written down.
+STATUS_EVERY_S, TICK_EVERY_S = 2.0, 30.0
+#: The oldest live transfer is late from here on: operations lose an exposure whose last object takes 30 s.
+LATE_S = 30.0
+#: Beside the drain: clients' last words and replies, the journal, the last commit.
+STOP_MARGIN_S = 20.0
+JOURNAL_FLUSH_S = 5.0
+
+
+class _Endpoint:
+    """What depends on the settings of the store: connections, keys, and the client that signs."""
+
+    def __init__(self, settings: Settings, lanes: Lanes | None = None) -> None:
+        self.lanes = lanes or Lanes(settings)
+        self.signer = Signer(settings)
+        self.store = Store(settings, self.lanes, self.signer)
+        self._keeping: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        await self.signer.open()
+        self._keeping = asyncio.create_task(self.lanes.keep())
+
+    async def close(self, *, keep_lanes: bool = False) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await self.signer.close()
+        if not keep_lanes:
+            await self.lanes.close()
+
+
+class Service:
+    """One running daemon.
+
+    Args:
+        settings: validated.
+        environ: the process's, for what systemd says in it.
+        journal: takes records and log lines.
+        manager: systemd.
+    """
+
+    def __init__(self, settings: Settings, environ: Mapping[str, str], journal: Journal, manager: Manager) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._journal = journal
+        self._manager = manager
+
+    async def run(self, inherited: Inherited, stop: asyncio.Event) -> None:
+        """Serve until `stop` is set, then drain.
+
+        Raises:
+            StartError, SettingsError: it cannot.
+        """
+        settings = self._settings
+        # A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls.
+        threads = settings.max_clients + 4 * settings.max_connections
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
+        listeners = inherited.doors.get("wire") or bind(settings.host, settings.port)
+        state_dir = Path(settings.state_dir)
+        self._spool = spool = Spool.open(state_dir)
+        try:
+            self._endpoint = _Endpoint(settings)
+            await self._endpoint.open()
+            try:
+                await self._serve(listeners, inherited.clients, state_dir, stop)
+            finally:
+                await self._endpoint.close()
+        finally:
+            await asyncio.to_thread(self._journal.close, JOURNAL_FLUSH_S)
+            await asyncio.sleep(0)  # what the journal's last records want to tell the spool
+            await spool.close()
+
+    async def _serve(
+        self, listeners: list[socket.socket], clients: Mapping[str, socket.socket], state_dir: Path, stop: asyncio.Event
+    ) -> None:
+        settings, spool = self._settings, self._spool
+        service = ServiceClock(spool.service_base, time.monotonic)
+        self._attempts = Attempts(settings, spool, self._endpoint.store)
+        self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
+        pending = spool.entries(failed=False)
+        failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
+        uploader.recover(pending)
+        spool.on_replaced = self._restore
+        intake = Intake(uploader, spool, max((entry.seq for entry in (*pending, *failures.values())), default=0))
+        self._server = server = Server(settings, intake, self._manager, spool.told)
+        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes)
+        handlers = {
+            "queue": operations.queue,
+            "retry": operations.retry,
+            "drop": operations.drop,
+            "status": operations.status,
+            "reload": self._reload,
+        }
+        control = ControlServer(control_path(self._environ, state_dir), handlers)
+        await control.start()
+        server.resume(clients, failures)
+        if pending:
+            _log.info("%d transfers of an earlier process are taken up", len(pending))
+        tasks = [asyncio.create_task(server.accept(listener)) for listener in listeners]
+        tasks += [asyncio.create_task(self._manager.watchdog(lambda: True)), asyncio.create_task(self._report())]
+        self._manager.ready(operations.line())
+        _log.info("serving %s on %s", settings.endpoint_url, ", ".join(_name(listener) for listener in listeners))
+        try:
+            await _until(stop, tasks)
+        finally:
+            await self._stop(tasks, control)
+
+    async def _stop(self, tasks: list[asyncio.Task[None]], control: ControlServer) -> None:
+        drain_s = self._settings.drain_timeout_s
+        self._manager.extend(drain_s + STOP_MARGIN_S)
+        self._manager.stopping(f"draining for up to {drain_s:g} s; {self._operations.line()}")
+        for task in tasks[: -2]:  # the watchdog and the status go on: systemd watches a stopping service too
+            task.cancel()
+        await self._server.stop_reading()
+        await self._uploader.drain(drain_s)
+        await self._server.leave()
+        await control.close()
+        for task in tasks:
+            task.cancel()
+        self._spool.tick(self._uploader.service.now())
+        left = len(self._uploader.schedule)
+        _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
+
+    async def _report(self) -> None:
+        """Keep STATUS and the seconds of service up to date."""
+        ticked_at = late_at = time.monotonic()
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            await self._operations.count_failed()
+            self._manager.status(self._operations.line())
+            now = time.monotonic()
+            if now - ticked_at >= TICK_EVERY_S:
+                ticked_at = now
+                service_now = self._uploader.service.now()
+                self._spool.tick(service_now)
+                self._spool.expire(service_now, self._settings.keep_failed_s)
+            late = [job for job in self._uploader.schedule.running if job.live and now - job.accepted_at > LATE_S]
+            if late and now - late_at >= TICK_EVERY_S:
+                late_at = now
+                oldest = min(late, key=lambda job: job.accepted_at)
+                _log.warning("%d live transfers are late, the oldest by now %.0f s", len(late), now - oldest.accepted_at)
+
+    def _restore(self) -> None:
+        """The spool's file was damaged and replaced: give it again what is in memory."""
+        entries = [entry_of(job) for job in self._uploader.schedule.jobs]
+        self._restoring = asyncio.get_running_loop().create_task(self._spool.restore(entries))
+
+    async def _reload(self, arguments: Mapping[str, object]) -> Answer:
+        """Take new settings without dropping an upload.
+
+        Raises:
+            SettingsError: they are faulty; those before stay in force.
+        """
+        given = arguments.get("environ")
+        environ = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
+        old, new = self._settings, Settings.from_environ({**environ, **of_service(self._environ)})
+        applied, restart = differences(old, new)
+        self._journal.hide(new.secrets())
+        before = self._endpoint
+        same_lanes = _lane_settings(old) == _lane_settings(new)
+        endpoint = _Endpoint(new, before.lanes if same_lanes else None)
+        try:
+            await endpoint.open()
+        except SettingsError:
+            await endpoint.close(keep_lanes=same_lanes)
+            raise
+        self._settings = self._attempts.settings = self._uploader.settings = self._server.settings = new
+        self._endpoint, self._attempts.store = endpoint, endpoint.store
+        self._uploader.schedule.resize(new.max_connections)
+        in_flight = {job.task for job in self._uploader.schedule.running if job.task}
+        self._retiring = asyncio.create_task(_retire(before, in_flight, keep_lanes=same_lanes))
+        self._uploader.health.reload()
+        self._uploader.schedule.end_delays()
+        self._uploader.pump()
+        logging.getLogger("s3daemon").setLevel(new.log_level.upper())
+        _log.info("reloaded; in force: %s", ", ".join(applied) or "nothing new")
+        return {"applied": applied, "restart": restart}
+
+
+async def _retire(endpoint: _Endpoint, in_flight: set[asyncio.Task[None]], *, keep_lanes: bool) -> None:
+    """Close what a reload replaced, once the attempts that began with it are over."""
+    if in_flight:
+        await asyncio.wait(in_flight)
+    await endpoint.close(keep_lanes=keep_lanes)
+
+
+def _lane_settings(settings: Settings) -> tuple[object, ...]:
+    return (
+        settings.endpoint_url,
+        settings.ca_bundle,
+        settings.max_connections,
+        settings.connect_timeout_s,
+        settings.stall_timeout_s,
+        settings.keepalive_interval_s,
+        settings.congestion,
+    )
+
+
+async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+    """Wait for `stop`, or for one of `tasks` to die of a bug, which then ends the service."""
+    stopping = asyncio.create_task(stop.wait())
+    waiting: set[asyncio.Task[Any]] = {stopping, *tasks}
+    while stopping in waiting:
+        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        for task in done:
+            task.result()
+
+
+def _name(listener: socket.socket) -> str:
+    address = listener.getsockname()
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)

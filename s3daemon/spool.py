@@ -1,0 +1,248 @@
+"""Accepted transfers on disk: durable before they are called accepted, in a file that nothing else touches.
+
+    spoolrows       what a row is, and the table of what becomes of it
+    spooldb         schema and statements
+    spooldir        the directory: its files, lock, ballast, and what recovery does to each leftover
+    spoolrescue     opening the file, and replacing a damaged one
+    spoolwriter     the thread: one commit for many changes; what is done while the disk refuses
+    spool           this one: what the daemon and the operator's tools ask for
+
+Changes take effect in the order they were asked for, so whatever was asked for before an awaited change is durable when
+that one is. While the disk refuses, only `add` is refused with it, without a trace; every other change is kept and goes
+through when the disk is back, and if it is awaited, its SpoolError says that it is not durable *yet*.
+
+When the file turns out to be damaged while it is open, it is replaced (spooldir) with what could be read, `on_replaced`
+is called, and its owner gives what it has in memory to `restore`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import sqlite3
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+from .errors import StartError, one_line
+from .request import Destination, Transfer
+from .spooldb import is_corrupt
+from .spooldir import Lock, prepare
+from .spoolrescue import LastingFile
+from .spoolrows import Change, Delete, Entry, Expire, Insert, Overtake, Tick, Update, Value, seen_columns
+from .spoolwriter import Job, Writer
+
+__all__ = ["Entry", "Spool"]
+
+#: Long enough to gather a burst's removals into one commit, short enough that a crash repeats few look-ups.
+LAZY_S = 0.05
+#: A disk that has room again is noticed within it.
+RETRY_S = 1.0
+
+
+class Spool:
+    """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, but for `entries`.
+
+    Each awaited change raises SpoolError when it is not durable: `add` is refused then, the others are only late. The
+    rest are lazy: they never raise, and are durable soon. What is said of a transfer that the spool does not hold is
+    ignored.
+    """
+
+    def __init__(self, lock: Lock, writer: Writer, entries: list[Entry], service_base: float, last_seq: int) -> None:
+        """For `open`."""
+        self.service_base = service_base  #: seconds of service to start the `ServiceClock` from
+        self.on_replaced: Callable[[], None] | None = None  #: called in the event loop; should lead to `restore`
+        self._lock: Lock | None = lock
+        self._writer = writer
+        self._found: list[Entry] | None = entries  # what opening read, until the first change
+        self._seqs = itertools.count(last_seq + 1)
+        self._seq_of = {entry.transfer.id: entry.seq for entry in entries}
+        self._adding: dict[str, Job] = {}
+        writer.on_gone = self._forget
+        writer.on_replaced = self._was_replaced
+
+    @classmethod
+    def open(cls, directory: Path, *, create: bool = True, lazy_s: float = LAZY_S, retry_s: float = RETRY_S) -> Spool:
+        """Take the state directory and open what is in it.
+
+        Args:
+            directory: of the state; made, and closed to others, if need be.
+            create: False for operators' tools, which must leave no file behind that the service's user cannot open.
+            lazy_s: how long a change that nobody awaits waits for company.
+            retry_s: between two tries while the disk refuses.
+
+        Raises:
+            StartError: `SpoolLocked`, `SpoolDenied`, `SpoolNewer`, `SpoolBroken`, `BadStateDirectory`; without `create`
+                also `NoSpool` and `SpoolCorrupt`.
+        """
+        if create:
+            prepare(directory)
+        lock = Lock(directory, create=create)
+        file = LastingFile(directory / "spool.db", create=create)
+        try:
+            found = file.use(lambda opened: (opened.entries(), opened.service_base, opened.last_seq))
+        except BaseException as exc:
+            file.close()
+            lock.release()
+            if not isinstance(exc, sqlite3.Error | OSError):
+                raise
+            if isinstance(exc, sqlite3.Error) and is_corrupt(exc):
+                text = f"the spool in {directory} is damaged; the daemon mends it when it starts"
+                raise StartError("SpoolCorrupt", text) from exc
+            raise StartError("SpoolBroken", f"the spool in {directory} cannot be opened: {exc}") from exc
+        file.replaced = False  # nobody knew the old one
+        writer = Writer(directory, file, offline=not create, lazy_s=lazy_s, retry_s=retry_s)
+        return cls(lock, writer, *found)
+
+    @property
+    def fault(self) -> str:
+        """Why acceptances are refused now, one line; empty when they are not."""
+        return self._writer.fault
+
+    def entries(self, *, failed: bool | None = None) -> list[Entry]:
+        """Read the rows in order of seq: all, the failed ones or the pending ones.
+
+        Blocks on the disk, except right after `open`. Changes that are still on their way are not in it.
+
+        Raises:
+            SpoolError: they cannot be read now.
+        """
+        found = self._writer.read() if self._found is None else self._found
+        return [entry for entry in found if failed is None or entry.failed == failed]
+
+    async def add(self, transfer: Transfer, service_now: float, *, begun: bool) -> int:
+        """Accept `transfer`: durable when this returns.
+
+        Args:
+            transfer: with an id that the spool does not hold.
+            service_now: seconds of service.
+            begun: its first attempt may begin before this returns.
+
+        Returns:
+            its seq; the order is that of the calls, not of the returns.
+
+        Raises:
+            SpoolError: `SpoolFull`, `SpoolReadOnly`, `SpoolBroken`: it is not accepted and leaves no trace.
+        """
+        if transfer.id in self._seq_of:
+            raise ValueError(f"{transfer.id} is in the spool already")
+        seq = self._seq_of[transfer.id] = next(self._seqs)
+        entry = Entry(seq, transfer, service_now, begun=begun)
+        answer = asyncio.get_running_loop().create_future()
+        job = self._adding[transfer.id] = Job([Insert(entry)], answer, refusable=True)
+        self._put(job)
+        try:
+            await answer
+        except Exception:
+            self._seq_of.pop(transfer.id, None)
+            raise
+        finally:
+            del self._adding[transfer.id]
+        return seq
+
+    async def rejoin(self, transfer: Transfer) -> None:
+        """A request joined: note the new `tags` and `seen`."""
+        await self._change([transfer.id], seen_columns(transfer))
+
+    async def begin(self, transfer_id: str) -> None:
+        """Note that an attempt may have begun whose outcome is unknown."""
+        await self._change([transfer_id], {"begun": True})
+
+    def note(self, transfer_id: str, attempts: int, *, begun: bool, code: str, text: str) -> None:
+        """An attempt failed and another will follow."""
+        seq = self._seq_of.get(transfer_id)
+        if seq is not None:
+            error: dict[str, Value] = {"code": one_line(code), "text": one_line(text)}
+            self._lazily(Update(seq, {"attempts": attempts, "begun": begun, **error}))
+
+    def stored(self, transfer_id: str, destination: Destination) -> None:
+        """The object is stored: forget the transfer, and the failures that it overtakes.
+
+        An `add` that has not reached the disk yet never will: it returns as if it had.
+        """
+        seq = self._seq_of.pop(transfer_id, None)
+        changes: list[Change] = [Overtake(destination)] if seq is None else [Delete(seq), Overtake(destination)]
+        adding = self._adding.get(transfer_id)
+        answer = adding.answer if adding else None
+        if adding is None or not self._writer.amend(adding, [Overtake(destination)]):
+            self._lazily(*changes)
+        elif answer is not None and not answer.done():
+            answer.set_result(None)
+
+    async def fail(  # noqa: PLR0913 - each is a column, and none has a default
+        self, transfer_id: str, attempts: int, code: str, text: str, service_now: float, *, told: bool
+    ) -> None:
+        """The transfer failed for good."""
+        outcome: dict[str, Value] = {"attempts": attempts, "code": one_line(code), "text": one_line(text)}
+        await self._change([transfer_id], {**outcome, "failed": True, "failed_service": service_now, "told": told})
+
+    def told(self, transfer_id: str) -> None:
+        """A client was told of the failure."""
+        seq = self._seq_of.get(transfer_id)
+        if seq is not None:
+            self._lazily(Update(seq, {"told": True}))
+
+    async def retry(self, ids: Iterable[str], service_now: float) -> set[str]:
+        """Make failed transfers pending again. Their time to be tried starts anew, their attempts count on.
+
+        Returns:
+            the ids that there were.
+        """
+        again = {"failed": False, "failed_service": 0.0, "told": False, "accepted_service": service_now}
+        return await self._change(ids, again)
+
+    async def drop(self, ids: Iterable[str]) -> set[str]:
+        """Remove transfers, pending or failed.
+
+        Returns:
+            the ids that there were.
+        """
+        there = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
+        await self._durably([Delete(seq) for seq in there.values()])
+        return set(there)
+
+    def tick(self, service_now: float) -> None:
+        """Note the seconds of service."""
+        self._lazily(Tick(service_now))
+
+    def expire(self, service_now: float, keep: float) -> None:
+        """Forget what failed more than `keep` seconds of service ago."""
+        self._lazily(Expire(service_now - keep))
+
+    async def restore(self, entries: Sequence[Entry]) -> None:
+        """Add those of `entries` that the spool does not have, as they are: after the file was replaced."""
+        for entry in entries:
+            self._seq_of.setdefault(entry.transfer.id, entry.seq)
+        await self._durably([Insert(entry, if_missing=True) for entry in entries])
+
+    async def close(self) -> None:
+        """Write what is on its way, close the file, let others have the directory. Nothing the second time."""
+        await asyncio.to_thread(self._writer.close)
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
+
+    async def _change(self, ids: Iterable[str], columns: Mapping[str, Value]) -> set[str]:
+        there = {id_: seq for id_ in ids if (seq := self._seq_of.get(id_)) is not None}
+        await self._durably([Update(seq, columns) for seq in there.values()])
+        return set(there)
+
+    async def _durably(self, changes: Sequence[Change]) -> None:
+        answer = asyncio.get_running_loop().create_future()
+        self._put(Job(changes, answer))
+        await answer
+
+    def _lazily(self, *changes: Change) -> None:
+        self._put(Job(changes))
+
+    def _put(self, job: Job) -> None:
+        self._found = None
+        self._writer.put(job)
+
+    def _was_replaced(self) -> None:
+        if self.on_replaced is not None:
+            self.on_replaced()
+
+    def _forget(self, ids: Iterable[str]) -> None:
+        """Called from the writer's thread; taking a key out of a dict is atomic."""
+        for id_ in ids:
+            self._seq_of.pop(id_, None)

@@ -1,0 +1,289 @@
+"""From the spool to the store to the record: who runs, what each attempt came to, and how it all stops.
+
+A transfer's states, and what moves it (`schedule` says who goes first, `retry` what an error means):
+
+    from       event                                              to
+    ---------  -------------------------------------------------  -----------------------------------------------
+    (request)  it is handed over to the spool                     pending; an attempt may begin before the commit
+    pending    the spool refuses it                               nothing: its attempt is ended, its client told
+    pending    its turn, and the endpoint neither away nor held   in flight
+    in flight  stored, or found stored after an unknown outcome   stored: told, recorded, removed from the spool
+    in flight  transient error, within the retry limit            pending, after a delay
+    in flight  permanent error, or the limit is passed            failed: recorded, listed, told
+    in flight  an error of the configuration                      pending, and the whole queue is held
+    in flight  the service stops                                  pending in the spool; the next process goes on
+    any        an operator drops it                               over: recorded as failed, told, not listed
+    failed     an operator's retry                                pending
+    failed     a success for its destination, or its time is up   no longer listed
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Iterable
+
+from .attempt import Attempts
+from .errors import AttemptError, FileError, S3daemonError, SpoolError
+from .health import Health
+from .journal import Journal
+from .outcome import record_of, warning_of
+from .record import MessageId
+from .retry import ServiceClock, Verdict, backoff, blames_endpoint, judge
+from .schedule import Job, Schedule
+from .settings import Settings
+from .spool import Entry, Spool
+from .store import Stored
+from .tcp import Clock
+from .wire import Outcome, Reply
+
+_log = logging.getLogger(__name__)
+
+#: A file that is gone, stale or unreadable is tried again for this long after a start: mounts come late after a boot.
+FILE_GRACE_S = 3600.0
+#: Faults of the file that say nothing about the next moment.
+_PASSING = ("FileChanged", "ReadFailed")
+
+
+class Uploader:
+    """Carries the schedule's transfers to their end.
+
+    Args:
+        settings: limits.
+        spool: told what becomes of each.
+        attempts: makes them.
+        journal: gets the records.
+        service: service time, from the spool's persisted base.
+        clock: monotonic seconds; the event loop's own clock must run with it.
+        wall: seconds since the epoch, for people.
+        rng: jitter.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spool: Spool,
+        attempts: Attempts,
+        journal: Journal,
+        service: ServiceClock,
+        *,
+        clock: Clock = time.monotonic,
+        wall: Clock = time.time,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.settings = settings
+        self.schedule = Schedule(settings.max_connections)
+        self.health = Health(rng or random.Random(), clock)
+        self.service = service
+        self.clock = clock
+        self._spool = spool
+        self._attempts = attempts
+        self._journal = journal
+        self._wall = wall
+        self._rng = rng or random.Random()
+        self._loop = asyncio.get_running_loop()
+        self._started_at = clock()
+        self._waited_for: set[Job] = set()
+        self._endings: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+        self._stopping = False
+
+    def recover(self, entries: Iterable[Entry]) -> None:
+        """Take up what earlier processes accepted, before anything new."""
+        for entry in entries:
+            job = Job(entry.seq, entry.transfer, self.clock(), entry.accepted_service, live=False, recovered=True)
+            job.attempts, job.code, job.text = entry.attempts, entry.code, entry.text
+            job.begun = job.unknown = entry.begun
+            self.schedule.add(job)
+        self.pump()
+
+    def wait(self, job: Job) -> asyncio.Future[Reply]:
+        """A future of what becomes of `job`: its end, or `deferred` once the endpoint is known to be away or held."""
+        waiter: asyncio.Future[Reply] = self._loop.create_future()
+        job.waiters.append(waiter)
+        self._waited_for.add(job)
+        self._defer_if_away()
+        return waiter
+
+    def pump(self) -> None:
+        """Start what may start, and see to it that this is called again when more may."""
+        if self._stopping:
+            return
+        while self.health.may_start(len(self.schedule.running)) and (job := self.schedule.take(self.clock())):
+            job.started_at = self.clock()
+            job.task = self._loop.create_task(self._run(job))
+        if self.health.held:
+            self.service.hold()
+        else:
+            self.service.resume()
+        self._defer_if_away()
+        self._set_timer()
+
+    def _set_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        may_start = self.health.may_start(len(self.schedule.running))
+        at = self.schedule.next_time() if may_start else self.health.wake_at()
+        self._timer = self._loop.call_later(max(0.0, at - self.clock()), self.pump) if at is not None else None
+
+    def _defer_if_away(self) -> None:
+        if not (self.health.held or self.health.known_away):
+            return
+        for job in list(self._waited_for):
+            tell(job, self.deferral(job))
+            self._waited_for.discard(job)
+
+    def deferral(self, job: Job) -> Reply:
+        """The reply that its transfer is kept and still being tried."""
+        if self.health.held:
+            why = f"the queue is held, {self.health.held}"
+        elif self.health.known_away:
+            why = f"the endpoint is away, {job.code}: {job.text}" if job.code else "the endpoint is away"
+        elif job.code:
+            why = f"last error {job.code}: {job.text}"
+        else:
+            why = "not stored yet"
+        return Reply(Outcome.DEFERRED, job.transfer.id, "Deferred", f"{job.transfer.id} is kept and being tried; {why}")
+
+    async def _run(self, job: Job) -> None:
+        outcome: Stored | S3daemonError
+        try:
+            outcome = await self._attempts.make(job)
+        except (AttemptError, FileError, SpoolError) as exc:
+            outcome = exc
+        except Exception as exc:
+            _log.exception("a bug in an attempt of %s", job.transfer.id)
+            outcome = AttemptError("Internal", f"a bug: {type(exc).__name__}", ambiguous=True)
+        finally:
+            job.task = None
+        if self.schedule.get(job.transfer.id) is job:  # not abandoned meanwhile
+            if isinstance(outcome, Stored):
+                self._stored(job, outcome)
+            else:
+                self._failed(job, outcome)
+        self.pump()
+
+    def _stored(self, job: Job, stored: Stored) -> None:
+        was_away = self.health.away or self.health.held
+        self.health.succeeded(job.started_at)
+        if was_away:
+            self.schedule.end_delays()
+        self._end(job)
+        tell(job, Reply(Outcome.STORED, job.transfer.id))
+        self._record(job, stored)
+
+    def _failed(self, job: Job, error: S3daemonError) -> None:
+        now = self.clock()
+        job.code, job.text = error.code, error.text
+        verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
+        self._note_health(job, error, verdict)
+        if verdict is not Verdict.PERMANENT and self._age(job) > self.settings.retry_for_s:
+            verdict = Verdict.PERMANENT
+            job.text = f"given up after {job.attempts} attempts; the last error: {error.text}"
+        if verdict is Verdict.PERMANENT:
+            self.give_up(job)
+            return
+        delay = 0.0
+        if error.code != "StaleConnection":  # a connection closed while idle says nothing against another
+            job.live = False
+            delay = backoff(job.attempts, self._rng, getattr(error, "retry_after", 0.0))
+        job.begun = job.unknown
+        self._spool.note(job.transfer.id, job.attempts, begun=job.unknown, code=job.code, text=job.text)
+        self._journal.write(warning_of(job, None if self.health.held else delay).fields())
+        self.schedule.release(job, now + delay)
+
+    def _judge_file(self, error: S3daemonError, now: float) -> Verdict:
+        """A file's fault passes, or may: within the grace after a start. The spool's always does."""
+        if isinstance(error, SpoolError) or error.code in _PASSING or now - self._started_at < FILE_GRACE_S:
+            return Verdict.TRANSIENT
+        return Verdict.PERMANENT
+
+    def _age(self, job: Job) -> float:
+        return self.service.now() - job.accepted_service
+
+    def _note_health(self, job: Job, error: S3daemonError, verdict: Verdict) -> None:
+        if not isinstance(error, AttemptError) or error.code == "StaleConnection":
+            return
+        was_held = self.health.held
+        if verdict is Verdict.HOLD or blames_endpoint(error):
+            self.health.failed(error, job.transfer.id, job.started_at)
+        elif error.status:
+            self.health.succeeded(job.started_at)  # the store is there, and took the keys
+        if self.health.held and not was_held:
+            _log.critical(
+                "the queue is held: %s; nothing is lost, mend the settings and reload",
+                self.health.held,
+                extra={"journal": {"MESSAGE_ID": MessageId.HELD.value}},
+            )
+
+    def give_up(self, job: Job) -> None:
+        """Failed for good, with the job's last error: recorded, listed, and told once it is listed."""
+        self._end(job)
+        reply = Reply(Outcome.FAILED, job.transfer.id, job.code, job.text)
+        ending = self._loop.create_task(self._list_failure(job, reply))
+        self._endings.add(ending)
+        ending.add_done_callback(self._endings.discard)
+        self._record(job, None)
+
+    async def _list_failure(self, job: Job, reply: Reply) -> None:
+        try:
+            await self._spool.fail(
+                job.transfer.id, job.attempts, job.code, job.text, self.service.now(), told=False
+            )
+        except SpoolError as exc:  # it stays pending there: the next process tries once more, and finds the same
+            _log.error("the failure of %s could not be listed: %s", job.transfer.id, exc)
+        tell(job, reply)
+
+    async def drop(self, job: Job) -> None:
+        """End a transfer at an operator's wish, ending its attempt too."""
+        await self.abandon(job)
+        job.code, job.text = "Dropped", "dropped by an operator"
+        tell(job, Reply(Outcome.FAILED, job.transfer.id, job.code, job.text))
+        self._record(job, None)
+
+    async def abandon(self, job: Job) -> None:
+        """Forget a transfer, ending its attempt; the spool and the waiters are the caller's."""
+        self._end(job)
+        if job.task is not None:
+            job.task.cancel()
+            await asyncio.wait({job.task})
+
+    def _end(self, job: Job) -> None:
+        self.schedule.remove(job)
+        self._waited_for.discard(job)
+        if job.source is not None:
+            job.source.close()
+            job.source = None
+
+    def _record(self, job: Job, stored: Stored | None) -> None:
+        record = record_of(job, stored, self.settings.endpoint_url, self.clock(), self._wall())
+
+        def taken() -> None:  # in the journal's thread; only now may the spool forget
+            self._loop.call_soon_threadsafe(self._spool.stored, job.transfer.id, job.transfer.destination)
+
+        self._journal.record(record, taken if stored else None)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Start nothing more, wait for what is in flight, and end what is left after `timeout_s` seconds."""
+        self._stopping = True
+        if self._timer is not None:
+            self._timer.cancel()
+        tasks = {job.task for job in self.schedule.running if job.task is not None}
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            if late:
+                await asyncio.wait(late)
+        if self._endings:
+            await asyncio.wait(self._endings)
+
+
+def tell(job: Job, reply: Reply) -> None:
+    """Give all who wait for `job` their reply."""
+    waiters, job.waiters = job.waiters, []
+    for waiter in waiters:
+        if not waiter.done():
+            waiter.set_result(reply)

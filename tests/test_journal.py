@@ -1,0 +1,337 @@
+"""A journal that stands still costs entries and a note, never a caller's time; and no entry shows a secret.
+
+The sinks are tried on real descriptors and a real datagram socket; a journal that stands still is a sink that waits.
+"""
+
+import logging
+import os
+import socket
+import struct
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from s3daemon.journal import (
+    MAX_VALUE_BYTES,
+    NOTE_EVERY_S,
+    Journal,
+    Sink,
+    choose_sink,
+    journal_sink,
+    note_on,
+    text_sink,
+)
+from s3daemon.record import TransferRecord
+
+#: Ample for a thread to do what it has to; reached only by a test that fails.
+PATIENCE_S = 10.0
+
+RECORD = TransferRecord(
+    transfer_id="0123456789abcdef",
+    outcome="stored",
+    file="/data/\udcff",
+    bucket="raw",
+    key="a",
+    tags=("one", "two"),
+    size_bytes=1,
+    start_usec=1,
+    total_usec=1,
+    attempts=1,
+)
+
+
+class Gate:
+    """A sink that stands still while shut, and refuses while broken."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.entered = threading.Event()
+        self.entries: list[list[tuple[str, bytes]]] = []
+        self.broken = False
+
+    def __call__(self, fields: Sequence[tuple[str, bytes]]) -> None:
+        self.entered.set()
+        assert self.open.wait(PATIENCE_S)
+        if self.broken:
+            raise ConnectionRefusedError
+        self.entries.append(list(fields))
+
+    @property
+    def messages(self) -> list[str]:
+        return [dict(entry)["MESSAGE"].decode() for entry in self.entries]
+
+
+class Notes:
+    """Standard error."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.came = threading.Event()
+
+    def __call__(self, line: str) -> None:
+        self.lines.append(line)
+        self.came.set()
+
+
+@contextmanager
+def journal_to(
+    sink: Sink, notes: Notes | None = None, limit: int = 100, secrets: Sequence[str] = ()
+) -> Iterator[Journal]:
+    journal = Journal(sink, note=notes or Notes(), clock=lambda: 0.0, limit=limit, secrets=secrets)
+    try:
+        yield journal
+    finally:
+        journal.close(PATIENCE_S)
+
+
+def test_a_record_goes_through_whole_and_its_end_is_told() -> None:
+    gate, done = Gate(), threading.Event()
+    gate.open.set()
+    with journal_to(gate) as journal:
+        assert journal.record(RECORD, done.set)
+        assert done.wait(PATIENCE_S)
+    names = [name for name, _ in gate.entries[0]]
+    assert names.count("S3DAEMON_TAG") == 2
+    assert dict(gate.entries[0])["S3DAEMON_FILE"] == b"/data/\xff"
+
+
+def test_a_journal_that_stands_still_holds_nobody_up() -> None:
+    gate, notes, done = Gate(), Notes(), []
+    with journal_to(gate, notes, limit=2) as journal:
+        assert journal.write([("MESSAGE", "in the sink")])
+        assert gate.entered.wait(PATIENCE_S)
+        taken = [journal.write([("MESSAGE", str(n))], lambda: done.append(1)) for n in range(5)]
+        assert taken == [True, True, False, False, False]
+        assert len(done) == 3  # the dropped ones are out of our hands at once
+        assert not notes.lines  # nothing is said before it moves again
+        gate.open.set()
+        assert notes.came.wait(PATIENCE_S)
+    assert gate.messages == ["in the sink", "0", "1"]
+    assert notes.lines == ["3 journal entries are lost: the journal did not take them, or not in time"]
+    assert len(done) == 5
+
+
+def test_notes_of_loss_keep_their_distance() -> None:
+    """While a full queue moves, one note goes out per second; the rest waits until it ran empty."""
+    now, notes = [0.0], Notes()
+    taken, go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def sink(_: Sequence[tuple[str, bytes]]) -> None:
+        taken.release()
+        assert go.acquire(timeout=PATIENCE_S)
+
+    def step() -> None:
+        go.release()
+        assert taken.acquire(timeout=PATIENCE_S)
+
+    journal = Journal(sink, note=notes, clock=lambda: now[0], limit=3)
+    journal.write([("MESSAGE", "")])
+    assert taken.acquire(timeout=PATIENCE_S)
+    for _ in range(4):  # one of them is lost
+        journal.write([("MESSAGE", "")])
+    step()
+    assert len(notes.lines) == 1
+    for _ in range(3):  # two are lost
+        journal.write([("MESSAGE", "")])
+    step()
+    assert len(notes.lines) == 1
+    now[0] += NOTE_EVERY_S
+    step()
+    assert [line.split()[0] for line in notes.lines] == ["1", "2"]
+    for _ in range(3):
+        go.release()
+    journal.close(PATIENCE_S)
+
+
+def test_an_entry_that_is_refused_is_counted() -> None:
+    gate, notes, done = Gate(), Notes(), threading.Event()
+    gate.broken = True
+    gate.open.set()
+    with journal_to(gate, notes) as journal:
+        journal.write([("MESSAGE", "x")], done.set)
+        assert done.wait(PATIENCE_S)
+    assert notes.lines == ["1 journal entries are lost: the journal did not take them, or not in time"]
+
+
+@pytest.mark.parametrize("waiting", [0, 1, 2])
+def test_close_gives_up_in_time(waiting: int) -> None:
+    """With a queue that has room for the end mark, and with one that has not."""
+    gate, notes = Gate(), Notes()
+    journal = Journal(gate, note=notes, limit=2)
+    journal.write([("MESSAGE", "in the sink")])
+    assert gate.entered.wait(PATIENCE_S)
+    for _ in range(waiting):
+        journal.write([("MESSAGE", "waits")])
+    before = time.monotonic()
+    journal.close(0.1)
+    assert time.monotonic() - before < 1
+    assert notes.lines == [f"{waiting + 1} journal entries are lost: the journal did not take them, or not in time"]
+    assert not journal.write([("MESSAGE", "too late")])
+    gate.open.set()
+
+
+def test_close_sends_what_waits() -> None:
+    gate = Gate()
+    with journal_to(gate) as journal:
+        for n in range(50):
+            journal.write([("MESSAGE", str(n))])
+        gate.open.set()
+    assert gate.messages == [str(n) for n in range(50)]
+
+
+def test_no_entry_shows_a_secret() -> None:
+    gate = Gate()
+    gate.open.set()
+    with journal_to(gate, secrets=["wJalrXUtnFEMI/K7", "wJalrXUtnFEMI/K7+longer", "", "raw"]) as journal:
+        journal.write([("MESSAGE", "key=wJalrXUtnFEMI/K7+longer"), ("BYTES", b"\xffwJalrXUtnFEMI/K7")])
+        journal.write([("MESSAGE", "raw is a bucket, newtoken1 not yet known")])
+        journal.hide(["newtoken1"])
+        journal.write([("MESSAGE", "newtoken1 and wJalrXUtnFEMI/K7")])
+    assert gate.entries[0] == [("MESSAGE", b"key=***"), ("BYTES", b"\xff***")]
+    assert gate.messages[1].startswith("raw is a bucket")  # too short to be a secret
+    assert gate.messages[2] == "*** and ***"
+
+
+def test_a_long_value_is_cut() -> None:
+    gate = Gate()
+    gate.open.set()
+    with journal_to(gate) as journal:
+        journal.write([("MESSAGE", "x" * (MAX_VALUE_BYTES + 1))])
+    assert len(gate.messages[0]) == MAX_VALUE_BYTES
+    assert gate.messages[0].endswith("x...")
+
+
+def a_logger(journal: Journal) -> logging.Logger:
+    logger = logging.Logger("s3daemon.test")
+    logger.addHandler(journal.handler())
+    return logger
+
+
+def test_log_lines_go_the_same_way() -> None:
+    gate = Gate()
+    gate.open.set()
+    with journal_to(gate) as journal:
+        log = a_logger(journal)
+        log.warning("held: %s", "QuotaExceeded", extra={"journal": {"S3DAEMON_KEY": "a", "MESSAGE_ID": "00"}})
+        for level in (logging.DEBUG, logging.INFO, logging.ERROR, logging.CRITICAL, 60):
+            log.log(level, "x")
+    entry = dict(gate.entries[0])
+    assert (entry["MESSAGE"], entry["PRIORITY"], entry["S3DAEMON_KEY"]) == (b"held: QuotaExceeded", b"4", b"a")
+    assert entry["CODE_FILE"].endswith(b"test_journal.py")
+    assert entry["LOGGER"] == b"s3daemon.test"
+    assert [dict(entry)["PRIORITY"] for entry in gate.entries[1:]] == [b"7", b"6", b"3", b"2", b"2"]
+
+
+def test_a_traceback_has_a_field_of_its_own() -> None:
+    gate = Gate()
+    gate.open.set()
+    with journal_to(gate, secrets=["verysecret"]) as journal:
+        try:
+            raise RuntimeError("a bug\nwith verysecret in it")
+        except RuntimeError:
+            a_logger(journal).exception("unexpected")
+    entry = dict(gate.entries[0])
+    assert entry["MESSAGE"] == rb"unexpected: RuntimeError: a bug\nwith *** in it"
+    assert entry["S3DAEMON_TRACEBACK"].startswith(b"Traceback")
+    assert b"verysecret" not in entry["S3DAEMON_TRACEBACK"]
+
+
+@contextmanager
+def journald(path: Path) -> Iterator[socket.socket]:
+    """A socket that receives as journald does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.settimeout(PATIENCE_S)
+        receiver.bind(str(path))
+        yield receiver
+
+
+def test_the_native_protocol(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with journald(path) as receiver:
+        journal_sink(path)([("MESSAGE", b"one"), ("TAG", b"a"), ("TAG", b"b"), ("FILE", b"two\nlines=\xff")])
+        data = receiver.recv(65536)
+    text = b"two\nlines=\xff"
+    assert data == (
+        b"MESSAGE=one\nTAG=a\nTAG=b\nFILE\n" + struct.pack("<Q", len(text)) + text + b"\nSYSLOG_IDENTIFIER=s3daemon\n"
+    )
+
+
+def test_other_threads_run_while_the_journal_stands_still(tmp_path: Path) -> None:
+    """The socket's queue is full, so the thread waits in the kernel; a lock kept there would stop this test."""
+    path = tmp_path / "journal"
+    with journald(path) as receiver:
+        filler = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        with filler, suppress(BlockingIOError):
+            while True:
+                filler.sendto(b"x", str(path))
+        done = threading.Event()
+        with journal_to(journal_sink(path)) as journal:
+            journal.write([("MESSAGE", "x")], done.set)
+            assert not done.wait(0.1)
+            while not done.is_set():
+                receiver.recv(65536)
+
+
+def test_a_journal_that_is_not_there_refuses(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        journal_sink(tmp_path / "none")([("MESSAGE", b"x")])
+
+
+@contextmanager
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def test_text_is_one_line_an_entry() -> None:
+    with pipe() as (out, err):
+        send = text_sink(err, clock=lambda: 1_764_000_000.0421)
+        send([("MESSAGE", b"two\nlines \xff"), ("PRIORITY", b"4")])
+        send([("MESSAGE", b"bug"), ("PRIORITY", b"3"), ("S3DAEMON_TRACEBACK", b"Traceback:\n  File x\n")])
+        send([("MESSAGE", b"plain")])
+        assert os.read(out, 65536).decode().splitlines() == [
+            r"2025-11-24T16:00:00.042Z warning two\nlines \xff",
+            "2025-11-24T16:00:00.042Z error bug",
+            "    Traceback:",
+            "      File x",
+            "2025-11-24T16:00:00.042Z info plain",
+        ]
+
+
+def test_the_journal_is_chosen_only_where_standard_error_leads_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with pipe() as (out, err), journald(path) as receiver:
+        status = os.fstat(err)
+        stream = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        choose_sink(stream, err, path)([("MESSAGE", b"to the journal")])
+        assert b"to the journal" in receiver.recv(65536)
+        elsewhere: list[tuple[dict[str, str], Path]] = [
+            ({}, path),
+            ({"JOURNAL_STREAM": "1:1"}, path),
+            ({"JOURNAL_STREAM": "nonsense"}, path),
+            (stream, tmp_path / "none"),
+        ]
+        for environ, where in elsewhere:
+            choose_sink(environ, err, where)([("MESSAGE", b"as text")])
+            assert os.read(out, 65536).endswith(b"info as text\n")
+
+
+def test_a_note_is_never_waited_for() -> None:
+    with pipe() as (out, err):
+        note_on(err)("3 are lost")
+        assert os.read(out, 65536) == b"s3daemon: 3 are lost\n"
+        os.set_blocking(err, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(err, b"x" * 4096)
+        os.set_blocking(err, True)
+        note_on(err)("nobody reads")
+    note_on(err)("standard error is closed")
