@@ -1,6 +1,7 @@
 """s3daemon owns the delivery of files from data-acquisition hosts to S3 storage across long fat networks.
 
-The modules in reading order. Data flows down this list; imports point only towards its top, and a test holds them to that.
+The modules in reading order. Data flows down this list; imports point only towards its top, and a test holds them to
+that.
 
 What is said
     errors        the exception tree
@@ -19,13 +20,16 @@ What is kept
     spool         accepted transfers on disk: the face of the four above, and the only one that others use
 
 What is sent
-    body          a file as a request body: checked, sent once, read without blocking
+    source        a regular file, opened for sending: checked before, and again after
+    body          a file as a request body: sent once, read without blocking
     tcp           socket options, TCP_INFO, and when an upload is stalled
     lane          one warm connection
+    upload        what was acknowledged since a body began
     connections   all lanes, kept open
     answers       what went wrong, in our own words
     signing       aiobotocore's client, made to sign and parse
     store         one file to S3, and what the answer means
+    endpoint      connections, keys and client of one store, as the settings describe it
 
 What becomes of it
     record        TransferRecord: one schema for the journal and the reports
@@ -33,12 +37,13 @@ What becomes of it
     schedule      who goes next
     outcome       what became of a transfer, in the journal's terms
     attempt       one attempt: open, look, send, confirm
+    waiters       who waits for a transfer's end, and when they are told not to
     uploader      spool -> store -> record: states, attempts, draining
     intake        requests become transfers
 
 Who talks to us
-    server        the listener: bytes <-> wire
     manager       systemd's side: sockets and stored descriptors, notifications, watchdog, signals
+    server        the listener: bytes <-> wire
     listing       the queue as a table
     control       the private socket: reload, queue, status
     asking        its other end, for the subcommands
@@ -48,8 +53,8 @@ Who talks to us
     check         `s3daemon check`
     __main__      the command line
 
-What the package does not do: it never deletes or changes a source file, and never lists or reads a bucket beyond looking
-up an object that it may have stored itself.
+What the package does not do: it never deletes or changes a source file, and never lists or reads a bucket beyond
+looking up an object that it may have stored itself.
 """
 
 __version__ = "1.0.0"

@@ -28,7 +28,8 @@ _COMMANDS = {
 
 def main() -> None:
     """Run the command and exit with its status."""
-    parser = argparse.ArgumentParser(prog="s3daemon", description="Deliver files to S3 storage across long fat networks.")
+    about = "Deliver files to S3 storage across long fat networks."
+    parser = argparse.ArgumentParser(prog="s3daemon", description=about)
     parser.add_argument("--version", action="version", version=f"s3daemon {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text) for name, text in _COMMANDS.items()}

@@ -9,6 +9,16 @@ from .errors import AttemptError, S3daemonError, one_line
 
 #: Statuses that a proxy may give for a request which the store behind it has carried out.
 _UNSURE = (500, 502, 504)
+#: What an operator can do about it.
+_HINTS = {
+    "NoSuchBucket": "create the bucket, or mend the destination",
+    "AccessDenied": "these keys may not write there",
+    "InvalidAccessKeyId": "mend AWS_ACCESS_KEY_ID and reload",
+    "SignatureDoesNotMatch": "mend AWS_SECRET_ACCESS_KEY and reload",
+    "ExpiredToken": "renew the keys and reload",
+    "QuotaExceeded": "the store's quota is used up: have it raised, then reload",
+    "RequestTimeTooSkewed": "set the clocks",
+}
 #: A proxy's Retry-After may also be a date; only seconds are read.
 _MAX_RETRY_AFTER_S = 3600.0
 
@@ -23,10 +33,11 @@ def refusal_of(error: botocore.exceptions.ClientError) -> AttemptError:
     status = int(meta.get("HTTPStatusCode", 0))
     code = str(described.get("Code") or status)
     message = one_line(str(described.get("Message") or ""), 200)
+    hint = _HINTS.get(code, "")
     headers = meta.get("HTTPHeaders", {})
     return AttemptError(
         code,
-        f"the store answered {status}{', ' if message else ''}{message}",
+        ": ".join(filter(None, (f"the store answered {status}", message, hint))),
         status=status,
         ambiguous=status in _UNSURE,
         retry_after=_seconds(str(headers.get("retry-after", ""))),
@@ -37,7 +48,9 @@ def _seconds(text: str) -> float:
     return min(float(text), _MAX_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
 
 
-def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> AttemptError | S3daemonError:
+def failure_of(  # noqa: PLR0911 - a table: one line for each kind of failure
+    error: BaseException, *, ambiguous: bool, stale: bool
+) -> AttemptError | S3daemonError:
     """There was no answer, or none that can be read.
 
     Args:

@@ -1,24 +1,27 @@
 """One attempt to store one transfer: open, look, send, confirm.
 
-An attempt whose outcome is not known leaves two traces. The same transfer looks for its object before it sends again. And
-the next transfer to that destination looks once more after it was stored: a late body could have overwritten it.
+An attempt whose outcome is not known leaves two traces. The same transfer looks for its object before it sends again.
+And the next transfer to that destination looks once more after it was stored: a late body could have overwritten it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
 
-from .body import Source
-from .errors import AttemptError, FileError, one_line
+from .errors import AttemptError, FileError, S3daemonError, one_line
 from .request import Destination, FileState
 from .schedule import Job
 from .settings import Settings
+from .source import Source
 from .spool import Spool
 from .store import Absence, Store, Stored
 from .tcp import Clock
+
+_log = logging.getLogger(__name__)
 
 #: How long a body of which nothing more is heard may still arrive: what a proxy or a receiver's queue may hold it for.
 DOUBT_S = 900.0
@@ -83,9 +86,18 @@ class Attempts:
             return await self._make(job)
         except AttemptError as exc:
             if exc.ambiguous:
-                job.unknown = True
-                self._doubts[job.transfer.destination] = (job.transfer.id, self._clock() + DOUBT_S)
+                self._doubt(job)
             raise
+        except S3daemonError:
+            raise
+        except Exception as exc:
+            _log.exception("a bug in an attempt of %s", job.transfer.id)
+            self._doubt(job)
+            raise AttemptError("Internal", f"a bug: {type(exc).__name__}", ambiguous=True) from exc
+
+    def _doubt(self, job: Job) -> None:
+        job.unknown = True
+        self._doubts[job.transfer.destination] = (job.transfer.id, self._clock() + DOUBT_S)
 
     async def _make(self, job: Job) -> Stored:
         try:

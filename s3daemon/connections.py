@@ -1,9 +1,9 @@
 """All lanes, and the keeper that holds them open.
 
-`take` lends a lane, an open one first and among those the one used last: its congestion window is the widest. The keeper
-opens every lane before the first request needs it, touches idle ones with a cheap request before the server's patience
-ends, and opens again what the server closed, so that no upload is the one to find out. It works on a few lanes at a time:
-an upload that comes meanwhile still finds one.
+`take` lends a lane, an open one first and among those the one used last: its congestion window is the widest. The
+keeper opens every lane before the first request needs it, touches idle ones with a cheap request before the server's
+patience ends, and opens again what the server closed, so that no upload is the one to find out. It works on a few
+lanes at a time: an upload that comes meanwhile still finds one.
 """
 
 from __future__ import annotations
@@ -137,8 +137,8 @@ class Lanes:
     async def _touch(self, lane: Lane) -> bool:
         """Send one cheap request, which opens a closed lane; whether it was answered.
 
-        Unsigned, so that it needs no key and no bucket: any answer, a refusal too, keeps the connection alive. Not HEAD:
-        Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends the connection.
+        Unsigned, so that it needs no key and no bucket: any answer, a refusal too, keeps the connection alive. Not
+        HEAD: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends the connection.
         """
         if lane not in self._idle:
             return True  # an upload was faster

@@ -80,7 +80,7 @@ class AttemptError(S3daemonError):
 
 
 def one_line(text: str, limit: int = 500) -> str:
-    """`text` fit for one line of a reply or a log: control characters escaped, undecodable bytes shown as `\\xNN`.
+    r"""Make `text` fit for one line: control characters and undecodable bytes are shown as `\n`, `\x1b`, `\udcff`.
 
     Args:
         text: anything; may hold lone surrogates from undecodable file names.

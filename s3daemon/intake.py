@@ -13,13 +13,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from .attempt import open_file
-from .body import Source
 from .errors import RequestError, SpoolError
 from .request import Request, Transfer
 from .schedule import Job
+from .source import Source
 from .spool import Spool
 from .tcp import Clock
-from .uploader import Uploader, tell
+from .uploader import Uploader
+from .waiters import tell
 from .wire import Reply
 
 
@@ -80,7 +81,7 @@ class Intake:
             durable = self._join(job, request, source)
         else:
             job, durable = self._accept(request, source)
-        return Ticket(job.transfer.id, durable, self._uploader.wait(job))
+        return Ticket(job.transfer.id, durable, self._uploader.waiters.wait(job))
 
     def resume(self, id_: str) -> Ticket | None:
         """The ticket for a client of an earlier process, None when its transfer is not pending."""
@@ -89,12 +90,12 @@ class Intake:
             return None
         durable: asyncio.Future[None] = self._loop.create_future()
         durable.set_result(None)
-        return Ticket(id_, durable, self._uploader.wait(job))
+        return Ticket(id_, durable, self._uploader.waiters.wait(job))
 
     def deferral(self, ticket: Ticket) -> Reply:
         """The reply to a client that has waited long enough."""
         job = self._uploader.schedule.get(ticket.id)
-        return self._uploader.deferral(job) if job else ticket.outcome.result()
+        return self._uploader.waiters.deferral(job) if job else ticket.outcome.result()
 
     def _accept(self, request: Request, source: Source) -> tuple[Job, asyncio.Future[None]]:
         uploader = self._uploader
@@ -114,9 +115,8 @@ class Intake:
         try:
             await adding
         except SpoolError as exc:
-            if self._uploader.schedule.get(job.transfer.id) is not job:
-                return  # stored before the disk could refuse
-            await self._uploader.abandon(job)
+            if not await self._uploader.abandon(job):
+                return  # it was stored before the disk could refuse
             tell(job, Reply.failed(exc))
             raise
 

@@ -15,7 +15,7 @@ def record_of(job: Job, stored: Stored | None, endpoint: str, now: float, wall: 
         stored: what the store said; None when it failed.
         endpoint: URL of the store.
         now: monotonic seconds.
-        wall: seconds since the epoch; dates the end of what an earlier process accepted, since no monotonic clock spans two.
+        wall: seconds since the epoch; dates the end of what an earlier process accepted: no monotonic clock spans two.
     """
     transfer = job.transfer
     total = max(0.0, wall - transfer.accepted_usec / 1e6) if job.recovered else now - job.accepted_at

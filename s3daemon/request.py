@@ -1,20 +1,22 @@
 """What is asked for, and what was accepted: frozen and valid by construction, so nothing downstream checks again.
 
-`Request` is what one client says on the wire; `Transfer` is the unit of work that the daemon owns from the moment the spool
-has it. A transfer keeps the file's name, not its content: what lies there when an attempt opens it is what is sent.
+`Request` is what one client says on the wire; `Transfer` is the unit of work that the daemon owns from the moment the
+spool has it. A transfer keeps the file's name, not its content: what lies there when an attempt opens it is what is
+sent.
 """
 
 from __future__ import annotations
 
 import os
 import secrets
+import unicodedata
 from dataclasses import dataclass
 
 from .errors import RequestError, one_line
 
 #: S3's own limit, "Creating object key names", Amazon S3 User Guide.
 MAX_KEY_BYTES = 1024
-#: S3 allows 63 (3-63 characters), Ceph's legacy rule 255; a Ceph `tenant:bucket` is longer still. The store is the judge.
+#: S3 allows 63 characters, Ceph's older rule 255, and a `tenant:bucket` is longer still. The store is the judge.
 MAX_BUCKET_BYTES = 512
 #: A tag names an exposure or a run; this is ample, and keeps a record's line readable.
 MAX_TAG_CHARS = 128
@@ -26,7 +28,7 @@ def _bad(text: str) -> RequestError:
 
 def _is_plain(text: str) -> bool:
     """Whether `text` is UTF-8 and free of control characters (lone surrogates are neither)."""
-    return not any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 or 0xD800 <= ord(c) < 0xE000 for c in text)
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 
 @dataclass(frozen=True, slots=True)

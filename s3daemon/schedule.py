@@ -2,10 +2,10 @@
 
 Rules, in this order:
 
-1. One at a time for a destination, in the order accepted there, so that the newest content wins. Only the oldest pending
-   transfer of a destination, its *head*, is a candidate; while it waits out a delay the ones behind it wait too.
-2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed. A live one lends
-   its rank to the older ones of its destination, which stand in its way.
+1. One at a time for a destination, in the order accepted there, so that the newest content wins. Only the oldest
+   pending transfer of a destination, its *head*, is a candidate; while it waits out a delay those behind it wait too.
+2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed. A live one
+   lends its rank to the older ones of its destination, which stand in its way.
 3. Among equals the one accepted first; but large ones never take the last connections, so that small ones, half of all
    objects, do not stand behind a wall of large ones, nor live ones behind a draining backlog.
 """
@@ -17,8 +17,8 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
-from .body import SMALL_BYTES, Source
 from .request import Destination, Transfer
+from .source import SMALL_BYTES, Source
 from .wire import Reply
 
 
@@ -137,13 +137,14 @@ class Schedule:
         self._offer(chain[0])
 
     def take(self, now: float) -> Job | None:
-        """The next one to run at monotonic time `now`, which counts as running from here on; None when there is none."""
+        """The next one to run at monotonic time `now`, None when there is none; it counts as running from here on."""
         while self._delayed and self._delayed[0][0] <= now:
             not_before, _, job = heapq.heappop(self._delayed)
             if job.not_before == not_before:
                 self.end_delay(job)
         for live in (True, False):
-            found = [entry for small in (True, False) if self._may_run(live, small) and (entry := self._peek(live, small))]
+            sizes = [small for small in (True, False) if self._may_run(live, small)]
+            found = [entry for small in sizes if (entry := self._peek(live, small))]
             if found:
                 job = min(found, key=lambda entry: entry[0])[1]
                 self._running.add(job)

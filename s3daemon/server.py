@@ -1,11 +1,11 @@
 """The listener: clients' bytes to requests, outcomes to replies.
 
-No client can do more than hold its own slot, and that for a bounded time: its line must come whole within `LINE_LIMIT_S`,
-its reply is taken within `REPLY_LIMIT_S`. There is no `asyncio.start_server` here: that would call `listen` on systemd's
-socket and so shrink its backlog for good, and would take in more clients than there are slots.
+No client can do more than hold its own slot, and that for a bounded time: its line must come whole within
+`LINE_LIMIT_S`, its reply is taken within `REPLY_LIMIT_S`. There is no `asyncio.start_server` here: that would call
+`listen` on systemd's socket and so shrink its backlog for good, and would take in more clients than there are slots.
 
-A waiting client's connection is given to a `Keeper` as well, from before its transfer is durable until it has its reply, so
-that whichever process finishes the transfer can answer. Its name there is `FORM.TRANSFER.RANDOM`.
+A waiting client's connection is given to systemd as well, from before its transfer is durable until it has its
+reply, so that whichever process finishes the transfer can answer. Its name there is `FORM.TRANSFER.RANDOM`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ import logging
 import secrets
 import socket
 from collections.abc import Callable, Coroutine, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from .errors import RequestError, S3daemonError
 from .intake import Intake, Ticket
+from .manager import Manager
 from .settings import Settings
 from .spool import Entry
 from .wire import LineReader, Outcome, Reply, is_extended, parse_request
@@ -38,17 +39,7 @@ ACCEPT_PAUSE_S = 0.1
 _READ_BYTES = 16384
 
 
-class Keeper(Protocol):
-    """Keeps connections beyond the end of this process: systemd's descriptor store, or nobody."""
-
-    def store(self, name: str, sock: socket.socket) -> bool:
-        """Keep it; whether it is kept."""
-
-    def forget(self, name: str) -> None:
-        """Keep it no longer."""
-
-
-class _Left(Exception):
+class _LeftError(Exception):
     """This process stops; the client is another's now."""
 
 
@@ -58,14 +49,14 @@ class Server:
     Args:
         settings: number of clients, wait limit.
         intake: takes the requests.
-        keeper: keeps waiting clients' connections.
+        manager: keeps waiting clients' connections.
         told: called with the id of a transfer whose failure a client has received.
     """
 
-    def __init__(self, settings: Settings, intake: Intake, keeper: Keeper, told: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, intake: Intake, manager: Manager, told: Callable[[str], None]) -> None:
         self.settings = settings
         self._intake = intake
-        self._keeper = keeper
+        self._manager = manager
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(settings.max_clients)
@@ -92,7 +83,8 @@ class Server:
                 self._slots.release()
                 raise
             else:
-                self._serve(sock, self._converse(sock)).add_done_callback(lambda _: self._slots.release())
+                task = self._serve(sock, self._converse(sock))
+                task.add_done_callback(lambda _: self._slots.release())
 
     def resume(self, clients: Mapping[str, socket.socket], failures: Mapping[str, Entry]) -> None:
         """Go on serving the clients that an earlier process left.
@@ -126,7 +118,7 @@ class Server:
         async def guarded() -> None:
             try:
                 await conversation
-            except (OSError, TimeoutError, _Left) as exc:
+            except (OSError, TimeoutError, _LeftError) as exc:
                 _log.debug("a client is gone: %r", exc)
             except Exception:
                 _log.exception("a bug while serving a client")
@@ -192,12 +184,12 @@ class Server:
             return Reply.failed(exc)
 
     async def _wait(self, ticket: Ticket, sock: socket.socket, name: str) -> Reply:
-        """The reply once there is one: the end, or `deferred` once the transfer is durable and the client waited enough.
+        """The reply once there is one: the end, or `deferred` once the transfer is durable and the client waited.
 
         Raises:
-            _Left: the service stops, and the connection is kept for the next process.
+            _LeftError: the service stops, and the connection is kept for the next process.
         """
-        kept = self._keeper.store(name, sock)
+        kept = self._manager.store(name, sock)
         try:
             events: set[asyncio.Future[Any]] = {ticket.outcome, self._leaving}
             await asyncio.wait(events, timeout=self.settings.wait_limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -206,13 +198,15 @@ class Server:
             await ticket.durable  # nothing is said to be kept before it is
             if kept and self._leaving.done() and not ticket.outcome.done():
                 kept = False
-                raise _Left
+                raise _LeftError
             return ticket.outcome.result() if ticket.outcome.done() else self._intake.deferral(ticket)
         finally:
             if kept:
-                self._keeper.forget(name)
+                self._manager.forget(name)
 
-    async def _conclude(self, sock: socket.socket, name: str, id_: str, failure: Entry | None, *, extended: bool) -> None:
+    async def _conclude(
+        self, sock: socket.socket, name: str, id_: str, failure: Entry | None, *, extended: bool
+    ) -> None:
         """Answer a client of an earlier process."""
         ticket = self._intake.resume(id_)
         if ticket is not None:
@@ -222,7 +216,7 @@ class Server:
         else:  # not accepted when the daemon died; had it been stored, the client would have its answer
             text = f"the daemon was interrupted before it accepted this; see journalctl S3DAEMON_TRANSFER_ID={id_}"
             reply = Reply(Outcome.FAILED, "", "Interrupted", text)
-        self._keeper.forget(name)
+        self._manager.forget(name)
         await self._deliver(sock, reply, extended=extended)
         if extended:
             await self._converse(sock)
@@ -240,8 +234,8 @@ class Server:
     async def _close(self, sock: socket.socket) -> bool:
         """Close our side first; the client has its reply when it closes its own after that. Whether it did.
 
-        `shutdown` closes it for every descriptor of the connection, systemd's included. Reading what the client may still
-        send keeps the kernel from resetting the connection before the reply was read.
+        `shutdown` closes it for every descriptor of the connection, systemd's included. Reading what the client may
+        still send keeps the kernel from resetting the connection before the reply was read.
         """
         try:
             sock.shutdown(socket.SHUT_WR)

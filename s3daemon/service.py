@@ -1,11 +1,12 @@
 """The daemon put together: what starts in which order, what a reload changes, and how it all stops.
 
-Start: the spool first, since its lock makes this daemon the only one; then the store's client, which reads from disk all that
-botocore will ever need, so that an upgrade may replace the files under a running process; then what earlier processes
-left, transfers and clients; and only then new clients.
+Start: the spool first, since its lock makes this daemon the only one; then the store's client, which reads from disk
+all that botocore will ever need, so that an upgrade may replace the files under a running process; then what earlier
+processes left, transfers and clients; and only then new clients.
 
-Stop: no new clients; what accepted ones have to say is heard; uploads in flight are finished within the drain timeout; clients
-that still wait are left to the next process, or told that their transfers are kept; records and rows are flushed.
+Stop: no new clients; what accepted ones have to say is heard; uploads in flight are finished within the drain timeout;
+clients that still wait are left to the next process, or told that their transfers are kept; records and rows are
+flushed.
 """
 
 from __future__ import annotations
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from .attempt import Attempts
-from .connections import Lanes
 from .control import ControlServer, control_path
+from .endpoint import Endpoint
 from .errors import SettingsError
 from .intake import Intake
 from .journal import Journal
@@ -30,9 +31,7 @@ from .operations import Answer, Operations, entry_of
 from .retry import ServiceClock
 from .server import Server
 from .settings import Settings, differences, of_service
-from .signing import Signer
 from .spool import Spool
-from .store import Store
 from .uploader import Uploader
 
 _log = logging.getLogger(__name__)
@@ -44,27 +43,6 @@ LATE_S = 30.0
 #: Beside the drain: clients' last words and replies, the journal, the last commit.
 STOP_MARGIN_S = 20.0
 JOURNAL_FLUSH_S = 5.0
-
-
-class _Endpoint:
-    """What depends on the settings of the store: connections, keys, and the client that signs."""
-
-    def __init__(self, settings: Settings, lanes: Lanes | None = None) -> None:
-        self.lanes = lanes or Lanes(settings)
-        self.signer = Signer(settings)
-        self.store = Store(settings, self.lanes, self.signer)
-        self._keeping: asyncio.Task[None] | None = None
-
-    async def open(self) -> None:
-        await self.signer.open()
-        self._keeping = asyncio.create_task(self.lanes.keep())
-
-    async def close(self, *, keep_lanes: bool = False) -> None:
-        if self._keeping is not None:
-            self._keeping.cancel()
-        await self.signer.close()
-        if not keep_lanes:
-            await self.lanes.close()
 
 
 class Service:
@@ -97,8 +75,9 @@ class Service:
         state_dir = Path(settings.state_dir)
         self._spool = spool = Spool.open(state_dir)
         try:
-            self._endpoint = _Endpoint(settings)
+            self._endpoint = Endpoint(settings)
             await self._endpoint.open()
+            self._journal.hide(self._endpoint.signer.secrets)
             try:
                 await self._serve(listeners, inherited.clients, state_dir, stop)
             finally:
@@ -176,7 +155,9 @@ class Service:
             if late and now - late_at >= TICK_EVERY_S:
                 late_at = now
                 oldest = min(late, key=lambda job: job.accepted_at)
-                _log.warning("%d live transfers are late, the oldest by now %.0f s", len(late), now - oldest.accepted_at)
+                age_s = now - oldest.accepted_at
+                id_ = oldest.transfer.id
+                _log.warning("%d live transfers are late, the oldest %.0f s old: %s", len(late), age_s, id_)
 
     def _restore(self) -> None:
         """The spool's file was damaged and replaced: give it again what is in memory."""
@@ -194,44 +175,24 @@ class Service:
         old, new = self._settings, Settings.from_environ({**environ, **of_service(self._environ)})
         applied, restart = differences(old, new)
         self._journal.hide(new.secrets())
-        before = self._endpoint
-        same_lanes = _lane_settings(old) == _lane_settings(new)
-        endpoint = _Endpoint(new, before.lanes if same_lanes else None)
+        before, endpoint = self._endpoint, Endpoint(new, self._endpoint)
         try:
             await endpoint.open()
         except SettingsError:
-            await endpoint.close(keep_lanes=same_lanes)
+            await endpoint.close(before)
             raise
+        self._journal.hide(endpoint.signer.secrets)
         self._settings = self._attempts.settings = self._uploader.settings = self._server.settings = new
         self._endpoint, self._attempts.store = endpoint, endpoint.store
         self._uploader.schedule.resize(new.max_connections)
         in_flight = {job.task for job in self._uploader.schedule.running if job.task}
-        self._retiring = asyncio.create_task(_retire(before, in_flight, keep_lanes=same_lanes))
+        self._retiring = asyncio.create_task(before.retire(endpoint, in_flight))
         self._uploader.health.reload()
         self._uploader.schedule.end_delays()
         self._uploader.pump()
         logging.getLogger("s3daemon").setLevel(new.log_level.upper())
         _log.info("reloaded; in force: %s", ", ".join(applied) or "nothing new")
         return {"applied": applied, "restart": restart}
-
-
-async def _retire(endpoint: _Endpoint, in_flight: set[asyncio.Task[None]], *, keep_lanes: bool) -> None:
-    """Close what a reload replaced, once the attempts that began with it are over."""
-    if in_flight:
-        await asyncio.wait(in_flight)
-    await endpoint.close(keep_lanes=keep_lanes)
-
-
-def _lane_settings(settings: Settings) -> tuple[object, ...]:
-    return (
-        settings.endpoint_url,
-        settings.ca_bundle,
-        settings.max_connections,
-        settings.connect_timeout_s,
-        settings.stall_timeout_s,
-        settings.keepalive_interval_s,
-        settings.congestion,
-    )
 
 
 async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:

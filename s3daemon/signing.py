@@ -27,6 +27,7 @@ class Signer:
 
     Attributes:
         client: aiobotocore's client, once opened.
+        secrets: of the keys in use, once opened; no log may show them.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -34,6 +35,7 @@ class Signer:
         self._exit = contextlib.AsyncExitStack()
         self._send: Send | None = None
         self.client: Any = None
+        self.secrets: tuple[str, ...] = ()
 
     def send_with(self, send: Send) -> None:
         """Choose who sends: `send(request=...)` returns the answer. Call it before `open`."""
@@ -47,6 +49,7 @@ class Signer:
         """
         settings = self._settings
         access_key, secret_key, token = _keys(settings)
+        self.secrets = tuple(filter(None, (secret_key, token)))
         session = AioSession()
         for name in ("config_file", "credentials_file"):
             session.set_config_variable(name, os.devnull)

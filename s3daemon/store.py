@@ -1,8 +1,8 @@
 """One file to S3: signed by aiobotocore, sent over a lane, and what the answer means.
 
-aiobotocore builds and signs every request and reads every answer, but does not send them: a `before-send` handler carries
-each over the lane that its context names. So nothing between here and the store sends twice, follows a redirect, waits
-for a `100 Continue`, or opens a connection that nobody asked for.
+aiobotocore builds and signs every request and reads every answer, but does not send them: a `before-send` handler
+carries each over the lane that its context names. So nothing between here and the store sends twice, follows a
+redirect, waits for a `100 Continue`, or opens a connection that nobody asked for.
 
 An attempt ends by an answer, by an error, or because it no longer moves. What the error was does not tell whether the
 object arrived; TCP does: while fewer bytes than the body has were acknowledged, it cannot have.
@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import socket
 import time
 from collections.abc import AsyncIterator, Coroutine, Mapping
@@ -28,14 +27,16 @@ import botocore.parsers
 from aiobotocore.awsrequest import AioAWSResponse
 
 from .answers import failure_of, refusal_of
-from .body import FileBody, Source
+from .body import FileBody
 from .connections import Lanes
 from .errors import AttemptError, FileError
 from .lane import Lane
 from .request import Transfer
 from .settings import Settings
 from .signing import Signer
-from .tcp import TICK_S, Clock, StallWatch, TcpInfo
+from .source import Source
+from .tcp import TICK_S, Clock, StallWatch
+from .upload import Upload
 
 #: The object's metadata that names the transfer which stored it (`x-amz-meta-s3daemon-id` on the wire).
 ID_KEY = "s3daemon-id"
@@ -74,46 +75,6 @@ class Absence(Enum):
     REFUSED = "the store does not let us look"
 
 
-class _Upload:
-    """The TCP side of one attempt: what was acknowledged since its body began, even after the connection is closed."""
-
-    def __init__(self, lane: Lane, size: int) -> None:
-        self.connection = "warm" if lane.is_open else "new"
-        self._size = size
-        self._witness: socket.socket | None = None
-        self._before: TcpInfo | None = None
-
-    def begin(self, transport: asyncio.BaseTransport) -> None:
-        """The body is about to be written: keep a descriptor of our own, which outlives the transport's."""
-        sock = transport.get_extra_info("socket")
-        if sock is not None:
-            self._witness = socket.socket(fileno=os.dup(sock.fileno()))
-            self._before = TcpInfo.of(self._witness)
-
-    def info(self) -> TcpInfo | None:
-        """TCP_INFO now; None before anything was written."""
-        return TcpInfo.of(self._witness) if self._witness is not None else None
-
-    def acked(self) -> int:
-        """Bytes acknowledged since the body began, headers and TLS's share included."""
-        now = self.info()
-        return now.acked - self._before.acked if now and self._before else 0
-
-    @property
-    def may_have_arrived(self) -> bool:
-        """As many bytes as the body has were acknowledged."""
-        return self._witness is not None and self.acked() >= self._size
-
-    def retransmits(self, now: TcpInfo) -> int:
-        """Segments sent again since the body began."""
-        return now.retransmits - self._before.retransmits if self._before else 0
-
-    def close(self) -> None:
-        """Let go of the descriptor; only now can the kernel tell the peer that the connection is over."""
-        if self._witness is not None:
-            self._witness.close()
-
-
 class Store:
     """One S3 store, reached over its lanes.
 
@@ -144,7 +105,7 @@ class Store:
         """
         started = self._clock()
         async with self._borrow() as lane:
-            upload = _Upload(lane, source.state.size)
+            upload = Upload(lane, source.state.size)
             body = FileBody(source, digest=self._settings.verify != "off", on_start=upload.begin)
             try:
                 answer = await self._watched(lane, body, upload, self._put_request(transfer, body))
@@ -172,20 +133,31 @@ class Store:
             AttemptError: there was no answer that tells.
         """
         destination = transfer.destination
-        async with self._borrow():
-            try:
-                async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
-                    head = await self._signer.client.head_object(Bucket=destination.bucket, Key=destination.key)
-            except botocore.exceptions.ClientError as exc:
-                refusal = refusal_of(exc)
-                if refusal.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
-                    return Absence.CERTAIN if refusal.status == HTTPStatus.NOT_FOUND else Absence.REFUSED
-                raise refusal from exc
-            except _SENDING as exc:
-                raise failure_of(exc, ambiguous=False, stale=False) from exc
+        try:
+            head = await self.ask("head_object", Bucket=destination.bucket, Key=destination.key)
+        except AttemptError as refusal:
+            if refusal.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
+                return Absence.CERTAIN if refusal.status == HTTPStatus.NOT_FOUND else Absence.REFUSED
+            raise
         if head.get("Metadata", {}).get(ID_KEY) != transfer.id or head.get("ContentLength") != transfer.seen.size:
             return Absence.CERTAIN
         return Stored(etag=str(head.get("ETag", "")).strip('"'), size=transfer.seen.size)
+
+    async def ask(self, operation: str, **params: object) -> Mapping[str, Any]:
+        """Carry out an operation that has no body, by botocore's name for it, such as `head_object`.
+
+        Raises:
+            AttemptError: the store refused, or there was no answer that tells.
+        """
+        async with self._borrow():
+            try:
+                async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
+                    answer: Mapping[str, Any] = await getattr(self._signer.client, operation)(**params)
+            except botocore.exceptions.ClientError as exc:
+                raise refusal_of(exc) from exc
+            except _SENDING as exc:
+                raise failure_of(exc, ambiguous=False, stale=False) from exc
+        return answer
 
     def _put_request(self, transfer: Transfer, body: FileBody) -> Coroutine[Any, Any, Mapping[str, Any]]:
         result: Coroutine[Any, Any, Mapping[str, Any]] = self._signer.client.put_object(
@@ -197,7 +169,7 @@ class Store:
         return result
 
     async def _watched(
-        self, lane: Lane, body: FileBody, upload: _Upload, request: Coroutine[Any, Any, _T]
+        self, lane: Lane, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]
     ) -> _T:
         """Carry `request` out while it moves.
 
@@ -240,7 +212,8 @@ class Store:
 
     async def _send(self, request: Any, **_: object) -> AioAWSResponse:
         """Carry a signed request over the lane of this context; what aiobotocore calls in place of its own session."""
-        headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in request.headers.items()}
+        given = request.headers.items()
+        headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in given}
         headers.pop("Expect", None)  # a round trip, and aiohttp waits for ever when the 100 does not come
         response = await _lane.get().request(request.method, request.url, headers, request.body or None)
         raw = {name.decode().lower(): value.decode(errors="replace") for name, value in response.raw_headers}
@@ -259,7 +232,7 @@ _SENDING = (
 )
 
 
-def _stalled(settings: Settings, body: FileBody, upload: _Upload, *, arrived: bool) -> AttemptError | FileError:
+def _stalled(settings: Settings, body: FileBody, upload: Upload, *, arrived: bool) -> AttemptError | FileError:
     if arrived:
         text = f"all was sent and no answer came for {settings.answer_timeout_s:g} s"
         return AttemptError("NoAnswer", text, ambiguous=True)

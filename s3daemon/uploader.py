@@ -26,7 +26,7 @@ import time
 from collections.abc import Iterable
 
 from .attempt import Attempts
-from .errors import AttemptError, FileError, S3daemonError, SpoolError
+from .errors import AttemptError, S3daemonError, SpoolError
 from .health import Health
 from .journal import Journal
 from .outcome import record_of, warning_of
@@ -37,6 +37,7 @@ from .settings import Settings
 from .spool import Entry, Spool
 from .store import Stored
 from .tcp import Clock
+from .waiters import Waiters, tell
 from .wire import Outcome, Reply
 
 _log = logging.getLogger(__name__)
@@ -75,17 +76,17 @@ class Uploader:
     ) -> None:
         self.settings = settings
         self.schedule = Schedule(settings.max_connections)
-        self.health = Health(rng or random.Random(), clock)
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
+        self.health = Health(self._rng, clock)
         self.service = service
         self.clock = clock
         self._spool = spool
         self._attempts = attempts
         self._journal = journal
         self._wall = wall
-        self._rng = rng or random.Random()
         self._loop = asyncio.get_running_loop()
         self._started_at = clock()
-        self._waited_for: set[Job] = set()
+        self.waiters = Waiters(self.health)
         self._endings: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -99,14 +100,6 @@ class Uploader:
             self.schedule.add(job)
         self.pump()
 
-    def wait(self, job: Job) -> asyncio.Future[Reply]:
-        """A future of what becomes of `job`: its end, or `deferred` once the endpoint is known to be away or held."""
-        waiter: asyncio.Future[Reply] = self._loop.create_future()
-        job.waiters.append(waiter)
-        self._waited_for.add(job)
-        self._defer_if_away()
-        return waiter
-
     def pump(self) -> None:
         """Start what may start, and see to it that this is called again when more may."""
         if self._stopping:
@@ -118,7 +111,7 @@ class Uploader:
             self.service.hold()
         else:
             self.service.resume()
-        self._defer_if_away()
+        self.waiters.defer_if_away()
         self._set_timer()
 
     def _set_timer(self) -> None:
@@ -128,41 +121,18 @@ class Uploader:
         at = self.schedule.next_time() if may_start else self.health.wake_at()
         self._timer = self._loop.call_later(max(0.0, at - self.clock()), self.pump) if at is not None else None
 
-    def _defer_if_away(self) -> None:
-        if not (self.health.held or self.health.known_away):
-            return
-        for job in list(self._waited_for):
-            tell(job, self.deferral(job))
-            self._waited_for.discard(job)
-
-    def deferral(self, job: Job) -> Reply:
-        """The reply that its transfer is kept and still being tried."""
-        if self.health.held:
-            why = f"the queue is held, {self.health.held}"
-        elif self.health.known_away:
-            why = f"the endpoint is away, {job.code}: {job.text}" if job.code else "the endpoint is away"
-        elif job.code:
-            why = f"last error {job.code}: {job.text}"
-        else:
-            why = "not stored yet"
-        return Reply(Outcome.DEFERRED, job.transfer.id, "Deferred", f"{job.transfer.id} is kept and being tried; {why}")
-
     async def _run(self, job: Job) -> None:
         outcome: Stored | S3daemonError
         try:
             outcome = await self._attempts.make(job)
-        except (AttemptError, FileError, SpoolError) as exc:
+        except S3daemonError as exc:
             outcome = exc
-        except Exception as exc:
-            _log.exception("a bug in an attempt of %s", job.transfer.id)
-            outcome = AttemptError("Internal", f"a bug: {type(exc).__name__}", ambiguous=True)
         finally:
             job.task = None
-        if self.schedule.get(job.transfer.id) is job:  # not abandoned meanwhile
-            if isinstance(outcome, Stored):
-                self._stored(job, outcome)
-            else:
-                self._failed(job, outcome)
+        if isinstance(outcome, Stored):
+            self._stored(job, outcome)
+        else:
+            self._failed(job, outcome)
         self.pump()
 
     def _stored(self, job: Job, stored: Stored) -> None:
@@ -179,7 +149,7 @@ class Uploader:
         job.code, job.text = error.code, error.text
         verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
         self._note_health(job, error, verdict)
-        if verdict is not Verdict.PERMANENT and self._age(job) > self.settings.retry_for_s:
+        if verdict is not Verdict.PERMANENT and self.service.now() - job.accepted_service > self.settings.retry_for_s:
             verdict = Verdict.PERMANENT
             job.text = f"given up after {job.attempts} attempts; the last error: {error.text}"
         if verdict is Verdict.PERMANENT:
@@ -199,9 +169,6 @@ class Uploader:
         if isinstance(error, SpoolError) or error.code in _PASSING or now - self._started_at < FILE_GRACE_S:
             return Verdict.TRANSIENT
         return Verdict.PERMANENT
-
-    def _age(self, job: Job) -> float:
-        return self.service.now() - job.accepted_service
 
     def _note_health(self, job: Job, error: S3daemonError, verdict: Verdict) -> None:
         if not isinstance(error, AttemptError) or error.code == "StaleConnection":
@@ -237,22 +204,26 @@ class Uploader:
         tell(job, reply)
 
     async def drop(self, job: Job) -> None:
-        """End a transfer at an operator's wish, ending its attempt too."""
-        await self.abandon(job)
-        job.code, job.text = "Dropped", "dropped by an operator"
-        tell(job, Reply(Outcome.FAILED, job.transfer.id, job.code, job.text))
-        self._record(job, None)
+        """End a transfer at an operator's wish, its attempt too; the spool's row is the caller's."""
+        if await self.abandon(job):
+            job.code, job.text = "Dropped", "dropped by an operator"
+            tell(job, Reply(Outcome.FAILED, job.transfer.id, job.code, job.text))
+            self._record(job, None)
 
-    async def abandon(self, job: Job) -> None:
-        """Forget a transfer, ending its attempt; the spool and the waiters are the caller's."""
+    async def abandon(self, job: Job) -> bool:
+        """Forget a transfer, its attempt ended first; False when it came to its own end meanwhile."""
+        if (task := job.task) is not None:
+            task.cancel()
+            await asyncio.wait({task})
+        if self.schedule.get(job.transfer.id) is not job:
+            return False
         self._end(job)
-        if job.task is not None:
-            job.task.cancel()
-            await asyncio.wait({job.task})
+        self.pump()
+        return True
 
     def _end(self, job: Job) -> None:
         self.schedule.remove(job)
-        self._waited_for.discard(job)
+        self.waiters.forget(job)
         if job.source is not None:
             job.source.close()
             job.source = None
@@ -271,19 +242,10 @@ class Uploader:
         if self._timer is not None:
             self._timer.cancel()
         tasks = {job.task for job in self.schedule.running if job.task is not None}
-        if tasks:
-            _, late = await asyncio.wait(tasks, timeout=timeout_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+        late = (await asyncio.wait(tasks, timeout=timeout_s))[1] if tasks else tasks
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late)
         if self._endings:
             await asyncio.wait(self._endings)
-
-
-def tell(job: Job, reply: Reply) -> None:
-    """Give all who wait for `job` their reply."""
-    waiters, job.waiters = job.waiters, []
-    for waiter in waiters:
-        if not waiter.done():
-            waiter.set_result(reply)

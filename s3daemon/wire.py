@@ -5,10 +5,10 @@
     extended = a JSON object           {"file": ..., "destination": ..., "wait": true|false, "tag": ...}
     destination = alias "/" bucket "/" key
 
-The reply to a plain request is `Success`, exactly these bytes, or one line `CODE: text`; then the daemon closes. The reply to
-an extended one is a JSON object and LF, and the connection serves the next request. A file name always starts with a
-slash and an object with a brace, so neither form is ever taken for the other. Names that are not UTF-8 travel in the
-extended form as JSON escapes of lone surrogates (what `json.dumps(os.fsdecode(name))` writes).
+The reply to a plain request is `Success`, exactly these bytes, or one line `CODE: text`; then the daemon closes. The
+reply to an extended one is a JSON object and LF, and the connection serves the next request. A file name always starts
+with a slash and an object with a brace, so neither form is ever taken for the other. Names that are not UTF-8 travel
+in the extended form as JSON escapes of lone surrogates (what `json.dumps(os.fsdecode(name))` writes).
 
 What this module does not do: it never opens the file, never looks whether the destination exists.
 """
@@ -22,7 +22,7 @@ from enum import Enum
 from .errors import RequestError, S3daemonError, one_line
 from .request import Destination, Request
 
-#: Two names of 4096 bytes (PATH_MAX) would not fit; no real request comes near. Bounds what a stranger can make us keep.
+#: Room for a file name of PATH_MAX (4096 bytes) and a key; bounds what a stranger can make us keep.
 MAX_LINE = 8192
 
 
@@ -69,8 +69,8 @@ class Reply:
 class LineReader:
     """Cuts a client's bytes into lines.
 
-    `feed` and `end` take input; `next_line` consumes one line and returns it without its LF, or None, meaning more input is
-    needed, or raises `RequestError` when there will be no line. After `end`, `finished` says that all was consumed.
+    `feed` and `end` take input; `next_line` consumes one line and returns it without its LF, or returns None, meaning
+    that more input is needed, or raises `RequestError` when there will be no line.
     """
 
     def __init__(self) -> None:

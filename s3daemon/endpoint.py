@@ -1,0 +1,64 @@
+"""One store as the settings describe it: its connections, its keys, the client that signs. A reload replaces it whole."""
+reload."""
+
+from __future__ import annotations
+
+import asyncio
+
+from .connections import Lanes
+from .settings import Settings
+from .signing import Signer
+from .store import Store
+
+#: A change of any other setting leaves the connections as they are.
+_OF_LANES = (
+    "endpoint_url",
+    "ca_bundle",
+    "max_connections",
+    "connect_timeout_s",
+    "stall_timeout_s",
+    "keepalive_interval_s",
+    "congestion",
+)
+
+
+class Endpoint:
+    """What depends on the settings of the store.
+
+    Args:
+        settings: which store, which keys.
+        before: the endpoint that this one replaces; its connections are taken over where the settings allow.
+    """
+
+    def __init__(self, settings: Settings, before: Endpoint | None = None) -> None:
+        self._settings = settings
+        self._keeping: asyncio.Task[None] | None = None
+        self._inherits = before is not None and all(
+            getattr(settings, name) == getattr(before._settings, name) for name in _OF_LANES
+        )
+        self.lanes = before.lanes if before is not None and self._inherits else Lanes(settings)
+        self.signer = Signer(settings)
+        self.store = Store(settings, self.lanes, self.signer)
+
+    async def open(self) -> None:
+        """Make the client, and begin to open the connections.
+
+        Raises:
+            SettingsError: there are no keys.
+        """
+        await self.signer.open()
+        self._keeping = asyncio.create_task(self.lanes.keep())
+
+    async def close(self, after: Endpoint | None = None) -> None:
+        """Close the client, and the connections unless the endpoint `after` this one goes on with them."""
+        if self._keeping is not None:
+            self._keeping.cancel()
+        await self.signer.close()
+        if after is None or after.lanes is not self.lanes:
+            await self.lanes.close()
+
+    async def retire(self, after: Endpoint, in_flight: set[asyncio.Task[None]]) -> None:
+        """Close once the attempts that began with this endpoint are over."""
+        if in_flight:
+            await asyncio.wait(in_flight)
+        await self.close(after)

@@ -1,0 +1,54 @@
+"""The TCP side of one upload: what was acknowledged since its body began, even after the connection is closed.
+
+What the error was does not tell whether the object arrived; TCP does: while fewer bytes than the body has were
+acknowledged, it cannot have.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+
+from .lane import Lane
+from .tcp import TcpInfo
+
+
+class Upload:
+    """The TCP side of one attempt: what was acknowledged since its body began, even after the connection is closed."""
+
+    def __init__(self, lane: Lane, size: int) -> None:
+        self.connection = "warm" if lane.is_open else "new"
+        self._size = size
+        self._witness: socket.socket | None = None
+        self._before: TcpInfo | None = None
+
+    def begin(self, transport: asyncio.BaseTransport) -> None:
+        """The body is about to be written: keep a descriptor of our own, which outlives the transport's."""
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self._witness = socket.socket(fileno=os.dup(sock.fileno()))
+            self._before = TcpInfo.of(self._witness)
+
+    def info(self) -> TcpInfo | None:
+        """TCP_INFO now; None before anything was written."""
+        return TcpInfo.of(self._witness) if self._witness is not None else None
+
+    def acked(self) -> int:
+        """Bytes acknowledged since the body began, headers and TLS's share included."""
+        now = self.info()
+        return now.acked - self._before.acked if now and self._before else 0
+
+    @property
+    def may_have_arrived(self) -> bool:
+        """As many bytes as the body has were acknowledged."""
+        return self._witness is not None and self.acked() >= self._size
+
+    def retransmits(self, now: TcpInfo) -> int:
+        """Segments sent again since the body began."""
+        return now.retransmits - self._before.retransmits if self._before else 0
+
+    def close(self) -> None:
+        """Let go of the descriptor; only now can the kernel tell the peer that the connection is over."""
+        if self._witness is not None:
+            self._witness.close()

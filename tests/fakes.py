@@ -1,0 +1,199 @@
+"""Stand-ins for the uploader's collaborators, and an event loop whose time flies."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import selectors
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from s3daemon.attempt import Attempts
+from s3daemon.source import Source
+from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
+from s3daemon.intake import Intake
+from s3daemon.request import Destination, FileState, Request, Transfer
+from s3daemon.retry import ServiceClock
+from s3daemon.settings import Settings
+from s3daemon.spoolrows import Entry
+from s3daemon.store import Absence, Stored
+from s3daemon.uploader import Uploader
+
+
+class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+    """Waits for nothing: when no descriptor is ready, the time it would have waited has passed."""
+
+    passed = 0.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "the loop waits for ever"
+            self.passed += timeout
+        return ready
+
+
+class FlyingLoop(asyncio.SelectorEventLoop):
+    """An event loop that leaps from timer to timer. Nothing in it may use a thread."""
+
+    def __init__(self) -> None:
+        self._flight = _JumpingSelector()
+        super().__init__(self._flight)
+
+    def time(self) -> float:
+        return 1000.0 + self._flight.passed
+
+    def run_in_executor(self, executor: object, call: Callable[..., Any], *args: Any) -> asyncio.Future[Any]:  # type: ignore[override]
+        future = self.create_future()
+        try:
+            future.set_result(call(*args))
+        except S3daemonError as exc:
+            future.set_exception(exc)
+        return future
+
+
+def fly(main: Callable[[], Awaitable[None]]) -> None:
+    """Run `main` in a loop whose time flies."""
+    with asyncio.Runner(loop_factory=FlyingLoop) as runner:
+        runner.run(main())  # type: ignore[arg-type]
+
+
+class FakeSpool:
+    """Rows in memory; full when told so."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, Entry] = {}
+        self.failed: dict[str, tuple[str, str]] = {}
+        self.begun: list[str] = []
+        self.full = False
+        self.commit: asyncio.Event | None = None
+
+    async def add(self, transfer: Transfer, service_now: float, *, begun: bool) -> int:
+        if self.commit is not None:
+            await self.commit.wait()
+        if self.full:
+            raise SpoolError("SpoolFull", "no space")
+        self.rows[transfer.id] = Entry(len(self.rows) + 1, transfer, service_now, begun=begun)
+        return len(self.rows)
+
+    async def rejoin(self, transfer: Transfer) -> None:
+        pass
+
+    async def begin(self, transfer_id: str) -> None:
+        self.begun.append(transfer_id)
+
+    def note(self, transfer_id: str, attempts: int, *, begun: bool, code: str, text: str) -> None:
+        pass
+
+    def stored(self, transfer_id: str, destination: Destination) -> None:
+        self.rows.pop(transfer_id, None)
+
+    async def fail(self, transfer_id: str, attempts: int, code: str, text: str, now: float, *, told: bool) -> None:
+        self.failed[transfer_id] = (code, text)
+        self.rows.pop(transfer_id, None)
+
+
+@dataclass
+class FakeStore:
+    """Does what `answer` says to each PUT: an error to raise, or None to store; None for ever when it is exhausted."""
+
+    answer: Callable[[Transfer], S3daemonError | None] = lambda _: None
+    seconds: float = 0.1
+    objects: dict[Destination, str] = field(default_factory=dict)
+    puts: list[tuple[float, str]] = field(default_factory=list)
+    finds: list[str] = field(default_factory=list)
+    in_flight: int = 0
+    most: int = 0
+
+    async def put(self, transfer: Transfer, source: Source) -> Stored:
+        self.puts.append((asyncio.get_running_loop().time(), transfer.id))
+        self.in_flight += 1
+        self.most = max(self.most, self.in_flight)
+        try:
+            await asyncio.sleep(self.seconds)
+        finally:
+            self.in_flight -= 1
+        error = self.answer(transfer)
+        if error is not None:
+            if getattr(error, "arrived", False):
+                self.objects[transfer.destination] = transfer.id
+            raise error
+        self.objects[transfer.destination] = transfer.id
+        return Stored(etag="", size=source.state.size)
+
+    async def find(self, transfer: Transfer) -> Stored | Absence:
+        self.finds.append(transfer.id)
+        await asyncio.sleep(self.seconds)
+        if self.objects.get(transfer.destination) == transfer.id:
+            return Stored(etag="", size=transfer.seen.size)
+        return Absence.CERTAIN
+
+
+class FakeJournal:
+    """Keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+        self.warnings = 0
+
+    def write(self, fields: object) -> bool:
+        self.warnings += 1
+        return True
+
+    def record(self, record: Any, done: Callable[[], None] | None = None) -> bool:
+        self.records.append(record)
+        if done is not None:
+            done()
+        return True
+
+
+class FakeFiles:
+    """A file system of sizes; what is not there raises."""
+
+    def __init__(self) -> None:
+        self.sizes: dict[str, int] = {}
+        self.missing: set[str] = set()
+
+    def open(self, path: str, roots: object = ()) -> Source:
+        if path in self.missing:
+            raise FileError("NoSuchFile", f"{path}: no such file")
+        size = self.sizes.get(path, 3000)
+        return Source(path, -1, FileState(size, 1, 1, 1), b"")
+
+
+class House:
+    """An uploader and an intake over the stand-ins, inside a running FlyingLoop."""
+
+    def __init__(self, **changes: str) -> None:
+        environ = {
+            "S3_ENDPOINT_URL": "http://store",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "S3DAEMON_STATE_DIR": "/nowhere",
+        }
+        self.settings = Settings.from_environ(environ | changes)
+        self.loop = asyncio.get_running_loop()
+        self.spool, self.store, self.journal, self.files = FakeSpool(), FakeStore(), FakeJournal(), FakeFiles()
+        clock = self.loop.time
+        self.service = ServiceClock(0.0, clock)
+        spool: Any = self.spool
+        store: Any = self.store
+        journal: Any = self.journal
+        self.wall_offset = 1e9
+        attempts = Attempts(self.settings, spool, store, self.files.open, clock)
+        self.uploader = Uploader(
+            self.settings, spool, attempts, journal, self.service, clock=clock, wall=self.wall, rng=random.Random(1)
+        )
+        self.intake = Intake(self.uploader, spool, opener=self.files.open, wall=self.wall)
+
+    def wall(self) -> float:
+        return self.loop.time() + self.wall_offset
+
+    def request(self, file: str = "/f", key: str = "k", **more: Any) -> Request:
+        return Request(file, Destination("bucket", key), **more)
+
+
+def away(_: Transfer) -> AttemptError:
+    """The endpoint refuses connections."""
+    return AttemptError("ConnectionFailed", "refused")
