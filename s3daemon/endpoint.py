@@ -1,5 +1,7 @@
-"""One store as the settings describe it: its connections, its keys, the client that signs. A reload replaces it whole."""
-reload."""
+"""One store as the settings describe it: its connections, its keys, the client that signs. A reload replaces it.
+
+The connections are taken over from one to the next where the settings allow.
+"""
 
 from __future__ import annotations
 

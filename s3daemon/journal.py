@@ -10,6 +10,7 @@ What this module does not do: it reads nothing back, and only `close` ever waits
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import queue
@@ -28,19 +29,14 @@ from .record import Field, Priority, TransferRecord
 
 #: Takes one entry and may block as long as it likes; raises OSError when it cannot take it.
 Sink = Callable[[Sequence[tuple[str, bytes]]], None]
-
 JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
-
 #: Entries that wait. Journald's own restart takes a second or two and the fastest store takes about a thousand
 #: transfers a second, so 20 000 outlast it by far. An entry is some 2 kB: a journal that never comes back costs 40 MB.
 QUEUE_LIMIT = 20_000
-
 #: Longer values are cut: only a traceback comes near, and an entry has to fit one datagram (212 992 bytes by default).
 MAX_VALUE_BYTES = 32 * 1024
-
 #: Redacting shorter words would garble half the text, and no real key is shorter.
 MIN_SECRET_CHARS = 8
-
 #: The fewest seconds from one note of lost entries to the next.
 NOTE_EVERY_S = 1.0
 
@@ -50,7 +46,7 @@ class Journal:
 
     Args:
         sink: takes the entries, one at a time, in the thread.
-        note: shows one line on standard error; called in the thread and by `close`, must not block.
+        note: shows a line on standard error, where the sink cannot take it: how many entries are lost. Must not block.
         secrets: no entry shows them, wherever they come from: the last line of defence.
         clock: monotonic seconds.
         limit: entries that may wait.
@@ -129,10 +125,17 @@ class Journal:
         except queue.Full:
             left = self._queue.qsize() + 1
         self._lose(left)
-        self._tell()
+        self._tell(stuck=left > 0)
 
     def _run(self) -> None:
-        while (entry := self._queue.get()) is not None:
+        while True:
+            try:
+                entry = self._queue.get(timeout=NOTE_EVERY_S if self._lost else None)
+            except queue.Empty:
+                self._tell()
+                continue
+            if entry is None:
+                return
             fields, done = entry
             try:
                 self._sink([(name, self._shown(value)) for name, value in fields])
@@ -140,20 +143,25 @@ class Journal:
                 self._lose(1)
             if done:
                 done()
-            # A queue that ran empty was full a while ago: nobody fills that many places twice a second.
-            if self._lost and (self._queue.empty() or self._clock() - self._noted_at >= NOTE_EVERY_S):
+            if self._clock() - self._noted_at >= NOTE_EVERY_S:
                 self._tell()
 
     def _lose(self, count: int) -> None:
         with self._lost_lock:
             self._lost += count
 
-    def _tell(self) -> None:
+    def _tell(self, *, stuck: bool = False) -> None:
         with self._lost_lock:
             lost, self._lost = self._lost, 0
-        if lost:
-            self._noted_at = self._clock()
-            self._note(f"{lost} journal entries are lost: the journal did not take them, or not in time")
+        if not lost:
+            return
+        self._noted_at = self._clock()
+        text = f"{lost} journal entries are lost: the journal did not take them, or not in time"
+        if not stuck:
+            with contextlib.suppress(OSError):
+                self._sink([("MESSAGE", text.encode()), ("PRIORITY", b"%d" % Priority.WARNING)])
+                return
+        self._note(text)
 
     def _shown(self, value: str | bytes | int) -> bytes:
         data = value if isinstance(value, bytes) else str(value).encode(errors="backslashreplace")
@@ -213,12 +221,7 @@ def _native(name: str, value: bytes) -> bytes:
 
 
 def text_sink(stderr: int = 2, clock: Callable[[], float] = time.time) -> Sink:
-    """A sink that writes `TIME LEVEL MESSAGE`, one line an entry, a traceback indented below it.
-
-    Args:
-        stderr: descriptor.
-        clock: wall clock, seconds since the epoch.
-    """
+    """A sink that writes `TIME LEVEL MESSAGE` by the wall clock, one line an entry, a traceback indented below it."""
 
     def send(fields: Sequence[tuple[str, bytes]]) -> None:
         texts = {name: value.decode(errors="backslashreplace") for name, value in fields}

@@ -1,10 +1,9 @@
 """systemd's side: the sockets that it passes, the descriptors that it stores, notifications, the watchdog, signals.
 
 Nobody else reads LISTEN_*, NOTIFY_SOCKET or WATCHDOG_*; they leave the environment here: no child shall speak for us.
-The notification protocol is spoken directly (sd_notify(3) documents it as stable): systemd-python's `notify` keeps
-Python's global lock and blocks once the socket's queue is full, for as long as PID 1 stands still in a reload, or for
-ever once it froze. Here nothing waits: what must arrive is owed and goes out with the next notification; a status, a
-ping or a descriptor to store is given up for this time.
+The notification protocol is spoken directly (sd_notify(3) calls it stable): systemd-python's `notify` keeps Python's
+global lock and blocks while PID 1 stands still, in a reload or frozen for good. Here that costs `PATIENCE_S` once: what
+must arrive is owed until it can be sent; a status, a ping or a descriptor to store is given up for this time.
 """
 
 from __future__ import annotations
@@ -28,6 +27,8 @@ from .errors import StartError, one_line
 DOORS = ("wire", "http", "unix")
 #: The kernel clamps it to net.core.somaxconn, 4096 by default.
 BACKLOG = 4096
+#: Seconds for PID 1, which takes some 30 000 notifications a second, to have its turn when the queue is full.
+PATIENCE_S = 0.05
 #: Sends one datagram with these descriptors; False when it cannot be sent now.
 Send = Callable[[bytes, Sequence[int]], bool]
 Sleep = Callable[[float], Awaitable[None]]
@@ -108,27 +109,17 @@ def _sorted(sockets: Sequence[tuple[str, socket.socket]]) -> Inherited:
             found.doors.setdefault(name if name in DOORS else "wire", []).append(sock)
         elif name in (*DOORS, "connection"):
             raise _bad(f"the socket {name!r} from systemd does not listen: its unit must not have Accept=yes")
-        elif not _has_peer(sock) or name in found.clients:
-            sock.close()
         else:
-            found.clients[name] = sock
+            try:
+                sock.getpeername()
+                found.clients[name] = sock
+            except OSError:
+                sock.close()
     return found
 
 
-def _has_peer(sock: socket.socket) -> bool:
-    try:
-        sock.getpeername()
-    except OSError:
-        return False
-    return True
-
-
 def bind(host: str, port: int) -> list[socket.socket]:
-    """Listen on all addresses of `host`, for when systemd passed no socket.
-
-    Raises:
-        StartError: `CannotListen`, with the address and the reason.
-    """
+    """Listen on all addresses of `host`, for when systemd passed no socket; StartError `CannotListen` says why not."""
     where = f"{host or '*'}:{port}"
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -196,7 +187,7 @@ class Manager:
 
         Args:
             name: unique among what is stored; printable ASCII without a colon.
-            sock: a connection.
+            sock: the connection.
 
         Returns:
             False when systemd did not get it. True says that it did, not that FileDescriptorStoreMax= had room.
@@ -231,12 +222,20 @@ def _sender(address: str) -> Send | None:
     if address and address[0] not in "/@":
         raise StartError("BadNotifySocket", f"NOTIFY_SOCKET is {address!r}, neither a path nor an abstract name")
     target = "\0" + address[1:] if address.startswith("@") else address
+    patience = PATIENCE_S
 
     def send(data: bytes, descriptors: Sequence[int]) -> bool:
+        nonlocal patience
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock, contextlib.suppress(OSError):
-            return bool(sock.sendmsg([data], rights, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, target))
-        return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+            sock.settimeout(patience)
+            try:
+                sock.connect(target)  # poll() tells nothing of a queue that the socket is not connected to
+                sock.sendmsg([data], rights)
+                patience = PATIENCE_S
+            except OSError:
+                patience = 0.0
+        return patience > 0
 
     return send if address else None
 

@@ -129,6 +129,11 @@ class FileState:
         """Pick the four from what `os.stat` gave."""
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev)
 
+    @property
+    def mark(self) -> str:
+        """What an object keeps of it, beside the size; no device, whose number a reboot may change."""
+        return f"{self.mtime_ns}-{self.inode}"
+
 
 @dataclass(frozen=True, slots=True)
 class Transfer:

@@ -98,7 +98,7 @@ class Service:
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         uploader.recover(pending)
         spool.on_replaced = self._restore
-        intake = Intake(uploader, spool, max((entry.seq for entry in (*pending, *failures.values())), default=0))
+        intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.told)
         self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes)
         handlers = {

@@ -16,6 +16,7 @@ import botocore.handlers
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
+from . import __version__
 from .errors import SettingsError
 from .settings import Settings
 
@@ -55,6 +56,7 @@ class Signer:
             session.set_config_variable(name, os.devnull)
         session.set_config_variable("profile", None)
         config = AioConfig(
+            user_agent=f"s3daemon/{__version__}",  # botocore's own is put together anew for every request
             signature_version="s3v4",
             # UNSIGNED-PAYLOAD with a Content-Length: Ceph RGW 16 refuses the trailer that is botocore's default, and
             # hashing every byte before sending it would read every file twice.

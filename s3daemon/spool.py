@@ -1,18 +1,21 @@
 """Accepted transfers on disk: durable before they are called accepted, in a file that nothing else touches.
 
-    spoolrows       what a row is, and the table of what becomes of it
-    spooldb         schema and statements
-    spooldir        the directory: its files, lock, ballast, and what recovery does to each leftover
-    spoolrescue     opening the file, and replacing a damaged one
-    spoolwriter     the thread: one commit for many changes; what is done while the disk refuses
-    spool           this one: what the daemon and the operator's tools ask for
+    call                    row before          row after
+    ----                    ----------          ---------
+    add                     (none)              pending
+    rejoin, begin, note     pending             pending
+    fail                    pending             failed
+    told                    failed              failed
+    retry                   failed              pending
+    stored                  pending             (none), and so are the failed rows of its destination
+    drop                    pending, failed     (none)
+    expire                  failed              (none), when it was kept long enough
+    restore                 (none)              what memory says
 
-Changes take effect in the order they were asked for, so whatever was asked for before an awaited change is durable when
-that one is. While the disk refuses, only `add` is refused with it, without a trace; every other change is kept and goes
-through when the disk is back, and if it is awaited, its SpoolError says that it is not durable *yet*.
-
-When the file turns out to be damaged while it is open, it is replaced (spooldir) with what could be read, `on_replaced`
-is called, and its owner gives what it has in memory to `restore`.
+spooldb draws the schema, spooldir the files and what recovery does to each leftover, spoolwriter what is done while the
+disk refuses. Changes take effect in the order they were asked for: whatever was asked for before an awaited change is
+durable when that one is. When the file turns out to be damaged while it is open, it is replaced by what could be read of
+it, `on_replaced` is called, and its owner gives what it has in memory to `restore`.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ class Spool:
     def __init__(self, lock: Lock, writer: Writer, entries: list[Entry], service_base: float, last_seq: int) -> None:
         """For `open`."""
         self.service_base = service_base  #: seconds of service to start the `ServiceClock` from
+        self.last_seq = last_seq  #: the highest ever used, when it was opened
         self.on_replaced: Callable[[], None] | None = None  #: called in the event loop; should lead to `restore`
         self._lock: Lock | None = lock
         self._writer = writer
@@ -90,7 +94,7 @@ class Spool:
                 raise StartError("SpoolCorrupt", text) from exc
             raise StartError("SpoolBroken", f"the spool in {directory} cannot be opened: {exc}") from exc
         file.replaced = False  # nobody knew the old one
-        writer = Writer(directory, file, offline=not create, lazy_s=lazy_s, retry_s=retry_s)
+        writer = Writer(directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s)
         return cls(lock, writer, *found)
 
     @property
@@ -168,7 +172,7 @@ class Spool:
         elif answer is not None and not answer.done():
             answer.set_result(None)
 
-    async def fail(  # noqa: PLR0913 - each is a column, and none has a default
+    async def fail(
         self, transfer_id: str, attempts: int, code: str, text: str, service_now: float, *, told: bool
     ) -> None:
         """The transfer failed for good."""

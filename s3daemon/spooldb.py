@@ -115,7 +115,7 @@ class SpoolFile:
                 self._db.execute(f"PRAGMA user_version = {number}")
         verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
-            raise Damaged(str(verdict))
+            raise Damaged(str(verdict).splitlines()[-1])
         try:
             self.service_base = float(self._db.execute("SELECT service FROM state").fetchone()[0])
             self.last_seq = self._number("SELECT max(seq) FROM sqlite_sequence")
@@ -128,6 +128,7 @@ class SpoolFile:
 
     def _look_through(self) -> None:
         """Take from a damaged file what can be had."""
+        self._db.execute("PRAGMA writable_schema = ON")  # SQLite then reads a file that is shorter than it says
         with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
             self.service_base = float(self._db.execute("SELECT service FROM state").fetchone()[0])
         for query in ("SELECT max(seq) FROM transfer", "SELECT max(seq) FROM sqlite_sequence"):

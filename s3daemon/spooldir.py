@@ -77,17 +77,20 @@ class Ballast:
 
     Args:
         path: of the file.
+        create: False where it may be given up, but not made.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self._path, self._create = path, create
 
     def ensure(self) -> None:
-        """Make it where it is missing or short.
+        """Make it where it is missing or short, if that is for us.
 
         Raises:
             OSError: there is no room; nothing is left of the try.
         """
+        if not self._create:
+            return
         with contextlib.suppress(FileNotFoundError):
             if self._path.stat().st_blocks * 512 >= BALLAST_BYTES:
                 return

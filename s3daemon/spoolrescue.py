@@ -154,7 +154,7 @@ def _salvage(path: Path) -> tuple[list[Entry], int, float]:
         return [], 0, 0.0
     entries: list[Entry] = []
     bad, alone = 0, 0
-    ranges = [(1, file.last_seq)]
+    ranges = [(1, file.last_seq)] if file.last_seq else []
     while ranges and bad < _MAX_BAD_READS:
         first, last = ranges.pop()
         try:

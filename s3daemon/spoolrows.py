@@ -1,15 +1,4 @@
-"""The rows of the spool as values: `Entry`, and the changes that a row goes through. No SQL, no file.
-
-What becomes of a row:
-
-    state of a row      change      next
-    --------------      ------      ----
-    (none)              Insert      pending
-    pending, failed     Update      the same; `failed` is one of its columns: 1 fails a transfer, 0 takes it up again
-    pending, failed     Delete      (none): stored or dropped
-    failed              Overtake    (none): a later success for its destination
-    failed              Expire      (none): kept long enough
-"""
+"""The rows of the spool as values: `Entry`, and the changes that a row goes through. No SQL, no file."""
 
 from __future__ import annotations
 

@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from .errors import SpoolError, StartError, one_line
@@ -34,6 +35,8 @@ from .spooldir import Ballast, disk_trouble
 from .spoolrescue import LastingFile
 from .spoolrows import Change, Entry, compact
 
+#: Jobs in one commit while in trouble: each may dirty a page or two, and the ballast is 64.
+_BITE = 16
 #: What the file raises when it cannot be used now; StartError, should a newer release have replaced it under us.
 _DISK = (sqlite3.Error, OSError, StartError)
 _log = logging.getLogger(__name__)
@@ -62,7 +65,7 @@ class Writer:
     Args:
         directory: the state directory, locked.
         file: its spool.
-        offline: an operator's tool: it makes no ballast, whose owner would be another.
+        create: False for an operator's tool, which makes no ballast: the service's user could not write it.
         lazy_s: seconds that a job without a waiter waits for company.
         retry_s: seconds between two tries to end the trouble.
 
@@ -72,12 +75,14 @@ class Writer:
         fault: why acceptances are refused now, one line; empty when they are not.
     """
 
-    def __init__(self, directory: Path, file: LastingFile, *, offline: bool, lazy_s: float, retry_s: float) -> None:
+    def __init__(self, directory: Path, file: LastingFile, *, create: bool, lazy_s: float, retry_s: float) -> None:
         self.on_gone: Callable[[Iterable[str]], None] = lambda ids: None
         self.on_replaced: Callable[[], None] = lambda: None
-        self._directory, self._file, self._offline = directory, file, offline
+        self._directory, self._file = directory, file
         self._lazy_s, self._retry_s = lazy_s, retry_s
-        self._ballast = Ballast(directory / "ballast")
+        self._checkpoint = partial(file.use, SpoolFile.checkpoint)
+        self._probe = partial(file.use, SpoolFile.probe)
+        self._ballast = Ballast(directory / "ballast", create=create)
         self._wake = threading.Condition()  # around the four below
         self._queue: list[Job] = []
         self._due, self._closing = math.inf, False
@@ -87,20 +92,12 @@ class Writer:
         self.fault = ""
         self._trouble: SpoolError | None = None
         self._mend_at = math.inf
-        if not offline:
-            try:
-                self._ballast.ensure()
-            except OSError as exc:
-                self._say(disk_trouble(directory, exc))
+        self._say(self._try(self._ballast.ensure))
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
     def read(self) -> list[Entry]:
-        """Read all rows, between two commits.
-
-        Raises:
-            SpoolError: they cannot be read now.
-        """
+        """Read all rows, between two commits; SpoolError when they cannot be read now."""
         try:
             return self._file.use(SpoolFile.entries)
         except _DISK as exc:
@@ -109,11 +106,10 @@ class Writer:
     def put(self, job: Job) -> None:
         """Queue `job`. After `close` nothing is carried out; an answer then says so."""
         with self._wake:
-            if job.answer is not None:
-                self._loop = job.answer.get_loop()
-                if self._closing:
-                    job.answer.set_exception(SpoolError("SpoolClosed", "the daemon is stopping"))
-                    return
+            if job.answer is not None and self._closing:
+                job.answer.set_exception(SpoolError("SpoolClosed", "the daemon is stopping"))
+                return
+            self._loop = job.answer.get_loop() if job.answer is not None else self._loop
             self._queue.append(job)
             due = -math.inf if job.answer is not None else time.monotonic() + self._lazy_s
             if due < self._due:
@@ -168,31 +164,37 @@ class Writer:
             error = self._mend()
         if error is None:
             error = self._attempt(jobs)
+            if error is not None and self._try(self._checkpoint) is None:
+                error = self._attempt(jobs)  # with the room that the WAL took
         if error is not None:
-            self._ballast.release()
             self._answer((job for job in jobs if job.refusable), error)
-            firm = [job for job in jobs if not job.refusable]
-            if self._attempt([Job(self._kept), *firm]) is None:
-                self._kept = []
-            else:
-                self._kept = compact([*self._kept, *(change for job in firm for change in job.changes)])
-                self._answer(firm, error)
+            self._struggle([job for job in jobs if not job.refusable])
         if error is not self._trouble:
             self._say(error)
 
+    def _struggle(self, jobs: list[Job]) -> SpoolError | None:
+        """Carry out what was kept, then `jobs`, in bites for which the ballast makes room; keep the rest."""
+        self._ballast.release()
+        self._try(self._checkpoint)
+        left = [*(Job([change]) for change in self._kept), *jobs]
+        error, done = None, 0
+        while done < len(left) and (error := self._attempt(left[done : done + _BITE])) is None:
+            done += _BITE
+        self._kept = compact(change for job in left[done:] for change in job.changes)
+        self._answer(left[done:], error)
+        return error
+
     def _mend(self) -> SpoolError | None:
         """Try to end the trouble; give what is wrong still."""
-        error = self._attempt([Job(self._kept)])
-        if error is None:
-            self._kept = []
-            try:
-                self._file.use(SpoolFile.checkpoint)
-                if not self._offline:
-                    self._ballast.ensure()
-                self._file.use(SpoolFile.probe)
-            except _DISK as exc:
-                error = disk_trouble(self._directory, exc)
-        return error
+        return self._struggle([]) or self._try(self._checkpoint, self._ballast.ensure, self._probe)
+
+    def _try(self, *steps: Callable[[], object]) -> SpoolError | None:
+        try:
+            for step in steps:
+                step()
+        except _DISK as exc:
+            return disk_trouble(self._directory, exc)
+        return None
 
     def _attempt(self, jobs: Sequence[Job]) -> SpoolError | None:
         """Commit all `jobs` and answer them; or give what is wrong, nothing done and nobody answered."""
@@ -201,11 +203,8 @@ class Writer:
         except _DISK as exc:
             return disk_trouble(self._directory, exc)
         for job, result in zip(jobs, results, strict=True):
-            if isinstance(result, Exception):
-                self._answer([job], result)
-            else:
-                self.on_gone(result)
-                self._answer([job], None)
+            self.on_gone(result if isinstance(result, list) else [])
+            self._answer([job], None if isinstance(result, list) else result)
         return None
 
     def _say(self, error: SpoolError | None) -> None:
@@ -225,7 +224,7 @@ class Writer:
                 own = SpoolError(error.code, error.text) if isinstance(error, SpoolError) else error
                 self._answers.append((job.answer, own))
             elif error is not None and not isinstance(error, SpoolError):
-                _log.error("a change to the spool cannot be carried out: %s", one_line(repr(error)))
+                _log.error("a change cannot be carried out: %s", one_line(repr(error)))
 
     def _flush(self) -> None:
         """Tell the waiters of this round, and the owner of a replacement."""

@@ -38,8 +38,8 @@ from .source import Source
 from .tcp import TICK_S, Clock, StallWatch
 from .upload import Upload
 
-#: The object's metadata that names the transfer which stored it (`x-amz-meta-s3daemon-id` on the wire).
-ID_KEY = "s3daemon-id"
+#: The object's metadata (`x-amz-meta-...` on the wire): the transfer that stored it, and which content of its file.
+ID_KEY, FILE_KEY = "s3daemon-id", "s3daemon-file"
 #: Length of a hex MD5; an ETag of another shape (multipart, some encryptions) says nothing about the content.
 _MD5_DIGITS = 32
 
@@ -110,6 +110,8 @@ class Store:
             try:
                 answer = await self._watched(lane, body, upload, self._put_request(transfer, body))
                 info = upload.info()
+                if not (body.finished and upload.may_have_arrived):
+                    raise body.error or AttemptError("BadAnswer", "the store answered before it had the whole file")
             finally:
                 if not body.finished:
                     lane.cut(body.transport)
@@ -139,9 +141,10 @@ class Store:
             if refusal.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
                 return Absence.CERTAIN if refusal.status == HTTPStatus.NOT_FOUND else Absence.REFUSED
             raise
-        if head.get("Metadata", {}).get(ID_KEY) != transfer.id or head.get("ContentLength") != transfer.seen.size:
+        seen, marks = transfer.seen, {FILE_KEY: transfer.seen.mark, **head.get("Metadata", {})}
+        if (marks.get(ID_KEY), marks[FILE_KEY], head.get("ContentLength")) != (transfer.id, seen.mark, seen.size):
             return Absence.CERTAIN
-        return Stored(etag=str(head.get("ETag", "")).strip('"'), size=transfer.seen.size)
+        return Stored(etag=str(head.get("ETag", "")).strip('"'), size=seen.size)
 
     async def ask(self, operation: str, **params: object) -> Mapping[str, Any]:
         """Carry out an operation that has no body, by botocore's name for it, such as `head_object`.
@@ -160,17 +163,13 @@ class Store:
         return answer
 
     def _put_request(self, transfer: Transfer, body: FileBody) -> Coroutine[Any, Any, Mapping[str, Any]]:
+        to = transfer.destination
         result: Coroutine[Any, Any, Mapping[str, Any]] = self._signer.client.put_object(
-            Bucket=transfer.destination.bucket,
-            Key=transfer.destination.key,
-            Body=body,
-            Metadata={ID_KEY: transfer.id},
+            Bucket=to.bucket, Key=to.key, Body=body, Metadata={ID_KEY: transfer.id, FILE_KEY: transfer.seen.mark}
         )
         return result
 
-    async def _watched(
-        self, lane: Lane, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]
-    ) -> _T:
+    async def _watched(self, lane: Lane, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]) -> _T:
         """Carry `request` out while it moves.
 
         Raises:
@@ -207,8 +206,9 @@ class Store:
                     yield lane
                 finally:
                     _lane.reset(token)
-        except socket.gaierror as exc:
-            raise AttemptError("NameNotResolved", f"the endpoint's name does not resolve: {exc.strerror}") from exc
+        except (socket.gaierror, TimeoutError) as exc:
+            reason = exc.strerror or "no answer in time"
+            raise AttemptError("NameNotResolved", f"the endpoint's name does not resolve: {reason}") from exc
 
     async def _send(self, request: Any, **_: object) -> AioAWSResponse:
         """Carry a signed request over the lane of this context; what aiobotocore calls in place of its own session."""

@@ -11,7 +11,7 @@ import os
 import socket
 
 from .lane import Lane
-from .tcp import TcpInfo
+from .tcp import TcpInfo, forget_unsent
 
 
 class Upload:
@@ -28,6 +28,7 @@ class Upload:
         sock = transport.get_extra_info("socket")
         if sock is not None:
             self._witness = socket.socket(fileno=os.dup(sock.fileno()))
+            forget_unsent(self._witness)  # however it ends, a crash of ours included, nothing arrives after the end
             self._before = TcpInfo.of(self._witness)
 
     def info(self) -> TcpInfo | None:

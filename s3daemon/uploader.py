@@ -153,8 +153,7 @@ class Uploader:
             verdict = Verdict.PERMANENT
             job.text = f"given up after {job.attempts} attempts; the last error: {error.text}"
         if verdict is Verdict.PERMANENT:
-            self.give_up(job)
-            return
+            return self.give_up(job)
         delay = 0.0
         if error.code != "StaleConnection":  # a connection closed while idle says nothing against another
             job.live = False

@@ -70,11 +70,13 @@ class Notes:
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self.came = threading.Event()
 
     def __call__(self, line: str) -> None:
         self.lines.append(line)
-        self.came.set()
+
+
+def lost(count: int) -> str:
+    return f"{count} journal entries are lost: the journal did not take them, or not in time"
 
 
 @contextmanager
@@ -107,54 +109,92 @@ def test_a_journal_that_stands_still_holds_nobody_up() -> None:
         taken = [journal.write([("MESSAGE", str(n))], lambda: done.append(1)) for n in range(5)]
         assert taken == [True, True, False, False, False]
         assert len(done) == 3  # the dropped ones are out of our hands at once
-        assert not notes.lines  # nothing is said before it moves again
         gate.open.set()
-        assert notes.came.wait(PATIENCE_S)
-    assert gate.messages == ["in the sink", "0", "1"]
-    assert notes.lines == ["3 journal entries are lost: the journal did not take them, or not in time"]
+    # As soon as it moves it is told what it missed, as a warning, and standard error nothing.
+    assert gate.messages == ["in the sink", lost(3), "0", "1"]
+    assert dict(gate.entries[1])["PRIORITY"] == b"4"
+    assert not notes.lines
     assert len(done) == 5
 
 
+class Steps:
+    """A sink that takes one entry at a time, when told to; its own notes it takes at once."""
+
+    def __init__(self) -> None:
+        self.notes: list[str] = []
+        self.noted = threading.Semaphore(0)
+        self._taken, self._go = threading.Semaphore(0), threading.Semaphore(0)
+
+    def __call__(self, fields: Sequence[tuple[str, bytes]]) -> None:
+        message = dict(fields)["MESSAGE"].decode()
+        if message:
+            self.notes.append(message)
+            self.noted.release()
+            return
+        self._taken.release()
+        assert self._go.acquire(timeout=PATIENCE_S)
+
+    def wait(self) -> None:
+        assert self._taken.acquire(timeout=PATIENCE_S)
+
+    def step(self) -> None:
+        self.go()
+        self.wait()
+
+    def go(self, count: int = 1) -> None:
+        self._go.release(count)
+
+
 def test_notes_of_loss_keep_their_distance() -> None:
-    """While a full queue moves, one note goes out per second; the rest waits until it ran empty."""
-    now, notes = [0.0], Notes()
-    taken, go = threading.Semaphore(0), threading.Semaphore(0)
-
-    def sink(_: Sequence[tuple[str, bytes]]) -> None:
-        taken.release()
-        assert go.acquire(timeout=PATIENCE_S)
-
-    def step() -> None:
-        go.release()
-        assert taken.acquire(timeout=PATIENCE_S)
-
-    journal = Journal(sink, note=notes, clock=lambda: now[0], limit=3)
+    """However long entries are lost, one note goes out per second, and none is forgotten."""
+    now, sink = [0.0], Steps()
+    journal = Journal(sink, note=Notes(), clock=lambda: now[0], limit=3)
     journal.write([("MESSAGE", "")])
-    assert taken.acquire(timeout=PATIENCE_S)
+    sink.wait()
     for _ in range(4):  # one of them is lost
         journal.write([("MESSAGE", "")])
-    step()
-    assert len(notes.lines) == 1
+    sink.step()
+    assert sink.notes == [lost(1)]
     for _ in range(3):  # two are lost
         journal.write([("MESSAGE", "")])
-    step()
-    assert len(notes.lines) == 1
+    sink.step()
+    assert sink.notes == [lost(1)]
     now[0] += NOTE_EVERY_S
-    step()
-    assert [line.split()[0] for line in notes.lines] == ["1", "2"]
-    for _ in range(3):
-        go.release()
+    sink.step()
+    assert sink.notes == [lost(1), lost(2)]
+    for _ in range(3):  # one is lost
+        journal.write([("MESSAGE", "")])
+    sink.go(4)
     journal.close(PATIENCE_S)
+    assert sink.notes == [lost(1), lost(2), lost(1)]
 
 
-def test_an_entry_that_is_refused_is_counted() -> None:
-    gate, notes, done = Gate(), Notes(), threading.Event()
+def test_a_loss_is_told_though_no_entry_follows() -> None:
+    """The second note has to wait for its time, which passes by itself."""
+    sink = Steps()
+    journal = Journal(sink, note=Notes(), clock=lambda: 0.0, limit=1)
+    for expected in (lost(1), lost(2)):
+        journal.write([("MESSAGE", "")])
+        sink.wait()
+        for _ in range(2 if expected == lost(1) else 3):
+            journal.write([("MESSAGE", "")])
+        sink.step()
+        sink.go()
+    for _ in range(2):
+        assert sink.noted.acquire(timeout=PATIENCE_S)
+    journal.close(PATIENCE_S)
+    assert sink.notes == [lost(1), lost(2)]
+
+
+def test_what_is_refused_is_noted_on_standard_error() -> None:
+    gate, notes, done = Gate(), Notes(), threading.Semaphore(0)
     gate.broken = True
     gate.open.set()
     with journal_to(gate, notes) as journal:
-        journal.write([("MESSAGE", "x")], done.set)
-        assert done.wait(PATIENCE_S)
-    assert notes.lines == ["1 journal entries are lost: the journal did not take them, or not in time"]
+        for _ in range(3):
+            journal.write([("MESSAGE", "x")], done.release)
+            assert done.acquire(timeout=PATIENCE_S)
+    assert notes.lines == [lost(1), lost(2)]
 
 
 @pytest.mark.parametrize("waiting", [0, 1, 2])
@@ -169,7 +209,7 @@ def test_close_gives_up_in_time(waiting: int) -> None:
     before = time.monotonic()
     journal.close(0.1)
     assert time.monotonic() - before < 1
-    assert notes.lines == [f"{waiting + 1} journal entries are lost: the journal did not take them, or not in time"]
+    assert notes.lines == [lost(waiting + 1)]
     assert not journal.write([("MESSAGE", "too late")])
     gate.open.set()
 

@@ -1,0 +1,259 @@
+"""What the daemon costs on this machine, each figure a ratio to a baseline of the same run. Not a test: run it alone.
+
+    tests/bench/local [--store rgw|seaweed] [--rounds N]
+
+    small      1 000 files of 3 kB through the wire, 25 at a time, against a bare aiobotocore put_object loop, by rate
+    durable    the same against a daemon whose spool keeps nothing, on the same disk, by rate
+    accept     --no-wait acceptances by 50 clients, a second
+    send       `send` of a 3 kB file against `python3 -I -S -c pass`, wall time
+    large      60 files of 16 MiB over TLS, user+sys seconds a GB against the bare loop, and against curl; verify off
+    verified   the same with verification, against verify off
+
+The store is Ceph's gateway for the small ones, and nginx as a sink for the large ones.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from lab.certs import Authority
+from lab.daemon import Daemon
+from lab.env import TREE, clean_env
+from lab.nginx import nginx
+from lab.rgw import rgw
+from lab.s3 import S3Server
+from lab.seaweed import seaweed
+
+SMALL, LARGE = 3_000, 16 << 20
+SMALL_COUNT, LARGE_COUNT, AT_ONCE = 1_000, 60, 25
+
+#: Runs as a program of its own, so that its CPU is its own: what a user's first daemon would do.
+BARE = """
+import asyncio, json, resource, sys, time
+from aiobotocore.config import AioConfig
+from aiobotocore.session import get_session
+url, ca, key, secret, bucket, at_once, *files = sys.argv[1:]
+async def main():
+    config = AioConfig(max_pool_connections=int(at_once), s3={"addressing_style": "path"},
+                       request_checksum_calculation="when_required")
+    made = get_session().create_client("s3", endpoint_url=url, verify=ca or None, aws_access_key_id=key,
+                                       aws_secret_access_key=secret, region_name="us-east-1", config=config)
+    async with made as client:
+        left = iter(files)
+        async def worker():
+            for file in left:
+                with open(file, "rb") as body:
+                    await client.put_object(Bucket=bucket, Key="bare" + file, Body=body)
+        used, began = resource.getrusage(resource.RUSAGE_SELF), time.monotonic()
+        await asyncio.gather(*(worker() for _ in range(int(at_once))))
+        wall, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF)
+        cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
+        print(json.dumps({"wall": wall, "cpu": cpu}))
+asyncio.run(main())
+"""
+
+#: The daemon with a spool that keeps nothing: the baseline of what durability costs.
+FORGETFUL = """
+import sys
+import s3daemon.__main__, s3daemon.service
+class Forgetful:
+    service_base, on_replaced, fault = 0.0, None, ""
+    @classmethod
+    def open(cls, directory): return cls()
+    def entries(self, *, failed=None): return []
+    async def _nothing(self, *args, **kwargs): return 0
+    add = rejoin = begin = fail = restore = close = retry = drop = _nothing
+    def note(self, *args, **kwargs): pass
+    stored = told = tick = expire = note
+s3daemon.service.Spool = Forgetful
+sys.argv = ["s3daemon", "serve"]
+s3daemon.__main__.main()
+"""
+
+
+def cpu_of(pid: int) -> float:
+    """User and system seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def run(*command: str | Path) -> str:
+    done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=True)
+    return done.stdout
+
+
+def bare(server: S3Server, bucket: str, files: Sequence[Path], at_once: int) -> dict[str, float]:
+    arguments = (server.url, str(server.ca or ""), server.access_key, server.secret_key, bucket, str(at_once))
+    found: dict[str, float] = json.loads(run(sys.executable, "-c", BARE, *arguments, *map(str, files)))
+    return found
+
+
+def curl(server: S3Server, files: Sequence[Path]) -> float:
+    """User and system seconds of one curl that sends all, connections kept."""
+    words: list[str] = []
+    for file in files:
+        words += ["--next"] * bool(words) + ["-sf", "-o", "/dev/null", "--cacert", str(server.ca), "-H", "Expect:"]
+        words += ["-T", str(file), f"{server.url}/bucket/curl/{file.name}"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run("curl", "-q", *words)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def through_the_wire(daemon: Daemon, bucket: str, files: Sequence[Path], at_once: int, *, wait: bool = True) -> float:
+    """Seconds for all of `files`, each asked for on a connection of its own, as hooks do."""
+
+    async def ask(file: Path) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        if wait:
+            writer.write(f"{file} a/{bucket}/wire{file}\n".encode())
+        else:
+            members = {"file": str(file), "destination": f"a/{bucket}/later{file}", "wait": False}
+            writer.write(json.dumps(members).encode() + b"\n")
+            writer.write_eof()
+        answer = await reader.read()
+        writer.close()
+        assert answer == b"Success" or b'"accepted"' in answer, answer
+
+    async def main() -> float:
+        left = iter(files)
+
+        async def worker() -> None:
+            for file in left:
+                await ask(file)
+
+        began = time.monotonic()
+        await asyncio.gather(*(worker() for _ in range(at_once)))
+        return time.monotonic() - began
+
+    return asyncio.run(main())
+
+
+@contextmanager
+def serving(server: S3Server, directory: Path, *, program: str = "", **settings: str) -> Iterator[Daemon]:
+    """A daemon, warmed up; `program` runs in its place."""
+    state = Path(tempfile.mkdtemp(dir=directory))
+    daemon = Daemon(state, server, settings, ("env",), None)
+    if program:
+        (state / "program.py").write_text(program)
+        daemon._prefix = ("/bin/sh", "-c", f'exec "$1" {state}/program.py', "sh")
+    daemon.start()
+    try:
+        time.sleep(2.0)  # its connections open meanwhile
+        yield daemon
+    finally:
+        daemon.terminate()
+
+
+def make_files(directory: Path, count: int, size: int) -> list[Path]:
+    directory.mkdir(parents=True)
+    files = [directory / f"{n}" for n in range(count)]
+    for file in files:
+        file.write_bytes(os.urandom(size))
+    return files
+
+
+def show(name: str, ratios: Sequence[float], bar: str, detail: str) -> None:
+    print(f"{name:9} {statistics.median(ratios):6.2f}   bar {bar:8} {detail}   all {[round(r, 2) for r in ratios]}", flush=True)
+
+
+def small_ones(store: S3Server, work: Path, rounds: int) -> None:
+    bucket = store.new_bucket()
+    files = make_files(work / "small", SMALL_COUNT, SMALL)
+    with serving(store, work) as daemon, serving(store, work, program=FORGETFUL) as forgetful:
+        rates: dict[str, list[float]] = {"bare": [], "wire": [], "forgetful": []}
+        for _ in range(rounds):
+            rates["bare"].append(SMALL_COUNT / bare(store, bucket, files, AT_ONCE)["wall"])
+            rates["wire"].append(SMALL_COUNT / through_the_wire(daemon, bucket, files, AT_ONCE))
+            rates["forgetful"].append(SMALL_COUNT / through_the_wire(forgetful, bucket, files, AT_ONCE))
+        medians = {name: statistics.median(found) for name, found in rates.items()}
+        detail = ", ".join(f"{name} {rate:.0f}/s" for name, rate in medians.items())
+        show("small", [w / b for w, b in zip(rates["wire"], rates["bare"], strict=True)], ">= 0.70", detail)
+        show("durable", [w / f for w, f in zip(rates["wire"], rates["forgetful"], strict=True)], ">= 0.70", detail)
+        accepted = []
+        for _ in range(rounds):
+            accepted.append(2 * SMALL_COUNT / through_the_wire(daemon, bucket, files * 2, 50, wait=False))
+            daemon.wait_idle()
+        show("accept", accepted, ">= 1500", "acceptances a second")
+        sends(daemon, bucket, files)
+
+
+def sends(daemon: Daemon, bucket: str, files: Sequence[Path]) -> None:
+    environ = clean_env(S3DAEMON_HOST="127.0.0.1", S3DAEMON_PORT=str(daemon.port))
+
+    def timed(command: Sequence[str]) -> float:
+        began = time.monotonic()
+        subprocess.run(command, env=environ, check=True)
+        return (time.monotonic() - began) * 1000
+
+    python, send = "/usr/bin/python3", str(TREE / "send")
+    empty, full = [], []
+    for file in files[:20]:
+        empty.append(timed([python, "-I", "-S", "-c", "pass"]))
+        full.append(timed([python, send, str(file), f"a/{bucket}/send/{file.name}"]))
+    over = statistics.median(full) - statistics.median(empty)
+    show("send", [over], "<= 25 ms", f"ms over an empty python3 of {statistics.median(empty):.1f} ms")
+
+
+def large_ones(sink: S3Server, work: Path, rounds: int) -> None:
+    files = make_files(work / "large", LARGE_COUNT, LARGE)
+    sent = LARGE_COUNT * LARGE / 1e9
+    found: dict[str, list[float]] = {"bare": [], "curl": [], "off": [], "auto": []}
+
+    def cpu(daemon: Daemon) -> float:
+        before = cpu_of(daemon.process.pid)
+        through_the_wire(daemon, "bucket", files, AT_ONCE)
+        return cpu_of(daemon.process.pid) - before
+
+    with serving(sink, work, verify="off") as off, serving(sink, work, verify="auto") as auto:
+        takes: dict[str, Callable[[], float]] = {
+            "bare": lambda: bare(sink, "bucket", files, AT_ONCE)["cpu"],
+            "curl": lambda: curl(sink, files),
+            "off": lambda: cpu(off),
+            "auto": lambda: cpu(auto),
+        }
+        for _ in range(rounds):
+            for name, take in takes.items():
+                found[name].append(take() / sent)
+    detail = ", ".join(f"{name} {statistics.median(figures):.2f}" for name, figures in found.items()) + " s/GB"
+    for name, over, under, bar in (
+        ("large", "off", "bare", "<= 0.95"),
+        ("curl", "off", "curl", "<= 1.25"),
+        ("verified", "auto", "off", "none"),
+    ):
+        show(name, [a / b for a, b in zip(found[over], found[under], strict=True)], bar, detail)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", choices=("rgw", "seaweed"), default="rgw", help="where the small ones go")
+    parser.add_argument("--rounds", type=int, default=5, help="of each, in turn (5)")
+    parser.add_argument("--only", choices=("small", "large"), help="half of it")
+    args = parser.parse_args()
+    with ExitStack() as stack:
+        # A disk file system: tmpfs refuses the reads that the daemon makes without a thread.
+        work = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/var/tmp")))
+        authority = Authority(work)
+        if args.only != "large":
+            (work / "store").mkdir()
+            store = rgw(work / "store", authority) if args.store == "rgw" else seaweed(work / "store")
+            small_ones(stack.enter_context(store), work, args.rounds)
+        if args.only != "small":
+            (work / "sink").mkdir()
+            large_ones(stack.enter_context(nginx(work / "sink", authority)), work, args.rounds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The lab's real things as fixtures, one of each per session, and no silent skip where everything is required."""
+
+import os
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import TypeVar
+
+import pytest
+from lab import box as box_lab
+from lab import deploy, env, processes
+from lab import moto as moto_lab
+from lab import nginx as nginx_lab
+from lab import rgw as rgw_lab
+from lab import seaweed as seaweed_lab
+from lab.certs import Authority
+from lab.s3 import S3Server
+
+_EVERYTHING_REQUIRED = os.environ.get("CI") == "true"
+
+Thing = TypeVar("Thing")
+
+
+def pytest_configure() -> None:
+    """Libraries inside the tests must not read the machine's proxies, certificates and AWS variables."""
+    env.scrub(os.environ)
+
+
+def pytest_runtest_setup() -> None:
+    """A failing test shows what the programs wrote while it ran, not what they wrote for others before."""
+    processes.mark()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """In CI a skip is a failure; a failure shows what the started programs wrote."""
+    report = yield
+    if report.skipped and _EVERYTHING_REQUIRED and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where everything is required: {call.excinfo and call.excinfo.value}"
+    if report.failed:
+        report.sections.extend((f"output of {name}", text) for name, text in processes.written_since_mark())
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """The same for a whole module that skips itself."""
+    report = yield
+    if report.skipped and _EVERYTHING_REQUIRED:
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid}: skipped, where everything is required: {report.longrepr}"
+    return report
+
+
+def _entered(thing: AbstractContextManager[Thing]) -> Iterator[Thing]:
+    """The thing for the life of a fixture; a skip, with the reason, where a part of it is missing."""
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(thing)
+        except env.UnavailableError as missing:
+            pytest.skip(str(missing))
+        yield made
+
+
+@pytest.fixture(scope="session")
+def certs(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    """A certificate authority and what it issues."""
+    try:
+        return Authority(tmp_path_factory.mktemp("certs"))
+    except env.UnavailableError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[S3Server]:
+    """A moto server."""
+    yield from _entered(moto_lab.moto())
+
+
+@pytest.fixture(scope="session")
+def seaweed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A SeaweedFS server."""
+    yield from _entered(seaweed_lab.seaweed(tmp_path_factory.mktemp("seaweed")))
+
+
+@pytest.fixture(scope="session")
+def rgw(tmp_path_factory: pytest.TempPathFactory, certs: Authority) -> Iterator[rgw_lab.Gateway]:
+    """Ceph's object gateway over HTTPS; ``rgw.plain`` is the same over HTTP."""
+    yield from _entered(rgw_lab.rgw(tmp_path_factory.mktemp("rgw"), certs))
+
+
+@pytest.fixture(scope="session")
+def nginx(tmp_path_factory: pytest.TempPathFactory, certs: Authority) -> Iterator[nginx_lab.Sink]:
+    """A sink for PUTs."""
+    yield from _entered(nginx_lab.nginx(tmp_path_factory.mktemp("nginx"), certs))
+
+
+@pytest.fixture(scope="session")
+def box() -> Iterator[box_lab.Box]:
+    """A booted Debian system with the daemon's program in /usr/lib/s3daemon; its units are the tests' to install."""
+    for made in _entered(box_lab.box()):
+        deploy.lay_out(made.root)
+        yield made

@@ -1,0 +1,70 @@
+"""What every started program shares: an environment built here, and ports nobody holds."""
+
+import os
+import random
+import shutil
+import socket
+import sys
+from collections.abc import MutableMapping
+from pathlib import Path
+
+TREE = Path(__file__).resolve().parents[2]
+"""The checkout."""
+
+SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+MACHINE_ENV = dict(os.environ)
+"""The machine's own environment, for programs that download (it may name a proxy), and for nothing else."""
+
+_FOREIGN_PREFIXES = ("AWS_", "S3_", "S3DAEMON_", "LISTEN_", "NOTIFY_", "WATCHDOG_", "PYTHON")
+_FOREIGN_SUFFIXES = ("_PROXY", "_CA_BUNDLE", "_CERT_FILE", "_CERT_DIR")
+
+
+class UnavailableError(Exception):
+    """A part that a test needs is not on this machine; the text says which and why."""
+
+
+def clean_env(**extra: str) -> dict[str, str]:
+    """The environment for a program: nothing of the caller's but what it passes here.
+
+    A machine's own proxies, certificate bundles and AWS variables would otherwise decide what a test sees. HOME
+    does not exist, so that no ``~/.aws`` is read.
+    """
+    return {"PATH": SYSTEM_PATH, "HOME": "/nonexistent", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **extra}
+
+
+def scrub(environ: MutableMapping[str, str]) -> None:
+    """Remove from this process's environment what libraries running *inside* the tests would read."""
+    for name in list(environ):
+        if name.startswith(_FOREIGN_PREFIXES) or name.upper().endswith(_FOREIGN_SUFFIXES):
+            del environ[name]
+    environ.update(
+        AWS_CONFIG_FILE="/dev/null", AWS_SHARED_CREDENTIALS_FILE="/dev/null", AWS_EC2_METADATA_DISABLED="true"
+    )
+
+
+def program(name: str) -> str:
+    """The path of a program of the virtual environment or of the system; raises UnavailableError without it."""
+    found = shutil.which(name, path=f"{Path(sys.executable).parent}:{SYSTEM_PATH}")
+    if found is None:
+        raise UnavailableError(f"{name} is not installed")
+    return found
+
+
+def free_ports(count: int) -> list[int]:
+    """That many TCP ports of 127.0.0.1, all different, free just now.
+
+    They lie below the range that the kernel hands to outgoing connections (from 32768 on), so that no client
+    connection of a busy test run can take one between this call and the server's bind.
+    """
+    ports: list[int] = []
+    while len(ports) < count:
+        port = random.randrange(10_000, 30_000)  # noqa: S311 - no secret
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        if port not in ports:
+            ports.append(port)
+    return ports

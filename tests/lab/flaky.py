@@ -1,0 +1,229 @@
+"""An S3 server in memory that fails as it is told: quick, in a thread of this process, its insides open to the test.
+
+It keeps objects with their metadata, answers PUT, HEAD and GET, verifies no signature, and remembers every PUT that it
+stored. How it misbehaves is decided for each PUT by a seeded generator; that it is away, or stands still, is switched.
+"""
+
+import asyncio
+import hashlib
+import random
+import socket
+import struct
+import threading
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from enum import Enum, auto
+from urllib.parse import unquote
+
+from lab.env import free_ports
+from lab.s3 import S3Server
+
+_REASONS = {100: "Continue", 200: "OK", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+
+
+class Fault(Enum):
+    """What can happen to a PUT. *Kept* means that the object is stored although the client cannot know."""
+
+    REFUSED_503 = auto()
+    """Taken whole, dropped, answered 503."""
+    FAILED_500_KEPT = auto()
+    """Taken whole, kept, answered 500."""
+    RESET = auto()
+    """Reset after the head."""
+    CUT = auto()
+    """Reset within the body, which is not kept."""
+    HUNG_UP = auto()
+    """Taken whole, dropped, hung up on without an answer."""
+    HUNG_UP_KEPT = auto()
+    """Taken whole, kept, hung up on without an answer."""
+
+
+@dataclass(frozen=True)
+class Object:
+    """What is stored under a name."""
+
+    body: bytes
+    id: str
+    """The transfer that stored it, from the metadata."""
+    metadata: Mapping[str, str]
+
+    @property
+    def etag(self) -> str:
+        """MD5, as S3's of a single PUT."""
+        return hashlib.md5(self.body, usedforsecurity=False).hexdigest()
+
+
+@dataclass(frozen=True)
+class Put:
+    """One PUT that was stored."""
+
+    name: str
+    """bucket/key"""
+    id: str
+    etag: str
+
+
+class FlakyS3:
+    """The server. Made by ``flaky``; its methods may be called from any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: int, seed: int) -> None:
+        """Describe it; nothing listens before ``open``."""
+        self.server = S3Server(f"http://127.0.0.1:{port}", "testkey", "testsecret")
+        self.objects: dict[str, Object] = {}
+        """By bucket/key."""
+        self.puts: list[Put] = []
+        """Every PUT that was stored, in order."""
+        self.faults: dict[Fault, float] = {}
+        """The share of PUTs that meet each."""
+        self.latency_s = 0.0
+        """How long each answer to a PUT takes, after the object is stored."""
+        self.held_bodies = threading.Semaphore(0)
+        """Released once for every PUT whose body is not read, because of ``hold_bodies``."""
+        self._loop = loop
+        self._port = port
+        self._rng = random.Random(seed)  # noqa: S311 - no secret
+        self._listening: asyncio.Server | None = None
+        self._connections: set[asyncio.StreamWriter] = set()
+        self._reading = asyncio.Event()
+        self._reading.set()
+
+    def open(self) -> None:
+        """Listen."""
+        self._do(self._open())
+
+    def refuse(self) -> None:
+        """Be away: reset all connections, take no more."""
+        self._do(self._refuse())
+
+    def hold_bodies(self) -> None:
+        """Read no body of a PUT from now on."""
+        self._loop.call_soon_threadsafe(self._reading.clear)
+
+    def release(self) -> None:
+        """Read them again."""
+        self._loop.call_soon_threadsafe(self._reading.set)
+
+    def _do(self, action: Coroutine[object, object, None]) -> None:
+        asyncio.run_coroutine_threadsafe(action, self._loop).result(10)
+
+    async def _open(self) -> None:
+        if self._listening is None:
+            listener = socket.create_server(("127.0.0.1", self._port), backlog=1024)
+            self._listening = await asyncio.start_server(self._serve, sock=listener, backlog=1024)
+
+    async def _refuse(self) -> None:
+        if self._listening is not None:
+            self._listening.close()
+            self._listening = None
+        for writer in list(self._connections):
+            _reset(writer)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._connections.add(writer)
+        try:
+            while await self._answer(reader, writer):
+                pass
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # the client went away
+        finally:
+            self._connections.discard(writer)
+            writer.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Serve one request; whether another may follow."""
+        request, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
+        method, target, _ = request.split(" ")
+        headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+        name = unquote(target.partition("?")[0])[1:]
+        if method == "PUT":
+            return await self._put(reader, writer, name, headers)
+        found = self.objects.get(name)
+        if "/" not in name or found is None:
+            _say(writer, 404 if "/" in name else 200, {})
+        else:
+            body = found.body if method == "GET" else b""
+            _say(writer, 200, {"ETag": f'"{found.etag}"', **found.metadata}, body, len(found.body))
+        await writer.drain()
+        return True
+
+    async def _put(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, headers: Mapping[str, str]
+    ) -> bool:
+        size = int(headers["content-length"])
+        fault = self._fate()
+        if fault is Fault.RESET:
+            return _reset(writer)
+        if not self._reading.is_set():
+            self.held_bodies.release()
+            await self._reading.wait()
+        if headers.get("expect") == "100-continue":
+            writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if fault is Fault.CUT:
+            await reader.readexactly(self._rng.randrange(size) if size else 0)
+            return _reset(writer)
+        stored = Object(
+            await reader.readexactly(size),
+            headers.get("x-amz-meta-s3daemon-id", ""),
+            {name: value for name, value in headers.items() if name.startswith("x-amz-meta-")},
+        )
+        if fault not in (Fault.REFUSED_503, Fault.HUNG_UP):
+            self.objects[name] = stored
+            self.puts.append(Put(name, stored.id, stored.etag))
+        if self.latency_s:
+            await asyncio.sleep(self.latency_s)
+        if fault in (Fault.HUNG_UP, Fault.HUNG_UP_KEPT):
+            return False
+        status = {Fault.REFUSED_503: 503, Fault.FAILED_500_KEPT: 500}.get(fault, 200) if fault else 200
+        _say(writer, status, {"ETag": f'"{stored.etag}"'} if status == 200 else {})  # noqa: PLR2004 - HTTP's
+        await writer.drain()
+        return True
+
+    def _fate(self) -> Fault | None:
+        drawn = self._rng.random()
+        for fault, share in self.faults.items():
+            drawn -= share
+            if drawn < 0:
+                return fault
+        return None
+
+
+def _say(
+    writer: asyncio.StreamWriter, status: int, headers: Mapping[str, str], body: bytes = b"", length: int = 0
+) -> None:
+    lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{name}: {value}" for name, value in headers.items())]
+    writer.write("\r\n".join([*lines, f"Content-Length: {length or len(body)}", "\r\n"]).encode() + body)
+
+
+def _reset(writer: asyncio.StreamWriter) -> bool:
+    """End a connection with a reset; False, for no other request may follow."""
+    with suppress(OSError):
+        writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    writer.transport.abort()
+    return False
+
+
+@contextmanager
+def flaky(seed: int = 1) -> Iterator[FlakyS3]:
+    """Run one, listening and without faults, for the time of a ``with`` block."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="flaky S3")
+    thread.start()
+    made = FlakyS3(loop, free_ports(1)[0], seed)
+    try:
+        made.open()
+        yield made
+    finally:
+        made.refuse()
+        made.release()
+        asyncio.run_coroutine_threadsafe(_ended(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
+
+
+async def _ended() -> None:
+    """Wait until every connection's task is over."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    if others:
+        await asyncio.wait(others)

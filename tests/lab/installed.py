@@ -1,0 +1,170 @@
+"""The service in the box, installed from the tree by hand as an operator may do it, and the words to speak to it with."""
+
+import json
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from subprocess import CompletedProcess
+from typing import Any, TypeVar
+
+from lab.box import Box
+from lab.env import TREE, free_ports
+from lab.processes import Process, ProgramError, start
+from lab.s3 import S3Server
+
+PORT = 15555
+"""Where s3daemon.socket listens, unless somebody else does on this host, whose network the box shares."""
+
+CA = "/etc/s3daemon-ca.pem"
+_PLACES = {
+    "s3daemon.service": "/etc/systemd/system",
+    "s3daemon@.service": "/etc/systemd/system",
+    "s3daemon.socket": "/etc/systemd/system",
+    "s3daemon@.socket": "/etc/systemd/system",
+    "s3daemon.catalog": "/usr/lib/systemd/catalog",
+}
+_SYSUSERS = "/usr/lib/sysusers.d/s3daemon.conf"
+
+Found = TypeVar("Found")
+
+
+class Service:
+    """One instance of the service: ``s3daemon``, or ``s3daemon@PORT``."""
+
+    def __init__(self, box: Box, name: str, port: int) -> None:
+        """Describe it."""
+        self.box = box
+        self.name = name
+        self.port = port
+        self.unit, self.door = f"{name}.service", f"{name}.socket"
+        self.environment_file = box.root / "etc/sysconfig" / name
+
+    def configure(self, server: S3Server, **variables: str) -> None:
+        """Write the environment file, root's alone, for a store and with further variables."""
+        given = server.settings()
+        if server.ca is not None:
+            self.box.put(server.ca, CA)
+            given["AWS_CA_BUNDLE"] = CA
+        self.write("".join(f"{name}={value}\n" for name, value in (given | variables).items()))
+
+    def write(self, text: str) -> None:
+        """Write the environment file as it is given."""
+        self.environment_file.parent.mkdir(exist_ok=True)
+        self.environment_file.touch(mode=0o600)
+        self.environment_file.write_text(text)
+
+    def systemctl(self, *words: str, check: bool = True) -> CompletedProcess[str]:
+        """Run systemctl."""
+        return self.box.exec("systemctl", *words, check=check)
+
+    def show(self, name: str, unit: str = "") -> str:
+        """One property of the service, or of another unit."""
+        return self.systemctl("show", "--value", "-p", name, unit or self.unit).stdout.strip()
+
+    def wait_show(self, name: str, wanted: str | Callable[[str], bool], timeout: float = 60.0) -> str:
+        """Wait until a property of the service is as wanted."""
+        fits = wanted if callable(wanted) else wanted.__eq__
+        return until(lambda: self.show(name), fits, f"{name} of {self.unit} as wanted", timeout)
+
+    def main_pid(self) -> int:
+        """The daemon's process id inside the box, 0 when there is none."""
+        return int(self.show("MainPID"))
+
+    def send(self, *words: str, check: bool = True) -> CompletedProcess[str]:
+        """Run `send` with these arguments to its end."""
+        return self.box.exec("/usr/bin/send", *words, check=check, env=self._environ(), timeout=150)
+
+    def sending(self, *words: str) -> AbstractContextManager[Process]:
+        """Run `send` for the time of a ``with`` block."""
+        return self.running("/usr/bin/send", *words)
+
+    def running(self, *words: str) -> AbstractContextManager[Process]:
+        """Run a command that may call `send` for the time of a ``with`` block."""
+        settings = [f"{name}={value}" for name, value in self._environ().items()]
+        return start(*self.box.command("env", *settings, *words), name=words[0].rpartition("/")[2])
+
+    def _environ(self) -> dict[str, str]:
+        return {"S3DAEMON_PORT": str(self.port)}
+
+    def journal(self, *matches: str) -> list[dict[str, Any]]:
+        """This service's journal entries with these fields."""
+        self.box.exec("journalctl", "--sync")
+        written = self.box.exec("journalctl", "-u", self.unit, "-o", "json", "--all", *matches).stdout
+        return [json.loads(line) for line in written.splitlines()]
+
+    def records(self, key: str, count: int = 1) -> list[dict[str, Any]]:
+        """The records of transfers to a key, once there are so many: they are written after the client has its answer."""
+        match = f"S3DAEMON_KEY={key}", "S3DAEMON_OUTCOME=stored"
+        return until(lambda: self.journal(*match), lambda found: len(found) >= count, f"{count} records of {key}")
+
+    @contextmanager
+    def drop_in(self, text: str) -> Iterator[None]:
+        """Change the unit for the time of a ``with`` block, as `systemctl edit --runtime` does."""
+        folder = self.box.root / f"etc/systemd/system/{self.unit}.d"
+        folder.mkdir(exist_ok=True)
+        (folder / "test.conf").write_text(f"[Service]\n{text}\n")
+        self.systemctl("daemon-reload")
+        try:
+            yield
+        finally:
+            shutil.rmtree(folder)
+            self.systemctl("daemon-reload")
+
+    def stop(self) -> None:
+        """Stop it, and let nothing of it be left: a test that failed must not be the next one's."""
+        self.systemctl("stop", self.door, self.unit)
+        self.systemctl("reset-failed", self.door, self.unit, check=False)
+        if self.show("LoadState") == "loaded" and (self.box.root / f"var/lib/{self.name}").exists():
+            self.systemctl("clean", "--what=state", self.unit)
+        self.environment_file.unlink(missing_ok=True)
+
+
+@contextmanager
+def installed(box: Box) -> Iterator[Service]:
+    """Install units, user and catalog; take them away again."""
+    with ExitStack() as stack:
+        stack.callback(box.exec, "systemctl", "daemon-reload")
+        for name, place in _PLACES.items():
+            stack.callback(box.put(TREE / "systemd" / name, f"{place}/{name}").unlink)
+        stack.callback(box.put(TREE / "systemd/s3daemon.sysusers", _SYSUSERS).unlink)
+        box.exec("systemd-sysusers")
+        box.exec("journalctl", "--update-catalog")
+        port = _free_port()
+        if port != PORT:
+            folder = box.root / "etc/systemd/system/s3daemon.socket.d"
+            folder.mkdir()
+            stack.callback(shutil.rmtree, folder)
+            (folder / "port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
+        box.exec("systemctl", "daemon-reload")
+        yield Service(box, "s3daemon", port)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PORT))
+        except OSError:
+            return free_ports(1)[0]
+    return PORT
+
+
+def until(look: Callable[[], Found], fits: Callable[[Found], bool], what: str, timeout: float = 60.0) -> Found:
+    """Look again and again until what is seen fits; the one that did. Raises ProgramError with the last one seen."""
+    deadline = time.monotonic() + timeout
+    while not fits(found := look()):
+        if time.monotonic() > deadline:
+            raise ProgramError(f"no {what} within {timeout:g} s, but {found!r}")
+        time.sleep(0.1)
+    return found
+
+
+def write_file(box: Box, path: str, content: bytes) -> str:
+    """Put a file that everybody can read into the box; its path there."""
+    file = box.root / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(content)
+    file.chmod(0o644)
+    return path

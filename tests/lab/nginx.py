@@ -1,0 +1,76 @@
+"""A sink for PUTs: nginx writes each body to a file, in C, so that what a benchmark measures is the client.
+
+It knows no buckets, keys or signatures, and answers 201 or 204 without an ETag.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.certs import Authority
+from lab.env import free_ports, program
+from lab.processes import start
+from lab.s3 import S3Server
+
+_CONFIG = """\
+daemon off;
+{user}
+worker_processes 1;
+pid {dir}/nginx.pid;
+error_log stderr;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    client_max_body_size 0;
+    client_body_buffer_size 1m;
+    client_body_temp_path {dir}/incoming;
+    proxy_temp_path {dir}/unused; fastcgi_temp_path {dir}/unused;
+    uwsgi_temp_path {dir}/unused; scgi_temp_path {dir}/unused;
+    keepalive_requests 1000000;
+    keepalive_timeout 600s;
+    server {{
+        listen 127.0.0.1:{http};
+        listen 127.0.0.1:{https} ssl;
+        ssl_certificate {cert};
+        ssl_certificate_key {key};
+        root {objects};
+        location / {{ dav_methods PUT DELETE; create_full_put_path on; }}
+    }}
+}}
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sink(S3Server):
+    """The sink's HTTPS side."""
+
+    plain: S3Server
+    objects: Path
+    """Where bodies end up, each under its request's path."""
+
+
+@contextmanager
+def nginx(directory: Path, authority: Authority) -> Iterator[Sink]:
+    """Run the sink; raises UnavailableError without nginx."""
+    http, https = free_ports(2)
+    certificate = authority.issue("nginx")
+    objects = directory / "objects"
+    objects.mkdir()
+    config = directory / "nginx.conf"
+    config.write_text(
+        _CONFIG.format(
+            dir=directory,
+            user="user root;" if os.geteuid() == 0 else "",
+            http=http,
+            https=https,
+            cert=certificate.cert,
+            key=certificate.key,
+            objects=objects,
+        )
+    )
+    with start(program("nginx"), "-p", directory, "-c", config, "-e", "stderr", name="nginx") as process:
+        process.wait_port(https)
+        plain = S3Server(f"http://127.0.0.1:{http}", "any", "any")
+        yield Sink(f"https://localhost:{https}", "any", "any", authority.ca, plain=plain, objects=objects)

@@ -1,0 +1,305 @@
+"""A store that does as it is told: an HTTP/1.1 server whose behaviour is a script per request, and which keeps what it
+saw.
+
+It lives in the test's own event loop, on loopback, plain or with TLS. A script is an async function that gets an
+`Exchange` and uses its verbs: read the body or part of it, answer, hang up, reset, fall silent. What a peer does to it
+(a reset, an end) ends its script and shows in the exchange; a script that raises anything else fails the test.
+
+    async with scripted(put=hang_up_after(100)) as server:
+        ...
+    assert [seen.method for seen in server.seen] == ["PUT"]
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import socket
+import ssl
+import struct
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from typing import TypeAlias
+
+PATIENCE_S = 30.0
+"""How long `until` waits for what should come at once; ample for a busy machine."""
+
+_PIECE_BYTES = 64 * 1024
+
+
+class Exchange:
+    """One request as it came, and the verbs to treat it with."""
+
+    def __init__(
+        self, server: Scripted, connection: Connection, method: str, target: str, headers: dict[str, str]
+    ) -> None:
+        self.server = server
+        self.connection = connection
+        self.method = method
+        self.target = target
+        """As on the wire, still quoted."""
+        self.headers = headers
+        """Names in lower case."""
+        self.body = bytearray()
+        """What was read of it so far."""
+        self.over = False
+        """The script has ended, by itself or with its connection."""
+        self.kept = False
+        """It was answered, and the connection stays."""
+
+    @property
+    def length(self) -> int:
+        """Bytes that the body is said to have."""
+        return int(self.headers.get("content-length", "0"))
+
+    @property
+    def whole(self) -> bool:
+        """All of the body was read."""
+        return len(self.body) == self.length
+
+    async def read(self, limit: int | None = None) -> None:
+        """Read on until `limit` bytes of the body are here, or all; ConnectionError when they do not come."""
+        wanted = self.length if limit is None else min(limit, self.length)
+        while len(self.body) < wanted:
+            piece = await self.connection.reader.read(min(_PIECE_BYTES, wanted - len(self.body)))
+            if not piece:
+                raise ConnectionAbortedError("the peer ended within the body")
+            self.body += piece
+            self.server.note()
+
+    async def write(self, raw: bytes) -> None:
+        """Write what no verb writes."""
+        self.connection.writer.write(raw)
+        await self.connection.writer.drain()
+
+    async def answer(
+        self, status: int = 200, body: bytes = b"", *, version: str = "HTTP/1.1", headers: Mapping[str, str] | None = None
+    ) -> None:
+        """Answer; the connection stays unless the headers or the version say otherwise."""
+        named = {"Content-Length": str(len(body))} | dict(headers or {})
+        lines = [f"{version} {status} Scripted", *(f"{name}: {value}" for name, value in named.items()), "", ""]
+        await self.write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else body))
+        self.kept = version == "HTTP/1.1" and named.get("Connection", "").lower() != "close"
+
+    async def refuse(self, status: int, code: str, message: str = "", *, headers: Mapping[str, str] | None = None) -> None:
+        """Answer with S3's own form of an error."""
+        text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
+        await self.answer(status, text.encode(), headers={"Content-Type": "application/xml"} | dict(headers or {}))
+
+    async def silence(self) -> None:
+        """Neither read nor write any more, until the server ends."""
+        self.server.note()
+        await asyncio.get_running_loop().create_future()
+
+
+Script: TypeAlias = Callable[[Exchange], Awaitable[None]]
+
+
+class Connection:
+    """One connection that the server took."""
+
+    def __init__(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.number = number
+        self.reader = reader
+        self.writer = writer
+        self.open = True
+
+    def close(self) -> None:
+        """Hang up: a FIN after all that was written; a reset where something was not read."""
+        self.writer.close()
+
+    def half_close(self) -> None:
+        """Send a FIN and go on reading."""
+        self.writer.write_eof()
+
+    def reset(self) -> None:
+        """End it with a reset."""
+        sock = self.writer.get_extra_info("socket")
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.writer.transport.abort()
+
+
+class Scripted:
+    """The server. Made by `scripted`; `put` and `other` may be replaced at any time.
+
+    Args:
+        put: treats PUTs.
+        other: treats everything else.
+    """
+
+    def __init__(self, put: Script, other: Script) -> None:
+        self.put = put
+        self.other = other
+        self.url = ""
+        self.seen: list[Exchange] = []
+        self.connections: list[Connection] = []
+        self.objects: dict[str, bytes] = {}
+        """What `keep` stored, by target."""
+        self.ids: dict[str, str] = {}
+        """The s3daemon-id of each."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._waiters: list[asyncio.Future[None]] = []
+
+    @property
+    def puts(self) -> list[Exchange]:
+        """The PUTs among what was seen."""
+        return [seen for seen in self.seen if seen.method == "PUT"]
+
+    @property
+    def open_connections(self) -> list[Connection]:
+        """Those that neither side has ended."""
+        return [connection for connection in self.connections if connection.open]
+
+    def note(self) -> None:
+        """Something happened: whoever waits looks again."""
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        """Wait until the condition holds; it is looked at whenever something happened here."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not condition():
+                waiter = asyncio.get_running_loop().create_future()
+                self._waiters.append(waiter)
+                try:
+                    await waiter
+                finally:
+                    self._waiters.remove(waiter)
+
+    def take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Serve a new connection."""
+        connection = Connection(len(self.connections), reader, writer)
+        self.connections.append(connection)
+        self._tasks.add(asyncio.create_task(self._serve(connection)))
+        self.note()
+
+    async def _serve(self, connection: Connection) -> None:
+        try:
+            # What the peer may do at any time is no fault of a script.
+            with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, ssl.SSLError):
+                while await self._serve_one(connection):
+                    pass
+                connection.close()
+                await connection.writer.wait_closed()
+        finally:
+            connection.open = False
+            connection.writer.transport.abort()
+            self.note()
+
+    async def _serve_one(self, connection: Connection) -> bool:
+        head = (await connection.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        method, target, _ = head[0].split(" ")
+        headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
+        exchange = Exchange(self, connection, method, target, headers)
+        self.seen.append(exchange)
+        self.note()
+        try:
+            await (self.put if method == "PUT" else self.other)(exchange)
+        finally:
+            exchange.over = True
+            self.note()
+        return exchange.kept and exchange.whole
+
+    async def close(self) -> None:
+        """End every connection; raises what a script raised."""
+        for task in self._tasks:
+            task.cancel()
+        for result in await asyncio.gather(*self._tasks, return_exceptions=True):
+            if isinstance(result, Exception):
+                raise result
+
+
+async def keep(exchange: Exchange) -> None:
+    """Be a store: keep what is put, tell what is there, answer anything else with 200."""
+    server, target = exchange.server, exchange.target
+    await exchange.read()
+    if exchange.method == "PUT":
+        server.objects[target] = bytes(exchange.body)
+        server.ids[target] = exchange.headers.get("x-amz-meta-s3daemon-id", "")
+    elif exchange.method == "HEAD" and target not in server.objects:
+        await exchange.answer(404)
+        return
+    content = server.objects.get(target, b"")
+    headers = {"ETag": etag_of(content)}
+    if exchange.method == "HEAD":
+        headers |= {"Content-Length": str(len(content)), "x-amz-meta-s3daemon-id": server.ids[target]}
+    await exchange.answer(headers=headers)
+
+
+def etag_of(content: bytes) -> str:
+    """The ETag that S3 gives an object put whole."""
+    return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
+
+
+def hang_up_after(limit: int | None = None) -> Script:
+    """Take so much of the body (all, without a limit) and close the connection without an answer."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read(limit)
+
+    return script
+
+
+def reset_after(limit: int | None = None) -> Script:
+    """Take so much of the body and reset the connection."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read(limit)
+        exchange.connection.reset()
+
+    return script
+
+
+def silent_after(limit: int | None = None) -> Script:
+    """Take so much of the body and do nothing more."""
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read(limit)
+        await exchange.silence()
+
+    return script
+
+
+def answering(status: int = 200, body: bytes = b"", **headers: str) -> Script:
+    """Take the body and answer; underscores in the names of headers are hyphens."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read()
+        await exchange.answer(status, body, headers=named)
+
+    return script
+
+
+def refusing(status: int, code: str, message: str = "", **headers: str) -> Script:
+    """Take the body and refuse it as S3 does."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+
+    async def script(exchange: Exchange) -> None:
+        await exchange.read()
+        await exchange.refuse(status, code, message, headers=named)
+
+    return script
+
+
+@contextlib.asynccontextmanager
+async def scripted(
+    put: Script = keep, other: Script = keep, *, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1"
+) -> AsyncIterator[Scripted]:
+    """Run one, on a port that the kernel picks.
+
+    Its receive buffers are small, so that of a body of a few MiB only a part is acknowledged unless a script reads.
+    """
+    server = Scripted(put, other)
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _PIECE_BYTES)
+    listener.bind((address, 0))
+    running = await asyncio.start_server(server.take, sock=listener, ssl=tls, limit=_PIECE_BYTES)
+    host = "localhost" if tls is not None else address
+    server.url = f"{'http' if tls is None else 'https'}://{host}:{listener.getsockname()[1]}"
+    try:
+        yield server
+    finally:
+        running.close()
+        await server.close()

@@ -1,0 +1,107 @@
+"""The daemon's own way to a store, put together for a test: settings, lanes, signer, store, and files to send."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import gc
+import os
+import random
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ParamSpec
+
+from s3daemon.body import Source
+from s3daemon.connections import Lanes
+from s3daemon.request import Destination, Request, Transfer
+from s3daemon.settings import Settings
+from s3daemon.signing import Signer
+from s3daemon.store import Store, Stored
+from s3daemon.tcp import Clock
+
+LONGEST_S = 240.0
+"""No test in a loop takes this long; one that hangs fails with the stack of where it hung."""
+_OLD_NS = 1_600_000_000 * 10**9
+
+P = ParamSpec("P")
+
+
+def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Run an async test in a loop of its own; what nobody awaited or nobody caught in there fails it."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        stray: list[dict[str, Any]] = []
+
+        async def main() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
+            await asyncio.wait_for(test(*args, **kwargs), LONGEST_S)
+            gc.collect()
+            await asyncio.sleep(0)
+
+        asyncio.run(main())
+        assert not stray
+
+    return run
+
+
+def settings_for(url: str, **changes: Any) -> Settings:
+    """Settings for a server of the test's own: one connection, and limits as short as they may be."""
+    given: dict[str, Any] = {
+        "endpoint_url": url,
+        "access_key": "testkey",
+        "secret_key": "testsecret",
+        "state_dir": "/nonexistent",
+        "max_connections": 1,
+        "stall_timeout_s": 1.0,
+        "answer_timeout_s": 1.0,
+    }
+    return Settings(**given | changes)
+
+
+@dataclass(frozen=True)
+class Sender:
+    """Lanes and a store over them."""
+
+    lanes: Lanes
+    store: Store
+
+    async def put(self, file: Path, key: str = "key", bucket: str = "bucket") -> Stored:
+        """Open the file and send it, as one attempt of a new transfer."""
+        source = Source.open(os.fspath(file))
+        try:
+            return await self.store.put(transfer_of(source, key, bucket), source)
+        finally:
+            source.close()
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.lanes.close()
+
+
+def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Transfer:
+    """A new transfer of an open file."""
+    return Transfer.accept(Request(source.path, Destination(bucket, key)), source.state, 0)
+
+
+@contextlib.asynccontextmanager
+async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[Sender]:
+    """A store for these settings, closed at the end."""
+    lanes = Lanes(settings, clock)
+    signer = Signer(settings)
+    store = Store(settings, lanes, signer)
+    await signer.open()
+    try:
+        yield Sender(lanes, store)
+    finally:
+        await signer.close()
+        await lanes.close()
+
+
+def a_file(path: Path, size: int) -> Path:
+    """Make a file of random content that was last changed long ago, so that any change shows in its time."""
+    path.write_bytes(random.Random(size).randbytes(size))
+    os.utime(path, ns=(_OLD_NS, _OLD_NS))
+    return path
