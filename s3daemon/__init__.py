@@ -16,6 +16,7 @@ What is kept
     spoolrows     a row of the spool, and what may become of it
     spooldb       the SQLite file: schema and statements
     spooldir      the state directory: lock, ballast, what recovery does to each leftover
+    spoolrescue   a damaged file: what can be read of it is carried over
     spoolwriter   the thread that writes: one commit for all that waits
     spool         accepted transfers on disk: the face of the four above, and the only one that others use
 

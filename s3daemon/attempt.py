@@ -7,12 +7,13 @@ And the next transfer to that destination looks once more after it was stored: a
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
-from .errors import AttemptError, FileError, S3daemonError, one_line
+from .errors import AttemptError, FileError, S3daemonError, SpoolError, one_line
 from .request import Destination, FileState
 from .schedule import Job
 from .settings import Settings
@@ -40,6 +41,12 @@ async def open_file(path: str, settings: Settings, opener: Callable[..., Source]
         opening.add_done_callback(_close_late)
         limit = settings.stall_timeout_s
         raise FileError("ReadFailed", f"{one_line(path)}: its file system did not answer for {limit:g} s") from exc
+
+
+async def _noted(change: Awaitable[None]) -> None:
+    """A full disk refuses new transfers, but does not hold up accepted ones: the spool writes the change when it can."""
+    with contextlib.suppress(SpoolError):
+        await change
 
 
 def _close_late(opening: asyncio.Future[Source]) -> None:
@@ -79,7 +86,6 @@ class Attempts:
         Raises:
             AttemptError: it failed; when `ambiguous`, the job and its destination remember.
             FileError: the file cannot be sent now.
-            SpoolError: the spool could not be told; nothing was sent.
         """
         job.attempts += 1
         try:
@@ -113,7 +119,7 @@ class Attempts:
             elif job.unknown and isinstance(found := await self.store.find(job.transfer), Stored):
                 return found
             if not job.begun:
-                await self._spool.begin(job.transfer.id)
+                await _noted(self._spool.begin(job.transfer.id))
                 job.begun = True
             stored = await self.store.put(job.transfer, source)
         finally:
@@ -125,7 +131,7 @@ class Attempts:
         """The file is not the one that was accepted: what is there now is what is sent, and the record says so."""
         job.changed = True
         job.transfer = replace(job.transfer, seen=state)
-        await self._spool.rejoin(job.transfer)
+        await _noted(self._spool.rejoin(job.transfer))
 
     async def _confirm(self, job: Job) -> None:
         id_, until = self._doubts.get(job.transfer.destination, ("", 0.0))

@@ -122,6 +122,8 @@ class FileBody(Payload):
                     if hashing is not None:
                         await hashing
                     hashing = asyncio.get_running_loop().run_in_executor(None, self._md5.update, chunk)
+                    if self.sent + len(chunk) == len(self):  # the answer may end this coroutine before all was hashed
+                        await hashing
                 await writer.write(chunk)
                 self.sent += len(chunk)
         except FileError as exc:

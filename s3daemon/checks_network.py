@@ -69,8 +69,8 @@ async def reach(settings: Settings, report: Report, wall: Clock) -> list[Reached
     try:
         async with asyncio.timeout(limit_s):
             found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
-    except (OSError, TimeoutError) as exc:
-        why = exc.strerror if isinstance(exc, socket.gaierror) else f"no answer within {limit_s:g} s"
+    except (OSError, UnicodeError) as exc:
+        why = f"no answer within {limit_s:g} s" if isinstance(exc, TimeoutError) else getattr(exc, "strerror", str(exc))
         report.fail("endpoint", f"{url.host} does not resolve, {why}: mend S3_ENDPOINT_URL or the host's resolver")
         return []
     addresses = {str(item[4][0]): item for item in found}

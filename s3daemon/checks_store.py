@@ -11,6 +11,7 @@ import tempfile
 import time
 from asyncio import timeout
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -96,13 +97,19 @@ class StoreChecks:
 
     async def _clock(self, lanes: Lanes) -> None:
         url = URL(self._settings.endpoint_url)
-        try:
-            async with lanes.take() as lane, timeout(self._settings.stall_timeout_s):
-                response = await lane.request("GET", str(url.with_path("/")), {}, None)
-            skew = parsedate_to_datetime(response.headers.get("Date", "")).timestamp() - self._wall()
-        except (aiohttp.ClientError, OSError, TimeoutError):
+        date: str | None = None
+        for _ in range(self._tries):
+            with suppress(aiohttp.ClientError, OSError):
+                async with lanes.take() as lane, timeout(self._settings.stall_timeout_s):
+                    response = await lane.request("GET", str(url.with_path("/")), {}, None)
+                date = response.headers.get("Date", "")
+                break
+        if date is None:
             text = f"an unsigned request got no answer; does that port speak {url.scheme}?"
             self._report.note("clock", f"not compared: {text}")
+            return
+        try:
+            skew = parsedate_to_datetime(date).timestamp() - self._wall()
         except ValueError:
             self._report.note("clock", "not compared: the store's answer has no date")
         else:

@@ -73,11 +73,16 @@ def door(report: Report, host: Host, unit: Unit | None, port: int) -> bool:
     ports = {int(number) for number in re.findall(r":(\d+)$", "\n".join(doors), re.MULTILINE)} or {port}
     listening = [(address, at) for address, at in _listeners(host) if at in ports]
     missing = ports - {at for _, at in listening}
+    state, start = "", "start s3daemon"
+    if unit and unit.installed(host):
+        state = host.systemctl("is-active", f"{unit.name}.socket")
+        start = f"systemctl enable --now {unit.name}.socket {unit.name}.service"
     for at in sorted(missing):
-        start = "start s3daemon"
-        if unit and unit.installed(host):
-            start = f"systemctl enable --now {unit.name}.socket {unit.name}.service"
         report.fail("socket", f"nothing listens at port {at}: {start}")
+    if unit and not missing and state not in ("", "active"):
+        text = "something else has its port, such as a daemon started by hand: stop that"
+        report.fail("socket", f"{unit.name}.socket is {state}, and {text}, and {start}")
+        return False
     if not missing:
         report.ok("socket", ", ".join(f"{address} port {at}" for address, at in listening) + " takes requests")
     for address, at in listening:

@@ -38,7 +38,7 @@ class Endpoint:
         self._inherits = before is not None and all(
             getattr(settings, name) == getattr(before._settings, name) for name in _OF_LANES
         )
-        self.lanes = before.lanes if before is not None and self._inherits else Lanes(settings)
+        self.lanes: Lanes = before.lanes if before is not None and self._inherits else Lanes(settings)
         self.signer = Signer(settings)
         self.store = Store(settings, self.lanes, self.signer)
 

@@ -28,6 +28,8 @@ def _bad(text: str) -> RequestError:
 
 def _is_plain(text: str) -> bool:
     """Whether `text` is UTF-8 and free of control characters (lone surrogates are neither)."""
+    if text.isascii():
+        return text.isprintable()
     return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
 
 

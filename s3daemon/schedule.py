@@ -31,7 +31,7 @@ class Job:
         transfer: what to do.
         accepted_at: monotonic seconds of acceptance; of this process's start for what an earlier one accepted.
         accepted_service: service time at acceptance, seconds (see `retry.ServiceClock`).
-        live: accepted by this process, and no attempt failed.
+        live: accepted, or asked for again, by this process; since then no attempt failed and no outage ended.
         attempts: made so far.
         begun: the spool says that an attempt may have begun.
         unknown: an earlier attempt may have stored the object: look before sending.
@@ -65,6 +65,10 @@ class Job:
     durable: asyncio.Future[None] | None = None
     task: asyncio.Task[None] | None = None
 
+    def __lt__(self, other: Job) -> bool:
+        """In the order accepted; for heaps."""
+        return self.seq < other.seq
+
     @property
     def small(self) -> bool:
         """Takes no bandwidth worth sharing."""
@@ -83,11 +87,11 @@ class Schedule:
         self._chains: dict[Destination, deque[Job]] = {}
         self._by_id: dict[str, Job] = {}
         self._running: set[Job] = set()
-        # Heaps of (seq, job) by rank and size. An entry that no longer tells the truth is dropped when it comes up.
-        self._ready: dict[tuple[bool, bool], list[tuple[int, Job]]] = {
+        # Heaps by rank and size. An entry that no longer tells the truth is dropped when it comes up.
+        self._ready: dict[tuple[bool, bool], list[Job]] = {
             (live, small): [] for live in (True, False) for small in (True, False)
         }
-        self._delayed: list[tuple[float, int, Job]] = []  # likewise
+        self._delayed: list[tuple[float, Job]] = []  # likewise
 
     def resize(self, slots: int) -> None:
         """Let `slots` run at once from now on; some are kept from large transfers, half of them from the backlog."""
@@ -139,14 +143,14 @@ class Schedule:
     def take(self, now: float) -> Job | None:
         """The next one to run at monotonic time `now`, None when there is none; it counts as running from here on."""
         while self._delayed and self._delayed[0][0] <= now:
-            not_before, _, job = heapq.heappop(self._delayed)
+            not_before, job = heapq.heappop(self._delayed)
             if job.not_before == not_before:
                 self.end_delay(job)
         for live in (True, False):
             sizes = [small for small in (True, False) if self._may_run(live, small)]
-            found = [entry for small in sizes if (entry := self._peek(live, small))]
-            if found:
-                job = min(found, key=lambda entry: entry[0])[1]
+            heads = [head for small in sizes if (head := self._peek(live, small))]
+            if heads:
+                job = min(heads)
                 self._running.add(job)
                 return job
         return None
@@ -159,19 +163,26 @@ class Schedule:
         """Its attempt ended, the transfer did not: a candidate again at monotonic time `not_before`."""
         self._running.discard(job)
         job.not_before = not_before
-        heapq.heappush(self._delayed, (not_before, job.seq, job))
+        heapq.heappush(self._delayed, (not_before, job))
 
     def end_delay(self, job: Job) -> None:
-        """Let it wait no longer."""
+        """Let it wait no longer. A request may have made it live before, which raises its head too."""
         job.not_before = 0.0
-        self._offer(job)
+        self._offer(self._chains[job.transfer.destination][0])
 
     def end_delays(self) -> None:
         """Let none wait: the endpoint is back."""
-        delayed, self._delayed = self._delayed, []
-        for not_before, _, job in delayed:
-            if job.not_before == not_before:
-                self.end_delay(job)
+        self._delayed = []
+        for chain in self._chains.values():
+            for job in chain:
+                job.not_before = 0.0
+            self._offer(chain[0])
+
+    def demote(self) -> None:
+        """What an outage kept waiting is backlog, tried or not: fresh transfers pass it. Ends delays too."""
+        for job in self._by_id.values():
+            job.live = False
+        self.end_delays()
 
     def remove(self, job: Job) -> None:
         """It is over."""
@@ -200,13 +211,13 @@ class Schedule:
 
     def _offer(self, job: Job) -> None:
         if self._is_candidate(job):
-            heapq.heappush(self._ready[self._is_live(job), job.small], (job.seq, job))
+            heapq.heappush(self._ready[self._is_live(job), job.small], job)
 
-    def _peek(self, live: bool, small: bool) -> tuple[int, Job] | None:
+    def _peek(self, live: bool, small: bool) -> Job | None:
         heap = self._ready[live, small]
         while heap:
-            job = heap[0][1]
+            job = heap[0]
             if self._is_candidate(job) and (self._is_live(job), job.small) == (live, small):
-                return heap[0]
+                return job
             heapq.heappop(heap)
         return None

@@ -14,8 +14,8 @@
 
 spooldb draws the schema, spooldir the files and what recovery does to each leftover, spoolwriter what is done while the
 disk refuses. Changes take effect in the order they were asked for: whatever was asked for before an awaited change is
-durable when that one is. When the file turns out to be damaged while it is open, it is replaced by what could be read of
-it, `on_replaced` is called, and its owner gives what it has in memory to `restore`.
+durable when that one is. When the file turns out to be damaged while it is open, it is replaced by what could be read
+of it, `on_replaced` is called, and its owner gives what it has in memory to `restore`.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import asyncio
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from .errors import StartError, one_line
@@ -195,11 +196,7 @@ class Spool:
         return await self._change(ids, again)
 
     async def drop(self, ids: Iterable[str]) -> set[str]:
-        """Remove transfers, pending or failed.
-
-        Returns:
-            the ids that there were.
-        """
+        """Remove transfers, pending or failed; give the ids that there were."""
         there = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
         await self._durably([Delete(seq) for seq in there.values()])
         return set(there)
@@ -213,10 +210,9 @@ class Spool:
         self._lazily(Expire(service_now - keep))
 
     async def restore(self, entries: Sequence[Entry]) -> None:
-        """Add those of `entries` that the spool does not have, as they are: after the file was replaced."""
-        for entry in entries:
-            self._seq_of.setdefault(entry.transfer.id, entry.seq)
-        await self._durably([Insert(entry, if_missing=True) for entry in entries])
+        """Add those of `entries` that the file lost; a seq that the spool gave counts, whatever theirs."""
+        own = [replace(entry, seq=self._seq_of.setdefault(entry.transfer.id, entry.seq)) for entry in entries]
+        await self._durably([Insert(entry, if_missing=True) for entry in own])
 
     async def close(self) -> None:
         """Write what is on its way, close the file, let others have the directory. Nothing the second time."""

@@ -136,9 +136,11 @@ class Uploader:
         self.pump()
 
     def _stored(self, job: Job, stored: Stored) -> None:
-        was_away = self.health.away or self.health.held
+        glitch, outage = self.health.away, self.health.known_away or self.health.held
         self.health.succeeded(job.started_at)
-        if was_away:
+        if outage:
+            self.schedule.demote()
+        elif glitch:
             self.schedule.end_delays()
         self._end(job)
         tell(job, Reply(Outcome.STORED, job.transfer.id))
@@ -164,8 +166,8 @@ class Uploader:
         self.schedule.release(job, now + delay)
 
     def _judge_file(self, error: S3daemonError, now: float) -> Verdict:
-        """A file's fault passes, or may: within the grace after a start. The spool's always does."""
-        if isinstance(error, SpoolError) or error.code in _PASSING or now - self._started_at < FILE_GRACE_S:
+        """A file's fault passes, or may: within the grace after a start."""
+        if error.code in _PASSING or now - self._started_at < FILE_GRACE_S:
             return Verdict.TRANSIENT
         return Verdict.PERMANENT
 

@@ -6,7 +6,7 @@ import asyncio
 import random
 import selectors
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from s3daemon.attempt import Attempts
@@ -67,6 +67,7 @@ class FakeSpool:
         self.failed: dict[str, tuple[str, str]] = {}
         self.begun: list[str] = []
         self.full = False
+        self._seq = 0
         self.commit: asyncio.Event | None = None
 
     async def add(self, transfer: Transfer, service_now: float, *, begun: bool) -> int:
@@ -74,17 +75,23 @@ class FakeSpool:
             await self.commit.wait()
         if self.full:
             raise SpoolError("SpoolFull", "no space")
-        self.rows[transfer.id] = Entry(len(self.rows) + 1, transfer, service_now, begun=begun)
-        return len(self.rows)
+        self._seq += 1
+        self.rows[transfer.id] = Entry(self._seq, transfer, service_now, begun=begun)
+        return self._seq
 
     async def rejoin(self, transfer: Transfer) -> None:
-        pass
+        self._change(transfer.id, transfer=transfer)
 
     async def begin(self, transfer_id: str) -> None:
         self.begun.append(transfer_id)
+        self._change(transfer_id, begun=True)
 
     def note(self, transfer_id: str, attempts: int, *, begun: bool, code: str, text: str) -> None:
-        pass
+        self._change(transfer_id, attempts=attempts, begun=begun, code=code, text=text)
+
+    def _change(self, transfer_id: str, **columns: Any) -> None:
+        if transfer_id in self.rows:
+            self.rows[transfer_id] = replace(self.rows[transfer_id], **columns)
 
     def stored(self, transfer_id: str, destination: Destination) -> None:
         self.rows.pop(transfer_id, None)
@@ -103,6 +110,7 @@ class FakeStore:
     objects: dict[Destination, str] = field(default_factory=dict)
     puts: list[tuple[float, str]] = field(default_factory=list)
     finds: list[str] = field(default_factory=list)
+    ever: set[str] = field(default_factory=set)
     in_flight: int = 0
     most: int = 0
 
@@ -117,10 +125,14 @@ class FakeStore:
         error = self.answer(transfer)
         if error is not None:
             if getattr(error, "arrived", False):
-                self.objects[transfer.destination] = transfer.id
+                self._keep(transfer)
             raise error
-        self.objects[transfer.destination] = transfer.id
+        self._keep(transfer)
         return Stored(etag="", size=source.state.size)
+
+    def _keep(self, transfer: Transfer) -> None:
+        self.objects[transfer.destination] = transfer.id
+        self.ever.add(transfer.id)
 
     async def find(self, transfer: Transfer) -> Stored | Absence:
         self.finds.append(transfer.id)

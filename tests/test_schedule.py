@@ -68,6 +68,29 @@ def test_a_live_one_lends_its_rank() -> None:
     assert schedule.take(0.0) is old
 
 
+def test_one_that_is_asked_for_again_raises_what_stands_before_it() -> None:
+    """A transfer that becomes live while it waits behind another neither loses it nor leaves it in the backlog."""
+    schedule = Schedule(1)
+    jobs = [job("other", live=False), job("k", live=False), job("k", live=False)]
+    for each in jobs:
+        schedule.add(each)
+    jobs[2].live = True
+    schedule.end_delay(jobs[2])
+    assert schedule.take(0.0) is jobs[1]
+
+
+def test_what_waited_out_an_outage_is_backlog() -> None:
+    """When the endpoint is back, fresh transfers pass all that it kept waiting, tried or not."""
+    schedule = Schedule(2)
+    for n in range(10):
+        schedule.add(job(f"old{n}", SMALL))
+    schedule.demote()
+    assert len(taken(schedule)) == 1
+    fresh = job("fresh", SMALL)
+    schedule.add(fresh)
+    assert taken(schedule) == [fresh]
+
+
 def test_small_ones_pass_a_wall_of_large_ones() -> None:
     """Large ones leave slots free; live ones find some although the backlog is endless."""
     schedule = Schedule(25)
@@ -147,6 +170,12 @@ class Walk(RuleBasedStateMachine):
             found = self.running.pop(index)
             found.live = found.live and live
             self.schedule.release(found, self.now + delay)
+
+    @rule(index=st.integers(0, 20))
+    def join(self, index: int) -> None:
+        if index < len(self.everything) and (found := self.everything[index]) not in self.running:
+            found.live = True
+            self.schedule.end_delay(found)
 
     @rule(index=st.integers(0, 20))
     def remove(self, index: int) -> None:
