@@ -4,55 +4,62 @@ The modules in reading order. Data flows down this list; imports point only towa
 that.
 
 What is said
-    errors        the exception tree
-    values        how the text of a variable is read: durations, sizes, rates, names
-    settings      every variable of the environment: unit, default, reason
-    request       Destination, Request, Transfer: frozen, valid by construction
-    wire          the line protocol without I/O
+    errors          the exception tree
+    values          how the text of a variable is read: durations, sizes, rates, names
+    settings        every variable of the environment: unit, default, reason
+    request         Destination, Request, Transfer: frozen, valid by construction
+    wire            the line protocol without I/O
 
 What is kept
-    retry         what a failed attempt means and when to try again: pure, no clock, no sleep
-    health        whether the endpoint is up, away, or the queue held
-    spoolrows     a row of the spool, and what may become of it
-    spooldb       the SQLite file: schema and statements
-    spooldir      the state directory: lock, ballast, what recovery does to each leftover
-    spoolrescue   a damaged file: what can be read of it is carried over
-    spoolwriter   the thread that writes: one commit for all that waits
-    spool         accepted transfers on disk: the face of the four above, and the only one that others use
+    retry           what a failed attempt means and when to try again: pure, no clock, no sleep
+    health          whether the endpoint is up, away, or the queue held
+    spoolrows       a row of the spool, and what may become of it
+    spooldb         the SQLite file: schema and statements
+    spooldir        the state directory: lock, ballast, what recovery does to each leftover
+    spoolrescue     a damaged file: what can be read of it is carried over
+    spoolwriter     the thread that writes: one commit for all that waits
+    spool           accepted transfers on disk: the face of the four above, and the only one that others use
 
 What is sent
-    source        a regular file, opened for sending: checked before, and again after
-    body          a file as a request body: sent once, read without blocking
-    tcp           socket options, TCP_INFO, and when an upload is stalled
-    lane          one warm connection
-    upload        what was acknowledged since a body began
-    connections   all lanes, kept open
-    answers       what went wrong, in our own words
-    signing       aiobotocore's client, made to sign and parse
-    store         one file to S3, and what the answer means
-    endpoint      connections, keys and client of one store, as the settings describe it
+    source          a regular file, opened for sending: checked before, and again after
+    body            a file as a request body: sent once, read without blocking
+    tcp             socket options, TCP_INFO, and when an upload is stalled
+    pacing          the bandwidth, shared among the uploads under way
+    lane            one warm connection
+    upload          what was acknowledged since a body began
+    connections     all lanes, kept open
+    answers         what went wrong, in our own words
+    signing         aiobotocore's client, made to sign and parse
+    store           one file to S3, and what the answer means
+    endpoint        connections, keys and client of one store, as the settings describe it
 
 What becomes of it
-    record        TransferRecord: one schema for the journal and the reports
-    journal       records and log lines to the journal, or to standard error; never blocks the event loop
-    schedule      who goes next
-    outcome       what became of a transfer, in the journal's terms
-    attempt       one attempt: open, look, send, confirm
-    waiters       who waits for a transfer's end, and when they are told not to
-    uploader      spool -> store -> record: states, attempts, draining
-    intake        requests become transfers
+    record          TransferRecord: one schema for the journal and the reports
+    journal         records and log lines to the journal, or to standard error; never blocks the event loop
+    schedule        who goes next
+    outcome         what became of a transfer, in the journal's terms
+    attempt         one attempt: open, look, send, confirm
+    waiters         who waits for a transfer's end, and when they are told not to
+    uploader        spool -> store -> record: states, attempts, draining
+    intake          requests become transfers
 
 Who talks to us
-    manager       systemd's side: sockets and stored descriptors, notifications, watchdog, signals
-    server        the listener: bytes <-> wire
-    listing       the queue as a table
-    control       the private socket: reload, queue, status
-    asking        its other end, for the subcommands
-    operations    what operators ask there
-    service       the daemon put together
-    queue         `s3daemon queue`
-    check         `s3daemon check`
-    __main__      the command line
+    manager         systemd's side: sockets and stored descriptors, notifications, watchdog, signals
+    server          the listener: bytes <-> wire
+    listing         the queue as a table
+    control         the private socket: reload, queue, status
+    asking          its other end, for the subcommands
+    operations      what operators ask there
+    service         the daemon put together
+    queue           `s3daemon queue`
+    envfile         systemd's environment file, read as systemd reads it
+    findings        what `check` finds, as lines; the host it looks at
+    checks_network  the way to the store: name, addresses, TLS
+    checks_store    the store: clock, keys, an object put there
+    checks_host     kernel, disk, journal, who may ask
+    checks_unit     the service: door, daemon, what the package installed
+    check           `s3daemon check`
+    __main__        the command line
 
 What the package does not do: it never deletes or changes a source file, and never lists or reads a bucket beyond
 looking up an object that it may have stored itself.

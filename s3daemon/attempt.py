@@ -44,7 +44,7 @@ async def open_file(path: str, settings: Settings, opener: Callable[..., Source]
 
 
 async def _noted(change: Awaitable[None]) -> None:
-    """A full disk refuses new transfers, but does not hold up accepted ones: the spool writes the change when it can."""
+    """A full disk holds up no accepted transfer, new ones alone: the spool writes the change when it can."""
     with contextlib.suppress(SpoolError):
         await change
 

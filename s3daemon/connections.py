@@ -20,6 +20,7 @@ import aiohttp
 from yarl import URL
 
 from .lane import Lane
+from .pacing import Pacer
 from .settings import Settings
 from .tcp import Clock
 
@@ -46,7 +47,8 @@ class Lanes:
         self._clock = clock
         self._url = URL(settings.endpoint_url)
         tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if self._url.scheme == "https" else None
-        self._all = [Lane(settings, tls, clock) for _ in range(settings.max_connections)]
+        self.pacer = Pacer(settings.bwlimit_bps)
+        self._all = [Lane(settings, tls, self.pacer, clock) for _ in range(settings.max_connections)]
         self._idle = list(self._all)  # from the one used longest ago to the one used last
         self._waiting: list[asyncio.Future[None]] = []
         self._addresses: list[str] = []

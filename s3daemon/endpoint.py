@@ -39,6 +39,7 @@ class Endpoint:
             getattr(settings, name) == getattr(before._settings, name) for name in _OF_LANES
         )
         self.lanes: Lanes = before.lanes if before is not None and self._inherits else Lanes(settings)
+        self.lanes.pacer.set_limit(settings.bwlimit_bps)
         self.signer = Signer(settings)
         self.store = Store(settings, self.lanes, self.signer)
 

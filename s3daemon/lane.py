@@ -20,6 +20,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
 from . import tcp
+from .pacing import Pacer
 from .settings import Settings
 
 
@@ -53,6 +54,7 @@ class Lane:
     Args:
         settings: timeouts and congestion control.
         tls: shared by all lanes; None for plain HTTP.
+        pacer: shares the bandwidth among all lanes.
         clock: monotonic seconds.
 
     Attributes:
@@ -61,7 +63,8 @@ class Lane:
         persistent: the server kept the connection after its last answer.
     """
 
-    def __init__(self, settings: Settings, tls: ssl.SSLContext | None, clock: tcp.Clock) -> None:
+    def __init__(self, settings: Settings, tls: ssl.SSLContext | None, pacer: Pacer, clock: tcp.Clock) -> None:
+        self.pacer = pacer
         self.opened = 0
         self.used_at = clock()
         self.persistent = True
@@ -92,6 +95,7 @@ class Lane:
         tcp.prepare(
             sock, user_timeout_s=2 * self._settings.stall_timeout_s + 10, congestion=self._settings.congestion
         )
+        self.pacer.prepare(sock)
         self._sock = sock
         self.opened += 1
         return sock

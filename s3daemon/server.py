@@ -193,9 +193,10 @@ class Server:
         try:
             events: set[asyncio.Future[Any]] = {ticket.outcome, self._leaving}
             await asyncio.wait(events, timeout=self.settings.wait_limit_s, return_when=asyncio.FIRST_COMPLETED)
+            # Nothing is said to be kept before it is; nor to be stored while a crash could bring back what is older.
+            await ticket.durable
             if ticket.outcome.done() and ticket.outcome.result().outcome is not Outcome.DEFERRED:
                 return ticket.outcome.result()
-            await ticket.durable  # nothing is said to be kept before it is
             if kept and self._leaving.done() and not ticket.outcome.done():
                 kept = False
                 raise _LeftError

@@ -140,24 +140,23 @@ class Service:
 
     async def _report(self) -> None:
         """Keep STATUS and the seconds of service up to date."""
-        ticked_at = late_at = time.monotonic()
+        ticked_at = time.monotonic()
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
             await self._operations.count_failed()
             self._manager.status(self._operations.line())
-            now = time.monotonic()
-            if now - ticked_at >= TICK_EVERY_S:
-                ticked_at = now
+            if time.monotonic() - ticked_at >= TICK_EVERY_S:
+                ticked_at = time.monotonic()
                 service_now = self._uploader.service.now()
                 self._spool.tick(service_now)
                 self._spool.expire(service_now, self._settings.keep_failed_s)
-            late = [job for job in self._uploader.schedule.running if job.live and now - job.accepted_at > LATE_S]
-            if late and now - late_at >= TICK_EVERY_S:
-                late_at = now
-                oldest = min(late, key=lambda job: job.accepted_at)
-                age_s = now - oldest.accepted_at
-                id_ = oldest.transfer.id
-                _log.warning("%d live transfers are late, the oldest %.0f s old: %s", len(late), age_s, id_)
+                self._warn_of_late(ticked_at)
+
+    def _warn_of_late(self, now: float) -> None:
+        late = [job for job in self._uploader.schedule.jobs if job.live and now - job.accepted_at > LATE_S]
+        if late:
+            age_s, id_ = now - late[0].accepted_at, late[0].transfer.id
+            _log.warning("%d live transfers are late, the oldest, %s, is %.0f s old", len(late), id_, age_s)
 
     def _restore(self) -> None:
         """The spool's file was damaged and replaced: give it again what is in memory."""

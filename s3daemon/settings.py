@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .errors import SettingsError, one_line
-from .values import Kind, Variable, choice, count, duration, endpoint, matching, names, path, paths, rate, size
+from .values import Kind, Variable, choice, count, duration, endpoint, matching, names, path, paths, rate
 
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
@@ -97,10 +97,6 @@ class Settings:
     # TCP_CA_NAME_MAX is 16 with its NUL.
     congestion: str = _var("S3DAEMON_CONGESTION", "", matching("[a-z0-9_-]{1,15}", "a name such as bbr or cubic"),
         "TCP congestion control of the uploads; without it the system's.")
-    # S3 takes parts from 5 MiB and single PUTs up to 5 GiB, hence both bounds of both.
-    multipart_threshold_bytes: int = _var("S3DAEMON_MULTIPART_THRESHOLD", "100MiB", size("5MiB", "5GiB"),
-        "Files above this go in parts: below, the two more round trips cost more than they gain.")
-    part_size_bytes: int = _var("S3DAEMON_PART_SIZE", "64MiB", size("5MiB", "5GiB"), "The size of a part.")
     verify: str = _var("S3DAEMON_VERIFY", "auto", choice("auto", "off"),
         "auto: what was sent is compared with the store's ETag when that is an MD5; off: only the length is.")
     allowed_roots: tuple[str, ...] = _var("S3DAEMON_ALLOWED_ROOTS", "", paths(),

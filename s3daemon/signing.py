@@ -78,12 +78,18 @@ class Signer:
         )
         events = self.client.meta.events
         events.register("before-send.s3", self._send)
+        events.register("before-call.s3", _stay_here)
         # Its pattern refuses Ceph's `tenant:bucket`; the store is the judge of names.
         events.unregister("before-parameter-build.s3", botocore.handlers.validate_bucket_name)
 
     async def close(self) -> None:
         """Close the client."""
         await self._exit.aclose()
+
+
+def _stay_here(context: dict[str, Any], **_: object) -> None:
+    """Have botocore believe that it followed a redirect already: else it looks for the region and sends again."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _keys(settings: Settings) -> tuple[str, str, str]:

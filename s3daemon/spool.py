@@ -162,16 +162,14 @@ class Spool:
     def stored(self, transfer_id: str, destination: Destination) -> None:
         """The object is stored: forget the transfer, and the failures that it overtakes.
 
-        An `add` that has not reached the disk yet never will: it returns as if it had.
+        An `add` that has not reached the disk yet never will: it returns as if it had, when what was asked for before
+        it, such as the removal of older transfers to that destination, is durable.
         """
         seq = self._seq_of.pop(transfer_id, None)
         changes: list[Change] = [Overtake(destination)] if seq is None else [Delete(seq), Overtake(destination)]
         adding = self._adding.get(transfer_id)
-        answer = adding.answer if adding else None
         if adding is None or not self._writer.amend(adding, [Overtake(destination)]):
             self._lazily(*changes)
-        elif answer is not None and not answer.done():
-            answer.set_result(None)
 
     async def fail(
         self, transfer_id: str, attempts: int, code: str, text: str, service_now: float, *, told: bool

@@ -117,11 +117,11 @@ class Writer:
                 self._wake.notify()
 
     def amend(self, job: Job, changes: Sequence[Change]) -> bool:
-        """Turn a job that was put, but not taken yet, into other `changes` that nobody awaits; False: too late."""
+        """Turn a job that was put, but not taken yet, into other `changes`, which no disk refuses; False: too late."""
         with self._wake:
             if job.taken:
                 return False
-            job.changes, job.answer, job.refusable = changes, None, False
+            job.changes, job.refusable = changes, False
             return True
 
     def close(self) -> None:

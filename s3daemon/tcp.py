@@ -20,8 +20,10 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
 TICK_S = 0.25
 
 # Offsets in struct tcp_info, include/uapi/linux/tcp.h; the structure only ever grows at its end.
-_UNACKED, _RTT, _RETRANS, _ACKED, _NOTSENT = 24, 68, 100, 120, 144
-_TCP_INFO_BYTES = 192
+_UNACKED, _RTT, _RETRANS, _ACKED, _NOTSENT, _SENT = 24, 68, 100, 120, 144, 200
+_TCP_INFO_BYTES = 216
+#: A connection's state after a reset, include/net/tcp_states.h.
+_TCP_CLOSE = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,12 +35,16 @@ class TcpInfo:
         due: packets not acknowledged plus bytes not sent yet; 0 when the peer has all that the kernel was given.
         rtt_usec: smoothed round-trip time, microseconds.
         retransmits: packets sent again since it was opened.
+        sent: bytes that were sent at least once since it was opened.
+        over: the connection was reset, by either side, or given up.
     """
 
     acked: int
     due: int
     rtt_usec: int
     retransmits: int
+    sent: int
+    over: bool
 
     @classmethod
     def of(cls, sock: socket.socket) -> TcpInfo:
@@ -53,7 +59,8 @@ class TcpInfo:
         (rtt,) = struct.unpack_from("=I", raw, _RTT)
         (retransmits,) = struct.unpack_from("=I", raw, _RETRANS)
         (acked,) = struct.unpack_from("=Q", raw, _ACKED)
-        return cls(acked, unacked + notsent, rtt, retransmits)
+        sent, again = struct.unpack_from("=QQ", raw, _SENT)
+        return cls(acked, unacked + notsent, rtt, retransmits, sent - again, raw[0] == _TCP_CLOSE)
 
 
 def prepare(sock: socket.socket, *, user_timeout_s: float, congestion: str = "") -> None:
@@ -84,9 +91,9 @@ def prepare(sock: socket.socket, *, user_timeout_s: float, congestion: str = "")
             _log.warning("congestion control %s is not loaded: modprobe tcp_%s", congestion, congestion)
 
 
-def forget_unsent(sock: socket.socket) -> None:
+def forget_unsent(sock: socket.socket, *, forget: bool = True) -> None:
     """Make the coming close drop what was not acknowledged, with a reset; else the kernel goes on delivering it."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", forget, 0))
 
 
 class StallWatch:

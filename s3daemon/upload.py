@@ -20,6 +20,7 @@ class Upload:
     def __init__(self, lane: Lane, size: int) -> None:
         self.connection = "warm" if lane.is_open else "new"
         self._size = size
+        self._pacer = lane.pacer
         self._witness: socket.socket | None = None
         self._before: TcpInfo | None = None
 
@@ -30,6 +31,7 @@ class Upload:
             self._witness = socket.socket(fileno=os.dup(sock.fileno()))
             forget_unsent(self._witness)  # however it ends, a crash of ours included, nothing arrives after the end
             self._before = TcpInfo.of(self._witness)
+            self._pacer.begin(self._witness, self._size)
 
     def info(self) -> TcpInfo | None:
         """TCP_INFO now; None before anything was written."""
@@ -42,8 +44,15 @@ class Upload:
 
     @property
     def may_have_arrived(self) -> bool:
-        """As many bytes as the body has were acknowledged."""
-        return self._witness is not None and self.acked() >= self._size
+        """As many bytes as the body has were acknowledged.
+
+        Or some were, all were sent, and then came a reset: that acknowledges nothing of what the peer read last.
+        """
+        now = self.info()
+        if now is None or self._before is None:
+            return False
+        acked, sent = now.acked - self._before.acked, now.sent - self._before.sent
+        return acked >= self._size or (now.over and acked > 0 and sent >= self._size)
 
     def retransmits(self, now: TcpInfo) -> int:
         """Segments sent again since the body began."""
@@ -52,4 +61,7 @@ class Upload:
     def close(self) -> None:
         """Let go of the descriptor; only now can the kernel tell the peer that the connection is over."""
         if self._witness is not None:
+            self._pacer.end(self._witness)
+            if TcpInfo.of(self._witness).due == 0:
+                forget_unsent(self._witness, forget=False)  # a connection that is kept may end politely one day
             self._witness.close()

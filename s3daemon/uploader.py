@@ -107,10 +107,7 @@ class Uploader:
         while self.health.may_start(len(self.schedule.running)) and (job := self.schedule.take(self.clock())):
             job.started_at = self.clock()
             job.task = self._loop.create_task(self._run(job))
-        if self.health.held:
-            self.service.hold()
-        else:
-            self.service.resume()
+        (self.service.hold if self.health.held else self.service.resume)()
         self.waiters.defer_if_away()
         self._set_timer()
 
@@ -155,7 +152,8 @@ class Uploader:
             verdict = Verdict.PERMANENT
             job.text = f"given up after {job.attempts} attempts; the last error: {error.text}"
         if verdict is Verdict.PERMANENT:
-            return self.give_up(job)
+            self.give_up(job)
+            return
         delay = 0.0
         if error.code != "StaleConnection":  # a connection closed while idle says nothing against another
             job.live = False

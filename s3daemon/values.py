@@ -22,7 +22,6 @@ from .errors import SettingsError, one_line
 
 _Units = Mapping[str, int | Fraction]
 _DURATIONS: _Units = {"": 1, "ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86400}
-_SIZES: _Units = {"": 1, "B": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
@@ -138,16 +137,6 @@ def duration(low: str, high: str) -> Kind:
 
     expected = f"a duration from {low} to {high}: a number of seconds, or one with ms, s, min, h or d"
     return Kind("s", expected, convert, lambda v: convert(low) <= v <= convert(high))
-
-
-def size(low: str, high: str) -> Kind:
-    """Bytes, as an int."""
-
-    def convert(text: str) -> int:
-        return _whole(_SIZES, text)
-
-    expected = f"a size from {low} to {high}: a number of bytes, or one with kB, MB, GB, KiB, MiB or GiB"
-    return Kind("bytes", expected, convert, lambda v: convert(low) <= v <= convert(high))
 
 
 def rate(low: str, high: str) -> Kind:

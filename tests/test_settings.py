@@ -56,7 +56,6 @@ def test_the_least() -> None:
     assert [settings.retry_for_s, settings.keep_failed_s] == [7 * 86400, 7 * 86400]
     assert [settings.drain_timeout_s, settings.keepalive_interval_s] == [20, 10]
     assert (settings.bwlimit_bps, settings.congestion) == (0, "")
-    assert (settings.multipart_threshold_bytes, settings.part_size_bytes) == (100 << 20, 64 << 20)
     assert (settings.verify, settings.log_level, settings.state_dir) == ("auto", "info", "/var/lib/s3daemon")
     assert settings.allowed_roots + settings.allowed_buckets + settings.allowed_users == ()
 

@@ -11,7 +11,6 @@ from s3daemon.errors import SettingsError
 from s3daemon.values import Kind, Variable
 
 _DURATION = values.duration("100ms", "7d")
-_SIZE = values.size("5MiB", "5GiB")
 _RATE = values.rate("100k", "1000G")
 
 
@@ -29,10 +28,6 @@ def read(kind: Kind, text: str) -> object:
         (_DURATION, "2.5 min", 150.0),
         (_DURATION, "7d", 604800.0),
         (_DURATION, "100ms", 0.1),
-        (_SIZE, "5242880", 5242880),
-        (_SIZE, "64 MiB", 67108864),
-        (_SIZE, "1.5GiB", 1610612736),
-        (_SIZE, "100MB", 100_000_000),
         (_RATE, "0", 0),
         (_RATE, "4G", 4_000_000_000),
         (_RATE, "2.5M", 2_500_000),
@@ -57,7 +52,6 @@ def test_reads(kind: Kind, text: str, value: object) -> None:
     ("kind", "texts"),
     [
         (_DURATION, ["99ms", "7.01d", "5S", "5m", "-5", "+5", "1e3", "nan", "inf", "5s5", "s", "\u0665", "5  s", "."]),
-        (_SIZE, ["5MB", "5242879", "5.1GiB", "5242880.5", "64M", "64mib", "64 MiBs"]),
         (_RATE, ["4", "99999", "1001G", "4g", "4Gi", "1.5"]),
         (values.count(1, 65535), ["0", "65536", "1.5", "1k", "", "80 81", "9" * 5000]),
         (values.choice("auto", "off"), ["yes", "auto off"]),
@@ -108,7 +102,7 @@ def test_garbled(text: str, why: str) -> None:
 @given(st.text(min_size=1))
 def test_no_text_breaks_a_kind(text: str) -> None:
     """Whatever stands in the file: a value or a fault of one line, never another exception."""
-    for kind in (_DURATION, _SIZE, _RATE, values.count(1, 9), values.path(), values.paths(), values.endpoint()):
+    for kind in (_DURATION, _RATE, values.count(1, 9), values.path(), values.paths(), values.endpoint()):
         try:
             read(kind, text)
             fault = ""
