@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from .connections import Lanes
-from .errors import RequestError
+from .errors import RequestError, SpoolError
 from .listing import row, span
 from .schedule import Job
 from .server import Server
@@ -58,8 +59,9 @@ class Operations:
         self.failed = 0  #: transfers that failed for good, as last counted
 
     async def count_failed(self) -> None:
-        """Bring `failed` up to date."""
-        self.failed = len(await asyncio.to_thread(self._spool.entries, failed=True))
+        """Bring `failed` up to date, if the disk lets us."""
+        with contextlib.suppress(SpoolError):
+            self.failed = len(await asyncio.to_thread(self._spool.entries, failed=True))
 
     async def queue(self, arguments: Mapping[str, object]) -> Answer:
         """Every transfer that is not over, and the failed ones; with `failed` only these."""

@@ -147,10 +147,10 @@ class Schedule:
             if job.not_before == not_before:
                 self.end_delay(job)
         for live in (True, False):
-            sizes = [small for small in (True, False) if self._may_run(live, small)]
-            heads = [head for small in sizes if (head := self._peek(live, small))]
-            if heads:
-                job = min(heads)
+            heads = {small: head for small in (True, False) if (head := self._peek(live, small))}
+            free = [head for small, head in heads.items() if self._may_run(live, small)]
+            if free:
+                job = min(free)
                 self._running.add(job)
                 return job
         return None
