@@ -45,6 +45,7 @@ What becomes of it
 
 Who talks to us
     manager         systemd's side: sockets and stored descriptors, notifications, watchdog, signals
+    peers           whose connection it is, and whether that user may ask
     server          the listener: bytes <-> wire
     listing         the queue as a table
     control         the private socket: reload, queue, status
@@ -59,6 +60,17 @@ Who talks to us
     checks_host     kernel, disk, journal, who may ask
     checks_unit     the service: door, daemon, what the package installed
     check           `s3daemon check`
+    report_when     points in time as journalctl takes them
+    report_select   which transfers a report is about, each of them once
+    report_files    the journal files to read: found, and tried, so that nothing is missed in silence
+    report_read     entries out of journal files, or of lines of `journalctl -o json`
+    report_stats    the figures: pure
+    report_why      where a transfer's time went: pure
+    report_text     a report as text
+    report_data     a report as JSON or CSV
+    report_term     its charts in characters
+    report_plot     its charts as a picture
+    report          `s3daemon report`
     __main__        the command line
 
 What the package does not do: it never deletes or changes a source file, and never lists or reads a bucket beyond

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import aiohttp
 import botocore.exceptions
 
@@ -69,7 +71,9 @@ def failure_of(  # noqa: PLR0911 - a table: one line for each kind of failure
         case aiohttp.ConnectionTimeoutError():
             return AttemptError("ConnectTimeout", "the store did not take a connection in time")
         case aiohttp.ClientConnectorError():
-            return AttemptError("ConnectionFailed", one_line(f"no connection to the store: {error.os_error.strerror}"))
+            errno = error.os_error.errno
+            why = os.strerror(errno) if errno and errno > 0 else error.os_error.strerror or "it failed"
+            return AttemptError("ConnectionFailed", one_line(f"no connection to the store: {why}"))
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             code = "StaleConnection" if stale and not ambiguous else "ConnectionClosed"
             return AttemptError(code, "the store closed the connection", ambiguous=ambiguous)

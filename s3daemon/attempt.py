@@ -26,6 +26,8 @@ _log = logging.getLogger(__name__)
 
 #: How long a body of which nothing more is heard may still arrive: what a proxy or a receiver's queue may hold it for.
 DOUBT_S = 900.0
+#: Where systemd puts a service's credentials (systemd.exec(5)). The daemon can read its own; its clients shall not.
+CREDENTIALS = "/run/credentials"
 
 
 async def open_file(path: str, settings: Settings, opener: Callable[..., Source] = Source.open) -> Source:
@@ -34,7 +36,8 @@ async def open_file(path: str, settings: Settings, opener: Callable[..., Source]
     Raises:
         FileError: it cannot be sent, or its file system does not answer.
     """
-    opening = asyncio.get_running_loop().run_in_executor(None, opener, path, settings.allowed_roots)
+    own = [CREDENTIALS, settings.state_dir, *filter(None, [settings.shared_credentials_file])]
+    opening = asyncio.get_running_loop().run_in_executor(None, opener, path, settings.allowed_roots, own)
     try:
         return await asyncio.wait_for(asyncio.shield(opening), settings.stall_timeout_s)
     except TimeoutError as exc:

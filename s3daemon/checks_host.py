@@ -11,7 +11,9 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 
+from .errors import SettingsError
 from .findings import Host, Report
+from .peers import Doorkeeper
 from .settings import Settings
 
 #: Shorter paths than this forgive what these checks are about.
@@ -117,12 +119,21 @@ def access(report: Report, host: Host, settings: Settings) -> None:
         report.note("access", "S3DAEMON_ALLOWED_ROOTS is empty: any file that the daemon can read may be sent")
     if not settings.allowed_buckets:
         report.note("access", "S3DAEMON_ALLOWED_BUCKETS is empty: any bucket that the keys can write may be written")
-    for name in settings.allowed_users:
-        if not name.isdigit() and host.user(name) is None:
-            report.warn("access", f"S3DAEMON_ALLOWED_USERS names {name}, who is no user here")
+    try:
+        Doorkeeper(settings.allowed_users, uid=lambda name: _uid(host, name))
+    except SettingsError as exc:
+        for fault in exc.faults:
+            report.fail("access", f"{fault}: the service does not start with that")
     for root in settings.allowed_roots:
         if not host.path(root).is_dir():
             report.warn("access", f"S3DAEMON_ALLOWED_ROOTS names {root}, which is no directory here, or not yet")
+
+
+def _uid(host: Host, name: str) -> int:
+    account = host.user(name)
+    if account is None:
+        raise KeyError(name)
+    return account.pw_uid
 
 
 def state_directory(report: Report, host: Host, directory: Path, owner: str) -> None:

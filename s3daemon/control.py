@@ -22,13 +22,13 @@ import json
 import logging
 import os
 import socket
-import struct
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from .errors import S3daemonError, SettingsError, StartError, one_line
+from .peers import peer_uid
 
 _log = logging.getLogger(__name__)
 
@@ -46,13 +46,6 @@ def control_path(environ: Mapping[str, str], state_dir: Path) -> Path:
     """Where the daemon listens: in the runtime directory that systemd made, else in the state directory."""
     runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
     return Path(runtime or state_dir, "control")
-
-
-def peer_uid(sock: socket.socket) -> int:
-    """Who connected, as the kernel knows it."""
-    size = struct.calcsize("3i")
-    uid: int = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size))[1]
-    return uid
 
 
 class ControlServer:

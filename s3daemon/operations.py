@@ -57,6 +57,7 @@ class Operations:
         self._lanes = lanes
         self._wall = wall
         self.failed = 0  #: transfers that failed for good, as last counted
+        self.draining = ""  #: says so while the service stops
 
     async def count_failed(self) -> None:
         """Bring `failed` up to date, if the disk lets us."""
@@ -145,4 +146,6 @@ class Operations:
             parts.insert(0, "endpoint AWAY")
         if self._spool.fault:
             parts.insert(0, f"refusing requests, {self._spool.fault}")
+        if self.draining:
+            parts.insert(0, self.draining)
         return "; ".join(parts)

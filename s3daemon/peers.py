@@ -9,8 +9,8 @@ At a Unix socket the kernel says it (SO_PEERCRED). At a TCP socket it is the own
 
 so a TCP client that closed before it was looked up has no user. At a Unix socket it keeps it.
 
-User 65534 is what the kernel shows for users that it cannot name here, such as everybody under PrivateUsers=yes: it is
-never known, and cannot be allowed.
+User 65534 is what the kernel shows for users that it cannot name here, under PrivateUsers=yes nearly all: it is never
+known, and cannot be allowed.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ _TABLES = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
 _READ_BYTES, _READINGS = 65536, 2
 # As in include/net/tcp_states.h. Ours: ESTABLISHED, CLOSE_WAIT. The client's: ESTABLISHED, FIN_WAIT1, FIN_WAIT2.
 _OUR_STATES, _THEIR_STATES = (1, 8), b"0[145]"
-_MAPPED = bytes(10) + b"\xff\xff"
+# `::ffff:` before an IPv4 address, as the tables have it: words in the host's order.
+_MAPPED = "".join(f"{word:08X}" for word in struct.unpack("=3I", bytes(10) + b"\xff\xff"))
 
 Accepted = TypeVar("Accepted")
 
 
 def uid_of(sock: socket.socket) -> int | None:
-    """The user at the other end, None when not known. Blocks, 2 us for each TCP connection of this host."""
+    """The user at the other end, None when not known. Blocks, 1 us for each TCP connection of this host."""
     return uids_of([sock]).get(sock)
 
 
@@ -59,7 +60,7 @@ def uids_of(socks: Iterable[socket.socket]) -> dict[socket.socket, int]:
     for sock in socks:
         with suppress(OSError):  # it is gone
             if sock.family == socket.AF_UNIX:
-                found[sock] = _credentials(sock)
+                found[sock] = peer_uid(sock)
             else:
                 rows[sock] = _rows(sock)
     for _ in range(_READINGS):
@@ -71,7 +72,8 @@ def uids_of(socks: Iterable[socket.socket]) -> dict[socket.socket, int]:
     return {sock: uid for sock, uid in found.items() if uid != NAMELESS}
 
 
-def _credentials(sock: socket.socket) -> int:
+def peer_uid(sock: socket.socket) -> int:
+    """Who connected to a Unix socket."""
     form = "iIi"
     uid: int = struct.unpack(form, sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize(form)))[1]
     return uid
@@ -86,17 +88,16 @@ def _is_connected(sock: socket.socket) -> bool:
 
 def _rows(sock: socket.socket) -> tuple[bytes, bytes]:
     """Both ends as the client's row has them in either table; empty for the one that cannot have it."""
-    ends = []
-    for host, port, *_ in (sock.getpeername(), sock.getsockname()):
-        packed = ipaddress.ip_address(host.partition("%")[0]).packed
-        words = struct.unpack("=4I", packed if len(packed) == len(_MAPPED) + 4 else _MAPPED + packed)
-        ends.append("".join(f"{word:08X}" for word in words) + f":{port:04X}")
-    is_v4 = ends[0].startswith(_MAPPED_WORDS)
-    short = " ".join(end.removeprefix(_MAPPED_WORDS) for end in ends) if is_v4 else ""
-    return short.encode(), " ".join(ends).encode()
+    theirs, ours = _end(*sock.getpeername()[:2]), _end(*sock.getsockname()[:2])
+    short = f"{theirs.removeprefix(_MAPPED)} {ours.removeprefix(_MAPPED)}" if theirs.startswith(_MAPPED) else ""
+    return short.encode(), f"{theirs} {ours}".encode()
 
 
-_MAPPED_WORDS = "".join(f"{word:08X}" for word in struct.unpack("=3I", _MAPPED))
+def _end(host: str, port: int) -> str:
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if address.version == 4:  # noqa: PLR2004 - the protocol's
+        address = ipaddress.ip_address(f"::ffff:{address}")
+    return "".join(f"{word:08X}" for word in struct.unpack("=4I", address.packed)) + f":{port:04X}"
 
 
 def _owners(table: str, rows: Collection[bytes]) -> dict[bytes, int]:
@@ -157,7 +158,7 @@ class Doorkeeper:
                 faults.append(f"S3DAEMON_ALLOWED_USERS names {one_line(name)}, who is no user here")
                 continue
             if number > MAX_UID or number == NAMELESS:
-                faults.append(f"S3DAEMON_ALLOWED_USERS names {one_line(name)}, and {number} is no particular user's number")
+                faults.append(f"S3DAEMON_ALLOWED_USERS names {one_line(name)}, and {number} is nobody's number")
             self._uids.add(number)
         if faults:
             raise SettingsError(faults)
@@ -196,7 +197,7 @@ class Doorkeeper:
     async def uid_of(self, sock: socket.socket) -> int | None:
         """The user at the other end, None when not known.
 
-        One look at a time, in a thread, for all who asked before it began: with 10 000 clients it takes 50 ms.
+        One look at a time, in a thread, for all who asked before it began: 70 ms for 1 024 of 10 000 clients.
         """
         if sock.family == socket.AF_UNIX:
             return self._look([sock]).get(sock)

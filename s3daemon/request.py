@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .errors import RequestError, one_line
 
@@ -118,13 +118,13 @@ class FileState:
         size: bytes.
         mtime_ns: modification time, nanoseconds since the epoch.
         inode: inode number.
-        device: device number of its file system.
+        device: device number of its file system; not compared, since a reboot may change it.
     """
 
     size: int
     mtime_ns: int
     inode: int
-    device: int
+    device: int = field(compare=False)
 
     @classmethod
     def of(cls, stat: os.stat_result) -> FileState:

@@ -20,6 +20,7 @@ from typing import Any
 from .errors import RequestError, S3daemonError
 from .intake import Intake, Ticket
 from .manager import Manager
+from .peers import Doorkeeper
 from .settings import Settings
 from .spool import Entry
 from .wire import LineReader, Outcome, Reply, is_extended, parse_request
@@ -55,6 +56,7 @@ class Server:
 
     def __init__(self, settings: Settings, intake: Intake, manager: Manager, told: Callable[[str], None]) -> None:
         self.settings = settings
+        self.door = Doorkeeper()  #: lets everybody in, until the service says whom
         self._intake = intake
         self._manager = manager
         self._told = told
@@ -174,7 +176,7 @@ class Server:
     async def _answer(self, line: bytes, sock: socket.socket) -> Reply:
         try:
             request = parse_request(line)
-            ticket = await self._intake.submit(request)
+            ticket = await self.door.admit(sock, request, self._intake.submit)
             if request.wait:
                 form = "extended" if request.extended else "plain"
                 return await self._wait(ticket, sock, f"{form}.{ticket.id}.{secrets.token_hex(4)}")

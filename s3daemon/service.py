@@ -28,6 +28,7 @@ from .intake import Intake
 from .journal import Journal
 from .manager import Inherited, Manager, bind
 from .operations import Answer, Operations, entry_of
+from .peers import Doorkeeper
 from .retry import ServiceClock
 from .server import Server
 from .settings import Settings, differences, of_service
@@ -71,10 +72,11 @@ class Service:
         # A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls.
         threads = settings.max_clients + 4 * settings.max_connections
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
-        listeners = inherited.doors.get("wire") or bind(settings.host, settings.port)
+        self._door, doors = Doorkeeper(settings.allowed_users), inherited.doors
         state_dir = Path(settings.state_dir)
         self._spool = spool = Spool.open(state_dir)
         try:
+            listeners = [*doors.get("wire", ()), *doors.get("unix", ())] or bind(settings.host, settings.port)
             self._endpoint = Endpoint(settings)
             await self._endpoint.open()
             self._journal.hide(self._endpoint.signer.secrets)
@@ -100,6 +102,7 @@ class Service:
         spool.on_replaced = self._restore
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.told)
+        server.door = self._door
         self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes)
         handlers = {
             "queue": operations.queue,
@@ -125,7 +128,8 @@ class Service:
     async def _stop(self, tasks: list[asyncio.Task[None]], control: ControlServer) -> None:
         drain_s = self._settings.drain_timeout_s
         self._manager.extend(drain_s + STOP_MARGIN_S)
-        self._manager.stopping(f"draining for up to {drain_s:g} s; {self._operations.line()}")
+        self._operations.draining = f"draining for up to {drain_s:g} s"
+        self._manager.stopping(self._operations.line())
         for task in tasks[: -2]:  # the watchdog and the status go on: systemd watches a stopping service too
             task.cancel()
         await self._server.stop_reading()
@@ -174,6 +178,7 @@ class Service:
         old, new = self._settings, Settings.from_environ({**environ, **of_service(self._environ)})
         applied, restart = differences(old, new)
         self._journal.hide(new.secrets())
+        door = await asyncio.to_thread(Doorkeeper, new.allowed_users)
         before, endpoint = self._endpoint, Endpoint(new, self._endpoint)
         try:
             await endpoint.open()
@@ -182,7 +187,7 @@ class Service:
             raise
         self._journal.hide(endpoint.signer.secrets)
         self._settings = self._attempts.settings = self._uploader.settings = self._server.settings = new
-        self._endpoint, self._attempts.store = endpoint, endpoint.store
+        self._endpoint, self._attempts.store, self._server.door = endpoint, endpoint.store, door
         self._uploader.schedule.resize(new.max_connections)
         in_flight = {job.task for job in self._uploader.schedule.running if job.task}
         self._retiring = asyncio.create_task(before.retire(endpoint, in_flight))

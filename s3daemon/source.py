@@ -1,13 +1,16 @@
 """A regular file, opened for sending: checked before it is opened, and again after it was sent.
 
 The checks are made on an `O_PATH` descriptor, and the very inode that passed them is the one that is opened: a FIFO is
-never waited for, a device never touched, and no rename or symlink can slip in between.
+never waited for, a device never touched, and no rename or symlink can slip in between. Where it lies the kernel says,
+of the descriptor: for a mount that only others have (by /proc/PID/root) that is a path among theirs, so such a file
+lies under no root.
 """
 
 from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -58,12 +61,13 @@ class Source:
         self.content = content
 
     @classmethod
-    def open(cls, path: str, roots: Sequence[str] = ()) -> Source:
+    def open(cls, path: str, roots: Sequence[str] = (), closed: Sequence[str] = ()) -> Source:
         """Open `path`. Blocks as long as its file system does: call it in a thread.
 
         Args:
             path: absolute.
-            roots: real directories under one of which the opened file must lie; empty for anywhere.
+            roots: directories under one of which the opened file must lie; empty for anywhere.
+            closed: files and directories of which nothing is sent, whatever `roots` say.
 
         Raises:
             FileError: `NoSuchFile`, `NotRegularFile`, `NotReadable`, `NotAllowed` or `ReadFailed`.
@@ -77,7 +81,7 @@ class Source:
             if not stat.S_ISREG(mode):
                 kind = next((kind for test, kind in _KINDS if test(mode)), "something else")
                 raise FileError("NotRegularFile", f"{one_line(path)}: {kind}, not a regular file")
-            _check_roots(path, name, roots)
+            _check_place(path, name, roots, closed)
             fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise file_error(path, exc) from exc
@@ -133,9 +137,22 @@ class Source:
             self.fd = -1
 
 
-def _check_roots(path: str, name: int, roots: Sequence[str]) -> None:
-    if not roots:
+def _check_place(path: str, name: int, roots: Sequence[str], closed: Sequence[str]) -> None:
+    if not (roots or closed):
         return
     real = str(Path(f"/proc/self/fd/{name}").readlink())
-    if not any(real == root or real.startswith(root.rstrip("/") + "/") for root in roots):
+    if _is_under(real, closed):
+        raise FileError("NotAllowed", f"{one_line(path)}: it is the daemon's own")
+    if roots and not (_is_under(real, roots) and _is_mounted_here(name)):
         raise FileError("NotAllowed", f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
+
+
+def _is_under(real: str, places: Sequence[str]) -> bool:
+    # Resolved each time: a root may be a link to where its data moved, or a mount that comes late.
+    return any(f"{real}/".startswith(os.path.realpath(place).rstrip("/") + "/") for place in places)
+
+
+def _is_mounted_here(name: int) -> bool:
+    mount = re.search(rb"^mnt_id:\s*(\d+)$", Path(f"/proc/self/fdinfo/{name}").read_bytes(), re.MULTILINE)
+    mounts = Path("/proc/self/mountinfo").read_bytes()
+    return mount is not None and f"\n{int(mount[1])} ".encode() in b"\n" + mounts

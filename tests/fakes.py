@@ -167,7 +167,7 @@ class FakeFiles:
         self.sizes: dict[str, int] = {}
         self.missing: set[str] = set()
 
-    def open(self, path: str, roots: object = ()) -> Source:
+    def open(self, path: str, roots: object = (), closed: object = ()) -> Source:
         if path in self.missing:
             raise FileError("NoSuchFile", f"{path}: no such file")
         size = self.sizes.get(path, 3000)

@@ -20,7 +20,7 @@ KEY = ConnectionKey("store", 443, is_ssl=True, ssl=True, proxy=None, proxy_auth=
 REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
-def refusal(status: int, headers: dict[str, str] | None = None, **error: str) -> AttemptError:
+def refusal(status: int, headers: dict[str, str] | None = None, **error: Any) -> AttemptError:
     """What an answer means."""
     response = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers or {}}}
     return refusal_of(botocore.exceptions.ClientError(response, "PutObject"))
@@ -78,7 +78,7 @@ def test_retry_after(header: str, seconds: float) -> None:
 
 def test_a_refusal_quotes_nothing_of_the_request() -> None:
     """Of S3's answer to a wrong signature only code and message are kept: it quotes the request's headers."""
-    quoted = {"CanonicalRequest": "x-amz-security-token:sesame", "StringToSign": "sesame", "AWSAccessKeyId": "sesame"}
+    quoted: dict[str, Any] = {"CanonicalRequest": "x-amz-security-token:sesame", "StringToSign": "sesame"}
     error = refusal(403, Code="SignatureDoesNotMatch", Message="no match", **quoted)
     assert "sesame" not in repr(error) + error.text
 

@@ -165,7 +165,7 @@ def test_lists(tmp_path: Path) -> None:
     looked.host = Host(tmp_path, user=lambda name: account(name, 1) if name == "ccs" else None)
     checks_host.access(looked.report, looked.host, settings(**changes))
     assert len(looked.lines) == 2
-    assert looked.one("typo").startswith("warn")
+    assert looked.one("typo").startswith("FAIL")
     assert looked.one("/dtaa").startswith("warn")
 
 

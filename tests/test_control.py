@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from s3daemon.control import MAX_REQUEST, ControlServer, Handler, control_path, peer_uid
+from s3daemon.control import MAX_REQUEST, ControlServer, Handler, control_path
 from s3daemon.errors import S3daemonError, SettingsError, StartError
+from s3daemon.peers import peer_uid
 
 SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, nobody's key
 

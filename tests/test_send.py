@@ -355,7 +355,7 @@ def test_a_daemon_that_is_down_is_named_with_what_to_start(cwd: Path) -> None:
     assert got == (1, "", f"send: cannot connect to 127.0.0.77:15555: {refused}.socket\n")
     path = f"{cwd}/none"
     got = send("f", "a/b/k", environ={"S3DAEMON_HOST": path}, cwd=cwd)
-    gone = "No such file or directory; is it up? systemctl start s3daemon.socket"
+    gone = "No such file or directory; is it up? systemctl start s3daemon-unix.socket"
     assert got == (1, "", f"send: cannot connect to {path}: {gone}\n")
     path = "/" + "x" * 200
     got = send("f", "a/b/k", environ={"S3DAEMON_HOST": path}, cwd=cwd)
@@ -552,3 +552,8 @@ def test_with_nowhere_to_speak_the_status_says_it(cwd: Path) -> None:
         shell = f'exec "$0" -I -S "$1" {argv} {redirection}'
         ran = subprocess.run(["/bin/sh", "-c", shell, sys.executable, SEND], cwd=cwd, capture_output=True, check=False)
         assert (ran.returncode, ran.stdout, ran.stderr) == (1, b"", b"")
+    with Daemon(answering(b"Success")) as daemon:
+        shell = 'exec "$0" -I -S "$1" f a/b/k <&- >&- 2>&-'
+        words = ["/bin/sh", "-c", shell, sys.executable, str(SEND)]
+        assert subprocess.run(words, cwd=cwd, env=daemon.environ, check=False).returncode == 0
+    assert daemon.received == [f"{cwd}/f a/b/k\n".encode()]

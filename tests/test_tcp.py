@@ -31,7 +31,7 @@ def ticks_until_end(watch: StallWatch, acked: int, *, arrived: bool) -> int:
 
 
 def test_a_stall_ends_after_its_limit() -> None:
-    """Nothing acknowledged for ten seconds, seen each quarter of a second, is a stall: the first look only takes note."""
+    """Nothing acknowledged for ten seconds, seen each quarter of a second, is a stall; the first look takes note."""
     assert ticks_until_end(StallWatch(10, 60, 0.25), 5, arrived=False) == 41
 
 

@@ -16,7 +16,8 @@ from s3daemon.record import MessageId
 SYSTEMD = Path(__file__).parent.parent / "systemd"
 SERVICE = SYSTEMD / "s3daemon.service"
 SOCKETS = [SYSTEMD / "s3daemon.socket", SYSTEMD / "s3daemon@.socket"]
-UNITS = [SERVICE, *SOCKETS]
+UNIX = SYSTEMD / "s3daemon-unix.socket"
+UNITS = [SERVICE, *SOCKETS, UNIX]
 
 #: S3DAEMON_MAX_CLIENTS and S3DAEMON_DRAIN_TIMEOUT as they are unless set.
 MAX_CLIENTS, DRAIN_S = 1024, 20
@@ -72,6 +73,18 @@ def test_the_door_stands_whatever_becomes_of_the_service(path: Path) -> None:
     assert found["Socket.Backlog"] == [str(BACKLOG)]
     assert found["Socket.TriggerLimitIntervalSec"] == ["0"]
     assert "Socket.Accept" not in found
+
+
+def test_the_unix_door() -> None:
+    """It stands as fast as the others, outlives the service's restarts, and is a group's, not everybody's."""
+    found, other = settings(UNIX), settings(SOCKETS[0])
+    assert found["Socket.FileDescriptorName"] == [DOORS[2]]
+    assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
+    assert found["Socket.SocketMode"] == ["0660"]
+    assert found["Socket.ListenStream"] == ["/run/s3daemon.socket"]
+    assert not found["Socket.ListenStream"][0].startswith("/run/s3daemon/")
+    for name in ("Backlog", "Service", "TriggerLimitIntervalSec"):
+        assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
 
 
 def test_a_service_that_cannot_start_tries_for_ever() -> None:
@@ -155,9 +168,10 @@ class TestSystemdsOwnJudgement:
             tmp_path.joinpath(path.name).write_text(text)
         return tmp_path
 
-    @pytest.mark.parametrize("name", ["s3daemon", "s3daemon@15556"])
+    @pytest.mark.parametrize("name", ["s3daemon", "s3daemon@15556", "s3daemon-unix"])
     def test_verify_is_silent(self, units: Path, name: str) -> None:
-        paths = [str(units / f"{name}.service"), str(units / f"{name}.socket")]
+        service = name.removesuffix("-unix")
+        paths = [str(units / f"{service}.service"), str(units / f"{service}.socket"), str(units / f"{name}.socket")]
         # The manual pages are installed with the package, not in a checkout.
         done = subprocess.run(
             ["systemd-analyze", "verify", "--man=no", *paths], capture_output=True, text=True, check=False, timeout=60

@@ -11,8 +11,18 @@ at the end of a ``with`` block; where a test process dies instead, the kernel st
     seaweed     SeaweedFS: a second, independent server
     rgw         Ceph's object gateway over HTTP and HTTPS: what production runs
     nginx       a sink for PUTs that costs as little as a server can: for measuring clients
+    scripted    an HTTP server that does to each request what a test says
+    flaky       an S3 server in memory that fails now and then, or goes away
+    relay       a TCP relay that can stop, delay and cut
     deploy      the daemon and what it needs, laid out as on an installed system
+    records     records of transfers as tests make them up, and their journal entries
     box         a Debian system booted by a real systemd
+    installed   the service in it, as an operator installed it
+    rpm         the package, built and installed there
+    daemon      the daemon as a program of this checkout
+    sending     the store's side of it, inside a test's own event loop
+    schemes     plain HTTP and TLS as a parameter; loopback: pairs of sockets
+    records     the records that it wrote
 
 Scripts may use these too: put ``tests`` into PYTHONPATH.
 """

@@ -26,7 +26,7 @@ from lab.env import MACHINE_ENV, SYSTEM_PATH, TREE, UnavailableError, clean_env,
 from lab.processes import Process, ProgramError, start
 
 CACHE = Path("/var/tmp/s3daemon-tests")  # noqa: S108 - root's own directory; /var/tmp outlives a boot
-PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "iproute2", "procps", "libsystemd0")
+PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "iproute2", "procps", "libsystemd0", "rpm")
 _POWER_OFF = signal.SIGRTMIN + 4
 """What systemd as PID 1 takes for a clean power-off."""
 

@@ -80,8 +80,9 @@ class Daemon:
         self._processes: list[Process] = []
 
     def set(self, **settings: str) -> None:
-        """Change variables for the next start, named without their S3DAEMON_ and in lower case or as they are."""
-        self.environ |= {name if name.isupper() else f"S3DAEMON_{name.upper()}": text for name, text in settings.items()}
+        """Change variables for the next start; a name in lower case goes without its S3DAEMON_."""
+        for name, text in settings.items():
+            self.environ[name if name.isupper() else f"S3DAEMON_{name.upper()}"] = text
 
     @property
     def process(self) -> Process:
@@ -91,11 +92,11 @@ class Daemon:
     def start(self, *, wait: bool = True) -> None:
         """Start it; without ``wait`` it may be anywhere in its start-up when this returns."""
         command = [sys.executable, "-m", "s3daemon", "serve"]
-        environ, descriptors = self.environ, ()
+        environ, descriptors = self.environ, list[int]()
         if self._listener is not None:
             number = self._listener.fileno()
             command = ["/bin/bash", "-c", _ACTIVATE, "activate", str(number), *command]
-            environ, descriptors = environ | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "wire"}, (number,)
+            environ, descriptors = environ | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "wire"}, [number]
         running = start(*self._prefix, *command, name="s3daemon", env=environ, notify=True, pass_fds=descriptors)
         self._processes.append(running.__enter__())
         self._running = running
@@ -226,9 +227,14 @@ def _exchange(sock: socket.socket, line: bytes, whole: Callable[[bytes], bool]) 
 
 
 def _run(command: Sequence[str | Path], environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    words = [str(word) for word in command]
-    return subprocess.run(  # noqa: S603 - our own programs
-        words, env=environ, capture_output=True, text=True, stdin=subprocess.DEVNULL, timeout=2 * PATIENCE_S, check=False
+    return subprocess.run(
+        [str(word) for word in command],
+        env=environ,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=2 * PATIENCE_S,
+        check=False,
     )
 
 
@@ -251,7 +257,7 @@ def daemon(
         activated: the listening socket is made here and passed to each process, so that clients wait in its backlog
             while there is none.
         running: start it.
-        settings: variables without their S3DAEMON_, in lower case.
+        settings: as for ``Daemon.set``.
     """
     listener = socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) if activated else None
     made = Daemon(state_dir, server, settings, prefix, listener)

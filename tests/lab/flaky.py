@@ -10,7 +10,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -19,7 +19,8 @@ from urllib.parse import unquote
 from lab.env import free_ports
 from lab.s3 import S3Server
 
-_REASONS = {100: "Continue", 200: "OK", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+_REASONS = {200: "OK", 403: "Forbidden", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
+_DENIED = b"<Error><Code>AccessDenied</Code><Message>not here</Message></Error>"
 
 
 class Fault(Enum):
@@ -33,6 +34,8 @@ class Fault(Enum):
     """Reset after the head."""
     CUT = auto()
     """Reset within the body, which is not kept."""
+    DENIED = auto()
+    """Taken whole, dropped, answered 403 AccessDenied: for good."""
     HUNG_UP = auto()
     """Taken whole, dropped, hung up on without an answer."""
     HUNG_UP_KEPT = auto()
@@ -82,8 +85,9 @@ class FlakyS3:
         """Released once for every PUT whose body is not read, because of ``hold_bodies``."""
         self._loop = loop
         self._port = port
-        self._rng = random.Random(seed)  # noqa: S311 - no secret
-        self._listening: asyncio.Server | None = None
+        self._rng = random.Random(seed)
+        self._listening: asyncio.Task[None] | None = None
+        self._welcomed: set[asyncio.Task[None]] = set()
         self._connections: set[asyncio.StreamWriter] = set()
         self._reading = asyncio.Event()
         self._reading.set()
@@ -110,16 +114,34 @@ class FlakyS3:
     async def _open(self) -> None:
         if self._listening is None:
             listener = socket.create_server(("127.0.0.1", self._port), backlog=1024)
-            self._listening = await asyncio.start_server(self._serve, sock=listener, backlog=1024)
+            listener.setblocking(False)
+            self._listening = self._loop.create_task(self._accept(listener))
+
+    async def _accept(self, listener: socket.socket) -> None:
+        # Not asyncio.start_server: closed while it takes a connection in, it leaves that one open for ever.
+        with listener:
+            while True:
+                connection, _ = await self._loop.sock_accept(listener)
+                task = self._loop.create_task(self._welcome(connection))
+                self._welcomed.add(task)
+                task.add_done_callback(self._welcomed.discard)
+
+    async def _welcome(self, connection: socket.socket) -> None:
+        reader, writer = await asyncio.open_connection(sock=connection)
+        await self._serve(reader, writer)
 
     async def _refuse(self) -> None:
         if self._listening is not None:
-            self._listening.close()
+            self._listening.cancel()
+            await asyncio.wait({self._listening})
             self._listening = None
         for writer in list(self._connections):
             _reset(writer)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._listening is None:  # it was accepted just before that
+            _reset(writer)
+            return
         self._connections.add(writer)
         try:
             while await self._answer(reader, writer):
@@ -167,15 +189,20 @@ class FlakyS3:
             headers.get("x-amz-meta-s3daemon-id", ""),
             {name: value for name, value in headers.items() if name.startswith("x-amz-meta-")},
         )
-        if fault not in (Fault.REFUSED_503, Fault.HUNG_UP):
+        if fault in (None, Fault.FAILED_500_KEPT, Fault.HUNG_UP_KEPT):
             self.objects[name] = stored
             self.puts.append(Put(name, stored.id, stored.etag))
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
-        if fault in (Fault.HUNG_UP, Fault.HUNG_UP_KEPT):
-            return False
-        status = {Fault.REFUSED_503: 503, Fault.FAILED_500_KEPT: 500}.get(fault, 200) if fault else 200
-        _say(writer, status, {"ETag": f'"{stored.etag}"'} if status == 200 else {})  # noqa: PLR2004 - HTTP's
+        match fault:
+            case Fault.HUNG_UP | Fault.HUNG_UP_KEPT:
+                return False
+            case Fault.DENIED:
+                _say(writer, 403, {}, _DENIED)
+            case Fault.REFUSED_503 | Fault.FAILED_500_KEPT:
+                _say(writer, 503 if fault is Fault.REFUSED_503 else 500, {})
+            case _:
+                _say(writer, 200, {"ETag": f'"{stored.etag}"'})
         await writer.drain()
         return True
 
@@ -223,7 +250,7 @@ def flaky(seed: int = 1) -> Iterator[FlakyS3]:
 
 
 async def _ended() -> None:
-    """Wait until every connection's task is over."""
-    others = asyncio.all_tasks() - {asyncio.current_task()}
-    if others:
+    """Wait until every connection's task is over, those accepted last included."""
+    while others := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(others)
+    await asyncio.sleep(0)  # the last transports close

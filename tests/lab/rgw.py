@@ -69,7 +69,7 @@ class Gateway(S3Server):
         """Run radosgw-admin and return what it printed, parsed where it is JSON."""
         command = (program("radosgw-admin"), "-c", str(self.config), "-n", "client.rgw", *words)
         printed = _run(*command)
-        return json.loads(printed) if printed[:1] in "[{" else printed
+        return json.loads(printed) if printed[:1] in ("[", "{") else printed
 
     def new_account(self, *words: str) -> S3Server:
         """Another account, with keys of its own; the words are further options of ``user create``."""

@@ -21,6 +21,8 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeAlias
 
+from lab.loopback import handed_over, socket_of
+
 PATIENCE_S = 30.0
 """How long `until` waits for what should come at once; ample for a busy machine."""
 
@@ -73,7 +75,12 @@ class Exchange:
         await self.connection.writer.drain()
 
     async def answer(
-        self, status: int = 200, body: bytes = b"", *, version: str = "HTTP/1.1", headers: Mapping[str, str] | None = None
+        self,
+        status: int = 200,
+        body: bytes = b"",
+        *,
+        version: str = "HTTP/1.1",
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """Answer; the connection stays unless the headers or the version say otherwise."""
         named = {"Content-Length": str(len(body))} | dict(headers or {})
@@ -81,10 +88,18 @@ class Exchange:
         await self.write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else body))
         self.kept = version == "HTTP/1.1" and named.get("Connection", "").lower() != "close"
 
-    async def refuse(self, status: int, code: str, message: str = "", *, headers: Mapping[str, str] | None = None) -> None:
+    async def refuse(
+        self, status: int, code: str, message: str = "", *, headers: Mapping[str, str] | None = None
+    ) -> None:
         """Answer with S3's own form of an error."""
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
         await self.answer(status, text.encode(), headers={"Content-Type": "application/xml"} | dict(headers or {}))
+
+    async def handed_over(self) -> None:
+        """Wait until the sender's kernel has all of the body; the sender must live in this process."""
+        sock = socket_of(self.connection.writer.get_extra_info("peername"))
+        while handed_over(sock) < self.length:  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(0.01)
 
     async def silence(self) -> None:
         """Neither read nor write any more, until the server ends."""
@@ -135,8 +150,8 @@ class Scripted:
         self.connections: list[Connection] = []
         self.objects: dict[str, bytes] = {}
         """What `keep` stored, by target."""
-        self.ids: dict[str, str] = {}
-        """The s3daemon-id of each."""
+        self.metadata: dict[str, dict[str, str]] = {}
+        """The x-amz-meta-... headers of each."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiters: list[asyncio.Future[None]] = []
 
@@ -186,6 +201,8 @@ class Scripted:
             connection.open = False
             connection.writer.transport.abort()
             self.note()
+            with contextlib.suppress(OSError):
+                await connection.writer.wait_closed()
 
     async def _serve_one(self, connection: Connection) -> bool:
         head = (await connection.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -216,14 +233,15 @@ async def keep(exchange: Exchange) -> None:
     await exchange.read()
     if exchange.method == "PUT":
         server.objects[target] = bytes(exchange.body)
-        server.ids[target] = exchange.headers.get("x-amz-meta-s3daemon-id", "")
+        given = exchange.headers.items()
+        server.metadata[target] = {name: value for name, value in given if name.startswith("x-amz-meta-")}
     elif exchange.method == "HEAD" and target not in server.objects:
         await exchange.answer(404)
         return
     content = server.objects.get(target, b"")
     headers = {"ETag": etag_of(content)}
     if exchange.method == "HEAD":
-        headers |= {"Content-Length": str(len(content)), "x-amz-meta-s3daemon-id": server.ids[target]}
+        headers |= {"Content-Length": str(len(content)), **server.metadata[target]}
     await exchange.answer(headers=headers)
 
 

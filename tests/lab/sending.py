@@ -9,16 +9,19 @@ import gc
 import os
 import random
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ParamSpec
 
-from s3daemon.body import Source
+import pytest
+
 from s3daemon.connections import Lanes
+from s3daemon.errors import AttemptError
 from s3daemon.request import Destination, Request, Transfer
 from s3daemon.settings import Settings
 from s3daemon.signing import Signer
+from s3daemon.source import Source
 from s3daemon.store import Store, Stored
 from s3daemon.tcp import Clock
 
@@ -77,9 +80,6 @@ class Sender:
         finally:
             source.close()
 
-    async def __aexit__(self, *_: object) -> None:
-        await self.lanes.close()
-
 
 def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Transfer:
     """A new transfer of an open file."""
@@ -105,3 +105,10 @@ def a_file(path: Path, size: int) -> Path:
     path.write_bytes(random.Random(size).randbytes(size))
     os.utime(path, ns=(_OLD_NS, _OLD_NS))
     return path
+
+
+async def failure(attempt: Awaitable[object]) -> AttemptError:
+    """What an attempt raises."""
+    with pytest.raises(AttemptError) as caught:
+        await attempt
+    return caught.value

@@ -1,0 +1,175 @@
+"""The packages as packaging/build-rpm makes them, and the words to install them in the box with.
+
+The box has no database of its own system's packages, so dependencies are not looked at (``--nodeps``); scriptlets run.
+"""
+
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.box import Box
+from lab.env import MACHINE_ENV, SYSTEM_PATH, TREE, free_ports, program
+from lab.installed import CA, PORT, Service
+from lab.processes import ProgramError
+from lab.s3 import S3Server
+
+UNITDIR = "/usr/lib/systemd/system"
+
+PACKED = ("CHANGELOG.rst", "LICENSE", "README.rst", "pyproject.toml", "setup.cfg", "send", "s3daemon", "systemd", "packaging",
+          "tests")  # fmt: skip
+"""What of the tree a package is made of."""
+
+
+@dataclass(frozen=True)
+class Packages:
+    """One build: the daemon's package and the client's."""
+
+    version: str
+    files: tuple[Path, ...]
+    printed: str
+    """What the build said."""
+
+    def install(self, box: Box) -> str:
+        """``rpm -U`` in the box, whether anything is there before or not; what the scriptlets said."""
+        inside = []
+        for file in self.files:
+            box.put(file, f"/root/{file.name}")
+            inside.append(f"/root/{file.name}")
+        done = box.exec("rpm", "-U", "--nodeps", *inside, timeout=180)
+        return done.stdout + done.stderr
+
+
+def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
+    """Build the packages of a tree into a directory; raises UnavailableError without rpmbuild.
+
+    What is bundled is fetched the first time on a machine and kept, so this gets the machine's own environment.
+    """
+    program("rpmbuild")
+    environ = {**MACHINE_ENV, "PATH": SYSTEM_PATH}
+    done = subprocess.run(  # noqa: S603 - ours
+        [tree / "packaging" / "build-rpm", "--output", directory, *options],
+        env={name: value for name, value in environ.items() if not name.startswith("PYTHON")},
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=600,
+    )  # fmt: skip
+    if done.returncode != 0:
+        raise ProgramError(f"build-rpm: status {done.returncode}\n{done.stdout}{done.stderr}")
+    files = tuple(sorted(directory.glob("*.rpm")))
+    match = re.search(r"-([0-9.]+)-[0-9]+\.", files[0].name)
+    return Packages(match[1] if match else "", files, done.stdout + done.stderr)
+
+
+def later_tree(directory: Path) -> Path:
+    """A copy of the tree that is the next version, with a template of the settings that changed too."""
+    tree = directory / "tree"
+    tree.mkdir()
+    for name in PACKED:
+        copy = shutil.copytree if (TREE / name).is_dir() else shutil.copy2
+        copy(TREE / name, tree / name)
+    for name, pattern in (("s3daemon/__init__.py", r'(__version__ = ")[^"]+'), ("packaging/s3daemon.spec", r"(Version: +)\S+")):
+        file = tree / name
+        text, count = re.subn(pattern, r"\g<1>99.0.0", file.read_text(), count=1)
+        if count != 1:
+            raise ProgramError(f"no version in {name}")
+        file.write_text(text)
+    with (tree / "packaging/s3daemon.env").open("a") as template:
+        template.write("\n# A line of the next version's template.\n")
+    return tree
+
+
+def remove(box: Box) -> str:
+    """``rpm -e``; what it and the scriptlets said."""
+    done = box.exec("rpm", "-e", "s3daemon", "s3daemon-send")
+    return done.stdout + done.stderr
+
+
+def is_installed(box: Box) -> bool:
+    """Whether rpm knows the daemon's package."""
+    return box.exec("rpm", "-q", "s3daemon", check=False).returncode == 0
+
+
+@contextmanager
+def installed(box: Box, packages: Packages) -> Iterator[Service]:
+    """The packaged service, stopped; installed unless it is. In the end everything is stopped and disabled, its state and
+    settings are gone, and the package stays."""
+    if not is_installed(box):
+        packages.install(box)
+    with ExitStack() as stack:
+        port = free_door()
+        if port != PORT:
+            folder = box.root / "etc/systemd/system/s3daemon.socket.d"
+            folder.mkdir()
+            (folder / "port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
+            stack.callback(box.exec, "systemctl", "daemon-reload")
+            stack.callback(shutil.rmtree, folder)
+            box.exec("systemctl", "daemon-reload")
+        made = Service(box, "s3daemon", port)
+        try:
+            yield made
+        finally:
+            for each in (instance(made), made):
+                if is_installed(box):
+                    each.systemctl("disable", each.door, each.unit)
+                    each.stop()
+                each.environment_file.unlink(missing_ok=True)
+
+
+def instance(service: Service) -> Service:
+    """A further instance beside the service."""
+    return Service(service.box, f"s3daemon@{service.port + 1}", service.port + 1)
+
+
+def edit(service: Service, server: S3Server) -> None:
+    """Fill in the packaged template as an operator does: three lines, and the certificate's."""
+    service.box.put(server.ca or Path("/dev/null"), CA)
+    text = service.environment_file.read_text()
+    for name, value in (server.settings() | {"AWS_CA_BUNDLE": CA}).items():
+        text, count = re.subn(rf"^#?{name}=.*$", f"{name}={value}", text, flags=re.M)
+        if count != 1:
+            raise ProgramError(f"the template has {count} lines for {name}")
+    service.environment_file.write_text(text)
+
+
+def unit_files(box: Box) -> list[str]:
+    """The packaged units, by name."""
+    return sorted(path.name for path in (box.root / UNITDIR[1:]).glob("s3daemon*"))
+
+
+def leftovers(box: Box) -> list[str]:
+    """What a removed package must not leave: units and links to them, programs, the library directory, processes."""
+    found = [
+        str(path.relative_to(box.root))
+        for pattern in ("etc/systemd/system/**/s3daemon*", "usr/lib/systemd/**/*s3daemon*", "usr/bin/s3daemon", "usr/bin/send",
+                        "usr/lib/s3daemon", "usr/lib/*/*s3daemon.conf", "run/s3daemon*")  # fmt: skip
+        for path in box.root.glob(pattern)
+        if path.suffix != ".d" and path.parent.suffix != ".d"
+    ]
+    loaded = box.exec("systemctl", "list-units", "--all", "--plain", "--no-legend", "s3daemon*").stdout
+    running = box.exec("ps", "-u", "s3daemon", "-o", "args=", check=False).stdout
+    return found + loaded.splitlines() + running.splitlines()
+
+
+def free_door() -> int:
+    """The port that the unit names, or another one where somebody has it on this host, whose network the box shares."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", PORT))
+        except OSError:
+            return free_ports(1)[0]
+    return PORT
+
+
+def environment_of(box: Box, pid: str) -> bytes:
+    """The environment of a process in the box, b"" when it ended."""
+    done = subprocess.run(box.command("cat", f"/proc/{pid}/environ"), capture_output=True, check=False)  # noqa: S603 - ours
+    return done.stdout
+
+
+def processes(box: Box) -> list[str]:
+    """The ids of what runs in the box."""
+    return box.exec("ps", "-e", "-o", "pid=").stdout.split()

@@ -1,0 +1,56 @@
+"""A file that is rewritten while its transfer is under way: what is there in the end is what is stored."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab.daemon import Daemon, daemon
+from lab.flaky import Fault, FlakyS3, flaky
+
+
+@pytest.fixture
+def s3() -> Iterator[FlakyS3]:
+    with flaky() as made:
+        yield made
+
+
+@pytest.fixture
+def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path / "state", s3.server) as made:
+        yield made
+
+
+def stored_unknown_then_rewritten(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """An attempt stores the file, but the daemon cannot know; then the file gets newer content of the same size."""
+    s3.faults = {Fault.HUNG_UP_KEPT: 1.0}
+    file.write_bytes(b"older content")
+    assert served.extended(file, "alias/bucket/key", wait=False)["result"] == "accepted"
+    served.process.wait_line("attempt 1 failed")
+    assert s3.objects["bucket/key"].body == b"older content"
+    file.write_bytes(b"newer content")
+
+
+def test_newer_content_of_the_same_size_is_not_taken_for_the_older(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+    """What an attempt left in the store counts as stored only when it is what the file holds now."""
+    stored_unknown_then_rewritten(served, s3, tmp_path / "file")
+    s3.faults = {Fault.RESET: 1.0}
+    served.ask("retry", all=True)
+    served.process.wait_line("attempt 2 failed")
+    s3.faults = {}
+    served.ask("retry", all=True)
+    served.wait_idle()
+    assert s3.objects["bucket/key"].body == b"newer content"
+
+
+def test_the_same_over_a_crash(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+    """A crash between noting the newer file and sending it does not make the older one count."""
+    stored_unknown_then_rewritten(served, s3, tmp_path / "file")
+    s3.faults = {}
+    s3.hold_bodies()
+    served.ask("retry", all=True)
+    assert s3.held_bodies.acquire(timeout=30)
+    served.kill()
+    s3.release()
+    served.start()
+    served.wait_idle()
+    assert s3.objects["bucket/key"].body == b"newer content"

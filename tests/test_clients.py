@@ -1,0 +1,182 @@
+"""Clients that misbehave cost their own slot for a bounded time, and nobody else anything."""
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+
+import pytest
+from lab.daemon import Daemon, daemon
+from lab.flaky import FlakyS3, flaky
+
+FILES, AT_ONCE, ROUNDS = 100, 10, 5
+
+
+@pytest.fixture
+def s3() -> Iterator[FlakyS3]:
+    with flaky() as made:
+        yield made
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    return path
+
+
+Stop = Callable[[], bool]
+
+
+def silent(sock: socket.socket, stop: Stop) -> None:
+    """Connects and says nothing."""
+
+
+def dribbling(sock: socket.socket, stop: Stop) -> None:
+    """A byte a second."""
+    while not stop():
+        sock.sendall(b"/")
+        time.sleep(1)
+
+
+def endless(sock: socket.socket, stop: Stop) -> None:
+    """10 MB without a newline."""
+    for _ in range(100):
+        sock.sendall(b"x" * 100_000)
+
+
+def binary(sock: socket.socket, stop: Stop) -> None:
+    """Every byte but LF, and then that."""
+    sock.sendall(bytes(n for n in range(256) if n != ord("\n")) + b"\n")
+
+
+def deaf(sock: socket.socket, stop: Stop) -> None:
+    """Asks on and on, in the form that keeps the connection, and never reads an answer."""
+    line = json.dumps({"file": "/nowhere/" + "x" * 4000, "destination": "alias/bucket/key"}).encode() + b"\n"
+    while not stop():
+        sock.sendall(line)
+
+
+def half_closed(sock: socket.socket, stop: Stop) -> None:
+    """Ends its side before it has said all."""
+    sock.sendall(b"/file alias/bu")
+    sock.shutdown(socket.SHUT_WR)
+
+
+def reset(sock: socket.socket, stop: Stop) -> None:
+    """Resets the connection in the middle of a line."""
+    sock.sendall(b"/file alias/bu")
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    sock.close()
+
+
+HABITS = (silent, silent, silent, dribbling, dribbling, endless, binary, deaf, deaf, half_closed, reset)
+
+
+@contextmanager
+def bad_company(served: Daemon) -> Iterator[None]:
+    """Clients of every habit, several of most, and a port probe again and again."""
+    over = threading.Event()
+
+    def behave(habit: Callable[[socket.socket, Stop], None]) -> None:
+        with served.connect() as sock, suppress(OSError):
+            habit(sock, over.is_set)
+            over.wait()
+
+    def probe() -> None:
+        while not over.wait(0.05):
+            served.connect().close()
+
+    with ThreadPoolExecutor(2 * len(HABITS) + 1) as pool, ExitStack() as stack:
+        stack.callback(over.set)
+        running = [pool.submit(behave, habit) for habit in 2 * HABITS] + [pool.submit(probe)]
+        yield
+        over.set()
+        for one in running:
+            one.result()
+
+
+def test_bad_company_costs_the_others_nothing(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """A hundred files are stored in the same time beside clients of every bad habit; their slots come back."""
+    s3.latency_s = 0.02  # as a near store's; else the time would be that of this test's own threads
+    with daemon(tmp_path / "state", s3.server) as served, ThreadPoolExecutor(AT_ONCE) as pool:
+
+        def timed_round(name: str) -> float:
+            began = time.monotonic()
+            replies = pool.map(lambda n: served.plain(file, f"alias/bucket/{name}-{n}"), range(FILES))
+            assert set(replies) == {b"Success"}
+            return time.monotonic() - began
+
+        served.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "warm")
+        timed_round("warming")
+        before = served.descriptors()
+        alone, beside = [], []
+        for number in range(ROUNDS):
+            alone.append(timed_round(f"alone{number}"))
+            with bad_company(served):
+                served.wait_status(lambda now: now["clients"] >= 5, "surrounded")
+                beside.append(timed_round(f"beside{number}"))
+        ratio = min(beside) / min(alone)  # the best of each: a busy machine only ever adds
+        print(f"\n{FILES} files: {min(alone):.2f} s alone, {ratio:.2f} times that in bad company")
+        assert ratio < 2  # one client that blocks the loop for a moment would make it ten and more
+
+        served.wait_status(lambda now: now["clients"] == 0, "rid of them")
+        until = time.monotonic() + 30
+        while served.descriptors() > before:
+            assert time.monotonic() < until, "descriptors are lost"
+            time.sleep(0.1)  # connections to the store are opened and closed meanwhile
+    assert len([put for put in s3.puts if not put.name.startswith("bucket/warming")]) == 2 * ROUNDS * FILES
+
+
+def test_nobody_holds_a_slot_for_long(s3: FlakyS3, tmp_path: Path) -> None:
+    """The daemon ends every one of them by itself, in the time that a line may take and a little."""
+    with daemon(tmp_path / "state", s3.server) as served, ThreadPoolExecutor(len(HABITS)) as pool:
+
+        def behave(habit: Callable[[socket.socket, Stop], None]) -> float:
+            until = time.monotonic() + 45
+            began = time.monotonic()
+            with suppress(OSError), served.connect() as sock:
+                habit(sock, lambda: time.monotonic() > until)
+                while sock.recv(4096):
+                    pass
+            return time.monotonic() - began
+
+        for habit, seconds in zip(HABITS, pool.map(behave, HABITS), strict=True):
+            assert seconds < 30, f"one that is {habit.__name__} was endured for {seconds:.0f} s"
+        served.wait_status(lambda now: now["clients"] == 0, "rid of them")
+
+
+def test_fire_and_forget(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """Who closes right after its line has asked; who only closes its own side gets the answer too."""
+    with daemon(tmp_path / "state", s3.server) as served:
+        for number in range(20):
+            with served.connect() as sock:
+                sock.sendall(f"{file} alias/bucket/gone{number}\n".encode())
+        with served.connect() as sock:
+            sock.sendall(f"{file} alias/bucket/half\n".encode())
+            sock.shutdown(socket.SHUT_WR)
+            assert sock.recv(100) == b"Success"
+        served.wait_status(lambda now: now["clients"] == now["pending"] == now["in_flight"] == 0, "done")
+    assert set(s3.objects) == {"bucket/half", *(f"bucket/gone{number}" for number in range(20))}
+
+
+def test_more_clients_than_slots_wait_and_are_served(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """Who finds no slot waits in the socket's backlog, and is served when there is one."""
+    with (
+        daemon(tmp_path / "state", s3.server, max_clients="5") as served,
+        ThreadPoolExecutor(30) as pool,
+        ExitStack() as held,
+    ):
+        for _ in range(5):
+            held.enter_context(served.connect())
+        served.wait_status(lambda now: now["clients"] == 5, "full")
+        waiting = [pool.submit(served.plain, file, f"alias/bucket/{number}") for number in range(30)]
+        for _ in range(20):
+            assert served.ask("status")["clients"] == 5
+        assert not s3.puts
+        held.close()
+        assert {one.result() for one in waiting} == {b"Success"}

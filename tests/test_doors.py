@@ -1,0 +1,227 @@
+"""Who may come in by which door, with real users: in a booted system, against a store that takes everything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import pytest
+from lab.box import Box
+from lab.daemon import daemon
+from lab.env import TREE
+from lab.installed import Service, installed, write_file
+from lab.relay import relay
+from lab.s3 import S3Server
+
+UNIX, DOOR = "s3daemon-unix.socket", "/run/s3daemon.socket"
+FILE = "/data/f"
+
+
+@pytest.fixture(scope="module")
+def units(box: Box) -> Iterator[Service]:
+    """Everything installed, the Unix door too, and three users: `member` is of the group that may use it."""
+    with ExitStack() as stack:
+        stack.callback(box.put(TREE / "systemd" / UNIX, f"/etc/systemd/system/{UNIX}").unlink)
+        service = stack.enter_context(installed(box))
+        write_file(box, FILE, os.urandom(3_000))
+        for user, options in (("listed", ()), ("unlisted", ()), ("member", ("--groups", "s3daemon"))):
+            box.exec("useradd", *options, user)
+            stack.callback(box.exec, "userdel", user)
+        yield service
+
+
+@pytest.fixture
+def service(units: Service, moto: S3Server) -> Iterator[Service]:
+    """The service, configured and its TCP door open; whatever a test leaves is wiped."""
+    units.configure(moto)
+    units.systemctl("start", units.door)
+    try:
+        yield units
+    finally:
+        units.systemctl("disable", UNIX, units.unit, units.door)
+        units.systemctl("stop", UNIX)
+        units.stop()
+
+
+@pytest.fixture(scope="module")
+def bucket(moto: S3Server) -> str:
+    return moto.new_bucket()
+
+
+def send(service: Service, user: str, *words: str, host: str = "localhost") -> CompletedProcess[str]:
+    """Run `send` as a user of the box."""
+    environ = {"S3DAEMON_HOST": host, "S3DAEMON_PORT": str(service.port)}
+    return service.box.exec("runuser", "-u", user, "--", "/usr/bin/send", *words, check=False, env=environ)
+
+
+def uid(service: Service, user: str) -> str:
+    return service.box.exec("id", "-u", user).stdout.strip()
+
+
+def allow(service: Service, server: S3Server, **variables: str) -> None:
+    """Put other settings in force."""
+    service.configure(server, **{f"S3DAEMON_ALLOWED_{name}": text for name, text in variables.items()})
+    service.systemctl("reload-or-restart", service.unit)
+
+
+def warned(service: Service, user: str) -> list[dict[str, Any]]:
+    """The warnings about what a user asked for."""
+    return service.journal("-p", "warning..warning", f"S3DAEMON_PEER_UID={uid(service, user)}")
+
+
+def keys(server: S3Server, bucket: str) -> set[str]:
+    client = server.client()
+    try:
+        return {entry["Key"] for entry in client.list_objects_v2(Bucket=bucket).get("Contents", ())}
+    finally:
+        client.close()
+
+
+def test_users_at_the_tcp_door(service: Service, moto: S3Server, bucket: str) -> None:
+    """A listed user's file is stored; another's is not, in either form, and the journal says who asked for what."""
+    allow(service, moto, USERS="listed, 4711")
+    for words in ((), ("--no-wait",)):
+        assert send(service, "listed", *words, FILE, f"a/{bucket}/tcp/listed").returncode == 0
+        for user in ("unlisted", "root"):
+            done = send(service, user, *words, FILE, f"a/{bucket}/tcp/{user}")
+            said = f"send: NotAllowed: user {uid(service, user)} is not in S3DAEMON_ALLOWED_USERS\n"
+            assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
+    service.records("tcp/listed", 2)
+    assert not {"tcp/unlisted", "tcp/root"} & keys(moto, bucket)
+    first, second = warned(service, "unlisted")
+    for entry in (first, second):
+        asked = entry["S3DAEMON_FILE"], entry["S3DAEMON_BUCKET"], entry["S3DAEMON_KEY"]
+        assert asked == (FILE, bucket, "tcp/unlisted")
+        assert entry["MESSAGE"].startswith(f"refused {FILE} to {bucket}/tcp/unlisted, asked by user ")
+
+
+def test_a_reload_changes_who_may(service: Service, moto: S3Server, bucket: str) -> None:
+    """A list, another list, none: each counts from the reload on. A name that nobody has: no reload, no start."""
+    everybody = ("listed", "unlisted", "root")
+    for users, good in (("listed", everybody[:1]), ("unlisted,root", everybody[1:]), ("", everybody)):
+        allow(service, moto, USERS=users)
+        for user in everybody:
+            assert (send(service, user, FILE, f"a/{bucket}/reload").returncode == 0) == (user in good)
+    service.configure(moto, S3DAEMON_ALLOWED_USERS="listed,nosuch")
+    assert service.systemctl("reload", service.unit, check=False).returncode != 0
+    assert send(service, "unlisted", FILE, f"a/{bucket}/reload").returncode == 0
+    assert service.systemctl("restart", service.unit, check=False).returncode != 0
+    told = [entry["MESSAGE"] for entry in service.journal("-p", "crit")]
+    assert any("S3DAEMON_ALLOWED_USERS names nosuch, who is no user here" in text for text in told)
+    checked = service.box.exec("s3daemon", "check", check=False)
+    assert checked.returncode == 1
+    assert "FAIL access      S3DAEMON_ALLOWED_USERS names nosuch" in checked.stdout
+
+
+def test_roots_and_buckets(service: Service, moto: S3Server, bucket: str) -> None:
+    """A file out of the roots, a link to one, a foreign bucket: each a line, and a warning with user and path."""
+    link = service.box.root / "data/link"
+    link.symlink_to("/etc/hostname")
+    other = moto.new_bucket()
+    allow(service, moto, ROOTS="/data:/srv", BUCKETS=bucket)
+    for path, wanted, why in (
+        ("/etc/hostname", bucket, "/etc/hostname is not under S3DAEMON_ALLOWED_ROOTS"),
+        ("/data/../etc/hostname", bucket, "/etc/hostname is not under S3DAEMON_ALLOWED_ROOTS"),
+        ("/data/link", bucket, "/etc/hostname is not under S3DAEMON_ALLOWED_ROOTS"),
+        (FILE, other, f"the bucket {other} is not in S3DAEMON_ALLOWED_BUCKETS"),
+    ):
+        before = len(warned(service, "listed"))
+        done = send(service, "listed", path, f"a/{wanted}/stolen")
+        assert done.returncode == 1
+        assert done.stderr.startswith("send: NotAllowed: ")
+        assert done.stderr.endswith(f"{why}\n")
+        (*_, entry) = found = warned(service, "listed")
+        assert len(found) == before + 1
+        assert entry["S3DAEMON_FILE"] == path
+        assert why in entry["MESSAGE"]
+    assert send(service, "listed", FILE, f"a/{bucket}/good").returncode == 0
+    assert "stolen" not in keys(moto, bucket) | keys(moto, other)
+    link.unlink()
+
+
+def test_the_unix_door(service: Service, moto: S3Server, bucket: str) -> None:
+    """Enabled and the service restarted, it is there, for its group alone; it stays over restarts; the list counts."""
+    service.systemctl("start", service.unit)
+    service.systemctl("enable", UNIX)
+    service.systemctl("restart", service.unit)
+    assert service.show("ActiveState", UNIX) == "active"
+    for n in range(2):
+        done = send(service, "member", FILE, f"a/{bucket}/unix/{n}", host=DOOR)
+        assert (done.returncode, done.stderr) == (0, "")
+        denied = send(service, "listed", FILE, f"a/{bucket}/denied", host=DOOR)
+        assert (denied.returncode, denied.stderr) == (1, f"send: cannot connect to {DOOR}: Permission denied\n")
+        service.systemctl("restart", service.unit)
+    assert send(service, "listed", FILE, f"a/{bucket}/unix/tcp").returncode == 0
+    assert {"unix/0", "unix/1", "unix/tcp"} <= keys(moto, bucket)
+
+    allow(service, moto, USERS="member")
+    assert send(service, "member", "--tag", "t", FILE, f"a/{bucket}/unix/t", host=DOOR).returncode == 0
+    refused = send(service, "root", FILE, f"a/{bucket}/denied", host=DOOR)
+    assert refused.stderr == "send: NotAllowed: user 0 is not in S3DAEMON_ALLOWED_USERS\n"
+    assert "denied" not in keys(moto, bucket)
+
+    service.systemctl("stop", UNIX, service.door, service.unit)
+    assert service.box.exec("test", "-e", DOOR, check=False).returncode == 1
+    service.systemctl("start", UNIX)
+    assert send(service, "member", FILE, f"a/{bucket}/unix/start", host=DOOR).returncode == 0
+    assert service.show("ActiveState", service.door) == "active"
+
+
+def test_a_client_of_the_unix_door_waits_over_a_restart(service: Service, moto: S3Server, bucket: str) -> None:
+    """Its connection is kept as a TCP client's is, and the next process answers it."""
+    service.systemctl("enable", UNIX)
+    with relay(moto) as (network, store), ExitStack() as stack:
+        service.configure(store, S3DAEMON_DRAIN_TIMEOUT="1s")
+        service.systemctl("restart", service.unit)
+        network.hold()
+        words = ("env", f"S3DAEMON_HOST={DOOR}", "runuser", "-u", "member", "--", "/usr/bin/send", FILE)
+        client = stack.enter_context(service.running(*words, f"a/{bucket}/unix/waits"))
+        service.wait_show("NFileDescriptorStore", "1")
+        service.systemctl("restart", service.unit)
+        network.open()
+        assert (client.wait(60), client.lines()) == (0, [])
+    assert "unix/waits" in keys(moto, bucket)
+
+
+def test_keys_that_systemd_passed_are_not_sent(service: Service, moto: S3Server, bucket: str) -> None:
+    """The service can read its credentials; nobody can have them stored."""
+    keys_file = service.box.root / "etc/secret-key"
+    keys_file.write_text(moto.secret_key)
+    keys_file.chmod(0o600)
+    service.write(
+        "".join(f"{name}={value}\n" for name, value in moto.settings().items() if name != "AWS_SECRET_ACCESS_KEY")
+    )
+    with service.drop_in("LoadCredential=aws_secret_access_key:/etc/secret-key"):
+        assert send(service, "listed", FILE, f"a/{bucket}/credentials").returncode == 0
+        done = send(service, "listed", f"/run/credentials/{service.unit}/aws_secret_access_key", f"a/{bucket}/stolen")
+        service.stop()
+    assert done.stderr.startswith("send: NotAllowed: ")
+    assert done.stderr.endswith(": it is the daemon's own\n")
+    assert "stolen" not in keys(moto, bucket)
+
+
+def test_a_connection_is_judged_at_each_request(tmp_path: Path, moto: S3Server, bucket: str) -> None:
+    """Without root or systemd: a list without us refuses both forms, one with us does not, and a reload is enough."""
+    (tmp_path / "f").write_bytes(b"content")
+    ours, destination = str(os.geteuid()), f"a/{bucket}/each"
+    with daemon(tmp_path / "state", moto, allowed_users="4711") as made, made.connect() as sock:
+        refused = made.plain(tmp_path / "f", destination)
+        assert refused == f"NotAllowed: user {ours} is not in S3DAEMON_ALLOWED_USERS\n".encode()
+        line = f'{{"file": "{tmp_path}/f", "destination": "{destination}"}}\n'.encode()
+        answers = sock.makefile("rb")
+        sock.sendall(line)
+        assert b'"code": "NotAllowed"' in answers.readline()
+        made.set(allowed_users=f"4711 {ours}")
+        assert made.command("reload").returncode == 0
+        sock.sendall(line)
+        assert b'"result": "stored"' in answers.readline()
+        made.set(allowed_users="4711,nosuch")
+        assert "names nosuch, who is no user here" in made.command("reload").stderr
+        assert made.plain(tmp_path / "f", destination) == b"Success"
+        answers.close()
+        (warning, _) = [text for text in made.lines() if "refused" in text]
+        assert f"refused {tmp_path}/f to {bucket}/each, asked by user {ours}: user {ours} is not in" in warning

@@ -1,0 +1,116 @@
+"""What operators do to a daemon at work, and to its spool while it is down."""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from lab.daemon import Daemon, daemon
+from lab.flaky import Fault, FlakyS3, flaky
+
+
+@pytest.fixture
+def s3() -> Iterator[FlakyS3]:
+    with flaky() as made:
+        yield made
+
+
+@pytest.fixture
+def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path / "state", s3.server, stall_timeout="10min") as made:
+        yield made
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    return path
+
+
+def accepted(served: Daemon, file: Path, key: str) -> str:
+    """The id of a transfer that the daemon owns now."""
+    reply = served.extended(file, f"alias/bucket/{key}", wait=False)
+    assert reply["result"] == "accepted"
+    return reply["id"]
+
+
+def states(served: Daemon) -> dict[str, str]:
+    """State by destination, as `s3daemon queue` shows it."""
+    return {row["destination"]: row["state"] for row in served.queue()}
+
+
+def test_a_second_daemon_is_told_whose_the_directory_is(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """A second daemon on the same state directory ends with the first one's pid, which serves on."""
+    with daemon(served.state_dir, s3.server, running=False) as second:
+        second.start(wait=False)
+        assert second.process.wait() == 1
+        assert f"process {served.process.pid} holds its lock" in second.process.tail()
+    assert served.plain(file, "alias/bucket/key") == b"Success"
+
+
+def test_the_queue_of_a_daemon_that_is_up(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """It is listed; a retry ends a delay and takes up a failure; a drop is final and recorded."""
+    s3.faults = {Fault.DENIED: 1.0}
+    assert served.plain(file, "alias/bucket/denied").startswith(b"AccessDenied: ")
+    (failed,) = served.queue()
+    assert (failed["state"], failed["code"], failed["told"]) == ("failed", "AccessDenied", True)
+
+    s3.refuse()
+    kept, dropped = accepted(served, file, "kept"), accepted(served, file, "dropped")
+    served.process.wait_line("kept attempt 1 failed")
+    assert states(served) == {"bucket/denied": "failed", "bucket/kept": "pending", "bucket/dropped": "pending"}
+    assert "AccessDenied" in served.command("queue").stdout
+
+    done = served.command("queue", "drop", dropped, "nonsense")
+    assert (done.returncode, done.stdout) == (1, "1 dropped\n")
+    assert done.stderr == "NoSuchTransfer: nonsense is not in the queue\n"
+    done = served.command("queue", "retry", kept, failed["id"])
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2 will be tried again\n", "")
+    s3.faults = {}
+    s3.open()
+    served.wait_idle()
+    assert set(s3.objects) == {"bucket/kept", "bucket/denied"}
+    assert served.queue() == []
+    (record,) = (record for record in served.records() if record.key == "dropped")
+    assert (record.outcome, record.error) == ("failed", "Dropped: dropped by an operator")
+
+
+def test_the_queue_of_a_daemon_that_is_down(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """The same on the spool alone; the next daemon does as was said."""
+    s3.faults = {Fault.DENIED: 1.0}
+    assert served.plain(file, "alias/bucket/denied").startswith(b"AccessDenied: ")
+    s3.refuse()
+    accepted(served, file, "kept")
+    dropped = accepted(served, file, "dropped")
+    served.kill()
+    assert states(served) == {"bucket/denied": "failed", "bucket/kept": "pending", "bucket/dropped": "pending"}
+    done = served.command("queue", "drop", dropped)
+    assert (done.returncode, done.stdout) == (0, "1 dropped\n")
+    assert f"bucket/dropped failed, {file.stat().st_size} bytes" in done.stderr
+    assert served.command("queue", "retry", "--all").stdout == "1 will be tried again\n"
+    assert states(served) == {"bucket/denied": "pending", "bucket/kept": "pending"}
+    s3.faults = {}
+    s3.open()
+    served.start()
+    served.wait_idle()
+    assert set(s3.objects) == {"bucket/kept", "bucket/denied"}
+
+
+def test_dropping_one_in_flight(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """Its waiter is told at once, nothing of it is stored, not even later, and what stood behind it goes on."""
+    large = tmp_path / "large"
+    large.write_bytes(bytes(30_000_000))
+    s3.hold_bodies()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(served.plain, large, "alias/bucket/key")
+        assert s3.held_bodies.acquire(timeout=30)
+        accepted(served, file, "key")
+        first, behind = served.queue()
+        assert (first["state"], behind["state"]) == ("in flight", "behind")
+        assert served.command("queue", "drop", first["id"]).stdout == "1 dropped\n"
+        assert waiting.result() == b"Dropped: dropped by an operator\n"
+    s3.release()
+    served.wait_idle()
+    assert [(put.name, put.id) for put in s3.puts] == [("bucket/key", behind["id"])]
+    assert s3.objects["bucket/key"].body == b"content"

@@ -1,0 +1,311 @@
+"""An attempt against servers that misbehave: one PUT whatever happens, and the truth about it."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import socket
+import traceback
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab.certs import Authority
+from lab.schemes import PLAIN, Scheme, scheme_of, tls_with
+from lab.scripted import (
+    Exchange,
+    Script,
+    answering,
+    hang_up_after,
+    keep,
+    refusing,
+    reset_after,
+    scripted,
+    silent_after,
+)
+from lab.sending import a_file, failure, in_loop, sending, settings_for
+
+from s3daemon.errors import AttemptError, S3daemonError
+
+SMALL = 3_000
+MIDDLE = 1 << 20
+#: More than any buffer takes: the sender waits for the receiver.
+LARGE = 12 << 20
+
+
+@pytest.fixture(params=["plain", "tls"])
+def scheme(request: pytest.FixtureRequest) -> Scheme:
+    """Both ways to a store."""
+    return scheme_of(request)
+
+
+async def continue_only(exchange: Exchange) -> None:
+    """Say 100 Continue, and nothing after it."""
+    await exchange.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    await exchange.read()
+    await exchange.silence()
+
+
+async def garbage(exchange: Exchange) -> None:
+    """Answer what is no HTTP."""
+    await exchange.read()
+    await exchange.write(b"\x00\xff no HTTP at all\r\n\r\n")
+
+
+async def half_an_answer(exchange: Exchange) -> None:
+    """Hang up within the answer."""
+    await exchange.read()
+    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<?xml")
+
+
+async def too_early(exchange: Exchange) -> None:
+    """Say 200 before the body was read, and hang up."""
+    await exchange.read(1000)
+    await exchange.answer(headers={"ETag": '"x"'})
+    exchange.kept = False
+
+
+async def too_early_for_all_that_is_under_way(exchange: Exchange) -> None:
+    """The same when everything was sent already, though it was not taken yet."""
+    await exchange.read(1000)
+    await exchange.handed_over()
+    await exchange.answer()
+    exchange.kept = False
+
+
+async def refuse_early(exchange: Exchange) -> None:
+    """Refuse before the body was read, and read no more."""
+    await exchange.read(1000)
+    await exchange.refuse(400, "EntityTooLarge")
+    await exchange.silence()
+
+
+async def broken_xml(exchange: Exchange) -> None:
+    """Refuse with a text that is no XML."""
+    await exchange.read()
+    await exchange.answer(400, b"<html>Bad", headers={"Content-Type": "text/html"})
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "status", "ambiguous"),
+    [
+        pytest.param(hang_up_after(), "ConnectionClosed", 0, True, id="takes-all-and-hangs-up"),
+        pytest.param(reset_after(), "ConnectionClosed", 0, True, id="takes-all-and-resets"),
+        pytest.param(silent_after(), "NoAnswer", 0, True, id="takes-all-and-is-silent"),
+        pytest.param(continue_only, "NoAnswer", 0, True, id="says-continue-only"),
+        pytest.param(garbage, "BadAnswer", 0, True, id="answers-garbage"),
+        pytest.param(half_an_answer, "BadAnswer", 0, True, id="hangs-up-within-the-answer"),
+        pytest.param(hang_up_after(0), "ConnectionClosed", 0, False, id="hangs-up-at-once"),
+        pytest.param(hang_up_after(100_000), "ConnectionClosed", 0, False, id="hangs-up-within-the-body"),
+        pytest.param(reset_after(100_000), "ConnectionClosed", 0, False, id="resets-within-the-body"),
+        pytest.param(silent_after(100_000), "Stalled", 0, False, id="stops-reading"),
+        pytest.param(too_early, "BadAnswer", 0, False, id="says-200-too-early"),
+        pytest.param(refuse_early, "EntityTooLarge", 400, False, id="refuses-early"),
+        pytest.param(refusing(403, "AccessDenied"), "AccessDenied", 403, False, id="refuses"),
+        pytest.param(refusing(503, "SlowDown"), "SlowDown", 503, False, id="asks-for-patience"),
+        pytest.param(refusing(500, "InternalError"), "InternalError", 500, True, id="has-a-fault"),
+        pytest.param(answering(504), "504", 504, True, id="a-proxy-gives-up"),
+        pytest.param(broken_xml, "400", 400, False, id="refuses-without-xml"),
+    ],
+)
+@in_loop
+async def test_one_put_and_the_truth_about_it(
+    tmp_path: Path, scheme: Scheme, script: Script, code: str, status: int, ambiguous: bool
+) -> None:
+    """Whatever a server does, it sees one request; the error is the right one, and ambiguous when all arrived."""
+    file = a_file(tmp_path / "file", LARGE)
+    async with scheme.store(script) as (server, sender):
+        error = await failure(sender.put(file))
+        assert (error.code, error.status, error.ambiguous) == (code, status, ambiguous)
+        await sender.lanes.close()
+        assert [seen.method for seen in server.seen] == ["PUT"]
+
+
+@in_loop
+async def test_a_success_without_the_whole_file_is_none(tmp_path: Path, scheme: Scheme) -> None:
+    """What was handed to the kernel is not stored yet: a 200 counts once the store has acknowledged all of it."""
+    async with scheme.store(too_early_for_all_that_is_under_way) as (server, sender):
+        error = await failure(sender.put(a_file(tmp_path / "file", MIDDLE)))
+        assert (error.code, error.ambiguous) == ("BadAnswer", False)
+        assert not server.puts[0].whole
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@in_loop
+async def test_redirects_are_not_followed(tmp_path: Path, status: int) -> None:
+    """A redirect is an answer like another: the host that it names sees nothing, the redirecting one nothing more."""
+    file = a_file(tmp_path / "file", SMALL)
+    async with scripted() as other, PLAIN.store() as (server, sender):
+        server.put = answering(status, Location=f"{other.url}/bucket/key", x_amz_bucket_region="elsewhere")
+        error = await failure(sender.put(file))
+        assert (error.status, error.ambiguous) == (status, False)
+        assert [seen.method for seen in server.seen] == ["PUT"]
+        assert not other.connections
+
+
+@in_loop
+async def test_a_receiver_that_stops_is_noticed_in_time(tmp_path: Path) -> None:
+    """A store that stops reading ends the attempt within a second of the limit, and not before it."""
+    now = asyncio.get_running_loop().time
+    stopped: list[float] = []
+
+    async def stop(exchange: Exchange) -> None:
+        await exchange.read(100_000)
+        stopped.append(now())
+        await exchange.silence()
+
+    async with PLAIN.store(stop, stall_timeout_s=2.0) as (_, sender):
+        error = await failure(sender.put(a_file(tmp_path / "file", LARGE)))
+        assert 2.0 <= now() - stopped[0] <= 3.0
+    assert error.code == "Stalled"
+    assert "took no byte for 2 s" in error.text
+
+
+@in_loop
+async def test_slow_is_not_stalled(tmp_path: Path) -> None:
+    """A receiver that takes something now and then is waited for, longer than any limit."""
+    file = a_file(tmp_path / "file", LARGE)
+
+    async def slowly(exchange: Exchange) -> None:
+        for part in range(1, 9):
+            await exchange.read(part * LARGE // 8)
+            await asyncio.sleep(0.3)
+        await exchange.answer()
+
+    async with PLAIN.store(slowly) as (server, sender):
+        await sender.put(file)
+        assert server.puts[0].whole
+
+
+@in_loop
+async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:
+    """Once the body is there the answer's own limit counts, not that of a stall."""
+
+    async def late(exchange: Exchange) -> None:
+        await exchange.read()
+        await asyncio.sleep(2.0)
+        await exchange.answer()
+
+    async with PLAIN.store(late, answer_timeout_s=30.0) as (_, sender):
+        await sender.put(a_file(tmp_path / "file", SMALL))
+
+
+@in_loop
+async def test_patience_that_was_asked_for(tmp_path: Path) -> None:
+    """Retry-After reaches whoever decides when to try again."""
+    async with PLAIN.store(refusing(503, "SlowDown", Retry_After="7")) as (_, sender):
+        assert (await failure(sender.put(a_file(tmp_path / "file", SMALL)))).retry_after == 7.0
+
+
+@in_loop
+async def test_nobody_listens(tmp_path: Path) -> None:
+    """A refused connection is told as such, and nothing can have arrived."""
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        async with sending(settings_for(f"http://127.0.0.1:{unused.getsockname()[1]}")) as sender:
+            error = await failure(sender.put(a_file(tmp_path / "file", 0)))
+    assert (error.code, error.ambiguous) == ("ConnectionFailed", False)
+
+
+@in_loop
+async def test_a_handshake_that_does_not_come(tmp_path: Path) -> None:
+    """A server that takes the connection and never speaks TLS ends the attempt at the limit for connecting."""
+    async with scripted(keep) as server:
+        url = server.url.replace("http:", "https:")
+        server.take = lambda *_: None  # type: ignore[method-assign]
+        async with sending(settings_for(url, connect_timeout_s=0.2)) as sender:
+            error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
+    assert (error.code, error.ambiguous) == ("ConnectTimeout", False)
+
+
+@in_loop
+async def test_no_tls_there(tmp_path: Path) -> None:
+    """A server that answers TLS with something else is not spoken to."""
+
+    async def shout(exchange: Exchange) -> None:
+        raise AssertionError("it got a request")
+
+    async with scripted(shout) as server, sending(settings_for(server.url.replace("http:", "https:"))) as sender:
+        attempt = asyncio.create_task(sender.put(a_file(tmp_path / "file", SMALL)))
+        await server.until(lambda: server.connections)
+        server.connections[0].writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+        error = await failure(attempt)
+    assert (error.code, error.ambiguous) == ("TLSFailed", False)
+
+
+@in_loop
+async def test_a_certificate_that_is_not_trusted(tmp_path: Path, certs: Authority) -> None:
+    """Without the authority, or for another name, nothing is sent."""
+    for name, subjects, trusted in (("stranger", (), None), ("other-name", ("DNS:elsewhere",), certs.ca)):
+        async with tls_with(certs.issue(name, *subjects), trusted).store() as (server, sender):
+            error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
+            assert (error.code, error.ambiguous) == ("TLSRefused", False)
+            assert "AWS_CA_BUNDLE" in error.text
+        assert not server.seen
+
+
+class Nameless(asyncio.SelectorEventLoop):
+    """A loop in which no name resolves, or none in time."""
+
+    in_time = True
+
+    async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
+        if not self.in_time:
+            await self.create_future()
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+def test_a_name_that_does_not_resolve(tmp_path: Path, in_time: bool) -> None:
+    """A name server that does not know it, or does not answer, costs the attempt and nothing else."""
+
+    async def main() -> AttemptError:
+        async with sending(settings_for("http://store.example", connect_timeout_s=0.1)) as sender:
+            for _ in range(2):
+                error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
+            return error
+
+    with asyncio.Runner(loop_factory=Nameless) as runner:
+        loop = runner.get_loop()
+        assert isinstance(loop, Nameless)
+        loop.in_time = in_time
+        error = runner.run(main())
+    assert (error.code, error.ambiguous) == ("NameNotResolved", False)
+    assert error.text.startswith("the endpoint's name does not resolve")
+
+
+SECRETS = ("s3cretsesame", "t0kensesame")
+
+
+async def quoting(exchange: Exchange) -> None:
+    """Refuse a signature as S3 does, with all that was signed."""
+    await exchange.read()
+    quoted = "\n".join(f"{name}:{value}" for name, value in exchange.headers.items())
+    text = f"<Code>SignatureDoesNotMatch</Code><Message>no</Message><CanonicalRequest>{quoted}</CanonicalRequest>"
+    answer = f"<Error>{text}</Error>".encode()
+    await exchange.answer(403, answer, headers={"Content-Type": "application/xml"})
+
+
+@pytest.mark.parametrize("script", [quoting, garbage, hang_up_after(), half_an_answer])
+@in_loop
+async def test_secrets_are_in_no_error(tmp_path: Path, script: Script) -> None:
+    """No error, and nothing in its traceback's texts, has a secret, though the server may quote the request."""
+    async with PLAIN.store(script, secret_key=SECRETS[0], session_token=SECRETS[1]) as (server, sender):
+        error: S3daemonError = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
+        assert server.puts[0].headers["x-amz-security-token"] == SECRETS[1]
+    shown = "".join(traceback.format_exception(error)) + repr(error) + error.text + error.code
+    assert not any(secret in shown for secret in SECRETS)
+
+
+@in_loop
+async def test_an_error_leaves_the_lane_fit_for_use(tmp_path: Path) -> None:
+    """After any failure the next attempt on the same lane succeeds."""
+    file = a_file(tmp_path / "file", MIDDLE)
+    scripts = itertools.cycle([hang_up_after(1000), garbage, too_early, refusing(503, "SlowDown"), refuse_early])
+    async with PLAIN.store() as (server, sender):
+        for _ in range(5):
+            server.put = next(scripts)
+            await failure(sender.put(file))
+            server.put = keep
+            await sender.put(file)
+
