@@ -21,13 +21,14 @@ of it, `on_replaced` is called, and its owner gives what it has in memory to `re
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import StartError, one_line
+from .errors import SpoolError, StartError, one_line
 from .request import Destination, Transfer
 from .spooldb import is_corrupt
 from .spooldir import Lock, prepare
@@ -185,16 +186,14 @@ class Spool:
             self._lazily(Update(seq, {"told": True}))
 
     async def retry(self, ids: Iterable[str], service_now: float) -> set[str]:
-        """Make failed transfers pending again. Their time to be tried starts anew, their attempts count on.
-
-        Returns:
-            the ids that there were.
-        """
+        """Make failed transfers pending again, their time to be tried anew; give the ids that there were."""
+        await self._settle()
         again = {"failed": False, "failed_service": 0.0, "told": False, "accepted_service": service_now}
         return await self._change(ids, again)
 
     async def drop(self, ids: Iterable[str]) -> set[str]:
         """Remove transfers, pending or failed; give the ids that there were."""
+        await self._settle()
         there = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
         await self._durably([Delete(seq) for seq in there.values()])
         return set(there)
@@ -223,6 +222,11 @@ class Spool:
         there = {id_: seq for id_ in ids if (seq := self._seq_of.get(id_)) is not None}
         await self._durably([Update(seq, columns) for seq in there.values()])
         return set(there)
+
+    async def _settle(self) -> None:
+        """Let what is on its way be carried out: what expires now is not there any more."""
+        with contextlib.suppress(SpoolError):
+            await self._durably([])
 
     async def _durably(self, changes: Sequence[Change]) -> None:
         answer = asyncio.get_running_loop().create_future()

@@ -175,7 +175,7 @@ def test_a_client_of_the_unix_door_waits_over_a_restart(service: Service, moto: 
     """Its connection is kept as a TCP client's is, and the next process answers it."""
     service.systemctl("enable", UNIX)
     with relay(moto) as (network, store), ExitStack() as stack:
-        service.configure(store, S3DAEMON_DRAIN_TIMEOUT="1s")
+        service.configure(store, S3DAEMON_DRAIN_TIMEOUT="1s", S3DAEMON_WAIT_LIMIT="5min")
         service.systemctl("restart", service.unit)
         network.hold()
         words = ("env", f"S3DAEMON_HOST={DOOR}", "runuser", "-u", "member", "--", "/usr/bin/send", FILE)
@@ -183,7 +183,7 @@ def test_a_client_of_the_unix_door_waits_over_a_restart(service: Service, moto: 
         service.wait_show("NFileDescriptorStore", "1")
         service.systemctl("restart", service.unit)
         network.open()
-        assert (client.wait(60), client.lines()) == (0, [])
+        assert (client.wait(120), client.lines()) == (0, [])
     assert "unix/waits" in keys(moto, bucket)
 
 
