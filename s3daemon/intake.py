@@ -92,10 +92,10 @@ class Intake:
         durable.set_result(None)
         return Ticket(id_, durable, self._uploader.waiters.wait(job))
 
-    def deferral(self, ticket: Ticket) -> Reply:
-        """The reply to a client that has waited long enough."""
+    def deferral(self, ticket: Ticket) -> Reply | None:
+        """The reply to a client that has waited long enough; None when the end has come and is about to be told."""
         job = self._uploader.schedule.get(ticket.id)
-        return self._uploader.waiters.deferral(job) if job else ticket.outcome.result()
+        return self._uploader.waiters.deferral(job) if job else None
 
     def _accept(self, request: Request, source: Source) -> tuple[Job, asyncio.Future[None]]:
         uploader = self._uploader

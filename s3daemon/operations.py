@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 from .connections import Lanes
 from .errors import RequestError, SpoolError
@@ -98,9 +99,10 @@ class Operations:
                 schedule.end_delay(job)
         failed = await asyncio.to_thread(self._spool.entries, failed=True)
         wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
-        done = await self._spool.retry([entry.transfer.id for entry in wanted], self._uploader.service.now())
-        self._uploader.recover(entry for entry in wanted if entry.transfer.id in done)
-        self._uploader.pump()
+        now = self._uploader.service.now()
+        done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
+        again = [replace(entry, accepted_service=now) for entry in wanted if entry.transfer.id in done]
+        self._uploader.recover(again)
         return {"ids": sorted(known | done)}
 
     async def drop(self, arguments: Mapping[str, object]) -> Answer:
@@ -109,9 +111,8 @@ class Operations:
         dropped = await self._spool.drop(ids)
         for id_ in ids:
             job = self._uploader.schedule.get(id_)
-            if job is not None:
-                await self._uploader.drop(job)
-                dropped.add(id_)
+            if job is not None and not await self._uploader.drop(job):
+                dropped.discard(id_)  # it was stored before it could be dropped
         return {"ids": sorted(dropped)}
 
     async def status(self, _: Mapping[str, object]) -> Answer:

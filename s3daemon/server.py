@@ -197,12 +197,12 @@ class Server:
             await asyncio.wait(events, timeout=self.settings.wait_limit_s, return_when=asyncio.FIRST_COMPLETED)
             # Nothing is said to be kept before it is; nor to be stored while a crash could bring back what is older.
             await ticket.durable
-            if ticket.outcome.done() and ticket.outcome.result().outcome is not Outcome.DEFERRED:
-                return ticket.outcome.result()
             if kept and self._leaving.done() and not ticket.outcome.done():
                 kept = False
                 raise _LeftError
-            return ticket.outcome.result() if ticket.outcome.done() else self._intake.deferral(ticket)
+            if not ticket.outcome.done() and (reply := self._intake.deferral(ticket)):
+                return reply
+            return await ticket.outcome
         finally:
             if kept:
                 self._manager.forget(name)

@@ -114,8 +114,8 @@ class Uploader:
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        may_start = self.health.may_start(len(self.schedule.running))
-        at = self.schedule.next_time() if may_start else self.health.wake_at()
+        free = self.health.may_start(len(self.schedule.running))
+        at = self.schedule.next_time() if free else self.health.wake_at()
         self._timer = self._loop.call_later(max(0.0, at - self.clock()), self.pump) if at is not None else None
 
     async def _run(self, job: Job) -> None:
@@ -178,11 +178,8 @@ class Uploader:
         elif error.status:
             self.health.succeeded(job.started_at)  # the store is there, and took the keys
         if self.health.held and not was_held:
-            _log.critical(
-                "the queue is held: %s; nothing is lost, mend the settings and reload",
-                self.health.held,
-                extra={"journal": {"MESSAGE_ID": MessageId.HELD.value}},
-            )
+            kind = {"journal": {"MESSAGE_ID": MessageId.HELD.value}}
+            _log.critical("the queue is held: %s; nothing is lost, mend it and reload", self.health.held, extra=kind)
 
     def give_up(self, job: Job) -> None:
         """Failed for good, with the job's last error: recorded, listed, and told once it is listed."""
@@ -195,19 +192,20 @@ class Uploader:
 
     async def _list_failure(self, job: Job, reply: Reply) -> None:
         try:
-            await self._spool.fail(
-                job.transfer.id, job.attempts, job.code, job.text, self.service.now(), told=False
-            )
+            now = self.service.now()
+            await self._spool.fail(job.transfer.id, job.attempts, job.code, job.text, now, told=False)
         except SpoolError as exc:  # it stays pending there: the next process tries once more, and finds the same
             _log.error("the failure of %s could not be listed: %s", job.transfer.id, exc)
         tell(job, reply)
 
-    async def drop(self, job: Job) -> None:
-        """End a transfer at an operator's wish, its attempt too; the spool's row is the caller's."""
-        if await self.abandon(job):
-            job.code, job.text = "Dropped", "dropped by an operator"
-            tell(job, Reply(Outcome.FAILED, job.transfer.id, job.code, job.text))
-            self._record(job, None)
+    async def drop(self, job: Job) -> bool:
+        """End a transfer at an operator's wish, as `abandon` does; the spool's row is the caller's."""
+        if not await self.abandon(job):
+            return False
+        job.code, job.text = "Dropped", "dropped by an operator"
+        tell(job, Reply(Outcome.FAILED, job.transfer.id, job.code, job.text))
+        self._record(job, None)
+        return True
 
     async def abandon(self, job: Job) -> bool:
         """Forget a transfer, its attempt ended first; False when it came to its own end meanwhile."""
