@@ -45,6 +45,7 @@ What becomes of it
 
 Who talks to us
     manager         systemd's side: sockets and stored descriptors, notifications, watchdog, signals
+    backlog         the next client of a listening socket
     peers           whose connection it is, and whether that user may ask
     server          the listener: bytes <-> wire
     listing         the queue as a table

@@ -1,4 +1,4 @@
-"""The command line: `s3daemon [serve | check | queue | report | reload]`. A command's modules are imported when it is given."""
+"""The command line: `s3daemon [serve | check | queue | report | reload]`. Each command imports its own modules."""
 
 from __future__ import annotations
 

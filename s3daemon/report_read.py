@@ -1,43 +1,29 @@
-"""Where a report's entries come from: this host's journal, a saved one, or lines of `journalctl -o json`.
+"""Where a report's entries come from: journal files, or lines of `journalctl -o json`.
 
     journal    the files of this host's journal, through systemd-python's reader
     --file     a directory of journal files, or one file, copied from anywhere
     --stdin    what `journalctl -o json --all` printed, of as many hosts as one likes
 
-Nothing to read must not look like nothing happened. Libsystemd passes over what it may not open or finds damaged, so
-each file is tried here first: one that may not be read ends the report, one that is damaged is told.
+An entry is what its reader makes of it; `report_select` and `record` read all forms.
 """
 
 from __future__ import annotations
 
-import errno
 import json
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from .errors import S3daemonError, one_line
+from .errors import S3daemonError
 from .record import MessageId
+from .report_files import JournalFiles, Note, Opener
 from .report_select import Entry, Selection
 
-#: Where journald keeps its files, in a directory named by the machine's id: those of before this boot, and of this one.
-ROOTS = (Path("/var/log/journal"), Path("/run/log/journal"))
-MACHINE_ID = Path("/etc/machine-id")
-#: The group that may read every journal of a host (systemd-journald.service(8)).
-GROUP = "systemd-journal"
-#: Entries between two openings of the journal. Libsystemd keeps up to 512 MB of journal files mapped, and an entry
-#: with its fields is some 2 kB of them: opened anew now and then, which takes 3 ms, it keeps to 20 MB.
-REOPEN_AFTER = 10_000
-#: How many of the first lines without a JSON object show that it is the wrong format; later ones are counted.
+#: Records between two openings of the journal. Libsystemd keeps up to 512 MB of journal files mapped, all resident once
+#: read. Opened anew after so many it kept to 120 MB, for a tenth more of its 1.5 s with 200 000 records (systemd 252).
+REOPEN_AFTER = 2_000
 _SECONDS = 1_000_000
-
-#: `systemd.journal.Reader`, or one like it.
-Opener = Callable[..., Any]
-#: Takes one line for the operator.
-Note = Callable[[str], None]
 
 
 def reader() -> Opener:
@@ -47,94 +33,18 @@ def reader() -> Opener:
         S3daemonError: `NoReader`, it is not installed.
     """
     try:
-        from systemd import journal
+        from systemd.journal import Reader
     except ImportError as exc:
         text = "systemd-python is not installed; without it: journalctl -o json --all | s3daemon report --stdin"
         raise S3daemonError("NoReader", text) from exc
 
-    class Reader(journal.Reader):  # type: ignore[misc] # systemd-python has no types
+    class Plain(Reader):  # type: ignore[misc] # systemd-python has no types
         def _convert_entry(self, entry: dict[str, Any]) -> dict[str, Any]:
             # Each of an entry's 45 fields would be decoded, of which 20 are read: half of the time of a report. Should
             # a later version not ask here, the record reads what it converts as well.
             return entry
 
-    return Reader
-
-
-@dataclass(frozen=True, slots=True)
-class JournalFiles:
-    """Journal files to read together.
-
-    Args:
-        place: what the reader opens: a directory, a file, or None for this host's journal.
-        files: what there is; at least one.
-    """
-
-    place: Path | None
-    files: tuple[Path, ...]
-
-    @classmethod
-    def of_host(cls, roots: Sequence[Path] = ROOTS, machine_id: Path = MACHINE_ID) -> JournalFiles:
-        """This host's.
-
-        Raises:
-            S3daemonError: `NoJournal`, there is none; `NotReadable`.
-        """
-        try:
-            places = [root / machine_id.read_text().strip() for root in roots]
-        except OSError:
-            places = []
-        files = [file for place in places if place.is_dir() for file in _listed(place)]
-        if not files:
-            text = f"this host has no journal in {' or '.join(map(str, roots))}; --file and --stdin read others"
-            raise S3daemonError("NoJournal", text)
-        return cls(None, tuple(files))
-
-    @classmethod
-    def saved(cls, place: Path) -> JournalFiles:
-        """Those of a directory, also in the directories in it that are named by a machine's id; or a single file.
-
-        Raises:
-            S3daemonError: `NoJournal`, there is none; `NotReadable`.
-        """
-        if place.is_file():
-            return cls(place, (place,))
-        files = [*_listed(place), *(file for below in _directories(place) for file in _listed(below))]
-        if not files:
-            raise S3daemonError("NoJournal", f"there is no journal file in {place}")
-        return cls(place, tuple(files))
-
-    def open(self, opener: Opener) -> Any:
-        """A reader of all of them.
-
-        Raises:
-            OSError: it cannot be opened.
-        """
-        if self.place is None:
-            return opener()
-        if self.place.is_file():
-            return opener(files=[str(self.place)])
-        return opener(path=str(self.place))
-
-    def check(self, opener: Opener, note: Note) -> None:
-        """Try each file.
-
-        Raises:
-            S3daemonError: `NotReadable`, one of them may not be read; `NoJournal`, none of them can be.
-        """
-        damaged = 0
-        for file in self.files:
-            try:
-                opener(files=[str(file)]).close()
-            except PermissionError as exc:
-                raise _not_readable(file) from exc
-            except FileNotFoundError:
-                pass  # journald has renamed or removed it meanwhile; the reader finds what it is now
-            except OSError as exc:
-                damaged += 1
-                note(f"{file} is left out, damaged or of a newer systemd: {exc.strerror or exc}")
-        if damaged == len(self.files):
-            raise S3daemonError("NoJournal", "no journal file could be read")
+    return Plain
 
 
 def from_journal(files: JournalFiles, selection: Selection, opener: Opener, note: Note) -> Iterator[Entry]:
@@ -185,11 +95,11 @@ def from_lines(lines: Iterable[bytes], note: Note) -> Iterator[Entry]:
     good = bad = first_bad = 0
     wanted = MessageId.RECORD.encode()
     for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith(b"-- "):  # "-- No entries --"
-            good += bool(text)
+        stripped = line.strip()
+        if not stripped or stripped.startswith(b"-- "):  # "-- No entries --"
+            good += bool(stripped)
             continue
-        entry = _object(text, parse=wanted in text)
+        entry = _object(stripped, parse=wanted in stripped)
         if entry is None:
             bad += 1
             first_bad = first_bad or number
@@ -240,31 +150,3 @@ def _note_begin(journal: Any, since_usec: int | None, note: Note) -> None:
 def _realtime_usec(entry: Entry) -> float:
     when = entry["__REALTIME_TIMESTAMP"]
     return when.timestamp() * _SECONDS if isinstance(when, datetime) else int(str(when))
-
-
-def _listed(place: Path) -> list[Path]:
-    """The journal files in a directory; those with a tilde were left by a crash and are read like the others."""
-    return [file for file in _within(place) if file.suffix in (".journal", ".journal~")]
-
-
-def _directories(place: Path) -> list[Path]:
-    return [below for below in _within(place) if below.is_dir() and _is_machine_id(below.name.partition(".")[0])]
-
-
-def _is_machine_id(name: str) -> bool:
-    return len(name) == len(MessageId.RECORD) and all(c in "0123456789abcdef" for c in name)
-
-
-def _within(place: Path) -> list[Path]:
-    try:
-        return sorted(place.iterdir())
-    except PermissionError as exc:
-        raise _not_readable(place) from exc
-    except OSError as exc:
-        code = "NoSuchFile" if exc.errno == errno.ENOENT else "NoJournal"
-        raise S3daemonError(code, f"cannot read {one_line(str(place))}: {exc.strerror or exc}") from exc
-
-
-def _not_readable(place: Path) -> S3daemonError:
-    text = f"{place} may be read by root and the group {GROUP} only: usermod -aG {GROUP} USER, and log in again"
-    return S3daemonError("NotReadable", text)

@@ -1,4 +1,6 @@
-"""Points in time as `journalctl --since` takes them: systemd.time(7), "PARSING TIMESTAMPS". Pure: now and zone come in.
+"""Points in time as `journalctl --since` takes them: systemd.time(7), "PARSING TIMESTAMPS".
+
+Pure: now comes in, and its zone with it.
 
     when  = "now" | "today" | "yesterday" | "tomorrow"
           | "@" seconds                     since the epoch
@@ -105,9 +107,9 @@ def _calendar(text: str, now: datetime) -> datetime:
         raise ValueError("expected such as '2026-11-23 18:15', 'yesterday', '-2h' or '@1795400534'")
     day = _date(found) if found["year"] else now.date()
     clock = time(int(found["hour"] or 0), int(found["minute"] or 0), int(found["second"] or 0), _micro(found["part"]))
-    if weekday := (found["weekday"] or "").lower():
-        if weekday not in (_WEEKDAYS[day.weekday()], _WEEKDAYS[day.weekday()][:3]):
-            raise ValueError(f"{day} is a {_WEEKDAYS[day.weekday()].capitalize()}")
+    weekday, right = (found["weekday"] or "").lower(), _WEEKDAYS[day.weekday()]
+    if weekday not in ("", right, right[:3]):
+        raise ValueError(f"{day} is a {right.capitalize()}")
     return _zone(found["zone"], now.tzinfo)(datetime.combine(day, clock))
 
 

@@ -17,6 +17,7 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
+from .backlog import next_client
 from .errors import RequestError, S3daemonError
 from .intake import Intake, Ticket
 from .manager import Manager
@@ -62,8 +63,7 @@ class Server:
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(settings.max_clients)
-        self._clients: set[asyncio.Task[None]] = set()
-        self._reading: set[asyncio.Task[None]] = set()
+        self._clients, self._reading = set[asyncio.Task[None]](), set[asyncio.Task[None]]()
         self._leaving: asyncio.Future[None] = self._loop.create_future()
 
     @property
@@ -76,7 +76,7 @@ class Server:
         while True:
             await self._slots.acquire()
             try:
-                sock, _ = await self._loop.sock_accept(listener)
+                sock = await next_client(listener)
             except OSError as exc:  # out of descriptors, or the client is gone already
                 self._slots.release()
                 _log.warning("cannot accept a client: %s", exc.strerror)

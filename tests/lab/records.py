@@ -40,7 +40,7 @@ def failed(number: int, error: str = "NoSuchBucket: it is not there", **changes:
 
 
 def entry(made: TransferRecord, host: str = "node1", recorded_usec: int | None = None, **others: str) -> dict[str, Any]:
-    """Its journal entry as `journalctl -o json --all` shows it, recorded when the transfer ended unless told otherwise."""
+    """Its journal entry as `journalctl -o json --all` shows it, recorded at its end unless told otherwise."""
     found: dict[str, Any] = {}
     for name, value in made.fields():
         text = value.decode() if isinstance(value, bytes) else str(value)
@@ -53,4 +53,4 @@ def entry(made: TransferRecord, host: str = "node1", recorded_usec: int | None =
 
 def line(made: TransferRecord, host: str = "node1", **others: str) -> bytes:
     """That entry as a line."""
-    return json.dumps(entry(made, host, **others)).encode() + b"\n"
+    return json.dumps(entry(made, host) | others).encode() + b"\n"
