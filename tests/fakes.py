@@ -10,12 +10,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from s3daemon.attempt import Attempts
-from s3daemon.source import Source
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.intake import Intake
 from s3daemon.request import Destination, FileState, Request, Transfer
 from s3daemon.retry import ServiceClock
 from s3daemon.settings import Settings
+from s3daemon.source import Source
 from s3daemon.spoolrows import Entry
 from s3daemon.store import Absence, Stored
 from s3daemon.uploader import Uploader

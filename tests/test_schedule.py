@@ -118,7 +118,9 @@ def test_backlog_leaves_room() -> None:
 def test_few_slots(slots: int) -> None:
     """However few there are, everything gets its turn."""
     schedule = Schedule(slots)
-    jobs = [job(f"k{n}", size, live=live) for n, (size, live) in enumerate(itertools.product((SMALL, LARGE), (True, False)))]
+    jobs = [
+        job(f"k{n}", size, live=live) for n, (size, live) in enumerate(itertools.product((SMALL, LARGE), (True, False)))
+    ]
     for each in jobs:
         schedule.add(each)
     done = []
@@ -198,7 +200,9 @@ class Walk(RuleBasedStateMachine):
         keys = [each.transfer.destination.key for each in self.running]
         assert len(keys) == len(set(keys))
         for each in self.running:
-            older = [e for e in self.everything if e.transfer.destination == each.transfer.destination and e.seq < each.seq]
+            older = [
+                e for e in self.everything if e.transfer.destination == each.transfer.destination and e.seq < each.seq
+            ]
             assert not older
         assert set(self.running) == self.schedule.running
 

@@ -284,9 +284,30 @@ def test_more_clients_than_slots_wait(house: Run) -> None:
     house(test, S3DAEMON_MAX_CLIENTS="3")
 
 
+def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
+    """Whatever the moment: who is not served yet stays in the backlog, where the next process finds it."""
+
+    async def test(house: House) -> None:
+        house.intake.end()
+        for moments in range(10):
+            await asyncio.sleep(0)  # it waits for a client
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(house.path)
+                client.sendall(PLAIN)
+                for _ in range(moments):
+                    await asyncio.sleep(0)
+                house.accepting.cancel()
+                await asyncio.wait([house.accepting])
+                house.accepting = asyncio.create_task(house.server.accept(house.listener))
+                client.setblocking(False)
+                assert await asyncio.get_running_loop().sock_recv(client, 100) == b"Success", moments
+
+    house(test)
+
+
 @pytest.mark.parametrize("works", [True, False], ids=["kept", "not kept"])
 def test_leaving(house: Run, works: bool) -> None:
-    """At the end a waiting client is left to the next process if systemd has it, else it hears that its transfer is kept."""
+    """At the end a waiting client is left to the next process if systemd has it, else it hears that all is kept."""
 
     async def test(house: House) -> None:
         house.manager.works = works
@@ -309,7 +330,7 @@ def test_leaving(house: Run, works: bool) -> None:
     ],
 )
 def test_resuming(house: Run, name: str, answer: bytes) -> None:
-    """A client of an earlier process is answered by this one, in its form: by the end, the listed failure, or the truth."""
+    """A client of an earlier process is answered by this one, in its form: the end, the listed failure, or the truth."""
 
     async def test(house: House) -> None:
         ours, theirs = socket.socketpair()

@@ -1,5 +1,5 @@
-"""Any history of requests, errors, outages, holds, full disks, drops and crashes ends with every accepted transfer stored,
-listed as failed or dropped, and with the newest content under every key."""
+"""Any history of requests, errors, outages, holds, full disks, drops and crashes ends with every accepted transfer
+stored, listed as failed or dropped, and with the newest content under every key."""
 
 from __future__ import annotations
 
@@ -124,7 +124,9 @@ class Walk(RuleBasedStateMachine):
     def nothing_is_forgotten(self) -> None:
         pending = {job.transfer.id for job in self.house.uploader.schedule.jobs}
         for id_ in self.accepted:
-            assert id_ in pending or id_ in self.house.spool.failed or id_ in self.dropped or id_ in self.house.store.ever
+            assert (
+                id_ in pending or id_ in self.house.spool.failed or id_ in self.dropped or id_ in self.house.store.ever
+            )
 
     def teardown(self) -> None:
         """Once all is well again, all is delivered, and the newest is what stays."""
@@ -135,7 +137,9 @@ class Walk(RuleBasedStateMachine):
         assert len(self.house.uploader.schedule) == 0
         for key in "ab":
             destination = Destination("bucket", key)
-            stored = [id_ for id_ in self.accepted if self.accepted[id_][0] == destination and id_ in self.house.store.ever]
+            stored = [
+                id_ for id_ in self.accepted if self.accepted[id_][0] == destination and id_ in self.house.store.ever
+            ]
             if stored:
                 newest = max(stored, key=lambda id_: self.accepted[id_][1])
                 there = self.house.store.objects[destination]

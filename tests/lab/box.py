@@ -25,7 +25,7 @@ from pathlib import Path
 from lab.env import MACHINE_ENV, SYSTEM_PATH, TREE, UnavailableError, clean_env, program
 from lab.processes import Process, ProgramError, start
 
-CACHE = Path("/var/tmp/s3daemon-tests")  # noqa: S108 - root's own directory; /var/tmp outlives a boot
+CACHE = Path("/var/tmp/s3daemon-tests")
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "python3", "iproute2", "procps", "libsystemd0", "rpm")
 _POWER_OFF = signal.SIGRTMIN + 4
 """What systemd as PID 1 takes for a clean power-off."""
@@ -105,7 +105,7 @@ class Box:
     ) -> subprocess.CompletedProcess[str]:
         """Run a command inside, as root, and wait for it; with ``check`` a status other than 0 raises ProgramError."""
         environ = clean_env(HOME="/root", **(env or {}))
-        done = subprocess.run(  # noqa: S603 - the test's own command
+        done = subprocess.run(
             self.command(*words),
             env=environ,
             input=text_in,
@@ -150,7 +150,7 @@ def box(*arguments: str, cache: Path = CACHE) -> Iterator[Box]:
             stack.callback(shutil.rmtree, live, ignore_errors=True)
             stack.enter_context(_locked(live))
         live.chmod(0o755)
-        subprocess.run(["/bin/cp", "-a", "--reflink=auto", f"{root}/.", str(live)], check=True)  # noqa: S603 - ours
+        subprocess.run(["/bin/cp", "-a", "--reflink=auto", f"{root}/.", str(live)], check=True)
         (live / "etc/machine-id").write_text(f"{uuid.uuid4().hex}\n")
         made = Box(live, f"--bind-ro={TREE}:/tree", *arguments)
         stack.callback(made.power_off)
@@ -169,7 +169,7 @@ def _root(cache: Path) -> Path:
     shutil.rmtree(made, ignore_errors=True)
     command = [program("debootstrap"), "--variant=minbase", f"--include={','.join(PACKAGES)}", release, str(made)]
     environ = {**MACHINE_ENV, "PATH": SYSTEM_PATH, "LC_ALL": "C.UTF-8"}
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - ours
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise UnavailableError(f"debootstrap failed: {' / '.join(done.stdout.splitlines()[-3:])}{done.stderr}")
     (made / "etc/hosts").write_text("127.0.0.1 localhost box\n::1 localhost\n")

@@ -59,7 +59,7 @@ def free_ports(count: int) -> list[int]:
     """
     ports: list[int] = []
     while len(ports) < count:
-        port = random.randrange(10_000, 30_000)  # noqa: S311 - no secret
+        port = random.randrange(10_000, 30_000)
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

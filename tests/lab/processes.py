@@ -189,7 +189,7 @@ def start(
             environ["NOTIFY_SOCKET"] = f"{place}/notify"
             receiver = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
             receiver.bind(environ["NOTIFY_SOCKET"])
-        popen = subprocess.Popen(  # noqa: S603 - the caller's own command
+        popen = subprocess.Popen(
             ["/usr/bin/setpriv", "--pdeathsig", "TERM", "--", *argv],
             env=environ,
             cwd=cwd,

@@ -141,7 +141,7 @@ def _make_keys(keyring: Path) -> None:
 
 def _run(name: str, *words: str) -> str:
     command = [program(name) if "/" not in name else name, *words]
-    done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=120, check=False)  # noqa: S603 - ours
+    done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, timeout=120, check=False)
     if done.returncode != 0:
         raise ProgramError(f"{' '.join(command)}: status {done.returncode}\n{done.stdout}{done.stderr}")
     return done.stdout

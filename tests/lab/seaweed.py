@@ -52,4 +52,4 @@ def seaweed(directory: Path) -> Iterator[S3Server]:
             yield S3Server(f"http://127.0.0.1:{ports['s3']}", "testkey", "testsecret")
         finally:
             for part in _PARTS:  # where these lie cannot be set, and nobody else removes them
-                Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'{part}.grpc']}.sock").unlink(missing_ok=True)  # noqa: S108
+                Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'{part}.grpc']}.sock").unlink(missing_ok=True)
