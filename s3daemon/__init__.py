@@ -22,8 +22,8 @@ What is kept
 
 What is sent
     source          a regular file, opened for sending: checked before, and again after
-    body            a file as a request body: sent once, read without blocking
     tcp             socket options, TCP_INFO, and when an upload is stalled
+    body            a file as a request body: sent once, read without blocking
     pacing          the bandwidth, shared among the uploads under way
     lane            one warm connection
     upload          what was acknowledged since a body began

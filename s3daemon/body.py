@@ -17,6 +17,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import StreamWriter
 from aiohttp.payload import Payload
 
+from . import tcp
 from .errors import FileError, one_line
 from .source import SMALL_BYTES, Source, file_error
 
@@ -110,7 +111,7 @@ class FileBody(Payload):
             raise FileError("Internal", "a body is sent once")
         assert isinstance(writer, StreamWriter), "aiohttp's own, which knows its transport"
         assert writer.transport is not None
-        self.transport = writer.transport
+        self.transport = tcp.beneath(writer.transport)
         self._on_start(self.transport)
         hashing: asyncio.Future[Any] | None = None
         try:

@@ -50,6 +50,7 @@ class Lanes:
         self.pacer = Pacer(settings.bwlimit_bps)
         self._all = [Lane(settings, tls, self.pacer, clock) for _ in range(settings.max_connections)]
         self._idle = list(self._all)  # from the one used longest ago to the one used last
+        self._touched: set[Lane] = set()  # idle, but being touched; they keep their place
         self._waiting: list[asyncio.Future[None]] = []
         self._addresses: list[str] = []
         self._resolved_at = -RESOLVE_EVERY_S
@@ -77,7 +78,7 @@ class Lanes:
         Raises:
             OSError: the endpoint's name does not resolve.
         """
-        while not self._idle:
+        while not (free := [lane for lane in self._idle if lane not in self._touched]):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:
@@ -87,7 +88,7 @@ class Lanes:
                 raise
             finally:
                 self._waiting.remove(waiter)
-        lane = next((lane for lane in reversed(self._idle) if lane.is_open), self._idle[-1])
+        lane = next((lane for lane in reversed(free) if lane.is_open), free[-1])
         self._idle.remove(lane)
         try:
             await self._aim(lane)
@@ -102,7 +103,7 @@ class Lanes:
             waiter.set_result(None)
 
     async def _aim(self, lane: Lane) -> None:
-        """Give a lane that must connect its address, each of the endpoint's in turn."""
+        """Give a lane that must connect its address, each of the endpoint's in turn, and the others to fall back on."""
         if lane.is_open:
             return
         if not self._addresses or self._clock() - self._resolved_at >= RESOLVE_EVERY_S:
@@ -111,7 +112,8 @@ class Lanes:
                 found = await loop.getaddrinfo(self._url.host, self._url.port, type=socket.SOCK_STREAM)
             self._addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
             self._resolved_at = self._clock()
-        lane.pin(self._addresses[self._turn % len(self._addresses)])
+        first = self._turn % len(self._addresses)
+        lane.pin(self._addresses[first:] + self._addresses[:first])
         self._turn += 1
 
     async def keep(self) -> None:
@@ -142,9 +144,9 @@ class Lanes:
         Unsigned, so that it needs no key and no bucket: any answer, a refusal too, keeps the connection alive. Not
         HEAD: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends the connection.
         """
-        if lane not in self._idle:
-            return True  # an upload was faster
-        self._idle.remove(lane)
+        if lane not in self._idle or lane in self._touched:
+            return True  # somebody was faster
+        self._touched.add(lane)
         try:
             await self._aim(lane)
             async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
@@ -153,7 +155,7 @@ class Lanes:
             _log.debug("a connection to %s could not be kept: %s", self._url.host, exc)
             return False
         finally:
-            self._idle.insert(0, lane)
+            self._touched.remove(lane)
             self._wake_one()
         return True
 

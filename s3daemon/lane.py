@@ -1,6 +1,6 @@
 """A lane: one connection to the store, opened, used, watched and ended on its own.
 
-It is an aiohttp session over a connector that holds a single connection, never expires it, and connects to the one
+It is an aiohttp session over a connector that holds a single connection, never expires it, and connects to the
 address that was chosen for it. aiohttp's own pool shows nobody its idle connections and hands them out first in, first
 out, so warmth could be neither seen nor kept there; over 200 ms a handshake costs three round trips, and a fresh
 congestion window many more.
@@ -25,10 +25,10 @@ from .settings import Settings
 
 
 class _Pinned(AbstractResolver):
-    """Resolves any name to the one address that it was given."""
+    """Resolves any name to the addresses that it was given, in their order."""
 
     def __init__(self) -> None:
-        self.address = ""
+        self.addresses: list[str] = []
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -36,12 +36,13 @@ class _Pinned(AbstractResolver):
         return [
             {
                 "hostname": host,
-                "host": self.address,
+                "host": address,
                 "port": port,
-                "family": socket.AF_INET6 if ":" in self.address else socket.AF_INET,
+                "family": socket.AF_INET6 if ":" in address else socket.AF_INET,
                 "proto": socket.IPPROTO_TCP,
                 "flags": socket.AI_NUMERICHOST,
             }
+            for address in self.addresses
         ]
 
     async def close(self) -> None:
@@ -77,6 +78,7 @@ class Lane:
             keepalive_timeout=None,
             resolver=self._pinned,
             use_dns_cache=False,
+            happy_eyeballs_delay=None,  # one address after the other, so that the socket made last is the one in use
             ssl=tls if tls is not None else True,
             socket_factory=self._make_socket,
         )
@@ -101,18 +103,13 @@ class Lane:
         return sock
 
     @property
-    def address(self) -> str:
-        """Where it goes; empty before it was first opened."""
-        return self._pinned.address
-
-    @property
     def is_open(self) -> bool:
         """The connection stands; False from the moment that the server's close was read."""
         return self._sock is not None and self._sock.fileno() >= 0
 
-    def pin(self, address: str) -> None:
-        """Choose where the next connection goes."""
-        self._pinned.address = address
+    def pin(self, addresses: list[str]) -> None:
+        """Choose where the next connection goes: to the first of `addresses` that takes it."""
+        self._pinned.addresses = addresses
 
     async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> aiohttp.ClientResponse:
         """Send one request, opening the connection if need be, and read the answer whole.

@@ -6,6 +6,7 @@ stopwatch over the whole upload would end a slow but moving one. `StallWatch` lo
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 import struct
@@ -94,6 +95,16 @@ def prepare(sock: socket.socket, *, user_timeout_s: float, congestion: str = "")
 def forget_unsent(sock: socket.socket, *, forget: bool = True) -> None:
     """Make the coming close drop what was not acknowledged, with a reset; else the kernel goes on delivering it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", forget, 0))
+
+
+def beneath(transport: asyncio.Transport) -> asyncio.Transport:
+    """The TCP transport below a TLS one, or `transport` itself: the one whose `abort` ends the connection.
+
+    Python 3.11.2, Debian 12's, loses it when a TLS transport is closed twice, which aiohttp does, and then can neither
+    abort nor know; so it is looked up while it is there. asyncio has no public name for it.
+    """
+    found = getattr(getattr(transport, "_ssl_protocol", None), "_transport", None)
+    return found if isinstance(found, asyncio.Transport) else transport
 
 
 class StallWatch:

@@ -83,6 +83,21 @@ async def test_idle_ones_are_used_now_and_then() -> None:
 
 
 @in_loop
+async def test_being_touched_changes_no_order() -> None:
+    """The connection used last, whose window is the widest, is the one lent next, however often all were touched."""
+    clock = Clock()
+    async with scripted() as server, kept(server, clock) as lanes:
+        await answered(server, LANES)
+        async with lanes.take() as last:
+            pass
+        for rounds in (2, 3):
+            clock.now += INTERVAL_S
+            await answered(server, rounds * LANES)
+            async with lanes.take() as lane:
+                assert lane is last
+
+
+@in_loop
 async def test_any_answer_keeps_a_connection() -> None:
     """A store refuses an anonymous request: that is an answer, and no reason to open another connection."""
     clock = Clock()
@@ -282,6 +297,24 @@ def test_all_addresses_of_a_name_are_used_in_turn() -> None:
                 await answered(server, 2 * LANES)
                 assert server.connections[-1].writer.get_extra_info("sockname")[0] == "127.0.0.3"
                 assert (loop.asked, lanes.open_count) == (2, LANES)
+
+    with asyncio.Runner(loop_factory=Named) as runner:
+        runner.run(asyncio.wait_for(main(), 60))
+
+
+def test_an_address_that_refuses_is_passed_over() -> None:
+    """A name may have an address where nobody listens, as localhost has: no request fails for that."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, Named)
+        async with scripted(address="127.0.0.2") as server:
+            loop.addresses = ("127.0.0.1", "127.0.0.2")
+            async with kept(server, url=server.url.replace("127.0.0.2", "store.example")) as lanes:
+                await answered(server, LANES)
+                assert lanes.open_count == LANES
+                async with lanes.take() as lane:
+                    assert lane.is_open
 
     with asyncio.Runner(loop_factory=Named) as runner:
         runner.run(asyncio.wait_for(main(), 60))

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -13,9 +12,6 @@ from lab.box import Box
 from lab.env import TREE, free_ports
 from lab.processes import Process, ProgramError, start
 from lab.s3 import S3Server
-
-PORT = 15555
-"""Where s3daemon.socket listens, unless somebody else does on this host, whose network the box shares."""
 
 CA = "/etc/s3daemon-ca.pem"
 _PLACES = {
@@ -131,24 +127,14 @@ def installed(box: Box) -> Iterator[Service]:
         stack.callback(box.put(TREE / "systemd/s3daemon.sysusers", _SYSUSERS).unlink)
         box.exec("systemd-sysusers")
         box.exec("journalctl", "--update-catalog")
-        port = _free_port()
-        if port != PORT:
-            folder = box.root / "etc/systemd/system/s3daemon.socket.d"
-            folder.mkdir()
-            stack.callback(shutil.rmtree, folder)
-            (folder / "port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
+        # The box shares the host's network, where the usual port may be somebody's.
+        (port,) = free_ports(1)
+        folder = box.root / "etc/systemd/system/s3daemon.socket.d"
+        folder.mkdir()
+        stack.callback(shutil.rmtree, folder)
+        (folder / "port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
         box.exec("systemctl", "daemon-reload")
         yield Service(box, "s3daemon", port)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", PORT))
-        except OSError:
-            return free_ports(1)[0]
-    return PORT
 
 
 def until(look: Callable[[], Found], fits: Callable[[Found], bool], what: str, timeout: float = 60.0) -> Found:

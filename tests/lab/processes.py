@@ -39,15 +39,19 @@ class Process:
         self.name = name
         self.popen = popen
         self.status: dict[str, str] = {}
-        """The latest value of every variable that it has sent to its NOTIFY_SOCKET, as of the last wait."""
+        """The latest value of every variable that it has sent to its NOTIFY_SOCKET."""
         self._notify = notify
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._written = 0
         self._marked = 0
         self._changed = threading.Condition()
-        self._ended = False
+        self._ended = self._silent = False
         self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
         self._reader.start()
+        if notify is not None:
+            told = notify, os.pidfd_open(popen.pid)
+            self._listener = threading.Thread(target=self._listen, args=told, name=f"told by {name}", daemon=True)
+            self._listener.start()
 
     @property
     def pid(self) -> int:
@@ -97,19 +101,11 @@ class Process:
         """Wait until what it told its NOTIFY_SOCKET, taken together, is as wanted."""
         if self._notify is None:
             raise ValueError(f"{self.name} was started without notify=True")
-        exited = os.pidfd_open(self.pid)
-        try:
-            deadline = time.monotonic() + timeout
-            while not wanted(self.status):
-                left = max(0.0, deadline - time.monotonic())
-                ready, _, _ = select.select([self._notify.fileno(), exited], [], [], left)
-                if self._notify.fileno() not in ready:
-                    raise self._failed(f"no {what} within {timeout:g} s")
-                for line in self._notify.recv(65536).decode(errors="replace").splitlines():
-                    name, _, value = line.partition("=")
-                    self.status[name] = value
-        finally:
-            os.close(exited)
+        with self._changed:
+            self._changed.wait_for(lambda: wanted(self.status) or self._silent, timeout)
+            seen = wanted(self.status)
+        if not seen:
+            raise self._failed(f"no {what} within {timeout:g} s")
 
     def wait_port(self, port: int, timeout: float = 60.0) -> None:
         """Wait until something listens on that port of 127.0.0.1."""
@@ -142,7 +138,22 @@ class Process:
     def _release(self) -> None:
         self._reader.join(2)  # a grandchild may hold the pipe for longer; its lines are nobody's
         if self._notify is not None:
+            self._listener.join()
             self._notify.close()
+
+    def _listen(self, notify: socket.socket, exited: int) -> None:
+        """Take what it tells for as long as it lives: one that is not heard may wait for us, as a box's systemd does."""
+        while notify in select.select([notify, exited], [], [])[0]:
+            told = notify.recv(65536).decode(errors="replace")
+            with self._changed:
+                for line in told.splitlines():
+                    name, _, value = line.partition("=")
+                    self.status[name] = value
+                self._changed.notify_all()
+        os.close(exited)
+        with self._changed:
+            self._silent = True
+            self._changed.notify_all()
 
     def _read(self) -> None:
         stdout = self.popen.stdout

@@ -13,16 +13,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lab.box import Box
-from lab.env import MACHINE_ENV, SYSTEM_PATH, TREE, free_ports, program
-from lab.installed import CA, PORT, Service
+from lab.env import MACHINE_ENV, SYSTEM_PATH, TREE, clean_env, free_ports, program
+from lab.installed import CA, Service
 from lab.processes import ProgramError
 from lab.s3 import S3Server
 
 UNITDIR = "/usr/lib/systemd/system"
 
-PACKED = ("CHANGELOG.rst", "LICENSE", "README.rst", "pyproject.toml", "setup.cfg", "send", "s3daemon", "systemd", "packaging",
-          "tests")  # fmt: skip
+PORT = 15555
+"""Where the packaged socket listens."""
+
+PACKED = (
+    *("CHANGELOG.rst", "LICENSE", "README.rst", "pyproject.toml", "setup.cfg"),
+    *("send", "s3daemon", "systemd", "packaging", "tests"),
+)
 """What of the tree a package is made of."""
+
+_LEFT = (
+    "etc/systemd/system/**/s3daemon*",
+    "usr/lib/systemd/**/*s3daemon*",
+    "usr/lib/*/*s3daemon.conf",
+    "usr/lib/s3daemon",
+    "usr/bin/s3daemon",
+    "usr/bin/send",
+    "run/s3daemon*",
+)
 
 
 @dataclass(frozen=True)
@@ -51,7 +66,7 @@ def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
     """
     program("rpmbuild")
     environ = {**MACHINE_ENV, "PATH": SYSTEM_PATH}
-    done = subprocess.run(  # noqa: S603 - ours
+    done = subprocess.run(
         [tree / "packaging" / "build-rpm", "--output", directory, *options],
         env={name: value for name, value in environ.items() if not name.startswith("PYTHON")},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=600,
@@ -63,6 +78,15 @@ def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
     return Packages(match[1] if match else "", files, done.stdout + done.stderr)
 
 
+def lint(packages: Packages) -> str:
+    """What rpmlint says of the packages and the spec; raises UnavailableError without it."""
+    done = subprocess.run(
+        [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *packages.files, "packaging/s3daemon.spec"],
+        cwd=TREE, env=clean_env(), capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    return done.stdout + done.stderr
+
+
 def later_tree(directory: Path) -> Path:
     """A copy of the tree that is the next version, with a template of the settings that changed too."""
     tree = directory / "tree"
@@ -70,7 +94,8 @@ def later_tree(directory: Path) -> Path:
     for name in PACKED:
         copy = shutil.copytree if (TREE / name).is_dir() else shutil.copy2
         copy(TREE / name, tree / name)
-    for name, pattern in (("s3daemon/__init__.py", r'(__version__ = ")[^"]+'), ("packaging/s3daemon.spec", r"(Version: +)\S+")):
+    versions = {"s3daemon/__init__.py": r'(__version__ = ")[^"]+', "packaging/s3daemon.spec": r"(Version: +)\S+"}
+    for name, pattern in versions.items():
         file = tree / name
         text, count = re.subn(pattern, r"\g<1>99.0.0", file.read_text(), count=1)
         if count != 1:
@@ -94,8 +119,10 @@ def is_installed(box: Box) -> bool:
 
 @contextmanager
 def installed(box: Box, packages: Packages) -> Iterator[Service]:
-    """The packaged service, stopped; installed unless it is. In the end everything is stopped and disabled, its state and
-    settings are gone, and the package stays."""
+    """The packaged service, stopped; installed unless it is.
+
+    In the end everything is stopped and disabled, its state and settings are gone, and the package stays.
+    """
     if not is_installed(box):
         packages.install(box)
     with ExitStack() as stack:
@@ -113,9 +140,10 @@ def installed(box: Box, packages: Packages) -> Iterator[Service]:
         finally:
             for each in (instance(made), made):
                 if is_installed(box):
-                    each.systemctl("disable", each.door, each.unit)
-                    each.stop()
+                    each.systemctl("disable", "--now", each.door, each.unit)
+                    each.systemctl("reset-failed", each.door, each.unit, check=False)
                 each.environment_file.unlink(missing_ok=True)
+                shutil.rmtree(box.root / "var/lib" / each.name, ignore_errors=True)
 
 
 def instance(service: Service) -> Service:
@@ -141,13 +169,9 @@ def unit_files(box: Box) -> list[str]:
 
 def leftovers(box: Box) -> list[str]:
     """What a removed package must not leave: units and links to them, programs, the library directory, processes."""
-    found = [
-        str(path.relative_to(box.root))
-        for pattern in ("etc/systemd/system/**/s3daemon*", "usr/lib/systemd/**/*s3daemon*", "usr/bin/s3daemon", "usr/bin/send",
-                        "usr/lib/s3daemon", "usr/lib/*/*s3daemon.conf", "run/s3daemon*")  # fmt: skip
-        for path in box.root.glob(pattern)
-        if path.suffix != ".d" and path.parent.suffix != ".d"
-    ]
+    paths = [path for pattern in _LEFT for path in box.root.glob(pattern)]
+    # The test's own drop-ins stay.
+    found = [str(path.relative_to(box.root)) for path in paths if ".d" not in (path.suffix, path.parent.suffix)]
     loaded = box.exec("systemctl", "list-units", "--all", "--plain", "--no-legend", "s3daemon*").stdout
     running = box.exec("ps", "-u", "s3daemon", "-o", "args=", check=False).stdout
     return found + loaded.splitlines() + running.splitlines()
@@ -166,7 +190,7 @@ def free_door() -> int:
 
 def environment_of(box: Box, pid: str) -> bytes:
     """The environment of a process in the box, b"" when it ended."""
-    done = subprocess.run(box.command("cat", f"/proc/{pid}/environ"), capture_output=True, check=False)  # noqa: S603 - ours
+    done = subprocess.run(box.command("cat", f"/proc/{pid}/environ"), capture_output=True, check=False)
     return done.stdout
 
 

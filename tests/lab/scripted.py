@@ -22,6 +22,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeAlias
 
 from lab.loopback import handed_over, socket_of
+from s3daemon.tcp import beneath
 
 PATIENCE_S = 30.0
 """How long `until` waits for what should come at once; ample for a busy machine."""
@@ -118,6 +119,7 @@ class Connection:
         self.reader = reader
         self.writer = writer
         self.open = True
+        self._transport = beneath(writer.transport)
 
     def close(self) -> None:
         """Hang up: a FIN after all that was written; a reset where something was not read."""
@@ -131,7 +133,11 @@ class Connection:
         """End it with a reset."""
         sock = self.writer.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        self.writer.transport.abort()
+        self.abort()
+
+    def abort(self) -> None:
+        """End it, whatever it was about to say."""
+        self._transport.abort()
 
 
 class Scripted:
@@ -199,7 +205,7 @@ class Scripted:
                 await connection.writer.wait_closed()
         finally:
             connection.open = False
-            connection.writer.transport.abort()
+            connection.abort()
             self.note()
             with contextlib.suppress(OSError):
                 await connection.writer.wait_closed()

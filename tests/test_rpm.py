@@ -1,0 +1,400 @@
+"""The packages, built from the tree and installed in a booted system; Ceph's gateway is the store.
+
+What the units do once they are there is tested in test_systemd.py; here is what packages add: installation, upgrade,
+removal, and that the daemon which runs is the one that was packaged.
+"""
+
+import os
+import re
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from lab import rpm
+from lab.box import Box, box
+from lab.env import UnavailableError
+from lab.installed import Service, until, write_file
+from lab.processes import Process
+from lab.relay import Relay, relay
+from lab.rgw import Gateway
+from lab.rpm import Packages
+from lab.s3 import S3Server
+
+SMALL = "/data/small.json"
+MEDIUM = "/data/medium.fits"
+LARGE = "/data/large.fits"
+LARGE_BYTES = 500_000_000
+
+#: A field of what is said of a transfer, attempts that failed on the way included.
+TRANSFER = "S3DAEMON_TRANSFER_ID"
+
+#: What systemd says of a unit's jobs, by MESSAGE_ID.
+JOBS = {
+    "7d4958e842da4a758f6c1cdc7b36dcc5": "starting",
+    "39f53479d3a045ac8e11786248231fbf": "started",
+    "be02cf6855d2428ba40df7e9d022f03d": "failed",
+    "de5b426a63be47a7b6ac3eaac82e2f6f": "stopping",
+    "9d1aaa27d60140bd96365438aad20286": "stopped",
+    "7ad2d189f7e94e70a38c781354912448": "success",
+    "98e322203f7a4ed290d09fe03c09fe15": "exited",
+    "d9b373ed55a64feb8242e02dbe79a49c": "failure",
+}
+
+
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[Packages]]]:
+    """This version, with the unit tests, and beside it the next one, without: they would be the same."""
+    tree = rpm.later_tree(tmp_path_factory.mktemp("later"))
+    with ThreadPoolExecutor(2) as pool:
+        this = pool.submit(rpm.build, tmp_path_factory.mktemp("packages"))
+        yield [this, pool.submit(rpm.build, tmp_path_factory.mktemp("later-packages"), "--no-check", tree=tree)]
+
+
+@pytest.fixture(scope="module")
+def packages(builds: list[Future[Packages]]) -> Packages:
+    """This version's."""
+    try:
+        return builds[0].result()
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.fixture(scope="module")
+def later(builds: list[Future[Packages]]) -> Packages:
+    """The next version's."""
+    return builds[1].result()
+
+
+@pytest.fixture(scope="module")
+def system() -> Iterator[Box]:
+    """A booted system of this module's own that has never seen the daemon."""
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(box())
+        except UnavailableError as missing:
+            pytest.skip(str(missing))
+        write_file(made, SMALL, os.urandom(3_000))
+        write_file(made, MEDIUM, os.urandom(20_000_000))
+        write_file(made, LARGE, b"")
+        os.truncate(made.root / LARGE[1:], LARGE_BYTES)
+        yield made
+
+
+@pytest.fixture
+def service(system: Box, packages: Packages) -> Iterator[Service]:
+    """Installed by the package and stopped; what a test leaves is wiped, the package stays."""
+    with rpm.installed(system, packages) as made:
+        yield made
+
+
+@pytest.fixture
+def line(rgw: Gateway) -> Iterator[tuple[Relay, S3Server]]:
+    """The network between the daemon and the gateway."""
+    with relay(rgw) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def bucket(rgw: Gateway) -> str:
+    return rgw.new_bucket()
+
+
+def keys(server: S3Server, bucket: str, prefix: str) -> set[str]:
+    client = server.client()
+    try:
+        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+        return {entry["Key"] for page in pages for entry in page.get("Contents", ())}
+    finally:
+        client.close()
+
+
+def etag(server: S3Server, bucket: str, key: str) -> str:
+    client = server.client()
+    try:
+        return str(client.head_object(Bucket=bucket, Key=key)["ETag"]).strip('"')
+    finally:
+        client.close()
+
+
+def test_from_nothing_to_an_object(system: Box, packages: Packages, rgw: Gateway, bucket: str) -> None:
+    """`rpm -U`, one edited file, `systemctl enable --now`, `check`, `send`: object and record are there."""
+    said = packages.install(system)
+    assert not re.search("error|fail|warn", said, re.I), said
+    assert system.exec("s3daemon", "--version").stdout == f"s3daemon {packages.version}\n"
+    assert system.exec("send", "--version").stdout == f"send {packages.version}\n"
+    units = rpm.unit_files(system)
+    assert system.exec("systemctl", "is-enabled", *units, check=False).stdout == "disabled\n" * len(units)
+    running = system.exec("systemctl", "is-active", "s3daemon.socket", "s3daemon.service", check=False)
+    assert running.stdout == "inactive\n" * 2
+    assert system.exec("stat", "-c", "%a %U %G", "/etc/sysconfig/s3daemon").stdout == "600 root root\n"
+    assert system.exec("id", "-un", "s3daemon").stdout == "s3daemon\n"
+    assert "s3daemon" in system.exec("journalctl", "--list-catalog").stdout
+    instances = [name.replace("@.", "@15556.") for name in units]
+    verified = system.exec("systemd-analyze", "verify", "--man=no", *instances)
+    assert verified.stdout + verified.stderr == ""
+
+    with rpm.installed(system, packages) as service:
+        rpm.edit(service, rgw)
+        system.exec("systemctl", "enable", "--now", service.door, service.unit)
+        checked = system.exec("s3daemon", "check", f"{bucket}/scratch").stdout
+        assert "FAIL" not in checked
+        service.send(SMALL, f"store/{bucket}/first")
+        (record,) = service.records("first")
+        assert record["S3DAEMON_OUTCOME"] == "stored"
+        assert record["S3DAEMON_ETAG"] == etag(rgw, bucket, "first")
+        # It serves files from everywhere with the hardening that it has.
+        for path in ("/home/observer/a", "/data/a", "/tmp/a"):
+            system.exec("mkdir", "-p", path.rpartition("/")[0])
+            system.exec("tee", path, text_in=path)
+            service.send(path, f"store/{bucket}/from{path}")
+        judged = system.exec("systemd-analyze", "security", "--no-pager", service.unit).stdout
+        exposure = re.search(r"Overall exposure level for \S+: ([\d.]+)", judged)
+        assert exposure
+        assert float(exposure[1]) <= 1.5
+
+
+def test_rpmlint(packages: Packages) -> None:
+    """rpmlint finds nothing but what packaging/rpmlintrc gives a reason for."""
+    try:
+        said = rpm.lint(packages)
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+    assert re.search(r"2 packages and 1 specfiles checked; 0 errors, 0 warnings", said), said
+
+
+def test_the_unix_door(service: Service, rgw: Gateway, bucket: str) -> None:
+    """The second door is off until it is enabled; after a restart of the service, requests come through it."""
+    service.configure(rgw)
+    service.systemctl("enable", "--now", service.door, service.unit)
+    service.systemctl("enable", "s3daemon-unix.socket")
+    service.systemctl("restart", service.unit)
+    service.box.exec("send", SMALL, f"store/{bucket}/unix", env={"S3DAEMON_HOST": "/run/s3daemon.socket"})
+    assert keys(rgw, bucket, "unix") == {"unix"}
+
+
+@pytest.mark.parametrize("way", ["the environment file", "systemd credentials"])
+def test_secrets_are_in_nobodys_sight(service: Service, rgw: Gateway, bucket: str, way: str) -> None:
+    """Keys from the environment file, or from credentials and no such file: the daemon alone sees them."""
+    box = service.box
+    account = rgw.new_account()
+    theirs = account.new_bucket()
+    with ExitStack() as stack:
+        if way == "systemd credentials":
+            lines = []
+            for name, value in account.settings().items():
+                if name == "AWS_CA_BUNDLE":
+                    box.put(Path(value), "/etc/s3daemon-ca.pem")
+                    value = "/etc/s3daemon-ca.pem"
+                path = write_file(box, f"/etc/s3daemon/{name.lower()}", value.encode())
+                (box.root / path[1:]).chmod(0o600)
+                lines.append(f"LoadCredential={name.lower()}:{path}")
+            service.environment_file.unlink(missing_ok=True)
+            stack.enter_context(service.drop_in("\n".join(lines)))
+        else:
+            service.configure(account)
+        service.systemctl("start", service.door, service.unit)
+        service.send(SMALL, f"store/{theirs}/a")
+        refused = service.send("/data/none", f"store/{theirs}/b", check=False)
+        assert refused.returncode == 1
+        secret = account.secret_key
+        pid = service.show("MainPID")
+        seen = {
+            "show": service.systemctl("show", service.unit).stdout,
+            "status": service.systemctl("status", service.unit).stdout,
+            "journal": box.exec("journalctl", "-o", "verbose", "--all").stdout,
+            "commands": box.exec("ps", "-eww", "-o", "args").stdout,
+            "reply": refused.stderr,
+        }
+        assert [name for name, text in seen.items() if secret in text] == []
+        holders = [of for of in rpm.processes(box) if secret.encode() in rpm.environment_of(box, of)]
+        assert holders == ([pid] if way == "the environment file" else [])
+        assert box.exec("stat", "-c", "%a %U", f"/proc/{pid}/environ").stdout == "400 s3daemon\n"
+        assert re.search(r"^Max core file size +0 +0 ", box.exec("cat", f"/proc/{pid}/limits").stdout, re.M)
+
+
+def test_the_daemon_needs_none_of_its_files_once_it_serves(service: Service, rgw: Gateway, bucket: str) -> None:
+    """With its directory gone, as between two versions in an upgrade, it stores, fails and drains all the same."""
+    box = service.box
+    service.configure(rgw)
+    service.systemctl("start", service.door, service.unit)
+    home = box.root / "usr/lib/s3daemon"
+    away = home.rename(home.with_name("s3daemon-away"))
+    try:
+        service.send(MEDIUM, f"store/{bucket}/without")
+        service.send("--tag", "extended form", SMALL, f"store/{bucket}/without-too")
+        for file, destination, code in (
+            ("/data/none", f"store/{bucket}/x", "NoSuchFile"),
+            (SMALL, "store/no-such-bucket/x", "NoSuchBucket"),
+            (SMALL, f"store/{bucket}", "send"),
+        ):
+            assert code in service.send(file, destination, check=False).stderr
+        service.systemctl("stop", service.door, service.unit)
+        assert service.show("Result") == "success"
+    finally:
+        away.rename(home)
+    told = "\n".join(entry["MESSAGE"] for entry in service.journal())
+    assert not re.search("Traceback|ImportError|ModuleNotFound|No such file or directory: '/usr", told), told
+
+
+#: Sends until told to stop, and says what became of each.
+LOOP = """
+for ((n = 1; n > 0; n++)); do
+    [[ -e /data/enough ]] && exit
+    if send {file} store/{bucket}/{prefix}$n; then echo "sent {prefix}$n"; else echo "failed {prefix}$n"; fi
+done
+"""
+
+
+def test_an_upgrade_is_noticed_by_nobody(service: Service, later: Packages, rgw: Gateway, bucket: str) -> None:
+    """`rpm -U` while eight loops send, and one to an instance with another store: no send is refused, fails or is lost.
+
+    Edits are kept, the sockets stay, and each service has one clean stop and start.
+    """
+    box = service.box
+    other = rgw.new_account()
+    theirs = other.new_bucket()
+    second = rpm.instance(service)
+    service.configure(rgw)
+    edited = service.environment_file.read_text()
+    second.configure(S3Server(rgw.plain.url, other.access_key, other.secret_key))
+    services = (service, second)
+    for each in services:
+        each.systemctl("enable", "--now", each.door, each.unit)
+    doors = [each.show("ActiveEnterTimestampMonotonic", each.door) for each in services]
+    before = [each.show("InvocationID") for each in services]
+    began = time.time()
+    enough = box.root / "data/enough"
+    with ExitStack() as stack:
+        loops = []
+        for number in range(9):
+            to, into = (second, theirs) if number == 8 else (service, bucket)
+            script = LOOP.format(file=SMALL, bucket=into, prefix=f"upgrade/{number}-")
+            loops.append(stack.enter_context(to.running("bash", "-c", script)))
+        stack.callback(enough.unlink)
+        wait_for_one_more_each(loops)
+        said = later.install(box)
+        wait_for_one_more_each(loops)
+        enough.touch()
+        assert [loop.wait(60) for loop in loops] == [0] * 9
+    lines = [line for loop in loops for line in loop.lines()]
+    assert [line for line in lines if not line.startswith("sent ")] == []
+    stored = keys(rgw, bucket, "upgrade/") | keys(other, theirs, "upgrade/")
+    assert {line.removeprefix("sent ") for line in lines} == stored
+
+    assert "/etc/sysconfig/s3daemon.rpmnew" in said
+    assert service.environment_file.read_text() == edited
+    assert box.exec("s3daemon", "--version").stdout == f"s3daemon {later.version}\n"
+    assert [each.show("ActiveEnterTimestampMonotonic", each.door) for each in services] == doors
+    for each, old in zip(services, before, strict=True):
+        assert each.show("InvocationID") != old
+        assert each.show("NRestarts") == "0"
+        kinds = [entry.get("MESSAGE_ID", "") for entry in each.journal(f"--since=@{began:.6f}")]
+        jobs = [JOBS[kind] for kind in kinds if kind in JOBS]
+        assert jobs == ["stopping", "success", "stopped", "starting", "started"]
+        # Of the daemon itself: not of systemd, in whose eyes the box's kernel is odd, nor of a transfer.
+        warned = each.journal(f"--since=@{began:.6f}", "-p", "warning", "_COMM=s3daemon")
+        assert [entry["MESSAGE"] for entry in warned if TRANSFER not in entry] == []
+    second.systemctl("stop", second.door, second.unit)
+    service.send(SMALL, f"store/{bucket}/after-the-other-stopped")
+
+
+def wait_for_one_more_each(loops: list[Process]) -> None:
+    """Wait until each loop has come to the end of a send that was not over before."""
+    before = [len(loop.lines()) for loop in loops]
+    until(
+        lambda: [len(loop.lines()) for loop in loops],
+        lambda after: all(new > old for new, old in zip(after, before, strict=True)),
+        "send in each loop",
+    )
+
+
+def test_keys_are_rotated_in_the_middle_of_500_megabytes(
+    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
+) -> None:
+    """A reload with new keys, after one with a broken file, while 500 MB are on their way: they arrive, once."""
+    network, store = line
+    service.configure(store)
+    service.systemctl("start", service.door)
+    service.send(SMALL, f"store/{bucket}/warm")
+    before = service.main_pid()
+    network.hold(after=LARGE_BYTES // 4)
+    with service.sending(LARGE, f"store/{bucket}/rotated") as client:
+        assert network.standing.wait(60)
+        other = rgw.new_account()
+        theirs = other.new_bucket()
+        service.write("S3_ENDPOINT_URL='no end\n")
+        assert service.systemctl("reload", service.unit, check=False).returncode != 0
+        service.configure(S3Server(store.url, other.access_key, other.secret_key, other.ca))
+        service.systemctl("reload", service.unit)
+        network.open()
+        assert (client.wait(120), client.lines()) == (0, [])
+    (record,) = service.records("rotated")
+    assert (record["S3DAEMON_ATTEMPTS"], record["S3DAEMON_SIZE_BYTES"]) == ("1", str(LARGE_BYTES))
+    service.send(SMALL, f"store/{theirs}/with-new-keys")
+    assert service.main_pid() == before
+    with_client = rgw.client()
+    with_client.delete_object(Bucket=bucket, Key="rotated")  # the gateway keeps it in memory
+    with_client.close()
+
+
+def test_a_reboot_delivers_what_was_accepted(
+    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
+) -> None:
+    """100 transfers accepted while the store was away are delivered after a reboot, and no client comes."""
+    network, store = line
+    service.configure(store)
+    service.systemctl("enable", "--now", service.door, service.unit)
+    network.refuse()
+    accept(service, bucket, "reboot", 100)
+    service.box.reboot()
+    assert keys(rgw, bucket, "reboot/") == set()
+    network.open()
+    until(lambda: keys(rgw, bucket, "reboot/"), lambda found: len(found) == 100, "100 objects", timeout=120)
+    assert service.show("ActiveState", service.door) == "active"
+
+
+def accept(service: Service, bucket: str, prefix: str, count: int) -> None:
+    """Have so many transfers accepted and nothing more."""
+    loop = f"for ((n = 0; n < {count}; n++)); do send --no-wait {SMALL} store/{bucket}/{prefix}/$n || exit; done"
+    with service.running("bash", "-c", loop) as sender:
+        assert (sender.wait(120), sender.lines()) == (0, [])
+
+
+def test_removal_keeps_what_is_not_delivered(
+    system: Box, packages: Packages, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
+) -> None:
+    """`rpm -e` leaves no unit, no instance and no process, but a spool with transfers in it, and says so.
+
+    Installed again, they are delivered. An empty spool goes with the package.
+    """
+    network, store = line
+    with rpm.installed(system, packages) as service:
+        second = rpm.instance(service)
+        service.configure(store)
+        second.configure(rgw.plain)
+        for each in (service, second):
+            each.systemctl("enable", "--now", each.door, each.unit)
+        second.send(SMALL, f"store/{bucket}/second")
+        network.refuse()
+        accept(service, bucket, "kept", 3)
+        said = rpm.remove(system)
+        assert "s3daemon: /var/lib/s3daemon is kept; transfers in it that are not delivered: 3" in said
+        assert f"/var/lib/{second.name}" not in said
+        assert rpm.leftovers(system) == []
+        assert (system.root / "var/lib/s3daemon/spool.db").exists()
+        assert not (system.root / f"var/lib/{second.name}").exists()
+
+        packages.install(system)
+        service.configure(store)
+        network.open()
+        service.systemctl("enable", "--now", service.door, service.unit)
+        until(lambda: keys(rgw, bucket, "kept/"), lambda found: len(found) == 3, "3 objects")
+        service.systemctl("stop", service.door, service.unit)
+        said = rpm.remove(system)
+        assert "warning: /etc/sysconfig/s3daemon saved as /etc/sysconfig/s3daemon.rpmsave\n" in said
+        assert "is kept" not in said
+        assert rpm.leftovers(system) == []
+        assert not (system.root / "var/lib/s3daemon").exists()
