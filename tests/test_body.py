@@ -241,7 +241,7 @@ async def test_it_tells_when_the_file_system_is_slow(tmp_path: Path) -> None:
             shown.append(body.reading)
 
     reader = asyncio.create_task(body.write_with_length(Noting(), None))
-    while not body.reading:  # noqa: ASYNC110 - it has no event to wait for
+    while not body.reading:
         await asyncio.sleep(0)
     await reader
     assert shown

@@ -1,5 +1,5 @@
-"""House law: imports point only towards the top of the map in the package's docstring, modules stay small, ruff and mypy
-have nothing to say."""
+"""House law: imports point only towards the top of the map in the package's docstring, modules stay small, and ruff and
+mypy have nothing to say."""
 
 import ast
 import re

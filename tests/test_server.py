@@ -330,7 +330,7 @@ def test_leaving(house: Run, works: bool) -> None:
     ],
 )
 def test_resuming(house: Run, name: str, answer: bytes) -> None:
-    """A client of an earlier process is answered by this one, in its form: the end, the listed failure, or the truth."""
+    """A client of an earlier process is answered by this one, in its form: its end, its failure, or the truth."""
 
     async def test(house: House) -> None:
         ours, theirs = socket.socketpair()

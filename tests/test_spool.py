@@ -249,7 +249,7 @@ def test_lazy_changes_are_durable_soon_by_themselves(tmp_path: Path) -> None:
         await asyncio.gather(*(spool.add(transfer(n), 1.0, begun=True) for n in range(3)))
         spool.stored(transfer(0).id, transfer(0).destination)
         spool.note(transfer(1).id, 4, begun=False, code="SlowDown", text="slow down")
-        while len(spool.entries()) == 3 or spool.entries()[0].attempts == 0:  # noqa: ASYNC110 - lazy: nobody is told
+        while len(spool.entries()) == 3 or spool.entries()[0].attempts == 0:
             await asyncio.sleep(0.005)
         await spool.close()
 

@@ -128,7 +128,7 @@ async def test_a_close_that_was_seen_costs_nothing(tmp_path: Path, scheme: Schem
         await sender.put(file)
         server.connections[0].close()
         await server.until(lambda: not server.open_connections)
-        while sender.lanes.open_count:  # noqa: ASYNC110 - nobody tells when an idle connection's end was read
+        while sender.lanes.open_count:
             await asyncio.sleep(0)
         assert (await sender.put(file)).connection == "new"
     assert [seen.connection.number for seen in server.seen] == [0, 1]

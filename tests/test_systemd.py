@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from lab.box import Box
-from lab.installed import CA, Service, installed, until, write_file
+from lab.installed import Service, installed, until, write_file
 from lab.processes import Process
 from lab.relay import Relay, relay
 from lab.rgw import Gateway
@@ -88,7 +88,7 @@ def field(entry: dict[str, Any], name: str) -> str:
 
 
 def test_the_first_send_starts_the_service(service: Service, store: S3Server, bucket: str) -> None:
-    """With the socket alone started, a file of 20 MB is stored, and all that there is to know of it is in the journal."""
+    """With the socket alone started, a file of 20 MB is stored, and all that is known of it is in the journal."""
     service.systemctl("start", service.door)
     assert service.show("ActiveState") == "inactive"
     done = service.send("--tag", "night 7", MEDIUM, f"store/{bucket}/first")
@@ -197,7 +197,7 @@ done
     "disturbance", ["restart s3daemon.service", "reload s3daemon.service", "daemon-reload", "daemon-reexec"]
 )
 def test_clients_notice_nothing(service: Service, store: S3Server, bucket: str, disturbance: str) -> None:
-    """While eight loops send, the service or systemd itself is restarted or reloaded: no send is refused, none fails."""
+    """While eight loops send, the service or systemd itself restarted or reloaded: none is refused, none fails."""
     service.systemctl("start", service.door)
     prefix = disturbance.replace(" ", "-")
     enough = service.box.root / "data/enough"
@@ -258,7 +258,7 @@ def test_waiting_clients_get_their_answer_from_the_next_process(
 
 
 def test_a_broken_environment_file_costs_no_client_its_answer(service: Service, store: S3Server, bucket: str) -> None:
-    """While the service cannot start, more often than systemd tolerates by default, clients wait; mended, all is stored."""
+    """While the service cannot start, more often than systemd tolerates, clients wait; mended, all is stored."""
     service.systemctl("start", service.door)
     service.send(SMALL, f"store/{bucket}/before")
     assert listening(service) == (0, 4096)
@@ -316,7 +316,9 @@ def test_the_journal_keeps_every_record(service: Service) -> None:
     assert len(set(kept.splitlines())) == 54_000
 
 
-def test_a_stop_lets_uploads_finish(service: Service, line: tuple[Relay, S3Server], store: S3Server, bucket: str) -> None:
+def test_a_stop_lets_uploads_finish(
+    service: Service, line: tuple[Relay, S3Server], store: S3Server, bucket: str
+) -> None:
     """A stop waits for the upload in flight past TimeoutStopSec, with the watchdog served, and ends with status 0."""
     network, far = line
     service.configure(far)

@@ -1,9 +1,9 @@
-"""The service in the box, installed from the tree by hand as an operator may do it, and the words to speak to it with."""
+"""The service in the box, installed from the tree by hand as an operator may, and the words to speak to it with."""
 
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from subprocess import CompletedProcess
 from typing import Any, TypeVar
@@ -91,7 +91,7 @@ class Service:
         return [json.loads(line) for line in written.splitlines()]
 
     def records(self, key: str, count: int = 1) -> list[dict[str, Any]]:
-        """The records of transfers to a key, once there are so many: they are written after the client has its answer."""
+        """The records of transfers to a key, once there are so many: they come after the client's answer."""
         match = f"S3DAEMON_KEY={key}", "S3DAEMON_OUTCOME=stored"
         return until(lambda: self.journal(*match), lambda found: len(found) >= count, f"{count} records of {key}")
 

@@ -80,8 +80,10 @@ class Relay:
                 sock.setblocking(False)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await self._loop.sock_connect(store, ("127.0.0.1", self._target))
-            ways = {asyncio.create_task(self._pass(client, store, held=True)),
-                    asyncio.create_task(self._pass(store, client, held=False))}
+            ways = {
+                asyncio.create_task(self._pass(client, store, held=True)),
+                asyncio.create_task(self._pass(store, client, held=False)),
+            }
             try:
                 await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
             finally:
@@ -110,7 +112,9 @@ def relay(server: S3Server) -> Iterator[tuple[Relay, S3Server]]:
     made = Relay(loop, port, target.port or 443)
     try:
         made.open()
-        through = S3Server(f"{target.scheme}://{target.hostname}:{port}", server.access_key, server.secret_key, server.ca)
+        through = S3Server(
+            f"{target.scheme}://{target.hostname}:{port}", server.access_key, server.secret_key, server.ca
+        )
         yield made, through
     finally:
         made.refuse()

@@ -99,7 +99,7 @@ class Exchange:
     async def handed_over(self) -> None:
         """Wait until the sender's kernel has all of the body; the sender must live in this process."""
         sock = socket_of(self.connection.writer.get_extra_info("peername"))
-        while handed_over(sock) < self.length:  # noqa: ASYNC110 - the kernel tells nobody
+        while handed_over(sock) < self.length:
             await asyncio.sleep(0.01)
 
     async def silence(self) -> None:
