@@ -32,16 +32,10 @@ def units(box: Box) -> Iterator[Service]:
         yield service
 
 
-@pytest.fixture(scope="module")
-def store(rgw: Gateway) -> S3Server:
-    """The gateway by its address: the name has a second one, ::1, where nobody listens."""
-    return S3Server(rgw.url.replace("localhost", "127.0.0.1"), rgw.access_key, rgw.secret_key, rgw.ca)
-
-
 @pytest.fixture
-def service(units: Service, store: S3Server) -> Iterator[Service]:
+def service(units: Service, rgw: Gateway) -> Iterator[Service]:
     """The service configured for the gateway and stopped; whatever a test leaves is wiped."""
-    units.configure(store)
+    units.configure(rgw)
     try:
         yield units
     finally:
@@ -49,9 +43,9 @@ def service(units: Service, store: S3Server) -> Iterator[Service]:
 
 
 @pytest.fixture
-def line(store: S3Server) -> Iterator[tuple[Relay, S3Server]]:
+def line(rgw: Gateway) -> Iterator[tuple[Relay, S3Server]]:
     """The network between the daemon and the gateway, and the gateway as it is reached through it."""
-    with relay(store) as made:
+    with relay(rgw) as made:
         yield made
 
 
@@ -87,13 +81,13 @@ def field(entry: dict[str, Any], name: str) -> str:
     return str(entry[f"S3DAEMON_{name}"])
 
 
-def test_the_first_send_starts_the_service(service: Service, store: S3Server, bucket: str) -> None:
+def test_the_first_send_starts_the_service(service: Service, rgw: Gateway, bucket: str) -> None:
     """With the socket alone started, a file of 20 MB is stored, and all that is known of it is in the journal."""
     service.systemctl("start", service.door)
     assert service.show("ActiveState") == "inactive"
     done = service.send("--tag", "night 7", MEDIUM, f"store/{bucket}/first")
     assert done.stdout + done.stderr == ""
-    assert stored(store, bucket, "first") == md5_of(service.box, MEDIUM)
+    assert stored(rgw, bucket, "first") == md5_of(service.box, MEDIUM)
 
     (record,) = service.records("first")
     assert {name.removeprefix("S3DAEMON_") for name in record if name.startswith("S3DAEMON_")} == {
@@ -106,7 +100,7 @@ def test_the_first_send_starts_the_service(service: Service, store: S3Server, bu
     assert field(record, "TAG") == "night 7"
     assert field(record, "SIZE_BYTES") == "20000000"
     assert field(record, "ATTEMPTS") == "1"
-    assert field(record, "ENDPOINT") == store.url
+    assert field(record, "ENDPOINT") == rgw.url
     assert field(record, "ETAG") == md5_of(service.box, MEDIUM)
     assert 0 < int(field(record, "UPLOAD_USEC")) <= int(field(record, "TOTAL_USEC"))
     assert abs(int(field(record, "START_USEC")) / 1e6 - time.time()) < 60
@@ -196,7 +190,7 @@ done
 @pytest.mark.parametrize(
     "disturbance", ["restart s3daemon.service", "reload s3daemon.service", "daemon-reload", "daemon-reexec"]
 )
-def test_clients_notice_nothing(service: Service, store: S3Server, bucket: str, disturbance: str) -> None:
+def test_clients_notice_nothing(service: Service, rgw: Gateway, bucket: str, disturbance: str) -> None:
     """While eight loops send, the service or systemd itself restarted or reloaded: none is refused, none fails."""
     service.systemctl("start", service.door)
     prefix = disturbance.replace(" ", "-")
@@ -213,7 +207,7 @@ def test_clients_notice_nothing(service: Service, store: S3Server, bucket: str, 
         assert [loop.wait(60) for loop in loops] == [0] * 8
     said = [line for loop in loops for line in loop.lines()]
     assert [line for line in said if not line.startswith("sent ")] == []
-    assert {line.removeprefix("sent ") for line in said} == keys(store, bucket, prefix)
+    assert {line.removeprefix("sent ") for line in said} == keys(rgw, bucket, prefix)
 
 
 def wait_for_one_more_each(loops: list[Process]) -> None:
@@ -228,7 +222,7 @@ def wait_for_one_more_each(loops: list[Process]) -> None:
 
 @pytest.mark.parametrize("end", ["restart", "kill --kill-who=main --signal=KILL"])
 def test_waiting_clients_get_their_answer_from_the_next_process(
-    service: Service, line: tuple[Relay, S3Server], store: S3Server, bucket: str, end: str
+    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str, end: str
 ) -> None:
     """A restart, or a kill, in the middle of uploads: every client that waits is told by the new process: stored."""
     network, far = line
@@ -252,12 +246,12 @@ def test_waiting_clients_get_their_answer_from_the_next_process(
             assert client.wait(60) == 0
             assert client.lines() == []
     for key in clients:
-        assert stored(store, bucket, key) == md5_of(service.box, MEDIUM if key.endswith("2") else SMALL)
+        assert stored(rgw, bucket, key) == md5_of(service.box, MEDIUM if key.endswith("2") else SMALL)
         assert service.records(key)[-1]["_PID"] == after
     service.wait_show("NFileDescriptorStore", "0")
 
 
-def test_a_broken_environment_file_costs_no_client_its_answer(service: Service, store: S3Server, bucket: str) -> None:
+def test_a_broken_environment_file_costs_no_client_its_answer(service: Service, rgw: Gateway, bucket: str) -> None:
     """While the service cannot start, more often than systemd tolerates, clients wait; mended, all is stored."""
     service.systemctl("start", service.door)
     service.send(SMALL, f"store/{bucket}/before")
@@ -274,7 +268,7 @@ def test_a_broken_environment_file_costs_no_client_its_answer(service: Service, 
         assert any("cannot start: S3DAEMON_MAX_CONNECTIONS" in entry["MESSAGE"] for entry in service.journal("-p", "2"))
         service.write(good)
         assert [(client.wait(60), client.lines()) for client in clients] == [(0, [])] * 5
-    assert len(keys(store, bucket, "broken/")) == 5
+    assert len(keys(rgw, bucket, "broken/")) == 5
     assert listening(service) == (0, 4096)
 
 
@@ -317,7 +311,7 @@ def test_the_journal_keeps_every_record(service: Service) -> None:
 
 
 def test_a_stop_lets_uploads_finish(
-    service: Service, line: tuple[Relay, S3Server], store: S3Server, bucket: str
+    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
 ) -> None:
     """A stop waits for the upload in flight past TimeoutStopSec, with the watchdog served, and ends with status 0."""
     network, far = line
@@ -331,8 +325,7 @@ def test_a_stop_lets_uploads_finish(
         service.systemctl("stop", "--no-block", service.door, service.unit)
         service.wait_show("ActiveState", "deactivating")
         for _ in range(4):  # served each second; four are more than what WatchdogSec= and TimeoutStopSec= allow
-            pinged = service.show("WatchdogTimestampMonotonic")
-            service.wait_show("WatchdogTimestampMonotonic", lambda now, old=pinged: now != old)
+            service.wait_show("WatchdogTimestampMonotonic", service.show("WatchdogTimestampMonotonic").__ne__)
         assert service.show("ActiveState") == "deactivating"
         assert "draining" in service.show("StatusText")
         network.open()
@@ -340,7 +333,32 @@ def test_a_stop_lets_uploads_finish(
         service.wait_show("ActiveState", "inactive")
         assert service.show("Result") == "success"
         assert service.show("ExecMainStatus") == "0"
-    assert stored(store, bucket, "drained") == md5_of(service.box, MEDIUM)
+    assert stored(rgw, bucket, "drained") == md5_of(service.box, MEDIUM)
+
+
+def test_a_stop_ends_the_waiting_and_not_the_transfers(
+    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
+) -> None:
+    """A stop that cannot wait for the store sends waiting clients away, with a line; the next start delivers all."""
+    network, far = line
+    service.configure(far, S3DAEMON_DRAIN_TIMEOUT="0s")
+    service.systemctl("start", service.door)
+    service.send(SMALL, f"store/{bucket}/warm")
+    network.hold()
+    with ExitStack() as stack:
+        plain = stack.enter_context(service.sending(SMALL, f"store/{bucket}/stop/plain"))
+        extended = stack.enter_context(service.sending("--tag", "dusk", MEDIUM, f"store/{bucket}/stop/extended"))
+        service.wait_show("NFileDescriptorStore", "2")
+        service.systemctl("stop", service.door, service.unit)
+        assert (service.show("ActiveState"), service.show("Result")) == ("inactive", "success")
+        for client in (plain, extended):
+            assert client.wait(60) == 1
+            assert len(client.lines()) == 1
+    network.open()
+    service.systemctl("start", service.unit)
+    until(lambda: keys(rgw, bucket, "stop/"), lambda found: len(found) == 2, "objects")
+    assert stored(rgw, bucket, "stop/plain") == md5_of(service.box, SMALL)
+    assert stored(rgw, bucket, "stop/extended") == md5_of(service.box, MEDIUM)
 
 
 def test_an_idle_service_stops_at_once(service: Service, bucket: str) -> None:
@@ -388,20 +406,21 @@ def test_a_bad_reload_changes_nothing(service: Service, bucket: str, fault: str)
     before = service.main_pid()
     if fault == "a bad value":
         service.write("S3_ENDPOINT_URL=ftp://nowhere\nS3DAEMON_WAITLIMIT=5\n")
-        expected = ("S3_ENDPOINT_URL", "S3DAEMON_WAIT_LIMIT", "AWS_ACCESS_KEY_ID", "the settings before stay in force")
+        expected = ["S3_ENDPOINT_URL", "S3DAEMON_WAIT_LIMIT", "AWS_ACCESS_KEY_ID"]
     else:
         service.environment_file.unlink()
-        expected = ("S3_ENDPOINT_URL is not set", "the settings before stay in force")
+        expected = ["S3_ENDPOINT_URL is not set"]
     assert service.systemctl("reload", service.unit, check=False).returncode != 0
     assert service.show("ReloadResult") == "exit-code"
     assert (service.show("ActiveState"), service.main_pid()) == ("active", before)
-    told = "\n".join(entry["MESSAGE"] for entry in service.journal(f"_PID=+{before}") + service.journal())
-    for words in expected:
+    since = service.journal(f"_SYSTEMD_INVOCATION_ID={service.show('InvocationID')}")
+    told = "\n".join(entry["MESSAGE"] for entry in since)
+    for words in (*expected, "the settings before stay in force"):
         assert words in told
     service.send(SMALL, f"store/{bucket}/after")
 
 
-def test_a_reboot_loses_nothing(service: Service, line: tuple[Relay, S3Server], store: S3Server, bucket: str) -> None:
+def test_a_reboot_loses_nothing(service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str) -> None:
     """What was accepted while the store was away is delivered after a reboot, without a client having to come."""
     network, far = line
     service.configure(far)
@@ -410,10 +429,10 @@ def test_a_reboot_loses_nothing(service: Service, line: tuple[Relay, S3Server], 
     network.refuse()
     for number in range(20):
         service.send("--no-wait", SMALL, f"store/{bucket}/reboot/{number}")
-    assert keys(store, bucket, "reboot/") == set()
+    assert keys(rgw, bucket, "reboot/") == set()
     service.box.reboot()
     network.open()
-    until(lambda: keys(store, bucket, "reboot/"), lambda found: len(found) == 20, "20 objects")
+    until(lambda: keys(rgw, bucket, "reboot/"), lambda found: len(found) == 20, "20 objects")
     for number in range(20):
         assert field(service.records(f"reboot/{number}")[-1], "OUTCOME") == "stored"
     assert service.show("ActiveState", service.door) == "active"
@@ -421,7 +440,7 @@ def test_a_reboot_loses_nothing(service: Service, line: tuple[Relay, S3Server], 
     assert service.systemctl("is-enabled", service.door, service.unit, check=False).stdout.split() == ["disabled"] * 2
 
 
-def test_a_second_instance(service: Service, store: S3Server, rgw: Gateway, bucket: str) -> None:
+def test_a_second_instance(service: Service, rgw: Gateway, bucket: str) -> None:
     """`s3daemon@PORT` serves another store beside the first, with settings, a spool and a queue of its own."""
     port = service.port + 1
     second = Service(service.box, f"s3daemon@{port}", port)
@@ -431,8 +450,8 @@ def test_a_second_instance(service: Service, store: S3Server, rgw: Gateway, buck
         second.systemctl("start", second.door)
         service.send(SMALL, f"store/{bucket}/from-first")
         second.send(SMALL, f"store/{bucket}/from-second")
-        assert stored(store, bucket, "from-first") == stored(store, bucket, "from-second")
-        assert field(service.records("from-first")[0], "ENDPOINT") == store.url
+        assert stored(rgw, bucket, "from-first") == stored(rgw, bucket, "from-second")
+        assert field(service.records("from-first")[0], "ENDPOINT") == rgw.url
         assert field(second.records("from-second")[0], "ENDPOINT") == rgw.plain.url
         assert service.main_pid() != second.main_pid()
         assert (service.box.root / f"var/lib/s3daemon@{port}/spool.db").exists()

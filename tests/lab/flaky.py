@@ -18,6 +18,7 @@ from urllib.parse import unquote
 
 from lab.env import free_ports
 from lab.s3 import S3Server
+from s3daemon.backlog import next_client
 
 _REASONS = {200: "OK", 403: "Forbidden", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>not here</Message></Error>"
@@ -121,7 +122,8 @@ class FlakyS3:
         # Not asyncio.start_server: closed while it takes a connection in, it leaves that one open for ever.
         with listener:
             while True:
-                connection, _ = await self._loop.sock_accept(listener)
+                connection = await next_client(listener)
+                connection.setblocking(False)
                 task = self._loop.create_task(self._welcome(connection))
                 self._welcomed.add(task)
                 task.add_done_callback(self._welcomed.discard)

@@ -143,7 +143,7 @@ class Process:
 
     def _listen(self, notify: socket.socket, exited: int) -> None:
         """Take what it tells for as long as it lives: unheard, it may wait for us, as a box's systemd does."""
-        while notify in select.select([notify, exited], [], [])[0]:
+        while notify.fileno() in select.select([notify.fileno(), exited], [], [])[0]:
             told = notify.recv(65536).decode(errors="replace")
             with self._changed:
                 for line in told.splitlines():

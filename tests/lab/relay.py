@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from lab.env import free_ports
 from lab.s3 import S3Server
+from s3daemon.backlog import next_client
 
 _CHUNK_BYTES = 1 << 16
 
@@ -69,7 +70,7 @@ class Relay:
     async def _listen(self, listener: socket.socket) -> None:
         with listener:
             while True:
-                client, _ = await self._loop.sock_accept(listener)
+                client = await next_client(listener)
                 task = asyncio.create_task(self._link(client))
                 self._links.add(task)
                 task.add_done_callback(self._links.discard)
