@@ -112,7 +112,7 @@ class Spool:
         Raises:
             SpoolError: they cannot be read now.
         """
-        found = self._writer.read() if self._found is None else self._found
+        found = self._writer.read(failed=failed is True) if self._found is None else self._found
         return [entry for entry in found if failed is None or entry.failed == failed]
 
     async def add(self, transfer: Transfer, service_now: float, *, begun: bool) -> int:

@@ -157,9 +157,15 @@ class SpoolFile:
         Raises:
             sqlite3.Error: a row or its page is damaged (`is_corrupt`), or the disk fails.
         """
+        return self._read(f"{_SELECT} WHERE seq BETWEEN ? AND ? ORDER BY seq", first, last)
+
+    def failures(self) -> list[Entry]:
+        """Read the failed rows as `entries` does; costs what they are, however many are pending."""
+        return self._read(f"{_SELECT} INDEXED BY transfer_overtaken WHERE failed = 1 ORDER BY seq")
+
+    def _read(self, query: str, *values: Value) -> list[Entry]:
         try:
-            rows = self._db.execute(f"{_SELECT} WHERE seq BETWEEN ? AND ? ORDER BY seq", (first, last))
-            return [from_row(row) for row in rows]
+            return [from_row(row) for row in self._db.execute(query, values)]
         except (RequestError, ValueError, TypeError) as exc:
             raise Damaged(f"a row makes no sense: {exc}") from exc
         except sqlite3.OperationalError as exc:

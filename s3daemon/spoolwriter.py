@@ -96,10 +96,10 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
-    def read(self) -> list[Entry]:
-        """Read all rows, between two commits; SpoolError when they cannot be read now."""
+    def read(self, *, failed: bool) -> list[Entry]:
+        """Read all rows or the failed ones, between two commits; SpoolError when they cannot be read now."""
         try:
-            return self._file.use(SpoolFile.entries)
+            return self._file.use(SpoolFile.failures if failed else SpoolFile.entries)
         except _DISK as exc:
             raise disk_trouble(self._directory, exc) from exc
 

@@ -168,3 +168,15 @@ def test_rows_that_make_no_sense_are_damage(tmp_path: Path, damage: str) -> None
         finally:
             file.close()
     assert is_corrupt(caught.value)
+
+
+def test_failures_are_found_without_a_look_at_the_rest(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path / "spool.db", create=True)
+    file.commit([[Insert(entry(seq, failed=seq % 3 == 0)) for seq in range(1, 10)]])
+    assert file.failures() == [row for row in file.entries() if row.failed]
+    assert [row.seq for row in file.failures()] == [3, 6, 9]
+    query = "SELECT seq FROM transfer INDEXED BY transfer_overtaken WHERE failed = 1"
+    (plan, *_) = file._db.execute(f"EXPLAIN QUERY PLAN {query}")
+    assert "USING" in plan[3]
+    assert "transfer_overtaken" in plan[3]
+    file.close()
