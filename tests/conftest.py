@@ -3,6 +3,7 @@
 import os
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack
+from pathlib import Path
 from typing import TypeVar
 
 import pytest
@@ -13,6 +14,7 @@ from lab import nginx as nginx_lab
 from lab import rgw as rgw_lab
 from lab import seaweed as seaweed_lab
 from lab.certs import Authority
+from lab.flaky import FlakyS3, flaky
 from lab.s3 import S3Server
 
 _EVERYTHING_REQUIRED = os.environ.get("CI") == "true"
@@ -105,3 +107,18 @@ def box() -> Iterator[box_lab.Box]:
     for made in _entered(box_lab.box()):
         deploy.lay_out(made.root)
         yield made
+
+
+@pytest.fixture
+def s3() -> Iterator[FlakyS3]:
+    """An S3 server in memory, for one test, that can fail and go away."""
+    with flaky() as made:
+        yield made
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A small file to send."""
+    path = tmp_path / "file"
+    path.write_bytes(b"content")
+    return path

@@ -5,13 +5,7 @@ from pathlib import Path
 
 import pytest
 from lab.daemon import Daemon, daemon
-from lab.flaky import Fault, FlakyS3, flaky
-
-
-@pytest.fixture
-def s3() -> Iterator[FlakyS3]:
-    with flaky() as made:
-        yield made
+from lab.flaky import Fault, FlakyS3
 
 
 @pytest.fixture

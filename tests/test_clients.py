@@ -9,24 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-import pytest
 from lab.daemon import Daemon, daemon
-from lab.flaky import FlakyS3, flaky
+from lab.flaky import FlakyS3
 
 FILES, AT_ONCE, ROUNDS = 100, 10, 5
-
-
-@pytest.fixture
-def s3() -> Iterator[FlakyS3]:
-    with flaky() as made:
-        yield made
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "file"
-    path.write_bytes(b"content")
-    return path
 
 
 Stop = Callable[[], bool]

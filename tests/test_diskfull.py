@@ -16,18 +16,12 @@ from pathlib import Path
 
 import pytest
 from lab.daemon import Daemon, daemon
-from lab.flaky import FlakyS3, flaky
+from lab.flaky import FlakyS3
 
 from s3daemon.spooldb import SpoolFile
 
 PLACE = Path("/mnt")
 OWN_DISK = ("unshare", "--mount", "sh", "-c", f'mount -t tmpfs -o size=1m,mode=0700 spool {PLACE} && exec "$@"', "sh")
-
-
-@pytest.fixture
-def s3() -> Iterator[FlakyS3]:
-    with flaky() as made:
-        yield made
 
 
 @pytest.fixture

@@ -6,26 +6,13 @@ from pathlib import Path
 
 import pytest
 from lab.daemon import Daemon, daemon
-from lab.flaky import Fault, FlakyS3, flaky
-
-
-@pytest.fixture
-def s3() -> Iterator[FlakyS3]:
-    with flaky() as made:
-        yield made
+from lab.flaky import Fault, FlakyS3
 
 
 @pytest.fixture
 def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
     with daemon(tmp_path / "state", s3.server, stall_timeout="10min") as made:
         yield made
-
-
-@pytest.fixture
-def file(tmp_path: Path) -> Path:
-    path = tmp_path / "file"
-    path.write_bytes(b"content")
-    return path
 
 
 def accepted(served: Daemon, file: Path, key: str) -> str:

@@ -14,16 +14,10 @@ from pathlib import Path
 import pytest
 from lab.daemon import Daemon, daemon
 from lab.env import MACHINE_ENV
-from lab.flaky import FlakyS3, flaky
+from lab.flaky import FlakyS3
 
 OUTAGE_S = float(MACHINE_ENV.get("S3DAEMON_TEST_OUTAGE") or (60 if os.environ.get("CI") == "true" else 15))
 UNWAITED, WAITING = 500, 50
-
-
-@pytest.fixture
-def s3() -> Iterator[FlakyS3]:
-    with flaky() as made:
-        yield made
 
 
 @pytest.fixture
