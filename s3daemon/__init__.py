@@ -6,6 +6,7 @@ that.
 What is said
     errors          the exception tree
     values          how the text of a variable is read: durations, sizes, rates, names
+    environ         where that text comes from: the environment, or a systemd credential
     settings        every variable of the environment: unit, default, reason
     request         Destination, Request, Transfer: frozen, valid by construction
     wire            the line protocol without I/O

@@ -23,6 +23,7 @@ from typing import Any
 from .attempt import Attempts
 from .control import ControlServer, control_path
 from .endpoint import Endpoint
+from .environ import of_service
 from .errors import SettingsError
 from .intake import Intake
 from .journal import Journal
@@ -31,7 +32,7 @@ from .operations import Answer, Operations, entry_of
 from .peers import Doorkeeper
 from .retry import ServiceClock
 from .server import Server
-from .settings import Settings, differences, of_service
+from .settings import Settings, differences
 from .spool import Spool
 from .uploader import Uploader
 

@@ -3,23 +3,33 @@
 `Settings` is the one table. `Settings.from_environ` reads a mapping that is passed in, once; a bad value, a missing one
 and an unknown `S3DAEMON_` name are faults, and all are told at once. An empty value counts as not set.
 
-Any variable may instead be a systemd credential: a file in $CREDENTIALS_DIRECTORY that has its name in lower case, such
-as `aws_secret_access_key`. A variable that is set in both places is a fault: one of the two would be stale one day.
-
 Secrets are in no repr, in no fault and in no traceback.
 """
 
 from __future__ import annotations
 
-import difflib
-import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .errors import SettingsError, one_line
-from .values import Kind, Variable, choice, count, duration, endpoint, matching, names, path, paths, rate
+from .environ import Read, check_file, read_file, text_of, unknown
+from .errors import SettingsError
+from .values import (
+    Kind,
+    Variable,
+    addresses,
+    choice,
+    count,
+    duration,
+    endpoint,
+    matching,
+    names,
+    path,
+    paths,
+    rate,
+    size,
+)
 
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
@@ -42,10 +52,6 @@ def _var(name: str, default: str | None, kind: Kind, meaning: str, **flags: bool
     return field(default=value, metadata={"variable": variable}, repr=not variable.secret)
 
 
-def _read(file: Path) -> str:
-    return file.read_text("utf-8", errors="surrogateescape")
-
-
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """The settings of one daemon; each field's documentation is its `Variable`.
@@ -61,6 +67,8 @@ class Settings:
     shared_credentials_file: str = _var("AWS_SHARED_CREDENTIALS_FILE", "", path(),
         "A file in the format of the AWS tools with the keys, used when the two variables are not set.")
     profile: str = _var("AWS_PROFILE", "", _TOKEN, "The section of that file; without it [default].")
+    receivers: tuple[str, ...] = _var("S3DAEMON_RECEIVERS", "", addresses(),
+        "Addresses of the store's receivers (commas between); without it all that its name resolves to.")
     region: str = _var("AWS_DEFAULT_REGION", "us-east-1", _NAME, "Part of every signature; Ceph takes any.")
     ca_bundle: str = _var("AWS_CA_BUNDLE", "", path(),
         "A PEM file with the authorities to trust for https; without it the system's.")
@@ -97,6 +105,13 @@ class Settings:
     # TCP_CA_NAME_MAX is 16 with its NUL.
     congestion: str = _var("S3DAEMON_CONGESTION", "", matching("[a-z0-9_-]{1,15}", "a name such as bbr or cubic"),
         "TCP congestion control of the uploads; without it the system's.")
+    prime: str = _var("S3DAEMON_PRIME", "", matching("[^/\\s=]+/[^\\s=]+", "bucket/key-prefix, no = or space in it"),
+        "bucket/key-prefix of scratch objects that open each new connection's window; without it none are written.")
+    # 5 GiB is S3's limit for one PUT, 5 MiB its least for a part ("Amazon S3 multipart upload limits").
+    multipart_threshold_bytes: int = _var("S3DAEMON_MULTIPART_THRESHOLD", "100MiB", size("5MiB", "5GiB"),
+        "Larger files go in parts, several at a time.")
+    part_size_bytes: int = _var("S3DAEMON_PART_SIZE", "64MiB", size("5MiB", "5GiB"),
+        "Size of a part; more where a file would else have over 10000.")
     verify: str = _var("S3DAEMON_VERIFY", "auto", choice("auto", "off"),
         "auto: what was sent is compared with the store's ETag when that is an MD5; off: only the length is.")
     allowed_roots: tuple[str, ...] = _var("S3DAEMON_ALLOWED_ROOTS", "", paths(),
@@ -120,7 +135,7 @@ class Settings:
             raise SettingsError(faults)
 
     @classmethod
-    def from_environ(cls, environ: Mapping[str, str], *, read: Callable[[Path], str] = _read) -> Settings:
+    def from_environ(cls, environ: Mapping[str, str], *, read: Read = read_file) -> Settings:
         """Read the environment.
 
         Args:
@@ -135,17 +150,17 @@ class Settings:
         values: dict[str, Any] = {}
         for name, variable in VARIABLES.items():
             try:
-                text = _text(variable, environ, read)
+                text = text_of(variable, environ, read)
                 if not text:
                     continue
                 present.add(name)
                 values[name] = variable.read(text)
                 if name in ("ca_bundle", "shared_credentials_file"):
-                    _check_file(variable, Path(text), read)
+                    check_file(variable, Path(text), read)
             except SettingsError as exc:
                 present.add(name)
                 faults += exc.faults
-        if faults := [*faults, *_conflicts(present), *_unknown(environ)]:
+        if faults := [*faults, *_conflicts(present), *unknown(environ, VARIABLES.values())]:
             raise SettingsError(faults)
         return cls(**values)
 
@@ -178,43 +193,6 @@ def of_operator(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in environ.items() if name in known or name.startswith("S3DAEMON_")}
 
 
-def of_service(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that are systemd's to set: what a reload keeps as the running daemon has them."""
-    ours = ("CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY", "STATE_DIRECTORY")
-    return {name: environ[name] for name in ours if name in environ}
-
-
-def _text(variable: Variable, environ: Mapping[str, str], read: Callable[[Path], str]) -> str:
-    """The text of a variable from the environment or its credential, "" when it is in neither."""
-    text, credential = environ.get(variable.name, ""), ""
-    if directory := environ.get("CREDENTIALS_DIRECTORY", ""):
-        file = Path(directory, variable.name.lower())
-        try:
-            credential = read(file).removesuffix("\n")
-        except FileNotFoundError:
-            pass
-        except OSError as exc:
-            raise SettingsError([f"{variable.name}: the credential {file} cannot be read: {exc.strerror}"]) from exc
-    if text and credential:
-        raise SettingsError([f"{variable.name} is set in the environment and as a systemd credential: keep one"])
-    if variable.name == "S3DAEMON_STATE_DIR":
-        # systemd lists every directory of StateDirectory=; the first is ours.
-        return text or credential or environ.get("STATE_DIRECTORY", "").partition(":")[0]
-    return text or credential
-
-
-def _check_file(variable: Variable, file: Path, read: Callable[[Path], str]) -> None:
-    try:
-        content = read(file)
-        if variable.name == "AWS_CA_BUNDLE":
-            # Comments of a bundle are in any script; Python takes ASCII alone.
-            ssl.create_default_context(cadata=content.encode("ascii", "ignore").decode() or "\n")
-    except ssl.SSLError:
-        raise variable.fault(file, "no certificate in PEM form can be read from it") from None
-    except OSError as exc:
-        raise variable.fault(file, f"it cannot be read: {exc.strerror}") from exc
-
-
 def _conflicts(present: set[str]) -> Iterator[str]:
     """What is missing or does not go together, given the fields that are set, well or badly."""
     if "endpoint_url" not in present:
@@ -232,14 +210,3 @@ def _conflicts(present: set[str]) -> Iterator[str]:
         yield "AWS_PROFILE is a section of the file that AWS_SHARED_CREDENTIALS_FILE names, which is not set"
     if "state_dir" not in present:
         yield "S3DAEMON_STATE_DIR is not set: a directory for accepted transfers; under systemd StateDirectory= sets it"
-
-
-def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
-    # Without the prefix, which would make all of them look alike.
-    known = [v.name.removeprefix("S3DAEMON_") for v in VARIABLES.values() if v.name.startswith("S3DAEMON_")]
-    for name in sorted(environ):
-        word = name.removeprefix("S3DAEMON_")
-        if word != name and word not in known:
-            close = difflib.get_close_matches(word, known, n=1)
-            hint = f": is S3DAEMON_{close[0]} meant?" if close else ""
-            yield f"{one_line(name)} is not a variable of s3daemon{hint}"

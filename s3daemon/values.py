@@ -15,6 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -22,6 +23,7 @@ from .errors import SettingsError, one_line
 
 _Units = Mapping[str, int | Fraction]
 _DURATIONS: _Units = {"": 1, "ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86400}
+_SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
@@ -149,6 +151,16 @@ def rate(low: str, high: str) -> Kind:
     return Kind("bit/s", expected, convert, lambda v: v == 0 or convert(low) <= v <= convert(high))
 
 
+def size(low: str, high: str) -> Kind:
+    """Bytes, as an int."""
+
+    def convert(text: str) -> int:
+        return _whole(_SIZES, text)
+
+    expected = f"a size from {low} to {high}: a number of bytes, or one with kB, MB, GB, KiB, MiB or GiB"
+    return Kind("byte", expected, convert, lambda v: convert(low) <= v <= convert(high))
+
+
 def count(low: int, high: int) -> Kind:
     """A plain number."""
     return Kind("", f"a number from {low} to {high}", lambda text: _whole({"": 1}, text), lambda v: low <= v <= high)
@@ -184,13 +196,22 @@ def paths() -> Kind:
     return Kind("", expected, convert, lambda v: all(_absolute(part) for part in v), empty=())
 
 
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in re.split("[, ]+", text) if word)
+
+
 def names() -> Kind:
     """Words with commas or spaces between, as a tuple."""
+    return Kind("", "names with commas or spaces between", _words, bool, empty=())
+
+
+def addresses() -> Kind:
+    """IP addresses, likewise."""
 
     def convert(text: str) -> tuple[str, ...]:
-        return tuple(word for word in re.split("[, ]+", text) if word)
+        return tuple(dict.fromkeys(str(ip_address(word)) for word in _words(text)))
 
-    return Kind("", "names with commas or spaces between", convert, bool, empty=())
+    return Kind("", "IP addresses with commas or spaces between", convert, bool, empty=())
 
 
 def endpoint() -> Kind:

@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s3daemon.environ import of_service
 from s3daemon.errors import SettingsError
-from s3daemon.settings import RELOADABLE, VARIABLES, Settings, describe, differences, of_operator, of_service
+from s3daemon.settings import RELOADABLE, VARIABLES, Settings, describe, differences, of_operator
 
 TREE = Path(__file__).parent.parent
 SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, nobody's key

@@ -11,6 +11,7 @@ from s3daemon.errors import SettingsError
 from s3daemon.values import Kind, Variable
 
 _DURATION = values.duration("100ms", "7d")
+_SIZE = values.size("5MiB", "5GiB")
 _RATE = values.rate("100k", "1000G")
 
 
@@ -31,6 +32,10 @@ def read(kind: Kind, text: str) -> object:
         (_RATE, "0", 0),
         (_RATE, "4G", 4_000_000_000),
         (_RATE, "2.5M", 2_500_000),
+        (_SIZE, "100MiB", 100 << 20),
+        (_SIZE, "6 MB", 6_000_000),
+        (_SIZE, "5242880", 5 << 20),
+        (values.addresses(), "10.0.0.2, 2001:db8:0::1 10.0.0.2", ("10.0.0.2", "2001:db8::1")),
         (values.count(1, 65535), "65535", 65535),
         (values.choice("auto", "off"), "OFF", "off"),
         (values.path(), "/etc/x y", "/etc/x y"),
@@ -53,6 +58,8 @@ def test_reads(kind: Kind, text: str, value: object) -> None:
     [
         (_DURATION, ["99ms", "7.01d", "5S", "5m", "-5", "+5", "1e3", "nan", "inf", "5s5", "s", "\u0665", "5  s", "."]),
         (_RATE, ["4", "99999", "1001G", "4g", "4Gi", "1.5"]),
+        (_SIZE, ["5MB", "5.1GiB", "64M", "64mib", "5242880.5"]),
+        (values.addresses(), ["store", "10.0.0.256", "10.0.0.1:80", ","]),
         (values.count(1, 65535), ["0", "65536", "1.5", "1k", "", "80 81", "9" * 5000]),
         (values.choice("auto", "off"), ["yes", "auto off"]),
         (values.path(), ["x", "../x", "/a/../b", "~"]),
