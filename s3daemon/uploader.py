@@ -26,11 +26,12 @@ import time
 from collections.abc import Iterable
 
 from .attempt import Attempts
+from .deferrals import Deferrals
 from .errors import AttemptError, S3daemonError, SpoolError
 from .health import Health
 from .journal import Journal
+from .kinds import MessageId
 from .outcome import record_of, warning_of
-from .record import MessageId
 from .retry import ServiceClock, Verdict, backoff, blames_endpoint, judge
 from .schedule import Job, Schedule
 from .settings import Settings
@@ -86,7 +87,7 @@ class Uploader:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._started_at = clock()
-        self.waiters = Waiters(self.health)
+        self.waiters = Waiters(self.health, Deferrals(journal.write).note)
         self._endings: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
