@@ -27,6 +27,7 @@ What is sent
     tcp             socket options, TCP_INFO, and when an upload is stalled
     body            a file as a request body: sent once, read without blocking
     pacing          the bandwidth, shared among the uploads under way
+    progress        how far an attempt has come
     lane            one warm connection
     upload          what was acknowledged since a body began
     connections     all lanes, kept open
@@ -43,6 +44,7 @@ What becomes of it
     outcome         what became of a transfer, in the journal's terms
     attempt         one attempt: open, look, send, confirm
     waiters         who waits for a transfer's end, and when they are told not to
+    exposures       the last exposures, each to its last object: pure
     uploader        spool -> store -> record: states, attempts, draining
     intake          requests become transfers
 
@@ -54,6 +56,7 @@ Who talks to us
     listing         the queue as a table
     control         the private socket: reload, queue, status
     asking          its other end, for the subcommands
+    overview        what the status has to say: uploads, exposures, state
     operations      what operators ask there
     service         the daemon put together
     queue           `s3daemon queue`

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 from .errors import AttemptError, FileError, S3daemonError, SpoolError, one_line
+from .progress import Progress
 from .request import Destination, FileState
 from .schedule import Job
 from .settings import Settings
@@ -91,6 +92,7 @@ class Attempts:
             FileError: the file cannot be sent now.
         """
         job.attempts += 1
+        job.progress = Progress()
         try:
             return await self._make(job)
         except AttemptError as exc:
@@ -124,7 +126,7 @@ class Attempts:
             if not job.begun:
                 await _noted(self._spool.begin(job.transfer.id))
                 job.begun = True
-            stored = await self.store.put(job.transfer, source)
+            stored = await self.store.put(job.transfer, source, job.progress)
         finally:
             source.close()
         await self._confirm(job)

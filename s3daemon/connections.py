@@ -14,6 +14,7 @@ import logging
 import socket
 import ssl
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 
 import aiohttp
@@ -70,6 +71,11 @@ class Lanes:
     def opened(self) -> int:
         """How many connections were made since the start."""
         return sum(lane.opened for lane in self._all)
+
+    @property
+    def peers(self) -> Counter[str]:
+        """How many stand open to each address."""
+        return Counter(sorted(peer for lane in self._all if (peer := lane.peer)))
 
     @contextlib.asynccontextmanager
     async def take(self) -> AsyncIterator[Lane]:

@@ -8,7 +8,7 @@ A connection serves one request after another. The commands and what they answer
     queue   {"failed": bool}                    -> {"transfers": [a row as in queue.py, ...]}
     retry   {"ids": [...]} or {"all": true}     -> {"ids": [those that there were]}
     drop    {"ids": [...]}                      -> {"ids": [those that there were]}
-    status  {}                                  -> whatever there is to say
+    status  {}                                  -> as `Operations.status` and `overview` have it
     reload  {"environ": {...}}                  -> {"applied": [variables], "restart": [variables that take a restart]}
 
 The socket `control` lies in the runtime directory, or in the state directory of a daemon without one. It has mode 0600

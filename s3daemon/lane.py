@@ -107,6 +107,11 @@ class Lane:
         """The connection stands; False from the moment that the server's close was read."""
         return self._sock is not None and self._sock.fileno() >= 0
 
+    @property
+    def peer(self) -> str:
+        """The address at the other end; empty when it is not open."""
+        return tcp.peer_address(self._sock) if self._sock is not None and self.is_open else ""
+
     def pin(self, addresses: list[str]) -> None:
         """Choose where the next connection goes: to the first of `addresses` that takes it."""
         self._pinned.addresses = addresses

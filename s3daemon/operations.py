@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import islice
 
+from . import __version__
 from .connections import Lanes
 from .errors import RequestError, SpoolError
+from .exposures import LATE_S, LOST_S, Exposures
 from .listing import row, span
+from .overview import LISTED, receivers_of, uploads_of
 from .schedule import Job
 from .server import Server
 from .spool import Entry, Spool
@@ -40,6 +45,7 @@ class Operations:
     Args:
         uploader, spool, server: asked and told.
         lanes: gives the connections in use now.
+        exposures: the last ones.
         wall: seconds since the epoch.
     """
 
@@ -49,6 +55,7 @@ class Operations:
         spool: Spool,
         server: Server,
         lanes: Callable[[], Lanes],
+        exposures: Exposures,
         *,
         wall: Clock = time.time,
     ) -> None:
@@ -56,14 +63,25 @@ class Operations:
         self._spool = spool
         self._server = server
         self._lanes = lanes
+        self._exposures = exposures
         self._wall = wall
+        self._started_usec = round(wall() * 1e6)
+        self._failures: list[Entry] = []  # the last ones
         self.failed = 0  #: transfers that failed for good, as last counted
         self.draining = ""  #: says so while the service stops
 
     async def count_failed(self) -> None:
         """Bring `failed` up to date, if the disk lets us."""
         with contextlib.suppress(SpoolError):
-            self.failed = len(await asyncio.to_thread(self._spool.entries, failed=True))
+            failed = await asyncio.to_thread(self._spool.entries, failed=True)
+            self.failed, self._failures = len(failed), failed[-LISTED:]
+
+    def sample(self) -> None:
+        """Remember how far each upload is; called each 2 s, it makes their recent rates."""
+        now = self._uploader.clock()
+        for job in self._uploader.schedule.running:
+            if job.progress is not None:
+                job.progress.sample(now)
 
     async def queue(self, arguments: Mapping[str, object]) -> Answer:
         """Every transfer that is not over, and the failed ones; with `failed` only these."""
@@ -116,19 +134,44 @@ class Operations:
         return {"ids": sorted(dropped)}
 
     async def status(self, _: Mapping[str, object]) -> Answer:
-        """Figures, and the line that `systemctl status` shows."""
-        uploader, lanes = self._uploader, self._lanes()
+        """How things are: in a word, in the line that `systemctl status` shows, and at length (see `overview`)."""
+        uploader, lanes, now_usec = self._uploader, self._lanes(), round(self._wall() * 1e6)
+        uploads = uploads_of(uploader.schedule.running, uploader.clock())
+        oldest = uploader.schedule.oldest
         return {
+            "state": self.state,
             "status": self.line(),
-            "in_flight": len(uploader.schedule.running),
-            "pending": len(uploader.schedule) - len(uploader.schedule.running),
+            "version": __version__,
+            "host": socket.gethostname(),
+            "endpoint": uploader.settings.endpoint_url,
+            "now_usec": now_usec,
+            "started_usec": self._started_usec,
+            "in_flight": len(uploads),
+            "pending": len(uploader.schedule) - len(uploads),
+            "oldest_s": max(0.0, (now_usec - oldest.transfer.accepted_usec) / 1e6) if oldest else None,
             "failed": self.failed,
             "held": uploader.health.held,
             "away": uploader.health.away,
             "spool": self._spool.fault,
             "clients": self._server.clients,
             "connections": {"open": lanes.open_count, "opened": lanes.opened, "limit": lanes.limit},
+            "receivers": receivers_of(lanes.peers, uploads),
+            "uploads": uploads,
+            "waiting": list(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
+            "failures": list(self._rows([], self._failures)),
+            "exposures": [exposure.as_dict(now_usec) for exposure in self._exposures],
+            "late_s": LATE_S,
+            "lost_s": LOST_S,
         }
+
+    @property
+    def state(self) -> str:
+        """The worst of what is so now: `stopping`, `refusing` requests, `held`, `away`; else `ok`."""
+        health = self._uploader.health
+        worst = {
+            "stopping": self.draining, "refusing": self._spool.fault, "held": health.held, "away": health.away
+        }  # fmt: skip
+        return next((word for word, so in worst.items() if so), "ok")
 
     def line(self) -> str:
         """One line worth reading."""

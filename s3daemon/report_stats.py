@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
+from .exposures import prefix_of
 from .report_select import Sighting
 
 METHOD = "nearest rank"
@@ -156,7 +157,7 @@ def grouping(how: str) -> Grouping:
     parts = int(depth) if colon else None
 
     def prefix(seen: Sighting) -> tuple[str]:
-        return ("/".join([seen.record.bucket, *seen.record.key.split("/")[:-1][:parts]]) + "/",)
+        return (prefix_of(seen.record.bucket, seen.record.key, parts),)
 
     return prefix
 

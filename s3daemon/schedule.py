@@ -15,8 +15,10 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
+from .progress import Progress
 from .request import Destination, Transfer
 from .source import SMALL_BYTES, Source
 from .wire import Reply
@@ -44,6 +46,7 @@ class Job:
         started_at: monotonic seconds when the last attempt began.
         durable: done when the spool has the transfer; None for what came from there.
         task: the attempt in flight.
+        progress: of the attempt begun last; None before the first.
     """
 
     seq: int
@@ -64,6 +67,7 @@ class Job:
     started_at: float = 0.0
     durable: asyncio.Future[None] | None = None
     task: asyncio.Task[None] | None = None
+    progress: Progress | None = None
 
     def __lt__(self, other: Job) -> bool:
         """In the order accepted; for heaps."""
@@ -80,9 +84,14 @@ class Schedule:
 
     Args:
         slots: how many may run at once.
+
+    Attributes:
+        on_added, on_removed: told of each transfer that comes, and goes.
     """
 
     def __init__(self, slots: int) -> None:
+        self.on_added: Callable[[Job], None] = lambda job: None
+        self.on_removed: Callable[[Job], None] = lambda job: None
         self.resize(slots)
         self._chains: dict[Destination, deque[Job]] = {}
         self._by_id: dict[str, Job] = {}
@@ -117,6 +126,10 @@ class Schedule:
         """Those with an attempt in flight."""
         return frozenset(self._running)
 
+    def waiting(self) -> Iterator[Job]:
+        """Those without an attempt in flight, about in the order accepted; valid until something changes."""
+        return (job for job in self._by_id.values() if job not in self._running)
+
     def get(self, id_: str) -> Job | None:
         """The job of a transfer."""
         return self._by_id.get(id_)
@@ -139,6 +152,7 @@ class Schedule:
         chain.append(job)
         self._by_id[job.transfer.id] = job
         self._offer(chain[0])
+        self.on_added(job)
 
     def take(self, now: float) -> Job | None:
         """The next one to run at monotonic time `now`, None when there is none; it counts as running from here on."""
@@ -195,6 +209,7 @@ class Schedule:
             self._offer(chain[0])
         else:
             del self._chains[job.transfer.destination]
+        self.on_removed(job)
 
     def _may_run(self, live: bool, small: bool) -> bool:
         if len(self._running) >= self._slots:

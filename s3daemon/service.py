@@ -25,10 +25,12 @@ from .control import ControlServer, control_path
 from .endpoint import Endpoint
 from .environ import of_service
 from .errors import SettingsError
+from .exposures import LOST_S
 from .intake import Intake
 from .journal import Journal
 from .manager import Inherited, Manager, bind
 from .operations import Answer, Operations, entry_of
+from .overview import watch
 from .peers import Doorkeeper
 from .retry import ServiceClock
 from .server import Server
@@ -40,8 +42,6 @@ _log = logging.getLogger(__name__)
 
 #: How often STATUS is brought up to date and the seconds of service are written down.
 STATUS_EVERY_S, TICK_EVERY_S = 2.0, 30.0
-#: The oldest live transfer is late from here on: operations lose an exposure whose last object takes 30 s.
-LATE_S = 30.0
 #: Beside the drain: clients' last words and replies, the journal, the last commit.
 STOP_MARGIN_S = 20.0
 JOURNAL_FLUSH_S = 5.0
@@ -99,12 +99,13 @@ class Service:
         self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
+        exposures = watch(uploader)
         uploader.recover(pending)
         spool.on_replaced = self._restore
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.told)
         server.door = self._door
-        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes)
+        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -148,6 +149,7 @@ class Service:
         ticked_at = time.monotonic()
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
+            self._operations.sample()
             await self._operations.count_failed()
             self._manager.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
@@ -158,7 +160,7 @@ class Service:
                 self._warn_of_late(ticked_at)
 
     def _warn_of_late(self, now: float) -> None:
-        late = [job for job in self._uploader.schedule.jobs if job.live and now - job.accepted_at > LATE_S]
+        late = [job for job in self._uploader.schedule.jobs if job.live and now - job.accepted_at > LOST_S]
         if late:
             age_s, id_ = now - late[0].accepted_at, late[0].transfer.id
             _log.warning("%d live transfers are late, the oldest, %s, is %.0f s old", len(late), id_, age_s)

@@ -31,6 +31,7 @@ from .body import FileBody
 from .connections import Lanes
 from .errors import AttemptError, FileError
 from .lane import Lane
+from .progress import Progress
 from .request import Transfer
 from .settings import Settings
 from .signing import Signer
@@ -92,12 +93,13 @@ class Store:
         self._clock = clock
         signer.send_with(self._send)
 
-    async def put(self, transfer: Transfer, source: Source) -> Stored:
+    async def put(self, transfer: Transfer, source: Source, progress: Progress | None = None) -> Stored:
         """Store the file under the transfer's destination, in one PUT, and verify it.
 
         Args:
             transfer: names the destination; its id goes into the object's metadata.
             source: the open file; stays the caller's.
+            progress: told how far it is.
 
         Raises:
             AttemptError: it is not stored, or (`ambiguous`) may be.
@@ -105,7 +107,7 @@ class Store:
         """
         started = self._clock()
         async with self._borrow() as lane:
-            upload = Upload(lane, source.state.size)
+            upload = Upload(lane, source.state.size, progress)
             body = FileBody(source, digest=self._settings.verify != "off", on_start=upload.begin)
             try:
                 answer = await self._watched(lane, body, upload, self._put_request(transfer, body))
@@ -244,7 +246,5 @@ def _stalled(settings: Settings, body: FileBody, upload: Upload, *, arrived: boo
 
 def _verify(md5: str, etag: str) -> None:
     if md5 and len(etag) == _MD5_DIGITS and etag.lower() != md5:
-        raise AttemptError(
-            "ETagMismatch",
-            f"the store's ETag is {etag}, the MD5 of what was sent {md5}; S3DAEMON_VERIFY=off if its ETags are no MD5s",
-        )
+        text = f"the ETag is {etag}, the MD5 of what was sent {md5}; S3DAEMON_VERIFY=off if the store's are no MD5s"
+        raise AttemptError("ETagMismatch", text)

@@ -97,6 +97,15 @@ def forget_unsent(sock: socket.socket, *, forget: bool = True) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", forget, 0))
 
 
+def peer_address(sock: socket.socket) -> str:
+    """The address at the other end, without its port; empty when there is none any more."""
+    try:
+        peer = sock.getpeername()
+    except OSError:
+        return ""
+    return str(peer[0]) if isinstance(peer, tuple) else ""
+
+
 def beneath(transport: asyncio.Transport) -> asyncio.Transport:
     """The TCP transport below a TLS one, or `transport` itself: the one whose `abort` ends the connection.
 

@@ -11,15 +11,24 @@ import os
 import socket
 
 from .lane import Lane
-from .tcp import TcpInfo, forget_unsent
+from .progress import Progress
+from .tcp import TcpInfo, forget_unsent, peer_address
 
 
 class Upload:
-    """The TCP side of one attempt: what was acknowledged since its body began, even after the connection is closed."""
+    """The TCP side of one attempt: what was acknowledged since its body began, even after the connection is closed.
 
-    def __init__(self, lane: Lane, size: int) -> None:
+    Args:
+        lane: the connection.
+        size: of the body, bytes.
+        progress: of the attempt that this is a part of.
+    """
+
+    def __init__(self, lane: Lane, size: int, progress: Progress | None = None) -> None:
         self.connection = "warm" if lane.is_open else "new"
-        self._size = size
+        self.size = size
+        self.receiver = ""  #: the peer's address, once the body began
+        self._progress = progress or Progress()
         self._pacer = lane.pacer
         self._witness: socket.socket | None = None
         self._before: TcpInfo | None = None
@@ -31,7 +40,9 @@ class Upload:
             self._witness = socket.socket(fileno=os.dup(sock.fileno()))
             forget_unsent(self._witness)  # however it ends, a crash of ours included, nothing arrives after the end
             self._before = TcpInfo.of(self._witness)
-            self._pacer.begin(self._witness, self._size)
+            self._pacer.begin(self._witness, self.size)
+            self.receiver = peer_address(self._witness)
+            self._progress.begin(self)
 
     def info(self) -> TcpInfo | None:
         """TCP_INFO now; None before anything was written."""
@@ -52,7 +63,7 @@ class Upload:
         if now is None or self._before is None:
             return False
         acked, sent = now.acked - self._before.acked, now.sent - self._before.sent
-        return acked >= self._size or (now.over and acked > 0 and sent >= self._size)
+        return acked >= self.size or (now.over and acked > 0 and sent >= self.size)
 
     def retransmits(self, now: TcpInfo) -> int:
         """Segments sent again since the body began."""
@@ -61,6 +72,7 @@ class Upload:
     def close(self) -> None:
         """Let go of the descriptor; only now can the kernel tell the peer that the connection is over."""
         if self._witness is not None:
+            self._progress.end(self)
             self._pacer.end(self._witness)
             if TcpInfo.of(self._witness).due == 0:
                 forget_unsent(self._witness, forget=False)  # a connection that is kept may end politely one day

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from .deferrals import Deferrals
 from .health import Health
-from .record import Deferral
+from .record import Deferral, Field
 from .schedule import Job
 from .wire import Outcome, Reply
 
@@ -16,12 +17,12 @@ class Waiters:
 
     Args:
         health: tells when waiting is in vain.
-        note: told of each deferral.
+        write: takes an entry about those who are; `Journal.write`.
     """
 
-    def __init__(self, health: Health, note: Callable[[Deferral], None]) -> None:
+    def __init__(self, health: Health, write: Callable[[Sequence[Field]], object]) -> None:
         self._health = health
-        self._note = note
+        self._deferrals = Deferrals(write)
         self._jobs: set[Job] = set()
 
     def wait(self, job: Job) -> asyncio.Future[Reply]:
@@ -58,7 +59,8 @@ class Waiters:
         else:
             why = "it is still on its way"
         id_, to = job.transfer.id, job.transfer.destination
-        self._note(Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=job.attempts, why=why))
+        deferral = Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=job.attempts, why=why)
+        self._deferrals.note(deferral)
         return Reply(Outcome.DEFERRED, id_, "Deferred", f"{id_} is kept and being tried; {why}")
 
     def forget(self, job: Job) -> None:

@@ -13,6 +13,7 @@ from s3daemon.attempt import Attempts
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.intake import Intake
 from s3daemon.kinds import MessageId
+from s3daemon.progress import Progress
 from s3daemon.record import Field
 from s3daemon.request import Destination, FileState, Request, Transfer
 from s3daemon.retry import ServiceClock
@@ -116,7 +117,7 @@ class FakeStore:
     in_flight: int = 0
     most: int = 0
 
-    async def put(self, transfer: Transfer, source: Source) -> Stored:
+    async def put(self, transfer: Transfer, source: Source, progress: Progress) -> Stored:
         self.puts.append((asyncio.get_running_loop().time(), transfer.id))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
