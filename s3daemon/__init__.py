@@ -60,6 +60,10 @@ Who talks to us
     operations      what operators ask there
     service         the daemon put together
     queue           `s3daemon queue`
+    status_view     the status as tables for people: pure
+    status_text     these in characters
+    status_rich     these by rich, where it is installed
+    status          `s3daemon status`
     envfile         systemd's environment file, read as systemd reads it
     findings        what `check` finds, as lines; the host it looks at
     checks_network  the way to the store: name, addresses, TLS

@@ -1,4 +1,4 @@
-"""The command line: `s3daemon [serve | check | queue | report | reload]`. Each command imports its own modules."""
+"""The command line: `s3daemon [COMMAND]`, without one `serve`. Each command imports its own modules."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ _COMMANDS = {
     "serve": "run the daemon (the default)",
     "check": "say what works and what does not",
     "queue": "list, retry or drop transfers",
+    "status": "what is in flight right now, and how things are",
     "report": "what became of transfers, and where the time went, from the journal",
     "reload": "hand new settings to the running daemon (what ExecReload= runs)",
 }
@@ -34,7 +35,7 @@ def main() -> None:
     parser.add_argument("--version", action="version", version=f"s3daemon {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     parsers = {name: commands.add_parser(name, help=text) for name, text in _COMMANDS.items()}
-    chosen = next((word for word in sys.argv[1:] if word in ("check", "queue", "report")), None)
+    chosen = next((word for word in sys.argv[1:] if word in ("check", "queue", "status", "report")), None)
     module = importlib.import_module(f".{chosen}", __package__) if chosen else None
     if chosen and module:
         module.configure(parsers[chosen])
@@ -43,7 +44,7 @@ def main() -> None:
         match args.command:
             case "queue" if module:
                 status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr, dropped=_record_dropped)
-            case "report" if module:
+            case "report" | "status" if module:
                 status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr)
             case "check" if module:
                 status = module.main(args, os.environ, sys.stdout)

@@ -53,21 +53,26 @@ class Exposure:
         end_usec = now_usec if self.pending else self.last_usec
         return None if end_usec is None else max(0, end_usec - self.first_usec) / 1e6
 
+    def verdict(self, now_usec: int) -> str:
+        """The worst of what is so: `lost`, or `incomplete` since something failed, or `late`; else `in time`."""
+        seconds = self.seconds(now_usec)
+        if seconds is None or seconds > LOST_S:
+            return "lost"
+        return "incomplete" if self.failed else "late" if seconds > LATE_S else "in time"
+
     def as_dict(self, now_usec: int) -> dict[str, object]:
         """For JSON.
 
         Args:
             now_usec: wall clock, microseconds since the epoch.
         """
-        seconds = self.seconds(now_usec)
-        lost = seconds is None or seconds > LOST_S
         return {
             "name": self.name,
             "tagged": self.tagged,
             "first_usec": self.first_usec,
             "last_usec": self.last_usec,
-            "seconds": seconds,
-            "verdict": "lost" if lost else "late" if seconds is not None and seconds > LATE_S else "in time",
+            "seconds": self.seconds(now_usec),
+            "verdict": self.verdict(now_usec),
             "stored": self.stored,
             "failed": len(self.failed),
             "pending": len(self.pending),
