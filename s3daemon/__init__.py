@@ -58,6 +58,7 @@ Who talks to us
     asking          its other end, for the subcommands
     overview        what the status has to say: uploads, exposures, state
     operations      what operators ask there
+    page            the page at `/`
     service         the daemon put together
     queue           `s3daemon queue`
     status_view     the status as tables for people: pure

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TextIO
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, JustifyMethod, RenderableType
 from rich.live import Live
 from rich.measure import Measurement
 from rich.progress_bar import ProgressBar
@@ -61,8 +61,9 @@ def drawn(view: View) -> RenderableType:
 def _grid(table: Table) -> RenderableType:
     title = Text("\n" + table.title, style="bold")
     grid = Grid(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    for name in table.head:
-        grid.add_column(Text(name.removeprefix(">")), justify="right" if name.startswith(">") else "left", no_wrap=True)
+    for at, name in enumerate(table.head):
+        justify: JustifyMethod = "right" if name.startswith(">") else "left"
+        grid.add_column(Text(name.removeprefix(">")), justify=justify, no_wrap=at != table.elastic)
     for row in table.rows:
         cells = [_cell(cell) for cell in row]
         cells[table.elastic] = _Tail(str(row[table.elastic]))

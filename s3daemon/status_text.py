@@ -34,7 +34,7 @@ def _lines(view: View, width: int | None) -> Iterator[str]:
     yield f"{view.state.upper()}: {view.status}"
     for table in view.tables:
         yield ""
-        yield table.title
+        yield table.title[:width]
         yield from _rows(table, width)
 
 

@@ -1,4 +1,4 @@
-"""The last exposures: grouped as the report groups them, counted once however the news comes, and never more than kept."""
+"""The last exposures: grouped as the report groups them, counted once however the news comes, and only the newest."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Progress of an attempt: acknowledged bytes of all its uploads, never more than the file has, and rates by the clock that
-is passed in; what a part lost is not counted."""
+"""Progress of an attempt: acknowledged bytes of all its uploads, never more than the file has, and rates by the clock
+that is passed in; what a part lost is not counted."""
 
 from __future__ import annotations
 

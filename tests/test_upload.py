@@ -9,14 +9,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from lab import env, processes
 from lab.loopback import connected_pair, listening, read_to_the_end
 
 from s3daemon.pacing import Pacer
-from s3daemon.tcp import forget_unsent
+from s3daemon.progress import Progress
+from s3daemon.tcp import forget_unsent, peer_address
 from s3daemon.upload import Upload
 
 SIZE = 512 * 1024
@@ -168,3 +169,32 @@ def test_a_reset_does_not_acknowledge_what_was_read_last(pair: tuple[socket.sock
     assert untouched.may_have_arrived is (untouched.acked() == 1000)
     upload.close()
     untouched.close()
+
+
+def test_progress_is_what_is_acknowledged(pair: tuple[socket.socket, socket.socket]) -> None:
+    """While it runs, and when it is closed: the socket is gone then, what arrived stays."""
+    here, there = pair
+    progress, lane = Progress(), FakeLane(is_open=True)
+    upload = Upload(cast(Any, lane), SIZE, progress)
+    assert progress.acked_bytes == 0
+    upload.begin(FakeTransport(here))
+    deliver(here, there, 1000)
+    assert (progress.acked_bytes, progress.receivers) == (1000, [upload.receiver])
+    upload.close()
+    assert progress.acked_bytes == 0
+    small = Upload(cast(Any, lane), 500, progress)
+    small.begin(FakeTransport(here))
+    deliver(here, there, 700)
+    assert progress.acked_bytes == 500
+    small.close()
+    assert progress.acked_bytes == 500
+
+
+def test_the_receiver_is_the_peer() -> None:
+    """Its address, without the port; a connection that has no peer has none."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.create_connection(listener.getsockname()) as here:
+        upload = upload_of(1)
+        upload.begin(FakeTransport(here))
+        assert upload.receiver == "127.0.0.1"
+        upload.close()
+        assert peer_address(listener) == ""

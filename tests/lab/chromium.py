@@ -1,0 +1,118 @@
+"""A headless Chromium, spoken to in its DevTools protocol: what a page shows, says on its console, and looks like."""
+
+import asyncio
+import base64
+import itertools
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from lab.env import UnavailableError, clean_env
+from lab.processes import start
+
+#: Nothing but what the test asks for goes out of it.
+_FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-default-browser-check",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+    "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
+    "--remote-debugging-port=0", "about:blank",
+)  # fmt: skip
+PATIENCE_S = 30.0
+
+
+class Tab:
+    """One tab.
+
+    Args:
+        socket: to its DevTools.
+    """
+
+    def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
+        self._socket = socket
+        self._numbers = itertools.count(1)
+        self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self.complaints: list[str] = []
+        """What the console showed as a warning or an error, exceptions and refusals of the policy among it."""
+        self.requests: list[str] = []
+        """Every URL that it asked for."""
+
+    async def read(self) -> None:
+        """Take what it says, for ever."""
+        async for message in self._socket:
+            said = json.loads(message.data)
+            if "id" in said:
+                self._answers.pop(said["id"]).set_result(said)
+            elif said["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(json.dumps(said["params"]["exceptionDetails"]))
+            elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] in ("warning", "error"):
+                self.complaints.append(said["params"]["entry"]["text"])
+            elif said["method"] == "Runtime.consoleAPICalled":
+                self.complaints.append(json.dumps(said["params"]["args"]))
+            elif said["method"] == "Network.requestWillBeSent":
+                self.requests.append(said["params"]["request"]["url"])
+
+    async def call(self, method: str, **params: object) -> dict[str, Any]:
+        """One call of the protocol."""
+        number = next(self._numbers)
+        answer = self._answers[number] = asyncio.get_running_loop().create_future()
+        await self._socket.send_json({"id": number, "method": method, "params": params})
+        said = await asyncio.wait_for(answer, PATIENCE_S)
+        assert "error" not in said, (method, said)
+        result: dict[str, Any] = said["result"]
+        return result
+
+    async def evaluate(self, expression: str) -> Any:
+        """The value of a JavaScript expression, by debugger, which no policy of the page's stops."""
+        found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
+        assert "exceptionDetails" not in found, found
+        return found["result"].get("value")
+
+    async def until(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        async with asyncio.timeout(PATIENCE_S):
+            while not await self.evaluate(expression):
+                await asyncio.sleep(0.05)
+
+    async def look_like(self, width: int, height: int, *, dark: bool = False) -> None:
+        """Have a screen of that size, in CSS pixels, and a taste; a narrow one is a phone's."""
+        phone = width < 600
+        await self.call(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + phone, mobile=phone
+        )
+        taste = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.call("Emulation.setEmulatedMedia", features=[taste])
+
+    async def photograph(self, path: Path) -> None:
+        """A picture of the whole page."""
+        taken = await self.call("Page.captureScreenshot", captureBeyondViewport=True)
+        await asyncio.to_thread(path.write_bytes, base64.b64decode(taken["data"]))
+
+
+@asynccontextmanager
+async def chromium(profile: Path) -> AsyncIterator[Tab]:
+    """A browser with a profile of its own and one tab, for the time of a ``with`` block."""
+    program = shutil.which("chromium")
+    if program is None:
+        raise UnavailableError("chromium is not installed")
+    environ = clean_env(HOME=str(profile))
+    port_file = profile / "DevToolsActivePort"
+    with start(program, f"--user-data-dir={profile}", *_FLAGS, name="chromium", env=environ):
+        async with asyncio.timeout(PATIENCE_S):
+            while not (port_file.exists() and port_file.read_text()):
+                await asyncio.sleep(0.05)
+        port = port_file.read_text().split()[0]
+        async with aiohttp.ClientSession() as session:
+            async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
+                (url,) = (t["webSocketDebuggerUrl"] for t in await answer.json() if t["type"] == "page")
+            async with session.ws_connect(url, max_msg_size=1 << 26) as socket:
+                tab = Tab(socket)
+                reading = asyncio.create_task(tab.read())
+                for domain in ("Runtime", "Log", "Network", "Page"):
+                    await tab.call(f"{domain}.enable")
+                yield tab
+                reading.cancel()

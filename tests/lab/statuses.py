@@ -1,0 +1,79 @@
+"""What a daemon might answer to `status`: on a busy night after all kinds of trouble, and just after a start."""
+
+from typing import Any
+
+NOW_USEC = 1_795_400_000_000_000
+"""2026-11-23 02:13:20 UTC."""
+
+
+def upload(number: int, **changes: Any) -> dict[str, Any]:
+    """One in flight."""
+    size = 8_388_608 if number % 2 else 3_012
+    acked = size * (17 + 10 * number) // 100
+    made = {
+        "id": f"{number:016x}", "bucket": "raw", "key": f"camera/20261123/MC_O_000123/MC_O_000123_R{number:02}.fits",
+        "file": f"/data/R{number:02}.fits", "tags": ["MC_O_20261123_000123"], "attempt": 1 + (number == 3),
+        "seconds": 0.4 * number, "size_bytes": size, "acked_bytes": acked, "rate_bytes_per_s": 9_100_000,
+        "recent_bytes_per_s": 12_500_000, "receivers": [f"192.0.2.{1 + number % 3}"],
+    }  # fmt: skip
+    return made | changes
+
+
+def transfer(number: int, state: str, **changes: Any) -> dict[str, Any]:
+    """A row of the queue."""
+    made = {
+        "id": f"{number:016x}", "state": state, "age_s": 60 * number, "attempts": 0, "code": "", "text": "",
+        "next_in_s": 0.0, "size_bytes": 8_388_608, "destination": f"raw/camera/20261123/MC_O_000123_R{number:02}.fits",
+        "file": f"/data/R{number:02}.fits", "told": True,
+    }  # fmt: skip
+    return made | changes
+
+
+def exposure(number: int, seconds: float | None = 2.1, **changes: Any) -> dict[str, Any]:
+    """One exposure, asked for so many minutes before the last one, the thirtieth."""
+    first_usec = NOW_USEC - (31 - number) * 60_000_000
+    late = seconds is None or seconds > 30
+    made = {
+        "name": f"MC_O_20261123_{94 + number:06}", "tagged": True, "first_usec": first_usec,
+        "last_usec": None if seconds is None else first_usec + round(seconds * 1e6), "seconds": seconds,
+        "verdict": "lost" if late else "late" if (seconds or 0) > 10 else "in time", "stored": 46, "failed": 0,
+        "pending": 0, "size_bytes": 193_000_000,
+    }  # fmt: skip
+    return made | changes
+
+
+def empty() -> dict[str, Any]:
+    """Just started."""
+    return {
+        "state": "ok", "status": "0 in flight; 0 pending; 25 of 25 connections open", "version": "1.0.0",
+        "host": "camera-3", "endpoint": "https://s3.example.org", "now_usec": NOW_USEC,
+        "started_usec": NOW_USEC - 60_000_000, "in_flight": 0, "pending": 0, "oldest_s": None, "failed": 0,
+        "held": "", "away": False, "spool": "", "clients": 0,
+        "connections": {"open": 25, "opened": 25, "limit": 25}, "receivers": [], "uploads": [], "waiting": [],
+        "failures": [], "exposures": [], "late_s": 10.0, "lost_s": 30.0,
+    }  # fmt: skip
+
+
+def busy() -> dict[str, Any]:
+    """A night after an hour of trouble."""
+    times = {n: 2.0 + 0.3 * (n * 7 % 5) for n in range(1, 31)} | {11: 12.5, 12: 741.0, 13: 95.0, 14: 31.0, 15: 14.2}
+    exposures = [exposure(n, seconds) for n, seconds in times.items()]
+    exposures[8] |= {"failed": 1, "stored": 45, "verdict": "incomplete"}
+    exposures[19] |= {"failed": 46, "stored": 0, "verdict": "lost", "seconds": None, "last_usec": None}
+    exposures[-1] |= {"pending": 16, "stored": 30, "seconds": 1.4, "last_usec": exposures[-1]["first_usec"] + 1_100_000}
+    error = {"code": "NoSuchBucket", "text": "there is no bucket old-raw", "attempts": 1}
+    slow = {"code": "SlowDown", "text": "the store answered 503: reduce your request rate", "attempts": 3}
+    return empty() | {
+        "status": "4 in flight; 12 pending, the oldest 4m02s; 3 failed (s3daemon queue); 25 of 25 connections open",
+        "in_flight": 4, "pending": 12, "oldest_s": 242.0, "failed": 3, "clients": 18,
+        "connections": {"open": 25, "opened": 61, "limit": 25},
+        "uploads": [upload(number) for number in range(1, 5)],
+        "waiting": [transfer(4, "pending", next_in_s=17.0, **slow), transfer(2, "behind"), transfer(1, "pending")],
+        "failures": [transfer(number, "failed", **error, next_in_s=None) for number in (47, 46, 45)],
+        "receivers": [
+            {"address": "192.0.2.1", "connections": 9, "uploads": 1},
+            {"address": "192.0.2.2", "connections": 16, "uploads": 3},
+            {"address": "192.0.2.3", "connections": 0, "uploads": 0, "aside": "503 for 36h00m"},
+        ],
+        "exposures": exposures,
+    }  # fmt: skip
