@@ -20,6 +20,7 @@ from .report_why import bound, seconds
 
 #: matplotlib's: it is not there for everybody who checks types.
 Axes = Any
+Picture = Any
 
 SUFFIXES = (".png", ".svg")
 _BLUE, _VERMILLION, _SKY, _BLACK = "#0072B2", "#D55E00", "#56B4E9", "#000000"
@@ -29,6 +30,8 @@ _DAY_USEC = 86_400_000_000
 _BINS_PER_DECADE = 20
 #: More points than this are drawn small and faint, so that a crowd shows how dense it is.
 _CROWD = 5_000
+#: An outage makes more rings than this; they must not hide what they are around.
+_MANY_RINGS, _RING, _THIN = 100, {"s": 50}, {"s": 14, "lw": 0.3}
 #: More groups than this are points over time; fewer are bars with their names, level where they fit.
 _MOST_BARS, _MOST_LEVEL_NAMES, _NAME_CHARS = 30, 6, 24
 _MOST_STICKS = 400
@@ -50,6 +53,15 @@ def save(report: Report, path: Path, zone: tzinfo | None) -> None:
     Raises:
         S3daemonError: `NoPlotting`, matplotlib is not installed; `NotWritable`; `NothingStored`.
     """
+    picture = drawn(report, zone)
+    try:
+        picture.savefig(path)
+    except OSError as exc:
+        raise S3daemonError("NotWritable", f"cannot write {path}: {exc.strerror or exc}") from exc
+
+
+def drawn(report: Report, zone: tzinfo | None) -> Picture:
+    """The picture, its three charts from above: how long, when, each group's last object; raises as `save` does."""
     if not report.figures.stored:
         raise S3daemonError("NothingStored", "nothing was stored, so there is nothing to draw")
     try:
@@ -57,16 +69,13 @@ def save(report: Report, path: Path, zone: tzinfo | None) -> None:
     except ImportError as exc:
         text = "--plot FILE takes matplotlib: pip install 's3daemon[report]'; --plot without FILE does without"
         raise S3daemonError("NoPlotting", text) from exc
-    drawn = Figure(figsize=(13, 12), dpi=_DPI, layout="constrained")
-    axes = drawn.subplots(3, 1)
-    drawn.suptitle(_title(report), fontsize=13)
+    picture = Figure(figsize=(13, 12), dpi=_DPI, layout="constrained")
+    axes = picture.subplots(3, 1)
+    picture.suptitle(_title(report), fontsize=13)
     _distribution(axes[0], report)
     _series(axes[1], report, zone)
     _groups(axes[2], report, zone)
-    try:
-        drawn.savefig(path)
-    except OSError as exc:
-        raise S3daemonError("NotWritable", f"cannot write {path}: {exc.strerror or exc}") from exc
+    return picture
 
 
 def _title(report: Report) -> str:
@@ -111,12 +120,13 @@ def _edges(least: float, most: float, limit: float) -> list[float]:
 def _series(axes: Axes, report: Report, zone: tzinfo | None) -> None:
     stored = [seen.record for seen in report.sightings if seen.record.stored]
     over = [record for record in stored if record.total_usec > report.limit_usec]
+    again = [record for record in stored if record.attempts > 1]
     crowd = len(stored) > _CROWD
     faint = max(0.15, min(0.6, 2 * _CROWD / max(len(stored), 1)))
     kinds: tuple[tuple[list[Any], str, dict[str, Any]], ...] = (
         (stored, "stored", {"color": _BLUE, "s": 2 if crowd else 12, "alpha": faint, "lw": 0}),
         (over, "over the limit", {"color": _VERMILLION, "marker": "D", "s": 18}),
-        ([r for r in stored if r.attempts > 1], "at a later attempt", {"fc": "none", "ec": _BLACK, "s": 50}),
+        (again, "at a later attempt", {"fc": "none", "ec": _BLACK, **(_THIN if len(again) > _MANY_RINGS else _RING)}),
         ([seen.record for seen in report.failed], "failed", {"color": _BLACK, "marker": "x", "s": 50}),
     )
     for records, kind, look in kinds:

@@ -76,6 +76,16 @@ def test_png(tmp_path: Path) -> None:
     assert has(thirds[2], vermillion) > 1000
 
 
+def test_bars_are_as_high_as_the_report_says() -> None:
+    """Each group's bar is its time to the last object, in order, and the line of lateness is where it belongs."""
+    made = night(5)
+    _, _, groups = report_plot.drawn(made, UTC).axes
+    heights = [bar.get_height() for bar in groups.patches]
+    assert heights == [(group.figures.to_last_usec or 0) / 1e6 for group in made.groups]
+    assert max(heights) > 14
+    assert [line.get_ydata()[0] for line in groups.lines] == [10.0]
+
+
 def test_svg_says_what_is_shown(tmp_path: Path) -> None:
     """Titles, limits, percentiles, exposures and failures are written in the picture."""
     report_plot.save(night(5), tmp_path / "n.svg", UTC)
