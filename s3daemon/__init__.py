@@ -10,6 +10,7 @@ What is said
     settings        every variable of the environment: unit, default, reason
     request         Destination, Request, Transfer: frozen, valid by construction
     wire            the line protocol without I/O
+    record          TransferRecord: one schema for the journal and the reports
 
 What is kept
     retry           what a failed attempt means and when to try again: pure, no clock, no sleep
@@ -28,14 +29,15 @@ What is sent
     pacing          the bandwidth, shared among the uploads under way
     lane            one warm connection
     upload          what was acknowledged since a body began
-    connections     all lanes, kept open
+    receivers       the addresses behind the store's name: which serve, which are left aside
+    connections     all lanes, lent to one user at a time
+    keeper          holds them open, warm, and at receivers that serve
     answers         what went wrong, in our own words
     signing         aiobotocore's client, made to sign and parse
     store           one file to S3, and what the answer means
     endpoint        connections, keys and client of one store, as the settings describe it
 
 What becomes of it
-    record          TransferRecord: one schema for the journal and the reports
     journal         records and log lines to the journal, or to standard error; never blocks the event loop
     schedule        who goes next
     outcome         what became of a transfer, in the journal's terms

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from .connections import Lanes
+from .keeper import Keeper
 from .settings import Settings
 from .signing import Signer
 from .store import Store
@@ -15,11 +16,11 @@ from .store import Store
 #: A change of any other setting leaves the connections as they are.
 _OF_LANES = (
     "endpoint_url",
+    "receivers",
     "ca_bundle",
     "max_connections",
     "connect_timeout_s",
     "stall_timeout_s",
-    "keepalive_interval_s",
     "congestion",
 )
 
@@ -50,7 +51,7 @@ class Endpoint:
             SettingsError: there are no keys.
         """
         await self.signer.open()
-        self._keeping = asyncio.create_task(self.lanes.keep())
+        self._keeping = asyncio.create_task(Keeper(self._settings, self.lanes).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one goes on with them."""

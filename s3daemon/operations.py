@@ -128,6 +128,7 @@ class Operations:
             "spool": self._spool.fault,
             "clients": self._server.clients,
             "connections": {"open": lanes.open_count, "opened": lanes.opened, "limit": lanes.limit},
+            "receivers_aside": lanes.aside,
         }
 
     def line(self) -> str:
@@ -141,6 +142,8 @@ class Operations:
         if failed := self.failed:
             parts.append(f"{failed} failed (s3daemon queue)")
         parts.append(f"{lanes.open_count} of {lanes.limit} connections open")
+        if lanes.aside:
+            parts.append(f"receivers left aside: {', '.join(lanes.aside)}")
         if uploader.health.held:
             parts.insert(0, f"HELD, {uploader.health.held}")
         elif uploader.health.away:

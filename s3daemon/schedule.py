@@ -38,6 +38,7 @@ class Job:
         changed: the file differed from what was accepted.
         recovered: accepted by an earlier process.
         code, text: of the last error.
+        tried: receivers where attempts failed, one after the other without a delay between.
         not_before: monotonic seconds before which no attempt is made; 0 when it waits for nothing.
         waiters: who wants to know the end.
         source: the file as opened at acceptance, until the first attempt takes it.
@@ -58,6 +59,7 @@ class Job:
     recovered: bool = False
     code: str = ""
     text: str = ""
+    tried: set[str] = field(default_factory=set)
     not_before: float = 0.0
     waiters: list[asyncio.Future[Reply]] = field(default_factory=list)
     source: Source | None = None

@@ -14,27 +14,25 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 from typing import Any, TypeVar
 
-import aiohttp
 import botocore.exceptions
-import botocore.parsers
 from aiobotocore.awsrequest import AioAWSResponse
 
-from .answers import failure_of, refusal_of
+from .answers import SENDING_ERRORS, failure_of, refusal_of, stall_of
 from .body import FileBody
 from .connections import Lanes
-from .errors import AttemptError, FileError
+from .errors import AttemptError
 from .lane import Lane
 from .request import Transfer
 from .settings import Settings
 from .signing import Signer
-from .source import Source
+from .source import SMALL_BYTES, Source
 from .tcp import TICK_S, Clock, StallWatch
 from .upload import Upload
 
@@ -58,6 +56,7 @@ class Stored:
         rtt_usec: smoothed round-trip time at the end, microseconds; 0 when unknown.
         retransmits: TCP segments sent again meanwhile.
         connection: `warm`, `new`, or empty when it was found there.
+        receiver: the address that took it, or has it.
     """
 
     etag: str
@@ -66,6 +65,7 @@ class Stored:
     rtt_usec: int = 0
     retransmits: int = 0
     connection: str = ""
+    receiver: str = ""
 
 
 class Absence(Enum):
@@ -92,19 +92,20 @@ class Store:
         self._clock = clock
         signer.send_with(self._send)
 
-    async def put(self, transfer: Transfer, source: Source) -> Stored:
+    async def put(self, transfer: Transfer, source: Source, tried: Collection[str] = ()) -> Stored:
         """Store the file under the transfer's destination, in one PUT, and verify it.
 
         Args:
             transfer: names the destination; its id goes into the object's metadata.
             source: the open file; stays the caller's.
+            tried: receivers to pass over if another one serves.
 
         Raises:
             AttemptError: it is not stored, or (`ambiguous`) may be.
             FileError: the file could not be read or changed meanwhile; if a mixture was stored, an attempt must follow.
         """
         started = self._clock()
-        async with self._borrow() as lane:
+        async with self._borrow(transfer.id, tried, large=source.state.size > SMALL_BYTES) as lane:
             upload = Upload(lane, source.state.size)
             body = FileBody(source, digest=self._settings.verify != "off", on_start=upload.begin)
             try:
@@ -119,6 +120,7 @@ class Store:
         etag = str(answer.get("ETag", "")).strip('"')
         _verify(body.md5, etag)
         await asyncio.get_running_loop().run_in_executor(None, source.check_unchanged)
+        self._lanes.receivers.succeeded(lane.receiver)
         return Stored(
             etag=etag,
             size=len(body),
@@ -126,17 +128,22 @@ class Store:
             rtt_usec=info.rtt_usec if info else 0,
             retransmits=upload.retransmits(info) if info else 0,
             connection=upload.connection,
+            receiver=lane.receiver,
         )
 
-    async def find(self, transfer: Transfer) -> Stored | Absence:
+    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | Absence:
         """Look whether the store has the object that an attempt of this transfer sent.
+
+        Args:
+            transfer: the one.
+            tried: receivers to pass over if another one serves.
 
         Raises:
             AttemptError: there was no answer that tells.
         """
         destination = transfer.destination
         try:
-            head = await self.ask("head_object", Bucket=destination.bucket, Key=destination.key)
+            head = await self.ask("head_object", tried, Bucket=destination.bucket, Key=destination.key)
         except AttemptError as refusal:
             if refusal.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
                 return Absence.CERTAIN if refusal.status == HTTPStatus.NOT_FOUND else Absence.REFUSED
@@ -146,19 +153,24 @@ class Store:
             return Absence.CERTAIN
         return Stored(etag=str(head.get("ETag", "")).strip('"'), size=seen.size)
 
-    async def ask(self, operation: str, **params: object) -> Mapping[str, Any]:
+    async def ask(self, operation: str, tried: Collection[str] = (), **params: object) -> Mapping[str, Any]:
         """Carry out an operation that has no body, by botocore's name for it, such as `head_object`.
+
+        Args:
+            operation: its name.
+            tried: receivers to pass over if another one serves.
+            params: botocore's, for the operation.
 
         Raises:
             AttemptError: the store refused, or there was no answer that tells.
         """
-        async with self._borrow():
+        async with self._borrow(operation, tried):
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
                     answer: Mapping[str, Any] = await getattr(self._signer.client, operation)(**params)
             except botocore.exceptions.ClientError as exc:
                 raise refusal_of(exc) from exc
-            except _SENDING as exc:
+            except SENDING_ERRORS as exc:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
@@ -182,11 +194,14 @@ class Store:
                 info = upload.info()
                 arrived = body.finished and info is not None and info.due == 0
                 if body.transport is not None and watch.tick(upload.acked(), arrived=arrived):
-                    raise _stalled(self._settings, body, upload, arrived=arrived)
+                    raise stall_of(
+                        self._settings, len(body), upload.acked(),
+                        arrived=arrived, reading=body.reading, ambiguous=upload.may_have_arrived,
+                    )  # fmt: skip
             return task.result()
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc) from exc
-        except _SENDING as exc:
+        except SENDING_ERRORS as exc:
             if body.error is not None:
                 raise body.error from exc
             stale = upload.connection == "warm" and upload.acked() < len(body)
@@ -198,12 +213,15 @@ class Store:
                 await asyncio.wait({task})
 
     @contextlib.asynccontextmanager
-    async def _borrow(self) -> AsyncIterator[Lane]:
+    async def _borrow(self, who: str, tried: Collection[str], *, large: bool = False) -> AsyncIterator[Lane]:
         try:
-            async with self._lanes.take() as lane:
+            async with self._lanes.take(large=large, avoid=tried) as lane:
                 token = _lane.set(lane)
                 try:
                     yield lane
+                except AttemptError as exc:
+                    self._lanes.receivers.blame(exc, lane.receiver, who, tried)
+                    raise
                 finally:
                     _lane.reset(token)
         except (socket.gaierror, TimeoutError) as exc:
@@ -218,28 +236,6 @@ class Store:
         response = await _lane.get().request(request.method, request.url, headers, request.body or None)
         raw = {name.decode().lower(): value.decode(errors="replace") for name, value in response.raw_headers}
         return AioAWSResponse(str(response.url), response.status, raw, response)
-
-
-#: What sending can raise, from aiohttp, the kernel, botocore's reading of garbage, and ourselves.
-_SENDING = (
-    aiohttp.ClientError,
-    OSError,
-    TimeoutError,
-    FileError,
-    botocore.exceptions.BotoCoreError,
-    botocore.parsers.ResponseParserError,
-    ValueError,
-)
-
-
-def _stalled(settings: Settings, body: FileBody, upload: Upload, *, arrived: bool) -> AttemptError | FileError:
-    if arrived:
-        text = f"all was sent and no answer came for {settings.answer_timeout_s:g} s"
-        return AttemptError("NoAnswer", text, ambiguous=True)
-    if body.reading:
-        return FileError("ReadFailed", f"the file system did not answer for {settings.stall_timeout_s:g} s")
-    text = f"the store took no byte for {settings.stall_timeout_s:g} s, after {upload.acked()} of {len(body)}"
-    return AttemptError("Stalled", text, ambiguous=upload.may_have_arrived)
 
 
 def _verify(md5: str, etag: str) -> None:

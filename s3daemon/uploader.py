@@ -31,7 +31,7 @@ from .health import Health
 from .journal import Journal
 from .outcome import record_of, warning_of
 from .record import MessageId
-from .retry import ServiceClock, Verdict, backoff, blames_endpoint, judge
+from .retry import FILE_GRACE_S, ServiceClock, Verdict, backoff, blames_endpoint, judge
 from .schedule import Job, Schedule
 from .settings import Settings
 from .spool import Entry, Spool
@@ -42,8 +42,6 @@ from .wire import Outcome, Reply
 
 _log = logging.getLogger(__name__)
 
-#: A file that is gone, stale or unreadable is tried again for this long after a start: mounts come late after a boot.
-FILE_GRACE_S = 3600.0
 #: Faults of the file that say nothing about the next moment.
 _PASSING = ("FileChanged", "ReadFailed")
 
@@ -145,6 +143,7 @@ class Uploader:
 
     def _failed(self, job: Job, error: S3daemonError) -> None:
         now = self.clock()
+        stale_again = job.code == error.code == "StaleConnection"
         job.code, job.text = error.code, error.text
         verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
         self._note_health(job, error, verdict)
@@ -155,8 +154,11 @@ class Uploader:
             self.give_up(job)
             return
         delay = 0.0
-        if error.code != "StaleConnection":  # a connection closed while idle says nothing against another
+        if isinstance(error, AttemptError) and error.elsewhere:  # each receiver once, then patience
+            job.tried.add(error.receiver)
+        elif error.code != "StaleConnection" or stale_again:  # one that was closed says nothing against another
             job.live = False
+            job.tried.clear()
             delay = backoff(job.attempts, self._rng, getattr(error, "retry_after", 0.0))
         job.begun = job.unknown
         self._spool.note(job.transfer.id, job.attempts, begun=job.unknown, code=job.code, text=job.text)
@@ -170,7 +172,7 @@ class Uploader:
         return Verdict.PERMANENT
 
     def _note_health(self, job: Job, error: S3daemonError, verdict: Verdict) -> None:
-        if not isinstance(error, AttemptError) or error.code == "StaleConnection":
+        if not isinstance(error, AttemptError) or error.code == "StaleConnection" or error.elsewhere:
             return
         was_held = self.health.held
         if verdict is Verdict.HOLD or blames_endpoint(error):

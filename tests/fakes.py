@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -109,12 +109,14 @@ class FakeStore:
     seconds: float = 0.1
     objects: dict[Destination, str] = field(default_factory=dict)
     puts: list[tuple[float, str]] = field(default_factory=list)
+    tried: list[set[str]] = field(default_factory=list)
     finds: list[str] = field(default_factory=list)
     ever: set[str] = field(default_factory=set)
     in_flight: int = 0
     most: int = 0
 
-    async def put(self, transfer: Transfer, source: Source) -> Stored:
+    async def put(self, transfer: Transfer, source: Source, tried: Collection[str] = ()) -> Stored:
+        self.tried.append(set(tried))
         self.puts.append((asyncio.get_running_loop().time(), transfer.id))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
@@ -134,7 +136,7 @@ class FakeStore:
         self.objects[transfer.destination] = transfer.id
         self.ever.add(transfer.id)
 
-    async def find(self, transfer: Transfer) -> Stored | Absence:
+    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | Absence:
         self.finds.append(transfer.id)
         await asyncio.sleep(self.seconds)
         if self.objects.get(transfer.destination) == transfer.id:
