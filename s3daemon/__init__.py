@@ -15,12 +15,14 @@ What is said
 What is kept
     retry           what a failed attempt means and when to try again: pure, no clock, no sleep
     health          whether the endpoint is up, away, or the queue held
+    spoolparts      the rows of multipart uploads
     spoolrows       a row of the spool, and what may become of it
     spooldb         the SQLite file: schema and statements
     spooldir        the state directory: lock, ballast, what recovery does to each leftover
     spoolrescue     a damaged file: what can be read of it is carried over
     spoolwriter     the thread that writes: one commit for all that waits
-    spool           accepted transfers on disk: the face of the four above, and the only one that others use
+    ledger          multipart uploads that a store may still hold, in memory and in the spool
+    spool           accepted transfers on disk: the face of those above, and the only one that others use
 
 What is sent
     source          a regular file, opened for sending: checked before, and again after
@@ -34,6 +36,10 @@ What is sent
     keeper          holds them open, warm, and at receivers that serve
     answers         what went wrong, in our own words
     signing         aiobotocore's client, made to sign and parse
+    sending         requests over the lanes: signed there, sent here, watched while they move
+    stored          what is known of an object that is in the store
+    parts           the parts of a large file: their size, how many at a time
+    multipart       a large file to S3 in parts, resumed where an earlier attempt left it
     store           one file to S3, and what the answer means
     endpoint        connections, keys and client of one store, as the settings describe it
 
@@ -42,6 +48,7 @@ What becomes of it
     schedule        who goes next
     outcome         what became of a transfer, in the journal's terms
     attempt         one attempt: open, look, send, confirm
+    janitor         aborts the multipart uploads that nobody goes on with
     waiters         who waits for a transfer's end, and when they are told not to
     uploader        spool -> store -> record: states, attempts, draining
     intake          requests become transfers

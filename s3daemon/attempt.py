@@ -124,7 +124,7 @@ class Attempts:
             if not job.begun:
                 await _noted(self._spool.begin(job.transfer.id))
                 job.begun = True
-            stored = await self.store.put(job.transfer, source, job.tried)
+            stored = await self.store.put(job.transfer, source, self._spool.ledger, job.tried)
         finally:
             source.close()
         await self._confirm(job)

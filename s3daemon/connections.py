@@ -110,6 +110,17 @@ class Lanes:
         idle = set(self.idle())
         return Counter(lane.receiver for lane in self._all if lane.is_open or lane not in idle)
 
+    @property
+    def usable(self) -> int:
+        """How many uploads can use at once."""
+        return self.limit - self.spare
+
+    @property
+    def for_parts(self) -> int:
+        """How many the further parts of large files may take: those idle beyond half of the usable, others first."""
+        idle = len(self.idle()) - self.spare
+        return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))
+
     @contextlib.asynccontextmanager
     async def take(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[Lane]:
         """Lend a lane, waiting until one is idle.

@@ -6,6 +6,7 @@ The connections are taken over from one to the next where the settings allow.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from .connections import Lanes
 from .keeper import Keeper
@@ -61,8 +62,11 @@ class Endpoint:
         if after is None or after.lanes is not self.lanes:
             await self.lanes.close()
 
-    async def retire(self, after: Endpoint, in_flight: set[asyncio.Task[None]]) -> None:
-        """Close once the attempts that began with this endpoint are over."""
+    async def retire(
+        self, after: Endpoint, in_flight: set[asyncio.Task[None]], leave: Callable[[Store], Awaitable[None]]
+    ) -> None:
+        """Close once the attempts that began with this endpoint are over, and `leave` has tidied up at its store."""
         if in_flight:
             await asyncio.wait(in_flight)
+        await leave(self.store)
         await self.close(after)

@@ -26,6 +26,7 @@ from .endpoint import Endpoint
 from .environ import of_service
 from .errors import SettingsError
 from .intake import Intake
+from .janitor import Janitor
 from .journal import Journal
 from .manager import Inherited, Manager, bind
 from .operations import Answer, Operations, entry_of
@@ -101,6 +102,13 @@ class Service:
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         uploader.recover(pending)
         spool.on_replaced = self._restore
+        self._janitor = Janitor(
+            spool.ledger,
+            lambda id_: uploader.schedule.get(id_) is not None,
+            lambda: not (uploader.health.away or uploader.health.held),
+            lambda: self._attempts.store,
+        )
+        self._janitor.disown()
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.told)
         server.door = self._door
@@ -118,6 +126,7 @@ class Service:
         if pending:
             _log.info("%d transfers of an earlier process are taken up", len(pending))
         tasks = [asyncio.create_task(server.accept(listener)) for listener in listeners]
+        tasks += [asyncio.create_task(self._janitor.run())]
         tasks += [asyncio.create_task(self._manager.watchdog(lambda: True)), asyncio.create_task(self._report())]
         self._manager.ready(operations.line())
         _log.info("serving %s on %s", settings.endpoint_url, ", ".join(_name(listener) for listener in listeners))
@@ -191,7 +200,7 @@ class Service:
         self._endpoint, self._attempts.store, self._server.door = endpoint, endpoint.store, door
         self._uploader.schedule.resize(new.max_connections)
         in_flight = {job.task for job in self._uploader.schedule.running if job.task}
-        self._retiring = asyncio.create_task(before.retire(endpoint, in_flight))
+        self._retiring = asyncio.create_task(before.retire(endpoint, in_flight, self._janitor.leave))
         self._uploader.health.reload()
         self._uploader.schedule.end_delays()
         self._uploader.pump()

@@ -12,6 +12,7 @@ from typing import Any
 from s3daemon.attempt import Attempts
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.intake import Intake
+from s3daemon.ledger import Ledger
 from s3daemon.request import Destination, FileState, Request, Transfer
 from s3daemon.retry import ServiceClock
 from s3daemon.settings import Settings
@@ -64,6 +65,7 @@ class FakeSpool:
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}
+        self.ledger = Ledger()
         self.failed: dict[str, tuple[str, str]] = {}
         self.begun: list[str] = []
         self.full = False
@@ -115,7 +117,9 @@ class FakeStore:
     in_flight: int = 0
     most: int = 0
 
-    async def put(self, transfer: Transfer, source: Source, tried: Collection[str] = ()) -> Stored:
+    async def put(
+        self, transfer: Transfer, source: Source, ledger: Ledger | None = None, tried: Collection[str] = ()
+    ) -> Stored:
         self.tried.append(set(tried))
         self.puts.append((asyncio.get_running_loop().time(), transfer.id))
         self.in_flight += 1
