@@ -33,10 +33,11 @@ What is sent
     upload          what was acknowledged since a body began
     receivers       the addresses behind the store's name: which serve, which are left aside
     connections     all lanes, lent to one user at a time
-    keeper          holds them open, warm, and at receivers that serve
     answers         what went wrong, in our own words
     signing         aiobotocore's client, made to sign and parse
     sending         requests over the lanes: signed there, sent here, watched while they move
+    prime           a scratch object over a new connection, so that its window is wide
+    keeper          holds the lanes open, warm, and at receivers that serve
     stored          what is known of an object that is in the store
     parts           the parts of a large file: their size, how many at a time
     multipart       a large file to S3 in parts, resumed where an earlier attempt left it

@@ -121,6 +121,10 @@ class Lanes:
         idle = len(self.idle()) - self.spare
         return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))
 
+    def number(self, lane: Lane) -> int:
+        """Its place among all, from 0; who replaces it has the same."""
+        return self._all.index(lane)
+
     @contextlib.asynccontextmanager
     async def take(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[Lane]:
         """Lend a lane, waiting until one is idle.

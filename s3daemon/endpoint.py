@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from .connections import Lanes
 from .keeper import Keeper
+from .prime import Primer
 from .settings import Settings
 from .signing import Signer
 from .store import Store
@@ -52,7 +53,8 @@ class Endpoint:
             SettingsError: there are no keys.
         """
         await self.signer.open()
-        self._keeping = asyncio.create_task(Keeper(self._settings, self.lanes).run())
+        prime = Primer(self._settings, self.store.sending).widen if self._settings.prime else None
+        self._keeping = asyncio.create_task(Keeper(self._settings, self.lanes, prime).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one goes on with them."""

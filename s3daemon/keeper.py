@@ -18,6 +18,8 @@ import aiohttp
 from .connections import Lanes
 from .errors import AttemptError
 from .lane import Lane
+from .prime import PRIMED_BYTES
+from .retry import Verdict, judge
 from .settings import Settings
 from .tcp import Clock
 
@@ -28,15 +30,12 @@ SWEEP_S = 1.0
 #: A server that closes after less than twice this has each connection opened anew for nearly every upload, touched or
 #: not; asking oftener would only load it.
 INTERVAL_MIN_S = 1.0
-#: A connection that has carried so much has a window that fits its share of a burst: 1 MB and 25 connections are the
-#: 25 MB that a path of 1 Gbit/s and 200 ms holds.
-PRIMED_BYTES = 1_000_000
 #: The share of the lanes that may be opened at once.
 OPENED_AT_ONCE = 1 / 2
 _FIRST_SERVER_ERROR = 500
 
 Prime = Callable[[Lane], Awaitable[None]]
-"""Stores a scratch object of `PRIMED_BYTES` over a lane; AttemptError when that fails."""
+"""Has a lane carry `PRIMED_BYTES`; AttemptError when that fails."""
 
 
 class Keeper:
@@ -196,5 +195,7 @@ class Keeper:
             try:
                 await self._prime(lane)
             except AttemptError as exc:
-                self._prime = None
-                _log.warning("S3DAEMON_PRIME: %s, %s: no connection is primed until a reload", exc.code, exc)
+                self._pause()
+                if judge(exc) is Verdict.PERMANENT:
+                    self._prime = None
+                    _log.warning("S3DAEMON_PRIME: %s, %s: no connection is primed until a reload", exc.code, exc)

@@ -88,6 +88,7 @@ class Sending:
         size: int | None = None,
         *,
         tried: Collection[str] = (),
+        over: Lane | None = None,
         **params: object,
     ) -> Delivered:
         """Send a file, or a slice of it, as the body of one request, and verify it.
@@ -99,6 +100,7 @@ class Sending:
             offset: where the slice begins, bytes.
             size: of the slice, bytes; None for all.
             tried: receivers to pass over if another one serves.
+            over: the lane to use; without it the best one that is idle.
             params: the operation's others.
 
         Raises:
@@ -106,7 +108,7 @@ class Sending:
             FileError: the file could not be read or changed meanwhile.
         """
         length = source.state.size if size is None else size
-        async with self._borrow(transfer_id, tried, large=length > SMALL_BYTES) as lane:
+        async with self._over(over, transfer_id) if over else self._borrow(transfer_id, tried, length) as lane:
             upload = Upload(lane, length)
             body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=upload.begin)
             try:
@@ -195,17 +197,21 @@ class Sending:
                 await asyncio.wait({task})
 
     @contextlib.asynccontextmanager
-    async def _borrow(self, who: str, tried: Collection[str], *, large: bool = False) -> AsyncIterator[Lane]:
+    async def _over(self, lane: Lane, who: str, tried: Collection[str] = ()) -> AsyncIterator[Lane]:
+        token = _lane.set(lane)
         try:
-            async with self.lanes.take(large=large, avoid=tried) as lane:
-                token = _lane.set(lane)
-                try:
-                    yield lane
-                except AttemptError as exc:
-                    self.lanes.receivers.blame(exc, lane.receiver, who, tried)
-                    raise
-                finally:
-                    _lane.reset(token)
+            yield lane
+        except AttemptError as exc:
+            self.lanes.receivers.blame(exc, lane.receiver, who, tried)
+            raise
+        finally:
+            _lane.reset(token)
+
+    @contextlib.asynccontextmanager
+    async def _borrow(self, who: str, tried: Collection[str], size: int = 0) -> AsyncIterator[Lane]:
+        try:
+            async with self.lanes.take(large=size > SMALL_BYTES, avoid=tried) as lane, self._over(lane, who, tried):
+                yield lane
         except (socket.gaierror, TimeoutError) as exc:
             reason = exc.strerror or "no answer in time"
             raise AttemptError("NameNotResolved", f"the endpoint's name does not resolve: {reason}") from exc

@@ -13,8 +13,8 @@ from lab.scripted import Exchange, Script, Scripted, answering, hang_up_after, s
 from lab.sending import in_loop
 
 from s3daemon.errors import AttemptError
-from s3daemon.keeper import PRIMED_BYTES
 from s3daemon.lane import Lane
+from s3daemon.prime import PRIMED_BYTES
 from s3daemon.receivers import ASIDE_FIRST_S
 
 
