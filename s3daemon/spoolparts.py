@@ -122,7 +122,7 @@ class EndUpload:
 UploadChange = BeginUpload | NotePart | Completing | EndUpload
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class UploadRows:
     """An upload with its parts.
 
