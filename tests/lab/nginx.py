@@ -29,10 +29,10 @@ http {{
     proxy_temp_path {dir}/unused; fastcgi_temp_path {dir}/unused;
     uwsgi_temp_path {dir}/unused; scgi_temp_path {dir}/unused;
     keepalive_requests 1000000;
-    keepalive_timeout 600s;
+    keepalive_timeout {keepalive}s;
     server {{
-        listen 127.0.0.1:{http};
-        listen 127.0.0.1:{https} ssl;
+        listen {host}:{http};
+        listen {host}:{https} ssl;
         ssl_certificate {cert};
         ssl_certificate_key {key};
         root {objects};
@@ -52,10 +52,19 @@ class Sink(S3Server):
 
 
 @contextmanager
-def nginx(directory: Path, authority: Authority) -> Iterator[Sink]:
-    """Run the sink; raises UnavailableError without nginx."""
+def nginx(
+    directory: Path, authority: Authority, *, host: str = "127.0.0.1", keepalive_s: int = 600
+) -> Iterator[Sink]:
+    """Run the sink; raises UnavailableError without nginx.
+
+    Args:
+        directory: takes its files, and the bodies.
+        authority: signs its certificate.
+        host: the address to listen on.
+        keepalive_s: it closes connections that are idle for so long, seconds.
+    """
     http, https = free_ports(2)
-    certificate = authority.issue("nginx")
+    certificate = authority.issue("nginx", "DNS:localhost", f"IP:{host}")
     objects = directory / "objects"
     objects.mkdir()
     config = directory / "nginx.conf"
@@ -63,14 +72,17 @@ def nginx(directory: Path, authority: Authority) -> Iterator[Sink]:
         _CONFIG.format(
             dir=directory,
             user="user root;" if os.geteuid() == 0 else "",
+            host=host,
             http=http,
             https=https,
+            keepalive=keepalive_s,
             cert=certificate.cert,
             key=certificate.key,
             objects=objects,
         )
     )
     with start(program("nginx"), "-p", directory, "-c", config, "-e", "stderr", name="nginx") as process:
-        process.wait_port(https)
-        plain = S3Server(f"http://127.0.0.1:{http}", "any", "any")
-        yield Sink(f"https://localhost:{https}", "any", "any", authority.ca, plain=plain, objects=objects)
+        process.wait_port(https, host)
+        plain = S3Server(f"http://{host}:{http}", "any", "any")
+        name = "localhost" if host == "127.0.0.1" else host
+        yield Sink(f"https://{name}:{https}", "any", "any", authority.ca, plain=plain, objects=objects)
