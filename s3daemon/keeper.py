@@ -147,7 +147,7 @@ class Keeper:
         with self._lanes.hold(lane):
             try:
                 await self._lanes.aim(lane)
-                await self._ask(lane)
+                status = await self._ask(lane)
             except (aiohttp.ClientError, OSError, TimeoutError) as exc:
                 _log.debug("a connection to %s could not be kept: %s", lane.receiver or self._lanes.url.host, exc)
                 self._pause()
@@ -157,6 +157,8 @@ class Keeper:
                 for address in lane.passed_over():
                     self._lanes.receivers.failed(address, "no connection")
         self._failures = 0
+        if status >= _FIRST_SERVER_ERROR:
+            self._lanes.receivers.failed(lane.receiver, f"it answers {status}")
 
     def _pause(self) -> None:
         """Something failed: what fails together counts once."""

@@ -310,6 +310,22 @@ async def test_lanes_move_away_from_a_receiver_that_is_left_aside_and_back() -> 
 
 
 @in_loop
+async def test_a_receiver_that_answers_503_is_found_before_an_upload_finds_it() -> None:
+    """The answer to a touch keeps the connection, and condemns the receiver while another one serves."""
+
+    async def first_is_broken(exchange: Exchange) -> None:
+        broken = exchange.connection.writer.get_extra_info("sockname")[0] == RECEIVERS[0]
+        await answering(503 if broken else 200)(exchange)
+
+    async with (
+        scripted(other=first_is_broken, address="0.0.0.0") as server,
+        kept(server, url=named(server), receivers=RECEIVERS) as lanes,
+    ):
+        await server.until(lambda: loads(server) == [0, LANES])
+        assert lanes.aside == [RECEIVERS[0]]
+
+
+@in_loop
 async def test_a_probe_that_is_refused() -> None:
     """A receiver that answers 503 to a small request stays aside, and is asked again later."""
     clock = Clock()

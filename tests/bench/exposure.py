@@ -26,9 +26,9 @@ from lab.s3 import S3Server
 HOOKS, SIDECAR_BYTES, IMAGE_BYTES = 23, 3_000, 8 << 20
 
 Deliver = Callable[[Path, str], Awaitable[None]]
-"""Have a file stored as BUCKET/KEY; raises DeliveryError when it was not."""
+"""Have a file stored as BUCKET/KEY; DeliveryError when it was not."""
 
-#: What one would write with aiobotocore in an afternoon. Its only settings are what Ceph and 23 hooks cannot do without.
+#: What one would write with aiobotocore in an afternoon. It sets no more than Ceph and 23 hooks make it set.
 PLAIN = """
 import asyncio, sys
 from aiobotocore.config import AioConfig
@@ -94,6 +94,11 @@ class Burst:
     def sidecar_p50(self) -> float:
         """The median sidecar's seconds."""
         return statistics.median(self.sidecars) if self.sidecars else float("nan")
+
+    @property
+    def sidecar_max(self) -> float:
+        """The last sidecar's seconds."""
+        return max(self.sidecars, default=float("nan"))
 
 
 class Files:
@@ -172,7 +177,7 @@ def by_program(command: Callable[[Path, str], Sequence[str]], environ: dict[str,
 
 
 @contextmanager
-def plain(server: S3Server, directory: Path) -> Iterator[Deliver]:
+def plain(server: S3Server) -> Iterator[Deliver]:
     """The daemon of an afternoon."""
     (port,) = free_ports(1)
     words = (server.url, str(server.ca), server.access_key, server.secret_key, str(port))

@@ -1,7 +1,7 @@
 """The long fat network of `tests/wan` for a program's time: two network namespaces and the link between. Needs root.
 
-A network namespace belongs to a thread: ``inside`` moves the calling one, and what it starts from there on, programs and
-sockets alike, is on that side of the link.
+A network namespace belongs to a thread: ``inside`` moves the calling one, and what it starts from there on, programs
+and sockets alike, is on that side of the link.
 """
 
 import ctypes
