@@ -119,7 +119,7 @@ class Keeper:
         never grows again: too often costs a small request, too seldom an exposure.
         """
         idle = self._lanes.idle()
-        unused = [lane for lane in idle if self._stood.get(lane) == lane.requests]
+        unused = [lane for lane in idle if lane.answered and self._stood.get(lane) == lane.requests]
         closed = [lane for lane in unused if not lane.is_open and lane.persistent]
         self._stood = {lane: lane.requests for lane in idle if lane.is_open}
         ages = [self._clock() - lane.used_at for lane in closed]

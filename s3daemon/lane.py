@@ -63,6 +63,7 @@ class Lane:
         opened: how often it connected.
         requests: how many it was given.
         used_at: monotonic seconds of its last answer.
+        answered: the present connection, or the last one, has carried an answer.
         persistent: the server kept the connection after its last answer.
         window: bytes that could be in flight after its last answer.
         receiver: the address that it leads to, or is about to; empty before the first.
@@ -80,6 +81,7 @@ class Lane:
         self.opened = 0
         self.requests = 0
         self.used_at = clock()
+        self.answered = False
         self.persistent = True
         self.window = 0
         self.receiver = ""
@@ -119,6 +121,7 @@ class Lane:
         self.pacer.prepare(sock)
         self._sock = sock
         self.opened += 1
+        self.answered = False
         return sock
 
     @property
@@ -156,6 +159,7 @@ class Lane:
         )
         await response.read()
         self.used_at = self._clock()
+        self.answered = True
         if self._sock is not None and self.is_open:
             self.window = tcp.TcpInfo.of(self._sock).window
         wants_close = response.headers.get("Connection", "").lower() == "close"

@@ -199,6 +199,8 @@ def stalls(bench: Bench) -> Iterator[Finding]:
                 if fault is Fault.SILENT:
                     loop.call_soon_threadsafe(bad.reset_one)
                 await asyncio.gather(*map(one, files))
+                if fault is Fault.SILENT:  # the keeper meets it, and no upload waits for that
+                    await asyncio.sleep(STALL_S + 1.5)
             return sorted(took), acked.stood_still(bad.victim) if fault is not None else 0.0
 
         for n in range(2):  # the second on warm connections is what the others are held against
@@ -211,8 +213,8 @@ def stalls(bench: Bench) -> Iterator[Finding]:
             attempts = sorted(record.attempts for record in running.records()[before:])
             what = fault.value
             yield Finding(f"{what}: ended after, s", f"{stood:.2f}", f"<= {STALL_S + 1:g}", stood <= STALL_S + 1)
-            yield Finding(f"{what}: most attempts, stored after s", f"{attempts[-1]}, {took[-1]:.1f}", "2",
-                          attempts[-1] == 2)  # fmt: skip
+            yield Finding(f"{what}: most attempts, stored after s", f"{attempts[-1]}, {took[-1]:.1f}", "<= 2",
+                          attempts[-1] <= 2)  # fmt: skip
             others = took[-2] / usual[-1]
             met = others <= 1.1 and attempts[-2] == 1
             yield Finding(f"{what}: the other 24, against usual", f"{others:.2f}", "<= 1.10", met)

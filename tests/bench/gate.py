@@ -86,6 +86,7 @@ class Gate:
             if self._fault is Fault.SILENT and self._strikes(client):
                 await asyncio.Event().wait()
             loop = asyncio.get_running_loop()
+            client.setblocking(False)
             store.setblocking(False)
             await loop.sock_connect(store, self._target)
             back = asyncio.create_task(self._pass(store, client))
