@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-#: State, queues, the local port, and what was acknowledged, in a line of `ss -tinHO`.
-_LINE = re.compile(r"\S+ +\d+ +\d+ +\S+:(?P<port>\d+) +\S+:\d+ .*?(?:\bbytes_acked:(?P<acked>\d+)|$)")
+#: An established connection's local port, and what was acknowledged on it, in a line of `ss -tinHO`.
+_LINE = re.compile(r"ESTAB +\d+ +\d+ +\S+:(?P<port>\d+) +\S+:\d+ .*?(?:\bbytes_acked:(?P<acked>\d+)|$)")
 
 
 @dataclass
