@@ -34,6 +34,8 @@ from .tcp import Clock
 COMPLETE_S = 600.0
 #: After these, an object may be there though the store did not say so. `NoSuchUpload`: or it was completed before.
 _UNTOLD = frozenset({"ConnectionClosed", "NoAnswer", "BadAnswer", "NoSuchUpload"})
+#: The answer to a listing of parts when there is no such upload, S3's and Ceph's.
+_LOST = frozenset({"NoSuchUpload", "NoSuchKey"})
 #: A store that does not let us list parts, or cannot: then the ledger must be enough.
 _NO_LISTING = (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 _MD5 = re.compile(r"[0-9a-fA-F]{32}")
@@ -102,10 +104,11 @@ class Multipart:
         if found is None or not found.etags:
             return found
         try:
-            with certain(found):
+            with certain():
                 there = await self._list(found.upload, tried)
         except AttemptError as exc:
-            if exc.code not in START_OVER and exc.status not in _NO_LISTING:
+            found.abandoned = exc.code in _LOST
+            if not found.abandoned and exc.status not in _NO_LISTING:
                 raise
             return None if found.abandoned else found
         length = found.upload.length
@@ -168,10 +171,19 @@ class Multipart:
             exc.ambiguous = exc.ambiguous or exc.code in _UNTOLD
             raise
         ledger.over(begun)
-        etag = str(answer.get("ETag", "")).strip('"')
+        # Ceph RGW 18 leaves it empty in the answer that makes the object.
+        etag = str(answer.get("ETag", "")).strip('"') or await self._etag_of(begun.upload)
         if self._settings.verify != "off":
             _verify(etag, [etag for _, etag in sorted(begun.etags.items())])
         return etag
+
+    async def _etag_of(self, upload: MultipartUpload) -> str:
+        """Look it up; empty when that fails, for the object is stored all the same."""
+        to = upload.destination
+        with contextlib.suppress(AttemptError):
+            head = await self._sending.ask("head_object", Bucket=to.bucket, Key=to.key)
+            return str(head.get("ETag", "")).strip('"')
+        return ""
 
 
 def _verify(etag: str, parts: Sequence[str]) -> None:

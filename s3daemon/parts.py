@@ -105,8 +105,7 @@ class Parts:
         finally:
             for task in running:
                 task.cancel()
-            if running:
-                await asyncio.wait(running)
+            await asyncio.gather(*running, return_exceptions=True)
         if failure is not None:
             raise failure
         return sent

@@ -194,7 +194,7 @@ class Sending:
             if not task.done():
                 lane.cut(body.transport)
                 task.cancel()
-                await asyncio.wait({task})
+            await asyncio.gather(task, return_exceptions=True)  # it may have failed in the moment that we were cancelled
 
     @contextlib.asynccontextmanager
     async def _over(self, lane: Lane, who: str, tried: Collection[str] = ()) -> AsyncIterator[Lane]:

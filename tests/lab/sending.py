@@ -46,7 +46,7 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
             await asyncio.sleep(0)
 
         asyncio.run(main())
-        assert not stray
+        assert not stray, stray
 
     return run
 
