@@ -45,6 +45,7 @@ What is sent
     endpoint        connections, keys and client of one store, as the settings describe it
 
 What becomes of it
+    metrics         records and figures to Prometheus
     journal         records and log lines to the journal, or to standard error; never blocks the event loop
     schedule        who goes next
     outcome         what became of a transfer, in the journal's terms
@@ -56,13 +57,19 @@ What becomes of it
 
 Who talks to us
     manager         systemd's side: sockets and stored descriptors, notifications, watchdog, signals
-    backlog         the next client of a listening socket
+    backlog         the clients of a listening socket
     peers           whose connection it is, and whether that user may ask
     server          the listener: bytes <-> wire
     listing         the queue as a table
     control         the private socket: reload, queue, status
     asking          its other end, for the subcommands
     operations      what operators ask there
+    httpguard       whose requests the HTTP door takes: no other sites' pages
+    httpform        its form without I/O
+    httpuploads     `POST /upload`
+    httpdoor        its listener: clients, limits, paths
+    httppages       its pages for programs: version, health, metrics
+    httpservice     the HTTP door put together
     service         the daemon put together
     queue           `s3daemon queue`
     envfile         systemd's environment file, read as systemd reads it

@@ -131,6 +131,34 @@ class Operations:
             "receivers_aside": lanes.aside,
         }
 
+    @property
+    def healthy(self) -> bool:
+        """What is accepted is delivered at once, and everything is accepted."""
+        health = self._uploader.health
+        return not (health.held or health.away or self._spool.fault or self.draining)
+
+    def figures(self) -> dict[str, float]:
+        """The values of `metrics.LIVE` but for the doors' clients."""
+        uploader, lanes = self._uploader, self._lanes()
+        running = len(uploader.schedule.running)
+        oldest = uploader.schedule.oldest
+        return {
+            "s3daemon_in_flight": running,
+            "s3daemon_pending": len(uploader.schedule) - running,
+            "s3daemon_oldest_pending_age_seconds": max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6)
+            if oldest
+            else 0.0,
+            "s3daemon_failed_listed": self.failed,
+            "s3daemon_held": bool(uploader.health.held),
+            "s3daemon_away": uploader.health.away,
+            "s3daemon_spool_refusing": bool(self._spool.fault),
+            "s3daemon_clients": self._server.clients,
+            "s3daemon_connections_open": lanes.open_count,
+            "s3daemon_connections_limit": lanes.limit,
+            "s3daemon_connections_opened": lanes.opened,
+            "s3daemon_receivers_aside": len(getattr(lanes, "aside", ())),
+        }
+
     def line(self) -> str:
         """One line worth reading."""
         uploader, lanes = self._uploader, self._lanes()

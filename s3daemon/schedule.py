@@ -17,6 +17,7 @@ import heapq
 from collections import deque
 from dataclasses import dataclass, field
 
+from .record import TransferRecord
 from .request import Destination, Transfer
 from .source import SMALL_BYTES, Source
 from .wire import Reply
@@ -45,6 +46,7 @@ class Job:
         started_at: monotonic seconds when the last attempt began.
         durable: done when the spool has the transfer; None for what came from there.
         task: the attempt in flight.
+        record: what became of it, once it is over.
     """
 
     seq: int
@@ -66,6 +68,7 @@ class Job:
     started_at: float = 0.0
     durable: asyncio.Future[None] | None = None
     task: asyncio.Task[None] | None = None
+    record: TransferRecord | None = None
 
     def __lt__(self, other: Job) -> bool:
         """In the order accepted; for heaps."""

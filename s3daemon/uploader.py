@@ -23,14 +23,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from .attempt import Attempts
 from .errors import AttemptError, S3daemonError, SpoolError
 from .health import Health
 from .journal import Journal
 from .outcome import record_of, warning_of
-from .record import MessageId
+from .record import MessageId, TransferRecord
 from .retry import FILE_GRACE_S, ServiceClock, Verdict, backoff, blames_endpoint, judge
 from .schedule import Job, Schedule
 from .settings import Settings
@@ -85,6 +85,7 @@ class Uploader:
         self._loop = asyncio.get_running_loop()
         self._started_at = clock()
         self.waiters = Waiters(self.health)
+        self.observers: list[Callable[[TransferRecord], None]] = []  #: shown every record that the journal gets
         self._endings: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -117,9 +118,8 @@ class Uploader:
         self._timer = self._loop.call_later(max(0.0, at - self.clock()), self.pump) if at is not None else None
 
     async def _run(self, job: Job) -> None:
-        outcome: Stored | S3daemonError
         try:
-            outcome = await self._attempts.make(job)
+            outcome: Stored | S3daemonError = await self._attempts.make(job)
         except S3daemonError as exc:
             outcome = exc
         finally:
@@ -228,7 +228,9 @@ class Uploader:
             job.source = None
 
     def _record(self, job: Job, stored: Stored | None) -> None:
-        record = record_of(job, stored, self.settings.endpoint_url, self.clock(), self._wall())
+        job.record = record = record_of(job, stored, self.settings.endpoint_url, self.clock(), self._wall())
+        for see in self.observers:
+            see(record)
 
         def taken() -> None:  # in the journal's thread; only now may the spool forget
             self._loop.call_soon_threadsafe(self._spool.stored, job.transfer.id, job.transfer.destination)
