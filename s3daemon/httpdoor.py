@@ -24,9 +24,8 @@ from aiohttp import web
 
 from .backlog import serve_clients
 from .errors import one_line
-from .httpform import MAX_FORM
+from .httpform import MAX_FORM, Answer, Form
 from .httpguard import HEADERS, page_policy, refusal
-from .httpuploads import SOCKET, TAKEN, answer
 from .settings import Settings
 from .tcp import Clock
 
@@ -44,7 +43,10 @@ LAST_WORDS_S = 0.5
 WARN_EVERY_S = 60.0
 
 T = TypeVar("T")
-Handler = Callable[[web.BaseRequest], Awaitable[web.Response]]
+#: Answers GET and HEAD.
+Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
+#: Answers POST.
+Action = Callable[[Form], Awaitable[Answer]]
 
 
 class _Client:
@@ -67,7 +69,7 @@ class _Client:
 class _Protocols(web.Server):
     """Makes aiohttp's protocol for each connection, and tells when that is over."""
 
-    def __init__(self, handler: Handler, lost: Callable[[asyncio.BaseProtocol, BaseException | None], None]) -> None:
+    def __init__(self, handler: Page, lost: Callable[[asyncio.BaseProtocol, BaseException | None], None]) -> None:
         super().__init__(
             handler, request_factory=self._request, access_log=None, logger=_garbage, auto_decompress=False
         )
@@ -87,7 +89,7 @@ class HttpDoor:
 
     Args:
         settings: number of clients, names of the door.
-        pages: what answers GET (and HEAD), by path. May grow.
+        pages: what answers GET and HEAD, by path. May grow.
         actions: what answers POST, by path.
         clock: monotonic seconds.
     """
@@ -95,13 +97,13 @@ class HttpDoor:
     def __init__(
         self,
         settings: Settings,
-        pages: Mapping[str, Handler],
-        actions: Mapping[str, Handler],
+        pages: Mapping[str, Page],
+        actions: Mapping[str, Action],
         *,
         clock: Clock = time.monotonic,
     ) -> None:
         self.settings = settings
-        self._routes = {"GET": pages, "HEAD": pages, "POST": actions}
+        self._pages, self._actions = pages, actions
         self._clock = clock
         self._warned_at = -math.inf
         self._loop = asyncio.get_running_loop()
@@ -175,45 +177,49 @@ class HttpDoor:
     async def _handle(self, request: web.BaseRequest) -> web.Response:
         if (client := self._clients.get(request.protocol)) is None:
             raise ConnectionResetError
-        request[SOCKET] = client.sock
         try:
-            response = await self._answer(request, client)
+            response = await self._respond(request, client)
         except OSError:  # it went away in the midst of its request
-            response = answer(HTTPStatus.BAD_REQUEST, "BadRequest: the request ended early")
+            response = _rendered(Answer(HTTPStatus.BAD_REQUEST, "BadRequest: the request ended early"))
         except Exception as exc:
             _log.exception("a bug while answering %s", one_line(request.path, 100))
-            response = answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"Internal: a bug in the daemon: {type(exc).__name__}")
-        client.taken = request.get(TAKEN, client.taken)
+            text = f"Internal: a bug in the daemon: {type(exc).__name__}; its journal says where"
+            response = _rendered(Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text))
         if response.content_type == "text/html":
             response.headers["Content-Security-Policy"] = page_policy(response.text or "")
         for name, value in HEADERS.items():
             response.headers.setdefault(name, value)
         response.force_close()
-        self._pass(client.heard, None)
-        self._pass(client.answered, not client.gone.done())
+        _pass(client.heard, None)
+        _pass(client.answered, not client.gone.done())
         return response
 
-    async def _answer(self, request: web.BaseRequest, client: _Client) -> web.Response:
+    async def _respond(self, request: web.BaseRequest, client: _Client) -> web.Response:
+        method, path = request.method, request.path
         if why := refusal(request.headers, _address(client.sock), self.settings.http_names):
-            self._warn(f"{request.method} {request.path}", why)
-            return answer(HTTPStatus.FORBIDDEN, f"NotAllowed: {why}")
-        routes = {method: pages[request.path] for method, pages in self._routes.items() if request.path in pages}
-        if request.method not in routes:
-            found = HTTPStatus.METHOD_NOT_ALLOWED if routes else HTTPStatus.NOT_FOUND
-            response = answer(found, f"BadRequest: there is no {request.method} {one_line(request.path, 100)}")
-            if routes:
-                response.headers["Allow"] = ", ".join(routes)
+            self._warn(f"{method} {path}", why)
+            return _rendered(Answer(HTTPStatus.FORBIDDEN, f"NotAllowed: {why}"))
+        methods = ["GET", "HEAD"] if path in self._pages else ["POST"] if path in self._actions else []
+        if method not in methods:
+            status = HTTPStatus.METHOD_NOT_ALLOWED if methods else HTTPStatus.NOT_FOUND
+            response = _rendered(Answer(status, f"BadRequest: there is no {method} {one_line(path, 100)}"))
+            if methods:
+                response.headers["Allow"] = ", ".join(methods)
             return response
         try:
-            await request.read()
+            body = await request.read()
         except web.HTTPRequestEntityTooLarge:
             text = f"BadRequest: a form has at most {MAX_FORM} bytes; a file's path is wanted, not its content"
-            return answer(HTTPStatus.BAD_REQUEST, text)
+            return _rendered(Answer(HTTPStatus.BAD_REQUEST, text))
         except web.RequestPayloadError as exc:
-            return answer(HTTPStatus.BAD_REQUEST, f"BadRequest: {exc}")
+            return _rendered(Answer(HTTPStatus.BAD_REQUEST, f"BadRequest: {exc}"))
         request.protocol.close()  # takes no further request
-        self._pass(client.heard, None)
-        return await routes[request.method](request)
+        _pass(client.heard, None)
+        if method != "POST":
+            return await self._pages[path](request)
+        answer = await self._actions[path](Form(request.headers.get("Content-Type", ""), body, client.sock))
+        client.taken = answer.taken
+        return _rendered(answer)
 
     def _warn(self, what: str, why: str) -> None:
         """A page may ask a thousand times a second."""
@@ -221,10 +227,16 @@ class HttpDoor:
             self._warned_at = self._clock()
             _log.warning("refused %s over HTTP: %s", one_line(what, 100), why)
 
-    @staticmethod
-    def _pass(point: asyncio.Future[T], result: T) -> None:
-        if not point.done():
-            point.set_result(result)
+
+def _pass(point: asyncio.Future[T], result: T) -> None:
+    if not point.done():
+        point.set_result(result)
+
+
+def _rendered(answer: Answer) -> web.Response:
+    return web.Response(
+        status=answer.status, body=answer.encode(), content_type="application/json", headers=answer.headers()
+    )
 
 
 def _address(sock: socket.socket) -> str:

@@ -11,6 +11,10 @@ percent-encoded.
 
 from __future__ import annotations
 
+import json
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
 from email.message import Message
 from email.parser import BytesParser
 from http import HTTPStatus
@@ -34,6 +38,48 @@ STATUSES = {
 
 _FIELDS = ("file", "uri", "slug")
 _SCHEME = "s3://"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a client sent.
+
+    Args:
+        content_type: of the body, as the header has it.
+        body: at most `MAX_FORM` bytes.
+        sock: its connection, for who it is.
+    """
+
+    content_type: str
+    body: bytes
+    sock: socket.socket
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a client gets.
+
+    Args:
+        status: HTTP's word for it.
+        message: one line for people.
+        task: the transfer, see `task_of`; None when nothing was accepted.
+        taken: to be called once the client has the answer.
+    """
+
+    status: HTTPStatus
+    message: str
+    task: dict[str, Any] | None = None
+    taken: Callable[[], None] = lambda: None
+
+    def encode(self) -> bytes:
+        """The JSON object."""
+        return json.dumps({"code": int(self.status), "msg": self.message, "task": self.task}).encode()
+
+    def headers(self) -> dict[str, str]:
+        """Those beside the usual ones: the message as one line of ASCII, unless all is well."""
+        if self.status == HTTPStatus.OK:
+            return {}
+        return {"X-Error": one_line(self.message).encode("ascii", "backslashreplace").decode("ascii")}
 
 
 def _bad(text: str) -> RequestError:
@@ -138,8 +184,3 @@ def _clock(usec: int) -> str:
     """Hours, minutes and seconds, always with six decimals."""
     seconds, micro = divmod(usec, 1_000_000)
     return f"{seconds // 3600}:{seconds // 60 % 60:02}:{seconds % 60:02}.{micro:06}"
-
-
-def x_error(text: str) -> str:
-    """A message fit for a header: one line of ASCII."""
-    return one_line(text).encode("ascii", "backslashreplace").decode("ascii")

@@ -11,19 +11,23 @@ takes them, such as a balancer, asks for `/version`, which is there whenever it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from http import HTTPStatus
 
 from aiohttp import web
 
 from . import __version__
-from .httpdoor import Handler
+from .httpdoor import Page
 from .metrics import Metrics
 from .operations import Operations
 from .settings import VARIABLES, Settings
 
+#: A quote that is left open in the environment file swallows the line below it, and that may be a key's.
+_SWALLOWED = re.compile("|".join(v.name for v in VARIABLES.values() if v.secret))
 
-def routes(settings: Callable[[], Settings], operations: Operations, metrics: Metrics) -> dict[str, Handler]:
+
+def routes(settings: Callable[[], Settings], operations: Operations, metrics: Metrics) -> dict[str, Page]:
     """What answers each path.
 
     Args:
@@ -33,7 +37,8 @@ def routes(settings: Callable[[], Settings], operations: Operations, metrics: Me
     """
 
     async def version(_: web.BaseRequest) -> web.Response:
-        shown = {v.name: getattr(settings(), name) for name, v in VARIABLES.items() if not v.secret}
+        given = {v.name: getattr(settings(), name) for name, v in VARIABLES.items() if not v.secret}
+        shown = {name: value for name, value in given.items() if not _SWALLOWED.search(str(value))}
         return web.json_response({"name": "s3daemon", "version": __version__, "settings": shown})
 
     async def healthz(_: web.BaseRequest) -> web.Response:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable
 
-from .httpdoor import Handler, HttpDoor
+from .httpdoor import HttpDoor, Page
 from .httppages import routes
 from .httpuploads import Uploads
 from .intake import Intake
@@ -44,7 +44,7 @@ class Http:
         metrics = Metrics(lambda: operations.figures() | {"s3daemon_http_clients": self._door.clients})
         uploader.observers.append(metrics.see)
         self._uploads = Uploads(settings, intake, told, clock=uploader.clock)
-        self.pages: dict[str, Handler] = routes(lambda: uploader.settings, operations, metrics)
+        self.pages: dict[str, Page] = routes(lambda: uploader.settings, operations, metrics)
         self._door = HttpDoor(settings, self.pages, {"/upload": self._uploads.handle})
         self.reload(settings, door)
 

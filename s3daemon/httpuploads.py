@@ -15,21 +15,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from aiohttp import web
-
 from .errors import RequestError, S3daemonError
-from .httpform import STATUSES, parse_form, task_of, x_error
+from .httpform import STATUSES, Answer, Form, parse_form, task_of
 from .intake import Intake, Ticket
 from .peers import Doorkeeper
 from .settings import Settings
 from .tcp import Clock
 from .wire import Outcome, Reply
-
-#: Where the door puts a connection's socket, and where a handler puts what is to be done once its answer was taken.
-SOCKET, TAKEN = "socket", "taken"
 
 
 class Uploads:
@@ -57,21 +54,20 @@ class Uploads:
         if not self._leaving.done():
             self._leaving.set_result(None)
 
-    async def handle(self, request: web.BaseRequest) -> web.Response:
+    async def handle(self, form: Form) -> Answer:
         """Answer one form."""
         try:
-            asked = parse_form(request.headers.get("Content-Type", ""), await request.read())
-            ticket = await self.door.admit(request[SOCKET], asked, self._intake.submit)
+            asked = parse_form(form.content_type, form.body)
+            ticket = await self.door.admit(form.sock, asked, self._intake.submit)
             reply = await self._wait(ticket)
         except S3daemonError as exc:
             refused = isinstance(exc, RequestError)
-            return answer(HTTPStatus.BAD_REQUEST if refused else STATUSES[Outcome.FAILED], f"{exc.code}: {exc.text}")
+            return Answer(HTTPStatus.BAD_REQUEST if refused else STATUSES[Outcome.FAILED], f"{exc.code}: {exc.text}")
         message = f"{reply.code}: {reply.text}" if reply.code else reply.outcome.value
-        if not reply.id:  # the spool refused it
-            return answer(STATUSES[reply.outcome], message)
-        if reply.outcome is Outcome.FAILED:
-            request[TAKEN] = lambda: self._told(reply.id)
-        return answer(STATUSES[reply.outcome], message, task_of(asked, ticket.job, self._clock()))
+        answer = Answer(STATUSES[reply.outcome], message, task_of(asked, ticket.job, self._clock()))
+        if not reply.id:
+            return replace(answer, task=None)  # the spool refused it
+        return replace(answer, taken=partial(self._told, reply.id)) if reply.outcome is Outcome.FAILED else answer
 
     async def _wait(self, ticket: Ticket) -> Reply:
         """The end, or `deferred` once the transfer is durable and the client waited, or the service stops."""
@@ -81,11 +77,3 @@ class Uploads:
         if not ticket.outcome.done() and (reply := self._intake.deferral(ticket)):
             return reply
         return await ticket.outcome
-
-
-def answer(status: HTTPStatus, message: str, task: dict[str, Any] | None = None) -> web.Response:
-    """A JSON answer; one that is no success has its message in a header too."""
-    response = web.json_response({"code": int(status), "msg": message, "task": task}, status=status)
-    if status != HTTPStatus.OK:
-        response.headers["X-Error"] = x_error(message)
-    return response

@@ -24,6 +24,7 @@ from .values import (
     count,
     duration,
     endpoint,
+    hosts,
     matching,
     names,
     path,
@@ -122,7 +123,7 @@ class Settings:
         "Buckets that may be written (commas between); without it any.")
     allowed_users: tuple[str, ...] = _var("S3DAEMON_ALLOWED_USERS", "", names(),
         "Local users, by name or number, that may ask (commas between); without it any.")
-    http_names: tuple[str, ...] = _var("S3DAEMON_HTTP_NAMES", "", names(),
+    http_names: tuple[str, ...] = _var("S3DAEMON_HTTP_NAMES", "", hosts(),
         "Names that the HTTP door may be asked by (commas between), beside localhost and its own address.")
     state_dir: str = _var("S3DAEMON_STATE_DIR", None, path(),
         "Where accepted transfers are kept; without it systemd's STATE_DIRECTORY.", restart=True)
