@@ -1,4 +1,4 @@
-"""The HTTP door over a Unix socket with stand-ins for what it serves: what clients get, and how little they can take."""
+"""The HTTP door over a Unix socket, with stand-ins for what it serves: what clients get, how little they can take."""
 
 from __future__ import annotations
 
@@ -172,7 +172,8 @@ def test_paths_and_methods(house: Run, line: bytes, wanted: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "header", [b"Host: evil.example", b"Host: localhost\r\nOrigin: null", b"Host: localhost\r\nSec-Fetch-Site: cross-site"]
+    "header",
+    [b"Host: evil.example", b"Host: localhost\r\nOrigin: null", b"Host: localhost\r\nSec-Fetch-Site: cross-site"],
 )
 def test_other_sites_are_refused(house: Run, caplog: pytest.LogCaptureFixture, header: bytes) -> None:
     """403 before anything is looked at, for reads as for forms; the log tells of it, and not a thousand times."""

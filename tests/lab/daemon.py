@@ -24,8 +24,8 @@ from lab.s3 import S3Server
 PATIENCE_S = 60.0
 """Longest wait for an answer: the daemon's own limits are half of it."""
 
-# What a bound port becomes when the test holds the listening sockets, as systemd would: descriptors from 3 on, and the id
-# of the process that they are meant for. ($1 is how many follow, as they were passed; some may be in another's place.)
+# What bound ports become when the test holds the listening sockets, as systemd would: descriptors from 3 on, and the id
+# of the process that they are meant for. ($1 is how many follow, as they were passed; each may be in another's place.)
 _ACTIVATE = """
 for ((left = $1; left > 0; left--)); do given=$2; exec {high}<&"$given" {given}<&-; all+=("$high"); shift; done
 at=3; for high in "${all[@]}"; do eval "exec $at<&$high"; exec {high}<&-; ((at++)); done
