@@ -5,8 +5,8 @@
     /metrics       for Prometheus
     /status.json   what `s3daemon status` shows
 
-Requests are accepted all the same while the queue is held or the store is away: who wants to know whether the daemon
-takes them, such as a balancer, asks for `/version`, which is there whenever it does.
+Requests are accepted all the same while the queue is held or the store is away: whoever only wants to know whether the
+daemon is up, such as a balancer, asks for `/version`.
 """
 
 from __future__ import annotations

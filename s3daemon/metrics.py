@@ -6,15 +6,19 @@ The registry is this daemon's own, so tests may have several. The one table of w
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from . import __version__
 from .record import TransferRecord
+from .tcp import Clock
 
 _US = 1_000_000
 
@@ -46,6 +50,14 @@ LIVE: Mapping[str, tuple[type[Metric], str]] = {
         CounterMetricFamily, "Connections made to the store since the settings of connections last changed."),
     "s3daemon_receivers_aside": (GaugeMetricFamily, "Addresses of the store that are left aside."),
 }  # fmt: skip
+#: Likewise, of the process; names and texts are those that all clients of Prometheus use. The library's own collector is
+#: silent without /proc/stat, which the unit's ProcSubset=pid hides.
+PROCESS: Mapping[str, tuple[type[Metric], str]] = {
+    "process_cpu_seconds": (CounterMetricFamily, "Total user and system CPU time spent in seconds."),
+    "process_open_fds": (GaugeMetricFamily, "Number of open file descriptors."),
+    "process_resident_memory_bytes": (GaugeMetricFamily, "Resident memory size in bytes."),
+    "process_start_time_seconds": (GaugeMetricFamily, "Start time of the process since unix epoch in seconds."),
+}
 
 
 class Metrics:
@@ -53,13 +65,15 @@ class Metrics:
 
     Args:
         figures: the values for `LIVE`, asked at each scrape.
+        wall: seconds since the epoch.
     """
 
-    def __init__(self, figures: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(self, figures: Callable[[], Mapping[str, float]], *, wall: Clock = time.time) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # of each counter the time of our start, which process_start_time_seconds says
         self.registry = registry = CollectorRegistry()
-        registry.register(_Live(figures))
-        ProcessCollector(registry=registry)
+        registry.register(_Live(LIVE, figures))
+        started = wall()
+        registry.register(_Live(PROCESS, lambda: _process() | {"process_start_time_seconds": started}))
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"s3daemon_{name}", text, labels, registry=registry)
@@ -116,13 +130,25 @@ class Metrics:
 
 
 class _Live(Collector):
-    def __init__(self, figures: Callable[[], Mapping[str, float]]) -> None:
+    def __init__(
+        self, table: Mapping[str, tuple[type[Metric], str]], figures: Callable[[], Mapping[str, float]]
+    ) -> None:
+        self._table = table
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
         figures = self._figures()
-        for name, (kind, text) in LIVE.items():
+        for name, (kind, text) in self._table.items():
             yield kind(name, text, value=figures[name])  # type: ignore[call-arg]
+
+
+def _process() -> dict[str, float]:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return {
+        "process_cpu_seconds": time.process_time(),
+        "process_open_fds": len(list(Path("/proc/self/fd").iterdir())) - 1,  # the last is that of this look
+        "process_resident_memory_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
+    }
 
 
 class _Fixed(Collector):

@@ -1,4 +1,4 @@
-"""The HTTP door of a whole daemon, asked by curl and by a browser: what hooks get, and what other sites' pages do not."""
+"""The HTTP door of a whole daemon, asked by curl and by a browser: what hooks get, what pages of other sites do not."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_both_doors_for_one_file_that_changes(served: Daemon, s3: FlakyS3, file:
 
 
 def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """The client has its 504 and the id, not a dead connection; the next process stores it. Who comes meanwhile waits."""
+    """The client has its 504 and the id, and the next process stores it. Who comes meanwhile waits for that."""
     served.set(drain_timeout="200ms")
     served.restart()
     s3.hold_bodies()
@@ -182,7 +182,8 @@ def test_nobody_is_refused_over_restarts(served: Daemon, s3: FlakyS3, file: Path
         seen = [one.result() for one in loops]
     assert all(codes <= {200, 504} for codes in seen[:2])
     assert seen[2:] == [{200}, {200}]
-    listening = subprocess.run(["ss", "-Hltn", f"sport = {served.http_port}"], capture_output=True, text=True, check=True)
+    words = ["ss", "-Hltn", f"sport = {served.http_port}"]
+    listening = subprocess.run(words, capture_output=True, text=True, check=True)
     assert listening.stdout.split()[2] == "4096"
 
 
@@ -324,7 +325,7 @@ def site() -> Iterator[Site]:
 def test_a_page_of_another_site_uploads_nothing(
     served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path, name: str
 ) -> None:
-    """Forms, scripts and images of a page in a real browser reach another site, so they were sent; here they do nothing.
+    """Forms, scripts and images of a page in a real browser reach another site, so they are sent; here they do nothing.
 
     From a foreign name, from another port of ours, and with a foreign name for us, as after DNS rebinding.
     """

@@ -91,6 +91,17 @@ def test_what_holds_now_is_asked_for_at_each_scrape() -> None:
     assert found["s3daemon_connections_opened_total"] == 7
 
 
+def test_the_process_by_the_names_that_dashboards_know() -> None:
+    """Also where only /proc/self is to be seen."""
+    made = Metrics(lambda: dict.fromkeys(LIVE, 0.0), wall=lambda: 1234.5)
+    found = samples(made)
+    assert found["process_start_time_seconds"] == 1234.5
+    assert found["process_cpu_seconds_total"] > 0
+    assert found["process_resident_memory_bytes"] > 1_000_000
+    with open("/dev/null"), open("/dev/null"):
+        assert samples(made)["process_open_fds"] == found["process_open_fds"] + 2
+
+
 def test_two_daemons_in_a_process_share_nothing() -> None:
     one, other = metrics(), metrics()
     one.see(record())

@@ -8,8 +8,8 @@ from lab.env import clean_env, program
 from lab.processes import Process, start
 
 _QUIET = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--no-proxy-server",
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--no-first-run", "--no-proxy-server",
 )  # fmt: skip
 """Nothing but the page, as root too, and not a word to anybody else's servers."""
 
