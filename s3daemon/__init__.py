@@ -5,6 +5,7 @@ that.
 
 What is said
     errors          the exception tree
+    kinds           the kinds of journal entries, by MESSAGE_ID, and how urgent each is
     values          how the text of a variable is read: durations, sizes, rates, names
     environ         where that text comes from: the environment, or a systemd credential
     settings        every variable of the environment: unit, default, reason
@@ -48,6 +49,7 @@ What becomes of it
     metrics         records and figures to Prometheus
     journal         records and log lines to the journal, or to standard error; never blocks the event loop
     schedule        who goes next
+    deferrals       clients that need not wait any longer, in the journal; of a flood, how many
     outcome         what became of a transfer, in the journal's terms
     attempt         one attempt: open, look, send, confirm
     janitor         aborts the multipart uploads that nobody goes on with

@@ -18,10 +18,10 @@ from collections.abc import AsyncIterator, Collection, Iterator
 
 from yarl import URL
 
+from .kinds import MessageId
 from .lane import Lane
 from .pacing import Pacer
 from .receivers import Receivers
-from .record import MessageId
 from .settings import Settings
 from .tcp import Clock
 

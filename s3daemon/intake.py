@@ -97,7 +97,7 @@ class Intake:
     def deferral(self, ticket: Ticket) -> Reply | None:
         """The reply to a client that has waited long enough; None when the end has come and is about to be told."""
         job = self._uploader.schedule.get(ticket.id)
-        return self._uploader.waiters.deferral(job) if job else None
+        return self._uploader.waiters.defer(job, ticket.outcome) if job else None
 
     def _accept(self, request: Request, source: Source) -> tuple[Job, asyncio.Future[None]]:
         uploader = self._uploader

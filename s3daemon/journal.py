@@ -25,7 +25,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from .errors import one_line
-from .record import Field, Priority, TransferRecord
+from .kinds import Priority
+from .record import Field, TransferRecord
 
 #: Takes one entry and may block as long as it likes; raises OSError when it cannot take it.
 Sink = Callable[[Sequence[tuple[str, bytes]]], None]
@@ -108,8 +109,8 @@ class Journal:
     def handler(self) -> logging.Handler:
         """A handler that sends log records through the same queue.
 
-        `extra={"journal": {"S3DAEMON_KEY": ..., "MESSAGE_ID": ...}}` adds fields. An exception's own line goes into the
-        message, its traceback into `S3DAEMON_TRACEBACK`.
+        `extra={"journal": {"S3DAEMON_KEY": ..., "MESSAGE_ID": ...}}` adds fields, or another PRIORITY. An exception's
+        own line goes into the message, its traceback into `S3DAEMON_TRACEBACK`.
         """
         return _Handler(self)
 
@@ -176,21 +177,21 @@ class _Handler(logging.Handler):
         self._journal = journal
 
     def emit(self, record: logging.LogRecord) -> None:
-        fields: list[Field] = [
-            ("PRIORITY", _PRIORITIES.get(min(record.levelno // 10, 5), Priority.DEBUG)),
-            ("LOGGER", record.name),
-            ("CODE_FILE", record.pathname),
-            ("CODE_LINE", record.lineno),
-            ("CODE_FUNC", record.funcName or ""),
-        ]
+        fields: dict[str, str | bytes | int] = {
+            "PRIORITY": _PRIORITIES.get(min(record.levelno // 10, 5), Priority.DEBUG),
+            "LOGGER": record.name,
+            "CODE_FILE": record.pathname,
+            "CODE_LINE": record.lineno,
+            "CODE_FUNC": record.funcName or "",
+        }
         extra = getattr(record, "journal", None)
         if isinstance(extra, Mapping):
-            fields += extra.items()
+            fields |= extra
         message = record.getMessage()
         if record.exc_info and record.exc_info[1]:
             message += ": " + one_line("".join(traceback.format_exception_only(record.exc_info[1])).strip())
-            fields.append(("S3DAEMON_TRACEBACK", "".join(traceback.format_exception(*record.exc_info))))
-        self._journal.write([("MESSAGE", message), *fields])
+            fields["S3DAEMON_TRACEBACK"] = "".join(traceback.format_exception(*record.exc_info))
+        self._journal.write([("MESSAGE", message), *fields.items()])
 
 
 _PRIORITIES = {5: Priority.CRITICAL, 4: Priority.ERROR, 3: Priority.WARNING, 2: Priority.INFO}

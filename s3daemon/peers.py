@@ -28,6 +28,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from .errors import RequestError, SettingsError, one_line
+from .kinds import MessageId
 from .request import Request
 
 _log = logging.getLogger(__name__)
@@ -226,6 +227,7 @@ class Doorkeeper:
             one_line(exc.text),
             extra={
                 "journal": {
+                    "MESSAGE_ID": MessageId.REFUSED.value,
                     "S3DAEMON_PEER_UID": "" if uid is None else uid,
                     "S3DAEMON_FILE": request.file,
                     "S3DAEMON_BUCKET": destination.bucket,

@@ -13,36 +13,16 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
+
+from .kinds import MessageId, Priority
+
+__all__ = ["AttemptFailure", "Deferral", "Field", "MessageId", "Priority", "TransferRecord"]
 
 Field = tuple[str, str | bytes | int]
 
 _MICROSECONDS = 1_000_000
-
-
-class MessageId(StrEnum):
-    """MESSAGE_ID of each kind of entry; `systemd/s3daemon.catalog` explains them under the same ids."""
-
-    #: The transfer ended, stored or failed: one id for both, so that one match finds every transfer.
-    RECORD = "59de861c00b54c97810d5760a3b1b9a0"
-    ATTEMPT_FAILED = "e3e2e43e172e458d9cce4364dccb89e8"
-    DEFERRED = "8e30c6257aeb45cfa6adcb1bf5ba5ba6"
-    HELD = "3aba696119f64c20a250e69b4fda689f"
-    RECEIVER_ASIDE = "deef83802f6b4baca55f48fbe103025c"
-    SPOOL_FULL = "8fddd14d9438493b8285f10ebc69eb78"
-
-
-class Priority(IntEnum):
-    """PRIORITY, as syslog(3) numbers it."""
-
-    CRITICAL = 2
-    ERROR = 3
-    WARNING = 4
-    NOTICE = 5
-    INFO = 6
-    DEBUG = 7
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +187,37 @@ class AttemptFailure:
             (_name("attempt"), self.attempt),
             (_name("error"), f"{self.code}: {self.text}"),
             *delay,
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Deferral:
+    """Clients that wait for a transfer are told that they need not: it is kept, and not stored yet.
+
+    Args:
+        transfer_id: as in `TransferRecord`.
+        bucket: from the request.
+        key: from the request.
+        attempts: that have begun.
+        why: it is not stored yet, one line.
+    """
+
+    transfer_id: str
+    bucket: str
+    key: str
+    attempts: int
+    why: str
+
+    def fields(self) -> list[Field]:
+        """The journal entry."""
+        return [
+            ("MESSAGE", f"{self.bucket}/{self.key} deferred, its client was told that it is kept; {self.why}"),
+            ("MESSAGE_ID", MessageId.DEFERRED.value),
+            ("PRIORITY", int(Priority.NOTICE)),
+            (_name("transfer_id"), self.transfer_id),
+            (_name("bucket"), self.bucket),
+            (_name("key"), self.key),
+            (_name("attempts"), self.attempts),
         ]
 
 

@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 
 from .errors import S3daemonError
-from .record import MessageId
+from .kinds import MessageId
 from .report_files import JournalFiles, Note, Opener
 from .report_select import Entry, Selection
 

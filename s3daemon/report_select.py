@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from .record import MessageId, TransferRecord
+from .kinds import MessageId
+from .record import TransferRecord
 
 #: One entry as a reader gives it: text, bytes, numbers, or lists of them, by field.
 Entry = Mapping[str, object]

@@ -30,6 +30,7 @@ from functools import partial
 from pathlib import Path
 
 from .errors import SpoolError, StartError, one_line
+from .kinds import MessageId, Priority
 from .spooldb import SpoolFile
 from .spooldir import Ballast, disk_trouble
 from .spoolrescue import LastingFile
@@ -213,9 +214,10 @@ class Writer:
         self.fault = error.text if error else ""
         self._mend_at = math.inf if error is None else time.monotonic() + self._retry_s
         if error is not None and (before is None or before.code != error.code):
-            _log.error("%s", error.text)
+            _log.error("%s", error.text, extra={"journal": {"MESSAGE_ID": MessageId.SPOOL_FULL.value}})
         elif before is not None and error is None:
-            _log.warning("%s can be written again; requests are accepted", self._directory)
+            kind = {"MESSAGE_ID": MessageId.SPOOL_WRITABLE.value, "PRIORITY": int(Priority.NOTICE)}
+            _log.warning("%s can be written again; requests are accepted", self._directory, extra={"journal": kind})
 
     def _answer(self, jobs: Iterable[Job], error: Exception | None) -> None:
         """Note what the waiters of `jobs` will be told; each raises an error of its own."""

@@ -26,11 +26,13 @@ import time
 from collections.abc import Callable, Iterable
 
 from .attempt import Attempts
+from .deferrals import Deferrals
 from .errors import AttemptError, S3daemonError, SpoolError
 from .health import Health
 from .journal import Journal
+from .kinds import MessageId
 from .outcome import record_of, warning_of
-from .record import MessageId, TransferRecord
+from .record import TransferRecord
 from .retry import FILE_GRACE_S, ServiceClock, Verdict, backoff, blames_endpoint, judge
 from .schedule import Job, Schedule
 from .settings import Settings
@@ -84,7 +86,7 @@ class Uploader:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._started_at = clock()
-        self.waiters = Waiters(self.health)
+        self.waiters = Waiters(self.health, Deferrals(journal.write).note)
         self.observers: list[Callable[[TransferRecord], None]] = []  #: shown every record that the journal gets
         self._endings: set[asyncio.Task[None]] = set()
         self._timer: asyncio.TimerHandle | None = None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from .health import Health
+from .record import Deferral
 from .schedule import Job
 from .wire import Outcome, Reply
 
@@ -14,10 +16,12 @@ class Waiters:
 
     Args:
         health: tells when waiting is in vain.
+        note: told of each deferral.
     """
 
-    def __init__(self, health: Health) -> None:
+    def __init__(self, health: Health, note: Callable[[Deferral], None]) -> None:
         self._health = health
+        self._note = note
         self._jobs: set[Job] = set()
 
     def wait(self, job: Job) -> asyncio.Future[Reply]:
@@ -32,10 +36,18 @@ class Waiters:
         """Hooks must not stand out the wait limit twice per image through an outage: tell them at once."""
         if self._health.held or self._health.known_away:
             for job in self._jobs:
-                tell(job, self.deferral(job))
+                tell(job, self._deferral(job))
             self._jobs.clear()
 
-    def deferral(self, job: Job) -> Reply:
+    def defer(self, job: Job, waiter: asyncio.Future[Reply]) -> Reply:
+        """The reply to one who has waited long enough, and waits no longer."""
+        if waiter in job.waiters:
+            job.waiters.remove(waiter)
+        if not job.waiters:
+            self._jobs.discard(job)
+        return self._deferral(job)
+
+    def _deferral(self, job: Job) -> Reply:
         """The reply that a transfer is kept and still being tried, and why it is not stored yet."""
         if self._health.held:
             why = f"the queue is held: {self._health.held}"
@@ -45,7 +57,9 @@ class Waiters:
             why = f"the last error: {job.code}, {job.text}"
         else:
             why = "it is still on its way"
-        return Reply(Outcome.DEFERRED, job.transfer.id, "Deferred", f"{job.transfer.id} is kept and being tried; {why}")
+        id_, to = job.transfer.id, job.transfer.destination
+        self._note(Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=job.attempts, why=why))
+        return Reply(Outcome.DEFERRED, id_, "Deferred", f"{id_} is kept and being tried; {why}")
 
     def forget(self, job: Job) -> None:
         """It is over; `tell` is the caller's."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from s3daemon.attempt import Attempts
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.intake import Intake
+from s3daemon.kinds import MessageId
 from s3daemon.ledger import Ledger
+from s3daemon.record import Field
 from s3daemon.request import Destination, FileState, Request, Transfer
 from s3daemon.retry import ServiceClock
 from s3daemon.settings import Settings
@@ -153,11 +155,15 @@ class FakeJournal:
 
     def __init__(self) -> None:
         self.records: list[Any] = []
-        self.warnings = 0
+        self.entries: list[dict[str, Any]] = []
 
-    def write(self, fields: object) -> bool:
-        self.warnings += 1
+    def write(self, fields: Sequence[Field]) -> bool:
+        self.entries.append(dict(fields))
         return True
+
+    def of(self, kind: MessageId) -> list[dict[str, Any]]:
+        """The entries of a kind."""
+        return [entry for entry in self.entries if entry["MESSAGE_ID"] == kind]
 
     def record(self, record: Any, done: Callable[[], None] | None = None) -> bool:
         self.records.append(record)

@@ -259,11 +259,13 @@ def test_log_lines_go_the_same_way() -> None:
         log.warning("held: %s", "QuotaExceeded", extra={"journal": {"S3DAEMON_KEY": "a", "MESSAGE_ID": "00"}})
         for level in (logging.DEBUG, logging.INFO, logging.ERROR, logging.CRITICAL, 60):
             log.log(level, "x")
+        log.warning("over", extra={"journal": {"PRIORITY": 5}})
     entry = dict(gate.entries[0])
     assert (entry["MESSAGE"], entry["PRIORITY"], entry["S3DAEMON_KEY"]) == (b"held: QuotaExceeded", b"4", b"a")
     assert entry["CODE_FILE"].endswith(b"test_journal.py")
     assert entry["LOGGER"] == b"s3daemon.test"
-    assert [dict(entry)["PRIORITY"] for entry in gate.entries[1:]] == [b"7", b"6", b"3", b"2", b"2"]
+    assert [dict(entry)["PRIORITY"] for entry in gate.entries[1:]] == [b"7", b"6", b"3", b"2", b"2", b"5"]
+    assert [name for name, _ in gate.entries[-1]].count("PRIORITY") == 1  # the journal would keep both
 
 
 def test_a_traceback_has_a_field_of_its_own() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import FileError, RequestError, SettingsError, SpoolError
+from s3daemon.kinds import MessageId
 from s3daemon.peers import Doorkeeper, _owners, uid_of, uids_of
 from s3daemon.request import Destination, Request
 
@@ -321,5 +322,6 @@ def test_every_refusal_is_one_warning(
         assert record.getMessage().startswith("refused /data/f to bucket/k, asked by user 1000: ")
         assert told in record.getMessage()
         assert record.journal == {  # type: ignore[attr-defined]
-            "S3DAEMON_PEER_UID": 1000, "S3DAEMON_FILE": "/data/f", "S3DAEMON_BUCKET": "bucket", "S3DAEMON_KEY": "k"
+            "MESSAGE_ID": MessageId.REFUSED,
+            "S3DAEMON_PEER_UID": 1000, "S3DAEMON_FILE": "/data/f", "S3DAEMON_BUCKET": "bucket", "S3DAEMON_KEY": "k",
         }  # fmt: skip

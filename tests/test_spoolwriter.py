@@ -15,6 +15,8 @@ from typing import Any
 
 import pytest
 
+from s3daemon.kinds import MessageId, Priority
+
 TOP = Path(__file__).resolve().parent.parent
 #: What every scenario begins with; it runs in a process of its own, with the file system mounted at `top`.
 PRELUDE = """
@@ -114,6 +116,37 @@ async def main():
     assert result["more"] > 100
     assert result["exact"]
     assert result["noted"] == [7, True]
+
+
+def test_trouble_is_told_as_it_begins_and_as_it_ends(tmp_path: Path) -> None:
+    """Once each, however many are refused in between, under the ids that the catalog explains."""
+    result = run(
+        tmp_path,
+        """
+import logging
+
+class Keeper(logging.Handler):
+    def emit(self, record):
+        if hasattr(record, "journal"):
+            result.setdefault("told", []).append([record.levelname, record.getMessage(), record.journal])
+
+async def main():
+    logging.getLogger("s3daemon").addHandler(Keeper())
+    spool = Spool.open(state, retry_s=0.02)
+    hog()
+    for n in range(5):
+        await fill(spool)
+    (top / "hog").unlink()
+    await settled(spool)
+    await spool.add(transfer(9999), 1.0, begun=False)
+    await spool.close()
+""",
+    )
+    (begin, trouble, kind), (end, over, other) = result["told"]
+    assert (begin, kind) == ("ERROR", {"MESSAGE_ID": MessageId.SPOOL_FULL})
+    assert "is full" in trouble
+    assert (end, other) == ("WARNING", {"MESSAGE_ID": MessageId.SPOOL_WRITABLE, "PRIORITY": Priority.NOTICE})
+    assert "can be written again; requests are accepted" in over
 
 
 def test_removals_go_on_while_another_fills_the_disk(tmp_path: Path) -> None:
