@@ -11,16 +11,19 @@ What is said
     settings        every variable of the environment: unit, default, reason
     request         Destination, Request, Transfer: frozen, valid by construction
     wire            the line protocol without I/O
+    record          TransferRecord: one schema for the journal and the reports
 
 What is kept
     retry           what a failed attempt means and when to try again: pure, no clock, no sleep
     health          whether the endpoint is up, away, or the queue held
+    spoolparts      the rows of multipart uploads
     spoolrows       a row of the spool, and what may become of it
     spooldb         the SQLite file: schema and statements
     spooldir        the state directory: lock, ballast, what recovery does to each leftover
     spoolrescue     a damaged file: what can be read of it is carried over
     spoolwriter     the thread that writes: one commit for all that waits
-    spool           accepted transfers on disk: the face of the four above, and the only one that others use
+    ledger          multipart uploads that a store may still hold, in memory and in the spool
+    spool           accepted transfers on disk: the face of those above, and the only one that others use
 
 What is sent
     source          a regular file, opened for sending: checked before, and again after
@@ -30,19 +33,27 @@ What is sent
     progress        how far an attempt has come
     lane            one warm connection
     upload          what was acknowledged since a body began
-    connections     all lanes, kept open
+    receivers       the addresses behind the store's name: which serve, which are left aside
+    connections     all lanes, lent to one user at a time
     answers         what went wrong, in our own words
     signing         aiobotocore's client, made to sign and parse
+    sending         requests over the lanes: signed there, sent here, watched while they move
+    prime           a scratch object over a new connection, so that its window is wide
+    keeper          holds the lanes open, warm, and at receivers that serve
+    stored          what is known of an object that is in the store
+    parts           the parts of a large file: their size, how many at a time
+    multipart       a large file to S3 in parts, resumed where an earlier attempt left it
     store           one file to S3, and what the answer means
     endpoint        connections, keys and client of one store, as the settings describe it
 
 What becomes of it
-    record          TransferRecord: one schema for the journal and the reports
+    metrics         records and figures to Prometheus
     journal         records and log lines to the journal, or to standard error; never blocks the event loop
     schedule        who goes next
     deferrals       clients that need not wait any longer, in the journal; of a flood, how many
     outcome         what became of a transfer, in the journal's terms
     attempt         one attempt: open, look, send, confirm
+    janitor         aborts the multipart uploads that nobody goes on with
     waiters         who waits for a transfer's end, and when they are told not to
     exposures       the last exposures, each to its last object: pure
     uploader        spool -> store -> record: states, attempts, draining
@@ -50,7 +61,7 @@ What becomes of it
 
 Who talks to us
     manager         systemd's side: sockets and stored descriptors, notifications, watchdog, signals
-    backlog         the next client of a listening socket
+    backlog         the clients of a listening socket
     peers           whose connection it is, and whether that user may ask
     server          the listener: bytes <-> wire
     listing         the queue as a table
@@ -58,7 +69,13 @@ Who talks to us
     asking          its other end, for the subcommands
     overview        what the status has to say: uploads, exposures, state
     operations      what operators ask there
+    httpguard       whose requests the HTTP door takes: no other sites' pages
+    httpform        its form without I/O
+    httpuploads     `POST /upload`
+    httpdoor        its listener: clients, limits, paths
+    httppages       its pages for programs: version, health, metrics
     page            the page at `/`
+    httpservice     the HTTP door put together
     service         the daemon put together
     queue           `s3daemon queue`
     status_view     the status as tables for people: pure

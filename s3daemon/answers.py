@@ -6,8 +6,10 @@ import os
 
 import aiohttp
 import botocore.exceptions
+import botocore.parsers
 
-from .errors import AttemptError, S3daemonError, one_line
+from .errors import AttemptError, FileError, S3daemonError, one_line
+from .settings import Settings
 
 #: Statuses that a proxy may give for a request which the store behind it has carried out.
 _UNSURE = (500, 502, 504)
@@ -21,6 +23,16 @@ _HINTS = {
     "QuotaExceeded": "the store's quota is used up: have it raised, then reload",
     "RequestTimeTooSkewed": "set the clocks",
 }
+#: What sending can raise, from aiohttp, the kernel, botocore's reading of garbage, and ourselves.
+SENDING_ERRORS = (
+    aiohttp.ClientError,
+    OSError,
+    TimeoutError,
+    FileError,
+    botocore.exceptions.BotoCoreError,
+    botocore.parsers.ResponseParserError,
+    ValueError,
+)
 #: A proxy's Retry-After may also be a date; only seconds are read.
 _MAX_RETRY_AFTER_S = 3600.0
 
@@ -82,3 +94,25 @@ def failure_of(  # noqa: PLR0911 - a table: one line for each kind of failure
         case _:
             text = one_line(f"the store's answer cannot be read: {type(error).__name__}: {error}", 200)
             return AttemptError("BadAnswer", text, ambiguous=ambiguous)
+
+
+def stall_of(
+    settings: Settings, size: int, acked: int, *, arrived: bool, reading: bool, ambiguous: bool
+) -> AttemptError | FileError:
+    """An attempt was ended because it no longer moved.
+
+    Args:
+        settings: the limits that it passed.
+        size: bytes of the body.
+        acked: bytes that the peer acknowledged.
+        arrived: that was all, and no answer came.
+        reading: what was waited for was the file system.
+        ambiguous: the whole body may have arrived.
+    """
+    if arrived:
+        text = f"all was sent and no answer came for {settings.answer_timeout_s:g} s"
+        return AttemptError("NoAnswer", text, ambiguous=True)
+    if reading:
+        return FileError("ReadFailed", f"the file system did not answer for {settings.stall_timeout_s:g} s")
+    text = f"the store took no byte for {settings.stall_timeout_s:g} s, after {acked} of {size}"
+    return AttemptError("Stalled", text, ambiguous=ambiguous)

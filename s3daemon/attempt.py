@@ -114,19 +114,19 @@ class Attempts:
         try:
             source = job.source or await open_file(job.transfer.file, self.settings, self._opener)
         except FileError:
-            if job.unknown and isinstance(found := await self.store.find(job.transfer), Stored):
+            if job.unknown and isinstance(found := await self.store.find(job.transfer, job.tried), Stored):
                 return found  # it was stored, and its owner has tidied up since
             raise
         job.source = None
         try:
             if source.state != job.transfer.seen:
                 await self._see(job, source.state)
-            elif job.unknown and isinstance(found := await self.store.find(job.transfer), Stored):
+            elif job.unknown and isinstance(found := await self.store.find(job.transfer, job.tried), Stored):
                 return found
             if not job.begun:
                 await _noted(self._spool.begin(job.transfer.id))
                 job.begun = True
-            stored = await self.store.put(job.transfer, source, job.progress)
+            stored = await self.store.put(job.transfer, source, self._spool.ledger, job.tried, job.progress)
         finally:
             source.close()
         await self._confirm(job)

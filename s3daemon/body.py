@@ -28,10 +28,12 @@ CHUNK_BYTES = 256 * 1024
 
 
 class FileBody(Payload):
-    """A source as aiohttp's payload and botocore's file-like object, good for one sending.
+    """A source, or a slice of it, as aiohttp's payload and botocore's file-like object, good for one sending.
 
     Args:
         source: the open file; stays the caller's.
+        offset: where the slice begins, bytes.
+        size: of the slice, bytes; None for all that there is.
         digest: compute the MD5 of what is sent.
         on_start: called with the transport just before the first byte is written.
 
@@ -47,13 +49,16 @@ class FileBody(Payload):
     def __init__(
         self,
         source: Source,
+        offset: int = 0,
+        size: int | None = None,
         *,
         digest: bool,
         on_start: Callable[[asyncio.BaseTransport], None] = lambda _: None,
     ) -> None:
         super().__init__(source)
         self._source = source
-        self._size = source.state.size
+        self._offset = offset
+        self._size = source.state.size if size is None else size
         self._md5 = hashlib.md5(usedforsecurity=False) if digest else None
         self._on_start = on_start
         self._position = 0
@@ -139,15 +144,16 @@ class FileBody(Payload):
         if source.content is not None:
             return source.content
         size = min(CHUNK_BYTES, len(self) - self.sent)
+        at = self._offset + self.sent
         try:
-            chunk: bytes | bytearray | None = source.read_now(self.sent, size)
+            chunk: bytes | bytearray | None = source.read_now(at, size)
             if chunk is None:
-                chunk = await self._in_thread(os.pread, source.fd, size, self.sent)
+                chunk = await self._in_thread(os.pread, source.fd, size, at)
         except OSError as exc:
             raise file_error(source.path, exc) from exc
         if not chunk:
             raise FileError("FileChanged", f"{one_line(source.path)}: it became shorter while it was sent")
-        if self.sent + len(chunk) == len(self):  # withhold the end of a mixture: without it the store keeps nothing
+        if self.sent + len(chunk) == len(self):  # withhold the end of a mixture: the store keeps nothing without it
             await self._in_thread(source.check_unchanged)
         return chunk
 

@@ -1,9 +1,8 @@
-"""All lanes, and the keeper that holds them open.
+"""All lanes, lent to one user at a time, the best one first.
 
-`take` lends a lane, an open one first and among those the one used last: its congestion window is the widest. The
-keeper opens every lane before the first request needs it, touches idle ones with a cheap request before the server's
-patience ends, and opens again what the server closed, so that no upload is the one to find out. It works on a few
-lanes at a time: an upload that comes meanwhile still finds one.
+There are some more than uploads can use at once, so that those which the keeper touches or opens are not missed. Who
+sends much gets the one with the widest congestion window, who sends little the narrowest, which is as good there; lanes
+that stand open and lead to a receiver that serves go before all others.
 """
 
 from __future__ import annotations
@@ -15,47 +14,67 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
 
-import aiohttp
 from yarl import URL
 
+from .kinds import MessageId
 from .lane import Lane
 from .pacing import Pacer
+from .receivers import Receivers
 from .settings import Settings
 from .tcp import Clock
 
 _log = logging.getLogger(__name__)
 
-#: How often the keeper looks for lanes to open or to touch, seconds.
-SWEEP_S = 1.0
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
-#: The share of all lanes that the keeper works on at once.
-KEPT_AT_ONCE = 1 / 4
+#: One more connection for so many. The keeper has these to work with and leaves as many as uploads can use.
+LANES_PER_SPARE = 6
 
 
 class Lanes:
-    """The warm connections to one endpoint.
+    """The connections to one endpoint.
 
     Args:
         settings: endpoint, timeouts, number of connections.
         clock: monotonic seconds.
+        spare: how many there are beyond what uploads can use; by default some.
+
+    Attributes:
+        pacer: shares the bandwidth among them.
+        receivers: the addresses that they lead to.
+        url: of the endpoint.
     """
 
-    def __init__(self, settings: Settings, clock: Clock = time.monotonic) -> None:
+    def __init__(self, settings: Settings, clock: Clock = time.monotonic, *, spare: int | None = None) -> None:
         self._settings = settings
         self._clock = clock
-        self._url = URL(settings.endpoint_url)
-        tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if self._url.scheme == "https" else None
+        self.url = URL(settings.endpoint_url)
+        secure = self.url.scheme == "https"
+        self._tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
         self.pacer = Pacer(settings.bwlimit_bps)
-        self._all = [Lane(settings, tls, self.pacer, clock) for _ in range(settings.max_connections)]
-        self._idle = list(self._all)  # from the one used longest ago to the one used last
-        self._touched: set[Lane] = set()  # idle, but being touched; they keep their place
-        self._waiting: list[asyncio.Future[None]] = []
-        self._addresses: list[str] = []
+        self.receivers = Receivers(clock, _tell_aside, _tell_back)
+        self.receivers.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
-        self._turn = 0
+        self._resolving = asyncio.Lock()
+        self._warned: set[str] = set()
+        self.spare = -(-settings.max_connections // LANES_PER_SPARE) if spare is None else spare
+        self._all = [self.new_lane() for _ in range(settings.max_connections + self.spare)]
+        self._idle = list(self._all)  # from the one used longest ago to the one used last
+        self._busy: set[Lane] = set()  # idle, but the keeper has them; they keep their place
+        self._waiting: list[asyncio.Future[None]] = []
+        self._opened_before = 0
+        self._ending: set[asyncio.Task[None]] = set()
+
+    def new_lane(self) -> Lane:
+        """Make one that is not open and not among those that are lent."""
+        return Lane(self._settings, self._tls, self.pacer, self._clock, self._warn)
+
+    def _warn(self, text: str) -> None:
+        if text not in self._warned:  # once, not for every socket
+            self._warned.add(text)
+            _log.warning("%s", text)
 
     @property
     def limit(self) -> int:
@@ -70,21 +89,59 @@ class Lanes:
     @property
     def opened(self) -> int:
         """How many connections were made since the start."""
-        return sum(lane.opened for lane in self._all)
+        return self._opened_before + sum(lane.opened for lane in self._all)
+
+    @property
+    def aside(self) -> list[str]:
+        """The receivers that are left aside."""
+        return self.receivers.aside
+
+    @property
+    def lent(self) -> int:
+        """How many are lent."""
+        return len(self._all) - len(self._idle)
+
+    def idle(self) -> list[Lane]:
+        """Those that nobody uses, from the one used longest ago to the one used last."""
+        return [lane for lane in self._idle if lane not in self._busy]
+
+    def leading_to(self) -> Counter[str]:
+        """How many lead to each receiver, or are about to."""
+        idle = set(self.idle())
+        return Counter(lane.receiver for lane in self._all if lane.is_open or lane not in idle)
+
+    @property
+    def usable(self) -> int:
+        """How many uploads can use at once."""
+        return self.limit - self.spare
+
+    @property
+    def for_parts(self) -> int:
+        """How many the further parts of large files may take: those idle beyond half of the usable, others first."""
+        idle = len(self.idle()) - self.spare
+        return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))
+
+    def number(self, lane: Lane) -> int:
+        """Its place among all, from 0; who replaces it has the same."""
+        return self._all.index(lane)
 
     @property
     def peers(self) -> Counter[str]:
         """How many stand open to each address."""
-        return Counter(sorted(peer for lane in self._all if (peer := lane.peer)))
+        return Counter(sorted(lane.receiver for lane in self._all if lane.is_open))
 
     @contextlib.asynccontextmanager
-    async def take(self) -> AsyncIterator[Lane]:
+    async def take(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[Lane]:
         """Lend a lane, waiting until one is idle.
+
+        Args:
+            large: much will be sent over it.
+            avoid: receivers to pass over if another one serves.
 
         Raises:
             OSError: the endpoint's name does not resolve.
         """
-        while not (free := [lane for lane in self._idle if lane not in self._touched]):
+        while not (free := self.idle()):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:
@@ -94,78 +151,92 @@ class Lanes:
                 raise
             finally:
                 self._waiting.remove(waiter)
-        lane = next((lane for lane in reversed(free) if lane.is_open), free[-1])
+        lane = self._best(free, large=large, avoid=avoid)
         self._idle.remove(lane)
         try:
-            await self._aim(lane)
+            await self.aim(lane, avoid)
             yield lane
         finally:
             self._idle.append(lane)
             self._wake_one()
+
+    def _best(self, free: list[Lane], *, large: bool, avoid: Collection[str]) -> Lane:
+        good = [lane for lane in free if lane.is_open and self._leads_well(lane, avoid)]
+        if good:
+            return max(reversed(good), key=lambda lane: lane.window if large else -lane.window)
+        closed = next((lane for lane in reversed(free) if not lane.is_open), None)
+        if closed is None and self.receivers.elsewhere(avoid):
+            closed = self.replace(free[-1])
+        return closed or free[-1]
+
+    def _leads_well(self, lane: Lane, avoid: Collection[str]) -> bool:
+        return self.receivers.serves(lane.receiver) and not (
+            lane.receiver in avoid and self.receivers.elsewhere(avoid)
+        )
 
     def _wake_one(self) -> None:
         waiter = next((waiter for waiter in self._waiting if not waiter.done()), None)
         if waiter is not None:
             waiter.set_result(None)
 
-    async def _aim(self, lane: Lane) -> None:
-        """Give a lane that must connect its address, each of the endpoint's in turn, and the others to fall back on."""
-        if lane.is_open:
-            return
-        if not self._addresses or self._clock() - self._resolved_at >= RESOLVE_EVERY_S:
-            loop = asyncio.get_running_loop()
-            async with asyncio.timeout(self._settings.connect_timeout_s):
-                found = await loop.getaddrinfo(self._url.host, self._url.port, type=socket.SOCK_STREAM)
-            self._addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
-            self._resolved_at = self._clock()
-        first = self._turn % len(self._addresses)
-        lane.pin(self._addresses[first:] + self._addresses[:first])
-        self._turn += 1
-
-    async def keep(self) -> None:
-        """Open all lanes, then touch the idle ones and replace the closed ones, until cancelled."""
-        at_once = max(1, int(len(self._all) * KEPT_AT_ONCE))
-        failures = 0
-        while True:
-            due = self._due()[: 1 if failures else at_once]
-            answered = all(await asyncio.gather(*(self._touch(lane) for lane in due)))
-            failures = 0 if answered else failures + 1
-            if failures:  # the endpoint is away: one lane at a time, ever less often
-                await asyncio.sleep(min(SWEEP_S * 2 ** min(failures, 10), self._settings.keepalive_interval_s))
-            elif len(due) < at_once:
-                await asyncio.sleep(SWEEP_S)
-
-    def _due(self) -> list[Lane]:
-        """Idle lanes that are closed or were not used for the interval, those used last first.
-
-        A server that closes after every answer gets no more than one touch an interval on each lane.
-        """
-        before = self._clock() - self._settings.keepalive_interval_s
-        lanes = reversed(self._idle)
-        return [lane for lane in lanes if lane.used_at <= before or (not lane.is_open and lane.persistent)]
-
-    async def _touch(self, lane: Lane) -> bool:
-        """Send one cheap request, which opens a closed lane; whether it was answered.
-
-        Unsigned, so that it needs no key and no bucket: any answer, a refusal too, keeps the connection alive. Not
-        HEAD: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends the connection.
-        """
-        if lane not in self._idle or lane in self._touched:
-            return True  # somebody was faster
-        self._touched.add(lane)
+    @contextlib.contextmanager
+    def hold(self, lane: Lane) -> Iterator[None]:
+        """Keep an idle lane from being lent; it keeps its place among the idle ones."""
+        self._busy.add(lane)
         try:
-            await self._aim(lane)
-            async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
-                await lane.request("GET", str(self._url.with_path("/")), {}, None)
-        except (aiohttp.ClientError, OSError, TimeoutError) as exc:
-            _log.debug("a connection to %s could not be kept: %s", self._url.host, exc)
-            return False
+            yield
         finally:
-            self._touched.remove(lane)
+            self._busy.remove(lane)
             self._wake_one()
-        return True
+
+    def replace(self, lane: Lane) -> Lane:
+        """End an idle lane; a new one that is not open takes its place."""
+        new = self.new_lane()
+        for lanes in (self._all, self._idle):
+            lanes[lanes.index(lane)] = new
+        self._opened_before += lane.opened
+        ending = asyncio.create_task(lane.close())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        return new
+
+    async def aim(self, lane: Lane, avoid: Collection[str] = ()) -> None:
+        """Give a lane that must connect its address, and the others to fall back on.
+
+        Raises:
+            OSError: the endpoint's name does not resolve.
+        """
+        if not lane.is_open:
+            await self._resolve()
+            lane.pin(self.receivers.order(self.leading_to(), avoid))
+
+    async def _resolve(self) -> None:
+        if self._settings.receivers:
+            return
+        async with self._resolving:
+            if self.receivers and self._clock() - self._resolved_at < RESOLVE_EVERY_S:
+                return
+            loop = asyncio.get_running_loop()
+            try:
+                async with asyncio.timeout(self._settings.connect_timeout_s):
+                    found = await loop.getaddrinfo(self.url.host, self.url.port, type=socket.SOCK_STREAM)
+            except OSError as exc:
+                if not self.receivers:
+                    raise
+                _log.warning("%s does not resolve any more, %s; the addresses before stay", self.url.host, exc)
+            else:
+                self.receivers.replace(dict.fromkeys(str(item[4][0]) for item in found))
+            self._resolved_at = self._clock()
 
     async def close(self) -> None:
         """Close every connection."""
-        for lane in self._all:
-            await lane.close()
+        await asyncio.gather(*self._ending, *(lane.close() for lane in self._all))
+
+
+def _tell_aside(address: str, why: str) -> None:
+    kind = {"journal": {"MESSAGE_ID": MessageId.RECEIVER_ASIDE.value}}
+    _log.warning("receiver %s is left aside: %s", address, why, extra=kind)
+
+
+def _tell_back(address: str) -> None:
+    _log.info("receiver %s serves again", address)

@@ -6,8 +6,11 @@ The connections are taken over from one to the next where the settings allow.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 
 from .connections import Lanes
+from .keeper import Keeper
+from .prime import Primer
 from .settings import Settings
 from .signing import Signer
 from .store import Store
@@ -15,11 +18,11 @@ from .store import Store
 #: A change of any other setting leaves the connections as they are.
 _OF_LANES = (
     "endpoint_url",
+    "receivers",
     "ca_bundle",
     "max_connections",
     "connect_timeout_s",
     "stall_timeout_s",
-    "keepalive_interval_s",
     "congestion",
 )
 
@@ -50,7 +53,8 @@ class Endpoint:
             SettingsError: there are no keys.
         """
         await self.signer.open()
-        self._keeping = asyncio.create_task(self.lanes.keep())
+        prime = Primer(self._settings, self.store.sending).widen if self._settings.prime else None
+        self._keeping = asyncio.create_task(Keeper(self._settings, self.lanes, prime).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one goes on with them."""
@@ -60,8 +64,11 @@ class Endpoint:
         if after is None or after.lanes is not self.lanes:
             await self.lanes.close()
 
-    async def retire(self, after: Endpoint, in_flight: set[asyncio.Task[None]]) -> None:
-        """Close once the attempts that began with this endpoint are over."""
+    async def retire(
+        self, after: Endpoint, in_flight: set[asyncio.Task[None]], leave: Callable[[Store], Awaitable[None]]
+    ) -> None:
+        """Close once the attempts that began with this endpoint are over, and `leave` has tidied up at its store."""
         if in_flight:
             await asyncio.wait(in_flight)
+        await leave(self.store)
         await self.close(after)

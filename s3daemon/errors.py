@@ -68,6 +68,10 @@ class AttemptError(S3daemonError):
         status: the HTTP status, 0 when there was no answer.
         ambiguous: the whole body may have arrived, so the object may be in the store.
         retry_after: seconds that the store asked us to wait (Retry-After), 0 when it did not.
+
+    Attributes:
+        receiver: the address where it failed; empty when it got nowhere.
+        elsewhere: the receiver is to blame, and another one serves that the transfer has not tried yet.
     """
 
     def __init__(
@@ -77,6 +81,8 @@ class AttemptError(S3daemonError):
         self.status = status
         self.ambiguous = ambiguous
         self.retry_after = retry_after
+        self.receiver = ""
+        self.elsewhere = False
 
 
 def one_line(text: str, limit: int = 500) -> str:

@@ -32,11 +32,13 @@ class Ticket:
         id: of the transfer that serves it.
         durable: done when the spool has it; holds the SpoolError when it refused.
         outcome: done at the transfer's end, or when it is deferred at once.
+        job: what is known of the transfer beside; once it is over, its record.
     """
 
     id: str
     durable: asyncio.Future[None]
     outcome: asyncio.Future[Reply]
+    job: Job
 
 
 class Intake:
@@ -81,7 +83,7 @@ class Intake:
             durable = self._join(job, request, source)
         else:
             job, durable = self._accept(request, source)
-        return Ticket(job.transfer.id, durable, self._uploader.waiters.wait(job))
+        return Ticket(job.transfer.id, durable, self._uploader.waiters.wait(job), job)
 
     def resume(self, id_: str) -> Ticket | None:
         """The ticket for a client of an earlier process, None when its transfer is not pending."""
@@ -90,7 +92,7 @@ class Intake:
             return None
         durable: asyncio.Future[None] = self._loop.create_future()
         durable.set_result(None)
-        return Ticket(id_, durable, self._uploader.waiters.wait(job))
+        return Ticket(id_, durable, self._uploader.waiters.wait(job), job)
 
     def deferral(self, ticket: Ticket) -> Reply | None:
         """The reply to a client that has waited long enough; None when the end has come and is about to be told."""

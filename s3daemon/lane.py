@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import aiohttp
@@ -57,20 +57,38 @@ class Lane:
         tls: shared by all lanes; None for plain HTTP.
         pacer: shares the bandwidth among all lanes.
         clock: monotonic seconds.
+        warn: told what the kernel refuses, in one line.
 
     Attributes:
         opened: how often it connected.
+        requests: how many it was given.
         used_at: monotonic seconds of its last answer.
+        answered: the present connection, or the last one, has carried an answer.
         persistent: the server kept the connection after its last answer.
+        window: bytes that could be in flight after its last answer.
+        receiver: the address that it leads to, or is about to; empty before the first.
     """
 
-    def __init__(self, settings: Settings, tls: ssl.SSLContext | None, pacer: Pacer, clock: tcp.Clock) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        tls: ssl.SSLContext | None,
+        pacer: Pacer,
+        clock: tcp.Clock,
+        warn: Callable[[str], None] = lambda text: None,
+    ) -> None:
         self.pacer = pacer
         self.opened = 0
+        self.requests = 0
         self.used_at = clock()
+        self.answered = False
         self.persistent = True
+        self.window = 0
+        self.receiver = ""
+        self._passed_over: list[str] = []
         self._clock = clock
         self._settings = settings
+        self._warn = warn
         self._sock: socket.socket | None = None
         self._pinned = _Pinned()
         connector = aiohttp.TCPConnector(
@@ -90,16 +108,20 @@ class Lane:
         )
 
     def _make_socket(self, info: Any) -> socket.socket:
-        family, kind, proto, _, _ = info
+        family, kind, proto, _, address = info
+        if address[0] != self.receiver:
+            self._passed_over.append(self.receiver)
+        self.receiver = address[0]
         sock = socket.socket(family, kind, proto)
         sock.setblocking(False)
         # The watch on an upload comes first; this is for what nobody watches.
-        tcp.prepare(
-            sock, user_timeout_s=2 * self._settings.stall_timeout_s + 10, congestion=self._settings.congestion
-        )
+        tcp.prepare(sock, user_timeout_s=2 * self._settings.stall_timeout_s + 10)
+        if refused := tcp.choose_congestion(sock, self._settings.congestion):
+            self._warn(refused)
         self.pacer.prepare(sock)
         self._sock = sock
         self.opened += 1
+        self.answered = False
         return sock
 
     @property
@@ -107,14 +129,21 @@ class Lane:
         """The connection stands; False from the moment that the server's close was read."""
         return self._sock is not None and self._sock.fileno() >= 0
 
-    @property
-    def peer(self) -> str:
-        """The address at the other end; empty when it is not open."""
-        return tcp.peer_address(self._sock) if self._sock is not None and self.is_open else ""
-
     def pin(self, addresses: list[str]) -> None:
         """Choose where the next connection goes: to the first of `addresses` that takes it."""
         self._pinned.addresses = addresses
+        self.receiver = addresses[0]
+
+    def passed_over(self) -> list[str]:
+        """The addresses that did not take the connection since this was asked last."""
+        found, self._passed_over = self._passed_over, []
+        return found
+
+    def carried(self) -> int:
+        """Bytes that the peer acknowledged on the present connection."""
+        if self._sock is None or not self.is_open:
+            return 0
+        return tcp.TcpInfo.of(self._sock).acked
 
     async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> aiohttp.ClientResponse:
         """Send one request, opening the connection if need be, and read the answer whole.
@@ -124,11 +153,15 @@ class Lane:
         Raises:
             aiohttp.ClientError, OSError, TimeoutError: what went wrong on the way.
         """
+        self.requests += 1
         response = await self._session.request(
             method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False
         )
         await response.read()
         self.used_at = self._clock()
+        self.answered = True
+        if self._sock is not None and self.is_open:
+            self.window = tcp.TcpInfo.of(self._sock).window
         wants_close = response.headers.get("Connection", "").lower() == "close"
         self.persistent = not wants_close and response.version == aiohttp.HttpVersion11
         return response

@@ -155,13 +155,41 @@ class Operations:
             "spool": self._spool.fault,
             "clients": self._server.clients,
             "connections": {"open": lanes.open_count, "opened": lanes.opened, "limit": lanes.limit},
-            "receivers": receivers_of(lanes.peers, uploads),
+            "receivers": receivers_of(lanes.peers, uploads, lanes.aside),
             "uploads": uploads,
             "waiting": list(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             "failures": list(self._rows([], self._failures)),
             "exposures": [exposure.as_dict(now_usec) for exposure in self._exposures],
             "late_s": LATE_S,
             "lost_s": LOST_S,
+        }
+
+    @property
+    def healthy(self) -> bool:
+        """What is accepted is delivered at once, and everything is accepted."""
+        health = self._uploader.health
+        return not (health.held or health.away or self._spool.fault or self.draining)
+
+    def figures(self) -> dict[str, float]:
+        """The values of `metrics.LIVE` but for the doors' clients."""
+        uploader, lanes = self._uploader, self._lanes()
+        running = len(uploader.schedule.running)
+        oldest = uploader.schedule.oldest
+        return {
+            "s3daemon_in_flight": running,
+            "s3daemon_pending": len(uploader.schedule) - running,
+            "s3daemon_oldest_pending_age_seconds": max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6)
+            if oldest
+            else 0.0,
+            "s3daemon_failed_listed": self.failed,
+            "s3daemon_held": bool(uploader.health.held),
+            "s3daemon_away": uploader.health.away,
+            "s3daemon_spool_refusing": bool(self._spool.fault),
+            "s3daemon_clients": self._server.clients,
+            "s3daemon_connections_open": lanes.open_count,
+            "s3daemon_connections_limit": lanes.limit,
+            "s3daemon_connections_opened": lanes.opened,
+            "s3daemon_receivers_aside": len(getattr(lanes, "aside", ())),
         }
 
     @property
@@ -184,6 +212,8 @@ class Operations:
         if failed := self.failed:
             parts.append(f"{failed} failed (s3daemon queue)")
         parts.append(f"{lanes.open_count} of {lanes.limit} connections open")
+        if lanes.aside:
+            parts.append(f"receivers left aside: {', '.join(lanes.aside)}")
         if uploader.health.held:
             parts.insert(0, f"HELD, {uploader.health.held}")
         elif uploader.health.away:

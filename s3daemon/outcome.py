@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .record import AttemptFailure, TransferRecord
 from .schedule import Job
-from .store import Stored
+from .stored import Stored
 
 
 def record_of(job: Job, stored: Stored | None, endpoint: str, now: float, wall: float) -> TransferRecord:
@@ -40,6 +40,7 @@ def record_of(job: Job, stored: Stored | None, endpoint: str, now: float, wall: 
         retransmits=stored.retransmits if stored else None,
         connection=stored.connection if stored else "",
         changed=job.changed,
+        parts=stored.parts if stored and stored.parts > 1 else None,
     )
 
 

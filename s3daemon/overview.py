@@ -1,18 +1,20 @@
 """What the status says beyond counts, as the members of JSON objects: each upload, each exposure, where connections go.
 
-uploads     one for each attempt in flight, that begun first at the head
-id, bucket, key, file, tags         the transfer's
-attempt                             its number, from 1
-seconds                             since it began
-size_bytes, acked_bytes             of the file; of that acknowledged by the receiver (TCP_INFO)
-rate_bytes_per_s                    since the attempt began
-recent_bytes_per_s                  over its last 4 to 6 s; before that as above
-receivers                           addresses that it goes to now
-receivers   one for each address that connections are open to
-address, connections
-uploads                             attempts in flight to it
-aside                               why nothing goes there; left out while it takes part
-exposures   the last ones, as `Exposure.as_dict` has them
+    uploads     one for each attempt in flight, that begun first at the head
+      id, bucket, key, file, tags         the transfer's
+      attempt                             its number, from 1
+      seconds                             since it began
+      size_bytes, acked_bytes             of the file; of that acknowledged by the receiver (TCP_INFO)
+      rate_bytes_per_s                    since the attempt began
+      recent_bytes_per_s                  over its last 4 to 6 s; before that as above
+      receivers                           addresses that it goes to now
+    receivers   one for each address that connections are open to, or that is left aside
+      address, connections
+      uploads                             attempts in flight to it
+      aside                               it failed and is left aside: nothing goes there
+    exposures   the last ones, as `Exposure.as_dict` has them
+
+`Operations.status` puts them together with the counts.
 """
 
 from __future__ import annotations
@@ -65,13 +67,19 @@ def _upload(job: Job, now: float) -> dict[str, Any]:
     }
 
 
-def receivers_of(connections: Mapping[str, int], uploads: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def receivers_of(
+    connections: Mapping[str, int], uploads: Iterable[Mapping[str, Any]], aside: Iterable[str] = ()
+) -> list[dict[str, Any]]:
     """The addresses.
 
     Args:
         connections: open ones by address.
         uploads: as `uploads_of` gave them.
+        aside: those to which nothing goes.
     """
     busy = Counter(address for upload in uploads for address in upload["receivers"])
-    addresses = sorted({*connections, *busy})
-    return [{"address": a, "connections": connections.get(a, 0), "uploads": busy[a]} for a in addresses]
+    left = set(aside)
+    return [
+        {"address": a, "connections": connections.get(a, 0), "uploads": busy[a], "aside": a in left}
+        for a in sorted({*connections, *busy, *left})
+    ]

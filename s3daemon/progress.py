@@ -17,7 +17,7 @@ class Moving(Protocol):
     """An upload, as far as this module looks at it."""
 
     size: int  #: of its body, bytes
-    receiver: str  #: the peer's address
+    receiver: str  #: the address that it goes to
 
     def acked(self) -> int:
         """Bytes acknowledged since the body began, headers and TLS's share included."""
@@ -31,6 +31,14 @@ class Progress:
         self._arrived = 0
         self._last_receiver = ""
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
+
+    def __len__(self) -> int:
+        """How many uploads are under way."""
+        return len(self._moving)
+
+    def there(self, count: int) -> None:
+        """So many bytes, of a file that goes in parts, are in the store since an earlier attempt."""
+        self._arrived += count
 
     def begin(self, upload: Moving) -> None:
         """Its body is about to be sent."""

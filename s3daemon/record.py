@@ -49,6 +49,8 @@ class TransferRecord:
         retransmits: segments that this connection sent again during the last attempt (TCP_INFO); None when not read.
         connection: "new" when the last attempt had to open it, "warm" when it stood open, "" without an attempt.
         changed: what was sent differed in size, mtime or inode from what was accepted.
+        parts: how many it was stored in; None when it was one PUT. `rtt_usec` is then their median, `retransmits` their
+            sum, and `connection` "new" when one of them had to open its own.
 
     Raises:
         ValueError: a value is out of range; a bug of the caller.
@@ -73,6 +75,7 @@ class TransferRecord:
     retransmits: int | None = None
     connection: str = ""
     changed: bool = False
+    parts: int | None = None
 
     def __post_init__(self) -> None:
         if self.outcome not in ("stored", "failed"):
@@ -220,7 +223,7 @@ class Deferral:
 
 _TEXTS = ("transfer_id", "outcome", "bucket", "key", "endpoint", "etag", "error", "connection")
 _INTEGERS = ("size_bytes", "start_usec", "queue_usec", "total_usec", "attempts")
-_OPTIONAL_INTEGERS = ("upload_usec", "rtt_usec", "retransmits")
+_OPTIONAL_INTEGERS = ("upload_usec", "rtt_usec", "retransmits", "parts")
 _READ = ("file", *_TEXTS, *_INTEGERS, *_OPTIONAL_INTEGERS, "changed")
 
 

@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("prefix", "with a key that begins so"),
         ("tag", "with this tag"),
         ("host", "of this host"),
-        ("unit", "of this instance of the service, such as s3daemon@15556"),
+        ("unit", "of this instance of the service, such as s3daemon@15557"),
     ):
         which.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=text)
     shown = parser.add_argument_group("what is shown")

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from .progress import Progress
+from .record import TransferRecord
 from .request import Destination, Transfer
 from .source import SMALL_BYTES, Source
 from .wire import Reply
@@ -40,6 +41,7 @@ class Job:
         changed: the file differed from what was accepted.
         recovered: accepted by an earlier process.
         code, text: of the last error.
+        tried: receivers where attempts failed, one after the other without a delay between.
         not_before: monotonic seconds before which no attempt is made; 0 when it waits for nothing.
         waiters: who wants to know the end.
         source: the file as opened at acceptance, until the first attempt takes it.
@@ -47,6 +49,7 @@ class Job:
         durable: done when the spool has the transfer; None for what came from there.
         task: the attempt in flight.
         progress: of the attempt begun last; None before the first.
+        record: what became of it, once it is over.
     """
 
     seq: int
@@ -61,6 +64,7 @@ class Job:
     recovered: bool = False
     code: str = ""
     text: str = ""
+    tried: set[str] = field(default_factory=set)
     not_before: float = 0.0
     waiters: list[asyncio.Future[Reply]] = field(default_factory=list)
     source: Source | None = None
@@ -68,6 +72,7 @@ class Job:
     durable: asyncio.Future[None] | None = None
     task: asyncio.Task[None] | None = None
     progress: Progress | None = None
+    record: TransferRecord | None = None
 
     def __lt__(self, other: Job) -> bool:
         """In the order accepted; for heaps."""

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
-from .backlog import next_client
+from .backlog import serve_clients
 from .errors import RequestError, S3daemonError
 from .intake import Intake, Ticket
 from .manager import Manager
@@ -36,8 +36,6 @@ IDLE_LIMIT_S = 60.0
 REPLY_LIMIT_S = 5.0
 #: When the service stops, a client that was accepted has this long to have its line there, seconds.
 LAST_WORDS_S = 0.5
-#: After accept failed for want of descriptors, seconds until it is tried again.
-ACCEPT_PAUSE_S = 0.1
 _READ_BYTES = 16384
 
 
@@ -73,20 +71,7 @@ class Server:
 
     async def accept(self, listener: socket.socket) -> None:
         """Serve the clients of a listening, non-blocking socket until cancelled; the socket stays as it is."""
-        while True:
-            await self._slots.acquire()
-            try:
-                sock = await next_client(listener)
-            except OSError as exc:  # out of descriptors, or the client is gone already
-                self._slots.release()
-                _log.warning("cannot accept a client: %s", exc.strerror)
-                await asyncio.sleep(ACCEPT_PAUSE_S)
-            except BaseException:
-                self._slots.release()
-                raise
-            else:
-                task = self._serve(sock, self._converse(sock))
-                task.add_done_callback(lambda _: self._slots.release())
+        await serve_clients(listener, self._slots, lambda sock: self._serve(sock, self._converse(sock)))
 
     def resume(self, clients: Mapping[str, socket.socket], failures: Mapping[str, Entry]) -> None:
         """Go on serving the clients that an earlier process left.

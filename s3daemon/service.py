@@ -26,7 +26,9 @@ from .endpoint import Endpoint
 from .environ import of_service
 from .errors import SettingsError
 from .exposures import LOST_S
+from .httpservice import Http
 from .intake import Intake
+from .janitor import Janitor
 from .journal import Journal
 from .manager import Inherited, Manager, bind
 from .operations import Answer, Operations, entry_of
@@ -71,7 +73,7 @@ class Service:
         """
         settings = self._settings
         # A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls.
-        threads = settings.max_clients + 4 * settings.max_connections
+        threads = 2 * settings.max_clients + 4 * settings.max_connections
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
         self._door, doors = Doorkeeper(settings.allowed_users), inherited.doors
         state_dir = Path(settings.state_dir)
@@ -82,7 +84,7 @@ class Service:
             await self._endpoint.open()
             self._journal.hide(self._endpoint.signer.secrets)
             try:
-                await self._serve(listeners, inherited.clients, state_dir, stop)
+                await self._serve(listeners, doors.get("http", []), inherited.clients, state_dir, stop)
             finally:
                 await self._endpoint.close()
         finally:
@@ -91,7 +93,12 @@ class Service:
             await spool.close()
 
     async def _serve(
-        self, listeners: list[socket.socket], clients: Mapping[str, socket.socket], state_dir: Path, stop: asyncio.Event
+        self,
+        listeners: list[socket.socket],
+        http_listeners: list[socket.socket],
+        clients: Mapping[str, socket.socket],
+        state_dir: Path,
+        stop: asyncio.Event,
     ) -> None:
         settings, spool = self._settings, self._spool
         service = ServiceClock(spool.service_base, time.monotonic)
@@ -102,10 +109,18 @@ class Service:
         exposures = watch(uploader)
         uploader.recover(pending)
         spool.on_replaced = self._restore
+        self._janitor = Janitor(
+            spool.ledger,
+            lambda id_: uploader.schedule.get(id_) is not None,
+            lambda: not (uploader.health.away or uploader.health.held),
+            lambda: self._attempts.store,
+        )
+        self._janitor.disown()
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.told)
         server.door = self._door
         self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
+        self._http = Http(settings, self._door, intake, uploader, operations, told=spool.told)
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -119,9 +134,12 @@ class Service:
         if pending:
             _log.info("%d transfers of an earlier process are taken up", len(pending))
         tasks = [asyncio.create_task(server.accept(listener)) for listener in listeners]
+        tasks += [asyncio.create_task(self._janitor.run())]
+        tasks += [asyncio.create_task(self._http.accept(listener)) for listener in http_listeners]
         tasks += [asyncio.create_task(self._manager.watchdog(lambda: True)), asyncio.create_task(self._report())]
         self._manager.ready(operations.line())
-        _log.info("serving %s on %s", settings.endpoint_url, ", ".join(_name(listener) for listener in listeners))
+        where = ", ".join([*map(_name, listeners), *(f"http {_name(listener)}" for listener in http_listeners)])
+        _log.info("serving %s on %s", settings.endpoint_url, where)
         try:
             await _until(stop, tasks)
         finally:
@@ -134,9 +152,9 @@ class Service:
         self._manager.stopping(self._operations.line())
         for task in tasks[: -2]:  # the watchdog and the status go on: systemd watches a stopping service too
             task.cancel()
-        await self._server.stop_reading()
+        await asyncio.gather(self._server.stop_reading(), self._http.stop_reading())
         await self._uploader.drain(drain_s)
-        await self._server.leave()
+        await asyncio.gather(self._server.leave(), self._http.leave())
         await control.close()
         for task in tasks:
             task.cancel()
@@ -191,9 +209,10 @@ class Service:
         self._journal.hide(endpoint.signer.secrets)
         self._settings = self._attempts.settings = self._uploader.settings = self._server.settings = new
         self._endpoint, self._attempts.store, self._server.door = endpoint, endpoint.store, door
+        self._http.reload(new, door)
         self._uploader.schedule.resize(new.max_connections)
         in_flight = {job.task for job in self._uploader.schedule.running if job.task}
-        self._retiring = asyncio.create_task(before.retire(endpoint, in_flight))
+        self._retiring = asyncio.create_task(before.retire(endpoint, in_flight, self._janitor.leave))
         self._uploader.health.reload()
         self._uploader.schedule.end_delays()
         self._uploader.pump()

@@ -8,6 +8,7 @@ Secrets are in no repr, in no fault and in no traceback.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -23,6 +24,7 @@ from .values import (
     count,
     duration,
     endpoint,
+    hosts,
     matching,
     names,
     path,
@@ -34,6 +36,7 @@ from .values import (
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
 _TOKEN = matching("[!-~]{1,16384}", "text without spaces")
+_HOST_IS_ADDRESS = re.compile(r"//(\[|[0-9.]+(:|$))")
 
 
 class Row(NamedTuple):
@@ -120,6 +123,8 @@ class Settings:
         "Buckets that may be written (commas between); without it any.")
     allowed_users: tuple[str, ...] = _var("S3DAEMON_ALLOWED_USERS", "", names(),
         "Local users, by name or number, that may ask (commas between); without it any.")
+    http_names: tuple[str, ...] = _var("S3DAEMON_HTTP_NAMES", "", hosts(),
+        "Names that the HTTP door may be asked by (commas between), beside localhost and its own address.")
     state_dir: str = _var("S3DAEMON_STATE_DIR", None, path(),
         "Where accepted transfers are kept; without it systemd's STATE_DIRECTORY.", restart=True)
     log_level: str = _var("S3DAEMON_LOG_LEVEL", "info", choice("debug", "info", "warning", "error"),
@@ -131,7 +136,7 @@ class Settings:
             value = getattr(self, name)
             if (value != variable.kind.empty or variable.default) and not variable.kind.admits(value):
                 faults += variable.unexpected(value).faults
-        if faults := [*faults, *_conflicts({name for name in VARIABLES if getattr(self, name)})]:
+        if faults := [*faults, *_conflicts({name for name in VARIABLES if getattr(self, name)}, self.endpoint_url)]:
             raise SettingsError(faults)
 
     @classmethod
@@ -160,7 +165,8 @@ class Settings:
             except SettingsError as exc:
                 present.add(name)
                 faults += exc.faults
-        if faults := [*faults, *_conflicts(present), *unknown(environ, VARIABLES.values())]:
+        faults += [*_conflicts(present, values.get("endpoint_url", "")), *unknown(environ, VARIABLES.values())]
+        if faults:
             raise SettingsError(faults)
         return cls(**values)
 
@@ -193,7 +199,7 @@ def of_operator(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: text for name, text in environ.items() if name in known or name.startswith("S3DAEMON_")}
 
 
-def _conflicts(present: set[str]) -> Iterator[str]:
+def _conflicts(present: set[str], url: str) -> Iterator[str]:
     """What is missing or does not go together, given the fields that are set, well or badly."""
     if "endpoint_url" not in present:
         yield "S3_ENDPOINT_URL is not set: the address of the store, such as https://s3.example.org"
@@ -208,5 +214,7 @@ def _conflicts(present: set[str]) -> Iterator[str]:
         yield "AWS_SESSION_TOKEN is set without the keys that it goes with"
     if "profile" in present and "shared_credentials_file" not in present:
         yield "AWS_PROFILE is a section of the file that AWS_SHARED_CREDENTIALS_FILE names, which is not set"
+    if "receivers" in present and url and _HOST_IS_ADDRESS.search(url):
+        yield "S3DAEMON_RECEIVERS is set, but S3_ENDPOINT_URL has an address: give it the name that TLS and Host go by"
     if "state_dir" not in present:
         yield "S3DAEMON_STATE_DIR is not set: a directory for accepted transfers; under systemd StateDirectory= sets it"

@@ -12,6 +12,8 @@
     expire                  failed              (none), when it was kept long enough
     restore                 (none)              what memory says
 
+Multipart uploads have rows of their own, which outlive these: `ledger`.
+
 spooldb draws the schema, spooldir the files and what recovery does to each leftover, spoolwriter what is done while the
 disk refuses. Changes take effect in the order they were asked for: whatever was asked for before an awaited change is
 durable when that one is. When the file turns out to be damaged while it is open, it is replaced by what could be read
@@ -28,11 +30,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from .errors import SpoolError, StartError, one_line
+from .errors import SpoolError, one_line
+from .ledger import Ledger
 from .request import Destination, Transfer
-from .spooldb import is_corrupt
 from .spooldir import Lock, prepare
-from .spoolrescue import LastingFile
+from .spoolparts import UploadRows
+from .spoolrescue import LastingFile, cannot_open
 from .spoolrows import Change, Delete, Entry, Expire, Insert, Overtake, Tick, Update, Value, seen_columns
 from .spoolwriter import Job, Writer
 
@@ -52,10 +55,12 @@ class Spool:
     ignored.
     """
 
-    def __init__(self, lock: Lock, writer: Writer, entries: list[Entry], service_base: float, last_seq: int) -> None:
+    def __init__(self, lock: Lock, writer: Writer, found: tuple[list[Entry], float, int, list[UploadRows]]) -> None:
         """For `open`."""
+        entries, service_base, last_seq, uploads = found
         self.service_base = service_base  #: seconds of service to start the `ServiceClock` from
         self.last_seq = last_seq  #: the highest ever used, when it was opened
+        self.ledger = Ledger(writer.put, uploads)  #: the multipart uploads
         self.on_replaced: Callable[[], None] | None = None  #: called in the event loop; should lead to `restore`
         self._lock: Lock | None = lock
         self._writer = writer
@@ -85,19 +90,16 @@ class Spool:
         lock = Lock(directory, create=create)
         file = LastingFile(directory / "spool.db", create=create)
         try:
-            found = file.use(lambda opened: (opened.entries(), opened.service_base, opened.last_seq))
+            found = file.use(lambda db: (db.entries(), db.service_base, db.last_seq, db.uploads()))
         except BaseException as exc:
             file.close()
             lock.release()
             if not isinstance(exc, sqlite3.Error | OSError):
                 raise
-            if isinstance(exc, sqlite3.Error) and is_corrupt(exc):
-                text = f"the spool in {directory} is damaged; the daemon mends it when it starts"
-                raise StartError("SpoolCorrupt", text) from exc
-            raise StartError("SpoolBroken", f"the spool in {directory} cannot be opened: {exc}") from exc
+            raise cannot_open(directory, exc) from exc
         file.replaced = False  # nobody knew the old one
         writer = Writer(directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s)
-        return cls(lock, writer, *found)
+        return cls(lock, writer, found)
 
     @property
     def fault(self) -> str:
@@ -155,8 +157,7 @@ class Spool:
 
     def note(self, transfer_id: str, attempts: int, *, begun: bool, code: str, text: str) -> None:
         """An attempt failed and another will follow."""
-        seq = self._seq_of.get(transfer_id)
-        if seq is not None:
+        if (seq := self._seq_of.get(transfer_id)) is not None:
             error: dict[str, Value] = {"code": one_line(code), "text": one_line(text)}
             self._lazily(Update(seq, {"attempts": attempts, "begun": begun, **error}))
 
@@ -181,8 +182,7 @@ class Spool:
 
     def told(self, transfer_id: str) -> None:
         """A client was told of the failure."""
-        seq = self._seq_of.get(transfer_id)
-        if seq is not None:
+        if (seq := self._seq_of.get(transfer_id)) is not None:
             self._lazily(Update(seq, {"told": True}))
 
     async def retry(self, ids: Iterable[str], service_now: float) -> set[str]:
@@ -207,16 +207,16 @@ class Spool:
         self._lazily(Expire(service_now - keep))
 
     async def restore(self, entries: Sequence[Entry]) -> None:
-        """Add those of `entries` that the file lost; a seq that the spool gave counts, whatever theirs."""
+        """Add what the file lost of `entries`, and uploads; a seq that the spool gave counts, whatever theirs."""
         own = [replace(entry, seq=self._seq_of.setdefault(entry.transfer.id, entry.seq)) for entry in entries]
-        await self._durably([Insert(entry, if_missing=True) for entry in own])
+        await self._durably([*(Insert(entry, if_missing=True) for entry in own), *self.ledger.changes()])
 
     async def close(self) -> None:
         """Write what is on its way, close the file, let others have the directory. Nothing the second time."""
         await asyncio.to_thread(self._writer.close)
-        if self._lock is not None:
-            self._lock.release()
-            self._lock = None
+        lock, self._lock = self._lock, None
+        if lock is not None:
+            lock.release()
 
     async def _change(self, ids: Iterable[str], columns: Mapping[str, Value]) -> set[str]:
         there = {id_: seq for id_ in ids if (seq := self._seq_of.get(id_)) is not None}

@@ -8,6 +8,7 @@
                         as in `Entry`
     transfer_overtaken  index over the failed rows alone, by bucket and key: what a success for a destination clears
     state           one row: service, the seconds of service that ran until it was last written
+    upload, part    multipart uploads: `spoolparts` draws them
     PRAGMA user_version     how many of `MIGRATIONS` have been applied
 
 There is no index over `id`: ids are random, so each acceptance would dirty a page of its own of it; the spool knows the
@@ -23,7 +24,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
+from . import spoolparts
 from .errors import RequestError, StartError
+from .spoolparts import UploadRows
 from .spoolrows import COLUMNS, Change, Delete, Entry, Expire, Insert, Overtake, Tick, Update, Value, from_row, to_row
 
 #: Each brings the schema from the version of its index to the next; none is ever edited once released.
@@ -39,6 +42,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE state (service REAL NOT NULL)",
         "INSERT INTO state VALUES (0.0)",
     ),
+    spoolparts.SCHEMA,
 )
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours
 _INSERT_IF_MISSING = _INSERT.replace("INSERT", "INSERT OR IGNORE", 1)
@@ -66,6 +70,19 @@ def is_corrupt(error: sqlite3.Error) -> bool:
 def primary_code(error: sqlite3.Error) -> int:
     """Give SQLite's primary result code of `error`, 0 when it has none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+@contextlib.contextmanager
+def _sense() -> Iterator[None]:
+    """Tell what was read and makes no sense from a disk that fails."""
+    try:
+        yield
+    except (RequestError, ValueError, TypeError) as exc:
+        raise Damaged(f"a row makes no sense: {exc}") from exc
+    except sqlite3.OperationalError as exc:
+        if primary_code(exc) > sqlite3.SQLITE_ERROR:
+            raise
+        raise Damaged(str(exc)) from exc  # "no such table"; or Python's own complaint: text that is not UTF-8
 
 
 class SpoolFile:
@@ -104,10 +121,9 @@ class SpoolFile:
         if version > len(MIGRATIONS):
             text = f"the spool has schema {version}, this s3daemon knows {len(MIGRATIONS)}: install the newer one again"
             raise StartError("SpoolNewer", text)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.execute(f"PRAGMA wal_autocheckpoint = {_WAL_PAGES}")
-        self._db.execute(f"PRAGMA journal_size_limit = {_WAL_PAGES * 4096}")
+        limits = f"wal_autocheckpoint = {_WAL_PAGES}", f"journal_size_limit = {_WAL_PAGES * 4096}"
+        for pragma in ("journal_mode = WAL", "synchronous = FULL", *limits):
+            self._db.execute(f"PRAGMA {pragma}")
         for number, statements in enumerate(MIGRATIONS[version:], version + 1):
             with self._transaction():
                 for statement in statements:
@@ -116,15 +132,9 @@ class SpoolFile:
         verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise Damaged(str(verdict).splitlines()[-1])
-        try:
+        with _sense():
             self.service_base = float(self._db.execute("SELECT service FROM state").fetchone()[0])
             self.last_seq = self._number("SELECT max(seq) FROM sqlite_sequence")
-        except (TypeError, ValueError) as exc:
-            raise Damaged("the seconds of service are not there") from exc
-        except sqlite3.OperationalError as exc:
-            if primary_code(exc) != sqlite3.SQLITE_ERROR:
-                raise
-            raise Damaged(str(exc)) from exc  # "no such table"
 
     def _look_through(self) -> None:
         """Take from a damaged file what can be had."""
@@ -163,15 +173,14 @@ class SpoolFile:
         """Read the failed rows as `entries` does; costs what they are, however many are pending."""
         return self._read(f"{_SELECT} INDEXED BY transfer_overtaken WHERE failed = 1 ORDER BY seq")
 
+    def uploads(self) -> list[UploadRows]:
+        """Read the multipart uploads as `entries` reads transfers."""
+        with _sense():
+            return spoolparts.read(self._db.execute)
+
     def _read(self, query: str, *values: Value) -> list[Entry]:
-        try:
+        with _sense():
             return [from_row(row) for row in self._db.execute(query, values)]
-        except (RequestError, ValueError, TypeError) as exc:
-            raise Damaged(f"a row makes no sense: {exc}") from exc
-        except sqlite3.OperationalError as exc:
-            if primary_code(exc):
-                raise
-            raise Damaged(str(exc)) from exc  # Python's own complaint: text that is not UTF-8
 
     def commit(self, jobs: Sequence[Sequence[Change]]) -> list[list[str] | Exception]:
         """Carry out all `jobs` in one commit: durable when this returns, undone when it raises.
@@ -208,6 +217,8 @@ class SpoolFile:
                 return self._remove("failed = 1 AND failed_service < ?", before)
             case Tick(service):
                 run("UPDATE state SET service = ?", (service,))
+            case _:
+                spoolparts.carry_out(run, change)
         return []
 
     def _remove(self, where: str, *values: Value) -> list[str]:

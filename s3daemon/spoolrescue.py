@@ -20,8 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from .errors import one_line
+from .errors import StartError, one_line
 from .spooldb import SpoolFile, is_corrupt
+from .spoolparts import UploadRows
 from .spoolrows import Entry, Insert, Tick
 
 #: Reads that fail while a damaged file is searched for rows. A page holds some tens of rows, so these are thousands of
@@ -30,6 +31,13 @@ _MAX_BAD_READS = 100_000
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
+
+
+def cannot_open(directory: Path, error: sqlite3.Error | OSError) -> StartError:
+    """What `error`, met while the spool in `directory` was opened, means to people."""
+    if isinstance(error, sqlite3.Error) and is_corrupt(error):
+        return StartError("SpoolCorrupt", f"the spool in {directory} is damaged; the daemon mends it when it starts")
+    return StartError("SpoolBroken", f"the spool in {directory} cannot be opened: {error}")
 
 
 class LastingFile:
@@ -93,10 +101,11 @@ class LastingFile:
 
     def _replace(self, reason: sqlite3.Error) -> None:
         self._finish()
-        entries, lost, service = _salvage(self._path)
+        entries, uploads, lost, service = _salvage(self._path)
         replacement = SpoolFile(_new(self._path), create=True)
         try:
-            replacement.commit([[Insert(entry, if_missing=True) for entry in entries], [Tick(service)]])
+            rows = [Insert(entry, if_missing=True) for entry in entries]
+            replacement.commit([rows, *(upload.changes() for upload in uploads), [Tick(service)]])
             replacement.checkpoint()
         finally:
             replacement.close()
@@ -140,19 +149,21 @@ def _take_its_place(path: Path) -> Path:
     return aside
 
 
-def _salvage(path: Path) -> tuple[list[Entry], int, float]:
+def _salvage(path: Path) -> tuple[list[Entry], list[UploadRows], int, float]:
     """Read what can be read of a damaged file.
 
     Returns:
-        the rows in order, how many could not be read (at most), the seconds of service.
+        the rows in order, the multipart uploads, how many rows could not be read (at most), the seconds of service.
 
-    A range of rows that cannot be read is halved until the bad ones are alone.
+    A range of rows that cannot be read is halved until the bad ones are alone. Uploads are read all or not at all:
+    without theirs a transfer starts over.
     """
     try:
         file = SpoolFile(path, create=False, damaged=True)
     except sqlite3.Error:
-        return [], 0, 0.0
+        return [], [], 0, 0.0
     entries: list[Entry] = []
+    uploads: list[UploadRows] = []
     bad, alone = 0, 0
     ranges = [(1, file.last_seq)] if file.last_seq else []
     while ranges and bad < _MAX_BAD_READS:
@@ -166,5 +177,7 @@ def _salvage(path: Path) -> tuple[list[Entry], int, float]:
             else:
                 middle = (first + last) // 2
                 ranges += [(middle + 1, last), (first, middle)]
+    with contextlib.suppress(sqlite3.Error):
+        uploads = file.uploads()
     file.close()
-    return entries, alone, file.service_base
+    return entries, uploads, alone, file.service_base

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .request import Destination, FileState, Transfer
+from .spoolparts import BeginUpload, Completing, EndUpload, NotePart, UploadChange
 
 #: What a column can hold.
 Value = int | float | str | bytes
@@ -136,7 +137,7 @@ class Tick:
     service: float
 
 
-Change = Insert | Update | Delete | Overtake | Expire | Tick
+Change = Insert | Update | Delete | Overtake | Expire | Tick | UploadChange
 
 
 def compact(changes: Iterable[Change]) -> list[Change]:
@@ -153,6 +154,8 @@ def compact(changes: Iterable[Change]) -> list[Change]:
             key = change.destination
         elif isinstance(change, Update | Delete):
             key = change.seq
+        elif isinstance(change, BeginUpload | NotePart | Completing | EndUpload):
+            key = change.row
         before = kept.pop(key, None)
         if isinstance(change, Update) and isinstance(before, Update):
             change = Update(change.seq, {**before.columns, **change.columns})  # noqa: PLW2901 - the two are one now

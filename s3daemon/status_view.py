@@ -148,10 +148,10 @@ def _failure(row: Mapping[str, Any]) -> list[Cell]:
 
 def _receivers(receivers: Sequence[Mapping[str, Any]]) -> Table:
     rows = [
-        [str(row["connections"]), str(row["uploads"]), _name(row.get("aside", "")), _name(row["address"])]
+        [str(row["connections"]), str(row["uploads"]), "left aside" if row["aside"] else "", _name(row["address"])]
         for row in receivers
     ]
-    return Table("RECEIVERS", [">CONNECTIONS", ">UPLOADS", "LEFT ASIDE", "ADDRESS"], rows, 3)
+    return Table("RECEIVERS", [">CONNECTIONS", ">UPLOADS", "", "ADDRESS"], rows, 3)
 
 
 def _exposure(exposure: Mapping[str, Any], lost_s: float, zone: tzinfo | None) -> list[Cell]:

@@ -7,13 +7,10 @@ stopwatch over the whole upload would end a slow but moving one. `StallWatch` lo
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 import struct
 from collections.abc import Callable
 from dataclasses import dataclass
-
-_log = logging.getLogger(__name__)
 
 #: Idle for this long, the kernel asks whether the peer is alive; six unanswered questions end the connection.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
@@ -21,7 +18,7 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
 TICK_S = 0.25
 
 # Offsets in struct tcp_info, include/uapi/linux/tcp.h; the structure only ever grows at its end.
-_UNACKED, _RTT, _RETRANS, _ACKED, _NOTSENT, _SENT = 24, 68, 100, 120, 144, 200
+_MSS, _UNACKED, _RTT, _CWND, _RETRANS, _ACKED, _NOTSENT, _SENT = 16, 24, 68, 80, 100, 120, 144, 200
 _TCP_INFO_BYTES = 216
 #: A connection's state after a reset, include/net/tcp_states.h.
 _TCP_CLOSE = 7
@@ -38,6 +35,7 @@ class TcpInfo:
         retransmits: packets sent again since it was opened.
         sent: bytes that were sent at least once since it was opened.
         over: the connection was reset, by either side, or given up.
+        window: bytes that the congestion window lets be in flight.
     """
 
     acked: int
@@ -46,6 +44,7 @@ class TcpInfo:
     retransmits: int
     sent: int
     over: bool
+    window: int = 0
 
     @classmethod
     def of(cls, sock: socket.socket) -> TcpInfo:
@@ -57,14 +56,16 @@ class TcpInfo:
         raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES).ljust(_TCP_INFO_BYTES, b"\0")
         (unacked,) = struct.unpack_from("=I", raw, _UNACKED)
         (notsent,) = struct.unpack_from("=I", raw, _NOTSENT)
+        (mss,) = struct.unpack_from("=I", raw, _MSS)
+        (cwnd,) = struct.unpack_from("=I", raw, _CWND)
         (rtt,) = struct.unpack_from("=I", raw, _RTT)
         (retransmits,) = struct.unpack_from("=I", raw, _RETRANS)
         (acked,) = struct.unpack_from("=Q", raw, _ACKED)
         sent, again = struct.unpack_from("=QQ", raw, _SENT)
-        return cls(acked, unacked + notsent, rtt, retransmits, sent - again, raw[0] == _TCP_CLOSE)
+        return cls(acked, unacked + notsent, rtt, retransmits, sent - again, raw[0] == _TCP_CLOSE, cwnd * mss)
 
 
-def prepare(sock: socket.socket, *, user_timeout_s: float, congestion: str = "") -> None:
+def prepare(sock: socket.socket, *, user_timeout_s: float) -> None:
     """Set what every connection to the store needs, before it connects.
 
     SO_SNDBUF is left alone on purpose: setting it turns the kernel's autotuning off, and with it the long fat network.
@@ -72,7 +73,6 @@ def prepare(sock: socket.socket, *, user_timeout_s: float, congestion: str = "")
     Args:
         sock: not yet connected.
         user_timeout_s: sent data unacknowledged for this long ends the connection, seconds.
-        congestion: name of a congestion control, empty for the kernel's own; one that the kernel refuses is a warning.
     """
     for level, option, value in (
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -83,27 +83,27 @@ def prepare(sock: socket.socket, *, user_timeout_s: float, congestion: str = "")
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
     ):
         sock.setsockopt(level, option, value)
-    if congestion:
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, congestion.encode())
-        except PermissionError:
-            _log.warning("congestion control %s: add it to net.ipv4.tcp_allowed_congestion_control", congestion)
-        except OSError:
-            _log.warning("congestion control %s is not loaded: modprobe tcp_%s", congestion, congestion)
+
+
+def choose_congestion(sock: socket.socket, name: str) -> str:
+    """Have `sock` use the congestion control `name`; nothing when that is empty.
+
+    Returns:
+        why the kernel refuses and what to do, one line; empty when it does not.
+    """
+    try:
+        if name:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, name.encode())
+    except PermissionError:
+        return f"congestion control {name}: add it to net.ipv4.tcp_allowed_congestion_control; the system's is used"
+    except OSError:
+        return f"congestion control {name} is not loaded: modprobe tcp_{name}; the system's is used"
+    return ""
 
 
 def forget_unsent(sock: socket.socket, *, forget: bool = True) -> None:
     """Make the coming close drop what was not acknowledged, with a reset; else the kernel goes on delivering it."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", forget, 0))
-
-
-def peer_address(sock: socket.socket) -> str:
-    """The address at the other end, without its port; empty when there is none any more."""
-    try:
-        peer = sock.getpeername()
-    except OSError:
-        return ""
-    return str(peer[0]) if isinstance(peer, tuple) else ""
 
 
 def beneath(transport: asyncio.Transport) -> asyncio.Transport:

@@ -12,7 +12,7 @@ import socket
 
 from .lane import Lane
 from .progress import Progress
-from .tcp import TcpInfo, forget_unsent, peer_address
+from .tcp import TcpInfo, forget_unsent
 
 
 class Upload:
@@ -27,9 +27,9 @@ class Upload:
     def __init__(self, lane: Lane, size: int, progress: Progress | None = None) -> None:
         self.connection = "warm" if lane.is_open else "new"
         self.size = size
-        self.receiver = ""  #: the peer's address, once the body began
-        self._progress = progress or Progress()
-        self._pacer = lane.pacer
+        self.receiver = ""  #: where the body goes, once it began
+        self._progress = Progress() if progress is None else progress
+        self._lane = lane
         self._witness: socket.socket | None = None
         self._before: TcpInfo | None = None
 
@@ -40,8 +40,8 @@ class Upload:
             self._witness = socket.socket(fileno=os.dup(sock.fileno()))
             forget_unsent(self._witness)  # however it ends, a crash of ours included, nothing arrives after the end
             self._before = TcpInfo.of(self._witness)
-            self._pacer.begin(self._witness, self.size)
-            self.receiver = peer_address(self._witness)
+            self._lane.pacer.begin(self._witness, self.size)
+            self.receiver = self._lane.receiver
             self._progress.begin(self)
 
     def info(self) -> TcpInfo | None:
@@ -73,7 +73,7 @@ class Upload:
         """Let go of the descriptor; only now can the kernel tell the peer that the connection is over."""
         if self._witness is not None:
             self._progress.end(self)
-            self._pacer.end(self._witness)
+            self._lane.pacer.end(self._witness)
             if TcpInfo.of(self._witness).due == 0:
                 forget_unsent(self._witness, forget=False)  # a connection that is kept may end politely one day
             self._witness.close()

@@ -31,7 +31,7 @@ from .health import Health
 from .journal import Journal
 from .outcome import record_of, warning_of
 from .record import MessageId, TransferRecord
-from .retry import ServiceClock, Verdict, backoff, blames_endpoint, judge
+from .retry import FILE_GRACE_S, ServiceClock, Verdict, backoff, blames_endpoint, judge
 from .schedule import Job, Schedule
 from .settings import Settings
 from .spool import Entry, Spool
@@ -42,8 +42,6 @@ from .wire import Outcome, Reply
 
 _log = logging.getLogger(__name__)
 
-#: A file that is gone, stale or unreadable is tried again for this long after a start: mounts come late after a boot.
-FILE_GRACE_S = 3600.0
 #: Faults of the file that say nothing about the next moment.
 _PASSING = ("FileChanged", "ReadFailed")
 
@@ -145,6 +143,7 @@ class Uploader:
 
     def _failed(self, job: Job, error: S3daemonError) -> None:
         now = self.clock()
+        stale_again = job.code == error.code == "StaleConnection"
         job.code, job.text = error.code, error.text
         verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
         self._note_health(job, error, verdict)
@@ -155,8 +154,11 @@ class Uploader:
             self.give_up(job)
             return
         delay = 0.0
-        if error.code != "StaleConnection":  # a connection closed while idle says nothing against another
+        if isinstance(error, AttemptError) and error.elsewhere:  # each receiver once, then patience
+            job.tried.add(error.receiver)
+        elif error.code != "StaleConnection" or stale_again:  # one that was closed says nothing against another
             job.live = False
+            job.tried.clear()
             delay = backoff(job.attempts, self._rng, getattr(error, "retry_after", 0.0))
         job.begun = job.unknown
         self._spool.note(job.transfer.id, job.attempts, begun=job.unknown, code=job.code, text=job.text)
@@ -165,12 +167,11 @@ class Uploader:
 
     def _judge_file(self, error: S3daemonError, now: float) -> Verdict:
         """A file's fault passes, or may: within the grace after a start."""
-        if error.code in _PASSING or now - self._started_at < FILE_GRACE_S:
-            return Verdict.TRANSIENT
-        return Verdict.PERMANENT
+        passes = error.code in _PASSING or now - self._started_at < FILE_GRACE_S
+        return Verdict.TRANSIENT if passes else Verdict.PERMANENT
 
     def _note_health(self, job: Job, error: S3daemonError, verdict: Verdict) -> None:
-        if not isinstance(error, AttemptError) or error.code == "StaleConnection":
+        if not isinstance(error, AttemptError) or error.code == "StaleConnection" or error.elsewhere:
             return
         was_held = self.health.held
         if verdict is Verdict.HOLD or blames_endpoint(error):
@@ -192,8 +193,7 @@ class Uploader:
 
     async def _list_failure(self, job: Job, reply: Reply) -> None:
         try:
-            now = self.service.now()
-            await self._spool.fail(job.transfer.id, job.attempts, job.code, job.text, now, told=False)
+            await self._spool.fail(job.transfer.id, job.attempts, job.code, job.text, self.service.now(), told=False)
         except SpoolError as exc:  # it stays pending there: the next process tries once more, and finds the same
             _log.error("the failure of %s could not be listed: %s", job.transfer.id, exc)
         tell(job, reply)
@@ -226,7 +226,7 @@ class Uploader:
             job.source = None
 
     def _record(self, job: Job, stored: Stored | None) -> None:
-        record = record_of(job, stored, self.settings.endpoint_url, self.clock(), self._wall())
+        job.record = record = record_of(job, stored, self.settings.endpoint_url, self.clock(), self._wall())
         for see in self.observers:
             see(record)
 

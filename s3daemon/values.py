@@ -205,6 +205,12 @@ def names() -> Kind:
     return Kind("", "names with commas or spaces between", _words, bool, empty=())
 
 
+def hosts() -> Kind:
+    """Names of hosts, likewise."""
+    expected = "names of hosts, without ports, with commas or spaces between"
+    return Kind("", expected, _words, lambda v: bool(v) and all(_HOST.fullmatch(word) for word in v), empty=())
+
+
 def addresses() -> Kind:
     """IP addresses, likewise."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import selectors
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from s3daemon.attempt import Attempts
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.intake import Intake
 from s3daemon.kinds import MessageId
+from s3daemon.ledger import Ledger
 from s3daemon.progress import Progress
 from s3daemon.record import Field
 from s3daemon.request import Destination, FileState, Request, Transfer
@@ -67,6 +68,7 @@ class FakeSpool:
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}
+        self.ledger = Ledger()
         self.failed: dict[str, tuple[str, str]] = {}
         self.begun: list[str] = []
         self.full = False
@@ -112,12 +114,21 @@ class FakeStore:
     seconds: float = 0.1
     objects: dict[Destination, str] = field(default_factory=dict)
     puts: list[tuple[float, str]] = field(default_factory=list)
+    tried: list[set[str]] = field(default_factory=list)
     finds: list[str] = field(default_factory=list)
     ever: set[str] = field(default_factory=set)
     in_flight: int = 0
     most: int = 0
 
-    async def put(self, transfer: Transfer, source: Source, progress: Progress) -> Stored:
+    async def put(
+        self,
+        transfer: Transfer,
+        source: Source,
+        ledger: Ledger | None = None,
+        tried: Collection[str] = (),
+        progress: Progress | None = None,
+    ) -> Stored:
+        self.tried.append(set(tried))
         self.puts.append((asyncio.get_running_loop().time(), transfer.id))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
@@ -137,7 +148,7 @@ class FakeStore:
         self.objects[transfer.destination] = transfer.id
         self.ever.add(transfer.id)
 
-    async def find(self, transfer: Transfer) -> Stored | Absence:
+    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | Absence:
         self.finds.append(transfer.id)
         await asyncio.sleep(self.seconds)
         if self.objects.get(transfer.destination) == transfer.id:

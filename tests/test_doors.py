@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from subprocess import CompletedProcess
 from typing import Any
+from urllib.request import urlopen
 
 import pytest
 from lab.box import Box
 from lab.daemon import daemon
-from lab.env import TREE
+from lab.env import TREE, free_ports
 from lab.installed import Service, installed, write_file
 from lab.relay import relay
 from lab.s3 import S3Server
 
 UNIX, DOOR = "s3daemon-unix.socket", "/run/s3daemon.socket"
+HTTP = "s3daemon-http.socket"
 FILE = "/data/f"
 
 
@@ -25,7 +29,8 @@ FILE = "/data/f"
 def units(box: Box) -> Iterator[Service]:
     """Everything installed, the Unix door too, and three users: `member` is of the group that may use it."""
     with ExitStack() as stack:
-        stack.callback(box.put(TREE / "systemd" / UNIX, f"/etc/systemd/system/{UNIX}").unlink)
+        for name in (UNIX, HTTP):
+            stack.callback(box.put(TREE / "systemd" / name, f"/etc/systemd/system/{name}").unlink)
         service = stack.enter_context(installed(box))
         write_file(box, FILE, os.urandom(3_000))
         for user, options in (("listed", ()), ("unlisted", ()), ("member", ("--groups", "s3daemon"))):
@@ -186,6 +191,48 @@ def test_a_client_of_the_unix_door_waits_over_a_restart(service: Service, moto: 
         assert (client.wait(120), client.lines()) == (0, [])
         service.systemctl("stop", service.door, service.unit)  # before the relay, which it would go on connecting to
     assert "unix/waits" in keys(moto, bucket)
+
+
+def test_the_http_door(service: Service, moto: S3Server, bucket: str) -> None:
+    """Enabled, and the service restarted: users are judged as at the wire, figures told, nobody is refused."""
+    (port,) = free_ports(1)
+    folder = service.box.root / f"etc/systemd/system/{HTTP}.d"
+    with ExitStack() as stack:
+        stack.callback(service.systemctl, "daemon-reload")
+        stack.callback(shutil.rmtree, folder)
+        folder.mkdir()
+        (folder / "port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
+        stack.callback(service.systemctl, "disable", "--now", HTTP)
+        service.systemctl("daemon-reload")
+        service.systemctl("enable", HTTP)
+        allow(service, moto, USERS="listed")
+        service.systemctl("restart", service.unit)
+        assert service.show("ActiveState", HTTP) == "active"
+        script = _POST.format(port=port, file=FILE, bucket=bucket)
+        for user, code in (("listed", "200"), ("unlisted", "400")):
+            done = service.box.exec("runuser", "-u", user, "--", "python3", "-c", script, user)
+            assert done.stdout.split(" ", 1)[0] == code, done.stdout
+        assert "http/unlisted" not in keys(moto, bucket)
+        assert warned(service, "unlisted")[-1]["S3DAEMON_KEY"] == "http/unlisted"
+        told = urlopen(f"http://localhost:{port}/metrics").read().decode()
+        assert '\ns3daemon_transfers_total{outcome="stored"} 1.0\n' in told
+        assert "\nprocess_resident_memory_bytes " in told
+        with ThreadPoolExecutor(1) as pool:
+            over = [pool.submit(lambda: urlopen(f"http://localhost:{port}/version").status) for _ in range(200)]
+            service.systemctl("restart", service.unit)
+            assert {one.result() for one in over} == {200}
+        service.systemctl("stop", HTTP, service.door, service.unit)
+
+
+_POST = """
+import sys, urllib.error, urllib.parse, urllib.request
+form = {{"file": "{file}", "uri": "s3://{bucket}/http/" + sys.argv[1]}}
+try:
+    answer = urllib.request.urlopen("http://localhost:{port}/upload", urllib.parse.urlencode(form).encode())
+except urllib.error.HTTPError as refused:
+    answer = refused
+print(answer.status, answer.read().decode())
+"""
 
 
 def test_keys_that_systemd_passed_are_not_sent(service: Service, moto: S3Server, bucket: str) -> None:

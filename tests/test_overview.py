@@ -53,12 +53,13 @@ def test_uploads() -> None:
 
 
 def test_receivers() -> None:
-    """Those with connections and those with uploads, each once."""
+    """Those with connections, with uploads, or left aside, each once."""
     uploads = uploads_of([job(1, 9.0, 500), job(2, 9.0, 200)], 10.0)
-    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads) == [
-        {"address": "192.0.2.1", "connections": 4, "uploads": 1},
-        {"address": "192.0.2.2", "connections": 0, "uploads": 1},
-        {"address": "192.0.2.7", "connections": 1, "uploads": 0},
+    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads, ["192.0.2.9"]) == [
+        {"address": "192.0.2.1", "connections": 4, "uploads": 1, "aside": False},
+        {"address": "192.0.2.2", "connections": 0, "uploads": 1, "aside": False},
+        {"address": "192.0.2.7", "connections": 1, "uploads": 0, "aside": False},
+        {"address": "192.0.2.9", "connections": 0, "uploads": 0, "aside": True},
     ]
 
 

@@ -181,7 +181,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         for row in (*status["waiting"], *status["failures"]):
             row["destination"], row["text"], row["code"] = HOSTILE, HOSTILE, "<b>Bold"
         status["exposures"] = [exposure(1, name=HOSTILE)]
-        status["receivers"] = [{"address": HOSTILE, "connections": 1, "uploads": 1, "aside": HOSTILE}]
+        status["receivers"] = [{"address": HOSTILE, "connections": 1, "uploads": 1, "aside": True}]
         for name in ("held", "status", "host", "endpoint", "version"):
             status[name] = HOSTILE
         await shown(tab, door, status | {"state": "held"})

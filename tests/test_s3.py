@@ -17,10 +17,13 @@ from lab.s3 import S3Server
 from lab.sending import Sender, a_file, failure, in_loop, sending, transfer_of
 
 from s3daemon.errors import SettingsError
+from s3daemon.ledger import Ledger
 from s3daemon.settings import Settings
 from s3daemon.signing import Signer
 from s3daemon.source import Source
+from s3daemon.spoolparts import MultipartUpload
 from s3daemon.store import ID_KEY, Absence, Stored
+from s3daemon.stored import marks_of
 
 SMALL = 3_000
 LARGE = 20 << 20
@@ -89,6 +92,55 @@ async def test_sizes(tmp_path: Path, server: S3Server) -> None:
                 head = client.head_object(Bucket=bucket, Key=f"size/{size}")
             assert (head["Metadata"][ID_KEY], head["ContentLength"]) == (transfer.id, size)
             assert await sender.store.find(transfer) == Stored(stored.etag, size)
+
+
+@in_loop
+async def test_parts(tmp_path: Path, server: S3Server) -> None:
+    """A large file is stored in parts, whole and marked; what the store has of it already is not sent again."""
+    bucket, part = server.new_bucket(), 5 << 20
+    file = a_file(tmp_path / "file", 2 * part + 1000)
+    sizes = {"S3DAEMON_MULTIPART_THRESHOLD": "5MiB", "S3DAEMON_PART_SIZE": "5MiB"}
+    source, ledger = Source.open(str(file)), Ledger()
+    async with to(server, **sizes) as sender:
+        transfer = transfer_of(source, "key", bucket)
+        stored = await sender.store.put(transfer, source, ledger)
+        assert (stored.size, stored.parts, stored.etag[-2:]) == (source.state.size, 3, "-3")
+        assert content(server, bucket, "key") == file.read_bytes()
+        assert await sender.store.find(transfer) == Stored(stored.etag, stored.size, parts=3)
+
+        # Another content tells who sent the part.
+        with looking(server) as client:
+            where = {"Bucket": bucket, "Key": "key"}
+            id_ = client.create_multipart_upload(**where, Metadata=marks_of(transfer))["UploadId"]
+            etag = client.upload_part(**where, UploadId=id_, PartNumber=2, Body=b"x" * part)["ETag"].strip('"')
+        state = source.state
+        await ledger.begin(
+            MultipartUpload(id_, server.url, transfer.id, transfer.destination, state.size, state.mark, part)
+        )
+        ledger.part(next(iter(ledger)), 2, etag)
+        assert (await sender.store.put(transfer, source, ledger)).parts == 3
+        whole = file.read_bytes()
+        assert content(server, bucket, "key") == whole[:part] + b"x" * part + whole[2 * part :]
+        assert not list(ledger)
+    source.close()
+
+
+@in_loop
+async def test_parts_that_are_given_up(server: S3Server, seaweed: S3Server) -> None:
+    """An upload that was aborted is gone: it cannot be listed, and aborting it again is no other failure."""
+    bucket = server.new_bucket()
+    where = {"Bucket": bucket, "Key": "key"}
+    async with to(server) as sender:
+        id_ = (await sender.store.ask("create_multipart_upload", **where))["UploadId"]
+        await sender.store.ask("list_parts", **where, UploadId=id_)
+        await sender.store.ask("abort_multipart_upload", **where, UploadId=id_)
+        error = await failure(sender.store.ask("list_parts", **where, UploadId=id_))
+        assert (error.code in ("NoSuchUpload", "NoSuchKey"), error.status) == (True, 404)
+        if server.url != seaweed.url:  # it is content
+            error = await failure(sender.store.ask("abort_multipart_upload", **where, UploadId=id_))
+            assert (error.code, error.status) == ("NoSuchUpload", 404)
+    with looking(server) as client:
+        assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
 @in_loop

@@ -108,6 +108,15 @@ def test_keys_that_do_not_go_together() -> None:
     assert faults({**GOOD, "AWS_PROFILE": "p"})[0].startswith("AWS_PROFILE is a section of the file")
 
 
+def test_receivers_need_a_name() -> None:
+    """TLS and the Host header go by the endpoint's name, which an address is not."""
+    receivers = {**GOOD, "S3DAEMON_RECEIVERS": "10.0.0.1"}
+    for url in ("http://10.0.0.9", "https://10.0.0.9:7480", "https://[2001:db8::1]"):
+        assert faults({**receivers, "S3_ENDPOINT_URL": url})[0].startswith("S3DAEMON_RECEIVERS")
+    for url in ("http://10.0.0.9.example.org", "https://s3:7480"):
+        assert Settings.from_environ({**receivers, "S3_ENDPOINT_URL": url}).receivers == ("10.0.0.1",)
+
+
 def test_systemd_credentials() -> None:
     """Any variable may be a credential, so that no environment is needed; one in both places is a fault."""
     files = {name.lower(): text + "\n" for name, text in GOOD.items()}

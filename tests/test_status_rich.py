@@ -36,7 +36,7 @@ def shown(view: View, width: int) -> list[str]:
 def test_says_what_the_text_says() -> None:
     found = "\n".join(shown(view_of(busy()), 160))
     assert " OK " in found
-    for word in ("IN FLIGHT", "12.5 MB/s", "MC_O_000123_R01.fits", "503 for 36h00m", "never", "NoSuchBucket"):
+    for word in ("IN FLIGHT", "12.5 MB/s", "MC_O_000123_R01.fits", "left aside", "never", "NoSuchBucket"):
         assert word in found
     assert "━" in found
 

@@ -17,7 +17,8 @@ SYSTEMD = Path(__file__).parent.parent / "systemd"
 SERVICE = SYSTEMD / "s3daemon.service"
 SOCKETS = [SYSTEMD / "s3daemon.socket", SYSTEMD / "s3daemon@.socket"]
 UNIX = SYSTEMD / "s3daemon-unix.socket"
-UNITS = [SERVICE, *SOCKETS, UNIX]
+HTTP = SYSTEMD / "s3daemon-http.socket"
+UNITS = [SERVICE, *SOCKETS, UNIX, HTTP]
 
 #: S3DAEMON_MAX_CLIENTS and S3DAEMON_DRAIN_TIMEOUT as they are unless set.
 MAX_CLIENTS, DRAIN_S = 1024, 20
@@ -83,6 +84,16 @@ def test_the_unix_door() -> None:
     assert found["Socket.SocketMode"] == ["0660"]
     assert found["Socket.ListenStream"] == ["/run/s3daemon.socket"]
     assert not found["Socket.ListenStream"][0].startswith("/run/s3daemon/")
+    for name in ("Backlog", "Service", "TriggerLimitIntervalSec"):
+        assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
+
+
+def test_the_http_door() -> None:
+    """It stands as fast as the others, is told apart by its name, and only this host reaches it."""
+    found, other = settings(HTTP), settings(SOCKETS[0])
+    assert found["Socket.FileDescriptorName"] == [DOORS[1]]
+    assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
+    assert found["Socket.ListenStream"] == ["127.0.0.1:15556"]
     for name in ("Backlog", "Service", "TriggerLimitIntervalSec"):
         assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
 
@@ -168,9 +179,9 @@ class TestSystemdsOwnJudgement:
             tmp_path.joinpath(path.name).write_text(text)
         return tmp_path
 
-    @pytest.mark.parametrize("name", ["s3daemon", "s3daemon@15556", "s3daemon-unix"])
+    @pytest.mark.parametrize("name", ["s3daemon", "s3daemon@15557", "s3daemon-unix", "s3daemon-http"])
     def test_verify_is_silent(self, units: Path, name: str) -> None:
-        service = name.removesuffix("-unix")
+        service = name.partition("-")[0]
         paths = [str(units / f"{service}.service"), str(units / f"{service}.socket"), str(units / f"{name}.socket")]
         # The manual pages are installed with the package, not in a checkout.
         done = subprocess.run(

@@ -7,6 +7,7 @@ from fakes import House, away, fly
 
 from s3daemon.errors import AttemptError, FileError, RequestError, SpoolError
 from s3daemon.kinds import MessageId
+from s3daemon.request import Transfer
 from s3daemon.wire import Outcome
 
 HOUR = 3600.0
@@ -360,5 +361,70 @@ def test_a_bug_loses_nothing() -> None:
         ticket = await house.intake.submit(house.request())
         assert (await ticket.outcome).outcome is Outcome.STORED
         assert house.store.finds
+
+    fly(main)
+
+
+def elsewhere(receiver: str) -> AttemptError:
+    """A receiver failed, and another one serves."""
+    error = AttemptError("SlowDown", "no", status=503)
+    error.receiver, error.elsewhere = receiver, True
+    return error
+
+
+def test_a_broken_receiver_costs_one_attempt() -> None:
+    """The next one goes elsewhere at once; the endpoint is not held to be away, however many meet the broken one."""
+
+    async def main() -> None:
+        house = House()
+        seen: set[str] = set()
+
+        def once(transfer: Transfer) -> AttemptError | None:
+            if transfer.id in seen:
+                return None
+            seen.add(transfer.id)
+            return elsewhere("broken")
+
+        house.store.answer = once
+        tickets = [await house.intake.submit(house.request(key=f"k{n}")) for n in range(20)]
+        assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
+        assert all(record.attempts == 2 for record in house.journal.records)
+        assert max(record.total_usec for record in house.journal.records) == 200_000, "no delay between the two"
+        assert not house.uploader.health.away
+
+    fly(main)
+
+
+def test_each_receiver_once_then_patience() -> None:
+    """Where an attempt failed the next one does not go; after the last receiver the transfer waits, and begins anew."""
+
+    async def main() -> None:
+        house = House()
+        left = [elsewhere("a"), elsewhere("b"), AttemptError("SlowDown", "no", status=503)]
+        house.store.answer = lambda _: left.pop(0) if left else None
+        ticket = await house.intake.submit(house.request())
+        assert (await ticket.outcome).outcome is Outcome.STORED
+        assert house.store.tried == [set(), {"a"}, {"a", "b"}, set()]
+        at = [at for at, _ in house.store.puts]
+        assert at[2] - at[0] == pytest.approx(0.2)
+        assert at[3] - at[2] > 0.8
+
+    fly(main)
+
+
+def test_a_stale_connection_twice_in_a_row() -> None:
+    """The first is replaced at once; a second says that something else ends them, and that is not hurried."""
+
+    async def main() -> None:
+        house = House()
+        left = [AttemptError("StaleConnection", "closed") for _ in range(3)]
+        house.store.answer = lambda _: left.pop() if left else None
+        ticket = await house.intake.submit(house.request())
+        assert (await ticket.outcome).outcome is Outcome.STORED
+        first, second, third, fourth = (at for at, _ in house.store.puts)
+        assert second - first == pytest.approx(0.1)
+        assert third - second > 0.8
+        assert fourth - third > 0.8
+        assert not house.uploader.health.away
 
     fly(main)

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import resource
 import statistics
 import subprocess
@@ -28,6 +27,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from bench.common import cpu_of, make_files
 from lab.certs import Authority
 from lab.daemon import Daemon
 from lab.env import TREE, clean_env, free_ports
@@ -81,12 +81,6 @@ s3daemon.service.Spool = Forgetful
 sys.argv = ["s3daemon", "serve"]
 s3daemon.__main__.main()
 """
-
-
-def cpu_of(pid: int) -> float:
-    """User and system seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def run(*command: str | Path) -> str:
@@ -155,14 +149,6 @@ def serving(server: S3Server, directory: Path, *, program: str = "", **settings:
         yield daemon
     finally:
         daemon.terminate()
-
-
-def make_files(directory: Path, count: int, size: int) -> list[Path]:
-    directory.mkdir(parents=True)
-    files = [directory / f"{n}" for n in range(count)]
-    for file in files:
-        file.write_bytes(os.urandom(size))
-    return files
 
 
 def show(name: str, ratios: Sequence[float], bar: str, detail: str) -> None:

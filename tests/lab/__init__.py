@@ -16,6 +16,7 @@ at the end of a ``with`` block; where a test process dies instead, the kernel st
     relay       a TCP relay that can stop, delay and cut
     deploy      the daemon and what it needs, laid out as on an installed system
     records     records of transfers as tests make them up, and their journal entries
+    browser     headless Chromium
     box         a Debian system booted by a real systemd
     installed   the service in it, as an operator installed it
     rpm         the package, built and installed there

@@ -24,9 +24,13 @@ from lab.s3 import S3Server
 PATIENCE_S = 60.0
 """Longest wait for an answer: the daemon's own limits are half of it."""
 
-# What `S3DAEMON_HOST=127.0.0.1` and a bound port become when the test holds the listening socket, as systemd would:
-# descriptor 3, and the id of the process that it is meant for. ($1 is the descriptor as it was passed.)
-_ACTIVATE = 'given=$1; shift; if ((given != 3)); then exec 3<&"$given" {given}<&-; fi; LISTEN_PID=$$ exec "$@"'
+# What bound ports become when the test holds the listening sockets, as systemd would: descriptors from 3 on, and the id
+# of the process that they are meant for. ($1 is how many follow, as they were passed; each may be in another's place.)
+_ACTIVATE = """
+for ((left = $1; left > 0; left--)); do given=$2; exec {high}<&"$given" {given}<&-; all+=("$high"); shift; done
+at=3; for high in "${all[@]}"; do eval "exec $at<&$high"; exec {high}<&-; ((at++)); done
+LISTEN_PID=$$ exec "${@:2}"
+"""
 
 _RECORD = re.compile(
     r"\S+ (?:info|error) (?P<start>\d+\.\d{6}) (?P<seconds>\d+\.\d{3}) sec - (?P<bucket>[^/]+)/(?P<key>.*)"
@@ -61,11 +65,13 @@ class Daemon:
         server: S3Server,
         settings: dict[str, str],
         prefix: Sequence[str | Path],
-        listener: socket.socket | None,
+        listeners: dict[str, socket.socket],
     ) -> None:
         """Describe it; nothing runs before ``start``."""
         self.state_dir = state_dir
-        self.port: int = listener.getsockname()[1] if listener else free_ports(1)[0]
+        ports = {name: int(listener.getsockname()[1]) for name, listener in listeners.items()}
+        self.port = ports.get("wire") or free_ports(1)[0]
+        self.http_port = ports.get("http", 0)
         self.environ = clean_env(
             PYTHONPATH=str(TREE),
             **server.settings(),
@@ -75,7 +81,7 @@ class Daemon:
         )
         self.set(**settings)
         self._prefix = prefix
-        self._listener = listener
+        self._listeners = listeners
         self._running: AbstractContextManager[Process] | None = None
         self._processes: list[Process] = []
 
@@ -93,10 +99,10 @@ class Daemon:
         """Start it; without ``wait`` it may be anywhere in its start-up when this returns."""
         command = [sys.executable, "-m", "s3daemon", "serve"]
         environ, descriptors = self.environ, list[int]()
-        if self._listener is not None:
-            number = self._listener.fileno()
-            command = ["/bin/bash", "-c", _ACTIVATE, "activate", str(number), *command]
-            environ, descriptors = environ | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "wire"}, [number]
+        if self._listeners:
+            descriptors = [listener.fileno() for listener in self._listeners.values()]
+            command = ["/bin/bash", "-c", _ACTIVATE, "activate", *map(str, [len(descriptors), *descriptors]), *command]
+            environ = environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": ":".join(self._listeners)}
         running = start(*self._prefix, *command, name="s3daemon", env=environ, notify=True, pass_fds=descriptors)
         self._processes.append(running.__enter__())
         self._running = running
@@ -245,6 +251,7 @@ def daemon(
     *,
     prefix: Sequence[str | Path] = (),
     activated: bool = False,
+    http: bool = False,
     running: bool = True,
     **settings: str,
 ) -> Iterator[Daemon]:
@@ -256,11 +263,13 @@ def daemon(
         prefix: a command that runs the daemon's, such as ``unshare``.
         activated: the listening socket is made here and passed to each process, so that clients wait in its backlog
             while there is none.
+        http: likewise with the HTTP door's, without which there is no such door.
         running: start it.
         settings: as for ``Daemon.set``.
     """
-    listener = socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) if activated else None
-    made = Daemon(state_dir, server, settings, prefix, listener)
+    doors = [name for name, wanted in (("wire", activated), ("http", http)) if wanted]
+    listeners = {name: socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) for name in doors}
+    made = Daemon(state_dir, server, settings, prefix, listeners)
     try:
         if running:
             made.start()
@@ -268,5 +277,5 @@ def daemon(
     finally:
         if made._running is not None:
             made.kill()
-        if listener is not None:
+        for listener in listeners.values():
             listener.close()

@@ -1,7 +1,8 @@
 """An S3 server in memory that fails as it is told: quick, in a thread of this process, its insides open to the test.
 
-It keeps objects with their metadata, answers PUT, HEAD and GET, verifies no signature, and remembers every PUT that it
-stored. How it misbehaves is decided for each PUT by a seeded generator; that it is away, or stands still, is switched.
+It keeps objects with their metadata, put whole or in parts, answers PUT, HEAD and GET, verifies no signature, and
+remembers every object that it stored. How it misbehaves is decided for each PUT, and each completion of an upload in
+parts, by a seeded generator; that it is away, or stands still, is switched.
 """
 
 import asyncio
@@ -14,13 +15,14 @@ from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import Enum, auto
+from http import HTTPStatus
 from urllib.parse import unquote
 
+from lab.assembly import Answer, Assembly
 from lab.env import free_ports
 from lab.s3 import S3Server
 from s3daemon.backlog import next_client
 
-_REASONS = {200: "OK", 403: "Forbidden", 404: "Not Found", 500: "Internal Server Error", 503: "Service Unavailable"}
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>not here</Message></Error>"
 
 
@@ -51,16 +53,13 @@ class Object:
     id: str
     """The transfer that stored it, from the metadata."""
     metadata: Mapping[str, str]
-
-    @property
-    def etag(self) -> str:
-        """MD5, as S3's of a single PUT."""
-        return hashlib.md5(self.body, usedforsecurity=False).hexdigest()
+    etag: str
+    """MD5 where it was put whole."""
 
 
 @dataclass(frozen=True)
 class Put:
-    """One PUT that was stored."""
+    """One object that was stored."""
 
     name: str
     """bucket/key"""
@@ -77,7 +76,8 @@ class FlakyS3:
         self.objects: dict[str, Object] = {}
         """By bucket/key."""
         self.puts: list[Put] = []
-        """Every PUT that was stored, in order."""
+        """Every object that was stored, in order."""
+        self.assembly = Assembly(self._keep)
         self.faults: dict[Fault, float] = {}
         """The share of PUTs that meet each."""
         self.latency_s = 0.0
@@ -159,9 +159,15 @@ class FlakyS3:
         request, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
         method, target, _ = request.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        name = unquote(target.partition("?")[0])[1:]
-        if method == "PUT":
-            return await self._put(reader, writer, name, headers)
+        path, _, query = target.partition("?")
+        name = unquote(path)[1:]
+        if method == "PUT" or (method == "POST" and "uploadId=" in query):
+            return await self._put(reader, writer, method, name, query, headers)
+        answer = self.assembly.answer(method, name, query, headers, b"")
+        if answer is not None:
+            _say(writer, *answer)
+            await writer.drain()
+            return True
         found = self.objects.get(name)
         if "/" not in name or found is None:
             _say(writer, 404 if "/" in name else 200, {})
@@ -171,8 +177,28 @@ class FlakyS3:
         await writer.drain()
         return True
 
+    def _keep(self, name: str, body: bytes, metadata: Mapping[str, str], etag: str) -> None:
+        stored = Object(body, metadata.get("x-amz-meta-s3daemon-id", ""), metadata, etag)
+        self.objects[name] = stored
+        self.puts.append(Put(name, stored.id, etag))
+
+    def _store(self, method: str, name: str, query: str, headers: Mapping[str, str], body: bytes) -> Answer:
+        answer = self.assembly.answer(method, name, query, headers, body)
+        if answer is not None:
+            return answer
+        etag = hashlib.md5(body, usedforsecurity=False).hexdigest()
+        given = headers.items()
+        self._keep(name, body, {name: value for name, value in given if name.startswith("x-amz-meta-")}, etag)
+        return 200, {"ETag": f'"{etag}"'}, b""
+
     async def _put(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, name: str, headers: Mapping[str, str]
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        method: str,
+        name: str,
+        query: str,
+        headers: Mapping[str, str],
     ) -> bool:
         size = int(headers["content-length"])
         fault = self._fate()
@@ -186,14 +212,9 @@ class FlakyS3:
         if fault is Fault.CUT:
             await reader.readexactly(self._rng.randrange(size) if size else 0)
             return _reset(writer)
-        stored = Object(
-            await reader.readexactly(size),
-            headers.get("x-amz-meta-s3daemon-id", ""),
-            {name: value for name, value in headers.items() if name.startswith("x-amz-meta-")},
-        )
+        body, answer = await reader.readexactly(size), (200, dict[str, str](), b"")
         if fault in (None, Fault.FAILED_500_KEPT, Fault.HUNG_UP_KEPT):
-            self.objects[name] = stored
-            self.puts.append(Put(name, stored.id, stored.etag))
+            answer = self._store(method, name, query, headers, body)
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
         match fault:
@@ -204,7 +225,7 @@ class FlakyS3:
             case Fault.REFUSED_503 | Fault.FAILED_500_KEPT:
                 _say(writer, 503 if fault is Fault.REFUSED_503 else 500, {})
             case _:
-                _say(writer, 200, {"ETag": f'"{stored.etag}"'})
+                _say(writer, *answer)
         await writer.drain()
         return True
 
@@ -220,7 +241,7 @@ class FlakyS3:
 def _say(
     writer: asyncio.StreamWriter, status: int, headers: Mapping[str, str], body: bytes = b"", length: int = 0
 ) -> None:
-    lines = [f"HTTP/1.1 {status} {_REASONS[status]}", *(f"{name}: {value}" for name, value in headers.items())]
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
     writer.write("\r\n".join([*lines, f"Content-Length: {length or len(body)}", "\r\n"]).encode() + body)
 
 

@@ -1,10 +1,11 @@
 """A sink for PUTs: nginx writes each body to a file, in C, so that what a benchmark measures is the client.
 
-It knows no buckets, keys or signatures, and answers 201 or 204 without an ETag.
+It knows no buckets, keys or signatures, and its ETag says nothing. A multipart upload gets the answers that clients
+wait for, and leaves its last part.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,17 +30,30 @@ http {{
     proxy_temp_path {dir}/unused; fastcgi_temp_path {dir}/unused;
     uwsgi_temp_path {dir}/unused; scgi_temp_path {dir}/unused;
     keepalive_requests 1000000;
-    keepalive_timeout 600s;
-    server {{
-        listen 127.0.0.1:{http};
-        listen 127.0.0.1:{https} ssl;
-        ssl_certificate {cert};
-        ssl_certificate_key {key};
-        root {objects};
-        location / {{ dav_methods PUT DELETE; create_full_put_path on; }}
+    keepalive_timeout {keepalive}s;
+    map $args $answer {{
+        ~^uploads  '<InitiateMultipartUploadResult><UploadId>any</UploadId></InitiateMultipartUploadResult>';
+        default    '<CompleteMultipartUploadResult><ETag>"any"</ETag></CompleteMultipartUploadResult>';
     }}
+    server {{
+        listen {host}:{http};
+        {listens}
+        {keys}
+        root {objects};
+        location / {{
+            if ($request_method = POST) {{ return 200 $answer; }}
+            dav_methods PUT DELETE;
+            create_full_put_path on;
+            add_header ETag '"any"';
+        }}
+    }}
+    {refusal}
 }}
 """
+
+
+NAME = "sink.invalid"
+"""A name that its certificate has and no resolver."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +66,28 @@ class Sink(S3Server):
 
 
 @contextmanager
-def nginx(directory: Path, authority: Authority) -> Iterator[Sink]:
-    """Run the sink; raises UnavailableError without nginx."""
+def nginx(
+    directory: Path,
+    authority: Authority,
+    *,
+    host: str = "127.0.0.1",
+    receivers: Sequence[str] = (),
+    refusing: str = "",
+    keepalive_s: int = 600,
+) -> Iterator[Sink]:
+    """Run the sink; raises UnavailableError without nginx.
+
+    Args:
+        directory: takes its files, and the bodies.
+        authority: signs its certificate.
+        host: the address to listen on, and that of the endpoint.
+        receivers: further addresses that HTTPS is served on, at the same port.
+        refusing: likewise, but it answers 503 to everything.
+        keepalive_s: it closes connections that are idle for so long, seconds.
+    """
     http, https = free_ports(2)
-    certificate = authority.issue("nginx")
+    certificate = authority.issue("nginx", "DNS:localhost", f"DNS:{NAME}", f"IP:{host}")
+    keys = f"ssl_certificate {certificate.cert}; ssl_certificate_key {certificate.key};"
     objects = directory / "objects"
     objects.mkdir()
     config = directory / "nginx.conf"
@@ -63,14 +95,17 @@ def nginx(directory: Path, authority: Authority) -> Iterator[Sink]:
         _CONFIG.format(
             dir=directory,
             user="user root;" if os.geteuid() == 0 else "",
+            host=host,
             http=http,
-            https=https,
-            cert=certificate.cert,
-            key=certificate.key,
+            listens=" ".join(f"listen {address}:{https} ssl;" for address in (host, *receivers)),
+            refusal=f"server {{ listen {refusing}:{https} ssl; {keys} return 503; }}" if refusing else "",
+            keepalive=keepalive_s,
+            keys=keys,
             objects=objects,
         )
     )
     with start(program("nginx"), "-p", directory, "-c", config, "-e", "stderr", name="nginx") as process:
-        process.wait_port(https)
-        plain = S3Server(f"http://127.0.0.1:{http}", "any", "any")
-        yield Sink(f"https://localhost:{https}", "any", "any", authority.ca, plain=plain, objects=objects)
+        process.wait_port(https, host)
+        plain = S3Server(f"http://{host}:{http}", "any", "any")
+        name = "localhost" if host == "127.0.0.1" else host
+        yield Sink(f"https://{name}:{https}", "any", "any", authority.ca, plain=plain, objects=objects)

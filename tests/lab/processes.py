@@ -107,11 +107,11 @@ class Process:
         if not seen:
             raise self._failed(f"no {what} within {timeout:g} s")
 
-    def wait_port(self, port: int, timeout: float = 60.0) -> None:
-        """Wait until something listens on that port of 127.0.0.1."""
+    def wait_port(self, port: int, host: str = "127.0.0.1", timeout: float = 60.0) -> None:
+        """Wait until something listens on that port."""
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline and self.popen.poll() is None:
-            with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+            with suppress(OSError), socket.create_connection((host, port), timeout=1):
                 return
             time.sleep(0.05)  # a port says nothing when it opens; it has to be asked
         raise self._failed(f"nothing listened on port {port} within {timeout:g} s")

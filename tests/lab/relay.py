@@ -24,6 +24,8 @@ class Relay:
         """Describe it; nothing listens before ``open``."""
         self.standing = threading.Event()
         """Set while the daemon wants to send what ``hold`` does not let through."""
+        self.passed = 0
+        """Bytes that went towards the store, all connections together."""
         self._loop = loop
         self._port = port
         self._target = target
@@ -99,6 +101,8 @@ class Relay:
                 await self._changed.wait()
             if held and self._quota is not None:
                 self._quota -= len(data)
+            if held:
+                self.passed += len(data)
             await self._loop.sock_sendall(target, data)
 
 

@@ -50,7 +50,7 @@ mon allow pool size one = true
 mon warn on pool no redundancy = false
 mon max pg per osd = 1000
 [client.rgw]
-rgw frontends = beast endpoint=127.0.0.1:{http} ssl_endpoint=127.0.0.1:{https} ssl_certificate={cert} \
+rgw frontends = beast endpoint={host}:{http} ssl_endpoint={host}:{https} ssl_certificate={cert} \
 ssl_private_key={key}
 rgw data = {dir}/rgw
 """
@@ -81,11 +81,11 @@ class Gateway(S3Server):
 
 
 @contextmanager
-def rgw(directory: Path, authority: Authority) -> Iterator[Gateway]:
-    """Run the cluster; raises UnavailableError where Ceph's packages are missing."""
+def rgw(directory: Path, authority: Authority, *, host: str = "127.0.0.1") -> Iterator[Gateway]:
+    """Run the cluster, its gateway on the address `host`; raises UnavailableError where Ceph's packages are missing."""
     mon, osd, gateway = program("ceph-mon"), program("ceph-osd"), program("radosgw")
     mon_port, http, https = free_ports(3)
-    certificate = authority.issue("rgw")
+    certificate = authority.issue("rgw", "DNS:localhost", f"IP:{host}")
     fsid = str(uuid.uuid4())
     config = directory / "ceph.conf"
     for name in ("run", "crash", "rgw", "osd"):
@@ -95,6 +95,7 @@ def rgw(directory: Path, authority: Authority) -> Iterator[Gateway]:
             dir=directory,
             fsid=fsid,
             mon=mon_port,
+            host=host,
             http=http,
             https=https,
             memory=_MEMORY_BYTES,
@@ -116,10 +117,11 @@ def rgw(directory: Path, authority: Authority) -> Iterator[Gateway]:
         stack.enter_context(start(osd, *conf, "-f", "-i", "0", name="ceph-osd"))
         _run("ceph", *conf, "osd", "crush", "add", "osd.0", "1.0", "host=localhost", "root=default")
         server = stack.enter_context(start(gateway, *conf, "-f", "-n", "client.rgw", name="radosgw"))
-        server.wait_port(https)
-        plain = S3Server(f"http://127.0.0.1:{http}", "testkey", "testsecret")
+        server.wait_port(https, host)
+        plain = S3Server(f"http://{host}:{http}", "testkey", "testsecret")
+        name = "localhost" if host == "127.0.0.1" else host
         made = Gateway(
-            f"https://localhost:{https}", plain.access_key, plain.secret_key, authority.ca, plain=plain, config=config
+            f"https://{name}:{https}", plain.access_key, plain.secret_key, authority.ca, plain=plain, config=config
         )
         keys = ("--access-key", made.access_key, "--secret-key", made.secret_key)
         made.admin("user", "create", "--uid", "test", "--display-name", "test", *keys)

@@ -21,6 +21,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeAlias
 
+from lab.assembly import Assembly
 from lab.loopback import handed_over, socket_of
 from s3daemon.tcp import beneath
 
@@ -158,8 +159,14 @@ class Scripted:
         """What `keep` stored, by target."""
         self.metadata: dict[str, dict[str, str]] = {}
         """The x-amz-meta-... headers of each."""
+        self.etags: dict[str, str] = {}
+        """Of those that were made of parts, in their quotes."""
+        self.assembly = Assembly(self._assembled)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiters: list[asyncio.Future[None]] = []
+
+    def _assembled(self, name: str, content: bytes, metadata: dict[str, str], etag: str) -> None:
+        self.objects[name], self.metadata[name], self.etags[name] = content, metadata, f'"{etag}"'
 
     @property
     def puts(self) -> list[Exchange]:
@@ -234,18 +241,24 @@ class Scripted:
 
 
 async def keep(exchange: Exchange) -> None:
-    """Be a store: keep what is put, tell what is there, answer anything else with 200."""
+    """Be a store: keep what is put, whole or in parts, tell what is there, answer anything else with 200."""
     server, target = exchange.server, exchange.target
     await exchange.read()
+    name, _, query = target.partition("?")
+    answer = server.assembly.answer(exchange.method, name, query, exchange.headers, bytes(exchange.body))
+    if answer is not None:
+        await exchange.answer(answer[0], answer[2], headers=answer[1])
+        return
     if exchange.method == "PUT":
         server.objects[target] = bytes(exchange.body)
+        server.etags.pop(target, None)
         given = exchange.headers.items()
         server.metadata[target] = {name: value for name, value in given if name.startswith("x-amz-meta-")}
     elif exchange.method == "HEAD" and target not in server.objects:
         await exchange.answer(404)
         return
     content = server.objects.get(target, b"")
-    headers = {"ETag": etag_of(content)}
+    headers = {"ETag": server.etags.get(target) or etag_of(content)}
     if exchange.method == "HEAD":
         headers |= {"Content-Length": str(len(content)), **server.metadata[target]}
     await exchange.answer(headers=headers)

@@ -46,7 +46,7 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
             await asyncio.sleep(0)
 
         asyncio.run(main())
-        assert not stray
+        assert not stray, stray
 
     return run
 
@@ -89,7 +89,7 @@ def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Tra
 @contextlib.asynccontextmanager
 async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[Sender]:
     """A store for these settings, closed at the end."""
-    lanes = Lanes(settings, clock)
+    lanes = Lanes(settings, clock, spare=0)
     signer = Signer(settings)
     store = Store(settings, lanes, signer)
     await signer.open()

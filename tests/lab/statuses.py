@@ -71,9 +71,9 @@ def busy() -> dict[str, Any]:
         "waiting": [transfer(4, "pending", next_in_s=17.0, **slow), transfer(2, "behind"), transfer(1, "pending")],
         "failures": [transfer(number, "failed", **error, next_in_s=None) for number in (47, 46, 45)],
         "receivers": [
-            {"address": "192.0.2.1", "connections": 9, "uploads": 1},
-            {"address": "192.0.2.2", "connections": 16, "uploads": 3},
-            {"address": "192.0.2.3", "connections": 0, "uploads": 0, "aside": "503 for 36h00m"},
+            {"address": "192.0.2.1", "connections": 9, "uploads": 1, "aside": False},
+            {"address": "192.0.2.2", "connections": 16, "uploads": 3, "aside": False},
+            {"address": "192.0.2.3", "connections": 0, "uploads": 0, "aside": True},
         ],
         "exposures": exposures,
     }  # fmt: skip

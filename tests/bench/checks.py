@@ -1,0 +1,247 @@
+"""The single checks of what the long fat network must not do to the daemon; each yields figures against their bars."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from bench.acked import watching
+from bench.common import make_files
+from bench.exposure import Burst, Deliver, Files, Shape, ours
+from bench.gate import Fault, gate
+from lab.certs import Authority
+from lab.daemon import Daemon
+from lab.nginx import NAME, nginx
+from lab.s3 import S3Server
+from lab.wan import FAR, Wan
+
+#: Every connection is open and primed when the link was quiet for this long.
+QUIET_S, QUIET_BYTES = 2.0, 50_000
+RECEIVERS = tuple(f"10.77.1.{n}" for n in range(1, 5))
+STALL_S = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A figure against its bar; `met` is None where there is no bar, or nothing to measure."""
+
+    what: str
+    figure: str
+    bar: str = ""
+    met: bool | None = None
+
+    def line(self) -> str:
+        """For people."""
+        verdict = {True: "met", False: "MISSED", None: ""}[self.met]
+        return f"{self.what:44} {self.figure:>22}   {self.bar and f'bar {self.bar}':18} {verdict}"
+
+
+@dataclass
+class Bench:
+    """What every check uses."""
+
+    link: Wan
+    shape: Shape
+    server: S3Server
+    files: Files
+    work: Path
+    far: Path
+    authority: Authority
+    args: argparse.Namespace
+    runs: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+
+    def directory(self, *, far: bool = False) -> Path:
+        """A new one: of the near side's disk, or of the far side's memory."""
+        return Path(tempfile.mkdtemp(dir=self.far if far else self.work))
+
+    @contextmanager
+    def paced(self, server: S3Server | None = None, **settings: str) -> Iterator[tuple[Daemon, Deliver]]:
+        """s3daemon at the link's rate, its connections open."""
+        with self.daemon(server, **{"bwlimit": self.args.bwlimit, **settings}) as started:
+            yield started
+
+    @contextmanager
+    def daemon(self, server: S3Server | None = None, **settings: str) -> Iterator[tuple[Daemon, Deliver]]:
+        """s3daemon, its connections open."""
+        chosen = {**settings, **dict(word.split("=", 1) for word in self.args.set)}
+        with ours(server or self.server, self.directory(), **chosen) as started:
+            self.settle()
+            yield started
+
+    def settle(self) -> None:
+        """Wait until nothing but a touch now and then crosses the link."""
+        sent, still = -QUIET_BYTES, 0
+        while still < QUIET_S / 0.5:
+            now = self.link.stats()["near_to_far"]["rx_bytes"]
+            still = still + 1 if now - sent < QUIET_BYTES else 0
+            sent = now
+            time.sleep(0.5)
+
+    def bursts(self, deliver: Deliver, name: str, count: int, apart_s: float | None = None) -> list[Burst]:
+        """Exposures."""
+        return asyncio.run(self.files.bursts(deliver, name, count, self.args.apart if apart_s is None else apart_s))
+
+    def ratios(self, bursts: Sequence[Burst]) -> list[float]:
+        """To the limit."""
+        return [burst.done / self.shape.limit_s() for burst in bursts]
+
+
+def listed(figures: Sequence[float]) -> str:
+    """Two digits each."""
+    return " ".join(f"{figure:.2f}" for figure in figures)
+
+
+def _at_most(what: str, figures: Sequence[float], bar: float) -> Finding:
+    """The median against a bar that it may not pass."""
+    middle = statistics.median(figures)
+    several = f"  ({listed(figures)})" if len(figures) > 1 else ""
+    return Finding(what, f"{middle:.2f}{several}", f"<= {bar:.2f}", middle <= bar)
+
+
+def idle(bench: Bench) -> Iterator[Finding]:
+    """As good after a long idleness."""
+    with bench.paced() as (_, deliver):
+        bench.bursts(deliver, "idle", 2)
+        time.sleep(bench.args.idle)
+        after = bench.bursts(deliver, "idle/after", 1)
+    yield _at_most(f"burst after {bench.args.idle:g} s of idleness", bench.ratios(after), 1.10)
+
+
+def idleclose(bench: Bench) -> Iterator[Finding]:
+    """As good with a server that closes idle connections after 15 s."""
+    with ExitStack() as stack:
+        with bench.link.inside("far"):
+            server = stack.enter_context(nginx(bench.directory(far=True), bench.authority, host=FAR, keepalive_s=15))
+        _, deliver = stack.enter_context(bench.paced(server))
+        bursts = bench.bursts(deliver, "idleclose", 3)
+    yield Finding("server closes after 15 s: first two", listed(bench.ratios(bursts[:2])))
+    yield _at_most("server closes after 15 s: third burst", bench.ratios(bursts[2:]), 1.10)
+
+
+def loss(bench: Bench) -> Iterator[Finding]:
+    """0.01 % of the packets lost each way, with bbr."""
+    bench.link.shape(**bench.args.link, loss=0.0001, cc="bbr")
+    try:
+        with bench.paced() as (_, deliver):
+            bursts = bench.bursts(deliver, "loss", 3)
+    finally:
+        bench.link.shape(**bench.args.link)
+    yield Finding("0.01 % loss, bbr: first two", listed(bench.ratios(bursts[:2])))
+    yield _at_most("0.01 % loss, bbr: third burst", bench.ratios(bursts[2:]), 1.2)
+
+
+def single(bench: Bench) -> Iterator[Finding]:
+    """One file of 1 GiB."""
+    size = 1 << 30
+    (file,) = make_files(bench.directory(), 1, size)
+    with bench.paced() as (_, deliver):
+        for what in ("right after the start", "again"):
+            began = time.monotonic()
+            asyncio.run(deliver(file, f"{bench.files.bucket}/single"))
+            share = size * 8 / (time.monotonic() - began) / bench.shape.rate_bps
+            yield Finding(f"one file of 1 GiB, {what}: share of the link", f"{share:.3f}", ">= 0.85", share >= 0.85)
+    file.unlink()
+
+
+def bwlimit(bench: Bench) -> Iterator[Finding]:
+    """A limit of 200 Mbit/s, by bytes acknowledged from 2 s after the start to 1 s before the end."""
+    limit = 200e6
+
+    async def measured(deliver: Deliver, files: Sequence[Path]) -> float:
+        async with watching() as acked:
+            began = time.monotonic()
+            to = f"{bench.files.bucket}/bwlimit"
+            await asyncio.gather(*(deliver(file, f"{to}/{file.name}") for file in files))
+            ended = time.monotonic()
+        return acked.rate_bps(began + 2, ended - 1)
+
+    with bench.daemon(bwlimit="200M") as (_, deliver):
+        for count in (1, 25):
+            files = make_files(bench.directory(), count, (240 << 20) // count)
+            rate = asyncio.run(measured(deliver, files))
+            met = abs(rate / limit - 1) <= 0.05
+            yield Finding(f"limit of 200 Mbit/s, {count} uploads: Mbit/s", f"{rate / 1e6:.1f}", "190 to 210", met)
+
+
+def stalls(bench: Bench) -> Iterator[Finding]:
+    """One of 25 uploads meets a receiver that goes bad; it ends in time and is stored, the others do not notice."""
+    target = urlsplit(bench.server.url)
+    settings = {"stall_timeout": f"{STALL_S:g}s", "answer_timeout": f"{STALL_S:g}s", "connect_timeout": f"{STALL_S:g}s"}
+    files = make_files(bench.directory(), 25, 8 << 20)
+    with ExitStack() as stack:
+        with bench.link.inside("far"):
+            bad, port, loop = stack.enter_context(gate(FAR, target.port or 443))
+        server = S3Server(
+            f"https://{FAR}:{port}", bench.server.access_key, bench.server.secret_key, bench.server.ca
+        )
+        running, deliver = stack.enter_context(bench.paced(server, **settings))
+
+        async def uploads(name: str, fault: Fault | None) -> tuple[list[float], float]:
+            took = list[float]()
+
+            async def one(file: Path) -> None:
+                began = time.monotonic()
+                await deliver(file, f"{bench.files.bucket}/stalls/{name}/{file.name}")
+                took.append(time.monotonic() - began)
+
+            async with watching(0.05) as acked:
+                if fault is not None:
+                    bad.arm(fault)
+                if fault is Fault.SILENT:
+                    loop.call_soon_threadsafe(bad.reset_one)
+                await asyncio.gather(*map(one, files))
+                if fault is Fault.SILENT:  # the keeper meets it, and no upload waits for that
+                    await asyncio.sleep(STALL_S + 1.5)
+            return sorted(took), acked.stood_still(bad.victim) if fault is not None else 0.0
+
+        for n in range(2):  # the second on warm connections is what the others are held against
+            usual, _ = asyncio.run(uploads(f"none{n}", None))
+        yield Finding("25 uploads through the gate: the last, s", f"{usual[-1]:.2f}")
+        for fault in Fault:
+            bench.settle()
+            before = len(running.records())
+            took, stood = asyncio.run(uploads(fault.name, fault))
+            attempts = sorted(record.attempts for record in running.records()[before:])
+            what = fault.value
+            yield Finding(f"{what}: ended after, s", f"{stood:.2f}", f"<= {STALL_S + 1:g}", stood <= STALL_S + 1)
+            yield Finding(f"{what}: most attempts, stored after s", f"{attempts[-1]}, {took[-1]:.1f}", "<= 2",
+                          attempts[-1] <= 2)  # fmt: skip
+            others = took[-2] / usual[-1]
+            met = others <= 1.1 and attempts[-2] == 1
+            yield Finding(f"{what}: the other 24, against usual", f"{others:.2f}", "<= 1.10", met)
+
+
+def receivers(bench: Bench) -> Iterator[Finding]:
+    """One of four receivers answers 503 to everything."""
+    with ExitStack() as stack:
+        for address in RECEIVERS:
+            bench.link.ip("far", "addr", "replace", f"{address}/32", "dev", "wan0")
+        bench.link.ip("near", "route", "replace", "10.77.1.0/24", "dev", "wan0")
+        with bench.link.inside("far"):
+            made = nginx(
+                bench.directory(far=True), bench.authority, host=FAR, receivers=RECEIVERS[1:], refusing=RECEIVERS[0]
+            )
+            server = stack.enter_context(made)
+        # S3DAEMON_RECEIVERS goes with an endpoint that has a name.
+        server = S3Server(server.url.replace(FAR, NAME), server.access_key, server.secret_key, server.ca)
+        running, deliver = stack.enter_context(bench.paced(server, receivers=",".join(RECEIVERS)))
+
+        bursts = bench.bursts(deliver, "receivers", 3)
+        attempts = max(record.attempts for record in running.records())
+    yield Finding("one receiver of four refuses: first two", listed(bench.ratios(bursts[:2])))
+    yield _at_most("one receiver of four refuses: third burst", bench.ratios(bursts[2:]), 1.3)
+    yield Finding("one receiver of four refuses: most attempts", str(attempts), "<= 2", attempts <= 2)
+
+
+CHECKS: dict[str, Callable[[Bench], Iterator[Finding]]] = {
+    check.__name__: check for check in (idle, idleclose, loss, single, bwlimit, stalls, receivers)
+}

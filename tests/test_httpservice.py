@@ -1,0 +1,356 @@
+"""The HTTP door of a whole daemon, asked by curl and by a browser: what hooks get, what pages of other sites do not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+from lab.browser import browser
+from lab.daemon import PATIENCE_S, Daemon, daemon
+from lab.env import UnavailableError, clean_env
+from lab.flaky import Fault, FlakyS3
+from lab.processes import ProgramError
+from lab.rgw import Gateway
+
+
+def curl(served: Daemon, path: str, *options: str) -> tuple[int, dict[str, str], str]:
+    """What curl gets: the status, the headers by their names in lower case, the body."""
+    url = f"http://localhost:{served.http_port}{path}"
+    command = ["curl", "-sS", "-i", "--max-time", f"{PATIENCE_S:g}", *options, url]
+    done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    head, _, body = done.stdout.partition("\n\n")
+    first, *lines = head.splitlines()
+    pairs = (line.partition(": ") for line in lines)
+    return int(first.split(" ")[1]), {name.lower(): value for name, _, value in pairs}, body
+
+
+def upload(served: Daemon, file: Path | str, uri: str, *options: str, slug: str = "") -> dict[str, Any]:
+    """Ask as deployed hooks do; the answer's members, with the `X-Error` header under its name."""
+    given = options or ("-d", f"file={file}", "-d", f"uri={uri}", "-d", f"slug={slug}")
+    status, headers, body = curl(served, "/upload", *given)
+    members: dict[str, Any] = json.loads(body)
+    assert members["code"] == status
+    return members | {"X-Error": headers.get("x-error")}
+
+
+@pytest.fixture
+def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path / "state", s3.server, activated=True, http=True, stall_timeout="10min") as made:
+        yield made
+
+
+def test_curl_against_ceph(rgw: Gateway, tmp_path: Path) -> None:
+    """The hook's command with another port: 200 and the object is there, over HTTPS; what is refused says why."""
+    bucket = rgw.new_bucket()
+    file = tmp_path / "f \xe9.fits"
+    file.write_bytes(os.urandom(1_000_000))
+    with daemon(tmp_path / "state", rgw, http=True) as made, ExitStack() as stack:
+        plain = tmp_path / "f.json"
+        plain.write_bytes(b"{}")
+        done = upload(made, plain, f"s3://{bucket}/night/f.json", slug="AB_1")
+        task = done["task"]
+        assert (done["msg"], done["X-Error"]) == ("stored", None)
+        assert (task["uri"], task["file"], task["slug"]) == (f"s3://{bucket}/night/f.json", str(plain), "AB_1")
+        assert (task["attempts"], task["size_bytes"], task["upload_parts"]) == (1, 2, 1)
+        uri = f"s3://{bucket}/night/f é+&.fits"
+        for options in (("-F", f"file={file}", "-F", f"uri={uri}"),
+                        ("--data-urlencode", f"file={file}", "--data-urlencode", f"uri={uri}")):  # fmt: skip
+            task = upload(made, "", "", *options)["task"]
+            assert (task["size_bytes"], task["uri"]) == (1_000_000, uri)
+            assert task["transfer_rate_mbits"] > 0
+            assert task["duration"].startswith("0:00:0")
+        client = rgw.client()
+        stack.callback(client.close)
+        assert client.get_object(Bucket=bucket, Key="night/f é+&.fits")["Body"].read() == file.read_bytes()
+        assert client.head_object(Bucket=bucket, Key="night/f.json")["Metadata"]["s3daemon-id"]
+        none = upload(made, tmp_path / "none", f"s3://{bucket}/k")
+        assert (none["code"], none["task"]) == (400, None)
+        assert none["X-Error"] == none["msg"] == f"NoSuchFile: {tmp_path}/none: no such file"
+        refused = upload(made, plain, "s3://no-such-bucket/k")
+        assert refused["code"] == 500
+        assert refused["X-Error"].startswith("NoSuchBucket: ")
+        assert [record.outcome for record in made.records()] == ["stored"] * 3 + ["failed"]
+
+
+def test_a_name_that_is_not_utf_8(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+    """Sent as it is."""
+    name = os.fsencode(tmp_path) + b"/\xff.fits"
+    Path(os.fsdecode(name)).write_bytes(b"content")
+    assert upload(served, "", "", "-d", f"file={quote(name)}&uri=s3://bucket/k")["code"] == 200
+    assert s3.objects["bucket/k"].body == b"content"
+
+
+def test_a_failure_is_told(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """500; the queue lists it as one that its client knows of, and the figures have it."""
+    s3.faults = {Fault.DENIED: 1.0}
+    assert upload(served, file, "s3://bucket/k")["msg"].startswith("AccessDenied: ")
+    until = time.monotonic() + 10
+    while not served.queue()[0]["told"]:
+        assert time.monotonic() < until
+    served.wait_status(lambda now: now["failed"] == 1, "counted")
+    text = curl(served, "/metrics")[2]
+    assert '\ns3daemon_transfers_total{outcome="failed"} 1.0\n' in text
+    assert "\ns3daemon_failed_listed 1.0\n" in text
+
+
+def test_both_doors_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+    """Requests for one key by turns over the wire and over HTTP: sent one after the other, in the order accepted."""
+    s3.hold_bodies()
+    asked: list[Future[dict[str, Any]]] = []
+    with ThreadPoolExecutor(10) as pool:
+        for number in range(20):
+            file = tmp_path / f"f{number}"
+            file.write_bytes(b"%d" % number)
+            if number % 2:
+                asked.append(pool.submit(upload, served, file, "s3://bucket/key"))
+            else:
+                assert served.send("--no-wait", file, "any/bucket/key").returncode == 0
+            served.wait_status(lambda now, n=number: now["pending"] + now["in_flight"] == n + 1, "accepted")  # type: ignore[misc]
+        s3.release()
+        assert {one.result()["code"] for one in asked} == {200}
+    served.wait_idle()
+    ids = [put.id for put in s3.puts]
+    assert [record.attempts for record in served.records()] == [1] * 20
+    assert len(set(ids)) == 20
+    assert s3.objects["bucket/key"].body == b"19"
+    assert [one.result()["task"]["id"] for one in asked] == ids[1::2]
+
+
+def test_both_doors_for_one_file_that_changes(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Whichever door says stored, what is there is what the file had when it was asked."""
+    for number in range(10):
+        file.write_bytes(b"version %d" % number)
+        if number % 2:
+            assert upload(served, file, "s3://bucket/key")["code"] == 200
+        else:
+            assert served.send(file, "any/bucket/key").returncode == 0
+        assert s3.objects["bucket/key"].body == b"version %d" % number
+
+
+def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """The client has its 504 and the id, and the next process stores it. Who comes meanwhile waits for that."""
+    served.set(drain_timeout="200ms")
+    served.restart()
+    s3.hold_bodies()
+    with ThreadPoolExecutor(2) as pool:
+        waiting = pool.submit(upload, served, file, "s3://bucket/kept")
+        served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
+        assert served.terminate() == 0
+        told = waiting.result()
+        id_ = told["task"]["id"]
+        assert (told["code"], told["msg"]) == (504, f"Deferred: {id_} is kept and being tried; it is still on its way")
+        early = pool.submit(curl, served, "/version")
+        s3.release()
+        served.start()
+        assert early.result()[0] == 200
+    served.wait_idle()
+    assert s3.objects["bucket/kept"].id == id_
+
+
+def test_nobody_is_refused_over_restarts(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Loops of forms and pages while the service restarts: every one has an answer. The backlog stays as it was."""
+    stop = threading.Event()
+
+    def loop(ask: Any, *words: Any) -> set[int]:
+        seen = set()
+        while not stop.is_set():
+            answer = ask(served, *words)
+            seen.add(answer["code"] if isinstance(answer, dict) else answer[0])
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        loops = [pool.submit(loop, upload, file, f"s3://bucket/{number}") for number in range(2)]
+        loops += [pool.submit(loop, curl, path) for path in ("/version", "/metrics")]
+        for _ in range(3):
+            time.sleep(0.5)  # of loops at work
+            assert served.terminate() == 0
+            served.start()
+        stop.set()
+        seen = [one.result() for one in loops]
+    assert all(codes <= {200, 504} for codes in seen[:2])
+    assert seen[2:] == [{200}, {200}]
+    words = ["ss", "-Hltn", f"sport = {served.http_port}"]
+    listening = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert listening.stdout.split()[2] == "4096"
+
+
+def test_users_and_names_are_judged_at_each_request(s3: FlakyS3, file: Path, tmp_path: Path) -> None:
+    """S3DAEMON_ALLOWED_USERS counts as for the wire; a reload puts it and S3DAEMON_HTTP_NAMES in force."""
+    with daemon(tmp_path / "state", s3.server, http=True, allowed_users="4711") as made:
+        named = ("-H", "Host: node7:15556")
+        refused = upload(made, file, "s3://bucket/k")
+        ours = f"user {os.geteuid()}"
+        assert (refused["code"], refused["msg"]) == (400, f"NotAllowed: {ours} is not in S3DAEMON_ALLOWED_USERS")
+        assert [line for line in made.lines() if f"refused {file} to bucket/k, asked by {ours}" in line]
+        assert curl(made, "/version", *named)[0] == 403
+        made.set(allowed_users=f"4711 {os.geteuid()}", http_names="node7", wait_limit="77s")
+        assert made.command("reload").returncode == 0
+        assert upload(made, file, "s3://bucket/k")["code"] == 200
+        shown = json.loads(curl(made, "/version", *named)[2])["settings"]
+        assert (shown["S3DAEMON_HTTP_NAMES"], shown["S3DAEMON_WAIT_LIMIT"]) == (["node7"], 77.0)
+        assert "AWS_SECRET_ACCESS_KEY" not in shown
+
+
+def test_health_follows_the_store(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """503 and the reason while the store is away, though requests are still accepted: deferred soon, and kept."""
+    assert curl(served, "/healthz")[0] == 200
+    s3.refuse()
+    ids = [upload(served, file, f"s3://bucket/{number}")["task"]["id"] for number in range(2)]
+    status, _, line = curl(served, "/healthz")
+    assert status == 503
+    assert line.startswith("endpoint AWAY; 0 in flight; 2 pending, the oldest ")
+    text = curl(served, "/metrics")[2]
+    assert "\ns3daemon_away 1.0\n" in text
+    assert "\ns3daemon_pending 2.0\n" in text
+    s3.open()
+    served.wait_idle()
+    assert curl(served, "/healthz")[0] == 200
+    assert {s3.objects[f"bucket/{number}"].id for number in range(2)} == set(ids)
+
+
+# Every way in which a page of today can have a browser send something, to each of TARGETS in turn.
+_PAGE = """<!doctype html><meta charset=utf-8><title>Another site</title><body><script>
+const targets = TARGETS, file = FILE, read = [];
+const fields = way => ({file, uri: 's3://bucket/' + way, slug: way});
+const encoded = way => new URLSearchParams(fields(way));
+const form = way => { const made = new FormData(); for (const [k, v] of Object.entries(fields(way))) made.append(k, v);
+                      return made; };
+const patience = () => new Promise(done => setTimeout(done, 5000));
+const event = (element, ...names) => Promise.race(
+    [patience(), ...names.map(name => new Promise(done => element.addEventListener(name, done)))]);
+async function ask(target, path, options) {
+  try {
+    const answer = await fetch(target + path, options);
+    if (answer.type !== 'opaque') read.push(path + ' ' + answer.status + ' ' + await answer.text());
+  } catch (refused) { }
+}
+async function submit(target, enctype, way) {
+  // Named before it is there: else its name is unknown, and a form for it a window that is kept from opening.
+  const frame = Object.assign(document.createElement('iframe'), {name: way + target});
+  document.body.appendChild(frame);
+  const made = document.body.appendChild(document.createElement('form'));
+  Object.assign(made, {method: 'POST', enctype, action: target + '/upload', target: frame.name});
+  for (const [name, value] of Object.entries(fields(way)))
+    made.appendChild(Object.assign(document.createElement('input'), {name, value}));
+  const loaded = event(frame, 'load');
+  made.submit();
+  await loaded;
+}
+(async () => {
+  for (const target of targets) {
+    for (const mode of ['no-cors', 'cors']) {
+      await ask(target, '/upload', {method: 'POST', mode, body: encoded('fetch-' + mode)});
+      await ask(target, '/upload', {method: 'POST', mode, body: form('parts-' + mode)});
+    }
+    await ask(target, '/upload', {method: 'POST', mode: 'no-cors', body: encoded('text').toString()});
+    await ask(target, '/upload', {method: 'PUT', body: encoded('put')});
+    navigator.sendBeacon(target + '/upload', encoded('beacon'));
+    for (const path of ['/version', '/metrics', '/status.json', '/healthz', '/']) await ask(target, path, {});
+    await submit(target, 'application/x-www-form-urlencoded', 'form');
+    await submit(target, 'multipart/form-data', 'form-parts');
+    for (const kind of ['img', 'script', 'iframe']) {
+      const element = document.createElement(kind);
+      const over = event(element, 'load', 'error');
+      element.src = target + '/upload?' + encoded(kind);
+      document.body.appendChild(element);
+      await over;
+    }
+  }
+  await fetch('/done', {method: 'POST', body: JSON.stringify(read)});
+})();
+</script>"""
+
+
+class Site:
+    """Another site: shows one page, keeps whatever is asked of it, and lets nobody read an answer but its own pages."""
+
+    def __init__(self) -> None:
+        self.page = b""
+        self.asked: deque[tuple[str, str, bytes]] = deque()
+        self.done: Future[list[str]] = Future()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                self._answer(site.page if self.path == "/page" else b"")
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                if self.path == "/done":
+                    site.done.set_result(json.loads(body))
+                site.asked.append((self.path, self.headers["Origin"], body))
+                self._answer(b"")
+
+            def _answer(self, body: bytes) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", "text/html")
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: object) -> None:
+                """Nobody reads it."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.port = self.server.server_address[1]
+
+
+@contextmanager
+def site() -> Iterator[Site]:
+    made = Site()
+    thread = threading.Thread(target=made.server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield made
+    finally:
+        made.server.shutdown()
+        made.server.server_close()
+        thread.join()
+
+
+@pytest.mark.parametrize("name", ["evil.example", "localhost", "127.0.0.1"])
+def test_a_page_of_another_site_uploads_nothing(
+    served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path, name: str
+) -> None:
+    """Forms, scripts and images of a page in a real browser reach another site, so they are sent; here they do nothing.
+
+    From a foreign name, from another port of ours, and with a foreign name for us, as after DNS rebinding.
+    """
+    with site() as evil, site() as control:
+        doors = [f"http://{host}:{served.http_port}" for host in ("localhost", "127.0.0.1", "evil.example")]
+        page = _PAGE.replace("TARGETS", json.dumps([*doors, f"http://localhost:{control.port}"]))
+        evil.page = page.replace("FILE", json.dumps(str(file))).encode()
+        rules = "--host-resolver-rules=MAP evil.example 127.0.0.1"
+        try:
+            with browser(tmp_path, f"http://{name}:{evil.port}/page", rules) as process:
+                try:
+                    read = evil.done.result(PATIENCE_S)
+                except TimeoutError:
+                    raise ProgramError(f"the page did not end\n{process.tail()}") from None
+        except UnavailableError as missing:
+            pytest.skip(str(missing))
+        sent = [body.decode() for path, _, body in control.asked if path == "/upload"]
+        assert {way for way in _WAYS if any(way in body for body in sent)} == set(_WAYS)
+        assert {origin for _, origin, _ in control.asked} == {f"http://{name}:{evil.port}"}
+    assert read == []
+    assert s3.puts == []
+    assert served.records() == []
+    assert served.queue() == []
+    assert [line for line in served.lines() if " warning refused POST /upload over HTTP: " in line]
+    assert upload(served, file, "s3://bucket/after")["code"] == 200
+
+
+_WAYS = ("fetch-no-cors", "fetch-cors", "parts-no-cors", "parts-cors", "text", "beacon", "form", "form-parts")
