@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 from aiohttp import web
 from lab.chromium import Tab, chromium
+from lab.daemon import daemon
 from lab.env import UnavailableError
+from lab.flaky import FlakyS3
 from lab.statuses import busy, empty, exposure, upload
 
 from s3daemon.page import routes
@@ -230,6 +232,26 @@ def test_it_fits_the_screen(tmp_path: Path, width: int) -> None:
         assert tab.complaints == []
 
     browsed(tmp_path, test)
+
+
+def test_at_the_door_of_a_daemon(tmp_path: Path, s3: FlakyS3, file: Path) -> None:
+    """Under the door's own policy, over the daemon's own answers: what was stored is there."""
+
+    async def run(url: str) -> None:
+        async with chromium(tmp_path / "profile") as tab:
+            await tab.call("Page.navigate", url=url)
+            await tab.until("document.querySelector('#exposures bdi')?.textContent === 'exposure-1'")
+            assert await text(tab, "h1") == "Ready"
+            assert "The last exposure, exposure-1, was complete after" in await text(tab, "#headline")
+            assert "127.0.0.1" in await text(tab, "#receivers")
+            assert tab.complaints == []
+
+    with daemon(tmp_path / "state", s3.server, http=True) as served:
+        assert served.extended(file, "any/bucket/key", tag="exposure-1")["result"] == "stored"
+        try:
+            asyncio.run(run(f"http://127.0.0.1:{served.http_port}/"))
+        except UnavailableError as missing:
+            pytest.skip(str(missing))
 
 
 def test_the_page_is_self_contained() -> None:

@@ -71,6 +71,30 @@ def test_what_is_in_flight(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Pa
     assert abs(two["seconds"] - (max(ends) - began)) < 0.005
 
 
+def test_a_file_in_parts(s3: FlakyS3, tmp_path: Path) -> None:
+    """Its parts in flight and those that are stored add up; after a restart what is stored is not counted as lost."""
+    large = tmp_path / "large"
+    large.write_bytes(bytes(SIZE))
+    settings = {"multipart_threshold": "5MiB", "part_size": "5MiB", "max_connections": "4", "stall_timeout": "10min"}
+    part = 5 * 1024 * 1024
+    with daemon(tmp_path / "state", s3.server, **settings) as served:
+        s3.latency_s = 0.5  # so that there is a moment between a part and the next one
+        served.extended(large, "any/bucket/large", wait=False)
+        served.wait_status(lambda now: any(u["acked_bytes"] >= part for u in now["uploads"]), "a part there")
+        s3.hold_bodies()
+        assert s3.held_bodies.acquire(timeout=30)
+        while s3.held_bodies.acquire(timeout=2):
+            pass  # all that may are in flight, and do not move
+        (before,) = served.ask("status")["uploads"]
+        assert part <= before["acked_bytes"] < SIZE
+        served.restart()
+        assert s3.held_bodies.acquire(timeout=30)
+        served.wait_status(lambda now: any(u["acked_bytes"] >= part for u in now["uploads"]), "what was there before")
+        s3.release()
+        served.wait_idle()
+    assert len(s3.objects["bucket/large"].body) == SIZE
+
+
 def test_what_an_earlier_process_accepted(served: Daemon, s3: FlakyS3, file: Path) -> None:
     """After a restart the exposures are those that are pending in the spool, from their first request on."""
     s3.refuse()
