@@ -134,15 +134,27 @@ async def main():
     logging.getLogger("s3daemon").addHandler(Keeper())
     spool = Spool.open(state, retry_s=0.02)
     hog()
-    for n in range(5):
-        await fill(spool)
-    (top / "hog").unlink()
+    await fill(spool)
+    (top / "hog").rename(top / "hog1")
+    hog()  # what the log and the ballast gave back, so that nothing can end the trouble
+    refused = 0
+    for n in range(200):
+        try:
+            await spool.add(transfer(500000 + n), 1.0, begun=True)
+        except SpoolError:
+            refused += 1
+    result["refused"] = refused
+    result["before"] = len(result["told"])
+    for name in ("hog", "hog1"):
+        (top / name).unlink()
     await settled(spool)
-    await spool.add(transfer(9999), 1.0, begun=False)
+    await spool.add(transfer(999999), 1.0, begun=False)
     await spool.close()
 """,
     )
-    (begin, trouble, kind), (end, over, other) = result["told"]
+    assert result["refused"] > 100
+    assert len(result["told"]) < 20
+    (begin, trouble, kind), (end, over, other) = result["told"][result["before"] - 1 :]
     assert (begin, kind) == ("ERROR", {"MESSAGE_ID": MessageId.SPOOL_FULL})
     assert "is full" in trouble
     assert (end, other) == ("WARNING", {"MESSAGE_ID": MessageId.SPOOL_WRITABLE, "PRIORITY": Priority.NOTICE})
