@@ -39,6 +39,7 @@ def record_of(job: Job, stored: Stored | None, endpoint: str, now: float, wall: 
         rtt_usec=stored.rtt_usec if stored else None,
         retransmits=stored.retransmits if stored else None,
         connection=stored.connection if stored else "",
+        receiver=stored.receiver if stored else job.receiver,
         changed=job.changed,
         parts=stored.parts if stored and stored.parts > 1 else None,
     )
@@ -58,6 +59,7 @@ def warning_of(job: Job, delay_s: float | None) -> AttemptFailure:
         attempt=job.attempts,
         code=job.code,
         text=job.text,
+        receiver=job.receiver,
         delay_usec=None if delay_s is None else _usec(delay_s),
     )
 

@@ -48,6 +48,8 @@ class TransferRecord:
         rtt_usec: smoothed round-trip time of the last attempt's connection (TCP_INFO); None when not read.
         retransmits: segments that this connection sent again during the last attempt (TCP_INFO); None when not read.
         connection: "new" when the last attempt had to open it, "warm" when it stood open, "" without an attempt.
+        receiver: the address that took it, of parts the last one's, or where the last attempt failed; empty when that
+            got nowhere, or found the object there.
         changed: what was sent differed in size, mtime or inode from what was accepted.
         parts: how many it was stored in; None when it was one PUT. `rtt_usec` is then their median, `retransmits` their
             sum, and `connection` "new" when one of them had to open its own.
@@ -74,6 +76,7 @@ class TransferRecord:
     rtt_usec: int | None = None
     retransmits: int | None = None
     connection: str = ""
+    receiver: str = ""
     changed: bool = False
     parts: int | None = None
 
@@ -152,12 +155,10 @@ class AttemptFailure:
     """One attempt failed and another will follow. What ends a transfer is in its record alone.
 
     Args:
-        transfer_id: as in `TransferRecord`.
-        bucket: from the request.
-        key: from the request.
+        transfer_id, bucket, key: as in `TransferRecord`.
         attempt: its number, from 1.
-        code: of the `AttemptError`.
-        text: of the `AttemptError`, one line.
+        code, text: of the error, one line.
+        receiver: the address where it failed; empty when it got nowhere.
         delay_usec: from the failure to the next attempt, microseconds; None when that waits for something else.
     """
 
@@ -167,6 +168,7 @@ class AttemptFailure:
     attempt: int
     code: str
     text: str
+    receiver: str = ""
     delay_usec: int | None
 
     def message(self) -> str:
@@ -176,6 +178,7 @@ class AttemptFailure:
 
     def fields(self) -> list[Field]:
         """The journal entry."""
+        receiver: list[Field] = [(_name("receiver"), self.receiver)] if self.receiver else []
         delay: list[Field] = [] if self.delay_usec is None else [(_name("delay_usec"), self.delay_usec)]
         return [
             ("MESSAGE", self.message()),
@@ -186,6 +189,7 @@ class AttemptFailure:
             (_name("key"), self.key),
             (_name("attempt"), self.attempt),
             (_name("error"), f"{self.code}: {self.text}"),
+            *receiver,
             *delay,
         ]
 
@@ -195,9 +199,7 @@ class Deferral:
     """Clients that wait for a transfer are told that they need not: it is kept, and not stored yet.
 
     Args:
-        transfer_id: as in `TransferRecord`.
-        bucket: from the request.
-        key: from the request.
+        transfer_id, bucket, key: as in `TransferRecord`.
         attempts: that have begun.
         why: it is not stored yet, one line.
     """
@@ -221,7 +223,7 @@ class Deferral:
         ]
 
 
-_TEXTS = ("transfer_id", "outcome", "bucket", "key", "endpoint", "etag", "error", "connection")
+_TEXTS = ("transfer_id", "outcome", "bucket", "key", "endpoint", "etag", "error", "connection", "receiver")
 _INTEGERS = ("size_bytes", "start_usec", "queue_usec", "total_usec", "attempts")
 _OPTIONAL_INTEGERS = ("upload_usec", "rtt_usec", "retransmits", "parts")
 _READ = ("file", *_TEXTS, *_INTEGERS, *_OPTIONAL_INTEGERS, "changed")

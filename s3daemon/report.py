@@ -31,8 +31,8 @@ from .values import duration
 _PROGRESS_S = 0.2
 _CHART_WIDTH = 100
 _DURATION = duration("1ms", "30d")
-_BY = """a line for each tag, host, prefix (the key up to its last slash) or prefix:N (its first N parts): the first
-request, the last object stored, the time between"""
+_BY = """a line for each tag, host, receiver, prefix (the key up to its last slash) or prefix:N (its first N parts): the
+first request, the last object stored, the time between"""
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

@@ -17,7 +17,7 @@ from .report_why import Why
 
 _RECORD = (
     "transfer_id", "outcome", "bucket", "key", "size_bytes", "start_usec", "queue_usec", "upload_usec", "total_usec",
-    "attempts", "endpoint", "rtt_usec", "retransmits", "connection", "changed", "error",
+    "attempts", "endpoint", "rtt_usec", "retransmits", "connection", "receiver", "changed", "error",
 )  # fmt: skip
 
 

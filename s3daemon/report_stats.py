@@ -142,7 +142,7 @@ def grouping(how: str) -> Grouping:
     """What `--by` names.
 
     Args:
-        how: `tag`; `host`; `prefix`, the key up to its last slash; or `prefix:N`, the first N parts of that.
+        how: `tag`; `host`; `receiver`; `prefix`, the key up to its last slash; or `prefix:N`, its first N parts.
 
     Raises:
         ValueError: it is something else.
@@ -152,8 +152,10 @@ def grouping(how: str) -> Grouping:
         return lambda seen: dict.fromkeys(seen.record.tags) or (NONE,)
     if how == "host":
         return lambda seen: (seen.host or NONE,)
+    if how == "receiver":
+        return lambda seen: (seen.record.receiver or NONE,)
     if word != "prefix" or (colon and not (depth.isdecimal() and int(depth))):
-        raise ValueError(f"{how!r} is none of tag, host, prefix, prefix:N")
+        raise ValueError(f"{how!r} is none of tag, host, receiver, prefix, prefix:N")
     parts = int(depth) if colon else None
 
     def prefix(seen: Sighting) -> tuple[str]:

@@ -61,6 +61,8 @@ def _network(usec: int, record: TransferRecord) -> str:
         told.append(f"{record.retransmits} segment{'' if record.retransmits == 1 else 's'} sent again")
     if record.connection == "new":
         told.append("new connection")
+    if record.receiver:
+        told.append(f"to {record.receiver}")
     return f" ({', '.join(told)})" if told else ""
 
 

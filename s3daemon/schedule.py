@@ -40,7 +40,7 @@ class Job:
         unknown: an earlier attempt may have stored the object: look before sending.
         changed: the file differed from what was accepted.
         recovered: accepted by an earlier process.
-        code, text: of the last error.
+        code, text, receiver: of the last error.
         tried: receivers where attempts failed, one after the other without a delay between.
         not_before: monotonic seconds before which no attempt is made; 0 when it waits for nothing.
         waiters: who wants to know the end.
@@ -64,6 +64,7 @@ class Job:
     recovered: bool = False
     code: str = ""
     text: str = ""
+    receiver: str = ""
     tried: set[str] = field(default_factory=set)
     not_before: float = 0.0
     waiters: list[asyncio.Future[Reply]] = field(default_factory=list)

@@ -144,7 +144,7 @@ class Uploader:
     def _failed(self, job: Job, error: S3daemonError) -> None:
         now = self.clock()
         stale_again = job.code == error.code == "StaleConnection"
-        job.code, job.text = error.code, error.text
+        job.code, job.text, job.receiver = error.code, error.text, getattr(error, "receiver", "")
         verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
         self._note_health(job, error, verdict)
         if verdict is not Verdict.PERMANENT and self.service.now() - job.accepted_service > self.settings.retry_for_s:

@@ -14,6 +14,7 @@ from lab.sending import a_file, in_loop, settings_for
 from s3daemon.attempt import Attempts
 from s3daemon.endpoint import Endpoint
 from s3daemon.intake import Intake
+from s3daemon.kinds import MessageId
 from s3daemon.request import Destination, Request
 from s3daemon.retry import ServiceClock
 from s3daemon.uploader import Uploader
@@ -53,11 +54,13 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
             tickets = [await intake.submit(request) for request in requests]
             assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
             records, journal.records = journal.records, []
+            assert {record.receiver for record in records} == set(RECEIVERS[1:])
             assert all(record.connection == "warm" for record in records)
             return sorted(record.attempts for record in records)
 
         await answered(server, endpoint.lanes.limit)
         first = await burst(1)
+        assert {entry["S3DAEMON_RECEIVER"] for entry in journal.of(MessageId.ATTEMPT_FAILED)} == {RECEIVERS[0]}
         assert set(first) == {1, 2}, first
         await asyncio.sleep(0)
         assert endpoint.lanes.aside == [RECEIVERS[0]]

@@ -32,6 +32,7 @@ STORED = TransferRecord(
     rtt_usec=200_000,
     retransmits=0,
     connection="warm",
+    receiver="192.0.2.1",
     changed=True,
 )
 FAILED = TransferRecord(
@@ -163,12 +164,14 @@ def test_a_failed_attempt_is_a_warning_with_the_transfers_id() -> None:
         attempt=2,
         code="SlowDown",
         text="reduce your request rate",
+        receiver="192.0.2.3",
         delay_usec=1_540_000,
     )
     fields = dict(failure.fields())
     assert fields["PRIORITY"] == 4
     assert fields["S3DAEMON_TRANSFER_ID"] == "0123456789abcdef"
     assert fields["S3DAEMON_DELAY_USEC"] == 1_540_000
+    assert fields["S3DAEMON_RECEIVER"] == "192.0.2.3"
     assert fields["MESSAGE"] == "raw/a attempt 2 failed, next in 1.5 s, SlowDown: reduce your request rate"
     assert TransferRecord.from_fields(as_json(failure.fields())) is None
 

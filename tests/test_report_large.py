@@ -37,6 +37,7 @@ for number in range(count):
         "S3DAEMON_ATTEMPTS": 1, "S3DAEMON_ENDPOINT": "https://s3.example.org",
         "S3DAEMON_ETAG": f"{rng.getrandbits(128):032x}",
         "S3DAEMON_RTT_USEC": 200_000 + rng.randrange(9_000), "S3DAEMON_RETRANSMITS": 0, "S3DAEMON_CONNECTION": "warm",
+        "S3DAEMON_RECEIVER": f"192.0.2.{rng.randrange(4)}",
     }
     sock.send("".join(f"{name}={value}\\n" for name, value in fields.items()).encode())
 """

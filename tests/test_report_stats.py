@@ -98,20 +98,22 @@ def test_figures_of_nothing() -> None:
     [
         ("tag", ["a", "b"]),
         ("host", ["n"]),
+        ("receiver", ["192.0.2.1"]),
         ("prefix", ["raw/2026/11/"]),
         ("prefix:1", ["raw/2026/"]),
         ("prefix:9", ["raw/2026/11/"]),
     ],
 )
 def test_grouping(how: str, names: list[str]) -> None:
-    """A transfer belongs to each of its tags once, to its host, and to its bucket with the beginning of its key."""
-    assert list(grouping(how)(Sighting(record(1, key="2026/11/f.fits", tags=("a", "b", "a")), "n"))) == names
+    """A transfer belongs to each of its tags once, its host, its receiver, and its bucket with the head of its key."""
+    made = record(1, key="2026/11/f.fits", tags=("a", "b", "a"), receiver="192.0.2.1")
+    assert list(grouping(how)(Sighting(made, "n"))) == names
 
 
 def test_those_in_no_group() -> None:
     """What has no tag, no host or no slash in its key is shown too."""
     bare = Sighting(record(1, key="f", tags=()), "")
-    assert [list(grouping(how)(bare)) for how in ("tag", "host", "prefix")] == [["-"], ["-"], ["raw/"]]
+    assert [list(grouping(how)(bare)) for how in ("tag", "host", "receiver", "prefix")] == [["-"]] * 3 + [["raw/"]]
 
 
 @pytest.mark.parametrize("how", ["", "tags", "prefix:", "prefix:0", "prefix:x", "tag:1", "host:"])

@@ -18,6 +18,7 @@ from s3daemon.report_why import Why, bound, seconds
          "upload 8.000 s (1 MB/s, RTT 203 ms, 34 segments sent again)"),
         ((0.0, 8.0, 8.0), {"retransmits": 1, "connection": "new"}, "network",
          "upload 8.000 s (1 MB/s, RTT 200 ms, 1 segment sent again, new connection)"),
+        ((0.0, 8.0, 8.0), {"receiver": "192.0.2.1"}, "network", "upload 8.000 s (1 MB/s, RTT 200 ms, to 192.0.2.1)"),
         ((0.0, 8.0, 8.0), {"rtt_usec": None, "retransmits": None}, "network", "upload 8.000 s (1 MB/s)"),
         ((0.001, 1.0, 9.0), {}, "after", "7.999 s after the upload"),
         ((0.0, None, 0.0), {}, "queued", "queued 0.000 s"),

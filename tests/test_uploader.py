@@ -408,6 +408,25 @@ def test_each_receiver_once_then_patience() -> None:
         at = [at for at, _ in house.store.puts]
         assert at[2] - at[0] == pytest.approx(0.2)
         assert at[3] - at[2] > 0.8
+        warnings = house.journal.of(MessageId.ATTEMPT_FAILED)
+        assert [entry.get("S3DAEMON_RECEIVER") for entry in warnings] == ["a", "b", None]
+        assert house.journal.records[0].receiver == "of the store", "not where an earlier attempt failed"
+
+
+def test_where_it_failed_for_good() -> None:
+    """The record of a failure names the receiver of its last attempt."""
+
+    async def main() -> None:
+        house = House()
+        refusal = AttemptError("NoSuchBucket", "no", status=404)
+        refusal.receiver = "c"
+        left = [elsewhere("a"), refusal]
+        house.store.answer = lambda _: left.pop(0)
+        ticket = await house.intake.submit(house.request())
+        assert (await ticket.outcome).outcome is Outcome.FAILED
+        assert house.journal.records[0].receiver == "c"
+
+    fly(main)
 
     fly(main)
 
