@@ -56,7 +56,7 @@ class View:
     Args:
         state: `ok`, or what is wrong in a word; as `Operations.state`.
         about: which daemon this is.
-        status: the line that `systemctl status` shows.
+        status: the line that `systemctl status` shows, without the state that it begins with.
         tables: those that have rows.
     """
 
@@ -79,7 +79,8 @@ def view_of(answer: Mapping[str, Any], zone: tzinfo | None = None) -> View:
     try:
         about = f"s3daemon {answer['version']} on {answer['host']}, to {answer['endpoint']}"
         tables = [_fitted(table) for table in _tables(answer, zone) if table.rows]
-        return View(str(answer["state"]), one_line(about), one_line(str(answer["status"])), tables)
+        state, status = str(answer["state"]), one_line(str(answer["status"]))
+        return View(state, one_line(about), status.removeprefix(f"{state.upper()}, "), tables)
     except (KeyError, TypeError, ValueError) as exc:
         raise S3daemonError("NoAnswer", "the daemon's answer is of another version: restart the service") from exc
 

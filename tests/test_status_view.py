@@ -79,3 +79,9 @@ def texts(view: View) -> str:
 def test_another_versions_answer(changes: dict[str, Any]) -> None:
     with pytest.raises(S3daemonError, match="of another version"):
         view_of(empty() | changes)
+
+
+def test_the_state_is_said_once() -> None:
+    """Whoever draws it puts the state at the head; the daemon's line, which does so too, goes on from there."""
+    view = view_of(empty() | {"state": "held", "status": "HELD, TLSRefused: no; 0 in flight"})
+    assert (view.state, view.status) == ("held", "TLSRefused: no; 0 in flight")

@@ -24,6 +24,7 @@ from lab.s3 import S3Server
 from s3daemon.backlog import next_client
 
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>not here</Message></Error>"
+_UNKNOWN = b"<Error><Code>InvalidAccessKeyId</Code><Message>who?</Message></Error>"
 
 
 class Fault(Enum):
@@ -39,6 +40,8 @@ class Fault(Enum):
     """Reset within the body, which is not kept."""
     DENIED = auto()
     """Taken whole, dropped, answered 403 AccessDenied: for good."""
+    KEY_UNKNOWN = auto()
+    """Taken whole, dropped, answered 403 InvalidAccessKeyId: until the settings are mended."""
     HUNG_UP = auto()
     """Taken whole, dropped, hung up on without an answer."""
     HUNG_UP_KEPT = auto()
@@ -222,6 +225,8 @@ class FlakyS3:
                 return False
             case Fault.DENIED:
                 _say(writer, 403, {}, _DENIED)
+            case Fault.KEY_UNKNOWN:
+                _say(writer, 403, {}, _UNKNOWN)
             case Fault.REFUSED_503 | Fault.FAILED_500_KEPT:
                 _say(writer, 503 if fault is Fault.REFUSED_503 else 500, {})
             case _:
