@@ -237,7 +237,9 @@ class Report:
         return replace(self, by=by, groups=groups(self.sightings, grouping(by), self.limit_usec))
 
     def late(self, group: Group) -> bool:
-        """Whether a group's last object came too late, or never."""
+        """Whether a group's last object came too late, or never; a host or a receiver waits for no last object."""
+        if self.by in ("host", "receiver"):
+            return False
         to_last_usec = group.figures.to_last_usec
         return to_last_usec is None or to_last_usec > self.late_usec
 

@@ -109,8 +109,8 @@ def _groups(report: Report, zone: tzinfo | None) -> Iterator[str]:
     numbers = {3, 4, 5, 6, 7, 8}
     head = ("FIRST REQUEST", "LAST STORED", "BETWEEN", "STORED", "FAILED", "SIZE", "SLOWEST", "OVER", "")
     yield from table((report.by.upper(), *head), [_group(report, group, zone) for group in report.groups], numbers)
-    late = sum(map(report.late, report.groups))
-    yield f"{len(report.groups)} groups; LATE, {late} of them: no last object within {bound(report.late_usec)}"
+    if late := sum(map(report.late, report.groups)):
+        yield f"{len(report.groups)} groups; LATE, {late} of them: no last object within {bound(report.late_usec)}"
 
 
 def _group(report: Report, group: Group, zone: tzinfo | None) -> tuple[str, ...]:

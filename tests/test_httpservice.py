@@ -21,6 +21,7 @@ from lab.browser import browser
 from lab.daemon import PATIENCE_S, Daemon, daemon
 from lab.env import UnavailableError, clean_env
 from lab.flaky import Fault, FlakyS3
+from lab.installed import until
 from lab.processes import ProgramError
 from lab.rgw import Gateway
 
@@ -194,7 +195,8 @@ def test_users_and_names_are_judged_at_each_request(s3: FlakyS3, file: Path, tmp
         refused = upload(made, file, "s3://bucket/k")
         ours = f"user {os.geteuid()}"
         assert (refused["code"], refused["msg"]) == (400, f"NotAllowed: {ours} is not in S3DAEMON_ALLOWED_USERS")
-        assert [line for line in made.lines() if f"refused {file} to bucket/k, asked by {ours}" in line]
+        said = f"refused {file} to bucket/k, asked by {ours}"
+        until(made.lines, lambda lines: any(said in line for line in lines), said)
         assert curl(made, "/version", *named)[0] == 403
         made.set(allowed_users=f"4711 {os.geteuid()}", http_names="node7", wait_limit="77s")
         assert made.command("reload").returncode == 0

@@ -150,6 +150,8 @@ def test_late() -> None:
         by="tag",
     )
     assert {group.name for group in found.groups if found.late(group)} == {"late", "never"}
+    night = report(record(1), record(2, start_usec=record(1).start_usec + 60 * SECOND), by="receiver")
+    assert not any(map(night.late, night.groups))
 
 
 def test_report() -> None:
