@@ -71,7 +71,7 @@ def browsed(tmp_path: Path, test: Callable[[Tab, Door, str], Awaitable[None]]) -
 
     async def run() -> None:
         door = Door()
-        async with door.open() as url, chromium(tmp_path / "profile") as tab:
+        async with door.open() as url, chromium(tmp_path) as tab:
             await tab.look_like(1280, 800)
             await tab.call("Page.navigate", url=url)
             await tab.until("document.querySelector('#figures')?.childElementCount")
@@ -238,7 +238,7 @@ def test_at_the_door_of_a_daemon(tmp_path: Path, s3: FlakyS3, file: Path) -> Non
     """Under the door's own policy, over the daemon's own answers: what was stored is there."""
 
     async def run(url: str) -> None:
-        async with chromium(tmp_path / "profile") as tab:
+        async with chromium(tmp_path) as tab:
             await tab.call("Page.navigate", url=url)
             await tab.until("document.querySelector('#exposures bdi')?.textContent === 'exposure-1'")
             assert await text(tab, "h1") == "Ready"

@@ -4,7 +4,6 @@ import asyncio
 import base64
 import itertools
 import json
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,16 +11,10 @@ from typing import Any
 
 import aiohttp
 
-from lab.env import UnavailableError, clean_env
-from lab.processes import start
+from lab.browser import browser
 
-#: Nothing but what the test asks for goes out of it.
-_FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--no-default-browser-check",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-    "--no-proxy-server", "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
-    "--remote-debugging-port=0", "about:blank",
-)  # fmt: skip
+#: It resolves no name, and tells where it listens.
+_OPTIONS = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost", "--remote-debugging-port=0")
 PATIENCE_S = 30.0
 
 
@@ -94,14 +87,10 @@ class Tab:
 
 
 @asynccontextmanager
-async def chromium(profile: Path) -> AsyncIterator[Tab]:
-    """A browser with a profile of its own and one tab, for the time of a ``with`` block."""
-    program = shutil.which("chromium")
-    if program is None:
-        raise UnavailableError("chromium is not installed")
-    environ = clean_env(HOME=str(profile))
-    port_file = profile / "DevToolsActivePort"
-    with start(program, f"--user-data-dir={profile}", *_FLAGS, name="chromium", env=environ):
+async def chromium(directory: Path) -> AsyncIterator[Tab]:
+    """A browser with one tab, for the time of a ``with`` block; its profile goes into the directory."""
+    with browser(directory, "about:blank", *_OPTIONS):
+        port_file = directory / "chromium/profile/DevToolsActivePort"
         async with asyncio.timeout(PATIENCE_S):
             while not (port_file.exists() and port_file.read_text()):
                 await asyncio.sleep(0.05)
