@@ -43,7 +43,8 @@ class House:
         self.go_on.set()
         settings = Settings.from_environ(environ | changes)
         pages = {"/page": self.page, "/html": self.html, "/bug": self.bug, "/large": self.large}
-        self.door = HttpDoor(settings, pages, {"/act": self.act}, clock=lambda: self.now)
+        self.actions = {"/act": self.act}
+        self.door = HttpDoor(settings, pages, self.actions, clock=lambda: self.now)
         self.accepting = asyncio.create_task(self.door.accept(self.listener))
 
     async def page(self, _: web.BaseRequest) -> web.Response:
@@ -346,6 +347,24 @@ def test_stopping(house: Run) -> None:
         house.go_on.set()
         await leaving
         assert status(await waiting) == 200
+
+    house(test)
+
+
+def test_stopping_in_the_moment_of_a_request(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has said all it had to say is no longer one that says nothing."""
+    monkeypatch.setattr(s3daemon.httpdoor, "LAST_WORDS_S", 0)
+
+    async def test(house: House) -> None:
+        before = house.act
+
+        async def act(form: Form) -> Answer:
+            await house.door.stop_reading()
+            await asyncio.sleep(0.05)  # else the answer is out before anything can be hung up on
+            return await before(form)
+
+        house.actions["/act"] = act
+        assert status(await house.say(POST)) == 200
 
     house(test)
 

@@ -327,7 +327,7 @@ def site() -> Iterator[Site]:
 def test_a_page_of_another_site_uploads_nothing(
     served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path, name: str
 ) -> None:
-    """Forms, scripts and images of a page in a real browser reach another site, so they are sent; here they do nothing.
+    """Forms, scripts and images of a page in a real browser are sent, as another site sees; here they do nothing.
 
     From a foreign name, from another port of ours, and with a foreign name for us, as after DNS rebinding.
     """
