@@ -49,10 +49,10 @@ class Acked:
 @asynccontextmanager
 async def watching(every_s: float = 0.1) -> AsyncIterator[Acked]:
     """Sample the calling thread's side for the time of a block."""
-    found = Acked()
+    found, over = Acked(), asyncio.Event()
 
     async def watch() -> None:
-        while True:
+        while not over.is_set():  # never cancelled: a program that is left behind would outlive the loop
             await found.look()
             await asyncio.sleep(every_s)
 
@@ -61,5 +61,5 @@ async def watching(every_s: float = 0.1) -> AsyncIterator[Acked]:
         yield found
     finally:
         await asyncio.sleep(2 * every_s)
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)
+        over.set()
+        await task

@@ -70,7 +70,7 @@ class Bench:
             yield started
 
     @contextmanager
-    def daemon(self, server: S3Server | None = None, **settings: str) -> Iterator[tuple[Daemon, Deliver]]:
+    def daemon(self, server: S3Server | None = None, **settings: Any) -> Iterator[tuple[Daemon, Deliver]]:
         """s3daemon, its connections open."""
         chosen = {**settings, **dict(word.split("=", 1) for word in self.args.set)}
         with ours(server or self.server, self.directory(), **chosen) as started:
@@ -232,8 +232,8 @@ def receivers(bench: Bench) -> Iterator[Finding]:
             )
             server = stack.enter_context(made)
         # S3DAEMON_RECEIVERS goes with an endpoint that has a name.
-        server = S3Server(server.url.replace(FAR, NAME), server.access_key, server.secret_key, server.ca)
-        running, deliver = stack.enter_context(bench.paced(server, receivers=",".join(RECEIVERS)))
+        named = S3Server(server.url.replace(FAR, NAME), server.access_key, server.secret_key, server.ca)
+        running, deliver = stack.enter_context(bench.paced(named, receivers=",".join(RECEIVERS)))
 
         bursts = bench.bursts(deliver, "receivers", 3)
         attempts = max(record.attempts for record in running.records())

@@ -12,10 +12,11 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from bench.common import cpu_of_machine, make_files
 from lab.daemon import Daemon, daemon
@@ -25,7 +26,7 @@ from lab.s3 import S3Server
 
 HOOKS, SIDECAR_BYTES, IMAGE_BYTES = 23, 3_000, 8 << 20
 
-Deliver = Callable[[Path, str], Awaitable[None]]
+Deliver = Callable[[Path, str], Coroutine[Any, Any, None]]
 """Have a file stored as BUCKET/KEY; DeliveryError when it was not."""
 
 #: What one would write with aiobotocore in an afternoon. It sets no more than Ceph and 23 hooks make it set.
@@ -187,7 +188,7 @@ def plain(server: S3Server) -> Iterator[Deliver]:
 
 
 @contextmanager
-def ours(server: S3Server, directory: Path, **settings: str) -> Iterator[tuple[Daemon, Deliver]]:
+def ours(server: S3Server, directory: Path, **settings: Any) -> Iterator[tuple[Daemon, Deliver]]:
     """s3daemon, once its connections are open."""
     with daemon(directory, server, **settings) as running:
         limit = int(settings.get("max_connections", "25"))

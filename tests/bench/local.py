@@ -139,7 +139,7 @@ def through_the_wire(daemon: Daemon, bucket: str, files: Sequence[Path], at_once
 def serving(server: S3Server, directory: Path, *, program: str = "", **settings: str) -> Iterator[Daemon]:
     """A daemon, warmed up; `program` runs in its place."""
     state = Path(tempfile.mkdtemp(dir=directory))
-    daemon = Daemon(state, server, settings, ("env",), None)
+    daemon = Daemon(state, server, settings, ("env",), {})
     if program:
         (state / "program.py").write_text(program)
         daemon._prefix = ("/bin/sh", "-c", f'exec "$1" {state}/program.py', "sh")

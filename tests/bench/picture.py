@@ -19,7 +19,7 @@ def draw(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]], shape: Sha
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = list(reversed(runs))
+    names: list[str] = list(reversed(list(runs)))
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.6 + 0.5 * len(names)), sharey=True)
     for row, name in enumerate(names):
         for run in runs[name]:

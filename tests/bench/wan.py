@@ -15,8 +15,9 @@
 
 The figure of an exposure is its ratio to the limit: its bytes through the link, and a round trip each for a sidecar and
 its image. Every check prints its figure, its bar and its verdict. A run in which the emulator did not keep up says so
-and is void; `cores` near the machine's number means that the CPU was the limit, not the network. What s3daemon costs
-in CPU, tests/bench/local tells.
+and is void. `dropped` counts packets that found the queue full, `late` those that were delivered more than 5 ms late,
+both over all exposures of a run; `cores` near the machine's number means that the CPU was the limit, not the network.
+What s3daemon costs in CPU, tests/bench/local tells.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import argparse
 import json
 import statistics
 import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,10 @@ from bench.picture import draw
 from lab.certs import Authority
 from lab.nginx import nginx
 from lab.rgw import rgw
+from lab.s3 import S3Server
 from lab.wan import FAR, wan
 
-OURS = {
+OURS: dict[str, dict[str, str]] = {
     "s3daemon": {"bwlimit": "{bwlimit}"},
     "s3daemon, primed": {"bwlimit": "{bwlimit}", "prime": "{bucket}/prime"},
     "s3daemon, no limit": {},
@@ -69,7 +71,7 @@ def _run(bench: Bench, name: str, tools: dict[str, Deliver]) -> None:
     with ExitStack() as stack:
         if name in OURS:
             given = {"bwlimit": args.bwlimit, "bucket": bench.files.bucket}
-            settings = {key: text.format(**given) for key, text in OURS[name].items()}
+            settings: dict[str, Any] = {key: text.format(**given) for key, text in OURS[name].items()}
             _, deliver = stack.enter_context(bench.daemon(**settings))
         elif name == PLAIN:
             deliver = stack.enter_context(plain(bench.server))
@@ -100,6 +102,8 @@ def _verdicts(bench: Bench) -> Iterator[Finding]:
         runs = [run for run in bench.runs.get(name, []) if not run["void"]]
         if not runs:
             continue
+        lost = sum(len(burst["failures"]) for run in runs for burst in run["bursts"])
+        yield Finding(f"{name}: files not delivered", str(lost), "0", lost == 0)
         first, last = ([run["ratios"][n] for run in runs] for n in (0, -1))
         small = [seconds for run in runs for seconds in run["bursts"][-1]["sidecars"]]
         bars = {"s3daemon": (1.6, 1.1), "s3daemon, primed": (1.25, 1.1)}.get(name)
@@ -127,6 +131,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--store", choices=("nginx", "rgw"), default="nginx", help="the far end (nginx, a sink)")
     parser.add_argument("--tools", default="", help="directories with s5cmd, rclone, aws; colons between")
     parser.add_argument("--out", default="/var/tmp/s3daemon-wan", help="where .json and .png go")
+    parser.add_argument("--add", action="store_true", help="to the exposures that are there already")
     args = parser.parse_args()
     args.link = {"rtt_ms": args.rtt, "rate_mbit": args.rate, "slow_start_after_idle": 0}
     return args
@@ -143,19 +148,25 @@ def main() -> None:
         link = stack.enter_context(wan(**args.link))
         with link.inside("far"):
             (far / "store").mkdir()
-            store = {"nginx": nginx, "rgw": rgw}[args.store]
+            store: Callable[..., AbstractContextManager[S3Server]] = rgw if args.store == "rgw" else nginx
             server = stack.enter_context(store(far / "store", authority, host=FAR))
         stack.enter_context(link.inside("near"))
         bucket = server.new_bucket() if args.store == "rgw" else "bucket"
         shape = Shape(args.rtt / 1000, args.rate * 1e6)
         bench = Bench(link, shape, server, Files(work / "files", bucket), work, far, authority, args)
         findings: dict[str, list[dict[str, Any]]] = {}
+        kept = Path(f"{args.out}.json")
+        if args.add and kept.exists():
+            bench.runs = json.loads(kept.read_text())["runs"]
+        checks: dict[str, Callable[[Bench], Iterator[Finding]]] = {"burst": burst, **CHECKS}
         for name in args.only or ["burst"]:
-            for finding in {"burst": burst, **CHECKS}[name](bench):
+            for finding in checks[name](bench):
                 print(finding.line(), flush=True)
                 findings.setdefault(name, []).append(asdict(finding))
+            if overrun := link.overrun():
+                print(f"{name} is VOID, the emulator did not keep up: {overrun}", flush=True)
         told = {"limit_s": shape.limit_s(), **asdict(shape), "cores": cores(), "runs": bench.runs, "findings": findings}
-        Path(f"{args.out}.json").write_text(json.dumps(told, indent=1))
+        kept.write_text(json.dumps(told, indent=1))
         if bench.runs:
             draw(Path(f"{args.out}.png"), bench.runs, shape)
 
