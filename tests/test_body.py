@@ -109,6 +109,20 @@ async def test_all_of_it_is_sent(tmp_path: Path, kind: type[Source], size: int) 
     assert writer.got == file.read_bytes()
 
 
+@pytest.mark.parametrize(("offset", "size"), [(0, CHUNK_BYTES + 7), (CHUNK_BYTES - 3, 2 * CHUNK_BYTES), (SIZE - 5, 5)])
+@in_loop
+async def test_a_slice_of_it(tmp_path: Path, kind: type[Source], offset: int, size: int) -> None:
+    """A part of a file is sent from where it begins to where it ends, and its MD5 is its own."""
+    file = a_file(tmp_path / "file", SIZE)
+    source, writer = kind.open(str(file)), FakeWriter()
+    body = FileBody(source, offset, size, digest=True)
+    assert (len(body), body.seek(0, os.SEEK_END)) == (size, size)
+    await body.write_with_length(writer, None)
+    assert writer.got == file.read_bytes()[offset : offset + size]
+    assert (body.finished, body.md5) == (True, hashlib.md5(writer.got).hexdigest())
+    source.close()
+
+
 @in_loop
 async def test_no_digest(tmp_path: Path) -> None:
     """Where verification is off nothing is hashed."""

@@ -33,6 +33,27 @@ async def test_a_connection_is_lent_to_one_at_a_time() -> None:
         assert order == [0, 1, 2, 3, 4]
 
 
+@in_loop
+async def test_what_can_be_spared() -> None:
+    """Half of the lanes are kept for others; while somebody waits for one there is none to spare."""
+    async with scripted() as server, sending(settings_for(server.url, max_connections=5)) as sender:
+        lanes, held = sender.lanes, contextlib.AsyncExitStack()
+        seen = [lanes.spare]
+        for _ in range(5):
+            await held.enter_async_context(lanes.take())
+            seen.append(lanes.spare)
+        assert seen == [2, 1, 0, 0, 0, 0]
+        waiter = asyncio.create_task(contextlib.AsyncExitStack().enter_async_context(lanes.take()))
+        await asyncio.sleep(0)
+        lanes._idle += lanes._all
+        assert lanes.spare == 0
+        waiter.cancel()
+        await asyncio.wait({waiter})
+        assert lanes.spare == 2
+        lanes._idle.clear()
+        await held.aclose()
+
+
 @pytest.mark.parametrize("woken", [False, True])
 @in_loop
 async def test_a_waiter_that_is_cancelled_takes_no_lane_with_it(woken: bool) -> None:

@@ -34,6 +34,7 @@ STORED = TransferRecord(
     connection="warm",
     receiver="192.0.2.1",
     changed=True,
+    parts=12,
 )
 FAILED = TransferRecord(
     transfer_id="fedcba9876543210",

@@ -11,6 +11,7 @@ import pytest
 from s3daemon.errors import StartError
 from s3daemon.request import Destination, FileState, Transfer
 from s3daemon.spooldb import MIGRATIONS, Damaged, SpoolFile, is_corrupt
+from s3daemon.spoolparts import BeginUpload, MultipartUpload
 from s3daemon.spoolrows import Delete, Entry, Expire, Insert, Overtake, Tick, Update
 
 PLACE = Destination("bucket", "key")
@@ -48,8 +49,10 @@ def test_every_old_schema_migrates(tmp_path: Path) -> None:
         db.commit()
         db.close()
         file = SpoolFile(path, create=False)
-        file.commit([[Insert(entry(1))]])
+        upload = MultipartUpload("u", "http://store", "id", PLACE, 12, "1-2", 5)
+        file.commit([[Insert(entry(1)), BeginUpload(upload)]])
         assert seqs(file) == [1]
+        assert [rows.upload for rows in file.uploads()] == [upload]
         file.close()
 
 
