@@ -1,8 +1,11 @@
 """Aborts the multipart uploads that nobody goes on with, so that no store keeps parts of what it will never get.
 
 An upload is an orphan when its transfer is not pending any more, whichever way it ended and in whichever process, or
-when its transfer began anew without it. It is aborted once the endpoint is up; a row that survives a crash is tried by
-the next process. Only what cannot be done at all is left to people, by a warning that names it.
+when its transfer began anew without it. A row that survives a crash is tried by the next process. Only what cannot be
+done at all is left to people, by a warning that names it.
+
+It does not ask `health` whether the endpoint is up: that is told by attempts, and there may be none any more. A single
+request, ever less often while none succeeds, hammers nobody.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from .tcp import Clock
 _log = logging.getLogger(__name__)
 
 #: How often it looks, seconds; and at most, after failures.
-SWEEP_S, SWEEP_MAX_S = 1.0, 300.0
+SWEEP_S, SWEEP_MAX_S = 1.0, 60.0
 #: There is nothing left to abort.
 _GONE = frozenset({"NoSuchUpload", "NoSuchBucket", "NoSuchKey"})
 
@@ -33,7 +36,6 @@ class Janitor:
     Args:
         ledger: the uploads.
         is_pending: whether a transfer, by its id, is pending.
-        is_up: whether the endpoint takes requests now.
         store: gives the store in use now.
         clock: monotonic seconds.
     """
@@ -42,13 +44,11 @@ class Janitor:
         self,
         ledger: Ledger,
         is_pending: Callable[[str], bool],
-        is_up: Callable[[], bool],
         store: Callable[[], Store],
         clock: Clock = time.monotonic,
     ) -> None:
         self._ledger = ledger
         self._is_pending = is_pending
-        self._is_up = is_up
         self._store = store
         self._clock = clock
         self._since: dict[Begun, float] = {}
@@ -58,21 +58,20 @@ class Janitor:
         delay = SWEEP_S
         while True:
             await asyncio.sleep(delay)
-            done = not self._is_up() or await self.sweep()
-            delay = SWEEP_S if done else min(2 * delay, SWEEP_MAX_S)
+            delay = SWEEP_S if await self.sweep() else min(2 * delay, SWEEP_MAX_S)
 
     async def sweep(self) -> bool:
-        """Abort the orphans at the store in use; False when one of them has to be tried again."""
+        """Abort the orphans at the store in use, up to the first that has to be tried again: False then."""
         store = self._store()
         there = [begun for begun in self._ledger if begun.upload.endpoint == store.url]
         orphans = [begun for begun in there if begun.abandoned or not self._is_pending(begun.upload.transfer_id)]
         self._since = {begun: self._since.get(begun, self._clock()) for begun in orphans}
-        done = True
         for begun in orphans:
             # A completion may still be at work there, and an abort would take the parts from under its object.
-            if not begun.completing or self._clock() - self._since[begun] >= DOUBT_S:
-                done = await self._abort(store, begun) and done
-        return done
+            ripe = not begun.completing or self._clock() - self._since[begun] >= DOUBT_S
+            if ripe and not await self._abort(store, begun):
+                return False
+        return True
 
     async def leave(self, store: Store) -> None:
         """Nobody goes on at `store`: abort what is there, unless its endpoint is in use again."""

@@ -112,7 +112,6 @@ class Service:
         self._janitor = Janitor(
             spool.ledger,
             lambda id_: uploader.schedule.get(id_) is not None,
-            lambda: not (uploader.health.away or uploader.health.held),
             lambda: self._attempts.store,
         )
         self._janitor.disown()

@@ -173,10 +173,10 @@ def test_dropped_it_leaves_nothing(tmp_path: Path, way: tuple[Relay, S3Server], 
 
 
 def test_a_failure_for_good_leaves_nothing(tmp_path: Path, way: tuple[Relay, S3Server], bucket: Bucket) -> None:
-    """Given up when its time is over, while the endpoint is away: its parts go when the endpoint is back."""
+    """Given up while the endpoint is known to be away: its parts go when that is back, though nobody sends any more."""
     relayed, server = way
     file = a_file(tmp_path / "large", 80 * MIB)
-    with daemon(tmp_path / "state", server, bwlimit="200M", retry_for="2s", **SETTINGS) as served:
+    with daemon(tmp_path / "state", server, bwlimit="200M", retry_for="3s", **SETTINGS) as served:
         accepted(served, file, f"{bucket.name}/key")
         wait(lambda: bucket.parts() >= 2, "two parts stored")
         relayed.refuse()

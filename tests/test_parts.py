@@ -82,3 +82,10 @@ def test_several_files_share_evenly(files: int, at_once: int) -> None:
 def test_of_few_lanes_one_is_enough(limit: int, at_once: int) -> None:
     """However many there are."""
     assert width(10_000, limit=limit) == at_once
+
+
+def test_without_a_lane_to_spare_one_part_goes() -> None:
+    """While others have the lanes, a file keeps to its one, and never loses it."""
+    sending: Any = FakeSending(FakeLanes(spare=0))
+    parts = Parts(sending)
+    assert [parts._may_start(running, 10) for running in (0, 1)] == [True, False]
