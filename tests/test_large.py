@@ -19,7 +19,7 @@ from s3daemon.stored import FILE_KEY, ID_KEY
 MIB = 1 << 20
 PART = 5 * MIB
 LANES = 8
-SETTINGS = {"multipart_threshold": "5MiB", "part_size": "5MiB", "max_connections": str(LANES)}
+SETTINGS: dict[str, Any] = {"multipart_threshold": "5MiB", "part_size": "5MiB", "max_connections": str(LANES)}
 MEMORY_KIB = 250_000_000 // 1024
 
 

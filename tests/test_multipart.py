@@ -272,6 +272,7 @@ def replace(file: Path) -> None:
 @in_loop
 async def test_a_file_that_changes_is_not_stored(tmp_path: Path, change: Callable[[Path], None], when: str) -> None:
     """No object is made of two contents; the next attempt begins anew with the newer one."""
+    changed = False
 
     async def changing(exchange: Exchange) -> None:
         nonlocal changed
@@ -281,8 +282,6 @@ async def test_a_file_that_changes_is_not_stored(tmp_path: Path, change: Callabl
         await keep(exchange)
         if when != "in a part" and len(it.sent) == len(PARTS):
             change(it.file)
-
-    changed = False
 
     async with case(tmp_path, changing, max_connections=8 if when == "in a part" else 1) as it:
         with pytest.raises(FileError) as caught:

@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab import processes
@@ -25,7 +26,7 @@ CLIENTS = 12
 LARGE = (5 << 20) + 70_000
 """Two parts, the least that a store may be given."""
 SIZES = (*(100, 3_000, 20_000, 70_000, 500_000) * 4, LARGE)
-PARTS = {"multipart_threshold": "5MiB", "part_size": "5MiB"}
+PARTS: dict[str, Any] = {"multipart_threshold": "5MiB", "part_size": "5MiB"}
 PASSING = [fault for fault in Fault if fault is not Fault.DENIED]
 WAYS = ("fresh", "fresh", "fresh", "another file", "replaced", "in place")
 
