@@ -42,8 +42,9 @@ def test_what_goes_in_parts(size: int, threshold: int, part: int, wanted: bool) 
 class FakeLanes:
     """So many lanes, of which so many can be spared."""
 
-    limit: int = 25
-    spare: int = 12
+    usable: int = 25
+    limit: int = 30
+    for_parts: int = 12
 
 
 @dataclass
@@ -55,12 +56,12 @@ class FakeSending:
 
 def width(waiting: int, *, files: int = 1, limit: int = 25) -> int:
     """How many of so many parts are started before one of them ends."""
-    lanes = FakeLanes(limit, limit // 2)
+    lanes = FakeLanes(usable=limit, for_parts=limit // 2)
     sending: Any = FakeSending(lanes)
     parts, running = Parts(sending), 0
     parts.files = files
     while waiting and parts._may_start(running, waiting):
-        running, waiting, lanes.spare = running + 1, waiting - 1, lanes.spare - bool(running)
+        running, waiting, lanes.for_parts = running + 1, waiting - 1, lanes.for_parts - bool(running)
     return running
 
 
@@ -86,6 +87,6 @@ def test_of_few_lanes_one_is_enough(limit: int, at_once: int) -> None:
 
 def test_without_a_lane_to_spare_one_part_goes() -> None:
     """While others have the lanes, a file keeps to its one, and never loses it."""
-    sending: Any = FakeSending(FakeLanes(spare=0))
+    sending: Any = FakeSending(FakeLanes(for_parts=0))
     parts = Parts(sending)
     assert [parts._may_start(running, 10) for running in (0, 1)] == [True, False]
