@@ -10,6 +10,7 @@ at the end of a ``with`` block; where a test process dies instead, the kernel st
     moto        moto: quick, lenient, in memory
     seaweed     SeaweedFS: a second, independent server
     rgw         Ceph's object gateway over HTTP and HTTPS: what production runs
+    proxy       a proxy before one of these, which does to each PUT what a test says
     nginx       a sink for PUTs that costs as little as a server can: for measuring clients
     scripted    an HTTP server that does to each request what a test says
     flaky       an S3 server in memory that fails now and then, or goes away
