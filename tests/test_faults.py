@@ -322,7 +322,7 @@ def carry_out(row: Row, folder: Path, store: S3Server, certs: Authority, bucket:
     file = a_file(folder / "file", SIZE)
     with (
         proxy(store, certs) as (between, through),
-        daemon(folder / "state", through, running=False, **LIMITS) as served,
+        daemon(folder / "state", through, activated=True, running=False, **LIMITS) as served,
     ):
         scene = Scene(served, between, through, certs)
         row.start(scene)

@@ -41,8 +41,8 @@ class Authority:
         """A certificate for this machine's loopback that expired yesterday."""
         made, asked = self.issue(name), self._directory / f"{name}.csr"
         # `req -x509` issues nothing that is over already; `x509 -req` does.
-        request: list[str | Path] = ["req", "-new", "-config", "/dev/null", "-key", made.key, "-subj", f"/CN={name}", "-out", asked]
-        request += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        request: list[str | Path] = ["req", "-new", "-config", "/dev/null", "-key", made.key, "-out", asked]
+        request += ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
         answer: list[str | Path] = ["x509", "-req", "-in", asked, "-CA", self.ca, "-CAkey", self._key, "-CAcreateserial"]
         answer += ["-copy_extensions", "copyall", "-days", "-1", "-out", made.cert]
         for command in (request, answer):
