@@ -4,8 +4,8 @@
     tests/fuzz --runs 100000 --target wire  one
     tests/fuzz --runs 100000 --keep         inputs that covered more are kept, as few as do it, in tests/corpus
 
-What is wrong is shown as a traceback, and the input kept as crash-... in this directory; exit status 1. Each target runs in a process of its
-own, one after the other, for atheris ends the process that it ran in.
+What is wrong is shown as a traceback, and the input kept as crash-... in this directory; exit status 1. Each target
+runs in a process of its own, one after the other, for atheris ends the process that it ran in.
 """
 
 from __future__ import annotations

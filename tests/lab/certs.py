@@ -43,8 +43,8 @@ class Authority:
         # `req -x509` issues nothing that is over already; `x509 -req` does.
         request: list[str | Path] = ["req", "-new", "-config", "/dev/null", "-key", made.key, "-out", asked]
         request += ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
-        answer: list[str | Path] = ["x509", "-req", "-in", asked, "-CA", self.ca, "-CAkey", self._key, "-CAcreateserial"]
-        answer += ["-copy_extensions", "copyall", "-days", "-1", "-out", made.cert]
+        answer: list[str | Path] = ["x509", "-req", "-in", asked, "-CA", self.ca, "-CAkey", self._key]
+        answer += ["-CAcreateserial", "-copy_extensions", "copyall", "-days", "-1", "-out", made.cert]
         for command in (request, answer):
             subprocess.run([self._openssl, *command], env=clean_env(), check=True, capture_output=True, text=True)
         return made
