@@ -24,9 +24,19 @@ from lab.s3 import S3Server
 PATIENCE_S = 60.0
 """Longest wait for an answer: the daemon's own limits are half of it."""
 
-# What `S3DAEMON_HOST=127.0.0.1` and a bound port become when the test holds the listening socket, as systemd would:
-# descriptor 3, and the id of the process that it is meant for. ($1 is the descriptor as it was passed.)
-_ACTIVATE = 'given=$1; shift; if ((given != 3)); then exec 3<&"$given" {given}<&-; fi; LISTEN_PID=$$ exec "$@"'
+# What `S3DAEMON_HOST=127.0.0.1` and a bound port become when the test holds the sockets, as systemd would: descriptors
+# from 3 on, and the id of the process that they are meant for. (The first argument lists them as they were passed.)
+_ACTIVATE = """
+import fcntl, os, sys
+passed = [int(number) for number in sys.argv[1].split(",")]
+aside = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3 + len(passed)) for number in passed]
+for number in passed:
+    os.close(number)
+for at, number in enumerate(aside, 3):
+    os.dup2(number, at)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
+"""
 
 _RECORD = re.compile(
     r"\S+ (?:info|error) (?P<start>\d+\.\d{6}) (?P<seconds>\d+\.\d{3}) sec - (?P<bucket>[^/]+)/(?P<key>.*)"
@@ -62,6 +72,7 @@ class Daemon:
         settings: dict[str, str],
         prefix: Sequence[str | Path],
         listener: socket.socket | None,
+        keeping: bool,
     ) -> None:
         """Describe it; nothing runs before ``start``."""
         self.state_dir = state_dir
@@ -76,6 +87,7 @@ class Daemon:
         self.set(**settings)
         self._prefix = prefix
         self._listener = listener
+        self._kept: dict[str, int] | None = {} if keeping else None
         self._running: AbstractContextManager[Process] | None = None
         self._processes: list[Process] = []
 
@@ -94,10 +106,14 @@ class Daemon:
         command = [sys.executable, "-m", "s3daemon", "serve"]
         environ, descriptors = self.environ, list[int]()
         if self._listener is not None:
-            number = self._listener.fileno()
-            command = ["/bin/bash", "-c", _ACTIVATE, "activate", str(number), *command]
-            environ, descriptors = environ | {"LISTEN_FDS": "1", "LISTEN_FDNAMES": "wire"}, [number]
-        running = start(*self._prefix, *command, name="s3daemon", env=environ, notify=True, pass_fds=descriptors)
+            kept = dict(self._kept or {})
+            descriptors = [self._listener.fileno(), *kept.values()]
+            command = [sys.executable, "-ISc", _ACTIVATE, ",".join(map(str, descriptors)), *command]
+            names = ":".join(["wire", *kept])
+            environ = environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names}
+        running = start(
+            *self._prefix, *command, name="s3daemon", env=environ, notify=True, store=self._kept, pass_fds=descriptors
+        )
         self._processes.append(running.__enter__())
         self._running = running
         if wait:
@@ -246,6 +262,7 @@ def daemon(
     prefix: Sequence[str | Path] = (),
     activated: bool = False,
     running: bool = True,
+    keeping: bool = False,
     **settings: str,
 ) -> Iterator[Daemon]:
     """A daemon for the time of a ``with`` block; at the end it is killed if it is still there.
@@ -257,10 +274,12 @@ def daemon(
         activated: the listening socket is made here and passed to each process, so that clients wait in its backlog
             while there is none.
         running: start it.
+        keeping: waiting clients' connections are kept from one process to the next, as systemd's descriptor store does
+            it; takes `activated`.
         settings: as for ``Daemon.set``.
     """
     listener = socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) if activated else None
-    made = Daemon(state_dir, server, settings, prefix, listener)
+    made = Daemon(state_dir, server, settings, prefix, listener, keeping)
     try:
         if running:
             made.start()
@@ -268,5 +287,7 @@ def daemon(
     finally:
         if made._running is not None:
             made.kill()
+        for number in (made._kept or {}).values():
+            os.close(number)
         if listener is not None:
             listener.close()
