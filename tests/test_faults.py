@@ -18,97 +18,33 @@ import pytest
 from lab.certs import Authority, Certificate
 from lab.daemon import Daemon, daemon
 from lab.env import TREE
-from lab.proxy import Proxy, carried, kept_then, proxy
+from lab.fates import (
+    WITHIN,
+    a_byte_a_second,
+    continue_only,
+    cut_short,
+    cut_short_and_gone,
+    early_refusal,
+    early_success,
+    garbage,
+    half_an_answer,
+    late,
+    reading_a_byte_a_second,
+    wrong_etag,
+)
+from lab.proxy import Proxy, kept_then, proxy
 from lab.rgw import Gateway
 from lab.s3 import S3Server
-from lab.scripted import Exchange, Script, answering, hang_up_after, refusing, reset_after, silent_after
+from lab.scripted import Script, answering, hang_up_after, refusing, reset_after, silent_after
 from lab.sending import a_file
 
 SIZE = 1 << 20
-WITHIN = 100_000
 AT_ONCE = 12
 #: Limits as short as they may be; a waiting client's is long, so that it is told the end.
 LIMITS: dict[str, Any] = {
     "stall_timeout": "1s", "answer_timeout": "3s", "connect_timeout": "1s", "wait_limit": "20s", "max_connections": "2",
     "log_level": "debug",
 }  # fmt: skip
-
-
-# --- what is done to a PUT ----------------------------------------------------------------------
-
-
-async def early_success(exchange: Exchange) -> None:
-    """Say 200 before the body was read, and read no more."""
-    await exchange.read(WITHIN)
-    await exchange.answer(headers={"ETag": '"x"'})
-    await exchange.silence()  # a hang-up would be a reset, and overtake the answer
-
-
-async def early_refusal(exchange: Exchange) -> None:
-    """Refuse before the body was read, and read no more."""
-    await exchange.read(WITHIN)
-    await exchange.refuse(503, "SlowDown")
-    await exchange.silence()
-
-
-async def continue_only(exchange: Exchange) -> None:
-    """Say 100 Continue, and nothing after it."""
-    await exchange.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    await exchange.read()
-    await exchange.silence()
-
-
-async def garbage(exchange: Exchange) -> None:
-    """Answer what is no HTTP."""
-    await exchange.read()
-    await exchange.write(b"\x00\xff no HTTP at all\r\n\r\n")
-
-
-async def half_an_answer(exchange: Exchange) -> None:
-    """Hang up within the answer."""
-    await exchange.read()
-    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<?xml")
-
-
-async def a_byte_a_second(exchange: Exchange) -> None:
-    """Answer a byte a second."""
-    await exchange.read()
-    for byte in b"HTTP/1.1 200 OK\r\n":
-        await exchange.write(bytes([byte]))
-        await exchange.pause(1)
-
-
-async def reading_a_byte_a_second(exchange: Exchange) -> None:
-    """Take a byte a second."""
-    for taken in range(60):
-        await exchange.read(taken + 1)
-        await exchange.pause(1)
-
-
-async def late(exchange: Exchange) -> None:
-    """Answer well, but after the answer limit (60 s unless set, 3 s here)."""
-    status, headers, content = await carried(exchange)
-    await exchange.pause(6)
-    await exchange.answer(status, content, headers=headers)
-
-
-async def wrong_etag(exchange: Exchange) -> None:
-    """Store it, and answer the ETag of something else."""
-    status, headers, content = await carried(exchange)
-    await exchange.answer(status, content, headers=headers | {"ETag": f'"{"0" * 32}"'})
-
-
-async def cut_short(exchange: Exchange) -> None:
-    """Store half of it, and answer as if that were all."""
-    await exchange.read()
-    status, headers, content = await carried(exchange, bytes(exchange.body[: SIZE // 2]))
-    await exchange.answer(status, content, headers=headers)
-
-
-async def cut_short_and_gone(exchange: Exchange) -> None:
-    """Store half of it, and hang up."""
-    await exchange.read()
-    await carried(exchange, bytes(exchange.body[: SIZE // 2]))
 
 
 # --- what is done to the way there --------------------------------------------------------------

@@ -136,7 +136,7 @@ class Connection:
     def reset(self) -> None:
         """End it with a reset."""
         sock = self.writer.get_extra_info("socket")
-        if sock is not None:  # None once a TLS transport is over
+        if sock is not None and sock.fileno() >= 0:  # neither once it is over
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
 
