@@ -15,7 +15,8 @@ The audit reads every object from the store, past the proxy, and compares its MD
     false     told stored, and at that moment the object was not there; told failed; or hung up on without an answer
 
 Two answers say that nothing was accepted, and are then followed by the same request again: `Interrupted`, and a hang-up
-by a SIGKILL that came before the connection was given into systemd's keeping. Exit status 0: none of these, and nothing left in the queue. One JSON object, the figures, ends the output.
+by a SIGKILL that came before the connection was given into systemd's keeping. Exit status 0: none of these, and nothing
+left in the queue. One JSON object, the figures, ends the output.
 """
 
 from __future__ import annotations

@@ -203,8 +203,8 @@ def start(
 ) -> Iterator[Process]:
     """Run a program for the time of a ``with`` block; on leaving it gets the stop signal and is waited for.
 
-    ``env`` is its whole environment (``clean_env()`` without one). With ``notify`` it also gets a NOTIFY_SOCKET; what it
-    stores there (FDSTORE=1) is kept in ``store`` by name, and is the caller's to pass on and to close.
+    ``env`` is its whole environment (``clean_env()`` without one). With ``notify`` it also gets a NOTIFY_SOCKET; what
+    it stores there (FDSTORE=1) is kept in ``store`` by name, and is the caller's to pass on and to close.
     """
     environ = dict(clean_env() if env is None else env)
     argv = [str(word) for word in command]

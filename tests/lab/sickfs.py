@@ -1,4 +1,4 @@
-"""A file system that is ill: some of its files never answer, some answer EIO for as long as a test likes. FUSE, so root.
+"""A file system that is ill: some files never answer, some answer EIO for as long as a test likes. FUSE, so root.
 
 It runs as a program of its own (this module), which is killed at the end: what still waits in it then gets an error.
 """
