@@ -39,6 +39,7 @@ def test_a_process_that_was_stopped(s3: FlakyS3, tmp_path: Path) -> None:
         assert not asked.done()
         served.process.popen.send_signal(signal.SIGCONT)
         assert asked.result() == b"Success"
+        served.terminate()  # a record comes after the answer
         (record,) = served.records()
     assert record.attempts == 1
     assert len(s3.puts) == 1
@@ -80,6 +81,7 @@ def test_a_clock_that_steps(served: Daemon, s3: FlakyS3, clock: Path, file: Path
     served.wait_idle()
     assert time.monotonic() - began < 20
     assert served.plain(file, "a/bucket/now") == b"Success"
+    served.terminate()
     records = {record.key: record for record in served.records()}
     assert {record.outcome for record in records.values()} == {"stored"}
     assert abs(records["now"].start - (time.time() + step)) < 60  # the step was there
