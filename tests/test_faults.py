@@ -329,6 +329,7 @@ def test_a_fault(seen: Mapping[str, Future[Seen]], row: Row) -> None:
     found = seen[row.fault].result()
     wanted = "failed" if row.verdict == FINAL else "stored"
     print(f"{row.fault}: {row.verdict}, {found}")
+    print(*(line for line in found.written.splitlines() if " attempt " in line), sep="\n")
     assert (found.code, found.attempts, found.puts, found.outcome) == (row.code, row.attempts, row.puts, wanted)
     assert re.match(row.told, found.told)
     assert found.whole
