@@ -83,8 +83,9 @@ def failure_of(  # noqa: PLR0911 - a table: one line for each kind of failure
         case aiohttp.ConnectionTimeoutError():
             return AttemptError("ConnectTimeout", "the store did not take a connection in time")
         case aiohttp.ClientConnectorError():
-            errno = error.os_error.errno
-            why = os.strerror(errno) if errno and errno > 0 else error.os_error.strerror or "it failed"
+            cause = error.os_error
+            unsaid = "closed within the handshake" if isinstance(cause, ConnectionError) else "it failed"
+            why = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror or unsaid
             return AttemptError("ConnectionFailed", one_line(f"no connection to the store: {why}"))
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             code = "StaleConnection" if stale and not ambiguous else "ConnectionClosed"

@@ -25,8 +25,9 @@ from .errors import StartError, one_line
 
 #: FileDescriptorName= of the socket units: the line protocol, HTTP, the line protocol on a Unix socket.
 DOORS = ("wire", "http", "unix")
-#: The kernel clamps it to net.core.somaxconn, 4096 by default.
-BACKLOG = 4096
+#: More than will ever come at once. The kernel clamps it to net.core.somaxconn, 4096 by default; the package raises
+#: that, for who finds no room is not refused but, once the kernel tires of asking, reset.
+BACKLOG = 16384
 #: Seconds for PID 1, which takes some 30 000 notifications a second, to have its turn when the queue is full.
 PATIENCE_S = 0.05
 #: Sends one datagram with these descriptors; False when it cannot be sent now.

@@ -124,7 +124,7 @@ def _object(text: bytes, *, parse: bool) -> Entry | None:
         return {}
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
 

@@ -30,6 +30,8 @@ _SHARED = (
     "S3DAEMON_ERROR", "S3DAEMON_RETRANSMITS", "S3DAEMON_CONNECTION", "S3DAEMON_RECEIVER", "S3DAEMON_CHANGED",
     "_HOSTNAME", "_SYSTEMD_UNIT",
 )  # fmt: skip
+#: Of 64 bits; more is no time, and from some thousand on Python refuses it.
+_USEC_DIGITS = 20
 
 
 class Sighting(NamedTuple):
@@ -162,6 +164,6 @@ def _recorded_usec(entry: Entry, sighting: Sighting) -> int:
             return usec
         case datetime() as when:
             return round(when.timestamp() * 1e6)
-        case str(text) if text.isdecimal():
+        case str(text) if text.isdecimal() and len(text) <= _USEC_DIGITS:
             return int(text)
     return sighting.end_usec

@@ -119,7 +119,7 @@ class Sending:
                 if not (body.finished and upload.may_have_arrived):
                     raise body.error or AttemptError("BadAnswer", "the store answered before it had the whole body")
             finally:
-                if not body.finished:
+                if not (body.finished and upload.may_have_arrived):  # what was not taken shall not come later
                     lane.cut(body.transport)
                 upload.close()
         etag = str(answer.get("ETag", "")).strip('"')

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from .manager import Inherited, Manager, bind
 from .operations import Answer, Operations, entry_of
 from .overview import watch
 from .peers import Doorkeeper
+from .record import Priority
 from .retry import ServiceClock
 from .server import Server
 from .settings import Settings, differences
@@ -88,9 +90,15 @@ class Service:
             finally:
                 await self._endpoint.close()
         finally:
-            await asyncio.to_thread(self._journal.close, JOURNAL_FLUSH_S)
+            await self._flush()
             await asyncio.sleep(0)  # what the journal's last records want to tell the spool
             await spool.close()
+
+    async def _flush(self) -> None:
+        """Wait until the journal has all records; it stays open, for why a start failed has yet to be said."""
+        out = threading.Event()
+        self._journal.write([("MESSAGE", "all records are written"), ("PRIORITY", int(Priority.DEBUG))], out.set)
+        await asyncio.to_thread(out.wait, JOURNAL_FLUSH_S)
 
     async def _serve(
         self,

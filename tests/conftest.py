@@ -13,6 +13,7 @@ from lab import moto as moto_lab
 from lab import nginx as nginx_lab
 from lab import rgw as rgw_lab
 from lab import seaweed as seaweed_lab
+from lab import soaking as soaking_lab
 from lab.certs import Authority
 from lab.flaky import FlakyS3, flaky
 from lab.s3 import S3Server
@@ -107,6 +108,33 @@ def box() -> Iterator[box_lab.Box]:
     for made in _entered(box_lab.box()):
         deploy.lay_out(made.root)
         yield made
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The soak's result comes last."""
+    items.sort(key=lambda item: "soaking" in getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _soak_beside(request: pytest.FixtureRequest) -> Iterator[processes.Process | None]:
+    """With CI=true the soak runs beside all tests from the first one on, so that its minutes cost the run none."""
+    wanted = any("soaking" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    if not (wanted and _EVERYTHING_REQUIRED):
+        yield None
+        return
+    with soaking_lab.soak() as running:
+        yield running
+
+
+@pytest.fixture
+def soaking(_soak_beside: processes.Process | None) -> Iterator[processes.Process]:
+    """A soak that was started, here or long ago."""
+    if _soak_beside is not None:
+        yield _soak_beside
+        return
+    with soaking_lab.soak() as running:
+        yield running
 
 
 @pytest.fixture

@@ -130,6 +130,31 @@ async def test_a_success_without_the_whole_file_is_none(tmp_path: Path, scheme: 
         assert not server.puts[0].whole
 
 
+@pytest.mark.parametrize("status", [200, 503])
+@in_loop
+async def test_what_was_answered_too_early_does_not_come_late(tmp_path: Path, scheme: Scheme, status: int) -> None:
+    """What the kernel still has of the body when the attempt ends goes nowhere, and the next attempt not behind it."""
+    over = asyncio.Event()
+
+    async def answer_first(exchange: Exchange) -> None:
+        if len(exchange.server.puts) > 1:
+            await keep(exchange)
+            return
+        await exchange.read(1000)
+        await exchange.handed_over()
+        await exchange.answer(status)
+        await over.wait()
+        await exchange.read()
+
+    async with scheme.store(answer_first) as (server, sender):
+        file = a_file(tmp_path / "file", MIDDLE)
+        await failure(sender.put(file))
+        await sender.put(file)
+        over.set()
+        await server.until(lambda: server.puts[0].over)
+        assert [seen.whole for seen in server.puts] == [False, True]
+
+
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @in_loop
 async def test_redirects_are_not_followed(tmp_path: Path, status: int) -> None:

@@ -220,21 +220,30 @@ def wait_for_one_more_each(loops: list[Process]) -> None:
     )
 
 
-@pytest.mark.parametrize("end", ["restart", "kill --kill-who=main --signal=KILL"])
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param("restart", id="restart"),
+        pytest.param("kill --kill-who=main --signal=KILL", id="killed"),
+        # An event loop that does not turn: nothing but the watchdog ends it.
+        pytest.param("kill --kill-who=main --signal=STOP", id="stuck"),
+    ],
+)
 def test_waiting_clients_get_their_answer_from_the_next_process(
     service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str, end: str
 ) -> None:
-    """A restart, or a kill, in the middle of uploads: every client that waits is told by the new process: stored."""
+    """A restart, a kill, or the watchdog in the middle of uploads: who waits is told by the new process: stored."""
     network, far = line
     service.configure(far, S3DAEMON_DRAIN_TIMEOUT="1s")
-    service.systemctl("start", service.door)
-    service.send(SMALL, f"store/{bucket}/warm")
-    network.hold()
     with ExitStack() as stack:
+        stack.enter_context(service.drop_in("WatchdogSec=3s"))
+        service.systemctl("start", service.door)
+        service.send(SMALL, f"store/{bucket}/warm")
+        network.hold()
         clients = {}
         for number, file in enumerate((SMALL, SMALL, MEDIUM)):
             for form, options in (("plain", ()), ("extended", ("--tag", "dark"))):
-                key = f"{end[:4]}/{form}-{number}"
+                key = f"{end[-4:]}/{form}-{number}"
                 clients[key] = stack.enter_context(service.sending(*options, file, f"store/{bucket}/{key}"))
         service.wait_show("NFileDescriptorStore", "6")
         before = service.main_pid()

@@ -10,9 +10,14 @@ at the end of a ``with`` block; where a test process dies instead, the kernel st
     moto        moto: quick, lenient, in memory
     seaweed     SeaweedFS: a second, independent server
     rgw         Ceph's object gateway over HTTP and HTTPS: what production runs
+    proxy       a proxy before one of these, which does to each PUT what a test says
+    fates       what is done there, beside what `scripted` has verbs for
     nginx       a sink for PUTs that costs as little as a server can: for measuring clients
     scripted    an HTTP server that does to each request what a test says
     flaky       an S3 server in memory that fails now and then, or goes away
+    sickfs      a file system that hangs and fails
+    soaking     the soak, beside the tests
+    targets     the parsers, as a fuzzer calls them
     relay       a TCP relay that can stop, delay and cut
     deploy      the daemon and what it needs, laid out as on an installed system
     records     records of transfers as tests make them up, and their journal entries

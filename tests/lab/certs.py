@@ -37,6 +37,18 @@ class Authority:
         self._request(made.cert, made.key, f"/CN={name}", extensions, signer)
         return made
 
+    def expired(self, name: str) -> Certificate:
+        """A certificate for this machine's loopback that expired yesterday."""
+        made, asked = self.issue(name), self._directory / f"{name}.csr"
+        # `req -x509` issues nothing that is over already; `x509 -req` does.
+        request: list[str | Path] = ["req", "-new", "-config", "/dev/null", "-key", made.key, "-out", asked]
+        request += ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+        answer: list[str | Path] = ["x509", "-req", "-in", asked, "-CA", self.ca, "-CAkey", self._key]
+        answer += ["-CAcreateserial", "-copy_extensions", "copyall", "-days", "-1", "-out", made.cert]
+        for command in (request, answer):
+            subprocess.run([self._openssl, *command], env=clean_env(), check=True, capture_output=True, text=True)
+        return made
+
     def _request(
         self, cert: Path, key: Path, subject: str, extensions: tuple[str, ...], signer: tuple[str, ...] = ()
     ) -> None:

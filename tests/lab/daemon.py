@@ -24,12 +24,18 @@ from lab.s3 import S3Server
 PATIENCE_S = 60.0
 """Longest wait for an answer: the daemon's own limits are half of it."""
 
-# What bound ports become when the test holds the listening sockets, as systemd would: descriptors from 3 on, and the id
-# of the process that they are meant for. ($1 is how many follow, as they were passed; each may be in another's place.)
+# What `S3DAEMON_HOST=127.0.0.1` and a bound port become when the test holds the sockets, as systemd would: descriptors
+# from 3 on, and the id of the process that they are meant for. (The first argument lists them as they were passed.)
 _ACTIVATE = """
-for ((left = $1; left > 0; left--)); do given=$2; exec {high}<&"$given" {given}<&-; all+=("$high"); shift; done
-at=3; for high in "${all[@]}"; do eval "exec $at<&$high"; exec {high}<&-; ((at++)); done
-LISTEN_PID=$$ exec "${@:2}"
+import fcntl, os, sys
+passed = [int(number) for number in sys.argv[1].split(",")]
+aside = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3 + len(passed)) for number in passed]
+for number in passed:
+    os.close(number)
+for at, number in enumerate(aside, 3):
+    os.dup2(number, at)
+os.environ["LISTEN_PID"] = str(os.getpid())
+os.execv(sys.argv[2], sys.argv[2:])
 """
 
 _RECORD = re.compile(
@@ -66,6 +72,7 @@ class Daemon:
         settings: dict[str, str],
         prefix: Sequence[str | Path],
         listeners: dict[str, socket.socket],
+        keeping: bool,
     ) -> None:
         """Describe it; nothing runs before ``start``."""
         self.state_dir = state_dir
@@ -82,6 +89,7 @@ class Daemon:
         self.set(**settings)
         self._prefix = prefix
         self._listeners = listeners
+        self._kept: dict[str, int] | None = {} if keeping else None
         self._running: AbstractContextManager[Process] | None = None
         self._processes: list[Process] = []
 
@@ -100,10 +108,14 @@ class Daemon:
         command = [sys.executable, "-m", "s3daemon", "serve"]
         environ, descriptors = self.environ, list[int]()
         if self._listeners:
-            descriptors = [listener.fileno() for listener in self._listeners.values()]
-            command = ["/bin/bash", "-c", _ACTIVATE, "activate", *map(str, [len(descriptors), *descriptors]), *command]
-            environ = environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": ":".join(self._listeners)}
-        running = start(*self._prefix, *command, name="s3daemon", env=environ, notify=True, pass_fds=descriptors)
+            kept = dict(self._kept or {})
+            descriptors = [*(listener.fileno() for listener in self._listeners.values()), *kept.values()]
+            command = [sys.executable, "-ISc", _ACTIVATE, ",".join(map(str, descriptors)), *command]
+            names = ":".join([*self._listeners, *kept])
+            environ = environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names}
+        running = start(
+            *self._prefix, *command, name="s3daemon", env=environ, notify=True, store=self._kept, pass_fds=descriptors
+        )
         self._processes.append(running.__enter__())
         self._running = running
         if wait:
@@ -253,6 +265,7 @@ def daemon(
     activated: bool = False,
     http: bool = False,
     running: bool = True,
+    keeping: bool = False,
     **settings: str,
 ) -> Iterator[Daemon]:
     """A daemon for the time of a ``with`` block; at the end it is killed if it is still there.
@@ -265,17 +278,23 @@ def daemon(
             while there is none.
         http: likewise with the HTTP door's, without which there is no such door.
         running: start it.
+        keeping: waiting clients' connections are kept from one process to the next, as systemd's descriptor store does
+            it; takes `activated`.
         settings: as for ``Daemon.set``.
     """
     doors = [name for name, wanted in (("wire", activated), ("http", http)) if wanted]
     listeners = {name: socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) for name in doors}
-    made = Daemon(state_dir, server, settings, prefix, listeners)
+    made = Daemon(state_dir, server, settings, prefix, listeners, keeping)
     try:
         if running:
             made.start()
         yield made
     finally:
-        if made._running is not None:
+        if made._running is not None and "COVERAGE_RUN" in os.environ:
+            made.terminate()  # who is killed tells nothing of what it went through
+        elif made._running is not None:
             made.kill()
+        for number in (made._kept or {}).values():
+            os.close(number)
         for listener in listeners.values():
             listener.close()

@@ -30,7 +30,10 @@ def clean_env(**extra: str) -> dict[str, str]:
     A machine's own proxies, certificate bundles and AWS variables would otherwise decide what a test sees. HOME
     does not exist, so that no ``~/.aws`` is read.
     """
-    return {"PATH": SYSTEM_PATH, "HOME": "/nonexistent", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **extra}
+    measured = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE_")}  # by tests/coverage
+    return {
+        "PATH": SYSTEM_PATH, "HOME": "/nonexistent", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **measured, **extra
+    }  # fmt: skip
 
 
 def scrub(environ: MutableMapping[str, str]) -> None:

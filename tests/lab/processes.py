@@ -34,13 +34,16 @@ class ProgramError(AssertionError):
 class Process:
     """One running program. Made by ``start``."""
 
-    def __init__(self, popen: subprocess.Popen[bytes], name: str, notify: socket.socket | None) -> None:
+    def __init__(
+        self, popen: subprocess.Popen[bytes], name: str, notify: socket.socket | None, store: dict[str, int] | None
+    ) -> None:
         """Take over a program whose standard output is a pipe."""
         self.name = name
         self.popen = popen
         self.status: dict[str, str] = {}
         """The latest value of every variable that it has sent to its NOTIFY_SOCKET."""
         self._notify = notify
+        self._store = store
         self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._written = 0
         self._marked = 0
@@ -144,16 +147,26 @@ class Process:
     def _listen(self, notify: socket.socket, exited: int) -> None:
         """Take what it tells for as long as it lives: unheard, it may wait for us, as a box's systemd does."""
         while notify.fileno() in select.select([notify.fileno(), exited], [], [])[0]:
-            told = notify.recv(65536).decode(errors="replace")
+            told, descriptors, _, _ = socket.recv_fds(notify, 65536, 16)
+            said = dict(line.partition("=")[::2] for line in told.decode(errors="replace").splitlines())
             with self._changed:
-                for line in told.splitlines():
-                    name, _, value = line.partition("=")
-                    self.status[name] = value
+                self._keep(said.pop("FDNAME", ""), descriptors, removed="FDSTOREREMOVE" in said)
+                self.status |= said
                 self._changed.notify_all()
         os.close(exited)
         with self._changed:
             self._silent = True
             self._changed.notify_all()
+
+    def _keep(self, name: str, descriptors: Sequence[int], *, removed: bool) -> None:
+        """Do what systemd's descriptor store does; where there is none, what is given is nobody's."""
+        gone = list(descriptors if self._store is None else ())
+        if self._store is not None and (descriptors or removed) and name in self._store:
+            gone.append(self._store.pop(name))
+        if self._store is not None and descriptors:
+            (self._store[name],) = descriptors
+        for number in gone:
+            os.close(number)
 
     def _read(self) -> None:
         stdout = self.popen.stdout
@@ -184,12 +197,14 @@ def start(
     env: Mapping[str, str] | None = None,
     cwd: Path | None = None,
     notify: bool = False,
+    store: dict[str, int] | None = None,
     pass_fds: Sequence[int] = (),
     stop_signal: signal.Signals = signal.SIGTERM,
 ) -> Iterator[Process]:
     """Run a program for the time of a ``with`` block; on leaving it gets the stop signal and is waited for.
 
-    ``env`` is its whole environment (``clean_env()`` without one). With ``notify`` it also gets a NOTIFY_SOCKET.
+    ``env`` is its whole environment (``clean_env()`` without one). With ``notify`` it also gets a NOTIFY_SOCKET; what
+    it stores there (FDSTORE=1) is kept in ``store`` by name, and is the caller's to pass on and to close.
     """
     environ = dict(clean_env() if env is None else env)
     argv = [str(word) for word in command]
@@ -209,7 +224,7 @@ def start(
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-        process = Process(popen, name or Path(argv[0]).name, receiver)
+        process = Process(popen, name or Path(argv[0]).name, receiver, store)
         _known.append(process)
         try:
             yield process

@@ -103,6 +103,10 @@ class Exchange:
         while handed_over(sock) < self.length:
             await asyncio.sleep(0.01)
 
+    async def pause(self, seconds: float) -> None:
+        """Let time pass."""
+        await asyncio.sleep(seconds)
+
     async def silence(self) -> None:
         """Neither read nor write any more, until the server ends."""
         self.server.note()
@@ -133,7 +137,8 @@ class Connection:
     def reset(self) -> None:
         """End it with a reset."""
         sock = self.writer.get_extra_info("socket")
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        if sock is not None and sock.fileno() >= 0:  # neither once it is over
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
 
     def abort(self) -> None:

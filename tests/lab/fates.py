@@ -1,0 +1,116 @@
+"""What may be done to a PUT beside what `scripted` has verbs for: each a script, for the proxy before a real store."""
+
+from __future__ import annotations
+
+from lab.proxy import carried, kept_then
+from lab.scripted import Exchange, Script, answering, hang_up_after, refusing, reset_after, silent_after
+
+WITHIN = 100_000
+"""Bytes; within the body of what is sent to be spoiled."""
+
+
+async def early_success(exchange: Exchange) -> None:
+    """Say 200 before the body was read, and read no more."""
+    await exchange.read(WITHIN)
+    await exchange.answer(headers={"ETag": f'"{"0" * 32}"'})
+    await exchange.silence()  # a hang-up would be a reset, and overtake the answer
+
+
+async def early_refusal(exchange: Exchange) -> None:
+    """Refuse before the body was read, and read no more."""
+    await exchange.read(WITHIN)
+    await exchange.refuse(503, "SlowDown")
+    await exchange.silence()
+
+
+async def continue_only(exchange: Exchange) -> None:
+    """Say 100 Continue, and nothing after it."""
+    await exchange.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    await exchange.read()
+    await exchange.silence()
+
+
+async def garbage(exchange: Exchange) -> None:
+    """Answer what is no HTTP."""
+    await exchange.read()
+    await exchange.write(b"\x00\xff no HTTP at all\r\n\r\n")
+
+
+async def half_an_answer(exchange: Exchange) -> None:
+    """Hang up within the answer."""
+    await exchange.read()
+    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<?xml")
+
+
+async def a_byte_a_second(exchange: Exchange) -> None:
+    """Answer a byte a second."""
+    await exchange.read()
+    for byte in b"HTTP/1.1 200 OK\r\n":
+        await exchange.write(bytes([byte]))
+        await exchange.pause(1)
+
+
+async def reading_a_byte_a_second(exchange: Exchange) -> None:
+    """Take a byte a second."""
+    for taken in range(60):
+        await exchange.read(taken + 1)
+        await exchange.pause(1)
+
+
+async def late(exchange: Exchange) -> None:
+    """Answer well, but after the answer limit (60 s unless set, 3 s here)."""
+    status, headers, content = await carried(exchange)
+    await exchange.pause(6)
+    await exchange.answer(status, content, headers=headers)
+
+
+async def wrong_etag(exchange: Exchange) -> None:
+    """Store it, and answer the ETag of something else."""
+    status, headers, content = await carried(exchange)
+    await exchange.answer(status, content, headers=headers | {"ETag": f'"{"0" * 32}"'})
+
+
+async def cut_short(exchange: Exchange) -> None:
+    """Store half of it, and answer as if that were all."""
+    await exchange.read()
+    status, headers, content = await carried(exchange, bytes(exchange.body[: exchange.length // 2]))
+    await exchange.answer(status, content, headers=headers)
+
+
+async def cut_short_and_gone(exchange: Exchange) -> None:
+    """Store half of it, and hang up."""
+    await exchange.read()
+    await carried(exchange, bytes(exchange.body[: exchange.length // 2]))
+
+
+#: What passes by itself, and comes and goes in a soak. Those that wait for a limit are few: they hold a connection.
+PASSING: dict[str, Script] = {
+    "reset before the body": reset_after(0),
+    "reset within the body": reset_after(2_000),
+    "reset after the body": reset_after(),
+    "reset after the body, stored": kept_then(reset_after()),
+    "hung up on within the body": hang_up_after(2_000),
+    "hung up on after the body": hang_up_after(),
+    "hung up on after the body, stored": kept_then(hang_up_after()),
+    "500": refusing(500, "InternalError"),
+    "500, stored": kept_then(refusing(500, "InternalError")),
+    "502": answering(502, b"<html>"),
+    "503": answering(503),
+    "SlowDown": refusing(503, "SlowDown", Retry_After="2"),
+    "429": answering(429),
+    "400 RequestTimeout": refusing(400, "RequestTimeout"),
+    "307": refusing(307, "TemporaryRedirect", Location="http://127.0.0.1:9/"),
+    "wrong ETag": wrong_etag,
+    "wrong length": cut_short,
+    "wrong length, no answer": cut_short_and_gone,
+    "truncated answer": half_an_answer,
+    "truncated answer, stored": kept_then(half_an_answer),
+    "garbage": garbage,
+    "200 too early": early_success,
+    "503 too early": early_refusal,
+    "100-continue only": continue_only,
+    "no answer": silent_after(),
+    "no answer, stored": kept_then(silent_after()),
+    "late answer": late,
+    "stops reading": silent_after(2_000),
+}

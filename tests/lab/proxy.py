@@ -1,0 +1,246 @@
+"""A proxy before a real store, which does to each PUT what a test says, and passes on what it is not told to spoil.
+
+It runs in a thread of its own, plain or with TLS. What is done to a PUT is a `scripted.Script`, as for the scripted
+server; `passing` is the one that does no harm, and most others are it with something before, after or in its place.
+The signature still holds at the store: host, target and headers go through as they came.
+
+    with proxy(seaweed) as between:
+        between.fates.append(reset_after(1000))
+        ...
+    assert between.whole["/bucket/key"] == 1
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import socket
+import ssl
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from typing import Any
+
+import aiohttp
+from yarl import URL
+
+from lab.certs import Authority
+from lab.env import free_ports
+from lab.s3 import S3Server
+from lab.scripted import Exchange, Script, Scripted
+from s3daemon.backlog import next_client
+
+_RECEIVE_BYTES = 64 * 1024
+"""Receive buffer: small, so that of a body of a MiB only a part is acknowledged unless a script reads."""
+_LINE_BYTES = 64 * 1024
+_SIGNATURE = re.compile(r"Signature=([0-9a-f]{64})")
+#: Of the store's answer; the rest is the connection's own.
+_ANSWER_HEADERS = ("ETag", "Content-Type", "Content-Length", "Retry-After", "Last-Modified")
+
+
+class Proxy:
+    """The proxy. Made by ``proxy``; its methods may be called from any thread.
+
+    Attributes:
+        fates: what is done to the PUTs to come, in the order in which they come; then `choose` says.
+        choose: gives what is done to a PUT; by default every one passes.
+        whole: PUTs of which the store got the whole body and said that it stored it, by target.
+        signatures: every signature that was seen.
+        alert: what every client gets in place of a handshake, in bytes; None: a handshake.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, port: int, store: S3Server, tls: ssl.SSLContext | None) -> None:
+        """Describe it; nothing listens before ``open``."""
+        self.store = store
+        self.fates: deque[Script] = deque()
+        self.choose: Callable[[Exchange], Script] = lambda _: passing
+        self.whole: Counter[str] = Counter()
+        self.signatures: set[str] = set()
+        self.alert: bytes | None = None
+        self.tls = tls
+        self._loop = loop
+        self._port = port
+        self._scripted = Scripted(self._put, self._other)
+        self._scripted.proxy = self  # type: ignore[attr-defined]
+        self._listening: asyncio.Task[None] | None = None
+        self._welcomed: set[asyncio.Task[None]] = set()
+        self._session: aiohttp.ClientSession | None = None
+
+    def open(self) -> None:
+        """Listen."""
+        self._do(self._open())
+
+    def refuse(self) -> None:
+        """Be away: end all connections, take no more."""
+        self._do(self._refuse())
+
+    def close_idle(self) -> None:
+        """Hang up on every connection on which no request is under way, as a server that has no patience does."""
+        self._do(self._close_idle())
+
+    def _do(self, action: Coroutine[object, object, None]) -> None:
+        asyncio.run_coroutine_threadsafe(action, self._loop).result(10)
+
+    async def _open(self) -> None:
+        if self._session is None:
+            connector = aiohttp.TCPConnector(limit=64)
+            self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
+        if self._listening is None:
+            listener = socket.socket()
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
+            listener.bind(("127.0.0.1", self._port))
+            listener.listen(1024)
+            listener.setblocking(False)
+            self._listening = self._loop.create_task(self._accept(listener))
+
+    async def _accept(self, listener: socket.socket) -> None:
+        with listener:
+            while True:
+                client = await next_client(listener)
+                client.setblocking(False)
+                task = self._loop.create_task(self._welcome(client))
+                self._welcomed.add(task)
+                task.add_done_callback(self._welcomed.discard)
+
+    async def _welcome(self, client: socket.socket) -> None:
+        reader = asyncio.StreamReader(limit=_LINE_BYTES)
+        protocol = asyncio.StreamReaderProtocol(reader)
+        if self.alert is not None:
+            with client, contextlib.suppress(OSError):
+                await self._loop.sock_recv(client, _LINE_BYTES)
+                await self._loop.sock_sendall(client, self.alert)
+            return
+        try:
+            transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self.tls)
+        except (OSError, ssl.SSLError):
+            client.close()  # a handshake that failed is what some tests are about
+            return
+        kept = [connection for connection in self._scripted.connections if connection.open]
+        self._scripted.connections[:] = kept  # what is over is nobody's
+        self._scripted.take(reader, asyncio.StreamWriter(transport, protocol, reader, self._loop))
+
+    async def _refuse(self) -> None:
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.wait({self._listening})
+            self._listening = None
+        for connection in self._scripted.open_connections:
+            connection.reset()
+
+    async def _close_idle(self) -> None:
+        busy = {exchange.connection for exchange in self._scripted.seen}
+        for connection in self._scripted.open_connections:
+            if connection not in busy:
+                connection.close()
+
+    async def close(self) -> None:
+        """Be away for good; raises what a script raised."""
+        await self._refuse()
+        for task in self._welcomed:
+            task.cancel()
+        await asyncio.gather(*self._welcomed, return_exceptions=True)
+        try:
+            await self._scripted.close()
+        finally:
+            if self._session is not None:
+                await self._session.close()
+
+    async def _put(self, exchange: Exchange) -> None:
+        await self._treat(exchange, self.fates.popleft() if self.fates else self.choose(exchange))
+
+    async def _other(self, exchange: Exchange) -> None:
+        await self._treat(exchange, passing)
+
+    async def _treat(self, exchange: Exchange, script: Script) -> None:
+        self.signatures.update(_SIGNATURE.findall(exchange.headers.get("authorization", "")))
+        try:
+            await script(exchange)
+        finally:
+            self._scripted.seen.remove(exchange)  # its body with it: a soak passes gigabytes
+
+    async def forward(
+        self, exchange: Exchange, body: bytes | None = None
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """Carry what was read of a request to the store, or another body in its place: status, headers and body."""
+        assert self._session is not None
+        whole = exchange.method == "PUT" and exchange.whole and body is None
+        data = bytes(exchange.body) if body is None else body
+        headers = {name: value for name, value in exchange.headers.items() if name != "content-length"}
+        async with self._session.request(
+            exchange.method,
+            URL(self.store.url + exchange.target, encoded=True),
+            headers=headers,
+            data=data if exchange.method == "PUT" else None,
+            skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
+            allow_redirects=False,
+        ) as answer:
+            content = await answer.read()
+            if whole and answer.status == 200:
+                self.whole[exchange.target] += 1
+            return answer.status, answer.headers, content
+
+
+def _proxy_of(exchange: Exchange) -> Proxy:
+    found: Any = exchange.server
+    made: Proxy = found.proxy
+    return made
+
+
+async def carried(exchange: Exchange, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
+    """Read the whole request and have the store carry it out; what it answered, for a script to do as it likes."""
+    await exchange.read()
+    status, given, content = await _proxy_of(exchange).forward(exchange, body)
+    named = {name: given[name] for name in _ANSWER_HEADERS if name in given}
+    named |= {name: value for name, value in given.items() if name.lower().startswith("x-amz-")}
+    if exchange.method != "HEAD":
+        named["Content-Length"] = str(len(content))
+    return status, named, content
+
+
+async def passing(exchange: Exchange) -> None:
+    """Pass the request on, and its answer back."""
+    status, headers, content = await carried(exchange)
+    await exchange.answer(status, content, headers=headers)
+
+
+def kept_then(script: Script) -> Script:
+    """Have the store keep the object, and then do what the script does to the whole request."""
+
+    async def after(exchange: Exchange) -> None:
+        await carried(exchange)
+        await script(exchange)
+
+    return after
+
+
+@contextlib.contextmanager
+def proxy(store: S3Server, authority: Authority | None = None) -> Iterator[tuple[Proxy, S3Server]]:
+    """Put one before a store, listening; yields it, and the store as it is reached through it.
+
+    Args:
+        store: over plain HTTP: this side is no part of any test.
+        authority: issues the certificate of the daemon's side; without one it is plain HTTP too.
+    """
+    (port,) = free_ports(1)
+    tls = None
+    if authority is not None:
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        certificate = authority.issue(f"proxy{port}")
+        tls.load_cert_chain(certificate.cert, certificate.key)
+    scheme, host, ca = ("https", "localhost", authority.ca) if authority else ("http", "127.0.0.1", None)
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, name="proxy")
+    thread.start()
+    made = Proxy(loop, port, store, tls)
+    try:
+        made.open()
+        yield made, S3Server(f"{scheme}://{host}:{port}", store.access_key, store.secret_key, ca)
+    finally:
+        try:
+            asyncio.run_coroutine_threadsafe(made.close(), loop).result(10)
+        finally:
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()

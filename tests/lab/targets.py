@@ -1,0 +1,188 @@
+"""What strangers' bytes reach, each as a function of bytes that raises only where something is wrong.
+
+A target calls one parser, takes the errors that it is documented to raise, and checks what it promises of the rest.
+`TARGETS` is the one list: the fuzzer, the corpus and hypothesis go by it; a new parser is a function and a line there.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from s3daemon.envfile import EnvFile
+from s3daemon.errors import RequestError, S3daemonError, SettingsError
+from s3daemon.record import TransferRecord
+from s3daemon.report_read import from_lines
+from s3daemon.report_select import Collection, Selection
+from s3daemon.request import Destination, Request
+from s3daemon.settings import VARIABLES, Settings
+from s3daemon.wire import MAX_LINE, LineReader, Outcome, Reply, is_extended, parse_request
+
+_SECRET = "SECRET-OF-THE-FUZZER"
+
+
+def wire(data: bytes) -> None:
+    """A client's bytes, in pieces: every line a request or a refusal of one line; cut anywhere, the same lines."""
+    cut, stream = data[:1], data[1:]
+    step = (cut[0] if cut else 0) + 1
+    lines = _lines([stream[at : at + step] for at in range(0, len(stream), step)])
+    assert lines == _lines([stream])
+    for line in lines:
+        if line is not None:
+            _request(line)
+
+
+def _lines(pieces: list[bytes]) -> list[bytes | None]:
+    """What a reader makes of the pieces; None at the end for a refusal."""
+    reader, lines = LineReader(), list[bytes | None]()
+    try:
+        for piece in [*pieces, None]:
+            if piece is None:
+                reader.end()
+            else:
+                reader.feed(piece)
+            while (line := reader.next_line()) is not None:
+                assert len(line) < MAX_LINE
+                assert b"\n" not in line
+                lines.append(line)
+        assert reader.finished
+    except RequestError as exc:
+        _refusal(exc)
+        lines.append(None)
+    return lines
+
+
+def _request(line: bytes) -> None:
+    try:
+        request = parse_request(line)
+    except RequestError as exc:
+        _refusal(exc)
+        return
+    assert request.file.startswith("/")
+    assert os.fsencode(request.file)
+    assert request.extended is is_extended(line)
+    to = request.destination
+    members = {"file": request.file, "destination": f"any/{to}", "wait": request.wait, "tag": request.tag}
+    again = parse_request(json.dumps(members).encode())
+    assert again == Request(request.file, to, request.wait, request.tag, extended=True)
+
+
+def _refusal(error: S3daemonError) -> None:
+    """Each form of the reply is one line, whatever the client had written."""
+    reply = Reply.failed(error)
+    plain, extended = reply.encode(extended=False), reply.encode(extended=True)
+    assert plain.splitlines() == [plain[:-1]]
+    assert plain.decode().startswith(f"{error.code}: ")
+    assert extended.count(b"\n") == 1
+    assert json.loads(extended)["result"] == Outcome.FAILED.value
+
+
+def extended_form(data: bytes) -> None:
+    """An object, whatever is in it."""
+    _request(b"{" + data.replace(b"\n", b" ")[: MAX_LINE - 2])
+
+
+def destination(data: bytes) -> None:
+    """`alias/bucket/key`, and back."""
+    with suppress(RequestError):
+        made = Destination.parse(data.decode(errors="surrogateescape"))
+        assert Destination.parse(f"a/{made}") == made
+
+
+_GIVEN = {
+    "S3_ENDPOINT_URL": "http://store",
+    "AWS_ACCESS_KEY_ID": "key",
+    "AWS_SECRET_ACCESS_KEY": _SECRET,
+    "S3DAEMON_STATE_DIR": "/state",
+}
+_NAMES = sorted(variable.name for variable in VARIABLES.values())
+
+
+def values(data: bytes) -> None:
+    """One variable's text: a value that its kind admits, or a fault of one line."""
+    variable = list(VARIABLES.values())[(data[0] if data else 0) % len(VARIABLES)]
+    text = data[1:].decode(errors="surrogateescape")
+    faults: tuple[str, ...] = ()
+    try:
+        assert variable.kind.admits(variable.read(text))
+    except SettingsError as exc:
+        faults = exc.faults
+    for fault in faults:
+        assert fault.isprintable()
+        assert not (variable.secret and len(text) > len(fault) / 2 and text in fault)
+
+
+def settings(data: bytes) -> None:
+    """An environment of `NAME=text` lines, a leading digit choosing a name of ours."""
+    environ = dict(_GIVEN)
+    for line in data.decode(errors="surrogateescape").split("\n"):
+        name, _, text = line.partition("=")
+        number = name[:2]
+        environ[_NAMES[int(number) % len(_NAMES)] if number.isascii() and number.isdigit() else name] = text
+    shown = ""
+    try:
+        shown = repr(Settings.from_environ(environ, read=_nothing))
+    except SettingsError as exc:
+        shown = "; ".join(exc.faults)
+    assert shown.isprintable()
+    assert shown
+    if environ["AWS_SECRET_ACCESS_KEY"] == _SECRET:
+        assert _SECRET not in shown
+
+
+def _nothing(_: object) -> str:
+    raise FileNotFoundError(2, "No such file or directory")
+
+
+def envfile(data: bytes) -> None:
+    """systemd's environment file."""
+    made = EnvFile.parse(data)
+    assert all(line.isprintable() for line in made.passed_over)
+    for name, value in made.variables.items():
+        assert name.isidentifier()
+        assert "\0" not in value
+
+
+def record(data: bytes) -> None:
+    """A journal entry as a reader gives it: a record that is the same when it was written again, or none."""
+    try:
+        fields: Any = json.loads(data)
+    except (ValueError, RecursionError):
+        return
+    if isinstance(fields, dict):
+        Collection(Selection()).add(fields)
+        if (made := TransferRecord.from_fields(fields)) is not None:
+            _written_again(made)
+
+
+def _written_again(made: TransferRecord) -> None:
+    again: dict[str, list[object]] = {}
+    for name, value in made.fields():
+        again.setdefault(name, []).append(value)
+    # A list of one number would be text as byte values.
+    given = {name: values if len(values) > 1 else values[0] for name, values in again.items()}
+    assert TransferRecord.from_fields(given) == made
+
+
+def report_lines(data: bytes) -> None:
+    """What was piped into a report."""
+    collection = Collection(Selection())
+    with suppress(S3daemonError):
+        for entry in from_lines(data.split(b"\n"), lambda _: None):
+            collection.add(entry)
+    assert all(seen.record.size_bytes is not None for seen in collection.sightings())
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "wire": wire,
+    "extended": extended_form,
+    "destination": destination,
+    "values": values,
+    "settings": settings,
+    "envfile": envfile,
+    "record": record,
+    "report": report_lines,
+}

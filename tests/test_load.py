@@ -1,0 +1,71 @@
+"""More clients than slots and descriptors are all served, and what they cost is given back; transfers without end leave
+nothing behind.
+
+The full figures, 10 000 clients and 100 000 transfers, by hand: tests/bench/load.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from lab.daemon import Daemon, daemon
+from lab.flaky import FlakyS3
+from lab.load import FEW_DESCRIPTORS, crowd, held_at_rest, series
+
+FULL = os.environ.get("CI") == "true"
+CLIENTS = 4_000 if FULL else 2_000
+TRANSFERS = 5_000 if FULL else 2_000
+
+
+@pytest.fixture
+def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
+    with daemon(tmp_path / "state", s3.server, prefix=FEW_DESCRIPTORS, wait_limit="5min") as made:
+        made.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "warm")
+        yield made
+
+
+def test_a_crowd(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """All at once, with 1 024 slots and 4 096 descriptors: each is served, once, and nothing is kept of it."""
+    # The first crowd makes the threads and fills the interpreter's pools; the second shows what is kept of each.
+    assert crowd(served, file, CLIENTS, "first") == {"Success": CLIENTS}
+    before = held_at_rest(served, 100)
+    assert crowd(served, file, CLIENTS) == {"Success": CLIENTS}
+    after = held_at_rest(served, before.descriptors)
+    print(f"\n{CLIENTS} clients: {before}; then {after}")
+    assert len([put for put in s3.puts if put.name.startswith("bucket/")]) == CLIENTS
+    assert after.descriptors <= before.descriptors
+    assert after.rss - before.rss < 8e6
+
+
+def test_a_long_row(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Memory and descriptors stay as they are."""
+    before = held_at_rest(served, 100)
+    row = series(served, file, TRANSFERS)
+    after = held_at_rest(served, before.descriptors)
+    slope = row.slope("rss")
+    print(f"\n{TRANSFERS} transfers in {row.seconds:.0f} s; for 1 000 more {slope / 1e3:.1f} kB; then {after}")
+    assert row.replies == {"Success": TRANSFERS}
+    assert len(s3.puts) == TRANSFERS
+    assert slope < 500e3  # a kilobyte kept of each would be twice that
+    assert after.descriptors <= before.descriptors
+
+
+def test_no_descriptors_left(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """Silent clients take every descriptor: who comes then waits, and is served once some are gone; nothing is lost."""
+    scarce = ("prlimit", "--nofile=128:128", "--")
+    with daemon(tmp_path / "state", s3.server, prefix=scarce, max_connections="4") as served, ExitStack() as silent:
+        for _ in range(200):
+            silent.enter_context(served.connect())
+        served.process.wait_line("cannot accept a client: Too many open files")
+        with served.connect() as waiting:
+            waiting.sendall(f"{file} a/bucket/key\n".encode())
+            time.sleep(0.5)
+            silent.close()
+            assert waiting.recv(100) == b"Success"
+        served.wait_status(lambda now: now["clients"] == 0, "rid of them")
+        assert served.plain(file, "a/bucket/again") == b"Success"

@@ -1,0 +1,30 @@
+"""A daemon that cannot start says why, as the last thing that it does, and leaves at once."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+from lab.daemon import daemon
+from lab.processes import ProgramError
+from lab.s3 import S3Server
+
+NOWHERE = S3Server("http://127.0.0.1:9", "key", "secret-of-the-test")
+
+
+def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    """It is named, though the spool was open by then and the journal had been asked for all it had."""
+    with socket.create_server(("127.0.0.1", 0)) as other, daemon(tmp_path, NOWHERE, running=False) as served:
+        port = other.getsockname()[1]
+        served.set(port=str(port))
+        with pytest.raises(ProgramError, match=f"cannot start: cannot listen on 127.0.0.1:{port}: Address already"):
+            served.start()
+
+
+def test_a_second_daemon(tmp_path: Path) -> None:
+    """One lock keeps it out; the first goes on."""
+    with daemon(tmp_path, NOWHERE) as first, daemon(tmp_path, NOWHERE, running=False) as second:
+        with pytest.raises(ProgramError, match=r"cannot start: .* is in use: process"):
+            second.start()
+        assert first.ask("status")["pending"] == 0
