@@ -59,6 +59,7 @@ class Operations:
         self._wall = wall
         self.failed = 0  #: transfers that failed for good, as last counted
         self.draining = ""  #: says so while the service stops
+        self.refused = ""  #: why the last reload was refused, until one is accepted
 
     async def count_failed(self) -> None:
         """Bring `failed` up to date, if the disk lets us."""
@@ -126,6 +127,7 @@ class Operations:
             "held": uploader.health.held,
             "away": uploader.health.away,
             "spool": self._spool.fault,
+            "refused": self.refused,
             "clients": self._server.clients,
             "connections": {"open": lanes.open_count, "opened": lanes.opened, "limit": lanes.limit},
         }
@@ -141,6 +143,8 @@ class Operations:
         if failed := self.failed:
             parts.append(f"{failed} failed (s3daemon queue)")
         parts.append(f"{lanes.open_count} of {lanes.limit} connections open")
+        if self.refused:
+            parts.insert(0, f"reload REFUSED, {self.refused}")
         if uploader.health.held:
             parts.insert(0, f"HELD, {uploader.health.held}")
         elif uploader.health.away:

@@ -55,7 +55,7 @@ def save(report: Report, path: Path, zone: tzinfo | None) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
-        text = "--plot FILE takes matplotlib: pip install 's3daemon[report]'; --plot without FILE does without"
+        text = "--plot FILE takes the package s3daemon-report, or pip's s3daemon[report]; without FILE it takes neither"
         raise S3daemonError("NoPlotting", text) from exc
     drawn = Figure(figsize=(13, 12), dpi=_DPI, layout="constrained")
     axes = drawn.subplots(3, 1)

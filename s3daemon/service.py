@@ -5,8 +5,8 @@ all that botocore will ever need, so that an upgrade may replace the files under
 processes left, transfers and clients; and only then new clients.
 
 Stop: no new clients; what accepted ones have to say is heard; uploads in flight are finished within the drain timeout;
-clients that still wait are left to the next process, or told that their transfers are kept; records and rows are
-flushed.
+clients that still wait are left to the next process, or, where the stop is for good, told that their transfers are
+kept; records and rows are flushed.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from .retry import ServiceClock
 from .server import Server
 from .settings import Settings, differences
 from .spool import Spool
+from .stopping import is_for_good
 from .uploader import Uploader
 
 _log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class Service:
             "retry": operations.retry,
             "drop": operations.drop,
             "status": operations.status,
-            "reload": self._reload,
+            "reload": self._judged_reload,
         }
         control = ControlServer(control_path(self._environ, state_dir), handlers)
         await control.start()
@@ -135,7 +136,7 @@ class Service:
             task.cancel()
         await self._server.stop_reading()
         await self._uploader.drain(drain_s)
-        await self._server.leave()
+        await self._server.leave(for_good=bool(self._server.clients) and await asyncio.to_thread(is_for_good))
         await control.close()
         for task in tasks:
             task.cancel()
@@ -167,6 +168,19 @@ class Service:
         """The spool's file was damaged and replaced: give it again what is in memory."""
         entries = [entry_of(job) for job in self._uploader.schedule.jobs]
         self._restoring = asyncio.get_running_loop().create_task(self._spool.restore(entries))
+
+    async def _judged_reload(self, arguments: Mapping[str, object]) -> Answer:
+        """Reload; STATUS shows a refusal until there is a reload that is none."""
+        try:
+            answer = await self._reload(arguments)
+            self._operations.refused = ""
+        except SettingsError as exc:
+            first, *others = exc.faults
+            self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
+            raise
+        finally:
+            self._manager.status(self._operations.line())
+        return answer
 
     async def _reload(self, arguments: Mapping[str, object]) -> Answer:
         """Take new settings without dropping an upload.

@@ -339,7 +339,7 @@ def test_a_stop_lets_uploads_finish(
 def test_a_stop_ends_the_waiting_and_not_the_transfers(
     service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
 ) -> None:
-    """A stop that cannot wait for the store sends waiting clients away, with a line; the next start delivers all."""
+    """A stop that cannot wait for the store tells waiting clients that it is kept; the next start delivers all."""
     network, far = line
     service.configure(far, S3DAEMON_DRAIN_TIMEOUT="0s")
     service.systemctl("start", service.door)
@@ -353,7 +353,8 @@ def test_a_stop_ends_the_waiting_and_not_the_transfers(
         assert (service.show("ActiveState"), service.show("Result")) == ("inactive", "success")
         for client in (plain, extended):
             assert client.wait(60) == 1
-            assert len(client.lines()) == 1
+            (told,) = client.lines()
+            assert re.match(r"send: Deferred: \w+ is kept and being tried", told)
     network.open()
     service.systemctl("start", service.unit)
     until(lambda: keys(rgw, bucket, "stop/"), lambda found: len(found) == 2, "objects")
@@ -399,8 +400,8 @@ def test_a_reload_takes_new_keys(service: Service, line: tuple[Relay, S3Server],
 
 
 @pytest.mark.parametrize("fault", ["a bad value", "no file"])
-def test_a_bad_reload_changes_nothing(service: Service, bucket: str, fault: str) -> None:
-    """A file that is broken, or gone, fails the reload, by exit status and in the journal; the old settings stay."""
+def test_a_bad_reload_changes_nothing(service: Service, rgw: Gateway, bucket: str, fault: str) -> None:
+    """A file that is broken, or gone, fails the reload, in exit status, journal and STATUS; the old settings stay."""
     service.systemctl("start", service.door)
     service.send(SMALL, f"store/{bucket}/before")
     before = service.main_pid()
@@ -417,7 +418,11 @@ def test_a_bad_reload_changes_nothing(service: Service, bucket: str, fault: str)
     told = "\n".join(entry["MESSAGE"] for entry in since)
     for words in (*expected, "the settings before stay in force"):
         assert words in told
+    assert f"reload REFUSED, {expected[0]}" in service.show("StatusText")
     service.send(SMALL, f"store/{bucket}/after")
+    service.configure(rgw)
+    service.systemctl("reload", service.unit)
+    assert service.show("StatusText").startswith("0 in flight")
 
 
 def test_a_reboot_loses_nothing(service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str) -> None:

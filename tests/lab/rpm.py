@@ -33,7 +33,7 @@ _LEFT = (
     "etc/systemd/system/**/s3daemon*",
     "usr/lib/systemd/**/*s3daemon*",
     "usr/lib/*/*s3daemon.conf",
-    "usr/lib/s3daemon",
+    "usr/lib/s3daemon*",
     "usr/bin/s3daemon",
     "usr/bin/send",
     "run/s3daemon*",
@@ -42,21 +42,28 @@ _LEFT = (
 
 @dataclass(frozen=True)
 class Packages:
-    """One build: the daemon's package and the client's."""
+    """One build: the daemon's package and the client's, and beside them the one for plots."""
 
     version: str
     files: tuple[Path, ...]
-    printed: str
-    """What the build said."""
+    report: tuple[Path, ...]
 
     def install(self, box: Box) -> str:
         """``rpm -U`` in the box, whether anything is there before or not; what the scriptlets said."""
-        inside = []
-        for file in self.files:
-            box.put(file, f"/root/{file.name}")
-            inside.append(f"/root/{file.name}")
-        done = box.exec("rpm", "-U", "--nodeps", *inside, timeout=180)
-        return done.stdout + done.stderr
+        return _install(box, self.files)
+
+    def install_report(self, box: Box) -> str:
+        """The same with the package for plots."""
+        return _install(box, self.report)
+
+
+def _install(box: Box, files: tuple[Path, ...]) -> str:
+    inside = []
+    for file in files:
+        box.put(file, f"/root/{file.name}")
+        inside.append(f"/root/{file.name}")
+    done = box.exec("rpm", "-U", "--nodeps", *inside, timeout=180)
+    return done.stdout + done.stderr
 
 
 def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
@@ -73,15 +80,17 @@ def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
     )  # fmt: skip
     if done.returncode != 0:
         raise ProgramError(f"build-rpm: status {done.returncode}\n{done.stdout}{done.stderr}")
-    files = tuple(sorted(directory.glob("*.rpm")))
+    report = tuple(directory.glob("s3daemon-report-*.rpm"))
+    files = tuple(sorted({*directory.glob("*.rpm")} - {*report}))
     match = re.search(r"-([0-9.]+)-[0-9]+\.", files[0].name)
-    return Packages(match[1] if match else "", files, done.stdout + done.stderr)
+    return Packages(match[1] if match else "", files, report)
 
 
 def lint(packages: Packages) -> str:
     """What rpmlint says of the packages and the spec; raises UnavailableError without it."""
+    what = (*packages.files, *packages.report, "packaging/s3daemon.spec")
     done = subprocess.run(
-        [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *packages.files, "packaging/s3daemon.spec"],
+        [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *what],
         cwd=TREE, env=clean_env(), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     return done.stdout + done.stderr
