@@ -3,6 +3,7 @@
 The box has no database of its own system's packages, so dependencies are not looked at (``--nodeps``); scriptlets run.
 """
 
+import gzip
 import re
 import shutil
 import socket
@@ -84,6 +85,34 @@ def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
     files = tuple(sorted({*directory.glob("*.rpm")} - {*report}))
     match = re.search(r"-([0-9.]+)-[0-9]+\.", files[0].name)
     return Packages(match[1] if match else "", files, report)
+
+
+def query(package: Path, what: str) -> list[str]:
+    """The lines of `rpm -qp` for a package."""
+    done = subprocess.run(
+        [program("rpm"), "-qp", what, package], env=clean_env(), capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.splitlines()
+
+
+def extract(package: Path, pattern: str, directory: Path) -> None:
+    """Put the files of a package whose paths match below a directory."""
+    with subprocess.Popen([program("rpm2cpio"), package], stdout=subprocess.PIPE) as unpacked:
+        subprocess.run(
+            [program("cpio"), "-id", "--quiet", pattern], stdin=unpacked.stdout, cwd=directory, check=True, timeout=60
+        )
+
+
+def render(page: Path) -> tuple[str, str]:
+    """What groff warns of in a manual page, and the page as plain text; raises UnavailableError without groff."""
+    opened = gzip.open if page.suffix == ".gz" else open
+    with opened(page, "rb") as file:
+        source = file.read()
+    done = subprocess.run(
+        [program("groff"), "-man", "-ww", "-Tutf8", "-P-cbou"],
+        input=source, env=clean_env(), capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    return done.stderr.decode(), done.stdout.decode()
 
 
 def lint(packages: Packages) -> str:
