@@ -424,7 +424,14 @@ def test_a_reboot_delivers_what_was_accepted(
     assert keys(rgw, bucket, "reboot/") == set()
     network.open()
     until(lambda: keys(rgw, bucket, "reboot/"), lambda found: len(found) == 100, "100 objects", timeout=120)
+    until(
+        lambda: {entry["S3DAEMON_KEY"] for entry in service.journal("S3DAEMON_OUTCOME=stored")},
+        lambda found: sum(key.startswith("reboot/") for key in found) == 100,
+        "100 records",
+    )
     assert service.show("ActiveState", service.door) == "active"
+    service.systemctl("disable", service.unit)
+    assert service.systemctl("is-enabled", service.door, service.unit, check=False).stdout.split() == ["disabled"] * 2
 
 
 def accept(service: Service, bucket: str, prefix: str, count: int) -> None:
