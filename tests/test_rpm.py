@@ -193,7 +193,7 @@ def test_the_manual_pages_render(packages: Packages, tmp_path: Path) -> None:
     for page in pages:
         said, text = rpm.render(page)
         assert said == ""
-        assert re.search(r"^NAME\n +\S+ - \S", text, re.M)
+        assert re.search(r"^Name\n +\S+ - \S", text, re.M)
 
 
 def test_plots_come_with_their_own_package(service: Service, packages: Packages, rgw: Gateway, bucket: str) -> None:

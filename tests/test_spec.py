@@ -91,7 +91,7 @@ def test_every_unit_is_known_to_the_scriptlets() -> None:
     assert set(macro("units")) | set(macro("templates")) == there
     assert set(macro("templates")) == {name for name in there if "@." in name}
     (restarted,) = re.findall(r"^%systemd_postun_with_restart (.+)$", SPEC, re.M)
-    assert restarted.split() == ["s3daemon.service", "$instances"]
+    assert restarted.split() == ["s3daemon.service", "'s3daemon@*.service'"]
     (left_alone,) = re.findall(r"^%systemd_postun (.+)$", SPEC, re.M)
     assert set(left_alone.split()) == {name for name in there if name.endswith(".socket")}
 
