@@ -61,6 +61,7 @@ What becomes of it
 
 Who talks to us
     manager         systemd's side: sockets and stored descriptors, notifications, watchdog, signals
+    stopping        whether a stop is for good
     backlog         the clients of a listening socket
     peers           whose connection it is, and whether that user may ask
     server          the listener: bytes <-> wire

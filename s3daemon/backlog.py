@@ -63,3 +63,9 @@ async def serve_clients(
             raise
         else:
             serve(sock).add_done_callback(lambda _: slots.release())
+
+
+def name_of(listener: socket.socket) -> str:
+    """Its address, for people."""
+    address = listener.getsockname()
+    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)

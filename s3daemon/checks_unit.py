@@ -133,7 +133,7 @@ def daemon(
         line = str(status.get("status", ""))
         if status.get("held") or status.get("spool"):
             report.fail("daemon", f"{line}: mend it, then systemctl reload")
-        elif status.get("away") or status.get("failed"):
+        elif status.get("away") or status.get("failed") or status.get("refused"):
             report.warn("daemon", line)
         else:
             report.ok("daemon", line)

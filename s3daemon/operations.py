@@ -69,6 +69,7 @@ class Operations:
         self._failures: list[Entry] = []  # the last ones
         self.failed = 0  #: transfers that failed for good, as last counted
         self.draining = ""  #: says so while the service stops
+        self.refused = ""  #: why the last reload was refused, until one is accepted
 
     async def count_failed(self) -> None:
         """Bring `failed` up to date, if the disk lets us."""
@@ -153,6 +154,7 @@ class Operations:
             "held": uploader.health.held,
             "away": uploader.health.away,
             "spool": self._spool.fault,
+            "refused": self.refused,
             "clients": self._server.clients,
             "connections": {"open": lanes.open_count, "opened": lanes.opened, "limit": lanes.limit},
             "receivers": receivers_of(lanes.peers, uploads, lanes.aside),
@@ -214,6 +216,8 @@ class Operations:
         parts.append(f"{lanes.open_count} of {lanes.limit} connections open")
         if lanes.aside:
             parts.append(f"receivers left aside: {', '.join(lanes.aside)}")
+        if self.refused:
+            parts.insert(0, f"reload REFUSED, {self.refused}")
         if uploader.health.held:
             parts.insert(0, f"HELD, {uploader.health.held}")
         elif uploader.health.away:

@@ -67,7 +67,7 @@ def drawn(report: Report, zone: tzinfo | None) -> Picture:
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
-        text = "--plot FILE takes matplotlib: pip install 's3daemon[report]'; --plot without FILE does without"
+        text = "--plot FILE takes the package s3daemon-report, or pip's s3daemon[report]; without FILE it takes neither"
         raise S3daemonError("NoPlotting", text) from exc
     picture = Figure(figsize=(13, 12), dpi=_DPI, layout="constrained")
     axes = picture.subplots(3, 1)

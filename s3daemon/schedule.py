@@ -136,6 +136,10 @@ class Schedule:
         """Those without an attempt in flight, about in the order accepted; valid until something changes."""
         return (job for job in self._by_id.values() if job not in self._running)
 
+    def __contains__(self, id_: object) -> bool:
+        """Whether a transfer, by its id, is here."""
+        return id_ in self._by_id
+
     def get(self, id_: str) -> Job | None:
         """The job of a transfer."""
         return self._by_id.get(id_)

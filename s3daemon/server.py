@@ -62,7 +62,7 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(settings.max_clients)
         self._clients, self._reading = set[asyncio.Task[None]](), set[asyncio.Task[None]]()
-        self._leaving: asyncio.Future[None] = self._loop.create_future()
+        self._leaving: asyncio.Future[bool] = self._loop.create_future()
 
     @property
     def clients(self) -> int:
@@ -92,10 +92,10 @@ class Server:
         for task in list(self._reading):
             task.cancel()
 
-    async def leave(self) -> None:
-        """Leave every client that still waits to the next process, or tell it that its transfer is kept."""
+    async def leave(self, *, for_good: bool = False) -> None:
+        """Leave every client that still waits to the next process; without one, tell it that its transfer is kept."""
         if not self._leaving.done():
-            self._leaving.set_result(None)
+            self._leaving.set_result(for_good)
         if self._clients:
             await asyncio.wait(self._clients, timeout=2 * REPLY_LIMIT_S)
 
@@ -121,7 +121,7 @@ class Server:
         reader = LineReader()
         limit = LINE_LIMIT_S
         extended = True
-        while extended:
+        while extended and not self._leaving.done():
             try:
                 line = await self._line(sock, reader, limit)
             except RequestError as exc:  # where the next line would begin is lost
@@ -182,7 +182,7 @@ class Server:
             await asyncio.wait(events, timeout=self.settings.wait_limit_s, return_when=asyncio.FIRST_COMPLETED)
             # Nothing is said to be kept before it is; nor to be stored while a crash could bring back what is older.
             await ticket.durable
-            if kept and self._leaving.done() and not ticket.outcome.done():
+            if kept and self._leaving.done() and not (self._leaving.result() or ticket.outcome.done()):
                 kept = False
                 raise _LeftError
             if not ticket.outcome.done() and (reply := self._intake.deferral(ticket)):

@@ -5,8 +5,8 @@ all that botocore will ever need, so that an upgrade may replace the files under
 processes left, transfers and clients; and only then new clients.
 
 Stop: no new clients; what accepted ones have to say is heard; uploads in flight are finished within the drain timeout;
-clients that still wait are left to the next process, or told that their transfers are kept; records and rows are
-flushed.
+clients that still wait are left to the next process, or, where the stop is for good, told that their transfers are
+kept; records and rows are flushed.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .attempt import Attempts
+from .backlog import name_of
 from .control import ControlServer, control_path
 from .endpoint import Endpoint
 from .environ import of_service
@@ -40,6 +41,7 @@ from .retry import ServiceClock
 from .server import Server
 from .settings import Settings, differences
 from .spool import Spool
+from .stopping import is_for_good
 from .uploader import Uploader
 
 _log = logging.getLogger(__name__)
@@ -117,11 +119,7 @@ class Service:
         exposures = watch(uploader)
         uploader.recover(pending)
         spool.on_replaced = self._restore
-        self._janitor = Janitor(
-            spool.ledger,
-            lambda id_: uploader.schedule.get(id_) is not None,
-            lambda: self._attempts.store,
-        )
+        self._janitor = Janitor(spool.ledger, uploader.schedule.__contains__, lambda: self._attempts.store)
         self._janitor.disown()
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.told)
@@ -133,7 +131,7 @@ class Service:
             "retry": operations.retry,
             "drop": operations.drop,
             "status": operations.status,
-            "reload": self._reload,
+            "reload": self._judged_reload,
         }
         control = ControlServer(control_path(self._environ, state_dir), handlers)
         await control.start()
@@ -145,7 +143,7 @@ class Service:
         tasks += [asyncio.create_task(self._http.accept(listener)) for listener in http_listeners]
         tasks += [asyncio.create_task(self._manager.watchdog(lambda: True)), asyncio.create_task(self._report())]
         self._manager.ready(operations.line())
-        where = ", ".join([*map(_name, listeners), *(f"http {_name(listener)}" for listener in http_listeners)])
+        where = ", ".join([*map(name_of, listeners), *(f"http {name_of(listener)}" for listener in http_listeners)])
         _log.info("serving %s on %s", settings.endpoint_url, where)
         try:
             await _until(stop, tasks)
@@ -161,7 +159,8 @@ class Service:
             task.cancel()
         await asyncio.gather(self._server.stop_reading(), self._http.stop_reading())
         await self._uploader.drain(drain_s)
-        await asyncio.gather(self._server.leave(), self._http.leave())
+        for_good = bool(self._server.clients) and await asyncio.to_thread(is_for_good)
+        await asyncio.gather(self._server.leave(for_good=for_good), self._http.leave())
         await control.close()
         for task in tasks:
             task.cancel()
@@ -194,6 +193,19 @@ class Service:
         """The spool's file was damaged and replaced: give it again what is in memory."""
         entries = [entry_of(job) for job in self._uploader.schedule.jobs]
         self._restoring = asyncio.get_running_loop().create_task(self._spool.restore(entries))
+
+    async def _judged_reload(self, arguments: Mapping[str, object]) -> Answer:
+        """Reload; STATUS shows a refusal until there is a reload that is none."""
+        try:
+            answer = await self._reload(arguments)
+            self._operations.refused = ""
+        except SettingsError as exc:
+            first, *others = exc.faults
+            self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
+            raise
+        finally:
+            self._manager.status(self._operations.line())
+        return answer
 
     async def _reload(self, arguments: Mapping[str, object]) -> Answer:
         """Take new settings without dropping an upload.
@@ -236,8 +248,3 @@ async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
         for task in done:
             task.result()
-
-
-def _name(listener: socket.socket) -> str:
-    address = listener.getsockname()
-    return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)

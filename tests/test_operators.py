@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from lab.daemon import Daemon, daemon
-from lab.flaky import Fault, FlakyS3
+from lab.flaky import Fault, FlakyS3, flaky
 
 
 @pytest.fixture
@@ -82,6 +82,46 @@ def test_the_queue_of_a_daemon_that_is_down(served: Daemon, s3: FlakyS3, file: P
     served.start()
     served.wait_idle()
     assert set(s3.objects) == {"bucket/kept", "bucket/denied"}
+
+
+def test_a_reload_takes_what_waits_to_another_endpoint(
+    served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path
+) -> None:
+    """What is in flight ends where it began; what waits, and what comes, goes to the new endpoint."""
+    large = tmp_path / "large"
+    large.write_bytes(bytes(3_000_000))
+    s3.hold_bodies()
+    with ThreadPoolExecutor(1) as pool, flaky() as other:
+        waiting = pool.submit(served.plain, large, "alias/bucket/begun")
+        assert s3.held_bodies.acquire(timeout=30)
+        accepted(served, file, "begun")
+        assert [row["state"] for row in served.queue()] == ["in flight", "behind"]
+        served.set(**other.server.settings())
+        done = served.command("reload")
+        assert (done.returncode, done.stdout) == (0, "in force from the next attempt on: S3_ENDPOINT_URL\n")
+        accepted(served, file, "comes")
+        s3.release()
+        assert waiting.result() == b"Success"
+        served.wait_idle()
+        assert [put.name for put in s3.puts] == ["bucket/begun"]
+        assert {put.name for put in other.puts} == {"bucket/begun", "bucket/comes"}
+
+
+def test_a_reload_that_is_refused_is_seen_until_one_is_not(served: Daemon, file: Path) -> None:
+    """The old settings serve on, and the status says why, for as long as the file is not mended."""
+    limit = served.environ["S3DAEMON_STALL_TIMEOUT"]
+    served.set(stall_timeout="soon", wait_limit="later")
+    done = served.command("reload")
+    assert (done.returncode, done.stdout) == (1, "")
+    first, *others = done.stderr.splitlines()
+    assert first.startswith("S3DAEMON_STALL_TIMEOUT")
+    assert others[-1] == "refused: the settings before stay in force"
+    for _ in range(2):
+        assert served.plain(file, "alias/bucket/key") == b"Success"
+        assert served.ask("status")["status"].startswith(f"reload REFUSED, {first} (and 1 more); 0 in flight")
+    served.set(stall_timeout=limit, wait_limit="30s")
+    assert served.command("reload").returncode == 0
+    assert served.ask("status")["status"].startswith("0 in flight")
 
 
 def test_dropping_one_in_flight(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path) -> None:

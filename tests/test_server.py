@@ -306,17 +306,21 @@ def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
     house(test)
 
 
-@pytest.mark.parametrize("works", [True, False], ids=["kept", "not kept"])
-def test_leaving(house: Run, works: bool) -> None:
-    """At the end a waiting client is left to the next process if systemd has it, else it hears that all is kept."""
+@pytest.mark.parametrize("ask", [PLAIN, EXTENDED], ids=["plain", "extended"])
+@pytest.mark.parametrize(
+    ("works", "for_good"), [(True, False), (True, True), (False, False)], ids=["kept", "for good", "not kept"]
+)
+def test_leaving(house: Run, works: bool, for_good: bool, ask: bytes) -> None:
+    """At the end a waiting client is left to the next process if systemd has it for one, else it hears: all is kept."""
 
     async def test(house: House) -> None:
         house.manager.works = works
-        asking = asyncio.create_task(house.say(PLAIN))
+        asking = asyncio.create_task(house.say(ask))
         await house.until(lambda: bool(house.manager.kept))
-        await house.server.leave()
-        assert await asking == (b"" if works else b"Deferred: kept\n")
-        assert len(house.manager.kept) == works or not works
+        await house.server.leave(for_good=for_good)
+        left = works and not for_good
+        assert (b"eferred" in await asking) != left
+        assert len(house.manager.kept) == (left or not works)
 
     house(test)
 

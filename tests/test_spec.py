@@ -19,12 +19,14 @@ from s3daemon.settings import VARIABLES
 TREE = Path(__file__).parent.parent
 PACKAGING = TREE / "packaging"
 SPEC = (PACKAGING / "s3daemon.spec").read_text()
-LOCKS = ("requirements.lock", "build.lock")
+LOCKS = ("requirements.lock", "report.lock", "build.lock")
+#: Tags of the main package, and of s3daemon-report.
+MAIN, REPORT = SPEC.partition("%description report")[0].split("%package report")
 
 
-def tag(name: str) -> str:
-    """The only value of a tag of the main package, which comes first."""
-    match = re.search(rf"^{name}: +(.+)$", SPEC, re.M)
+def tag(name: str, part: str = MAIN) -> str:
+    """The value of a tag of a package."""
+    match = re.search(rf"^{name}: +(.+)$", part, re.M)
     assert match, name
     return match[1]
 
@@ -55,13 +57,13 @@ def test_versions_agree() -> None:
     assert re.search(rf"^{re.escape(__version__)} ", (TREE / "CHANGELOG.rst").read_text(), re.M)
 
 
-def test_what_is_bundled_is_declared() -> None:
+@pytest.mark.parametrize(("lock", "part"), [("requirements.lock", MAIN), ("report.lock", REPORT)], ids=LOCKS[:2])
+def test_what_is_bundled_is_declared(lock: str, part: str) -> None:
     """Each library of the lock is provided as bundled, in its version, and its licence is among the package's."""
-    declared = re.findall(r"^# (.+)\nProvides: +bundled\(python3dist\(([a-z0-9-]+)\)\) = (\S+)$", SPEC, re.M)
-    bundled = {name: version for name, (version, _) in pins("requirements.lock").items()}
-    assert {name: version for _, name, version in declared} == bundled
-    licences = {one for licence, _, _ in declared for one in licence.split(" AND ")}
-    assert set(tag("License").split(" AND ")) == licences | {"BSD-3-Clause"}
+    declared = re.findall(r"^%bundles ([a-z0-9-]+) (\S+) (.+)$", part, re.M)
+    assert {name: version for name, version, _ in declared} == {n: version for n, (version, _) in pins(lock).items()}
+    licences = {one for _, _, licence in declared for one in licence.split(" AND ")}
+    assert set(tag("License", part).split(" AND ")) == licences | {"BSD-3-Clause"}
 
 
 def test_the_lock_is_what_the_daemon_requires() -> None:

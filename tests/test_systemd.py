@@ -154,6 +154,10 @@ def test_what_the_service_can_reach(service: Service, bucket: str) -> None:
     for path in ("/home/x", "/data/x", "/tmp/x", "/etc/x", "/usr/x", "/var/x"):
         assert box.exec(*as_service, "touch", path, check=False).returncode != 0
     box.exec(*as_service, "touch", f"/var/lib/{service.name}/x")
+    # Nor can it run what was put there for it: no file outside of /usr is a program.
+    box.exec("sh", "-c", "cp /usr/bin/true /tmp/program && chmod 755 /tmp/program && /tmp/program")
+    assert box.exec(*as_service, "/usr/bin/true", check=False).returncode == 0
+    assert box.exec(*as_service, "/tmp/program", check=False).returncode == 126
 
     status = box.exec("cat", f"/proc/{service.main_pid()}/status").stdout
     assert re.search(r"^NoNewPrivs:\s+1$", status, re.M)
@@ -262,13 +266,15 @@ def test_waiting_clients_get_their_answer_from_the_next_process(
 
 def test_a_broken_environment_file_costs_no_client_its_answer(service: Service, rgw: Gateway, bucket: str) -> None:
     """While the service cannot start, more often than systemd tolerates, clients wait; mended, all is stored."""
-    service.systemctl("start", service.door)
-    service.send(SMALL, f"store/{bucket}/before")
-    assert listening(service) == (0, 4096)
-    good = service.environment_file.read_text()
-    service.write(good + "S3DAEMON_MAX_CONNECTIONS=many\n")
-    assert service.systemctl("restart", service.unit, check=False).returncode != 0
     with ExitStack() as stack:
+        # Five failed starts within ten seconds are what systemd's own limits are about; 2 s apart they are not enough.
+        stack.enter_context(service.drop_in("RestartSec=500ms"))
+        service.systemctl("start", service.door)
+        service.send(SMALL, f"store/{bucket}/before")
+        assert listening(service) == (0, 4096)
+        good = service.environment_file.read_text()
+        service.write(good + "S3DAEMON_MAX_CONNECTIONS=many\n")
+        assert service.systemctl("restart", service.unit, check=False).returncode != 0
         clients = [stack.enter_context(service.sending(SMALL, f"store/{bucket}/broken/{n}")) for n in range(5)]
         service.wait_show("NRestarts", lambda count: int(count) > 5, timeout=120)
         assert service.show("ActiveState", service.door) == "active"
@@ -277,8 +283,8 @@ def test_a_broken_environment_file_costs_no_client_its_answer(service: Service, 
         assert any("cannot start: S3DAEMON_MAX_CONNECTIONS" in entry["MESSAGE"] for entry in service.journal("-p", "2"))
         service.write(good)
         assert [(client.wait(60), client.lines()) for client in clients] == [(0, [])] * 5
-    assert len(keys(rgw, bucket, "broken/")) == 5
-    assert listening(service) == (0, 4096)
+        assert len(keys(rgw, bucket, "broken/")) == 5
+        assert listening(service) == (0, 4096)
 
 
 def listening(service: Service) -> tuple[int, int]:
@@ -348,7 +354,7 @@ def test_a_stop_lets_uploads_finish(
 def test_a_stop_ends_the_waiting_and_not_the_transfers(
     service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
 ) -> None:
-    """A stop that cannot wait for the store sends waiting clients away, with a line; the next start delivers all."""
+    """A stop that cannot wait for the store tells waiting clients that it is kept; the next start delivers all."""
     network, far = line
     service.configure(far, S3DAEMON_DRAIN_TIMEOUT="0s")
     service.systemctl("start", service.door)
@@ -362,7 +368,8 @@ def test_a_stop_ends_the_waiting_and_not_the_transfers(
         assert (service.show("ActiveState"), service.show("Result")) == ("inactive", "success")
         for client in (plain, extended):
             assert client.wait(60) == 1
-            assert len(client.lines()) == 1
+            (told,) = client.lines()
+            assert re.match(r"send: Deferred: \w+ is kept and being tried", told)
     network.open()
     service.systemctl("start", service.unit)
     until(lambda: keys(rgw, bucket, "stop/"), lambda found: len(found) == 2, "objects")
@@ -408,8 +415,8 @@ def test_a_reload_takes_new_keys(service: Service, line: tuple[Relay, S3Server],
 
 
 @pytest.mark.parametrize("fault", ["a bad value", "no file"])
-def test_a_bad_reload_changes_nothing(service: Service, bucket: str, fault: str) -> None:
-    """A file that is broken, or gone, fails the reload, by exit status and in the journal; the old settings stay."""
+def test_a_bad_reload_changes_nothing(service: Service, rgw: Gateway, bucket: str, fault: str) -> None:
+    """A file that is broken, or gone, fails the reload, in exit status, journal and STATUS; the old settings stay."""
     service.systemctl("start", service.door)
     service.send(SMALL, f"store/{bucket}/before")
     before = service.main_pid()
@@ -426,27 +433,11 @@ def test_a_bad_reload_changes_nothing(service: Service, bucket: str, fault: str)
     told = "\n".join(entry["MESSAGE"] for entry in since)
     for words in (*expected, "the settings before stay in force"):
         assert words in told
+    assert f"reload REFUSED, {expected[0]}" in service.show("StatusText")
     service.send(SMALL, f"store/{bucket}/after")
-
-
-def test_a_reboot_loses_nothing(service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str) -> None:
-    """What was accepted while the store was away is delivered after a reboot, without a client having to come."""
-    network, far = line
-    service.configure(far)
-    service.systemctl("enable", service.unit)
-    service.systemctl("start", service.unit)
-    network.refuse()
-    for number in range(20):
-        service.send("--no-wait", SMALL, f"store/{bucket}/reboot/{number}")
-    assert keys(rgw, bucket, "reboot/") == set()
-    service.box.reboot()
-    network.open()
-    until(lambda: keys(rgw, bucket, "reboot/"), lambda found: len(found) == 20, "20 objects")
-    for number in range(20):
-        assert field(service.records(f"reboot/{number}")[-1], "OUTCOME") == "stored"
-    assert service.show("ActiveState", service.door) == "active"
-    service.systemctl("disable", service.unit)
-    assert service.systemctl("is-enabled", service.door, service.unit, check=False).stdout.split() == ["disabled"] * 2
+    service.configure(rgw)
+    service.systemctl("reload", service.unit)
+    assert service.show("StatusText").startswith("0 in flight")
 
 
 def test_a_second_instance(service: Service, rgw: Gateway, bucket: str) -> None:

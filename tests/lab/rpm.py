@@ -3,6 +3,7 @@
 The box has no database of its own system's packages, so dependencies are not looked at (``--nodeps``); scriptlets run.
 """
 
+import gzip
 import re
 import shutil
 import socket
@@ -33,7 +34,7 @@ _LEFT = (
     "etc/systemd/system/**/s3daemon*",
     "usr/lib/systemd/**/*s3daemon*",
     "usr/lib/*/*s3daemon.conf",
-    "usr/lib/s3daemon",
+    "usr/lib/s3daemon*",
     "usr/bin/s3daemon",
     "usr/bin/send",
     "run/s3daemon*",
@@ -42,21 +43,28 @@ _LEFT = (
 
 @dataclass(frozen=True)
 class Packages:
-    """One build: the daemon's package and the client's."""
+    """One build: the daemon's package and the client's, and beside them the one for plots."""
 
     version: str
     files: tuple[Path, ...]
-    printed: str
-    """What the build said."""
+    report: tuple[Path, ...]
 
     def install(self, box: Box) -> str:
         """``rpm -U`` in the box, whether anything is there before or not; what the scriptlets said."""
-        inside = []
-        for file in self.files:
-            box.put(file, f"/root/{file.name}")
-            inside.append(f"/root/{file.name}")
-        done = box.exec("rpm", "-U", "--nodeps", *inside, timeout=180)
-        return done.stdout + done.stderr
+        return _install(box, self.files)
+
+    def install_report(self, box: Box) -> str:
+        """The same with the package for plots."""
+        return _install(box, self.report)
+
+
+def _install(box: Box, files: tuple[Path, ...]) -> str:
+    inside = []
+    for file in files:
+        box.put(file, f"/root/{file.name}")
+        inside.append(f"/root/{file.name}")
+    done = box.exec("rpm", "-U", "--nodeps", *inside, timeout=180)
+    return done.stdout + done.stderr
 
 
 def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
@@ -73,15 +81,45 @@ def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
     )  # fmt: skip
     if done.returncode != 0:
         raise ProgramError(f"build-rpm: status {done.returncode}\n{done.stdout}{done.stderr}")
-    files = tuple(sorted(directory.glob("*.rpm")))
+    report = tuple(directory.glob("s3daemon-report-*.rpm"))
+    files = tuple(sorted({*directory.glob("*.rpm")} - {*report}))
     match = re.search(r"-([0-9.]+)-[0-9]+\.", files[0].name)
-    return Packages(match[1] if match else "", files, done.stdout + done.stderr)
+    return Packages(match[1] if match else "", files, report)
+
+
+def query(package: Path, what: str) -> list[str]:
+    """The lines of `rpm -qp` for a package."""
+    done = subprocess.run(
+        [program("rpm"), "-qp", what, package], env=clean_env(), capture_output=True, text=True, check=True, timeout=60
+    )
+    return done.stdout.splitlines()
+
+
+def extract(package: Path, pattern: str, directory: Path) -> None:
+    """Put the files of a package whose paths match below a directory."""
+    with subprocess.Popen([program("rpm2cpio"), package], stdout=subprocess.PIPE) as unpacked:
+        subprocess.run(
+            [program("cpio"), "-id", "--quiet", pattern], stdin=unpacked.stdout, cwd=directory, check=True, timeout=60
+        )
+
+
+def render(page: Path) -> tuple[str, str]:
+    """What groff warns of in a manual page, and the page as plain text; raises UnavailableError without groff."""
+    opened = gzip.open if page.suffix == ".gz" else open
+    with opened(page, "rb") as file:
+        source = file.read()
+    done = subprocess.run(
+        [program("groff"), "-man", "-ww", "-Tutf8", "-P-cbou"],
+        input=source, env=clean_env(), capture_output=True, check=True, timeout=60,
+    )  # fmt: skip
+    return done.stderr.decode(), done.stdout.decode()
 
 
 def lint(packages: Packages) -> str:
     """What rpmlint says of the packages and the spec; raises UnavailableError without it."""
+    what = (*packages.files, *packages.report, "packaging/s3daemon.spec")
     done = subprocess.run(
-        [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *packages.files, "packaging/s3daemon.spec"],
+        [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *what],
         cwd=TREE, env=clean_env(), capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     return done.stdout + done.stderr
