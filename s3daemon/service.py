@@ -155,7 +155,7 @@ class Service:
         self._manager.extend(drain_s + STOP_MARGIN_S)
         self._operations.draining = f"draining for up to {drain_s:g} s"
         self._manager.stopping(self._operations.line())
-        for task in tasks[: -2]:  # the watchdog and the status go on: systemd watches a stopping service too
+        for task in tasks[:-2]:  # the watchdog and the status go on: systemd watches a stopping service too
             task.cancel()
         await asyncio.gather(self._server.stop_reading(), self._http.stop_reading())
         await self._uploader.drain(drain_s)

@@ -244,7 +244,5 @@ class Uploader:
         late = (await asyncio.wait(tasks, timeout=timeout_s))[1] if tasks else tasks
         for task in late:
             task.cancel()
-        if late:
-            await asyncio.wait(late)
-        if self._endings:
-            await asyncio.wait(self._endings)
+        await asyncio.gather(*late, return_exceptions=True)
+        await asyncio.gather(*self._endings, return_exceptions=True)
