@@ -22,7 +22,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from .errors import RequestError, one_line
-from .record import TransferRecord
 from .request import Destination, Request
 from .schedule import Job
 from .wire import Outcome
@@ -168,16 +167,11 @@ def task_of(request: Request, job: Job, now: float) -> dict[str, Any]:
         "duration_seconds": usec / 1e6,
         "attempts": job.attempts,
         "size_bytes": size,
-        "upload_parts": _parts(record),
+        "upload_parts": (record and record.parts) or 1,  # None is one PUT
         "transfer_rate": f"{mbits:.3f} Mbit/s",
         "transfer_rate_mbits": round(mbits, 3),
         "slug": request.tag,
     }
-
-
-def _parts(record: TransferRecord | None) -> int:
-    """In how many parts the object went; the record's word once it has one."""
-    return int(getattr(record, "parts", 1) or 1) if record else 1
 
 
 def _clock(usec: int) -> str:

@@ -45,6 +45,8 @@ LIVE: Mapping[str, tuple[type[Metric], str]] = {
     "s3daemon_clients": (GaugeMetricFamily, "Clients of the line protocol that are being served."),
     "s3daemon_http_clients": (GaugeMetricFamily, "Clients of the HTTP door that are being served, this one included."),
     "s3daemon_connections_open": (GaugeMetricFamily, "Connections to the store that stand open."),
+    "s3daemon_connections_warm": (
+        GaugeMetricFamily, "Connections to the store that stand open and idle, for the next uploads."),
     "s3daemon_connections_limit": (GaugeMetricFamily, "Connections to the store that there may be."),
     "s3daemon_connections_opened": (
         CounterMetricFamily, "Connections made to the store since the settings of connections last changed."),

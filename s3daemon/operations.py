@@ -189,9 +189,10 @@ class Operations:
             "s3daemon_spool_refusing": bool(self._spool.fault),
             "s3daemon_clients": self._server.clients,
             "s3daemon_connections_open": lanes.open_count,
+            "s3daemon_connections_warm": sum(lane.is_open for lane in lanes.idle()),
             "s3daemon_connections_limit": lanes.limit,
             "s3daemon_connections_opened": lanes.opened,
-            "s3daemon_receivers_aside": len(getattr(lanes, "aside", ())),
+            "s3daemon_receivers_aside": len(lanes.aside),
         }
 
     @property

@@ -161,6 +161,7 @@ def test_the_task_of_what_is_stored() -> None:
         "transfer_rate_mbits": 100.0,
         "slug": "mine",
     }
+    assert task_of(request, job(replace(STORED, parts=7)), 999.0)["upload_parts"] == 7
 
 
 def test_the_task_of_what_is_not() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import threading
 import time
@@ -105,6 +106,26 @@ def test_a_failure_is_told(served: Daemon, s3: FlakyS3, file: Path) -> None:
     text = curl(served, "/metrics")[2]
     assert '\ns3daemon_transfers_total{outcome="failed"} 1.0\n' in text
     assert "\ns3daemon_failed_listed 1.0\n" in text
+
+
+def test_what_holds_now_is_the_daemons(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Each idle connection that stands open is warm; the one of an upload is open alone."""
+
+    def live(name: str) -> float:
+        found = re.search(rf"^s3daemon_{name} (.*)$", curl(served, "/metrics")[2], re.MULTILINE)
+        assert found
+        return float(found[1])
+
+    served.set(max_connections="1", keepalive_interval="10min")
+    served.restart()
+    served.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "all connections open")
+    assert live("connections_warm") == live("connections_open") == live("connections_limit")
+    s3.hold_bodies()
+    assert served.send("--no-wait", file, "any/bucket/key").returncode == 0
+    served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
+    assert live("connections_warm") == live("connections_open") - 1
+    assert (live("in_flight"), live("pending"), live("receivers_aside")) == (1, 0, 0)
+    s3.release()
 
 
 def test_both_doors_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
