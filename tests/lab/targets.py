@@ -14,6 +14,7 @@ from typing import Any
 
 from s3daemon.envfile import EnvFile
 from s3daemon.errors import RequestError, S3daemonError, SettingsError
+from s3daemon.httpform import parse_form
 from s3daemon.record import TransferRecord
 from s3daemon.report_read import from_lines
 from s3daemon.report_select import Collection, Selection
@@ -176,6 +177,19 @@ def report_lines(data: bytes) -> None:
     assert all(seen.record.size_bytes is not None for seen in collection.sightings())
 
 
+def form(data: bytes) -> None:
+    """The HTTP door's: a content type, a line break, a body; a request that the wire would take too, or a refusal."""
+    kind, _, body = data.partition(b"\n")
+    try:
+        request = parse_form(kind.decode("latin-1"), body)
+    except RequestError as exc:
+        _refusal(exc)
+        return
+    assert request.file.startswith("/")
+    assert os.fsencode(request.file)
+    assert request.wait
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "wire": wire,
     "extended": extended_form,
@@ -185,4 +199,5 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "envfile": envfile,
     "record": record,
     "report": report_lines,
+    "form": form,
 }
