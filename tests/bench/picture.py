@@ -17,9 +17,9 @@ def draw(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]], shape: Sha
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot, ticker
 
-    names: list[str] = list(reversed(list(runs)))
+    names = sorted(runs, key=lambda name: min(run["bursts"][-1]["done"] for run in runs[name]), reverse=True)
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 1.6 + 0.5 * len(names)), sharey=True)
     for row, name in enumerate(names):
         for run in runs[name]:
@@ -42,11 +42,11 @@ def draw(path: Path, runs: Mapping[str, Sequence[Mapping[str, Any]]], shape: Sha
     right.set_xlabel("sidecar stored: median, and from the first to the last, seconds")
     for axes in (left, right):
         axes.set_xscale("log")
-        axes.xaxis.set_major_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.xaxis.set_minor_formatter(matplotlib.ticker.FormatStrFormatter("%g"))
-        axes.tick_params(axis="x", which="minor", labelsize=7)
+        axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.grid(axis="x", which="both", alpha=0.3)
-        axes.legend(loc="lower right", fontsize=8)
+        axes.legend(loc="upper right", fontsize=8)  # the best contender is in the first row, and at its left
     rate = f"{shape.rate_bps / 1e9:g} Gbit/s, {shape.rtt_s * 1e3:g} ms"
     figure.suptitle(f"23 sidecars of 3 kB, each followed by its image of 8 MiB, over {rate}")
     figure.tight_layout()
