@@ -11,6 +11,7 @@ reply, so that whichever process finishes the transfer can answer. Its name ther
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import socket
@@ -35,7 +36,8 @@ IDLE_LIMIT_S = 60.0
 #: A client takes its reply, and closes, within this time, seconds.
 REPLY_LIMIT_S = 5.0
 #: When the service stops, a client that was accepted has this long to have its line there, seconds.
-LAST_WORDS_S = 0.5
+LAST_WORDS_S = 2.0
+_LOOKS = 20
 _READ_BYTES = 16384
 
 
@@ -61,7 +63,8 @@ class Server:
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(settings.max_clients)
-        self._clients, self._reading = set[asyncio.Task[None]](), set[asyncio.Task[None]]()
+        self._clients = set[asyncio.Task[None]]()
+        self._reading: dict[asyncio.Task[None], tuple[socket.socket, bool]] = {}  # and whether it is its first request
         self._leaving: asyncio.Future[bool] = self._loop.create_future()
 
     @property
@@ -87,10 +90,13 @@ class Server:
 
     async def stop_reading(self) -> None:
         """Let the clients that were accepted say what they have to say; those who say nothing are hung up on."""
-        if self._reading:
-            await asyncio.sleep(LAST_WORDS_S)
-        for task in list(self._reading):
-            task.cancel()
+        for _ in range(_LOOKS):
+            if not any(first for _, first in self._reading.values()):
+                break
+            await asyncio.sleep(LAST_WORDS_S / _LOOKS)
+        for task, (sock, _) in list(self._reading.items()):
+            if not _has_spoken(sock):  # this process may have been too busy to hear it
+                task.cancel()
 
     async def leave(self, *, for_good: bool = False) -> None:
         """Leave every client that still waits to the next process; without one, tell it that its transfer is kept."""
@@ -119,11 +125,10 @@ class Server:
 
     async def _converse(self, sock: socket.socket) -> None:
         reader = LineReader()
-        limit = LINE_LIMIT_S
-        extended = True
+        first = extended = True
         while extended and not self._leaving.done():
             try:
-                line = await self._line(sock, reader, limit)
+                line = await self._line(sock, reader, first=first)
             except RequestError as exc:  # where the next line would begin is lost
                 await self._send(sock, Reply.failed(exc).encode(extended=reader.looks_extended))
                 await self._close(sock)
@@ -133,9 +138,9 @@ class Server:
             extended = is_extended(line)
             reply = await self._answer(line, sock)
             await self._deliver(sock, reply, extended=extended)
-            limit = IDLE_LIMIT_S
+            first = False
 
-    async def _line(self, sock: socket.socket, reader: LineReader, limit: float) -> bytes | None:
+    async def _line(self, sock: socket.socket, reader: LineReader, *, first: bool) -> bytes | None:
         """The next line, None when the client has no more.
 
         Raises:
@@ -143,7 +148,8 @@ class Server:
         """
         task = asyncio.current_task()
         assert task is not None
-        self._reading.add(task)
+        self._reading[task] = sock, first
+        limit = LINE_LIMIT_S if first else IDLE_LIMIT_S
         try:
             async with asyncio.timeout(limit):
                 while (line := reader.next_line()) is None and not reader.finished:
@@ -156,7 +162,7 @@ class Server:
         except TimeoutError as exc:
             raise RequestError("BadRequest", f"no complete request came within {limit:g} s") from exc
         finally:
-            self._reading.discard(task)
+            del self._reading[task]
 
     async def _answer(self, line: bytes, sock: socket.socket) -> Reply:
         try:
@@ -233,3 +239,9 @@ class Server:
         except (OSError, TimeoutError):
             return False
         return True
+
+
+def _has_spoken(sock: socket.socket) -> bool:
+    with contextlib.suppress(OSError):
+        return bool(sock.recv(1, socket.MSG_PEEK))
+    return False

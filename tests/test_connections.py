@@ -38,18 +38,18 @@ async def test_what_can_be_spared() -> None:
     """Half of the lanes are kept for others; while somebody waits for one there is none to spare."""
     async with scripted() as server, sending(settings_for(server.url, max_connections=5)) as sender:
         lanes, held = sender.lanes, contextlib.AsyncExitStack()
-        seen = [lanes.spare]
+        seen = [lanes.for_parts]
         for _ in range(5):
             await held.enter_async_context(lanes.take())
-            seen.append(lanes.spare)
+            seen.append(lanes.for_parts)
         assert seen == [2, 1, 0, 0, 0, 0]
         waiter = asyncio.create_task(contextlib.AsyncExitStack().enter_async_context(lanes.take()))
         await asyncio.sleep(0)
         lanes._idle += lanes._all
-        assert lanes.spare == 0
+        assert lanes.for_parts == 0
         waiter.cancel()
         await asyncio.wait({waiter})
-        assert lanes.spare == 2
+        assert lanes.for_parts == 2
         lanes._idle.clear()
         await held.aclose()
 

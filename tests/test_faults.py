@@ -264,7 +264,7 @@ def carry_out(row: Row, folder: Path, store: S3Server, certs: Authority, bucket:
         row.start(scene)
         served.start()
         if row.start is nothing:
-            served.wait_status(lambda now: now["connections"]["open"] == 2, "connected")
+            served.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "connected")
         row.warm(scene)
         between.fates.extend(row.fates)
         shown = ""

@@ -352,3 +352,21 @@ def test_resuming(house: Run, name: str, answer: bytes) -> None:
         assert house.manager.kept == []
 
     house(test)
+
+
+def test_what_was_said_before_a_stop_is_heard(house: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is too busy to read for as long as it waits hangs up on nobody whose request is there."""
+    monkeypatch.setattr(s3daemon.server, "_LOOKS", 0)
+
+    async def test(house: House) -> None:
+        reader, writer = await house.connect()
+        _, silent = await house.connect()
+        await house.until(lambda: len(house.server._reading) == 2)
+        writer.write(b"/f a/b/k\n")
+        await house.server.stop_reading()
+        house.intake.end()
+        assert await reader.read() == b"Success"
+        writer.close()
+        silent.close()
+
+    house(test)

@@ -109,7 +109,7 @@ def test_the_first_send_starts_the_service(service: Service, rgw: Gateway, bucke
     assert record["_UID"] == service.box.exec("id", "-u", "s3daemon").stdout.strip()
 
     said = service.systemctl("status", service.unit).stdout
-    assert re.search(r'Status: "0 in flight; 0 pending; \d+ of 25 connections open"', said)
+    assert re.search(r'Status: "0 in flight; 0 pending; \d+ of 30 connections open"', said)
     explained = service.box.exec("journalctl", "-x", "-u", service.unit, "S3DAEMON_KEY=first").stdout
     assert "Subject: A transfer ended: its object is stored, or it failed for good" in explained
     assert "What happened on the way: journalctl S3DAEMON_TRANSFER_ID=ID" in explained
