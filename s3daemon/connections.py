@@ -233,9 +233,10 @@ class Lanes:
         await asyncio.gather(*self._ending, *(lane.close() for lane in self._all))
 
 
-def _tell_aside(address: str, why: str) -> None:
+def _tell_aside(address: str, why: str, served: bool) -> None:
     kind = {"journal": {"MESSAGE_ID": MessageId.RECEIVER_ASIDE.value}}
-    _log.warning("receiver %s is left aside: %s", address, why, extra=kind)
+    level = logging.WARNING if served else logging.INFO  # an address that never answered is no news each start
+    _log.log(level, "receiver %s is left aside: %s", address, why, extra=kind)
 
 
 def _tell_back(address: str) -> None:

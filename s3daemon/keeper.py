@@ -157,6 +157,7 @@ class Keeper:
                 for address in lane.passed_over():
                     self._lanes.receivers.failed(address, "no connection")
         self._failures = 0
+        self._lanes.receivers.answered(lane.receiver)
         if status >= _FIRST_SERVER_ERROR:
             self._lanes.receivers.failed(lane.receiver, f"it answers {status}")
 

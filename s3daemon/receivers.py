@@ -39,12 +39,14 @@ class _Receiver:
         times: how often it was left aside in a row.
         until: when it is to be probed, monotonic seconds; None while it serves.
         trial: it answers again, and no upload has succeeded yet.
+        served: it answered something.
     """
 
     failed: set[str]
     times: int = 0
     until: float | None = None
     trial: bool = False
+    served: bool = False
 
 
 class Receivers:
@@ -52,14 +54,15 @@ class Receivers:
 
     Args:
         clock: monotonic seconds.
-        on_aside: told the address and the reason when one is left aside, the first time in a row.
+        on_aside: told the address, the reason, and whether it ever served, when one is left aside, the first time in a
+            row. Of a name's addresses one may be of a kind that this host cannot reach.
         on_back: told the address when an upload succeeded on one that had been.
     """
 
     def __init__(
         self,
         clock: Callable[[], float],
-        on_aside: Callable[[str, str], None] = lambda address, why: None,
+        on_aside: Callable[[str, str, bool], None] = lambda address, why, served: None,
         on_back: Callable[[str], None] = lambda address: None,
     ) -> None:
         self._clock = clock
@@ -127,7 +130,7 @@ class Receivers:
         if enough and self.elsewhere([address]):
             self._put_aside(receiver)
             if receiver.times == 1:
-                self._on_aside(address, why)
+                self._on_aside(address, why, receiver.served)
 
     def blame(self, error: AttemptError, address: str, who: str, tried: Collection[str]) -> None:
         """An attempt failed: note where, whether the receiver is at fault, and whether another one can be tried.
@@ -149,11 +152,17 @@ class Receivers:
         receiver.trial = False
         receiver.failed.clear()
 
+    def answered(self, address: str) -> None:
+        """A small request over it was answered."""
+        if receiver := self._known.get(address):
+            receiver.served = True
+
     def succeeded(self, address: str) -> None:
         """An upload over it was stored."""
         receiver = self._known.get(address)
         if receiver is None or receiver.until is not None:
             return  # an upload that began before it was left aside
+        receiver.served = True
         receiver.failed.clear()
         receiver.trial = False
         if receiver.times:

@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import math
 import random
 import sys
 import tempfile
@@ -189,8 +190,9 @@ class Soak:
         self._reload(rng)
 
     def _kill(self, rng: random.Random) -> None:
-        self.killed_at = time.monotonic()
+        self.killed_at = math.inf  # a request may begin while it dies
         self.served.kill()
+        self.killed_at = time.monotonic()
         time.sleep(rng.choice((0.0, 0.5)))
         self.served.start()
 

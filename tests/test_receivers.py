@@ -22,6 +22,7 @@ class Told:
 
     def __init__(self) -> None:
         self.aside: list[tuple[str, str]] = []
+        self.served: list[tuple[str, str]] = []
         self.back: list[str] = []
 
 
@@ -31,7 +32,9 @@ class Scene:
     def __init__(self, addresses: tuple[str, ...] = FOUR) -> None:
         self.clock, self.told = Clock(), Told()
         self.receivers = Receivers(
-            self.clock, lambda address, why: self.told.aside.append((address, why)), self.told.back.append
+            self.clock,
+            lambda address, why, served: (self.told.served if served else self.told.aside).append((address, why)),
+            self.told.back.append,
         )
         self.receivers.replace(addresses)
 
@@ -86,6 +89,18 @@ def test_the_last_one_stays() -> None:
     alone = Scene((ONE,))
     alone.receivers.failed(ONE, "refused")
     assert alone.receivers.aside == []
+
+
+def test_one_that_served_is_missed() -> None:
+    """An address that never answered, of a kind that this host cannot reach, is no news; one that did is."""
+    scene = Scene()
+    scene.put_aside(ONE)
+    scene.receivers.answered(TWO)
+    scene.put_aside(TWO)
+    scene.receivers.succeeded(FOUR[2])
+    scene.put_aside(FOUR[2])
+    assert [address for address, _ in scene.told.aside] == [ONE]
+    assert [address for address, _ in scene.told.served] == [TWO, FOUR[2]]
 
 
 def test_left_aside_for_ever_longer() -> None:

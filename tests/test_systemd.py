@@ -93,6 +93,7 @@ def test_the_first_send_starts_the_service(service: Service, rgw: Gateway, bucke
     assert {name.removeprefix("S3DAEMON_") for name in record if name.startswith("S3DAEMON_")} == {
         "TRANSFER_ID", "OUTCOME", "FILE", "BUCKET", "KEY", "TAG", "SIZE_BYTES", "START_USEC", "QUEUE_USEC",
         "UPLOAD_USEC", "TOTAL_USEC", "ATTEMPTS", "ENDPOINT", "ETAG", "RTT_USEC", "RETRANSMITS", "CONNECTION",
+        "RECEIVER",
     }  # fmt: skip
     assert field(record, "OUTCOME") == "stored"
     assert field(record, "FILE") == MEDIUM
