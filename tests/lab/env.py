@@ -5,6 +5,7 @@ import random
 import shutil
 import socket
 import sys
+import threading
 from collections.abc import MutableMapping
 from pathlib import Path
 
@@ -54,8 +55,12 @@ def program(name: str) -> str:
     return found
 
 
+_GIVEN, _GIVEN_LOCK = set[int](), threading.Lock()
+"""What servers of this process may be about to listen on."""
+
+
 def free_ports(count: int) -> list[int]:
-    """That many TCP ports of 127.0.0.1, all different, free just now.
+    """That many TCP ports of 127.0.0.1, free just now; no two calls of this process give the same.
 
     They lie below the range that the kernel hands to outgoing connections (from 32768 on), so that no client
     connection of a busy test run can take one between this call and the server's bind.
@@ -68,6 +73,8 @@ def free_ports(count: int) -> list[int]:
                 probe.bind(("127.0.0.1", port))
             except OSError:
                 continue
-        if port not in ports:
-            ports.append(port)
+        with _GIVEN_LOCK:
+            if port not in _GIVEN:
+                _GIVEN.add(port)
+                ports.append(port)
     return ports
