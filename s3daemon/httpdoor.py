@@ -38,7 +38,8 @@ READ_LIMIT_S = 10.0
 #: A client takes its answer within this time, seconds.
 REPLY_LIMIT_S = 5.0
 #: When the service stops, a client that was accepted has this long to have its request there, seconds.
-LAST_WORDS_S = 0.5
+LAST_WORDS_S = 2.0
+_LOOKS = 20
 #: Refusals of pages are told in the log this often at most, seconds.
 WARN_EVERY_S = 60.0
 
@@ -125,8 +126,10 @@ class HttpDoor:
 
     async def stop_reading(self) -> None:
         """Let the clients that were accepted say what they have to say; those who say nothing are hung up on."""
-        if self._reading:
-            await asyncio.sleep(LAST_WORDS_S)
+        for _ in range(_LOOKS):
+            if not self._reading:
+                break
+            await asyncio.sleep(LAST_WORDS_S / _LOOKS)
         for client, task in list(self._reading.items()):
             if not client.heard.done():
                 task.cancel()
