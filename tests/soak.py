@@ -147,6 +147,8 @@ class Soak:
             if way < BY_SEND:
                 done = self.served.send(file, destination)
                 text = done.stdout + done.stderr
+                if "hung up (without an answer)" in text:
+                    return "unanswered", text
                 return ("stored" if done.returncode == 0 else _word(text)), text
             if way < BY_SEND + UNWAITED:
                 members = self.served.extended(file, destination, wait=False)

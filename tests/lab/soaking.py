@@ -15,8 +15,8 @@ MINUTES = float(MACHINE_ENV.get("S3DAEMON_TEST_SOAK") or (5 if os.environ.get("C
 def soak() -> AbstractContextManager[Process]:
     """Start one; its last lines are its figures.
 
-    At the lowest priority: it has all the time, and others measure theirs.
+    At a low priority, for others measure their time; not at the lowest, for its clients' patience has an end.
     """
     environ = clean_env(PYTHONPATH=f"{TREE}:{TREE / 'tests'}")
-    command = ["nice", "-n", "19", sys.executable, str(TREE / "tests/soak.py"), "--minutes", str(MINUTES)]
+    command = ["nice", "-n", "10", sys.executable, str(TREE / "tests/soak.py"), "--minutes", str(MINUTES)]
     return start(*command, name="soak", env=environ)
