@@ -48,7 +48,8 @@ What is sent
 
 What becomes of it
     metrics         records and figures to Prometheus
-    journal         records and log lines to the journal, or to standard error; never blocks the event loop
+    sinks           where entries go: journald's own protocol, or text on standard error
+    journal         records and log lines to it; never blocks the event loop
     schedule        who goes next
     deferrals       clients that need not wait any longer, in the journal; of a flood, how many
     outcome         what became of a transfer, in the journal's terms

@@ -12,10 +12,11 @@ from collections.abc import Sequence
 
 from . import __version__, asking
 from .errors import S3daemonError, SettingsError, one_line
-from .journal import Journal, choose_sink, note_on
+from .journal import Journal
 from .manager import Manager, inherited, stop_signals
 from .record import TransferRecord
 from .settings import Settings
+from .sinks import choose_sink, note_on
 from .spool import Entry
 
 _COMMANDS = {

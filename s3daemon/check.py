@@ -27,8 +27,8 @@ from .checks_unit import Unit
 from .envfile import EnvFile
 from .errors import SettingsError
 from .findings import Host, Report
-from .journal import JOURNAL_SOCKET
 from .settings import VARIABLES, Settings
+from .sinks import JOURNAL_SOCKET
 from .tcp import Clock
 
 

@@ -1,9 +1,7 @@
 """Records and log lines to the journal, or to standard error where there is none; never from the event loop.
 
 A caller's entry goes into a bounded queue and one thread sends it, so a journal that stands still costs entries and a
-note of how many, never an upload. The journal is spoken to in its native protocol, a datagram of fields
-(systemd.io/JOURNAL_NATIVE_PROTOCOL): systemd-python's `sendv` keeps Python's global lock while it blocks, so that a
-thread would not help: a journal that stands still stops the whole process in it (tried with version 235).
+note of how many, never an upload.
 
 What this module does not do: it reads nothing back, and only `close` ever waits for the journal, for as long as told.
 """
@@ -12,25 +10,17 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import queue
-import select
-import socket
-import struct
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
-from pathlib import Path
 
 from .errors import one_line
 from .kinds import Priority
 from .record import Field, TransferRecord
+from .sinks import Sink
 
-#: Takes one entry and may block as long as it likes; raises OSError when it cannot take it.
-Sink = Callable[[Sequence[tuple[str, bytes]]], None]
-JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 #: Entries that wait. Journald's own restart takes a second or two and the fastest store takes about a thousand
 #: transfers a second, so 20 000 outlast it by far. An entry is some 2 kB: a journal that never comes back costs 40 MB.
 QUEUE_LIMIT = 20_000
@@ -48,6 +38,7 @@ class Journal:
     Args:
         sink: takes the entries, one at a time, in the thread.
         note: shows a line on standard error, where the sink cannot take it: how many entries are lost. Must not block.
+            The sink is told too, once it takes entries again.
         secrets: no entry shows them, wherever they come from: the last line of defence.
         clock: monotonic seconds.
         limit: entries that may wait.
@@ -69,6 +60,7 @@ class Journal:
         self.hide(secrets)
         self._queue: queue.Queue[tuple[Sequence[Field], Callable[[], None] | None] | None] = queue.Queue(limit)
         self._lost = 0
+        self._untold = 0  # lost too, and told on standard error alone
         self._lost_lock = threading.Lock()
         self._noted_at = clock() - NOTE_EVERY_S
         self._closed = False
@@ -131,7 +123,7 @@ class Journal:
     def _run(self) -> None:
         while True:
             try:
-                entry = self._queue.get(timeout=NOTE_EVERY_S if self._lost else None)
+                entry = self._queue.get(timeout=NOTE_EVERY_S if self._lost or self._untold else None)
             except queue.Empty:
                 self._tell()
                 continue
@@ -154,21 +146,27 @@ class Journal:
     def _tell(self, *, stuck: bool = False) -> None:
         with self._lost_lock:
             lost, self._lost = self._lost, 0
-        if not lost:
+        if not lost + self._untold:
             return
         self._noted_at = self._clock()
-        text = f"{lost} journal entries are lost: the journal did not take them, or not in time"
         if not stuck:
             with contextlib.suppress(OSError):
-                self._sink([("MESSAGE", text.encode()), ("PRIORITY", b"%d" % Priority.WARNING)])
+                self._sink([("MESSAGE", _loss(lost + self._untold)), ("PRIORITY", b"%d" % Priority.WARNING)])
+                self._untold = 0
                 return
-        self._note(text)
+            self._untold += lost  # for the journal, once it is back: standard error may have led there too
+        if lost:
+            self._note(_loss(lost).decode())
 
     def _shown(self, value: str | bytes | int) -> bytes:
         data = value if isinstance(value, bytes) else str(value).encode(errors="backslashreplace")
         for secret in self._secrets:
             data = data.replace(secret, b"***")
         return data if len(data) <= MAX_VALUE_BYTES else data[: MAX_VALUE_BYTES - 3] + b"..."
+
+
+def _loss(count: int) -> bytes:
+    return b"%d journal entries are lost: the journal did not take them, or not in time" % count
 
 
 class _Handler(logging.Handler):
@@ -195,56 +193,3 @@ class _Handler(logging.Handler):
 
 
 _PRIORITIES = {5: Priority.CRITICAL, 4: Priority.ERROR, 3: Priority.WARNING, 2: Priority.INFO}
-
-
-def choose_sink(environ: Mapping[str, str], stderr: int = 2, path: Path = JOURNAL_SOCKET) -> Sink:
-    """The journal when the descriptor `stderr` leads there, by JOURNAL_STREAM (systemd.exec(5)); else text on it."""
-    status = os.fstat(stderr)
-    in_journal = environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
-    return journal_sink(path) if in_journal and path.is_socket() else text_sink(stderr)
-
-
-def journal_sink(path: Path = JOURNAL_SOCKET) -> Sink:
-    """A sink that sends to the journal's native socket; by its name each time, so that it may be replaced."""
-
-    def send(fields: Sequence[tuple[str, bytes]]) -> None:
-        entry = [_native(name, value) for name, value in (*fields, ("SYSLOG_IDENTIFIER", b"s3daemon"))]
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"".join(entry), str(path))
-
-    return send
-
-
-def _native(name: str, value: bytes) -> bytes:
-    if b"\n" in value:
-        return name.encode() + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
-    return name.encode() + b"=" + value + b"\n"
-
-
-def text_sink(stderr: int = 2, clock: Callable[[], float] = time.time) -> Sink:
-    """A sink that writes `TIME LEVEL MESSAGE` by the wall clock, one line an entry, a traceback indented below it."""
-
-    def send(fields: Sequence[tuple[str, bytes]]) -> None:
-        texts = {name: value.decode(errors="backslashreplace") for name, value in fields}
-        when = datetime.fromtimestamp(clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        level = Priority(int(texts.get("PRIORITY", Priority.INFO))).name.lower()
-        lines = [f"{when} {level} {one_line(texts.get('MESSAGE', ''), 4096)}"]
-        lines += ["    " + line for line in texts.get("S3DAEMON_TRACEBACK", "").splitlines()]
-        left = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")
-        while left:
-            left = left[os.write(stderr, left) :]
-
-    return send
-
-
-def note_on(stderr: int = 2) -> Callable[[str], None]:
-    """Shows lines on standard error if it takes them at once; else they are lost with whoever does not read there."""
-
-    def note(text: str) -> None:
-        try:
-            if select.select([], [stderr], [], 0)[1]:
-                os.write(stderr, f"s3daemon: {text}\n".encode(errors="backslashreplace"))
-        except OSError:
-            pass  # Nobody is there to be told.
-
-    return note

@@ -297,8 +297,9 @@ def listening(service: Service) -> tuple[int, int]:
 #: What the daemon does at the end of an outage of 48 hours, without the outage: its journal, its record, 54 000 times.
 BURST = """
 import os, threading
-from s3daemon.journal import Journal, choose_sink, note_on
+from s3daemon.journal import Journal
 from s3daemon.record import TransferRecord
+from s3daemon.sinks import choose_sink, note_on
 
 journal, room = Journal(choose_sink(os.environ), note=note_on()), threading.Semaphore(10_000)
 for number in range(54_000):
@@ -324,6 +325,49 @@ def test_the_journal_keeps_every_record(service: Service) -> None:
     finally:
         burst.stop()
     assert len(set(kept.splitlines())) == 54_000
+
+
+@pytest.fixture
+def journald(service: Service) -> Iterator[tuple[str, ...]]:
+    """Journald's unit and those of its sockets; whatever is done to them, they work afterwards."""
+    names = tuple(f"systemd-journald{end}" for end in (".service", ".socket", "-dev-log.socket", "-audit.socket"))
+    try:
+        yield names
+    finally:
+        service.systemctl("start", *names)
+        service.systemctl("kill", "--signal=CONT", names[0])
+
+
+def test_a_journal_that_stands_still(service: Service, rgw: Gateway, bucket: str, journald: tuple[str, ...]) -> None:
+    """More transfers than its socket holds entries of: all are stored at once, and their records come when it wakes."""
+    service.systemctl("start", service.door, service.unit)
+    service.systemctl("kill", "--signal=STOP", journald[0])
+    sent = [f"still/{number}" for number in range(30)]
+    for key in sent:
+        service.send(SMALL, f"store/{bucket}/{key}")
+    assert keys(rgw, bucket, "still/") == set(sent)
+    service.systemctl("kill", "--signal=CONT", journald[0])
+    for key in sent:
+        assert len(service.records(key)) == 1
+
+
+def test_a_journal_that_is_gone(service: Service, rgw: Gateway, bucket: str, journald: tuple[str, ...]) -> None:
+    """Transfers go on without it; what could not be recorded is counted in a warning once it is back."""
+    service.systemctl("start", service.door, service.unit)
+    service.send(SMALL, f"store/{bucket}/gone/before")
+    service.records("gone/before")
+    service.systemctl("stop", *journald)
+    sent = {f"gone/{number}" for number in range(5)}
+    for key in sent:
+        service.send(SMALL, f"store/{bucket}/{key}")
+    assert keys(rgw, bucket, "gone/") == sent | {"gone/before"}
+    service.systemctl("start", *journald)
+    service.send(SMALL, f"store/{bucket}/gone/after")
+    service.records("gone/after")
+    lost = until(lambda: service.journal("PRIORITY=4"), lambda found: len(found) > 0, "warning")
+    assert [entry["MESSAGE"] for entry in lost] == [
+        "5 journal entries are lost: the journal did not take them, or not in time"
+    ]
 
 
 def test_a_stop_lets_uploads_finish(
