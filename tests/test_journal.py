@@ -174,26 +174,31 @@ def test_a_loss_is_told_though_no_entry_follows() -> None:
     assert sink.notes == [lost(1), lost(2)]
 
 
+def refused(journal: Journal, count: int) -> None:
+    """Write so many entries, each once the one before it is out of our hands."""
+    done = threading.Event()
+    for _ in range(count):
+        journal.write([("MESSAGE", "x")], done.set)
+        assert done.wait(PATIENCE_S)
+        done.clear()
+
+
 def test_what_is_refused_is_noted_on_standard_error() -> None:
-    gate, notes, done = Gate(), Notes(), threading.Semaphore(0)
+    gate, notes = Gate(), Notes()
     gate.broken = True
     gate.open.set()
     with journal_to(gate, notes) as journal:
-        for _ in range(3):
-            journal.write([("MESSAGE", "x")], done.release)
-            assert done.acquire(timeout=PATIENCE_S)
+        refused(journal, 3)
     assert notes.lines == [lost(1), lost(2)]
 
 
 def test_a_journal_that_is_back_is_told_all_that_it_missed() -> None:
     """By itself, though standard error was told of some: under systemd that leads to the journal too."""
-    gate, notes, done = Gate(), Notes(), threading.Semaphore(0)
+    gate, notes = Gate(), Notes()
     gate.broken = True
     gate.open.set()
     with journal_to(gate, notes) as journal:
-        for _ in range(3):
-            journal.write([("MESSAGE", "x")], done.release)
-            assert done.acquire(timeout=PATIENCE_S)
+        refused(journal, 3)
         gate.broken = False
         until = time.monotonic() + PATIENCE_S
         while not gate.entries and time.monotonic() < until:

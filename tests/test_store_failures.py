@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from lab.certs import Authority
+from lab.fates import continue_only, garbage, half_an_answer
 from lab.schemes import PLAIN, Scheme, scheme_of, tls_with
 from lab.scripted import (
     Exchange,
@@ -37,25 +38,6 @@ LARGE = 12 << 20
 def scheme(request: pytest.FixtureRequest) -> Scheme:
     """Both ways to a store."""
     return scheme_of(request)
-
-
-async def continue_only(exchange: Exchange) -> None:
-    """Say 100 Continue, and nothing after it."""
-    await exchange.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-    await exchange.read()
-    await exchange.silence()
-
-
-async def garbage(exchange: Exchange) -> None:
-    """Answer what is no HTTP."""
-    await exchange.read()
-    await exchange.write(b"\x00\xff no HTTP at all\r\n\r\n")
-
-
-async def half_an_answer(exchange: Exchange) -> None:
-    """Hang up within the answer."""
-    await exchange.read()
-    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n<?xml")
 
 
 async def too_early(exchange: Exchange) -> None:
