@@ -147,7 +147,7 @@ class Soak:
             if way < BY_SEND:
                 done = self.served.send(file, destination)
                 text = done.stdout + done.stderr
-                if "hung up (without an answer)" in text:
+                if " hung up (" in text:  # or was reset, where the request was not read yet
                     return "unanswered", text
                 return ("stored" if done.returncode == 0 else _word(text)), text
             if way < BY_SEND + UNWAITED:
