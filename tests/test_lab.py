@@ -115,7 +115,8 @@ def test_a_report_shows_what_programs_wrote_during_the_test() -> None:
 def test_a_program_is_ended_with_its_starter() -> None:
     starter = (
         "import sys; sys.path.insert(0, sys.argv[1]); from lab import processes\n"
-        "with processes.start('/bin/sleep', '600') as process:\n"
+        "with processes.start('/bin/sh', '-c', 'echo up; exec sleep 600') as process:\n"
+        "    process.wait_line('^up$')  # until then the kernel has not been asked to end it\n"
         "    print('pid', process.pid, flush=True); process.wait(600)\n"
     )
     with processes.start(sys.executable, "-c", starter, Path(__file__).parent, name="starter") as process:
