@@ -100,11 +100,19 @@ class Keeper:
     def _due(self) -> list[Lane]:
         """Idle lanes that are closed or were not used for the interval, those used last first.
 
-        A server that closes after every answer gets no more than one touch an interval on each lane.
+        A server that closes after every answer gets no more than one touch an interval on each lane. One that is open
+        is used every sweep until its first packets are behind it, unless it is primed: Linux does not pace them, and a
+        receiver that gets an image's first ones in one lump opens its window a round trip later.
         """
-        before = self._clock() - self._interval_s
-        lanes = reversed(self._lanes.idle())
-        return [lane for lane in lanes if lane.used_at <= before or (not lane.is_open and lane.persistent)]
+        now = self._clock()
+
+        def is_due(lane: Lane) -> bool:
+            if not lane.is_open and lane.persistent:
+                return True
+            raw = self._prime is None and lane.is_open and not lane.is_paced
+            return now - lane.used_at >= (min(SWEEP_S, self._interval_s) if raw else self._interval_s)
+
+        return [lane for lane in reversed(self._lanes.idle()) if is_due(lane)]
 
     def _narrow(self) -> list[Lane]:
         """Idle lanes to widen; none while anything is lent: an upload is never behind a scratch object."""

@@ -129,6 +129,13 @@ class Lane:
         """The connection stands; False from the moment that the server's close was read."""
         return self._sock is not None and self._sock.fileno() >= 0
 
+    @property
+    def is_paced(self) -> bool:
+        """What it carries next goes out at the pacer's rate; also where there is none."""
+        if not self.pacer.limited:
+            return True
+        return self._sock is not None and self.is_open and tcp.TcpInfo.of(self._sock).packets >= tcp.UNPACED_PACKETS
+
     def pin(self, addresses: list[str]) -> None:
         """Choose where the next connection goes: to the first of `addresses` that takes it."""
         self._pinned.addresses = addresses

@@ -29,6 +29,11 @@ class Pacer:
         self._limit_bps = limit_bps
         self._active: set[socket.socket] = set()
 
+    @property
+    def limited(self) -> bool:
+        """There is a limit."""
+        return self._limit_bps > 0
+
     def set_limit(self, limit_bps: int) -> None:
         """Let another limit hold from now on, for uploads under way too."""
         if limit_bps != self._limit_bps:

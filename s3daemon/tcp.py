@@ -18,8 +18,11 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
 TICK_S = 0.25
 
 # Offsets in struct tcp_info, include/uapi/linux/tcp.h; the structure only ever grows at its end.
-_MSS, _UNACKED, _RTT, _CWND, _RETRANS, _ACKED, _NOTSENT, _SENT = 16, 24, 68, 80, 100, 120, 144, 200
+_MSS, _UNACKED, _RTT, _CWND, _RETRANS, _ACKED, _NOTSENT, _PACKETS, _SENT = 16, 24, 68, 80, 100, 120, 144, 156, 200
 _TCP_INFO_BYTES = 216
+#: Linux paces a connection once it has sent so many packets with data, net/ipv4/tcp_output.c,
+#: tcp_update_skb_after_send; all before them leave at once.
+UNPACED_PACKETS = 10
 #: A connection's state after a reset, include/net/tcp_states.h.
 _TCP_CLOSE = 7
 
@@ -36,6 +39,7 @@ class TcpInfo:
         sent: bytes that were sent at least once since it was opened.
         over: the connection was reset, by either side, or given up.
         window: bytes that the congestion window lets be in flight.
+        packets: with data, sent since it was opened.
     """
 
     acked: int
@@ -45,6 +49,7 @@ class TcpInfo:
     sent: int
     over: bool
     window: int = 0
+    packets: int = 0
 
     @classmethod
     def of(cls, sock: socket.socket) -> TcpInfo:
@@ -61,8 +66,10 @@ class TcpInfo:
         (rtt,) = struct.unpack_from("=I", raw, _RTT)
         (retransmits,) = struct.unpack_from("=I", raw, _RETRANS)
         (acked,) = struct.unpack_from("=Q", raw, _ACKED)
+        (packets,) = struct.unpack_from("=I", raw, _PACKETS)
         sent, again = struct.unpack_from("=QQ", raw, _SENT)
-        return cls(acked, unacked + notsent, rtt, retransmits, sent - again, raw[0] == _TCP_CLOSE, cwnd * mss)
+        over, window = raw[0] == _TCP_CLOSE, cwnd * mss
+        return cls(acked, unacked + notsent, rtt, retransmits, sent - again, over, window, packets)
 
 
 def prepare(sock: socket.socket, *, user_timeout_s: float) -> None:

@@ -13,9 +13,11 @@ from lab.scripted import Exchange, Script, Scripted, answering, hang_up_after, s
 from lab.sending import in_loop
 
 from s3daemon.errors import AttemptError
+from s3daemon.keeper import SWEEP_S
 from s3daemon.lane import Lane
 from s3daemon.prime import PRIMED_BYTES
 from s3daemon.receivers import ASIDE_FIRST_S
+from s3daemon.tcp import UNPACED_PACKETS
 
 
 @in_loop
@@ -41,6 +43,21 @@ async def test_idle_ones_are_used_now_and_then() -> None:
         assert lanes.opened == LANES
     numbers = sorted(seen.connection.number for seen in server.seen[: 3 * LANES])
     assert numbers == sorted(3 * list(range(LANES)))
+
+
+@in_loop
+async def test_new_ones_are_used_until_linux_paces_them() -> None:
+    """With a limit each carries ten small packets before any upload's, one a sweep; then it rests."""
+    clock = Clock()
+    async with scripted() as server, kept(server, clock, bwlimit_bps=8_000_000) as lanes:
+        for rounds in range(1, UNPACED_PACKETS + 1):
+            await answered(server, rounds * LANES)
+            assert {lane.is_paced for lane in lanes.idle()} == {rounds == UNPACED_PACKETS}
+            await sweeps(1)
+            assert len(server.seen) == rounds * LANES
+            clock.now += SWEEP_S
+        await sweeps(2)
+        assert (len(server.seen), lanes.opened) == (UNPACED_PACKETS * LANES, LANES)
 
 
 @in_loop

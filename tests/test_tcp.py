@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -11,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.loopback import connected_pair, read_to_the_end
 
-from s3daemon.tcp import StallWatch, TcpInfo, choose_congestion, forget_unsent, prepare
+from s3daemon.pacing import SO_MAX_PACING_RATE
+from s3daemon.tcp import UNPACED_PACKETS, StallWatch, TcpInfo, choose_congestion, forget_unsent, prepare
 
 #: More than the receiver of `pair` takes in before it reads.
 MUCH = 512 * 1024
@@ -69,9 +72,25 @@ def test_acknowledged_bytes_are_counted(pair: tuple[socket.socket, socket.socket
     there.sendall(b"y")
     assert here.recv(1) == b"y"  # the answer carries the acknowledgement
     after = TcpInfo.of(here)
-    assert (after.acked - before.acked, after.due) == (1000, 0)
+    assert (after.acked - before.acked, after.packets - before.packets, after.due) == (1000, 1, 0)
     assert after.rtt_usec > 0
     assert after.retransmits == 0
+
+
+def test_the_first_packets_are_not_paced(pair: tuple[socket.socket, socket.socket]) -> None:
+    """At a packet an hour, so many and no more arrive: the kernel's own word for `UNPACED_PACKETS`."""
+    here, there = pair
+    prepare(here, user_timeout_s=60)
+    size = 1000
+    here.setsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, struct.pack("=Q", 1))
+    for _ in range(2 * UNPACED_PACKETS):
+        here.sendall(b"x" * size)
+    got = 0
+    there.settimeout(1)
+    with contextlib.suppress(TimeoutError):
+        while part := there.recv(65536):
+            got += len(part)
+    assert (got, TcpInfo.of(here).packets) == (UNPACED_PACKETS * size, UNPACED_PACKETS)
 
 
 def test_what_the_peer_does_not_take_is_due(pair: tuple[socket.socket, socket.socket]) -> None:

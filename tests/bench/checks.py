@@ -24,8 +24,8 @@ from lab.nginx import NAME, nginx
 from lab.s3 import S3Server
 from lab.wan import FAR, Wan
 
-#: Every connection is open and primed when the link was quiet for this long.
-QUIET_S, QUIET_BYTES = 2.0, 50_000
+#: Every connection is open and ready when next to nothing crossed the link for this long.
+QUIET_S, QUIET_BYTES = 2.0, 2_000
 RECEIVERS = tuple(f"10.77.1.{n}" for n in range(1, 5))
 STALL_S = 5.0
 
@@ -78,7 +78,7 @@ class Bench:
             yield started
 
     def settle(self) -> None:
-        """Wait until nothing but a touch now and then crosses the link."""
+        """Wait until nothing but a touch now and then crosses the link: some ten seconds."""
         sent, still = -QUIET_BYTES, 0
         while still < QUIET_S / 0.5:
             now = self.link.stats()["near_to_far"]["rx_bytes"]
