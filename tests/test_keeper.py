@@ -362,7 +362,8 @@ async def test_a_probe_that_is_refused() -> None:
 
 @in_loop
 async def test_a_new_connection_is_primed_while_nothing_is_lent() -> None:
-    """Each one once, but never beside an upload; one that cannot be primed ends it with a warning."""
+    """Each one once, but never beside an upload; none is touched for its first packets as well."""
+    clock = Clock()
     async with scripted() as server:
         primed: list[Lane] = []
 
@@ -370,14 +371,17 @@ async def test_a_new_connection_is_primed_while_nothing_is_lent() -> None:
             primed.append(lane)
             await lane.request("PUT", server.url, {}, bytes(PRIMED_BYTES))
 
-        async with kept(server, prime=prime) as lanes:
+        async with kept(server, clock, prime=prime, bwlimit_bps=10**10) as lanes:
             async with lanes.take():
-                await sweeps(2)
+                await sweeps(1)
+                clock.now += SWEEP_S
+                await sweeps(1)
                 assert not primed
             await server.until(lambda: len(primed) >= LANES)
             await sweeps(2)
             assert len(primed) == len(set(primed)) == LANES
-            assert all(lane.carried() >= PRIMED_BYTES for lane in primed)
+            assert all(lane.is_paced and lane.carried() >= PRIMED_BYTES for lane in primed)
+            assert [seen.method for seen in server.seen].count("GET") == LANES, "priming is enough"
 
 
 @in_loop
