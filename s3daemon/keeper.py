@@ -109,8 +109,8 @@ class Keeper:
         def is_due(lane: Lane) -> bool:
             if not lane.is_open and lane.persistent:
                 return True
-            raw = self._prime is None and lane.is_open and not lane.is_paced
-            return now - lane.used_at >= (min(SWEEP_S, self._interval_s) if raw else self._interval_s)
+            unready = self._prime is None and lane.is_open and not lane.is_paced
+            return now - lane.used_at >= (SWEEP_S if unready else self._interval_s)
 
         return [lane for lane in reversed(self._lanes.idle()) if is_due(lane)]
 

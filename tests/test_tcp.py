@@ -78,7 +78,7 @@ def test_acknowledged_bytes_are_counted(pair: tuple[socket.socket, socket.socket
 
 
 def test_the_first_packets_are_not_paced(pair: tuple[socket.socket, socket.socket]) -> None:
-    """At a packet an hour, so many and no more arrive: the kernel's own word for `UNPACED_PACKETS`."""
+    """At a byte a second, so many and no more arrive: the kernel's own word for `UNPACED_PACKETS`."""
     here, there = pair
     prepare(here, user_timeout_s=60)
     size = 1000
