@@ -16,10 +16,10 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-from .errors import one_line
-from .kinds import Priority
-from .record import Field, TransferRecord
-from .sinks import Sink
+from s3daemon.errors import one_line
+from s3daemon.model.kinds import Priority
+from s3daemon.model.record import Field, TransferRecord
+from s3daemon.sinks import Sink
 
 #: Entries that wait. Journald's own restart takes a second or two and the fastest store takes about a thousand
 #: transfers a second, so 20 000 outlast it by far. An entry is some 2 kB: a journal that never comes back costs 40 MB.

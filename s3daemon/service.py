@@ -21,28 +21,28 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from .attempt import Attempts
-from .backlog import name_of
-from .control import ControlServer, control_path
-from .endpoint import Endpoint
-from .environ import of_service
-from .errors import SettingsError
-from .exposures import LOST_S
-from .httpservice import Http
-from .intake import Intake
-from .janitor import Janitor
-from .journal import Journal
-from .manager import Inherited, Manager, bind
-from .operations import Answer, Operations, entry_of
-from .overview import watch
-from .peers import Doorkeeper
-from .record import Priority
-from .retry import ServiceClock
-from .server import Server
-from .settings import Settings, differences
-from .spool import Spool
-from .stopping import is_for_good
-from .uploader import Uploader
+from s3daemon.config.environ import of_service
+from s3daemon.config.settings import Settings, differences
+from s3daemon.control.exposures import LOST_S
+from s3daemon.control.operations import Answer, Operations, entry_of
+from s3daemon.control.overview import watch
+from s3daemon.control.server import ControlServer, control_path
+from s3daemon.delivery.attempt import Attempts
+from s3daemon.delivery.intake import Intake
+from s3daemon.delivery.janitor import Janitor
+from s3daemon.delivery.uploader import Uploader
+from s3daemon.errors import SettingsError
+from s3daemon.http.service import Http
+from s3daemon.ingress.listener import name_of
+from s3daemon.ingress.peer import Doorkeeper
+from s3daemon.ingress.server import Server
+from s3daemon.journal import Journal
+from s3daemon.model.record import Priority
+from s3daemon.model.verdict import ServiceClock
+from s3daemon.s3.endpoint import Endpoint
+from s3daemon.spool.spool import Spool
+from s3daemon.systemd.notify import Inherited, Manager, bind
+from s3daemon.systemd.stopping import is_for_good
 
 _log = logging.getLogger(__name__)
 

@@ -9,20 +9,20 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from s3daemon.attempt import Attempts
+from s3daemon.config.settings import Settings
+from s3daemon.delivery.attempt import Attempts
+from s3daemon.delivery.intake import Intake
+from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
-from s3daemon.intake import Intake
-from s3daemon.kinds import MessageId
-from s3daemon.ledger import Ledger
-from s3daemon.progress import Progress
-from s3daemon.record import Field
-from s3daemon.request import Destination, FileState, Request, Transfer
-from s3daemon.retry import ServiceClock
-from s3daemon.settings import Settings
-from s3daemon.source import Source
-from s3daemon.spoolrows import Entry
-from s3daemon.store import Absence, Stored
-from s3daemon.uploader import Uploader
+from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import Field
+from s3daemon.model.request import Destination, FileState, Request, Transfer
+from s3daemon.model.source import Source
+from s3daemon.model.verdict import ServiceClock
+from s3daemon.network.progress import Progress
+from s3daemon.s3.store import Absence, Stored
+from s3daemon.spool.open_uploads import Ledger
+from s3daemon.spool.rows import Entry
 
 
 class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -227,3 +227,14 @@ class House:
 def away(_: Transfer) -> AttemptError:
     """The endpoint refuses connections."""
     return AttemptError("ConnectionFailed", "refused")
+
+
+def transfer(n: int, key: str = "") -> Transfer:
+    """The n-th transfer, to a destination of its own or to `key`."""
+    place = Destination(
+        "rubin-summit", key or f"LSSTCam/20261123/MC_O_20261123_{n:06d}/MC_O_20261123_{n:06d}_R22_S11.fits"
+    )
+    file = f"/data/20261123/MC_O_20261123_{n:06d}/MC_O_20261123_{n:06d}_R22_S11.fits"
+    return Transfer(
+        f"{n:016x}", file, place, (f"MC_O_20261123_{n:06d}",), FileState(8_000_000 + n, 1_763_862_735 * 10**9, n, 7), n
+    )

@@ -17,7 +17,7 @@ from enum import Enum
 
 from lab.env import free_ports
 
-from s3daemon.backlog import next_client
+from s3daemon.ingress.listener import next_client
 
 _SPOILED_AFTER_BYTES, _CHUNK_BYTES = 1 << 20, 1 << 18
 #: Enough for one of 25 uploads over 200 ms, and less than a file: a receiver that stops reading is soon full.

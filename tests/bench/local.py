@@ -67,7 +67,7 @@ asyncio.run(main())
 #: The daemon with a spool that keeps nothing: the baseline of what durability costs.
 FORGETFUL = """
 import sys
-import s3daemon.__main__, s3daemon.service
+import s3daemon.cli, s3daemon.service
 class Forgetful:
     service_base, last_seq, on_replaced, fault = 0.0, 0, None, ""
     @classmethod
@@ -79,7 +79,7 @@ class Forgetful:
     stored = told = tick = expire = note
 s3daemon.service.Spool = Forgetful
 sys.argv = ["s3daemon", "serve"]
-s3daemon.__main__.main()
+s3daemon.cli.main()
 """
 
 

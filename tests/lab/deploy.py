@@ -20,7 +20,7 @@ _SCRIPT = f"""\
 #!{HOME}/bin/python3
 import sys
 
-from s3daemon.__main__ import main
+from s3daemon.cli import main
 
 sys.exit(main())
 """

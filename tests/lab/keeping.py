@@ -10,8 +10,8 @@ from typing import Any
 
 from lab.scripted import Scripted
 from lab.sending import settings_for
-from s3daemon.connections import Lanes
-from s3daemon.keeper import SWEEP_S, Keeper, Prime
+from s3daemon.network.keeper import SWEEP_S, Keeper, Prime
+from s3daemon.network.pool import Lanes
 
 LANES = 4
 INTERVAL_S = 10.0

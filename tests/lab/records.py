@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from s3daemon.record import TransferRecord
+from s3daemon.model.record import TransferRecord
 
 START_USEC = 1_795_400_000_000_000
 """2026-11-23 02:13:20 UTC."""

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 from lab.env import free_ports
 from lab.s3 import S3Server
-from s3daemon.backlog import next_client
+from s3daemon.ingress.listener import next_client
 
 _CHUNK_BYTES = 1 << 16
 

@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from lab.assembly import Assembly
 from lab.loopback import handed_over, socket_of
-from s3daemon.tcp import beneath
+from s3daemon.network.tcp import beneath
 
 PATIENCE_S = 30.0
 """How long `until` waits for what should come at once; ample for a busy machine."""

@@ -16,14 +16,14 @@ from typing import Any, ParamSpec
 
 import pytest
 
-from s3daemon.connections import Lanes
+from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
-from s3daemon.request import Destination, Request, Transfer
-from s3daemon.settings import Settings
-from s3daemon.signing import Signer
-from s3daemon.source import Source
-from s3daemon.store import Store, Stored
-from s3daemon.tcp import Clock
+from s3daemon.model.request import Destination, Request, Transfer
+from s3daemon.model.source import Source
+from s3daemon.network.pool import Lanes
+from s3daemon.network.tcp import Clock
+from s3daemon.s3.client import Signer
+from s3daemon.s3.store import Store, Stored
 
 LONGEST_S = 240.0
 """No test in a loop takes this long; one that hangs fails with the stack of where it hung."""

@@ -18,5 +18,5 @@ def soak() -> AbstractContextManager[Process]:
     At a low priority, for others measure their time; not at the lowest, for its clients' patience has an end.
     """
     environ = clean_env(PYTHONPATH=f"{TREE}:{TREE / 'tests'}")
-    command = ["nice", "-n", "10", sys.executable, str(TREE / "tests/soak.py"), "--minutes", str(MINUTES)]
+    command = ["nice", "-n", "10", sys.executable, str(TREE / "tests/soak/soak.py"), "--minutes", str(MINUTES)]
     return start(*command, name="soak", env=environ)

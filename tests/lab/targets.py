@@ -12,15 +12,15 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
-from s3daemon.envfile import EnvFile
+from s3daemon.commands.report.read import from_lines
+from s3daemon.commands.report.select import Collection, Selection
+from s3daemon.config.envfile import EnvFile
+from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import RequestError, S3daemonError, SettingsError
-from s3daemon.httpform import parse_form
-from s3daemon.record import TransferRecord
-from s3daemon.report_read import from_lines
-from s3daemon.report_select import Collection, Selection
-from s3daemon.request import Destination, Request
-from s3daemon.settings import VARIABLES, Settings
-from s3daemon.wire import MAX_LINE, LineReader, Outcome, Reply, is_extended, parse_request
+from s3daemon.http.form import parse_form
+from s3daemon.ingress.protocol import MAX_LINE, LineReader, Outcome, Reply, is_extended, parse_request
+from s3daemon.model.record import TransferRecord
+from s3daemon.model.request import Destination, Request
 
 _SECRET = "SECRET-OF-THE-FUZZER"
 

@@ -1,4 +1,4 @@
-"""The long fat network of `tests/wan` for a program's time: two network namespaces and the link between. Needs root.
+"""The long fat network of `tests/lab/emulator` for a program's time: two network namespaces and the link between. Needs root.
 
 A network namespace belongs to a thread: ``inside`` moves the calling one, and what it starts from there on, programs
 and sockets alike, is on that side of the link.
@@ -65,7 +65,7 @@ class Wan:
         subprocess.run(["ip", "-n", getattr(self, side), *words], env=self._environ, check=True)
 
     def _run(self, *words: str) -> str:
-        command = [sys.executable, str(TREE / "tests" / "wan" / "wan"), *words]
+        command = [sys.executable, str(TREE / "tests/lab/emulator/wan"), *words]
         done = subprocess.run(command, env=self._environ, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise UnavailableError(done.stderr.strip())

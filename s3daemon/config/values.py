@@ -1,0 +1,240 @@
+"""How the text of a setting becomes a value: quantities with units, lists, paths, an endpoint. Pure.
+
+A `Kind` knows what it takes, in words that finish the sentence "expected ...", how text converts, and which values it
+admits; converting and admitting are apart so that settings made in code are held to the bounds of those in a file. A
+`Variable` gives a kind its name in the environment and words the faults, without ever showing a secret.
+
+    quantity = number [SP] [suffix]     5, 2.5min, 64 MiB, 4G; a suffix is case-sensitive, as M is not m
+    list     = words between commas or spaces; lists of paths have colons between, as PATH has
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from s3daemon.errors import SettingsError, one_line
+
+_Units = Mapping[str, int | Fraction]
+_DURATIONS: _Units = {"": 1, "ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86400}
+_SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+_QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
+_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What a setting takes.
+
+    Args:
+        unit: of a plain number; empty where there is none.
+        expected: what is taken, in words.
+        convert: text to value; ValueError when it is no such thing at all.
+        admits: whether a value is within bounds.
+        empty: the value of a setting that is not set and has no default.
+    """
+
+    unit: str
+    expected: str
+    convert: Callable[[str], Any]
+    admits: Callable[[Any], bool]
+    empty: Any = ""
+
+
+@dataclass(frozen=True)
+class Variable:
+    """One variable of the environment.
+
+    Args:
+        name: what the environment calls it.
+        default: as an operator would write it, empty where there is none.
+        kind: what it takes.
+        meaning: one line for the manual.
+        restart: a change takes a restart; a reload does not put it in force.
+        secret: the value is never shown.
+    """
+
+    name: str
+    default: str
+    kind: Kind
+    meaning: str
+    restart: bool = False
+    secret: bool = False
+
+    def read(self, text: str) -> Any:
+        """The value that `text` stands for.
+
+        Raises:
+            SettingsError: there is none, or it is out of bounds.
+        """
+        if why := _garbled(text):
+            raise SettingsError([f"{self.name}: {why}"])
+        try:
+            value = self.kind.convert(text)
+        except ValueError:
+            # Not `from` it: that error's text is the value, and the value may be a secret.
+            raise self.unexpected(text) from None
+        if not self.kind.admits(value):
+            raise self.unexpected(text)
+        return value
+
+    def unexpected(self, value: object) -> SettingsError:
+        """What to raise for a value that the kind does not take."""
+        return self.fault(value, f"expected {self.kind.expected}")
+
+    def fault(self, value: object, why: str) -> SettingsError:
+        """One fault, with the value where it may be shown.
+
+        Not shown are secrets, URLs that may hold one, and what has an equals sign: a backslash at the end of a line of
+        the environment file joins the next to it, and that may be the secret key's.
+        """
+        text = str(value)
+        hidden = self.secret or "=" in text or (self.name.endswith("_URL") and ("@" in text or "?" in text))
+        return SettingsError([f"{self.name}: {why}" if hidden else f"{self.name} is '{one_line(text, 80)}': {why}"])
+
+
+def _garbled(text: str) -> str:
+    """Why `text` cannot have been meant, or "".
+
+    To systemd a garbled environment file is no error: an open quote swallows the next line, a doubled one stays. What
+    that leaves behind is found here, in the values; it may hold another line's secret, so it is not shown.
+    """
+    if "\n" in text or "\r" in text:
+        return "it has a line break in it: is a quote left open, there or in the line above?"
+    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
+        return "it has a control character in it or is not UTF-8"
+    if text and (text[0] in "'\"" or text[-1] in "'\""):
+        return "it begins or ends with a quote: is one left open or doubled?"
+    if text != text.strip():
+        return "it begins or ends with a space"
+    return ""
+
+
+def _scale(units: _Units, text: str) -> Fraction:
+    match = _QUANTITY.fullmatch(text)
+    if match is None or match[2] not in units:
+        raise ValueError(text)
+    return Fraction(match[1]) * units[match[2]]
+
+
+def _whole(units: _Units, text: str) -> int:
+    value = _scale(units, text)
+    if value.denominator != 1:
+        raise ValueError(text)
+    return value.numerator
+
+
+def duration(low: str, high: str) -> Kind:
+    """Seconds, as a float."""
+
+    def convert(text: str) -> float:
+        return float(_scale(_DURATIONS, text))
+
+    expected = f"a duration from {low} to {high}: a number of seconds, or one with ms, s, min, h or d"
+    return Kind("s", expected, convert, lambda v: convert(low) <= v <= convert(high))
+
+
+def rate(low: str, high: str) -> Kind:
+    """Bits per second, as an int; 0 for no limit."""
+
+    def convert(text: str) -> int:
+        return _whole(_RATES, text)
+
+    expected = f"0 for no limit, or {low} to {high}: a number of bit/s, or one with k, M or G (decimal)"
+    return Kind("bit/s", expected, convert, lambda v: v == 0 or convert(low) <= v <= convert(high))
+
+
+def size(low: str, high: str) -> Kind:
+    """Bytes, as an int."""
+
+    def convert(text: str) -> int:
+        return _whole(_SIZES, text)
+
+    expected = f"a size from {low} to {high}: a number of bytes, or one with kB, MB, GB, KiB, MiB or GiB"
+    return Kind("byte", expected, convert, lambda v: convert(low) <= v <= convert(high))
+
+
+def count(low: int, high: int) -> Kind:
+    """A plain number."""
+    return Kind("", f"a number from {low} to {high}", lambda text: _whole({"": 1}, text), lambda v: low <= v <= high)
+
+
+def choice(*words: str) -> Kind:
+    """One of a few words."""
+    return Kind("", f"one of {', '.join(words)}", str.lower, lambda v: v in words)
+
+
+def matching(pattern: str, expected: str) -> Kind:
+    """Text that matches a regular expression as a whole; the expression must not match the empty text."""
+    compiled = re.compile(pattern)
+    return Kind("", expected, str, lambda v: compiled.fullmatch(v) is not None)
+
+
+def _absolute(path: str) -> bool:
+    return path.startswith("/") and ".." not in path.split("/")
+
+
+def path() -> Kind:
+    """An absolute path, kept as text; nobody looks whether it is there."""
+    return Kind("", "an absolute path without ..", str, _absolute)
+
+
+def paths() -> Kind:
+    """Absolute paths with colons between, as a tuple without trailing slashes."""
+
+    def convert(text: str) -> tuple[str, ...]:
+        return tuple(part.rstrip("/") or "/" if part else part for part in text.split(":"))
+
+    expected = "absolute paths without .., with colons between"
+    return Kind("", expected, convert, lambda v: all(_absolute(part) for part in v), empty=())
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word for word in re.split("[, ]+", text) if word)
+
+
+def names() -> Kind:
+    """Words with commas or spaces between, as a tuple."""
+    return Kind("", "names with commas or spaces between", _words, bool, empty=())
+
+
+def hosts() -> Kind:
+    """Names of hosts, likewise."""
+    expected = "names of hosts, without ports, with commas or spaces between"
+    return Kind("", expected, _words, lambda v: bool(v) and all(_HOST.fullmatch(word) for word in v), empty=())
+
+
+def addresses() -> Kind:
+    """IP addresses, likewise."""
+
+    def convert(text: str) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(str(ip_address(word)) for word in _words(text)))
+
+    return Kind("", "IP addresses with commas or spaces between", convert, bool, empty=())
+
+
+def endpoint() -> Kind:
+    """The URL of a store, without a trailing slash."""
+
+    def admits(url: str) -> bool:
+        # urlsplit drops some characters that it does not like, so the text is judged before it is taken apart.
+        if not re.fullmatch("[!-~]+", url):
+            return False
+        try:
+            parts = urlsplit(url)
+            port = parts.port
+        except ValueError:
+            return False
+        plain = f"{parts.scheme}://{parts.netloc}" == url and "@" not in url and not parts.netloc.endswith(":")
+        host = parts.hostname or ""
+        return plain and parts.scheme in ("http", "https") and _HOST.fullmatch(host) is not None and port != 0
+
+    expected = "http:// or https://, a host and perhaps a port, and nothing after (no path, no query, no user)"
+    return Kind("", expected, lambda text: text.removesuffix("/"), admits)

@@ -1,0 +1,186 @@
+"""The private socket: how the operator's commands reach the running daemon.
+
+    request = a JSON object, LF     {"command": "queue", ...arguments}; at most 1 MiB
+    answer  = a JSON object, LF     {"ok": true, ...} or {"ok": false, "code": ..., "text": ..., "faults": [...]}
+
+A connection serves one request after another. The commands and what they answer:
+
+    queue   {"failed": bool}                    -> {"transfers": [a row as in queue.py, ...]}
+    retry   {"ids": [...]} or {"all": true}     -> {"ids": [those that there were]}
+    drop    {"ids": [...]}                      -> {"ids": [those that there were]}
+    status  {}                                  -> as `Operations.status` and `overview` have it
+    reload  {"environ": {...}}                  -> {"applied": [variables], "restart": [variables that take a restart]}
+
+The socket `control` lies in the runtime directory, or in the state directory of a daemon without one. It has mode 0600
+and the peer is checked besides: root or the service's own user. A reload carries secrets: no request is ever logged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+
+from s3daemon.errors import S3daemonError, SettingsError, StartError, one_line
+from s3daemon.ingress.peer import peer_uid
+
+_log = logging.getLogger(__name__)
+
+#: A whole environment fits (ARG_MAX bounds one string of it to 128 KiB), and some 50 000 ids.
+MAX_REQUEST = 1 << 20
+#: Who connects says what it wants at once; a command that hangs must not keep its place for ever.
+_IDLE_S = 30.0
+#: Rows that are encoded in one go: about 2 ms in which the event loop does nothing else.
+_SLICE = 256
+
+Handler = Callable[[Mapping[str, object]], Awaitable[Mapping[str, object]]]
+
+
+def control_path(environ: Mapping[str, str], state_dir: Path) -> Path:
+    """Where the daemon listens: in the runtime directory that systemd made, else in the state directory."""
+    runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    return Path(runtime or state_dir, "control")
+
+
+class ControlServer:
+    """Listens on the control socket.
+
+    Args:
+        path: the socket; the spool's lock has made sure that no other daemon uses it.
+        handlers: what each command does. A value of an answer that is an iterator is sent as an array, in slices
+            between which the event loop runs.
+        peer: who is at the other end.
+        idle_s: longest time without a request, and without room for the answer.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        handlers: Mapping[str, Handler],
+        *,
+        peer: Callable[[socket.socket], int] = peer_uid,
+        idle_s: float = _IDLE_S,
+    ) -> None:
+        self._path = path
+        self._handlers = handlers
+        self._peer = peer
+        self._idle_s = idle_s
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen; a socket that a crashed daemon left behind is replaced.
+
+        Raises:
+            StartError: `ControlSocket`, the path cannot be used.
+        """
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            if self._path.is_socket():
+                self._path.unlink()
+            sock.bind(os.fspath(self._path))
+            # Before listen(): until then nobody can connect, so the mode was never too wide.
+            self._path.chmod(0o600)
+            self._server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST)
+        except OSError as exc:
+            sock.close()
+            raise StartError("ControlSocket", f"cannot listen on {self._path}: {exc.strerror or exc}") from exc
+
+    async def close(self) -> None:
+        """Stop listening, end what is being answered, remove the socket. To be called before the lock is given up."""
+        if self._server is None:
+            return
+        self._server.close()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._path.unlink(missing_ok=True)
+        self._server = None
+
+    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            uid = self._peer(writer.get_extra_info("socket"))
+            if uid in (0, os.geteuid()):
+                while line := await self._line(reader):
+                    await self._send(writer, await self._answer(line))
+            else:
+                await self._send(writer, _refusal("NotPermitted", f"user {uid} is neither root nor the service's user"))
+            writer.close()
+        except (OSError, TimeoutError):
+            pass                    # it went away, or stands still: nobody is left to tell
+        except Exception as exc:    # an answer that cannot be encoded is a bug, and not worth an upload
+            _log_bug("an answer", exc)
+        finally:
+            if not writer.is_closing():
+                writer.transport.abort()
+
+    async def _line(self, reader: asyncio.StreamReader) -> bytes:
+        try:
+            async with asyncio.timeout(self._idle_s):
+                return await reader.readline()
+        except ValueError:
+            return b"too long"          # and what follows is the rest of it
+
+    async def _send(self, writer: asyncio.StreamWriter, answer: Mapping[str, object]) -> None:
+        for piece in _encode(answer):
+            writer.write(piece)
+            async with asyncio.timeout(self._idle_s):
+                await writer.drain()
+            await asyncio.sleep(0)      # drain() gives way only when the buffer is full
+
+    async def _answer(self, line: bytes) -> Mapping[str, object]:
+        try:
+            request = json.loads(line) if line.endswith(b"\n") else None
+        except (ValueError, RecursionError):
+            request = None
+        if not isinstance(request, dict):
+            return _refusal("BadRequest", f"the request is not a JSON object and LF, at most {MAX_REQUEST} bytes")
+        command = str(request.pop("command", ""))
+        handler = self._handlers.get(command)
+        if handler is None:
+            return _refusal("BadRequest", f"this daemon does not know the command '{one_line(command, 40)}'")
+        try:
+            return {"ok": True, **await handler(request)}
+        except S3daemonError as exc:
+            faults = {"faults": list(exc.faults)} if isinstance(exc, SettingsError) else {}
+            return {**_refusal(exc.code, one_line(exc.text, 10_000)), **faults}
+        except Exception as exc:    # a bug in a command for operators must not end the daemon
+            _log_bug(f"the command {command}", exc)
+            return _refusal("Internal", f"a bug in the daemon: {type(exc).__name__}; its journal says where")
+
+
+def _log_bug(what: str, exc: Exception) -> None:
+    # Where, not what: the text of an exception may quote the request, and a reload's has secrets in it.
+    _log.error("%s met a bug: %s\n%s", what, type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
+
+
+def _refusal(code: str, text: str) -> dict[str, object]:
+    return {"ok": False, "code": code, "text": text}
+
+
+def _encode(answer: Mapping[str, object]) -> Iterator[bytes]:
+    """One line, in pieces."""
+    lead = "{"
+    for name, value in answer.items():
+        yield f"{lead}{json.dumps(name)}: ".encode()
+        lead = ", "
+        if isinstance(value, Iterator):
+            bracket = b"["
+            while rows := list(islice(value, _SLICE)):
+                yield bracket + json.dumps(rows).encode()[1:-1]
+                bracket = b", "
+            yield b"[]" if bracket == b"[" else b"]"
+        else:
+            yield json.dumps(value).encode()
+    yield b"}\n"

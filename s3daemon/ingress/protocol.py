@@ -1,0 +1,165 @@
+"""The line protocol without I/O: bytes in, a `Request` out; a `Reply` in, bytes out.
+
+    request  = line LF                 at most 8192 bytes, UTF-8; without LF it is incomplete and refused
+    plain    = file SP destination     neither contains a space
+    extended = a JSON object           {"file": ..., "destination": ..., "wait": true|false, "tag": ...}
+    destination = alias "/" bucket "/" key
+
+The reply to a plain request is `Success`, exactly these bytes, or one line `CODE: text`; then the daemon closes. The
+reply to an extended one is a JSON object and LF, and the connection serves the next request. A file name always starts
+with a slash and an object with a brace, so neither form is ever taken for the other. Names that are not UTF-8 travel
+in the extended form as JSON escapes of lone surrogates (what `json.dumps(os.fsdecode(name))` writes).
+
+What this module does not do: it never opens the file, never looks whether the destination exists.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+
+from s3daemon.errors import RequestError, S3daemonError, one_line
+from s3daemon.model.request import Destination, Request
+
+#: Room for a file name of PATH_MAX (4096 bytes) and a key; bounds what a stranger can make us keep.
+MAX_LINE = 8192
+
+
+class Outcome(Enum):
+    """What became of a request, as the client is told."""
+
+    STORED = "stored"
+    ACCEPTED = "accepted"
+    FAILED = "failed"
+    DEFERRED = "deferred"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to one request.
+
+    Args:
+        outcome: what became of it.
+        id: the transfer's id, empty when nothing was accepted.
+        code: the stable word when `failed` or `deferred`, else empty.
+        text: one line for people when `failed` or `deferred`, else empty.
+    """
+
+    outcome: Outcome
+    id: str = ""
+    code: str = ""
+    text: str = ""
+
+    @classmethod
+    def failed(cls, error: S3daemonError, id: str = "") -> Reply:  # noqa: A002 - the wire's word
+        """The reply that tells `error`."""
+        return cls(Outcome.FAILED, id, error.code, one_line(error.text))
+
+    def encode(self, *, extended: bool) -> bytes:
+        """The bytes for the client that asked in the extended form, or in the plain one."""
+        if extended:
+            members = {"result": self.outcome.value, "id": self.id, "code": self.code, "text": self.text}
+            return json.dumps({k: v for k, v in members.items() if v}).encode() + b"\n"
+        if self.outcome in (Outcome.STORED, Outcome.ACCEPTED):
+            return b"Success"
+        return f"{self.code}: {self.text}\n".encode(errors="backslashreplace")
+
+
+class LineReader:
+    """Cuts a client's bytes into lines.
+
+    `feed` and `end` take input; `next_line` consumes one line and returns it without its LF, or returns None, meaning
+    that more input is needed, or raises `RequestError` when there will be no line.
+    """
+
+    def __init__(self) -> None:
+        self._buffer = bytearray()
+        self._ended = False
+
+    def feed(self, data: bytes) -> None:
+        """Take what the client sent."""
+        self._buffer += data
+
+    def end(self) -> None:
+        """The client will send no more."""
+        self._ended = True
+
+    @property
+    def finished(self) -> bool:
+        """No more lines will come, and none is left half."""
+        return self._ended and not self._buffer
+
+    @property
+    def looks_extended(self) -> bool:
+        """What is there, if anything, begins like an extended request."""
+        return is_extended(self._buffer)
+
+    def next_line(self) -> bytes | None:
+        """The next whole line, or None.
+
+        Raises:
+            RequestError: `BadRequest` when the line is longer than `MAX_LINE` or the input ended within it.
+        """
+        at = self._buffer.find(b"\n", 0, MAX_LINE)
+        if at >= 0:
+            line = bytes(self._buffer[:at])
+            del self._buffer[: at + 1]
+            return line
+        if len(self._buffer) >= MAX_LINE:
+            raise RequestError("BadRequest", f"the request is longer than {MAX_LINE} bytes")
+        if self._ended and self._buffer:
+            raise RequestError("BadRequest", "the request ended without a newline; it was not carried out")
+        return None
+
+
+def is_extended(line: bytes | bytearray) -> bool:
+    """Whether a line, or its beginning, is in the extended form and so wants an answer in that form."""
+    return line.startswith(b"{")
+
+
+def parse_request(line: bytes) -> Request:
+    """Read one line, without its LF.
+
+    Raises:
+        RequestError: `BadRequest`, with what is wrong.
+    """
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as exc:
+        raise RequestError(
+            "BadRequest", "the request is not UTF-8; a file with such a name needs the extended form, which `send` uses"
+        ) from exc
+    return _parse_extended(text) if is_extended(line) else _parse_plain(text)
+
+
+def _parse_plain(text: str) -> Request:
+    words = text.split(" ")
+    if len(words) != 2 or not all(words):  # noqa: PLR2004 - the grammar: file SP destination
+        raise RequestError(
+            "BadRequest", f"expected FILE alias/bucket/key with one space between, not {one_line(text, 100)!r}"
+        )
+    return Request(words[0], Destination.parse(words[1]))
+
+
+def _parse_extended(text: str) -> Request:
+    try:
+        members = json.loads(text)
+    except (ValueError, RecursionError) as exc:
+        raise RequestError("BadRequest", "the request starts with a brace but is not a JSON object") from exc
+    unknown = sorted(members.keys() - {"file", "destination", "wait", "tag"})
+    if unknown:
+        raise RequestError("BadRequest", f"this daemon does not know the member {one_line(unknown[0], 100)!r}")
+    file, destination = _text(members, "file"), _text(members, "destination")
+    wait = members.get("wait", True)
+    if not isinstance(wait, bool):
+        raise RequestError("BadRequest", '"wait" must be true or false')
+    tag = _text(members, "tag") if "tag" in members else ""
+    return Request(file, Destination.parse(destination), wait, tag, extended=True)
+
+
+def _text(members: dict[str, object], name: str) -> str:
+    value = members.get(name)
+    if not isinstance(value, str):
+        raise RequestError("BadRequest", f'"{name}" must be given, as a string')
+    return value

@@ -1,0 +1,164 @@
+"""What is asked for, and what was accepted: frozen and valid by construction, so nothing downstream checks again.
+
+`Request` is what one client says on the wire; `Transfer` is the unit of work that the daemon owns from the moment the
+spool has it. A transfer keeps the file's name, not its content: what lies there when an attempt opens it is what is
+sent.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import unicodedata
+from dataclasses import dataclass, field
+
+from s3daemon.errors import RequestError, one_line
+
+#: S3's own limit, "Creating object key names", Amazon S3 User Guide.
+MAX_KEY_BYTES = 1024
+#: S3 allows 63 characters, Ceph's older rule 255, and a `tenant:bucket` is longer still. The store is the judge.
+MAX_BUCKET_BYTES = 512
+#: A tag names an exposure or a run; this is ample, and keeps a record's line readable.
+MAX_TAG_CHARS = 128
+
+
+def _bad(text: str) -> RequestError:
+    return RequestError("BadRequest", text)
+
+
+def _is_plain(text: str) -> bool:
+    """Whether `text` is UTF-8 and free of control characters (lone surrogates are neither)."""
+    if text.isascii():
+        return text.isprintable()
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where an object goes. Control characters are refused: no tool could show or type such a key again.
+
+    Args:
+        bucket: its name; Ceph's `tenant:bucket` is allowed.
+        key: the object's key, any printable characters, slashes included.
+
+    Raises:
+        RequestError: `BadRequest` when either is empty, too long, or not printable UTF-8.
+    """
+
+    bucket: str
+    key: str
+
+    def __post_init__(self) -> None:
+        for name, value, limit in (("bucket", self.bucket, MAX_BUCKET_BYTES), ("key", self.key, MAX_KEY_BYTES)):
+            if not value:
+                raise _bad(f"no {name}: the destination must be alias/bucket/key")
+            if not _is_plain(value):
+                raise _bad(f"the {name} {one_line(value)!r} has a control character or is not UTF-8")
+            if len(value.encode()) > limit:
+                raise _bad(f"the {name} is longer than {limit} bytes")
+        if "/" in self.bucket:
+            raise _bad(f"the bucket {self.bucket!r} has a slash")
+
+    @classmethod
+    def parse(cls, text: str) -> Destination:
+        """Read `alias/bucket/key`, the form that `mc cp` takes; the alias is ignored.
+
+        Raises:
+            RequestError: `BadRequest`.
+        """
+        alias, slash, rest = text.partition("/")
+        bucket, slash, key = rest.partition("/")
+        if not (alias and slash):
+            raise _bad(f"{one_line(text)!r} is not alias/bucket/key")
+        return cls(bucket, key)
+
+    def __str__(self) -> str:
+        return f"{self.bucket}/{self.key}"
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One client's wish.
+
+    Args:
+        file: absolute path; bytes that are not UTF-8 are lone surrogates, as in `os.fsdecode`.
+        destination: where it goes.
+        wait: answer when stored or failed (True), or as soon as it is durable (False).
+        tag: groups transfers in the report, for example an exposure's name.
+        extended: came as a JSON object and is answered as one.
+
+    Raises:
+        RequestError: `BadRequest`.
+    """
+
+    file: str
+    destination: Destination
+    wait: bool = True
+    tag: str = ""
+    extended: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.file.startswith("/"):
+            raise _bad(f"{one_line(self.file)!r} is not an absolute path")
+        if "\0" in self.file:
+            raise _bad("the file name has a NUL byte")
+        try:
+            os.fsencode(self.file)
+        except UnicodeEncodeError as exc:
+            raise _bad(f"{one_line(self.file)!r} is no file name: it has a lone surrogate") from exc
+        if len(self.tag) > MAX_TAG_CHARS or not _is_plain(self.tag):
+            raise _bad(f"a tag has at most {MAX_TAG_CHARS} characters, none of them a control character")
+
+
+@dataclass(frozen=True, slots=True)
+class FileState:
+    """What tells one content of a path from another without reading it.
+
+    Args:
+        size: bytes.
+        mtime_ns: modification time, nanoseconds since the epoch.
+        inode: inode number.
+        device: device number of its file system; not compared, since a reboot may change it.
+    """
+
+    size: int
+    mtime_ns: int
+    inode: int
+    device: int = field(compare=False)
+
+    @classmethod
+    def of(cls, stat: os.stat_result) -> FileState:
+        """Pick the four from what `os.stat` gave."""
+        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev)
+
+    @property
+    def mark(self) -> str:
+        """What an object keeps of it, beside the size; no device, whose number a reboot may change."""
+        return f"{self.mtime_ns}-{self.inode}"
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """An accepted unit of work.
+
+    Args:
+        id: random, 16 hex digits; names the transfer to the world, in the journal and in the object's metadata.
+        file: as in `Request`.
+        destination: where it goes.
+        tags: of every request that it serves, in order, empty ones left out.
+        seen: the file as it was when accepted.
+        accepted_usec: wall clock at acceptance, microseconds since the epoch; shown, never used to expire anything.
+    """
+
+    id: str
+    file: str
+    destination: Destination
+    tags: tuple[str, ...]
+    seen: FileState
+    accepted_usec: int
+
+    @classmethod
+    def accept(cls, request: Request, seen: FileState, now_usec: int) -> Transfer:
+        """Make the transfer that serves `request`, under a new id."""
+        tags = (request.tag,) if request.tag else ()
+        return cls(secrets.token_hex(8), request.file, request.destination, tags, seen, now_usec)

@@ -1,0 +1,159 @@
+"""A regular file, opened for sending: checked before it is opened, and again after it was sent.
+
+The checks are made on an `O_PATH` descriptor, and the very inode that passed them is the one that is opened: a FIFO is
+never waited for, a device never touched, and no rename or symlink can slip in between. Where it lies the kernel says,
+of the descriptor: for a mount that only others have (by /proc/PID/root) that is a path among theirs, so such a file
+lies under no root.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import stat
+from collections.abc import Sequence
+from pathlib import Path
+
+from s3daemon.errors import FileError, one_line
+from s3daemon.model.request import FileState
+
+#: Up to here a file is read whole by the thread that opens it, and hashed in the event loop: one hop instead of three.
+SMALL_BYTES = 64 * 1024
+
+_KINDS = (
+    (stat.S_ISDIR, "a directory"),
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+_REASONS = {
+    errno.ENOENT: ("NoSuchFile", "no such file"),
+    errno.ENOTDIR: ("NoSuchFile", "no such file: part of the path is not a directory"),
+    errno.ELOOP: ("NoSuchFile", "no such file: too many symbolic links"),
+    errno.ENAMETOOLONG: ("NoSuchFile", "no such file: the name is too long"),
+    errno.EACCES: ("NotReadable", "the daemon's user may not read it"),
+    errno.EPERM: ("NotReadable", "the daemon's user may not read it"),
+}
+
+
+def file_error(path: str, exc: OSError) -> FileError:
+    """What `exc` means for the file at `path`."""
+    code, text = _REASONS.get(exc.errno or 0, ("ReadFailed", exc.strerror or "read error"))
+    return FileError(code, f"{one_line(path)}: {text}")
+
+
+class Source:
+    """A regular file, open for reading. The opener owns it and closes it.
+
+    Args:
+        path: the name under which it was asked for.
+        fd: descriptor, owned by this object from here on.
+        state: the file as it was when opened.
+        content: the whole content of a small file, or None.
+    """
+
+    def __init__(self, path: str, fd: int, state: FileState, content: bytes | None) -> None:
+        self.path = path
+        self.fd = fd
+        self.state = state
+        self.content = content
+
+    @classmethod
+    def open(cls, path: str, roots: Sequence[str] = (), closed: Sequence[str] = ()) -> Source:
+        """Open `path`. Blocks as long as its file system does: call it in a thread.
+
+        Args:
+            path: absolute.
+            roots: directories under one of which the opened file must lie; empty for anywhere.
+            closed: files and directories of which nothing is sent, whatever `roots` say.
+
+        Raises:
+            FileError: `NoSuchFile`, `NotRegularFile`, `NotReadable`, `NotAllowed` or `ReadFailed`.
+        """
+        try:
+            name = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        except OSError as exc:
+            raise file_error(path, exc) from exc
+        try:
+            mode = os.fstat(name).st_mode
+            if not stat.S_ISREG(mode):
+                kind = next((kind for test, kind in _KINDS if test(mode)), "something else")
+                raise FileError("NotRegularFile", f"{one_line(path)}: {kind}, not a regular file")
+            _check_place(path, name, roots, closed)
+            fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        except OSError as exc:
+            raise file_error(path, exc) from exc
+        finally:
+            os.close(name)
+        try:
+            state = FileState.of(os.fstat(fd))
+            content = os.pread(fd, state.size + 1, 0) if state.size <= SMALL_BYTES else None
+            if content is not None and (len(content) != state.size or FileState.of(os.fstat(fd)) != state):
+                raise FileError("FileChanged", f"{one_line(path)}: it changed while it was read")
+        except OSError as exc:
+            os.close(fd)
+            raise file_error(path, exc) from exc
+        except FileError:
+            os.close(fd)
+            raise
+        return cls(path, fd, state, content)
+
+    def check_unchanged(self) -> None:
+        """Make sure that the path still names what was opened, untouched. Blocks like `open`.
+
+        Size, time and inode of the *path* are compared: a file replaced by rename leaves the open descriptor as it was.
+
+        Raises:
+            FileError: `FileChanged`, or `NoSuchFile` when it is gone.
+        """
+        try:
+            # Not by pathlib, which interns every part of a name: that was all that grew in 100 000 transfers.
+            now = FileState.of(os.stat(self.path))  # noqa: PTH116
+        except OSError as exc:
+            raise file_error(self.path, exc) from exc
+        if now != self.state:
+            raise FileError("FileChanged", f"{one_line(self.path)}: it changed while it was sent")
+
+    def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
+        """What the page cache has there, or None when it would block or the file system cannot tell (tmpfs)."""
+        buffer = bytearray(size)
+        try:
+            got = os.preadv(self.fd, [buffer], offset, os.RWF_NOWAIT)
+        except OSError as exc:
+            if exc.errno in (errno.EAGAIN, errno.EOPNOTSUPP, errno.ENOSYS):
+                return None
+            raise
+        if not got:
+            return None
+        if got < size:
+            del buffer[got:]
+        return buffer
+
+    def close(self) -> None:
+        """Close the descriptor; again does nothing."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+
+def _check_place(path: str, name: int, roots: Sequence[str], closed: Sequence[str]) -> None:
+    if not (roots or closed):
+        return
+    real = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - as above
+    if _is_under(real, closed):
+        raise FileError("NotAllowed", f"{one_line(path)}: it is the daemon's own")
+    if roots and not (_is_under(real, roots) and _is_mounted_here(name)):
+        raise FileError("NotAllowed", f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
+
+
+def _is_under(real: str, places: Sequence[str]) -> bool:
+    # Resolved each time: a root may be a link to where its data moved, or a mount that comes late.
+    return any(f"{real}/".startswith(os.path.realpath(place).rstrip("/") + "/") for place in places)
+
+
+def _is_mounted_here(name: int) -> bool:
+    mount = re.search(rb"^mnt_id:\s*(\d+)$", Path(f"/proc/self/fdinfo/{name}").read_bytes(), re.MULTILINE)
+    mounts = Path("/proc/self/mountinfo").read_bytes()
+    return mount is not None and f"\n{int(mount[1])} ".encode() in b"\n" + mounts

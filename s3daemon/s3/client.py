@@ -1,0 +1,110 @@
+"""aiobotocore's S3 client, made to sign and parse, not to send.
+
+Nothing but the settings decides how it behaves: no configuration file, no variable, no metadata service.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import botocore.credentials
+import botocore.exceptions
+import botocore.handlers
+from aiobotocore.config import AioConfig
+from aiobotocore.session import AioSession
+
+from s3daemon import __version__
+from s3daemon.config.settings import Settings
+from s3daemon.errors import SettingsError
+
+Send = Callable[..., Awaitable[Any]]
+
+
+class Signer:
+    """An S3 client whose requests somebody else sends.
+
+    Attributes:
+        client: aiobotocore's client, once opened.
+        secrets: of the keys in use, once opened; no log may show them.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._exit = contextlib.AsyncExitStack()
+        self._send: Send | None = None
+        self.client: Any = None
+        self.secrets: tuple[str, ...] = ()
+
+    def send_with(self, send: Send) -> None:
+        """Choose who sends: `send(request=...)` returns the answer. Call it before `open`."""
+        self._send = send
+
+    async def open(self) -> None:
+        """Make the client; loads all that botocore will ever read from disk.
+
+        Raises:
+            SettingsError: the shared credentials file gives no keys.
+        """
+        settings = self._settings
+        access_key, secret_key, token = _keys(settings)
+        self.secrets = tuple(filter(None, (secret_key, token)))
+        session = AioSession()
+        for name in ("config_file", "credentials_file"):
+            session.set_config_variable(name, os.devnull)
+        session.set_config_variable("profile", None)
+        config = AioConfig(
+            user_agent=f"s3daemon/{__version__}",  # botocore's own is put together anew for every request
+            signature_version="s3v4",
+            # UNSIGNED-PAYLOAD with a Content-Length: Ceph RGW 16 refuses the trailer that is botocore's default, and
+            # hashing every byte before sending it would read every file twice.
+            request_checksum_calculation="when_required",
+            response_checksum_validation="when_required",
+            s3={"addressing_style": "path", "payload_signing_enabled": False},
+            retries={"total_max_attempts": 1, "mode": "standard"},
+        )
+        self.client = await self._exit.enter_async_context(
+            session.create_client(
+                "s3",
+                region_name=settings.region,
+                endpoint_url=settings.endpoint_url,
+                aws_access_key_id=access_key,
+                aws_secret_access_key=secret_key,
+                aws_session_token=token or None,
+                config=config,
+            )
+        )
+        events = self.client.meta.events
+        events.register("before-send.s3", self._send)
+        events.register("before-call.s3", _stay_here)
+        # Its pattern refuses Ceph's `tenant:bucket`; the store is the judge of names.
+        events.unregister("before-parameter-build.s3", botocore.handlers.validate_bucket_name)
+
+    async def close(self) -> None:
+        """Close the client."""
+        await self._exit.aclose()
+
+
+def _stay_here(context: dict[str, Any], **_: object) -> None:
+    """Have botocore believe that it followed a redirect already: else it looks for the region and sends again."""
+    context.setdefault("s3_redirect", {})["redirected"] = True
+
+
+def _keys(settings: Settings) -> tuple[str, str, str]:
+    """The keys from the settings, else from the shared credentials file through botocore's own reader."""
+    if settings.access_key:
+        return settings.access_key, settings.secret_key, settings.session_token
+    provider = botocore.credentials.SharedCredentialProvider(
+        settings.shared_credentials_file, settings.profile or "default"
+    )
+    try:
+        found = provider.load()
+    except botocore.exceptions.BotoCoreError as exc:
+        raise SettingsError([f"AWS_SHARED_CREDENTIALS_FILE: {exc}"]) from exc
+    if found is None:
+        raise SettingsError(
+            [f"AWS_SHARED_CREDENTIALS_FILE: no keys for profile {settings.profile or 'default'} can be read there"]
+        )
+    return found.access_key, found.secret_key, found.token or ""

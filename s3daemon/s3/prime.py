@@ -1,0 +1,39 @@
+"""A scratch object over a new connection, so that its window is wide before the first exposure needs it.
+
+TCP begins each connection with some ten packets in flight and over 200 ms takes two seconds to reach a gigabit's share.
+Each connection has an object of its own, which is overwritten the next time; nothing ever reads or deletes it.
+"""
+
+from __future__ import annotations
+
+from s3daemon.config.settings import Settings
+from s3daemon.model.request import FileState
+from s3daemon.model.source import Source
+from s3daemon.network.connection import Lane
+from s3daemon.s3.sender import Sending
+
+#: A window of so much fits a connection's share of a burst: 25 of them are the 25 MB that 1 Gbit/s and 200 ms hold.
+PRIMED_BYTES = 1_000_000
+
+
+class Primer:
+    """Widens connections.
+
+    Args:
+        settings: where the objects go.
+        sending: carries them.
+    """
+
+    def __init__(self, settings: Settings, sending: Sending) -> None:
+        self._bucket, _, self._prefix = settings.prime.partition("/")
+        self._sending = sending
+
+    async def widen(self, lane: Lane) -> None:
+        """Send a scratch object over `lane`, which is the caller's.
+
+        Raises:
+            AttemptError: the store did not take it.
+        """
+        source = Source("", -1, FileState(PRIMED_BYTES, 0, 0, 0), bytes(PRIMED_BYTES))
+        key = f"{self._prefix}{self._sending.lanes.number(lane)}"
+        await self._sending.deliver("put_object", "prime", source, over=lane, Bucket=self._bucket, Key=key)

@@ -1,0 +1,144 @@
+"""The state directory: who may use it, what lies in it, and what its disk's errors mean. Synchronous.
+
+    0700 STATE_DIRECTORY/
+        lock                the daemon or tool that uses the directory holds a flock on it; the file says its pid
+        spool.db, -wal      the rows (spooldb); no -shm, since the file is locked exclusively
+        ballast             256 KiB of real blocks, given up when the disk is full, so that removals can still commit
+        spool.db.new        a replacement being built (spoolrescue)
+        spool.db.rescued    a replacement that is whole, about to become spool.db
+        spool.db.corrupt-YYYYmmddTHHMMSSZ, its -wal and -shm
+                            a damaged spool, set aside for people; never read again, never removed
+
+What opening does to what a crash or a failing disk left behind:
+
+    lock of a dead process  nothing: the kernel released it
+    spool.db-wal            SQLite takes what was committed from it, and nothing else
+    spool.db damaged        rows that can be read go to spool.db.new, committed; that becomes spool.db.rescued; what
+    there is
+                            of spool.db is set aside; spool.db.rescued becomes spool.db
+    spool.db.rescued        the last two steps of that again
+    spool.db.new            removed
+    ballast short or gone   made again; while it cannot be, acceptances are refused
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import sqlite3
+from pathlib import Path
+
+from s3daemon.errors import SpoolError, StartError, one_line
+from s3daemon.spool.database import primary_code
+
+#: Twice the WAL (spooldb), so that it can be written back and filled once more with removals.
+BALLAST_BYTES = 256 * 1024
+
+
+class Lock:
+    """The right to use the directory, held until `release`.
+
+    Args:
+        directory: the state directory.
+        create: make the lock file when it is not there.
+
+    Raises:
+        StartError: `SpoolLocked`, another process holds it; `NoSpool`; `SpoolDenied`.
+    """
+
+    def __init__(self, directory: Path, *, create: bool) -> None:
+        path = directory / "lock"
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
+        except FileNotFoundError as exc:
+            raise StartError("NoSpool", f"there is no spool in {directory}") from exc
+        except OSError as exc:
+            text = f"{path} cannot be opened: {exc.strerror} (run as root or as the service's user)"
+            raise StartError("SpoolDenied", text) from exc
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            pid = os.pread(self._fd, 20, 0).decode(errors="replace").strip() or "unknown"
+            os.close(self._fd)
+            raise StartError("SpoolLocked", f"{directory} is in use: process {pid} holds its lock") from exc
+        # Always as long, so that a full disk needs no new block for it; and if it does, the lock is what counts.
+        with contextlib.suppress(OSError):
+            os.pwrite(self._fd, f"{os.getpid():<19}\n".encode(), 0)
+
+    def release(self) -> None:
+        """Let others have it."""
+        os.close(self._fd)
+
+
+class Ballast:
+    """Room on the disk that is kept for hard times.
+
+    Args:
+        path: of the file.
+        create: False where it may be given up, but not made.
+    """
+
+    def __init__(self, path: Path, *, create: bool = True) -> None:
+        self._path, self._create = path, create
+
+    def ensure(self) -> None:
+        """Make it where it is missing or short, if that is for us.
+
+        Raises:
+            OSError: there is no room; nothing is left of the try.
+        """
+        if not self._create:
+            return
+        with contextlib.suppress(FileNotFoundError):
+            if self._path.stat().st_blocks * 512 >= BALLAST_BYTES:
+                return
+        try:
+            with self._path.open("wb") as file:
+                # Random: a file system that compresses would keep no room for zeros.
+                file.write(os.urandom(BALLAST_BYTES))
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """Give it up, as far as the disk lets us."""
+        with contextlib.suppress(OSError):
+            self._path.unlink()
+
+
+def prepare(directory: Path) -> None:
+    """Make the directory, or close it to others.
+
+    Raises:
+        StartError: `BadStateDirectory`.
+    """
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if directory.stat().st_mode & 0o077:
+            directory.chmod(0o700)
+    except OSError as exc:
+        text = f"{directory} must be a directory of this user with mode 0700: {exc.strerror}"
+        raise StartError("BadStateDirectory", text) from exc
+
+
+def disk_trouble(directory: Path, error: Exception) -> SpoolError:
+    """Say what `error`, met while writing in `directory`, means to people: full, read-only or broken.
+
+    SQLite names only the plainest cases, hence the look at the file system itself.
+    """
+    try:
+        disk = os.statvfs(directory)
+        read_only, full = bool(disk.f_flag & os.ST_RDONLY), not disk.f_bavail
+    except OSError:
+        read_only = full = False
+    code = primary_code(error) if isinstance(error, sqlite3.Error) else 0
+    number = error.errno if isinstance(error, OSError) else 0
+    if read_only or code == sqlite3.SQLITE_READONLY or number == errno.EROFS:
+        return SpoolError("SpoolReadOnly", f"nothing is accepted: {directory} is read-only")
+    if full or code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT):
+        return SpoolError("SpoolFull", f"nothing is accepted: the disk of {directory} is full")
+    return SpoolError("SpoolBroken", f"nothing is accepted: {directory} cannot be written: {one_line(str(error))}")

@@ -1,0 +1,183 @@
+"""Opening the spool's file; replacing it when it is damaged, so that no crash on the way loses what could be read.
+
+The steps, each harmless to repeat (the files are drawn in spooldir):
+
+    1. what can be read of spool.db goes to spool.db.new, in one commit, which is written back into that file
+    2. spool.db.new is renamed spool.db.rescued: from here on it is whole, and opening the spool begins with step 3
+    3. what there is of spool.db-wal, -shm and spool.db is renamed spool.db.corrupt-...
+    4. spool.db.rescued is renamed spool.db
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from s3daemon.errors import StartError, one_line
+from s3daemon.spool.database import SpoolFile, is_corrupt
+from s3daemon.spool.rows import Entry, Insert, Tick
+from s3daemon.spool.upload_rows import UploadRows
+
+#: Reads that fail while a damaged file is searched for rows. A page holds some tens of rows, so these are thousands of
+#: pages; without a bound a file that lost its root would be searched for every seq there ever was.
+_MAX_BAD_READS = 100_000
+
+T = TypeVar("T")
+_log = logging.getLogger(__name__)
+
+
+def cannot_open(directory: Path, error: sqlite3.Error | OSError) -> StartError:
+    """What `error`, met while the spool in `directory` was opened, means to people."""
+    if isinstance(error, sqlite3.Error) and is_corrupt(error):
+        return StartError("SpoolCorrupt", f"the spool in {directory} is damaged; the daemon mends it when it starts")
+    return StartError("SpoolBroken", f"the spool in {directory} cannot be opened: {error}")
+
+
+class LastingFile:
+    """The spool's file, opened at first use, replaced when it turns out to be damaged. One thread at a time uses it.
+
+    Args:
+        path: of the file.
+        create: make it when there is none, replace it when it is damaged; False for an operator's tool, whose files the
+            service's user could not open.
+
+    Attributes:
+        replaced: it was replaced; for the one who reads that to clear.
+    """
+
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self._path, self._create = path, create
+        self._lock = threading.Lock()
+        self._file: SpoolFile | None = None
+        self.replaced = False
+
+    def use(self, work: Callable[[SpoolFile], T]) -> T:
+        """Do `work` with the file; once more, with its replacement, when that finds the file damaged.
+
+        Raises:
+            StartError: `SpoolNewer`.
+            sqlite3.Error, OSError: the disk does not let us; or the file is damaged (`is_corrupt`), without `create`.
+        """
+        with self._lock:
+            try:
+                return work(self._opened())
+            except sqlite3.Error as exc:
+                if not self._create or not is_corrupt(exc):
+                    raise
+                self._closed()
+                self._replace(exc)
+            return work(self._opened())
+
+    def close(self) -> None:
+        """Close the file; SQLite writes the WAL back if it can."""
+        with self._lock:
+            self._closed()
+
+    def _closed(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _opened(self) -> SpoolFile:
+        if self._file is None:
+            if self._create:
+                self._finish()
+            self._file = SpoolFile(self._path, create=self._create)
+        return self._file
+
+    def _finish(self) -> None:
+        """Finish, or undo, what a crash interrupted."""
+        if _rescued(self._path).exists():
+            _take_its_place(self._path)
+        for suffix in ("", "-wal"):
+            Path(f"{_new(self._path)}{suffix}").unlink(missing_ok=True)
+
+    def _replace(self, reason: sqlite3.Error) -> None:
+        self._finish()
+        entries, uploads, lost, service = _salvage(self._path)
+        replacement = SpoolFile(_new(self._path), create=True)
+        try:
+            rows = [Insert(entry, if_missing=True) for entry in entries]
+            replacement.commit([rows, *(upload.changes() for upload in uploads), [Tick(service)]])
+            replacement.checkpoint()
+        finally:
+            replacement.close()
+        _new(self._path).rename(_rescued(self._path))
+        aside = _take_its_place(self._path)
+        self.replaced = True
+        _log.error(
+            "the spool was damaged (%s): %d transfers carried over, up to %d could not be read; the old file is %s",
+            *(one_line(str(reason)), len(entries), lost, aside),
+        )
+
+
+def _new(path: Path) -> Path:
+    return Path(f"{path}.new")
+
+
+def _rescued(path: Path) -> Path:
+    return Path(f"{path}.rescued")
+
+
+def _take_its_place(path: Path) -> Path:
+    """Set aside what there is of the file, and put the rescued one there (steps 3 and 4).
+
+    The WAL goes first: were it left beside the replacement, SQLite would take it for the replacement's own.
+    """
+    stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
+    aside = Path(f"{path}.corrupt-{stamp}")
+    number = 1
+    while any(Path(f"{aside}{suffix}").exists() for suffix in ("-wal", "-shm", "")):
+        number += 1
+        aside = Path(f"{path}.corrupt-{stamp}.{number}")
+    for suffix in ("-wal", "-shm", ""):
+        with contextlib.suppress(FileNotFoundError):
+            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+    _rescued(path).rename(path)
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+    return aside
+
+
+def _salvage(path: Path) -> tuple[list[Entry], list[UploadRows], int, float]:
+    """Read what can be read of a damaged file.
+
+    Returns:
+        the rows in order, the multipart uploads, how many rows could not be read (at most), the seconds of service.
+
+    A range of rows that cannot be read is halved until the bad ones are alone. Uploads are read all or not at all:
+    without theirs a transfer starts over.
+    """
+    try:
+        file = SpoolFile(path, create=False, damaged=True)
+    except sqlite3.Error:
+        return [], [], 0, 0.0
+    entries: list[Entry] = []
+    uploads: list[UploadRows] = []
+    bad, alone = 0, 0
+    ranges = [(1, file.last_seq)] if file.last_seq else []
+    while ranges and bad < _MAX_BAD_READS:
+        first, last = ranges.pop()
+        try:
+            entries += file.entries(first, last)
+        except sqlite3.Error:
+            bad += 1
+            if first == last:
+                alone += 1
+            else:
+                middle = (first + last) // 2
+                ranges += [(middle + 1, last), (first, middle)]
+    with contextlib.suppress(sqlite3.Error):
+        uploads = file.uploads()
+    file.close()
+    return entries, uploads, alone, file.service_base

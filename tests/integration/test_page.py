@@ -1,0 +1,266 @@
+"""The page in a real browser, under a strict policy: it shows what the status says, is silent on the console, asks for
+nothing but its own two addresses, and shows hostile names as the text that they are."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+import json
+import re
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+from lab.chromium import Tab, chromium
+from lab.daemon import daemon
+from lab.env import UnavailableError
+from lab.flaky import FlakyS3
+from lab.statuses import busy, empty, exposure, upload
+
+from s3daemon.http.page import routes
+
+HOSTILE = 'x/<img src=x onerror="document.title=1">/</script><script>alert(1)</script>\u202egpj.exe'
+
+
+def policy(html: str) -> str:
+    """The strictest that the page can live with."""
+    named = {
+        name: base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
+        for name in ("script", "style")
+        for content in re.findall(f"<{name}>(.*?)</{name}>", html, re.DOTALL)
+    }
+    return (
+        f"default-src 'none'; script-src 'sha256-{named['script']}'; style-src 'sha256-{named['style']}';"
+        " img-src data:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
+
+
+class Door:
+    """Serves the page and a status that the test may change."""
+
+    def __init__(self) -> None:
+        self.status: dict[str, Any] | None = busy()
+
+    async def answer(self, request: web.BaseRequest) -> web.StreamResponse:
+        if request.path == "/status.json":
+            return web.json_response(self.status) if self.status else web.Response(status=503)
+        if request.path != "/":
+            return web.Response(status=404)
+        page = await routes()["/"](request)
+        page.headers["Content-Security-Policy"] = policy(page.text or "")
+        return page
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[str]:
+        """Its address."""
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            runner = web.ServerRunner(web.Server(self.answer))
+            await runner.setup()
+            await web.SockSite(runner, listener).start()
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/"
+            await runner.cleanup()
+
+
+def browsed(tmp_path: Path, test: Callable[[Tab, Door, str], Awaitable[None]]) -> None:
+    """Run a test with a browser that shows the page and asks for nothing else."""
+
+    async def run() -> None:
+        door = Door()
+        async with door.open() as url, chromium(tmp_path) as tab:
+            await tab.look_like(1280, 800)
+            await tab.call("Page.navigate", url=url)
+            await tab.until("document.querySelector('#figures')?.childElementCount")
+            await test(tab, door, url)
+            # The page itself may be asked for, and `status.json`; an icon, say, is not.
+            assert set(tab.requests) <= {url, f"{url}status.json", "data:,"}
+
+    try:
+        asyncio.run(run())
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+
+
+async def text(tab: Tab, selector: str) -> str:
+    """What a reader sees there."""
+    found: str = await tab.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
+    return found
+
+
+async def shown(tab: Tab, door: Door, status: dict[str, Any]) -> None:
+    """Have the page show another status."""
+    status["now_usec"] += 1_000_000 * (1 + len(tab.requests))
+    door.status = status
+    stamp = f"new Date({status['now_usec']} / 1000).toTimeString().slice(0, 8)"
+    await tab.until(f"document.getElementById('when').textContent === {stamp}")
+
+
+def test_a_busy_night(tmp_path: Path) -> None:
+    """Each part is there, the bars grow, and the limits are drawn where every exposure is measured against them."""
+
+    async def test(tab: Tab, door: Door, url: str) -> None:
+        assert await text(tab, "h1") == "Delivering"
+        assert "camera-3" in await text(tab, "header")
+        figures = await text(tab, "#figures")
+        assert "12" in figures
+        assert "25/25" in figures
+        first = await text(tab, "#uploads li")
+        assert first.splitlines() == [
+            "raw/camera/20261123/MC_O_000123/MC_O_000123_R01.fits", "26 % of 8.39 MB · 12.5 MB/s · 0.4 s · to 192.0.2.2"
+        ]  # fmt: skip
+        assert "attempt 2" in await text(tab, "#uploads")
+        assert await tab.evaluate("document.querySelector('#uploads .bar').getAttribute('aria-valuenow')") == "26"
+        failures = await text(tab, "#failures")
+        assert "NoSuchBucket: there is no bucket old-raw" in failures
+        assert "left aside" in await text(tab, "#receivers")
+        assert await tab.evaluate("document.querySelectorAll('#exposures > .chart rect').length") == 30
+        limits = await tab.evaluate("[...document.querySelectorAll('text.late, text.lost')].map(t => t.textContent)")
+        assert limits == ["10 s", "30 s"]
+        said = await tab.evaluate("[...document.querySelectorAll('#exposures rect title')].map(t => t.textContent)")
+        assert [sum(f"\n{word}," in one for one in said) for word in ("in time", "late", "lost", "incomplete")] == [
+            23, 2, 4, 1
+        ]  # fmt: skip
+        assert "30 stored, 16 pending" in await text(tab, "#exposures ul")
+
+        status = busy()
+        status["uploads"][0]["acked_bytes"] = status["uploads"][0]["size_bytes"]
+        del status["uploads"][1:]
+        await tab.evaluate("window.first = document.querySelector('#uploads li')")
+        await shown(tab, door, status)
+        assert await tab.evaluate("[...document.querySelectorAll('#uploads li')].length") == 1
+        assert await tab.evaluate("window.first === document.querySelector('#uploads li')")
+        assert "100 %" in await text(tab, "#uploads li")
+        assert tab.complaints == []
+
+    browsed(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"state": "away", "away": True}, ["The endpoint is away", "are kept and tried until it is back"]),
+        ({"state": "held", "held": "AccessDenied: no"}, ["The queue is held", "AccessDenied: no. Nothing is lost"]),
+        ({"state": "refusing", "spool": "/var is full"}, ["Requests are refused", "/var is full. What was accepted"]),
+        ({"state": "stopping", "status": "draining for 20 s"}, ["The service is stopping", "draining for 20 s"]),
+    ],
+)
+def test_what_is_wrong_is_the_headline(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+    async def test(tab: Tab, door: Door, url: str) -> None:
+        await shown(tab, door, empty() | changes)
+        headline = await text(tab, "#headline")
+        assert all(word in headline for word in words), headline
+        assert words[0] in await tab.evaluate("document.title")
+        assert tab.complaints == []
+
+    browsed(tmp_path, test)
+
+
+def test_nothing_to_show_yet(tmp_path: Path) -> None:
+    """A daemon that was just started says so, in words, in place of empty boxes."""
+
+    async def test(tab: Tab, door: Door, url: str) -> None:
+        await shown(tab, door, empty())
+        seen = await text(tab, "main")
+        assert "Nothing is in flight." in seen
+        assert "Nothing waits." in seen
+        assert "None since the daemon started at" in seen
+        assert "FAILED\nNone" not in seen.upper()
+        assert tab.complaints == []
+
+    browsed(tmp_path, test)
+
+
+def test_hostile_names_are_text(tmp_path: Path) -> None:
+    """Markup in a key, a tag, an error or a receiver is shown letter for letter, and nothing of it runs."""
+
+    async def test(tab: Tab, door: Door, url: str) -> None:
+        status = busy()
+        status["uploads"] = [upload(1, key=HOSTILE, receivers=[HOSTILE])]
+        for row in (*status["waiting"], *status["failures"]):
+            row["destination"], row["text"], row["code"] = HOSTILE, HOSTILE, "<b>Bold"
+        status["exposures"] = [exposure(1, name=HOSTILE)]
+        status["receivers"] = [{"address": HOSTILE, "connections": 1, "uploads": 1, "aside": True}]
+        for name in ("held", "status", "host", "endpoint", "version"):
+            status[name] = HOSTILE
+        await shown(tab, door, status | {"state": "held"})
+        for part in ("#uploads", "#failures", "#waiting", "#exposures ul", "#receivers", "#headline", "header"):
+            found = await tab.evaluate(f"document.querySelector({json.dumps(part)}).textContent")
+            assert HOSTILE in found, part
+        assert await tab.evaluate("document.querySelectorAll('img, b:not(header b), script').length") == 1
+        assert tab.complaints == []
+
+    browsed(tmp_path, test)
+
+
+def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
+    """What was last known stays, dimmed and dated, and the page comes back by itself."""
+
+    async def test(tab: Tab, door: Door, url: str) -> None:
+        door.status = None
+        await tab.until("document.querySelector('h1').textContent === 'The daemon does not answer'")
+        assert "What is below was so at" in await text(tab, "#headline")
+        assert await tab.evaluate("document.querySelectorAll('#uploads li').length") == 4
+        assert await tab.evaluate("getComputedStyle(document.getElementById('figures')).opacity") < "0.5"
+        await shown(tab, door, busy())
+        assert await text(tab, "h1") == "Delivering"
+        assert all("503" in complaint for complaint in tab.complaints)
+
+    browsed(tmp_path, test)
+
+
+@pytest.mark.parametrize("width", [360, 1280])
+def test_it_fits_the_screen(tmp_path: Path, width: int) -> None:
+    """Nothing is cut off at the side, on a phone either, with names as long as S3 allows; letters are large enough."""
+
+    async def test(tab: Tab, door: Door, url: str) -> None:
+        await tab.look_like(width, 800, dark=width == 360)
+        status = busy()
+        status["uploads"][0]["key"] = "night/" + "x" * 1000
+        status["failures"][0]["text"] = "y" * 500
+        status["exposures"][-1]["name"] = "z" * 128
+        await shown(tab, door, status)
+        assert await tab.evaluate("document.documentElement.scrollWidth") <= width
+        small = "[...document.querySelectorAll('main *')].map(e => parseFloat(getComputedStyle(e).fontSize))"
+        assert await tab.evaluate(f"Math.min(...{small})") >= 12
+        dark = await tab.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert (dark == "rgb(17, 22, 28)") == (width == 360)
+        await tab.photograph(tmp_path / f"page-{width}.png")  # for people, who should look at it
+        assert tab.complaints == []
+
+    browsed(tmp_path, test)
+
+
+def test_at_the_door_of_a_daemon(tmp_path: Path, s3: FlakyS3, file: Path) -> None:
+    """Under the door's own policy, over the daemon's own answers: what was stored is there."""
+
+    async def run(url: str) -> None:
+        async with chromium(tmp_path) as tab:
+            await tab.call("Page.navigate", url=url)
+            await tab.until("document.querySelector('#exposures bdi')?.textContent === 'exposure-1'")
+            assert await text(tab, "h1") == "Ready"
+            assert "The last exposure, exposure-1, was complete after" in await text(tab, "#headline")
+            assert "127.0.0.1" in await text(tab, "#receivers")
+            assert tab.complaints == []
+
+    with daemon(tmp_path / "state", s3.server, http=True) as served:
+        assert served.extended(file, "any/bucket/key", tag="exposure-1")["result"] == "stored"
+        try:
+            asyncio.run(run(f"http://127.0.0.1:{served.http_port}/"))
+        except UnavailableError as missing:
+            pytest.skip(str(missing))
+
+
+def test_the_page_is_self_contained() -> None:
+    """No address is in it but that of SVG's namespace, so nothing can be loaded from outside."""
+
+    async def page() -> str:
+        request: Any = None
+        return (await routes()["/"](request)).text or ""
+
+    html = asyncio.run(page())
+    assert re.findall(r"https?://[^\"'\s]*", html) == ["http://www.w3.org/2000/svg"]
+    assert not re.search(r"src=|@import|innerHTML = |insertAdjacentHTML|document\.write|eval\(", html)

@@ -1,0 +1,72 @@
+"""Four receivers, one of which refuses every PUT: a burst over real lanes costs no transfer more than one attempt."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from fakes import FakeJournal, FakeSpool
+from lab.keeping import answered
+from lab.scripted import Exchange, keep, scripted
+from lab.sending import a_file, in_loop, settings_for
+
+from s3daemon.delivery.attempt import Attempts
+from s3daemon.delivery.intake import Intake
+from s3daemon.delivery.uploader import Uploader
+from s3daemon.ingress.protocol import Outcome
+from s3daemon.model.kinds import MessageId
+from s3daemon.model.request import Destination, Request
+from s3daemon.model.verdict import ServiceClock
+from s3daemon.s3.endpoint import Endpoint
+
+RECEIVERS = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+BURST = 20
+
+
+async def refuse_at_the_first(exchange: Exchange) -> None:
+    """A gateway whose notification queue is broken: it answers small requests and refuses PUTs."""
+    if exchange.connection.writer.get_extra_info("sockname")[0] == RECEIVERS[0]:
+        await exchange.read()
+        await exchange.refuse(503, "SlowDown")
+    else:
+        await keep(exchange)
+
+
+@in_loop
+async def test_one_of_four_refuses(tmp_path: Path) -> None:
+    """In the first burst some transfers need a second attempt, at once; in the next one none does."""
+    files = [a_file(tmp_path / f"file{n}", 200_000 if n % 2 else 3_000) for n in range(BURST)]
+    async with scripted(put=refuse_at_the_first, address="0.0.0.0") as server:
+        url = server.url.replace("0.0.0.0", "store.invalid")
+        settings = settings_for(url, max_connections=BURST, receivers=RECEIVERS, stall_timeout_s=10.0)
+        endpoint = Endpoint(settings)
+        await endpoint.open()
+        spool: Any = FakeSpool()
+        journal: Any = FakeJournal()
+        clock = asyncio.get_running_loop().time
+        attempts = Attempts(settings, spool, endpoint.store)
+        uploader = Uploader(settings, spool, attempts, journal, ServiceClock(0.0, clock), clock=clock)
+        intake = Intake(uploader, spool)
+
+        async def burst(number: int) -> list[int]:
+            requests = [Request(str(file), Destination("bucket", f"{number}/{file.name}")) for file in files]
+            tickets = [await intake.submit(request) for request in requests]
+            assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
+            records, journal.records = journal.records, []
+            assert {record.receiver for record in records} == set(RECEIVERS[1:])
+            assert all(record.connection == "warm" for record in records)
+            return sorted(record.attempts for record in records)
+
+        await answered(server, endpoint.lanes.limit)
+        first = await burst(1)
+        assert {entry["S3DAEMON_RECEIVER"] for entry in journal.of(MessageId.ATTEMPT_FAILED)} == {RECEIVERS[0]}
+        assert set(first) == {1, 2}, first
+        await asyncio.sleep(0)
+        assert endpoint.lanes.aside == [RECEIVERS[0]]
+        assert endpoint.lanes.limit == BURST + endpoint.lanes.spare
+        await server.until(lambda: endpoint.lanes.open_count == endpoint.lanes.limit)
+        assert set(await burst(2)) == {1}
+        assert len(server.objects) == 2 * BURST
+        assert not uploader.health.away
+        await endpoint.close()

@@ -1,0 +1,110 @@
+"""A report of 200 000 transfers is a matter of seconds, and of less memory than the daemon may take."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab.box import Box
+from lab.env import TREE, clean_env
+
+COUNT = 200_000
+CPU_S, RESIDENT_BYTES = 20, 300e6
+#: Runs in the box: writes the records of a long night to journald, with fields as long as real ones.
+WRITE = """
+import random, socket, sys
+
+count = int(sys.argv[1])
+rng = random.Random(1)
+sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+sock.connect("/run/systemd/journal/socket")
+for number in range(count):
+    exposure, file = divmod(number, 46)
+    upload = 230_000 + rng.randrange(600_000)
+    queue = rng.randrange(2_000_000)
+    tag = f"20261123_{exposure:05}"
+    key = f"raw/20261123/{tag}/{tag}_R{file:02}.fits"
+    fields = {
+        "MESSAGE": f"1795400000.000000 {(queue + upload) / 1e6:.3f} sec - camera/{key} stored, 8388608 bytes",
+        "MESSAGE_ID": "59de861c00b54c97810d5760a3b1b9a0", "PRIORITY": 6, "SYSLOG_IDENTIFIER": "s3daemon",
+        "S3DAEMON_TRANSFER_ID": f"{number * 0x9E3779B97F4A7C15 % 2**64:016x}", "S3DAEMON_OUTCOME": "stored",
+        "S3DAEMON_FILE": f"/data/{key}", "S3DAEMON_BUCKET": "camera", "S3DAEMON_KEY": key, "S3DAEMON_TAG": tag,
+        "S3DAEMON_SIZE_BYTES": 8388608, "S3DAEMON_START_USEC": 1_795_400_000_000_000 + exposure * 40_000_000 + file,
+        "S3DAEMON_QUEUE_USEC": queue, "S3DAEMON_UPLOAD_USEC": upload, "S3DAEMON_TOTAL_USEC": queue + upload,
+        "S3DAEMON_ATTEMPTS": 1, "S3DAEMON_ENDPOINT": "https://s3.example.org",
+        "S3DAEMON_ETAG": f"{rng.getrandbits(128):032x}",
+        "S3DAEMON_RTT_USEC": 200_000 + rng.randrange(9_000), "S3DAEMON_RETRANSMITS": 0, "S3DAEMON_CONNECTION": "warm",
+        "S3DAEMON_RECEIVER": f"192.0.2.{rng.randrange(4)}",
+    }
+    sock.send("".join(f"{name}={value}\\n" for name, value in fields.items()).encode())
+"""
+#: Runs a command and says what it took.
+MEASURE = """
+import json, resource, subprocess, sys, time
+
+began = time.monotonic()
+out = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, check=True).stdout
+took = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps({"wall_s": time.monotonic() - began, "cpu_s": took.ru_utime + took.ru_stime,
+                  "resident_bytes": took.ru_maxrss * 1024, "out": out.decode()}))
+"""
+#: Reads the records as a report does, and does nothing with them.
+READ = """
+import sys
+from pathlib import Path
+from s3daemon.commands.report.files import JournalFiles
+from s3daemon.commands.report.read import from_journal, reader
+from s3daemon.commands.report.select import Selection
+
+print(sum(1 for entry in from_journal(JournalFiles.saved(Path(sys.argv[1])), Selection(), reader(), sys.exit)))
+"""
+
+
+@pytest.fixture(scope="module")
+def journal(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Journal files with so many records, taken out of the box's journal, which is as small as before."""
+    place = next((box.root / "var/log/journal").iterdir())
+    box.exec("journalctl", "--rotate")
+    before = set(place.iterdir())
+    box.exec("python3", "-c", WRITE, str(COUNT), timeout=300)
+    box.exec("journalctl", "--sync", timeout=300)
+    box.exec("journalctl", "--rotate")
+    kept = tmp_path_factory.mktemp("journal")
+    moved = [path for path in place.iterdir() if path not in before and "@" in path.name]
+    for path in moved:
+        path.rename(kept / path.name)
+    yield kept
+    for path in kept.iterdir():
+        path.unlink()
+
+
+def measured(*command: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, sys.executable, *command],
+        cwd=TREE,
+        env=clean_env(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+def test_two_hundred_thousand(journal: Path) -> None:
+    """All are in the report, in less than 20 s of processor time and 300 MB; the reader's share is printed."""
+    read = measured("-c", READ, str(journal))
+    whole = measured("-m", "s3daemon", "report", "--file", str(journal), "--json", "--by", "tag")
+    for name, took in (("reader alone", read), ("report", whole)):
+        print(
+            f"{name}: {took['wall_s']:.1f} s, {took['cpu_s']:.1f} s of processor, {took['resident_bytes'] / 1e6:.0f} MB"
+        )
+    assert int(read["out"]) == COUNT
+    found = json.loads(whole["out"])
+    assert found["stored"] == COUNT
+    assert len(found["groups"]) == -(-COUNT // 46)
+    assert whole["cpu_s"] < CPU_S
+    assert whole["resident_bytes"] < RESIDENT_BYTES

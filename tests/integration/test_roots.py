@@ -1,0 +1,161 @@
+"""Whatever is done to a path, what is opened lies under a root and is none of the daemon's own files."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from s3daemon.config.settings import Settings
+from s3daemon.delivery.attempt import open_file
+from s3daemon.errors import FileError
+from s3daemon.model.source import Source
+
+#: Each race is run so often; a developer waits for a tenth of it, unless TEST_RACES says otherwise.
+TIMES = int(os.environ.get("TEST_RACES") or (100_000 if os.environ.get("CI") == "true" else 10_000))
+
+#: What is done to data/night/f, over and over.
+SWAPS = {
+    "the file is one inside, then a link to one outside": """
+    os.symlink("../../outside/f", "made"); os.rename("made", "night/f")
+    time.sleep(1e-5)  # or openings only wait for its locks
+    os.link("allowed", "made"); os.rename("made", "night/f")
+""",
+    "the directory is one inside, then a link to one outside": """
+    os.rename("night", "kept"); os.symlink("../outside", "night")
+    os.unlink("night"); os.rename("kept", "night")
+""",
+    "the directory is moved out of the root and back, a link in its place": """
+    os.rename("night", "../outside/night"); os.symlink("../outside/night", "night")
+    os.unlink("night"); os.rename("../outside/night", "night")
+""",
+}
+
+
+@contextmanager
+def swapping(code: str, directory: Path) -> Iterator[None]:
+    """Do it in a process of its own, so that it is truly beside us."""
+    swapper = subprocess.Popen([sys.executable, "-ISc", f"import os, time\nwhile True:\n{code}"], cwd=directory)
+    try:
+        yield
+        assert swapper.poll() is None
+    finally:
+        swapper.kill()
+        swapper.wait()
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """A root with a file in a directory; beside it, outside, another of the same name."""
+    data = tmp_path / "data"
+    (data / "night").mkdir(parents=True)
+    (data / "allowed").write_bytes(b"allowed")
+    os.link(data / "allowed", data / "night/f")
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/f").write_bytes(b"secret")
+    return data
+
+
+def content(path: Path | str, *roots: Path, closed: tuple[Path, ...] = ()) -> str:
+    """What is opened, or the code of the refusal."""
+    try:
+        source = Source.open(str(path), [str(root) for root in roots], [str(place) for place in closed])
+    except FileError as exc:
+        return exc.code
+    source.close()
+    return (source.content or b"").decode()
+
+
+@pytest.mark.parametrize("code", list(SWAPS.values()), ids=list(SWAPS))
+def test_no_race_leads_out_of_the_root(data: Path, code: str) -> None:
+    """While the path changes under it, an opening gives what lies under the root, or an error; never another file."""
+    seen = Counter[str]()
+    with swapping(code, data):
+        until = time.monotonic() + 120
+        while seen.total() < TIMES or (len(seen) < 2 and time.monotonic() < until):
+            seen[content(data / "night/f", data)] += 1
+    print(*(f"{what}: {count}" for what, count in sorted(seen.items())), sep=", ")
+    assert seen.keys() <= {"allowed", "NotAllowed", "NoSuchFile"}
+    assert {"allowed", "NotAllowed"} <= seen.keys()
+
+
+def test_a_root_may_be_a_link(data: Path, tmp_path: Path) -> None:
+    """An operator's link to where the data lie is as good as its target, also when it is turned elsewhere later."""
+    link = tmp_path / "link"
+    link.symlink_to(data)
+    assert content(link / "night/f", link) == content(data / "night/f", link) == "allowed"
+    assert content(tmp_path / "outside/f", link) == "NotAllowed"
+    link.unlink()
+    link.symlink_to(tmp_path / "outside")
+    assert content(link / "f", link) == "secret"
+    assert content(data / "night/f", link) == "NotAllowed"
+
+
+def test_a_root_that_is_not_there(data: Path, tmp_path: Path) -> None:
+    """Nothing lies under it; other roots count all the same."""
+    assert content(data / "night/f", tmp_path / "late") == "NotAllowed"
+    assert content(data / "night/f", tmp_path / "late", data) == "allowed"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace takes root")
+def test_a_mount_of_somebody_elses(data: Path, tmp_path: Path) -> None:
+    """What another process has mounted where a root is lies under no root, though its path says so."""
+    script = 'mount --bind "$1" "$2" && echo ready && read'
+    command = ["unshare", "--mount", "bash", "-c", script, "mount", str(tmp_path / "outside"), str(data / "night")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdin
+        assert other.stdout
+        if other.stdout.readline() != "ready\n":
+            pytest.skip("mounting is not allowed here")
+        theirs = Path(f"/proc/{other.pid}/root{data}/night/f")
+        assert theirs.read_bytes() == b"secret"
+        assert content(theirs, data) == "NotAllowed"
+        assert content(theirs) == "secret"
+        assert content(data / "night/f", data) == "allowed"
+        other.stdin.close()
+
+
+def test_the_daemons_own_files(data: Path, tmp_path: Path) -> None:
+    """Its spool and its keys are sent to nobody, by whatever name, also where every file may be sent."""
+    state, keys = tmp_path / "state", tmp_path / "keys"
+    state.mkdir()
+    (state / "spool.db").write_bytes(b"spool")
+    keys.write_bytes(b"secret")
+    (data / "link").symlink_to(state)
+    settings = Settings.from_environ({
+        "S3_ENDPOINT_URL": "http://store", "AWS_SHARED_CREDENTIALS_FILE": str(keys),
+        "S3DAEMON_STATE_DIR": str(data / "link"),
+    })  # fmt: skip
+
+    def code(path: Path | str) -> str:
+        with pytest.raises(FileError) as caught:
+            asyncio.run(open_file(str(path), settings))
+        return caught.value.code
+
+    descriptor = os.open(keys, os.O_RDONLY)
+    try:
+        for path in (state / "spool.db", data / "link/spool.db", keys, f"/proc/self/fd/{descriptor}"):
+            assert code(path) == "NotAllowed"
+    finally:
+        os.close(descriptor)
+    asyncio.run(open_file(str(data / "night/f"), settings)).close()
+    # Others of /proc claim to be empty and are not, which no sender takes: the environment, for one.
+    assert code("/proc/self/environ") == "FileChanged"
+
+
+def test_systemds_credentials(tmp_path: Path) -> None:
+    """What systemd passes a service is closed as a directory is: all below it, and nothing beside it."""
+    (tmp_path / "credentials/s3daemon.service").mkdir(parents=True)
+    for name in ("credentials/s3daemon.service/aws_secret_access_key", "credentials.md"):
+        (tmp_path / name).write_text("text")
+    closed = (tmp_path / "credentials",)
+    assert content(tmp_path / "credentials/s3daemon.service/aws_secret_access_key", closed=closed) == "NotAllowed"
+    assert content(tmp_path / "credentials.md", closed=closed) == "text"

@@ -1,0 +1,309 @@
+"""The daemon's way to a store against real ones: Ceph's gateway over HTTPS and HTTP, SeaweedFS, moto."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import uuid
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab.rgw import Gateway
+from lab.s3 import S3Server
+from lab.sending import Sender, a_file, failure, in_loop, sending, transfer_of
+
+from s3daemon.config.settings import Settings
+from s3daemon.errors import SettingsError
+from s3daemon.model.source import Source
+from s3daemon.s3.client import Signer
+from s3daemon.s3.store import ID_KEY, Absence, Stored
+from s3daemon.s3.stored import marks_of
+from s3daemon.spool.open_uploads import Ledger
+from s3daemon.spool.upload_rows import MultipartUpload
+
+SMALL = 3_000
+LARGE = 20 << 20
+#: A file of up to 64 KiB is read and hashed in another way than a larger one.
+SIZES = [0, 1, SMALL, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, LARGE]
+#: Every printable character of ASCII but the slash, in pieces that no store takes for a path.
+PRINTABLE = "k" + "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) != "/")
+KEYS = [PRINTABLE, "night 1/a file.fits", " edges ", "100%/%2F+%20", "ü/日本語/\U0001f600", "~a/.b/c.."]
+#: What only a store without directories keeps apart.
+ODD_KEYS = ["a//b///c", "/leading", "trailing/", "a/../b/./c", "..", "x" * 1024]
+NAMES = ("rgw", "rgw-plain", "seaweed", "moto")
+
+
+@pytest.fixture(params=NAMES)
+def server(request: pytest.FixtureRequest) -> S3Server:
+    """Each store in turn."""
+    name, _, plain = request.param.partition("-")
+    found: Any = request.getfixturevalue(name)
+    return found.plain if plain else found  # type: ignore[no-any-return]
+
+
+@contextlib.asynccontextmanager
+async def to(server: S3Server, **environ: str) -> AsyncIterator[Sender]:
+    """A sender to a server, set up from the environment as the daemon's is."""
+    settings = Settings.from_environ(server.settings() | {"S3DAEMON_STATE_DIR": "/nonexistent"} | environ)
+    async with sending(settings) as sender:
+        yield sender
+
+
+@contextlib.contextmanager
+def looking(server: S3Server) -> Iterator[Any]:
+    """An independent client."""
+    client = server.client()
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+def content(server: S3Server, bucket: str, key: str) -> bytes:
+    """What is stored there."""
+    with looking(server) as client:
+        return client.get_object(Bucket=bucket, Key=key)["Body"].read()  # type: ignore[no-any-return]
+
+
+def keys_in(server: S3Server, bucket: str) -> list[str]:
+    """Every key of a bucket."""
+    with looking(server) as client:
+        return [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
+
+
+@in_loop
+async def test_sizes(tmp_path: Path, server: S3Server) -> None:
+    """Files of every kind of size are stored whole, verified, and bear the transfer's id."""
+    bucket = server.new_bucket()
+    async with to(server) as sender:
+        for size in SIZES:
+            file = a_file(tmp_path / "file", size)
+            source = Source.open(str(file))
+            transfer = transfer_of(source, f"size/{size}", bucket)
+            stored = await sender.store.put(transfer, source)
+            source.close()
+            assert (stored.size, stored.etag) == (size, hashlib.md5(file.read_bytes()).hexdigest())
+            assert content(server, bucket, f"size/{size}") == file.read_bytes()
+            with looking(server) as client:
+                head = client.head_object(Bucket=bucket, Key=f"size/{size}")
+            assert (head["Metadata"][ID_KEY], head["ContentLength"]) == (transfer.id, size)
+            assert await sender.store.find(transfer) == Stored(stored.etag, size)
+
+
+@in_loop
+async def test_parts(tmp_path: Path, server: S3Server) -> None:
+    """A large file is stored in parts, whole and marked; what the store has of it already is not sent again."""
+    bucket, part = server.new_bucket(), 5 << 20
+    file = a_file(tmp_path / "file", 2 * part + 1000)
+    sizes = {"S3DAEMON_MULTIPART_THRESHOLD": "5MiB", "S3DAEMON_PART_SIZE": "5MiB"}
+    source, ledger = Source.open(str(file)), Ledger()
+    async with to(server, **sizes) as sender:
+        transfer = transfer_of(source, "key", bucket)
+        stored = await sender.store.put(transfer, source, ledger)
+        assert (stored.size, stored.parts, stored.etag[-2:]) == (source.state.size, 3, "-3")
+        assert content(server, bucket, "key") == file.read_bytes()
+        assert await sender.store.find(transfer) == Stored(stored.etag, stored.size, parts=3)
+
+        # Another content tells who sent the part.
+        with looking(server) as client:
+            where = {"Bucket": bucket, "Key": "key"}
+            id_ = client.create_multipart_upload(**where, Metadata=marks_of(transfer))["UploadId"]
+            etag = client.upload_part(**where, UploadId=id_, PartNumber=2, Body=b"x" * part)["ETag"].strip('"')
+        state = source.state
+        await ledger.begin(
+            MultipartUpload(id_, server.url, transfer.id, transfer.destination, state.size, state.mark, part)
+        )
+        ledger.part(next(iter(ledger)), 2, etag)
+        assert (await sender.store.put(transfer, source, ledger)).parts == 3
+        whole = file.read_bytes()
+        assert content(server, bucket, "key") == whole[:part] + b"x" * part + whole[2 * part :]
+        assert not list(ledger)
+    source.close()
+
+
+@in_loop
+async def test_parts_that_are_given_up(server: S3Server, seaweed: S3Server) -> None:
+    """An upload that was aborted is gone: it cannot be listed, and aborting it again is no other failure."""
+    bucket = server.new_bucket()
+    where = {"Bucket": bucket, "Key": "key"}
+    async with to(server) as sender:
+        id_ = (await sender.store.ask("create_multipart_upload", **where))["UploadId"]
+        await sender.store.ask("list_parts", **where, UploadId=id_)
+        await sender.store.ask("abort_multipart_upload", **where, UploadId=id_)
+        error = await failure(sender.store.ask("list_parts", **where, UploadId=id_))
+        assert (error.code in ("NoSuchUpload", "NoSuchKey"), error.status) == (True, 404)
+        if server.url != seaweed.url:  # it is content
+            error = await failure(sender.store.ask("abort_multipart_upload", **where, UploadId=id_))
+            assert (error.code, error.status) == ("NoSuchUpload", 404)
+    with looking(server) as client:
+        assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
+
+
+@in_loop
+async def test_keys(tmp_path: Path, server: S3Server, seaweed: S3Server) -> None:
+    """Keys with any printable character arrive exactly, and so are found again."""
+    bucket = server.new_bucket()
+    file = a_file(tmp_path / "file", SMALL)
+    async with to(server) as sender:
+        for key in KEYS:
+            source = Source.open(str(file))
+            transfer = transfer_of(source, key, bucket)
+            await sender.store.put(transfer, source)
+            source.close()
+            assert isinstance(await sender.store.find(transfer), Stored)
+    found, sent = keys_in(server, bucket), KEYS
+    if server.url == seaweed.url:  # it stores a backslash as a slash, and finds it by either
+        sent = [key.replace("\\", "/") for key in KEYS]
+    assert sorted(found) == sorted(sent)
+
+
+@in_loop
+async def test_odd_keys(tmp_path: Path, rgw: Gateway) -> None:
+    """Keys that a path would not survive: to Ceph they are keys like others."""
+    bucket = rgw.new_bucket()
+    file = a_file(tmp_path / "file", SMALL)
+    async with to(rgw) as sender:
+        for key in ODD_KEYS:
+            await sender.put(file, key, bucket)
+    assert sorted(keys_in(rgw, bucket)) == sorted(ODD_KEYS)
+
+
+@in_loop
+async def test_newer_content_replaces_older(tmp_path: Path, server: S3Server) -> None:
+    """The object is the newest one; the older transfer is not found any more."""
+    bucket = server.new_bucket()
+    async with to(server) as sender:
+        older = Source.open(str(a_file(tmp_path / "older", SMALL)))
+        first = transfer_of(older, "key", bucket)
+        await sender.store.put(first, older)
+        older.close()
+        newer = a_file(tmp_path / "newer", SMALL - 1)
+        await sender.put(newer, "key", bucket)
+        assert await sender.store.find(first) is Absence.CERTAIN
+    assert content(server, bucket, "key") == newer.read_bytes()
+
+
+@pytest.mark.parametrize("server", ["rgw", "rgw-plain", "moto"], indirect=True)
+@in_loop
+async def test_no_such_bucket(tmp_path: Path, server: S3Server) -> None:
+    """S3's own code, and nothing is left in doubt. (SeaweedFS makes the bucket instead, for who may.)"""
+    bucket = f"none-{uuid.uuid4().hex[:12]}"
+    async with to(server) as sender:
+        for size in (SMALL, LARGE):
+            error = await failure(sender.put(a_file(tmp_path / "file", size), "key", bucket))
+            assert (error.code, error.status, error.ambiguous) == ("NoSuchBucket", 404, False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "code"), [("access_key", "InvalidAccessKeyId"), ("secret_key", "SignatureDoesNotMatch")]
+)
+@pytest.mark.parametrize("name", ["rgw", "seaweed"])
+@in_loop
+async def test_wrong_keys(tmp_path: Path, request: pytest.FixtureRequest, name: str, wrong: str, code: str) -> None:
+    """A store that checks signatures says which key is wrong; the error quotes no secret."""
+    server: S3Server = request.getfixturevalue(name)
+    bucket = server.new_bucket()
+    given: dict[str, Any] = {wrong: "mistaken"}
+    async with to(dataclasses.replace(server, **given)) as sender:
+        error = await failure(sender.put(a_file(tmp_path / "file", SMALL), "key", bucket))
+    assert (error.code, error.status, error.ambiguous) == (code, 403, False)
+    assert "mistaken" not in error.text
+    assert keys_in(server, bucket) == []
+
+
+@in_loop
+async def test_somebody_elses_bucket(tmp_path: Path, rgw: Gateway) -> None:
+    """Good keys that may not write there."""
+    bucket = rgw.new_bucket()
+    async with to(rgw.new_account()) as sender:
+        file = a_file(tmp_path / "file", SMALL)
+        error = await failure(sender.put(file, "key", bucket))
+        assert (error.code, error.status, error.ambiguous) == ("AccessDenied", 403, False)
+        source = Source.open(str(file))
+        assert await sender.store.find(transfer_of(source, "key", bucket)) is Absence.REFUSED
+        source.close()
+
+
+@in_loop
+async def test_quota(tmp_path: Path, rgw: Gateway) -> None:
+    """An account that has used up its quota is told so by Ceph's own code."""
+    account = rgw.new_account()
+    uid = account.access_key
+    for words in (("set", "--max-size=4096"), ("enable",)):
+        with contextlib.suppress(json.JSONDecodeError):  # these print nothing
+            rgw.admin("quota", *words, "--quota-scope=user", f"--uid={uid}")
+    bucket = account.new_bucket()
+    async with to(account) as sender:
+        for size in (10_000, LARGE):
+            error = await failure(sender.put(a_file(tmp_path / "file", size), "key", bucket))
+            assert (error.code, error.status, error.ambiguous) == ("QuotaExceeded", 403, False)
+
+
+@in_loop
+async def test_tenants(tmp_path: Path, rgw: Gateway) -> None:
+    """Ceph's names of the form tenant:bucket go through, though botocore's own check would refuse them."""
+    tenant, uid, secret = f"t{uuid.uuid4().hex[:8]}", f"u{uuid.uuid4().hex[:8]}", uuid.uuid4().hex
+    keys = ("--access-key", uid, "--secret-key", secret)
+    rgw.admin("user", "create", "--tenant", tenant, "--uid", uid, "--display-name", uid, *keys)
+    owner = S3Server(rgw.url, uid, secret, rgw.ca)
+    bucket = owner.new_bucket()
+    file = a_file(tmp_path / "file", SMALL)
+    async with to(owner) as sender:
+        await sender.put(file, "with", f"{tenant}:{bucket}")
+        await sender.put(file, "without", bucket)
+    assert sorted(keys_in(owner, bucket)) == ["with", "without"]
+    async with to(rgw) as sender:
+        error = await failure(sender.put(file, "key", f"{tenant}:{bucket}"))
+        assert error.code == "AccessDenied"
+        error = await failure(sender.put(file, "key", f"{tenant}:none"))
+        assert error.code == "NoSuchBucket"
+
+
+@pytest.mark.parametrize("profile", ["", "camera"])
+@in_loop
+async def test_keys_from_a_shared_credentials_file(tmp_path: Path, seaweed: S3Server, profile: str) -> None:
+    """The keys may lie in a file of the AWS tools, under a profile."""
+    credentials = tmp_path / "credentials"
+    credentials.write_text(
+        "[default]\naws_access_key_id = testkey\naws_secret_access_key = testsecret\n"
+        "[camera]\naws_access_key_id=testkey\naws_secret_access_key=testsecret\n"
+        "[wrong]\naws_access_key_id = testkey\naws_secret_access_key = other\n"
+    )
+    bucket = seaweed.new_bucket()
+    environ = {"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": "", "AWS_SHARED_CREDENTIALS_FILE": str(credentials)}
+    async with to(seaweed, **environ, AWS_PROFILE=profile) as sender:
+        await sender.put(a_file(tmp_path / "file", SMALL), "key", bucket)
+    async with to(seaweed, **environ, AWS_PROFILE="wrong") as sender:
+        error = await failure(sender.put(tmp_path / "file", "key", bucket))
+        assert error.code == "SignatureDoesNotMatch"
+
+
+@in_loop
+async def test_a_credentials_file_without_keys(tmp_path: Path) -> None:
+    """A file that lacks the profile stops the start, and names it; no metadata service is asked instead."""
+    credentials = tmp_path / "credentials"
+    credentials.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
+    settings = Settings(
+        endpoint_url="http://127.0.0.1:9",
+        shared_credentials_file=str(credentials),
+        profile="none",
+        state_dir="/nonexistent",
+    )
+    with pytest.raises(SettingsError, match="no keys for profile none"):
+        await Signer(settings).open()
+
+
+@in_loop
+async def test_a_connection_serves_many(tmp_path: Path, server: S3Server, moto: S3Server) -> None:
+    """What the store keeps open is used again; a store that does not costs a connection each, and nothing else."""
+    bucket = server.new_bucket()
+    file = a_file(tmp_path / "file", SMALL)
+    async with to(server, S3DAEMON_MAX_CONNECTIONS="1") as sender:
+        connections = [(await sender.put(file, f"key{n}", bucket)).connection for n in range(4)]
+        kept = sender.lanes.opened == 1
+        assert connections == ["new", *(["warm"] * 3 if kept else ["new"] * 3)]
+    assert kept or server.url == moto.url, "moto may close after each answer; no other does"

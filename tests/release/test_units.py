@@ -1,0 +1,208 @@
+"""The units say what the daemon relies on, and nothing that breaks what it is for; systemd finds no fault in them.
+
+What only a running systemd shows is tested in the booted container.
+"""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from s3daemon.model.record import MessageId
+from s3daemon.systemd.notify import BACKLOG, DOORS
+
+SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
+SERVICE = SYSTEMD / "s3daemon.service"
+SOCKETS = [SYSTEMD / "s3daemon.socket", SYSTEMD / "s3daemon@.socket"]
+UNIX = SYSTEMD / "s3daemon-unix.socket"
+HTTP = SYSTEMD / "s3daemon-http.socket"
+UNITS = [SERVICE, *SOCKETS, UNIX, HTTP]
+
+#: S3DAEMON_MAX_CLIENTS and S3DAEMON_DRAIN_TIMEOUT as they are unless set.
+MAX_CLIENTS, DRAIN_S = 1024, 20
+
+
+def settings(path: Path) -> dict[str, list[str]]:
+    """`Section.Name` to its values in order. Units repeat names, which configparser cannot read."""
+    found: dict[str, list[str]] = {}
+    section = ""
+    for line in path.read_text().splitlines():
+        if line.startswith("["):
+            section = line.strip("[]")
+        elif line and not line.startswith("#"):
+            name, _, value = line.partition("=")
+            found.setdefault(f"{section}.{name}", []).append(value)
+    return found
+
+
+def service(name: str) -> str:
+    """The only value of one of the service's settings."""
+    (value,) = settings(SERVICE)[name]
+    return value
+
+
+@pytest.mark.parametrize("path", UNITS, ids=lambda path: path.name)
+def test_every_line_is_a_setting_a_section_or_a_comment(path: Path) -> None:
+    for line in path.read_text().splitlines():
+        assert re.fullmatch(r"|#.*|\[[A-Z][a-z]+\]|[A-Za-z0-9]+=.*", line), line
+
+
+def test_the_instances_have_the_same_service_text() -> None:
+    """%N makes one text serve both. Two files all the same: systemd refuses a template that links to a plain unit."""
+    template = SYSTEMD / "s3daemon@.service"
+    assert not template.is_symlink()
+    assert template.read_bytes() == SERVICE.read_bytes()
+    assert not re.search(r"[^#\n]*=.*%[iIpP]", SERVICE.read_text())
+
+
+def test_the_instances_sockets_differ_in_their_port_alone() -> None:
+    plain, instance = (settings(path) for path in SOCKETS)
+    assert plain.pop("Socket.ListenStream") == ["127.0.0.1:15555"]
+    assert instance.pop("Socket.ListenStream") == ["127.0.0.1:%i"]
+    assert plain.pop("Socket.Service") == ["s3daemon.service"]
+    assert instance.pop("Socket.Service") == ["s3daemon@%i.service"]
+    del plain["Unit.Description"], instance["Unit.Description"]
+    assert plain == instance
+
+
+@pytest.mark.parametrize("path", SOCKETS, ids=lambda path: path.name)
+def test_the_door_stands_whatever_becomes_of_the_service(path: Path) -> None:
+    found = settings(path)
+    assert found["Socket.FileDescriptorName"] == [DOORS[0]]
+    assert found["Socket.Backlog"] == [str(BACKLOG)]
+    assert found["Socket.TriggerLimitIntervalSec"] == ["0"]
+    assert "Socket.Accept" not in found
+
+
+def test_the_unix_door() -> None:
+    """It stands as fast as the others, outlives the service's restarts, and is a group's, not everybody's."""
+    found, other = settings(UNIX), settings(SOCKETS[0])
+    assert found["Socket.FileDescriptorName"] == [DOORS[2]]
+    assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
+    assert found["Socket.SocketMode"] == ["0660"]
+    assert found["Socket.ListenStream"] == ["/run/s3daemon.socket"]
+    assert not found["Socket.ListenStream"][0].startswith("/run/s3daemon/")
+    for name in ("Backlog", "Service", "TriggerLimitIntervalSec"):
+        assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
+
+
+def test_the_http_door() -> None:
+    """It stands as fast as the others, is told apart by its name, and only this host reaches it."""
+    found, other = settings(HTTP), settings(SOCKETS[0])
+    assert found["Socket.FileDescriptorName"] == [DOORS[1]]
+    assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
+    assert found["Socket.ListenStream"] == ["127.0.0.1:15556"]
+    for name in ("Backlog", "Service", "TriggerLimitIntervalSec"):
+        assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
+
+
+def test_a_service_that_cannot_start_tries_for_ever() -> None:
+    assert service("Unit.StartLimitIntervalSec") == "0"
+    assert service("Service.Restart") == "on-failure"
+    assert service("Service.RestartSec") == "2"
+    assert not {"Service.RestartPreventExitStatus", "Service.SuccessExitStatus"} & settings(SERVICE).keys()
+
+
+def test_boot_waits_for_nothing() -> None:
+    found = settings(SERVICE)
+    assert "Unit.Wants" not in found
+    assert found["Unit.Requires"] == ["%N.socket"]
+    assert "network-online.target" not in found["Unit.After"][0]
+    # Further sockets name their service; Sockets= would make it pull in the optional ones.
+    assert "Service.Sockets" not in found
+
+
+def test_systemd_is_told_and_asks() -> None:
+    assert (service("Service.Type"), service("Service.NotifyAccess")) == ("notify", "main")
+    assert service("Service.WatchdogSec") == "30"
+    assert int(service("Service.TimeoutStopSec")) > DRAIN_S
+    assert int(service("Service.FileDescriptorStoreMax")) > MAX_CLIENTS
+    assert int(service("Service.LimitNOFILE")) > 4 * MAX_CLIENTS
+
+
+def test_every_record_reaches_the_journal() -> None:
+    """An interval of 0 would mean the default, which keeps 10 000 in 30 s."""
+    assert service("Service.LogRateLimitIntervalSec") == "1s"
+    assert int(service("Service.LogRateLimitBurst")) >= 1_000_000
+
+
+def test_secrets_stay_with_root_and_the_process() -> None:
+    assert service("Service.EnvironmentFile") == "-/etc/sysconfig/%N"
+    # By core(5) a limit of 0 does not keep a pipe from being served; by the kernel's fs/coredump.c one of 1 does.
+    assert service("Service.LimitCORE") == "1"
+    assert service("Service.StateDirectoryMode") == service("Service.RuntimeDirectoryMode") == "0700"
+    assert service("Service.User") == service("Service.Group") == "s3daemon"
+
+
+def test_hardening_leaves_the_files_readable_and_clients_told_apart() -> None:
+    found = settings(SERVICE)
+    left_out = {"PrivateTmp", "PrivateUsers", "PrivateNetwork", "RootDirectory", "TemporaryFileSystem", "DynamicUser"}
+    assert not {f"Service.{name}" for name in left_out} & found.keys()
+    assert found["Service.ProtectHome"] == ["read-only"]
+    assert found["Service.ProtectSystem"] == ["strict"]
+    assert found["Service.CapabilityBoundingSet"] == [""]
+    text = SERVICE.read_text()
+    assert all(re.search(rf"^#   .*\b{name}=", text, re.MULTILINE) for name in left_out - {"DynamicUser"})
+
+
+def test_the_catalog_explains_every_kind_of_entry() -> None:
+    text = (SYSTEMD / "s3daemon.catalog").read_text()
+    entries = re.findall(r"^-- ([0-9a-f]{32})\nSubject: .+\nDefined-By: s3daemon\n", text, re.MULTILINE)
+    assert sorted(entries) == sorted(MessageId)
+
+
+def test_the_presets_cover_every_unit() -> None:
+    lines = [line for line in (SYSTEMD / "s3daemon.preset").read_text().splitlines() if not line.startswith("#")]
+    assert {tuple(line.split()) for line in lines} == {
+        ("disable", path.name) for path in SYSTEMD.iterdir() if path.suffix in (".service", ".socket")
+    }
+
+
+def test_every_sysctl_has_its_reason() -> None:
+    for block in (SYSTEMD / "s3daemon.sysctl").read_text().strip().split("\n\n"):
+        *reasons, last = block.splitlines()
+        assert reasons or last.startswith("#"), block
+        assert all(line.startswith("#") for line in reasons), block
+        assert re.fullmatch(r"#.*|-?net\.[a-z0-9_.]+ = [a-z0-9 ]+", last), block
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
+class TestSystemdsOwnJudgement:
+    """`systemd-analyze` on copies whose ExecStart= exists here."""
+
+    @pytest.fixture
+    def units(self, tmp_path: Path) -> Path:
+        """The units as they are installed, an instance among them."""
+        for path in (*UNITS, SYSTEMD / "s3daemon@.service"):
+            text = path.read_text().replace("/usr/bin/s3daemon", "/bin/true")
+            tmp_path.joinpath(path.name).write_text(text)
+        return tmp_path
+
+    @pytest.mark.parametrize("name", ["s3daemon", "s3daemon@15557", "s3daemon-unix", "s3daemon-http"])
+    def test_verify_is_silent(self, units: Path, name: str) -> None:
+        service = name.partition("-")[0]
+        paths = [str(units / f"{service}.service"), str(units / f"{service}.socket"), str(units / f"{name}.socket")]
+        # The manual pages are installed with the package, not in a checkout.
+        done = subprocess.run(
+            ["systemd-analyze", "verify", "--man=no", *paths], capture_output=True, text=True, check=False, timeout=60
+        )
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+    def test_exposure_is_low(self, units: Path) -> None:
+        done = subprocess.run(
+            [
+                "systemd-analyze",
+                "security",
+                "--offline=yes",
+                "--threshold=15",
+                "--no-pager",
+                units / "s3daemon.service",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout[-200:] + done.stderr

@@ -1,0 +1,303 @@
+"""A night in a tenth of its time, with everything going wrong, and an audit: nothing lost, torn, or falsely answered.
+
+    tests/soak/run [--minutes 10] [--seed N] [--json FILE]
+
+Every 4 to 6 s an exposure: 23 images, for each the JSON and then the FITS file, each waited for, as the hooks do it; so
+one host's cadence ten times as fast, with files as much smaller as loopback and two cores ask for. Some keys get newer
+content again and again. Before the store, SeaweedFS, a proxy spoils PUTs (`lab.fates`), is away for seconds, or refuses
+the keys, which holds the queue until a reload. The daemon is killed, terminated and reloaded; waiting clients'
+connections go from one process to the next, as under systemd. Owners remove some files once they were told *stored*.
+
+The audit reads every object from the store, past the proxy, and compares its MD5 with what was sent:
+
+    lost      accepted (told stored, accepted or deferred), and the object is not there, or older
+    torn      an object that is none of its key's contents
+    false     told stored, and at that moment the object was not there; told failed; or hung up on without an answer
+
+Two answers say that nothing was accepted, and are then followed by the same request again: `Interrupted`, and a hang-up
+by a SIGKILL that came before the connection was given into systemd's keeping. Exit status 0: none of these, and nothing
+left in the queue. One JSON object, the figures, ends the output.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import math
+import random
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lab import processes
+from lab.daemon import Daemon, HungUpError, daemon
+from lab.fates import PASSING
+from lab.proxy import Proxy, passing, proxy
+from lab.s3 import S3Server
+from lab.scripted import Exchange, Script, refusing
+from lab.seaweed import seaweed
+
+IMAGES, CADENCE_S = 23, (4.0, 6.0)
+#: Bytes of a FITS and of a JSON file, from and to.
+FITS, JSON = (10_000, 500_000), (2_000, 4_000)
+#: A share of the images goes to keys that are written again, by the program `send`, or without waiting.
+AGAIN, BY_SEND, UNWAITED = 0.15, 0.08, 0.1
+LIMITS: dict[str, Any] = {"stall_timeout": "2s", "answer_timeout": "3s", "connect_timeout": "2s", "wait_limit": "10s",
+          "drain_timeout": "2s", "max_connections": "25"}  # fmt: skip
+#: What happens every few seconds, and how often in relation to each other.
+EVENTS = {"kill": 4, "terminate": 2, "reload": 3, "outage": 2, "hold": 1, "calm": 2, "rough": 4}
+EVERY_S = (1.0, 6.0)
+REFUSED = refusing(403, "ExpiredToken")
+
+
+@dataclass
+class Key:
+    """What one destination was sent, and what was said of it; one client at a time has it."""
+
+    name: str
+    contents: list[str] = field(default_factory=list)
+    """MD5s, in the order sent."""
+    accepted: int = -1
+    """The last of them that was."""
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Soak:
+    """The clients, the weather, and what they saw."""
+
+    def __init__(self, served: Daemon, between: Proxy, store: S3Server, folder: Path, seed: int) -> None:
+        self.served, self.between, self.folder = served, between, folder
+        self.bucket = store.new_bucket()
+        self.client: Any = store.client()
+        self.rng = random.Random(seed)
+        self.keys: list[Key] = []
+        self.again = [Key(f"again/{number}") for number in range(12)]
+        self.counts, self.answers, self.faults = Counter[str](), Counter[str](), Counter[str]()
+        self.false: list[str] = []
+        self.rate, self.refusing_keys, self.killed_at = 0.02, False, 0.0
+        self._lock = threading.Lock()
+        self._fates = random.Random(seed + 1)  # the proxy's thread's own
+        between.choose = self.fate
+
+    def fate(self, exchange: Exchange) -> Script:
+        """What the proxy does to a PUT."""
+        if self.refusing_keys:
+            self.faults["403 ExpiredToken"] += 1
+            return REFUSED
+        if self._fates.random() >= self.rate:
+            return passing
+        name = self._fates.choice(list(PASSING))
+        self.faults[name] += 1
+        return PASSING[name]
+
+    def image(self, exposure: int, number: int, rng: random.Random) -> None:
+        """One image: its JSON file, then its FITS file."""
+        stem = f"exposure{exposure:05}/image{number:02}"
+        for kind, sizes in (("json", JSON), ("fits", FITS)):
+            if rng.random() < AGAIN:
+                key = rng.choice(self.again)
+            else:
+                key = Key(f"{stem}.{kind}")
+                with self._lock:
+                    self.keys.append(key)
+            with key.lock:
+                try:
+                    self.transfer(key, rng, rng.randint(*sizes))
+                except Exception as exc:
+                    self.false.append(f"{key.name}: {exc!r}")
+
+    def transfer(self, key: Key, rng: random.Random, size: int) -> None:
+        """Write a file, send it, and hold the answer against the truth."""
+        content = rng.randbytes(size)
+        md5, number = hashlib.md5(content, usedforsecurity=False).hexdigest(), len(key.contents)
+        file = self.folder / f"{key.name.replace('/', '-')}.{number}"
+        file.write_bytes(content)
+        key.contents.append(md5)
+        self.counts["transfers"] += 1
+        self.counts["bytes"] += size
+        again = True
+        while again:
+            began = time.monotonic()
+            result, text = self.ask(file, f"alias/{self.bucket}/{key.name}", rng)
+            self.answers[result] += 1
+            again = result == "interrupted" or (result == "unanswered" and self.killed_at >= began)
+        if result in ("stored", "accepted", "deferred"):
+            key.accepted = number
+        else:
+            self.false.append(f"{key.name} was answered {text}")
+        if result == "stored":
+            if (found := self.found(key)) != md5:
+                self.false.append(f"{key.name} was called stored, and {found or 'nothing'} was there")
+            if rng.random() < 0.5:
+                file.unlink()  # its owner tidies up
+
+    def ask(self, file: Path, destination: str, rng: random.Random) -> tuple[str, str]:
+        """In one of the ways there are: the result as the extended form names it, and the whole answer."""
+        way = rng.random()
+        try:
+            if way < BY_SEND:
+                done = self.served.send(file, destination)
+                text = done.stdout + done.stderr
+                if " hung up (" in text:  # or was reset, where the request was not read yet
+                    return "unanswered", text
+                return ("stored" if done.returncode == 0 else _word(text)), text
+            if way < BY_SEND + UNWAITED:
+                members = self.served.extended(file, destination, wait=False)
+            elif way < 0.6:
+                members = self.served.extended(file, destination)
+            else:
+                text = self.served.plain(file, destination).decode()
+                return ("stored" if text == "Success" else _word(text)), text
+        except HungUpError as exc:
+            return "unanswered", str(exc)
+        result = "interrupted" if members.get("code") == "Interrupted" else members["result"]
+        return result, str(members)
+
+    def found(self, key: Key) -> str:
+        """The MD5 of what the store has, asked past the proxy; empty when it has nothing."""
+        try:
+            body = self.client.get_object(Bucket=self.bucket, Key=key.name)["Body"].read()
+        except self.client.exceptions.NoSuchKey:
+            return ""
+        return hashlib.md5(body, usedforsecurity=False).hexdigest()
+
+    def exposures(self, until: float) -> None:
+        """At the cadence, until then; an exposure begins whether the ones before are through or not."""
+        with ThreadPoolExecutor(8 * IMAGES) as pool:
+            while time.monotonic() < until:
+                self.counts["exposures"] += 1
+                for number in range(IMAGES):
+                    pool.submit(self.image, self.counts["exposures"], number, random.Random(self.rng.random()))
+                time.sleep(self.rng.uniform(*CADENCE_S))
+
+    def weather(self, until: float) -> None:
+        """Let things happen, until then; at the end all is well."""
+        rng = random.Random(self.rng.random())
+        while time.monotonic() < until:
+            event = rng.choices(list(EVENTS), list(EVENTS.values()))[0]
+            self.counts[event] += 1
+            getattr(self, f"_{event}")(rng)
+            processes.mark()
+            time.sleep(rng.uniform(*EVERY_S))
+        self.rate = 0.0
+        self._reload(rng)
+
+    def _kill(self, rng: random.Random) -> None:
+        self.killed_at = math.inf  # a request may begin while it dies
+        self.served.kill()
+        self.killed_at = time.monotonic()
+        time.sleep(rng.choice((0.0, 0.5)))
+        self.served.start()
+
+    def _terminate(self, _: random.Random) -> None:
+        self.served.terminate()
+        self.served.start()
+
+    def _reload(self, rng: random.Random) -> None:
+        answer = self.served.ask("reload", environ=self.served.environ | {
+            "S3DAEMON_BWLIMIT": rng.choice(("0", "1G")), "S3DAEMON_MAX_CONNECTIONS": rng.choice(("12", "25")),
+        })  # fmt: skip
+        assert "applied" in answer, answer
+
+    def _outage(self, rng: random.Random) -> None:
+        self.between.refuse()
+        time.sleep(rng.uniform(0.5, 8))
+        self.between.open()
+
+    def _hold(self, rng: random.Random) -> None:
+        self.refusing_keys = True
+        time.sleep(rng.uniform(1, 4))
+        self.refusing_keys = False
+        self._reload(rng)
+
+    def _calm(self, _: random.Random) -> None:
+        self.rate = 0.0
+
+    def _rough(self, rng: random.Random) -> None:
+        self.rate = rng.choice((0.02, 0.1, 0.4))
+
+    def audit(self) -> dict[str, Any]:
+        """Every object against what was sent; the figures."""
+        self.served.wait_idle(timeout=300)
+        left = self.served.queue()
+        lost, torn = list[str](), list[str]()
+        keys = [key for key in (*self.keys, *self.again) if key.contents]
+        with ThreadPoolExecutor(8) as pool:
+            for key, found in zip(keys, pool.map(self.found, keys), strict=True):
+                if found and found not in key.contents:
+                    torn.append(key.name)
+                elif found not in key.contents[max(key.accepted, 0) :] and key.accepted >= 0:
+                    lost.append(key.name)
+        records = [record for record in self.served.records() if record.outcome == "stored"]
+        unrecorded = {key.name for key in keys if key.accepted >= 0} - {record.key for record in records}
+        whole = self.between.whole.total()
+        return {
+            **self.counts,
+            "answers": dict(self.answers),
+            "faults": self.faults.total(),
+            "faults_by_kind": dict(sorted(self.faults.items())),
+            "attempts": sum(record.attempts for record in records),
+            "most_attempts": max(record.attempts for record in records),
+            "puts_whole_at_the_store": whole,
+            "lost": lost,
+            "torn": torn,
+            "false": self.false,
+            "left_in_the_queue": [row["destination"] for row in left],
+            "without_a_record": sorted(unrecorded),
+        }
+
+
+def _word(text: str) -> str:
+    return text.removeprefix("send: ").partition(":")[0].strip().lower()
+
+
+def run(minutes: float, seed: int, note: Callable[[str], None]) -> dict[str, Any]:
+    """One soak: its figures."""
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3daemon-soak-")))
+        for name in ("store", "files"):
+            (folder / name).mkdir()
+        store = stack.enter_context(seaweed(folder / "store"))
+        between, through = stack.enter_context(proxy(store))
+        served = stack.enter_context(daemon(folder / "state", through, activated=True, keeping=True, **LIMITS))
+        soak = Soak(served, between, store, folder / "files", seed)
+        stack.callback(soak.client.close)
+        until = time.monotonic() + 60 * minutes
+        sending = threading.Thread(target=soak.exposures, args=(until,), name="exposures")
+        sending.start()
+        try:
+            soak.weather(until)  # in this thread: what it starts lives as long as the thread does
+        finally:
+            between.open()
+            sending.join()
+        note(f"{soak.counts['transfers']} transfers sent; the audit begins")
+        return {"minutes": minutes, "seed": seed} | soak.audit()
+
+
+def main() -> int:
+    """Run it; the exit status."""
+    parser = argparse.ArgumentParser(description="A soak with faults, kills and reloads, and an audit.")
+    parser.add_argument("--minutes", type=float, default=10.0)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--json", type=Path, help="where to write the figures too")
+    args = parser.parse_args()
+    figures = run(args.minutes, args.seed, lambda text: print(text, flush=True))
+    wrong = [name for name in ("lost", "torn", "false", "left_in_the_queue", "without_a_record") if figures[name]]
+    text = json.dumps(figures, indent=1)
+    if args.json:
+        args.json.write_text(text)
+    print(text)
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,109 @@
+"""`journalctl -x` under a real systemd explains what the daemon has to say, and each event is one entry; `s3daemon
+status` there tells root, and nobody else, how things are."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from lab.box import Box
+from lab.env import TREE
+from lab.flaky import Fault, FlakyS3
+from lab.installed import Service, installed, until, write_file
+
+from s3daemon.model.kinds import MessageId
+
+STATE = "/var/lib/s3daemon"
+ABSENT = "127.0.0.9"
+SUBJECTS = dict(re.findall(r"^-- (\w{32})\nSubject: (.+)$", (TREE / "systemd/s3daemon.catalog").read_text(), re.M))
+
+
+@pytest.fixture
+def service(box: Box, s3: FlakyS3) -> Iterator[Service]:
+    """Serves, with a spool on a disk of 1 MB and a store of two receivers, one of which is not there."""
+    with installed(box) as service:
+        named = replace(s3.server, url=s3.server.url.replace("127.0.0.1", "localhost"))
+        limits = {"S3DAEMON_WAIT_LIMIT": "500ms", "S3DAEMON_ALLOWED_BUCKETS": "bucket"}
+        service.configure(named, S3DAEMON_RECEIVERS=f"127.0.0.1,{ABSENT}", **limits)
+        write_file(box, "/data/f.fits", b"content")
+        box.exec("mkdir", "-p", STATE)
+        box.exec("mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "spool", STATE)
+        try:
+            service.systemctl("start", service.door, service.unit)
+            yield service
+        finally:
+            service.systemctl("stop", service.door, service.unit)
+            box.exec("umount", STATE)
+            service.stop()
+
+
+def entries(service: Service, kind: MessageId, count: int) -> list[str]:
+    """The messages of a kind since the service started, once there are so many."""
+    began = service.show("InvocationID")
+    match = f"MESSAGE_ID={kind.value}", f"_SYSTEMD_INVOCATION_ID={began}"
+    found = until(lambda: service.journal(*match), lambda found: len(found) >= count, f"{count} {kind.name}")
+    return [entry["MESSAGE"] for entry in found]
+
+
+def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS3) -> None:
+    box = service.box
+    assert service.send("/data/f.fits", "any/bucket/stored").returncode == 0
+    assert "NotAllowed" in service.send("/data/f.fits", "any/foreign/f", check=False).stderr
+    (aside,) = entries(service, MessageId.RECEIVER_ASIDE, 1)
+    assert aside == f"receiver {ABSENT} is left aside: no connection"
+
+    s3.refuse()
+    told = service.send("/data/f.fits", "any/bucket/deferred", check=False).stderr
+    assert "is kept and being tried" in told
+    (deferred,) = entries(service, MessageId.DEFERRED, 1)
+    assert deferred.startswith("bucket/deferred deferred, its client was told that it is kept; the last error: ")
+    s3.open()
+    until(lambda: len(s3.puts), lambda count: count == 2, "arrival of what was deferred")
+
+    s3.faults[Fault.KEY_UNKNOWN] = 1.0
+    assert "InvalidAccessKeyId" in service.send("/data/f.fits", "any/bucket/held", check=False).stderr
+    (held,) = entries(service, MessageId.HELD, 1)
+    assert held.startswith("the queue is held: InvalidAccessKeyId: the store answered 403: who?")
+    status = box.exec("s3daemon", "status", check=False).stdout
+    assert "\nHELD: InvalidAccessKeyId" in status
+    assert "left aside" in status
+    s3.faults.clear()
+    service.systemctl("reload", service.unit)
+
+    filler = f"{STATE}/filler"
+
+    def crowded() -> str:
+        # Its write-ahead log has room of its own for some, and gives it back.
+        box.exec("sh", "-c", f"cat /dev/zero >>{filler}", check=False)
+        return service.send("/data/f.fits", "any/bucket/refused", check=False).stderr
+
+    assert "SpoolFull" in until(crowded, bool, "refusal on a full disk")
+    box.exec("rm", filler)
+    assert service.send("/data/f.fits", "any/bucket/again").returncode == 0
+    over = entries(service, MessageId.SPOOL_WRITABLE, 1)
+    assert len(entries(service, MessageId.SPOOL_FULL, 1)) == len(over)
+    assert len(entries(service, MessageId.REFUSED, 1)) == 1
+    stored = [text for text in entries(service, MessageId.RECORD, 4) if " stored, " in text]
+
+    explained = box.exec("journalctl", "-x", "-u", service.unit, "--no-pager").stdout
+    for kind in MessageId:
+        assert f"Subject: {SUBJECTS[kind]}" in explained
+    notices = box.exec("journalctl", "-u", service.unit, "-p", "notice..notice", "-o", "cat").stdout
+    assert "deferred, its client" in notices
+    assert "can be written again" in notices
+
+    answer = json.loads(box.exec("s3daemon", "status", "--json").stdout)
+    assert answer["state"] == "ok"
+    assert [(e["name"], e["stored"]) for e in answer["exposures"]] == [("bucket/", len(stored))]
+    assert "LAST EXPOSURES" in box.exec("s3daemon", "status").stdout
+    asked = box.exec("runuser", "-u", "nobody", "--", "s3daemon", "status", check=False)
+    assert (asked.returncode, asked.stdout) == (1, "")
+    assert asked.stderr.startswith("NotPermitted: ")
+
+
+def test_the_catalog_refers_to_no_field() -> None:
+    """journalctl prints `@S3DAEMON_KEY@` as it stands, for the digit in it."""
+    assert "@" not in (TREE / "systemd/s3daemon.catalog").read_text()

@@ -1,0 +1,219 @@
+"""`s3daemon report` reads what it is told to, shows what is asked for, and tells what it could not read."""
+
+import argparse
+import io
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from lab.env import TREE, clean_env
+from lab.records import START_USEC, failed, line, record
+
+from s3daemon.commands.report import command as report
+
+SECOND = 1_000_000
+NIGHT = [
+    line(record(1, total_usec=8 * SECOND), "node1"),
+    line(record(2, tags=("exposure-2",), bucket="log", key="day/x", start_usec=START_USEC + 60 * SECOND), "node2"),
+    line(failed(3, start_usec=START_USEC + 90 * SECOND, tags=("exposure-2",)), "node2"),
+]
+
+
+class Terminal(io.StringIO):
+    """Standard error as a terminal shows it."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    report.configure(parser)
+    return parser.parse_args(words)
+
+
+def run(*words: str, given: Sequence[bytes] = NIGHT, err: io.StringIO | None = None) -> tuple[int, str, str]:
+    out, err = io.StringIO(), err or io.StringIO()
+    status = report.main(parsed("--stdin", "--utc", *words), {}, out=out, err=err, stdin=given)
+    return status, out.getvalue(), err.getvalue()
+
+
+def test_text() -> None:
+    """Without options it is text for people, which ends with where to look for what is pending."""
+    status, out, err = run()
+    assert (status, err) == (0, "")
+    assert out.startswith("3 transfers: 2 stored, 1 FAILED\n")
+    assert "over the limit of 7 s: 1 " in out
+    assert "FIRST REQUEST" not in out
+    assert out.endswith("\nWhat is pending has no record yet: s3daemon queue\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "stored", "lost"),
+    [
+        (["--bucket", "log"], 1, 0),
+        (["--bucket", "log", "--bucket", "raw"], 2, 1),
+        (["--prefix", "night/"], 1, 1),
+        (["--tag", "exposure-2"], 1, 1),
+        (["--host", "node2"], 1, 1),
+        (["--unit", "s3daemon"], 0, 0),
+        (["--since", "2026-11-23 02:14"], 1, 1),
+        (["--until", "2026-11-23 02:14 UTC"], 1, 0),
+        (["-S", "@1795400059", "-U", "@1795400062"], 1, 0),
+        (["--since", "2026-11-23 03:14:30 +01:00"], 0, 1),
+    ],
+)
+def test_selection(words: list[str], stored: int, lost: int) -> None:
+    """Each option narrows the report as it says."""
+    status, out, _ = run("--json", *words)
+    found = json.loads(out)
+    assert (status, found["stored"], found["failed"]) == (0, stored, lost)
+
+
+def test_relative_times_are_taken_as_journalctl_takes_them() -> None:
+    """`--since -2h` is a time, not an option."""
+    assert parsed("--since", "-2h", "-U", "-1min").since == "-2h"
+    assert run("--json", "--since", "-2h")[0] == 0
+
+
+def test_unit_names_have_a_suffix_or_not() -> None:
+    """Units are named as on systemctl's command line."""
+    given = [line(record(1), _SYSTEMD_UNIT="s3daemon@15556.service"), line(record(2), _SYSTEMD_UNIT="s3daemon.service")]
+    for name in ("s3daemon@15556", "s3daemon@15556.service"):
+        assert json.loads(run("--json", "--unit", name, given=given)[1])["stored"] == 1
+
+
+def test_by_and_limits() -> None:
+    """Groups and limits are those that were asked for, in text and in JSON."""
+    _, out, _ = run("--by", "tag", "--limit", "500ms", "--late", "5s")
+    assert "over the limit of 0.5 s: 1 " in out
+    (row,) = (text.split() for text in out.splitlines() if text.startswith("exposure-1 "))
+    assert row[1:] == [
+        "2026-11-23",
+        "02:13:20",
+        "02:13:28",
+        "8.000",
+        "s",
+        "1",
+        "0",
+        "8",
+        "MB",
+        "8.000",
+        "s",
+        "1",
+        "LATE",
+    ]
+    found = json.loads(run("--by", "host", "--json")[1])
+    assert [(group["name"], group["failed"]) for group in found["groups"]] == [("node1", 0), ("node2", 1)]
+
+
+def test_csv() -> None:
+    """A line for each transfer or for each group, also when a picture is drawn beside it."""
+    assert run("--csv")[1].count("\n") == 4
+    assert run("--csv", "--by", "tag")[1].splitlines()[1].startswith("exposure-1,")
+
+
+def test_chart_in_text() -> None:
+    """`--plot` without a file puts charts below the text, by tag though no table of tags was asked for."""
+    _, out, _ = run("--plot")
+    assert "HOW LONG 2 stored transfers took" in out
+    assert "TIME TO THE LAST OBJECT by tag" in out
+    assert "FIRST REQUEST" not in out
+
+
+def test_plot_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`--plot FILE` draws, and the table is shown as without it."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+    plain = run("--csv")
+    assert run("--csv", "--plot", str(tmp_path / "n.PNG")) == plain
+    assert (tmp_path / "n.PNG").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        (["--plot", "night.pdf"], "BadRequest: --plot takes a file that ends in .png or .svg"),
+        (["--plot", "--json"], "BadRequest: --json and --csv go with --plot FILE"),
+        (["--since", "today", "--until", "yesterday"], "BadRequest: --since is later than --until"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_before_reading(words: list[str], text: str) -> None:
+    """A request that cannot be met is refused at once, not after a long read."""
+    unread = iter(NIGHT)
+    status, out, err = run(*words, given=unread)  # type: ignore[arg-type] # an iterator shows what was taken
+    assert (status, out) == (1, "")
+    assert err.startswith(text)
+    assert err.count("\n") == 1
+    assert next(unread) == NIGHT[0]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--since", "soon"], ["--limit", "fast"], ["--limit", "0"], ["--late", "31d"], ["--by", "colour"],
+     ["--json", "--csv"], ["--stdin", "--file", "x"]],
+)  # fmt: skip
+def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Options that are not understood are a usage error with a reason."""
+    with pytest.raises(SystemExit) as ended:
+        parsed(*words)
+    assert ended.value.code == 2
+    assert words[0] in capsys.readouterr().err
+
+
+def test_nothing_to_read_is_no_empty_report(tmp_path: Path) -> None:
+    """No input, no journal file, no such place: an error and no report."""
+    assert run(given=[])[:2] == (1, "")
+    out, err = io.StringIO(), io.StringIO()
+    for place, code in ((tmp_path, "NoJournal"), (tmp_path / "gone", "NoSuchFile")):
+        assert report.main(parsed("--file", str(place)), {}, out=out, err=err) == 1
+        assert err.getvalue().splitlines()[-1].startswith(code)
+    assert out.getvalue() == ""
+
+
+def test_nothing_happened() -> None:
+    """A journal without transfers in the time asked about says so; for programs it is an empty report."""
+    words = ("--since", "2026-11-24", "--until", "2026-11-25")
+    said = "no transfer was recorded since 2026-11-24 00:00:00 until 2026-11-25 00:00:00\n"
+    assert run(*words) == (0, "", said)
+    status, out, err = run("--json", *words)
+    assert (status, json.loads(out)["transfers"], err) == (0, 0, said)
+
+
+def test_what_was_left_out_is_told() -> None:
+    """Cut lines and unreadable records are told beside the report."""
+    cut = json.loads(NIGHT[1])
+    cut["S3DAEMON_KEY"] = None
+    status, out, err = run(given=[NIGHT[0], json.dumps(cut).encode(), NIGHT[2][:50]])
+    assert (status, out.splitlines()[0]) == (0, "1 transfer: 1 stored, none failed")
+    assert "note: 1 of 3 lines" in err
+    assert "records left out, cut (journalctl --all?) or of another version: 1" in err
+
+
+def test_progress() -> None:
+    """A long read shows on a terminal how far it is, and clears the line at the end; a file gets nothing of it."""
+    given = [line(record(n)) for n in range(1000)]
+    ticks = iter(range(100_000))
+    args, err = parsed("--stdin", "--csv"), Terminal()
+    assert report.main(args, {}, out=io.StringIO(), err=err, stdin=given, clock=lambda: next(ticks)) == 0
+    shown = err.getvalue()
+    assert "\r500 records read" in shown
+    assert shown.endswith("\r\x1b[K")
+    assert run(given=given)[2] == ""
+
+
+def test_command_line() -> None:
+    """The command is there under its name, reads standard input, and a closed pipe is no traceback."""
+    command = [sys.executable, "-m", "s3daemon", "report", "--stdin", "--by", "tag"]
+    done = subprocess.run(
+        command, cwd=TREE, env=clean_env(TZ="Asia/Tokyo"), input=b"".join(NIGHT), capture_output=True, check=True
+    )
+    assert b"from 2026-11-23 11:13:20 to 2026-11-23 11:14:50 JST; hosts node1, node2" in done.stdout
+    assert done.stderr == b""
+    helped = subprocess.run(
+        [*command[:4], "--help"], cwd=TREE, env=clean_env(), capture_output=True, text=True, check=True
+    )
+    assert "--since" in helped.stdout

@@ -1,0 +1,148 @@
+"""The picture has what the figures have, and every kind of night can be drawn.
+
+What it looks like was looked at; here its parts are counted.
+"""
+
+import html
+import re
+import sys
+from datetime import UTC
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lab.records import START_USEC, failed, record
+
+from s3daemon.commands.report import plot as report_plot
+from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.stats import Report
+from s3daemon.errors import S3daemonError
+from s3daemon.model.record import TransferRecord
+
+SECOND = 1_000_000
+
+
+def report(*records: TransferRecord) -> Report:
+    sightings = [Sighting(made, "node1") for made in sorted(records, key=lambda made: made.start_usec)]
+    return Report.of(sightings, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag")
+
+
+def night(exposures: int) -> Report:
+    """Exposures of four files each, one of which is over its limit, one late, one with a failure."""
+    made = []
+    for number in range(exposures * 4):
+        exposure = number // 4
+        usec = {5: 8 * SECOND, 9: 14 * SECOND}.get(number, SECOND // 3 + number % 7 * 100_000)
+        start_usec = START_USEC + exposure * 40 * SECOND + number
+        what: dict[str, Any] = {"tags": (f"exposure_{exposure:05}",), "start_usec": start_usec, "total_usec": usec}
+        made.append(failed(number, **what) if number == 3 else record(number, attempts=1 + (number == 9), **what))
+    return report(*made)
+
+
+def pixels(path: Path) -> Any:
+    from matplotlib import image
+
+    return image.imread(path)
+
+
+def texts(path: Path) -> str:
+    """What an SVG says: matplotlib draws letters as outlines and leaves the text as a comment."""
+    return html.unescape("\n".join(re.findall("<!-- (.*?) -->", path.read_text(), re.S)))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Matplotlib keeps its list of fonts in the home directory, which the test run has none of."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path_factory.getbasetemp() / "matplotlib"))
+
+
+def test_png(tmp_path: Path) -> None:
+    """A PNG is written whose three charts carry the colours of what is within and beyond its limit."""
+    report_plot.save(night(5), tmp_path / "n.png", UTC)
+    picture = pixels(tmp_path / "n.png")
+    height, width, _ = picture.shape
+    assert (width, height) == (1430, 1320)
+    thirds = [picture[height * n // 3 : height * (n + 1) // 3, :, :3] for n in range(3)]
+    blue, vermillion, sky = (0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0x56, 0xB4, 0xE9)
+
+    def has(third: Any, colour: tuple[int, int, int]) -> int:
+        return int((abs(third * 255 - colour).max(axis=2) < 1.5).sum())
+
+    assert has(thirds[0], blue) > 1000
+    assert has(thirds[0], vermillion) > 1000
+    assert has(thirds[1], vermillion) > 500
+    assert has(thirds[2], sky) > 1000
+    assert has(thirds[2], vermillion) > 1000
+
+
+def test_bars_are_as_high_as_the_report_says() -> None:
+    """Each group's bar is its time to the last object, in order, and the line of lateness is where it belongs."""
+    made = night(5)
+    _, _, groups = report_plot.drawn(made, UTC).axes
+    heights = [bar.get_height() for bar in groups.patches]
+    assert heights == [(group.figures.to_last_usec or 0) / 1e6 for group in made.groups]
+    assert max(heights) > 14
+    assert [line.get_ydata()[0] for line in groups.lines] == [10.0]
+
+
+def test_svg_says_what_is_shown(tmp_path: Path) -> None:
+    """Titles, limits, percentiles, exposures and failures are written in the picture."""
+    report_plot.save(night(5), tmp_path / "n.svg", UTC)
+    said = texts(tmp_path / "n.svg")
+    for text in (
+        "node1: 19 transfers stored, 1 failed, 152 MB; 2 over 7 s", "How long transfers took", "limit 7 s",
+        "p99 14.00 s",
+        "over the limit: 2", "at a later attempt: 1", "failed: 1", "Time to the last object, by tag", "late: 10 s",
+        "exposure_00002", "14 s", "1 failed", "time of request, from 2026-11-23 on, UTC",
+    ):  # fmt: skip
+        assert text in said
+
+
+def test_many_exposures_are_points(tmp_path: Path) -> None:
+    """Too many for bars with names, they are points over the time of the night, counted by kind."""
+    report_plot.save(night(500), tmp_path / "n.svg", UTC)
+    said = texts(tmp_path / "n.svg")
+    assert "in time: 498" in said
+    assert "late: 1" in said
+    assert "incomplete: 1" in said
+    assert "exposure_00002" not in said
+    assert (tmp_path / "n.svg").stat().st_size < 500_000
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        (record(1, tags=("$x_1^{$",)),),
+        (record(1, total_usec=0, upload_usec=0, queue_usec=0),),
+        (record(1, total_usec=604_800 * SECOND), record(2, total_usec=1)),
+        (record(1), failed(2, total_usec=0, tags=("none stored",))),
+        (record(1, tags=("\x1b[1m", "名前", "\udcff")),),
+        tuple(record(n, start_usec=START_USEC + n * 86_400 * SECOND) for n in range(40)),
+    ],
+    ids=["mathematics", "no time", "a week", "no object", "characters", "days"],
+)
+@pytest.mark.filterwarnings("ignore:Glyph .* missing")
+def test_odd_nights(records: tuple[TransferRecord, ...], tmp_path: Path) -> None:
+    """What a night may hold is drawn and breaks nothing."""
+    for name in ("n.png", "n.svg"):
+        report_plot.save(report(*records), tmp_path / name, UTC)
+        assert (tmp_path / name).stat().st_size > 10_000
+
+
+def test_what_cannot_be_drawn_is_an_error(tmp_path: Path) -> None:
+    """Nothing stored, and no place for the file, are each a line."""
+    with pytest.raises(S3daemonError) as caught:
+        report_plot.save(report(failed(1)), tmp_path / "n.png", UTC)
+    assert caught.value.code == "NothingStored"
+    with pytest.raises(S3daemonError, match="No such file or directory") as caught:
+        report_plot.save(report(record(1)), tmp_path / "nowhere" / "n.png", UTC)
+    assert caught.value.code == "NotWritable"
+
+
+def test_without_matplotlib(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the extra is not installed, the error says what to install."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(S3daemonError, match=r"s3daemon\[report\]") as caught:
+        report_plot.save(report(record(1)), tmp_path / "n.png", UTC)
+    assert caught.value.code == "NoPlotting"

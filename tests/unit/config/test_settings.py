@@ -1,0 +1,263 @@
+"""Settings: every fault is told at once, no secret is ever shown, and the manuals list what the table holds."""
+
+from __future__ import annotations
+
+import subprocess
+import traceback
+from collections.abc import Callable
+from dataclasses import FrozenInstanceError, replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3daemon.config.environ import of_service
+from s3daemon.config.settings import RELOADABLE, VARIABLES, Settings, describe, differences, of_operator
+from s3daemon.errors import SettingsError
+
+TREE = Path(__file__).resolve().parents[3]
+SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, nobody's key
+GOOD = {
+    "S3_ENDPOINT_URL": "https://s3.example.org",
+    "AWS_ACCESS_KEY_ID": "AKID",
+    "AWS_SECRET_ACCESS_KEY": SECRET,
+    "STATE_DIRECTORY": "/var/lib/s3daemon",
+}
+
+
+def faults(environ: dict[str, str], **files: str) -> list[str]:
+    """The faults of an environment, each as its variable's name and its text."""
+    with pytest.raises(SettingsError) as caught:
+        Settings.from_environ(environ, read=reader(files))
+    return list(caught.value.faults)
+
+
+def reader(files: dict[str, str]) -> Callable[[Path], str]:
+    """Stand in for the file system; directories do not matter."""
+
+    def read(file: Path) -> str:
+        try:
+            return files[file.name]
+        except KeyError:
+            raise FileNotFoundError(2, "No such file or directory") from None
+
+    return read
+
+
+def test_the_least() -> None:
+    """Endpoint, keys and a state directory are enough; the rest has the defaults of the design."""
+    settings = Settings.from_environ(GOOD)
+    assert (settings.endpoint_url, settings.region, settings.ca_bundle) == ("https://s3.example.org", "us-east-1", "")
+    assert (settings.host, settings.port) == ("localhost", 15555)
+    assert (settings.max_connections, settings.max_clients) == (25, 1024)
+    times = [settings.connect_timeout_s, settings.stall_timeout_s, settings.wait_limit_s, settings.answer_timeout_s]
+    assert times == [5, 10, 30, 60]
+    assert [settings.retry_for_s, settings.keep_failed_s] == [7 * 86400, 7 * 86400]
+    assert [settings.drain_timeout_s, settings.keepalive_interval_s] == [20, 10]
+    assert (settings.bwlimit_bps, settings.congestion) == (0, "")
+    assert (settings.verify, settings.log_level, settings.state_dir) == ("auto", "info", "/var/lib/s3daemon")
+    assert settings.allowed_roots + settings.allowed_buckets + settings.allowed_users == ()
+
+
+def test_every_fault_at_once() -> None:
+    """One start shows all there is to mend, in the order of the table."""
+    found = faults(
+        {
+            "S3_ENDPOINT_URL": "s3.example.org",
+            "AWS_ACCESS_KEY_ID": "AKID",
+            "AWS_CA_BUNDLE": "/nowhere/ca.pem",
+            "S3DAEMON_PORT": "x",
+            "S3DAEMON_WAIT_LIMIT": "2h",
+            "S3DAEMON_MAX_CONECTIONS": "9",
+            "S3DAEMON_FOO_BAR_BAZ": "",
+        }
+    )
+    assert found == [
+        "S3_ENDPOINT_URL is 's3.example.org': " + "expected " + VARIABLES["endpoint_url"].kind.expected,
+        "AWS_CA_BUNDLE is '/nowhere/ca.pem': it cannot be read: No such file or directory",
+        "S3DAEMON_PORT is 'x': expected a number from 1 to 65535",
+        "S3DAEMON_WAIT_LIMIT is '2h': "
+        "expected a duration from 0s to 1h: a number of seconds, or one with ms, s, min, h or d",
+        "AWS_SECRET_ACCESS_KEY is not set, though the other of the two keys is",
+        "S3DAEMON_STATE_DIR is not set: a directory for accepted transfers; under systemd StateDirectory= sets it",
+        "S3DAEMON_FOO_BAR_BAZ is not a variable of s3daemon",
+        "S3DAEMON_MAX_CONECTIONS is not a variable of s3daemon: is S3DAEMON_MAX_CONNECTIONS meant?",
+    ]
+
+
+def test_nothing_is_set() -> None:
+    """An empty environment misses three things; an empty value is not set."""
+    names = [fault.split()[0] for fault in faults({})]
+    assert names == ["S3_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "S3DAEMON_STATE_DIR"]
+    assert faults(dict.fromkeys((v.name for v in VARIABLES.values()), "")) == faults({})
+
+
+def test_keys_that_do_not_go_together() -> None:
+    """A token needs keys, a profile its file; keys may be left to that file, by both or by none."""
+    keyless = {name: text for name, text in GOOD.items() if not name.startswith("AWS_")}
+    shared = {**keyless, "AWS_SHARED_CREDENTIALS_FILE": "/c/keys"}
+    assert Settings.from_environ(shared, read=reader({"keys": "[default]"})).access_key == ""
+    assert Settings.from_environ({**shared, "AWS_PROFILE": "p"}, read=reader({"keys": ""})).profile == "p"
+    assert "cannot be read" in faults(shared)[0]
+    assert [fault.split()[0] for fault in faults({**keyless, "AWS_SESSION_TOKEN": "t"})] == [
+        "AWS_ACCESS_KEY_ID",
+        "AWS_SESSION_TOKEN",
+    ]
+    assert faults({**GOOD, "AWS_PROFILE": "p"})[0].startswith("AWS_PROFILE is a section of the file")
+
+
+def test_receivers_need_a_name() -> None:
+    """TLS and the Host header go by the endpoint's name, which an address is not."""
+    receivers = {**GOOD, "S3DAEMON_RECEIVERS": "10.0.0.1"}
+    for url in ("http://10.0.0.9", "https://10.0.0.9:7480", "https://[2001:db8::1]"):
+        assert faults({**receivers, "S3_ENDPOINT_URL": url})[0].startswith("S3DAEMON_RECEIVERS")
+    for url in ("http://10.0.0.9.example.org", "https://s3:7480"):
+        assert Settings.from_environ({**receivers, "S3_ENDPOINT_URL": url}).receivers == ("10.0.0.1",)
+
+
+def test_systemd_credentials() -> None:
+    """Any variable may be a credential, so that no environment is needed; one in both places is a fault."""
+    files = {name.lower(): text + "\n" for name, text in GOOD.items()}
+    environ = {"CREDENTIALS_DIRECTORY": "/run/credentials/x", "STATE_DIRECTORY": "/var/lib/a:/var/lib/b"}
+    settings = Settings.from_environ(environ, read=reader(files))
+    assert (settings.endpoint_url, settings.secret_key) == (GOOD["S3_ENDPOINT_URL"], SECRET)
+    assert settings.state_dir == "/var/lib/a"
+    both = faults({**environ, "AWS_SECRET_ACCESS_KEY": "stale"}, **files)
+    assert both == ["AWS_SECRET_ACCESS_KEY is set in the environment and as a systemd credential: keep one"]
+    assert "line break" in faults(environ, **{**files, "aws_secret_access_key": f"{SECRET}\n\n"})[0]
+
+
+def test_credentials_that_cannot_be_read() -> None:
+    """A credential that is there and cannot be read is no missing one."""
+
+    def read(file: Path) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(SettingsError, match=r"AWS_ACCESS_KEY_ID: the credential .* cannot be read: Permission denied"):
+        Settings.from_environ({"CREDENTIALS_DIRECTORY": "/c"}, read=read)
+
+
+def test_ca_bundle(tmp_path: Path) -> None:
+    """The bundle must hold a certificate; comments in any script are no matter."""
+    pem = tmp_path / "ca.pem"
+    key = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
+    files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(pem)]
+    subprocess.run([*key, "-subj", "/CN=test", *files], check=True, capture_output=True)
+    pem.write_text("# F\u0151tan\u00fas\u00edtv\u00e1ny\n" + pem.read_text())
+    assert Settings.from_environ({**GOOD, "AWS_CA_BUNDLE": str(pem)}).ca_bundle == str(pem)
+    cut = pem.read_text()[:200] + "\n-----END CERTIFICATE-----\n"
+    for content in ("", "no certificate", cut, (tmp_path / "key.pem").read_text()):
+        (fault,) = faults({**GOOD, "AWS_CA_BUNDLE": "/x/ca.pem"}, **{"ca.pem": content})
+        assert "no certificate" in fault
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+        Settings.from_environ({**GOOD, "AWS_CA_BUNDLE": str(tmp_path)})
+
+
+def test_made_in_code() -> None:
+    """Settings made without an environment are held to the same bounds, and cannot be changed."""
+    settings = Settings.from_environ(GOOD)
+    with pytest.raises(SettingsError) as caught:
+        replace(settings, port=0, secret_key="", host="", verify="maybe")
+    assert [fault.split()[0].strip(":") for fault in caught.value.faults] == [
+        "S3DAEMON_HOST", "S3DAEMON_PORT", "S3DAEMON_VERIFY", "AWS_SECRET_ACCESS_KEY",
+    ]  # fmt: skip
+    with pytest.raises(FrozenInstanceError):
+        settings.port = 1  # type: ignore[misc]
+
+
+def test_no_secret_is_shown() -> None:
+    """Not in a repr, and `secrets` lists what a log must not hold."""
+    settings = Settings.from_environ({**GOOD, "AWS_SESSION_TOKEN": "TOKEN"})
+    assert SECRET not in repr(settings)
+    assert "TOKEN" not in repr(settings)
+    assert "AKID" not in repr(settings)
+    assert settings.secrets() == (SECRET, "TOKEN")
+    assert Settings.from_environ(GOOD).secrets() == (SECRET,)
+
+
+@given(
+    st.sampled_from([v.name for v in VARIABLES.values()]),
+    st.sampled_from(["", " ", "x", "https://", "1", "/"]),
+    st.sampled_from(["\nAWS_SECRET_ACCESS_KEY=", "AWS_SECRET_ACCESS_KEY=", "\\AWS_SECRET_ACCESS_KEY="]),
+)
+def test_no_fault_shows_a_swallowed_secret(name: str, start: str, joint: str) -> None:
+    """An open quote or a backslash at a line's end puts the next line's secret into another's value."""
+    taken_at_its_word = {"AWS_SESSION_TOKEN", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE"}
+    lists = {"S3DAEMON_ALLOWED_ROOTS", "S3DAEMON_ALLOWED_BUCKETS", "S3DAEMON_ALLOWED_USERS", "S3DAEMON_STATE_DIR"}
+    try:
+        Settings.from_environ({**GOOD, name: f"{start}{joint}{SECRET}"})
+        told = ""
+    except SettingsError as exc:
+        told = "".join(traceback.format_exception(exc))
+    assert SECRET not in told
+    assert name in told or name in taken_at_its_word | lists
+
+
+@pytest.mark.parametrize("url", [f"https://user:{SECRET}@h", f"https://h?sig={SECRET}", f"user:{SECRET}@h"])
+def test_no_fault_shows_a_secret_in_a_url(url: str) -> None:
+    """A user's password in the endpoint is refused and not repeated."""
+    assert not any(SECRET in fault for fault in faults({**GOOD, "S3_ENDPOINT_URL": url}))
+    assert not any(SECRET in fault for fault in faults({**GOOD, "AWS_ACCESS_KEY_ID": f"a {SECRET}"}))
+
+
+def test_differences() -> None:
+    """A reload can tell what it put in force and what takes a restart."""
+    old = Settings.from_environ(GOOD)
+    new = replace(old, access_key="new", port=1, state_dir="/x", wait_limit_s=1)
+    applied, restart = differences(old, new)
+    assert applied == ["AWS_ACCESS_KEY_ID", "S3DAEMON_WAIT_LIMIT"]
+    assert restart == ["S3DAEMON_PORT", "S3DAEMON_STATE_DIR"]
+    assert differences(old, old) == ([], [])
+    assert VARIABLES.keys() - RELOADABLE == {"host", "port", "state_dir"}
+
+
+def test_what_a_reload_hands_over() -> None:
+    """The operator's variables go over the socket, misspelt ones too; systemd's stay as the daemon has them."""
+    environ = {**GOOD, "S3DAEMON_PROT": "1", "PATH": "/bin", "AWS_CONFIG_FILE": "/x", "CREDENTIALS_DIRECTORY": "/c"}
+    assert of_operator(environ).keys() == GOOD.keys() - {"STATE_DIRECTORY"} | {"S3DAEMON_PROT"}
+    assert of_service(environ) == {"STATE_DIRECTORY": "/var/lib/s3daemon", "CREDENTIALS_DIRECTORY": "/c"}
+
+
+def template() -> list[tuple[str, str, str]]:
+    """The name, value and comment of every setting in the template, whether commented out or not."""
+    lines = (TREE / "packaging/s3daemon.env").read_text().splitlines()
+    found = []
+    for above, line in pairwise(lines):
+        name, equals, text = line.removeprefix("#").partition("=")
+        if equals and name.replace("_", "").isalnum() and name.isupper() | name.startswith("S3"):
+            found.append((name, text, above.removeprefix("# ")))
+    return found
+
+
+def test_the_template_is_the_table() -> None:
+    """The template lists every variable with its default and meaning; what is not commented out is required."""
+    marks = {v.name: " (restart)" if v.restart else "" for v in VARIABLES.values()}
+    assert template() == [(row.name, row.default, row.meaning + marks[row.name]) for row in describe()]
+    text = (TREE / "packaging/s3daemon.env").read_text()
+    active = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert active == ["S3_ENDPOINT_URL=", "AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY="]
+
+
+def test_the_template_works() -> None:
+    """With every line's comment sign taken away and the three filled in, the settings are the defaults."""
+    environ = {name: text for name, text, _ in template()} | GOOD
+    assert Settings.from_environ(environ) == Settings.from_environ(GOOD)
+
+
+def readme_table() -> str:
+    """The table of variables as README.rst has it."""
+    rows = [("Variable", "Default", "Unit", "Meaning")]
+    rows += [(f"``{r.name}``", f"``{r.default}``" if r.default else "", r.unit, r.meaning) for r in describe()]
+    body = "".join("   * - " + "\n     - ".join(cells).replace("- \n", "-\n") + "\n" for cells in rows)
+    return f".. list-table::\n   :header-rows: 1\n\n{body}"
+
+
+def test_the_readme_is_the_table() -> None:
+    """README.rst lists every variable; `python tests/test_settings.py` prints the table that belongs there."""
+    assert readme_table() in (TREE / "README.rst").read_text()
+
+
+if __name__ == "__main__":
+    print(readme_table())

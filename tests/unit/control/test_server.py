@@ -1,0 +1,255 @@
+"""The control socket: operators' commands are answered in private, and nothing they send stops or slows the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from s3daemon.control.server import MAX_REQUEST, ControlServer, Handler, control_path
+from s3daemon.errors import S3daemonError, SettingsError, StartError
+from s3daemon.ingress.peer import peer_uid
+
+SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, nobody's key
+
+
+async def echo(request: Mapping[str, object]) -> Mapping[str, object]:
+    """Answer with the request."""
+    return {"got": dict(request)}
+
+
+def served(path: Path, handlers: Mapping[str, Handler], client: Callable[[], Awaitable[Any]], **options: Any) -> Any:
+    """Run `client` while the server runs; what it returned."""
+
+    async def run() -> Any:
+        server = ControlServer(path, handlers, **options)
+        await server.start()
+        try:
+            async with asyncio.timeout(20):
+                return await client()
+        finally:
+            await server.close()
+
+    return asyncio.run(run())
+
+
+async def exchange(path: Path, sent: bytes, *, half_close: bool = True) -> list[dict[str, Any]]:
+    """Everything that is answered to some bytes."""
+    reader, writer = await asyncio.open_unix_connection(path, limit=1 << 24)
+    writer.write(sent)
+    if half_close:
+        writer.write_eof()
+    answers = [json.loads(line) for line in (await reader.read()).splitlines()]
+    writer.close()
+    return answers
+
+
+def test_answers_one_request_after_another(tmp_path: Path) -> None:
+    """A connection serves as many requests as come."""
+    path = tmp_path / "control"
+    sent = b'{"command": "echo", "a": [1]}\n{"command": "echo"}\n'
+    answers = served(path, {"echo": echo}, lambda: exchange(path, sent))
+    assert answers == [{"ok": True, "got": {"a": [1]}}, {"ok": True, "got": {}}]
+
+
+@pytest.mark.parametrize(
+    ("sent", "text"),
+    [
+        (b"\n", "not a JSON object"),
+        (b"[]\n", "not a JSON object"),
+        (b"\xff\n", "not a JSON object"),
+        (b"[" * 100_000 + b"\n", "not a JSON object"),
+        (b'{"command": "echo"}', "not a JSON object and LF"),
+        (b'{"command": "x\\u0007"}\n', "does not know the command 'x\\x07'"),
+        (b'{"command": ["echo"]}\n', "does not know"),
+        (b"{}\n", "does not know the command ''"),
+        (b"x" * (3 * MAX_REQUEST), f"at most {MAX_REQUEST} bytes"),
+    ],
+)
+def test_refuses_what_is_no_request(tmp_path: Path, sent: bytes, text: str) -> None:
+    """Each with one answer that says why."""
+    path = tmp_path / "control"
+    answer = served(path, {"echo": echo}, lambda: exchange(path, sent))[0]
+    assert (answer["ok"], answer["code"]) == (False, "BadRequest")
+    assert text in answer["text"]
+
+
+def test_tells_errors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An error on purpose is told with its code, a bug by its name, and no log quotes a request."""
+
+    async def refuse(request: Mapping[str, object]) -> Mapping[str, object]:
+        raise S3daemonError("NoSuchTransfer", "no\nsuch")
+
+    async def doubt(request: Mapping[str, object]) -> Mapping[str, object]:
+        raise SettingsError(["a is bad", "b is worse"])
+
+    async def fail(request: Mapping[str, object]) -> Mapping[str, object]:
+        raise KeyError(request["secret"])
+
+    path = tmp_path / "control"
+    handlers = {"refuse": refuse, "doubt": doubt, "fail": fail, "echo": echo}
+    commands = [{"command": "refuse"}, {"command": "doubt"}, {"command": "fail", "secret": SECRET}, {"command": "echo"}]
+    sent = b"".join(json.dumps(command).encode() + b"\n" for command in commands)
+    answers = served(path, handlers, lambda: exchange(path, sent))
+    assert answers == [
+        {"ok": False, "code": "NoSuchTransfer", "text": "no\\nsuch"},
+        {"ok": False, "code": "BadSettings", "text": "a is bad; b is worse", "faults": ["a is bad", "b is worse"]},
+        {"ok": False, "code": "Internal", "text": "a bug in the daemon: KeyError; its journal says where"},
+        {"ok": True, "got": {}},
+    ]
+    assert "the command fail met a bug: KeyError" in caplog.text
+    assert "in fail" in caplog.text
+    assert SECRET not in caplog.text
+
+
+def test_an_answer_that_cannot_be_encoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It ends its connection and is logged; the next is served."""
+
+    async def odd(request: Mapping[str, object]) -> Mapping[str, object]:
+        return {"what": object()}
+
+    path = tmp_path / "control"
+
+    async def client() -> list[dict[str, Any]]:
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b'{"command": "odd"}\n')
+        assert not (await reader.read()).endswith(b"\n")
+        writer.close()
+        return await exchange(path, b'{"command": "echo"}\n')
+
+    assert served(path, {"odd": odd, "echo": echo}, client) == [{"ok": True, "got": {}}]
+    assert "an answer met a bug: TypeError" in caplog.text
+
+
+@pytest.mark.parametrize("count", [0, 1, 256, 257, 10_000])
+def test_iterators_go_out_in_slices(tmp_path: Path, count: int) -> None:
+    """They arrive as one array, and the event loop runs between the slices."""
+    turns = 0
+    path = tmp_path / "control"
+
+    async def rows(request: Mapping[str, object]) -> Mapping[str, object]:
+        return {"before": 1, "rows": ({"n": n} for n in range(count)), "after": 2}
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async def client() -> list[dict[str, Any]]:
+        task = asyncio.create_task(others())
+        answers = await exchange(path, b'{"command": "rows"}\n')
+        task.cancel()
+        return answers
+
+    (answer,) = served(path, {"rows": rows}, client)
+    assert answer == {"ok": True, "before": 1, "rows": [{"n": n} for n in range(count)], "after": 2}
+    assert turns >= count // 256
+
+
+def test_is_private(tmp_path: Path) -> None:
+    """Mode 0600, and the peer is asked for: a stranger gets no further than a refusal."""
+    path = tmp_path / "control"
+    called: list[object] = []
+
+    async def secret(request: Mapping[str, object]) -> Mapping[str, object]:
+        called.append(request)
+        return {}
+
+    async def client() -> list[dict[str, Any]]:
+        assert path.stat().st_mode & 0o777 == 0o600
+        return await exchange(path, b'{"command": "secret"}\n', half_close=False)
+
+    (answer,) = served(path, {"secret": secret}, client, peer=lambda sock: os.geteuid() + 4711)
+    assert answer["code"] == "NotPermitted"
+    assert not called
+    sent = b'{"command": "secret"}\n'
+    for peer in (lambda _: 0, lambda _: os.geteuid()):
+        assert served(path, {"secret": secret}, lambda: exchange(path, sent), peer=peer)
+    assert len(called) == 2
+
+
+def test_the_kernel_knows_the_peer() -> None:
+    """The user is the kernel's word, not the peer's."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX)
+    with ours, theirs:
+        assert peer_uid(ours) == os.geteuid()
+
+
+def test_replaces_what_a_crash_left(tmp_path: Path) -> None:
+    """A dead socket is replaced, anything else is left alone; a closed server leaves nothing."""
+    path = tmp_path / "control"
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(os.fspath(path))
+    assert served(path, {"echo": echo}, lambda: exchange(path, b'{"command": "echo"}\n'))
+    assert not path.exists()
+    path.write_text("precious")
+    with pytest.raises(StartError, match=r"cannot listen on .*: Address already in use"):
+        served(path, {}, lambda: exchange(path, b""))
+    assert path.read_text() == "precious"
+    with pytest.raises(StartError, match=r"cannot listen on .*: No such file or directory"):
+        served(tmp_path / "no" / "control", {}, lambda: exchange(path, b""))
+
+
+def test_silence_ends(tmp_path: Path) -> None:
+    """A peer that says nothing, and one that does not read, are hung up on."""
+    path = tmp_path / "control"
+    asked = asyncio.Event()
+
+    async def endless(request: Mapping[str, object]) -> Mapping[str, object]:
+        asked.set()
+        return {"rows": ("x" * 1000 for _ in iter(int, 1))}
+
+    async def client() -> None:
+        reader, writer = await asyncio.open_unix_connection(path)
+        assert await reader.read() == b""
+        writer.close()
+        with socket.socket(socket.AF_UNIX) as deaf:
+            deaf.connect(os.fspath(path))
+            deaf.sendall(b'{"command": "endless"}\n')
+            # The server's tasks are all but this one; it is done with the peer when they are.
+            await asked.wait()
+            await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+
+    served(path, {"endless": endless}, client, idle_s=0.05)
+
+
+def test_close_ends_what_is_being_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A command that hangs does not hold up the daemon's end; its client sees a hang-up."""
+    path = tmp_path / "control"
+    started = asyncio.Event()
+
+    async def hang(request: Mapping[str, object]) -> Mapping[str, object]:
+        started.set()
+        await asyncio.Event().wait()
+        return {}
+
+    async def run() -> bytes:
+        server = ControlServer(path, {"hang": hang})
+        await server.start()
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b'{"command": "hang"}\n')
+        await started.wait()
+        await server.close()
+        await server.close()
+        answer = await reader.read()
+        writer.close()
+        return answer
+
+    with caplog.at_level(logging.DEBUG, "s3daemon"):
+        assert asyncio.run(asyncio.wait_for(run(), 20)) == b""
+    assert not caplog.records
+
+
+def test_where_the_daemon_listens() -> None:
+    """In systemd's runtime directory, else beside the spool."""
+    state = Path("/var/lib/x")
+    assert control_path({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, state) == Path("/run/x/control")
+    assert control_path({}, state) == Path("/var/lib/x/control")

@@ -1,0 +1,80 @@
+"""The pages for programs say what holds and nothing secret; health is bad exactly when deliveries stand still."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from s3daemon import __version__
+from s3daemon.config.settings import VARIABLES, Settings
+from s3daemon.http.metrics import LIVE, Metrics
+from s3daemon.http.pages import routes
+
+
+class FakeOperations:
+    """Says what it is told to."""
+
+    healthy = True
+
+    def line(self) -> str:
+        return "0 in flight"
+
+    async def status(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
+        return {"in_flight": 3, **arguments}
+
+
+class FakeRequest:
+    headers: Mapping[str, str] = {}
+
+
+SETTINGS = Settings(
+    endpoint_url="http://store", access_key="AKIDEXAMPLE", secret_key="hush-hush-key", session_token="hush-token",
+    state_dir="/nowhere", allowed_buckets=("a", "b"), shared_credentials_file="/etc/keys", profile="p",
+)  # fmt: skip
+
+
+def ask(path: str, operations: FakeOperations, settings: Settings = SETTINGS) -> Any:
+    async def main() -> Any:
+        asked: Any = operations
+        request: Any = FakeRequest()
+        return await routes(lambda: settings, asked, Metrics(lambda: dict.fromkeys(LIVE, 0.0)))[path](request)
+
+    return asyncio.run(main())
+
+
+def test_version_has_the_settings_but_no_secret() -> None:
+    response = ask("/version", FakeOperations())
+    members = json.loads(response.text)
+    assert members["version"] == __version__
+    assert members["settings"]["S3DAEMON_ALLOWED_BUCKETS"] == ["a", "b"]
+    assert members["settings"].keys() == {v.name for v in VARIABLES.values() if not v.secret}
+    assert "hush" not in response.text
+    assert "AKIDEXAMPLE" not in response.text
+
+
+def test_version_shows_no_swallowed_secret() -> None:
+    """A list takes any word, and so the next line of a file in which a quote is left open."""
+    swallowed = replace(SETTINGS, allowed_buckets=("a\nAWS_SECRET_ACCESS_KEY=hush",))
+    text = ask("/version", FakeOperations(), swallowed).text
+    assert "hush" not in text
+    assert "S3DAEMON_ALLOWED_BUCKETS" not in text
+
+
+@pytest.mark.parametrize(("healthy", "status"), [(True, 200), (False, 503)])
+def test_health_is_a_status_and_a_line(healthy: bool, status: int) -> None:
+    operations = FakeOperations()
+    operations.healthy = healthy
+    response = ask("/healthz", operations)
+    assert (response.status, response.text, response.content_type) == (status, "0 in flight\n", "text/plain")
+
+
+def test_status_and_metrics() -> None:
+    assert json.loads(ask("/status.json", FakeOperations()).text) == {"in_flight": 3}
+    response = ask("/metrics", FakeOperations())
+    assert response.content_type == "text/plain"
+    assert b"\ns3daemon_pending 0.0\n" in response.body

@@ -1,0 +1,389 @@
+"""The HTTP door over a Unix socket, with stand-ins for what it serves: what clients get, how little they can take."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+import s3daemon.http.server
+from s3daemon.config.settings import Settings
+from s3daemon.http.form import MAX_FORM, Answer, Form
+from s3daemon.http.server import HttpDoor
+
+GET = b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n"
+HEAD = b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+POST = HEAD + b"4\r\n\r\nbody"
+
+
+class House:
+    """A door on a socket in a directory."""
+
+    def __init__(self, directory: Path, **changes: str) -> None:
+        environ = {
+            "S3_ENDPOINT_URL": "http://store",
+            "AWS_ACCESS_KEY_ID": "key",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+            "S3DAEMON_STATE_DIR": "/nowhere",
+        }
+        self.path = str(directory / "door")
+        self.listener = socket.socket(socket.AF_UNIX)
+        self.listener.bind(self.path)
+        self.listener.listen(100)
+        self.listener.setblocking(False)
+        self.now = 1000.0
+        self.acted, self.taken = list[bytes](), 0
+        self.go_on = asyncio.Event()
+        self.go_on.set()
+        settings = Settings.from_environ(environ | changes)
+        pages = {"/page": self.page, "/html": self.html, "/bug": self.bug, "/large": self.large}
+        self.actions = {"/act": self.act}
+        self.door = HttpDoor(settings, pages, self.actions, clock=lambda: self.now)
+        self.accepting = asyncio.create_task(self.door.accept(self.listener))
+
+    async def page(self, _: web.BaseRequest) -> web.Response:
+        return web.Response(text="a page")
+
+    async def html(self, _: web.BaseRequest) -> web.Response:
+        return web.Response(text="<script>1</script>", content_type="text/html")
+
+    async def bug(self, _: web.BaseRequest) -> web.Response:
+        raise ValueError("something secret")
+
+    async def large(self, _: web.BaseRequest) -> web.Response:
+        return web.Response(body=bytes(10_000_000))
+
+    async def act(self, form: Form) -> Answer:
+        self.acted.append(form.body)
+        await self.go_on.wait()
+        return Answer(HTTPStatus.OK, "done", taken=self.took)
+
+    def took(self) -> None:
+        self.taken += 1
+
+    async def close(self) -> None:
+        self.accepting.cancel()
+        self.go_on.set()
+        await self.door.stop_reading()
+        await self.door.leave()
+        self.listener.close()
+
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_unix_connection(self.path)
+
+    async def say(self, data: bytes) -> bytes:
+        """Send `data`, read to the end."""
+        reader, writer = await self.connect()
+        writer.write(data)
+        try:
+            return await reader.read()
+        except ConnectionError:
+            return b"reset"
+        finally:
+            writer.close()
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a test with a House; limits are short, and nothing may be left to the loop."""
+    for name in ("READ_LIMIT_S", "REPLY_LIMIT_S", "LAST_WORDS_S"):
+        monkeypatch.setattr(s3daemon.http.server, name, 0.3)
+
+    def run(test: Callable[[House], Awaitable[None]], **changes: str) -> None:
+        stray: list[dict[str, Any]] = []
+
+        async def main() -> None:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
+            made = House(tmp_path, **changes)
+            try:
+                async with asyncio.timeout(20):
+                    await test(made)
+            finally:
+                await made.close()
+            assert made.door.clients == 0
+
+        asyncio.run(main())
+        assert stray == []
+
+    return run
+
+
+def status(answer: bytes) -> int:
+    return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else 0
+
+
+def test_a_page(house: Run) -> None:
+    """One request a connection; every answer says that it is nobody else's business."""
+
+    async def test(house: House) -> None:
+        answer = await house.say(GET * 3)
+        assert answer.count(b"HTTP/1.1 ") == 1
+        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert answer.endswith(b"\r\n\r\na page")
+        head = answer.partition(b"\r\n\r\n")[0].lower()
+        for line in (b"connection: close", b"cache-control: no-store", b"x-content-type-options: nosniff"):
+            assert line in head
+        assert b"access-control" not in head
+        assert b"python" not in head
+        head = await house.say(GET.replace(b"GET", b"HEAD"))
+        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert head.endswith(b"\r\n\r\n")
+
+    house(test)
+
+
+def test_html_has_a_policy_of_its_own(house: Run) -> None:
+    async def test(house: House) -> None:
+        answer = await house.say(GET.replace(b"/page", b"/html"))
+        assert b"Content-Security-Policy: default-src 'none'; script-src 'sha256-" in answer
+
+    house(test)
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        (b"GET /none", 404), (b"GET /", 404), (b"GET /page/", 404), (b"GET //page", 404), (b"GET /page?x=1", 200),
+        (b"GET http://localhost/page", 200), (b"POST /page", 405), (b"PUT /act", 405), (b"OPTIONS /act", 405),
+        (b"GET /act", 405), (b"DELETE /none", 404), (b"CONNECT localhost:80", 404),
+    ],
+)  # fmt: skip
+def test_paths_and_methods(house: Run, line: bytes, wanted: int) -> None:
+    async def test(house: House) -> None:
+        answer = await house.say(GET.replace(b"GET /page", line))
+        assert status(answer) == wanted
+        assert (b"\r\nAllow: " in answer) == (wanted == 405)
+        assert not house.acted
+
+    house(test)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"Host: evil.example", b"Host: localhost\r\nOrigin: null", b"Host: localhost\r\nSec-Fetch-Site: cross-site"],
+)
+def test_other_sites_are_refused(house: Run, caplog: pytest.LogCaptureFixture, header: bytes) -> None:
+    """403 before anything is looked at, for reads as for forms; the log tells of it, and not a thousand times."""
+
+    async def test(house: House) -> None:
+        for request in (GET, POST, POST, GET.replace(b"/page", b"/none")):
+            assert status(await house.say(request.replace(b"Host: localhost", header))) == 403
+        assert not house.acted
+        assert len(caplog.records) == 1
+        assert caplog.records[0].getMessage().startswith("refused GET /page over HTTP: ")
+        house.now += 60
+        await house.say(POST.replace(b"Host: localhost", header))
+        assert len(caplog.records) == 2
+
+    house(test)
+
+
+def test_the_names_of_the_door(house: Run) -> None:
+    async def test(house: House) -> None:
+        assert status(await house.say(GET.replace(b"localhost", b"node7:99"))) == 200
+
+    house(test, S3DAEMON_HTTP_NAMES="node7")
+
+
+def test_forms(house: Run) -> None:
+    """The body comes whole to what answers it, in one piece or in chunks; a client that took its answer is known to."""
+
+    async def test(house: House) -> None:
+        assert (await house.say(POST)).endswith(b'\r\n\r\n{"code": 200, "msg": "done", "task": null}')
+        chunked = HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\n")
+        assert status(await house.say(chunked + b"2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n")) == 200
+        assert house.acted == [b"body", b"body"]
+        await house.until(lambda: house.taken == 2)
+
+    house(test)
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
+def test_large_forms_are_refused(house: Run, declared: bool) -> None:
+    """400 with a reason, for somebody who sends a file instead of its name."""
+
+    async def test(house: House) -> None:
+        size = MAX_FORM + 1
+        request = HEAD + b"%d\r\n\r\n" % size + bytes(size)
+        if not declared:
+            head = HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\n")
+            request = head + b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n"
+        answer = await house.say(request)
+        assert status(answer) == 400
+        assert b"a file's path is wanted, not its content" in answer
+        assert not house.acted
+
+    house(test)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"", b"GET", GET[:-2], HEAD + b"5\r\n\r\nbody", b"\0\xff" * 100, b"nonsense\r\n\r\n", b"/f a/bucket/k\n",
+        b"GET / HTTP/1.1\r\nX: " + b"x" * 20_000, b"GET /" + b"x" * 20_000, GET[:-2] + b"X: y\r\n" * 5000,
+        HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\n") + b"zz\r\n",
+        HEAD + b"4\r\nContent-Length: 5\r\n\r\nbody",
+    ],
+    ids=["silent", "method", "half", "half a body", "binary", "nonsense", "the wire's", "long header", "long line",
+         "many headers", "bad chunk", "two lengths"],
+)  # fmt: skip
+def test_bad_clients_cost_a_bounded_time(house: Run, caplog: pytest.LogCaptureFixture, data: bytes) -> None:
+    """Whoever says nothing, or nothing that ends, or nothing that makes sense, is hung up on; the log is not filled."""
+
+    async def test(house: House) -> None:
+        answer = await house.say(data)
+        assert answer in (b"", b"reset") or status(answer) == 400, answer
+        await house.until(lambda: house.door.clients == 0)
+        assert status(await house.say(GET)) == 200
+
+    house(test)
+    assert caplog.records == []
+
+
+def test_who_does_not_take_its_answer_is_hung_up_on(house: Run) -> None:
+    """Ten megabytes are more than a socket's buffer holds."""
+
+    async def test(house: House) -> None:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(house.path)
+            client.sendall(GET.replace(b"/page", b"/large"))
+            await house.until(lambda: house.door.clients == 1)
+            await house.until(lambda: house.door.clients == 0)
+
+    house(test)
+
+
+def test_a_client_that_hangs_up_changes_nothing(house: Run) -> None:
+    """Its request is carried out, and keeps its slot meanwhile; its answer counts as not taken."""
+
+    async def test(house: House) -> None:
+        house.go_on.clear()
+        _, writer = await house.connect()
+        writer.write(POST)
+        await house.until(lambda: bool(house.acted))
+        writer.close()
+        await asyncio.sleep(0.05)
+        assert house.door.clients == 1
+        house.go_on.set()
+        await house.until(lambda: house.door.clients == 0)
+        assert house.taken == 0
+
+    house(test)
+
+
+def test_a_port_probe(house: Run) -> None:
+    async def test(house: House) -> None:
+        for _ in range(50):
+            _, writer = await house.connect()
+            writer.close()
+        assert status(await house.say(GET)) == 200
+
+    house(test)
+
+
+def test_more_clients_than_slots_wait(house: Run) -> None:
+    """They stay in the backlog until one is done."""
+
+    async def test(house: House) -> None:
+        house.go_on.clear()
+        asking = [asyncio.create_task(house.say(POST)) for _ in range(10)]
+        await house.until(lambda: len(house.acted) == 3)
+        await asyncio.sleep(0.05)
+        assert house.door.clients == len(house.acted) == 3
+        house.go_on.set()
+        assert {status(await one) for one in asking} == {200}
+
+    house(test, S3DAEMON_MAX_CLIENTS="3")
+
+
+def test_a_bug_is_the_daemons(house: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """500, the log has the traceback, the client has not."""
+
+    async def test(house: House) -> None:
+        answer = await house.say(GET.replace(b"/page", b"/bug"))
+        assert status(answer) == 500
+        assert b"Internal: a bug in the daemon: ValueError" in answer
+        assert b"secret" not in answer
+
+    house(test)
+    assert "a bug while answering /bug" in caplog.text
+    assert "something secret" in caplog.text
+
+
+def test_stopping(house: Run) -> None:
+    """Who said nothing is hung up on, who has said half may say the rest, who waits has its answer."""
+
+    async def test(house: House) -> None:
+        house.go_on.clear()
+        waiting = asyncio.create_task(house.say(POST))
+        silent = asyncio.create_task(house.say(b""))
+        reader, writer = await house.connect()
+        writer.write(GET[:10])
+        await house.until(lambda: house.door.clients == 3)
+        house.accepting.cancel()
+        stopping = asyncio.create_task(house.door.stop_reading())
+        await asyncio.sleep(0.05)
+        writer.write(GET[10:])
+        assert status(await reader.read()) == 200
+        writer.close()
+        await stopping
+        assert await silent in (b"", b"reset")
+        assert not waiting.done()
+        leaving = asyncio.create_task(house.door.leave())
+        house.go_on.set()
+        await leaving
+        assert status(await waiting) == 200
+
+    house(test)
+
+
+def test_stopping_in_the_moment_of_a_request(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever has said all it had to say is no longer one that says nothing."""
+    monkeypatch.setattr(s3daemon.http.server, "LAST_WORDS_S", 0)
+
+    async def test(house: House) -> None:
+        before = house.act
+
+        async def act(form: Form) -> Answer:
+            await house.door.stop_reading()
+            await asyncio.sleep(0.05)  # else the answer is out before anything can be hung up on
+            return await before(form)
+
+        house.actions["/act"] = act
+        assert status(await house.say(POST)) == 200
+
+    house(test)
+
+
+def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
+    """Who is not served yet stays in the backlog, where the next process finds it."""
+
+    async def test(house: House) -> None:
+        for moments in range(10):
+            await asyncio.sleep(0)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(house.path)
+                client.sendall(GET)
+                for _ in range(moments):
+                    await asyncio.sleep(0)
+                house.accepting.cancel()
+                await asyncio.wait([house.accepting])
+                house.accepting = asyncio.create_task(house.door.accept(house.listener))
+                client.setblocking(False)
+                assert status(await asyncio.get_running_loop().sock_recv(client, 1000)) == 200, moments
+
+    house(test)

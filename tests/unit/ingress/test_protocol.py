@@ -1,0 +1,175 @@
+"""The wire: bytes in, requests out; replies in, bytes out; never another exception than RequestError."""
+
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3daemon.errors import FileError, RequestError
+from s3daemon.ingress.protocol import MAX_LINE, LineReader, Outcome, Reply, parse_request
+from s3daemon.model.request import Destination, Request
+
+PLACE = Destination("bucket", "dir/key")
+
+#: Lines that are understood, shared with the client's tests: what `send` writes must be among what these stand for.
+GOOD = [
+    (b"/data/f alias/bucket/dir/key", Request("/data/f", PLACE)),
+    (b"/data/f\xc3\xa9 a/bucket/dir/key", Request("/data/fé", PLACE)),
+    (b'/data/"q" a/bucket/dir/key', Request('/data/"q"', PLACE)),
+    (b'{"file": "/data/f", "destination": "a/bucket/dir/key"}', Request("/data/f", PLACE, extended=True)),
+    (
+        b'{"file": "/a b\\nc", "destination": "a/bucket/dir/key", "wait": false, "tag": "night 1"}',
+        Request("/a b\nc", PLACE, wait=False, tag="night 1", extended=True),
+    ),
+    (
+        b'{"file": "/\\udcff", "destination": "a/bucket/dir/key"}',
+        Request(os.fsdecode(b"/\xff"), PLACE, extended=True),
+    ),
+]
+BAD = [
+    b"",
+    b" ",
+    b"/f",
+    b"/f ",
+    b" a/b/c",
+    b"/f a/b/c ",
+    b"/f  a/b/c",
+    b"/f a/b/c d",
+    b"f a/b/c",
+    b"/f a/b/c\r",
+    b"/f a/b",
+    b"/f /b/c",
+    b"/\xff a/b/c",
+    b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+    b"GET / HTTP/1.1",
+    b"{",
+    b"{}",
+    b"{" * 8000,
+    b'{"a":' + b"[" * 8000,
+    b'{"file": 1, "destination": "a/b/c"}',
+    b'{"file": "/f", "destination": null}',
+    b'{"file": "/f", "destination": "a/b/c", "wait": 1}',
+    b'{"file": "/f", "destination": "a/b/c", "tag": []}',
+    b'{"file": "/f", "destination": "a/b/c", "wiat": true}',
+    b'{"file": "/\\ud800", "destination": "a/b/c"}',
+    b'{"file": "/f", "destination": "a/b/\\udcff"}',
+    b'{"file": "/\\u0000", "destination": "a/b/c"}',
+    b'{"file": "/f", "destination": "a/b/c", "tag": ' + b"9" * 5000 + b"}",
+]
+
+
+@pytest.mark.parametrize(("line", "request_"), GOOD)
+def test_good_lines(line: bytes, request_: Request) -> None:
+    """Both forms, each name exactly."""
+    assert parse_request(line) == request_
+
+
+@pytest.mark.parametrize("line", BAD, ids=lambda line: repr(line[:40]))
+def test_bad_lines(line: bytes) -> None:
+    """Refused with one printable line."""
+    with pytest.raises(RequestError) as caught:
+        parse_request(line)
+    assert caught.value.code == "BadRequest"
+    assert caught.value.text.isprintable()
+
+
+@given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode(errors="replace"))))
+def test_any_line(line: bytes) -> None:
+    """Whatever comes, it is a request or a RequestError."""
+    try:
+        request = parse_request(line)
+    except RequestError:
+        return
+    assert request.file.startswith("/")
+
+
+@given(st.binary(max_size=200).filter(lambda name: b"\0" not in name), st.text(max_size=50))
+def test_any_file_name_travels(name: bytes, tag: str) -> None:
+    """Any name that a file can have survives the extended form."""
+    file = os.fsdecode(b"/" + name)
+    members = {"file": file, "destination": "a/bucket/dir/key", "tag": tag if tag.isprintable() else ""}
+    assert parse_request(json.dumps(members).encode()).file == file
+
+
+def read(*pieces: bytes, end: bool = True) -> list[bytes]:
+    reader, lines = LineReader(), []
+    for piece in pieces:
+        reader.feed(piece)
+        while (line := reader.next_line()) is not None:
+            lines.append(line)
+    if end:
+        reader.end()
+        while (line := reader.next_line()) is not None:
+            lines.append(line)
+        assert reader.finished
+    return lines
+
+
+@pytest.mark.parametrize(
+    ("pieces", "lines"),
+    [
+        ([], []),
+        ([b"a\n"], [b"a"]),
+        ([b"a", b"b", b"\n"], [b"ab"]),
+        ([b"a\nb\nc\n"], [b"a", b"b", b"c"]),
+        ([b"\n\n"], [b"", b""]),
+        ([b"x" * (MAX_LINE - 1) + b"\n"], [b"x" * (MAX_LINE - 1)]),
+    ],
+)
+def test_lines(pieces: list[bytes], lines: list[bytes]) -> None:
+    """However the bytes are cut, the lines are the same."""
+    assert read(*pieces) == lines
+
+
+@pytest.mark.parametrize("data", [b"a", b"a\nb", b"x" * MAX_LINE, b"x" * MAX_LINE + b"\n", b"x" * 100_000])
+def test_no_line(data: bytes) -> None:
+    """A line that is too long, or ends without LF, is refused, and what came before it was not lost."""
+    with pytest.raises(RequestError):
+        read(data)
+
+
+def test_an_unfinished_line_is_waited_for() -> None:
+    """None means: more input is needed."""
+    reader = LineReader()
+    assert reader.next_line() is None
+    reader.feed(b"/f")
+    assert reader.next_line() is None
+    assert not reader.finished
+
+
+@pytest.mark.parametrize(
+    ("reply", "plain", "extended"),
+    [
+        (Reply(Outcome.STORED, "1f"), b"Success", {"result": "stored", "id": "1f"}),
+        (Reply(Outcome.ACCEPTED, "1f"), b"Success", {"result": "accepted", "id": "1f"}),
+        (
+            Reply.failed(FileError("NoSuchFile", "/a\nb: no such file")),
+            b"NoSuchFile: /a\\nb: no such file\n",
+            {"result": "failed", "code": "NoSuchFile", "text": "/a\\nb: no such file"},
+        ),
+        (
+            Reply(Outcome.DEFERRED, "1f", "Deferred", "1f is kept"),
+            b"Deferred: 1f is kept\n",
+            {"result": "deferred", "id": "1f", "code": "Deferred", "text": "1f is kept"},
+        ),
+    ],
+)
+def test_replies(reply: Reply, plain: bytes, extended: dict[str, str]) -> None:
+    """`Success` is these seven bytes; every other reply is one line."""
+    assert reply.encode(extended=False) == plain
+    line = reply.encode(extended=True)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert json.loads(line) == extended
+
+
+@given(st.text(max_size=1000))
+def test_replies_stay_one_line(text: str) -> None:
+    """Whatever a file is called."""
+    reply = Reply.failed(FileError("NoSuchFile", text))
+    for extended in (True, False):
+        encoded = reply.encode(extended=extended)
+        assert encoded.index(b"\n") == len(encoded) - 1
+        assert len(encoded) < 4096

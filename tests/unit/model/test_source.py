@@ -1,0 +1,262 @@
+"""Opening a file: each thing that is no readable regular file has its error, at once, whatever happens to its path."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import socket
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lab.sending import a_file
+
+from s3daemon.errors import FileError
+from s3daemon.model.source import SMALL_BYTES, Source
+
+NOBODY = 65534
+
+
+def refused(path: Path | str, *roots: Path) -> FileError:
+    """The error that opening gives."""
+    with pytest.raises(FileError) as caught:
+        Source.open(os.fspath(path), [str(root) for root in roots])
+    assert str(path)[:300] in caught.value.text
+    return caught.value
+
+
+@contextlib.contextmanager
+def opened(path: Path, *roots: Path) -> Iterator[Source]:
+    """A source for the time of a block."""
+    source = Source.open(os.fspath(path), [str(root) for root in roots])
+    try:
+        yield source
+    finally:
+        source.close()
+
+
+@contextlib.contextmanager
+def not_as_root() -> Iterator[None]:
+    """Root may read everything: be somebody else for a moment."""
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if was_root:
+            os.seteuid(0)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A directory that anybody may enter."""
+    with tempfile.TemporaryDirectory(prefix="s3daemon-source-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.mark.parametrize("size", [0, 1, 3000, SMALL_BYTES, SMALL_BYTES + 1, 1 << 20])
+def test_a_regular_file(tmp_path: Path, size: int) -> None:
+    """What is opened is the file, with its state; a small one is read at once."""
+    file = a_file(tmp_path / "file", size)
+    with opened(file) as source:
+        stat = file.stat()
+        state = (source.state.size, source.state.mtime_ns, source.state.inode, source.state.device)
+        assert state == (size, stat.st_mtime_ns, stat.st_ino, stat.st_dev)
+        assert source.content == (file.read_bytes() if size <= SMALL_BYTES else None)
+        assert os.pread(source.fd, size + 1, 0) == file.read_bytes()
+        source.check_unchanged()
+
+
+def test_a_name_of_any_bytes(tmp_path: Path) -> None:
+    """A name that is not UTF-8 is a name like any other."""
+    file = a_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff \n'\"")), 5)
+    with opened(file) as source:
+        assert source.content == file.read_bytes()
+
+
+def test_fifo(tmp_path: Path) -> None:
+    """A FIFO that nobody writes to is refused, not waited for."""
+    os.mkfifo(tmp_path / "fifo")
+    error = refused(tmp_path / "fifo")
+    assert (error.code, "a FIFO, not a regular file" in error.text) == ("NotRegularFile", True)
+
+
+def test_directory_device_and_socket(tmp_path: Path) -> None:
+    """Each is refused by its own name."""
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(os.fspath(tmp_path / "socket"))
+        for path, kind in ((tmp_path, "a directory"), ("/dev/zero", "a device"), (tmp_path / "socket", "a socket")):
+            error = refused(path)
+            assert (error.code, error.text) == ("NotRegularFile", f"{path}: {kind}, not a regular file")
+
+
+def test_what_is_not_there(tmp_path: Path) -> None:
+    """Each way in which a path leads nowhere is no such file."""
+    a_file(tmp_path / "file", 1)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    for name, words in (
+        ("nothing", "no such file"),
+        ("file/below", "part of the path is not a directory"),
+        ("loop", "too many symbolic links"),
+        ("dangling", "no such file"),
+        ("x" * 300, "the name is too long"),
+    ):
+        error = refused(tmp_path / name)
+        assert (error.code, words in error.text) == ("NoSuchFile", True)
+
+
+def test_one_line_whatever_the_name(tmp_path: Path) -> None:
+    """An error about a name with a newline is one line."""
+    with pytest.raises(FileError) as caught:
+        Source.open(f"{tmp_path}/a\nb\udcff")
+    assert caught.value.text == f"{tmp_path}/a\\nb\\udcff: no such file"
+
+
+def test_not_readable(public: Path) -> None:
+    """A file, or a directory on the way to it, that the daemon's user may not read is said to be so."""
+    secret = a_file(public / "secret", 5)
+    secret.chmod(0)
+    (public / "closed").mkdir(mode=0)
+    with not_as_root():
+        assert refused(secret).code == "NotReadable"
+        assert refused(public / "closed/file").code == "NotReadable"
+
+
+def test_readable_as_another_user(public: Path) -> None:
+    """The counterpart: where the permissions allow, another user reads it."""
+    file = a_file(public / "open", 5)
+    with not_as_root(), opened(file) as source:
+        assert source.content == file.read_bytes()
+
+
+def test_roots(tmp_path: Path) -> None:
+    """What is opened must lie below a root, wherever its path seems to lead."""
+    data, other = tmp_path / "data", tmp_path / "database"
+    for directory in (data, other):
+        (directory / "sub").mkdir(parents=True)
+        a_file(directory / "sub/file", 5)
+    (data / "out").symlink_to(other)
+    (other / "in").symlink_to(data)
+    for name in ("data/sub/file", "database/in/sub/file", "data/out/../data/sub/file"):
+        with opened(tmp_path / name, data):
+            pass
+    for name in ("database/sub/file", "data/out/sub/file", "data/../database/sub/file"):
+        assert refused(tmp_path / name, data).code == "NotAllowed"
+    with opened(other / "sub/file", tmp_path / "elsewhere", other), opened(other / "sub/file", Path("/")):
+        pass
+
+
+def test_a_root_ends_at_a_slash(tmp_path: Path) -> None:
+    """A root with a trailing slash is the same root, and its own name is no part of it."""
+    file = a_file(tmp_path / "file", 5)
+    Source.open(str(file), [f"{tmp_path}/"]).close()
+    assert refused(file, tmp_path / "fil").code == "NotAllowed"
+
+
+def test_swapping_the_path_gains_nothing(tmp_path: Path) -> None:
+    """While the path is replaced over and over, what is opened is the allowed file or nothing, and nothing hangs."""
+    data, outside = tmp_path / "data", tmp_path / "outside"
+    data.mkdir()
+    allowed = a_file(tmp_path / "data/allowed", 5).read_bytes()
+    outside.write_bytes(b"secret")
+    path, made = data / "file", data / "made"
+    stop = threading.Event()
+
+    def swap() -> None:
+        while not stop.is_set():
+            os.link(data / "allowed", made)
+            made.replace(path)
+            made.symlink_to(outside)
+            made.replace(path)
+            os.mkfifo(made)
+            made.replace(path)
+
+    os.mkfifo(path)
+    thread = threading.Thread(target=swap)
+    thread.start()
+    expected = {allowed, b"NotAllowed", b"NotRegularFile"}
+    outcomes: set[bytes | None] = set()
+    began = time.monotonic()
+    try:
+        for turn in itertools.count():
+            if (turn >= 2000 and outcomes == expected) or time.monotonic() - began > 30:
+                break
+            try:
+                with opened(path, data) as source:
+                    outcomes.add(source.content)
+            except FileError as error:
+                outcomes.add(error.code.encode())
+    finally:
+        stop.set()
+        thread.join()
+    assert outcomes == expected
+
+
+def change_size(file: Path) -> None:
+    with file.open("ab") as writer:
+        writer.write(b"more")
+
+
+def change_content(file: Path) -> None:
+    with file.open("r+b") as writer:
+        writer.write(b"new")
+
+
+def replace_by_rename(file: Path) -> None:
+    twin = a_file(file.with_name("twin"), file.stat().st_size)
+    twin.replace(file)
+
+
+@pytest.mark.parametrize("change", [change_size, change_content, replace_by_rename, Path.touch])
+def test_a_change_is_seen(tmp_path: Path, change: object) -> None:
+    """Another size, another time or another inode under the same path is another file."""
+    file = a_file(tmp_path / "file", 100_000)
+    with opened(file) as source:
+        assert callable(change)
+        change(file)
+        with pytest.raises(FileError) as caught:
+            source.check_unchanged()
+    assert caught.value.code == "FileChanged"
+
+
+def test_a_file_that_is_gone_is_seen(tmp_path: Path) -> None:
+    """Gone is gone, though the open descriptor still reads it."""
+    file = a_file(tmp_path / "file", 10)
+    with opened(file) as source:
+        file.unlink()
+        with pytest.raises(FileError) as caught:
+            source.check_unchanged()
+    assert caught.value.code == "NoSuchFile"
+
+
+def test_reading_now(tmp_path: Path) -> None:
+    """What was just written is in the page cache, where the file system tells; at the end there is nothing."""
+    file = a_file(tmp_path / "file", 100_000)
+    file.read_bytes()
+    with opened(file) as source:
+        first = source.read_now(0, 60_000)
+        assert first in (None, file.read_bytes()[:60_000])
+        if first is not None:
+            assert source.read_now(60_000, 60_000) == file.read_bytes()[60_000:]
+        assert source.read_now(100_000, 10) is None
+
+
+def test_a_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
+    """Errors do not cost descriptors; a close twice closes nobody else's."""
+    file = a_file(tmp_path / "file", 5)
+    before = sorted(os.listdir("/proc/self/fd"))
+    for path, roots in ((tmp_path, ()), (tmp_path / "none", ()), (file, (tmp_path / "none",))):
+        refused(path, *roots)
+    source = Source.open(str(file))
+    source.close()
+    other = os.open(file, os.O_RDONLY)
+    source.close()
+    os.close(other)
+    assert sorted(os.listdir("/proc/self/fd")) == before

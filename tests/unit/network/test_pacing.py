@@ -1,0 +1,74 @@
+"""The bandwidth limit is shared among the uploads under way, as they come and go, and read back from the kernel."""
+
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from s3daemon.network.pacing import SHARED_FROM_BYTES, SO_MAX_PACING_RATE, Pacer
+
+LARGE = 8 << 20
+FREE = (1 << 64) - 1
+
+
+@pytest.fixture
+def socks() -> Iterator[list[socket.socket]]:
+    made = [socket.socket() for _ in range(4)]
+    yield made
+    for sock in made:
+        sock.close()
+
+
+def rate(sock: socket.socket) -> int:
+    """Bytes a second, as the kernel has it."""
+    found: int = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))[0]
+    return found
+
+
+def test_shares(socks: list[socket.socket]) -> None:
+    """One has it all, four have a quarter each, and the last has it all again."""
+    pacer = Pacer(8_000_000)
+    for sock in socks:
+        pacer.prepare(sock)
+        assert rate(sock) == 1_000_000
+    for count, sock in enumerate(socks, 1):
+        pacer.begin(sock, LARGE)
+        assert [rate(each) for each in socks[:count]] == [round(1_000_000 / count)] * count
+    for sock in socks[:3]:
+        pacer.end(sock)
+        assert rate(sock) == 1_000_000
+    assert rate(socks[3]) == 1_000_000
+
+
+def test_small_ones_take_no_share(socks: list[socket.socket]) -> None:
+    """They are over before it matters."""
+    pacer = Pacer(8_000_000)
+    pacer.begin(socks[0], LARGE)
+    pacer.begin(socks[1], SHARED_FROM_BYTES - 1)
+    assert rate(socks[0]) == 1_000_000
+    pacer.end(socks[1])
+    assert rate(socks[0]) == 1_000_000
+
+
+def test_without_a_limit(socks: list[socket.socket]) -> None:
+    """Nothing is bounded, and a limit that a reload brings or takes away holds at once."""
+    pacer = Pacer(0)
+    for sock in socks:
+        pacer.prepare(sock)
+        pacer.begin(sock, LARGE)
+        assert rate(sock) == FREE
+    pacer.set_limit(8_000_000)
+    assert rate(socks[0]) == 250_000
+    pacer.set_limit(0)
+    assert rate(socks[0]) == FREE
+
+
+def test_a_closed_socket(socks: list[socket.socket]) -> None:
+    """An upload that ended with its connection takes nothing from the others."""
+    pacer = Pacer(8_000_000)
+    pacer.begin(socks[0], LARGE)
+    pacer.begin(socks[1], LARGE)
+    socks[0].close()
+    pacer.end(socks[0])
+    assert rate(socks[1]) == 1_000_000

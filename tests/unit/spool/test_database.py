@@ -1,0 +1,185 @@
+"""The SQLite file: its schema by version, and that a commit is whole or nothing."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from s3daemon.errors import StartError
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.database import MIGRATIONS, Damaged, SpoolFile, is_corrupt
+from s3daemon.spool.rows import Delete, Entry, Expire, Insert, Overtake, Tick, Update
+from s3daemon.spool.upload_rows import BeginUpload, MultipartUpload
+
+PLACE = Destination("bucket", "key")
+
+
+def entry(seq: int, *, failed: bool = False, failed_service: float = 0.0) -> Entry:
+    transfer = Transfer(f"{seq:016x}", f"/data/{seq}", PLACE, (), FileState(1, 2, 3, 4), 5)
+    return Entry(seq, transfer, 1.0, failed=failed, failed_service=failed_service)
+
+
+def seqs(file: SpoolFile) -> list[int]:
+    return [row.seq for row in file.entries()]
+
+
+def test_a_new_file_has_the_newest_schema(tmp_path: Path) -> None:
+    path = tmp_path / "what? 100%.db"
+    file = SpoolFile(path, create=True)
+    assert (file.entries(), file.service_base, file.last_seq) == ([], 0.0, 0)
+    assert file._db.execute("PRAGMA synchronous").fetchone() == (2,)  # FULL: what no test without a power cut can see
+    assert not Path(f"{path}-shm").exists()
+    file.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    db.close()
+
+
+def test_every_old_schema_migrates(tmp_path: Path) -> None:
+    for version in range(len(MIGRATIONS)):
+        path = tmp_path / f"{version}.db"
+        db = sqlite3.connect(path)
+        for statement in [s for migration in MIGRATIONS[:version] for s in migration]:
+            db.execute(statement)
+        db.execute(f"PRAGMA user_version = {version}")
+        db.commit()
+        db.close()
+        file = SpoolFile(path, create=False)
+        upload = MultipartUpload("u", "http://store", "id", PLACE, 12, "1-2", 5)
+        file.commit([[Insert(entry(1)), BeginUpload(upload)]])
+        assert seqs(file) == [1]
+        assert [rows.upload for rows in file.uploads()] == [upload]
+        file.close()
+
+
+def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    SpoolFile(path, create=True).close()
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    before = path.read_bytes()
+    with pytest.raises(StartError) as caught:
+        SpoolFile(path, create=True)
+    assert caught.value.code == "SpoolNewer"
+    assert "99" in caught.value.text
+    assert path.read_bytes() == before
+
+
+def test_no_file_is_made_unasked(tmp_path: Path) -> None:
+    with pytest.raises(sqlite3.OperationalError):
+        SpoolFile(tmp_path / "spool.db", create=False)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_each_change_does_what_the_table_says(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path / "spool.db", create=True)
+    rows = [entry(1), entry(2, failed=True, failed_service=10.0), entry(3, failed=True, failed_service=20.0), entry(4)]
+    assert file.commit([[Insert(row) for row in rows]]) == [[]]
+    assert file.entries() == rows
+    assert file.entries(2, 3) == rows[1:3]
+    assert file.commit([[Expire(10.0), Expire(20.0)], [Update(4, {"failed": True, "failed_service": 30.0})]]) == [
+        [rows[1].transfer.id],
+        [],
+    ]
+    assert seqs(file) == [1, 3, 4]
+    gone = file.commit([[Overtake(Destination("bucket", "other")), Overtake(PLACE)]])
+    assert gone == [[rows[2].transfer.id, rows[3].transfer.id]]
+    file.commit([[Delete(1), Delete(77), Update(77, {"told": True}), Tick(12.5)]])
+    file.close()
+    file = SpoolFile(tmp_path / "spool.db", create=False)
+    assert (file.entries(), file.service_base) == ([], 12.5)
+    assert file.last_seq == 4  # though the row is gone
+    file.close()
+
+
+def test_a_bad_change_does_not_spoil_its_commit(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path / "spool.db", create=True)
+    again = Insert(entry(1))
+    results = file.commit([[again], [again], [Update(1, {"text": "\udcff"})], [Tick(2**70)], [Insert(entry(2))]])
+    assert [type(result) for result in results] == [
+        list,
+        sqlite3.IntegrityError,
+        UnicodeEncodeError,
+        OverflowError,
+        list,
+    ]
+    assert seqs(file) == [1, 2]
+    assert file.commit([[Insert(entry(1), if_missing=True)]]) == [[]]
+    file.close()
+
+
+def test_a_failed_commit_leaves_no_trace_in_later_ones(tmp_path: Path) -> None:
+    """The disk is as full as `max_page_count` says: to SQLite that is the same error."""
+    path = tmp_path / "spool.db"
+    file = SpoolFile(path, create=True)
+    file.commit([[Insert(entry(1))]])
+    file._db.execute("PRAGMA max_page_count = 10")
+    with pytest.raises(sqlite3.OperationalError) as caught:
+        file.commit([[Insert(entry(seq))] for seq in range(2, 5000)])
+    assert caught.value.sqlite_errorcode == sqlite3.SQLITE_FULL
+    assert not is_corrupt(caught.value)
+    file.commit([[Tick(3.0)]])
+    assert seqs(file) == [1]
+    file.close()
+    file = SpoolFile(path, create=False)
+    assert seqs(file) == [1]
+    file.close()
+
+
+def test_what_was_broken_off_is_undone(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path / "spool.db", create=True)
+
+    class BreaksOff(list[list[Insert]]):
+        def __iter__(self) -> Iterator[list[Insert]]:
+            yield [Insert(entry(1))]
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        file.commit(BreaksOff())
+    file.commit([[Insert(entry(2))]])
+    assert seqs(file) == [2]
+    file.close()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE transfer SET bucket = ''",
+        "UPDATE transfer SET key = CAST(x'ff' AS TEXT)",
+        "DROP TABLE state",
+        "DELETE FROM state",
+    ],
+)
+def test_rows_that_make_no_sense_are_damage(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "spool.db"
+    file = SpoolFile(path, create=True)
+    file.commit([[Insert(entry(1))]])
+    file.close()
+    db = sqlite3.connect(path)
+    db.execute(damage)
+    db.commit()
+    db.close()
+    with pytest.raises(Damaged) as caught:  # noqa: PT012 - opening or reading: either may notice
+        file = SpoolFile(path, create=False)
+        try:
+            file.entries()
+        finally:
+            file.close()
+    assert is_corrupt(caught.value)
+
+
+def test_failures_are_found_without_a_look_at_the_rest(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path / "spool.db", create=True)
+    file.commit([[Insert(entry(seq, failed=seq % 3 == 0)) for seq in range(1, 10)]])
+    assert file.failures() == [row for row in file.entries() if row.failed]
+    assert [row.seq for row in file.failures()] == [3, 6, 9]
+    query = "SELECT seq FROM transfer INDEXED BY transfer_overtaken WHERE failed = 1"
+    (plan, *_) = file._db.execute(f"EXPLAIN QUERY PLAN {query}")
+    assert "USING" in plan[3]
+    assert "transfer_overtaken" in plan[3]
+    file.close()

@@ -1,0 +1,173 @@
+"""A damaged file: what can be read goes on, the old file is kept, and a crash at any step loses nothing more."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from s3daemon.errors import StartError
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.database import SpoolFile, is_corrupt
+from s3daemon.spool.recovery import LastingFile
+from s3daemon.spool.rows import Entry, Insert, Tick
+
+ROWS = 2000
+PAGE = 4096
+
+
+def entry(seq: int) -> Entry:
+    place = Destination("bucket", f"20261123/{seq:06d}.fits")
+    return Entry(
+        seq, Transfer(f"{seq:016x}", f"/data/20261123/{seq:06d}.fits", place, ("t",), FileState(1, 2, 3, 4), 5), 1.0
+    )
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A sound spool of some 100 pages, all of it in the file itself."""
+    path = tmp_path / "spool.db"
+    file = SpoolFile(path, create=True)
+    file.commit([[Insert(entry(seq)) for seq in range(1, ROWS + 1)], [Tick(77.0)]])
+    file.close()
+    return path
+
+
+def open_all(path: Path) -> tuple[list[Entry], float, int, bool]:
+    file = LastingFile(path, create=True)
+    found = file.use(lambda opened: (opened.entries(), opened.service_base, opened.last_seq))
+    file.close()
+    return *found, file.replaced
+
+
+def garbage(path: Path, page: int, pages: int = 1) -> None:
+    with path.open("r+b") as file:
+        file.seek(page * PAGE)
+        file.write(b"\xa5" * PAGE * pages)
+
+
+def aside(path: Path) -> list[str]:
+    return sorted(other.name.removeprefix("spool.db.corrupt-") for other in path.parent.glob("spool.db.corrupt-*"))
+
+
+def test_a_sound_file_is_left_alone(path: Path) -> None:
+    entries, service, last, replaced = open_all(path)
+    assert [row.seq for row in entries] == list(range(1, ROWS + 1))
+    assert (service, last, replaced) == (77.0, ROWS, False)
+    assert aside(path) == []
+
+
+def test_rows_around_a_damaged_page_are_carried_over(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    damaged = path.stat().st_size // PAGE // 2
+    garbage(path, damaged, 3)
+    before = path.read_bytes()
+    with caplog.at_level(logging.ERROR):
+        entries, service, last, replaced = open_all(path)
+    assert replaced
+    assert ROWS - 150 < len(entries) < ROWS
+    assert entries == [entry(row.seq) for row in entries]
+    assert (entries[0].seq, entries[-1].seq, service, last) == (1, ROWS, 77.0, ROWS)
+    assert f"{len(entries)} transfers carried over, up to {ROWS - len(entries)} could not be read" in caplog.text
+    (name,) = aside(path)
+    assert len(name) == len("20261123T010203Z")
+    assert path.with_name(f"spool.db.corrupt-{name}").read_bytes() == before
+    assert open_all(path) == (entries, service, last, False)
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.5, 0.1])
+def test_a_truncated_file(path: Path, keep: float) -> None:
+    pages = path.stat().st_size // PAGE
+    kept = int(pages * keep)
+    os.truncate(path, kept * PAGE)
+    entries, _, _, replaced = open_all(path)
+    assert replaced
+    assert [row.seq for row in entries] == list(range(1, len(entries) + 1))
+    assert len(entries) >= (kept - 8) * ROWS // pages  # the first pages hold no rows
+
+
+@pytest.mark.parametrize("content", [b"this is not a database\n" * 1000, b"SQLite format 3\0" + b"\0" * 5000])
+def test_not_a_database(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    Path(f"{path}-wal").write_bytes(b"nor is this")
+    entries, service, _, replaced = open_all(path)
+    assert (entries, service, replaced) == ([], 0.0, True)
+    (name,) = {other.removesuffix("-wal") for other in aside(path)}
+    assert path.with_name(f"spool.db.corrupt-{name}").read_bytes() == content
+
+
+def test_the_root_page_is_gone(path: Path) -> None:
+    db = sqlite3.connect(path)
+    (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'transfer'").fetchone()
+    db.close()
+    garbage(path, root - 1)
+    entries, service, last, replaced = open_all(path)
+    assert (entries, service, replaced) == ([], 77.0, True)
+    assert last == 0
+
+
+def test_damage_found_at_work_is_mended_at_work(path: Path) -> None:
+    file = LastingFile(path, create=True)
+    assert len(file.use(SpoolFile.entries)) == ROWS
+    file.close()
+    file = LastingFile(path, create=True)
+    file.use(lambda opened: opened._db.execute("PRAGMA shrink_memory"))  # or it would be served from memory
+    garbage(path, path.stat().st_size // PAGE // 2, 3)
+    survivors = file.use(SpoolFile.entries)
+    assert file.replaced
+    assert ROWS - 150 < len(survivors) < ROWS
+    file.use(lambda opened: opened.commit([[Insert(entry(ROWS + 1))]]))
+    file.close()
+    assert open_all(path)[0] == [*survivors, entry(ROWS + 1)]
+
+
+def test_a_tool_mends_nothing(path: Path) -> None:
+    garbage(path, path.stat().st_size // PAGE // 2)
+    file = LastingFile(path, create=False)
+    with pytest.raises(sqlite3.DatabaseError) as caught:
+        file.use(SpoolFile.entries)
+    assert is_corrupt(caught.value)
+    file.close()
+    assert aside(path) == []
+
+
+def test_two_in_one_second_have_two_names(path: Path) -> None:
+    for _ in range(3):
+        path.write_bytes(b"not a database" * 100)
+        assert open_all(path)[3]
+    assert len(aside(path)) == 3
+
+
+def test_a_newer_spool_is_not_taken_for_a_damaged_one(path: Path) -> None:
+    db = sqlite3.connect(path)
+    db.execute("PRAGMA user_version = 99")
+    db.close()
+    with pytest.raises(StartError):
+        open_all(path)
+    assert aside(path) == []
+
+
+def test_a_half_built_replacement_is_removed(path: Path) -> None:
+    Path(f"{path}.new").write_bytes(b"half")
+    Path(f"{path}.new-wal").write_bytes(b"half")
+    assert len(open_all(path)[0]) == ROWS
+    assert sorted(other.name for other in path.parent.iterdir()) == ["spool.db"]
+
+
+@pytest.mark.parametrize("moved", [[], ["-wal"], ["-wal", ""]])
+def test_an_interrupted_replacement_is_finished(path: Path, tmp_path: Path, moved: list[str]) -> None:
+    """The crash came after step 2 of the module's docstring, or somewhere within step 3."""
+    shutil.copy(path, f"{path}.rescued")
+    path.write_bytes(b"damaged")
+    Path(f"{path}-wal").write_bytes(b"its WAL")
+    for suffix in moved:
+        Path(f"{path}{suffix}").rename(tmp_path / f"spool.db.corrupt-20261123T010203Z{suffix}")
+    entries, _, _, replaced = open_all(path)
+    assert len(entries) == ROWS
+    assert not replaced
+    kept = {other.read_bytes() for other in tmp_path.glob("spool.db.corrupt-*")}
+    assert kept == {b"damaged", b"its WAL"}
+    assert not Path(f"{path}.rescued").exists()

@@ -1,0 +1,118 @@
+"""Rows as values: what is written is read back, nonsense is told from a row, and compacting changes no outcome."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from s3daemon.errors import RequestError
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.rows import (
+    COLUMNS,
+    Change,
+    Delete,
+    Entry,
+    Expire,
+    Insert,
+    Overtake,
+    Tick,
+    Update,
+    compact,
+    from_row,
+    seen_columns,
+    to_row,
+)
+
+PLACE = Destination("tenant:bucket", "a//b ü%+.fits")
+TRANSFER = Transfer("00ff" * 4, "/data/x y\udcff\n.fits", PLACE, ("night", "ü"), FileState(0, -1, 2**64 - 1, 2**63), 12)
+ENTRY = Entry(7, TRANSFER, 1.5, 3, True, "SlowDown", "slow down", True, 2.5, True)
+
+
+def test_a_row_is_read_as_it_was_written() -> None:
+    row = to_row(ENTRY)
+    assert from_row(row) == ENTRY
+    assert len(row) == len(COLUMNS.split(","))
+    assert row[2] == os.fsencode(TRANSFER.file)
+    assert all(-(2**63) <= value < 2**63 for value in row if isinstance(value, int))  # what SQLite can hold
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("bucket", ""),
+        ("key", "a\nb"),
+        ("tags", "{"),
+        ("tags", None),
+        ("size_bytes", "many"),
+        ("accepted_service", None),
+    ],
+)
+def test_nonsense_is_no_row(column: str, value: object) -> None:
+    row = list[object](to_row(ENTRY))
+    row[COLUMNS.split(", ").index(column)] = value
+    with pytest.raises((ValueError, TypeError, RequestError)):
+        from_row(tuple(row))
+
+
+def test_a_join_changes_tags_and_the_file_alone() -> None:
+    joined = dataclasses.replace(TRANSFER, tags=("a", "b"), seen=FileState(1, 2, 3, 4))
+    row = dict(zip(COLUMNS.split(", "), to_row(ENTRY), strict=True))
+    assert from_row(tuple({**row, **seen_columns(joined)}.values())) == dataclasses.replace(ENTRY, transfer=joined)
+
+
+# A model of the table: seq -> row, destination of a row = its seq modulo 2.
+Row = dict[str, object]
+DESTINATIONS = (Destination("b", "0"), Destination("b", "1"))
+
+
+def carry_out(table: dict[int, Row], change: Change) -> None:
+    match change:
+        case Insert(entry):
+            table.setdefault(entry.seq, {"failed": entry.failed, "failed_service": entry.failed_service})
+        case Update(seq, columns) if seq in table:
+            table[seq] = {**table[seq], **columns}
+        case Delete(seq):
+            table.pop(seq, None)
+        case Overtake(destination):
+            for seq in [s for s in table if table[s]["failed"] and DESTINATIONS[s % 2] == destination]:
+                del table[seq]
+
+
+seqs = st.integers(0, 5)
+changes = st.one_of(
+    st.builds(Update, seqs, st.fixed_dictionaries({}, optional={"attempts": seqs, "told": st.booleans()})),
+    st.builds(Update, seqs, st.just({"failed": True})),
+    st.builds(Delete, seqs),
+    st.builds(Overtake, st.sampled_from(DESTINATIONS)),
+    st.builds(Tick, st.floats(0, 9)),
+    st.builds(Expire, st.floats(0, 9)),
+)
+
+
+@given(st.lists(changes, max_size=30))
+def test_compacting_loses_nothing(given_changes: list[Change]) -> None:
+    """All that may differ: a failure that was overtaken and then touched once more stays listed."""
+    plain: dict[int, Row] = {seq: {"failed": False, "failed_service": 0.0} for seq in range(6)}
+    short = {seq: dict(row) for seq, row in plain.items()}
+    few = compact(given_changes)
+    for change in given_changes:
+        carry_out(plain, change)
+    for change in few:
+        carry_out(short, change)
+    assert {seq: short[seq] for seq in plain} == plain
+    assert all(short[seq]["failed"] for seq in short.keys() - plain.keys())
+
+
+@given(st.lists(changes, max_size=300))
+def test_compacting_bounds_what_is_kept(given_changes: list[Change]) -> None:
+    """One for each row, for each destination, one tick, one expiry."""
+    assert len(compact(given_changes)) <= 6 + 2 + 2
+    assert compact(compact(given_changes)) == compact(given_changes)
+
+
+def test_the_last_tick_counts() -> None:
+    assert compact([Tick(1.0), Update(1, {"told": True}), Tick(2.0)]) == [Update(1, {"told": True}), Tick(2.0)]

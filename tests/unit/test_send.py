@@ -1,0 +1,559 @@
+"""The client: what it sends, what it makes of each answer, and that it runs on any Python with nothing but its library.
+
+The real script runs as a process of its own, against a scripted daemon on loopback: its contract is bytes and statuses.
+"""
+
+import ast
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pytest
+
+from s3daemon import __version__
+from s3daemon.ingress.protocol import parse_request
+
+SEND = Path(__file__).resolve().parents[2] / "send"
+FATE = "the transfer may or may not have been accepted"
+
+# Plays the daemon on one connection; returns what the client had sent.
+Script = Callable[[socket.socket], bytes]
+
+
+def line_from(sock: socket.socket) -> bytes:
+    """All bytes up to the first LF, or to the end."""
+    data = b""
+    while not data.endswith(b"\n") and (more := sock.recv(65536)):
+        data += more
+    return data
+
+
+def answering(reply: bytes) -> Script:
+    """Reads a line, answers, closes; who closes without a line gets no answer."""
+
+    def play(sock: socket.socket) -> bytes:
+        line = line_from(sock)
+        if line:
+            sock.sendall(reply)
+        return line
+
+    return play
+
+
+def answering_at_once(reply: bytes) -> Script:
+    """Answers and closes without reading, as a daemon may that refuses the peer."""
+
+    def play(sock: socket.socket) -> bytes:
+        sock.sendall(reply)
+        return b""
+
+    return play
+
+
+def answering_and_listening_on(sock: socket.socket) -> bytes:
+    """Answers and waits for the next request, as the extended form allows; ends when the client does."""
+    line = line_from(sock)
+    sock.sendall(STORED)
+    return line + line_from(sock)
+
+
+def flooding(sock: socket.socket) -> bytes:
+    """Answers without end."""
+    line = line_from(sock)
+    try:
+        while True:
+            sock.sendall(b"x" * 65536)
+    except OSError:
+        return line
+
+
+def resetting(sock: socket.socket) -> bytes:
+    """Reads a line and resets the connection."""
+    line = line_from(sock)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    return line
+
+
+def as_older_daemons_do(sock: socket.socket) -> bytes:
+    """Knows the plain form alone, and answers an error with its repr."""
+    line = line_from(sock)
+    try:
+        _, _ = line.decode().rstrip().split(" ")
+        sock.sendall(b"Success")
+    except ValueError as exc:
+        sock.sendall(repr(exc).encode())
+    return line
+
+
+class Daemon:
+    """Listens on an address of its own, plays one script on each connection, and keeps what it received."""
+
+    def __init__(
+        self, script: Script, family: int = socket.AF_INET, address: str | tuple[object, ...] = ("127.0.0.1", 0)
+    ) -> None:
+        self.script = script
+        self.received: list[bytes] = []
+        self.heard = threading.Event()
+        self.listener = socket.socket(family, socket.SOCK_STREAM)
+        self.listener.bind(address)
+        self.listener.listen(0)
+        self.name = self.listener.getsockname()
+        self.environ = {"S3DAEMON_HOST": self.name}
+        if family != socket.AF_UNIX:
+            self.environ = {"S3DAEMON_HOST": self.name[0], "S3DAEMON_PORT": str(self.name[1])}
+            self.name = f"{self.name[0]}:{self.name[1]}"
+        self.thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> "Daemon":
+        """Begin to serve."""
+        self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        """Serve nobody any more."""
+        self.stop()
+
+    def stop(self) -> None:
+        """Let the connection that is served come to its end; take no more."""
+        self.listener.shutdown(socket.SHUT_RDWR)
+        self.thread.join()
+        self.listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                sock, _ = self.listener.accept()
+            except OSError:
+                return
+            with sock:
+                self.received.append(self.script(sock))
+
+    def silent(self, sock: socket.socket) -> bytes:
+        """A script: says that a line came, and never answers."""
+        line = line_from(sock)
+        self.heard.set()
+        sock.recv(1)
+        return line
+
+
+def command(*argv: str | bytes, python: str = sys.executable) -> list[str | bytes]:
+    """The client's command line."""
+    return [python, "-I", "-S", str(SEND), *map(os.fsencode, argv)]
+
+
+def send(*argv: str | bytes, environ: dict[str, str], cwd: Path, python: str = sys.executable) -> tuple[int, str, str]:
+    """Run the client in an environment of nothing but `environ`; exit status, standard output, standard error."""
+    ran = subprocess.run(
+        command(*argv, python=python), env=environ, cwd=cwd, capture_output=True, check=False, timeout=60
+    )
+    return ran.returncode, ran.stdout.decode(), ran.stderr.decode(errors="surrogateescape")
+
+
+@pytest.fixture
+def cwd(tmp_path: Path) -> Path:
+    """A working directory with one small file, `f`."""
+    (tmp_path / "f").write_bytes(b"x")
+    return tmp_path.resolve()
+
+
+STORED = b'{"result": "stored", "id": "00"}\n'
+DEFERRED = b'{"result": "deferred", "id": "7", "code": "Deferred", "text": "7 is kept", "further": []}\n'
+OLDER = "gave no proper answer to --no-wait, --tag or an unusual name (is it an older daemon?)"
+
+
+@pytest.mark.parametrize(
+    ("options", "reply", "complaint"),
+    [
+        ([], b"Success", ""),
+        ([], b"NoSuchBucket: there is no b\n", "NoSuchBucket: there is no b"),
+        ([], b"NoSuchBucket: there is no b", "NoSuchBucket: there is no b"),
+        ([], "AccessDenied: nöt".encode(), "AccessDenied: nöt"),
+        ([], b"Deferred: kept\x1b[2J\nas\r 7\n", r"Deferred: kept\x1b[2J\nas\r 7"),
+        (["--tag", "night"], STORED, ""),
+        (["--no-wait"], b'{"result": "accepted", "id": "00"}\n', ""),
+        (["--no-wait"], b'{"result": "accepted"}', ""),
+        (["--tag=n"], DEFERRED, "Deferred: 7 is kept"),
+        (["--tag=n"], b'{"result": "failed", "code": "A", "text": "b\\nc\\u001b"}\n', r"A: b\nc\x1b"),
+    ],
+)
+def test_each_answer_is_silence_or_one_line(cwd: Path, options: list[str], reply: bytes, complaint: str) -> None:
+    """Stored and accepted are silent successes; the daemon's reason for any other end is one printable line."""
+    with Daemon(answering(reply)) as daemon:
+        got = send(*options, "f", "a/b/k", environ=daemon.environ | {"LC_ALL": "C.UTF-8"}, cwd=cwd)
+    assert got == ((1, "", f"send: {complaint}\n") if complaint else (0, "", ""))
+    assert len(daemon.received) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "reply", "shown"),
+    [
+        ([], b"Success\n", "'Success'"),
+        ([], b"Succ", "'Succ'"),
+        ([], b"ValueError('no')", "\"ValueError('no')\""),
+        ([], b"\xff\0" * 300, "'" + r"\\xff\x00" * 40 + "'"),
+        (["--tag=n"], b"Success", "'Success'"),
+        (["--tag=n"], b'{"result": "failed", "code": 1}\n', """'{"result": "failed", "code": 1}'"""),
+        (["--tag=n"], b'{"result": ["stored"]}\n', """'{"result": ["stored"]}'"""),
+        (["--tag=n"], b'["result"]\n', """'["result"]'"""),
+        (["--tag=n"], b'{"resu', """'{"resu'"""),
+        (["--tag=n"], b"{}\n", "'{}'"),
+        (["--tag=n"], b"\n", "''"),
+        (["--tag=n"], b"[" * 60000, "'" + "[" * 200 + "'"),
+    ],
+)
+def test_nonsense_is_shown_in_one_line(cwd: Path, options: list[str], reply: bytes, shown: str) -> None:
+    """Escaped and cut short, with what it means for the transfer."""
+    with Daemon(answering(reply)) as daemon:
+        got = send(*options, "f", "a/b/k", environ=daemon.environ, cwd=cwd)
+    nonsense = OLDER if options else "answered neither Success nor an error"
+    assert got == (1, "", f"send: {daemon.name} {nonsense}; {FATE}; it said {shown}\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (flooding, f"the answer of {{daemon}} is over 65536 bytes long; {FATE}"),
+        (answering(b""), f"{{daemon}} hung up (without an answer); {FATE}"),
+        (resetting, f"{{daemon}} hung up (Connection reset by peer); {FATE}"),
+        (answering_at_once(b"NotAllowed: uid 7\n"), "NotAllowed: uid 7"),
+    ],
+)
+def test_a_daemon_that_misbehaves_is_one_line(cwd: Path, script: Script, complaint: str) -> None:
+    """An endless answer, a reset, an answer that does not wait for the question."""
+    with Daemon(script) as daemon:
+        got = send("f", "a/b/k", environ=daemon.environ, cwd=cwd)
+    assert got == (1, "", f"send: {complaint.format(daemon=daemon.name)}\n")
+
+
+def test_an_older_daemon_is_served_in_the_plain_form_and_named_otherwise(cwd: Path) -> None:
+    """It knows `FILE SP DEST` alone: enough for every ordinary call, and said plainly where it is not."""
+    with Daemon(as_older_daemons_do) as daemon:
+        assert send("f", "a/b/k", environ=daemon.environ, cwd=cwd) == (0, "", "")
+        status, _, err = send("--no-wait", "f", "a/b/k", environ=daemon.environ, cwd=cwd)
+    assert status == 1
+    assert err.startswith(f'send: {daemon.name} {OLDER}; {FATE}; it said "ValueError(')
+    assert daemon.received[0] == f"{cwd}/f a/b/k\n".encode()
+
+
+PLAIN_NAMES = ["n", 'quo"te', "back\\slash", "{brace", "-", "-x", "ünï", "a=b%2B+", "'"]
+EXTENDED_NAMES = ["with space", "new\nline", b"\xff\xfe", "no\u00a0break", "tab\t", "\u2028", "\x1b[2J", " "]
+
+
+@pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
+@pytest.mark.parametrize(("names", "plain"), [(PLAIN_NAMES, True), (EXTENDED_NAMES, False)])
+def test_every_name_reaches_the_daemon_as_it_is(cwd: Path, names: list[str | bytes], plain: bool, locale: str) -> None:
+    """The daemon's own parser reads back the very bytes of the name, whatever the locale; plain whenever it can be."""
+    for name in map(os.fsencode, names):
+        (cwd / os.fsdecode(name)).write_bytes(b"x")
+        with Daemon(answering(b"Success" if plain else STORED)) as daemon:
+            environ = daemon.environ | {"LC_ALL": locale}
+            assert send(b"./" + name, "a/te:nant/k//y", environ=environ, cwd=cwd) == (0, "", "")
+        request = parse_request(daemon.received[0].removesuffix(b"\n"))
+        assert os.fsencode(request.file) == os.fsencode(cwd) + b"/./" + name
+        assert (request.destination.bucket, request.destination.key) == ("te:nant", "k//y")
+        assert (request.wait, request.tag, request.extended) == (True, "", not plain)
+        assert plain == (daemon.received[0] == os.fsencode(cwd) + b"/./" + name + b" a/te:nant/k//y\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "key", "wait", "tag"),
+    [
+        (["--no-wait", "f", "a/b/k"], "k", False, ""),
+        (["f", "--tag", "nïght 1", "a/b/k"], "k", True, "nïght 1"),
+        (["f", "a/b/k", "--tag=-x", "--no-wait"], "k", False, "-x"),
+        (["--tag=n", "--", "f", "a/b/ü k'\"%+\\"], "ü k'\"%+\\", True, "n"),
+        (["f", "a/b/k with space"], "k with space", True, ""),
+        (["f", "a/b/no\u00a0break"], "no\u00a0break", True, ""),
+    ],
+)
+def test_options_and_keys_in_the_extended_form(cwd: Path, argv: list[str], key: str, wait: bool, tag: str) -> None:
+    """Options stand anywhere before `--`; what the plain form cannot carry goes as JSON, in ASCII."""
+    with Daemon(answering(STORED)) as daemon:
+        assert send(*argv, environ=daemon.environ, cwd=cwd) == (0, "", "")
+    request = parse_request(daemon.received[0].removesuffix(b"\n"))
+    assert (request.file, request.destination.key, request.wait, request.tag) == (f"{cwd}/f", key, wait, tag)
+    assert daemon.received[0].isascii()
+
+
+MALFORMED = "the destination must be ALIAS/BUCKET/KEY, none of them empty, not"
+UNPRINTABLE = "must be UTF-8 without control characters, not"
+
+
+@pytest.mark.parametrize(
+    ("argv", "complaint"),
+    [
+        ([], "FILE and ALIAS/BUCKET/KEY are needed, not 0 names; see send --help"),
+        (["f"], "FILE and ALIAS/BUCKET/KEY are needed, not 1 names; see send --help"),
+        (["f", "f", "a/b/k"], "FILE and ALIAS/BUCKET/KEY are needed, not 3 names; see send --help"),
+        (["f", "k"], f"{MALFORMED} 'k'"),
+        (["f", "a/b"], f"{MALFORMED} 'a/b'"),
+        (["f", "a/b/"], f"{MALFORMED} 'a/b/'"),
+        (["f", "a//k"], f"{MALFORMED} 'a//k'"),
+        (["f", "/b/k"], f"{MALFORMED} '/b/k'"),
+        (["f", "s3://b/k"], f"{MALFORMED} 's3://b/k'"),
+        (["f", ""], f"{MALFORMED} ''"),
+        (["f", b"a/b/\xff"], rf"the destination {UNPRINTABLE} 'a/b/\udcff'"),
+        (["f", "a/b/new\nline"], rf"the destination {UNPRINTABLE} 'a/b/new\nline'"),
+        (["--tag=\x1b", "f", "a/b/k"], rf"the tag {UNPRINTABLE} '\x1b'"),
+        (["f", "a/b/k", "--tag"], "--tag needs a value; see send --help"),
+        (["f", "a/b/k", "--timeout"], "--timeout takes seconds, 0 to 1000000, not ''"),
+        (["--timeout=-1", "f", "a/b/k"], "--timeout takes seconds, 0 to 1000000, not '-1'"),
+        (["--timeout", "nan", "f", "a/b/k"], "--timeout takes seconds, 0 to 1000000, not 'nan'"),
+        (["--timeout", "1000001", "f", "a/b/k"], "--timeout takes seconds, 0 to 1000000, not '1000001'"),
+        (["-f", "a/b/k"], "unknown option -f; see send --help (a file of that name: ./-f)"),
+        (["", "a/b/k"], "FILE is empty"),
+        (["-", "a/b/k"], "standard input cannot be sent (a file named -: ./-)"),
+        (["--", "-", "a/b/k"], "standard input cannot be sent (a file named -: ./-)"),
+        (["gone\n", "a/b/k"], r"NoSuchFile: gone\n: No such file or directory"),
+        (["f/", "a/b/k"], "NoSuchFile: f/: Not a directory"),
+        (["f", "a/b/" + 9000 * "k"], "the names are too long: a request of {long} bytes, 8192 are allowed"),
+    ],
+)
+def test_what_is_no_order_is_refused_before_the_daemon_is_asked(
+    cwd: Path, argv: list[str | bytes], complaint: str
+) -> None:
+    """One line that says what to mend, and nothing sent."""
+    long = len(f"{cwd}/f a/b/\n") + 9000
+    with Daemon(answering(b"Success")) as daemon:
+        assert send(*argv, environ=daemon.environ, cwd=cwd) == (1, "", f"send: {complaint.format(long=long)}\n")
+    assert daemon.received == []
+
+
+def test_a_link_in_the_way_is_not_folded(cwd: Path) -> None:
+    """`link/../f` is the file beside the link's target, not the one beside the link."""
+    (cwd / "far/away").mkdir(parents=True)
+    (cwd / "far/f").write_bytes(b"y")
+    (cwd / "link").symlink_to("far/away")
+    with Daemon(answering(b"Success")) as daemon:
+        assert send("link/../f", "a/b/k", environ=daemon.environ, cwd=cwd)[0] == 0
+    assert daemon.received == [f"{cwd}/link/../f a/b/k\n".encode()]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "http", "-1", " 1", "9" * 5000])
+def test_a_port_that_is_none_is_refused(cwd: Path, port: str) -> None:
+    """It is never replaced by the default."""
+    complaint = f"send: S3DAEMON_PORT must be a number from 1 to 65535, not '{port}'\n"
+    assert send("f", "a/b/k", environ={"S3DAEMON_PORT": port}, cwd=cwd) == (1, "", complaint)
+
+
+def test_a_daemon_that_is_down_is_named_with_what_to_start(cwd: Path) -> None:
+    """With the unit of its instance; an address that only this test would use stands for the default port."""
+    with Daemon(answering(b"Success")) as daemon:
+        pass
+    port, refused = daemon.environ["S3DAEMON_PORT"], "Connection refused; is it up? systemctl start s3daemon"
+    got = send("f", "a/b/k", environ=daemon.environ, cwd=cwd)
+    assert got == (1, "", f"send: cannot connect to {daemon.name}: {refused}@{port}.socket\n")
+    got = send("f", "a/b/k", environ={"S3DAEMON_HOST": "127.0.0.77", "S3DAEMON_PORT": ""}, cwd=cwd)
+    assert got == (1, "", f"send: cannot connect to 127.0.0.77:15555: {refused}.socket\n")
+    path = f"{cwd}/none"
+    got = send("f", "a/b/k", environ={"S3DAEMON_HOST": path}, cwd=cwd)
+    gone = "No such file or directory; is it up? systemctl start s3daemon-unix.socket"
+    assert got == (1, "", f"send: cannot connect to {path}: {gone}\n")
+    path = "/" + "x" * 200
+    got = send("f", "a/b/k", environ={"S3DAEMON_HOST": path}, cwd=cwd)
+    assert got == (1, "", f"send: cannot connect to {path}: AF_UNIX path too long\n")
+
+
+def test_a_host_that_does_not_resolve_is_named(cwd: Path) -> None:
+    """Two dots make a name that no resolver has to be asked about."""
+    status, _, err = send("f", "a/b/k", environ={"S3DAEMON_HOST": "no..such"}, cwd=cwd)
+    assert status == 1
+    assert err.startswith("send: the host of no..such:15555 does not resolve: ")
+    assert err.count("\n") == 1
+
+
+def test_an_extended_answer_ends_at_its_newline(cwd: Path) -> None:
+    """The daemon keeps the connection for a next request; the client does not wait for its end."""
+    with Daemon(answering_and_listening_on) as daemon:
+        assert send("--tag=n", "f", "a/b/k", environ=daemon.environ, cwd=cwd) == (0, "", "")
+    assert len(daemon.received) == 1
+
+
+def test_localhost_is_the_default_host(cwd: Path) -> None:
+    """By name, so that the host's own table says what it is."""
+    with Daemon(answering(b"Success")) as daemon:
+        del daemon.environ["S3DAEMON_HOST"]
+        assert send("f", "a/b/k", environ=daemon.environ, cwd=cwd) == (0, "", "")
+    assert len(daemon.received) == 1
+
+
+def client_of(environ: dict[bytes, bytes]) -> Any:
+    """The client's side of a conversation, in this process, for what no host, kernel or clock does on demand."""
+    return runpy.run_path(str(SEND))["Daemon"](environ, 30)
+
+
+def test_each_address_is_tried() -> None:
+    """Whichever of a name's addresses the daemon has, it is reached; which names have several is the host's affair."""
+    with Daemon(answering(b"Success")) as daemon:
+        host, port = daemon.name.split(":")
+        found = [(socket.AF_INET, (other, int(port))) for other in ("127.0.0.77", "127.0.0.78", host)]
+        for addresses in (found, found[::-1]):
+            asked = client_of({})
+            asked.addresses = addresses.copy
+            assert asked.ask(b"/f a/b/k\n", b"") == b"Success"
+    assert daemon.received == [b"/f a/b/k\n"] * 2
+
+
+class Refusal:
+    """A connection whose other end answered and closed before it was asked."""
+
+    def __init__(self) -> None:
+        self.answer = b"NotAllowed: uid 7\n"
+
+    def sendall(self, line: bytes) -> None:
+        """Find the other end gone."""
+        raise BrokenPipeError(line)
+
+    def recv(self, _: int) -> bytes:
+        """Give the answer, then the end."""
+        given, self.answer = self.answer, b""
+        return given
+
+    def settimeout(self, _: float) -> None:
+        """Nothing here waits."""
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def test_a_refusal_that_came_before_the_request_is_read() -> None:
+    """A broken pipe does not hide the reason for it; in a real daemon this is a race, so a fake one breaks it."""
+    asked = client_of({})
+    asked.connect = Refusal
+    assert asked.ask(b"/f a/b/k\n", b"") == b"NotAllowed: uid 7\n"
+
+
+def test_no_answer_ends_at_the_time_limit(cwd: Path) -> None:
+    """The daemon has the request, so its fate is unknown, and that is said."""
+    with Daemon(answering(b"")) as daemon:
+        daemon.script = daemon.silent
+        got = send("--timeout=0.2", "f", "a/b/k", environ=daemon.environ, cwd=cwd)
+    assert got == (1, "", f"send: no answer from {daemon.name} in 0.2 s; {FATE}\n")
+
+
+def test_an_interrupt_is_quiet(cwd: Path) -> None:
+    """Control-C while waiting: status 130 and no traceback; `--timeout 0` waits as long as it takes."""
+    with Daemon(answering(b"")) as daemon:
+        daemon.script = daemon.silent
+        words = command("--timeout", "0", "f", "a/b/k")
+        with subprocess.Popen(words, env=daemon.environ, cwd=cwd, stderr=subprocess.PIPE) as process:
+            assert daemon.heard.wait(30)
+            process.send_signal(signal.SIGINT)
+            assert process.communicate(timeout=30)[1] == b""
+        assert process.returncode == 128 + signal.SIGINT
+
+
+@pytest.fixture
+def full_unix_socket(cwd: Path) -> Iterator[tuple[Daemon, list[socket.socket]]]:
+    """A daemon that does not accept yet, on a Unix socket, and clients that fill its backlog."""
+    daemon = Daemon(answering(b"Success"), socket.AF_UNIX, str(cwd / "s"))
+    fillers: list[socket.socket] = []
+    try:
+        while True:
+            fillers.append(socket.socket(socket.AF_UNIX))
+            fillers[-1].setblocking(False)
+            fillers[-1].connect(daemon.name)
+    except BlockingIOError:
+        yield daemon, fillers
+    finally:
+        for filler in fillers:
+            filler.close()
+        daemon.listener.close()
+
+
+def test_a_full_unix_backlog_is_a_wait(cwd: Path, full_unix_socket: tuple[Daemon, list[socket.socket]]) -> None:
+    """EAGAIN is no failure: not until the time limit, and not at all once there is room."""
+    daemon, fillers = full_unix_socket
+    got = send("--timeout=0.2", "f", "a/b/k", environ=daemon.environ, cwd=cwd)
+    assert got == (1, "", f"send: no connection to {daemon.name} in 0.2 s; nothing was sent\n")
+    asked = client_of({b"S3DAEMON_HOST": os.fsencode(daemon.name)})
+    second_look = iter((False, True))
+
+    def left() -> float:
+        """Make room when the client looks at its clock for the second time, thus after one EAGAIN."""
+        if next(second_look, False):
+            for filler in fillers:
+                filler.close()
+            daemon.thread.start()
+        return 30.0
+
+    asked.left = left
+    assert asked.ask(b"/f a/b/k\n", b"") == b"Success"
+    daemon.stop()
+    assert daemon.received == [b"", b"/f a/b/k\n"]
+
+
+def pythons() -> list[str]:
+    """The running Python, the system's, and every one from 3.6 that pyenv has."""
+    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv") / "versions"
+    found = [str(python) for minor in range(6, 30) for python in sorted(versions.glob(f"3.{minor}.*/bin/python"))]
+    return [sys.executable, "/usr/bin/python3", *found]
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_it_runs_on_a_bare_python(cwd: Path, python: str) -> None:
+    """No site packages, no environment, the C locale: both forms, a failure, and what argues with the system."""
+    (cwd / "ü\udcff").write_bytes(b"x")
+    with Daemon(answering(b"Success")) as daemon:
+        environ = daemon.environ | {"LC_ALL": "C"}
+        assert send("f", "a/b/ü", environ=environ, cwd=cwd, python=python) == (0, "", "")
+        daemon.script = answering(b'{"result": "failed", "code": "No", "text": "\\u00fc\\ud800\\n"}\n')
+        status, _, err = send("ü\udcff", "a/b/k", environ=environ, cwd=cwd, python=python)
+        assert (status, err.replace("ü", r"\xfc")) == (1, "send: No: \\xfc\\ud800\\n\n")
+    assert daemon.received[0] == f"{cwd}/f a/b/ü\n".encode()
+    assert rb"\u00fc\udcff" in daemon.received[1]
+    for host in (None, "127.0.0.77", "no..such", f"{cwd}/none"):
+        environ = {"S3DAEMON_HOST": host} if host else {"S3DAEMON_PORT": "x"}
+        status, out, err = send("f", "a/b/k", environ=environ, cwd=cwd, python=python)
+        assert (status, out, err.count("\n"), err[:6]) == (1, "", 1, "send: ")
+    assert send("--help", environ={}, cwd=cwd, python=python)[1].startswith("usage: send ")
+
+
+def test_it_is_executable_by_itself(cwd: Path) -> None:
+    """Run by its own name it has the system's Python, without site packages."""
+    assert SEND.read_text().startswith("#!/usr/bin/python3 -IS\n")
+    with Daemon(answering(b"Success")) as daemon:
+        subprocess.run([SEND, "f", "a/b/k"], env=daemon.environ, cwd=cwd, check=True)
+    assert len(daemon.received) == 1
+
+
+def test_it_imports_the_standard_library_alone_and_little_of_it(cwd: Path) -> None:
+    """Its start is in the callers' telemetry: the plain form loads none of the modules that cost milliseconds."""
+    nodes = list(ast.walk(ast.parse(SEND.read_text())))
+    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    assert not [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    assert imported <= sys.stdlib_module_names
+    with Daemon(answering(b"Success")) as daemon:
+        words = [sys.executable, "-I", "-S", "-X", "importtime", str(SEND), "f", "a/b/k"]
+        ran = subprocess.run(words, env=daemon.environ, cwd=cwd, check=True, capture_output=True, text=True)
+    loaded = {line.rpartition("|")[2].strip() for line in ran.stderr.splitlines()}
+    assert "_socket" in loaded
+    assert not loaded & {"argparse", "json", "socket", "pathlib", "typing", "re", "enum", "encodings.idna"}
+
+
+def test_help_and_version(cwd: Path) -> None:
+    """They need no daemon; the version is the package's."""
+    assert send("--version", environ={}, cwd=cwd) == (0, f"send {__version__}\n", "")
+    status, out, _ = send("f", "--help", environ={}, cwd=cwd)
+    assert (status, out.startswith("usage: send ")) == (0, True)
+
+
+def test_with_nowhere_to_speak_the_status_says_it(cwd: Path) -> None:
+    """Closed or full standard streams: no traceback, and no message ends up in the daemon's socket."""
+    for redirection, argv in (("2>&-", "gone a/b/k"), ("2>/dev/full", "gone a/b/k"), (">/dev/full", "--help")):
+        shell = f'exec "$0" -I -S "$1" {argv} {redirection}'
+        ran = subprocess.run(["/bin/sh", "-c", shell, sys.executable, SEND], cwd=cwd, capture_output=True, check=False)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (1, b"", b"")
+    with Daemon(answering(b"Success")) as daemon:
+        shell = 'exec "$0" -I -S "$1" f a/b/k <&- >&- 2>&-'
+        words = ["/bin/sh", "-c", shell, sys.executable, str(SEND)]
+        assert subprocess.run(words, cwd=cwd, env=daemon.environ, check=False).returncode == 0
+    assert daemon.received == [f"{cwd}/f a/b/k\n".encode()]
