@@ -118,4 +118,3 @@ def _record_dropped(entries: Sequence[Entry]) -> None:
             )
         )
     journal.close(5.0)
-

@@ -15,6 +15,73 @@ what to do where something can be done. `str()` gives the text alone.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
+
+
+class Code(StrEnum):
+    """Our own stable words for programs. Where the store gives a code, its word is used instead, see `model.verdict`."""
+
+    # The operator's.
+    BAD_SETTINGS = "BadSettings"
+    BAD_DESCRIPTOR = "BadDescriptor"
+    BAD_NOTIFY_SOCKET = "BadNotifySocket"
+    BAD_STATE_DIRECTORY = "BadStateDirectory"
+    CANNOT_LISTEN = "CannotListen"
+    CONTROL_SOCKET = "ControlSocket"
+    NO_SPOOL = "NoSpool"
+    SPOOL_BROKEN = "SpoolBroken"
+    SPOOL_CORRUPT = "SpoolCorrupt"
+    SPOOL_DENIED = "SpoolDenied"
+    SPOOL_LOCKED = "SpoolLocked"
+    SPOOL_NEWER = "SpoolNewer"
+
+    # The client's.
+    BAD_REQUEST = "BadRequest"
+    NOT_ALLOWED = "NotAllowed"
+    INTERRUPTED = "Interrupted"
+
+    # The file's.
+    FILE_CHANGED = "FileChanged"
+    NO_SUCH_FILE = "NoSuchFile"
+    NOT_READABLE = "NotReadable"
+    NOT_REGULAR_FILE = "NotRegularFile"
+    READ_FAILED = "ReadFailed"
+
+    # The spool's, beside SpoolBroken.
+    SPOOL_CLOSED = "SpoolClosed"
+    SPOOL_FULL = "SpoolFull"
+    SPOOL_READ_ONLY = "SpoolReadOnly"
+
+    # Of an attempt: the network's, or an answer that is not S3's.
+    BAD_ANSWER = "BadAnswer"
+    CONNECT_TIMEOUT = "ConnectTimeout"
+    CONNECTION_CLOSED = "ConnectionClosed"
+    CONNECTION_FAILED = "ConnectionFailed"
+    ETAG_MISMATCH = "ETagMismatch"
+    NAME_NOT_RESOLVED = "NameNotResolved"
+    NO_ANSWER = "NoAnswer"
+    NO_CREDENTIALS = "NoCredentials"
+    OVERWRITTEN = "Overwritten"
+    STALE_CONNECTION = "StaleConnection"
+    STALLED = "Stalled"
+    TLS_FAILED = "TLSFailed"
+    TLS_REFUSED = "TLSRefused"
+
+    # Of a command.
+    BAD_INPUT = "BadInput"
+    NO_DAEMON = "NoDaemon"
+    NO_INPUT = "NoInput"
+    NO_JOURNAL = "NoJournal"
+    NO_PLOTTING = "NoPlotting"
+    NO_READER = "NoReader"
+    NOT_PERMITTED = "NotPermitted"
+    NOT_WRITABLE = "NotWritable"
+    NOTHING_STORED = "NothingStored"
+
+    # Anyone's.
+    DEFERRED = "Deferred"
+    DROPPED = "Dropped"
+    INTERNAL = "Internal"
 
 
 class S3daemonError(Exception):
@@ -39,7 +106,7 @@ class SettingsError(S3daemonError):
     """
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("BadSettings", "; ".join(faults))
+        super().__init__(Code.BAD_SETTINGS, "; ".join(faults))
         self.faults = tuple(faults)
 
 

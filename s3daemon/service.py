@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from s3daemon.clock import ActiveClock
 from s3daemon.config.environ import of_service
 from s3daemon.config.settings import Settings, differences
 from s3daemon.control.exposures import LOST_S
@@ -34,11 +35,10 @@ from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import SettingsError
 from s3daemon.http.service import Http
 from s3daemon.ingress.listener import name_of
-from s3daemon.ingress.peer import Doorkeeper
+from s3daemon.ingress.peer import AccessControl
 from s3daemon.ingress.server import Server
 from s3daemon.journal import Journal
 from s3daemon.model.record import Priority
-from s3daemon.model.verdict import ServiceClock
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.notify import Inherited, Manager, bind
@@ -79,7 +79,7 @@ class Service:
         # A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls.
         threads = 2 * settings.max_clients + 4 * settings.max_connections
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
-        self._door, doors = Doorkeeper(settings.allowed_users), inherited.doors
+        self._door, doors = AccessControl(settings.allowed_users), inherited.doors
         state_dir = Path(settings.state_dir)
         self._spool = spool = Spool.open(state_dir)
         try:
@@ -111,7 +111,7 @@ class Service:
         stop: asyncio.Event,
     ) -> None:
         settings, spool = self._settings, self._spool
-        service = ServiceClock(spool.service_base, time.monotonic)
+        service = ActiveClock(spool.service_base, time.monotonic)
         self._attempts = Attempts(settings, spool, self._endpoint.store)
         self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
         pending = spool.entries(failed=False)
@@ -218,7 +218,7 @@ class Service:
         old, new = self._settings, Settings.from_environ({**environ, **of_service(self._environ)})
         applied, restart = differences(old, new)
         self._journal.hide(new.secrets())
-        door = await asyncio.to_thread(Doorkeeper, new.allowed_users)
+        door = await asyncio.to_thread(AccessControl, new.allowed_users)
         before, endpoint = self._endpoint, Endpoint(new, self._endpoint)
         try:
             await endpoint.open()

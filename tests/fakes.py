@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from s3daemon.clock import ActiveClock
 from s3daemon.config.settings import Settings
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
@@ -18,10 +19,9 @@ from s3daemon.model.kinds import MessageId
 from s3daemon.model.record import Field
 from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.model.source import Source
-from s3daemon.model.verdict import ServiceClock
 from s3daemon.network.progress import Progress
-from s3daemon.s3.store import Absence, Stored
-from s3daemon.spool.open_uploads import Ledger
+from s3daemon.s3.store import LookupResult, Stored
+from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.rows import Entry
 
 
@@ -68,7 +68,7 @@ class FakeSpool:
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}
-        self.ledger = Ledger()
+        self.ledger = OpenUploads()
         self.failed: dict[str, tuple[str, str]] = {}
         self.begun: list[str] = []
         self.full = False
@@ -124,7 +124,7 @@ class FakeStore:
         self,
         transfer: Transfer,
         source: Source,
-        ledger: Ledger | None = None,
+        ledger: OpenUploads | None = None,
         tried: Collection[str] = (),
         progress: Progress | None = None,
     ) -> Stored:
@@ -148,12 +148,12 @@ class FakeStore:
         self.objects[transfer.destination] = transfer.id
         self.ever.add(transfer.id)
 
-    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | Absence:
+    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | LookupResult:
         self.finds.append(transfer.id)
         await asyncio.sleep(self.seconds)
         if self.objects.get(transfer.destination) == transfer.id:
             return Stored(etag="", size=transfer.seen.size)
-        return Absence.CERTAIN
+        return LookupResult.NOT_FOUND
 
 
 class FakeJournal:
@@ -206,7 +206,7 @@ class House:
         self.loop = asyncio.get_running_loop()
         self.spool, self.store, self.journal, self.files = FakeSpool(), FakeStore(), FakeJournal(), FakeFiles()
         clock = self.loop.time
-        self.service = ServiceClock(0.0, clock)
+        self.service = ActiveClock(0.0, clock)
         spool: Any = self.spool
         store: Any = self.store
         journal: Any = self.journal

@@ -18,9 +18,9 @@ import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TextIO, TypeVar
 
-from s3daemon.control.client import NoDaemonError, Place, add_place, place_of
+from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.control.listing import Row, row, table
-from s3daemon.errors import S3daemonError, one_line
+from s3daemon.errors import Code, S3daemonError, one_line
 from s3daemon.spool.rows import Entry
 from s3daemon.spool.spool import Spool
 
@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("--json", action="store_true", help="one array of objects, one object a line")
     parser.add_argument("--failed", action="store_true", help="only those that failed for good")
-    add_place(parser)
+    add_instance(parser)
     actions = parser.add_subparsers(dest="action", metavar="retry|drop")
     retry = actions.add_parser("retry", help="try now: what failed is pending again, a delay ends")
     retry.add_argument("--all", action="store_true", dest="every", help="everything there is")
@@ -42,7 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     drop.add_argument("--all-failed", action="store_true", dest="every", help="everything that failed for good")
     for action in (retry, drop):
         action.add_argument("ids", nargs="*", metavar="ID")
-        add_place(action)
+        add_instance(action)
 
 
 def main(
@@ -57,7 +57,7 @@ def main(
 
     Args:
         args: as `configure` described them.
-        environ: says where the daemon is, as `Place.find` reads it; the settings are not needed.
+        environ: says where the daemon is, as `Instance.find` reads it; the settings are not needed.
         out: takes the table.
         err: takes one line when something is wrong.
         dropped: is told of transfers dropped with no daemon up, so that they are recorded.
@@ -65,7 +65,7 @@ def main(
     Returns:
         The exit status: 0, or 1 when it could not be done or an id is unknown.
     """
-    place = place_of(args, environ)
+    place = instance_of(args, environ)
     try:
         if args.action is None:
             rows = _rows(place, failed_only=args.failed)
@@ -73,7 +73,7 @@ def main(
             print(_json(rows) if args.json else "\n".join(table(rows, width)), file=out)
             return 0
         if bool(args.ids) == args.every:
-            raise S3daemonError("BadRequest", f"{args.action} takes either ids or the option for all")
+            raise S3daemonError(Code.BAD_REQUEST, f"{args.action} takes either ids or the option for all")
         done = _act(place, args.action, None if args.every else args.ids, dropped)
     except S3daemonError as exc:
         print(f"{exc.code}: {one_line(exc.text)}", file=err)
@@ -85,7 +85,7 @@ def main(
     return 1 if unknown else 0
 
 
-def _rows(place: Place, *, failed_only: bool) -> list[Row]:
+def _rows(place: Instance, *, failed_only: bool) -> list[Row]:
     try:
         return _asked_rows(place, failed_only=failed_only)
     except NoDaemonError:
@@ -95,12 +95,14 @@ def _rows(place: Place, *, failed_only: bool) -> list[Row]:
     return [row(entry, "failed" if entry.failed else "pending", now_usec=now_usec) for entry in wanted]
 
 
-def _asked_rows(place: Place, *, failed_only: bool) -> list[Row]:
+def _asked_rows(place: Instance, *, failed_only: bool) -> list[Row]:
     members = place.ask("queue", failed=failed_only).get("transfers")
     return [Row.from_dict(member) for member in (members if isinstance(members, list) else ())]
 
 
-def _act(place: Place, action: str, ids: Sequence[str] | None, dropped: Callable[[Sequence[Entry]], None]) -> set[str]:
+def _act(
+    place: Instance, action: str, ids: Sequence[str] | None, dropped: Callable[[Sequence[Entry]], None]
+) -> set[str]:
     """Carry out `action` on those ids, or on all that it is meant for; the ids that there were."""
     wanted = None if ids is None else set(ids)
 
@@ -131,7 +133,7 @@ async def _entries(spool: Spool) -> list[Entry]:
     return spool.entries()
 
 
-async def _offline(place: Place, work: Callable[[Spool], Awaitable[_T]]) -> _T:
+async def _offline(place: Instance, work: Callable[[Spool], Awaitable[_T]]) -> _T:
     """Open the spool under its lock, which no daemon holds, and never make one."""
     spool = Spool.open(place.state_dir, create=False)
     try:

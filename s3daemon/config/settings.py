@@ -67,68 +67,149 @@ class Settings:
     access_key: str = _var("AWS_ACCESS_KEY_ID", "", _KEY, "The access key.", secret=True)
     secret_key: str = _var("AWS_SECRET_ACCESS_KEY", "", _KEY, "The secret key.", secret=True)
     session_token: str = _var("AWS_SESSION_TOKEN", "", _TOKEN, "Goes with keys that are temporary.", secret=True)
-    shared_credentials_file: str = _var("AWS_SHARED_CREDENTIALS_FILE", "", path(),
-        "A file in the format of the AWS tools with the keys, used when the two variables are not set.")
+    shared_credentials_file: str = _var(
+        "AWS_SHARED_CREDENTIALS_FILE",
+        "",
+        path(),
+        "A file in the format of the AWS tools with the keys, used when the two variables are not set.",
+    )
     profile: str = _var("AWS_PROFILE", "", _TOKEN, "The section of that file; without it [default].")
-    receivers: tuple[str, ...] = _var("S3DAEMON_RECEIVERS", "", addresses(),
-        "Addresses of the store's receivers (commas between); without it all that its name resolves to.")
+    receivers: tuple[str, ...] = _var(
+        "S3DAEMON_RECEIVERS",
+        "",
+        addresses(),
+        "Addresses of the store's receivers (commas between); without it all that its name resolves to.",
+    )
     region: str = _var("AWS_DEFAULT_REGION", "us-east-1", _NAME, "Part of every signature; Ceph takes any.")
-    ca_bundle: str = _var("AWS_CA_BUNDLE", "", path(),
-        "A PEM file with the authorities to trust for https; without it the system's.")
-    host: str = _var("S3DAEMON_HOST", "localhost", _NAME,
-        "Where to listen; not used when systemd passes the socket.", restart=True)
+    ca_bundle: str = _var(
+        "AWS_CA_BUNDLE", "", path(), "A PEM file with the authorities to trust for https; without it the system's."
+    )
+    host: str = _var(
+        "S3DAEMON_HOST", "localhost", _NAME, "Where to listen; not used when systemd passes the socket.", restart=True
+    )
     port: int = _var("S3DAEMON_PORT", "15555", count(1, 65535), "The port for it; likewise.", restart=True)
-    max_connections: int = _var("S3DAEMON_MAX_CONNECTIONS", "25", count(1, 1024),
-        "Uploads at a time, each on a warm connection of its own.")
+    max_connections: int = _var(
+        "S3DAEMON_MAX_CONNECTIONS", "25", count(1, 1024), "Uploads at a time, each on a warm connection of its own."
+    )
     # Each costs a descriptor here and one in systemd's store, whose own bound is in the unit.
-    max_clients: int = _var("S3DAEMON_MAX_CLIENTS", "1024", count(1, 8192),
-        "Clients served at a time; more wait in the socket's backlog.")
-    connect_timeout_s: float = _var("S3DAEMON_CONNECT_TIMEOUT", "5s", duration("100ms", "5min"),
-        "Longest time to open a connection, TLS included.")
+    max_clients: int = _var(
+        "S3DAEMON_MAX_CLIENTS", "1024", count(1, 8192), "Clients served at a time; more wait in the socket's backlog."
+    )
+    connect_timeout_s: float = _var(
+        "S3DAEMON_CONNECT_TIMEOUT", "5s", duration("100ms", "5min"), "Longest time to open a connection, TLS included."
+    )
     # Less than a second is less than one lost packet and its repetition take on a slow line.
-    stall_timeout_s: float = _var("S3DAEMON_STALL_TIMEOUT", "10s", duration("1s", "10min"),
-        "An attempt of which the network acknowledged nothing for so long has failed.")
-    wait_limit_s: float = _var("S3DAEMON_WAIT_LIMIT", "30s", duration("0s", "1h"),
-        "A waiting client is told \"deferred\" after this; the transfer goes on.")
-    retry_for_s: float = _var("S3DAEMON_RETRY_FOR", "7d", duration("1s", "365d"),
-        "How long to try, counted while the daemon runs and is not held.")
-    answer_timeout_s: float = _var("S3DAEMON_ANSWER_TIMEOUT", "60s", duration("1s", "1h"),
-        "Longest wait for the store's answer once it has the whole file.")
-    keep_failed_s: float = _var("S3DAEMON_KEEP_FAILED", "7d", duration("1s", "3650d"),
-        "How long a failure stays listed, counted while the daemon runs.")
+    stall_timeout_s: float = _var(
+        "S3DAEMON_STALL_TIMEOUT",
+        "10s",
+        duration("1s", "10min"),
+        "An attempt of which the network acknowledged nothing for so long has failed.",
+    )
+    wait_limit_s: float = _var(
+        "S3DAEMON_WAIT_LIMIT",
+        "30s",
+        duration("0s", "1h"),
+        'A waiting client is told "deferred" after this; the transfer goes on.',
+    )
+    retry_for_s: float = _var(
+        "S3DAEMON_RETRY_FOR",
+        "7d",
+        duration("1s", "365d"),
+        "How long to try, counted while the daemon runs and is not held.",
+    )
+    answer_timeout_s: float = _var(
+        "S3DAEMON_ANSWER_TIMEOUT",
+        "60s",
+        duration("1s", "1h"),
+        "Longest wait for the store's answer once it has the whole file.",
+    )
+    keep_failed_s: float = _var(
+        "S3DAEMON_KEEP_FAILED",
+        "7d",
+        duration("1s", "3650d"),
+        "How long a failure stays listed, counted while the daemon runs.",
+    )
     # systemd is asked for this much more time, so nothing but patience bounds it.
-    drain_timeout_s: float = _var("S3DAEMON_DRAIN_TIMEOUT", "20s", duration("0s", "10min"),
-        "How long uploads in flight may go on when the service stops.")
+    drain_timeout_s: float = _var(
+        "S3DAEMON_DRAIN_TIMEOUT",
+        "20s",
+        duration("0s", "10min"),
+        "How long uploads in flight may go on when the service stops.",
+    )
     # Above: servers close idle connections after some 60 s. Below: more pings than uploads.
-    keepalive_interval_s: float = _var("S3DAEMON_KEEPALIVE_INTERVAL", "10s", duration("1s", "10min"),
-        "How often an idle connection is used, so that it stays open and fast.")
+    keepalive_interval_s: float = _var(
+        "S3DAEMON_KEEPALIVE_INTERVAL",
+        "10s",
+        duration("1s", "10min"),
+        "How often an idle connection is used, so that it stays open and fast.",
+    )
     # Below 100 kbit/s an image takes many minutes: someone wrote 4 for 4G.
-    bwlimit_bps: int = _var("S3DAEMON_BWLIMIT", "0", rate("100k", "1000G"),
-        "What all uploads together may send, such as 4G; 0 is no limit.")
+    bwlimit_bps: int = _var(
+        "S3DAEMON_BWLIMIT", "0", rate("100k", "1000G"), "What all uploads together may send, such as 4G; 0 is no limit."
+    )
     # TCP_CA_NAME_MAX is 16 with its NUL.
-    congestion: str = _var("S3DAEMON_CONGESTION", "", matching("[a-z0-9_-]{1,15}", "a name such as bbr or cubic"),
-        "TCP congestion control of the uploads; without it the system's.")
-    prime: str = _var("S3DAEMON_PRIME", "", matching("[^/\\s=]+/[^\\s=]+", "bucket/key-prefix, no = or space in it"),
-        "bucket/key-prefix of scratch objects that open each new connection's window; without it none are written.")
+    congestion: str = _var(
+        "S3DAEMON_CONGESTION",
+        "",
+        matching("[a-z0-9_-]{1,15}", "a name such as bbr or cubic"),
+        "TCP congestion control of the uploads; without it the system's.",
+    )
+    prime: str = _var(
+        "S3DAEMON_PRIME",
+        "",
+        matching("[^/\\s=]+/[^\\s=]+", "bucket/key-prefix, no = or space in it"),
+        "bucket/key-prefix of scratch objects that open each new connection's window; without it none are written.",
+    )
     # 5 GiB is S3's limit for one PUT, 5 MiB its least for a part ("Amazon S3 multipart upload limits").
-    multipart_threshold_bytes: int = _var("S3DAEMON_MULTIPART_THRESHOLD", "100MiB", size("5MiB", "5GiB"),
-        "Larger files go in parts, several at a time.")
-    part_size_bytes: int = _var("S3DAEMON_PART_SIZE", "64MiB", size("5MiB", "5GiB"),
-        "Size of a part; more where a file would else have over 10000.")
-    verify: str = _var("S3DAEMON_VERIFY", "auto", choice("auto", "off"),
-        "auto: what was sent is compared with the store's ETag when that is an MD5; off: only the length is.")
-    allowed_roots: tuple[str, ...] = _var("S3DAEMON_ALLOWED_ROOTS", "", paths(),
-        "Files must lie below one of these directories (colons between); without it anywhere.")
-    allowed_buckets: tuple[str, ...] = _var("S3DAEMON_ALLOWED_BUCKETS", "", names(),
-        "Buckets that may be written (commas between); without it any.")
-    allowed_users: tuple[str, ...] = _var("S3DAEMON_ALLOWED_USERS", "", names(),
-        "Local users, by name or number, that may ask (commas between); without it any.")
-    http_names: tuple[str, ...] = _var("S3DAEMON_HTTP_NAMES", "", hosts(),
-        "Names that the HTTP door may be asked by (commas between), beside localhost and its own address.")
-    state_dir: str = _var("S3DAEMON_STATE_DIR", None, path(),
-        "Where accepted transfers are kept; without it systemd's STATE_DIRECTORY.", restart=True)
-    log_level: str = _var("S3DAEMON_LOG_LEVEL", "info", choice("debug", "info", "warning", "error"),
-        "The least important messages that are logged.")
+    multipart_threshold_bytes: int = _var(
+        "S3DAEMON_MULTIPART_THRESHOLD", "100MiB", size("5MiB", "5GiB"), "Larger files go in parts, several at a time."
+    )
+    part_size_bytes: int = _var(
+        "S3DAEMON_PART_SIZE",
+        "64MiB",
+        size("5MiB", "5GiB"),
+        "Size of a part; more where a file would else have over 10000.",
+    )
+    verify: str = _var(
+        "S3DAEMON_VERIFY",
+        "auto",
+        choice("auto", "off"),
+        "auto: what was sent is compared with the store's ETag when that is an MD5; off: only the length is.",
+    )
+    allowed_roots: tuple[str, ...] = _var(
+        "S3DAEMON_ALLOWED_ROOTS",
+        "",
+        paths(),
+        "Files must lie below one of these directories (colons between); without it anywhere.",
+    )
+    allowed_buckets: tuple[str, ...] = _var(
+        "S3DAEMON_ALLOWED_BUCKETS", "", names(), "Buckets that may be written (commas between); without it any."
+    )
+    allowed_users: tuple[str, ...] = _var(
+        "S3DAEMON_ALLOWED_USERS",
+        "",
+        names(),
+        "Local users, by name or number, that may ask (commas between); without it any.",
+    )
+    http_names: tuple[str, ...] = _var(
+        "S3DAEMON_HTTP_NAMES",
+        "",
+        hosts(),
+        "Names that the HTTP door may be asked by (commas between), beside localhost and its own address.",
+    )
+    state_dir: str = _var(
+        "S3DAEMON_STATE_DIR",
+        None,
+        path(),
+        "Where accepted transfers are kept; without it systemd's STATE_DIRECTORY.",
+        restart=True,
+    )
+    log_level: str = _var(
+        "S3DAEMON_LOG_LEVEL",
+        "info",
+        choice("debug", "info", "warning", "error"),
+        "The least important messages that are logged.",
+    )
 
     def __post_init__(self) -> None:
         faults: list[str] = []
@@ -175,6 +256,16 @@ class Settings:
         return tuple(filter(None, (self.secret_key, self.session_token)))
 
 
+class SettingsHolder:
+    """The settings in force. A reload replaces them here, once, for everyone who was given the holder.
+
+    Who needs values that must not change under it, such as a connection or an attempt, takes `current` once.
+    """
+
+    def __init__(self, current: Settings) -> None:
+        self.current = current
+
+
 #: The table by field name, in its order.
 VARIABLES: Mapping[str, Variable] = {f.name: f.metadata["variable"] for f in fields(Settings)}
 #: The fields that a reload puts in force.
@@ -205,8 +296,10 @@ def _conflicts(present: set[str], url: str) -> Iterator[str]:
         yield "S3_ENDPOINT_URL is not set: the address of the store, such as https://s3.example.org"
     keys = {"access_key", "secret_key"}
     if not keys & present and "shared_credentials_file" not in present:
-        yield ("AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set: set both, pass them as systemd credentials, "
-               "or name a file that holds them in AWS_SHARED_CREDENTIALS_FILE")
+        yield (
+            "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY are not set: set both, pass them as systemd credentials, "
+            "or name a file that holds them in AWS_SHARED_CREDENTIALS_FILE"
+        )
     elif len(keys & present) == 1:
         (missing,) = keys - present
         yield f"{VARIABLES[missing].name} is not set, though the other of the two keys is"

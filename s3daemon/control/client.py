@@ -18,7 +18,7 @@ from typing import Any, TextIO
 
 from s3daemon.config.settings import of_operator
 from s3daemon.control.server import MAX_REQUEST, control_path
-from s3daemon.errors import S3daemonError, SettingsError
+from s3daemon.errors import Code, S3daemonError, SettingsError
 
 #: A daemon answers at once; longer than its event loop is ever busy, shorter than systemd waits for ExecReload=.
 _PATIENCE_S = 30.0
@@ -29,7 +29,7 @@ class NoDaemonError(S3daemonError):
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class Instance:
     """Where one daemon keeps its things, as its operator's commands find them.
 
     Args:
@@ -41,7 +41,7 @@ class Place:
     sockets: tuple[Path, ...]
 
     @classmethod
-    def find(cls, environ: Mapping[str, str], *, state_dir: str = "", instance: str = "") -> Place:
+    def find(cls, environ: Mapping[str, str], *, state_dir: str = "", instance: str = "") -> Instance:
         """Find it from the options, else the environment, else where systemd puts the plain service's.
 
         Args:
@@ -81,7 +81,7 @@ def ask(path: Path, command: str, *, timeout_s: float = _PATIENCE_S, **arguments
     """
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"
     if len(request) > MAX_REQUEST:
-        raise S3daemonError("BadRequest", "that is more than fits in one request; give fewer at a time")
+        raise S3daemonError(Code.BAD_REQUEST, "that is more than fits in one request; give fewer at a time")
     pieces: list[bytes] = []
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
@@ -90,28 +90,30 @@ def ask(path: Path, command: str, *, timeout_s: float = _PATIENCE_S, **arguments
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
             sock.connect(os.fspath(path))
-            with suppress(BrokenPipeError):     # refused before it was read; the refusal is there to be read
+            with suppress(BrokenPipeError):  # refused before it was read; the refusal is there to be read
                 sock.sendall(request)
             while not (pieces and pieces[-1].endswith(b"\n")) and (piece := sock.recv(1 << 18)):
                 pieces.append(piece)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
-        raise NoDaemonError("NoDaemon", f"no daemon listens on {path}") from exc
+        raise NoDaemonError(Code.NO_DAEMON, f"no daemon listens on {path}") from exc
     except PermissionError as exc:
-        raise S3daemonError("NotPermitted", f"{path} is not yours: run it as root or as the service's user") from exc
+        raise S3daemonError(
+            Code.NOT_PERMITTED, f"{path} is not yours: run it as root or as the service's user"
+        ) from exc
     except BlockingIOError as exc:
-        raise S3daemonError("NoAnswer", f"the daemon on {path} said nothing for {timeout_s:g} s") from exc
+        raise S3daemonError(Code.NO_ANSWER, f"the daemon on {path} said nothing for {timeout_s:g} s") from exc
     except OSError as exc:
-        raise S3daemonError("NoAnswer", f"cannot ask the daemon on {path}: {exc.strerror or exc}") from exc
-    return _judged(b"".join(pieces), path)
+        raise S3daemonError(Code.NO_ANSWER, f"cannot ask the daemon on {path}: {exc.strerror or exc}") from exc
+    return _parse_reply(b"".join(pieces), path)
 
 
-def _judged(line: bytes, path: Path) -> dict[str, object]:
+def _parse_reply(line: bytes, path: Path) -> dict[str, object]:
     try:
         answer = json.loads(line)
     except ValueError:
         answer = None
     if not isinstance(answer, dict):
-        raise S3daemonError("NoAnswer", f"the daemon on {path} hung up without an answer; is it being restarted?")
+        raise S3daemonError(Code.NO_ANSWER, f"the daemon on {path} hung up without an answer; is it being restarted?")
     if answer.pop("ok", False) is True:
         return answer
     faults = answer.get("faults")
@@ -132,7 +134,7 @@ def reload(environ: Mapping[str, str], out: TextIO, err: TextIO) -> int:
         The exit status; other than 0, the settings before stay in force.
     """
     try:
-        answer = Place.find(environ).ask("reload", environ=of_operator(environ))
+        answer = Instance.find(environ).ask("reload", environ=of_operator(environ))
     except SettingsError as exc:
         print(*exc.faults, "refused: the settings before stay in force", sep="\n", file=err)
         return 1
@@ -149,14 +151,14 @@ def reload(environ: Mapping[str, str], out: TextIO, err: TextIO) -> int:
     return 0
 
 
-def add_place(parser: argparse.ArgumentParser) -> None:
-    """Give a command the options that say which daemon is meant, for `place_of`."""
+def add_instance(parser: argparse.ArgumentParser) -> None:
+    """Give a command the options that say which daemon is meant, for `instance_of`."""
     # No default: a subcommand's would overwrite what was given before the subcommand.
     which = parser.add_mutually_exclusive_group()
     which.add_argument("--instance", metavar="PORT", default=argparse.SUPPRESS, help="that of s3daemon@PORT")
     which.add_argument("--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="that whose state is in DIR")
 
 
-def place_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Place:
+def instance_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Instance:
     """The daemon that the options name."""
-    return Place.find(environ, state_dir=getattr(args, "state_dir", ""), instance=getattr(args, "instance", ""))
+    return Instance.find(environ, state_dir=getattr(args, "state_dir", ""), instance=getattr(args, "instance", ""))

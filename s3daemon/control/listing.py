@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from s3daemon.errors import S3daemonError, one_line
+from s3daemon.errors import Code, S3daemonError, one_line
 from s3daemon.spool.rows import Entry
+from s3daemon.units import size, span
 
-_SPANS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 _HEAD = ("ID", "STATE", "AGE", "ATTEMPTS", "NEXT", "SIZE", "DESTINATION", "LAST ERROR", "FILE")
 _NUMBERS = {2, 3, 4, 5}
 #: The columns that give way on a narrow terminal, and down to what: the file first, its name being mostly the key's.
@@ -71,14 +71,23 @@ class Row:
         """
         values: list[Any] = [members.get(name, _ABSENT) for name in _TYPES] if isinstance(members, dict) else [_ABSENT]
         if not all(map(isinstance, values, _TYPES.values())):
-            raise S3daemonError("NoAnswer", "the daemon's answer is of another version: restart the service")
+            raise S3daemonError(Code.NO_ANSWER, "the daemon's answer is of another version: restart the service")
         return cls(*values)
 
 
 _NUMBER = (int, float)
 _TYPES: Mapping[str, Any] = {
-    "id": str, "state": str, "age_s": _NUMBER, "attempts": int, "code": str, "text": str,
-    "next_in_s": (*_NUMBER, type(None)), "size_bytes": int, "destination": str, "file": str, "told": bool,
+    "id": str,
+    "state": str,
+    "age_s": _NUMBER,
+    "attempts": int,
+    "code": str,
+    "text": str,
+    "next_in_s": (*_NUMBER, type(None)),
+    "size_bytes": int,
+    "destination": str,
+    "file": str,
+    "told": bool,
 }
 
 
@@ -150,21 +159,3 @@ def total(rows: Sequence[Row]) -> str:
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     oldest = span(max(row.age_s for row in rows))
     return f"{len(rows)} transfers, {size(sum(row.size_bytes for row in rows))}: {counts}; the oldest {oldest} old"
-
-
-def span(seconds: float) -> str:
-    """Seconds for people, in at most six characters up to a thousand days."""
-    whole = int(seconds)
-    for unit, name, lesser, lesser_name in _SPANS:
-        if whole >= unit:
-            return f"{whole // unit}{name}{whole % unit // lesser:02}{lesser_name}"
-    return f"{whole}s"
-
-
-def size(count: float) -> str:
-    """Bytes for people, decimal as links and disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:  # noqa: PLR2004 - from here on three digits read 1e+03
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"

@@ -11,16 +11,17 @@ from dataclasses import replace
 from itertools import islice
 
 from s3daemon import __version__
+from s3daemon.clock import Clock
 from s3daemon.control.exposures import LATE_S, LOST_S, Exposures
-from s3daemon.control.listing import row, span
+from s3daemon.control.listing import row
 from s3daemon.control.overview import LISTED, receivers_of, uploads_of
 from s3daemon.delivery.schedule import Job
 from s3daemon.delivery.uploader import Uploader
-from s3daemon.errors import RequestError, SpoolError
+from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
-from s3daemon.network.pool import Lanes
-from s3daemon.network.tcp import Clock
+from s3daemon.network.pool import ConnectionPool
 from s3daemon.spool.spool import Entry, Spool
+from s3daemon.units import span
 
 Answer = Mapping[str, object]
 
@@ -35,7 +36,7 @@ def entry_of(job: Job) -> Entry:
 def _ids(arguments: Mapping[str, object]) -> set[str]:
     ids = arguments.get("ids")
     if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
-        raise RequestError("BadRequest", '"ids" must be a list of transfer ids')
+        raise RequestError(Code.BAD_REQUEST, '"ids" must be a list of transfer ids')
     return set(ids)
 
 
@@ -54,7 +55,7 @@ class Operations:
         uploader: Uploader,
         spool: Spool,
         server: Server,
-        lanes: Callable[[], Lanes],
+        lanes: Callable[[], ConnectionPool],
         exposures: Exposures,
         *,
         wall: Clock = time.time,

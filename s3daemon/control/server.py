@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
-from s3daemon.errors import S3daemonError, SettingsError, StartError, one_line
+from s3daemon.errors import Code, S3daemonError, SettingsError, StartError, one_line
 from s3daemon.ingress.peer import peer_uid
 
 _log = logging.getLogger(__name__)
@@ -90,7 +90,7 @@ class ControlServer:
             self._server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST)
         except OSError as exc:
             sock.close()
-            raise StartError("ControlSocket", f"cannot listen on {self._path}: {exc.strerror or exc}") from exc
+            raise StartError(Code.CONTROL_SOCKET, f"cannot listen on {self._path}: {exc.strerror or exc}") from exc
 
     async def close(self) -> None:
         """Stop listening, end what is being answered, remove the socket. To be called before the lock is given up."""
@@ -115,11 +115,13 @@ class ControlServer:
                 while line := await self._line(reader):
                     await self._send(writer, await self._answer(line))
             else:
-                await self._send(writer, _refusal("NotPermitted", f"user {uid} is neither root nor the service's user"))
+                await self._send(
+                    writer, _refusal(Code.NOT_PERMITTED, f"user {uid} is neither root nor the service's user")
+                )
             writer.close()
         except (OSError, TimeoutError):
-            pass                    # it went away, or stands still: nobody is left to tell
-        except Exception as exc:    # an answer that cannot be encoded is a bug, and not worth an upload
+            pass  # it went away, or stands still: nobody is left to tell
+        except Exception as exc:  # an answer that cannot be encoded is a bug, and not worth an upload
             _log_bug("an answer", exc)
         finally:
             if not writer.is_closing():
@@ -130,14 +132,14 @@ class ControlServer:
             async with asyncio.timeout(self._idle_s):
                 return await reader.readline()
         except ValueError:
-            return b"too long"          # and what follows is the rest of it
+            return b"too long"  # and what follows is the rest of it
 
     async def _send(self, writer: asyncio.StreamWriter, answer: Mapping[str, object]) -> None:
         for piece in _encode(answer):
             writer.write(piece)
             async with asyncio.timeout(self._idle_s):
                 await writer.drain()
-            await asyncio.sleep(0)      # drain() gives way only when the buffer is full
+            await asyncio.sleep(0)  # drain() gives way only when the buffer is full
 
     async def _answer(self, line: bytes) -> Mapping[str, object]:
         try:
@@ -145,19 +147,19 @@ class ControlServer:
         except (ValueError, RecursionError):
             request = None
         if not isinstance(request, dict):
-            return _refusal("BadRequest", f"the request is not a JSON object and LF, at most {MAX_REQUEST} bytes")
+            return _refusal(Code.BAD_REQUEST, f"the request is not a JSON object and LF, at most {MAX_REQUEST} bytes")
         command = str(request.pop("command", ""))
         handler = self._handlers.get(command)
         if handler is None:
-            return _refusal("BadRequest", f"this daemon does not know the command '{one_line(command, 40)}'")
+            return _refusal(Code.BAD_REQUEST, f"this daemon does not know the command '{one_line(command, 40)}'")
         try:
             return {"ok": True, **await handler(request)}
         except S3daemonError as exc:
             faults = {"faults": list(exc.faults)} if isinstance(exc, SettingsError) else {}
             return {**_refusal(exc.code, one_line(exc.text, 10_000)), **faults}
-        except Exception as exc:    # a bug in a command for operators must not end the daemon
+        except Exception as exc:  # a bug in a command for operators must not end the daemon
             _log_bug(f"the command {command}", exc)
-            return _refusal("Internal", f"a bug in the daemon: {type(exc).__name__}; its journal says where")
+            return _refusal(Code.INTERNAL, f"a bug in the daemon: {type(exc).__name__}; its journal says where")
 
 
 def _log_bug(what: str, exc: Exception) -> None:

@@ -13,20 +13,20 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.delivery.schedule import Job
-from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError, one_line
+from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, SpoolError, one_line
 from s3daemon.model.request import Destination, FileState
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
-from s3daemon.network.tcp import Clock
-from s3daemon.s3.store import Absence, Store, Stored
+from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.spool import Spool
 
 _log = logging.getLogger(__name__)
 
 #: How long a body of which nothing more is heard may still arrive: what a proxy or a receiver's queue may hold it for.
-DOUBT_S = 900.0
+LATE_ARRIVAL_S = 900.0
 #: Where systemd puts a service's credentials (systemd.exec(5)). The daemon can read its own; its clients shall not.
 CREDENTIALS = "/run/credentials"
 
@@ -44,7 +44,7 @@ async def open_file(path: str, settings: Settings, opener: Callable[..., Source]
     except TimeoutError as exc:
         opening.add_done_callback(_close_late)
         limit = settings.stall_timeout_s
-        raise FileError("ReadFailed", f"{one_line(path)}: its file system did not answer for {limit:g} s") from exc
+        raise FileError(Code.READ_FAILED, f"{one_line(path)}: its file system did not answer for {limit:g} s") from exc
 
 
 async def _noted(change: Awaitable[None]) -> None:
@@ -97,18 +97,18 @@ class Attempts:
             return await self._make(job)
         except AttemptError as exc:
             if exc.ambiguous:
-                self._doubt(job)
+                self._expect_late_arrival(job)
             raise
         except S3daemonError:
             raise
         except Exception as exc:
             _log.exception("a bug in an attempt of %s", job.transfer.id)
-            self._doubt(job)
-            raise AttemptError("Internal", f"a bug: {type(exc).__name__}", ambiguous=True) from exc
+            self._expect_late_arrival(job)
+            raise AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}", ambiguous=True) from exc
 
-    def _doubt(self, job: Job) -> None:
+    def _expect_late_arrival(self, job: Job) -> None:
         job.unknown = True
-        self._doubts[job.transfer.destination] = (job.transfer.id, self._clock() + DOUBT_S)
+        self._doubts[job.transfer.destination] = (job.transfer.id, self._clock() + LATE_ARRIVAL_S)
 
     async def _make(self, job: Job) -> Stored:
         try:
@@ -142,6 +142,6 @@ class Attempts:
         id_, until = self._doubts.get(job.transfer.destination, ("", 0.0))
         if id_ in ("", job.transfer.id):
             return
-        if self._clock() < until and await self.store.find(job.transfer) is Absence.CERTAIN:
-            raise AttemptError("Overwritten", "a late arrival of an older transfer replaced the object")
+        if self._clock() < until and await self.store.find(job.transfer) is LookupResult.NOT_FOUND:
+            raise AttemptError(Code.OVERWRITTEN, "a late arrival of an older transfer replaced the object")
         del self._doubts[job.transfer.destination]

@@ -15,12 +15,12 @@ import logging
 import time
 from collections.abc import Callable
 
-from s3daemon.delivery.attempt import DOUBT_S
+from s3daemon.clock import Clock
+from s3daemon.delivery.attempt import LATE_ARRIVAL_S
 from s3daemon.errors import AttemptError
 from s3daemon.model.verdict import Verdict, judge
-from s3daemon.network.tcp import Clock
 from s3daemon.s3.store import Store
-from s3daemon.spool.open_uploads import Begun, Ledger
+from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +42,7 @@ class Janitor:
 
     def __init__(
         self,
-        ledger: Ledger,
+        ledger: OpenUploads,
         is_pending: Callable[[str], bool],
         store: Callable[[], Store],
         clock: Clock = time.monotonic,
@@ -51,7 +51,7 @@ class Janitor:
         self._is_pending = is_pending
         self._store = store
         self._clock = clock
-        self._since: dict[Begun, float] = {}
+        self._since: dict[OpenUpload, float] = {}
 
     async def run(self) -> None:
         """Look for orphans until cancelled."""
@@ -68,7 +68,7 @@ class Janitor:
         self._since = {begun: self._since.get(begun, self._clock()) for begun in orphans}
         for begun in orphans:
             # A completion may still be at work there, and an abort would take the parts from under its object.
-            ripe = not begun.completing or self._clock() - self._since[begun] >= DOUBT_S
+            ripe = not begun.completing or self._clock() - self._since[begun] >= LATE_ARRIVAL_S
             if ripe and not await self._abort(store, begun):
                 return False
         return True
@@ -85,7 +85,7 @@ class Janitor:
             if begun.upload.endpoint != self._store().url:
                 self._give_up(begun, "the endpoint is another one now")
 
-    async def _abort(self, store: Store, begun: Begun) -> bool:
+    async def _abort(self, store: Store, begun: OpenUpload) -> bool:
         begun.abandoned = True  # should its transfer be retried at this moment, it begins anew
         upload, to = begun.upload, begun.upload.destination
         try:
@@ -100,7 +100,7 @@ class Janitor:
         self._ledger.over(begun)
         return True
 
-    def _give_up(self, begun: Begun, why: str) -> None:
+    def _give_up(self, begun: OpenUpload, why: str) -> None:
         upload = begun.upload
         _log.warning(
             "the multipart upload %s of %s at %s cannot be aborted: %s; its parts take room there until it is",

@@ -18,8 +18,8 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from s3daemon.ingress.protocol import Reply
 from s3daemon.model.record import TransferRecord
+from s3daemon.model.reply import Reply
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.progress import Progress

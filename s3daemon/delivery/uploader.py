@@ -25,25 +25,25 @@ import random
 import time
 from collections.abc import Callable, Iterable
 
+from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import Settings
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.health import Health
 from s3daemon.delivery.outcome import record_of, warning_of
 from s3daemon.delivery.schedule import Job, Schedule
 from s3daemon.delivery.waiters import Waiters, tell
-from s3daemon.errors import AttemptError, S3daemonError, SpoolError
-from s3daemon.ingress.protocol import Outcome, Reply
+from s3daemon.errors import AttemptError, Code, S3daemonError, SpoolError
 from s3daemon.journal import Journal
 from s3daemon.model.record import MessageId, TransferRecord
-from s3daemon.model.verdict import FILE_GRACE_S, ServiceClock, Verdict, backoff, blames_endpoint, judge
-from s3daemon.network.tcp import Clock
+from s3daemon.model.reply import Outcome, Reply
+from s3daemon.model.verdict import FILE_GRACE_S, Verdict, backoff, blames_endpoint, judge
 from s3daemon.s3.store import Stored
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
 
 #: Faults of the file that say nothing about the next moment.
-_PASSING = ("FileChanged", "ReadFailed")
+_PASSING = (Code.FILE_CHANGED, Code.READ_FAILED)
 
 
 class Uploader:
@@ -66,7 +66,7 @@ class Uploader:
         spool: Spool,
         attempts: Attempts,
         journal: Journal,
-        service: ServiceClock,
+        service: ActiveClock,
         *,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
@@ -143,7 +143,7 @@ class Uploader:
 
     def _failed(self, job: Job, error: S3daemonError) -> None:
         now = self.clock()
-        stale_again = job.code == error.code == "StaleConnection"
+        stale_again = job.code == error.code == Code.STALE_CONNECTION
         job.code, job.text, job.receiver = error.code, error.text, getattr(error, "receiver", "")
         verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
         self._note_health(job, error, verdict)
@@ -156,7 +156,7 @@ class Uploader:
         delay = 0.0
         if isinstance(error, AttemptError) and error.elsewhere:  # each receiver once, then patience
             job.tried.add(error.receiver)
-        elif error.code != "StaleConnection" or stale_again:  # one that was closed says nothing against another
+        elif error.code != Code.STALE_CONNECTION or stale_again:  # one that was closed says nothing against another
             job.live = False
             job.tried.clear()
             delay = backoff(job.attempts, self._rng, getattr(error, "retry_after", 0.0))
@@ -171,7 +171,7 @@ class Uploader:
         return Verdict.TRANSIENT if passes else Verdict.PERMANENT
 
     def _note_health(self, job: Job, error: S3daemonError, verdict: Verdict) -> None:
-        if not isinstance(error, AttemptError) or error.code == "StaleConnection" or error.elsewhere:
+        if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.elsewhere:
             return
         was_held = self.health.held
         if verdict is Verdict.HOLD or blames_endpoint(error):
@@ -202,7 +202,7 @@ class Uploader:
         """End a transfer at an operator's wish, as `abandon` does; the spool's row is the caller's."""
         if not await self.abandon(job):
             return False
-        job.code, job.text = "Dropped", "dropped by an operator"
+        job.code, job.text = Code.DROPPED, "dropped by an operator"
         tell(job, Reply(Outcome.FAILED, job.transfer.id, job.code, job.text))
         self._record(job, None)
         return True

@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from s3daemon.delivery.deferrals import Deferrals
 from s3daemon.delivery.health import Health
 from s3daemon.delivery.schedule import Job
-from s3daemon.ingress.protocol import Outcome, Reply
+from s3daemon.errors import Code
 from s3daemon.model.record import Deferral, Field
+from s3daemon.model.reply import Outcome, Reply
 
 
 class Waiters:
@@ -61,7 +62,7 @@ class Waiters:
         id_, to = job.transfer.id, job.transfer.destination
         deferral = Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=job.attempts, why=why)
         self._deferrals.note(deferral)
-        return Reply(Outcome.DEFERRED, id_, "Deferred", f"{id_} is kept and being tried; {why}")
+        return Reply(Outcome.DEFERRED, id_, Code.DEFERRED, f"{id_} is kept and being tried; {why}")
 
     def forget(self, job: Job) -> None:
         """It is over; `tell` is the caller's."""

@@ -22,8 +22,8 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 from s3daemon.delivery.schedule import Job
-from s3daemon.errors import RequestError, one_line
-from s3daemon.ingress.protocol import Outcome
+from s3daemon.errors import Code, RequestError, one_line
+from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request
 
 #: Room for a file name of PATH_MAX (4096 bytes), a key and a tag, each byte of them percent-encoded.
@@ -82,7 +82,7 @@ class Answer:
 
 
 def _bad(text: str) -> RequestError:
-    return RequestError("BadRequest", text)
+    return RequestError(Code.BAD_REQUEST, text)
 
 
 def parse_form(content_type: str, body: bytes) -> Request:

@@ -17,8 +17,8 @@ from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from s3daemon import __version__
+from s3daemon.clock import Clock
 from s3daemon.model.record import TransferRecord
-from s3daemon.network.tcp import Clock
 
 _US = 1_000_000
 

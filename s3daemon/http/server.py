@@ -22,12 +22,12 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import one_line
 from s3daemon.http.form import MAX_FORM, Answer, Form
 from s3daemon.http.guard import HEADERS, page_policy, refusal
 from s3daemon.ingress.listener import serve_clients
-from s3daemon.network.tcp import Clock
 
 _log = logging.getLogger(__name__)
 #: aiohttp's own, which tells of every client that speaks no HTTP as of an error of ours, with a traceback.
@@ -38,8 +38,8 @@ READ_LIMIT_S = 10.0
 #: A client takes its answer within this time, seconds.
 REPLY_LIMIT_S = 5.0
 #: When the service stops, a client that was accepted has this long to have its request there, seconds.
-LAST_WORDS_S = 2.0
-_LOOKS = 20
+STOP_READ_TIMEOUT_S = 2.0
+STOP_POLLS = 20
 #: Refusals of pages are told in the log this often at most, seconds.
 WARN_EVERY_S = 60.0
 
@@ -126,10 +126,10 @@ class HttpDoor:
 
     async def stop_reading(self) -> None:
         """Let the clients that were accepted say what they have to say; those who say nothing are hung up on."""
-        for _ in range(_LOOKS):
+        for _ in range(STOP_POLLS):
             if not self._reading:
                 break
-            await asyncio.sleep(LAST_WORDS_S / _LOOKS)
+            await asyncio.sleep(STOP_READ_TIMEOUT_S / STOP_POLLS)
         for client, task in list(self._reading.items()):
             if not client.heard.done():
                 task.cancel()

@@ -14,7 +14,7 @@ from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.http.server import HttpDoor, Page
 from s3daemon.http.upload import Uploads
-from s3daemon.ingress.peer import Doorkeeper
+from s3daemon.ingress.peer import AccessControl
 
 
 class Http:
@@ -35,7 +35,7 @@ class Http:
     def __init__(
         self,
         settings: Settings,
-        door: Doorkeeper,
+        door: AccessControl,
         intake: Intake,
         uploader: Uploader,
         operations: Operations,
@@ -49,7 +49,7 @@ class Http:
         self._door = HttpDoor(settings, self.pages, {"/upload": self._uploads.handle})
         self.reload(settings, door)
 
-    def reload(self, settings: Settings, door: Doorkeeper) -> None:
+    def reload(self, settings: Settings, door: AccessControl) -> None:
         """Put other settings in force, for the next request."""
         self._door.settings = self._uploads.settings = settings
         self._uploads.door = door

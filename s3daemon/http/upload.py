@@ -20,13 +20,13 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.errors import RequestError, S3daemonError
 from s3daemon.http.form import STATUSES, Answer, Form, parse_form, task_of
-from s3daemon.ingress.peer import Doorkeeper
-from s3daemon.ingress.protocol import Outcome, Reply
-from s3daemon.network.tcp import Clock
+from s3daemon.ingress.peer import AccessControl
+from s3daemon.model.reply import Outcome, Reply
 
 
 class Uploads:
@@ -43,7 +43,7 @@ class Uploads:
         self, settings: Settings, intake: Intake, told: Callable[[str], None], *, clock: Clock = time.monotonic
     ) -> None:
         self.settings = settings
-        self.door = Doorkeeper()  #: lets everybody in, until the service says whom
+        self.door = AccessControl()  #: lets everybody in, until the service says whom
         self._intake = intake
         self._told = told
         self._clock = clock

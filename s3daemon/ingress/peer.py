@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable, Collection, Iterable
 from contextlib import suppress
 from typing import TypeVar
 
-from s3daemon.errors import RequestError, SettingsError, one_line
+from s3daemon.errors import Code, RequestError, SettingsError, one_line
 from s3daemon.model.kinds import MessageId
 from s3daemon.model.request import Request
 
@@ -36,7 +36,7 @@ _log = logging.getLogger(__name__)
 #: The kernel's overflowuid, and the highest uid that there can be: the one above stands for none.
 NAMELESS, MAX_UID = 65534, 2**32 - 2
 #: The code of every refusal that is about who may what.
-NOT_ALLOWED = "NotAllowed"
+NOT_ALLOWED = Code.NOT_ALLOWED
 
 _TABLES = ("/proc/self/net/tcp", "/proc/self/net/tcp6")
 #: The kernel gives a page at a time, and a row can be missed when one before it goes away between two pages.
@@ -126,7 +126,7 @@ def _uid_of_name(name: str) -> int:
     return pwd.getpwnam(name).pw_uid
 
 
-class Doorkeeper:
+class AccessControl:
     """Lets in whom it was told to, and tells the journal whom it did not.
 
     Args:

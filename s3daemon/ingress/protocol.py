@@ -16,54 +16,12 @@ What this module does not do: it never opens the file, never looks whether the d
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
-from enum import Enum
 
-from s3daemon.errors import RequestError, S3daemonError, one_line
+from s3daemon.errors import Code, RequestError, one_line
 from s3daemon.model.request import Destination, Request
 
 #: Room for a file name of PATH_MAX (4096 bytes) and a key; bounds what a stranger can make us keep.
 MAX_LINE = 8192
-
-
-class Outcome(Enum):
-    """What became of a request, as the client is told."""
-
-    STORED = "stored"
-    ACCEPTED = "accepted"
-    FAILED = "failed"
-    DEFERRED = "deferred"
-
-
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """The answer to one request.
-
-    Args:
-        outcome: what became of it.
-        id: the transfer's id, empty when nothing was accepted.
-        code: the stable word when `failed` or `deferred`, else empty.
-        text: one line for people when `failed` or `deferred`, else empty.
-    """
-
-    outcome: Outcome
-    id: str = ""
-    code: str = ""
-    text: str = ""
-
-    @classmethod
-    def failed(cls, error: S3daemonError, id: str = "") -> Reply:  # noqa: A002 - the wire's word
-        """The reply that tells `error`."""
-        return cls(Outcome.FAILED, id, error.code, one_line(error.text))
-
-    def encode(self, *, extended: bool) -> bytes:
-        """The bytes for the client that asked in the extended form, or in the plain one."""
-        if extended:
-            members = {"result": self.outcome.value, "id": self.id, "code": self.code, "text": self.text}
-            return json.dumps({k: v for k, v in members.items() if v}).encode() + b"\n"
-        if self.outcome in (Outcome.STORED, Outcome.ACCEPTED):
-            return b"Success"
-        return f"{self.code}: {self.text}\n".encode(errors="backslashreplace")
 
 
 class LineReader:
@@ -107,9 +65,9 @@ class LineReader:
             del self._buffer[: at + 1]
             return line
         if len(self._buffer) >= MAX_LINE:
-            raise RequestError("BadRequest", f"the request is longer than {MAX_LINE} bytes")
+            raise RequestError(Code.BAD_REQUEST, f"the request is longer than {MAX_LINE} bytes")
         if self._ended and self._buffer:
-            raise RequestError("BadRequest", "the request ended without a newline; it was not carried out")
+            raise RequestError(Code.BAD_REQUEST, "the request ended without a newline; it was not carried out")
         return None
 
 
@@ -128,7 +86,8 @@ def parse_request(line: bytes) -> Request:
         text = line.decode()
     except UnicodeDecodeError as exc:
         raise RequestError(
-            "BadRequest", "the request is not UTF-8; a file with such a name needs the extended form, which `send` uses"
+            Code.BAD_REQUEST,
+            "the request is not UTF-8; a file with such a name needs the extended form, which `send` uses",
         ) from exc
     return _parse_extended(text) if is_extended(line) else _parse_plain(text)
 
@@ -137,7 +96,7 @@ def _parse_plain(text: str) -> Request:
     words = text.split(" ")
     if len(words) != 2 or not all(words):  # noqa: PLR2004 - the grammar: file SP destination
         raise RequestError(
-            "BadRequest", f"expected FILE alias/bucket/key with one space between, not {one_line(text, 100)!r}"
+            Code.BAD_REQUEST, f"expected FILE alias/bucket/key with one space between, not {one_line(text, 100)!r}"
         )
     return Request(words[0], Destination.parse(words[1]))
 
@@ -146,14 +105,14 @@ def _parse_extended(text: str) -> Request:
     try:
         members = json.loads(text)
     except (ValueError, RecursionError) as exc:
-        raise RequestError("BadRequest", "the request starts with a brace but is not a JSON object") from exc
+        raise RequestError(Code.BAD_REQUEST, "the request starts with a brace but is not a JSON object") from exc
     unknown = sorted(members.keys() - {"file", "destination", "wait", "tag"})
     if unknown:
-        raise RequestError("BadRequest", f"this daemon does not know the member {one_line(unknown[0], 100)!r}")
+        raise RequestError(Code.BAD_REQUEST, f"this daemon does not know the member {one_line(unknown[0], 100)!r}")
     file, destination = _text(members, "file"), _text(members, "destination")
     wait = members.get("wait", True)
     if not isinstance(wait, bool):
-        raise RequestError("BadRequest", '"wait" must be true or false')
+        raise RequestError(Code.BAD_REQUEST, '"wait" must be true or false')
     tag = _text(members, "tag") if "tag" in members else ""
     return Request(file, Destination.parse(destination), wait, tag, extended=True)
 
@@ -161,5 +120,5 @@ def _parse_extended(text: str) -> Request:
 def _text(members: dict[str, object], name: str) -> str:
     value = members.get(name)
     if not isinstance(value, str):
-        raise RequestError("BadRequest", f'"{name}" must be given, as a string')
+        raise RequestError(Code.BAD_REQUEST, f'"{name}" must be given, as a string')
     return value

@@ -20,10 +20,11 @@ from typing import Any
 
 from s3daemon.config.settings import Settings
 from s3daemon.delivery.intake import Intake, Ticket
-from s3daemon.errors import RequestError, S3daemonError
+from s3daemon.errors import Code, RequestError, S3daemonError
 from s3daemon.ingress.listener import serve_clients
-from s3daemon.ingress.peer import Doorkeeper
-from s3daemon.ingress.protocol import LineReader, Outcome, Reply, is_extended, parse_request
+from s3daemon.ingress.peer import AccessControl
+from s3daemon.ingress.protocol import LineReader, is_extended, parse_request
+from s3daemon.model.reply import Outcome, Reply
 from s3daemon.spool.spool import Entry
 from s3daemon.systemd.notify import Manager
 
@@ -36,12 +37,12 @@ IDLE_LIMIT_S = 60.0
 #: A client takes its reply, and closes, within this time, seconds.
 REPLY_LIMIT_S = 5.0
 #: When the service stops, a client that was accepted has this long to have its line there, seconds.
-LAST_WORDS_S = 2.0
-_LOOKS = 20
+STOP_READ_TIMEOUT_S = 2.0
+STOP_POLLS = 20
 _READ_BYTES = 16384
 
 
-class _LeftError(Exception):
+class HandedOver(Exception):
     """This process stops; the client is another's now."""
 
 
@@ -57,7 +58,7 @@ class Server:
 
     def __init__(self, settings: Settings, intake: Intake, manager: Manager, told: Callable[[str], None]) -> None:
         self.settings = settings
-        self.door = Doorkeeper()  #: lets everybody in, until the service says whom
+        self.door = AccessControl()  #: lets everybody in, until the service says whom
         self._intake = intake
         self._manager = manager
         self._told = told
@@ -90,10 +91,10 @@ class Server:
 
     async def stop_reading(self) -> None:
         """Let the clients that were accepted say what they have to say; those who say nothing are hung up on."""
-        for _ in range(_LOOKS):
+        for _ in range(STOP_POLLS):
             if not any(first for _, first in self._reading.values()):
                 break
-            await asyncio.sleep(LAST_WORDS_S / _LOOKS)
+            await asyncio.sleep(STOP_READ_TIMEOUT_S / STOP_POLLS)
         for task, (sock, _) in list(self._reading.items()):
             if not _has_spoken(sock):  # this process may have been too busy to hear it
                 task.cancel()
@@ -111,7 +112,7 @@ class Server:
         async def guarded() -> None:
             try:
                 await conversation
-            except (OSError, TimeoutError, _LeftError) as exc:
+            except (OSError, TimeoutError, HandedOver) as exc:
                 _log.debug("a client is gone: %r", exc)
             except Exception:
                 _log.exception("a bug while serving a client")
@@ -160,7 +161,7 @@ class Server:
                         reader.end()
                 return line
         except TimeoutError as exc:
-            raise RequestError("BadRequest", f"no complete request came within {limit:g} s") from exc
+            raise RequestError(Code.BAD_REQUEST, f"no complete request came within {limit:g} s") from exc
         finally:
             del self._reading[task]
 
@@ -190,7 +191,7 @@ class Server:
             await ticket.durable
             if kept and self._leaving.done() and not (self._leaving.result() or ticket.outcome.done()):
                 kept = False
-                raise _LeftError
+                raise HandedOver
             if not ticket.outcome.done() and (reply := self._intake.deferral(ticket)):
                 return reply
             return await ticket.outcome
@@ -209,7 +210,7 @@ class Server:
             reply = Reply(Outcome.FAILED, id_, failure.code, failure.text)
         else:  # not accepted when the daemon died; had it been stored, the client would have its answer
             text = f"the daemon was interrupted before it accepted this; see journalctl S3DAEMON_TRANSFER_ID={id_}"
-            reply = Reply(Outcome.FAILED, "", "Interrupted", text)
+            reply = Reply(Outcome.FAILED, "", Code.INTERRUPTED, text)
         self._manager.forget(name)
         await self._deliver(sock, reply, extended=extended)
         if extended:

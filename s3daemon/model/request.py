@@ -12,7 +12,7 @@ import secrets
 import unicodedata
 from dataclasses import dataclass, field
 
-from s3daemon.errors import RequestError, one_line
+from s3daemon.errors import Code, RequestError, one_line
 
 #: S3's own limit, "Creating object key names", Amazon S3 User Guide.
 MAX_KEY_BYTES = 1024
@@ -23,7 +23,7 @@ MAX_TAG_CHARS = 128
 
 
 def _bad(text: str) -> RequestError:
-    return RequestError("BadRequest", text)
+    return RequestError(Code.BAD_REQUEST, text)
 
 
 def _is_plain(text: str) -> bool:

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
-from s3daemon.errors import FileError, one_line
+from s3daemon.errors import Code, FileError, one_line
 from s3daemon.model.request import FileState
 
 #: Up to here a file is read whole by the thread that opens it, and hashed in the event loop: one hop instead of three.
@@ -29,18 +29,18 @@ _KINDS = (
     (stat.S_ISBLK, "a device"),
 )
 _REASONS = {
-    errno.ENOENT: ("NoSuchFile", "no such file"),
-    errno.ENOTDIR: ("NoSuchFile", "no such file: part of the path is not a directory"),
-    errno.ELOOP: ("NoSuchFile", "no such file: too many symbolic links"),
-    errno.ENAMETOOLONG: ("NoSuchFile", "no such file: the name is too long"),
-    errno.EACCES: ("NotReadable", "the daemon's user may not read it"),
-    errno.EPERM: ("NotReadable", "the daemon's user may not read it"),
+    errno.ENOENT: (Code.NO_SUCH_FILE, "no such file"),
+    errno.ENOTDIR: (Code.NO_SUCH_FILE, "no such file: part of the path is not a directory"),
+    errno.ELOOP: (Code.NO_SUCH_FILE, "no such file: too many symbolic links"),
+    errno.ENAMETOOLONG: (Code.NO_SUCH_FILE, "no such file: the name is too long"),
+    errno.EACCES: (Code.NOT_READABLE, "the daemon's user may not read it"),
+    errno.EPERM: (Code.NOT_READABLE, "the daemon's user may not read it"),
 }
 
 
 def file_error(path: str, exc: OSError) -> FileError:
     """What `exc` means for the file at `path`."""
-    code, text = _REASONS.get(exc.errno or 0, ("ReadFailed", exc.strerror or "read error"))
+    code, text = _REASONS.get(exc.errno or 0, (Code.READ_FAILED, exc.strerror or "read error"))
     return FileError(code, f"{one_line(path)}: {text}")
 
 
@@ -80,7 +80,7 @@ class Source:
             mode = os.fstat(name).st_mode
             if not stat.S_ISREG(mode):
                 kind = next((kind for test, kind in _KINDS if test(mode)), "something else")
-                raise FileError("NotRegularFile", f"{one_line(path)}: {kind}, not a regular file")
+                raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {kind}, not a regular file")
             _check_place(path, name, roots, closed)
             fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
@@ -91,7 +91,7 @@ class Source:
             state = FileState.of(os.fstat(fd))
             content = os.pread(fd, state.size + 1, 0) if state.size <= SMALL_BYTES else None
             if content is not None and (len(content) != state.size or FileState.of(os.fstat(fd)) != state):
-                raise FileError("FileChanged", f"{one_line(path)}: it changed while it was read")
+                raise FileError(Code.FILE_CHANGED, f"{one_line(path)}: it changed while it was read")
         except OSError as exc:
             os.close(fd)
             raise file_error(path, exc) from exc
@@ -114,7 +114,7 @@ class Source:
         except OSError as exc:
             raise file_error(self.path, exc) from exc
         if now != self.state:
-            raise FileError("FileChanged", f"{one_line(self.path)}: it changed while it was sent")
+            raise FileError(Code.FILE_CHANGED, f"{one_line(self.path)}: it changed while it was sent")
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
         """What the page cache has there, or None when it would block or the file system cannot tell (tmpfs)."""
@@ -143,9 +143,9 @@ def _check_place(path: str, name: int, roots: Sequence[str], closed: Sequence[st
         return
     real = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - as above
     if _is_under(real, closed):
-        raise FileError("NotAllowed", f"{one_line(path)}: it is the daemon's own")
+        raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is the daemon's own")
     if roots and not (_is_under(real, roots) and _is_mounted_here(name)):
-        raise FileError("NotAllowed", f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
+        raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
 
 
 def _is_under(real: str, places: Sequence[str]) -> bool:

@@ -12,10 +12,9 @@ wrong hold costs the night.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
 from enum import Enum
 
-from s3daemon.errors import AttemptError, FileError
+from s3daemon.errors import AttemptError, Code, FileError
 
 
 class Verdict(Enum):
@@ -63,8 +62,8 @@ _HOLD = frozenset(
         "SignatureDoesNotMatch",
         "TokenRefreshRequired",
         "UserSuspended",  # Ceph's
-        "NoCredentials",
-        "TLSRefused",
+        Code.NO_CREDENTIALS,
+        Code.TLS_REFUSED,
     }
 )
 #: Statuses that speak for themselves when no S3 code comes with them. A proxy's 413 will be the same for the same file.
@@ -129,30 +128,3 @@ def backoff(attempts: int, rng: random.Random, retry_after: float = 0.0) -> floa
     doublings = min(max(attempts, 1) - 1, 16)  # 2**16 s is far over the cap; bounded, since 2.0**1024 overflows
     delay = min(BACKOFF_FIRST_S * 2.0**doublings, BACKOFF_MAX_S) * rng.uniform(0.75, 1.25)
     return max(delay, min(retry_after, RETRY_AFTER_MAX_S) * rng.uniform(1.0, 1.1))
-
-
-class ServiceClock:
-    """Seconds of service: in which the daemon ran and was not held, over all its lives. It starts running.
-
-    Args:
-        base: seconds of service before this process, from the spool.
-        monotonic: a monotonic clock in seconds.
-    """
-
-    def __init__(self, base: float, monotonic: Callable[[], float]) -> None:
-        self._base = base
-        self._monotonic = monotonic
-        self._since: float | None = monotonic()
-
-    def now(self) -> float:
-        """Seconds of service so far; never goes back."""
-        return self._base + (0.0 if self._since is None else self._monotonic() - self._since)
-
-    def hold(self) -> None:
-        """Stand still; nothing if it does already."""
-        self._base, self._since = self.now(), None
-
-    def resume(self) -> None:
-        """Run on; nothing if it does already."""
-        if self._since is None:
-            self._since = self._monotonic()

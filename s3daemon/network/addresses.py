@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 
-from s3daemon.errors import AttemptError
+from s3daemon.errors import AttemptError, Code
 from s3daemon.model.verdict import blames_endpoint
 
 #: How long a receiver is left aside first, and at most, seconds: half an exposure is lost on a glitch, and one that is
@@ -27,7 +27,7 @@ ASIDE_FIRST_S, ASIDE_MAX_S = 5.0, 300.0
 #: One failed transfer may be that transfer's fault; the next one's failure on the same receiver is not.
 TRANSFERS_IN_A_ROW = 2
 #: Nothing reached the receiver, so no transfer can be at fault.
-_NOT_CONNECTED = ("ConnectionFailed", "ConnectTimeout", "TLSFailed")
+_NOT_CONNECTED = (Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.TLS_FAILED)
 
 
 @dataclass(slots=True)
@@ -49,7 +49,7 @@ class _Receiver:
     served: bool = False
 
 
-class Receivers:
+class Addresses:
     """The receivers of one endpoint.
 
     Args:
@@ -142,7 +142,7 @@ class Receivers:
             tried: the receivers where it failed before.
         """
         error.receiver = address
-        if blames_endpoint(error) and error.code != "StaleConnection":
+        if blames_endpoint(error) and error.code != Code.STALE_CONNECTION:
             self.failed(address, f"{error.code}, {error}", "" if error.code in _NOT_CONNECTED else who)
             error.elsewhere = self.elsewhere({*tried, address})
 

@@ -19,6 +19,7 @@ import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
 from yarl import URL
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.network import tcp
 from s3daemon.network.pacing import Pacer
@@ -49,7 +50,7 @@ class _Pinned(AbstractResolver):
         """Nothing to close."""
 
 
-class Lane:
+class Connection:
     """One connection to the store, open or not yet.
 
     Args:
@@ -74,7 +75,7 @@ class Lane:
         settings: Settings,
         tls: ssl.SSLContext | None,
         pacer: Pacer,
-        clock: tcp.Clock,
+        clock: Clock,
         warn: Callable[[str], None] = lambda text: None,
     ) -> None:
         self.pacer = pacer

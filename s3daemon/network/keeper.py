@@ -15,16 +15,17 @@ from collections.abc import Awaitable, Callable, Coroutine
 
 import aiohttp
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
 from s3daemon.model.verdict import Verdict, judge
-from s3daemon.network.connection import Lane
-from s3daemon.network.pool import Lanes
-from s3daemon.network.tcp import Clock
-from s3daemon.s3.prime import PRIMED_BYTES
+from s3daemon.network.connection import Connection
+from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
 
+#: A window of so much fits a connection's share of a burst: 25 of them are the 25 MB that 1 Gbit/s and 200 ms hold.
+PRIMED_BYTES = 1_000_000
 #: How often the keeper looks around, seconds.
 SWEEP_S = 1.0
 #: A server that closes after less than twice this has each connection opened anew for nearly every upload, touched or
@@ -34,7 +35,7 @@ INTERVAL_MIN_S = 1.0
 OPENED_AT_ONCE = 1 / 2
 _FIRST_SERVER_ERROR = 500
 
-Prime = Callable[[Lane], Awaitable[None]]
+Prime = Callable[[Connection], Awaitable[None]]
 """Has a lane carry `PRIMED_BYTES`; AttemptError when that fails."""
 
 
@@ -49,14 +50,15 @@ class Keeper:
     """
 
     def __init__(
-        self, settings: Settings, lanes: Lanes, prime: Prime | None = None, clock: Clock = time.monotonic
+        self, settings: Settings, lanes: ConnectionPool, prime: Prime | None = None, clock: Clock = time.monotonic
     ) -> None:
         self._settings = settings
         self._lanes = lanes
         self._prime = prime
         self._clock = clock
         self._interval_s = settings.keepalive_interval_s
-        self._stood: dict[Lane, int] = {}  # idle and open at the last sweep, with what they had been asked by then
+        #: Idle and open at the last sweep, with what they had been asked by then.
+        self._stood: dict[Connection, int] = {}
         self._failures = 0
         self._quiet_until = 0.0
 
@@ -97,7 +99,7 @@ class Keeper:
             work += [self._widen(lane) for lane in self._narrow()[: self._lanes.spare]]
         return probes + work
 
-    def _due(self) -> list[Lane]:
+    def _due(self) -> list[Connection]:
         """Idle lanes that are closed or were not used for the interval, those used last first.
 
         A server that closes after every answer gets no more than one touch an interval on each lane. One that is open
@@ -106,7 +108,7 @@ class Keeper:
         """
         now = self._clock()
 
-        def is_due(lane: Lane) -> bool:
+        def is_due(lane: Connection) -> bool:
             if not lane.is_open and lane.persistent:
                 return True
             unready = self._prime is None and lane.is_open and not lane.is_paced
@@ -114,7 +116,7 @@ class Keeper:
 
         return [lane for lane in reversed(self._lanes.idle()) if is_due(lane)]
 
-    def _narrow(self) -> list[Lane]:
+    def _narrow(self) -> list[Connection]:
         """Idle lanes to widen; none while anything is lent: an upload is never behind a scratch object."""
         if self._prime is None or self._lanes.lent:
             return []
@@ -148,7 +150,7 @@ class Keeper:
         for lane in moving:
             lanes.replace(lane)
 
-    async def _touch(self, lane: Lane) -> None:
+    async def _touch(self, lane: Connection) -> None:
         """Send a cheap request, which opens a closed lane."""
         if lane not in self._lanes.idle():
             return  # somebody was faster
@@ -176,7 +178,7 @@ class Keeper:
             self._failures += 1
             self._quiet_until = now + min(SWEEP_S * 2 ** min(self._failures, 10), self._settings.keepalive_interval_s)
 
-    async def _ask(self, lane: Lane) -> int:
+    async def _ask(self, lane: Connection) -> int:
         """Carry a request that needs no key and no bucket: any answer, a refusal too, keeps the connection alive.
 
         Not HEAD: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends the connection.
@@ -199,7 +201,7 @@ class Keeper:
             await lane.close()
         self._lanes.receivers.probed(address, answered=answered)
 
-    async def _widen(self, lane: Lane) -> None:
+    async def _widen(self, lane: Connection) -> None:
         if self._prime is None or self._lanes.lent or lane not in self._lanes.idle():
             return
         with self._lanes.hold(lane):

@@ -18,22 +18,22 @@ from collections.abc import AsyncIterator, Collection, Iterator
 
 from yarl import URL
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.model.kinds import MessageId
-from s3daemon.network.addresses import Receivers
-from s3daemon.network.connection import Lane
+from s3daemon.network.addresses import Addresses
+from s3daemon.network.connection import Connection
 from s3daemon.network.pacing import Pacer
-from s3daemon.network.tcp import Clock
 
 _log = logging.getLogger(__name__)
 
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
 #: One more connection for so many. The keeper has these to work with and leaves as many as uploads can use.
-LANES_PER_SPARE = 6
+CONNECTIONS_PER_RESERVE = 6
 
 
-class Lanes:
+class ConnectionPool:
     """The connections to one endpoint.
 
     Args:
@@ -54,22 +54,22 @@ class Lanes:
         secure = self.url.scheme == "https"
         self._tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
         self.pacer = Pacer(settings.bwlimit_bps)
-        self.receivers = Receivers(clock, _tell_aside, _tell_back)
+        self.receivers = Addresses(clock, _tell_aside, _tell_back)
         self.receivers.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
         self._resolving = asyncio.Lock()
         self._warned: set[str] = set()
-        self.spare = -(-settings.max_connections // LANES_PER_SPARE) if spare is None else spare
+        self.spare = -(-settings.max_connections // CONNECTIONS_PER_RESERVE) if spare is None else spare
         self._all = [self.new_lane() for _ in range(settings.max_connections + self.spare)]
         self._idle = list(self._all)  # from the one used longest ago to the one used last
-        self._busy: set[Lane] = set()  # idle, but the keeper has them; they keep their place
+        self._busy: set[Connection] = set()  # idle, but the keeper has them; they keep their place
         self._waiting: list[asyncio.Future[None]] = []
         self._opened_before = 0
         self._ending: set[asyncio.Task[None]] = set()
 
-    def new_lane(self) -> Lane:
+    def new_lane(self) -> Connection:
         """Make one that is not open and not among those that are lent."""
-        return Lane(self._settings, self._tls, self.pacer, self._clock, self._warn)
+        return Connection(self._settings, self._tls, self.pacer, self._clock, self._warn)
 
     def _warn(self, text: str) -> None:
         if text not in self._warned:  # once, not for every socket
@@ -101,7 +101,7 @@ class Lanes:
         """How many are lent."""
         return len(self._all) - len(self._idle)
 
-    def idle(self) -> list[Lane]:
+    def idle(self) -> list[Connection]:
         """Those that nobody uses, from the one used longest ago to the one used last."""
         return [lane for lane in self._idle if lane not in self._busy]
 
@@ -121,7 +121,7 @@ class Lanes:
         idle = len(self.idle()) - self.spare
         return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))
 
-    def number(self, lane: Lane) -> int:
+    def number(self, lane: Connection) -> int:
         """Its place among all, from 0; who replaces it has the same."""
         return self._all.index(lane)
 
@@ -131,7 +131,7 @@ class Lanes:
         return Counter(sorted(lane.receiver for lane in self._all if lane.is_open))
 
     @contextlib.asynccontextmanager
-    async def take(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[Lane]:
+    async def take(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[Connection]:
         """Lend a lane, waiting until one is idle.
 
         Args:
@@ -160,7 +160,7 @@ class Lanes:
             self._idle.append(lane)
             self._wake_one()
 
-    def _best(self, free: list[Lane], *, large: bool, avoid: Collection[str]) -> Lane:
+    def _best(self, free: list[Connection], *, large: bool, avoid: Collection[str]) -> Connection:
         good = [lane for lane in free if lane.is_open and self._leads_well(lane, avoid)]
         if good:
             return max(reversed(good), key=lambda lane: lane.window if large else -lane.window)
@@ -169,10 +169,8 @@ class Lanes:
             closed = self.replace(free[-1])
         return closed or free[-1]
 
-    def _leads_well(self, lane: Lane, avoid: Collection[str]) -> bool:
-        return self.receivers.serves(lane.receiver) and not (
-            lane.receiver in avoid and self.receivers.elsewhere(avoid)
-        )
+    def _leads_well(self, lane: Connection, avoid: Collection[str]) -> bool:
+        return self.receivers.serves(lane.receiver) and not (lane.receiver in avoid and self.receivers.elsewhere(avoid))
 
     def _wake_one(self) -> None:
         waiter = next((waiter for waiter in self._waiting if not waiter.done()), None)
@@ -180,7 +178,7 @@ class Lanes:
             waiter.set_result(None)
 
     @contextlib.contextmanager
-    def hold(self, lane: Lane) -> Iterator[None]:
+    def hold(self, lane: Connection) -> Iterator[None]:
         """Keep an idle lane from being lent; it keeps its place among the idle ones."""
         self._busy.add(lane)
         try:
@@ -189,7 +187,7 @@ class Lanes:
             self._busy.remove(lane)
             self._wake_one()
 
-    def replace(self, lane: Lane) -> Lane:
+    def replace(self, lane: Connection) -> Connection:
         """End an idle lane; a new one that is not open takes its place."""
         new = self.new_lane()
         for lanes in (self._all, self._idle):
@@ -200,7 +198,7 @@ class Lanes:
         ending.add_done_callback(self._ending.discard)
         return new
 
-    async def aim(self, lane: Lane, avoid: Collection[str] = ()) -> None:
+    async def aim(self, lane: Connection, avoid: Collection[str] = ()) -> None:
         """Give a lane that must connect its address, and the others to fall back on.
 
         Raises:

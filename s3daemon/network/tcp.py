@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 
 #: Idle for this long, the kernel asks whether the peer is alive; six unanswered questions end the connection.
@@ -151,7 +150,3 @@ class StallWatch:
         self._still = self._still + 1 if now == self._last else 0
         self._last = now
         return self._still >= (self._answer_ticks if arrived else self._stall_ticks)
-
-
-Clock = Callable[[], float]
-"""Seconds of some monotonic clock, passed in so that tests can turn it."""

@@ -10,7 +10,7 @@ import asyncio
 import os
 import socket
 
-from s3daemon.network.connection import Lane
+from s3daemon.network.connection import Connection
 from s3daemon.network.progress import Progress
 from s3daemon.network.tcp import TcpInfo, forget_unsent
 
@@ -24,7 +24,7 @@ class Upload:
         progress: of the attempt that this is a part of.
     """
 
-    def __init__(self, lane: Lane, size: int, progress: Progress | None = None) -> None:
+    def __init__(self, lane: Connection, size: int, progress: Progress | None = None) -> None:
         self.connection = "warm" if lane.is_open else "new"
         self.size = size
         self.receiver = ""  #: where the body goes, once it began

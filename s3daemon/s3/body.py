@@ -17,7 +17,7 @@ from aiohttp.abc import AbstractStreamWriter
 from aiohttp.http_writer import StreamWriter
 from aiohttp.payload import Payload
 
-from s3daemon.errors import FileError, one_line
+from s3daemon.errors import Code, FileError, one_line
 from s3daemon.model.source import SMALL_BYTES, Source, file_error
 from s3daemon.network import tcp
 
@@ -96,11 +96,11 @@ class FileBody(Payload):
 
     def read(self, size: int = -1) -> bytes:
         """For botocore, which takes a body with `read` for a file; nobody may call it."""
-        raise FileError("Internal", "the body is read by its own writer alone")
+        raise FileError(Code.INTERNAL, "the body is read by its own writer alone")
 
     def decode(self, encoding: str = "utf-8", errors: str = "strict") -> str:
         """For aiohttp, which never calls it on a request's body."""
-        raise FileError("Internal", "the body is binary")
+        raise FileError(Code.INTERNAL, "the body is binary")
 
     async def write(self, writer: AbstractStreamWriter) -> None:
         """Send all of it."""
@@ -113,7 +113,7 @@ class FileBody(Payload):
             FileError: kept in `error` too, since aiohttp wraps whatever is raised here.
         """
         if self.transport is not None:
-            raise FileError("Internal", "a body is sent once")
+            raise FileError(Code.INTERNAL, "a body is sent once")
         assert isinstance(writer, StreamWriter), "aiohttp's own, which knows its transport"
         assert writer.transport is not None
         self.transport = tcp.beneath(writer.transport)
@@ -152,7 +152,7 @@ class FileBody(Payload):
         except OSError as exc:
             raise file_error(source.path, exc) from exc
         if not chunk:
-            raise FileError("FileChanged", f"{one_line(source.path)}: it became shorter while it was sent")
+            raise FileError(Code.FILE_CHANGED, f"{one_line(source.path)}: it became shorter while it was sent")
         if self.sent + len(chunk) == len(self):  # withhold the end of a mixture: the store keeps nothing without it
             await self._in_thread(source.check_unchanged)
         return chunk

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 
 from s3daemon.config.settings import Settings
 from s3daemon.network.keeper import Keeper
-from s3daemon.network.pool import Lanes
+from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.prime import Primer
 from s3daemon.s3.store import Store
@@ -41,7 +41,7 @@ class Endpoint:
         self._inherits = before is not None and all(
             getattr(settings, name) == getattr(before._settings, name) for name in _OF_LANES
         )
-        self.lanes: Lanes = before.lanes if before is not None and self._inherits else Lanes(settings)
+        self.lanes: ConnectionPool = before.lanes if before is not None and self._inherits else ConnectionPool(settings)
         self.lanes.pacer.set_limit(settings.bwlimit_bps)
         self.signer = Signer(settings)
         self.store = Store(settings, self.lanes, self.signer)

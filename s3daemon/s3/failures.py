@@ -9,7 +9,7 @@ import botocore.exceptions
 import botocore.parsers
 
 from s3daemon.config.settings import Settings
-from s3daemon.errors import AttemptError, FileError, S3daemonError, one_line
+from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, one_line
 
 #: Statuses that a proxy may give for a request which the store behind it has carried out.
 _UNSURE = (500, 502, 504)
@@ -77,24 +77,24 @@ def failure_of(  # noqa: PLR0911 - a table: one line for each kind of failure
             return error
         case aiohttp.ClientConnectorCertificateError():
             text = f"the store's certificate is not trusted: {error.certificate_error}; see AWS_CA_BUNDLE"
-            return AttemptError("TLSRefused", one_line(text))
+            return AttemptError(Code.TLS_REFUSED, one_line(text))
         case aiohttp.ClientConnectorSSLError():
-            return AttemptError("TLSFailed", one_line(f"no TLS with the store: {error.os_error}"))
+            return AttemptError(Code.TLS_FAILED, one_line(f"no TLS with the store: {error.os_error}"))
         case aiohttp.ConnectionTimeoutError():
-            return AttemptError("ConnectTimeout", "the store did not take a connection in time")
+            return AttemptError(Code.CONNECT_TIMEOUT, "the store did not take a connection in time")
         case aiohttp.ClientConnectorError():
             cause = error.os_error
             unsaid = "closed within the handshake" if isinstance(cause, ConnectionError) else "it failed"
             why = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror or unsaid
-            return AttemptError("ConnectionFailed", one_line(f"no connection to the store: {why}"))
+            return AttemptError(Code.CONNECTION_FAILED, one_line(f"no connection to the store: {why}"))
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
-            code = "StaleConnection" if stale and not ambiguous else "ConnectionClosed"
+            code = Code.STALE_CONNECTION if stale and not ambiguous else Code.CONNECTION_CLOSED
             return AttemptError(code, "the store closed the connection", ambiguous=ambiguous)
         case TimeoutError():
-            return AttemptError("NoAnswer", "the store did not answer in time", ambiguous=ambiguous)
+            return AttemptError(Code.NO_ANSWER, "the store did not answer in time", ambiguous=ambiguous)
         case _:
             text = one_line(f"the store's answer cannot be read: {type(error).__name__}: {error}", 200)
-            return AttemptError("BadAnswer", text, ambiguous=ambiguous)
+            return AttemptError(Code.BAD_ANSWER, text, ambiguous=ambiguous)
 
 
 def stall_of(
@@ -112,8 +112,8 @@ def stall_of(
     """
     if arrived:
         text = f"all was sent and no answer came for {settings.answer_timeout_s:g} s"
-        return AttemptError("NoAnswer", text, ambiguous=True)
+        return AttemptError(Code.NO_ANSWER, text, ambiguous=True)
     if reading:
-        return FileError("ReadFailed", f"the file system did not answer for {settings.stall_timeout_s:g} s")
+        return FileError(Code.READ_FAILED, f"the file system did not answer for {settings.stall_timeout_s:g} s")
     text = f"the store took no byte for {settings.stall_timeout_s:g} s, after {acked} of {size}"
-    return AttemptError("Stalled", text, ambiguous=ambiguous)
+    return AttemptError(Code.STALLED, text, ambiguous=ambiguous)

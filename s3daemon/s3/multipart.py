@@ -19,21 +19,21 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from http import HTTPStatus
 
-from s3daemon.errors import AttemptError, SpoolError
+from s3daemon.clock import Clock
+from s3daemon.errors import AttemptError, Code, SpoolError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
-from s3daemon.network.tcp import Clock
 from s3daemon.s3.parts import START_OVER, Parts, certain, names_of, part_bytes
-from s3daemon.s3.sender import Sending
+from s3daemon.s3.sender import Sender
 from s3daemon.s3.stored import Stored, marks_of
-from s3daemon.spool.open_uploads import Begun, Ledger
+from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
 from s3daemon.spool.upload_rows import MultipartUpload
 
 #: "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API Reference). Longer than
 #: any gateway's own limit, so that it is they who give up first; the object is then looked up.
 COMPLETE_S = 600.0
 #: After these, an object may be there though the store did not say so. `NoSuchUpload`: or it was completed before.
-_UNTOLD = frozenset({"ConnectionClosed", "NoAnswer", "BadAnswer", "NoSuchUpload"})
+_UNTOLD = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.BAD_ANSWER, "NoSuchUpload"})
 #: The answer to a listing of parts when there is no such upload, S3's and Ceph's.
 _LOST = frozenset({"NoSuchUpload", "NoSuchKey"})
 #: A store that does not let us list parts, or cannot: then the ledger must be enough.
@@ -49,14 +49,14 @@ class Multipart:
         clock: monotonic seconds.
     """
 
-    def __init__(self, sending: Sending, clock: Clock) -> None:
+    def __init__(self, sending: Sender, clock: Clock) -> None:
         self._sending = sending
         self._settings = sending.settings
         self._clock = clock
         self._parts = Parts(sending)
-        self._beginning: set[asyncio.Task[Begun]] = set()
+        self._beginning: set[asyncio.Task[OpenUpload]] = set()
 
-    async def put(self, transfer: Transfer, source: Source, ledger: Ledger, tried: Collection[str] = ()) -> Stored:
+    async def put(self, transfer: Transfer, source: Source, ledger: OpenUploads, tried: Collection[str] = ()) -> Stored:
         """Store the file, as `Store.put` does.
 
         Raises:
@@ -94,10 +94,10 @@ class Multipart:
         return MultipartUpload(id_, url, transfer.id, transfer.destination, state.size, state.mark, size)
 
     async def _take_up(
-        self, transfer: Transfer, source: Source, ledger: Ledger, tried: Collection[str]
-    ) -> Begun | None:
+        self, transfer: Transfer, source: Source, ledger: OpenUploads, tried: Collection[str]
+    ) -> OpenUpload | None:
         """What an earlier attempt left, as far as the store has it; None when there is nothing to go on with."""
-        found: Begun | None = None
+        found: OpenUpload | None = None
         for begun in ledger.of(transfer.id):
             if begun.upload == self._describe(begun.upload.id, transfer, source):
                 found = begun
@@ -130,17 +130,19 @@ class Multipart:
             if not page.get("IsTruncated") or marker <= before:
                 return there
 
-    async def _begin(self, transfer: Transfer, source: Source, ledger: Ledger, tried: Collection[str]) -> Begun:
+    async def _begin(
+        self, transfer: Transfer, source: Source, ledger: OpenUploads, tried: Collection[str]
+    ) -> OpenUpload:
         """Begin one. Shielded: what the store begins must be known, though the attempt is ended meanwhile."""
 
-        async def begin() -> Begun:
+        async def begin() -> OpenUpload:
             to = transfer.destination
             with certain():
                 answer = await self._sending.ask(
                     "create_multipart_upload", tried=tried, Bucket=to.bucket, Key=to.key, Metadata=marks_of(transfer)
                 )
             if not (id_ := str(answer.get("UploadId", ""))):
-                raise AttemptError("BadAnswer", "the store began an upload and did not name it")
+                raise AttemptError(Code.BAD_ANSWER, "the store began an upload and did not name it")
             with contextlib.suppress(SpoolError):  # a full disk holds up no accepted transfer
                 await ledger.begin(self._describe(id_, transfer, source))
             return next(begun for begun in ledger if begun.upload.id == id_)
@@ -150,12 +152,12 @@ class Multipart:
         beginning.add_done_callback(self._begun)
         return await asyncio.shield(beginning)
 
-    def _begun(self, beginning: asyncio.Task[Begun]) -> None:
+    def _begun(self, beginning: asyncio.Task[OpenUpload]) -> None:
         self._beginning.discard(beginning)
         if not beginning.cancelled():
             beginning.exception()  # told to whoever waited, if somebody did
 
-    async def _complete(self, begun: Begun, ledger: Ledger, tried: Collection[str]) -> str:
+    async def _complete(self, begun: OpenUpload, ledger: OpenUploads, tried: Collection[str]) -> str:
         """Have the store make the object; its ETag."""
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in sorted(begun.etags.items())]
         with contextlib.suppress(SpoolError):
@@ -196,4 +198,4 @@ def _verify(etag: str, parts: Sequence[str]) -> None:
     wanted = hashlib.md5(b"".join(map(bytes.fromhex, parts)), usedforsecurity=False).hexdigest()
     if digest.lower() != wanted:
         text = f"the store's ETag is {etag}, that of the parts that were sent {wanted}-{count}"
-        raise AttemptError("ETagMismatch", text)
+        raise AttemptError(Code.ETAG_MISMATCH, text)

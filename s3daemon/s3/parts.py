@@ -14,11 +14,11 @@ from collections.abc import Collection, Iterator
 from typing import Any
 
 from s3daemon.config.settings import Settings
-from s3daemon.errors import AttemptError
+from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import Source
 from s3daemon.network.tcp import TICK_S
-from s3daemon.s3.sender import Delivered, Sending
-from s3daemon.spool.open_uploads import Begun, Ledger
+from s3daemon.s3.sender import Delivered, Sender
+from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
 from s3daemon.spool.upload_rows import MultipartUpload
 
 #: S3's limit ("Amazon S3 multipart upload limits"); Ceph's rgw_multipart_part_upload_limit is the same.
@@ -46,7 +46,7 @@ def names_of(upload: MultipartUpload) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def certain(begun: Begun | None = None) -> Iterator[None]:
+def certain(begun: OpenUpload | None = None) -> Iterator[None]:
     """Nothing before the completion makes an object, so no failure leaves one in doubt."""
     try:
         yield
@@ -67,11 +67,13 @@ class Parts:
         files: how many large files are under way; for whoever sends them to count.
     """
 
-    def __init__(self, sending: Sending) -> None:
+    def __init__(self, sending: Sender) -> None:
         self._sending = sending
         self.files = 0
 
-    async def send(self, begun: Begun, source: Source, ledger: Ledger, tried: Collection[str]) -> list[Delivered]:
+    async def send(
+        self, begun: OpenUpload, source: Source, ledger: OpenUploads, tried: Collection[str]
+    ) -> list[Delivered]:
         """Send those that the store has not; tell what was sent.
 
         Raises:
@@ -97,7 +99,7 @@ class Parts:
                     except AttemptError as exc:
                         if begun.abandoned:
                             raise
-                        if exc.code == "StaleConnection" and patience > 0:
+                        if exc.code == Code.STALE_CONNECTION and patience > 0:
                             patience -= 1
                             todo.appendleft(number)
                         else:
@@ -122,7 +124,7 @@ class Parts:
         return running < -(-left // rounds) and lanes.for_parts > 0
 
     async def _send_part(
-        self, begun: Begun, number: int, source: Source, ledger: Ledger, tried: Collection[str]
+        self, begun: OpenUpload, number: int, source: Source, ledger: OpenUploads, tried: Collection[str]
     ) -> Delivered:
         upload = begun.upload
         at, length = upload.offset(number), upload.length(number)
@@ -134,6 +136,6 @@ class Parts:
                 PartNumber=number,
             )
         if not delivered.etag:
-            raise AttemptError("BadAnswer", "the store gave no ETag for a part")
+            raise AttemptError(Code.BAD_ANSWER, "the store gave no ETag for a part")
         ledger.part(begun, number, delivered.etag)
         return delivered

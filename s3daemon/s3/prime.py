@@ -9,11 +9,9 @@ from __future__ import annotations
 from s3daemon.config.settings import Settings
 from s3daemon.model.request import FileState
 from s3daemon.model.source import Source
-from s3daemon.network.connection import Lane
-from s3daemon.s3.sender import Sending
-
-#: A window of so much fits a connection's share of a burst: 25 of them are the 25 MB that 1 Gbit/s and 200 ms hold.
-PRIMED_BYTES = 1_000_000
+from s3daemon.network.connection import Connection
+from s3daemon.network.keeper import PRIMED_BYTES
+from s3daemon.s3.sender import Sender
 
 
 class Primer:
@@ -24,11 +22,11 @@ class Primer:
         sending: carries them.
     """
 
-    def __init__(self, settings: Settings, sending: Sending) -> None:
+    def __init__(self, settings: Settings, sending: Sender) -> None:
         self._bucket, _, self._prefix = settings.prime.partition("/")
         self._sending = sending
 
-    async def widen(self, lane: Lane) -> None:
+    async def widen(self, lane: Connection) -> None:
         """Send a scratch object over `lane`, which is the caller's.
 
         Raises:

@@ -22,10 +22,10 @@ import botocore.exceptions
 from aiobotocore.awsrequest import AioAWSResponse
 
 from s3daemon.config.settings import Settings
-from s3daemon.errors import AttemptError
+from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import SMALL_BYTES, Source
-from s3daemon.network.connection import Lane
-from s3daemon.network.pool import Lanes
+from s3daemon.network.connection import Connection
+from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import Progress
 from s3daemon.network.tcp import TICK_S, StallWatch
 from s3daemon.network.upload import Upload
@@ -37,7 +37,7 @@ from s3daemon.s3.failures import SENDING_ERRORS, failure_of, refusal_of, stall_o
 MD5_DIGITS = 32
 
 _T = TypeVar("_T")
-_lane: ContextVar[Lane] = ContextVar("lane")
+_lane: ContextVar[Connection] = ContextVar("lane")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ class Delivered:
     receiver: str
 
 
-class Sending:
+class Sender:
     """Sends what its signer signs.
 
     Args:
@@ -73,7 +73,7 @@ class Sending:
         under_way: how far each transfer is of which an attempt is under way, by its id.
     """
 
-    def __init__(self, settings: Settings, lanes: Lanes, signer: Signer) -> None:
+    def __init__(self, settings: Settings, lanes: ConnectionPool, signer: Signer) -> None:
         self.settings = settings
         self.lanes = lanes
         self.under_way: dict[str, Progress] = {}
@@ -89,7 +89,7 @@ class Sending:
         size: int | None = None,
         *,
         tried: Collection[str] = (),
-        over: Lane | None = None,
+        over: Connection | None = None,
         **params: object,
     ) -> Delivered:
         """Send a file, or a slice of it, as the body of one request, and verify it.
@@ -117,7 +117,7 @@ class Sending:
                 answer = await self._watched(lane, body, upload, request)
                 info = upload.info()
                 if not (body.finished and upload.may_have_arrived):
-                    raise body.error or AttemptError("BadAnswer", "the store answered before it had the whole body")
+                    raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
             finally:
                 if not (body.finished and upload.may_have_arrived):  # what was not taken shall not come later
                     lane.cut(body.transport)
@@ -154,7 +154,7 @@ class Sending:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    async def _watched(self, lane: Lane, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]) -> _T:
+    async def _watched(self, lane: Connection, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]) -> _T:
         """Carry `request` out while it moves.
 
         Raises:
@@ -186,7 +186,7 @@ class Sending:
             await asyncio.gather(task, return_exceptions=True)  # it may have failed just as we were cancelled
 
     @contextlib.asynccontextmanager
-    async def _over(self, lane: Lane, who: str, tried: Collection[str] = ()) -> AsyncIterator[Lane]:
+    async def _over(self, lane: Connection, who: str, tried: Collection[str] = ()) -> AsyncIterator[Connection]:
         token = _lane.set(lane)
         try:
             yield lane
@@ -197,13 +197,13 @@ class Sending:
             _lane.reset(token)
 
     @contextlib.asynccontextmanager
-    async def _borrow(self, who: str, tried: Collection[str], size: int = 0) -> AsyncIterator[Lane]:
+    async def _borrow(self, who: str, tried: Collection[str], size: int = 0) -> AsyncIterator[Connection]:
         try:
             async with self.lanes.take(large=size > SMALL_BYTES, avoid=tried) as lane, self._over(lane, who, tried):
                 yield lane
         except (socket.gaierror, TimeoutError) as exc:
             reason = exc.strerror or "no answer in time"
-            raise AttemptError("NameNotResolved", f"the endpoint's name does not resolve: {reason}") from exc
+            raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
 
     async def _send(self, request: Any, **_: object) -> AioAWSResponse:
         """Carry a signed request over the lane of this context; what aiobotocore calls in place of its own session."""
@@ -218,6 +218,6 @@ class Sending:
 def _verify(md5: str, etag: str) -> None:
     if md5 and len(etag) == MD5_DIGITS and etag.lower() != md5:
         raise AttemptError(
-            "ETagMismatch",
+            Code.ETAG_MISMATCH,
             f"the store's ETag is {etag}, the MD5 of what was sent {md5}; S3DAEMON_VERIFY=off if its ETags are no MD5s",
         )

@@ -14,28 +14,28 @@ from enum import Enum
 from http import HTTPStatus
 from typing import Any
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
-from s3daemon.network.pool import Lanes
+from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import Progress
-from s3daemon.network.tcp import Clock
 from s3daemon.s3.client import Signer
 from s3daemon.s3.multipart import Multipart
 from s3daemon.s3.parts import is_for_parts
-from s3daemon.s3.sender import Sending
+from s3daemon.s3.sender import Sender
 from s3daemon.s3.stored import FILE_KEY, ID_KEY, Stored, marks_of, parts_of
-from s3daemon.spool.open_uploads import Ledger
+from s3daemon.spool.open_uploads import OpenUploads
 
-__all__ = ["FILE_KEY", "ID_KEY", "Absence", "Store", "Stored"]
+__all__ = ["FILE_KEY", "ID_KEY", "LookupResult", "Store", "Stored"]
 
 
-class Absence(Enum):
+class LookupResult(Enum):
     """Why `Store.find` found nothing."""
 
-    CERTAIN = "no object is there, or another one"
-    REFUSED = "the store does not let us look"
+    NOT_FOUND = "no object is there, or another one"
+    FORBIDDEN = "the store does not let us look"
 
 
 class Store:
@@ -52,9 +52,11 @@ class Store:
         sending: its requests; knows what is under way.
     """
 
-    def __init__(self, settings: Settings, lanes: Lanes, signer: Signer, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, settings: Settings, lanes: ConnectionPool, signer: Signer, clock: Clock = time.monotonic
+    ) -> None:
         self.url = settings.endpoint_url
-        self.sending = Sending(settings, lanes, signer)
+        self.sending = Sender(settings, lanes, signer)
         self._settings = settings
         self._clock = clock
         self._multipart = Multipart(self.sending, clock)
@@ -63,7 +65,7 @@ class Store:
         self,
         transfer: Transfer,
         source: Source,
-        ledger: Ledger | None = None,
+        ledger: OpenUploads | None = None,
         tried: Collection[str] = (),
         progress: Progress | None = None,
     ) -> Stored:
@@ -82,11 +84,11 @@ class Store:
         """
         self.sending.under_way[transfer.id] = Progress() if progress is None else progress
         try:
-            return await self._put(transfer, source, Ledger() if ledger is None else ledger, tried)
+            return await self._put(transfer, source, OpenUploads() if ledger is None else ledger, tried)
         finally:
             del self.sending.under_way[transfer.id]
 
-    async def _put(self, transfer: Transfer, source: Source, ledger: Ledger, tried: Collection[str]) -> Stored:
+    async def _put(self, transfer: Transfer, source: Source, ledger: OpenUploads, tried: Collection[str]) -> Stored:
         if is_for_parts(source.state.size, self._settings):
             return await self._multipart.put(transfer, source, ledger, tried)
         started, to = self._clock(), transfer.destination
@@ -99,7 +101,7 @@ class Store:
             sent.etag, sent.size, upload_usec, sent.rtt_usec, sent.retransmits, sent.connection, receiver=sent.receiver
         )
 
-    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | Absence:
+    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | LookupResult:
         """Look whether the store has the object that an attempt of this transfer sent.
 
         Args:
@@ -114,14 +116,14 @@ class Store:
             head = await self.ask("head_object", tried=tried, Bucket=destination.bucket, Key=destination.key)
         except AttemptError as refusal:
             if refusal.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
-                return Absence.CERTAIN if refusal.status == HTTPStatus.NOT_FOUND else Absence.REFUSED
+                return LookupResult.NOT_FOUND if refusal.status == HTTPStatus.NOT_FOUND else LookupResult.FORBIDDEN
             raise
         seen, marks = transfer.seen, {FILE_KEY: transfer.seen.mark, **head.get("Metadata", {})}
         if (marks.get(ID_KEY), marks[FILE_KEY], head.get("ContentLength")) != (transfer.id, seen.mark, seen.size):
-            return Absence.CERTAIN
+            return LookupResult.NOT_FOUND
         etag = str(head.get("ETag", "")).strip('"')
         return Stored(etag, seen.size, parts=parts_of(etag))
 
     async def ask(self, operation: str, **params: Any) -> Mapping[str, Any]:
-        """Carry out an operation that has no body, as `Sending.ask` does."""
+        """Carry out an operation that has no body, as `Sender.ask` does."""
         return await self.sending.ask(operation, **params)

@@ -24,17 +24,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from s3daemon.errors import RequestError, StartError
+from s3daemon.errors import Code, RequestError, StartError
 from s3daemon.spool import upload_rows as spoolparts
 from s3daemon.spool.rows import (
     COLUMNS,
     Change,
+    ClearFailures,
     Delete,
     Entry,
     Expire,
     Insert,
-    Overtake,
-    Tick,
+    SaveClock,
     Update,
     Value,
     from_row,
@@ -133,7 +133,7 @@ class SpoolFile:
         version = self._number("PRAGMA user_version")
         if version > len(MIGRATIONS):
             text = f"the spool has schema {version}, this s3daemon knows {len(MIGRATIONS)}: install the newer one again"
-            raise StartError("SpoolNewer", text)
+            raise StartError(Code.SPOOL_NEWER, text)
         limits = f"wal_autocheckpoint = {_WAL_PAGES}", f"journal_size_limit = {_WAL_PAGES * 4096}"
         for pragma in ("journal_mode = WAL", "synchronous = FULL", *limits):
             self._db.execute(f"PRAGMA {pragma}")
@@ -199,8 +199,8 @@ class SpoolFile:
         """Carry out all `jobs` in one commit: durable when this returns, undone when it raises.
 
         Returns:
-            for each job the ids of rows that were removed by what they had in common (`Overtake`, `Expire`); or, when
-            one of its changes cannot be carried out whatever the disk does, what was wrong with it.
+            for each job the ids of rows that were removed by what they had in common (`ClearFailures`, `Expire`); or,
+            when one of its changes cannot be carried out whatever the disk does, what was wrong with it.
 
         Raises:
             sqlite3.Error: the disk or the file.
@@ -224,11 +224,11 @@ class SpoolFile:
                 run(f"UPDATE transfer SET {names} WHERE seq = ?", (*columns.values(), seq))  # noqa: S608 - our names
             case Delete(seq):
                 run("DELETE FROM transfer WHERE seq = ?", (seq,))
-            case Overtake(destination):
+            case ClearFailures(destination):
                 return self._remove("failed = 1 AND bucket = ? AND key = ?", destination.bucket, destination.key)
             case Expire(before):
                 return self._remove("failed = 1 AND failed_service < ?", before)
-            case Tick(service):
+            case SaveClock(service):
                 run("UPDATE state SET service = ?", (service,))
             case _:
                 spoolparts.carry_out(run, change)

@@ -30,11 +30,11 @@ import os
 import sqlite3
 from pathlib import Path
 
-from s3daemon.errors import SpoolError, StartError, one_line
+from s3daemon.errors import Code, SpoolError, StartError, one_line
 from s3daemon.spool.database import primary_code
 
 #: Twice the WAL (spooldb), so that it can be written back and filled once more with removals.
-BALLAST_BYTES = 256 * 1024
+RESERVED_BYTES = 256 * 1024
 
 
 class Lock:
@@ -53,16 +53,16 @@ class Lock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
         except FileNotFoundError as exc:
-            raise StartError("NoSpool", f"there is no spool in {directory}") from exc
+            raise StartError(Code.NO_SPOOL, f"there is no spool in {directory}") from exc
         except OSError as exc:
             text = f"{path} cannot be opened: {exc.strerror} (run as root or as the service's user)"
-            raise StartError("SpoolDenied", text) from exc
+            raise StartError(Code.SPOOL_DENIED, text) from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             pid = os.pread(self._fd, 20, 0).decode(errors="replace").strip() or "unknown"
             os.close(self._fd)
-            raise StartError("SpoolLocked", f"{directory} is in use: process {pid} holds its lock") from exc
+            raise StartError(Code.SPOOL_LOCKED, f"{directory} is in use: process {pid} holds its lock") from exc
         # Always as long, so that a full disk needs no new block for it; and if it does, the lock is what counts.
         with contextlib.suppress(OSError):
             os.pwrite(self._fd, f"{os.getpid():<19}\n".encode(), 0)
@@ -72,7 +72,7 @@ class Lock:
         os.close(self._fd)
 
 
-class Ballast:
+class ReservedSpace:
     """Room on the disk that is kept for hard times.
 
     Args:
@@ -92,12 +92,12 @@ class Ballast:
         if not self._create:
             return
         with contextlib.suppress(FileNotFoundError):
-            if self._path.stat().st_blocks * 512 >= BALLAST_BYTES:
+            if self._path.stat().st_blocks * 512 >= RESERVED_BYTES:
                 return
         try:
             with self._path.open("wb") as file:
                 # Random: a file system that compresses would keep no room for zeros.
-                file.write(os.urandom(BALLAST_BYTES))
+                file.write(os.urandom(RESERVED_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError:
@@ -122,7 +122,7 @@ def prepare(directory: Path) -> None:
             directory.chmod(0o700)
     except OSError as exc:
         text = f"{directory} must be a directory of this user with mode 0700: {exc.strerror}"
-        raise StartError("BadStateDirectory", text) from exc
+        raise StartError(Code.BAD_STATE_DIRECTORY, text) from exc
 
 
 def disk_trouble(directory: Path, error: Exception) -> SpoolError:
@@ -138,7 +138,7 @@ def disk_trouble(directory: Path, error: Exception) -> SpoolError:
     code = primary_code(error) if isinstance(error, sqlite3.Error) else 0
     number = error.errno if isinstance(error, OSError) else 0
     if read_only or code == sqlite3.SQLITE_READONLY or number == errno.EROFS:
-        return SpoolError("SpoolReadOnly", f"nothing is accepted: {directory} is read-only")
+        return SpoolError(Code.SPOOL_READ_ONLY, f"nothing is accepted: {directory} is read-only")
     if full or code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT):
-        return SpoolError("SpoolFull", f"nothing is accepted: the disk of {directory} is full")
-    return SpoolError("SpoolBroken", f"nothing is accepted: {directory} cannot be written: {one_line(str(error))}")
+        return SpoolError(Code.SPOOL_FULL, f"nothing is accepted: the disk of {directory} is full")
+    return SpoolError(Code.SPOOL_BROKEN, f"nothing is accepted: {directory} cannot be written: {one_line(str(error))}")

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 
 from s3daemon.spool.upload_rows import (
     BeginUpload,
-    Completing,
     EndUpload,
+    MarkCompleting,
     MultipartUpload,
-    NotePart,
+    SavePart,
     UploadChange,
     UploadRows,
 )
@@ -30,7 +30,7 @@ from s3daemon.spool.writer import Job
 
 
 @dataclass(slots=True, eq=False)
-class Begun(UploadRows):
+class OpenUpload(UploadRows):
     """An upload that was begun and is not over.
 
     Attributes:
@@ -41,7 +41,7 @@ class Begun(UploadRows):
     abandoned: bool = False
 
 
-class Ledger:
+class OpenUploads:
     """The uploads of one daemon. Its methods belong to the event loop.
 
     Args:
@@ -51,13 +51,13 @@ class Ledger:
 
     def __init__(self, put: Callable[[Job], None] | None = None, found: Iterable[UploadRows] = ()) -> None:
         self._put = put
-        self._begun = {rows.upload.id: Begun(rows.upload, rows.etags, rows.completing) for rows in found}
+        self._begun = {rows.upload.id: OpenUpload(rows.upload, rows.etags, rows.completing) for rows in found}
 
-    def __iter__(self) -> Iterator[Begun]:
+    def __iter__(self) -> Iterator[OpenUpload]:
         """All of them, whichever comes or goes meanwhile."""
         return iter(list(self._begun.values()))
 
-    def of(self, transfer_id: str) -> list[Begun]:
+    def of(self, transfer_id: str) -> list[OpenUpload]:
         """Those that a transfer began and did not abandon."""
         return [one for one in self if one.upload.transfer_id == transfer_id and not one.abandoned]
 
@@ -67,24 +67,24 @@ class Ledger:
         Raises:
             SpoolError: it is not durable yet; it is kept all the same.
         """
-        self._begun[upload.id] = Begun(upload)
+        self._begun[upload.id] = OpenUpload(upload)
         await self._durably(BeginUpload(upload))
 
-    def part(self, begun: Begun, number: int, etag: str) -> None:
+    def part(self, begun: OpenUpload, number: int, etag: str) -> None:
         """The store has a part."""
         begun.etags[number] = etag
-        self._lazily(NotePart(begun.upload.id, number, etag))
+        self._lazily(SavePart(begun.upload.id, number, etag))
 
-    async def completing(self, begun: Begun) -> None:
+    async def completing(self, begun: OpenUpload) -> None:
         """The store is about to be asked for the object.
 
         Raises:
             SpoolError: it is not durable yet.
         """
         begun.completing = True
-        await self._durably(Completing(begun.upload.id))
+        await self._durably(MarkCompleting(begun.upload.id))
 
-    def over(self, begun: Begun) -> None:
+    def over(self, begun: OpenUpload) -> None:
         """The store has it no more: it is completed, aborted, or unknown there."""
         if self._begun.pop(begun.upload.id, None) is not None:
             self._lazily(EndUpload(begun.upload.id))

@@ -20,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from s3daemon.errors import StartError, one_line
+from s3daemon.errors import Code, StartError, one_line
 from s3daemon.spool.database import SpoolFile, is_corrupt
-from s3daemon.spool.rows import Entry, Insert, Tick
+from s3daemon.spool.rows import Entry, Insert, SaveClock
 from s3daemon.spool.upload_rows import UploadRows
 
 #: Reads that fail while a damaged file is searched for rows. A page holds some tens of rows, so these are thousands of
@@ -36,11 +36,13 @@ _log = logging.getLogger(__name__)
 def cannot_open(directory: Path, error: sqlite3.Error | OSError) -> StartError:
     """What `error`, met while the spool in `directory` was opened, means to people."""
     if isinstance(error, sqlite3.Error) and is_corrupt(error):
-        return StartError("SpoolCorrupt", f"the spool in {directory} is damaged; the daemon mends it when it starts")
-    return StartError("SpoolBroken", f"the spool in {directory} cannot be opened: {error}")
+        return StartError(
+            Code.SPOOL_CORRUPT, f"the spool in {directory} is damaged; the daemon mends it when it starts"
+        )
+    return StartError(Code.SPOOL_BROKEN, f"the spool in {directory} cannot be opened: {error}")
 
 
-class LastingFile:
+class RecoverableFile:
     """The spool's file, opened at first use, replaced when it turns out to be damaged. One thread at a time uses it.
 
     Args:
@@ -95,7 +97,7 @@ class LastingFile:
     def _finish(self) -> None:
         """Finish, or undo, what a crash interrupted."""
         if _rescued(self._path).exists():
-            _take_its_place(self._path)
+            _swap_in(self._path)
         for suffix in ("", "-wal"):
             Path(f"{_new(self._path)}{suffix}").unlink(missing_ok=True)
 
@@ -105,12 +107,12 @@ class LastingFile:
         replacement = SpoolFile(_new(self._path), create=True)
         try:
             rows = [Insert(entry, if_missing=True) for entry in entries]
-            replacement.commit([rows, *(upload.changes() for upload in uploads), [Tick(service)]])
+            replacement.commit([rows, *(upload.changes() for upload in uploads), [SaveClock(service)]])
             replacement.checkpoint()
         finally:
             replacement.close()
         _new(self._path).rename(_rescued(self._path))
-        aside = _take_its_place(self._path)
+        aside = _swap_in(self._path)
         self.replaced = True
         _log.error(
             "the spool was damaged (%s): %d transfers carried over, up to %d could not be read; the old file is %s",
@@ -126,7 +128,7 @@ def _rescued(path: Path) -> Path:
     return Path(f"{path}.rescued")
 
 
-def _take_its_place(path: Path) -> Path:
+def _swap_in(path: Path) -> Path:
     """Set aside what there is of the file, and put the rescued one there (steps 3 and 4).
 
     The WAL goes first: were it left beside the replacement, SQLite would take it for the replacement's own.

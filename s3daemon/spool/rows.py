@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.upload_rows import BeginUpload, Completing, EndUpload, NotePart, UploadChange
+from s3daemon.spool.upload_rows import BeginUpload, EndUpload, MarkCompleting, SavePart, UploadChange
 
 #: What a column can hold.
 Value = int | float | str | bytes
@@ -28,7 +28,7 @@ class Entry:
     Args:
         seq: order of acceptance.
         transfer: the unit of work.
-        accepted_service: seconds of service (`ServiceClock`) at acceptance.
+        accepted_service: seconds of service (`ActiveClock`) at acceptance.
         attempts: that have ended, the first included.
         begun: an attempt may have begun whose outcome is unknown: look the object up before sending.
         code: the last error's; empty when there was none.
@@ -117,7 +117,7 @@ class Delete:
 
 
 @dataclass(frozen=True, slots=True)
-class Overtake:
+class ClearFailures:
     """Remove the failed rows of `destination`."""
 
     destination: Destination
@@ -131,13 +131,13 @@ class Expire:
 
 
 @dataclass(frozen=True, slots=True)
-class Tick:
+class SaveClock:
     """Note the seconds of service."""
 
     service: float
 
 
-Change = Insert | Update | Delete | Overtake | Expire | Tick | UploadChange
+Change = Insert | Update | Delete | ClearFailures | Expire | SaveClock | UploadChange
 
 
 def compact(changes: Iterable[Change]) -> list[Change]:
@@ -150,11 +150,11 @@ def compact(changes: Iterable[Change]) -> list[Change]:
         key: object = type(change)
         if isinstance(change, Insert):
             key = ("insert", change.entry.seq)
-        elif isinstance(change, Overtake):
+        elif isinstance(change, ClearFailures):
             key = change.destination
         elif isinstance(change, Update | Delete):
             key = change.seq
-        elif isinstance(change, BeginUpload | NotePart | Completing | EndUpload):
+        elif isinstance(change, BeginUpload | SavePart | MarkCompleting | EndUpload):
             key = change.row
         before = kept.pop(key, None)
         if isinstance(change, Update) and isinstance(before, Update):

@@ -33,9 +33,20 @@ from pathlib import Path
 from s3daemon.errors import SpoolError, one_line
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.spool.directory import Lock, prepare
-from s3daemon.spool.open_uploads import Ledger
-from s3daemon.spool.recovery import LastingFile, cannot_open
-from s3daemon.spool.rows import Change, Delete, Entry, Expire, Insert, Overtake, Tick, Update, Value, seen_columns
+from s3daemon.spool.open_uploads import OpenUploads
+from s3daemon.spool.recovery import RecoverableFile, cannot_open
+from s3daemon.spool.rows import (
+    Change,
+    ClearFailures,
+    Delete,
+    Entry,
+    Expire,
+    Insert,
+    SaveClock,
+    Update,
+    Value,
+    seen_columns,
+)
 from s3daemon.spool.upload_rows import UploadRows
 from s3daemon.spool.writer import Job, Writer
 
@@ -58,9 +69,9 @@ class Spool:
     def __init__(self, lock: Lock, writer: Writer, found: tuple[list[Entry], float, int, list[UploadRows]]) -> None:
         """For `open`."""
         entries, service_base, last_seq, uploads = found
-        self.service_base = service_base  #: seconds of service to start the `ServiceClock` from
+        self.service_base = service_base  #: seconds of service to start the `ActiveClock` from
         self.last_seq = last_seq  #: the highest ever used, when it was opened
-        self.ledger = Ledger(writer.put, uploads)  #: the multipart uploads
+        self.ledger = OpenUploads(writer.put, uploads)  #: the multipart uploads
         self.on_replaced: Callable[[], None] | None = None  #: called in the event loop; should lead to `restore`
         self._lock: Lock | None = lock
         self._writer = writer
@@ -88,7 +99,7 @@ class Spool:
         if create:
             prepare(directory)
         lock = Lock(directory, create=create)
-        file = LastingFile(directory / "spool.db", create=create)
+        file = RecoverableFile(directory / "spool.db", create=create)
         try:
             found = file.use(lambda db: (db.entries(), db.service_base, db.last_seq, db.uploads()))
         except BaseException as exc:
@@ -168,9 +179,11 @@ class Spool:
         it, such as the removal of older transfers to that destination, is durable.
         """
         seq = self._seq_of.pop(transfer_id, None)
-        changes: list[Change] = [Overtake(destination)] if seq is None else [Delete(seq), Overtake(destination)]
+        changes: list[Change] = (
+            [ClearFailures(destination)] if seq is None else [Delete(seq), ClearFailures(destination)]
+        )
         adding = self._adding.get(transfer_id)
-        if adding is None or not self._writer.amend(adding, [Overtake(destination)]):
+        if adding is None or not self._writer.amend(adding, [ClearFailures(destination)]):
             self._lazily(*changes)
 
     async def fail(
@@ -200,7 +213,7 @@ class Spool:
 
     def tick(self, service_now: float) -> None:
         """Note the seconds of service."""
-        self._lazily(Tick(service_now))
+        self._lazily(SaveClock(service_now))
 
     def expire(self, service_now: float, keep: float) -> None:
         """Forget what failed more than `keep` seconds of service ago."""

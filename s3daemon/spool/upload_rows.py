@@ -82,7 +82,7 @@ class BeginUpload:
 
 
 @dataclass(frozen=True, slots=True)
-class NotePart:
+class SavePart:
     """The store has a part; nothing when its upload's row is gone."""
 
     upload_id: str
@@ -96,7 +96,7 @@ class NotePart:
 
 
 @dataclass(frozen=True, slots=True)
-class Completing:
+class MarkCompleting:
     """The store is asked to make the object; nothing when its upload's row is gone."""
 
     upload_id: str
@@ -119,7 +119,7 @@ class EndUpload:
         return ("upload", self.upload_id)
 
 
-UploadChange = BeginUpload | NotePart | Completing | EndUpload
+UploadChange = BeginUpload | SavePart | MarkCompleting | EndUpload
 
 
 @dataclass(slots=True, eq=False)
@@ -139,8 +139,8 @@ class UploadRows:
     def changes(self) -> list[UploadChange]:
         """What brings them into a spool that has none of it."""
         id_ = self.upload.id
-        parts = [NotePart(id_, number, etag) for number, etag in self.etags.items()]
-        return [BeginUpload(self.upload), *parts, *([Completing(id_)] if self.completing else [])]
+        parts = [SavePart(id_, number, etag) for number, etag in self.etags.items()]
+        return [BeginUpload(self.upload), *parts, *([MarkCompleting(id_)] if self.completing else [])]
 
 
 Run = Callable[[str, tuple[Any, ...]], sqlite3.Cursor]
@@ -152,10 +152,10 @@ def carry_out(run: Run, change: UploadChange) -> None:
         case BeginUpload(u):
             values = (u.id, u.endpoint, u.transfer_id, u.destination.bucket, u.destination.key, u.size, u.mark)
             run("INSERT OR IGNORE INTO upload VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)", (*values, u.part_bytes))
-        case NotePart(id_, number, etag):
+        case SavePart(id_, number, etag):
             there = "SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM upload WHERE id = ?)"
             run(f"INSERT OR REPLACE INTO part {there}", (id_, number, etag, id_))
-        case Completing(id_):
+        case MarkCompleting(id_):
             run("UPDATE upload SET completing = 1 WHERE id = ?", (id_,))
         case EndUpload(id_):
             run("DELETE FROM part WHERE upload_id = ?", (id_,))

@@ -29,15 +29,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from s3daemon.errors import SpoolError, StartError, one_line
+from s3daemon.errors import Code, SpoolError, StartError, one_line
 from s3daemon.model.kinds import MessageId, Priority
 from s3daemon.spool.database import SpoolFile
-from s3daemon.spool.directory import Ballast, disk_trouble
-from s3daemon.spool.recovery import LastingFile
+from s3daemon.spool.directory import ReservedSpace, disk_trouble
+from s3daemon.spool.recovery import RecoverableFile
 from s3daemon.spool.rows import Change, Entry, compact
 
 #: Jobs in one commit while in trouble: each may dirty a page or two, and the ballast is 64.
-_BITE = 16
+_BATCH = 16
 #: What the file raises when it cannot be used now; StartError, should a newer release have replaced it under us.
 _DISK = (sqlite3.Error, OSError, StartError)
 _log = logging.getLogger(__name__)
@@ -76,19 +76,19 @@ class Writer:
         fault: why acceptances are refused now, one line; empty when they are not.
     """
 
-    def __init__(self, directory: Path, file: LastingFile, *, create: bool, lazy_s: float, retry_s: float) -> None:
+    def __init__(self, directory: Path, file: RecoverableFile, *, create: bool, lazy_s: float, retry_s: float) -> None:
         self.on_gone: Callable[[Iterable[str]], None] = lambda ids: None
         self.on_replaced: Callable[[], None] = lambda: None
         self._directory, self._file = directory, file
         self._lazy_s, self._retry_s = lazy_s, retry_s
         self._checkpoint = partial(file.use, SpoolFile.checkpoint)
         self._probe = partial(file.use, SpoolFile.probe)
-        self._ballast = Ballast(directory / "ballast", create=create)
+        self._ballast = ReservedSpace(directory / "ballast", create=create)
         self._wake = threading.Condition()  # around the four below
         self._queue: list[Job] = []
         self._due, self._closing = math.inf, False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._kept: list[Change] = []
+        self._retained: list[Change] = []
         self._answers: list[tuple[asyncio.Future[None], Exception | None]] = []
         self.fault = ""
         self._trouble: SpoolError | None = None
@@ -108,7 +108,7 @@ class Writer:
         """Queue `job`. After `close` nothing is carried out; an answer then says so."""
         with self._wake:
             if job.answer is not None and self._closing:
-                job.answer.set_exception(SpoolError("SpoolClosed", "the daemon is stopping"))
+                job.answer.set_exception(SpoolError(Code.SPOOL_CLOSED, "the daemon is stopping"))
                 return
             self._loop = job.answer.get_loop() if job.answer is not None else self._loop
             self._queue.append(job)
@@ -143,8 +143,8 @@ class Writer:
             self._flush()
             if closing:
                 break
-        if self._kept:
-            _log.error("%d changes could not be written to the spool: %s", len(self._kept), self.fault)
+        if self._retained:
+            _log.error("%d changes could not be written to the spool: %s", len(self._retained), self.fault)
         self._file.close()
 
     def _take(self) -> tuple[list[Job], bool]:
@@ -162,32 +162,32 @@ class Writer:
     def _serve(self, jobs: list[Job]) -> None:
         error = self._trouble
         if error is not None and (time.monotonic() >= self._mend_at or any(job.refusable for job in jobs)):
-            error = self._mend()
+            error = self._try_recover()
         if error is None:
             error = self._attempt(jobs)
             if error is not None and self._try(self._checkpoint) is None:
                 error = self._attempt(jobs)  # with the room that the WAL took
         if error is not None:
             self._answer((job for job in jobs if job.refusable), error)
-            self._struggle([job for job in jobs if not job.refusable])
+            self._commit_in_batches([job for job in jobs if not job.refusable])
         if error is not self._trouble:
             self._say(error)
 
-    def _struggle(self, jobs: list[Job]) -> SpoolError | None:
+    def _commit_in_batches(self, jobs: list[Job]) -> SpoolError | None:
         """Carry out what was kept, then `jobs`, in bites for which the ballast makes room; keep the rest."""
         self._ballast.release()
         self._try(self._checkpoint)
-        left = [*(Job([change]) for change in self._kept), *jobs]
+        left = [*(Job([change]) for change in self._retained), *jobs]
         error, done = None, 0
-        while done < len(left) and (error := self._attempt(left[done : done + _BITE])) is None:
-            done += _BITE
-        self._kept = compact(change for job in left[done:] for change in job.changes)
+        while done < len(left) and (error := self._attempt(left[done : done + _BATCH])) is None:
+            done += _BATCH
+        self._retained = compact(change for job in left[done:] for change in job.changes)
         self._answer(left[done:], error)
         return error
 
-    def _mend(self) -> SpoolError | None:
+    def _try_recover(self) -> SpoolError | None:
         """Try to end the trouble; give what is wrong still."""
-        return self._struggle([]) or self._try(self._checkpoint, self._ballast.ensure, self._probe)
+        return self._commit_in_batches([]) or self._try(self._checkpoint, self._ballast.ensure, self._probe)
 
     def _try(self, *steps: Callable[[], object]) -> SpoolError | None:
         try:

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 
-from s3daemon.errors import StartError, one_line
+from s3daemon.errors import Code, StartError, one_line
 
 #: FileDescriptorName= of the socket units: the line protocol, HTTP, the line protocol on a Unix socket.
 DOORS = ("wire", "http", "unix")
@@ -75,7 +75,7 @@ def inherited(environ: MutableMapping[str, str], *, first: int = 3) -> Inherited
 
 
 def _bad(text: str) -> StartError:
-    return StartError("BadDescriptor", text)
+    return StartError(Code.BAD_DESCRIPTOR, text)
 
 
 def _as_stream(descriptor: int, name: str) -> socket.socket:
@@ -125,7 +125,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
-        raise StartError("CannotListen", f"cannot listen on {where}: {exc}") from exc
+        raise StartError(Code.CANNOT_LISTEN, f"cannot listen on {where}: {exc}") from exc
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     listening = []
     with contextlib.ExitStack() as undo:
@@ -143,7 +143,7 @@ def bind(host: str, port: int) -> list[socket.socket]:
                 # A host without IPv6 may still have ::1 in its hosts file.
                 absent = exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
                 if not absent or (not listening and (family, address) == addresses[-1]):
-                    raise StartError("CannotListen", f"cannot listen on {where}: {exc.strerror}") from exc
+                    raise StartError(Code.CANNOT_LISTEN, f"cannot listen on {where}: {exc.strerror}") from exc
         undo.pop_all()
     return listening
 
@@ -221,7 +221,7 @@ class Manager:
 
 def _sender(address: str) -> Send | None:
     if address and address[0] not in "/@":
-        raise StartError("BadNotifySocket", f"NOTIFY_SOCKET is {address!r}, neither a path nor an abstract name")
+        raise StartError(Code.BAD_NOTIFY_SOCKET, f"NOTIFY_SOCKET is {address!r}, neither a path nor an abstract name")
     target = "\0" + address[1:] if address.startswith("@") else address
     patience = PATIENCE_S
 

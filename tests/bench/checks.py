@@ -180,9 +180,7 @@ def stalls(bench: Bench) -> Iterator[Finding]:
     with ExitStack() as stack:
         with bench.link.inside("far"):
             bad, port, loop = stack.enter_context(gate(FAR, target.port or 443))
-        server = S3Server(
-            f"https://{FAR}:{port}", bench.server.access_key, bench.server.secret_key, bench.server.ca
-        )
+        server = S3Server(f"https://{FAR}:{port}", bench.server.access_key, bench.server.secret_key, bench.server.ca)
         running, deliver = stack.enter_context(bench.paced(server, **settings))
 
         async def uploads(name: str, fault: Fault | None) -> tuple[list[float], float]:

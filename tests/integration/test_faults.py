@@ -316,9 +316,7 @@ def seen(
     buckets = {name: store.new_bucket() for name, store in stores.items()}
     began = time.monotonic()
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        made = {
-            row.fault: pool.submit(carry_out, row, folder, stores[row.on], certs, buckets[row.on]) for row in ROWS
-        }
+        made = {row.fault: pool.submit(carry_out, row, folder, stores[row.on], certs, buckets[row.on]) for row in ROWS}
     print(f"\n{len(ROWS)} faults in {time.monotonic() - began:.0f} s")
     return made
 

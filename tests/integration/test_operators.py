@@ -84,9 +84,7 @@ def test_the_queue_of_a_daemon_that_is_down(served: Daemon, s3: FlakyS3, file: P
     assert set(s3.objects) == {"bucket/kept", "bucket/denied"}
 
 
-def test_a_reload_takes_what_waits_to_another_endpoint(
-    served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path
-) -> None:
+def test_a_reload_takes_what_waits_to_another_endpoint(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
     """What is in flight ends where it began; what waits, and what comes, goes to the new endpoint."""
     large = tmp_path / "large"
     large.write_bytes(bytes(3_000_000))

@@ -11,13 +11,13 @@ from lab.keeping import answered
 from lab.scripted import Exchange, keep, scripted
 from lab.sending import a_file, in_loop, settings_for
 
+from s3daemon.clock import ActiveClock
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.uploader import Uploader
-from s3daemon.ingress.protocol import Outcome
 from s3daemon.model.kinds import MessageId
+from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request
-from s3daemon.model.verdict import ServiceClock
 from s3daemon.s3.endpoint import Endpoint
 
 RECEIVERS = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
@@ -46,7 +46,7 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
         journal: Any = FakeJournal()
         clock = asyncio.get_running_loop().time
         attempts = Attempts(settings, spool, endpoint.store)
-        uploader = Uploader(settings, spool, attempts, journal, ServiceClock(0.0, clock), clock=clock)
+        uploader = Uploader(settings, spool, attempts, journal, ActiveClock(0.0, clock), clock=clock)
         intake = Intake(uploader, spool)
 
         async def burst(number: int) -> list[int]:

@@ -20,9 +20,9 @@ from s3daemon.config.settings import Settings
 from s3daemon.errors import SettingsError
 from s3daemon.model.source import Source
 from s3daemon.s3.client import Signer
-from s3daemon.s3.store import ID_KEY, Absence, Stored
+from s3daemon.s3.store import ID_KEY, LookupResult, Stored
 from s3daemon.s3.stored import marks_of
-from s3daemon.spool.open_uploads import Ledger
+from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.upload_rows import MultipartUpload
 
 SMALL = 3_000
@@ -100,7 +100,7 @@ async def test_parts(tmp_path: Path, server: S3Server) -> None:
     bucket, part = server.new_bucket(), 5 << 20
     file = a_file(tmp_path / "file", 2 * part + 1000)
     sizes = {"S3DAEMON_MULTIPART_THRESHOLD": "5MiB", "S3DAEMON_PART_SIZE": "5MiB"}
-    source, ledger = Source.open(str(file)), Ledger()
+    source, ledger = Source.open(str(file)), OpenUploads()
     async with to(server, **sizes) as sender:
         transfer = transfer_of(source, "key", bucket)
         stored = await sender.store.put(transfer, source, ledger)
@@ -183,7 +183,7 @@ async def test_newer_content_replaces_older(tmp_path: Path, server: S3Server) ->
         older.close()
         newer = a_file(tmp_path / "newer", SMALL - 1)
         await sender.put(newer, "key", bucket)
-        assert await sender.store.find(first) is Absence.CERTAIN
+        assert await sender.store.find(first) is LookupResult.NOT_FOUND
     assert content(server, bucket, "key") == newer.read_bytes()
 
 
@@ -224,7 +224,7 @@ async def test_somebody_elses_bucket(tmp_path: Path, rgw: Gateway) -> None:
         error = await failure(sender.put(file, "key", bucket))
         assert (error.code, error.status, error.ambiguous) == ("AccessDenied", 403, False)
         source = Source.open(str(file))
-        assert await sender.store.find(transfer_of(source, "key", bucket)) is Absence.REFUSED
+        assert await sender.store.find(transfer_of(source, "key", bucket)) is LookupResult.FORBIDDEN
         source.close()
 
 

@@ -12,7 +12,7 @@ import test_server
 from fakes import House
 
 from s3daemon.delivery.intake import Intake
-from s3daemon.ingress.protocol import Outcome
+from s3daemon.model.reply import Outcome
 from s3daemon.spool.spool import Spool
 
 

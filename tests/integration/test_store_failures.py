@@ -315,4 +315,3 @@ async def test_an_error_leaves_the_lane_fit_for_use(tmp_path: Path) -> None:
             await failure(sender.put(file))
             server.put = keep
             await sender.put(file)
-

@@ -11,7 +11,7 @@ from typing import Any
 from lab.scripted import Scripted
 from lab.sending import settings_for
 from s3daemon.network.keeper import SWEEP_S, Keeper, Prime
-from s3daemon.network.pool import Lanes
+from s3daemon.network.pool import ConnectionPool
 
 LANES = 4
 INTERVAL_S = 10.0
@@ -36,11 +36,11 @@ async def kept(
     spare: int = 1,
     prime: Prime | None = None,
     **changes: Any,
-) -> AsyncIterator[Lanes]:
+) -> AsyncIterator[ConnectionPool]:
     """Lanes to a server, `LANES` with the spare ones, with their keeper at work."""
     given = {"max_connections": LANES - spare, "keepalive_interval_s": INTERVAL_S} | changes
     settings, clock = settings_for(url or server.url, **given), clock or Clock()
-    lanes = Lanes(settings, clock, spare=spare)
+    lanes = ConnectionPool(settings, clock, spare=spare)
     keeper = asyncio.create_task(Keeper(settings, lanes, prime, clock).run())
     try:
         yield lanes

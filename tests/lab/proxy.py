@@ -160,9 +160,7 @@ class Proxy:
         finally:
             self._scripted.seen.remove(exchange)  # its body with it: a soak passes gigabytes
 
-    async def forward(
-        self, exchange: Exchange, body: bytes | None = None
-    ) -> tuple[int, Mapping[str, str], bytes]:
+    async def forward(self, exchange: Exchange, body: bytes | None = None) -> tuple[int, Mapping[str, str], bytes]:
         """Carry what was read of a request to the store, or another body in its place: status, headers and body."""
         assert self._session is not None
         whole = exchange.method == "PUT" and exchange.whole and body is None

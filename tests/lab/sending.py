@@ -16,12 +16,12 @@ from typing import Any, ParamSpec
 
 import pytest
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.source import Source
-from s3daemon.network.pool import Lanes
-from s3daemon.network.tcp import Clock
+from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.store import Store, Stored
 
@@ -69,7 +69,7 @@ def settings_for(url: str, **changes: Any) -> Settings:
 class Sender:
     """Lanes and a store over them."""
 
-    lanes: Lanes
+    lanes: ConnectionPool
     store: Store
 
     async def put(self, file: Path, key: str = "key", bucket: str = "bucket") -> Stored:
@@ -89,7 +89,7 @@ def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Tra
 @contextlib.asynccontextmanager
 async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[Sender]:
     """A store for these settings, closed at the end."""
-    lanes = Lanes(settings, clock, spare=0)
+    lanes = ConnectionPool(settings, clock, spare=0)
     signer = Signer(settings)
     store = Store(settings, lanes, signer)
     await signer.open()

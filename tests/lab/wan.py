@@ -1,4 +1,4 @@
-"""The long fat network of `tests/lab/emulator` for a program's time: two network namespaces and the link between. Needs root.
+"""The long fat network of `tests/lab/emulator` for a program: two network namespaces and the link between. Needs root.
 
 A network namespace belongs to a thread: ``inside`` moves the calling one, and what it starts from there on, programs
 and sockets alike, is on that side of the link.

@@ -2,7 +2,7 @@
 
     tests/property/fuzz --runs 10000000              all targets, the runs shared among them; the figures at the end
     tests/property/fuzz --runs 100000 --target wire  one
-    tests/property/fuzz --runs 100000 --keep         inputs that covered more are kept, as few as do it, in tests/property/corpus
+    tests/property/fuzz --runs 100000 --keep         inputs that covered more are kept, as few as do it, in the corpus
 
 What is wrong is shown as a traceback, and the input kept as crash-... in this directory; exit status 1. Each target
 runs in a process of its own, one after the other, for atheris ends the process that it ran in.

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from s3daemon.errors import AttemptError, SpoolError
-from s3daemon.ingress.protocol import Outcome
+from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination
 
 

@@ -368,9 +368,7 @@ def test_a_journal_that_is_gone(service: Service, rgw: Gateway, bucket: str, jou
     until(lambda: service.journal(f"MESSAGE={text}"), lambda found: len(found) == 1, "warning of all that is lost")
 
 
-def test_a_stop_lets_uploads_finish(
-    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
-) -> None:
+def test_a_stop_lets_uploads_finish(service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str) -> None:
     """A stop waits for the upload in flight past TimeoutStopSec, with the watchdog served, and ends with status 0."""
     network, far = line
     service.configure(far)

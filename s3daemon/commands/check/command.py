@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from s3daemon.clock import Clock
 from s3daemon.commands.check import host as checks_host
 from s3daemon.commands.check import unit as checks_unit
 from s3daemon.commands.check.findings import Host, Report
@@ -27,16 +28,20 @@ from s3daemon.commands.check.store import StoreChecks
 from s3daemon.commands.check.unit import Unit
 from s3daemon.config.envfile import EnvFile
 from s3daemon.config.settings import VARIABLES, Settings
-from s3daemon.control.client import Place
+from s3daemon.control.client import Instance
 from s3daemon.errors import SettingsError
-from s3daemon.network.tcp import Clock
 from s3daemon.sinks import JOURNAL_SOCKET
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("target", nargs="?", default="", metavar="BUCKET[/PREFIX]",
-                        help="put a small object there with the service's keys, and delete it")
+    parser.add_argument(
+        "target",
+        nargs="?",
+        default="",
+        metavar="BUCKET[/PREFIX]",
+        help="put a small object there with the service's keys, and delete it",
+    )
     parser.add_argument("--instance", metavar="PORT", default="", help="check s3daemon@PORT")
     parser.add_argument("--env-file", metavar="FILE", type=Path, help="read the settings from FILE, as systemd does")
 
@@ -133,7 +138,7 @@ def _local(
 ) -> None:
     """What takes no store."""
     port = (unit and unit.port) or (settings.port if settings else int(VARIABLES["port"].default))
-    place = Place.find({**(unit.environ(host) if unit else {}), **variables})
+    place = Instance.find({**(unit.environ(host) if unit else {}), **variables})
     with report.guard("socket"):
         listening = checks_unit.door(report, host, unit, port)
         activated = unit is not None and unit.installed(host)

@@ -16,9 +16,10 @@ from typing import Any
 
 from yarl import URL
 
+from s3daemon.clock import Clock
 from s3daemon.commands.check.findings import Report
 from s3daemon.config.settings import Settings
-from s3daemon.network.tcp import Clock, TcpInfo
+from s3daemon.network.tcp import TcpInfo
 
 #: Certificates are renewed a month before their end where that is automatic; two weeks are left for people.
 CERTIFICATE_DAYS = 14
@@ -109,9 +110,7 @@ async def _greet(reached: Reached, url: URL, settings: Settings, wall: Clock) ->
     try:
         context = ssl.create_default_context(cafile=settings.ca_bundle or None)
         async with asyncio.timeout(settings.connect_timeout_s):
-            _, writer = await asyncio.open_connection(
-                reached.address, url.port, ssl=context, server_hostname=url.host
-            )
+            _, writer = await asyncio.open_connection(reached.address, url.port, ssl=context, server_hostname=url.host)
         cert, version = writer.get_extra_info("peercert"), writer.get_extra_info("ssl_object").version()
         writer.transport.abort()
     except ssl.SSLCertVerificationError as exc:

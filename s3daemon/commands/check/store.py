@@ -20,17 +20,17 @@ from typing import TypeVar
 import aiohttp
 from yarl import URL
 
+from s3daemon.clock import Clock
 from s3daemon.commands.check.findings import Report
 from s3daemon.commands.check.network import reach
 from s3daemon.config.settings import Settings
-from s3daemon.errors import AttemptError, FileError, S3daemonError, SettingsError
+from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, SettingsError
 from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
-from s3daemon.network.pool import Lanes
-from s3daemon.network.tcp import Clock
+from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
-from s3daemon.s3.store import Absence, Store
+from s3daemon.s3.store import LookupResult, Store
 
 #: An HTTP date has whole seconds; beyond the second, a clock that is kept by NTP is not off by as much.
 SKEW_WARN_S = 30
@@ -82,7 +82,7 @@ class StoreChecks:
             if not any(one.usable for one in reached):
                 self._report.note("credentials", "not checked, nor is what needs them: there is no way to the store")
                 return
-        lanes = Lanes(self._settings)
+        lanes = ConnectionPool(self._settings)
         signer = Signer(self._settings)
         store = Store(self._settings, lanes, signer)
         try:
@@ -95,7 +95,7 @@ class StoreChecks:
             await signer.close()
             await lanes.close()
 
-    async def _clock(self, lanes: Lanes) -> None:
+    async def _clock(self, lanes: ConnectionPool) -> None:
         url = URL(self._settings.endpoint_url)
         date: str | None = None
         for _ in range(self._tries):
@@ -173,7 +173,7 @@ class StoreChecks:
             return
         except AttemptError as exc:
             self._report.fail("bucket", _complaint(exc))
-            if not exc.ambiguous and exc.code != "ETagMismatch":
+            if not exc.ambiguous and exc.code != Code.ETAG_MISMATCH:
                 return
         else:
             md5 = self._settings.verify != "off" and len(stored.etag) == _MD5_DIGITS
@@ -193,8 +193,8 @@ class StoreChecks:
         except AttemptError as exc:
             found, why = None, f" ({exc.code})"
         else:
-            why = " (the keys may not read there)" if found is Absence.REFUSED else ""
-        if found is None or isinstance(found, Absence):
+            why = " (the keys may not read there)" if found is LookupResult.FORBIDDEN else ""
+        if found is None or isinstance(found, LookupResult):
             text = "an attempt without an answer will be sent again, and its object's notification too"
             self._report.warn("bucket", f"a HEAD does not show what was put{why}: {text}")
 

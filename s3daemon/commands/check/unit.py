@@ -12,7 +12,7 @@ from pathlib import Path
 from s3daemon.commands.check.findings import Host, Report
 from s3daemon.config.settings import Settings
 from s3daemon.control.client import NoDaemonError
-from s3daemon.errors import S3daemonError
+from s3daemon.errors import Code, S3daemonError
 
 #: TCP_LISTEN in include/net/tcp_states.h, as /proc/net/tcp shows it.
 _LISTENING = "0A"
@@ -106,14 +106,12 @@ def _listeners(host: Host) -> Iterator[tuple[ipaddress.IPv4Address | ipaddress.I
                 yield ipaddress.ip_address(b"".join(words)), int(port, 16)
 
 
-def daemon(
-    report: Report, ask: Callable[[str], Mapping[str, object]], *, listening: bool, activated: bool
-) -> None:
+def daemon(report: Report, ask: Callable[[str], Mapping[str, object]], *, listening: bool, activated: bool) -> None:
     """What the daemon says of itself.
 
     Args:
         report: takes the findings.
-        ask: asks it, as `Place.ask` does.
+        ask: asks it, as `Instance.ask` does.
         listening: something takes requests.
         activated: that is systemd, which starts the daemon.
     """
@@ -128,7 +126,7 @@ def daemon(
         else:
             report.note("daemon", f"none runs: {exc.text}")
     except S3daemonError as exc:
-        (report.note if exc.code == "NotPermitted" else report.fail)("daemon", exc.text)
+        (report.note if exc.code == Code.NOT_PERMITTED else report.fail)("daemon", exc.text)
     else:
         line = str(status.get("status", ""))
         if status.get("held") or status.get("spool"):

@@ -25,7 +25,7 @@ from s3daemon.commands.report.term import charts
 from s3daemon.commands.report.text import lines, moment
 from s3daemon.commands.report.when import usec_of
 from s3daemon.config.values import duration
-from s3daemon.errors import S3daemonError, one_line
+from s3daemon.errors import Code, S3daemonError, one_line
 
 #: Seconds between two signs of progress, and how wide a chart is where no terminal says.
 _PROGRESS_S = 0.2
@@ -112,7 +112,7 @@ def main(
 def _selection(args: argparse.Namespace, now: datetime) -> Selection:
     since, until = (None if text is None else usec_of(text, now) for text in (args.since, args.until))
     if since is not None and until is not None and since > until:
-        raise S3daemonError("BadRequest", "--since is later than --until")
+        raise S3daemonError(Code.BAD_REQUEST, "--since is later than --until")
     return Selection(
         since_usec=since,
         until_usec=until,
@@ -130,11 +130,11 @@ def _plot_file(args: argparse.Namespace) -> Path | None:
         return None
     if not args.plot:
         if args.json or args.csv:
-            raise S3daemonError("BadRequest", "--json and --csv go with --plot FILE, not with a chart in text")
+            raise S3daemonError(Code.BAD_REQUEST, "--json and --csv go with --plot FILE, not with a chart in text")
         return None
     path = Path(args.plot)
     if path.suffix.lower() not in report_plot.SUFFIXES:
-        raise S3daemonError("BadRequest", f"--plot takes a file that ends in {' or '.join(report_plot.SUFFIXES)}")
+        raise S3daemonError(Code.BAD_REQUEST, f"--plot takes a file that ends in {' or '.join(report_plot.SUFFIXES)}")
     return path
 
 

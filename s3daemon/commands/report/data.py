@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TextIO
 
-from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import METHOD, Figures, Report
-from s3daemon.commands.report.why import Why
+from s3daemon.commands.report.why import Breakdown
 
 _RECORD = (
     "transfer_id", "outcome", "bucket", "key", "size_bytes", "start_usec", "queue_usec", "upload_usec", "total_usec",
@@ -23,7 +23,7 @@ _RECORD = (
 
 def write_json(report: Report, out: TextIO) -> None:
     """One object, indented."""
-    slowest = [_transfer(seen) | {"why": asdict(Why.of(seen.record))} for seen in report.slowest]
+    slowest = [_transfer(seen) | {"why": asdict(Breakdown.of(seen.record))} for seen in report.slowest]
     found: dict[str, object] = {
         "limit_usec": report.limit_usec,
         "late_usec": report.late_usec,
@@ -55,7 +55,7 @@ def write_csv(report: Report, out: TextIO) -> None:
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
-def _transfer(seen: Sighting) -> dict[str, object]:
+def _transfer(seen: ReportedTransfer) -> dict[str, object]:
     return {"host": seen.host, **{name: getattr(seen.record, name) for name in _RECORD}, "tags": list(seen.record.tags)}
 
 

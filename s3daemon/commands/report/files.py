@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3daemon.errors import S3daemonError, one_line
+from s3daemon.errors import Code, S3daemonError, one_line
 
 #: Where journald keeps its files, in a directory named by the machine's id: what outlasts a boot, and what does not.
 ROOTS = (Path("/var/log/journal"), Path("/run/log/journal"))
@@ -53,7 +53,7 @@ class JournalFiles:
         files = [file for place in places if _is_dir(place) for file in _listed(place)]
         if not files:
             text = f"this host has no journal in {' or '.join(map(str, roots))}; --file and --stdin read others"
-            raise S3daemonError("NoJournal", text)
+            raise S3daemonError(Code.NO_JOURNAL, text)
         return cls(None, tuple(files))
 
     @classmethod
@@ -67,7 +67,7 @@ class JournalFiles:
             return cls(place, (place,))
         files = [*_listed(place), *(file for below in _directories(place) for file in _listed(below))]
         if not files:
-            raise S3daemonError("NoJournal", f"there is no journal file in {place}")
+            raise S3daemonError(Code.NO_JOURNAL, f"there is no journal file in {place}")
         return cls(place, tuple(files))
 
     def open(self, opener: Opener) -> Any:
@@ -100,7 +100,7 @@ class JournalFiles:
                 damaged += 1
                 note(f"{file} is left out, damaged or of a newer systemd: {exc.strerror or exc}")
         if damaged == len(self.files):
-            raise S3daemonError("NoJournal", "no journal file could be read")
+            raise S3daemonError(Code.NO_JOURNAL, "no journal file could be read")
 
 
 def _listed(place: Path) -> list[Path]:
@@ -129,10 +129,10 @@ def _within(place: Path) -> list[Path]:
     except PermissionError as exc:
         raise _not_readable(place) from exc
     except OSError as exc:
-        code = "NoSuchFile" if exc.errno == errno.ENOENT else "NoJournal"
+        code = Code.NO_SUCH_FILE if exc.errno == errno.ENOENT else Code.NO_JOURNAL
         raise S3daemonError(code, f"cannot read {one_line(str(place))}: {exc.strerror or exc}") from exc
 
 
 def _not_readable(place: Path) -> S3daemonError:
     text = f"{place} may be read by root and the group {GROUP} only: usermod -aG {GROUP} USER, and log in again"
-    return S3daemonError("NotReadable", text)
+    return S3daemonError(Code.NOT_READABLE, text)

@@ -15,8 +15,8 @@ from typing import Any
 
 from s3daemon.commands.report.stats import Report
 from s3daemon.commands.report.why import bound, seconds
-from s3daemon.control.listing import size
-from s3daemon.errors import S3daemonError, one_line
+from s3daemon.errors import Code, S3daemonError, one_line
+from s3daemon.units import size
 
 #: matplotlib's: it is not there for everybody who checks types.
 Axes = Any
@@ -57,18 +57,18 @@ def save(report: Report, path: Path, zone: tzinfo | None) -> None:
     try:
         picture.savefig(path)
     except OSError as exc:
-        raise S3daemonError("NotWritable", f"cannot write {path}: {exc.strerror or exc}") from exc
+        raise S3daemonError(Code.NOT_WRITABLE, f"cannot write {path}: {exc.strerror or exc}") from exc
 
 
 def drawn(report: Report, zone: tzinfo | None) -> Picture:
     """The picture, its three charts from above: how long, when, each group's last object; raises as `save` does."""
     if not report.figures.stored:
-        raise S3daemonError("NothingStored", "nothing was stored, so there is nothing to draw")
+        raise S3daemonError(Code.NOTHING_STORED, "nothing was stored, so there is nothing to draw")
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
         text = "--plot FILE takes the package s3daemon-report, or pip's s3daemon[report]; without FILE it takes neither"
-        raise S3daemonError("NoPlotting", text) from exc
+        raise S3daemonError(Code.NO_PLOTTING, text) from exc
     picture = Figure(figsize=(13, 12), dpi=_DPI, layout="constrained")
     axes = picture.subplots(3, 1)
     picture.suptitle(_title(report), fontsize=13)

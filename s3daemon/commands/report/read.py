@@ -17,7 +17,7 @@ from typing import Any
 
 from s3daemon.commands.report.files import JournalFiles, Note, Opener
 from s3daemon.commands.report.select import Entry, Selection
-from s3daemon.errors import S3daemonError
+from s3daemon.errors import Code, S3daemonError
 from s3daemon.model.kinds import MessageId
 
 #: Records between two openings of the journal. Libsystemd keeps up to 512 MB of journal files mapped, all resident once
@@ -36,7 +36,7 @@ def reader() -> Opener:
         from systemd.journal import Reader
     except ImportError as exc:
         text = "systemd-python is not installed; without it: journalctl -o json --all | s3daemon report --stdin"
-        raise S3daemonError("NoReader", text) from exc
+        raise S3daemonError(Code.NO_READER, text) from exc
 
     class Plain(Reader):  # type: ignore[misc] # systemd-python has no types
         def _convert_entry(self, entry: dict[str, Any]) -> dict[str, Any]:
@@ -109,9 +109,9 @@ def from_lines(lines: Iterable[bytes], note: Note) -> Iterator[Entry]:
             yield entry
     if not good and not bad:
         text = "standard input is empty; journalctl prints no line also when it may not read the journal"
-        raise S3daemonError("NoInput", text)
+        raise S3daemonError(Code.NO_INPUT, text)
     if not good:
-        raise S3daemonError("BadInput", "standard input is not what journalctl -o json --all prints")
+        raise S3daemonError(Code.BAD_INPUT, "standard input is not what journalctl -o json --all prints")
     if bad:
         note(f"{bad} of {good + bad} lines are no JSON objects, the first is line {first_bad}: was the input cut off?")
 
@@ -133,7 +133,7 @@ def _opened(files: JournalFiles, selection: Selection, opener: Opener) -> Any:
     try:
         journal = files.open(opener)
     except OSError as exc:
-        raise S3daemonError("NoJournal", f"the journal cannot be opened: {exc.strerror or exc}") from exc
+        raise S3daemonError(Code.NO_JOURNAL, f"the journal cannot be opened: {exc.strerror or exc}") from exc
     for match in selection.matches():
         journal.add_match(match)
     return journal

@@ -34,7 +34,7 @@ _SHARED = (
 _USEC_DIGITS = 20
 
 
-class Sighting(NamedTuple):
+class ReportedTransfer(NamedTuple):
     """A transfer's record and where it was made."""
 
     record: TransferRecord
@@ -79,7 +79,7 @@ class Selection:
         )
         return [f"MESSAGE_ID={MessageId.RECORD}", *(f"{field}={value}" for field, values in wanted for value in values)]
 
-    def admits(self, sighting: Sighting, unit: str, recorded_usec: int) -> bool:
+    def admits(self, sighting: ReportedTransfer, unit: str, recorded_usec: int) -> bool:
         """Whether it is meant.
 
         Args:
@@ -112,7 +112,7 @@ class Collection:
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
-        self._by_id: dict[str, Sighting] = {}
+        self._by_id: dict[str, ReportedTransfer] = {}
         self._same: dict[object, str] = {}
         #: Records that repeat another.
         self.repeated = 0
@@ -129,12 +129,12 @@ class Collection:
         if record is None:
             self.unreadable += fields.get("MESSAGE_ID") == MessageId.RECORD
             return
-        sighting = Sighting(record, str(fields.get("_HOSTNAME", "")))
+        sighting = ReportedTransfer(record, str(fields.get("_HOSTNAME", "")))
         if not self._selection.admits(sighting, str(fields.get("_SYSTEMD_UNIT", "")), _recorded_usec(entry, sighting)):
             return
         known = self._by_id.get(record.transfer_id)
         self.repeated += known is not None
-        if known is None or _truer(sighting, known):
+        if known is None or _supersedes(sighting, known):
             self._by_id[record.transfer_id] = sighting
 
     def _shared(self, value: object) -> object:
@@ -146,18 +146,18 @@ class Collection:
             found = self._same[value] = value if isinstance(value, str) else os.fsdecode(value)
         return found
 
-    def sightings(self) -> list[Sighting]:
+    def sightings(self) -> list[ReportedTransfer]:
         """What was kept, by the time of request."""
         return sorted(self._by_id.values(), key=lambda seen: (seen.record.start_usec, seen.record.transfer_id))
 
 
-def _truer(new: Sighting, known: Sighting) -> bool:
+def _supersedes(new: ReportedTransfer, known: ReportedTransfer) -> bool:
     if new.record.stored != known.record.stored:
         return new.record.stored
     return (new.end_usec < known.end_usec) if new.record.stored else (new.end_usec > known.end_usec)
 
 
-def _recorded_usec(entry: Entry, sighting: Sighting) -> int:
+def _recorded_usec(entry: Entry, sighting: ReportedTransfer) -> int:
     """When journald took the entry, in whichever form its reader says it; without that the end of the transfer."""
     match entry.get("__REALTIME_TIMESTAMP"):
         case int(usec):

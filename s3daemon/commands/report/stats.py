@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.control.exposures import prefix_of
 
 METHOD = "nearest rank"
@@ -85,7 +85,7 @@ class Figures:
     upload: Spread | None
 
     @classmethod
-    def of(cls, sightings: Sequence[Sighting], limit_usec: int) -> Figures:
+    def of(cls, sightings: Sequence[ReportedTransfer], limit_usec: int) -> Figures:
         """Those of some transfers.
 
         Args:
@@ -135,7 +135,7 @@ def busy_usec(spans: Iterable[tuple[int, int]]) -> int:
 
 
 #: The groups that a sighting belongs to.
-Grouping = Callable[[Sighting], Iterable[str]]
+Grouping = Callable[[ReportedTransfer], Iterable[str]]
 
 
 def grouping(how: str) -> Grouping:
@@ -158,7 +158,7 @@ def grouping(how: str) -> Grouping:
         raise ValueError(f"{how!r} is none of tag, host, receiver, prefix, prefix:N")
     parts = int(depth) if colon else None
 
-    def prefix(seen: Sighting) -> tuple[str]:
+    def prefix(seen: ReportedTransfer) -> tuple[str]:
         return (prefix_of(seen.record.bucket, seen.record.key, parts),)
 
     return prefix
@@ -172,9 +172,9 @@ class Group:
     figures: Figures
 
 
-def groups(sightings: Iterable[Sighting], of: Grouping, limit_usec: int) -> list[Group]:
+def groups(sightings: Iterable[ReportedTransfer], of: Grouping, limit_usec: int) -> list[Group]:
     """Figures by group, in the order of the first request; a transfer counts in each of its groups."""
-    members: defaultdict[str, list[Sighting]] = defaultdict(list)
+    members: defaultdict[str, list[ReportedTransfer]] = defaultdict(list)
     for seen in sightings:
         for name in of(seen):
             members[name].append(seen)
@@ -198,18 +198,18 @@ class Report:
         groups: in the order of the first request.
     """
 
-    sightings: Sequence[Sighting]
+    sightings: Sequence[ReportedTransfer]
     limit_usec: int
     late_usec: int
     figures: Figures
     codes: Sequence[tuple[str, int]]
-    failed: Sequence[Sighting]
-    slowest: Sequence[Sighting]
+    failed: Sequence[ReportedTransfer]
+    slowest: Sequence[ReportedTransfer]
     by: str
     groups: Sequence[Group]
 
     @classmethod
-    def of(cls, sightings: Sequence[Sighting], *, limit_usec: int, late_usec: int, by: str = "") -> Report:
+    def of(cls, sightings: Sequence[ReportedTransfer], *, limit_usec: int, late_usec: int, by: str = "") -> Report:
         """The report on some transfers, each given once.
 
         Raises:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from datetime import datetime, tzinfo
 
-from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import METHOD, Figures, Group, Report, Spread
-from s3daemon.commands.report.why import Why, bound, seconds
-from s3daemon.control.listing import size
+from s3daemon.commands.report.why import Breakdown, bound, seconds
 from s3daemon.errors import one_line
+from s3daemon.units import size
 
 #: Failures that are shown one by one; a bad night has thousands of one kind, and `--json` has them all.
 _SHOWN_FAILURES = 10
@@ -88,7 +88,7 @@ def _slowest(report: Report, zone: tzinfo | None, width: int | None) -> Iterator
         for seen in report.slowest
         for r in [seen.record]
     ]
-    why = [Why.of(seen.record).text for seen in report.slowest]
+    why = [Breakdown.of(seen.record).text for seen in report.slowest]
     yield from _explained(("TOTAL", "REQUESTED", "SIZE", "DESTINATION"), rows, {0, 2}, why, width)
 
 
@@ -144,7 +144,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], numbers: set[int])
         yield shape.format(*cells).rstrip()
 
 
-def destination(seen: Sighting) -> str:
+def destination(seen: ReportedTransfer) -> str:
     """bucket/key, fit for a line."""
     return one_line(f"{seen.record.bucket}/{seen.record.key}", 8192)
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from s3daemon.control.listing import size
 from s3daemon.model.record import TransferRecord
+from s3daemon.units import size
 
 #: A part below this share of the total explains nothing.
 _TELLING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Why:
+class Breakdown:
     """What took longest.
 
     Args:
@@ -29,7 +29,7 @@ class Why:
     text: str
 
     @classmethod
-    def of(cls, record: TransferRecord) -> Why:
+    def of(cls, record: TransferRecord) -> Breakdown:
         """Why a stored transfer took as long as it did."""
         upload = record.upload_usec or 0
         rest = max(0, record.total_usec - record.queue_usec - upload)

@@ -18,7 +18,7 @@ from typing import Protocol, TextIO
 
 from s3daemon.commands.status.text import lines
 from s3daemon.commands.status.view import View, view_of
-from s3daemon.control.client import NoDaemonError, Place, add_place, place_of
+from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.errors import S3daemonError, one_line
 
 #: The daemon takes a sample of each upload as often.
@@ -38,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"again every {WATCH_S:g} seconds, or as many as given",
     )
-    add_place(parser)
+    add_instance(parser)
 
 
 def _interval(text: str) -> float:
@@ -101,7 +101,7 @@ def main(
 
     Args:
         args: as `configure` described them.
-        environ: says where the daemon is, as `Place.find` reads it.
+        environ: says where the daemon is, as `Instance.find` reads it.
         out: takes what is shown.
         err: takes one line when the daemon cannot be asked.
         sleep: waits so many seconds; KeyboardInterrupt ends a watch.
@@ -109,7 +109,7 @@ def main(
     Returns:
         The exit status: 0, or 1 when the daemon could not be asked.
     """
-    place = place_of(args, environ)
+    place = instance_of(args, environ)
     try:
         if args.watch is None:
             _once(place, args, out)
@@ -121,7 +121,7 @@ def main(
     return 0
 
 
-def _once(place: Place, args: argparse.Namespace, out: TextIO) -> None:
+def _once(place: Instance, args: argparse.Namespace, out: TextIO) -> None:
     answer = place.ask("status")
     if args.json:
         print(json.dumps(answer, indent=2), file=out)
@@ -129,7 +129,7 @@ def _once(place: Place, args: argparse.Namespace, out: TextIO) -> None:
         _screen(out).show(view_of(answer))
 
 
-def _watch(place: Place, args: argparse.Namespace, out: TextIO, sleep: Callable[[float], None]) -> None:
+def _watch(place: Instance, args: argparse.Namespace, out: TextIO, sleep: Callable[[float], None]) -> None:
     screen = _screen(out)
     try:
         while True:
@@ -145,7 +145,7 @@ def _watch(place: Place, args: argparse.Namespace, out: TextIO, sleep: Callable[
         screen.close()
 
 
-def _asked(place: Place) -> Mapping[str, object]:
+def _asked(place: Instance) -> Mapping[str, object]:
     """The answer; while the daemon is being restarted, that there is none."""
     try:
         return place.ask("status")

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime, tzinfo
 from typing import Any
 
-from s3daemon.control.listing import size, span
-from s3daemon.errors import S3daemonError, one_line
+from s3daemon.errors import Code, S3daemonError, one_line
+from s3daemon.units import size, span
 
 _NAME_CHARS = 400
 
@@ -82,7 +82,7 @@ def view_of(answer: Mapping[str, Any], zone: tzinfo | None = None) -> View:
         state, status = str(answer["state"]), one_line(str(answer["status"]))
         return View(state, one_line(about), status.removeprefix(f"{state.upper()}, "), tables)
     except (KeyError, TypeError, ValueError) as exc:
-        raise S3daemonError("NoAnswer", "the daemon's answer is of another version: restart the service") from exc
+        raise S3daemonError(Code.NO_ANSWER, "the daemon's answer is of another version: restart the service") from exc
 
 
 def _tables(answer: Mapping[str, Any], zone: tzinfo | None) -> Iterator[Table]:

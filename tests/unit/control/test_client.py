@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from s3daemon.control.client import NoDaemonError, Place, add_place, ask, place_of, reload
+from s3daemon.control.client import Instance, NoDaemonError, add_instance, ask, instance_of, reload
 from s3daemon.control.server import MAX_REQUEST
 from s3daemon.errors import S3daemonError, SettingsError
 
@@ -84,7 +84,7 @@ def test_a_daemon_that_hangs(tmp_path: Path) -> None:
         listener.listen(0)
         error = refused(path, timeout_s=0.05)
         assert (error.code, error.text) == ("NoAnswer", f"the daemon on {path} said nothing for 0.05 s")
-        assert refused(path, timeout_s=0.05).code == "NoAnswer"     # its backlog is full now
+        assert refused(path, timeout_s=0.05).code == "NoAnswer"  # its backlog is full now
 
 
 def test_a_full_backlog_is_a_wait(tmp_path: Path) -> None:
@@ -158,14 +158,14 @@ def test_not_permitted(tmp_path: Path) -> None:
 def test_places(argv: list[str], environ: dict[str, str], state_dir: str, sockets: list[str]) -> None:
     """Options go before the environment, and that before where systemd puts the plain service's."""
     parser = argparse.ArgumentParser()
-    add_place(parser)
-    place = place_of(parser.parse_args(argv), environ)
-    assert place == Place(Path(state_dir), tuple(map(Path, sockets)))
+    add_instance(parser)
+    place = instance_of(parser.parse_args(argv), environ)
+    assert place == Instance(Path(state_dir), tuple(map(Path, sockets)))
 
 
 def test_a_place_is_asked_wherever_it_listens(tmp_path: Path) -> None:
     """The sockets are tried in turn; when none answers, the last one's error is told."""
-    place = Place(tmp_path, (tmp_path / "gone", tmp_path / "control"))
+    place = Instance(tmp_path, (tmp_path / "gone", tmp_path / "control"))
     with daemon(tmp_path / "control", b'{"ok": true}\n') as asked:
         assert place.ask("queue", failed=True) == {}
     assert asked == [b'{"command": "queue", "failed": true}\n']

@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3daemon.control.listing import Row, row, size, span, table, total
+from s3daemon.control.listing import Row, row, table, total
 from s3daemon.errors import S3daemonError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.rows import Entry
+from s3daemon.units import size, span
 
 TRANSFER = Transfer(
     "0123456789abcdef",

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from fakes import fly
 
-from s3daemon.delivery.attempt import DOUBT_S
+from s3daemon.delivery.attempt import LATE_ARRIVAL_S
 from s3daemon.delivery.janitor import SWEEP_MAX_S, SWEEP_S, Janitor
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination
-from s3daemon.spool.open_uploads import Ledger
+from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.upload_rows import MultipartUpload
 
 HERE, THERE = "http://here", "http://there"
@@ -42,7 +42,7 @@ class House:
     """A janitor and all that it knows, in a loop whose time flies."""
 
     def __init__(self) -> None:
-        self.ledger = Ledger()
+        self.ledger = OpenUploads()
         self.pending = {"pending"}
         self.store = FakeStore(HERE)
         store: Callable[[], Any] = lambda: self.store  # noqa: E731
@@ -117,7 +117,7 @@ def test_a_completion_at_work_is_left_alone() -> None:
         (begun,) = house.ledger
         await house.ledger.completing(begun)
         running = asyncio.create_task(house.janitor.run())
-        await asyncio.sleep(DOUBT_S - SWEEP_S)
+        await asyncio.sleep(LATE_ARRIVAL_S - SWEEP_S)
         assert house.store.aborted == []
         await asyncio.sleep(3 * SWEEP_S)
         assert house.store.aborted == ["orphan"]

@@ -6,8 +6,8 @@ import pytest
 from fakes import House, away, fly
 
 from s3daemon.errors import AttemptError, FileError, RequestError, SpoolError
-from s3daemon.ingress.protocol import Outcome
 from s3daemon.model.kinds import MessageId
+from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Transfer
 
 HOUR = 3600.0

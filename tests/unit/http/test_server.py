@@ -100,7 +100,7 @@ Run = Callable[..., None]
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a test with a House; limits are short, and nothing may be left to the loop."""
-    for name in ("READ_LIMIT_S", "REPLY_LIMIT_S", "LAST_WORDS_S"):
+    for name in ("READ_LIMIT_S", "REPLY_LIMIT_S", "STOP_READ_TIMEOUT_S"):
         monkeypatch.setattr(s3daemon.http.server, name, 0.3)
 
     def run(test: Callable[[House], Awaitable[None]], **changes: str) -> None:
@@ -353,7 +353,7 @@ def test_stopping(house: Run) -> None:
 
 def test_stopping_in_the_moment_of_a_request(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever has said all it had to say is no longer one that says nothing."""
-    monkeypatch.setattr(s3daemon.http.server, "LAST_WORDS_S", 0)
+    monkeypatch.setattr(s3daemon.http.server, "STOP_READ_TIMEOUT_S", 0)
 
     async def test(house: House) -> None:
         before = house.act

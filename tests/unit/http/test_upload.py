@@ -16,7 +16,7 @@ from fakes import House, away, fly
 from s3daemon.errors import AttemptError
 from s3daemon.http.form import Answer, Form
 from s3daemon.http.upload import Uploads
-from s3daemon.ingress.peer import Doorkeeper
+from s3daemon.ingress.peer import AccessControl
 
 
 class Desk:
@@ -85,7 +85,7 @@ def test_users_that_may_not() -> None:
     """The same doorkeeper as the wire's decides; 400 with its reason."""
 
     async def test(desk: Desk) -> None:
-        desk.uploads.door = Doorkeeper(["4711"], look=lambda socks: dict.fromkeys(socks, 12))
+        desk.uploads.door = AccessControl(["4711"], look=lambda socks: dict.fromkeys(socks, 12))
         got = await desk.ask()
         assert (got.status, got.message) == (400, "NotAllowed: user 12 is not in S3DAEMON_ALLOWED_USERS")
         assert not desk.house.spool.rows

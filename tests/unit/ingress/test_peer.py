@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import FileError, RequestError, SettingsError, SpoolError
-from s3daemon.ingress.peer import Doorkeeper, _owners, uid_of, uids_of
+from s3daemon.ingress.peer import AccessControl, _owners, uid_of, uids_of
 from s3daemon.model.kinds import MessageId
 from s3daemon.model.request import Destination, Request
 
@@ -218,7 +218,7 @@ class Looking:
         return {} if self.uid is None else dict.fromkeys(asked, self.uid)
 
 
-def refusal(keeper: Doorkeeper, sock: socket.socket) -> RequestError:
+def refusal(keeper: AccessControl, sock: socket.socket) -> RequestError:
     with pytest.raises(RequestError) as caught:
         asyncio.run(keeper.check(sock))
     assert caught.value.code == "NotAllowed"
@@ -234,16 +234,16 @@ def sock() -> Iterator[socket.socket]:
 def test_names_and_numbers(sock: socket.socket) -> None:
     """Both say who may come in; who is neither is refused by number, who is not known is told what to do."""
     look = Looking()
-    asyncio.run(Doorkeeper(("5", "ccs"), uid={"ccs": 1000}.__getitem__, look=look).check(sock))
-    asyncio.run(Doorkeeper(("1000",), look=look).check(sock))
-    assert "user 1000 is not in S3DAEMON_ALLOWED_USERS" in refusal(Doorkeeper(("root", "5"), look=look), sock).text
-    assert "stay for the answer" in refusal(Doorkeeper(("root",), look=Looking(None)), sock).text
+    asyncio.run(AccessControl(("5", "ccs"), uid={"ccs": 1000}.__getitem__, look=look).check(sock))
+    asyncio.run(AccessControl(("1000",), look=look).check(sock))
+    assert "user 1000 is not in S3DAEMON_ALLOWED_USERS" in refusal(AccessControl(("root", "5"), look=look), sock).text
+    assert "stay for the answer" in refusal(AccessControl(("root",), look=Looking(None)), sock).text
 
 
 def test_names_that_cannot_be() -> None:
     """Nobody's names, and numbers that are no user's, are faults, told together."""
     with pytest.raises(SettingsError) as caught:
-        Doorkeeper(("typo", "root", "65534", "4294967295", "nosuch"), uid={"root": 0}.__getitem__)
+        AccessControl(("typo", "root", "65534", "4294967295", "nosuch"), uid={"root": 0}.__getitem__)
     assert [fault.split()[2].strip(",") for fault in caught.value.faults] == ["typo", "65534", "4294967295", "nosuch"]
 
 
@@ -258,7 +258,7 @@ def test_the_nameless_are_unknown(stack: ExitStack, monkeypatch: pytest.MonkeyPa
 def test_no_list_no_look(sock: socket.socket) -> None:
     """Where everybody may come in, nobody is looked up."""
     look = Looking(None)
-    asyncio.run(Doorkeeper(look=look).check(sock))
+    asyncio.run(AccessControl(look=look).check(sock))
     assert look.looks == []
 
 
@@ -268,7 +268,7 @@ def test_one_look_for_all(stack: ExitStack) -> None:
     look.go_on.clear()
 
     async def test() -> None:
-        keeper = Doorkeeper(("1000",), look=look)
+        keeper = AccessControl(("1000",), look=look)
         socks = [stack.enter_context(socket.socket()) for _ in range(50)]
         checks = [asyncio.create_task(keeper.check(socks[0]))]
         assert await asyncio.to_thread(look.begun.wait, 20)
@@ -289,7 +289,7 @@ def test_a_table_that_cannot_be_read(sock: socket.socket, caplog: pytest.LogCapt
     def look(_: object) -> dict[socket.socket, int]:
         raise OSError(24, "Too many open files")
 
-    assert "not known" in refusal(Doorkeeper(("1000",), look=look), sock).text
+    assert "not known" in refusal(AccessControl(("1000",), look=look), sock).text
     assert "Too many open files" in caplog.text
 
 
@@ -312,7 +312,7 @@ def test_every_refusal_is_one_warning(
         assert error
         raise error
 
-    keeper = Doorkeeper(("5",) if error is None else (), look=Looking())
+    keeper = AccessControl(("5",) if error is None else (), look=Looking())
     with caplog.at_level(logging.DEBUG), pytest.raises((RequestError, SpoolError)):
         asyncio.run(keeper.admit(sock, REQUEST, accept))
     logged = [record for record in caplog.records if record.name == "s3daemon.ingress.peer"]

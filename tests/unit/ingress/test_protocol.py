@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3daemon.errors import FileError, RequestError
-from s3daemon.ingress.protocol import MAX_LINE, LineReader, Outcome, Reply, parse_request
+from s3daemon.ingress.protocol import MAX_LINE, LineReader, parse_request
+from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Request
 
 PLACE = Destination("bucket", "dir/key")

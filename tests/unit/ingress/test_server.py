@@ -15,8 +15,8 @@ import s3daemon.ingress.server
 from s3daemon.config.settings import Settings
 from s3daemon.delivery.intake import Ticket
 from s3daemon.errors import FileError, SpoolError
-from s3daemon.ingress.protocol import Outcome, Reply
 from s3daemon.ingress.server import Server
+from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Request
 from s3daemon.spool.rows import Entry
 
@@ -118,7 +118,7 @@ class House:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a test with a House; limits are short."""
-    for name in ("LINE_LIMIT_S", "IDLE_LIMIT_S", "REPLY_LIMIT_S", "LAST_WORDS_S"):
+    for name in ("LINE_LIMIT_S", "IDLE_LIMIT_S", "REPLY_LIMIT_S", "STOP_READ_TIMEOUT_S"):
         monkeypatch.setattr(s3daemon.ingress.server, name, 0.3)
 
     def run(test: Callable[[House], Awaitable[None]], **changes: str) -> None:
@@ -356,7 +356,7 @@ def test_resuming(house: Run, name: str, answer: bytes) -> None:
 
 def test_what_was_said_before_a_stop_is_heard(house: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is too busy to read for as long as it waits hangs up on nobody whose request is there."""
-    monkeypatch.setattr(s3daemon.ingress.server, "_LOOKS", 0)
+    monkeypatch.setattr(s3daemon.ingress.server, "STOP_POLLS", 0)
 
     async def test(house: House) -> None:
         reader, writer = await house.connect()

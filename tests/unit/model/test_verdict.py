@@ -7,16 +7,9 @@ import random
 
 import pytest
 
+from s3daemon.clock import ActiveClock
 from s3daemon.errors import AttemptError, FileError
-from s3daemon.model.verdict import (
-    BACKOFF_MAX_S,
-    RETRY_AFTER_MAX_S,
-    ServiceClock,
-    Verdict,
-    backoff,
-    blames_endpoint,
-    judge,
-)
+from s3daemon.model.verdict import BACKOFF_MAX_S, RETRY_AFTER_MAX_S, Verdict, backoff, blames_endpoint, judge
 
 T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
 
@@ -116,7 +109,7 @@ class Clock:
 
 def test_the_service_clock_runs_only_while_not_held() -> None:
     clock = Clock()
-    service = ServiceClock(50.0, clock)
+    service = ActiveClock(50.0, clock)
     assert service.now() == 50.0
     clock.now += 10
     assert service.now() == 60.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lab.keeping import Clock
 
 from s3daemon.errors import AttemptError
-from s3daemon.network.addresses import ASIDE_FIRST_S, ASIDE_MAX_S, Receivers
+from s3daemon.network.addresses import ASIDE_FIRST_S, ASIDE_MAX_S, Addresses
 
 FOUR = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
 ONE, TWO = FOUR[:2]
@@ -31,7 +31,7 @@ class Scene:
 
     def __init__(self, addresses: tuple[str, ...] = FOUR) -> None:
         self.clock, self.told = Clock(), Told()
-        self.receivers = Receivers(
+        self.receivers = Addresses(
             self.clock,
             lambda address, why, served: (self.told.served if served else self.told.aside).append((address, why)),
             self.told.back.append,

@@ -14,10 +14,9 @@ from lab.sending import in_loop
 
 from s3daemon.errors import AttemptError
 from s3daemon.network.addresses import ASIDE_FIRST_S
-from s3daemon.network.connection import Lane
-from s3daemon.network.keeper import SWEEP_S
+from s3daemon.network.connection import Connection
+from s3daemon.network.keeper import PRIMED_BYTES, SWEEP_S
 from s3daemon.network.tcp import UNPACED_PACKETS
-from s3daemon.s3.prime import PRIMED_BYTES
 
 
 @in_loop
@@ -365,9 +364,9 @@ async def test_a_new_connection_is_primed_while_nothing_is_lent() -> None:
     """Each one once, but never beside an upload; none is touched for its first packets as well."""
     clock = Clock()
     async with scripted() as server:
-        primed: list[Lane] = []
+        primed: list[Connection] = []
 
-        async def prime(lane: Lane) -> None:
+        async def prime(lane: Connection) -> None:
             primed.append(lane)
             await lane.request("PUT", server.url, {}, bytes(PRIMED_BYTES))
 
@@ -388,7 +387,7 @@ async def test_a_new_connection_is_primed_while_nothing_is_lent() -> None:
 async def test_priming_that_fails(caplog: pytest.LogCaptureFixture) -> None:
     """It is told once, and nothing else suffers."""
 
-    async def prime(lane: Lane) -> None:
+    async def prime(lane: Connection) -> None:
         raise AttemptError("NoSuchBucket", "create the bucket")
 
     async with scripted() as server, kept(server, prime=prime) as lanes:

@@ -126,7 +126,7 @@ def test_nor_after_a_crash() -> None:
         "upload.begin(FakeTransport(here)); here.setblocking(False)\n"
         f"print('handed over', here.send(b'x' * {SIZE}), flush=True); time.sleep(600)\n"
     )
-    environ = env.clean_env(PYTHONPATH=str(env.TREE))
+    environ = env.clean_env(PYTHONPATH=f"{env.TREE}:{env.TREE / 'tests'}")
     with listening() as listener:
         arguments = (str(Path(__file__).resolve().parent), str(listener.getsockname()[1]))
         with processes.start(sys.executable, "-c", code, *arguments, env=environ) as sender:

@@ -18,8 +18,8 @@ from lab.sending import Sender, a_file, failure, in_loop, sending, settings_for,
 from s3daemon.errors import FileError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
-from s3daemon.s3.store import Absence, Stored
-from s3daemon.spool.open_uploads import Ledger
+from s3daemon.s3.store import LookupResult, Stored
+from s3daemon.spool.open_uploads import OpenUploads
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -35,7 +35,7 @@ class Case:
     server: Scripted
     sender: Sender
     file: Path
-    ledger: Ledger = field(default_factory=Ledger)
+    ledger: OpenUploads = field(default_factory=OpenUploads)
     transfer: Transfer | None = None
 
     async def put(self) -> Stored:
@@ -384,7 +384,7 @@ async def test_a_completion_in_doubt_is_looked_up(tmp_path: Path, script: Script
         found = await it.sender.store.find(it.transfer)
         assert isinstance(found, Stored) is there
         if not there:
-            assert found is Absence.CERTAIN
+            assert found is LookupResult.NOT_FOUND
             await it.put()
             assert sorted(it.sent) == PARTS
             assert it.server.objects["/bucket/key"] == it.file.read_bytes()

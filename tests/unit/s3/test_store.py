@@ -21,7 +21,7 @@ from lab.sending import a_file, failure, in_loop, transfer_of
 
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.model.source import Source
-from s3daemon.s3.store import Absence, Stored
+from s3daemon.s3.store import LookupResult, Stored
 
 SMALL = 3_000
 MIDDLE = 1 << 20
@@ -111,14 +111,14 @@ async def test_finding_what_was_stored(tmp_path: Path) -> None:
     source = Source.open(str(file))
     async with PLAIN.store() as (_, sender):
         ours = transfer_of(source)
-        assert await sender.store.find(ours) is Absence.CERTAIN
+        assert await sender.store.find(ours) is LookupResult.NOT_FOUND
         await sender.store.put(ours, source)
         source.close()
         assert await sender.store.find(ours) == Stored(etag_of(file.read_bytes()).strip('"'), SMALL)
-        assert await sender.store.find(transfer()) is Absence.CERTAIN
+        assert await sender.store.find(transfer()) is LookupResult.NOT_FOUND
         for other in ({"size": SMALL + 1}, {"mtime_ns": 1}, {"inode": 1}):
             now = replace(ours.seen, **other)
-            assert await sender.store.find(replace(ours, seen=now)) is Absence.CERTAIN
+            assert await sender.store.find(replace(ours, seen=now)) is LookupResult.NOT_FOUND
 
 
 @pytest.mark.parametrize("status", [403, 405])
@@ -126,7 +126,7 @@ async def test_finding_what_was_stored(tmp_path: Path) -> None:
 async def test_not_allowed_to_look(status: int) -> None:
     """A refused HEAD says nothing of the object."""
     async with PLAIN.store(other=answering(status)) as (_, sender):
-        assert await sender.store.find(transfer()) is Absence.REFUSED
+        assert await sender.store.find(transfer()) is LookupResult.FORBIDDEN
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from s3daemon.errors import StartError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.database import MIGRATIONS, Damaged, SpoolFile, is_corrupt
-from s3daemon.spool.rows import Delete, Entry, Expire, Insert, Overtake, Tick, Update
+from s3daemon.spool.rows import ClearFailures, Delete, Entry, Expire, Insert, SaveClock, Update
 from s3daemon.spool.upload_rows import BeginUpload, MultipartUpload
 
 PLACE = Destination("bucket", "key")
@@ -87,9 +87,9 @@ def test_each_change_does_what_the_table_says(tmp_path: Path) -> None:
         [],
     ]
     assert seqs(file) == [1, 3, 4]
-    gone = file.commit([[Overtake(Destination("bucket", "other")), Overtake(PLACE)]])
+    gone = file.commit([[ClearFailures(Destination("bucket", "other")), ClearFailures(PLACE)]])
     assert gone == [[rows[2].transfer.id, rows[3].transfer.id]]
-    file.commit([[Delete(1), Delete(77), Update(77, {"told": True}), Tick(12.5)]])
+    file.commit([[Delete(1), Delete(77), Update(77, {"told": True}), SaveClock(12.5)]])
     file.close()
     file = SpoolFile(tmp_path / "spool.db", create=False)
     assert (file.entries(), file.service_base) == ([], 12.5)
@@ -100,7 +100,7 @@ def test_each_change_does_what_the_table_says(tmp_path: Path) -> None:
 def test_a_bad_change_does_not_spoil_its_commit(tmp_path: Path) -> None:
     file = SpoolFile(tmp_path / "spool.db", create=True)
     again = Insert(entry(1))
-    results = file.commit([[again], [again], [Update(1, {"text": "\udcff"})], [Tick(2**70)], [Insert(entry(2))]])
+    results = file.commit([[again], [again], [Update(1, {"text": "\udcff"})], [SaveClock(2**70)], [Insert(entry(2))]])
     assert [type(result) for result in results] == [
         list,
         sqlite3.IntegrityError,
@@ -123,7 +123,7 @@ def test_a_failed_commit_leaves_no_trace_in_later_ones(tmp_path: Path) -> None:
         file.commit([[Insert(entry(seq))] for seq in range(2, 5000)])
     assert caught.value.sqlite_errorcode == sqlite3.SQLITE_FULL
     assert not is_corrupt(caught.value)
-    file.commit([[Tick(3.0)]])
+    file.commit([[SaveClock(3.0)]])
     assert seqs(file) == [1]
     file.close()
     file = SpoolFile(path, create=False)

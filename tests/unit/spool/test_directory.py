@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import StartError
-from s3daemon.spool.directory import BALLAST_BYTES, Ballast, Lock, disk_trouble, prepare
+from s3daemon.spool.directory import RESERVED_BYTES, Lock, ReservedSpace, disk_trouble, prepare
 
 
 def test_the_directory_is_made_or_closed_to_others(tmp_path: Path) -> None:
@@ -72,16 +72,16 @@ def test_no_right_to_the_lock_says_what_to_do(tmp_path: Path) -> None:
 
 def test_the_ballast_has_real_blocks_and_is_made_once(tmp_path: Path) -> None:
     path = tmp_path / "ballast"
-    ballast = Ballast(path)
+    ballast = ReservedSpace(path)
     ballast.ensure()
     first = path.stat()
-    assert first.st_blocks * 512 >= BALLAST_BYTES
+    assert first.st_blocks * 512 >= RESERVED_BYTES
     ballast.ensure()
     assert path.stat().st_mtime_ns == first.st_mtime_ns
     os.truncate(path, 0)
-    os.truncate(path, BALLAST_BYTES)  # as long, but a hole
+    os.truncate(path, RESERVED_BYTES)  # as long, but a hole
     ballast.ensure()
-    assert path.stat().st_blocks * 512 >= BALLAST_BYTES
+    assert path.stat().st_blocks * 512 >= RESERVED_BYTES
     ballast.release()
     ballast.release()
     assert not path.exists()

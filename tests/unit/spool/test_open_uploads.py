@@ -9,7 +9,7 @@ import sqlite3
 from pathlib import Path
 
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.open_uploads import Ledger
+from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.spool import Spool
 from s3daemon.spool.upload_rows import MultipartUpload
 
@@ -22,7 +22,7 @@ def upload(id_: str, transfer_id: str = TRANSFER.id) -> MultipartUpload:
     return MultipartUpload(id_, "http://store", transfer_id, PLACE, 12, "1-2", 5)
 
 
-def told(ledger: Ledger) -> dict[str, tuple[dict[int, str], bool]]:
+def told(ledger: OpenUploads) -> dict[str, tuple[dict[int, str], bool]]:
     """All that it holds."""
     return {begun.upload.id: (begun.etags, begun.completing) for begun in ledger}
 

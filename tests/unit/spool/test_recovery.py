@@ -13,8 +13,8 @@ import pytest
 from s3daemon.errors import StartError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.database import SpoolFile, is_corrupt
-from s3daemon.spool.recovery import LastingFile
-from s3daemon.spool.rows import Entry, Insert, Tick
+from s3daemon.spool.recovery import RecoverableFile
+from s3daemon.spool.rows import Entry, Insert, SaveClock
 
 ROWS = 2000
 PAGE = 4096
@@ -32,13 +32,13 @@ def path(tmp_path: Path) -> Path:
     """A sound spool of some 100 pages, all of it in the file itself."""
     path = tmp_path / "spool.db"
     file = SpoolFile(path, create=True)
-    file.commit([[Insert(entry(seq)) for seq in range(1, ROWS + 1)], [Tick(77.0)]])
+    file.commit([[Insert(entry(seq)) for seq in range(1, ROWS + 1)], [SaveClock(77.0)]])
     file.close()
     return path
 
 
 def open_all(path: Path) -> tuple[list[Entry], float, int, bool]:
-    file = LastingFile(path, create=True)
+    file = RecoverableFile(path, create=True)
     found = file.use(lambda opened: (opened.entries(), opened.service_base, opened.last_seq))
     file.close()
     return *found, file.replaced
@@ -110,10 +110,10 @@ def test_the_root_page_is_gone(path: Path) -> None:
 
 
 def test_damage_found_at_work_is_mended_at_work(path: Path) -> None:
-    file = LastingFile(path, create=True)
+    file = RecoverableFile(path, create=True)
     assert len(file.use(SpoolFile.entries)) == ROWS
     file.close()
-    file = LastingFile(path, create=True)
+    file = RecoverableFile(path, create=True)
     file.use(lambda opened: opened._db.execute("PRAGMA shrink_memory"))  # or it would be served from memory
     garbage(path, path.stat().st_size // PAGE // 2, 3)
     survivors = file.use(SpoolFile.entries)
@@ -126,7 +126,7 @@ def test_damage_found_at_work_is_mended_at_work(path: Path) -> None:
 
 def test_a_tool_mends_nothing(path: Path) -> None:
     garbage(path, path.stat().st_size // PAGE // 2)
-    file = LastingFile(path, create=False)
+    file = RecoverableFile(path, create=False)
     with pytest.raises(sqlite3.DatabaseError) as caught:
         file.use(SpoolFile.entries)
     assert is_corrupt(caught.value)

@@ -14,12 +14,12 @@ from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.rows import (
     COLUMNS,
     Change,
+    ClearFailures,
     Delete,
     Entry,
     Expire,
     Insert,
-    Overtake,
-    Tick,
+    SaveClock,
     Update,
     compact,
     from_row,
@@ -77,7 +77,7 @@ def carry_out(table: dict[int, Row], change: Change) -> None:
             table[seq] = {**table[seq], **columns}
         case Delete(seq):
             table.pop(seq, None)
-        case Overtake(destination):
+        case ClearFailures(destination):
             for seq in [s for s in table if table[s]["failed"] and DESTINATIONS[s % 2] == destination]:
                 del table[seq]
 
@@ -87,8 +87,8 @@ changes = st.one_of(
     st.builds(Update, seqs, st.fixed_dictionaries({}, optional={"attempts": seqs, "told": st.booleans()})),
     st.builds(Update, seqs, st.just({"failed": True})),
     st.builds(Delete, seqs),
-    st.builds(Overtake, st.sampled_from(DESTINATIONS)),
-    st.builds(Tick, st.floats(0, 9)),
+    st.builds(ClearFailures, st.sampled_from(DESTINATIONS)),
+    st.builds(SaveClock, st.floats(0, 9)),
     st.builds(Expire, st.floats(0, 9)),
 )
 
@@ -115,4 +115,7 @@ def test_compacting_bounds_what_is_kept(given_changes: list[Change]) -> None:
 
 
 def test_the_last_tick_counts() -> None:
-    assert compact([Tick(1.0), Update(1, {"told": True}), Tick(2.0)]) == [Update(1, {"told": True}), Tick(2.0)]
+    assert compact([SaveClock(1.0), Update(1, {"told": True}), SaveClock(2.0)]) == [
+        Update(1, {"told": True}),
+        SaveClock(2.0),
+    ]

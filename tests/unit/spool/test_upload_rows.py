@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 
 from s3daemon.model.request import Destination
 from s3daemon.spool.database import Damaged, SpoolFile
-from s3daemon.spool.recovery import LastingFile
+from s3daemon.spool.recovery import RecoverableFile
 from s3daemon.spool.rows import compact
 from s3daemon.spool.upload_rows import (
     SCHEMA,
     BeginUpload,
-    Completing,
     EndUpload,
+    MarkCompleting,
     MultipartUpload,
-    NotePart,
+    SavePart,
     UploadChange,
     carry_out,
     read,
@@ -57,8 +57,8 @@ def test_where_its_parts_lie() -> None:
 ids = st.sampled_from("abc")
 changes = st.lists(
     st.one_of(
-        st.builds(NotePart, ids, st.integers(1, 3), st.sampled_from(["x", "y"])),
-        st.builds(Completing, ids),
+        st.builds(SavePart, ids, st.integers(1, 3), st.sampled_from(["x", "y"])),
+        st.builds(MarkCompleting, ids),
         st.builds(EndUpload, ids),
     ),
     max_size=20,
@@ -89,10 +89,10 @@ def test_they_are_saved_from_a_damaged_file(tmp_path: Path) -> None:
     """What can be read goes on in the replacement."""
     path = tmp_path / "spool.db"
     file = SpoolFile(path, create=True)
-    file.commit([[BeginUpload(upload("u")), NotePart("u", 2, "etag"), Completing("u")]])
+    file.commit([[BeginUpload(upload("u")), SavePart("u", 2, "etag"), MarkCompleting("u")]])
     file._db.execute("DROP TABLE state")
     file.close()
-    lasting = LastingFile(path, create=True)
+    lasting = RecoverableFile(path, create=True)
     (rows,) = lasting.use(SpoolFile.uploads)
     assert lasting.replaced
     assert (rows.upload, rows.etags, rows.completing) == (upload("u"), {2: "etag"}, True)
@@ -109,7 +109,7 @@ def test_their_own_damage_costs_no_transfer(tmp_path: Path) -> None:
     with path.open("r+b") as raw:
         raw.seek((root - 1) * 4096)
         raw.write(random.Random(1).randbytes(4096))
-    lasting = LastingFile(path, create=True)
+    lasting = RecoverableFile(path, create=True)
     assert lasting.use(SpoolFile.uploads) == []
     assert lasting.replaced
     lasting.close()

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import io
 import os
-import pwd
 from pathlib import Path
 
 import pytest
-from looked import LOOPBACK_ROW, SYSCTLS, Looked, account, settings
+from looked import SYSCTLS, Looked, account, settings
 
 from s3daemon.commands.check import host as checks_host
-from s3daemon.commands.check.findings import Host, Report
-from s3daemon.config.settings import Settings
+from s3daemon.commands.check.findings import Host
 
 
 def test_tuned_host(tmp_path: Path) -> None:
@@ -98,7 +95,9 @@ def test_no_lists(tmp_path: Path) -> None:
     checks_host.access(looked.report, looked.host, settings())
     assert looked.levels() == {"note"}
     assert [line.split()[2] for line in looked.lines] == [
-        "S3DAEMON_ALLOWED_USERS", "S3DAEMON_ALLOWED_ROOTS", "S3DAEMON_ALLOWED_BUCKETS"
+        "S3DAEMON_ALLOWED_USERS",
+        "S3DAEMON_ALLOWED_ROOTS",
+        "S3DAEMON_ALLOWED_BUCKETS",
     ]
 
 

@@ -150,7 +150,10 @@ def test_installation(tmp_path: Path, unit: Unit) -> None:
     checks_unit.installation(looked.report, looked.host, unit, settings())
     assert looked.levels() == {"ok"}
     assert [line.split()[2] for line in looked.lines] == [
-        str(unit.env_file), f"{unit.name}.socket", f"{unit.name}.service", "/usr/lib/sysctl.d/60-s3daemon.conf"
+        str(unit.env_file),
+        f"{unit.name}.socket",
+        f"{unit.name}.service",
+        "/usr/lib/sysctl.d/60-s3daemon.conf",
     ]
 
 

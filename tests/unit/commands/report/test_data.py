@@ -8,7 +8,7 @@ from typing import Any
 from lab.records import START_USEC, failed, record
 
 from s3daemon.commands.report.data import write_csv, write_json
-from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import Report
 from s3daemon.model.record import TransferRecord
 
@@ -17,7 +17,7 @@ NIGHT = (record(1, tags=("a", "b"), total_usec=8 * SECOND), failed(2, "Stalled: 
 
 
 def report(*records: TransferRecord, by: str = "") -> Report:
-    sightings = [Sighting(made, "n1") for made in records]
+    sightings = [ReportedTransfer(made, "n1") for made in records]
     return Report.of(sightings, limit_usec=7 * SECOND, late_usec=10 * SECOND, by=by)
 
 

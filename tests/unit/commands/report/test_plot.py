@@ -14,7 +14,7 @@ import pytest
 from lab.records import START_USEC, failed, record
 
 from s3daemon.commands.report import plot as report_plot
-from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import Report
 from s3daemon.errors import S3daemonError
 from s3daemon.model.record import TransferRecord
@@ -23,7 +23,7 @@ SECOND = 1_000_000
 
 
 def report(*records: TransferRecord) -> Report:
-    sightings = [Sighting(made, "node1") for made in sorted(records, key=lambda made: made.start_usec)]
+    sightings = [ReportedTransfer(made, "node1") for made in sorted(records, key=lambda made: made.start_usec)]
     return Report.of(sightings, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag")
 
 

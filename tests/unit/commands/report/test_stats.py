@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.records import START_USEC, failed, record
 
-from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import Figures, Report, Spread, busy_usec, grouping, groups, percentile
 from s3daemon.model.record import TransferRecord
 
@@ -13,8 +13,8 @@ SECOND = 1_000_000
 LIMIT = 7 * SECOND
 
 
-def seen(*records: TransferRecord, host: str = "n") -> list[Sighting]:
-    return [Sighting(made, host) for made in records]
+def seen(*records: TransferRecord, host: str = "n") -> list[ReportedTransfer]:
+    return [ReportedTransfer(made, host) for made in records]
 
 
 def report(*records: TransferRecord, by: str = "") -> Report:
@@ -107,12 +107,12 @@ def test_figures_of_nothing() -> None:
 def test_grouping(how: str, names: list[str]) -> None:
     """A transfer belongs to each of its tags once, its host, its receiver, and its bucket with the head of its key."""
     made = record(1, key="2026/11/f.fits", tags=("a", "b", "a"), receiver="192.0.2.1")
-    assert list(grouping(how)(Sighting(made, "n"))) == names
+    assert list(grouping(how)(ReportedTransfer(made, "n"))) == names
 
 
 def test_those_in_no_group() -> None:
     """What has no tag, no host or no slash in its key is shown too."""
-    bare = Sighting(record(1, key="f", tags=()), "")
+    bare = ReportedTransfer(record(1, key="f", tags=()), "")
     assert [list(grouping(how)(bare)) for how in ("tag", "host", "receiver", "prefix")] == [["-"]] * 3 + [["raw/"]]
 
 

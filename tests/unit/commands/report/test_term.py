@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.records import START_USEC, failed, record
 
-from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import Report
 from s3daemon.commands.report.term import BEYOND, CROSS, FULL, LINE, charts
 from s3daemon.model.record import TransferRecord
@@ -20,7 +20,7 @@ CLASS = re.compile(r" *([0-9.]+) s +([0-9.]+) s +([0-9]+) ?(.*)")
 def drawn(
     *records: TransferRecord, width: int = 80, encoding: str = "utf-8", limit_usec: int = 7 * SECOND
 ) -> list[str]:
-    sightings = [Sighting(made, "n") for made in sorted(records, key=lambda made: made.start_usec)]
+    sightings = [ReportedTransfer(made, "n") for made in sorted(records, key=lambda made: made.start_usec)]
     report = Report.of(sightings, limit_usec=limit_usec, late_usec=10 * SECOND, by="tag")
     return list(charts(report, UTC, width, encoding))
 

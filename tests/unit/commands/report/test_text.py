@@ -5,7 +5,7 @@ from datetime import UTC
 import pytest
 from lab.records import START_USEC, failed, record
 
-from s3daemon.commands.report.select import Sighting
+from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import Report
 from s3daemon.commands.report.text import lines
 from s3daemon.model.record import TransferRecord
@@ -14,7 +14,7 @@ SECOND = 1_000_000
 
 
 def shown(*records: TransferRecord, by: str = "", width: int | None = None, hosts: str = "n") -> list[str]:
-    sightings = [Sighting(made, hosts[n % len(hosts)]) for n, made in enumerate(records)]
+    sightings = [ReportedTransfer(made, hosts[n % len(hosts)]) for n, made in enumerate(records)]
     return list(lines(Report.of(sightings, limit_usec=7 * SECOND, late_usec=10 * SECOND, by=by), UTC, width))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from lab.records import record
 
-from s3daemon.commands.report.why import Why, bound, seconds
+from s3daemon.commands.report.why import Breakdown, bound, seconds
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_the_longest_part_comes_first(
 ) -> None:
     """The cause is the longest part; the others follow when they matter."""
     queue_usec, upload_usec, total_usec = (None if s is None else round(s * 1e6) for s in times_s)
-    found = Why.of(record(1, queue_usec=queue_usec, upload_usec=upload_usec, total_usec=total_usec, **changes))
+    found = Breakdown.of(record(1, queue_usec=queue_usec, upload_usec=upload_usec, total_usec=total_usec, **changes))
     assert found.cause == cause
     assert found.text.startswith(text)
 

@@ -1,0 +1,35 @@
+"""The clock that is passed in, and the one that counts only the time in which transfers could go on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+"""Seconds of some monotonic clock, passed in so that tests can turn it."""
+
+
+class ActiveClock:
+    """Seconds of service: in which the daemon ran and was not held, over all its lives. It starts running.
+
+    Args:
+        base: seconds of service before this process, from the spool.
+        monotonic: a monotonic clock in seconds.
+    """
+
+    def __init__(self, base: float, monotonic: Clock) -> None:
+        self._base = base
+        self._monotonic = monotonic
+        self._since: float | None = monotonic()
+
+    def now(self) -> float:
+        """Seconds of service so far; never goes back."""
+        return self._base + (0.0 if self._since is None else self._monotonic() - self._since)
+
+    def hold(self) -> None:
+        """Stand still; nothing if it does already."""
+        self._base, self._since = self.now(), None
+
+    def resume(self) -> None:
+        """Run on; nothing if it does already."""
+        if self._since is None:
+            self._since = self._monotonic()

@@ -1,0 +1,49 @@
+"""What a client is told of its request, whichever listener it came through."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from enum import Enum
+
+from s3daemon.errors import S3daemonError, one_line
+
+
+class Outcome(Enum):
+    """What became of a request, as the client is told."""
+
+    STORED = "stored"
+    ACCEPTED = "accepted"
+    FAILED = "failed"
+    DEFERRED = "deferred"
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer to one request.
+
+    Args:
+        outcome: what became of it.
+        id: the transfer's id, empty when nothing was accepted.
+        code: the stable word when `failed` or `deferred`, else empty.
+        text: one line for people when `failed` or `deferred`, else empty.
+    """
+
+    outcome: Outcome
+    id: str = ""
+    code: str = ""
+    text: str = ""
+
+    @classmethod
+    def failed(cls, error: S3daemonError, id: str = "") -> Reply:  # noqa: A002 - the wire's word
+        """The reply that tells `error`."""
+        return cls(Outcome.FAILED, id, error.code, one_line(error.text))
+
+    def encode(self, *, extended: bool) -> bytes:
+        """The bytes for the client that asked in the extended form, or in the plain one."""
+        if extended:
+            members = {"result": self.outcome.value, "id": self.id, "code": self.code, "text": self.text}
+            return json.dumps({k: v for k, v in members.items() if v}).encode() + b"\n"
+        if self.outcome in (Outcome.STORED, Outcome.ACCEPTED):
+            return b"Success"
+        return f"{self.code}: {self.text}\n".encode(errors="backslashreplace")
