@@ -3,9 +3,9 @@
     console = console_of(out)
     print_table(console, Table([Column("SIZE", align="right"), Column("DESTINATION", place="fold")], rows))
 
-On a terminal a table that is too wide gives way in this order: columns with a `least` are cut, columns with
-`place="drop"` are left out, columns with `place="fold"` move to lines of their own beneath their row, where nothing is
-cut. In a pipe or a file every cell is shown whole, in its row.
+On a terminal a table that is too wide gives way in this order: columns with a `least` are cut, the last one first;
+columns with `place="drop"` are left out, the last one first; columns with `place="fold"` move to lines of their own
+beneath their row, the first one first, and are whole there. In a pipe or a file every cell is whole, in its row.
 
 Every cell is made printable here, so no control character reaches a terminal, and no text is read as markup. rich
 measures characters, knows the terminal and its colours (NO_COLOR turns them off), and draws what is watched. Its own
@@ -224,14 +224,15 @@ class _Layout:
             self._beneath.sort(key=drawn.index)
 
     def _fold(self, width: int) -> None:
-        """Take columns out of the row, the last ones first, until the rest can be cut to fit."""
-        for place in ("drop", "fold"):
-            for one in [one for one in reversed(self._row) if one.column.place == place]:
-                if _total(each.least for each in self._row) <= width:
-                    return
-                self._row.remove(one)
-                if place == "fold":
-                    self._beneath.append(one)
+        """Take columns out of the row until the rest can be cut to fit."""
+        dropped = [one for one in reversed(self._row) if one.column.place == "drop"]
+        folded = [one for one in self._row if one.column.place == "fold"]
+        for one in [*dropped, *folded]:
+            if _total(each.least for each in self._row) <= width:
+                return
+            self._row.remove(one)
+            if one.column.place == "fold":
+                self._beneath.append(one)
 
     def _shrink(self, width: int) -> None:
         """Cut columns, the last ones first, until the row fits."""

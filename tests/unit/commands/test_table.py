@@ -66,15 +66,16 @@ def test_columns_are_cut_from_the_last_to_the_first() -> None:
 def test_a_column_is_left_out_before_one_is_moved_beneath() -> None:
     assert list(lines(TABLE, 51))[1] == "a1   8 MB  raw/night/exposure-1.fits  SlowDown: bu…"
     assert list(lines(TABLE, 45)) == [
-        "ID   SIZE  DESTINATION",
-        "a1   8 MB  raw/night/exposure-1.fits",
-        "    SlowDown: busy",
-        "b2  12 MB  raw/x",
+        "ID   SIZE  ERROR",
+        "a1   8 MB  SlowDown: busy",
+        "    raw/night/exposure-1.fits",
+        "b2  12 MB",
+        "    raw/x",
     ]
 
 
 def test_what_is_moved_beneath_is_never_cut() -> None:
-    assert list(lines(TABLE, 20)) == [
+    assert list(lines(TABLE, 15)) == [
         "ID   SIZE",
         "a1   8 MB",
         "    raw/night/exposure-1.fits",
