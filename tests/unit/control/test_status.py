@@ -1,18 +1,17 @@
-"""What the status says at length: uploads in the order in which they began, receivers with what they have, exposures
-that follow every transfer from acceptance to record."""
+"""The status: a typed picture of the daemon, with the words and the line that sum it up."""
 
 from __future__ import annotations
 
-import asyncio
+import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
-from fakes import House, away, fly
 from lab.records import START_USEC
+from lab.statuses import busy, empty
 
-from s3daemon.control.overview import receivers_of, uploads_of, watch
+from s3daemon.control.status import Condition, Connections, Receiver, Status, receivers_of, uploads_of
 from s3daemon.delivery.schedule import Job
-from s3daemon.errors import AttemptError, SpoolError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.progress import Progress
 
@@ -38,55 +37,69 @@ def job(seq: int, started_at: float, got: int = 0) -> Job:
     return made
 
 
-def test_uploads() -> None:
+def test_uploads_are_in_the_order_in_which_they_began() -> None:
     """One that just began has neither progress nor a division by zero; rates are those of acknowledged bytes."""
     first, second, third = uploads_of([job(3, 10.0), job(1, 9.0, 500), job(2, 8.0, 200)], 10.0)
-    assert [first["key"], second["key"], third["key"]] == ["k2", "k1", "k3"]
-    assert (first["acked_bytes"], first["rate_bytes_per_s"], first["seconds"]) == (200, 100, 2.0)
-    assert (third["acked_bytes"], third["rate_bytes_per_s"], third["receivers"]) == (0, 0, [])
+    assert [first.key, second.key, third.key] == ["k2", "k1", "k3"]
+    assert (first.acked_bytes, first.rate_bytes_per_s, first.seconds) == (200, 100, 2.0)
+    assert (third.acked_bytes, third.rate_bytes_per_s, third.receivers) == (0, 0, ())
+
+
+def test_the_recent_rate_is_that_since_the_oldest_sample() -> None:
     moving = job(1, 9.0, 500)
     assert moving.progress
     moving.progress.sample(9.5)
     moving.progress.begin(Moving(1000, 250, ""))
     (upload,) = uploads_of([moving], 10.0)
-    assert (upload["rate_bytes_per_s"], upload["recent_bytes_per_s"]) == (750, 500)
+    assert (upload.rate_bytes_per_s, upload.recent_bytes_per_s) == (750, 500)
 
 
-def test_receivers() -> None:
-    """Those with connections, with uploads, or left aside, each once."""
+def test_receivers_have_connections_or_uploads_or_are_disabled() -> None:
     uploads = uploads_of([job(1, 9.0, 500), job(2, 9.0, 200)], 10.0)
-    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads, ["192.0.2.9"]) == [
-        {"address": "192.0.2.1", "connections": 4, "uploads": 1, "aside": False},
-        {"address": "192.0.2.2", "connections": 0, "uploads": 1, "aside": False},
-        {"address": "192.0.2.7", "connections": 1, "uploads": 0, "aside": False},
-        {"address": "192.0.2.9", "connections": 0, "uploads": 0, "aside": True},
-    ]
+    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads, ["192.0.2.9"]) == (
+        Receiver("192.0.2.1", 4, 1, disabled=False),
+        Receiver("192.0.2.2", 0, 1, disabled=False),
+        Receiver("192.0.2.7", 1, 0, disabled=False),
+        Receiver("192.0.2.9", 0, 0, disabled=True),
+    )
 
 
-def test_exposures_follow_every_transfer() -> None:
-    """Accepted, stored, failed, refused by a full disk: at each moment they say what is so."""
+COUNTS = "2 in flight; 3 pending, the oldest 1m02s; 4 failed (s3daemon queue); 5 of 8 connections open"
 
-    async def main() -> None:
-        house = House()
-        exposures = watch(house.uploader)
-        house.store.answer = away
-        tickets = [await house.intake.submit(house.request(key=f"k{n}", tag="e1")) for n in range(3)]
-        (one,) = exposures
-        assert (one.name, one.pending) == ("e1", {ticket.id for ticket in tickets})
-        await asyncio.sleep(20)
-        assert (one.stored, len(one.pending)) == (0, 3)
-        failing = AttemptError("NoSuchBucket", "no", status=404)
-        house.store.answer = lambda transfer: failing if transfer.destination.key == "k2" else None
-        await asyncio.sleep(120)
-        assert (one.stored, len(one.pending), one.failed) == (2, 0, {tickets[2].id})
-        last = max(record.start_usec + record.total_usec for record in house.journal.records if record.stored)
-        assert one.last_usec == last
 
-        house.spool.full = True
-        ticket = await house.intake.submit(house.request(key="k9", tag="e2"))
-        assert [exposure.name for exposure in exposures] == ["e1", "e2"]
-        with pytest.raises(SpoolError):
-            await ticket.durable
-        assert [exposure.name for exposure in exposures] == ["e1"]
+@pytest.mark.parametrize(
+    ("changes", "state", "line"),
+    [
+        ({}, "ok", COUNTS),
+        ({"away": True}, "away", f"endpoint AWAY; {COUNTS}"),
+        ({"held": "TLSRefused: no"}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
+        ({"held": "TLSRefused: no", "away": True}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
+        (
+            {"spool_fault": "disk full", "away": True},
+            "refusing",
+            f"refusing requests, disk full; endpoint AWAY; {COUNTS}",
+        ),
+        ({"reload_fault": "bad port"}, "ok", f"reload REFUSED, bad port; {COUNTS}"),
+        (
+            {"stopping": "draining", "spool_fault": "x", "held": "y", "reload_fault": "z"},
+            "stopping",
+            f"draining; refusing requests, x; HELD, y; reload REFUSED, z; {COUNTS}",
+        ),
+        ({"disabled": ("a", "b")}, "ok", f"{COUNTS}; receivers temporarily disabled: a, b"),
+    ],
+)
+def test_the_worst_comes_first(changes: dict[str, Any], state: str, line: str) -> None:
+    condition = Condition(2, 3, 62.5, 4, Connections(open=5, opened=9, limit=8), **changes)
+    assert (condition.state, condition.line) == (state, line)
 
-    fly(main)
+
+def test_with_nothing_to_do_only_counts_are_said() -> None:
+    condition = Condition(0, 0, None, 0, Connections(open=0, opened=0, limit=8))
+    assert condition.line == "0 in flight; 0 pending; 0 of 8 connections open"
+
+
+@pytest.mark.parametrize("answer", [empty(), busy()])
+def test_keys_and_types_are_those_that_programs_read(answer: dict[str, Any]) -> None:
+    status = Status.from_dict(json.loads(json.dumps(answer)))
+    assert status.as_dict() == answer
+    assert (status.line, status.reload_fault) == (answer["status"], answer["refused"])
