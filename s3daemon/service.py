@@ -23,7 +23,7 @@ from typing import Any
 
 from s3daemon.clock import ActiveClock
 from s3daemon.config.environ import of_service
-from s3daemon.config.settings import Settings, differences
+from s3daemon.config.settings import Settings, SettingsHolder, differences
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import LOST_S
 from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
@@ -64,7 +64,7 @@ class Service:
     """
 
     def __init__(self, settings: Settings, environ: Mapping[str, str], journal: Journal, manager: Manager) -> None:
-        self._settings = settings
+        self._settings = SettingsHolder(settings)
         self._environ = environ
         self._journal = journal
         self._manager = manager
@@ -75,7 +75,7 @@ class Service:
         Raises:
             StartError, SettingsError: it cannot.
         """
-        settings = self._settings
+        settings = self._settings.current
         # A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls.
         threads = 2 * settings.max_clients + 4 * settings.max_connections
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
@@ -110,21 +110,25 @@ class Service:
         state_dir: Path,
         stop: asyncio.Event,
     ) -> None:
-        settings, spool = self._settings, self._spool
-        service = ActiveClock(spool.service_base, time.monotonic)
-        self._attempts = Attempts(settings, spool, self._endpoint.store)
-        self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
+        settings, spool = self._settings.current, self._spool
+        active_clock = ActiveClock(spool.service_base, time.monotonic)
+        attempts = Attempts(self._settings, spool, lambda: self._endpoint.store)
+        self._uploader = uploader = Uploader(self._settings, spool, attempts, self._journal, active_clock)
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         exposures = watch_exposures(uploader)
         uploader.recover(pending)
         spool.on_replaced = self._restore
-        self._janitor = Janitor(spool.ledger, uploader.schedule.__contains__, lambda: self._attempts.store)
-        self._janitor.disown()
-        intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
+        self._janitor = Janitor(spool.ledger, uploader.schedule.__contains__, lambda: self._endpoint.store)
+        self._janitor.forget_other_endpoints()
+        intake = Intake(
+            self._settings, uploader, spool, spool.last_seq
+        )  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.told)
         server.door = self._door
-        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
+        self._operations = operations = Operations(
+            self._settings, uploader, spool, server, lambda: self._endpoint.lanes, exposures
+        )
         self._http = Http(settings, self._door, intake, uploader, operations, told=spool.told)
         handlers = {
             "queue": operations.queue,
@@ -151,7 +155,7 @@ class Service:
             await self._stop(tasks, control)
 
     async def _stop(self, tasks: list[asyncio.Task[None]], control: ControlServer) -> None:
-        drain_s = self._settings.drain_timeout_s
+        drain_s = self._settings.current.drain_timeout_s
         self._manager.extend(drain_s + STOP_MARGIN_S)
         self._operations.draining = f"draining for up to {drain_s:g} s"
         self._manager.stopping(self._operations.line())
@@ -164,7 +168,7 @@ class Service:
         await control.close()
         for task in tasks:
             task.cancel()
-        self._spool.tick(self._uploader.service.now())
+        self._spool.tick(self._uploader.active_now_s())
         left = len(self._uploader.schedule)
         _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
 
@@ -178,20 +182,21 @@ class Service:
             self._manager.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
-                service_now = self._uploader.service.now()
+                service_now = self._uploader.active_now_s()
                 self._spool.tick(service_now)
-                self._spool.expire(service_now, self._settings.keep_failed_s)
+                self._spool.expire(service_now, self._settings.current.keep_failed_s)
                 self._warn_of_late(ticked_at)
 
     def _warn_of_late(self, now: float) -> None:
-        late = [job for job in self._uploader.schedule.jobs if job.live and now - job.accepted_at > LOST_S]
+        transfers = self._uploader.schedule.transfers
+        late = [queued for queued in transfers if queued.live and now - queued.accepted_at > LOST_S]
         if late:
             age_s, id_ = now - late[0].accepted_at, late[0].transfer.id
             _log.warning("%d live transfers are late, the oldest, %s, is %.0f s old", len(late), id_, age_s)
 
     def _restore(self) -> None:
         """The spool's file was damaged and replaced: give it again what is in memory."""
-        entries = [entry_of(job) for job in self._uploader.schedule.jobs]
+        entries = [entry_of(queued) for queued in self._uploader.schedule.transfers]
         self._restoring = asyncio.get_running_loop().create_task(self._spool.restore(entries))
 
     async def _judged_reload(self, arguments: Mapping[str, object]) -> Answer:
@@ -215,7 +220,7 @@ class Service:
         """
         given = arguments.get("environ")
         environ = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
-        old, new = self._settings, Settings.from_environ({**environ, **of_service(self._environ)})
+        old, new = self._settings.current, Settings.from_environ({**environ, **of_service(self._environ)})
         applied, restart = differences(old, new)
         self._journal.hide(new.secrets())
         door = await asyncio.to_thread(AccessControl, new.allowed_users)
@@ -226,15 +231,11 @@ class Service:
             await endpoint.close(before)
             raise
         self._journal.hide(endpoint.signer.secrets)
-        self._settings = self._attempts.settings = self._uploader.settings = self._server.settings = new
-        self._endpoint, self._attempts.store, self._server.door = endpoint, endpoint.store, door
+        self._settings.current = self._server.settings = new
+        self._endpoint, self._server.door = endpoint, door
         self._http.reload(new, door)
-        self._uploader.schedule.resize(new.max_connections)
-        in_flight = {job.task for job in self._uploader.schedule.running if job.task}
-        self._retiring = asyncio.create_task(before.retire(endpoint, in_flight, self._janitor.leave))
-        self._uploader.health.reload()
-        self._uploader.schedule.end_delays()
-        self._uploader.pump()
+        self._retiring = asyncio.create_task(before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all))
+        self._uploader.reload()
         logging.getLogger("s3daemon").setLevel(new.log_level.upper())
         _log.info("reloaded; in force: %s", ", ".join(applied) or "nothing new")
         return {"applied": applied, "restart": restart}

@@ -21,7 +21,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
-from s3daemon.delivery.schedule import Job
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code, RequestError, one_line
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request
@@ -146,26 +146,26 @@ def _multipart(content_type: str, body: bytes) -> list[tuple[str, str]]:
     return pairs
 
 
-def task_of(request: Request, job: Job, now: float) -> dict[str, Any]:
+def task_of(request: Request, queued: QueuedTransfer, now: float) -> dict[str, Any]:
     """What the answer says of the transfer.
 
     Args:
         request: the client's.
-        job: the transfer that serves it; with its record when it is over.
+        queued: the transfer that serves it; with its record when it is over.
         now: monotonic seconds.
     """
-    record = job.record
-    usec = record.total_usec if record else max(0, round((now - job.accepted_at) * 1e6))
+    record = queued.record
+    usec = record.total_usec if record else max(0, round((now - queued.accepted_at) * 1e6))
     upload_usec = record.upload_usec if record else None
-    size = record.size_bytes if record else job.transfer.seen.size
+    size = record.size_bytes if record else queued.transfer.file_state.size
     mbits = size * 8 / upload_usec if upload_usec else 0.0  # bits per microsecond
     return {
-        "id": job.transfer.id,
+        "id": queued.transfer.id,
         "uri": f"{_SCHEME}{request.destination}",
         "file": request.file,
         "duration": _clock(usec),
         "duration_seconds": usec / 1e6,
-        "attempts": job.attempts,
+        "attempts": queued.attempts,
         "size_bytes": size,
         "upload_parts": (record and record.parts) or 1,  # None is one PUT
         "transfer_rate": f"{mbits:.3f} Mbit/s",

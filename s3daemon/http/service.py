@@ -42,16 +42,17 @@ class Http:
         *,
         told: Callable[[str], None],
     ) -> None:
+        self._settings = settings
         metrics = Metrics(lambda: operations.figures() | {"s3daemon_http_clients": self._door.clients})
         uploader.observers.append(metrics.see)
-        self._uploads = Uploads(settings, intake, told, clock=uploader.clock)
-        self.pages: dict[str, Page] = routes(lambda: uploader.settings, operations, metrics) | page.routes()
+        self._uploads = Uploads(settings, intake, told, clock=uploader.now)
+        self.pages: dict[str, Page] = routes(lambda: self._settings, operations, metrics) | page.routes()
         self._door = HttpDoor(settings, self.pages, {"/upload": self._uploads.handle})
         self.reload(settings, door)
 
     def reload(self, settings: Settings, door: AccessControl) -> None:
         """Put other settings in force, for the next request."""
-        self._door.settings = self._uploads.settings = settings
+        self._settings = self._door.settings = self._uploads.settings = settings
         self._uploads.door = door
 
     async def accept(self, listener: socket.socket) -> None:

@@ -64,7 +64,7 @@ class Uploads:
             refused = isinstance(exc, RequestError)
             return Answer(HTTPStatus.BAD_REQUEST if refused else STATUSES[Outcome.FAILED], f"{exc.code}: {exc.text}")
         message = f"{reply.code}: {reply.text}" if reply.code else reply.outcome.value
-        answer = Answer(STATUSES[reply.outcome], message, task_of(asked, ticket.job, self._clock()))
+        answer = Answer(STATUSES[reply.outcome], message, task_of(asked, ticket.queued, self._clock()))
         if not reply.id:
             return replace(answer, task=None)  # the spool refused it
         return replace(answer, taken=partial(self._told, reply.id)) if reply.outcome is Outcome.FAILED else answer

@@ -146,7 +146,7 @@ class Transfer:
         file: as in `Request`.
         destination: where it goes.
         tags: of every request that it serves, in order, empty ones left out.
-        seen: the file as it was when accepted.
+        file_state: the file as it was when accepted.
         accepted_usec: wall clock at acceptance, microseconds since the epoch; shown, never used to expire anything.
     """
 
@@ -154,11 +154,11 @@ class Transfer:
     file: str
     destination: Destination
     tags: tuple[str, ...]
-    seen: FileState
+    file_state: FileState
     accepted_usec: int
 
     @classmethod
-    def accept(cls, request: Request, seen: FileState, now_usec: int) -> Transfer:
+    def accept(cls, request: Request, file_state: FileState, now_usec: int) -> Transfer:
         """Make the transfer that serves `request`, under a new id."""
         tags = (request.tag,) if request.tag else ()
-        return cls(secrets.token_hex(8), request.file, request.destination, tags, seen, now_usec)
+        return cls(secrets.token_hex(8), request.file, request.destination, tags, file_state, now_usec)

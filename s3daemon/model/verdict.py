@@ -1,7 +1,4 @@
-"""What a failed attempt means for its transfer, and when to try again: pure, with no clock of its own and no sleep.
-
-Every time here is in seconds of a monotonic clock that is passed in, so neither a wall clock that steps nor one that
-was wrong at boot can expire or delay anything. Randomness is passed in too.
+"""What an error of an attempt means for its transfer.
 
 Three verdicts. *Transient*: the same transfer is tried again, later. *Permanent*: this transfer fails for good, at
 once. *Hold*: the configuration or the account is at fault, so every other transfer would fail alike; the queue stands
@@ -11,7 +8,6 @@ wrong hold costs the night.
 
 from __future__ import annotations
 
-import random
 from enum import Enum
 
 from s3daemon.errors import AttemptError, Code, FileError
@@ -76,21 +72,11 @@ _ENDPOINT_STATUSES = frozenset({408, 429})
 _ENDPOINT_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests"})
 _FIRST_SERVER_STATUS = 500
 
-#: A hook that waits gives up after 30 s, so the first attempts again must come within seconds.
-BACKOFF_FIRST_S = 1.0
-#: An exposure comes about once a minute: waiting longer than that would age data for nothing.
-BACKOFF_MAX_S = 60.0
-#: A store that asks for patience gets it, but a proxy that says "tomorrow" does not stop a night.
-RETRY_AFTER_MAX_S = 300.0
-#: After a start a file may not be there yet (mounts come late); after this long a missing file is missing.
-FILE_GRACE_S = 3600.0
-
 
 def judge(error: AttemptError | FileError) -> Verdict:
     """What `error` means for its transfer.
 
-    A file that is gone, unreadable, stale or changed is transient here; the uploader bounds that by `FILE_GRACE_S`
-    after each start.
+    A file that is gone, unreadable, stale or changed is transient here; `delivery.decision` limits that in time.
     """
     if error.code in _HOLD:
         return Verdict.HOLD
@@ -116,15 +102,3 @@ def blames_endpoint(error: AttemptError | FileError) -> bool:
     if error.status == 0 or error.status >= _FIRST_SERVER_STATUS or _bare_status(error):
         return True
     return error.status in _ENDPOINT_STATUSES or error.code in _ENDPOINT_CODES
-
-
-def backoff(attempts: int, rng: random.Random, retry_after: float = 0.0) -> float:
-    """Seconds to wait after the failed attempt number `attempts` (1 is the first).
-
-    Doubles from `BACKOFF_FIRST_S` to `BACKOFF_MAX_S`, each a quarter more or less, so that nine hosts that failed
-    together do not come back together. `retry_after` (seconds, what the store asked for) lengthens it, up to
-    `RETRY_AFTER_MAX_S`.
-    """
-    doublings = min(max(attempts, 1) - 1, 16)  # 2**16 s is far over the cap; bounded, since 2.0**1024 overflows
-    delay = min(BACKOFF_FIRST_S * 2.0**doublings, BACKOFF_MAX_S) * rng.uniform(0.75, 1.25)
-    return max(delay, min(retry_after, RETRY_AFTER_MAX_S) * rng.uniform(1.0, 1.1))

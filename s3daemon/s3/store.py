@@ -118,7 +118,7 @@ class Store:
             if refusal.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
                 return LookupResult.NOT_FOUND if refusal.status == HTTPStatus.NOT_FOUND else LookupResult.FORBIDDEN
             raise
-        seen, marks = transfer.seen, {FILE_KEY: transfer.seen.mark, **head.get("Metadata", {})}
+        seen, marks = transfer.file_state, {FILE_KEY: transfer.file_state.mark, **head.get("Metadata", {})}
         if (marks.get(ID_KEY), marks[FILE_KEY], head.get("ContentLength")) != (transfer.id, seen.mark, seen.size):
             return LookupResult.NOT_FOUND
         etag = str(head.get("ETag", "")).strip('"')

@@ -41,7 +41,7 @@ class Stored:
 
 def marks_of(transfer: Transfer) -> dict[str, str]:
     """The metadata of a transfer's object."""
-    return {ID_KEY: transfer.id, FILE_KEY: transfer.seen.mark}
+    return {ID_KEY: transfer.id, FILE_KEY: transfer.file_state.mark}
 
 
 def parts_of(etag: str) -> int:

@@ -52,7 +52,7 @@ class Entry:
 
 def seen_columns(transfer: Transfer) -> dict[str, Value]:
     """Give the columns that a request which joins a transfer changes: its tags, and the file as it is now."""
-    seen = transfer.seen
+    seen = transfer.file_state
     return {
         "tags": json.dumps(transfer.tags),
         "size_bytes": seen.size,

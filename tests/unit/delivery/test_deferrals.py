@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from fakes import House, away, fly
-
 from s3daemon.delivery.deferrals import ROUND_LIMIT, ROUND_S, Deferrals
+
 from s3daemon.delivery.health import KNOWN_AWAY_AFTER_S
 from s3daemon.errors import AttemptError
 from s3daemon.model.kinds import MessageId, Priority

@@ -117,8 +117,8 @@ async def test_finding_what_was_stored(tmp_path: Path) -> None:
         assert await sender.store.find(ours) == Stored(etag_of(file.read_bytes()).strip('"'), SMALL)
         assert await sender.store.find(transfer()) is LookupResult.NOT_FOUND
         for other in ({"size": SMALL + 1}, {"mtime_ns": 1}, {"inode": 1}):
-            now = replace(ours.seen, **other)
-            assert await sender.store.find(replace(ours, seen=now)) is LookupResult.NOT_FOUND
+            now = replace(ours.file_state, **other)
+            assert await sender.store.find(replace(ours, file_state=now)) is LookupResult.NOT_FOUND
 
 
 @pytest.mark.parametrize("status", [403, 405])

@@ -59,7 +59,7 @@ def test_nonsense_is_no_row(column: str, value: object) -> None:
 
 
 def test_a_join_changes_tags_and_the_file_alone() -> None:
-    joined = dataclasses.replace(TRANSFER, tags=("a", "b"), seen=FileState(1, 2, 3, 4))
+    joined = dataclasses.replace(TRANSFER, tags=("a", "b"), file_state=FileState(1, 2, 3, 4))
     row = dict(zip(COLUMNS.split(", "), to_row(ENTRY), strict=True))
     assert from_row(tuple({**row, **seen_columns(joined)}.values())) == dataclasses.replace(ENTRY, transfer=joined)
 
