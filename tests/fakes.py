@@ -244,9 +244,7 @@ class House:
             rng=random.Random(1),
         )
         last_seq = self.spool.last_seq
-        self.intake = Intake(
-            self.holder, self.uploader, self.spool, last_seq, opener=self.files.open, wall=self.wall
-        )
+        self.intake = Intake(self.holder, self.uploader, self.spool, last_seq, opener=self.files.open, wall=self.wall)
 
     def wall(self) -> float:
         return self.loop.time() + self.wall_offset
@@ -273,5 +271,10 @@ def transfer(n: int, key: str = "") -> Transfer:
     )
     file = f"/data/20261123/MC_O_20261123_{n:06d}/MC_O_20261123_{n:06d}_R22_S11.fits"
     return Transfer(
-        f"{n:016x}", file, destination, (f"MC_O_20261123_{n:06d}",), FileState(8_000_000 + n, 1_763_862_735 * 10**9, n, 7), n
+        f"{n:016x}",
+        file,
+        destination,
+        (f"MC_O_20261123_{n:06d}",),
+        FileState(8_000_000 + n, 1_763_862_735 * 10**9, n, 7),
+        n,
     )

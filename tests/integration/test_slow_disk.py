@@ -6,12 +6,10 @@ Else the older transfer, still in the spool, would be sent again over the newer 
 import asyncio
 import time
 from pathlib import Path
-from typing import Any
 
 import test_server
 from fakes import House
 
-from s3daemon.delivery.intake import Intake
 from s3daemon.model.reply import Outcome
 from s3daemon.spool.spool import Spool
 
@@ -48,12 +46,9 @@ def test_newer_content_is_durable_no_earlier_than_the_removal_of_older(tmp_path:
     """A transfer stored before the disk had it counts as durable when what it overtook is gone from the disk."""
 
     async def main() -> None:
-        house = House()
-        house.store.seconds = 0.001
         spool = Spool.open(tmp_path / "spool")
-        stand_in: Any = spool
-        house.uploader._spool = house.uploader._attempts._spool = stand_in
-        house.intake = Intake(house.uploader, spool, spool.last_seq, opener=house.files.open)
+        house = House(spool=spool)
+        house.store.seconds = 0.001
         older = await house.intake.submit(house.request("/older"))
         await older.durable
         assert (await older.outcome).outcome is Outcome.STORED

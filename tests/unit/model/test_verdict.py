@@ -1,15 +1,13 @@
 """What a failed attempt means: the table of codes is the policy, so each row of it is written down here once more.
 
-Then the back-off, and the clock that only runs while the daemon serves.
+Then the clock that only runs while the daemon serves.
 """
-
-import random
 
 import pytest
 
 from s3daemon.clock import ActiveClock
 from s3daemon.errors import AttemptError, FileError
-from s3daemon.model.verdict import BACKOFF_MAX_S, RETRY_AFTER_MAX_S, Verdict, backoff, blames_endpoint, judge
+from s3daemon.model.verdict import Verdict, blames_endpoint, judge
 
 T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
 
@@ -79,22 +77,6 @@ def test_a_file_is_transient_and_never_the_endpoints_fault(code: str) -> None:
 
 def test_a_status_counts_only_when_no_code_comes_with_it() -> None:
     assert judge(AttemptError("SlowDown", "text", status=413)) is Verdict.TRANSIENT
-
-
-def test_backoff_doubles_to_a_minute_with_jitter() -> None:
-    rng = random.Random(1)
-    for attempts, middle in [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (50, 60), (100_000, 60)]:
-        delays = [backoff(attempts, rng) for _ in range(200)]
-        assert 0.75 * middle <= min(delays) < 0.8 * middle
-        assert 1.2 * middle < max(delays) <= 1.25 * middle
-
-
-def test_retry_after_lengthens_but_is_capped() -> None:
-    rng = random.Random(1)
-    assert 20 <= backoff(1, rng, 20) <= 22
-    assert backoff(1, rng, 0.1) >= 0.75
-    assert backoff(50, rng, 5) >= 0.75 * BACKOFF_MAX_S
-    assert RETRY_AFTER_MAX_S <= backoff(1, rng, 86400) <= 1.1 * RETRY_AFTER_MAX_S
 
 
 class Clock:
