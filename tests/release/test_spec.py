@@ -1,6 +1,6 @@
-"""The spec and what lies beside it say the same as the tree, and mean the right thing on the systems that are not here.
+"""The spec file agrees with the tree, and expands correctly for the target systems.
 
-What the packages do once they are built and installed is tested in test_rpm.py.
+What the packages do once they are built and installed is tested in tests/system/test_rpm.py.
 """
 
 import configparser
@@ -86,8 +86,10 @@ def test_locks_are_hashes_of_names(name: str) -> None:
 
 
 def test_every_unit_is_known_to_the_scriptlets() -> None:
-    """The units and templates that scriptlets name are those that there are; sockets are never restarted."""
+    """The scriptlets name exactly the units and templates that are installed; sockets are never restarted."""
     there = {path.name for path in (TREE / "systemd").iterdir() if path.suffix in (".service", ".socket")}
+    there.add("s3daemon@.service")  # installed from s3daemon.service
+    assert "install -p -m 0644 systemd/s3daemon.service %{buildroot}%{_unitdir}/s3daemon@.service\n" in SPEC
     assert set(macro("units")) | set(macro("templates")) == there
     assert set(macro("templates")) == {name for name in there if "@." in name}
     (restarted,) = re.findall(r"^%systemd_postun_with_restart (.+)$", SPEC, re.M)
