@@ -14,7 +14,6 @@ import pytest
 from packaging.requirements import Requirement
 
 from s3daemon import __version__
-from s3daemon.config.settings import VARIABLES
 
 TREE = Path(__file__).resolve().parents[2]
 PACKAGING = TREE / "packaging"
@@ -120,19 +119,6 @@ def test_every_filter_of_rpmlint_has_its_reason() -> None:
     lines = [line for line in locked("rpmlintrc").splitlines() if line]
     for above, line in pairwise(lines):
         assert above.startswith("#") or line.startswith("#"), line
-
-
-def test_the_manual_page_has_every_setting() -> None:
-    """s3daemon.env(5) lists the variables as the settings do, with meaning, default, and what takes a restart."""
-    page = (PACKAGING / "man/s3daemon.env.5.rst").read_text()
-    section = page[page.index("VARIABLES\n") : page.index("CREDENTIALS\n")]
-    entries = dict(re.findall(r"^\*\*(\w+)\*\*\n((?:    .+\n)+)", section, re.M))
-    assert list(entries) == [variable.name for variable in VARIABLES.values()]
-    for variable in VARIABLES.values():
-        wanted = variable.meaning
-        wanted += f" Default: **{variable.default}**." if variable.default else ""
-        wanted += " Needs a restart." if variable.restart else ""
-        assert " ".join(entries[variable.name].split()) == wanted
 
 
 @pytest.mark.skipif(shutil.which("rpmspec") is None, reason="needs rpmspec")
