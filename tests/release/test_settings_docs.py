@@ -1,4 +1,4 @@
-"""The environment file's template and s3daemon.env(5) are what packaging/settings-docs makes of the table of settings."""
+"""The environment file's template and s3daemon.env(5) are what packaging/settings-docs makes of the settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ REQUIRED = {
 
 def check(tree: Path) -> subprocess.CompletedProcess[str]:
     """Run the command's check in a tree."""
-    command = [sys.executable, tree / "packaging/settings-docs", "--check"]
+    command = [sys.executable, str(tree / "packaging/settings-docs"), "--check"]
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
 
 
