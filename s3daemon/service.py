@@ -81,7 +81,7 @@ class Service:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
         self._door, doors = AccessControl(settings.allowed_users), inherited.doors
         state_dir = Path(settings.state_dir)
-        self._spool = spool = Spool.open(state_dir)
+        self._spool = spool = Spool.open(state_dir, on_replaced=self._restore)
         try:
             listeners = [*doors.get("wire", ()), *doors.get("unix", ())] or bind(settings.host, settings.port)
             self._endpoint = Endpoint(settings)
@@ -111,21 +111,20 @@ class Service:
         stop: asyncio.Event,
     ) -> None:
         settings, spool = self._settings, self._spool
-        service = ActiveClock(spool.service_base, time.monotonic)
+        service = ActiveClock(spool.active_base_s, time.monotonic)
         self._attempts = Attempts(settings, spool, self._endpoint.store)
         self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         exposures = watch(uploader)
         uploader.recover(pending)
-        spool.on_replaced = self._restore
-        self._janitor = Janitor(spool.ledger, uploader.schedule.__contains__, lambda: self._attempts.store)
+        self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._attempts.store)
         self._janitor.disown()
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
-        self._server = server = Server(settings, intake, self._manager, spool.told)
+        self._server = server = Server(settings, intake, self._manager, spool.mark_notified)
         server.door = self._door
         self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
-        self._http = Http(settings, self._door, intake, uploader, operations, told=spool.told)
+        self._http = Http(settings, self._door, intake, uploader, operations, told=spool.mark_notified)
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -164,7 +163,7 @@ class Service:
         await control.close()
         for task in tasks:
             task.cancel()
-        self._spool.tick(self._uploader.service.now())
+        self._spool.save_clock(self._uploader.service.now())
         left = len(self._uploader.schedule)
         _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
 
@@ -179,7 +178,7 @@ class Service:
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
                 service_now = self._uploader.service.now()
-                self._spool.tick(service_now)
+                self._spool.save_clock(service_now)
                 self._spool.expire(service_now, self._settings.keep_failed_s)
                 self._warn_of_late(ticked_at)
 

@@ -109,7 +109,7 @@ def _act(
     async def carry_out(spool: Spool) -> set[str]:
         entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
         chosen = [entry.transfer.id for entry in entries]
-        done = await (spool.retry(chosen, spool.service_base) if action == "retry" else spool.drop(chosen))
+        done = await (spool.retry(chosen, spool.active_base_s) if action == "retry" else spool.drop(chosen))
         if action == "drop":
             dropped([entry for entry in entries if entry.transfer.id in done])
         return done

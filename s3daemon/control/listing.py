@@ -104,7 +104,7 @@ def row(entry: Entry, state: str, *, now_usec: int, next_in_s: float | None = No
     age_s = max(0, now_usec - transfer.accepted_usec) // 1_000_000
     return Row(
         transfer.id, state, age_s, entry.attempts, entry.code, entry.text, next_in_s, transfer.seen.size,
-        str(transfer.destination), transfer.file, entry.told,
+        str(transfer.destination), transfer.file, entry.client_notified,
     )  # fmt: skip
 
 
@@ -134,7 +134,7 @@ def _cells(row: Row) -> tuple[str, ...]:
     error = f"{row.code}: {row.text}" if row.code else ""
     return (
         row.id,
-        row.state if row.state != "failed" or row.told else "failed, untold",
+        row.state if row.state != "failed" or row.told else "failed, client not notified",
         span(row.age_s),
         str(row.attempts),
         "" if row.next_in_s is None else span(row.next_in_s),

@@ -26,8 +26,7 @@ from s3daemon.model.source import Source
 from s3daemon.s3.parts import START_OVER, Parts, certain, names_of, part_bytes
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.stored import Stored, marks_of
-from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 #: "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API Reference). Longer than
 #: any gateway's own limit, so that it is they who give up first; the object is then looked up.

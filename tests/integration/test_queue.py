@@ -58,9 +58,10 @@ def spooled(tmp_path: Path) -> Path:
     async def fill() -> None:
         spool = Spool.open(directory)
         for name in "abcd":
-            await spool.add(transfer(name), 0.0, begun=True)
-        await spool.fail(ident("c"), 1, "NoSuchBucket", "no bucket", 1.0, told=False)
-        await spool.fail(ident("d"), 2, "EntityTooLarge", "too large", 1.0, told=True)
+            await spool.add(transfer(name), 0.0, attempt_started=True)
+        await spool.fail(ident("c"), 1, "NoSuchBucket", "no bucket", 1.0)
+        await spool.fail(ident("d"), 2, "EntityTooLarge", "too large", 1.0)
+        spool.mark_notified(ident("d"))
         await spool.close()
 
     asyncio.run(fill())
@@ -110,7 +111,7 @@ def test_down_lists(spooled: Path) -> None:
     lines = out.splitlines()
     assert [line.split()[0][-1] for line in lines[1:5]] == list("abcd")
     assert "NoSuchBucket: no bucket" in lines[3]
-    assert [" failed, untold " in line for line in lines[1:5]] == [False, False, True, False]
+    assert [" failed, client not notified " in line for line in lines[1:5]] == [False, False, True, False]
     assert lines[5].startswith("4 transfers, 4 kB: 2 pending, 2 failed; the oldest ")
     assert run(spooled, "--failed")[1].count("\n") == 4
 

@@ -22,8 +22,7 @@ from s3daemon.model.source import Source
 from s3daemon.s3.client import Signer
 from s3daemon.s3.store import ID_KEY, LookupResult, Stored
 from s3daemon.s3.stored import marks_of
-from s3daemon.spool.open_uploads import OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 SMALL = 3_000
 LARGE = 20 << 20

@@ -84,7 +84,7 @@ def test_the_table() -> None:
     assert [" ".join(line.split()) for line in table([ROW, failed], None)] == [
         "ID STATE AGE ATTEMPTS NEXT SIZE DESTINATION LAST ERROR FILE",
         "0123456789abcdef pending 1h01m 3 12s 8.39 MB raw/2025/img_0001.fits SlowDown: busy /data/2025/img_0001.fits",
-        "fedcba9876543210 failed, untold 9s 1 3 kB x/y NoSuchBucket: no bucket /a\\n",
+        "fedcba9876543210 failed, client not notified 9s 1 3 kB x/y NoSuchBucket: no bucket /a\\n",
         "2 transfers, 8.39 MB: 1 pending, 1 failed; the oldest 1h01m old",
     ]
     head, first, second, _ = table([ROW, failed], None)

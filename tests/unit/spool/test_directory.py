@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import StartError
-from s3daemon.spool.directory import RESERVED_BYTES, Lock, ReservedSpace, disk_trouble, prepare
+from s3daemon.spool.directory import RESERVED_BYTES, Lock, ReservedSpace, disk_error, prepare
 
 
 def test_the_directory_is_made_or_closed_to_others(tmp_path: Path) -> None:
@@ -107,6 +107,6 @@ def sqlite_error(code: int) -> sqlite3.Error:
     ],
 )
 def test_the_disks_errors_have_names(tmp_path: Path, error: Exception, code: str) -> None:
-    trouble = disk_trouble(tmp_path, error)
+    trouble = disk_error(tmp_path, error)
     assert trouble.code == code
     assert str(tmp_path) in trouble.text

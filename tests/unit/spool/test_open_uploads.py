@@ -9,9 +9,8 @@ import sqlite3
 from pathlib import Path
 
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.open_uploads import OpenUploads
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 from s3daemon.spool.spool import Spool
-from s3daemon.spool.upload_rows import MultipartUpload
 
 HOUR = 3600.0
 PLACE = Destination("tenant:bucket", "a//b ü.fits")
@@ -36,8 +35,8 @@ def found(directory: Path) -> dict[str, tuple[dict[int, str], bool]]:
     async def main() -> dict[str, tuple[dict[int, str], bool]]:
         spool = Spool.open(copy)
         try:
-            assert all(begun.upload == upload(begun.upload.id) for begun in spool.ledger)
-            return told(spool.ledger)
+            assert all(begun.upload == upload(begun.upload.id) for begun in spool.open_uploads)
+            return told(spool.open_uploads)
         finally:
             await spool.close()
 
@@ -54,7 +53,7 @@ def test_what_a_crash_leaves(tmp_path: Path) -> None:
     async def main() -> None:
         state = tmp_path / "state"
         spool = Spool.open(state, lazy_s=HOUR)
-        ledger = spool.ledger
+        ledger = spool.open_uploads
         await ledger.begin(upload("one"))
         assert await found_by_another(state) == {"one": ({}, False)}
         (one,) = ledger
@@ -77,11 +76,11 @@ def test_nothing_of_what_is_over_stays_on_disk(tmp_path: Path) -> None:
 
     async def main() -> None:
         spool = Spool.open(tmp_path)
-        await spool.ledger.begin(upload("one"))
-        (one,) = spool.ledger
-        spool.ledger.part(one, 1, "etag")
-        spool.ledger.over(one)
-        spool.ledger.part(one, 2, "late")
+        await spool.open_uploads.begin(upload("one"))
+        (one,) = spool.open_uploads
+        spool.open_uploads.part(one, 1, "etag")
+        spool.open_uploads.over(one)
+        spool.open_uploads.part(one, 2, "late")
         await spool.close()
 
     asyncio.run(main())
@@ -95,42 +94,41 @@ def test_it_outlives_its_transfer(tmp_path: Path) -> None:
 
     async def main() -> None:
         spool = Spool.open(tmp_path)
-        await spool.add(TRANSFER, 1.0, begun=True)
-        await spool.ledger.begin(upload("one"))
+        await spool.add(TRANSFER, 1.0, attempt_started=True)
+        await spool.open_uploads.begin(upload("one"))
         await spool.drop([TRANSFER.id])
         await spool.close()
         spool = Spool.open(tmp_path)
         assert spool.entries() == []
-        assert [begun.upload for begun in spool.ledger] == [upload("one")]
-        assert [begun.upload for begun in spool.ledger.of(TRANSFER.id)] == [upload("one")]
-        assert spool.ledger.of("another") == []
-        (one,) = spool.ledger
+        assert [begun.upload for begun in spool.open_uploads] == [upload("one")]
+        assert [begun.upload for begun in spool.open_uploads.of(TRANSFER.id)] == [upload("one")]
+        assert spool.open_uploads.of("another") == []
+        (one,) = spool.open_uploads
         one.abandoned = True
-        assert spool.ledger.of(TRANSFER.id) == []
+        assert spool.open_uploads.of(TRANSFER.id) == []
         await spool.close()
 
     asyncio.run(main())
 
 
-def test_a_spool_that_was_replaced_gets_it_again(tmp_path: Path) -> None:
+def test_a_spool_that_was_replaced_gets_it_again(tmp_path: Path, connections: list[sqlite3.Connection]) -> None:
     """The file is destroyed under the daemon: what memory has is in its replacement."""
 
     async def main() -> None:
         state = tmp_path / "state"
-        spool = Spool.open(state)
         replaced = asyncio.Event()
-        spool.on_replaced = replaced.set
-        await spool.add(TRANSFER, 1.0, begun=True)
-        await spool.ledger.begin(upload("one"))
-        (one,) = spool.ledger
-        spool.ledger.part(one, 1, "etag")
-        await spool.begin(TRANSFER.id)
-        spool._writer._checkpoint()
-        spool._writer._file.use(lambda file: file._db.execute("PRAGMA shrink_memory"))
+        spool = Spool.open(state, on_replaced=replaced.set)
+        await spool.add(TRANSFER, 1.0, attempt_started=True)
+        await spool.open_uploads.begin(upload("one"))
+        (one,) = spool.open_uploads
+        spool.open_uploads.part(one, 1, "etag")
+        await spool.start_attempt(TRANSFER.id)
+        connections[-1].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connections[-1].execute("PRAGMA shrink_memory")  # or the pages would be served from memory
         with (state / "spool.db").open("r+b") as file:
             file.seek(4096)
             file.write(os.urandom((state / "spool.db").stat().st_size - 4096))
-        await spool.begin(TRANSFER.id)
+        await spool.start_attempt(TRANSFER.id)
         await asyncio.wait_for(replaced.wait(), 20)
         await spool.restore([])
         assert await found_by_another(state) == {"one": ({1: "etag"}, False)}

@@ -12,6 +12,7 @@ import dataclasses
 import os
 import random
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,7 @@ class Machine(RuleBasedStateMachine):
         self.top = Path(tempfile.mkdtemp())
         self.lives = 0
         self.made = 0
-        self.service = 0.0
+        self.active_s = 0.0
         self.live: dict[str, Entry] = {}
         self.durable: dict[str, Entry] = {}
         self.highest = 0  # seq of all that was ever durable
@@ -81,8 +82,8 @@ class Machine(RuleBasedStateMachine):
     def new(self, key: str) -> Entry:
         """The entry of a new transfer, but for its seq."""
         self.made += 1
-        self.service += 1.0
-        return Entry(0, transfer(self.made, key), self.service, begun=self.made % 2 == 0)
+        self.active_s += 1.0
+        return Entry(0, transfer(self.made, key), self.active_s, attempt_started=self.made % 2 == 0)
 
     @rule(target=known, keys=st.lists(st.sampled_from("abc"), min_size=1, max_size=4))
     def add(self, keys: list[str]) -> Any:
@@ -90,7 +91,7 @@ class Machine(RuleBasedStateMachine):
 
         async def add_all() -> list[int]:
             return await asyncio.gather(
-                *(self.spool.add(e.transfer, e.accepted_service, begun=e.begun) for e in entries)
+                *(self.spool.add(e.transfer, e.accepted_active_s, attempt_started=e.attempt_started) for e in entries)
             )
 
         seqs = self.run(add_all())
@@ -108,7 +109,7 @@ class Machine(RuleBasedStateMachine):
         entry = self.new(key)
 
         async def both() -> int:
-            adding = asyncio.create_task(self.spool.add(entry.transfer, entry.accepted_service, begun=True))
+            adding = asyncio.create_task(self.spool.add(entry.transfer, entry.accepted_active_s, attempt_started=True))
             await asyncio.sleep(0)
             self.spool.stored(entry.transfer.id, entry.transfer.destination)
             return await adding
@@ -119,44 +120,44 @@ class Machine(RuleBasedStateMachine):
         self.committed()
 
     @rule(which=known, tags=st.lists(st.sampled_from("xyü"), max_size=2), size=st.integers(0, 2**63 - 1))
-    def rejoin(self, which: Transfer, tags: list[str], size: int) -> None:
+    def update(self, which: Transfer, tags: list[str], size: int) -> None:
         joined = dataclasses.replace(which, tags=tuple(tags), seen=FileState(size, -size, 2**64 - 1, 2))
-        self.run(self.spool.rejoin(joined))
+        self.run(self.spool.update(joined))
         self.change(which.id, transfer=joined)
         self.committed()
 
     @rule(which=known)
-    def begin(self, which: Transfer) -> None:
-        self.run(self.spool.begin(which.id))
-        self.change(which.id, begun=True)
+    def start_attempt(self, which: Transfer) -> None:
+        self.run(self.spool.start_attempt(which.id))
+        self.change(which.id, attempt_started=True)
         self.committed()
 
-    @rule(which=known, attempts=st.integers(1, 99), begun=st.booleans(), text=st.sampled_from(["t", "\udcff\n"]))
-    def note(self, which: Transfer, attempts: int, begun: bool, text: str) -> None:
-        self.spool.note(which.id, attempts, begun=begun, code="SlowDown", text=text)
+    @rule(which=known, attempts=st.integers(1, 99), started=st.booleans(), text=st.sampled_from(["t", "\udcff\n"]))
+    def record_attempt(self, which: Transfer, attempts: int, started: bool, text: str) -> None:
+        self.spool.record_attempt(which.id, attempts, attempt_started=started, code="SlowDown", text=text)
         shown = text.replace("\udcff\n", "\\udcff\\n")
-        self.change(which.id, attempts=attempts, begun=begun, code="SlowDown", text=shown)
+        self.change(which.id, attempts=attempts, attempt_started=started, code="SlowDown", text=shown)
 
-    @rule(which=known, told=st.booleans())
-    def fail(self, which: Transfer, told: bool) -> None:
-        self.service += 1.0
-        self.run(self.spool.fail(which.id, 5, "NoSuchBucket", "none", self.service, told=told))
-        outcome = {"failed": True, "failed_service": self.service, "told": told}
+    @rule(which=known)
+    def fail(self, which: Transfer) -> None:
+        self.active_s += 1.0
+        self.run(self.spool.fail(which.id, 5, "NoSuchBucket", "none", self.active_s))
+        outcome = {"failed": True, "failed_active_s": self.active_s, "client_notified": False}
         self.change(which.id, attempts=5, code="NoSuchBucket", text="none", **outcome)
         self.committed()
 
     @rule(which=known)
-    def told(self, which: Transfer) -> None:
-        self.spool.told(which.id)
-        self.change(which.id, told=True)
+    def mark_notified(self, which: Transfer) -> None:
+        self.spool.mark_notified(which.id)
+        self.change(which.id, client_notified=True)
 
     @rule(which=st.lists(known, max_size=3))
     def retry(self, which: list[Transfer]) -> None:
         wanted = {t.id for t in which}
-        assert self.run(self.spool.retry(wanted, self.service)) == wanted & self.live.keys()
+        assert self.run(self.spool.retry(wanted, self.active_s)) == wanted & self.live.keys()
         for transfer_id in wanted:
-            again = {"failed": False, "failed_service": 0.0, "told": False, "accepted_service": self.service}
-            self.change(transfer_id, **again)
+            again = {"failed": False, "failed_active_s": 0.0, "client_notified": False}
+            self.change(transfer_id, **again, accepted_active_s=self.active_s)
         self.committed()
 
     @rule(which=consumes(known))
@@ -174,18 +175,18 @@ class Machine(RuleBasedStateMachine):
 
     @rule(keep=st.integers(0, 6))
     def expire(self, keep: int) -> None:
-        self.spool.expire(self.service, float(keep))
-        old = [e for e in self.live.values() if e.failed and e.failed_service < self.service - keep]
+        self.spool.expire(self.active_s, float(keep))
+        old = [e for e in self.live.values() if e.failed and e.failed_active_s < self.active_s - keep]
         for entry in old:
             del self.live[entry.transfer.id]
 
     @rule()
     def restart(self) -> None:
-        self.spool.tick(self.service)
+        self.spool.save_clock(self.active_s)
         self.run(self.spool.close())
         self.committed()
         self.open_again()
-        assert self.spool.service_base == self.service
+        assert self.spool.active_base_s == self.active_s
 
     @rule()
     def crash(self) -> None:
@@ -227,7 +228,7 @@ def test_a_burst_is_a_few_commits(tmp_path: Path) -> None:
     async def main() -> None:
         spool = Spool.open(tmp_path)
         before = commits(tmp_path / "spool.db-wal")
-        await asyncio.gather(*(spool.add(transfer(n), 1.0, begun=True) for n in range(50)))
+        await asyncio.gather(*(spool.add(transfer(n), 1.0, attempt_started=True) for n in range(50)))
         assert commits(tmp_path / "spool.db-wal") - before <= 5
         await spool.close()
 
@@ -237,9 +238,9 @@ def test_a_burst_is_a_few_commits(tmp_path: Path) -> None:
 def test_lazy_changes_are_durable_soon_by_themselves(tmp_path: Path) -> None:
     async def main() -> None:
         spool = Spool.open(tmp_path, lazy_s=0.01)
-        await asyncio.gather(*(spool.add(transfer(n), 1.0, begun=True) for n in range(3)))
+        await asyncio.gather(*(spool.add(transfer(n), 1.0, attempt_started=True) for n in range(3)))
         spool.stored(transfer(0).id, transfer(0).destination)
-        spool.note(transfer(1).id, 4, begun=False, code="SlowDown", text="slow down")
+        spool.record_attempt(transfer(1).id, 4, attempt_started=False, code="SlowDown", text="slow down")
         while len(spool.entries()) == 3 or spool.entries()[0].attempts == 0:
             await asyncio.sleep(0.005)
         await spool.close()
@@ -250,20 +251,20 @@ def test_lazy_changes_are_durable_soon_by_themselves(tmp_path: Path) -> None:
 def test_what_the_spool_does_not_hold_is_ignored(tmp_path: Path) -> None:
     async def main() -> None:
         spool = Spool.open(tmp_path)
-        await spool.begin("f" * 16)
-        await spool.rejoin(transfer(1))
-        await spool.fail("f" * 16, 1, "c", "t", 1.0, told=False)
-        spool.note("f" * 16, 1, begun=False, code="c", text="t")
-        spool.told("f" * 16)
+        await spool.start_attempt("f" * 16)
+        await spool.update(transfer(1))
+        await spool.fail("f" * 16, 1, "c", "t", 1.0)
+        spool.record_attempt("f" * 16, 1, attempt_started=False, code="c", text="t")
+        spool.mark_notified("f" * 16)
         spool.stored("f" * 16, transfer(1).destination)
         assert await spool.retry(["f" * 16], 1.0) == set()
-        await spool.add(transfer(1), 1.0, begun=False)
+        await spool.add(transfer(1), 1.0, attempt_started=False)
         with pytest.raises(ValueError, match="in the spool already"):
-            await spool.add(transfer(1), 1.0, begun=False)
+            await spool.add(transfer(1), 1.0, attempt_started=False)
         await spool.close()
         await spool.close()
         with pytest.raises(SpoolError, match="stopping"):
-            await spool.add(transfer(2), 1.0, begun=False)
+            await spool.add(transfer(2), 1.0, attempt_started=False)
 
     asyncio.run(main())
 
@@ -271,12 +272,12 @@ def test_what_the_spool_does_not_hold_is_ignored(tmp_path: Path) -> None:
 def test_a_waiter_that_went_away_changes_nothing(tmp_path: Path) -> None:
     async def main() -> None:
         spool = Spool.open(tmp_path)
-        adding = asyncio.create_task(spool.add(transfer(1), 1.0, begun=True))
+        adding = asyncio.create_task(spool.add(transfer(1), 1.0, attempt_started=True))
         await asyncio.sleep(0)
         adding.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await adding
-        await spool.add(transfer(2), 1.0, begun=True)
+        await spool.add(transfer(2), 1.0, attempt_started=True)
         assert ids(spool.entries()) == ids([Entry(1, transfer(1), 1.0), Entry(2, transfer(2), 1.0)])
         await spool.close()
 
@@ -295,12 +296,12 @@ async def main():
     numbers = itertools.count(int(sys.argv[3]))
     async def client():
         for n in numbers:
-            await spool.add(transfer(n), 1.0, begun=True)
+            await spool.add(transfer(n), 1.0, attempt_started=True)
             print(f"added {n}", flush=True)
             if n % 3 == 0:
                 spool.stored(transfer(n).id, transfer(n).destination)
             if n % 3 == 1:
-                await spool.fail(transfer(n).id, 1, "NoSuchBucket", "none", 1.0, told=False)
+                await spool.fail(transfer(n).id, 1, "NoSuchBucket", "none", 1.0)
                 print(f"failed {n}", flush=True)
     await asyncio.gather(*(client() for _ in range(8)))
 asyncio.run(main())
@@ -330,27 +331,28 @@ def test_twenty_kills_lose_nothing_that_was_accepted(tmp_path: Path) -> None:
     asyncio.run(spool.close())
 
 
-def test_damage_found_at_work_costs_nothing_that_memory_holds(tmp_path: Path) -> None:
+def test_damage_found_at_work_costs_nothing_that_memory_holds(
+    tmp_path: Path, connections: list[sqlite3.Connection]
+) -> None:
     async def main() -> None:
-        spool = Spool.open(tmp_path)
         replaced = asyncio.Event()
-        spool.on_replaced = replaced.set
-        await asyncio.gather(*(spool.add(transfer(n), 1.0, begun=True) for n in range(500)))
-        await spool.fail(transfer(7).id, 2, "NoSuchBucket", "none", 2.0, told=True)
+        spool = Spool.open(tmp_path, on_replaced=replaced.set)
+        await asyncio.gather(*(spool.add(transfer(n), 1.0, attempt_started=True) for n in range(500)))
+        await spool.fail(transfer(7).id, 2, "NoSuchBucket", "none", 2.0)
         memory = spool.entries()
-        spool._writer._checkpoint()
-        spool._writer._file.use(lambda file: file._db.execute("PRAGMA shrink_memory"))
+        connections[-1].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connections[-1].execute("PRAGMA shrink_memory")  # or the pages would be served from memory
         with (tmp_path / "spool.db").open("r+b") as file:
             file.seek(4096)
             file.write(os.urandom((tmp_path / "spool.db").stat().st_size - 4096))
-        seq = await spool.add(transfer(1000), 3.0, begun=True)
+        seq = await spool.add(transfer(1000), 3.0, attempt_started=True)
         spool.stored(transfer(8).id, transfer(8).destination)
         await asyncio.wait_for(replaced.wait(), 20)
         memory = [entry for entry in memory if entry.transfer.id != transfer(8).id]
         await spool.restore(
             [dataclasses.replace(entry, seq=entry.seq + 1) for entry in memory]
         )  # the spool's own count
-        assert spool.entries() == [*memory, Entry(seq, transfer(1000), 3.0, begun=True)]
+        assert spool.entries() == [*memory, Entry(seq, transfer(1000), 3.0, attempt_started=True)]
         assert await spool.drop([transfer(9).id]) == {transfer(9).id}
         assert spool.fault == ""
         await spool.close()
@@ -365,7 +367,7 @@ def test_a_tool_works_on_the_spool_and_leaves_no_file_of_its_own(tmp_path: Path)
 
     async def main() -> None:
         spool = Spool.open(tmp_path / "state")
-        await asyncio.gather(*(spool.add(transfer(n), 1.0, begun=True) for n in range(5)))
+        await asyncio.gather(*(spool.add(transfer(n), 1.0, attempt_started=True) for n in range(5)))
         with pytest.raises(StartError, match=f"process {os.getpid()} holds"):
             Spool.open(tmp_path / "state", create=False)
         await spool.close()
@@ -386,7 +388,7 @@ def test_a_tool_run_by_root_leaves_everything_to_the_services_user(tmp_path: Pat
 
     async def main() -> None:
         spool = Spool.open(tmp_path / "state")
-        await asyncio.gather(*(spool.add(transfer(n), 1.0, begun=True) for n in range(5)))
+        await asyncio.gather(*(spool.add(transfer(n), 1.0, attempt_started=True) for n in range(5)))
         await spool.close()
         for path in (tmp_path / "state", *(tmp_path / "state").iterdir()):
             os.chown(path, nobody, nobody)
@@ -407,7 +409,7 @@ def test_54000_pending_are_read_in_a_moment(tmp_path: Path, capsys: pytest.Captu
 
         async def client() -> None:
             for n in left:
-                await spool.add(transfer(n), 1.0, begun=True)
+                await spool.add(transfer(n), 1.0, attempt_started=True)
 
         await asyncio.gather(*(client() for _ in range(50)))
         return len(numbers) / (time.perf_counter() - began)

@@ -39,7 +39,7 @@ async def fill(spool, first=0):
     accepted = []
     for n in range(first, first + 100000):
         try:
-            await spool.add(transfer(n), 1.0, begun=True)
+            await spool.add(transfer(n), 1.0, attempt_started=True)
         except SpoolError as error:
             result["refusal"] = [error.code, error.text]
             result["fault"] = spool.fault
@@ -94,8 +94,8 @@ async def main():
     result["accepted"] = len(accepted)
     for done in accepted[: len(accepted) // 2]:
         spool.stored(done.id, done.destination)
-    spool.note(accepted[-1].id, 7, begun=False, code="SlowDown", text="slow down")
-    await spool.fail(accepted[-2].id, 3, "NoSuchBucket", "no such bucket", 2.0, told=True)
+    spool.record_attempt(accepted[-1].id, 7, attempt_started=False, code="SlowDown", text="slow down")
+    await spool.fail(accepted[-2].id, 3, "NoSuchBucket", "no such bucket", 2.0)
     await settled(spool)
     result["ballast"] = (state / "ballast").stat().st_size
     more = await fill(spool, 1000000)
@@ -140,7 +140,7 @@ async def main():
     refused = 0
     for n in range(200):
         try:
-            await spool.add(transfer(500000 + n), 1.0, begun=True)
+            await spool.add(transfer(500000 + n), 1.0, attempt_started=True)
         except SpoolError:
             refused += 1
     result["refused"] = refused
@@ -148,7 +148,7 @@ async def main():
     for name in ("hog", "hog1"):
         (top / name).unlink()
     await settled(spool)
-    await spool.add(transfer(999999), 1.0, begun=False)
+    await spool.add(transfer(999999), 1.0, attempt_started=False)
     await spool.close()
 """,
     )
@@ -170,18 +170,18 @@ async def main():
     spool = Spool.open(state, retry_s=0.02)
     accepted = []
     for n in range(200):
-        await spool.add(transfer(n), 1.0, begun=True)
+        await spool.add(transfer(n), 1.0, attempt_started=True)
         accepted.append(transfer(n))
     hog()
     await fill(spool, 1000)
     for done in accepted[:150]:
         spool.stored(done.id, done.destination)
-    await spool.fail(accepted[150].id, 3, "NoSuchBucket", "no such bucket", 2.0, told=False)
+    await spool.fail(accepted[150].id, 3, "NoSuchBucket", "no such bucket", 2.0)
     result["left"] = len(ids(spool))
     result["still"] = spool.fault
     (top / "hog").unlink()
     await settled(spool)
-    await spool.add(transfer(9999), 1.0, begun=False)
+    await spool.add(transfer(9999), 1.0, attempt_started=False)
     await spool.close()
     spool = Spool.open(state)
     result["last"] = ids(spool)[-1] == transfer(9999).id
@@ -203,16 +203,16 @@ def test_what_cannot_be_written_is_kept_and_written_later(tmp_path: Path) -> Non
 async def main():
     spool = Spool.open(state, retry_s=0.02)
     for n in range(40):
-        await spool.add(transfer(n), 1.0, begun=True)
+        await spool.add(transfer(n), 1.0, attempt_started=True)
     hog()
     refused = await fill(spool, 1000)
     hog()
     for n in range(500):
-        spool.note(transfer(n % 10).id, n, begun=False, code="SlowDown", text="slow down")
+        spool.record_attempt(transfer(n % 10).id, n, attempt_started=False, code="SlowDown", text="slow down")
     for n in range(20, 30):
         spool.stored(transfer(n).id, transfer(n).destination)
     try:
-        await spool.fail(transfer(30).id, 3, "NoSuchBucket", "no such bucket", 2.0, told=False)
+        await spool.fail(transfer(30).id, 3, "NoSuchBucket", "no such bucket", 2.0)
     except SpoolError as error:
         result["fail"] = error.code
     try:
@@ -273,7 +273,7 @@ def test_a_start_on_a_full_disk_serves_what_it_has(tmp_path: Path) -> None:
 async def main():
     spool = Spool.open(state)
     for n in range(20):
-        await spool.add(transfer(n), 1.0, begun=True)
+        await spool.add(transfer(n), 1.0, attempt_started=True)
     await spool.close()
     (state / "ballast").unlink()
     hog()
@@ -283,7 +283,7 @@ async def main():
     result["accepted"] = len(await fill(spool, 1000))
     (top / "hog").unlink()
     await settled(spool)
-    await spool.add(transfer(77), 1.0, begun=True)
+    await spool.add(transfer(77), 1.0, attempt_started=True)
     result["then"] = len(ids(spool))
     await spool.close()
 """,
@@ -301,7 +301,7 @@ def test_a_read_only_disk_stops_the_start_and_nothing_else(tmp_path: Path) -> No
         """
 async def main():
     spool = Spool.open(state)
-    await spool.add(transfer(1), 1.0, begun=True)
+    await spool.add(transfer(1), 1.0, attempt_started=True)
     await spool.close()
     subprocess.run(["mount", "-o", "remount,ro", str(top)], check=True)
     try:
@@ -329,24 +329,24 @@ def limit(size):
 
 async def main():
     spool = Spool.open(state, retry_s=3600)
-    await spool.add(transfer(1), 1.0, begun=True)
+    await spool.add(transfer(1), 1.0, attempt_started=True)
     limit(100)
     try:
-        await spool.add(transfer(2), 1.0, begun=True)
+        await spool.add(transfer(2), 1.0, attempt_started=True)
     except SpoolError as error:
         result["refused"] = [error.code, error.text, spool.fault]
-    spool.note(transfer(1).id, 9, begun=False, code="SlowDown", text="slow down")
+    spool.record_attempt(transfer(1).id, 9, attempt_started=False, code="SlowDown", text="slow down")
     try:
-        await spool.begin(transfer(1).id)
+        await spool.start_attempt(transfer(1).id)
     except SpoolError as error:
         result["begin"] = error.code
     limit(resource.RLIM_INFINITY)
-    result["seq"] = await spool.add(transfer(3), 1.0, begun=True)
+    result["seq"] = await spool.add(transfer(3), 1.0, attempt_started=True)
     result["fault"] = spool.fault
-    await spool.add(transfer(2), 1.0, begun=True)
+    await spool.add(transfer(2), 1.0, attempt_started=True)
     await spool.close()
     spool = Spool.open(state)
-    result["rows"] = [[entry.transfer.id, entry.attempts, entry.begun] for entry in spool.entries()]
+    result["rows"] = [[entry.transfer.id, entry.attempts, entry.attempt_started] for entry in spool.entries()]
     await spool.close()
 
 asyncio.run(main())
