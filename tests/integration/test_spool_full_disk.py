@@ -1,7 +1,7 @@
-"""The disk in a bad mood, on a real file system of 1 MB in a mount namespace of its own: full, read-only, well again.
+"""The spool on a real file system of 1 MB, in a mount namespace of its own: full, read-only, and working again.
 
-Nothing is accepted falsely, what was accepted can be removed, what could not be written is written later, and service
-returns without a restart.
+Nothing is accepted that is not durable, what was accepted can be removed, what could not be written is written later,
+and acceptance resumes without a restart.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import pytest
 
 from s3daemon.model.kinds import MessageId, Priority
 
-TOP = Path(__file__).resolve().parents[3]
+TOP = Path(__file__).resolve().parents[2]
 #: What every scenario begins with; it runs in a process of its own, with the file system mounted at `top`.
 PRELUDE = """
 import asyncio, json, os, subprocess, sys
@@ -47,7 +47,7 @@ async def fill(spool, first=0):
         accepted.append(transfer(n))
 
 async def settled(spool):
-    "Wait until the writer is out of trouble."
+    "Wait until the fault is over."
     while spool.fault:
         await asyncio.sleep(0.01)
 
@@ -83,8 +83,8 @@ def run(tmp_path: Path, scenario: str, size: str = "1m") -> dict[str, Any]:
     return dict(json.loads(done.stdout))
 
 
-def test_full_refuses_and_removes_and_serves_again(tmp_path: Path) -> None:
-    """Nobody else is on the disk: once the spool's own removals have made room, it accepts again by itself."""
+def test_a_full_disk_refuses_allows_removals_and_accepts_again(tmp_path: Path) -> None:
+    """Only the spool uses the disk: once its own removals have made space, it accepts again by itself."""
     result = run(
         tmp_path,
         """
@@ -97,7 +97,7 @@ async def main():
     spool.record_attempt(accepted[-1].id, 7, attempt_started=False, code="SlowDown", text="slow down")
     await spool.fail(accepted[-2].id, 3, "NoSuchBucket", "no such bucket", 2.0)
     await settled(spool)
-    result["ballast"] = (state / "ballast").stat().st_size
+    result["reserved"] = (state / "ballast").stat().st_size
     more = await fill(spool, 1000000)
     result["more"] = len(more)
     await spool.close()
@@ -112,14 +112,14 @@ async def main():
     assert "is full" in result["refusal"][1]
     assert result["fault"] == result["refusal"][1]
     assert result["accepted"] > 500
-    assert result["ballast"] == 256 * 1024
+    assert result["reserved"] == 256 * 1024
     assert result["more"] > 100
     assert result["exact"]
     assert result["noted"] == [7, True]
 
 
-def test_trouble_is_told_as_it_begins_and_as_it_ends(tmp_path: Path) -> None:
-    """Once each, however many are refused in between, under the ids that the catalog explains."""
+def test_a_fault_is_logged_when_it_begins_and_when_it_ends(tmp_path: Path) -> None:
+    """Once each, however many requests are refused in between, under the ids that the catalog explains."""
     result = run(
         tmp_path,
         """
@@ -128,7 +128,7 @@ import logging
 class Keeper(logging.Handler):
     def emit(self, record):
         if hasattr(record, "journal"):
-            result.setdefault("told", []).append([record.levelname, record.getMessage(), record.journal])
+            result.setdefault("logged", []).append([record.levelname, record.getMessage(), record.journal])
 
 async def main():
     logging.getLogger("s3daemon").addHandler(Keeper())
@@ -136,7 +136,7 @@ async def main():
     hog()
     await fill(spool)
     (top / "hog").rename(top / "hog1")
-    hog()  # what the log and the ballast gave back, so that nothing can end the trouble
+    hog()  # the space that the WAL and the reserved file gave back, so that nothing can end the fault
     refused = 0
     for n in range(200):
         try:
@@ -144,7 +144,7 @@ async def main():
         except SpoolError:
             refused += 1
     result["refused"] = refused
-    result["before"] = len(result["told"])
+    result["before"] = len(result["logged"])
     for name in ("hog", "hog1"):
         (top / name).unlink()
     await settled(spool)
@@ -153,16 +153,16 @@ async def main():
 """,
     )
     assert result["refused"] > 100
-    assert len(result["told"]) < 20
-    (begin, trouble, kind), (end, over, other) = result["told"][result["before"] - 1 :]
+    assert len(result["logged"]) < 20
+    (begin, fault, kind), (end, over, other) = result["logged"][result["before"] - 1 :]
     assert (begin, kind) == ("ERROR", {"MESSAGE_ID": MessageId.SPOOL_FULL})
-    assert "is full" in trouble
+    assert "is full" in fault
     assert (end, other) == ("WARNING", {"MESSAGE_ID": MessageId.SPOOL_WRITABLE, "PRIORITY": Priority.NOTICE})
     assert "can be written again; requests are accepted" in over
 
 
 def test_removals_go_on_while_another_fills_the_disk(tmp_path: Path) -> None:
-    """Not a block is free: the ballast makes room for removals, acceptances wait until the other one is gone."""
+    """Not a block is free: the reserved space is for removals, acceptances are refused until the other file is gone."""
     result = run(
         tmp_path,
         """
@@ -195,8 +195,8 @@ async def main():
     assert result["failed"]
 
 
-def test_what_cannot_be_written_is_kept_and_written_later(tmp_path: Path) -> None:
-    """The other one takes the ballast's room too: nothing can be written, nothing is forgotten."""
+def test_what_cannot_be_written_is_retained_and_written_later(tmp_path: Path) -> None:
+    """Another file takes the reserved space too: nothing can be written, nothing is forgotten."""
     result = run(
         tmp_path,
         """
@@ -237,8 +237,8 @@ async def main():
     assert result["count"]
 
 
-def test_a_long_list_of_removals_needs_little_room(tmp_path: Path) -> None:
-    """In one commit they would need the room of the whole file once more."""
+def test_many_removals_need_little_space(tmp_path: Path) -> None:
+    """In one commit they would need the space of the whole file once more."""
     result = run(
         tmp_path,
         """
@@ -263,10 +263,10 @@ async def main():
     )
     assert result["accepted"] > 5000
     assert result["kept"] == "SpoolFull"
-    assert "is full" in result["still"]  # there is no room for the ballast yet
+    assert "is full" in result["still"]  # there is no space to reserve yet
 
 
-def test_a_start_on_a_full_disk_serves_what_it_has(tmp_path: Path) -> None:
+def test_a_start_on_a_full_disk_reads_what_there_is(tmp_path: Path) -> None:
     result = run(
         tmp_path,
         """
@@ -294,8 +294,8 @@ async def main():
     assert result["then"] == 21
 
 
-def test_a_read_only_disk_stops_the_start_and_nothing_else(tmp_path: Path) -> None:
-    """A daemon could take nothing over there: systemd tries again, and clients wait in the socket's backlog."""
+def test_a_read_only_disk_prevents_the_start_only(tmp_path: Path) -> None:
+    """A daemon could accept nothing there: systemd tries again, and clients wait in the socket's backlog."""
     result = run(
         tmp_path,
         """
@@ -319,8 +319,8 @@ async def main():
     assert result["found"] == 1
 
 
-def test_a_failing_disk_refuses_without_trace_and_serves_again(tmp_path: Path) -> None:
-    """A limit on the size of files makes each write fail as a broken disk does; no root is needed for that."""
+def test_a_failing_disk_refuses_without_trace_and_works_again(tmp_path: Path) -> None:
+    """A limit on the size of files makes each write fail as a broken disk does; that needs no root."""
     program = f"""{PRELUDE}
 import resource
 
