@@ -14,9 +14,8 @@ from s3daemon import __version__
 from s3daemon.config.settings import Settings
 from s3daemon.control import client as asking
 from s3daemon.errors import S3daemonError, SettingsError, one_line
-from s3daemon.journal import Journal
+from s3daemon.journal import Journal, choose_sink, warn_on
 from s3daemon.model.record import TransferRecord
-from s3daemon.sinks import choose_sink, note_on
 from s3daemon.spool.spool import Entry
 from s3daemon.systemd.notify import Manager, inherited, stop_signals
 
@@ -71,7 +70,7 @@ def _serve() -> int:
     """Run the daemon; what keeps it from starting is told in a line for each fault."""
     from s3daemon.service import Service
 
-    journal = Journal(choose_sink(os.environ), note=note_on())
+    journal = Journal(choose_sink(os.environ), warn=warn_on())
     logging.getLogger().addHandler(journal.handler())
     package = logging.getLogger("s3daemon")
 
@@ -98,7 +97,7 @@ def _serve() -> int:
 
 def _record_dropped(entries: Sequence[Entry]) -> None:
     """Record what an operator dropped while no daemon was up to do it."""
-    journal = Journal(choose_sink(os.environ), note=note_on())
+    journal = Journal(choose_sink(os.environ), warn=warn_on())
     for entry in entries:
         transfer = entry.transfer
         journal.record(

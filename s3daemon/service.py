@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,6 @@ from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import AccessControl
 from s3daemon.ingress.server import Server
 from s3daemon.journal import Journal
-from s3daemon.model.record import Priority
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.notify import Inherited, Manager, bind
@@ -92,15 +90,10 @@ class Service:
             finally:
                 await self._endpoint.close()
         finally:
-            await self._flush()
-            await asyncio.sleep(0)  # what the journal's last records want to tell the spool
+            # The journal stays open: why a start failed is logged later.
+            await asyncio.to_thread(self._journal.flush, JOURNAL_FLUSH_S)
+            await asyncio.sleep(0)  # for the changes of the spool that the last records lead to
             await spool.close()
-
-    async def _flush(self) -> None:
-        """Wait until the journal has all records; it stays open, for why a start failed has yet to be said."""
-        out = threading.Event()
-        self._journal.write([("MESSAGE", "all records are written"), ("PRIORITY", int(Priority.DEBUG))], out.set)
-        await asyncio.to_thread(out.wait, JOURNAL_FLUSH_S)
 
     async def _serve(
         self,

@@ -1,7 +1,7 @@
 """Whatever the order of calls, restarts and crashes: the rows of the spool are those of the table in its docstring.
 
-A state machine compares the spool with a model. Its crash is a copy of the files as they are at that moment, opened as a
-new process would.
+A state machine compares the spool with a model. Its crash is a copy of the files as they are at that moment, opened as
+a new process would.
 """
 
 from __future__ import annotations
