@@ -5,7 +5,7 @@
         id, file (bytes), bucket, key, tags (a JSON array), size_bytes, mtime_ns, inode, device, accepted_usec
                         the `Transfer`; inode and device are unsigned in the kernel, signed here
         accepted_service, attempts, begun, code, text, failed, failed_service, told
-                        as in `Entry`, which has other names for four of them
+                        as in `Entry`; see `COLUMN_OF`
     transfer_overtaken  index over the failed rows alone, by bucket and key: what a success for a destination clears
     state           one row: service, the active seconds when it was last written
     upload          one row for each multipart upload that a store may still hold
@@ -33,6 +33,7 @@ from urllib.parse import quote
 from s3daemon.errors import Code, RequestError, StartError
 from s3daemon.model.request import Destination
 from s3daemon.spool.rows import (
+    COLUMN_OF,
     COLUMNS,
     BeginUpload,
     Change,
@@ -139,7 +140,7 @@ class SpoolFile:
     """
 
     def __init__(self, path: Path, *, create: bool, damaged: bool = False) -> None:
-        # SQLite opens URIs only when told so, and a path may hold a question mark.
+        # SQLite takes URIs only when asked to, and a path may hold a question mark.
         uri = f"file:{quote(os.fsencode(path))}?mode={'rwc' if create else 'rw'}"
         self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         self.active_base_s = 0.0  #: active seconds as last saved
@@ -252,7 +253,7 @@ class SpoolFile:
             case Insert(entry, if_missing):
                 run(_INSERT_IF_MISSING if if_missing else _INSERT, to_row(entry))
             case Update(seq, columns):
-                names = ", ".join(f"{name} = ?" for name in columns)
+                names = ", ".join(f"{COLUMN_OF.get(name, name)} = ?" for name in columns)
                 run(f"UPDATE transfer SET {names} WHERE seq = ?", (*columns.values(), seq))  # noqa: S608 - our names
             case Delete(seq):
                 run("DELETE FROM transfer WHERE seq = ?", (seq,))

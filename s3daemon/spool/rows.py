@@ -4,8 +4,7 @@ A row of a transfer is an `Entry`. A multipart upload that a store may still hol
 from the moment that its id is known until it is known to be completed, aborted or gone. They outlive the transfer's
 row: however that transfer ended, and whatever crashed meanwhile, it stays known what is left to abort.
 
-Active seconds are those of `ActiveClock`. Four columns keep the names of the first schema, which differ from the fields
-here: begun (`attempt_started`), told (`client_notified`), accepted_service and failed_service (`..._active_s`).
+Active seconds are those of `ActiveClock`.
 """
 
 from __future__ import annotations
@@ -25,6 +24,13 @@ COLUMNS = (
     "seq, id, file, bucket, key, tags, size_bytes, mtime_ns, inode, device, accepted_usec, accepted_service, attempts, "
     "begun, code, text, failed, failed_service, told"
 )
+#: Columns whose names, those of the first schema, differ from the fields of `Entry`.
+COLUMN_OF = {
+    "accepted_active_s": "accepted_service",
+    "attempt_started": "begun",
+    "failed_active_s": "failed_service",
+    "client_notified": "told",
+}
 _SIGN, _WORD = 1 << 63, 1 << 64
 
 
@@ -190,7 +196,7 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Set `columns` of the row `seq`; nothing when it is gone."""
+    """Set `columns`, by field of `Entry` or by column, of the row `seq`; nothing when it is gone."""
 
     seq: int
     columns: Mapping[str, Value]

@@ -191,7 +191,7 @@ class Spool:
 
     async def start_attempt(self, transfer_id: str) -> None:
         """Save that an attempt may have started whose outcome is unknown."""
-        await self._change([transfer_id], {"begun": True})
+        await self._change([transfer_id], {"attempt_started": True})
 
     def record_attempt(self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str) -> None:
         """Save that an attempt failed and another will follow.
@@ -204,7 +204,7 @@ class Spool:
             text: the error's.
         """
         error: dict[str, Value] = {"code": one_line(code), "text": one_line(text)}
-        self._change_lazily(transfer_id, {"attempts": attempts, "begun": attempt_started, **error})
+        self._change_lazily(transfer_id, {"attempts": attempts, "attempt_started": attempt_started, **error})
 
     def stored(self, transfer_id: str, destination: Destination) -> None:
         """Remove a transfer whose object is stored, and the earlier failures of its destination.
@@ -221,12 +221,12 @@ class Spool:
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
         """Save that the transfer failed for good."""
         error: dict[str, Value] = {"attempts": attempts, "code": one_line(code), "text": one_line(text)}
-        outcome: dict[str, Value] = {"failed": True, "failed_service": active_now_s, "told": False}
+        outcome: dict[str, Value] = {"failed": True, "failed_active_s": active_now_s, "client_notified": False}
         await self._change([transfer_id], {**error, **outcome})
 
     def mark_notified(self, transfer_id: str) -> None:
         """Save that a client has received the failure."""
-        self._change_lazily(transfer_id, {"told": True})
+        self._change_lazily(transfer_id, {"client_notified": True})
 
     async def retry(self, ids: Iterable[str], active_now_s: float) -> set[str]:
         """Make failed transfers pending again, with the whole retry limit before them.
@@ -235,8 +235,8 @@ class Spool:
             the ids that the spool held.
         """
         await self._settle()
-        again = {"failed": False, "failed_service": 0.0, "told": False, "accepted_service": active_now_s}
-        return await self._change(ids, again)
+        not_failed: dict[str, Value] = {"failed": False, "failed_active_s": 0.0, "client_notified": False}
+        return await self._change(ids, {**not_failed, "accepted_active_s": active_now_s})
 
     async def drop(self, ids: Iterable[str]) -> set[str]:
         """Remove transfers, pending or failed.

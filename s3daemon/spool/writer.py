@@ -8,8 +8,8 @@ stays up to `lazy_s` in the queue, so that others join its commit.
     ----        ---------------------------------------------   -----------------
     works       committed                                       committed
     fails       refused; leaves no trace, now or later          retained, in order, and tried again every `retry_s` and
-                                                                with each later request; a waiter is told that it is not
-                                                                durable yet
+                                                                with each later request; a waiter gets the error that it
+                                                                is not durable yet
 
 The fault begins with a commit that fails; the reserved space is released at once, so that removals can go on. It ends
 when all retained changes are committed, the WAL is written back, the space is reserved again, and a trial commit works.

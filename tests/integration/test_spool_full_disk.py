@@ -54,12 +54,12 @@ async def settled(spool):
 def ids(spool, failed=None):
     return [entry.transfer.id for entry in spool.entries(failed=failed)]
 
-def hog():
+def fill_other():
     "Take every block that is left, as another program would."
-    with open(top / "hog", "wb", buffering=0) as file:
+    with open(top / "other", "wb", buffering=0) as file:
         try:
             while True:
-                file.write(b"h" * 4096)
+                file.write(bytes(4096))
         except OSError:
             pass
 """
@@ -133,10 +133,10 @@ class Keeper(logging.Handler):
 async def main():
     logging.getLogger("s3daemon").addHandler(Keeper())
     spool = Spool.open(state, retry_s=0.02)
-    hog()
+    fill_other()
     await fill(spool)
-    (top / "hog").rename(top / "hog1")
-    hog()  # the space that the WAL and the reserved file gave back, so that nothing can end the fault
+    (top / "other").rename(top / "other1")
+    fill_other()  # the space that the WAL and the reserved file gave back, so that nothing can end the fault
     refused = 0
     for n in range(200):
         try:
@@ -145,7 +145,7 @@ async def main():
             refused += 1
     result["refused"] = refused
     result["before"] = len(result["logged"])
-    for name in ("hog", "hog1"):
+    for name in ("other", "other1"):
         (top / name).unlink()
     await settled(spool)
     await spool.add(transfer(999999), 1.0, attempt_started=False)
@@ -172,14 +172,14 @@ async def main():
     for n in range(200):
         await spool.add(transfer(n), 1.0, attempt_started=True)
         accepted.append(transfer(n))
-    hog()
+    fill_other()
     await fill(spool, 1000)
     for done in accepted[:150]:
         spool.stored(done.id, done.destination)
     await spool.fail(accepted[150].id, 3, "NoSuchBucket", "no such bucket", 2.0)
     result["left"] = len(ids(spool))
     result["still"] = spool.fault
-    (top / "hog").unlink()
+    (top / "other").unlink()
     await settled(spool)
     await spool.add(transfer(9999), 1.0, attempt_started=False)
     await spool.close()
@@ -204,9 +204,9 @@ async def main():
     spool = Spool.open(state, retry_s=0.02)
     for n in range(40):
         await spool.add(transfer(n), 1.0, attempt_started=True)
-    hog()
+    fill_other()
     refused = await fill(spool, 1000)
-    hog()
+    fill_other()
     for n in range(500):
         spool.record_attempt(transfer(n % 10).id, n, attempt_started=False, code="SlowDown", text="slow down")
     for n in range(20, 30):
@@ -219,7 +219,7 @@ async def main():
         await spool.drop([transfer(31).id])
     except SpoolError as error:
         result["drop"] = error.code
-    (top / "hog").unlink()
+    (top / "other").unlink()
     await settled(spool)
     entries = {entry.transfer.id: entry for entry in spool.entries()}
     result["attempts"] = [entries[transfer(n).id].attempts for n in range(10)]
@@ -245,14 +245,14 @@ def test_many_removals_need_little_space(tmp_path: Path) -> None:
 async def main():
     spool = Spool.open(state, lazy_s=0.01, retry_s=0.02)
     accepted = await fill(spool)
-    hog()
+    fill_other()
     for done in accepted:
         spool.stored(done.id, done.destination)
     try:
         await spool.drop([])
     except SpoolError as error:
         result["kept"] = error.code
-    os.truncate(top / "hog", (top / "hog").stat().st_size - 40 * 4096)
+    os.truncate(top / "other", (top / "other").stat().st_size - 40 * 4096)
     while ids(spool):
         await asyncio.sleep(0.01)
     result["accepted"] = len(accepted)
@@ -276,12 +276,12 @@ async def main():
         await spool.add(transfer(n), 1.0, attempt_started=True)
     await spool.close()
     (state / "ballast").unlink()
-    hog()
+    fill_other()
     spool = Spool.open(state, retry_s=0.02)
     result["found"] = len(ids(spool))
     result["at_once"] = spool.fault
     result["accepted"] = len(await fill(spool, 1000))
-    (top / "hog").unlink()
+    (top / "other").unlink()
     await settled(spool)
     await spool.add(transfer(77), 1.0, attempt_started=True)
     result["then"] = len(ids(spool))

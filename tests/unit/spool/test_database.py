@@ -98,14 +98,14 @@ def test_each_change_does_what_the_table_says(tmp_path: Path) -> None:
     assert file.commit([[Insert(row) for row in rows]]) == [[]]
     assert file.entries() == rows
     assert file.entries(2, 3) == rows[1:3]
-    assert file.commit([[Expire(10.0), Expire(20.0)], [Update(4, {"failed": True, "failed_service": 30.0})]]) == [
+    assert file.commit([[Expire(10.0), Expire(20.0)], [Update(4, {"failed": True, "failed_active_s": 30.0})]]) == [
         [rows[1].transfer.id],
         [],
     ]
     assert seqs(file) == [1, 3, 4]
     gone = file.commit([[ClearFailures(Destination("bucket", "other")), ClearFailures(PLACE)]])
     assert gone == [[rows[2].transfer.id, rows[3].transfer.id]]
-    file.commit([[Delete(1), Delete(77), Update(77, {"told": True}), SaveClock(12.5)]])
+    file.commit([[Delete(1), Delete(77), Update(77, {"client_notified": True}), SaveClock(12.5)]])
     file.close()
     file = SpoolFile(tmp_path / "spool.db", create=False)
     assert (file.entries(), file.active_base_s) == ([], 12.5)

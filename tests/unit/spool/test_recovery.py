@@ -56,9 +56,9 @@ def renamed(path: Path) -> list[str]:
 
 
 def test_a_sound_file_is_left_alone(path: Path) -> None:
-    entries, service, last, replaced = open_all(path)
+    entries, active_s, last, replaced = open_all(path)
     assert [row.seq for row in entries] == list(range(1, ROWS + 1))
-    assert (service, last, replaced) == (77.0, ROWS, False)
+    assert (active_s, last, replaced) == (77.0, ROWS, False)
     assert renamed(path) == []
 
 
@@ -67,16 +67,16 @@ def test_rows_around_a_damaged_page_are_carried_over(path: Path, caplog: pytest.
     garbage(path, damaged, 3)
     before = path.read_bytes()
     with caplog.at_level(logging.ERROR):
-        entries, service, last, replaced = open_all(path)
+        entries, active_s, last, replaced = open_all(path)
     assert replaced
     assert ROWS - 150 < len(entries) < ROWS
     assert entries == [entry(row.seq) for row in entries]
-    assert (entries[0].seq, entries[-1].seq, service, last) == (1, ROWS, 77.0, ROWS)
+    assert (entries[0].seq, entries[-1].seq, active_s, last) == (1, ROWS, 77.0, ROWS)
     assert f"{len(entries)} transfers carried over, up to {ROWS - len(entries)} could not be read" in caplog.text
     (name,) = renamed(path)
     assert len(name) == len("20261123T010203Z")
     assert path.with_name(f"spool.db.corrupt-{name}").read_bytes() == before
-    assert open_all(path) == (entries, service, last, False)
+    assert open_all(path) == (entries, active_s, last, False)
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.5, 0.1])
@@ -94,8 +94,8 @@ def test_a_truncated_file(path: Path, keep: float) -> None:
 def test_not_a_database(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     Path(f"{path}-wal").write_bytes(b"nor is this")
-    entries, service, _, replaced = open_all(path)
-    assert (entries, service, replaced) == ([], 0.0, True)
+    entries, active_s, _, replaced = open_all(path)
+    assert (entries, active_s, replaced) == ([], 0.0, True)
     (name,) = {other.removesuffix("-wal") for other in renamed(path)}
     assert path.with_name(f"spool.db.corrupt-{name}").read_bytes() == content
 
@@ -105,8 +105,8 @@ def test_the_root_page_is_gone(path: Path) -> None:
     (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'transfer'").fetchone()
     db.close()
     garbage(path, root - 1)
-    entries, service, last, replaced = open_all(path)
-    assert (entries, service, replaced) == ([], 77.0, True)
+    entries, active_s, last, replaced = open_all(path)
+    assert (entries, active_s, replaced) == ([], 77.0, True)
     assert last == 0
 
 

@@ -80,7 +80,7 @@ DESTINATIONS = (Destination("b", "0"), Destination("b", "1"))
 def carry_out(table: dict[int, Row], change: Change) -> None:
     match change:
         case Insert(entry):
-            table.setdefault(entry.seq, {"failed": entry.failed, "failed_service": entry.failed_active_s})
+            table.setdefault(entry.seq, {"failed": entry.failed, "failed_active_s": entry.failed_active_s})
         case Update(seq, columns) if seq in table:
             table[seq] = {**table[seq], **columns}
         case Delete(seq):
@@ -92,7 +92,7 @@ def carry_out(table: dict[int, Row], change: Change) -> None:
 
 seqs = st.integers(0, 5)
 changes = st.one_of(
-    st.builds(Update, seqs, st.fixed_dictionaries({}, optional={"attempts": seqs, "told": st.booleans()})),
+    st.builds(Update, seqs, st.fixed_dictionaries({}, optional={"attempts": seqs, "client_notified": st.booleans()})),
     st.builds(Update, seqs, st.just({"failed": True})),
     st.builds(Delete, seqs),
     st.builds(ClearFailures, st.sampled_from(DESTINATIONS)),
@@ -104,7 +104,7 @@ changes = st.one_of(
 @given(st.lists(changes, max_size=30))
 def test_compacting_loses_nothing(given_changes: list[Change]) -> None:
     """All that may differ: a failure that was cleared and then updated once more stays listed."""
-    plain: dict[int, Row] = {seq: {"failed": False, "failed_service": 0.0} for seq in range(6)}
+    plain: dict[int, Row] = {seq: {"failed": False, "failed_active_s": 0.0} for seq in range(6)}
     short = {seq: dict(row) for seq, row in plain.items()}
     few = compact(given_changes)
     for change in given_changes:
@@ -123,8 +123,8 @@ def test_compacting_bounds_what_is_kept(given_changes: list[Change]) -> None:
 
 
 def test_the_last_saved_clock_counts() -> None:
-    assert compact([SaveClock(1.0), Update(1, {"told": True}), SaveClock(2.0)]) == [
-        Update(1, {"told": True}),
+    assert compact([SaveClock(1.0), Update(1, {"client_notified": True}), SaveClock(2.0)]) == [
+        Update(1, {"client_notified": True}),
         SaveClock(2.0),
     ]
 

@@ -178,7 +178,7 @@ def test_a_tool_works_on_the_spool_and_leaves_no_file_of_its_own(tmp_path: Path)
 def test_a_tool_run_by_root_leaves_everything_to_the_services_user(tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("needs root, to be another user than the service's")
-    nobody = 65534
+    service_uid = 65534
     owners: set[tuple[str, int]] = set()
 
     async def main() -> None:
@@ -186,11 +186,11 @@ def test_a_tool_run_by_root_leaves_everything_to_the_services_user(tmp_path: Pat
         await asyncio.gather(*(spool.add(transfer(n), 1.0, attempt_started=True) for n in range(5)))
         await spool.close()
         for path in (tmp_path / "state", *(tmp_path / "state").iterdir()):
-            os.chown(path, nobody, nobody)
+            os.chown(path, service_uid, service_uid)
         tool = Spool.open(tmp_path / "state", create=False)
         await tool.drop([transfer(1).id])
         owners.update((path.name, path.stat().st_uid) for path in (tmp_path / "state").iterdir())
         await tool.close()
 
     asyncio.run(main())
-    assert owners == {(name, nobody) for name in ("lock", "spool.db", "spool.db-wal", "ballast")}
+    assert owners == {(name, service_uid) for name in ("lock", "spool.db", "spool.db-wal", "ballast")}

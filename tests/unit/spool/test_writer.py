@@ -1,6 +1,6 @@
 """The writer: one commit for what is queued, and what becomes of each request while the disk fails.
 
-The file is a real one whose disk fails, or stands still, when the test says so.
+The file is a real one whose disk fails, or blocks, when the test says so.
 """
 
 from __future__ import annotations
@@ -35,28 +35,28 @@ def full() -> sqlite3.Error:
 
 
 class TestedFile(RecoverableFile):
-    """A file whose disk fails with `error`, and stands still until `moves` is set."""
+    """A file whose disk fails with `error`, and blocks until `works` is set."""
 
     __test__ = False
 
     def __init__(self, path: Path) -> None:
         super().__init__(path, create=True)
         self.error: Exception | None = None
-        self.reached, self.moves = threading.Event(), threading.Event()
-        self.moves.set()
+        self.reached, self.works = threading.Event(), threading.Event()
+        self.works.set()
         self.uses = 0
 
     def use(self, work: Callable[[SpoolFile], T]) -> T:
         self.uses += 1
         self.reached.set()
-        assert self.moves.wait(PATIENCE_S)
+        assert self.works.wait(PATIENCE_S)
         if self.error is not None:
             raise self.error
         return super().use(work)
 
-    async def stand_still(self, writer: Writer) -> asyncio.Task[None]:
+    async def block(self, writer: Writer) -> asyncio.Task[None]:
         """Have the thread wait in a commit; the task ends after that commit."""
-        self.moves.clear()
+        self.works.clear()
         self.reached.clear()
         commit = asyncio.ensure_future(writer.apply())
         assert await asyncio.to_thread(self.reached.wait, PATIENCE_S)
@@ -113,11 +113,11 @@ async def codes(results: Iterable[Awaitable[None]]) -> list[str]:
 def test_what_is_queued_is_one_commit(tmp_path: Path) -> None:
     async def main() -> None:
         scene = Scene(tmp_path)
-        before = await scene.file.stand_still(scene.writer)
+        before = await scene.file.block(scene.writer)
         uses = scene.file.uses
         results = [scene.accept(seq) for seq in range(1, 50)]
         scene.writer.apply_lazily(Delete(7))
-        scene.file.moves.set()
+        scene.file.works.set()
         await before
         assert await codes(results) == [""] * 49
         assert scene.file.uses == uses + 1
@@ -194,10 +194,10 @@ def test_a_start_without_reserved_space_has_the_fault_at_once(tmp_path: Path) ->
 def test_a_bad_change_fails_only_its_own_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def main() -> None:
         scene = Scene(tmp_path)
-        before = await scene.file.stand_still(scene.writer)
+        before = await scene.file.block(scene.writer)
         good, again, last = scene.accept(1), scene.accept(1), scene.accept(2)
         scene.writer.apply_lazily(SaveClock(2**70))
-        scene.file.moves.set()
+        scene.file.works.set()
         await before
         with pytest.raises(sqlite3.IntegrityError):
             await again
@@ -238,11 +238,11 @@ def test_a_request_can_be_amended_until_it_is_taken(tmp_path: Path) -> None:
         scene.writer.put(requests[0])
         await requests[0].durable  # type: ignore[misc]
         assert not scene.writer.amend(requests[0], [])
-        before = await scene.file.stand_still(scene.writer)
+        before = await scene.file.block(scene.writer)
         scene.writer.put(requests[1])
         assert scene.writer.amend(requests[1], [Delete(1)])
         scene.file.error = full()
-        scene.file.moves.set()
+        scene.file.works.set()
         with suppress(SpoolError):
             await before
         with pytest.raises(SpoolError, match="is full"):
@@ -275,11 +275,11 @@ def test_removed_ids_and_a_replaced_file_are_reported(tmp_path: Path) -> None:
 def test_close_writes_what_is_queued_and_refuses_what_comes_later(tmp_path: Path) -> None:
     async def main() -> None:
         scene = Scene(tmp_path)
-        before = await scene.file.stand_still(scene.writer)
+        before = await scene.file.block(scene.writer)
         accepted = scene.accept(1)
         scene.writer.apply_lazily(SaveClock(3.0))
         closing = asyncio.create_task(asyncio.to_thread(scene.writer.close))
-        scene.file.moves.set()
+        scene.file.works.set()
         await closing
         assert await codes([before, accepted, scene.accept(2)]) == ["", "", "SpoolClosed"]
         scene.writer.close()
