@@ -19,7 +19,7 @@ from enum import StrEnum
 
 
 class Code(StrEnum):
-    """Our own stable words for programs. Where the store gives a code, its word is used instead, see `model.verdict`."""
+    """Our own stable words for programs. Where the store gives a code, that is used instead, see `model.verdict`."""
 
     # The operator's.
     BAD_SETTINGS = "BadSettings"
