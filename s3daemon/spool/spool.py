@@ -82,13 +82,8 @@ class Spool:
     ignored.
     """
 
-    def __init__(
-        self,
-        lock: Lock,
-        contents: _Contents,
-        new_writer: Callable[..., Writer],
-    ) -> None:
-        """For `open`."""
+    def __init__(self, lock: Lock, contents: _Contents, new_writer: Callable[..., Writer]) -> None:
+        """Use `open` instead. `new_writer` makes the writer from `on_removed`."""
         self.active_base_s = contents.active_base_s  #: active seconds to start the `ActiveClock` from
         self.last_seq = contents.last_seq  #: the highest ever used, when it was opened
         self._lock: Lock | None = lock
@@ -135,8 +130,10 @@ class Spool:
                 raise
             raise cannot_open(directory, exc) from exc
         file.take_replaced()  # nothing in memory comes from the old file
-        new_writer = partial(Writer, directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s)
-        return cls(lock, contents, partial(new_writer, on_replaced=on_replaced))
+        new_writer = partial(
+            Writer, directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s, on_replaced=on_replaced
+        )
+        return cls(lock, contents, new_writer)
 
     @property
     def fault(self) -> str:
