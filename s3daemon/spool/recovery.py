@@ -64,13 +64,13 @@ class RecoverableFile:
         """
         with self._lock:
             try:
-                return work(self._opened())
+                return work(self._open_file())
             except sqlite3.Error as exc:
                 if not self._create or not is_corrupt(exc):
                     raise
-                self._closed()
+                self._close_file()
                 self._replace(exc)
-            return work(self._opened())
+            return work(self._open_file())
 
     def take_replaced(self) -> bool:
         """Whether the file was replaced since this was last asked."""
@@ -80,21 +80,21 @@ class RecoverableFile:
     def close(self) -> None:
         """Close the file; SQLite writes the WAL back if it can."""
         with self._lock:
-            self._closed()
+            self._close_file()
 
-    def _closed(self) -> None:
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _opened(self) -> SpoolFile:
+    def _open_file(self) -> SpoolFile:
         if self._file is None:
             if self._create:
-                self._finish()
+                self._finish_interrupted()
             self._file = SpoolFile(self._path, create=self._create)
         return self._file
 
-    def _finish(self) -> None:
+    def _finish_interrupted(self) -> None:
         """Finish, or undo, a replacement that a crash interrupted."""
         if _rescued(self._path).exists():
             _swap_in(self._path)
@@ -102,7 +102,7 @@ class RecoverableFile:
             Path(f"{_new(self._path)}{suffix}").unlink(missing_ok=True)
 
     def _replace(self, reason: sqlite3.Error) -> None:
-        self._finish()
+        self._finish_interrupted()
         entries, uploads, lost, active_s = _salvage(self._path)
         replacement = SpoolFile(_new(self._path), create=True)
         try:
