@@ -1,4 +1,4 @@
-"""Four receivers, one of which refuses every PUT: a burst over real lanes costs no transfer more than one attempt."""
+"""A store with four addresses, one of which refuses every PUT: no transfer of a burst needs more than two attempts."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
             assert all(record.connection == "warm" for record in records)
             return sorted(record.attempts for record in records)
 
-        await answered(server, endpoint.lanes.limit)
+        await answered(server, endpoint.pool.limit)
         first = await burst(1)
         assert {entry["S3DAEMON_RECEIVER"] for entry in journal.of(MessageId.ATTEMPT_FAILED)} == {RECEIVERS[0]}
         assert set(first) == {1, 2}, first
         await asyncio.sleep(0)
-        assert endpoint.lanes.aside == [RECEIVERS[0]]
-        assert endpoint.lanes.limit == BURST + endpoint.lanes.spare
-        await server.until(lambda: endpoint.lanes.open_count == endpoint.lanes.limit)
+        assert endpoint.pool.addresses.disabled == [RECEIVERS[0]]
+        assert endpoint.pool.limit == BURST + endpoint.pool.reserve
+        await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
         assert set(await burst(2)) == {1}
         assert len(server.objects) == 2 * BURST
         assert not uploader.health.away
