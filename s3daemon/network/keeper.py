@@ -110,17 +110,19 @@ class Keeper:
     def _due(self) -> list[Connection]:
         """Return idle connections that are closed or were not used for the interval, those used last first.
 
-        A server that closes after every answer gets no more than one request an interval on each connection. An open
-        one is used every sweep until its first packets are behind it, unless it is primed: Linux does not pace them,
-        and a receiver that gets an image's first packets all at once opens its window a round trip later.
+        A server that closes after every answer gets no more than one request an interval on each connection; one that
+        does so without announcing it, one a sweep. An open connection is used every sweep until its first packets are
+        behind it, unless it is primed: Linux does not pace them, and a receiver that gets an image's first packets all
+        at once opens its window a round trip later.
         """
         now = self._clock()
 
         def is_due(connection: Connection) -> bool:
+            idle_s = now - connection.used_at
             if not connection.is_open and connection.persistent:
-                return True
+                return not connection.answered or idle_s >= SWEEP_S
             is_unready = self._prime is None and connection.is_open and not connection.is_paced
-            return now - connection.used_at >= (SWEEP_S if is_unready else self._interval_s)
+            return idle_s >= (SWEEP_S if is_unready else self._interval_s)
 
         return [connection for connection in reversed(self._pool.idle()) if is_due(connection)]
 

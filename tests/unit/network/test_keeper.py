@@ -92,9 +92,11 @@ async def test_any_answer_keeps_a_connection() -> None:
 
 @in_loop
 async def test_what_the_server_closes_is_opened_again() -> None:
-    """Connections that a server closed are opened again before any upload needs them, and without delay."""
-    async with scripted() as server, kept(server) as pool:
+    """Connections that a server closed are opened again before any upload needs them, without waiting the interval."""
+    clock = Clock()
+    async with scripted() as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
+        clock.now += SWEEP_S
         for connection in server.connections:
             connection.close()
         await answered(server, 2 * CONNECTIONS)
@@ -121,6 +123,22 @@ async def test_a_server_that_closes_after_every_answer_is_not_flooded(script: Sc
         await answered(server, 2 * CONNECTIONS)
         await sweeps(1)
         assert len(server.seen) == 2 * CONNECTIONS
+
+
+@in_loop
+async def test_a_server_that_closes_unannounced_is_not_flooded() -> None:
+    """It gets one request a sweep on each connection and no more."""
+
+    async def close_after_answer(exchange: Exchange) -> None:
+        await exchange.answer()
+        exchange.kept = False
+
+    clock = Clock()
+    async with scripted(other=close_after_answer) as server, kept(server, clock) as pool:
+        for rounds in (1, 2, 3):
+            await no_more_than(server, rounds * CONNECTIONS)
+            assert pool.open_count == 0
+            clock.now += SWEEP_S
 
 
 @in_loop
@@ -289,6 +307,7 @@ async def test_a_restart_of_the_server_is_no_idle_timeout() -> None:
         clock.now += 6.0
         async with pool.acquire() as connection:
             await connection.request("GET", server.url, {}, None)
+        clock.now += SWEEP_S
         await sweeps(1)
         for connection in server.connections:
             connection.close()
