@@ -112,8 +112,8 @@ class Keeper:
 
         A server that closes after every answer gets no more than one request an interval on each connection; one that
         does so without announcing it, one a sweep. An open connection is used every sweep until its first packets are
-        behind it, unless it is primed: Linux does not pace them, and a receiver that gets an image's first packets all
-        at once opens its window a round trip later.
+        behind it, unless it is primed: Linux does not pace them, and a peer that gets an image's first packets all at
+        once opens its window a round trip later.
         """
         now = self._clock()
 

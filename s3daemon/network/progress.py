@@ -8,7 +8,7 @@ An attempt has one upload, or one for each part of a large object, several at a 
 `Progress` as its body begins and leaves as it ends. An error does not tell whether the object arrived; TCP does: while
 fewer bytes than the body has were acknowledged, it cannot have.
 
-aiohttp's `sock_read` timeout does not cover writing, so a receiver that stops reading would hang a PUT for ever; and a
+aiohttp's `sock_read` timeout does not cover writing, so a store that stops reading would hang a PUT for ever; and a
 time limit on the whole upload would end a slow but moving one. `StallWatch` looks at acknowledged bytes instead.
 """
 
