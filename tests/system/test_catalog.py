@@ -69,7 +69,7 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     assert held.startswith("the queue is held: InvalidAccessKeyId: the store answered 403: who?")
     status = box.exec("s3daemon", "status", check=False).stdout
     assert "\nHELD: InvalidAccessKeyId" in status
-    assert "left aside" in status
+    assert "temporarily disabled" in status
     s3.faults.clear()
     service.systemctl("reload", service.unit)
 
