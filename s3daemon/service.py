@@ -116,7 +116,7 @@ class Service:
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.mark_notified)
         server.door = self._door
-        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
+        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.pool, exposures)
         self._http = Http(settings, self._door, intake, uploader, operations, told=spool.mark_notified)
         handlers = {
             "queue": operations.queue,
