@@ -112,8 +112,8 @@ def test_the_first_send_starts_the_service(service: Service, rgw: Gateway, bucke
     said = service.systemctl("status", service.unit).stdout
     assert re.search(r'Status: "0 in flight; 0 pending; \d+ of 30 connections open"', said)
     explained = service.box.exec("journalctl", "-x", "-u", service.unit, "S3DAEMON_KEY=first").stdout
-    assert "Subject: A transfer ended: its object is stored, or it failed for good" in explained
-    assert "What happened on the way: journalctl S3DAEMON_TRANSFER_ID=ID" in explained
+    assert "Subject: A transfer ended: its object is stored, or it failed permanently" in explained
+    assert "To see all entries of the transfer: journalctl S3DAEMON_TRANSFER_ID=ID" in explained
 
 
 def test_the_units_are_as_systemd_wants_them(service: Service) -> None:
