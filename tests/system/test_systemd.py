@@ -297,11 +297,10 @@ def listening(service: Service) -> tuple[int, int]:
 #: What the daemon does at the end of an outage of 48 hours, without the outage: its journal, its record, 54 000 times.
 BURST = """
 import os, threading
-from s3daemon.journal import Journal
+from s3daemon.journal import Journal, choose_sink, warn_on
 from s3daemon.model.record import TransferRecord
-from s3daemon.sinks import choose_sink, note_on
 
-journal, room = Journal(choose_sink(os.environ), note=note_on()), threading.Semaphore(10_000)
+journal, room = Journal(choose_sink(os.environ), warn=warn_on()), threading.Semaphore(10_000)
 for number in range(54_000):
     record = TransferRecord(
         transfer_id=f"t{number}", outcome="stored", file="/data/f", bucket="b", key=f"burst/{number}", size_bytes=1,
