@@ -69,31 +69,31 @@ class FakeSpool:
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}
-        self.ledger = OpenUploads()
+        self.open_uploads = OpenUploads()
         self.failed: dict[str, tuple[str, str]] = {}
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.full = False
         self.last_seq = 0
         self.commit: asyncio.Event | None = None
 
-    async def add(self, transfer: Transfer, service_now: float, *, begun: bool) -> int:
+    async def add(self, transfer: Transfer, active_now_s: float, *, attempt_started: bool) -> int:
         if self.commit is not None:
             await self.commit.wait()
         if self.full:
             raise SpoolError("SpoolFull", "no space")
         self.last_seq += 1
-        self.rows[transfer.id] = Entry(self.last_seq, transfer, service_now, begun=begun)
+        self.rows[transfer.id] = Entry(self.last_seq, transfer, active_now_s, attempt_started=attempt_started)
         return self.last_seq
 
-    async def rejoin(self, transfer: Transfer) -> None:
+    async def update(self, transfer: Transfer) -> None:
         self._change(transfer.id, transfer=transfer)
 
-    async def begin(self, transfer_id: str) -> None:
-        self.begun.append(transfer_id)
-        self._change(transfer_id, begun=True)
+    async def start_attempt(self, transfer_id: str) -> None:
+        self.started.append(transfer_id)
+        self._change(transfer_id, attempt_started=True)
 
-    def note(self, transfer_id: str, attempts: int, *, begun: bool, code: str, text: str) -> None:
-        self._change(transfer_id, attempts=attempts, begun=begun, code=code, text=text)
+    def record_attempt(self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str) -> None:
+        self._change(transfer_id, attempts=attempts, attempt_started=attempt_started, code=code, text=text)
 
     def _change(self, transfer_id: str, **columns: Any) -> None:
         if transfer_id in self.rows:
@@ -102,7 +102,7 @@ class FakeSpool:
     def stored(self, transfer_id: str, destination: Destination) -> None:
         self.rows.pop(transfer_id, None)
 
-    async def fail(self, transfer_id: str, attempts: int, code: str, text: str, now: float, *, told: bool) -> None:
+    async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
         self.failed[transfer_id] = (code, text)
         self.rows.pop(transfer_id, None)
 

@@ -33,7 +33,7 @@ def entry_of(queued: QueuedTransfer) -> Entry:
         queued.transfer,
         queued.accepted_active_s,
         queued.attempts,
-        begun=queued.attempt_started,
+        attempt_started=queued.attempt_started,
         code=queued.last_error.code,
         text=queued.last_error.text,
     )
@@ -140,7 +140,7 @@ class Operations:
         wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
         now = self._uploader.active_now_s()
         done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
-        again = [replace(entry, accepted_service=now) for entry in wanted if entry.transfer.id in done]
+        again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
         self._uploader.recover(again)
         return {"ids": sorted(known | done)}
 
@@ -181,7 +181,7 @@ class Operations:
             reload_fault=condition.reload_fault,
             clients=self._server.clients,
             connections=condition.connections,
-            receivers=receivers_of(pool.peers, uploads, condition.disabled),
+            receivers=receivers_of(pool.open_per_address(), uploads, condition.disabled),
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             failures=tuple(self._rows([], self._failures)),
@@ -200,7 +200,7 @@ class Operations:
             oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
-            disabled=tuple(pool.aside),
+            disabled=tuple(pool.addresses.disabled),
             held=uploader.held,
             away=uploader.away,
             spool_fault=self._spool.fault,

@@ -137,9 +137,11 @@ class Attempts:
             elif (found := await self._find(queued, store)) is not None:
                 return found
             if not queued.attempt_started:
-                await _save_if_possible(self._spool.begin(queued.transfer.id))
+                await _save_if_possible(self._spool.start_attempt(queued.transfer.id))
                 queued.attempt_started = True
-            stored = await store.put(queued.transfer, source, self._spool.ledger, queued.failed_addresses, progress)
+            stored = await store.put(
+                queued.transfer, source, self._spool.open_uploads, queued.failed_addresses, progress
+            )
         finally:
             source.close()
         await self._check_not_overwritten(queued.transfer, store)
@@ -156,7 +158,7 @@ class Attempts:
         """Note that the file is not the one that was accepted: its content now is sent, and the record says so."""
         queued.file_changed = True
         queued.transfer = replace(queued.transfer, file_state=state)
-        await _save_if_possible(self._spool.rejoin(queued.transfer))
+        await _save_if_possible(self._spool.update(queued.transfer))
 
     def _expect_late_arrival(self, queued: QueuedTransfer) -> None:
         queued.outcome_unknown = True

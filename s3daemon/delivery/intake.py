@@ -107,7 +107,7 @@ class Intake:
     def _accept(self, request: Request, source: Source) -> tuple[QueuedTransfer, asyncio.Future[None]]:
         transfer = Transfer.accept(request, source.state, round(self._wall() * 1e6))
         queued = self._uploader.add(next(self._seqs), transfer, source)
-        adding = self._spool.add(transfer, queued.accepted_active_s, begun=queued.attempt_started)
+        adding = self._spool.add(transfer, queued.accepted_active_s, attempt_started=queued.attempt_started)
         commit = self._commits[transfer.id] = self._loop.create_task(self._commit(queued, adding))
         commit.add_done_callback(lambda _: self._commits.pop(transfer.id))
         return queued, commit
@@ -129,4 +129,4 @@ class Intake:
     async def _commit_join(self, queued: QueuedTransfer, commit: asyncio.Task[None] | None) -> None:
         if commit is not None:
             await asyncio.shield(commit)
-        await self._spool.rejoin(queued.transfer)
+        await self._spool.update(queued.transfer)

@@ -122,11 +122,11 @@ class Uploader:
     def recover(self, entries: Iterable[Entry]) -> None:
         """Take over what earlier processes accepted, and failed transfers that an operator retries."""
         for entry in entries:
-            queued = QueuedTransfer(entry.seq, entry.transfer, self._clock(), entry.accepted_service, recovered=True)
+            queued = QueuedTransfer(entry.seq, entry.transfer, self._clock(), entry.accepted_active_s, recovered=True)
             queued.live = False
             queued.attempts = entry.attempts
             queued.last_error = LastError(entry.code, entry.text)
-            queued.attempt_started = queued.outcome_unknown = entry.begun
+            queued.attempt_started = queued.outcome_unknown = entry.attempt_started
             self.schedule.add(queued)
         self.pump()
 
@@ -250,10 +250,10 @@ class Uploader:
         queued.live = queued.live and not decision.backlog
         queued.failed_addresses = decision.failed_addresses
         queued.attempt_started = queued.outcome_unknown
-        self._spool.note(
+        self._spool.record_attempt(
             queued.transfer.id,
             queued.attempts,
-            begun=queued.outcome_unknown,
+            attempt_started=queued.outcome_unknown,
             code=queued.last_error.code,
             text=queued.last_error.text,
         )
@@ -285,7 +285,7 @@ class Uploader:
     async def _list_failure(self, queued: QueuedTransfer, waiters: Iterable[asyncio.Future[Reply]]) -> None:
         id_, error = queued.transfer.id, queued.last_error
         try:
-            await self._spool.fail(id_, queued.attempts, error.code, error.text, self._active_clock.now(), told=False)
+            await self._spool.fail(id_, queued.attempts, error.code, error.text, self._active_clock.now())
         except SpoolError as exc:  # it stays pending there: the next process tries it once more, and it fails again
             _log.error("the failure of %s could not be listed: %s", id_, exc)
         notify(waiters, Reply(Outcome.FAILED, id_, error.code, error.text))

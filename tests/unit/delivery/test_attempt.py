@@ -61,7 +61,7 @@ def test_the_file_opened_at_acceptance_is_sent_and_opened_anew_after_that() -> N
 def test_the_spool_is_notified_before_anything_is_sent() -> None:
     async def test(bench: Bench) -> None:
         queued = bench.accepted(attempt_started=False)
-        bench.store.answer = lambda transfer: pytest.fail() if bench.spool.begun != [transfer.id] else None
+        bench.store.answer = lambda transfer: pytest.fail() if bench.spool.started != [transfer.id] else None
         await bench.make(queued)
         assert queued.attempt_started
 
@@ -70,7 +70,7 @@ def test_the_spool_is_notified_before_anything_is_sent() -> None:
 
 def test_a_full_disk_stops_no_accepted_transfer() -> None:
     class FullSpool(FakeSpool):
-        async def begin(self, transfer_id: str) -> None:
+        async def start_attempt(self, transfer_id: str) -> None:
             raise SpoolError("SpoolFull", "no space")
 
     async def test(bench: Bench) -> None:
@@ -83,7 +83,7 @@ def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now() -> None:
     async def test(bench: Bench) -> None:
         queued = bench.accepted()
         queued.source = None
-        await bench.spool.add(queued.transfer, 0.0, begun=True)
+        await bench.spool.add(queued.transfer, 0.0, attempt_started=True)
         queued.outcome_unknown = True
         bench.files.sizes["/f"] = 5000
         assert (await bench.make(queued)).size == 5000
@@ -151,7 +151,7 @@ def test_addresses_that_failed_are_avoided() -> None:
 
 
 def test_a_late_arrival_of_an_older_transfer_is_noticed() -> None:
-    """The attempt fails, so that the newer content is sent again; and once it has been found, it is not looked up again."""
+    """The attempt fails, so that the newer content is sent again; once that is found, it is not looked up again."""
 
     async def test(bench: Bench) -> None:
         older, newer = bench.accepted("/old"), bench.accepted("/new")

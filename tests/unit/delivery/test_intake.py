@@ -45,7 +45,7 @@ def test_a_transfer_that_must_wait_keeps_no_file_open() -> None:
         queued = house.queued(second)
         assert queued.source is None
         await second.durable
-        assert not house.spool.rows[second.id].begun
+        assert not house.spool.rows[second.id].attempt_started
 
     in_house(test, S3DAEMON_MAX_CONNECTIONS="1")
 

@@ -183,7 +183,7 @@ def test_a_flood_is_counted() -> None:
 
 
 def test_clients_through_the_beginning_of_an_outage() -> None:
-    """Each transfer's clients are deferred once: those that wait when it is known, and those that come later at once."""
+    """Each transfer's clients are deferred once: those that wait when it is known; those that come later, at once."""
 
     async def main() -> None:
         house = House()
