@@ -118,7 +118,7 @@ class Service:
         self._server = server = Server(settings, intake, self._manager, spool.mark_notified)
         server.door = self._door
         self._operations = operations = Operations(
-            self._settings, uploader, spool, server, lambda: self._endpoint.pool, exposures
+            self._settings, uploader, spool, server, lambda: self._endpoint.pool, exposures=exposures
         )
         self._http = Http(settings, self._door, intake, uploader, operations, told=spool.mark_notified)
         handlers = {

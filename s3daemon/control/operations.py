@@ -79,8 +79,8 @@ class Operations:
         spool: Spool,
         server: Server,
         pool: Callable[[], ConnectionPool],
-        exposures: Exposures,
         *,
+        exposures: Exposures,
         wall: Clock = time.time,
     ) -> None:
         self.draining = ""

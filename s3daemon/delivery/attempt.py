@@ -79,7 +79,7 @@ class Attempts:
         settings: limits and roots.
         spool: gets notice before an attempt starts.
         store: gives the store in use; a reload may replace it. An attempt ends at the store where it started.
-        opener: `Source.open`, or a stand-in.
+        opener: `Source.open`, or a fake of it.
         clock: monotonic seconds.
     """
 

@@ -1,6 +1,6 @@
 """What follows from a failed attempt: whether the transfer has failed for good, and if not, when and where it is tried.
 
-Pure: `decide` is told the error and the state of the transfer, and returns a `Decision` that the uploader carries out.
+Pure: `decide` takes the error and the state of the transfer, and returns a `Decision` that the uploader carries out.
 `model.verdict` classifies errors one by one; here the history of the transfer is added:
 
     error                                              transfer                     endpoint    next attempt

@@ -1,7 +1,7 @@
 """What is known of the endpoint, and so how many attempts may start: a state machine with no sleep.
 
 It keeps a queue of 54 000 transfers from hammering an endpoint that is down, and from spending its attempts on keys
-that are refused; and it says when waiting clients are better told at once that their transfers are deferred.
+that are refused; and it says when waiting clients are better deferred at once.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PROBE_MAX_S = 30.0
 #: One probe first. From the fourth round on two, of different transfers: one that always fails, or hangs, must not hide
 #: the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
-#: People fix keys and quotas, and reload; this is for what is fixed at the store, of which the daemon is not told.
+#: People fix keys and quotas, and reload; this is for what is fixed at the store without notice to the daemon.
 HELD_PROBE_S = 300.0
 
 

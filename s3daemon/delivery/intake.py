@@ -49,7 +49,7 @@ class Intake:
         uploader: gets the transfers.
         spool: keeps them.
         last_seq: the order of acceptance goes on from here.
-        opener: `Source.open`, or a stand-in.
+        opener: `Source.open`, or a fake of it.
         wall: seconds since the epoch, for people.
     """
 

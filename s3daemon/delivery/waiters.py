@@ -1,4 +1,4 @@
-"""The clients that wait for a transfer's end: what each is told, and when waiting longer would be of no use."""
+"""The clients that wait for a transfer's end: the reply that each gets, and when waiting longer is of no use."""
 
 from __future__ import annotations
 

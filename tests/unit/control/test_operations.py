@@ -77,7 +77,13 @@ class Desk:
         pool: Any = Pool()
         exposures = watch_exposures(self.house.uploader)
         self.operations = Operations(
-            self.house.holder, self.house.uploader, spool, server, lambda: pool, exposures, wall=self.house.wall
+            self.house.holder,
+            self.house.uploader,
+            spool,
+            server,
+            lambda: pool,
+            exposures=exposures,
+            wall=self.house.wall,
         )
 
     async def submit(self, *keys: str) -> list[str]:

@@ -22,7 +22,7 @@ def in_house(test: Callable[[House], Awaitable[None]], *, spool: FakeSpool | Non
 
 
 def test_the_upload_does_not_wait_for_the_disk() -> None:
-    """A commit that takes long delays only the acceptance; the spool is told that an attempt may have started."""
+    """A commit that takes long delays only the acceptance; the spool has it that an attempt may have started."""
 
     async def test(house: House) -> None:
         house.spool.commit = asyncio.Event()

@@ -1,4 +1,4 @@
-"""Clients that wait: each is notified once, and told at once when waiting is of no use.
+"""Clients that wait: each is notified once, and at once when waiting is of no use.
 
 Deferred clients in the journal: one entry for each transfer with its id; a flood is few entries and a number, so that a
 long outage costs the journal no more than its transfers do.
