@@ -18,7 +18,6 @@ from s3daemon.journal import Journal
 from s3daemon.model.record import TransferRecord
 from s3daemon.sinks import choose_sink, note_on
 from s3daemon.spool.spool import Entry
-from s3daemon.systemd.notify import Manager, inherited, stop_signals
 
 _COMMANDS = {
     "serve": "run the daemon (the default)",
@@ -70,20 +69,22 @@ def main() -> None:
 def _serve() -> int:
     """Run the daemon; what keeps it from starting is told in a line for each fault."""
     from s3daemon.service import Service
+    from s3daemon.systemd.notify import Notifier
+    from s3daemon.systemd.sockets import passed_sockets, stop_signals
 
     journal = Journal(choose_sink(os.environ), note=note_on())
     logging.getLogger().addHandler(journal.handler())
     package = logging.getLogger("s3daemon")
 
     async def run() -> None:
-        await Service(settings, os.environ, journal, manager).run(passed, stop_signals(asyncio.get_running_loop()))
+        await Service(settings, os.environ, journal, notifier).run(passed, stop_signals(asyncio.get_running_loop()))
 
     try:
         settings = Settings.from_environ(os.environ)
         journal.hide(settings.secrets())
         package.setLevel(settings.log_level.upper())
-        manager = Manager(os.environ)
-        passed = inherited(os.environ)
+        notifier = Notifier(os.environ)
+        passed = passed_sockets(os.environ)
         asyncio.run(run())
     except S3daemonError as exc:
         for fault in exc.faults if isinstance(exc, SettingsError) else [exc.text]:

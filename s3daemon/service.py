@@ -41,8 +41,8 @@ from s3daemon.journal import Journal
 from s3daemon.model.record import Priority
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
-from s3daemon.systemd.notify import Inherited, Manager, bind
-from s3daemon.systemd.stopping import is_for_good
+from s3daemon.systemd.notify import Notifier, is_stopped_for_good
+from s3daemon.systemd.sockets import PassedSockets, bind
 
 _log = logging.getLogger(__name__)
 
@@ -60,16 +60,16 @@ class Service:
         settings: validated.
         environ: the process's, for what systemd says in it.
         journal: takes records and log lines.
-        manager: systemd.
+        notifier: to systemd.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], journal: Journal, manager: Manager) -> None:
+    def __init__(self, settings: Settings, environ: Mapping[str, str], journal: Journal, notifier: Notifier) -> None:
         self._settings = settings
         self._environ = environ
         self._journal = journal
-        self._manager = manager
+        self._notifier = notifier
 
-    async def run(self, inherited: Inherited, stop: asyncio.Event) -> None:
+    async def run(self, passed: PassedSockets, stop: asyncio.Event) -> None:
         """Serve until `stop` is set, then drain.
 
         Raises:
@@ -79,7 +79,7 @@ class Service:
         # A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls.
         threads = 2 * settings.max_clients + 4 * settings.max_connections
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
-        self._door, doors = AccessControl(settings.allowed_users), inherited.doors
+        self._door, doors = AccessControl(settings.allowed_users), passed.listening
         state_dir = Path(settings.state_dir)
         self._spool = spool = Spool.open(state_dir)
         try:
@@ -88,7 +88,7 @@ class Service:
             await self._endpoint.open()
             self._journal.hide(self._endpoint.signer.secrets)
             try:
-                await self._serve(listeners, doors.get("http", []), inherited.clients, state_dir, stop)
+                await self._serve(listeners, doors.get("http", []), passed.clients, state_dir, stop)
             finally:
                 await self._endpoint.close()
         finally:
@@ -122,7 +122,7 @@ class Service:
         self._janitor = Janitor(spool.ledger, uploader.schedule.__contains__, lambda: self._attempts.store)
         self._janitor.disown()
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
-        self._server = server = Server(settings, intake, self._manager, spool.told)
+        self._server = server = Server(settings, intake, self._notifier, spool.told)
         server.door = self._door
         self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
         self._http = Http(settings, self._door, intake, uploader, operations, told=spool.told)
@@ -141,8 +141,8 @@ class Service:
         tasks = [asyncio.create_task(server.accept(listener)) for listener in listeners]
         tasks += [asyncio.create_task(self._janitor.run())]
         tasks += [asyncio.create_task(self._http.accept(listener)) for listener in http_listeners]
-        tasks += [asyncio.create_task(self._manager.watchdog(lambda: True)), asyncio.create_task(self._report())]
-        self._manager.ready(operations.line())
+        tasks += [asyncio.create_task(self._notifier.watchdog()), asyncio.create_task(self._report())]
+        self._notifier.ready(operations.line())
         where = ", ".join([*map(name_of, listeners), *(f"http {name_of(listener)}" for listener in http_listeners)])
         _log.info("serving %s on %s", settings.endpoint_url, where)
         try:
@@ -152,14 +152,14 @@ class Service:
 
     async def _stop(self, tasks: list[asyncio.Task[None]], control: ControlServer) -> None:
         drain_s = self._settings.drain_timeout_s
-        self._manager.extend(drain_s + STOP_MARGIN_S)
+        self._notifier.extend(drain_s + STOP_MARGIN_S)
         self._operations.draining = f"draining for up to {drain_s:g} s"
-        self._manager.stopping(self._operations.line())
+        self._notifier.stopping(self._operations.line())
         for task in tasks[:-2]:  # the watchdog and the status go on: systemd watches a stopping service too
             task.cancel()
         await asyncio.gather(self._server.stop_reading(), self._http.stop_reading())
         await self._uploader.drain(drain_s)
-        for_good = bool(self._server.clients) and await asyncio.to_thread(is_for_good)
+        for_good = bool(self._server.clients) and await asyncio.to_thread(is_stopped_for_good)
         await asyncio.gather(self._server.leave(for_good=for_good), self._http.leave())
         await control.close()
         for task in tasks:
@@ -175,7 +175,7 @@ class Service:
             await asyncio.sleep(STATUS_EVERY_S)
             self._operations.sample()
             await self._operations.count_failed()
-            self._manager.status(self._operations.line())
+            self._notifier.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
                 service_now = self._uploader.service.now()
@@ -204,7 +204,7 @@ class Service:
             self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
             raise
         finally:
-            self._manager.status(self._operations.line())
+            self._notifier.status(self._operations.line())
         return answer
 
     async def _reload(self, arguments: Mapping[str, object]) -> Answer:

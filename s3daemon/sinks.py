@@ -1,8 +1,7 @@
 """Where entries go: the journal in its native protocol, or lines of text on standard error.
 
-The native protocol is a datagram of fields (systemd.io/JOURNAL_NATIVE_PROTOCOL). systemd-python's `sendv` keeps
-Python's global lock while it blocks, so that a thread would not help: a journal that stands still stops the whole
-process in it (tried with version 235).
+The native protocol is a datagram of fields (systemd.io/JOURNAL_NATIVE_PROTOCOL). Why systemd-python does not write it
+is said in `systemd.notify`.
 """
 
 from __future__ import annotations

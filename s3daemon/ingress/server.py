@@ -26,7 +26,7 @@ from s3daemon.ingress.peer import AccessControl
 from s3daemon.ingress.protocol import LineReader, is_extended, parse_request
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.spool.spool import Entry
-from s3daemon.systemd.notify import Manager
+from s3daemon.systemd.notify import Notifier
 
 _log = logging.getLogger(__name__)
 
@@ -52,15 +52,15 @@ class Server:
     Args:
         settings: number of clients, wait limit.
         intake: takes the requests.
-        manager: keeps waiting clients' connections.
+        notifier: keeps waiting clients' connections.
         told: called with the id of a transfer whose failure a client has received.
     """
 
-    def __init__(self, settings: Settings, intake: Intake, manager: Manager, told: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, intake: Intake, notifier: Notifier, told: Callable[[str], None]) -> None:
         self.settings = settings
         self.door = AccessControl()  #: lets everybody in, until the service says whom
         self._intake = intake
-        self._manager = manager
+        self._notifier = notifier
         self._told = told
         self._loop = asyncio.get_running_loop()
         self._slots = asyncio.Semaphore(settings.max_clients)
@@ -183,7 +183,7 @@ class Server:
         Raises:
             _LeftError: the service stops, and the connection is kept for the next process.
         """
-        kept = self._manager.store(name, sock)
+        kept = self._notifier.store(name, sock)
         try:
             events: set[asyncio.Future[Any]] = {ticket.outcome, self._leaving}
             await asyncio.wait(events, timeout=self.settings.wait_limit_s, return_when=asyncio.FIRST_COMPLETED)
@@ -197,7 +197,7 @@ class Server:
             return await ticket.outcome
         finally:
             if kept:
-                self._manager.forget(name)
+                self._notifier.forget(name)
 
     async def _conclude(
         self, sock: socket.socket, name: str, id_: str, failure: Entry | None, *, extended: bool
@@ -211,7 +211,7 @@ class Server:
         else:  # not accepted when the daemon died; had it been stored, the client would have its answer
             text = f"the daemon was interrupted before it accepted this; see journalctl S3DAEMON_TRANSFER_ID={id_}"
             reply = Reply(Outcome.FAILED, "", Code.INTERRUPTED, text)
-        self._manager.forget(name)
+        self._notifier.forget(name)
         await self._deliver(sock, reply, extended=extended)
         if extended:
             await self._converse(sock)

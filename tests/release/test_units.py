@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s3daemon.model.record import MessageId
-from s3daemon.systemd.notify import BACKLOG, DOORS
+from s3daemon.systemd.sockets import BACKLOG, SOCKET_NAMES
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 SERVICE = SYSTEMD / "s3daemon.service"
@@ -70,7 +70,7 @@ def test_the_instances_sockets_differ_in_their_port_alone() -> None:
 @pytest.mark.parametrize("path", SOCKETS, ids=lambda path: path.name)
 def test_the_door_stands_whatever_becomes_of_the_service(path: Path) -> None:
     found = settings(path)
-    assert found["Socket.FileDescriptorName"] == [DOORS[0]]
+    assert found["Socket.FileDescriptorName"] == [SOCKET_NAMES[0]]
     assert found["Socket.Backlog"] == [str(BACKLOG)]
     assert found["Socket.TriggerLimitIntervalSec"] == ["0"]
     assert "Socket.Accept" not in found
@@ -79,7 +79,7 @@ def test_the_door_stands_whatever_becomes_of_the_service(path: Path) -> None:
 def test_the_unix_door() -> None:
     """It stands as fast as the others, outlives the service's restarts, and is a group's, not everybody's."""
     found, other = settings(UNIX), settings(SOCKETS[0])
-    assert found["Socket.FileDescriptorName"] == [DOORS[2]]
+    assert found["Socket.FileDescriptorName"] == [SOCKET_NAMES[2]]
     assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
     assert found["Socket.SocketMode"] == ["0660"]
     assert found["Socket.ListenStream"] == ["/run/s3daemon.socket"]
@@ -91,7 +91,7 @@ def test_the_unix_door() -> None:
 def test_the_http_door() -> None:
     """It stands as fast as the others, is told apart by its name, and only this host reaches it."""
     found, other = settings(HTTP), settings(SOCKETS[0])
-    assert found["Socket.FileDescriptorName"] == [DOORS[1]]
+    assert found["Socket.FileDescriptorName"] == [SOCKET_NAMES[1]]
     assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
     assert found["Socket.ListenStream"] == ["127.0.0.1:15556"]
     for name in ("Backlog", "Service", "TriggerLimitIntervalSec"):

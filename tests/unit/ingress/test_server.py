@@ -53,7 +53,7 @@ class FakeIntake:
         self.ticket.outcome.set_result(reply)
 
 
-class FakeManager:
+class FakeNotifier:
     """Keeps the names of the connections that systemd would keep."""
 
     def __init__(self) -> None:
@@ -84,7 +84,7 @@ class House:
         self.listener.bind(self.path)
         self.listener.listen(100)
         self.listener.setblocking(False)
-        self.intake, self.manager, self.told = FakeIntake(), FakeManager(), list[str]()
+        self.intake, self.manager, self.told = FakeIntake(), FakeNotifier(), list[str]()
         intake: Any = self.intake
         manager: Any = self.manager
         self.server = Server(settings, intake, manager, self.told.append)
