@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def _serve() -> int:
-    """Run the daemon; what keeps it from starting is told in a line for each fault."""
+    """Run the daemon and return its exit status; what keeps it from starting is logged, one line for each fault."""
     from s3daemon.service import Service
     from s3daemon.systemd.notify import Notifier
     from s3daemon.systemd.sockets import passed_sockets, stop_signals
@@ -76,8 +76,10 @@ def _serve() -> int:
     logging.getLogger().addHandler(journal.handler())
     package = logging.getLogger("s3daemon")
 
-    async def run() -> None:
-        await Service(settings, os.environ, journal, notifier).run(passed, stop_signals(asyncio.get_running_loop()))
+    async def run() -> bool:
+        return await Service(settings, os.environ, journal, notifier).run(
+            passed, stop_signals(asyncio.get_running_loop())
+        )
 
     try:
         settings = Settings.from_environ(os.environ)
@@ -85,15 +87,16 @@ def _serve() -> int:
         package.setLevel(settings.log_level.upper())
         notifier = Notifier(os.environ)
         passed = passed_sockets(os.environ)
-        asyncio.run(run())
+        status = 0 if asyncio.run(run()) else 1
     except S3daemonError as exc:
         for fault in exc.faults if isinstance(exc, SettingsError) else [exc.text]:
             package.critical("cannot start: %s", one_line(fault))
         status = 1
-    else:
-        status = 0
+    except Exception:
+        package.critical("a bug ended the daemon", exc_info=True)
+        status = 1
     journal.close(1.0)
-    # A thread may stand still in a dead file system for ever; nothing is left that waits for it.
+    # A thread may be blocked by a dead file system for ever; nothing is left that waits for it.
     os._exit(status)
 
 

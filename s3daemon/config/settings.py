@@ -36,6 +36,8 @@ from s3daemon.errors import SettingsError
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
 _TOKEN = matching("[!-~]{1,16384}", "text without spaces")
+#: The bounds of two settings that others are sized by.
+MAX_CONNECTIONS, MAX_CLIENTS = 1024, 8192
 _HOST_IS_ADDRESS = re.compile(r"//(\[|[0-9.]+(:|$))")
 
 
@@ -89,11 +91,17 @@ class Settings:
     )
     port: int = _var("S3DAEMON_PORT", "15555", count(1, 65535), "The port for it; likewise.", restart=True)
     max_connections: int = _var(
-        "S3DAEMON_MAX_CONNECTIONS", "25", count(1, 1024), "Uploads at a time, each on a warm connection of its own."
+        "S3DAEMON_MAX_CONNECTIONS",
+        "25",
+        count(1, MAX_CONNECTIONS),
+        "Uploads at a time, each on a warm connection of its own.",
     )
     # Each costs a descriptor here and one in systemd's store, whose own bound is in the unit.
     max_clients: int = _var(
-        "S3DAEMON_MAX_CLIENTS", "1024", count(1, 8192), "Clients served at a time; more wait in the socket's backlog."
+        "S3DAEMON_MAX_CLIENTS",
+        "1024",
+        count(1, MAX_CLIENTS),
+        "Clients served at a time; more wait in the socket's backlog.",
     )
     connect_timeout_s: float = _var(
         "S3DAEMON_CONNECT_TIMEOUT", "5s", duration("100ms", "5min"), "Longest time to open a connection, TLS included."
