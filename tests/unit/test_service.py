@@ -1,4 +1,4 @@
-"""The supervisor: a background task that dies is logged and ends the wait; one that returns or is cancelled does not."""
+"""The supervisor: a background task that dies ends the service; one that returns or is cancelled does not."""
 
 from __future__ import annotations
 

@@ -135,11 +135,12 @@ def test_a_descriptor_that_is_not_a_stream_socket_is_named(passed: Passed, tmp_p
     passed.undo.callback(os.close, writing)
     passed.undo.callback(os.close, reading)
     file = passed.undo.enter_context(tmp_path.joinpath("file").open("w"))
-    null = passed.undo.enter_context(Path("/dev/null").open())
+    null = os.open("/dev/null", os.O_RDONLY)
+    passed.undo.callback(os.close, null)
     wrong = {
         reading: "a pipe",
         file.fileno(): "a regular file",
-        null.fileno(): "not a socket",
+        null: "not a socket",
         passed.undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM)).fileno(): "SOCK_DGRAM",
         passed.undo.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)).fileno(): "SOCK_SEQPACKET",
     }
