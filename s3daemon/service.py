@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import threading
 import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,10 +22,10 @@ from pathlib import Path
 from s3daemon.clock import ActiveClock
 from s3daemon.config.environ import of_service
 from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences
+from s3daemon.control.client import control_path
 from s3daemon.control.exposures import LOST_S
-from s3daemon.control.operations import Answer, Operations, entry_of
-from s3daemon.control.overview import watch
-from s3daemon.control.server import ControlServer, control_path
+from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
+from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.janitor import Janitor
@@ -41,7 +40,6 @@ from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.server import Server
 from s3daemon.journal import Journal
-from s3daemon.model.record import Priority
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
@@ -141,7 +139,7 @@ class Service:
         asyncio.get_running_loop().set_default_executor(executor)
         self._access = AccessControl(resolve_users(settings.allowed_users), PeerLookup())
         passed_listeners, state_dir = passed.listening, Path(settings.state_dir)
-        self._spool = spool = Spool.open(state_dir)
+        self._spool = spool = Spool.open(state_dir, on_replaced=self._restore)
         try:
             listeners = [*passed_listeners.get("wire", ()), *passed_listeners.get("unix", ())]
             listeners = listeners or bind(settings.host, settings.port)
@@ -154,16 +152,11 @@ class Service:
                 await self._endpoint.close()
         finally:
             await self._background.cancel()
-            await self._flush()
-            await asyncio.sleep(0)  # the journal's last records may still have something to write to the spool
+            # The journal stays open: why a start failed is logged later.
+            await asyncio.to_thread(self._journal.flush, JOURNAL_FLUSH_S)
+            await asyncio.sleep(0)  # for the changes of the spool that the last records lead to
             await spool.close()
         return not self._background.died
-
-    async def _flush(self) -> None:
-        """Wait until the journal has all records. It stays open: the reason of a failed start is logged later."""
-        out = threading.Event()
-        self._journal.write([("MESSAGE", "all records are written"), ("PRIORITY", int(Priority.DEBUG))], out.set)
-        await asyncio.to_thread(out.wait, JOURNAL_FLUSH_S)
 
     async def _serve(
         self,
@@ -174,23 +167,22 @@ class Service:
         stop: asyncio.Event,
     ) -> None:
         settings, spool, start = self._settings.current, self._spool, self._background.start
-        service = ActiveClock(spool.service_base, time.monotonic)
+        service = ActiveClock(spool.active_base_s, time.monotonic)
         self._attempts = Attempts(settings, spool, self._endpoint.store)
         self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
-        exposures = watch(uploader)
+        exposures = watch_exposures(uploader)
         uploader.recover(pending)
-        spool.on_replaced = self._restore
-        self._janitor = Janitor(spool.ledger, uploader.schedule.__contains__, lambda: self._attempts.store)
+        self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._attempts.store)
         self._janitor.disown()
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
-        self._server = server = Server(self._settings, intake, self._access, self._notifier, spool.told)
-        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
+        self._server = server = Server(self._settings, intake, self._access, self._notifier, spool.mark_notified)
+        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.pool, exposures)
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
         metrics = Metrics(lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients})
         uploader.observers.append(metrics.see)
-        self._uploads = Uploads(self._settings, intake, self._access, spool.told, clock=uploader.clock)
+        self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.clock)
         pages = routes(self._settings, operations, metrics)
         self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
         handlers = {
@@ -232,7 +224,7 @@ class Service:
         self._uploads.leave()
         await asyncio.gather(self._server.leave(for_good=for_good), self._http.listener.drain())
         await control.close()
-        self._spool.tick(self._uploader.service.now())
+        self._spool.save_clock(self._uploader.service.now())
         left = len(self._uploader.schedule)
         _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
 
@@ -247,7 +239,7 @@ class Service:
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
                 service_now = self._uploader.service.now()
-                self._spool.tick(service_now)
+                self._spool.save_clock(service_now)
                 self._spool.expire(service_now, self._settings.current.keep_failed_s)
                 self._warn_of_late(ticked_at)
 

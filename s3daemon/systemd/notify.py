@@ -1,9 +1,6 @@
 """Notifications to systemd, connections stored with it, its watchdog, and whether it is stopping the service for good.
 
-systemd-python neither notifies systemd nor writes the journal for this daemon: its `daemon.notify` and `journal.sendv`
-keep Python's global lock while they block (tried with version 235). PID 1 does not read during a reload, and either
-receiver may be frozen; a full queue would then stop the whole process, not one thread. So both protocols, which systemd
-calls stable, are spoken directly: sd_notify(3) here, systemd.io/JOURNAL_NATIVE_PROTOCOL in the journal's sinks.
+The protocol, sd_notify(3), is spoken directly and not by systemd-python; the reason is in `journal`, which does so too.
 
 A PID 1 that does not read costs this daemon `QUEUE_WAIT_S` once: a notification that must arrive is kept until it can
 be sent; a status, a ping of the watchdog or a connection to store is given up for this time.
