@@ -1,8 +1,8 @@
 """Clients of listening sockets: accepted while there are slots, tracked while they are read, seen out at a stop.
 
 Both servers, of the wire and of HTTP, have a `Listener` of their own, which may accept from several sockets. Not
-`loop.create_server`, for two reasons: it accepts whoever comes, where more clients than there are slots shall wait in
-the backlog; and closing it while clients come loses those that it has accepted but not begun to serve. (It also calls
+`loop.create_server`, for two reasons: it accepts every client at once, while those without a slot shall wait in the
+backlog; and closing it while clients come loses those that it has accepted but not begun to serve. (It also calls
 `listen` with its own backlog, 100 by default, and so shrinks that of systemd's socket for good; a large `backlog=`
 would avoid this.) Not `loop.sock_accept` either: cancelled in the moment in which it has accepted a client, it drops
 that client, and some restarts would disconnect one. Here nothing can be cancelled between `accept` and the task that

@@ -171,9 +171,9 @@ def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, fil
         waiting = pool.submit(upload, served, file, "s3://bucket/kept")
         served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
         assert served.terminate() == 0
-        told = waiting.result()
-        id_ = told["task"]["id"]
-        assert (told["code"], told["msg"]) == (504, f"Deferred: {id_} is kept and being tried; it is still on its way")
+        answer = waiting.result()
+        id_ = answer["task"]["id"]
+        assert (answer["code"], answer["msg"]) == (504, f"Deferred: {id_} is kept and being tried; it is still on its way")
         early = pool.submit(curl, served, "/version")
         s3.release()
         served.start()
@@ -325,7 +325,7 @@ class Site:
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Nobody reads it."""
+                """Log nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]

@@ -116,7 +116,7 @@ def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
         assert await tab.evaluate("document.querySelector('#uploads .bar').getAttribute('aria-valuenow')") == "26"
         failures = await text(tab, "#failures")
         assert "NoSuchBucket: there is no bucket old-raw" in failures
-        assert "left aside" in await text(tab, "#receivers")
+        assert "temporarily disabled" in await text(tab, "#receivers")
         assert await tab.evaluate("document.querySelectorAll('#exposures > .chart rect').length") == 30
         limits = await tab.evaluate("[...document.querySelectorAll('text.late, text.lost')].map(t => t.textContent)")
         assert limits == ["10 s", "30 s"]
