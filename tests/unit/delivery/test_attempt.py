@@ -61,9 +61,14 @@ def test_the_file_opened_at_acceptance_is_sent_and_opened_anew_after_that() -> N
 def test_the_spool_is_notified_before_anything_is_sent() -> None:
     async def test(bench: Bench) -> None:
         queued = bench.accepted(attempt_started=False)
-        bench.store.answer = lambda transfer: pytest.fail() if bench.spool.started != [transfer.id] else None
-        await bench.make(queued)
+        making = asyncio.create_task(bench.make(queued))
+        await asyncio.sleep(0.5 * bench.store.seconds)
+        assert bench.store.in_flight
+        assert bench.spool.started == [queued.transfer.id]
+        await making
         assert queued.attempt_started
+        await bench.make(queued)
+        assert len(bench.spool.started) == 1, "the spool has it already"
 
     on_bench(test)
 
