@@ -119,7 +119,18 @@ class RequestError(S3daemonError):
 
 
 class FileError(RequestError):
-    """The file cannot be sent as it is."""
+    """The file cannot be sent as it is.
+
+    Attributes:
+        status, ambiguous, retry_after, receiver, other_receiver: as in `AttemptError`, so that both are handled alike;
+            constant, since a file's error involves no store.
+    """
+
+    status = 0
+    ambiguous = False
+    retry_after = 0.0
+    receiver = ""
+    other_receiver = False
 
 
 class SpoolError(S3daemonError):
@@ -135,21 +146,41 @@ class AttemptError(S3daemonError):
         status: the HTTP status, 0 when there was no answer.
         ambiguous: the whole body may have arrived, so the object may be in the store.
         retry_after: seconds that the store asked us to wait (Retry-After), 0 when it did not.
-
-    Attributes:
-        receiver: the address where it failed; empty when it got nowhere.
-        elsewhere: the receiver is to blame, and another one serves that the transfer has not tried yet.
+        receiver: the address where it failed; empty when no address was reached.
+        other_receiver: the receiver is to blame, and another one serves that this transfer has not failed at yet.
     """
 
     def __init__(
-        self, code: str, text: str, *, status: int = 0, ambiguous: bool = False, retry_after: float = 0.0
+        self,
+        code: str,
+        text: str,
+        *,
+        status: int = 0,
+        ambiguous: bool = False,
+        retry_after: float = 0.0,
+        receiver: str = "",
+        other_receiver: bool = False,
     ) -> None:
         super().__init__(code, text)
         self.status = status
         self.ambiguous = ambiguous
         self.retry_after = retry_after
-        self.receiver = ""
-        self.elsewhere = False
+        self.receiver = receiver
+        self.other_receiver = other_receiver
+
+    def replace(
+        self, *, ambiguous: bool | None = None, receiver: str | None = None, other_receiver: bool | None = None
+    ) -> AttemptError:
+        """Return a copy in which the given fields have other values."""
+        return AttemptError(
+            self.code,
+            self.text,
+            status=self.status,
+            ambiguous=self.ambiguous if ambiguous is None else ambiguous,
+            retry_after=self.retry_after,
+            receiver=self.receiver if receiver is None else receiver,
+            other_receiver=self.other_receiver if other_receiver is None else other_receiver,
+        )
 
 
 def one_line(text: str, limit: int = 500) -> str:

@@ -17,8 +17,7 @@ import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from s3daemon.errors import one_line
-from s3daemon.model.kinds import Priority
-from s3daemon.model.record import Field, TransferRecord
+from s3daemon.model.record import Field, Priority, TransferRecord
 from s3daemon.sinks import Sink
 
 #: Entries that wait. Journald's own restart takes a second or two and the fastest store takes about a thousand

@@ -86,7 +86,7 @@ class Service:
             listeners = [*doors.get("wire", ()), *doors.get("unix", ())] or bind(settings.host, settings.port)
             self._endpoint = Endpoint(settings)
             await self._endpoint.open()
-            self._journal.hide(self._endpoint.signer.secrets)
+            self._journal.hide(self._endpoint.secrets)
             try:
                 await self._serve(listeners, doors.get("http", []), inherited.clients, state_dir, stop)
             finally:
@@ -124,7 +124,7 @@ class Service:
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
         self._server = server = Server(settings, intake, self._manager, spool.told)
         server.door = self._door
-        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
+        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.pool, exposures)
         self._http = Http(settings, self._door, intake, uploader, operations, told=spool.told)
         handlers = {
             "queue": operations.queue,
@@ -139,7 +139,7 @@ class Service:
         if pending:
             _log.info("%d transfers of an earlier process are taken up", len(pending))
         tasks = [asyncio.create_task(server.accept(listener)) for listener in listeners]
-        tasks += [asyncio.create_task(self._janitor.run())]
+        tasks += [asyncio.create_task(self._janitor.run()), asyncio.create_task(self._watch_endpoint())]
         tasks += [asyncio.create_task(self._http.accept(listener)) for listener in http_listeners]
         tasks += [asyncio.create_task(self._manager.watchdog(lambda: True)), asyncio.create_task(self._report())]
         self._manager.ready(operations.line())
@@ -167,6 +167,11 @@ class Service:
         self._spool.tick(self._uploader.service.now())
         left = len(self._uploader.schedule)
         _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
+
+    async def _watch_endpoint(self) -> None:
+        """Raise what the keeper of the connections dies of, so that it ends the service; a reload starts another."""
+        while True:
+            await self._endpoint.watch()
 
     async def _report(self) -> None:
         """Keep STATUS and the seconds of service up to date."""
@@ -225,7 +230,7 @@ class Service:
         except SettingsError:
             await endpoint.close(before)
             raise
-        self._journal.hide(endpoint.signer.secrets)
+        self._journal.hide(endpoint.secrets)
         self._settings = self._attempts.settings = self._uploader.settings = self._server.settings = new
         self._endpoint, self._attempts.store, self._server.door = endpoint, endpoint.store, door
         self._http.reload(new, door)

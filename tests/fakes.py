@@ -15,8 +15,7 @@ from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
-from s3daemon.model.kinds import MessageId
-from s3daemon.model.record import Field
+from s3daemon.model.record import Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress

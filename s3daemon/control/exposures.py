@@ -11,17 +11,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 from s3daemon.model.record import TransferRecord
-from s3daemon.model.request import Transfer
+from s3daemon.model.request import Transfer, prefix_of
 
 #: Those asked for last are kept. At one a minute this is half an hour, and as many bars as a chart shows well.
 KEPT = 30
 #: From the first request to the last object stored: longer is late; longer still, and nobody waits for it any more.
 LATE_S, LOST_S = 10.0, 30.0
-
-
-def prefix_of(bucket: str, key: str, parts: int | None = None) -> str:
-    """Bucket and key up to its last slash, or to the first `parts` of that; with a slash at the end."""
-    return "/".join([bucket, *key.split("/")[:-1][:parts]]) + "/"
 
 
 @dataclass(slots=True)

@@ -6,7 +6,6 @@ And the next transfer to that destination looks once more after it was stored: a
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -16,9 +15,9 @@ from dataclasses import replace
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.delivery.schedule import Job
-from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, SpoolError, one_line
+from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.model.request import Destination, FileState
-from s3daemon.model.source import Source
+from s3daemon.model.source import Source, open_file
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.spool import Spool
@@ -27,35 +26,12 @@ _log = logging.getLogger(__name__)
 
 #: How long a body of which nothing more is heard may still arrive: what a proxy or a receiver's queue may hold it for.
 LATE_ARRIVAL_S = 900.0
-#: Where systemd puts a service's credentials (systemd.exec(5)). The daemon can read its own; its clients shall not.
-CREDENTIALS = "/run/credentials"
-
-
-async def open_file(path: str, settings: Settings, opener: Callable[..., Source] = Source.open) -> Source:
-    """Open and check a file in a thread, so that a file system that does not answer holds nobody else.
-
-    Raises:
-        FileError: it cannot be sent, or its file system does not answer.
-    """
-    own = [CREDENTIALS, settings.state_dir, *filter(None, [settings.shared_credentials_file])]
-    opening = asyncio.get_running_loop().run_in_executor(None, opener, path, settings.allowed_roots, own)
-    try:
-        return await asyncio.wait_for(asyncio.shield(opening), settings.stall_timeout_s)
-    except TimeoutError as exc:
-        opening.add_done_callback(_close_late)
-        limit = settings.stall_timeout_s
-        raise FileError(Code.READ_FAILED, f"{one_line(path)}: its file system did not answer for {limit:g} s") from exc
 
 
 async def _noted(change: Awaitable[None]) -> None:
     """A full disk holds up no accepted transfer, new ones alone: the spool writes the change when it can."""
     with contextlib.suppress(SpoolError):
         await change
-
-
-def _close_late(opening: asyncio.Future[Source]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
 
 
 class Attempts:
@@ -99,7 +75,7 @@ class Attempts:
             if exc.ambiguous:
                 self._expect_late_arrival(job)
             raise
-        except S3daemonError:
+        except FileError:
             raise
         except Exception as exc:
             _log.exception("a bug in an attempt of %s", job.transfer.id)
@@ -112,7 +88,7 @@ class Attempts:
 
     async def _make(self, job: Job) -> Stored:
         try:
-            source = job.source or await open_file(job.transfer.file, self.settings, self._opener)
+            source = job.source or await self._open(job.transfer.file)
         except FileError:
             if job.unknown and isinstance(found := await self.store.find(job.transfer, job.tried), Stored):
                 return found  # it was stored, and its owner has tidied up since
@@ -131,6 +107,11 @@ class Attempts:
             source.close()
         await self._confirm(job)
         return stored
+
+    async def _open(self, path: str) -> Source:
+        settings = self.settings
+        roots, closed = settings.allowed_roots, settings.private_paths()
+        return await open_file(path, roots, closed, settings.stall_timeout_s, self._opener)
 
     async def _see(self, job: Job, state: FileState) -> None:
         """The file is not the one that was accepted: what is there now is what is sent, and the record says so."""

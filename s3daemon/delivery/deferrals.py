@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 
-from s3daemon.model.kinds import MessageId, Priority
-from s3daemon.model.record import Deferral, Field
+from s3daemon.model.record import Deferral, Field, MessageId, Priority
 
 #: From the first entry on, this long is a round; at its end those are counted that were too many.
 ROUND_S = 60.0

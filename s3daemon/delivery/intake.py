@@ -13,14 +13,13 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from s3daemon.clock import Clock
-from s3daemon.delivery.attempt import open_file
 from s3daemon.delivery.schedule import Job
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.delivery.waiters import tell
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.model.reply import Reply
 from s3daemon.model.request import Request, Transfer
-from s3daemon.model.source import Source
+from s3daemon.model.source import Source, open_file
 from s3daemon.spool.spool import Spool
 
 
@@ -77,7 +76,8 @@ class Intake:
         settings, bucket = self._uploader.settings, request.destination.bucket
         if settings.allowed_buckets and bucket not in settings.allowed_buckets:
             raise RequestError(Code.NOT_ALLOWED, f"the bucket {bucket} is not in S3DAEMON_ALLOWED_BUCKETS")
-        source = await open_file(request.file, settings, self._opener)
+        roots, closed = settings.allowed_roots, settings.private_paths()
+        source = await open_file(request.file, roots, closed, settings.stall_timeout_s, self._opener)
         job = self._uploader.schedule.joinable(request.file, request.destination)
         if job is not None:
             durable = self._join(job, request, source)

@@ -87,9 +87,9 @@ class Janitor:
 
     async def _abort(self, store: Store, begun: OpenUpload) -> bool:
         begun.abandoned = True  # should its transfer be retried at this moment, it begins anew
-        upload, to = begun.upload, begun.upload.destination
+        upload = begun.upload
         try:
-            await store.ask("abort_multipart_upload", Bucket=to.bucket, Key=to.key, UploadId=upload.id)
+            await store.abort(upload)
         except AttemptError as exc:
             if exc.code not in _GONE:
                 if judge(exc) is not Verdict.PERMANENT:

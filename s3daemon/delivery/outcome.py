@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from s3daemon.delivery.schedule import Job
 from s3daemon.model.record import AttemptFailure, TransferRecord
-from s3daemon.s3.stored import Stored
+from s3daemon.s3.store import Stored
 
 
 def record_of(job: Job, stored: Stored | None, endpoint: str, now: float, wall: float) -> TransferRecord:

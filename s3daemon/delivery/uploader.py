@@ -32,7 +32,7 @@ from s3daemon.delivery.health import Health
 from s3daemon.delivery.outcome import record_of, warning_of
 from s3daemon.delivery.schedule import Job, Schedule
 from s3daemon.delivery.waiters import Waiters, tell
-from s3daemon.errors import AttemptError, Code, S3daemonError, SpoolError
+from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.journal import Journal
 from s3daemon.model.record import MessageId, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
@@ -119,8 +119,8 @@ class Uploader:
 
     async def _run(self, job: Job) -> None:
         try:
-            outcome: Stored | S3daemonError = await self._attempts.make(job)
-        except S3daemonError as exc:
+            outcome: Stored | AttemptError | FileError = await self._attempts.make(job)
+        except (AttemptError, FileError) as exc:
             outcome = exc
         finally:
             job.task = None
@@ -141,10 +141,10 @@ class Uploader:
         tell(job, Reply(Outcome.STORED, job.transfer.id))
         self._record(job, stored)
 
-    def _failed(self, job: Job, error: S3daemonError) -> None:
+    def _failed(self, job: Job, error: AttemptError | FileError) -> None:
         now = self.clock()
         stale_again = job.code == error.code == Code.STALE_CONNECTION
-        job.code, job.text, job.receiver = error.code, error.text, getattr(error, "receiver", "")
+        job.code, job.text, job.receiver = error.code, error.text, error.receiver
         verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
         self._note_health(job, error, verdict)
         if verdict is not Verdict.PERMANENT and self.service.now() - job.accepted_service > self.settings.retry_for_s:
@@ -154,24 +154,24 @@ class Uploader:
             self.give_up(job)
             return
         delay = 0.0
-        if isinstance(error, AttemptError) and error.elsewhere:  # each receiver once, then patience
+        if error.other_receiver:  # each receiver once, then patience
             job.tried.add(error.receiver)
         elif error.code != Code.STALE_CONNECTION or stale_again:  # one that was closed says nothing against another
             job.live = False
             job.tried.clear()
-            delay = backoff(job.attempts, self._rng, getattr(error, "retry_after", 0.0))
+            delay = backoff(job.attempts, self._rng, error.retry_after)
         job.begun = job.unknown
         self._spool.note(job.transfer.id, job.attempts, begun=job.unknown, code=job.code, text=job.text)
         self._journal.write(warning_of(job, None if self.health.held else delay).fields())
         self.schedule.release(job, now + delay)
 
-    def _judge_file(self, error: S3daemonError, now: float) -> Verdict:
+    def _judge_file(self, error: FileError, now: float) -> Verdict:
         """A file's fault passes, or may: within the grace after a start."""
         passes = error.code in _PASSING or now - self._started_at < FILE_GRACE_S
         return Verdict.TRANSIENT if passes else Verdict.PERMANENT
 
-    def _note_health(self, job: Job, error: S3daemonError, verdict: Verdict) -> None:
-        if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.elsewhere:
+    def _note_health(self, job: Job, error: AttemptError | FileError, verdict: Verdict) -> None:
+        if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.other_receiver:
             return
         was_held = self.health.held
         if verdict is Verdict.HOLD or blames_endpoint(error):

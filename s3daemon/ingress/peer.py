@@ -28,7 +28,7 @@ from contextlib import suppress
 from typing import TypeVar
 
 from s3daemon.errors import Code, RequestError, SettingsError, one_line
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.request import Request
 
 _log = logging.getLogger(__name__)

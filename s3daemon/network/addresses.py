@@ -132,19 +132,22 @@ class Addresses:
             if receiver.times == 1:
                 self._on_aside(address, why, receiver.served)
 
-    def blame(self, error: AttemptError, address: str, who: str, tried: Collection[str]) -> None:
-        """An attempt failed: note where, whether the receiver is at fault, and whether another one can be tried.
+    def blame(self, error: AttemptError, address: str, who: str, tried: Collection[str]) -> bool:
+        """Note that an attempt failed at a receiver.
 
         Args:
-            error: gets `receiver` and `elsewhere`.
+            error: why.
             address: where it failed.
             who: the transfer, or what else was asked.
             tried: the receivers where it failed before.
+
+        Returns:
+            whether the receiver is at fault and another one serves that was not tried yet.
         """
-        error.receiver = address
-        if blames_endpoint(error) and error.code != Code.STALE_CONNECTION:
-            self.failed(address, f"{error.code}, {error}", "" if error.code in _NOT_CONNECTED else who)
-            error.elsewhere = self.elsewhere({*tried, address})
+        if not blames_endpoint(error) or error.code == Code.STALE_CONNECTION:
+            return False
+        self.failed(address, f"{error.code}, {error}", "" if error.code in _NOT_CONNECTED else who)
+        return self.elsewhere({*tried, address})
 
     def _put_aside(self, receiver: _Receiver) -> None:
         receiver.until = self._clock() + min(ASIDE_FIRST_S * 2.0 ** min(receiver.times, 16), ASIDE_MAX_S)

@@ -20,7 +20,7 @@ from yarl import URL
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.pacing import Pacer
@@ -232,7 +232,7 @@ class ConnectionPool:
 
 
 def _tell_aside(address: str, why: str, served: bool) -> None:
-    kind = {"journal": {"MESSAGE_ID": MessageId.RECEIVER_ASIDE.value}}
+    kind = {"journal": {"MESSAGE_ID": MessageId.RECEIVER_DISABLED.value}}
     level = logging.WARNING if served else logging.INFO  # an address that never answered is no news each start
     _log.log(level, "receiver %s is left aside: %s", address, why, extra=kind)
 

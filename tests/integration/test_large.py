@@ -14,7 +14,7 @@ from lab.relay import Relay, relay
 from lab.rgw import Gateway
 from lab.s3 import S3Server
 
-from s3daemon.s3.stored import FILE_KEY, ID_KEY
+from s3daemon.s3.store import FILE_KEY, ID_KEY
 
 MIB = 1 << 20
 PART = 5 * MIB

@@ -10,10 +10,10 @@ from lab.keeping import sweeps
 from lab.schemes import Scheme, scheme_of
 from lab.scripted import refusing, scripted
 from lab.sending import a_file, failure, in_loop, sending, settings_for
+from s3daemon.s3.prime import Primer
 
 from s3daemon.network.keeper import PRIMED_BYTES
 from s3daemon.s3.endpoint import Endpoint
-from s3daemon.s3.prime import Primer
 
 PREFIX = "scratch/prime-"
 

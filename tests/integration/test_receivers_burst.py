@@ -15,7 +15,7 @@ from s3daemon.clock import ActiveClock
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.uploader import Uploader
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request
 from s3daemon.s3.endpoint import Endpoint
@@ -58,14 +58,14 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
             assert all(record.connection == "warm" for record in records)
             return sorted(record.attempts for record in records)
 
-        await answered(server, endpoint.lanes.limit)
+        await answered(server, endpoint.pool.limit)
         first = await burst(1)
         assert {entry["S3DAEMON_RECEIVER"] for entry in journal.of(MessageId.ATTEMPT_FAILED)} == {RECEIVERS[0]}
         assert set(first) == {1, 2}, first
         await asyncio.sleep(0)
-        assert endpoint.lanes.aside == [RECEIVERS[0]]
-        assert endpoint.lanes.limit == BURST + endpoint.lanes.spare
-        await server.until(lambda: endpoint.lanes.open_count == endpoint.lanes.limit)
+        assert endpoint.pool.aside == [RECEIVERS[0]]
+        assert endpoint.pool.limit == BURST + endpoint.pool.spare
+        await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
         assert set(await burst(2)) == {1}
         assert len(server.objects) == 2 * BURST
         assert not uploader.health.away

@@ -15,9 +15,8 @@ from pathlib import Path
 import pytest
 
 from s3daemon.config.settings import Settings
-from s3daemon.delivery.attempt import open_file
 from s3daemon.errors import FileError
-from s3daemon.model.source import Source
+from s3daemon.model.source import Source, open_file
 
 #: Each race is run so often; a developer waits for a tenth of it, unless TEST_RACES says otherwise.
 TIMES = int(os.environ.get("TEST_RACES") or (100_000 if os.environ.get("CI") == "true" else 10_000))
@@ -130,14 +129,16 @@ def test_the_daemons_own_files(data: Path, tmp_path: Path) -> None:
     (state / "spool.db").write_bytes(b"spool")
     keys.write_bytes(b"secret")
     (data / "link").symlink_to(state)
-    settings = Settings.from_environ({
-        "S3_ENDPOINT_URL": "http://store", "AWS_SHARED_CREDENTIALS_FILE": str(keys),
-        "S3DAEMON_STATE_DIR": str(data / "link"),
-    })  # fmt: skip
+    settings = Settings(
+        endpoint_url="http://store", shared_credentials_file=str(keys), state_dir=str(data / "link")
+    )
+
+    def opened(path: Path | str) -> Source:
+        return asyncio.run(open_file(str(path), settings.allowed_roots, settings.private_paths(), 10.0))
 
     def code(path: Path | str) -> str:
         with pytest.raises(FileError) as caught:
-            asyncio.run(open_file(str(path), settings))
+            opened(path)
         return caught.value.code
 
     descriptor = os.open(keys, os.O_RDONLY)
@@ -146,7 +147,7 @@ def test_the_daemons_own_files(data: Path, tmp_path: Path) -> None:
             assert code(path) == "NotAllowed"
     finally:
         os.close(descriptor)
-    asyncio.run(open_file(str(data / "night/f"), settings)).close()
+    opened(data / "night/f").close()
     # Others of /proc claim to be empty and are not, which no sender takes: the environment, for one.
     assert code("/proc/self/environ") == "FileChanged"
 

@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 from lab.rgw import Gateway
 from lab.s3 import S3Server
-from lab.sending import Sender, a_file, failure, in_loop, sending, transfer_of
+from lab.sending import OpenStore, a_file, failure, in_loop, sending, transfer_of
 
 from s3daemon.config.settings import Settings
-from s3daemon.errors import SettingsError
 from s3daemon.model.source import Source
-from s3daemon.s3.client import Signer
-from s3daemon.s3.store import ID_KEY, LookupResult, Stored
-from s3daemon.s3.stored import marks_of
+from s3daemon.s3.store import ID_KEY, LookupResult, Stored, metadata_of
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.upload_rows import MultipartUpload
 
@@ -46,7 +43,7 @@ def server(request: pytest.FixtureRequest) -> S3Server:
 
 
 @contextlib.asynccontextmanager
-async def to(server: S3Server, **environ: str) -> AsyncIterator[Sender]:
+async def to(server: S3Server, **environ: str) -> AsyncIterator[OpenStore]:
     """A sender to a server, set up from the environment as the daemon's is."""
     settings = Settings.from_environ(server.settings() | {"S3DAEMON_STATE_DIR": "/nonexistent"} | environ)
     async with sending(settings) as sender:
@@ -111,7 +108,7 @@ async def test_parts(tmp_path: Path, server: S3Server) -> None:
         # Another content tells who sent the part.
         with looking(server) as client:
             where = {"Bucket": bucket, "Key": "key"}
-            id_ = client.create_multipart_upload(**where, Metadata=marks_of(transfer))["UploadId"]
+            id_ = client.create_multipart_upload(**where, Metadata=metadata_of(transfer))["UploadId"]
             etag = client.upload_part(**where, UploadId=id_, PartNumber=2, Body=b"x" * part)["ETag"].strip('"')
         state = source.state
         await ledger.begin(
@@ -131,13 +128,13 @@ async def test_parts_that_are_given_up(server: S3Server, seaweed: S3Server) -> N
     bucket = server.new_bucket()
     where = {"Bucket": bucket, "Key": "key"}
     async with to(server) as sender:
-        id_ = (await sender.store.ask("create_multipart_upload", **where))["UploadId"]
-        await sender.store.ask("list_parts", **where, UploadId=id_)
-        await sender.store.ask("abort_multipart_upload", **where, UploadId=id_)
-        error = await failure(sender.store.ask("list_parts", **where, UploadId=id_))
+        id_ = (await sender.store.sender.call("create_multipart_upload", **where))["UploadId"]
+        await sender.store.sender.call("list_parts", **where, UploadId=id_)
+        await sender.store.sender.call("abort_multipart_upload", **where, UploadId=id_)
+        error = await failure(sender.store.sender.call("list_parts", **where, UploadId=id_))
         assert (error.code in ("NoSuchUpload", "NoSuchKey"), error.status) == (True, 404)
         if server.url != seaweed.url:  # it is content
-            error = await failure(sender.store.ask("abort_multipart_upload", **where, UploadId=id_))
+            error = await failure(sender.store.sender.call("abort_multipart_upload", **where, UploadId=id_))
             assert (error.code, error.status) == ("NoSuchUpload", 404)
     with looking(server) as client:
         assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
@@ -280,21 +277,6 @@ async def test_keys_from_a_shared_credentials_file(tmp_path: Path, seaweed: S3Se
     async with to(seaweed, **environ, AWS_PROFILE="wrong") as sender:
         error = await failure(sender.put(tmp_path / "file", "key", bucket))
         assert error.code == "SignatureDoesNotMatch"
-
-
-@in_loop
-async def test_a_credentials_file_without_keys(tmp_path: Path) -> None:
-    """A file that lacks the profile stops the start, and names it; no metadata service is asked instead."""
-    credentials = tmp_path / "credentials"
-    credentials.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
-    settings = Settings(
-        endpoint_url="http://127.0.0.1:9",
-        shared_credentials_file=str(credentials),
-        profile="none",
-        state_dir="/nonexistent",
-    )
-    with pytest.raises(SettingsError, match="no keys for profile none"):
-        await Signer(settings).open()
 
 
 @in_loop

@@ -23,6 +23,7 @@ from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
+from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import Store, Stored
 
 LONGEST_S = 240.0
@@ -66,8 +67,8 @@ def settings_for(url: str, **changes: Any) -> Settings:
 
 
 @dataclass(frozen=True)
-class Sender:
-    """Lanes and a store over them."""
+class OpenStore:
+    """A store, open for a test, and the connections to it."""
 
     lanes: ConnectionPool
     store: Store
@@ -87,16 +88,15 @@ def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Tra
 
 
 @contextlib.asynccontextmanager
-async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[Sender]:
+async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[OpenStore]:
     """A store for these settings, closed at the end."""
     lanes = ConnectionPool(settings, clock, spare=0)
-    signer = Signer(settings)
-    store = Store(settings, lanes, signer)
-    await signer.open()
+    sender = Sender(settings, lanes, Signer(settings))
+    await sender.open()
     try:
-        yield Sender(lanes, store)
+        yield OpenStore(lanes, Store(sender))
     finally:
-        await signer.close()
+        await sender.close()
         await lanes.close()
 
 

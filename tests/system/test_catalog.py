@@ -14,7 +14,7 @@ from lab.env import TREE
 from lab.flaky import Fault, FlakyS3
 from lab.installed import Service, installed, until, write_file
 
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 
 STATE = "/var/lib/s3daemon"
 ABSENT = "127.0.0.9"
@@ -52,7 +52,7 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     box = service.box
     assert service.send("/data/f.fits", "any/bucket/stored").returncode == 0
     assert "NotAllowed" in service.send("/data/f.fits", "any/foreign/f", check=False).stderr
-    (aside,) = entries(service, MessageId.RECEIVER_ASIDE, 1)
+    (aside,) = entries(service, MessageId.RECEIVER_DISABLED, 1)
     assert aside == f"receiver {ABSENT} is left aside: no connection"
 
     s3.refuse()

@@ -12,8 +12,7 @@ from fakes import House, away, fly
 from s3daemon.delivery.deferrals import ROUND_LIMIT, ROUND_S, Deferrals
 from s3daemon.delivery.health import KNOWN_AWAY_AFTER_S
 from s3daemon.errors import AttemptError
-from s3daemon.model.kinds import MessageId, Priority
-from s3daemon.model.record import Deferral, Field
+from s3daemon.model.record import Deferral, Field, MessageId, Priority
 from s3daemon.model.reply import Outcome
 
 

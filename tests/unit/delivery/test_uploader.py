@@ -6,7 +6,7 @@ import pytest
 from fakes import House, away, fly
 
 from s3daemon.errors import AttemptError, FileError, RequestError, SpoolError
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Transfer
 
@@ -367,9 +367,7 @@ def test_a_bug_loses_nothing() -> None:
 
 def elsewhere(receiver: str) -> AttemptError:
     """A receiver failed, and another one serves."""
-    error = AttemptError("SlowDown", "no", status=503)
-    error.receiver, error.elsewhere = receiver, True
-    return error
+    return AttemptError("SlowDown", "no", status=503, receiver=receiver, other_receiver=True)
 
 
 def test_a_broken_receiver_costs_one_attempt() -> None:

@@ -16,7 +16,7 @@ import pytest
 
 from s3daemon.errors import FileError, RequestError, SettingsError, SpoolError
 from s3daemon.ingress.peer import AccessControl, _owners, uid_of, uids_of
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.request import Destination, Request
 
 OTHER = 23456
