@@ -150,7 +150,7 @@ class PartSender:
         if not running:
             return True
         pool = self._sender.pool
-        return running < parts_at_once(running + waiting, pool.usable, self._files) and pool.for_parts > 0
+        return running < parts_at_once(running + waiting, pool.usable, self._files) and pool.available_for_parts > 0
 
     async def _send_part(
         self,

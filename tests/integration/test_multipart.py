@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 from lab.scripted import Exchange, Script, Scripted, keep, scripted
-from lab.sending import Sender, a_file, failure, in_loop, sending, settings_for, transfer_of
+from lab.sending import OpenStore, a_file, failure, in_loop, sending, settings_for, transfer_of
 
 from s3daemon.errors import FileError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
+from s3daemon.network.progress import Progress
 from s3daemon.s3.store import LookupResult, Stored
 from s3daemon.spool.open_uploads import OpenUploads
 
@@ -33,9 +34,10 @@ class Case:
     """A store, a way to it, one transfer of a large file, and what its attempts leave to each other."""
 
     server: Scripted
-    sender: Sender
+    sender: OpenStore
     file: Path
-    ledger: OpenUploads = field(default_factory=OpenUploads)
+    open_uploads: OpenUploads = field(default_factory=OpenUploads)
+    progress: Progress = field(default_factory=Progress)
     transfer: Transfer | None = None
 
     async def put(self) -> Stored:
@@ -43,7 +45,7 @@ class Case:
         source = Source.open(os.fspath(self.file))
         try:
             self.transfer = self.transfer or transfer_of(source)
-            return await self.sender.store.put(self.transfer, source, self.ledger)
+            return await self.sender.store.put(self.transfer, source, self.open_uploads, progress=self.progress)
         finally:
             source.close()
 
@@ -125,11 +127,10 @@ async def test_a_large_file_is_stored_whole_in_parts(tmp_path: Path) -> None:
         assert it.asked == ["POST uploads", "POST uploadId"]
         assert not any("expect" in seen.headers for seen in it.server.seen)
         assert {seen.headers["x-amz-content-sha256"] for seen in it.server.puts} == {"UNSIGNED-PAYLOAD"}
-        assert not list(it.ledger)
+        assert not list(it.open_uploads)
         assert not it.server.assembly.uploads
         assert it.transfer is not None
         assert await it.sender.store.find(it.transfer) == Stored(stored.etag, SIZE, parts=5)
-        assert not it.sender.store.sending.under_way
 
 
 @pytest.mark.parametrize(("size", "parts"), [(PART, 0), (PART + 1, 2), (2 * PART, 2)])
@@ -150,14 +151,14 @@ async def test_the_next_attempt_goes_on(tmp_path: Path) -> None:
         error = await failure(it.put())
         assert (error.code, error.ambiguous) == ("ConnectionClosed", False)
         assert 2 not in it.sent
-        (begun,) = it.ledger
+        (begun,) = it.open_uploads
         assert set(begun.etags) == set(it.sent) == {1, 3}
         it.server.put = keep
         stored = await it.put()
         assert sorted(it.sent) == PARTS, "none twice"
         assert it.asked == ["POST uploads", "GET uploadId", "POST uploadId"]
         assert (stored.parts, it.server.objects["/bucket/key"]) == (5, it.file.read_bytes())
-        assert not list(it.ledger)
+        assert not list(it.open_uploads)
 
 
 @in_loop
@@ -208,7 +209,7 @@ async def test_an_upload_that_the_store_lost_begins_anew(tmp_path: Path) -> None
         await it.put()
         assert it.server.assembly.begun == 2
         assert it.server.objects["/bucket/key"] == it.file.read_bytes()
-        assert [begun.abandoned for begun in it.ledger] == [True]
+        assert [begun.abandoned for begun in it.open_uploads] == [True]
 
 
 @pytest.mark.parametrize(
@@ -229,7 +230,7 @@ async def test_what_cannot_be_completed_begins_anew(
     async with case(tmp_path, put, other) as it:
         error = await failure(it.put())
         assert error.ambiguous is ambiguous
-        assert [begun.abandoned for begun in it.ledger] == [True]
+        assert [begun.abandoned for begun in it.open_uploads] == [True]
         it.server.put = it.server.other = keep
         await it.put()
         assert it.server.assembly.begun == 2
@@ -244,7 +245,7 @@ async def test_other_parts_begin_anew(tmp_path: Path) -> None:
         it.server.put = keep
         async with sending(settings) as it.sender:
             assert (await it.put()).parts == 3
-        assert [begun.abandoned for begun in it.ledger] == [True]
+        assert [begun.abandoned for begun in it.open_uploads] == [True]
 
 
 @in_loop
@@ -256,7 +257,7 @@ async def test_another_endpoint_begins_anew(tmp_path: Path) -> None:
         async with sending(settings) as it.sender:
             assert (await it.put()).parts == 5
         assert other.objects == {"/bucket/key": it.file.read_bytes()}
-        assert [(begun.abandoned, begun.upload.endpoint) for begun in it.ledger] == [(False, it.server.url)]
+        assert [(begun.abandoned, begun.upload.endpoint) for begun in it.open_uploads] == [(False, it.server.url)]
 
 
 def touch(file: Path) -> None:
@@ -293,7 +294,7 @@ async def test_a_file_that_changes_is_not_stored(tmp_path: Path, change: Callabl
         a_file(it.file, SIZE + 1)
         await it.put()
         assert it.server.objects["/bucket/key"] == it.file.read_bytes()
-        assert [begun.abandoned for begun in it.ledger] == [True]
+        assert [begun.abandoned for begun in it.open_uploads] == [True]
 
 
 @in_loop
@@ -340,7 +341,7 @@ async def test_the_etag_of_the_whole(tmp_path: Path, etag: str, verify: str, cod
             assert (await failure(it.put())).code == code
         else:
             assert (await it.put()).etag == etag
-        assert not list(it.ledger), "the store has made its object; there is nothing to abort"
+        assert not list(it.open_uploads), "the store has made its object; there is nothing to abort"
 
 
 async def completed_in_silence(exchange: Exchange) -> None:
@@ -377,7 +378,7 @@ async def test_a_completion_in_doubt_is_looked_up(tmp_path: Path, script: Script
     async with case(tmp_path, other=but("POST uploadId", script)) as it:
         error = await failure(it.put())
         assert (error.code, error.ambiguous) == (code, True)
-        (begun,) = it.ledger
+        (begun,) = it.open_uploads
         assert begun.completing
         assert it.transfer is not None
         it.server.other = keep
@@ -421,7 +422,7 @@ async def test_before_the_completion_nothing_is_in_doubt(tmp_path: Path, script:
     """Whatever happens to a beginning or a part, no object comes of it."""
     async with case(tmp_path, other=but("POST uploads", script)) as it:
         assert not (await failure(it.put())).ambiguous
-        assert not list(it.ledger)
+        assert not list(it.open_uploads)
     async with case(tmp_path, script) as it:
         assert not (await failure(it.put())).ambiguous
 
@@ -441,11 +442,10 @@ async def test_an_attempt_that_is_ended_keeps_what_it_has(tmp_path: Path) -> Non
         it.file = a_file(tmp_path / "large", 5 * PART)
         attempt = asyncio.create_task(it.put())
         await holding.wait()
-        await until(lambda: len(next(iter(it.ledger)).etags) == 4)
+        await until(lambda: len(next(iter(it.open_uploads)).etags) == 4)
         attempt.cancel()
         with pytest.raises(asyncio.CancelledError):
             await attempt
-        assert not it.sender.store.sending.under_way
         ended.set()
         await it.server.until(lambda: all(seen.over for seen in it.server.puts))
         assert not it.server.puts[-1].whole
@@ -472,7 +472,7 @@ async def test_what_is_begun_is_known_though_the_attempt_is_ended(tmp_path: Path
         with pytest.raises(asyncio.CancelledError):
             await attempt
         await it.server.until(lambda: it.server.assembly.begun and all(seen.over for seen in it.server.seen))
-        await until(lambda: bool(list(it.ledger)))
+        await until(lambda: bool(list(it.open_uploads)))
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -508,7 +508,7 @@ async def in_parallel(it: Case, attempts: list[Awaitable[Stored]]) -> int:
     async def look() -> None:
         nonlocal most
         while True:
-            most = max(most, sum(map(len, it.sender.store.sending.under_way.values())))
+            most = max(most, len(it.progress))
             await asyncio.sleep(0.005)
 
     looking = asyncio.create_task(look())

@@ -10,10 +10,9 @@ from lab.keeping import sweeps
 from lab.schemes import Scheme, scheme_of
 from lab.scripted import refusing, scripted
 from lab.sending import a_file, failure, in_loop, sending, settings_for
-from s3daemon.s3.prime import Primer
 
 from s3daemon.network.keeper import PRIMED_BYTES
-from s3daemon.s3.endpoint import Endpoint
+from s3daemon.s3.endpoint import Endpoint, Primer
 
 PREFIX = "scratch/prime-"
 
@@ -29,12 +28,12 @@ async def test_an_object_for_each_lane(scheme: Scheme) -> None:
     """Its key has the lane's number, so that no object is written twice at once; the same the next time."""
     async with scheme.store(max_connections=2, prime=PREFIX) as (server, sender):
         settings = settings_for(server.url, prime=PREFIX)
-        primer = Primer(settings, sender.store.sending)
+        primer = Primer(settings, sender.store.sender)
         for _ in range(2):
             for lane in sender.lanes.idle():
                 with sender.lanes.hold(lane):
                     await sender.lanes.aim(lane)
-                    await primer.widen(lane)
+                    await primer.prime(lane)
                 assert lane.carried() >= PRIMED_BYTES
         assert [put.target for put in server.puts] == ["/scratch/prime-0", "/scratch/prime-1"] * 2
         assert {len(put.body) for put in server.puts} == {PRIMED_BYTES}
@@ -48,7 +47,7 @@ async def test_refused() -> None:
         async with sending(settings) as sender:
             (lane,) = sender.lanes.idle()
             await sender.lanes.aim(lane)
-            assert (await failure(Primer(settings, sender.store.sending).widen(lane))).code == "NoSuchBucket"
+            assert (await failure(Primer(settings, sender.store.sender).prime(lane))).code == "NoSuchBucket"
 
 
 @in_loop
@@ -59,13 +58,13 @@ async def test_an_endpoint_primes_when_told_to(tmp_path: Path) -> None:
             settings = settings_for(server.url, max_connections=3, prime=prime)
             endpoint = Endpoint(settings)
             await endpoint.open()
-            await server.until(lambda lanes=endpoint.lanes: lanes.open_count == lanes.limit)  # type: ignore[misc]
+            await server.until(lambda lanes=endpoint.pool: lanes.open_count == lanes.limit)  # type: ignore[misc]
             async with asyncio.timeout(30):
                 while sum(put.over for put in server.puts) < count:
                     await asyncio.sleep(0.05)
             await sweeps(1)
             assert len(server.puts) == count
             if prime:
-                async with endpoint.lanes.take(large=True) as lane:
+                async with endpoint.pool.take(large=True) as lane:
                     assert lane.window > a_file(tmp_path / "file", 100_000).stat().st_size
             await endpoint.close()

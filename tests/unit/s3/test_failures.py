@@ -38,7 +38,7 @@ def test_a_refusal_has_the_stores_code_and_one_line() -> None:
     error = refusal(404, Code="NoSuchBucket", Message="no\nsuch\x07" + "x" * 1000)
     assert (error.code, error.status, error.ambiguous, error.retry_after) == ("NoSuchBucket", 404, False, 0.0)
     assert error.text.startswith(r"the store answered 404: no\nsuch\x07xxx")
-    assert error.text.endswith("...: create the bucket, or mend the destination")
+    assert error.text.endswith("...: create the bucket, or fix the destination")
     assert len(error.text) < 300
 
 
@@ -87,7 +87,7 @@ def test_a_refusal_quotes_nothing_of_the_request() -> None:
     ("error", "code", "words"),
     [
         (aiohttp.ClientConnectorError(KEY, REFUSED), "ConnectionFailed", "Connection refused"),
-        (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not take a connection in time"),
+        (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not accept a connection in time"),
         (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")), "TLSFailed", "WRONG_VERSION"),
         (aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("expired")), "TLSRefused", "expired"),
         (aiohttp.ServerDisconnectedError(), "ConnectionClosed", "closed the connection"),
