@@ -122,15 +122,15 @@ class FileError(RequestError):
     """The file cannot be sent as it is.
 
     Attributes:
-        status, ambiguous, retry_after, receiver, other_receiver: as in `AttemptError`, so that both are handled alike;
+        status, ambiguous, retry_after, address, other_address: as in `AttemptError`, so that both are handled alike;
             constant, since a file's error involves no store.
     """
 
     status = 0
     ambiguous = False
     retry_after = 0.0
-    receiver = ""
-    other_receiver = False
+    address = ""
+    other_address = False
 
 
 class SpoolError(S3daemonError):
@@ -146,8 +146,8 @@ class AttemptError(S3daemonError):
         status: the HTTP status, 0 when there was no answer.
         ambiguous: the whole body may have arrived, so the object may be in the store.
         retry_after: seconds that the store asked us to wait (Retry-After), 0 when it did not.
-        receiver: the address where it failed; empty when no address was reached.
-        other_receiver: the receiver is to blame, and another one serves that this transfer has not failed at yet.
+        address: the store's address where it failed; empty when none was reached.
+        other_address: the address is to blame, and another one is enabled where this transfer has not failed yet.
     """
 
     def __init__(
@@ -158,18 +158,18 @@ class AttemptError(S3daemonError):
         status: int = 0,
         ambiguous: bool = False,
         retry_after: float = 0.0,
-        receiver: str = "",
-        other_receiver: bool = False,
+        address: str = "",
+        other_address: bool = False,
     ) -> None:
         super().__init__(code, text)
         self.status = status
         self.ambiguous = ambiguous
         self.retry_after = retry_after
-        self.receiver = receiver
-        self.other_receiver = other_receiver
+        self.address = address
+        self.other_address = other_address
 
     def replace(
-        self, *, ambiguous: bool | None = None, receiver: str | None = None, other_receiver: bool | None = None
+        self, *, ambiguous: bool | None = None, address: str | None = None, other_address: bool | None = None
     ) -> AttemptError:
         """Return a copy in which the given fields have other values."""
         return AttemptError(
@@ -178,8 +178,8 @@ class AttemptError(S3daemonError):
             status=self.status,
             ambiguous=self.ambiguous if ambiguous is None else ambiguous,
             retry_after=self.retry_after,
-            receiver=self.receiver if receiver is None else receiver,
-            other_receiver=self.other_receiver if other_receiver is None else other_receiver,
+            address=self.address if address is None else address,
+            other_address=self.other_address if other_address is None else other_address,
         )
 
 

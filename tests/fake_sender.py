@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from lab.sending import settings_for
+
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
 from s3daemon.model.source import Source

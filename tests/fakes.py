@@ -141,7 +141,7 @@ class FakeStore:
                 self._keep(transfer)
             raise error
         self._keep(transfer)
-        return Stored(etag="", size=source.state.size, receiver="of the store")
+        return Stored(etag="", size=source.state.size, address="of the store")
 
     def _keep(self, transfer: Transfer) -> None:
         self.objects[transfer.destination] = transfer.id

@@ -45,7 +45,7 @@ class Operations:
 
     Args:
         uploader, spool, server: asked and told.
-        lanes: gives the connections in use now.
+        pool: gives the connections in use now.
         exposures: the last ones.
         wall: seconds since the epoch.
     """
@@ -55,7 +55,7 @@ class Operations:
         uploader: Uploader,
         spool: Spool,
         server: Server,
-        lanes: Callable[[], ConnectionPool],
+        pool: Callable[[], ConnectionPool],
         exposures: Exposures,
         *,
         wall: Clock = time.time,
@@ -63,7 +63,7 @@ class Operations:
         self._uploader = uploader
         self._spool = spool
         self._server = server
-        self._lanes = lanes
+        self._pool = pool
         self._exposures = exposures
         self._wall = wall
         self._started_usec = round(wall() * 1e6)
@@ -137,7 +137,7 @@ class Operations:
 
     async def status(self, _: Mapping[str, object]) -> Answer:
         """How things are: in a word, in the line that `systemctl status` shows, and at length (see `overview`)."""
-        uploader, lanes, now_usec = self._uploader, self._lanes(), round(self._wall() * 1e6)
+        uploader, pool, now_usec = self._uploader, self._pool(), round(self._wall() * 1e6)
         uploads = uploads_of(uploader.schedule.running, uploader.clock())
         oldest = uploader.schedule.oldest
         return {
@@ -157,8 +157,8 @@ class Operations:
             "spool": self._spool.fault,
             "refused": self.refused,
             "clients": self._server.clients,
-            "connections": {"open": lanes.open_count, "opened": lanes.opened, "limit": lanes.limit},
-            "receivers": receivers_of(lanes.peers, uploads, lanes.aside),
+            "connections": {"open": pool.open_count, "opened": pool.opened, "limit": pool.limit},
+            "receivers": receivers_of(pool.open_per_address(), uploads, pool.addresses.disabled),
             "uploads": uploads,
             "waiting": list(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             "failures": list(self._rows([], self._failures)),
@@ -175,7 +175,7 @@ class Operations:
 
     def figures(self) -> dict[str, float]:
         """The values of `metrics.LIVE` but for the doors' clients."""
-        uploader, lanes = self._uploader, self._lanes()
+        uploader, pool = self._uploader, self._pool()
         running = len(uploader.schedule.running)
         oldest = uploader.schedule.oldest
         return {
@@ -189,11 +189,11 @@ class Operations:
             "s3daemon_away": uploader.health.away,
             "s3daemon_spool_refusing": bool(self._spool.fault),
             "s3daemon_clients": self._server.clients,
-            "s3daemon_connections_open": lanes.open_count,
-            "s3daemon_connections_warm": sum(lane.is_open for lane in lanes.idle()),
-            "s3daemon_connections_limit": lanes.limit,
-            "s3daemon_connections_opened": lanes.opened,
-            "s3daemon_receivers_aside": len(lanes.aside),
+            "s3daemon_connections_open": pool.open_count,
+            "s3daemon_connections_warm": sum(connection.is_open for connection in pool.idle()),
+            "s3daemon_connections_limit": pool.limit,
+            "s3daemon_connections_opened": pool.opened,
+            "s3daemon_receivers_aside": len(pool.addresses.disabled),
         }
 
     @property
@@ -207,7 +207,7 @@ class Operations:
 
     def line(self) -> str:
         """One line worth reading."""
-        uploader, lanes = self._uploader, self._lanes()
+        uploader, pool = self._uploader, self._pool()
         running = len(uploader.schedule.running)
         waiting = len(uploader.schedule) - running
         parts = [f"{running} in flight", f"{waiting} pending"]
@@ -215,9 +215,9 @@ class Operations:
             parts[-1] += f", the oldest {span(max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6))}"
         if failed := self.failed:
             parts.append(f"{failed} failed (s3daemon queue)")
-        parts.append(f"{lanes.open_count} of {lanes.limit} connections open")
-        if lanes.aside:
-            parts.append(f"receivers left aside: {', '.join(lanes.aside)}")
+        parts.append(f"{pool.open_count} of {pool.limit} connections open")
+        if pool.addresses.disabled:
+            parts.append(f"addresses temporarily disabled: {', '.join(pool.addresses.disabled)}")
         if self.refused:
             parts.insert(0, f"reload REFUSED, {self.refused}")
         if uploader.health.held:

@@ -63,7 +63,7 @@ def _upload(job: Job, now: float) -> dict[str, Any]:
         "acked_bytes": acked,
         "rate_bytes_per_s": round(rate),
         "recent_bytes_per_s": round(rate if recent is None else recent),
-        "receivers": progress.receivers if progress else [],
+        "receivers": progress.addresses if progress else [],
     }
 
 

@@ -39,7 +39,7 @@ def record_of(job: Job, stored: Stored | None, endpoint: str, now: float, wall: 
         rtt_usec=stored.rtt_usec if stored else None,
         retransmits=stored.retransmits if stored else None,
         connection=stored.connection if stored else "",
-        receiver=stored.receiver if stored else job.receiver,
+        receiver=stored.address if stored else job.receiver,
         changed=job.changed,
         parts=stored.parts if stored and stored.parts > 1 else None,
     )

@@ -144,7 +144,7 @@ class Uploader:
     def _failed(self, job: Job, error: AttemptError | FileError) -> None:
         now = self.clock()
         stale_again = job.code == error.code == Code.STALE_CONNECTION
-        job.code, job.text, job.receiver = error.code, error.text, error.receiver
+        job.code, job.text, job.receiver = error.code, error.text, error.address
         verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
         self._note_health(job, error, verdict)
         if verdict is not Verdict.PERMANENT and self.service.now() - job.accepted_service > self.settings.retry_for_s:
@@ -154,8 +154,8 @@ class Uploader:
             self.give_up(job)
             return
         delay = 0.0
-        if error.other_receiver:  # each receiver once, then patience
-            job.tried.add(error.receiver)
+        if error.other_address:  # each receiver once, then patience
+            job.tried.add(error.address)
         elif error.code != Code.STALE_CONNECTION or stale_again:  # one that was closed says nothing against another
             job.live = False
             job.tried.clear()
@@ -171,7 +171,7 @@ class Uploader:
         return Verdict.TRANSIENT if passes else Verdict.PERMANENT
 
     def _note_health(self, job: Job, error: AttemptError | FileError, verdict: Verdict) -> None:
-        if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.other_receiver:
+        if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.other_address:
             return
         was_held = self.health.held
         if verdict is Verdict.HOLD or blames_endpoint(error):

@@ -19,7 +19,7 @@ from aiohttp.payload import Payload
 
 from s3daemon.errors import Code, FileError, one_line
 from s3daemon.model.source import SMALL_BYTES, Source, file_error
-from s3daemon.network import tcp
+from s3daemon.network.tcp import tcp_transport_of
 
 _T = TypeVar("_T")
 
@@ -124,7 +124,7 @@ class FileBody(Payload):
             raise FileError(Code.INTERNAL, "a body is sent once")
         assert isinstance(writer, StreamWriter), "aiohttp's own, which knows its transport"
         assert writer.transport is not None
-        self.transport = tcp.beneath(writer.transport)
+        self.transport = tcp_transport_of(writer.transport)
         self._on_start(self.transport)
         hashing: asyncio.Future[Any] | None = None
         try:

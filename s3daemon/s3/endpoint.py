@@ -53,7 +53,7 @@ class Primer:
             AttemptError: the store did not take it.
         """
         source = Source("", -1, FileState(PRIMED_BYTES, 0, 0, 0), bytes(PRIMED_BYTES))
-        key = f"{self._prefix}{self._sender.pool.number(connection)}"
+        key = f"{self._prefix}{self._sender.pool.index(connection)}"
         await self._sender.send_file("put_object", "prime", source, connection=connection, Bucket=self._bucket, Key=key)
 
 

@@ -91,7 +91,7 @@ class Multipart:
             if open_upload is None:
                 open_upload = await self._create(transfer, source, metadata, open_uploads, failed_addresses)
             if progress is not None:
-                progress.there(sum(map(open_upload.upload.length, open_upload.etags)))
+                progress.add_stored(sum(map(open_upload.upload.length, open_upload.etags)))
             sent = await self._parts.send(open_upload, source, open_uploads, failed_addresses, progress)
             await asyncio.get_running_loop().run_in_executor(None, source.check_unchanged)
             etag = await self._complete(open_upload, open_uploads, failed_addresses)

@@ -16,8 +16,7 @@ from typing import Any
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import Source
-from s3daemon.network.progress import Progress
-from s3daemon.network.tcp import TICK_S
+from s3daemon.network.progress import TICK_S, Progress
 from s3daemon.s3.sender import Sender, SentBody
 from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
 from s3daemon.spool.upload_rows import MultipartUpload

@@ -26,9 +26,7 @@ from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
-from s3daemon.network.progress import Progress
-from s3daemon.network.tcp import TICK_S, StallWatch
-from s3daemon.network.upload import Upload
+from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
 from s3daemon.s3.failures import SENDING_ERRORS, failure_of, refusal_of, stall_of
@@ -51,7 +49,7 @@ class SentBody:
         rtt_usec: smoothed round-trip time at the end, microseconds; 0 when unknown.
         retransmits: TCP segments sent again meanwhile.
         connection: `warm` or `new`.
-        receiver: the address that took it.
+        address: the store's address that took it.
     """
 
     etag: str
@@ -59,7 +57,7 @@ class SentBody:
     rtt_usec: int
     retransmits: int
     connection: str
-    receiver: str
+    address: str
 
 
 class Sender:
@@ -109,7 +107,7 @@ class Sender:
             source: the open file; the caller closes it.
             offset: start of the slice, bytes.
             size: length of the slice, bytes; None: the whole file.
-            failed_addresses: receivers to avoid if another one serves.
+            failed_addresses: addresses to avoid if another one is enabled.
             connection: the connection to use, which the caller has taken; None: the best one that is idle.
             progress: counts the bytes.
             params: the operation's other parameters.
@@ -120,7 +118,7 @@ class Sender:
         """
         length = source.state.size if size is None else size
         using = (
-            self._take(transfer_id, failed_addresses, length)
+            self._acquire(transfer_id, failed_addresses, length)
             if connection is None
             else self._use(connection, transfer_id)
         )
@@ -135,18 +133,18 @@ class Sender:
                     raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
             finally:
                 if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
-                    connection.cut(body.transport)
+                    connection.abort(body.transport)
                 upload.close()
         etag = str(answer.get("ETag", "")).strip('"')
         _verify(body.md5, etag)
-        self.pool.receivers.succeeded(connection.receiver)
+        self.pool.addresses.succeeded(connection.address)
         return SentBody(
             etag,
             length,
             rtt_usec=info.rtt_usec if info else 0,
             retransmits=upload.retransmits(info) if info else 0,
-            connection=upload.connection,
-            receiver=connection.receiver,
+            connection=upload.connection_state,
+            address=connection.address,
         )
 
     async def call(
@@ -162,14 +160,14 @@ class Sender:
         Args:
             operation: botocore's name for it, such as `head_object`.
             answer_timeout_s: how long it may take once there is a connection, seconds; None: the stall timeout.
-            failed_addresses: receivers to avoid if another one serves.
+            failed_addresses: addresses to avoid if another one is enabled.
             params: the operation's parameters.
 
         Raises:
             AttemptError: the store refused, or gave no clear answer.
         """
         limit = self.settings.connect_timeout_s + (answer_timeout_s or self.settings.stall_timeout_s)
-        async with self._take(operation, failed_addresses):
+        async with self._acquire(operation, failed_addresses):
             try:
                 async with asyncio.timeout(limit):
                     answer: Mapping[str, Any] = await getattr(self._signer.client, operation)(**params)
@@ -192,7 +190,7 @@ class Sender:
         try:
             while not (await asyncio.wait({task}, timeout=TICK_S))[0]:
                 info = upload.info()
-                arrived = body.finished and info is not None and info.due == 0
+                arrived = body.finished and info is not None and info.outstanding == 0
                 if body.transport is not None and watch.tick(upload.acked(), arrived=arrived):
                     raise stall_of(
                         self.settings, len(body), upload.acked(),
@@ -204,11 +202,11 @@ class Sender:
         except SENDING_ERRORS as exc:
             if body.error is not None:
                 raise body.error from exc
-            stale = upload.connection == "warm" and upload.acked() < len(body)
+            stale = upload.connection_state == "warm" and upload.acked() < len(body)
             raise failure_of(exc, ambiguous=upload.may_have_arrived, stale=stale) from exc
         finally:
             if not task.done():
-                connection.cut(body.transport)
+                connection.abort(body.transport)
                 task.cancel()
             await asyncio.gather(task, return_exceptions=True)  # it may have failed just as we were cancelled
 
@@ -216,28 +214,30 @@ class Sender:
     async def _use(
         self, connection: Connection, purpose: str, failed_addresses: Collection[str] = ()
     ) -> AsyncIterator[Connection]:
-        """Send the block's requests over a connection, and note at which receiver they fail.
+        """Send the block's requests over a connection, and note at which address they fail.
 
         Args:
             connection: the one to use.
             purpose: the transfer's id, or the operation.
-            failed_addresses: the receivers where it failed before.
+            failed_addresses: the addresses where it failed before.
         """
         token = _connection.set(connection)
         try:
             yield connection
         except AttemptError as exc:
-            other_receiver = self.pool.receivers.blame(exc, connection.receiver, purpose, failed_addresses)
-            raise exc.replace(receiver=connection.receiver, other_receiver=other_receiver) from exc
+            other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, failed_addresses)
+            raise exc.replace(address=connection.address, other_address=other_address) from exc
         finally:
             _connection.reset(token)
 
     @contextlib.asynccontextmanager
-    async def _take(self, purpose: str, failed_addresses: Collection[str], size: int = 0) -> AsyncIterator[Connection]:
+    async def _acquire(
+        self, purpose: str, failed_addresses: Collection[str], size: int = 0
+    ) -> AsyncIterator[Connection]:
         """Take a connection from the pool, and use it as `_use` does."""
         try:
             async with (
-                self.pool.take(large=size > SMALL_BYTES, avoid=failed_addresses) as connection,
+                self.pool.acquire(large=size > SMALL_BYTES, avoid=failed_addresses) as connection,
                 self._use(connection, purpose, failed_addresses),
             ):
                 yield connection

@@ -53,7 +53,7 @@ class Stored:
         retransmits: TCP segments sent again meanwhile, by all connections that took part.
         connection: `warm`; `new` when one had to be opened for it; empty when it was found.
         parts: the number of parts; 1 for a single PUT.
-        receiver: the address that took it, of parts the last one's; empty when it was found.
+        address: the store's address that took it, of parts the last one's; empty when it was found.
     """
 
     etag: str
@@ -63,7 +63,7 @@ class Stored:
     retransmits: int = 0
     connection: str = ""
     parts: int = 1
-    receiver: str = ""
+    address: str = ""
 
 
 def metadata_of(transfer: Transfer) -> dict[str, str]:
@@ -103,7 +103,7 @@ class Store:
             transfer: names the destination; its id goes into the object's metadata.
             source: the open file; the caller closes it.
             open_uploads: notes uploads in parts; without it an attempt leaves nothing that the next one can resume.
-            failed_addresses: receivers to avoid if another one serves.
+            failed_addresses: addresses to avoid if another one is enabled.
             progress: counts the bytes.
 
         Raises:
@@ -138,7 +138,7 @@ class Store:
             retransmits=sum(body.retransmits for body in sent),
             connection=min((body.connection for body in sent), default=""),  # "new" before "warm"
             parts=count,
-            receiver=sent[-1].receiver if sent else "",
+            address=sent[-1].address if sent else "",
         )
 
     async def find(self, transfer: Transfer, failed_addresses: Collection[str] = ()) -> Stored | LookupResult:
@@ -146,7 +146,7 @@ class Store:
 
         Args:
             transfer: names the destination, and what the object's metadata must be.
-            failed_addresses: receivers to avoid if another one serves.
+            failed_addresses: addresses to avoid if another one is enabled.
 
         Raises:
             AttemptError: there was no clear answer.

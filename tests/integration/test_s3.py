@@ -286,6 +286,6 @@ async def test_a_connection_serves_many(tmp_path: Path, server: S3Server, moto: 
     file = a_file(tmp_path / "file", SMALL)
     async with to(server, S3DAEMON_MAX_CONNECTIONS="1") as sender:
         connections = [(await sender.put(file, f"key{n}", bucket)).connection for n in range(4)]
-        kept = sender.lanes.opened == 1
+        kept = sender.pool.opened == 1
         assert connections == ["new", *(["warm"] * 3 if kept else ["new"] * 3)]
     assert kept or server.url == moto.url, "moto may close after each answer; no other does"

@@ -21,12 +21,12 @@ TOKEN = "session-token-of-the-test"
 
 #: Python runs this at its start: sending fails with what no exception should say, and a bug in it at that.
 INDISCREET = """
-from s3daemon.network.connection import Lane
+from s3daemon.network.connection import Connection
 async def request(self, method, url, headers, data):
     if data is not None:
         raise RuntimeError(f"{headers} {self._settings.secret_key} {self._settings!r}")
     raise OSError(f"{headers}")
-Lane.request = request
+Connection.request = request
 """
 
 

@@ -1,4 +1,4 @@
-"""The daemon's own way to a store, put together for a test: settings, lanes, signer, store, and files to send."""
+"""The daemon's own way to a store, put together for a test: settings, pool, store, and files to send."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def settings_for(url: str, **changes: Any) -> Settings:
 class OpenStore:
     """A store, open for a test, and the connections to it."""
 
-    lanes: ConnectionPool
+    pool: ConnectionPool
     store: Store
 
     async def put(self, file: Path, key: str = "key", bucket: str = "bucket") -> Stored:
@@ -90,14 +90,14 @@ def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Tra
 @contextlib.asynccontextmanager
 async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[OpenStore]:
     """A store for these settings, closed at the end."""
-    lanes = ConnectionPool(settings, clock, spare=0)
-    sender = Sender(settings, lanes, Signer(settings))
+    pool = ConnectionPool(settings, clock, reserve=0)
+    sender = Sender(settings, pool, Signer(settings))
     await sender.open()
     try:
-        yield OpenStore(lanes, Store(sender))
+        yield OpenStore(pool, Store(sender))
     finally:
         await sender.close()
-        await lanes.close()
+        await pool.close()
 
 
 def a_file(path: Path, size: int) -> Path:

@@ -367,7 +367,7 @@ def test_a_bug_loses_nothing() -> None:
 
 def elsewhere(receiver: str) -> AttemptError:
     """A receiver failed, and another one serves."""
-    return AttemptError("SlowDown", "no", status=503, receiver=receiver, other_receiver=True)
+    return AttemptError("SlowDown", "no", status=503, address=receiver, other_address=True)
 
 
 def test_a_broken_receiver_costs_one_attempt() -> None:
@@ -416,8 +416,7 @@ def test_where_it_failed_for_good() -> None:
 
     async def main() -> None:
         house = House()
-        refusal = AttemptError("NoSuchBucket", "no", status=404)
-        refusal.receiver = "c"
+        refusal = AttemptError("NoSuchBucket", "no", status=404, address="c")
         left = [elsewhere("a"), refusal]
         house.store.answer = lambda _: left.pop(0)
         ticket = await house.intake.submit(house.request())
