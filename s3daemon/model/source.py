@@ -150,7 +150,9 @@ async def open_file(
     """Open and check a file in a thread, so that a file system that does not answer delays no other transfer.
 
     Args:
-        path, roots, closed: as for `Source.open`.
+        path: as for `Source.open`.
+        roots: likewise.
+        closed: likewise.
         timeout_s: how long the file system may take, seconds.
         opener: `Source.open`, or a fake.
 

@@ -74,14 +74,19 @@ class Multipart:
         source: Source,
         metadata: Mapping[str, str],
         open_uploads: OpenUploads,
+        *,
         failed_addresses: Collection[str] = (),
         progress: Progress | None = None,
     ) -> CompletedUpload:
         """Store the file.
 
         Args:
-            transfer, source, open_uploads, failed_addresses, progress: as for `Store.put`.
+            transfer: names the destination.
+            source: the open file; the caller closes it.
             metadata: of the object.
+            open_uploads: holds what the next attempt can resume.
+            failed_addresses: addresses to avoid if another one is enabled.
+            progress: counts the bytes.
 
         Raises:
             AttemptError, FileError: as `Store.put` does.
@@ -92,7 +97,9 @@ class Multipart:
                 open_upload = await self._create(transfer, source, metadata, open_uploads, failed_addresses)
             if progress is not None:
                 progress.add_stored(sum(map(open_upload.upload.length, open_upload.etags)))
-            sent = await self._parts.send(open_upload, source, open_uploads, failed_addresses, progress)
+            sent = await self._parts.send(
+                open_upload, source, open_uploads, failed_addresses=failed_addresses, progress=progress
+            )
             await asyncio.get_running_loop().run_in_executor(None, source.check_unchanged)
             etag = await self._complete(open_upload, open_uploads, failed_addresses)
         return CompletedUpload(etag, open_upload.upload.count, sent)

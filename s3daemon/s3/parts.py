@@ -99,10 +99,18 @@ class PartSender:
         open_upload: OpenUpload,
         source: Source,
         open_uploads: OpenUploads,
-        failed_addresses: Collection[str],
-        progress: Progress | None,
+        *,
+        failed_addresses: Collection[str] = (),
+        progress: Progress | None = None,
     ) -> list[SentBody]:
         """Send the parts that the store does not have, and return them in the order in which it took them.
+
+        Args:
+            open_upload: the upload, with the parts that the store has.
+            source: the open file; the caller closes it.
+            open_uploads: notes each part that the store has taken.
+            failed_addresses: addresses to avoid if another one is enabled.
+            progress: counts the bytes.
 
         Raises:
             AttemptError: one failed; those that were in flight then are finished.
@@ -114,15 +122,18 @@ class PartSender:
         failure: AttemptError | None = None
         stale_allowed = self._sender.pool.limit  # each connection may have been closed by the store while it was idle
 
-        def start_next() -> None:
-            number = numbers.popleft()
-            part = self._send_part(open_upload, number, source, open_uploads, failed_addresses, progress)
-            running[asyncio.create_task(part)] = number
+        async def send_part(number: int) -> SentBody:
+            part = await self._send_part(
+                open_upload, number, source, failed_addresses=failed_addresses, progress=progress
+            )
+            open_uploads.part(open_upload, number, part.etag)
+            return part
 
         try:
             while running or (numbers and failure is None):
                 while numbers and failure is None and self._may_start(len(running), len(numbers)):
-                    start_next()
+                    number = numbers.popleft()
+                    running[asyncio.create_task(send_part(number))] = number
                     await asyncio.sleep(0)  # it takes its connection before the next one counts those that are idle
                 done, _ = await asyncio.wait(running, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -151,15 +162,7 @@ class PartSender:
         pool = self._sender.pool
         return running < parts_at_once(running + waiting, pool.usable, self._files) and pool.available_for_parts > 0
 
-    async def _send_part(
-        self,
-        open_upload: OpenUpload,
-        number: int,
-        source: Source,
-        open_uploads: OpenUploads,
-        failed_addresses: Collection[str],
-        progress: Progress | None,
-    ) -> SentBody:
+    async def _send_part(self, open_upload: OpenUpload, number: int, source: Source, **how: Any) -> SentBody:
         upload = open_upload.upload
         with never_ambiguous(open_upload):
             sent = await self._sender.send_file(
@@ -168,12 +171,10 @@ class PartSender:
                 source,
                 upload.offset(number),
                 upload.length(number),
-                failed_addresses=failed_addresses,
-                progress=progress,
+                **how,
                 **upload_params(upload),
                 PartNumber=number,
             )
         if not sent.etag:
             raise AttemptError(Code.BAD_ANSWER, "the store gave no ETag for a part")
-        open_uploads.part(open_upload, number, sent.etag)
         return sent

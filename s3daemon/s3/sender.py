@@ -117,34 +117,33 @@ class Sender:
             FileError: the file could not be read, or changed meanwhile.
         """
         length = source.state.size if size is None else size
-        using = (
-            self._acquire(transfer_id, failed_addresses, length)
-            if connection is None
-            else self._use(connection, transfer_id)
-        )
-        async with using as connection:
-            upload = Upload(connection, length, progress)
+        if connection is None:
+            using = self._acquire(transfer_id, failed_addresses, length)
+        else:
+            using = self._use(connection, transfer_id, failed_addresses)
+        async with using as used:
+            upload = Upload(used, length, progress)
             body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=upload.begin)
             try:
                 request = getattr(self._signer.client, operation)(Body=body, **params)
-                answer = await self._watch(connection, body, upload, request)
+                answer = await self._watch(used, body, upload, request)
                 info = upload.info()
                 if not (body.finished and upload.may_have_arrived):
                     raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
             finally:
                 if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
-                    connection.abort(body.transport)
+                    used.abort(body.transport)
                 upload.close()
         etag = str(answer.get("ETag", "")).strip('"')
         _verify(body.md5, etag)
-        self.pool.addresses.succeeded(connection.address)
+        self.pool.addresses.succeeded(used.address)
         return SentBody(
             etag,
             length,
             rtt_usec=info.rtt_usec if info else 0,
             retransmits=upload.retransmits(info) if info else 0,
             connection=upload.connection_state,
-            address=connection.address,
+            address=used.address,
         )
 
     async def call(
@@ -212,7 +211,7 @@ class Sender:
 
     @contextlib.asynccontextmanager
     async def _use(
-        self, connection: Connection, purpose: str, failed_addresses: Collection[str] = ()
+        self, connection: Connection, purpose: str, failed_addresses: Collection[str]
     ) -> AsyncIterator[Connection]:
         """Send the block's requests over a connection, and note at which address they fail.
 

@@ -108,14 +108,16 @@ class Store:
 
         Raises:
             AttemptError: it is not stored, or (`ambiguous`) may be.
-            FileError: the file could not be read, or changed meanwhile; a mixture of two contents may be stored then,
-                so another attempt must follow.
+            FileError: the file could not be read, or changed meanwhile; its older content may be stored then, so another
+                attempt must follow.
         """
         started = self._clock()
         if goes_in_parts(source.state.size, self.sender.settings):
             open_uploads = OpenUploads() if open_uploads is None else open_uploads
             metadata = metadata_of(transfer)
-            completed = await self._multipart.put(transfer, source, metadata, open_uploads, failed_addresses, progress)
+            completed = await self._multipart.put(
+                transfer, source, metadata, open_uploads, failed_addresses=failed_addresses, progress=progress
+            )
             etag, count, sent = completed.etag, completed.count, completed.sent
         else:
             whole = await self.sender.send_file(

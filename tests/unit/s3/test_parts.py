@@ -78,7 +78,7 @@ class Upload:
     async def send(self) -> list[str]:
         """Send the parts; the ETags in the order of their arrival."""
         with self.parts.counted():
-            sent = await self.parts.send(self.open_upload, self.source, OpenUploads(), (), None)
+            sent = await self.parts.send(self.open_upload, self.source, OpenUploads())
         return [body.etag for body in sent]
 
 

@@ -1,0 +1,141 @@
+"""The store over a fake sender: what is sent for a file, what is returned, and how an object is recognized."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fake_sender import FakeSender
+from lab.sending import a_file, failure, in_loop, settings_for, transfer_of
+
+from s3daemon.errors import AttemptError, FileError
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.model.source import Source
+from s3daemon.network.progress import Progress
+from s3daemon.s3.store import FILE_KEY, ID_KEY, LookupResult, Store, Stored
+from s3daemon.spool.upload_rows import MultipartUpload
+
+MIB = 1 << 20
+TRANSFER = Transfer("0123456789abcdef", "/f", Destination("bucket", "dir/key"), (), FileState(3000, 5, 7, 9), 0)
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Source]:
+    opened = Source.open(os.fspath(a_file(tmp_path / "file", 100_000)))
+    yield opened
+    opened.close()
+
+
+def store_of(sender: FakeSender) -> Store:
+    """A store whose clock advances by a second each time it is read."""
+    seconds = iter(range(1000))
+    return Store(sender.as_sender(), lambda: float(next(seconds)))
+
+
+@in_loop
+async def test_a_file_is_stored_by_one_put(source: Source) -> None:
+    """The object has the transfer's marks; the result has what the sender measured, and the duration."""
+    sender, transfer, progress = FakeSender(), transfer_of(source), Progress()
+    stored = await store_of(sender).put(transfer, source, failed_addresses=["192.0.2.9"], progress=progress)
+    assert stored == Stored("etag-0", 100_000, 1_000_000, 100, 1, "warm", 1, "192.0.2.1")
+    ((operation, params),) = sender.called
+    assert (operation, params["Bucket"], params["Key"]) == ("put_object", "bucket", "key")
+    assert params["Metadata"] == {ID_KEY: transfer.id, FILE_KEY: source.state.mark}
+    assert (params["failed_addresses"], params["progress"]) == (["192.0.2.9"], progress)
+
+
+@in_loop
+async def test_a_large_file_is_stored_in_parts(tmp_path: Path) -> None:
+    """The round-trip time is the median of the parts, the retransmits their sum, the address the last one's."""
+    settings = settings_for("http://store", multipart_threshold_bytes=5 * MIB, part_size_bytes=5 * MIB)
+    sender = FakeSender(settings)
+    sender.answers = {
+        "create_multipart_upload": {"UploadId": "id"},
+        "complete_multipart_upload": {"ETag": '"opaque"'},
+    }
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(12 * MIB)
+    large = Source.open(os.fspath(tmp_path / "large"))
+    transfer = transfer_of(large)
+    stored = await store_of(sender).put(transfer, large)
+    large.close()
+    assert stored == Stored("opaque", 12 * MIB, 1_000_000, 300, 3, "warm", 3, "192.0.2.1")
+    created = dict(sender.called)["create_multipart_upload"]
+    assert created["Metadata"] == {ID_KEY: transfer.id, FILE_KEY: large.state.mark}
+
+
+@in_loop
+async def test_a_file_that_changed_meanwhile_is_not_stored(source: Source) -> None:
+    """The store has its older content then: the attempt fails."""
+    Path(source.path).write_bytes(b"newer")
+    with pytest.raises(FileError) as caught:
+        await store_of(FakeSender()).put(transfer_of(source), source)
+    assert caught.value.code == "FileChanged"
+
+
+MARKS = {ID_KEY: TRANSFER.id, FILE_KEY: TRANSFER.seen.mark}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "size", "found"),
+    [
+        (MARKS, 3000, True),
+        ({ID_KEY: TRANSFER.id}, 3000, True),
+        (MARKS | {ID_KEY: "f" * 16}, 3000, False),
+        (MARKS | {FILE_KEY: "5-8"}, 3000, False),
+        (MARKS, 2999, False),
+        ({}, 3000, False),
+    ],
+    ids=["same", "without-file", "other-transfer", "other-file", "other-size", "without-marks"],
+)
+@in_loop
+async def test_an_object_is_recognized_by_its_marks_and_size(metadata: dict[str, str], size: int, found: bool) -> None:
+    """It must be of this transfer and of the file as it is now. An object without the file's mark has only the id."""
+    sender = FakeSender()
+    sender.answers["head_object"] = {"Metadata": metadata, "ContentLength": size, "ETag": '"e"'}
+    expected = Stored("e", 3000) if found else LookupResult.NOT_FOUND
+    assert await store_of(sender).find(TRANSFER) == expected
+    assert sender.called == [("head_object", {"Bucket": "bucket", "Key": "dir/key"})]
+
+
+@pytest.mark.parametrize(
+    ("etag", "parts"), [("0" * 32 + "-12", 12), ("0" * 32, 1), ("x" * 32 + "-12", 1), ("0" * 32 + "-123456", 1)]
+)
+@in_loop
+async def test_the_etag_tells_the_number_of_parts(etag: str, parts: int) -> None:
+    """As far as it has S3's form."""
+    sender = FakeSender()
+    sender.answers["head_object"] = {"Metadata": MARKS, "ContentLength": 3000, "ETag": f'"{etag}"'}
+    assert await store_of(sender).find(TRANSFER) == Stored(etag, 3000, parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [(404, LookupResult.NOT_FOUND), (403, LookupResult.FORBIDDEN), (405, LookupResult.FORBIDDEN)],
+)
+@in_loop
+async def test_a_lookup_that_finds_nothing(status: int, result: LookupResult) -> None:
+    """No object and no permission to look are different results: only the first is certain."""
+    sender = FakeSender()
+    sender.answers["head_object"] = AttemptError(str(status), "no", status=status)
+    assert await store_of(sender).find(TRANSFER) is result
+
+
+@in_loop
+async def test_a_lookup_without_a_clear_answer_is_an_error() -> None:
+    """It must be tried again."""
+    sender = FakeSender()
+    sender.answers["head_object"] = AttemptError("503", "no", status=503)
+    assert (await failure(store_of(sender).find(replace(TRANSFER, tags=("x",))))).status == 503
+
+
+@in_loop
+async def test_an_upload_is_aborted_by_its_id() -> None:
+    """Bucket, key and id are the upload's own."""
+    sender = FakeSender()
+    upload = MultipartUpload("id", "http://store", TRANSFER.id, TRANSFER.destination, 10, "mark", 5)
+    await store_of(sender).abort(upload)
+    assert sender.called == [("abort_multipart_upload", {"Bucket": "bucket", "Key": "dir/key", "UploadId": "id"})]
