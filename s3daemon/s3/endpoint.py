@@ -12,7 +12,7 @@ from s3daemon.config.settings import Settings
 from s3daemon.model.request import FileState
 from s3daemon.model.source import Source
 from s3daemon.network.connection import Connection
-from s3daemon.network.keeper import PRIMED_BYTES, Keeper
+from s3daemon.network.keeper import PRIMED_BYTES, Keeper, Prime
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.sender import Sender
@@ -63,14 +63,22 @@ class Endpoint:
     Args:
         settings: the store and the keys.
         before: the endpoint that this one replaces; its connections are taken over where the settings allow.
+        keeper: creates the keeper of the connections, as `Keeper` does.
 
     Attributes:
         pool: the connections.
         store: the store that they lead to.
     """
 
-    def __init__(self, settings: Settings, before: Endpoint | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        before: Endpoint | None = None,
+        *,
+        keeper: Callable[[Settings, ConnectionPool, Prime | None], Keeper] = Keeper,
+    ) -> None:
         self._settings = settings
+        self._keeper = keeper
         self._keeping: asyncio.Task[None] | None = None
         if before is not None and _same_connections(settings, before._settings):
             self.pool: ConnectionPool = before.pool
@@ -94,7 +102,7 @@ class Endpoint:
         """
         await self._sender.open()
         prime = Primer(self._settings, self._sender).prime if self._settings.prime else None
-        self._keeping = asyncio.create_task(Keeper(self._settings, self.pool, prime).run())
+        self._keeping = asyncio.create_task(self._keeper(self._settings, self.pool, prime).run())
 
     async def watch(self) -> None:
         """Return once `close` or `retire` has stopped the keeper of the connections.
