@@ -1,75 +1,91 @@
-"""The command line: `s3daemon [COMMAND]`, without one `serve`. Each command imports its own modules."""
+"""The command line: `s3daemon [COMMAND]`, without one `serve`.
+
+Each command has a module with `configure(parser)` and `main(args, environ, ...)`. Only that of the command in question
+is imported: `reload`, for which systemd waits, takes 0.06 s, while importing `check` alone takes 0.3 s.
+"""
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import importlib
-import logging
+import io
 import os
 import sys
 from collections.abc import Sequence
+from types import ModuleType
+from typing import NoReturn
 
 from s3daemon import __version__
-from s3daemon.config.settings import Settings
-from s3daemon.control import client as asking
-from s3daemon.errors import S3daemonError, SettingsError, one_line
-from s3daemon.journal import Journal
-from s3daemon.model.record import TransferRecord
-from s3daemon.sinks import choose_sink, note_on
-from s3daemon.spool.spool import Entry
-from s3daemon.systemd.notify import Manager, inherited, stop_signals
 
 _COMMANDS = {
-    "serve": "run the daemon (the default)",
-    "check": "say what works and what does not",
-    "queue": "list, retry or drop transfers",
-    "status": "what is in flight right now, and how things are",
-    "report": "what became of transfers, and where the time went, from the journal",
-    "reload": "hand new settings to the running daemon (what ExecReload= runs)",
-}
-_MODULES = {
-    "check": "s3daemon.commands.check.command",
-    "queue": "s3daemon.commands.queue",
-    "report": "s3daemon.commands.report.command",
-    "status": "s3daemon.commands.status.command",
+    "serve": ("", "run the daemon (the default)"),
+    "check": ("s3daemon.commands.check.command", "say what works and what does not"),
+    "queue": ("s3daemon.commands.queue", "list, retry or drop transfers"),
+    "status": ("s3daemon.commands.status.command", "what is in flight right now, and what is wrong"),
+    "report": ("s3daemon.commands.report.command", "what became of transfers, and where the time went"),
+    "reload": ("s3daemon.commands.reload", "hand new settings to the running daemon (what ExecReload= runs)"),
 }
 
 
-def main() -> None:
-    """Run the command and exit with its status."""
-    about = "Deliver files to S3 storage across long fat networks."
-    parser = argparse.ArgumentParser(prog="s3daemon", description=about)
-    parser.add_argument("--version", action="version", version=f"s3daemon {__version__}")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    parsers = {name: commands.add_parser(name, help=text) for name, text in _COMMANDS.items()}
-    chosen = next((word for word in sys.argv[1:] if word in ("check", "queue", "status", "report")), None)
-    module = importlib.import_module(_MODULES[chosen]) if chosen else None
-    if chosen and module:
-        module.configure(parsers[chosen])
-    args = parser.parse_args()
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the command and exit with its status.
+
+    Args:
+        argv: the words after `s3daemon`; None for those of this process.
+    """
+    command = _command_in(argv)
+    name, _ = _COMMANDS.get(command, ("", ""))
+    module = importlib.import_module(name) if name else None
+    args = _parser(command, module).parse_args(argv)
+    if module is None:
+        _serve()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # an encoding without some character does not lose the line
+            stream.reconfigure(errors="backslashreplace")
     try:
-        match args.command:
-            case "queue" if module:
-                status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr, dropped=_record_dropped)
-            case "report" | "status" if module:
-                status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr)
-            case "check" if module:
-                status = module.main(args, os.environ, sys.stdout)
-            case "reload":
-                status = asking.reload(os.environ, sys.stdout, sys.stderr)
-            case _:
-                status = _serve()
+        if command == "check":
+            status = module.main(args, os.environ, sys.stdout)
+        else:
+            status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr)
         sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has seen enough
+    except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)
 
 
-def _serve() -> int:
-    """Run the daemon; what keeps it from starting is told in a line for each fault."""
+def _command_in(argv: Sequence[str] | None) -> str:
+    """Find the first word that is no option, which names the command; the full parser judges the rest."""
+    parser = argparse.ArgumentParser(add_help=False)
+    parser.add_argument("command", nargs="?", default="serve")
+    return str(parser.parse_known_args(argv)[0].command)
+
+
+def _parser(chosen: str, module: ModuleType | None) -> argparse.ArgumentParser:
+    """Make the full parser, in which only the chosen command has its options."""
+    parser = argparse.ArgumentParser(
+        prog="s3daemon", description="Deliver files to S3 storage across long fat networks."
+    )
+    parser.add_argument("--version", action="version", version=f"s3daemon {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    for command, (_, text) in _COMMANDS.items():
+        made = commands.add_parser(command, help=text)
+        if module is not None and command == chosen:
+            module.configure(made)
+    return parser
+
+
+def _serve() -> NoReturn:
+    """Run the daemon; log each fault that keeps it from starting; never return."""
+    import asyncio
+    import logging
+
+    from s3daemon.config.settings import Settings
+    from s3daemon.errors import S3daemonError, SettingsError, one_line
+    from s3daemon.journal import Journal
     from s3daemon.service import Service
+    from s3daemon.sinks import choose_sink, note_on
+    from s3daemon.systemd.notify import Manager, inherited, stop_signals
 
     journal = Journal(choose_sink(os.environ), note=note_on())
     logging.getLogger().addHandler(journal.handler())
@@ -92,29 +108,5 @@ def _serve() -> int:
     else:
         status = 0
     journal.close(1.0)
-    # A thread may stand still in a dead file system for ever; nothing is left that waits for it.
+    # A thread may be blocked in a dead file system for ever; os._exit does not wait for it.
     os._exit(status)
-
-
-def _record_dropped(entries: Sequence[Entry]) -> None:
-    """Record what an operator dropped while no daemon was up to do it."""
-    journal = Journal(choose_sink(os.environ), note=note_on())
-    for entry in entries:
-        transfer = entry.transfer
-        journal.record(
-            TransferRecord(
-                transfer_id=transfer.id,
-                outcome="failed",
-                file=transfer.file,
-                bucket=transfer.destination.bucket,
-                key=transfer.destination.key,
-                size_bytes=transfer.seen.size,
-                start_usec=transfer.accepted_usec,
-                queue_usec=0,
-                total_usec=0,
-                attempts=entry.attempts,
-                tags=transfer.tags,
-                error="Dropped: dropped by an operator while the daemon was down",
-            )
-        )
-    journal.close(5.0)

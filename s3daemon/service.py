@@ -24,10 +24,10 @@ from typing import Any
 from s3daemon.clock import ActiveClock
 from s3daemon.config.environ import of_service
 from s3daemon.config.settings import Settings, differences
+from s3daemon.control.client import control_path
 from s3daemon.control.exposures import LOST_S
-from s3daemon.control.operations import Answer, Operations, entry_of
-from s3daemon.control.overview import watch
-from s3daemon.control.server import ControlServer, control_path
+from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
+from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.janitor import Janitor
@@ -116,7 +116,7 @@ class Service:
         self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
-        exposures = watch(uploader)
+        exposures = watch_exposures(uploader)
         uploader.recover(pending)
         spool.on_replaced = self._restore
         self._janitor = Janitor(spool.ledger, uploader.schedule.__contains__, lambda: self._attempts.store)

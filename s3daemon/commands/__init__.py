@@ -1,1 +1,7 @@
-"""TODO room."""
+"""The subcommands of `s3daemon` that run beside the daemon: queue, status, report, check, reload.
+
+They ask the daemon through `control.client`, read the journal, or, while no daemon runs, open the spool under its lock.
+They write to the terminal, always through `table` where there are columns; nothing here is imported by the daemon.
+Each module has `configure(parser)`, its command line, and `main(args, environ, ...)`, which returns the exit status.
+Begin with `queue`, the smallest one that shows all of this; `cli` chooses among them.
+"""

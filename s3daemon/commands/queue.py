@@ -1,48 +1,94 @@
-"""`s3daemon queue`: what is in flight, pending, held and failed, and an operator's hand on it.
+"""`s3daemon queue`: list what is in flight, pending, held and failed; retry or drop it.
 
-    queue [--json] [--failed]       list; `listing` has the columns
+    queue [--json] [--failed]       list; `control.rows` explains the states
     queue retry ID...|--all         try now: what failed is pending again, a delay ends
-    queue drop ID...|--all-failed   give up; an attempt in flight is cancelled and its clients are told
+    queue drop ID...|--all-failed   give up; an attempt in flight is cancelled and its clients are notified
 
-With the daemon up it is asked over its control socket; with it down the spool is opened under its lock and
-never created. For root and the service's own user.
+While the daemon runs it is asked over its control socket; otherwise the spool is opened under its lock, and never
+created. For root and the service's own user.
 """
 
 from __future__ import annotations
 
 import argparse
-import asyncio
 import json
-import os
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from typing import TextIO, TypeVar
+from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from s3daemon.commands.table import Column, Table, console_of, print_table
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
-from s3daemon.control.listing import Row, row, table
+from s3daemon.control.rows import Row, row_of
 from s3daemon.errors import Code, S3daemonError, one_line
-from s3daemon.spool.rows import Entry
-from s3daemon.spool.spool import Spool
+from s3daemon.units import size, span
+
+if TYPE_CHECKING:
+    from s3daemon.spool.rows import Entry
+    from s3daemon.spool.spool import Spool
 
 _T = TypeVar("_T")
 
-#: Ids in one request to the daemon, well below the bound of `control`.
+#: Ids in one request to the daemon, well below `control.client.MAX_REQUEST`.
 _BATCH = 10_000
+
+#: The file is the first to give way, its name being mostly the key's; a destination is never cut.
+_COLUMNS = (
+    Column("ID"),
+    Column("STATE"),
+    Column("AGE", align="right"),
+    Column("ATTEMPTS", align="right"),
+    Column("NEXT", align="right"),
+    Column("SIZE", align="right"),
+    Column("DESTINATION", keep="end", place="fold"),
+    Column("LAST ERROR", least=16, place="fold"),
+    Column("FILE", least=12, keep="end", place="drop"),
+)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("--json", action="store_true", help="one array of objects, one object a line")
-    parser.add_argument("--failed", action="store_true", help="only those that failed for good")
+    parser.add_argument("--json", action="store_true", help="an array of objects, one on each line")
+    parser.add_argument("--failed", action="store_true", help="only transfers that failed for good")
     add_instance(parser)
     actions = parser.add_subparsers(dest="action", metavar="retry|drop")
     retry = actions.add_parser("retry", help="try now: what failed is pending again, a delay ends")
-    retry.add_argument("--all", action="store_true", dest="every", help="everything there is")
-    drop = actions.add_parser("drop", help="give up; an attempt in flight is cancelled and its clients are told")
-    drop.add_argument("--all-failed", action="store_true", dest="every", help="everything that failed for good")
+    retry.add_argument("--all", action="store_true", dest="every", help="every transfer")
+    drop = actions.add_parser("drop", help="give up; an attempt in flight is cancelled and its clients are notified")
+    drop.add_argument("--all-failed", action="store_true", dest="every", help="every transfer that failed for good")
     for action in (retry, drop):
         action.add_argument("ids", nargs="*", metavar="ID")
         add_instance(action)
+
+
+def record_dropped(entries: Sequence[Entry]) -> None:
+    """Write the records of transfers that were dropped while no daemon ran, as the daemon would have."""
+    import os
+
+    from s3daemon.journal import Journal
+    from s3daemon.model.record import TransferRecord
+    from s3daemon.sinks import choose_sink, note_on
+
+    journal = Journal(choose_sink(os.environ), note=note_on())
+    for entry in entries:
+        transfer = entry.transfer
+        journal.record(
+            TransferRecord(
+                transfer_id=transfer.id,
+                outcome="failed",
+                file=transfer.file,
+                bucket=transfer.destination.bucket,
+                key=transfer.destination.key,
+                size_bytes=transfer.seen.size,
+                start_usec=transfer.accepted_usec,
+                queue_usec=0,
+                total_usec=0,
+                attempts=entry.attempts,
+                tags=transfer.tags,
+                error="Dropped: dropped by an operator while the daemon was down",
+            )
+        )
+    journal.close(5.0)
 
 
 def main(
@@ -51,7 +97,7 @@ def main(
     *,
     out: TextIO,
     err: TextIO,
-    dropped: Callable[[Sequence[Entry]], None] = lambda entries: None,
+    on_dropped: Callable[[Sequence[Entry]], None] = record_dropped,
 ) -> int:
     """Carry out the command.
 
@@ -60,21 +106,19 @@ def main(
         environ: says where the daemon is, as `Instance.find` reads it; the settings are not needed.
         out: takes the table.
         err: takes one line when something is wrong.
-        dropped: is told of transfers dropped with no daemon up, so that they are recorded.
+        on_dropped: gets the transfers that are dropped while no daemon runs; writes their records.
 
     Returns:
         The exit status: 0, or 1 when it could not be done or an id is unknown.
     """
-    place = instance_of(args, environ)
+    instance = instance_of(args, environ)
     try:
         if args.action is None:
-            rows = _rows(place, failed_only=args.failed)
-            width = os.get_terminal_size(out.fileno()).columns if out.isatty() else None
-            print(_json(rows) if args.json else "\n".join(table(rows, width)), file=out)
+            _list(_rows(instance, failed_only=args.failed), as_json=args.json, out=out)
             return 0
         if bool(args.ids) == args.every:
             raise S3daemonError(Code.BAD_REQUEST, f"{args.action} takes either ids or the option for all")
-        done = _act(place, args.action, None if args.every else args.ids, dropped)
+        done = _act(instance, args.action, None if args.every else args.ids, on_dropped)
     except S3daemonError as exc:
         print(f"{exc.code}: {one_line(exc.text)}", file=err)
         return 1
@@ -85,25 +129,70 @@ def main(
     return 1 if unknown else 0
 
 
-def _rows(place: Instance, *, failed_only: bool) -> list[Row]:
+def _list(rows: Sequence[Row], *, as_json: bool, out: TextIO) -> None:
+    if as_json:  # one array with an object on each line, so that line tools can read it too
+        print("[\n" + ",\n".join(json.dumps(row.as_dict()) for row in rows) + "\n]", file=out)
+        return
+    print_table(console_of(out), table(rows))
+    print(total(rows), file=out)
+
+
+def table(rows: Iterable[Row]) -> Table:
+    """The listing."""
+    return Table(_COLUMNS, [_cells(row) for row in rows])
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    return (
+        row.id,
+        row.state if row.state != "failed" or row.notified else "failed, client not notified",
+        span(row.age_s),
+        str(row.attempts),
+        "" if row.next_in_s is None else span(row.next_in_s),
+        size(row.size_bytes),
+        row.destination,
+        f"{row.code}: {row.text}" if row.code else "",
+        row.file,
+    )
+
+
+def total(rows: Sequence[Row]) -> str:
+    """One line that counts the transfers by state."""
+    if not rows:
+        return "nothing in the queue"
+    states = Counter(row.state for row in rows)
+    counts = ", ".join(f"{count} {state}" for state, count in states.items())
+    oldest = span(max(row.age_s for row in rows))
+    return f"{len(rows)} transfers, {size(sum(row.size_bytes for row in rows))}: {counts}; the oldest {oldest} old"
+
+
+def _rows(instance: Instance, *, failed_only: bool) -> list[Row]:
     try:
-        return _asked_rows(place, failed_only=failed_only)
+        return _ask_rows(instance, failed_only=failed_only)
     except NoDaemonError:
-        entries = asyncio.run(_offline(place, _entries))
+        entries = _with_spool(instance, _entries)
     now_usec = time.time_ns() // 1000
     wanted = (entry for entry in entries if entry.failed or not failed_only)
-    return [row(entry, "failed" if entry.failed else "pending", now_usec=now_usec) for entry in wanted]
+    return [row_of(entry, "failed" if entry.failed else "pending", now_usec=now_usec) for entry in wanted]
 
 
-def _asked_rows(place: Instance, *, failed_only: bool) -> list[Row]:
-    members = place.ask("queue", failed=failed_only).get("transfers")
+def _ask_rows(instance: Instance, *, failed_only: bool) -> list[Row]:
+    members = instance.ask("queue", failed=failed_only).get("transfers")
     return [Row.from_dict(member) for member in (members if isinstance(members, list) else ())]
 
 
 def _act(
-    place: Instance, action: str, ids: Sequence[str] | None, dropped: Callable[[Sequence[Entry]], None]
+    instance: Instance, action: str, ids: Sequence[str] | None, on_dropped: Callable[[Sequence[Entry]], None]
 ) -> set[str]:
-    """Carry out `action` on those ids, or on all that it is meant for; the ids that there were."""
+    """Carry out `action` on those ids, or on all that it is meant for; return the ids that were found."""
+    try:
+        if ids is None and action == "retry":
+            return _ids(instance.ask("retry", all=True))
+        given = [row.id for row in _ask_rows(instance, failed_only=True)] if ids is None else ids
+        batches = [given[at : at + _BATCH] for at in range(0, len(given), _BATCH)]
+        return {id_ for batch in batches for id_ in _ids(instance.ask(action, ids=batch))}
+    except NoDaemonError:
+        pass
     wanted = None if ids is None else set(ids)
 
     async def carry_out(spool: Spool) -> set[str]:
@@ -111,17 +200,10 @@ def _act(
         chosen = [entry.transfer.id for entry in entries]
         done = await (spool.retry(chosen, spool.service_base) if action == "retry" else spool.drop(chosen))
         if action == "drop":
-            dropped([entry for entry in entries if entry.transfer.id in done])
+            on_dropped([entry for entry in entries if entry.transfer.id in done])
         return done
 
-    try:
-        if ids is None and action == "retry":
-            return _ids(place.ask("retry", all=True))
-        given = [r.id for r in _asked_rows(place, failed_only=True)] if ids is None else ids
-        batches = [given[at : at + _BATCH] for at in range(0, len(given), _BATCH)]
-        return {id_ for batch in batches for id_ in _ids(place.ask(action, ids=batch))}
-    except NoDaemonError:
-        return asyncio.run(_offline(place, carry_out))
+    return _with_spool(instance, carry_out)
 
 
 def _ids(answer: Mapping[str, object]) -> set[str]:
@@ -133,15 +215,17 @@ async def _entries(spool: Spool) -> list[Entry]:
     return spool.entries()
 
 
-async def _offline(place: Instance, work: Callable[[Spool], Awaitable[_T]]) -> _T:
-    """Open the spool under its lock, which no daemon holds, and never make one."""
-    spool = Spool.open(place.state_dir, create=False)
-    try:
-        return await work(spool)
-    finally:
-        await spool.close()
+def _with_spool(instance: Instance, work: Callable[[Spool], Awaitable[_T]]) -> _T:
+    """Open the spool under its lock, which no daemon holds, and never create one."""
+    import asyncio
 
+    from s3daemon.spool.spool import Spool
 
-def _json(rows: Iterable[Row]) -> str:
-    """One array with an object a line, so that line tools can read it too."""
-    return "[\n" + ",\n".join(json.dumps(row.as_dict()) for row in rows) + "\n]"
+    async def run() -> _T:
+        spool = Spool.open(instance.state_dir, create=False)
+        try:
+            return await work(spool)
+        finally:
+            await spool.close()
+
+    return asyncio.run(run())

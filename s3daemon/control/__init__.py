@@ -1,1 +1,6 @@
-"""TODO room."""
+"""How operators see and direct the running daemon: over its control socket, or as figures for HTTP.
+
+It reads delivery, ingress, the spool and the connection pool; it owns the file `control` in the runtime directory.
+Nothing here prints: `commands` shows on a terminal what `client` asked for, `http` serves the same status.
+Begin with `server` (the protocol), then `operations` (what each command does), then `status` and `rows` (the answers).
+"""

@@ -1,7 +1,7 @@
-"""The last exposures, as far as this process saw them: how long each took to its last object, and what is missing.
+"""The last exposures that this process delivered: how long each took up to its last object, and what is missing.
 
-An exposure is what requests give one tag; what has no tag goes by the key up to its last slash. It watches the same
-records as the journal, and what becomes pending and ceases to be. Pure: it is told everything, the time included.
+An exposure is the transfers that carry one tag; those without a tag are grouped by their key up to its last slash.
+The callers report every transfer that becomes pending, ceases to be, or ends, and pass the time: no I/O, no clock.
 """
 
 from __future__ import annotations
@@ -10,28 +10,56 @@ from bisect import insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
+from s3daemon.control.codec import JsonObject
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Transfer, prefix_of
 
-#: Those asked for last are kept. At one a minute this is half an hour, and as many bars as a chart shows well.
+#: The ones requested last are kept. At one a minute this is half an hour, and as many bars as a chart shows well.
 KEPT = 30
-#: From the first request to the last object stored: longer is late; longer still, and nobody waits for it any more.
+#: From the first request to the last object stored: longer is late; later still, and the exposure is given up as lost.
 LATE_S, LOST_S = 10.0, 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class ExposureStatus(JsonObject):
+    """One exposure at one moment.
+
+    Args:
+        name: the tag, or bucket and prefix.
+        tagged: the name is a tag.
+        first_usec: when its first request came, microseconds since the epoch.
+        last_usec: when its last object so far was stored; None when none was.
+        seconds: from the first request to the last object, or to now while transfers are pending; None when all failed.
+        verdict: the worst that applies: `lost`, `incomplete` because transfers failed, `late`; else `in time`.
+        stored, failed, pending: numbers of transfers.
+        size_bytes: stored.
+    """
+
+    name: str
+    tagged: bool
+    first_usec: int
+    last_usec: int | None
+    seconds: float | None
+    verdict: str
+    stored: int
+    failed: int
+    pending: int
+    size_bytes: int
 
 
 @dataclass(slots=True)
 class Exposure:
-    """What is known of one.
+    """What is known of one exposure.
 
     Args:
-        name: the tag, or the prefix.
-        tagged: it is a tag.
-        first_usec: when it was asked for first, microseconds since the epoch.
+        name: the tag, or bucket and prefix.
+        tagged: the name is a tag.
+        first_usec: when its first request came, microseconds since the epoch.
         last_usec: when its last object so far was stored, likewise; None when none was.
         stored: transfers whose object is in the store.
-        failed: ids of those that failed for good.
+        failed: ids of the transfers that failed for good.
         size_bytes: stored.
-        pending: ids of those that are not over.
+        pending: ids of the transfers that are not over.
     """
 
     name: str
@@ -43,43 +71,39 @@ class Exposure:
     size_bytes: int = 0
     pending: set[str] = field(default_factory=set)
 
-    def seconds(self, now_usec: int) -> float | None:
-        """From the first request to the last object; to now while something is pending; None: all of it failed."""
+    def at(self, now_usec: int) -> ExposureStatus:
+        """Its status at a moment of the wall clock, microseconds since the epoch."""
+        seconds = self._seconds(now_usec)
+        return ExposureStatus(
+            name=self.name,
+            tagged=self.tagged,
+            first_usec=self.first_usec,
+            last_usec=self.last_usec,
+            seconds=seconds,
+            verdict=self._verdict(seconds),
+            stored=self.stored,
+            failed=len(self.failed),
+            pending=len(self.pending),
+            size_bytes=self.size_bytes,
+        )
+
+    def _seconds(self, now_usec: int) -> float | None:
         end_usec = now_usec if self.pending else self.last_usec
         return None if end_usec is None else max(0, end_usec - self.first_usec) / 1e6
 
-    def verdict(self, now_usec: int) -> str:
-        """The worst of what is so: `lost`, or `incomplete` since something failed, or `late`; else `in time`."""
-        seconds = self.seconds(now_usec)
+    def _verdict(self, seconds: float | None) -> str:
         if seconds is None or seconds > LOST_S:
             return "lost"
-        return "incomplete" if self.failed else "late" if seconds > LATE_S else "in time"
-
-    def as_dict(self, now_usec: int) -> dict[str, object]:
-        """For JSON.
-
-        Args:
-            now_usec: wall clock, microseconds since the epoch.
-        """
-        return {
-            "name": self.name,
-            "tagged": self.tagged,
-            "first_usec": self.first_usec,
-            "last_usec": self.last_usec,
-            "seconds": self.seconds(now_usec),
-            "verdict": self.verdict(now_usec),
-            "stored": self.stored,
-            "failed": len(self.failed),
-            "pending": len(self.pending),
-            "size_bytes": self.size_bytes,
-        }
+        if self.failed:
+            return "incomplete"
+        return "late" if seconds > LATE_S else "in time"
 
 
 class Exposures:
-    """The last ones, in the order in which they were asked for.
+    """The last exposures, in the order of their first requests.
 
     Args:
-        kept: so many.
+        kept: how many.
     """
 
     def __init__(self, kept: int = KEPT) -> None:
@@ -91,21 +115,21 @@ class Exposures:
         return iter(self._order)
 
     def added(self, transfer: Transfer) -> None:
-        """It is pending, for the first time or again after it failed."""
+        """Count a transfer that is pending, for the first time or again after it failed."""
         to = transfer.destination
         for exposure in self._of(transfer.tags, to.bucket, to.key, transfer.accepted_usec):
             exposure.failed.discard(transfer.id)
             exposure.pending.add(transfer.id)
 
     def removed(self, transfer: Transfer) -> None:
-        """It is no longer pending. What was withdrawn without a record leaves no trace."""
+        """Count a transfer that is no longer pending. One that was withdrawn without a record leaves no trace."""
         for exposure in [exposure for exposure in self._order if transfer.id in exposure.pending]:
             exposure.pending.remove(transfer.id)
             if not (exposure.pending or exposure.stored or exposure.failed):
                 self._forget(exposure)
 
     def recorded(self, record: TransferRecord) -> None:
-        """It is over."""
+        """Count a transfer that is over."""
         for exposure in self._of(record.tags, record.bucket, record.key, record.start_usec):
             exposure.pending.discard(record.transfer_id)
             if record.stored:
@@ -116,7 +140,7 @@ class Exposures:
                 exposure.failed.add(record.transfer_id)
 
     def _of(self, tags: Iterable[str], bucket: str, key: str, start_usec: int) -> Iterator[Exposure]:
-        """Those that a transfer is a part of; none when they are older than what is kept."""
+        """Yield the exposures that a transfer belongs to; none when they are older than all that are kept."""
         for tag in dict.fromkeys(tags) or [None]:
             name = (True, tag) if tag is not None else (False, prefix_of(bucket, key))
             exposure = self._by_name.get(name) or self._new(name, start_usec)
@@ -131,9 +155,9 @@ class Exposures:
             if start_usec <= self._order[0].first_usec:
                 return None
             self._forget(self._order[0])
-        made = self._by_name[name] = Exposure(name[1], name[0], start_usec)
-        insort(self._order, made, key=_first)
-        return made
+        exposure = self._by_name[name] = Exposure(name[1], name[0], start_usec)
+        insort(self._order, exposure, key=_first)
+        return exposure
 
     def _forget(self, exposure: Exposure) -> None:
         self._order.remove(exposure)

@@ -1,4 +1,4 @@
-"""What operators ask over the control socket: the queue, the status, to try again, to give up."""
+"""What each command of the control socket does, and the figures that HTTP serves."""
 
 from __future__ import annotations
 
@@ -13,24 +13,32 @@ from itertools import islice
 from s3daemon import __version__
 from s3daemon.clock import Clock
 from s3daemon.control.exposures import LATE_S, LOST_S, Exposures
-from s3daemon.control.listing import row
-from s3daemon.control.overview import LISTED, receivers_of, uploads_of
+from s3daemon.control.rows import Row, row_of
+from s3daemon.control.status import LISTED, Condition, Connections, Status, receivers_of, uploads_of
 from s3daemon.delivery.schedule import Job
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.spool.spool import Entry, Spool
-from s3daemon.units import span
 
 Answer = Mapping[str, object]
 
 
 def entry_of(job: Job) -> Entry:
-    """A pending transfer as the spool would give it."""
+    """Return a pending transfer as the spool would."""
     return Entry(
         job.seq, job.transfer, job.accepted_service, job.attempts, begun=job.begun, code=job.code, text=job.text
     )
+
+
+def watch_exposures(uploader: Uploader) -> Exposures:
+    """Follow every transfer of the uploader from here on."""
+    exposures = Exposures()
+    uploader.schedule.on_added = lambda job: exposures.added(job.transfer)
+    uploader.schedule.on_removed = lambda job: exposures.removed(job.transfer)
+    uploader.observers.append(exposures.recorded)
+    return exposures
 
 
 def _ids(arguments: Mapping[str, object]) -> set[str]:
@@ -41,13 +49,19 @@ def _ids(arguments: Mapping[str, object]) -> set[str]:
 
 
 class Operations:
-    """The commands of the control socket.
+    """The commands of the control socket, and the daemon's condition.
 
     Args:
-        uploader, spool, server: asked and told.
-        pool: gives the connections in use now.
+        uploader: has the pending transfers and the endpoint's health.
+        spool: has the failed transfers.
+        server: knows its clients.
+        pool: gives the connections in use now; a reload may replace them.
         exposures: the last ones.
         wall: seconds since the epoch.
+
+    Attributes:
+        draining: says so while the service stops, else ""; the service sets it.
+        refused: why the last reload was refused, or ""; the service sets it.
     """
 
     def __init__(
@@ -60,6 +74,8 @@ class Operations:
         *,
         wall: Clock = time.time,
     ) -> None:
+        self.draining = ""
+        self.refused = ""
         self._uploader = uploader
         self._spool = spool
         self._server = server
@@ -67,37 +83,35 @@ class Operations:
         self._exposures = exposures
         self._wall = wall
         self._started_usec = round(wall() * 1e6)
-        self._failures: list[Entry] = []  # the last ones
-        self.failed = 0  #: transfers that failed for good, as last counted
-        self.draining = ""  #: says so while the service stops
-        self.refused = ""  #: why the last reload was refused, until one is accepted
+        self._failed = 0  # as last counted
+        self._failures: list[Entry] = []  # the last of them
 
     async def count_failed(self) -> None:
-        """Bring `failed` up to date, if the disk lets us."""
+        """Count the transfers that failed for good, if the disk allows it; called every 2 s."""
         with contextlib.suppress(SpoolError):
             failed = await asyncio.to_thread(self._spool.entries, failed=True)
-            self.failed, self._failures = len(failed), failed[-LISTED:]
+            self._failed, self._failures = len(failed), failed[-LISTED:]
 
     def sample(self) -> None:
-        """Remember how far each upload is; called each 2 s, it makes their recent rates."""
+        """Note how far each upload is; called every 2 s, it gives their recent rates."""
         now = self._uploader.clock()
         for job in self._uploader.schedule.running:
             if job.progress is not None:
                 job.progress.sample(now)
 
     async def queue(self, arguments: Mapping[str, object]) -> Answer:
-        """Every transfer that is not over, and the failed ones; with `failed` only these."""
+        """Answer with every transfer that is not over and the failed ones; with `failed` only with these."""
         failed = await asyncio.to_thread(self._spool.entries, failed=True)
         jobs = [] if arguments.get("failed") is True else self._uploader.schedule.jobs
-        return {"transfers": self._rows(jobs, failed)}
+        return {"transfers": (row.as_dict() for row in self._rows(jobs, failed))}
 
-    def _rows(self, jobs: Sequence[Job], failed: Sequence[Entry]) -> Iterator[dict[str, object]]:
+    def _rows(self, jobs: Sequence[Job], failed: Sequence[Entry]) -> Iterator[Row]:
         now_usec, now = round(self._wall() * 1e6), self._uploader.clock()
         for job in jobs:
             state, next_in_s = self._state(job, now)
-            yield row(entry_of(job), state, now_usec=now_usec, next_in_s=next_in_s).as_dict()
+            yield row_of(entry_of(job), state, now_usec=now_usec, next_in_s=next_in_s)
         for entry in failed:
-            yield row(entry, "failed", now_usec=now_usec).as_dict()
+            yield row_of(entry, "failed", now_usec=now_usec)
 
     def _state(self, job: Job, now: float) -> tuple[str, float | None]:
         if job.task is not None:
@@ -126,7 +140,7 @@ class Operations:
         return {"ids": sorted(known | done)}
 
     async def drop(self, arguments: Mapping[str, object]) -> Answer:
-        """Give up: an attempt in flight is ended and its clients are told."""
+        """Give up: an attempt in flight is cancelled and its clients are notified."""
         ids = _ids(arguments)
         dropped = await self._spool.drop(ids)
         for id_ in ids:
@@ -136,96 +150,83 @@ class Operations:
         return {"ids": sorted(dropped)}
 
     async def status(self, _: Mapping[str, object]) -> Answer:
-        """How things are: in a word, in the line that `systemctl status` shows, and at length (see `overview`)."""
-        uploader, pool, now_usec = self._uploader, self._pool(), round(self._wall() * 1e6)
+        """Answer with the status."""
+        return self.snapshot().as_dict()
+
+    def snapshot(self) -> Status:
+        """Describe the daemon as it is now, from its condition down to each upload."""
+        condition, uploader, pool = self.condition(), self._uploader, self._pool()
         uploads = uploads_of(uploader.schedule.running, uploader.clock())
-        oldest = uploader.schedule.oldest
-        return {
-            "state": self.state,
-            "status": self.line(),
-            "version": __version__,
-            "host": socket.gethostname(),
-            "endpoint": uploader.settings.endpoint_url,
-            "now_usec": now_usec,
-            "started_usec": self._started_usec,
-            "in_flight": len(uploads),
-            "pending": len(uploader.schedule) - len(uploads),
-            "oldest_s": max(0.0, (now_usec - oldest.transfer.accepted_usec) / 1e6) if oldest else None,
-            "failed": self.failed,
-            "held": uploader.health.held,
-            "away": uploader.health.away,
-            "spool": self._spool.fault,
-            "refused": self.refused,
-            "clients": self._server.clients,
-            "connections": {"open": pool.open_count, "opened": pool.opened, "limit": pool.limit},
-            "receivers": receivers_of(pool.open_per_address(), uploads, pool.addresses.disabled),
-            "uploads": uploads,
-            "waiting": list(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
-            "failures": list(self._rows([], self._failures)),
-            "exposures": [exposure.as_dict(now_usec) for exposure in self._exposures],
-            "late_s": LATE_S,
-            "lost_s": LOST_S,
-        }
+        now_usec = round(self._wall() * 1e6)
+        return Status(
+            state=condition.state,
+            line=condition.line,
+            version=__version__,
+            host=socket.gethostname(),
+            endpoint=uploader.settings.endpoint_url,
+            now_usec=now_usec,
+            started_usec=self._started_usec,
+            in_flight=condition.in_flight,
+            pending=condition.pending,
+            oldest_s=condition.oldest_s,
+            failed=condition.failed,
+            held=condition.held,
+            away=condition.away,
+            spool_fault=condition.spool_fault,
+            reload_fault=condition.reload_fault,
+            clients=self._server.clients,
+            connections=condition.connections,
+            receivers=receivers_of(pool.open_per_address(), uploads, condition.disabled),
+            uploads=uploads,
+            waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
+            failures=tuple(self._rows([], self._failures)),
+            exposures=tuple(exposure.at(now_usec) for exposure in self._exposures),
+            late_s=LATE_S,
+            lost_s=LOST_S,
+        )
+
+    def condition(self) -> Condition:
+        """Say what is wrong now and how much there is to do."""
+        uploader, pool = self._uploader, self._pool()
+        in_flight, oldest = len(uploader.schedule.running), uploader.schedule.oldest
+        return Condition(
+            in_flight=in_flight,
+            pending=len(uploader.schedule) - in_flight,
+            oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
+            failed=self._failed,
+            connections=Connections(pool.open_count, pool.opened, pool.limit),
+            disabled=tuple(pool.addresses.disabled),
+            held=uploader.health.held,
+            away=uploader.health.away,
+            spool_fault=self._spool.fault,
+            reload_fault=self.refused,
+            stopping=self.draining,
+        )
 
     @property
     def healthy(self) -> bool:
-        """What is accepted is delivered at once, and everything is accepted."""
-        health = self._uploader.health
-        return not (health.held or health.away or self._spool.fault or self.draining)
-
-    def figures(self) -> dict[str, float]:
-        """The values of `metrics.LIVE` but for the doors' clients."""
-        uploader, pool = self._uploader, self._pool()
-        running = len(uploader.schedule.running)
-        oldest = uploader.schedule.oldest
-        return {
-            "s3daemon_in_flight": running,
-            "s3daemon_pending": len(uploader.schedule) - running,
-            "s3daemon_oldest_pending_age_seconds": max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6)
-            if oldest
-            else 0.0,
-            "s3daemon_failed_listed": self.failed,
-            "s3daemon_held": bool(uploader.health.held),
-            "s3daemon_away": uploader.health.away,
-            "s3daemon_spool_refusing": bool(self._spool.fault),
-            "s3daemon_clients": self._server.clients,
-            "s3daemon_connections_open": pool.open_count,
-            "s3daemon_connections_warm": sum(connection.is_open for connection in pool.idle()),
-            "s3daemon_connections_limit": pool.limit,
-            "s3daemon_connections_opened": pool.opened,
-            "s3daemon_receivers_aside": len(pool.addresses.disabled),
-        }
-
-    @property
-    def state(self) -> str:
-        """The worst of what is so now: `stopping`, `refusing` requests, `held`, `away`; else `ok`."""
-        health = self._uploader.health
-        worst = {
-            "stopping": self.draining, "refusing": self._spool.fault, "held": health.held, "away": health.away
-        }  # fmt: skip
-        return next((word for word, so in worst.items() if so), "ok")
+        """Every request is accepted, and what is accepted is delivered at once."""
+        return self.condition().state == "ok"
 
     def line(self) -> str:
-        """One line worth reading."""
-        uploader, pool = self._uploader, self._pool()
-        running = len(uploader.schedule.running)
-        waiting = len(uploader.schedule) - running
-        parts = [f"{running} in flight", f"{waiting} pending"]
-        if (oldest := uploader.schedule.oldest) is not None:
-            parts[-1] += f", the oldest {span(max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6))}"
-        if failed := self.failed:
-            parts.append(f"{failed} failed (s3daemon queue)")
-        parts.append(f"{pool.open_count} of {pool.limit} connections open")
-        if pool.addresses.disabled:
-            parts.append(f"addresses temporarily disabled: {', '.join(pool.addresses.disabled)}")
-        if self.refused:
-            parts.insert(0, f"reload REFUSED, {self.refused}")
-        if uploader.health.held:
-            parts.insert(0, f"HELD, {uploader.health.held}")
-        elif uploader.health.away:
-            parts.insert(0, "endpoint AWAY")
-        if self._spool.fault:
-            parts.insert(0, f"refusing requests, {self._spool.fault}")
-        if self.draining:
-            parts.insert(0, self.draining)
-        return "; ".join(parts)
+        """Return the line that `systemctl status` shows."""
+        return self.condition().line
+
+    def figures(self) -> dict[str, float]:
+        """Return the values of `http.metrics.LIVE`, except for the HTTP server's clients."""
+        condition = self.condition()
+        return {
+            "s3daemon_in_flight": condition.in_flight,
+            "s3daemon_pending": condition.pending,
+            "s3daemon_oldest_pending_age_seconds": condition.oldest_s or 0.0,
+            "s3daemon_failed_listed": condition.failed,
+            "s3daemon_held": bool(condition.held),
+            "s3daemon_away": condition.away,
+            "s3daemon_spool_refusing": bool(condition.spool_fault),
+            "s3daemon_clients": self._server.clients,
+            "s3daemon_connections_open": condition.connections.open,
+            "s3daemon_connections_warm": sum(connection.is_open for connection in self._pool().idle()),
+            "s3daemon_connections_limit": condition.connections.limit,
+            "s3daemon_connections_opened": condition.connections.opened,
+            "s3daemon_receivers_aside": len(condition.disabled),
+        }

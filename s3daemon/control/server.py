@@ -1,18 +1,18 @@
-"""The private socket: how the operator's commands reach the running daemon.
+"""The control socket: how the operator's commands reach the running daemon.
 
     request = a JSON object, LF     {"command": "queue", ...arguments}; at most 1 MiB
     answer  = a JSON object, LF     {"ok": true, ...} or {"ok": false, "code": ..., "text": ..., "faults": [...]}
 
 A connection serves one request after another. The commands and what they answer:
 
-    queue   {"failed": bool}                    -> {"transfers": [a row as in queue.py, ...]}
-    retry   {"ids": [...]} or {"all": true}     -> {"ids": [those that there were]}
-    drop    {"ids": [...]}                      -> {"ids": [those that there were]}
-    status  {}                                  -> as `Operations.status` and `overview` have it
-    reload  {"environ": {...}}                  -> {"applied": [variables], "restart": [variables that take a restart]}
+    queue   {"failed": bool}                    -> {"transfers": [a `rows.Row`, ...]}
+    retry   {"ids": [...]} or {"all": true}     -> {"ids": [the ones that were found]}
+    drop    {"ids": [...]}                      -> {"ids": [the ones that were found]}
+    status  {}                                  -> a `status.Status`
+    reload  {"environ": {...}}                  -> {"applied": [variables], "restart": [variables that need a restart]}
 
-The socket `control` lies in the runtime directory, or in the state directory of a daemon without one. It has mode 0600
-and the peer is checked besides: root or the service's own user. A reload carries secrets: no request is ever logged.
+The socket `control` lies in the runtime directory, or in the state directory of a daemon without one. It has mode 0600,
+and the peer is checked too: root or the service's own user. A reload carries secrets: no request is ever logged.
 """
 
 from __future__ import annotations
@@ -27,25 +27,18 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
+from s3daemon.control.client import MAX_REQUEST
 from s3daemon.errors import Code, S3daemonError, SettingsError, StartError, one_line
 from s3daemon.ingress.peer import peer_uid
 
 _log = logging.getLogger(__name__)
 
-#: A whole environment fits (ARG_MAX bounds one string of it to 128 KiB), and some 50 000 ids.
-MAX_REQUEST = 1 << 20
-#: Who connects says what it wants at once; a command that hangs must not keep its place for ever.
+#: A client sends its request at once; a command that hangs must not keep its connection for ever.
 _IDLE_S = 30.0
 #: Rows that are encoded in one go: about 2 ms in which the event loop does nothing else.
 _SLICE = 256
 
 Handler = Callable[[Mapping[str, object]], Awaitable[Mapping[str, object]]]
-
-
-def control_path(environ: Mapping[str, str], state_dir: Path) -> Path:
-    """Where the daemon listens: in the runtime directory that systemd made, else in the state directory."""
-    runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
-    return Path(runtime or state_dir, "control")
 
 
 class ControlServer:
@@ -55,8 +48,8 @@ class ControlServer:
         path: the socket; the spool's lock has made sure that no other daemon uses it.
         handlers: what each command does. A value of an answer that is an iterator is sent as an array, in slices
             between which the event loop runs.
-        peer: who is at the other end.
-        idle_s: longest time without a request, and without room for the answer.
+        peer: gives the user at the other end.
+        idle_s: the longest wait for a request, and for the client to take more of the answer.
     """
 
     def __init__(
@@ -93,7 +86,7 @@ class ControlServer:
             raise StartError(Code.CONTROL_SOCKET, f"cannot listen on {self._path}: {exc.strerror or exc}") from exc
 
     async def close(self) -> None:
-        """Stop listening, end what is being answered, remove the socket. To be called before the lock is given up."""
+        """Stop listening, end what is being answered, remove the socket; to be called before the spool is unlocked."""
         if self._server is None:
             return
         self._server.close()
@@ -120,9 +113,9 @@ class ControlServer:
                 )
             writer.close()
         except (OSError, TimeoutError):
-            pass  # it went away, or stands still: nobody is left to tell
-        except Exception as exc:  # an answer that cannot be encoded is a bug, and not worth an upload
-            _log_bug("an answer", exc)
+            pass  # the client went away or stopped reading, so no answer reaches it
+        except Exception as exc:  # an answer that cannot be encoded is a bug, but must not end an upload
+            _log_bug("the encoding of an answer", exc)
         finally:
             if not writer.is_closing():
                 writer.transport.abort()
@@ -132,14 +125,14 @@ class ControlServer:
             async with asyncio.timeout(self._idle_s):
                 return await reader.readline()
         except ValueError:
-            return b"too long"  # and what follows is the rest of it
+            return b"too long"  # without an LF, so it is refused; what follows is the rest of it
 
     async def _send(self, writer: asyncio.StreamWriter, answer: Mapping[str, object]) -> None:
         for piece in _encode(answer):
             writer.write(piece)
             async with asyncio.timeout(self._idle_s):
                 await writer.drain()
-            await asyncio.sleep(0)  # drain() gives way only when the buffer is full
+            await asyncio.sleep(0)  # drain() yields only when the buffer is full
 
     async def _answer(self, line: bytes) -> Mapping[str, object]:
         try:
@@ -164,7 +157,7 @@ class ControlServer:
 
 def _log_bug(what: str, exc: Exception) -> None:
     # Where, not what: the text of an exception may quote the request, and a reload's has secrets in it.
-    _log.error("%s met a bug: %s\n%s", what, type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
+    _log.error("bug in %s: %s\n%s", what, type(exc).__name__, "".join(traceback.format_tb(exc.__traceback__)))
 
 
 def _refusal(code: str, text: str) -> dict[str, object]:
@@ -172,7 +165,7 @@ def _refusal(code: str, text: str) -> dict[str, object]:
 
 
 def _encode(answer: Mapping[str, object]) -> Iterator[bytes]:
-    """One line, in pieces."""
+    """Encode an answer as one line, in pieces."""
     lead = "{"
     for name, value in answer.items():
         yield f"{lead}{json.dumps(name)}: ".encode()

@@ -1,4 +1,4 @@
-"""`s3daemon queue`: the same answers and deeds with the daemon up, over its socket, and with it down, on its spool."""
+"""`s3daemon queue`: does the same through the daemon's socket while it runs, and on its spool while it is down."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from s3daemon.commands import queue
-from s3daemon.control.listing import Row
+from s3daemon.control.rows import Row
 from s3daemon.control.server import ControlServer, Handler
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.rows import Entry
@@ -39,20 +39,21 @@ def ident(name: str) -> str:
     return name.rjust(16, "0")
 
 
-def run(directory: Path, *argv: str, dropped: Callable[[Sequence[Entry]], None] | None = None) -> tuple[int, str, str]:
+def run(
+    directory: Path, *argv: str, on_dropped: Callable[[Sequence[Entry]], None] = lambda _: None
+) -> tuple[int, str, str]:
     """Run the command as the command line would; its exit status and what it printed."""
     parser = argparse.ArgumentParser()
     queue.configure(parser)
     out, err = io.StringIO(), io.StringIO()
-    options = {"dropped": dropped} if dropped else {}
     environ = {"S3DAEMON_STATE_DIR": os.fspath(directory)}
-    status = queue.main(parser.parse_args(argv), environ, out=out, err=err, **options)
+    status = queue.main(parser.parse_args(argv), environ, out=out, err=err, on_dropped=on_dropped)
     return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture
 def spooled(tmp_path: Path) -> Path:
-    """The directory of a spool, its daemon down: a and b pending, c and d failed, c's client not told."""
+    """The directory of a spool, its daemon down: a and b pending, c and d failed, c's client not notified."""
     directory = tmp_path / "state"
 
     async def fill() -> None:
@@ -103,31 +104,31 @@ def daemon(path: Path, handlers: Mapping[str, Handler]) -> Iterator[None]:
         loop.close()
 
 
-def test_down_lists(spooled: Path) -> None:
+def test_down_it_lists_the_spool(spooled: Path) -> None:
     """A table of what the spool holds, in the order of acceptance."""
     status, out, err = run(spooled)
     assert (status, err) == (0, "")
     lines = out.splitlines()
     assert [line.split()[0][-1] for line in lines[1:5]] == list("abcd")
     assert "NoSuchBucket: no bucket" in lines[3]
-    assert [" failed, untold " in line for line in lines[1:5]] == [False, False, True, False]
+    assert [" failed, client not notified " in line for line in lines[1:5]] == [False, False, True, False]
     assert lines[5].startswith("4 transfers, 4 kB: 2 pending, 2 failed; the oldest ")
     assert run(spooled, "--failed")[1].count("\n") == 4
 
 
-def test_down_lists_json(spooled: Path) -> None:
+def test_down_it_lists_json(spooled: Path) -> None:
     """One array, an object a line."""
     status, out, _ = run(spooled, "--json", "--failed")
     rows = [Row.from_dict(members) for members in json.loads(out)]
     assert status == 0
-    assert [(row.id, row.state, row.attempts, row.told) for row in rows] == [
+    assert [(row.id, row.state, row.attempts, row.notified) for row in rows] == [
         (ident("c"), "failed", 1, False),
         (ident("d"), "failed", 2, True),
     ]
     assert len(out.splitlines()) == 4
 
 
-def test_down_retries(spooled: Path) -> None:
+def test_down_it_retries(spooled: Path) -> None:
     """What failed is pending again, by id or all of it."""
     assert run(spooled, "retry", ident("c")) == (0, "1 will be tried again\n", "")
     assert states(spooled) == {"a": False, "b": False, "c": False, "d": True}
@@ -136,29 +137,29 @@ def test_down_retries(spooled: Path) -> None:
     assert run(spooled, "retry", "--all") == (0, "0 will be tried again\n", "")
 
 
-def test_down_drops(spooled: Path) -> None:
-    """What is dropped is gone, and told to whoever records it."""
-    told: list[Entry] = []
-    status, out, err = run(spooled, "drop", ident("a"), "nosuch", dropped=told.extend)
+def test_down_it_drops(spooled: Path) -> None:
+    """What is dropped is gone, and goes on record."""
+    records: list[Entry] = []
+    status, out, err = run(spooled, "drop", ident("a"), "nosuch", on_dropped=records.extend)
     assert (status, out) == (1, "1 dropped\n")
     assert err == "NoSuchTransfer: nosuch is not in the queue\n"
-    assert [entry.transfer for entry in told] == [transfer("a")]
-    assert run(spooled, "drop", "--all-failed", dropped=told.extend) == (0, "2 dropped\n", "")
-    assert [entry.transfer.id[-1] for entry in told] == list("acd")
+    assert [entry.transfer for entry in records] == [transfer("a")]
+    assert run(spooled, "drop", "--all-failed", on_dropped=records.extend) == (0, "2 dropped\n", "")
+    assert [entry.transfer.id[-1] for entry in records] == list("acd")
     assert states(spooled) == {"b": False}
 
 
 @pytest.mark.parametrize("argv", [["retry"], ["drop"], ["retry", "--all", "x"], ["drop", "--all-failed", "x"]])
-def test_ids_or_all(spooled: Path, argv: list[str]) -> None:
-    """One of the two must be said, so that nothing is dropped by a slip."""
+def test_either_ids_or_all_must_be_given(spooled: Path, argv: list[str]) -> None:
+    """So that nothing is dropped by mistake."""
     status, out, err = run(spooled, *argv)
     assert (status, out) == (1, "")
     assert err == f"BadRequest: {argv[0]} takes either ids or the option for all\n"
     assert len(states(spooled)) == 4
 
 
-def test_down_makes_nothing(tmp_path: Path) -> None:
-    """Where there is no spool it says so, and makes none."""
+def test_down_it_creates_no_spool(tmp_path: Path) -> None:
+    """Where there is none it says so."""
     status, out, err = run(tmp_path)
     assert (status, out) == (1, "")
     assert err == f"NoSpool: there is no spool in {tmp_path}\n"
@@ -166,7 +167,7 @@ def test_down_makes_nothing(tmp_path: Path) -> None:
 
 
 def test_a_daemon_that_does_not_listen(spooled: Path) -> None:
-    """With the lock held and nobody on the socket, the holder is named."""
+    """With the lock held and no daemon on the socket, the holder is named."""
 
     async def hold() -> tuple[int, str, str]:
         spool = Spool.open(spooled)
@@ -182,7 +183,7 @@ def test_a_daemon_that_does_not_listen(spooled: Path) -> None:
 
 
 class FakeUploader:
-    """Holds rows, and notes what is asked of it."""
+    """Has rows, and remembers what is asked of it."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = {row.id: row for row in rows}
@@ -195,7 +196,7 @@ class FakeUploader:
         return {"transfers": (row.as_dict() for row in wanted)}
 
     def act(self, command: str) -> Handler:
-        """A handler that notes the command and says what there was."""
+        """A handler that remembers the command and answers with the ids that it knows."""
 
         async def handler(request: Mapping[str, object]) -> Mapping[str, object]:
             self.asked.append((command, dict(request)))
@@ -211,13 +212,13 @@ def some_rows(count: int, state: str = "pending") -> list[Row]:
     return [
         Row(f"{n:016x}", state, 86400 + n, 40, "ConnectionFailed", "connect to s3.example.org:443: Connection refused",
             30.5, 8_388_608, f"raw/2025/MC_O_20250716_{n:06}/MC_O_20250716_{n:06}_R22_S11.fits",
-            f"/data/staging/MC_O_20250716_{n:06}_R22_S11.fits", told=False)
+            f"/data/staging/MC_O_20250716_{n:06}_R22_S11.fits", notified=False)
         for n in range(count)
     ]  # fmt: skip
 
 
-def test_up(tmp_path: Path) -> None:
-    """With the daemon up it is asked, and the spool's directory is not looked at."""
+def test_up_the_daemon_is_asked(tmp_path: Path) -> None:
+    """The spool is not opened."""
     rows = [*some_rows(2), *some_rows(3, "failed")[2:]]
     uploader = FakeUploader(rows)
     with daemon(tmp_path / "control", uploader.handlers):
@@ -244,7 +245,7 @@ def test_54_000_rows(tmp_path: Path) -> None:
     """
     uploader = FakeUploader(some_rows(54_000, "failed"))
     program = (
-        "import argparse, os, sys; from s3daemon import queue; parser = argparse.ArgumentParser(); "
+        "import argparse, os, sys; from s3daemon.commands import queue; parser = argparse.ArgumentParser(); "
         "queue.configure(parser); "
         "sys.exit(queue.main(parser.parse_args(), os.environ, out=sys.stdout, err=sys.stderr))"
     )

@@ -2,7 +2,7 @@
 
     status                     once
     status --watch [SECONDS]   again and again, in place on a terminal, until interrupted
-    status --json              the daemon's whole answer; with --watch one object a line
+    status --json              the daemon's whole answer; with --watch one object on each line
 
 The daemon is asked over its control socket, so this is for root and the service's own user.
 """
@@ -11,20 +11,25 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import time
-from collections.abc import Callable, Mapping
-from typing import Protocol, TextIO
+from collections.abc import Callable, Iterator, Mapping
+from typing import TextIO
 
-from s3daemon.commands.status.text import lines
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
 from s3daemon.commands.status.view import View, view_of
+from s3daemon.commands.table import console_of, print_table, texts, width_of
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
+from s3daemon.control.status import Status
 from s3daemon.errors import S3daemonError, one_line
 
-#: The daemon takes a sample of each upload as often.
+#: The daemon takes a sample of each upload at the same interval.
 WATCH_S = 2.0
 _LEAST_WATCH_S = 0.1
-_CLEAR = "\x1b[H\x1b[2J"
+_STATES = {"ok": "bold white on dark_cyan", "away": "bold black on orange3"}
+_ALARM = "bold white on dark_red"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -48,45 +53,49 @@ def _interval(text: str) -> float:
     return seconds
 
 
-class Display(Protocol):
-    """Shows views."""
-
-    def show(self, view: View) -> None:
-        """Print it below what is there."""
-
-    def replace(self, view: View) -> None:
-        """Put it in the place of the one before."""
-
-    def close(self) -> None:
-        """Give the terminal back as it was."""
-
-
-class Plain:
-    """Shows views as text; where there are no places to put one in, below each other.
+class Screen:
+    """Shows views: on a terminal in colours and, where wanted, in place; else as lines of text.
 
     Args:
         out: a terminal or not.
+        width: of the terminal, where it is known better.
     """
 
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
+    def __init__(self, out: TextIO, width: int | None = None) -> None:
+        self._console = console_of(out, width)
+        self._live: Live | None = None
 
     def show(self, view: View) -> None:
-        """As `Display`."""
-        width = os.get_terminal_size(self._out.fileno()).columns if self._out.isatty() else None
-        print(*lines(view, width, self._out.encoding or "ascii"), sep="\n", file=self._out)
+        """Print a view below what is there."""
+        for text in _head(view):
+            self._console.print(text, soft_wrap=True)
+        for table in view.tables:
+            self._console.print()
+            print_table(self._console, table)
 
     def replace(self, view: View) -> None:
-        """As `Display`."""
-        if self._out.isatty():
-            print(_CLEAR, end="", file=self._out)
-        self.show(view)
-        if not self._out.isatty():
-            print(file=self._out)
-        self._out.flush()
+        """Put a view in the place of the one before; without a terminal, below it."""
+        if width_of(self._console) is None:
+            self.show(view)
+            self._console.print()
+            self._console.file.flush()
+            return
+        if self._live is None:
+            self._live = Live(console=self._console, screen=True, auto_refresh=False)
+            self._live.start()
+        tables = (text for table in view.tables for text in (Text(), *texts(table, width_of(self._console))))
+        self._live.update(Group(*_head(view), *tables), refresh=True)
 
     def close(self) -> None:
-        """As `Display`."""
+        """Give the terminal back as it was."""
+        if self._live is not None:
+            self._live.stop()
+
+
+def _head(view: View) -> Iterator[Text]:
+    if view.about:
+        yield Text(view.about, style="dim")
+    yield Text.assemble((f"{view.state.upper()}:", _STATES.get(view.state, _ALARM)), " ", view.line)
 
 
 def main(
@@ -103,63 +112,48 @@ def main(
         args: as `configure` described them.
         environ: says where the daemon is, as `Instance.find` reads it.
         out: takes what is shown.
-        err: takes one line when the daemon cannot be asked.
+        err: takes one line when the daemon could not be asked.
         sleep: waits so many seconds; KeyboardInterrupt ends a watch.
 
     Returns:
         The exit status: 0, or 1 when the daemon could not be asked.
     """
-    place = instance_of(args, environ)
+    instance = instance_of(args, environ)
     try:
         if args.watch is None:
-            _once(place, args, out)
+            _once(instance, args, out)
         else:
-            _watch(place, args, out, sleep)
+            _watch(instance, args, out, sleep)
     except S3daemonError as exc:
         print(f"{exc.code}: {one_line(exc.text)}", file=err)
         return 1
     return 0
 
 
-def _once(place: Instance, args: argparse.Namespace, out: TextIO) -> None:
-    answer = place.ask("status")
+def _once(instance: Instance, args: argparse.Namespace, out: TextIO) -> None:
+    answer = instance.ask("status")
     if args.json:
         print(json.dumps(answer, indent=2), file=out)
     else:
-        _screen(out).show(view_of(answer))
+        Screen(out).show(view_of(Status.from_dict(answer)))
 
 
-def _watch(place: Instance, args: argparse.Namespace, out: TextIO, sleep: Callable[[float], None]) -> None:
-    screen = _screen(out)
+def _watch(instance: Instance, args: argparse.Namespace, out: TextIO, sleep: Callable[[float], None]) -> None:
+    screen = Screen(out)
     try:
         while True:
-            answer = _asked(place)
+            try:
+                answer = instance.ask("status")
+            except NoDaemonError as exc:  # it is being restarted
+                answer = {"state": "down", "text": exc.text}
             if args.json:
                 print(json.dumps(answer), file=out, flush=True)
+            elif answer["state"] == "down":
+                screen.replace(View("down", "", one_line(str(answer["text"]))))
             else:
-                screen.replace(view_of(answer) if "status" in answer else View("down", "", str(answer["text"]), ()))
+                screen.replace(view_of(Status.from_dict(answer)))
             sleep(args.watch)
     except KeyboardInterrupt:
         pass
     finally:
         screen.close()
-
-
-def _asked(place: Instance) -> Mapping[str, object]:
-    """The answer; while the daemon is being restarted, that there is none."""
-    try:
-        return place.ask("status")
-    except NoDaemonError as exc:
-        return {"state": "down", "text": exc.text}
-
-
-def _screen(out: TextIO) -> Display:
-    """Rich's where it is installed and the output is a terminal."""
-    if out.isatty():
-        try:
-            from s3daemon.commands.status.screen import Screen
-        except ImportError:
-            pass
-        else:
-            return Screen(out)
-    return Plain(out)

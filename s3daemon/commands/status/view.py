@@ -1,168 +1,181 @@
-"""The daemon's answer to `status` as tables for people, before anybody draws them: pure.
-
-What comes from outside (names, errors) is made fit for one line here, so that no control character reaches a terminal.
-"""
+"""The daemon's status as tables for people, before they are drawn: no I/O."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, tzinfo
-from typing import Any
 
-from s3daemon.errors import Code, S3daemonError, one_line
+from s3daemon.commands.table import Bar, Cell, Column, Table
+from s3daemon.control.exposures import ExposureStatus
+from s3daemon.control.rows import Row
+from s3daemon.control.status import Receiver, Status, Upload
+from s3daemon.errors import one_line
 from s3daemon.units import size, span
 
-_NAME_CHARS = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """A bar.
-
-    Args:
-        share: filled, 0 to 1.
-        beyond: it stands for what is past its limit.
-    """
-
-    share: float
-    beyond: bool = False
-
-
-Cell = str | Bar
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table.
-
-    Args:
-        title: what it shows.
-        head: names of the columns; with a `>` before those that are aligned at the right.
-        rows: a cell for each column.
-        elastic: the column that gives way where there is little room; its cells' ends tell most.
-    """
-
-    title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[Cell]]
-    elastic: int
+_INDENT = 2
+_LEAST_BAR = 8
+#: Tenths of a second tell up to here; beyond, an exposure is lost anyway.
+_TENTHS_BELOW_S = 100
+_VERDICTS = {"in time": "cyan", "late": "orange3", "incomplete": "bold red", "lost": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """All there is to show.
+    """Everything that is shown.
 
     Args:
-        state: `ok`, or what is wrong in a word; as `Operations.state`.
+        state: `ok`, or what is wrong in a word, as of `Condition.state`; `down` without a daemon.
         about: which daemon this is.
-        status: the line that `systemctl status` shows, without the state that it begins with.
-        tables: those that have rows.
+        line: the line that `systemctl status` shows, without the state where it begins with that.
+        tables: the ones that have rows.
     """
 
     state: str
     about: str
-    status: str
-    tables: Sequence[Table]
+    line: str
+    tables: Sequence[Table] = ()
 
 
-def view_of(answer: Mapping[str, Any], zone: tzinfo | None = None) -> View:
-    """Make tables of the answer.
+def view_of(status: Status, zone: tzinfo | None = None) -> View:
+    """Make tables of a status.
 
     Args:
-        answer: of the daemon.
+        status: what the daemon answered.
         zone: for points in time; None for the system's.
-
-    Raises:
-        S3daemonError: `NoAnswer`, it is not what this version's daemon says.
     """
-    try:
-        about = f"s3daemon {answer['version']} on {answer['host']}, to {answer['endpoint']}"
-        tables = [_fitted(table) for table in _tables(answer, zone) if table.rows]
-        state, status = str(answer["state"]), one_line(str(answer["status"]))
-        return View(state, one_line(about), status.removeprefix(f"{state.upper()}, "), tables)
-    except (KeyError, TypeError, ValueError) as exc:
-        raise S3daemonError(Code.NO_ANSWER, "the daemon's answer is of another version: restart the service") from exc
+    about = one_line(f"s3daemon {status.version} on {status.host}, to {status.endpoint}")
+    line = one_line(status.line).removeprefix(f"{status.state.upper()}, ")
+    return View(status.state, about, line, [table for table in _tables(status, zone) if table.rows])
 
 
-def _tables(answer: Mapping[str, Any], zone: tzinfo | None) -> Iterator[Table]:
-    head = ["", ">DONE", ">OF", ">RATE", ">AVERAGE", ">FOR", ">ATTEMPT", "RECEIVER", "DESTINATION"]
-    yield Table("IN FLIGHT", head, [_upload(upload) for upload in answer["uploads"]], 8)
-    waiting, all_waiting = answer["waiting"], answer["pending"]
-    head = [">AGE", "STATE", ">ATTEMPTS", ">NEXT", ">SIZE", "LAST ERROR", "DESTINATION"]
-    yield Table(_some("WAITING", waiting, all_waiting), head, [_waiting(row) for row in waiting], 6)
-    head = [">AGE", ">ATTEMPTS", ">SIZE", "ERROR", "DESTINATION"]
-    title = _some("FAILED", answer["failures"], answer["failed"])
-    yield Table(title, head, [_failure(row) for row in reversed(answer["failures"])], 4)
-    yield _receivers(answer["receivers"])
-    head = ["", ">LAST OBJECT", "", ">STORED", ">PENDING", ">FAILED", "FIRST REQUEST", "NAME"]
-    title = f"LAST EXPOSURES, late after {answer['late_s']:g} s, lost after {answer['lost_s']:g} s"
-    rows = [_exposure(exposure, answer["lost_s"], zone) for exposure in answer["exposures"]]
-    yield Table(title, head, rows, 7)
+def _tables(status: Status, zone: tzinfo | None) -> Iterator[Table]:
+    yield _uploads(status.uploads)
+    yield _waiting(_title("WAITING", status.waiting, status.pending), status.waiting)
+    yield _failures(_title("FAILED", status.failures, status.failed), status.failures[::-1])
+    yield _receivers(status.receivers)
+    yield _exposures(status, zone)
 
 
-def _fitted(table: Table) -> Table:
-    """Without the columns in which nothing stands."""
-    kept = [at for at in range(len(table.head)) if at == table.elastic or any(row[at] for row in table.rows)]
-    rows = [[row[at] for at in kept] for row in table.rows]
-    return Table(table.title, [table.head[at] for at in kept], rows, kept.index(table.elastic))
-
-
-def _some(title: str, shown: Sequence[object], count: int) -> str:
+def _title(title: str, shown: Sequence[object], count: int) -> str:
     return title if len(shown) >= count else f"{title}, {len(shown)} of {count}; s3daemon queue has all"
 
 
-def _name(text: object) -> str:
-    return one_line(str(text), _NAME_CHARS)
+def _number(name: str) -> Column:
+    return Column(name, align="right", optional=True)
 
 
-def _upload(upload: Mapping[str, Any]) -> list[Cell]:
-    whole, acked = upload["size_bytes"], upload["acked_bytes"]
-    share = acked / whole if whole else 0.0
-    return [
-        Bar(share),
-        f"{100 * share:.0f}%",
-        size(whole),
-        f"{size(upload['recent_bytes_per_s'])}/s",
-        f"{size(upload['rate_bytes_per_s'])}/s",
-        span(upload["seconds"]),
-        str(upload["attempt"]),
-        _name(", ".join(upload["receivers"])),
-        _name(f"{upload['bucket']}/{upload['key']}"),
+def _uploads(uploads: Sequence[Upload]) -> Table:
+    columns = (
+        Column("", least=_LEAST_BAR, style=lambda _: "cyan"),
+        *map(_number, ("DONE", "OF", "RATE", "AVERAGE", "FOR", "ATTEMPT")),
+        Column("RECEIVER", optional=True),
+        Column("DESTINATION", place="fold"),
+    )
+    return Table(columns, [_upload(upload) for upload in uploads], "IN FLIGHT", _INDENT)
+
+
+def _upload(upload: Upload) -> tuple[Cell, ...]:
+    fraction = upload.acked_bytes / upload.size_bytes if upload.size_bytes else 0.0
+    return (
+        Bar(fraction),
+        f"{100 * fraction:.0f}%",
+        size(upload.size_bytes),
+        f"{size(upload.recent_bytes_per_s)}/s",
+        f"{size(upload.rate_bytes_per_s)}/s",
+        span(upload.seconds),
+        str(upload.attempt),
+        ", ".join(upload.receivers),
+        f"{upload.bucket}/{upload.key}",
+    )
+
+
+def _waiting(title: str, rows: Sequence[Row]) -> Table:
+    columns = (
+        _number("AGE"),
+        Column("STATE"),
+        *map(_number, ("ATTEMPTS", "NEXT", "SIZE")),
+        Column("DESTINATION", place="fold"),
+        _error_column("LAST ERROR"),
+    )
+    cells = [
+        (
+            span(row.age_s),
+            row.state,
+            str(row.attempts),
+            "" if row.next_in_s is None else span(row.next_in_s),
+            size(row.size_bytes),
+            row.destination,
+            _error(row),
+        )
+        for row in rows
     ]
+    return Table(columns, cells, title, _INDENT)
 
 
-def _error(row: Mapping[str, Any]) -> str:
-    return one_line(f"{row['code']}: {row['text']}", 60) if row["code"] else ""
+def _failures(title: str, rows: Sequence[Row]) -> Table:
+    columns = (
+        *map(_number, ("AGE", "ATTEMPTS", "SIZE")),
+        Column("DESTINATION", place="fold"),
+        _error_column("ERROR"),
+    )
+    cells = [(span(row.age_s), str(row.attempts), size(row.size_bytes), row.destination, _error(row)) for row in rows]
+    return Table(columns, cells, title, _INDENT)
 
 
-def _waiting(row: Mapping[str, Any]) -> list[Cell]:
-    following = "" if row["next_in_s"] is None else span(row["next_in_s"])
-    cells = [span(row["age_s"]), row["state"], str(row["attempts"]), following, size(row["size_bytes"])]
-    return [*cells, _error(row), _name(row["destination"])]
+def _error_column(name: str) -> Column:
+    return Column(name, least=16, place="fold", optional=True)
 
 
-def _failure(row: Mapping[str, Any]) -> list[Cell]:
-    cells = [span(row["age_s"]), str(row["attempts"]), size(row["size_bytes"])]
-    return [*cells, _error(row), _name(row["destination"])]
+def _error(row: Row) -> str:
+    return f"{row.code}: {row.text}" if row.code else ""
 
 
-def _receivers(receivers: Sequence[Mapping[str, Any]]) -> Table:
+def _receivers(receivers: Sequence[Receiver]) -> Table:
+    columns = (_number("CONNECTIONS"), _number("UPLOADS"), Column("", optional=True), Column("ADDRESS"))
     rows = [
-        [str(row["connections"]), str(row["uploads"]), "left aside" if row["aside"] else "", _name(row["address"])]
-        for row in receivers
+        (str(one.connections), str(one.uploads), "temporarily disabled" if one.disabled else "", one.address)
+        for one in receivers
     ]
-    return Table("RECEIVERS", [">CONNECTIONS", ">UPLOADS", "", "ADDRESS"], rows, 3)
+    return Table(columns, rows, "RECEIVERS", _INDENT)
 
 
-def _exposure(exposure: Mapping[str, Any], lost_s: float, zone: tzinfo | None) -> list[Cell]:
-    seconds, verdict = exposure["seconds"], exposure["verdict"]
-    share = 1.0 if seconds is None else min(1.0, seconds / lost_s)
-    return [
-        Bar(share, beyond=verdict != "in time"),
-        "never" if seconds is None else f"{seconds:.1f} s" if seconds < 100 else span(seconds),  # noqa: PLR2004
-        verdict + (", pending" if exposure["pending"] else ""),
-        *(str(exposure[count]) if exposure[count] else "" for count in ("stored", "pending", "failed")),
-        datetime.fromtimestamp(exposure["first_usec"] / 1e6, zone).strftime("%H:%M:%S"),
-        _name(exposure["name"]),
-    ]
+def _exposures(status: Status, zone: tzinfo | None) -> Table:
+    columns = (
+        Column("", least=_LEAST_BAR, style=_bar_style),
+        _number("LAST OBJECT"),
+        Column("", optional=True, style=_verdict_style),
+        Column("STORED", align="right", place="drop", optional=True),
+        _number("PENDING"),
+        _number("FAILED"),
+        Column("FIRST REQUEST", place="drop"),
+        Column("NAME", place="fold"),
+    )
+    title = f"LAST EXPOSURES, late after {status.late_s:g} s, lost after {status.lost_s:g} s"
+    rows = [_exposure(exposure, status.lost_s, zone) for exposure in status.exposures]
+    return Table(columns, rows, title, _INDENT)
+
+
+def _exposure(exposure: ExposureStatus, lost_s: float, zone: tzinfo | None) -> tuple[Cell, ...]:
+    return (
+        Bar(1.0 if exposure.seconds is None else exposure.seconds / lost_s, beyond=exposure.verdict != "in time"),
+        _last_object(exposure.seconds),
+        exposure.verdict + (", pending" if exposure.pending else ""),
+        *(str(count) if count else "" for count in (exposure.stored, exposure.pending, exposure.failed)),
+        datetime.fromtimestamp(exposure.first_usec / 1e6, zone).strftime("%H:%M:%S"),
+        exposure.name,
+    )
+
+
+def _last_object(seconds: float | None) -> str:
+    if seconds is None:
+        return "never"
+    return f"{seconds:.1f} s" if seconds < _TENTHS_BELOW_S else span(seconds)
+
+
+def _bar_style(cell: Cell) -> str:
+    return "orange3" if isinstance(cell, Bar) and cell.beyond else "cyan"
+
+
+def _verdict_style(cell: Cell) -> str:
+    return _VERDICTS.get(cell.partition(",")[0], "") if isinstance(cell, str) else ""

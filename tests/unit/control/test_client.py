@@ -1,44 +1,18 @@
-"""Asking: each way of getting no answer has a line of its own, and a reload says what it did."""
+"""Asking the daemon: every way of getting no answer has an error of its own that says what to do."""
 
 from __future__ import annotations
 
 import argparse
-import io
 import os
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from lab.control import answering
 
-from s3daemon.control.client import Instance, NoDaemonError, add_instance, ask, instance_of, reload
-from s3daemon.control.server import MAX_REQUEST
+from s3daemon.control.client import MAX_REQUEST, Instance, NoDaemonError, add_instance, ask, control_path, instance_of
 from s3daemon.errors import S3daemonError, SettingsError
-
-
-@contextmanager
-def daemon(path: Path, *answers: bytes) -> Iterator[list[bytes]]:
-    """Give one answer to each connection; what was asked."""
-    asked: list[bytes] = []
-    with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(os.fspath(path))
-        listener.listen(0)
-
-        def serve() -> None:
-            for answer in answers:
-                connection, _ = listener.accept()
-                with connection, connection.makefile("rb") as lines:
-                    asked.append(lines.readline())
-                    connection.sendall(answer)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        try:
-            yield asked
-        finally:
-            thread.join(20)
 
 
 def refused(path: Path, **options: float) -> S3daemonError:
@@ -48,15 +22,15 @@ def refused(path: Path, **options: float) -> S3daemonError:
     return caught.value
 
 
-def test_asks(tmp_path: Path) -> None:
+def test_the_answer_comes_back_without_its_ok(tmp_path: Path) -> None:
     """The command and its arguments go out as one line; the answer comes back without its "ok"."""
     path = tmp_path / "control"
-    with daemon(path, b'{"ok": true, "ids": ["a"]}\n') as asked:
+    with answering(path, b'{"ok": true, "ids": ["a"]}\n') as asked:
         assert ask(path, "retry", ids=["a", "\udcff"]) == {"ids": ["a"]}
     assert asked == [b'{"command": "retry", "ids": ["a", "\\udcff"]}\n']
 
 
-def test_no_daemon(tmp_path: Path) -> None:
+def test_a_missing_or_dead_socket_means_no_daemon(tmp_path: Path) -> None:
     """No socket, and a socket that a crash left, mean that there is none."""
     path = tmp_path / "control"
     assert isinstance(refused(path), NoDaemonError)
@@ -68,22 +42,22 @@ def test_no_daemon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b"\xff\n", b'{"ok": tr'])
-def test_no_answer(tmp_path: Path, answer: bytes) -> None:
-    """A hang-up or nonsense is no answer, and not the same as no daemon."""
+def test_a_lost_connection_or_nonsense_is_no_answer(tmp_path: Path, answer: bytes) -> None:
+    """That is not the same as no daemon."""
     path = tmp_path / "control"
-    with daemon(path, answer):
+    with answering(path, answer):
         error = refused(path)
     assert (type(error), error.code) == (S3daemonError, "NoAnswer")
 
 
-def test_a_daemon_that_hangs(tmp_path: Path) -> None:
-    """It is waited for so long and no longer, connected or not yet."""
+def test_a_daemon_that_hangs_is_waited_for_so_long(tmp_path: Path) -> None:
+    """Whether it accepted the connection or not."""
     path = tmp_path / "control"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
         listener.listen(0)
         error = refused(path, timeout_s=0.05)
-        assert (error.code, error.text) == ("NoAnswer", f"the daemon on {path} said nothing for 0.05 s")
+        assert (error.code, error.text) == ("NoAnswer", f"the daemon on {path} did not answer within 0.05 s")
         assert refused(path, timeout_s=0.05).code == "NoAnswer"  # its backlog is full now
 
 
@@ -105,11 +79,11 @@ def test_a_full_backlog_is_a_wait(tmp_path: Path) -> None:
     assert answers == [{}]
 
 
-def test_refusals(tmp_path: Path) -> None:
+def test_a_refusal_has_the_code_and_text_of_the_daemon(tmp_path: Path) -> None:
     """The daemon's code and text come through; a reload's faults one by one."""
     path = tmp_path / "control"
     faults = b'{"ok": false, "code": "BadSettings", "text": "a; b", "faults": ["a", "b"]}\n'
-    with daemon(path, b'{"ok": false, "code": "NoSuchTransfer", "text": "none"}\n', b'{"ok": false}\n', faults):
+    with answering(path, b'{"ok": false, "code": "NoSuchTransfer", "text": "none"}\n', b'{"ok": false}\n', faults):
         error = refused(path)
         assert (error.code, error.text) == ("NoSuchTransfer", "none")
         assert refused(path).code == "Refused"
@@ -118,15 +92,15 @@ def test_refusals(tmp_path: Path) -> None:
     assert caught.value.faults == ("a", "b")
 
 
-def test_too_much_for_one_request(tmp_path: Path) -> None:
-    """The bound is told before anything is sent."""
+def test_a_request_that_is_too_long_is_not_sent(tmp_path: Path) -> None:
+    """The error comes before the daemon is asked."""
     with pytest.raises(S3daemonError, match="more than fits in one request"):
         ask(tmp_path / "control", "drop", ids=["0123456789abcdef"] * (MAX_REQUEST // 16))
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to be somebody else for a moment")
-def test_not_permitted(tmp_path: Path) -> None:
-    """Another user is told whom to be."""
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become another user for a moment")
+def test_another_user_is_refused_by_the_kernel(tmp_path: Path) -> None:
+    """The error says which user to become."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(tmp_path / "control"))
         (tmp_path / "control").chmod(0o600)
@@ -155,55 +129,28 @@ def test_not_permitted(tmp_path: Path) -> None:
         ([], {"STATE_DIRECTORY": "/s:/t", "RUNTIME_DIRECTORY": "/r:/q"}, "/s", ["/r/control", "/s/control"]),
     ],
 )
-def test_places(argv: list[str], environ: dict[str, str], state_dir: str, sockets: list[str]) -> None:
+def test_where_an_instance_is_found(
+    argv: list[str], environ: dict[str, str], state_dir: str, sockets: list[str]
+) -> None:
     """Options go before the environment, and that before where systemd puts the plain service's."""
     parser = argparse.ArgumentParser()
     add_instance(parser)
-    place = instance_of(parser.parse_args(argv), environ)
-    assert place == Instance(Path(state_dir), tuple(map(Path, sockets)))
+    instance = instance_of(parser.parse_args(argv), environ)
+    assert instance == Instance(Path(state_dir), tuple(map(Path, sockets)))
 
 
-def test_a_place_is_asked_wherever_it_listens(tmp_path: Path) -> None:
-    """The sockets are tried in turn; when none answers, the last one's error is told."""
-    place = Instance(tmp_path, (tmp_path / "gone", tmp_path / "control"))
-    with daemon(tmp_path / "control", b'{"ok": true}\n') as asked:
-        assert place.ask("queue", failed=True) == {}
+def test_an_instance_is_asked_wherever_it_listens(tmp_path: Path) -> None:
+    """The sockets are tried in turn; when none answers, the error is that of the last one."""
+    instance = Instance(tmp_path, (tmp_path / "gone", tmp_path / "control"))
+    with answering(tmp_path / "control", b'{"ok": true}\n') as asked:
+        assert instance.ask("queue", failed=True) == {}
     assert asked == [b'{"command": "queue", "failed": true}\n']
     with pytest.raises(NoDaemonError, match="control"):
-        place.ask("queue")
+        instance.ask("queue")
 
 
-@pytest.mark.parametrize(
-    ("answer", "status", "out", "err"),
-    [
-        (b'{"ok": true, "applied": [], "restart": []}\n', 0, "nothing changed\n", ""),
-        (
-            b'{"ok": true, "applied": ["A", "B"], "restart": ["C"]}\n',
-            0,
-            "in force from the next attempt on: A, B\ntakes a restart of the service: C\n",
-            "",
-        ),
-        (
-            b'{"ok": false, "code": "BadSettings", "text": "", "faults": ["a", "b"]}\n',
-            1,
-            "",
-            "a\nb\nrefused: the settings before stay in force\n",
-        ),
-        (b'{"ok": false, "code": "Internal", "text": "a bug"}\n', 1, "", "Internal: a bug\n"),
-    ],
-)
-def test_reload(tmp_path: Path, answer: bytes, status: int, out: str, err: str) -> None:
-    """The operator's variables are handed over; the outcome is told in words and by the exit status."""
-    environ = {"RUNTIME_DIRECTORY": os.fspath(tmp_path), "S3DAEMON_PORT": "1", "CREDENTIALS_DIRECTORY": "/c"}
-    outs, errs = io.StringIO(), io.StringIO()
-    with daemon(tmp_path / "control", answer) as asked:
-        assert reload(environ, outs, errs) == status
-    assert asked == [b'{"command": "reload", "environ": {"S3DAEMON_PORT": "1"}}\n']
-    assert (outs.getvalue(), errs.getvalue()) == (out, err)
-
-
-def test_reload_without_a_daemon(tmp_path: Path) -> None:
-    """One line, exit status 1."""
-    errs = io.StringIO()
-    assert reload({"S3DAEMON_STATE_DIR": os.fspath(tmp_path)}, io.StringIO(), errs) == 1
-    assert errs.getvalue() == f"NoDaemon: no daemon listens on {tmp_path}/control\n"
+def test_where_the_daemon_listens() -> None:
+    """In systemd's runtime directory, else beside the spool."""
+    state = Path("/var/lib/x")
+    assert control_path({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, state) == Path("/run/x/control")
+    assert control_path({}, state) == Path("/var/lib/x/control")

@@ -1,4 +1,4 @@
-"""The last exposures: grouped as the report groups them, counted once however the news comes, and only the newest."""
+"""The last exposures: grouped as the report groups them, each transfer counted once, and only the newest kept."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ def transfer(number: int, at_s: float = 0.0, tags: tuple[str, ...] = ("exposure-
     return Transfer(f"{number:016x}", "/f", Destination("raw", key), tags, seen, START_USEC + round(at_s * S))
 
 
-def told(exposures: Exposures, at_s: float = 0.0) -> list[dict[str, Any]]:
-    return [exposure.as_dict(START_USEC + round(at_s * S)) for exposure in exposures]
+def shown(exposures: Exposures, at_s: float = 0.0) -> list[dict[str, Any]]:
+    return [exposure.at(START_USEC + round(at_s * S)).as_dict() for exposure in exposures]
 
 
 def after(number: int, at_s: float, took_s: float, **changes: Any) -> TransferRecord:
     return record(number, start_usec=START_USEC + round(at_s * S), total_usec=round(took_s * S), **changes)
 
 
-def test_an_exposure_from_its_first_request_to_its_last_object() -> None:
+def test_an_exposure_lasts_from_its_first_request_to_its_last_object() -> None:
     """Pending, then stored; the last object is that stored last, whatever the order of the records."""
     exposures = Exposures()
     for number, at_s in enumerate((0.0, 0.1, 0.2)):
         exposures.added(transfer(number, at_s))
-    (one,) = told(exposures, 1.0)
+    (one,) = shown(exposures, 1.0)
     assert (one["name"], one["tagged"], one["pending"], one["stored"]) == ("exposure-1", True, 3, 0)
     assert (one["seconds"], one["verdict"], one["last_usec"]) == (1.0, "in time", None)
     for number, at_s, took_s in ((2, 0.2, 1.0), (0, 0.0, 4.5), (1, 0.1, 1.0)):
         exposures.removed(transfer(number, at_s))
         exposures.recorded(after(number, at_s, took_s))
-    (one,) = told(exposures, 60.0)
+    (one,) = shown(exposures, 60.0)
     assert (one["pending"], one["stored"], one["failed"], one["size_bytes"]) == (0, 3, 0, 24_000_000)
     assert (one["first_usec"], one["last_usec"], one["seconds"]) == (START_USEC, START_USEC + 4_500_000, 4.5)
 
@@ -48,27 +48,27 @@ def test_verdicts() -> None:
     exposures = Exposures()
     for took_s, verdict in ((10.0, "in time"), (10.1, "late"), (30.1, "lost")):
         exposures.recorded(after(1, 0, took_s))
-        assert told(exposures)[0]["verdict"] == verdict
+        assert shown(exposures)[0]["verdict"] == verdict
     exposures = Exposures()
     exposures.added(transfer(1))
     for now_s, verdict in ((10.0, "in time"), (11.0, "late"), (31.0, "lost")):
-        assert told(exposures, now_s)[0]["verdict"] == verdict
+        assert shown(exposures, now_s)[0]["verdict"] == verdict
     exposures = Exposures()
     exposures.recorded(failed(1))
-    assert (told(exposures)[0]["seconds"], told(exposures)[0]["verdict"]) == (None, "lost")
+    assert (shown(exposures)[0]["seconds"], shown(exposures)[0]["verdict"]) == (None, "lost")
     exposures.recorded(after(2, 0, 1.0))
-    assert (told(exposures)[0]["failed"], told(exposures)[0]["verdict"]) == (1, "incomplete")
+    assert (shown(exposures)[0]["failed"], shown(exposures)[0]["verdict"]) == (1, "incomplete")
 
 
-def test_a_failure_that_is_tried_again_and_stored_is_none() -> None:
+def test_a_failure_that_is_retried_and_stored_does_not_count() -> None:
     exposures = Exposures()
     exposures.recorded(failed(1))
     exposures.recorded(after(2, 0, 1.0))
     exposures.added(transfer(1))
-    assert (told(exposures)[0]["failed"], told(exposures)[0]["pending"]) == (0, 1)
+    assert (shown(exposures)[0]["failed"], shown(exposures)[0]["pending"]) == (0, 1)
     exposures.removed(transfer(1))
     exposures.recorded(after(1, 0, 5.0))
-    (one,) = told(exposures)
+    (one,) = shown(exposures)
     assert (one["failed"], one["pending"], one["stored"], one["verdict"]) == (0, 0, 2, "in time")
 
 
@@ -79,20 +79,20 @@ def test_groups_as_the_report_makes_them() -> None:
     exposures.recorded(after(2, 1, 1, tags=(), key="night/e1/f.fits"))
     exposures.recorded(after(3, 2, 1, tags=(), key="f.fits"))
     exposures.recorded(after(4, 3, 1, tags=("raw/",)))
-    names = [(one["name"], one["tagged"], one["stored"]) for one in told(exposures)]
+    names = [(one["name"], one["tagged"], one["stored"]) for one in shown(exposures)]
     assert names == [("a", True, 1), ("b", True, 1), ("raw/night/e1/", False, 1), ("raw/", False, 1), ("raw/", True, 1)]
 
 
-def test_what_was_withdrawn_leaves_no_trace() -> None:
-    """An acceptance that the disk refused, and a tag that a joining request brought."""
+def test_a_withdrawn_transfer_leaves_no_trace() -> None:
+    """An acceptance that the disk refused, and a tag that a later request added."""
     exposures = Exposures()
     exposures.added(transfer(1))
     exposures.removed(transfer(1, tags=("exposure-1", "another")))
-    assert told(exposures) == []
+    assert shown(exposures) == []
     exposures.added(transfer(2))
     exposures.added(transfer(3))
     exposures.removed(transfer(3))
-    assert told(exposures)[0]["pending"] == 1
+    assert shown(exposures)[0]["pending"] == 1
 
 
 def test_the_oldest_is_forgotten_for_a_newer_one() -> None:
@@ -102,9 +102,9 @@ def test_the_oldest_is_forgotten_for_a_newer_one() -> None:
     random.Random(1).shuffle(numbers)
     for number in numbers:
         exposures.added(transfer(number, number, (f"e{number}",)))
-    assert [one["name"] for one in told(exposures)] == [f"e{number}" for number in range(970, 1000)]
+    assert [one["name"] for one in shown(exposures)] == [f"e{number}" for number in range(970, 1000)]
     exposures.removed(transfer(5, 5, ("e5",)))
     exposures.recorded(after(5, 5, 9_000, tags=("e5",)))
-    assert len(told(exposures)) == 30
+    assert len(shown(exposures)) == 30
     exposures.added(transfer(2000, -1, ("e990",)))
-    assert told(exposures)[0]["name"] == "e990"
+    assert shown(exposures)[0]["name"] == "e990"

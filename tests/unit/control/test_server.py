@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from s3daemon.control.server import MAX_REQUEST, ControlServer, Handler, control_path
+from s3daemon.control.client import MAX_REQUEST
+from s3daemon.control.server import ControlServer, Handler
 from s3daemon.errors import S3daemonError, SettingsError, StartError
 from s3daemon.ingress.peer import peer_uid
 
@@ -51,8 +52,7 @@ async def exchange(path: Path, sent: bytes, *, half_close: bool = True) -> list[
     return answers
 
 
-def test_answers_one_request_after_another(tmp_path: Path) -> None:
-    """A connection serves as many requests as come."""
+def test_a_connection_serves_one_request_after_another(tmp_path: Path) -> None:
     path = tmp_path / "control"
     sent = b'{"command": "echo", "a": [1]}\n{"command": "echo"}\n'
     answers = served(path, {"echo": echo}, lambda: exchange(path, sent))
@@ -73,16 +73,16 @@ def test_answers_one_request_after_another(tmp_path: Path) -> None:
         (b"x" * (3 * MAX_REQUEST), f"at most {MAX_REQUEST} bytes"),
     ],
 )
-def test_refuses_what_is_no_request(tmp_path: Path, sent: bytes, text: str) -> None:
-    """Each with one answer that says why."""
+def test_what_is_no_request_is_refused(tmp_path: Path, sent: bytes, text: str) -> None:
+    """One answer says why."""
     path = tmp_path / "control"
     answer = served(path, {"echo": echo}, lambda: exchange(path, sent))[0]
     assert (answer["ok"], answer["code"]) == (False, "BadRequest")
     assert text in answer["text"]
 
 
-def test_tells_errors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """An error on purpose is told with its code, a bug by its name, and no log quotes a request."""
+def test_errors_are_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """An expected error with its code, a bug with its name; no log quotes a request."""
 
     async def refuse(request: Mapping[str, object]) -> Mapping[str, object]:
         raise S3daemonError("NoSuchTransfer", "no\nsuch")
@@ -104,13 +104,13 @@ def test_tells_errors(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
         {"ok": False, "code": "Internal", "text": "a bug in the daemon: KeyError; its journal says where"},
         {"ok": True, "got": {}},
     ]
-    assert "the command fail met a bug: KeyError" in caplog.text
+    assert "bug in the command fail: KeyError" in caplog.text
     assert "in fail" in caplog.text
     assert SECRET not in caplog.text
 
 
-def test_an_answer_that_cannot_be_encoded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """It ends its connection and is logged; the next is served."""
+def test_an_answer_that_cannot_be_encoded_ends_its_connection(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged, and the next connection is served."""
 
     async def odd(request: Mapping[str, object]) -> Mapping[str, object]:
         return {"what": object()}
@@ -125,7 +125,7 @@ def test_an_answer_that_cannot_be_encoded(tmp_path: Path, caplog: pytest.LogCapt
         return await exchange(path, b'{"command": "echo"}\n')
 
     assert served(path, {"odd": odd, "echo": echo}, client) == [{"ok": True, "got": {}}]
-    assert "an answer met a bug: TypeError" in caplog.text
+    assert "bug in the encoding of an answer: TypeError" in caplog.text
 
 
 @pytest.mark.parametrize("count", [0, 1, 256, 257, 10_000])
@@ -154,8 +154,8 @@ def test_iterators_go_out_in_slices(tmp_path: Path, count: int) -> None:
     assert turns >= count // 256
 
 
-def test_is_private(tmp_path: Path) -> None:
-    """Mode 0600, and the peer is asked for: a stranger gets no further than a refusal."""
+def test_only_root_and_the_own_user_are_served(tmp_path: Path) -> None:
+    """The mode is 0600, and another user who connects all the same is refused."""
     path = tmp_path / "control"
     called: list[object] = []
 
@@ -176,15 +176,15 @@ def test_is_private(tmp_path: Path) -> None:
     assert len(called) == 2
 
 
-def test_the_kernel_knows_the_peer() -> None:
-    """The user is the kernel's word, not the peer's."""
+def test_the_kernel_says_who_the_peer_is() -> None:
+    """Not the peer itself."""
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
         assert peer_uid(ours) == os.geteuid()
 
 
-def test_replaces_what_a_crash_left(tmp_path: Path) -> None:
-    """A dead socket is replaced, anything else is left alone; a closed server leaves nothing."""
+def test_the_socket_of_a_crashed_daemon_is_replaced(tmp_path: Path) -> None:
+    """Anything but a socket is left alone; a closed server leaves nothing."""
     path = tmp_path / "control"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(os.fspath(path))
@@ -198,8 +198,8 @@ def test_replaces_what_a_crash_left(tmp_path: Path) -> None:
         served(tmp_path / "no" / "control", {}, lambda: exchange(path, b""))
 
 
-def test_silence_ends(tmp_path: Path) -> None:
-    """A peer that says nothing, and one that does not read, are hung up on."""
+def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
+    """Whether its client sends nothing or does not read."""
     path = tmp_path / "control"
     asked = asyncio.Event()
 
@@ -222,7 +222,7 @@ def test_silence_ends(tmp_path: Path) -> None:
 
 
 def test_close_ends_what_is_being_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A command that hangs does not hold up the daemon's end; its client sees a hang-up."""
+    """A command that hangs does not hold up the daemon's end; its client sees the connection close."""
     path = tmp_path / "control"
     started = asyncio.Event()
 
@@ -246,10 +246,3 @@ def test_close_ends_what_is_being_answered(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.DEBUG, "s3daemon"):
         assert asyncio.run(asyncio.wait_for(run(), 20)) == b""
     assert not caplog.records
-
-
-def test_where_the_daemon_listens() -> None:
-    """In systemd's runtime directory, else beside the spool."""
-    state = Path("/var/lib/x")
-    assert control_path({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, state) == Path("/run/x/control")
-    assert control_path({}, state) == Path("/var/lib/x/control")

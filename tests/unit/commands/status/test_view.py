@@ -1,5 +1,4 @@
-"""The status as tables: everything that an operator asks for is in them, empty columns are not, and a control character
-in a name reaches no terminal."""
+"""The status as tables: everything that an operator looks for is in them, drawn whole at any width."""
 
 from __future__ import annotations
 
@@ -7,37 +6,42 @@ from datetime import UTC
 from typing import Any
 
 import pytest
-from lab.statuses import busy, empty, exposure, upload
+from lab.statuses import busy, empty, exposure, transfer, upload
 
-from s3daemon.commands.status.view import Bar, Table, View, view_of
-from s3daemon.errors import S3daemonError
+from s3daemon.commands.status.view import View, view_of
+from s3daemon.commands.table import Bar, Table, lines
+from s3daemon.control.status import Status
+
+
+def view(answer: dict[str, Any]) -> View:
+    return view_of(Status.from_dict(answer), UTC)
 
 
 def tables(answer: dict[str, Any]) -> dict[str, Table]:
-    return {table.title.partition(",")[0]: table for table in view_of(answer, UTC).tables}
+    return {table.title.partition(",")[0]: table for table in view(answer).tables}
 
 
 def column(table: Table, name: str) -> list[Any]:
-    return [row[[head.removeprefix(">") for head in table.head].index(name)] for row in table.rows]
+    return [row[[column.name for column in table.columns].index(name)] for row in table.rows]
 
 
 def test_a_busy_night() -> None:
     answer = busy()
-    view, found = view_of(answer), tables(answer)
-    assert (view.state, view.about) == ("ok", "s3daemon 1.0.0 on camera-3, to https://s3.example.org")
+    shown, found = view(answer), tables(answer)
+    assert (shown.state, shown.about) == ("ok", "s3daemon 1.0.0 on camera-3, to https://s3.example.org")
     assert list(found) == ["IN FLIGHT", "WAITING", "FAILED", "RECEIVERS", "LAST EXPOSURES"]
     flying = found["IN FLIGHT"]
-    assert flying.rows[0][1:] == [
+    assert flying.rows[0][1:] == (
         "27%", "8.39 MB", "12.5 MB/s", "9.1 MB/s", "0s", "1", "192.0.2.2",
         "raw/camera/20261123/MC_O_000123/MC_O_000123_R01.fits",
-    ]  # fmt: skip
+    )  # fmt: skip
     assert isinstance(bar := flying.rows[0][0], Bar)
-    assert 0.26 < bar.share < 0.28
+    assert 0.26 < bar.fraction < 0.28
     assert column(flying, "ATTEMPT") == ["1", "1", "2", "1"]
     assert found["WAITING"].title == "WAITING, 3 of 12; s3daemon queue has all"
     assert column(found["WAITING"], "NEXT") == ["17s", "0s", "0s"]
     assert column(found["FAILED"], "DESTINATION")[0].endswith("R45.fits")
-    assert [row[2] for row in found["RECEIVERS"].rows] == ["", "", "left aside"]
+    assert [row[2] for row in found["RECEIVERS"].rows] == ["", "", "temporarily disabled"]
 
 
 def test_exposures_against_their_limits() -> None:
@@ -55,33 +59,55 @@ def test_exposures_against_their_limits() -> None:
     assert column(table, "FIRST REQUEST")[0] == "01:43:20"
 
 
-def test_what_is_empty_is_not_there() -> None:
-    """No table without rows, no column without content; the one that gives way is still the same."""
-    assert view_of(empty()).tables == []
+def test_only_tables_with_rows_and_columns_with_content_are_shown() -> None:
+    assert view(empty()).tables == []
     answer = empty() | {"receivers": [{"address": "192.0.2.1", "connections": 1, "uploads": 0, "aside": False}]}
-    table = tables(answer)["RECEIVERS"]
-    assert table.head == [">CONNECTIONS", ">UPLOADS", "ADDRESS"]
-    assert table.head[table.elastic] == "ADDRESS"
+    assert list(lines(tables(answer)["RECEIVERS"], 80))[1].split() == ["CONNECTIONS", "UPLOADS", "ADDRESS"]
 
 
-def test_nothing_that_moves_the_cursor() -> None:
-    uploads = [upload(1, key="\x1b]0;x\x07", receivers=["\x9b"])]
-    answer = busy() | {"host": "\x1b[2J", "status": "a\nb", "uploads": uploads}
-    assert texts(view_of(answer)).isprintable()
+@pytest.mark.parametrize("width", [None, 200, 132, 100, 80, 60])
+def test_every_destination_and_exposure_is_whole_at_any_width(width: int | None) -> None:
+    answer = busy()
+    text = "\n".join(line for table in view(answer).tables for line in lines(table, width))
+    names = [f"{one['bucket']}/{one['key']}" for one in answer["uploads"]]
+    names += [row["destination"] for row in answer["waiting"] + answer["failures"]]
+    names += [one["name"] for one in answer["exposures"]]
+    assert [name for name in names if name not in text] == []
 
 
-def texts(view: View) -> str:
-    cells = [cell for table in view.tables for row in table.rows for cell in row if isinstance(cell, str)]
-    return "".join([view.about, view.status, *cells])
+def test_on_80_columns_a_row_has_its_figures_and_its_destination_beneath() -> None:
+    assert list(lines(tables(busy())["IN FLIGHT"], 80))[:4] == [
+        "IN FLIGHT",
+        "                     DONE       OF       RATE   AVERAGE  FOR  ATTEMPT  RECEIVER",
+        "  █████············   27%  8.39 MB  12.5 MB/s  9.1 MB/s   0s        1  192.0.2.2",
+        "      raw/camera/20261123/MC_O_000123/MC_O_000123_R01.fits",
+    ]
+    assert list(lines(tables(busy())["WAITING"], 80))[2:4] == [
+        "  4m00s  pending         3   17s  8.39 MB  SlowDown: the store answered 503: re…",
+        "      raw/camera/20261123/MC_O_000123_R04.fits",
+    ]
 
 
-@pytest.mark.parametrize("changes", [{"uploads": [{}]}, {"exposures": None}, {"late_s": "soon"}])
-def test_another_versions_answer(changes: dict[str, Any]) -> None:
-    with pytest.raises(S3daemonError, match="of another version"):
-        view_of(empty() | changes)
+def test_on_80_columns_an_exposure_is_one_line() -> None:
+    shown = list(lines(tables(busy())["LAST EXPOSURES"], 80))
+    assert len(shown) == 32
+    assert shown[10] == "  ▒·······        2.9 s  incomplete                      1  MC_O_20261123_000103"
+
+
+def test_no_name_moves_the_cursor() -> None:
+    answer = busy() | {
+        "host": "\x1b[2J",
+        "status": "a\nb",
+        "uploads": [upload(1, key="\x1b]0;x\x07", receivers=["\x9b"])],
+        "waiting": [transfer(1, "pending", code="\x1b[1m", text="\r")],
+        "exposures": [exposure(1, name="\x07")],
+    }
+    shown = view(answer)
+    drawn = [line for table in shown.tables for line in lines(table, 80)]
+    assert all(text.isprintable() for text in [shown.about, shown.line, *drawn])
 
 
 def test_the_state_is_said_once() -> None:
-    """Whoever draws it puts the state at the head; the daemon's line, which does so too, goes on from there."""
-    view = view_of(empty() | {"state": "held", "status": "HELD, TLSRefused: no; 0 in flight"})
-    assert (view.state, view.status) == ("held", "TLSRefused: no; 0 in flight")
+    """It is drawn at the head, and the daemon's line, which begins with it too, goes on from there."""
+    shown = view(empty() | {"state": "held", "status": "HELD, TLSRefused: no; 0 in flight"})
+    assert (shown.state, shown.line) == ("held", "TLSRefused: no; 0 in flight")

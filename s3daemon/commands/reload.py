@@ -1,0 +1,49 @@
+"""`s3daemon reload`: hand the operator's variables to the running daemon. ExecReload= runs it.
+
+systemd reads the environment file anew for ExecReload=, so the environment of this process has the new settings.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import TextIO
+
+from s3daemon.config.settings import of_operator
+from s3daemon.control.client import Instance
+from s3daemon.errors import S3daemonError, SettingsError
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Describe the command line: it takes nothing, for the environment says all."""
+    parser.description = "Hand the settings in the environment to the running daemon; systemctl reload does this."
+
+
+def main(args: argparse.Namespace, environ: Mapping[str, str], *, out: TextIO, err: TextIO) -> int:
+    """Carry out the command.
+
+    Args:
+        args: nothing.
+        environ: freshly read by systemd for ExecReload=.
+        out: takes what changed.
+        err: takes why it was refused, a line for each fault.
+
+    Returns:
+        The exit status; other than 0, the settings before stay in force.
+    """
+    try:
+        answer = Instance.find(environ).ask("reload", environ=of_operator(environ))
+    except SettingsError as exc:
+        print(*exc.faults, "refused: the settings before stay in force", sep="\n", file=err)
+        return 1
+    except S3daemonError as exc:
+        print(f"{exc.code}: {exc.text}", file=err)
+        return 1
+    applied, restart = answer.get("applied"), answer.get("restart")
+    if isinstance(applied, list) and applied:
+        print("in force from the next attempt on:", ", ".join(map(str, applied)), file=out)
+    if isinstance(restart, list) and restart:
+        print("takes effect at the next restart:", ", ".join(map(str, restart)), file=out)
+    if not applied and not restart:
+        print("nothing changed", file=out)
+    return 0

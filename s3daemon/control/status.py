@@ -1,0 +1,235 @@
+"""The status: what `s3daemon status --json` and `/status.json` show, as one frozen type.
+
+Keys in JSON are the names of fields here, except where a field says otherwise; programs read them, so they stay.
+`Operations.snapshot` fills it in.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from s3daemon.control.codec import JsonObject, Key
+from s3daemon.control.exposures import ExposureStatus
+from s3daemon.control.rows import Row
+from s3daemon.units import span
+
+if TYPE_CHECKING:  # commands read the status without a delivery
+    from s3daemon.delivery.schedule import Job
+
+#: Transfers that the status lists of those that wait, and of those that failed; `s3daemon queue` has them all.
+LISTED = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Upload(JsonObject):
+    """One attempt in flight.
+
+    Args:
+        id, bucket, key, file, tags: the transfer's.
+        attempt: its number, from 1.
+        seconds: since it began.
+        size_bytes: of the file.
+        acked_bytes: of the file, acknowledged by the receiver (TCP_INFO).
+        rate_bytes_per_s: since the attempt began.
+        recent_bytes_per_s: over its last 4 to 6 s; before that as above.
+        receivers: addresses that it is being sent to.
+    """
+
+    id: str
+    bucket: str
+    key: str
+    file: str
+    tags: tuple[str, ...]
+    attempt: int
+    seconds: float
+    size_bytes: int
+    acked_bytes: int
+    rate_bytes_per_s: int
+    recent_bytes_per_s: int
+    receivers: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Receiver(JsonObject):
+    """One address to which connections are open, or that is temporarily disabled.
+
+    Args:
+        address: its IP address.
+        connections: open ones.
+        uploads: attempts in flight to it.
+        disabled: it failed, so nothing is sent there for a while; `aside` in JSON.
+    """
+
+    address: str
+    connections: int
+    uploads: int
+    disabled: Annotated[bool, Key("aside")]
+
+
+@dataclass(frozen=True, slots=True)
+class Connections(JsonObject):
+    """Connections to the store.
+
+    Args:
+        open: now.
+        opened: since the settings of connections last changed.
+        limit: how many there may be.
+    """
+
+    open: int
+    opened: int
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What is wrong and how much there is to do, at one moment.
+
+    Args:
+        in_flight: transfers with an attempt under way.
+        pending: accepted transfers that wait for an attempt.
+        oldest_s: age of the oldest transfer that is not over, in seconds; None when there is none.
+        failed: transfers that failed for good and are listed.
+        connections: to the store.
+        disabled: receivers that are temporarily disabled.
+        held: why the queue is held, or "".
+        away: the store does not answer, or cannot serve.
+        spool_fault: why requests are refused, or "".
+        reload_fault: why the last reload was refused, or "".
+        stopping: says so while the service stops, else "".
+    """
+
+    in_flight: int
+    pending: int
+    oldest_s: float | None
+    failed: int
+    connections: Connections
+    disabled: Sequence[str] = ()
+    held: str = ""
+    away: bool = False
+    spool_fault: str = ""
+    reload_fault: str = ""
+    stopping: str = ""
+
+    @property
+    def state(self) -> str:
+        """The worst of what is true now: `stopping`, `refusing` requests, `held`, `away`; else `ok`."""
+        causes = (
+            ("stopping", self.stopping),
+            ("refusing", self.spool_fault),
+            ("held", self.held),
+            ("away", self.away),
+        )
+        return next((word for word, cause in causes if cause), "ok")
+
+    @property
+    def line(self) -> str:
+        """The line that `systemctl status` shows: what is wrong, the worst first, then the counts."""
+        parts = [self.stopping] if self.stopping else []
+        if self.spool_fault:
+            parts.append(f"refusing requests, {self.spool_fault}")
+        if self.held:
+            parts.append(f"HELD, {self.held}")
+        elif self.away:
+            parts.append("endpoint AWAY")
+        if self.reload_fault:
+            parts.append(f"reload REFUSED, {self.reload_fault}")
+        oldest = "" if self.oldest_s is None else f", the oldest {span(self.oldest_s)}"
+        parts += [f"{self.in_flight} in flight", f"{self.pending} pending{oldest}"]
+        if self.failed:
+            parts.append(f"{self.failed} failed (s3daemon queue)")
+        parts.append(f"{self.connections.open} of {self.connections.limit} connections open")
+        if self.disabled:
+            parts.append(f"receivers temporarily disabled: {', '.join(self.disabled)}")
+        return "; ".join(parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Status(JsonObject):
+    """The daemon's whole answer to `status`.
+
+    Args:
+        state, line: as of `Condition`; `line` is `status` in JSON.
+        version, host, endpoint: which daemon this is, and the store that it sends to.
+        now_usec, started_usec: wall clock now and at the daemon's start, microseconds since the epoch.
+        in_flight, pending, oldest_s, failed, held, away: as of `Condition`.
+        spool_fault, reload_fault: likewise; `spool` and `refused` in JSON.
+        clients: of the line protocol that are being served.
+        connections: to the store.
+        receivers: the store's addresses.
+        uploads: one for each attempt in flight, the one begun first at the head.
+        waiting, failures: the first transfers that wait, and the last that failed; at most `LISTED` each.
+        exposures: the last ones.
+        late_s, lost_s: seconds after which an exposure is late, and lost.
+    """
+
+    state: str
+    line: Annotated[str, Key("status")]
+    version: str
+    host: str
+    endpoint: str
+    now_usec: int
+    started_usec: int
+    in_flight: int
+    pending: int
+    oldest_s: float | None
+    failed: int
+    held: str
+    away: bool
+    spool_fault: Annotated[str, Key("spool")]
+    reload_fault: Annotated[str, Key("refused")]
+    clients: int
+    connections: Connections
+    receivers: tuple[Receiver, ...]
+    uploads: tuple[Upload, ...]
+    waiting: tuple[Row, ...]
+    failures: tuple[Row, ...]
+    exposures: tuple[ExposureStatus, ...]
+    late_s: float
+    lost_s: float
+
+
+def uploads_of(running: Iterable[Job], now: float) -> tuple[Upload, ...]:
+    """Describe the attempts in flight at monotonic time `now`, the one begun first at the head."""
+    return tuple(_upload(job, now) for job in sorted(running, key=lambda job: (job.started_at, job.seq)))
+
+
+def _upload(job: Job, now: float) -> Upload:
+    transfer, progress = job.transfer, job.progress
+    acked = progress.acked_bytes if progress else 0
+    seconds = max(0.0, now - job.started_at)
+    rate = acked / seconds if seconds else 0.0
+    recent = progress.recent_rate(now) if progress else None
+    return Upload(
+        id=transfer.id,
+        bucket=transfer.destination.bucket,
+        key=transfer.destination.key,
+        file=transfer.file,
+        tags=tuple(transfer.tags),
+        attempt=max(1, job.attempts),
+        seconds=round(seconds, 3),
+        size_bytes=transfer.seen.size,
+        acked_bytes=acked,
+        rate_bytes_per_s=round(rate),
+        recent_bytes_per_s=round(rate if recent is None else recent),
+        receivers=tuple(progress.addresses) if progress else (),
+    )
+
+
+def receivers_of(
+    connections: Mapping[str, int], uploads: Iterable[Upload], disabled: Iterable[str] = ()
+) -> tuple[Receiver, ...]:
+    """Describe the store's addresses, in the order of their names.
+
+    Args:
+        connections: open ones by address.
+        uploads: those in flight.
+        disabled: addresses that are temporarily disabled.
+    """
+    busy = Counter(address for upload in uploads for address in upload.receivers)
+    out = set(disabled)
+    addresses = sorted({*connections, *busy, *out})
+    return tuple(Receiver(one, connections.get(one, 0), busy[one], one in out) for one in addresses)

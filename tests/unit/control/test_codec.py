@@ -1,0 +1,79 @@
+"""Answers as types: what is sent comes back the same, and anything else is another version's."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pytest
+
+from s3daemon.control.codec import JsonObject, Key
+from s3daemon.errors import S3daemonError
+
+
+@dataclass(frozen=True, slots=True)
+class Item(JsonObject):
+    name: str
+    shown_as: Annotated[int, Key("other")]
+
+
+@dataclass(frozen=True, slots=True)
+class Whole(JsonObject):
+    ratio: float
+    limit: float | None
+    first: Item
+    items: tuple[Item, ...]
+    words: tuple[str, ...]
+
+
+WHOLE = Whole(1.5, None, Item("a", 1), (Item("b", 2), Item("c", 3)), ("x", "\udcff"))
+MEMBERS = {
+    "ratio": 1.5,
+    "limit": None,
+    "first": {"name": "a", "other": 1},
+    "items": [{"name": "b", "other": 2}, {"name": "c", "other": 3}],
+    "words": ["x", "\udcff"],
+}
+
+
+def test_members_have_the_names_and_order_of_the_fields() -> None:
+    assert WHOLE.as_dict() == MEMBERS
+    assert list(WHOLE.as_dict()) == list(MEMBERS)
+
+
+def test_through_json_and_back() -> None:
+    assert Whole.from_dict(json.loads(json.dumps(WHOLE.as_dict()))) == WHOLE
+
+
+def test_members_of_a_later_version_are_ignored() -> None:
+    assert Whole.from_dict({**MEMBERS, "later": 1, "first": {"name": "a", "other": 1, "later": 2}}) == WHOLE
+
+
+def test_a_whole_number_may_stand_for_a_float() -> None:
+    assert Whole.from_dict({**MEMBERS, "ratio": 2}).ratio == 2
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"ratio": "1"},
+        {"limit": []},
+        {"first": None},
+        {"first": {"name": "a"}},
+        {"items": {}},
+        {"items": [{"name": 1, "other": 1}]},
+        {"items": [None]},
+        {"words": [1]},
+        {"words": "x"},
+    ],
+)
+def test_a_member_of_another_type_is_an_error(changes: dict[str, Any]) -> None:
+    with pytest.raises(S3daemonError, match="of another version"):
+        Whole.from_dict({**MEMBERS, **changes})
+
+
+@pytest.mark.parametrize("members", [None, [], "x", {}])
+def test_what_is_no_object_is_an_error(members: object) -> None:
+    with pytest.raises(S3daemonError, match="of another version"):
+        Whole.from_dict(members)

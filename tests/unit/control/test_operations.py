@@ -1,0 +1,289 @@
+"""What operators may ask of the running daemon: to list, to retry, to drop, and how it is doing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from fakes import House, away, fly
+
+from s3daemon import __version__
+from s3daemon.control.operations import Operations, watch_exposures
+from s3daemon.control.status import LISTED, Status
+from s3daemon.errors import AttemptError, RequestError, SpoolError
+from s3daemon.http.metrics import LIVE
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.rows import Entry
+
+
+class Spool:
+    """The spool as operators' commands use it: failed transfers, and ids of pending ones."""
+
+    def __init__(self) -> None:
+        self.failed: dict[str, Entry] = {}
+        self.pending: set[str] = set()
+        self.fault = ""
+        self.broken = False
+
+    def fail(self, number: int) -> str:
+        """Add a failed transfer; return its id."""
+        id_ = f"f{number:015x}"
+        transfer = Transfer(id_, "/f", Destination("bucket", f"failed-{number}"), (), FileState(1000, 1, 1, 1), 10**15)
+        self.failed[id_] = Entry(number, transfer, 0.0, 1, True, "NoSuchBucket", "none", failed=True, told=True)
+        return id_
+
+    def entries(self, *, failed: bool) -> list[Entry]:
+        assert failed
+        if self.broken:
+            raise SpoolError("SpoolBroken", "unreadable")
+        return list(self.failed.values())
+
+    async def retry(self, ids: Sequence[str], now: float) -> set[str]:
+        return {id_ for id_ in ids if self.failed.pop(id_, None)}
+
+    async def drop(self, ids: Iterable[str]) -> set[str]:
+        return {id_ for id_ in ids if id_ in self.pending or self.failed.pop(id_, None)}
+
+
+class Pool:
+    """Connections to two addresses, one of them disabled."""
+
+    open_count, opened, limit = 3, 7, 8
+    addresses = SimpleNamespace(disabled=["192.0.2.2"])
+
+    def idle(self) -> list[Any]:
+        return [self, self]
+
+    def open_per_address(self) -> Counter[str]:
+        return Counter({"192.0.2.1": 3})
+
+    is_open = True
+
+
+class Desk:
+    """Operations over the stand-ins, inside a running FlyingLoop."""
+
+    def __init__(self) -> None:
+        self.house = House()
+        self.spool = Spool()
+        spool: Any = self.spool
+        server: Any = type("Server", (), {"clients": 2})()
+        pool: Any = Pool()
+        exposures = watch_exposures(self.house.uploader)
+        self.operations = Operations(self.house.uploader, spool, server, lambda: pool, exposures, wall=self.house.wall)
+
+    async def submit(self, *keys: str) -> list[str]:
+        ids = []
+        for key in keys:
+            ticket = await self.house.intake.submit(self.house.request(key=key))
+            ids.append(ticket.id)
+            self.spool.pending.add(ticket.id)
+        return ids
+
+    async def rows(self, **arguments: object) -> list[Any]:
+        answer: Any = await self.operations.queue(arguments)
+        return list(answer["transfers"])
+
+
+def at_desk(main: Callable[[Desk], Awaitable[None]]) -> None:
+    """Run a test in a loop whose time flies."""
+
+    async def run() -> None:
+        await main(Desk())
+
+    fly(run)
+
+
+def test_the_queue_has_every_state() -> None:
+    async def main(desk: Desk) -> None:
+        desk.house.store.seconds = 1000.0
+        await desk.submit("a", "b")
+        await asyncio.sleep(1)
+        desk.house.store.answer = away
+        await desk.submit("a")
+        failed = desk.spool.fail(1)
+        assert [(row["destination"], row["state"]) for row in await desk.rows()] == [
+            ("bucket/a", "in flight"),
+            ("bucket/b", "in flight"),
+            ("bucket/a", "behind"),
+            ("bucket/failed-1", "failed"),
+        ]
+        assert [row["id"] for row in await desk.rows(failed=True)] == [failed]
+
+    at_desk(main)
+
+
+def test_a_transfer_that_waits_out_a_delay_says_how_long() -> None:
+    async def main(desk: Desk) -> None:
+        desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=30.0)
+        await desk.submit("a")
+        await asyncio.sleep(5)
+        (row,) = await desk.rows()
+        assert (row["state"], row["attempts"], row["code"]) == ("pending", 1, "SlowDown")
+        assert 0 < row["next_in_s"] <= 30
+
+    at_desk(main)
+
+
+def test_while_the_queue_is_held_no_time_is_set() -> None:
+    async def main(desk: Desk) -> None:
+        desk.house.store.answer = lambda _: AttemptError("InvalidAccessKeyId", "unknown key", status=403)
+        await desk.submit("a")
+        await asyncio.sleep(1)
+        (row,) = await desk.rows()
+        assert (row["state"], row["next_in_s"]) == ("held", None)
+        assert not desk.operations.healthy
+        assert desk.operations.line().startswith("HELD, InvalidAccessKeyId: ")
+
+    at_desk(main)
+
+
+def test_a_retry_ends_the_delay_of_a_pending_transfer() -> None:
+    async def main(desk: Desk) -> None:
+        desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=60.0)
+        (id_,) = await desk.submit("a")
+        await asyncio.sleep(5)
+        desk.house.store.answer = lambda _: None
+        assert await desk.operations.retry({"ids": [id_, "unknown"]}) == {"ids": [id_]}
+        await asyncio.sleep(1)
+        assert desk.house.store.objects == {Destination("bucket", "a"): id_}
+
+    at_desk(main)
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_retry_makes_a_failed_transfer_pending_again(everything: bool) -> None:
+    async def main(desk: Desk) -> None:
+        chosen, other = desk.spool.fail(1), desk.spool.fail(2)
+        arguments: dict[str, object] = {"all": True} if everything else {"ids": [chosen]}
+        answer = await desk.operations.retry(arguments)
+        assert answer == {"ids": [chosen, other] if everything else [chosen]}
+        assert set(desk.spool.failed) == (set() if everything else {other})
+        jobs = desk.house.uploader.schedule.jobs
+        assert [job.transfer.id for job in jobs] == answer["ids"]
+        assert {job.accepted_service for job in jobs} == {desk.house.service.now()}
+
+    at_desk(main)
+
+
+def test_a_drop_cancels_the_attempt_in_flight() -> None:
+    async def main(desk: Desk) -> None:
+        desk.house.store.seconds = 1000.0
+        (id_,) = await desk.submit("a")
+        failed = desk.spool.fail(1)
+        await asyncio.sleep(1)
+        assert await desk.operations.drop({"ids": [id_, failed, "unknown"]}) == {"ids": sorted([id_, failed])}
+        assert await desk.rows() == []
+        assert [record.outcome for record in desk.house.journal.records] == ["failed"]
+
+    at_desk(main)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"ids": "all"}, {"ids": [1]}, {"all": 1}])
+def test_ids_must_be_a_list_of_texts(arguments: dict[str, object]) -> None:
+    async def main(desk: Desk) -> None:
+        for operation in (desk.operations.retry, desk.operations.drop):
+            with pytest.raises(RequestError, match="list of transfer ids"):
+                await operation(arguments)
+
+    at_desk(main)
+
+
+def test_the_status_has_everything() -> None:
+    async def main(desk: Desk) -> None:
+        desk.house.store.seconds = 1000.0
+        await desk.submit("a", "a")
+        for number in range(LISTED + 5):
+            desk.spool.fail(number)
+        await desk.operations.count_failed()
+        desk.operations.refused = "bad port"
+        await asyncio.sleep(10)
+        status = desk.operations.snapshot()
+        assert (status.state, status.version, status.endpoint) == ("ok", __version__, "http://store")
+        assert (status.in_flight, status.pending, status.failed, status.clients) == (1, 1, LISTED + 5, 2)
+        assert status.now_usec - status.started_usec == 10_000_000
+        assert status.oldest_s == pytest.approx(10.0, abs=0.01)
+        assert (status.connections.open, status.connections.opened, status.connections.limit) == (3, 7, 8)
+        assert [upload.key for upload in status.uploads] == ["a"]
+        assert [row.state for row in status.waiting] == ["behind"]
+        assert [row.destination for row in status.failures][-1] == f"bucket/failed-{LISTED + 4}"
+        assert len(status.failures) == LISTED
+        assert [(one.address, one.disabled) for one in status.receivers] == [("192.0.2.1", False), ("192.0.2.2", True)]
+        assert [(exposure.name, exposure.pending) for exposure in status.exposures] == [("bucket/", 2)]
+        assert "reload REFUSED, bad port" in status.line
+        assert Status.from_dict(await desk.operations.status({}) | {}).uploads == status.uploads
+
+    at_desk(main)
+
+
+def test_a_disk_that_cannot_be_read_keeps_the_last_count() -> None:
+    async def main(desk: Desk) -> None:
+        desk.spool.fail(1)
+        await desk.operations.count_failed()
+        desk.spool.broken = True
+        await desk.operations.count_failed()
+        assert desk.operations.condition().failed == 1
+
+    at_desk(main)
+
+
+def test_health_ends_with_a_spool_that_refuses_and_with_the_stop() -> None:
+    async def main(desk: Desk) -> None:
+        assert desk.operations.healthy
+        desk.spool.fault = "disk full"
+        assert not desk.operations.healthy
+        desk.spool.fault = ""
+        desk.operations.draining = "draining for up to 30 s"
+        assert not desk.operations.healthy
+        assert desk.operations.line().startswith("draining for up to 30 s; ")
+
+    at_desk(main)
+
+
+def test_figures_are_those_of_the_metrics() -> None:
+    """One for each live metric, but for that of the HTTP server."""
+
+    async def main(desk: Desk) -> None:
+        desk.house.store.seconds = 1000.0
+        await desk.submit("a", "a")
+        await asyncio.sleep(4)
+        figures = desk.operations.figures()
+        assert figures.keys() | {"s3daemon_http_clients"} == LIVE.keys()
+        assert (figures["s3daemon_in_flight"], figures["s3daemon_pending"]) == (1, 1)
+        assert figures["s3daemon_oldest_pending_age_seconds"] == pytest.approx(4.0, abs=0.01)
+        assert (figures["s3daemon_connections_warm"], figures["s3daemon_receivers_aside"]) == (2, 1)
+
+    at_desk(main)
+
+
+def test_exposures_follow_every_transfer() -> None:
+    """Accepted, stored, failed, refused by a full disk: at each moment they say what is true."""
+
+    async def main() -> None:
+        house = House()
+        exposures = watch_exposures(house.uploader)
+        house.store.answer = away
+        tickets = [await house.intake.submit(house.request(key=f"k{n}", tag="e1")) for n in range(3)]
+        (one,) = exposures
+        assert (one.name, one.pending) == ("e1", {ticket.id for ticket in tickets})
+        await asyncio.sleep(20)
+        assert (one.stored, len(one.pending)) == (0, 3)
+        failing = AttemptError("NoSuchBucket", "no", status=404)
+        house.store.answer = lambda transfer: failing if transfer.destination.key == "k2" else None
+        await asyncio.sleep(120)
+        assert (one.stored, len(one.pending), one.failed) == (2, 0, {tickets[2].id})
+        last = max(record.start_usec + record.total_usec for record in house.journal.records if record.stored)
+        assert one.last_usec == last
+
+        house.spool.full = True
+        ticket = await house.intake.submit(house.request(key="k9", tag="e2"))
+        assert [exposure.name for exposure in exposures] == ["e1", "e2"]
+        with pytest.raises(SpoolError):
+            await ticket.durable
+        assert [exposure.name for exposure in exposures] == ["e1"]
+
+    fly(main)

@@ -1,0 +1,105 @@
+"""The status: a typed picture of the daemon, with the words and the line that sum it up."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from lab.records import START_USEC
+from lab.statuses import busy, empty
+
+from s3daemon.control.status import Condition, Connections, Receiver, Status, receivers_of, uploads_of
+from s3daemon.delivery.schedule import Job
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.network.progress import Progress
+
+
+@dataclass(eq=False)
+class Moving:
+    """An upload."""
+
+    size: int
+    got: int
+    address: str
+
+    def acked(self) -> int:
+        return self.got
+
+
+def job(seq: int, started_at: float, got: int = 0) -> Job:
+    transfer = Transfer(f"{seq:016x}", "/f", Destination("b", f"k{seq}"), (), FileState(1000, 1, 1, 1), START_USEC)
+    made = Job(seq, transfer, 0.0, 0.0, attempts=1, started_at=started_at)
+    if got:
+        made.progress = Progress()
+        made.progress.begin(Moving(1000, got, f"192.0.2.{seq}"))
+    return made
+
+
+def test_uploads_are_in_the_order_in_which_they_began() -> None:
+    """One that just began has neither progress nor a division by zero; rates are those of acknowledged bytes."""
+    first, second, third = uploads_of([job(3, 10.0), job(1, 9.0, 500), job(2, 8.0, 200)], 10.0)
+    assert [first.key, second.key, third.key] == ["k2", "k1", "k3"]
+    assert (first.acked_bytes, first.rate_bytes_per_s, first.seconds) == (200, 100, 2.0)
+    assert (third.acked_bytes, third.rate_bytes_per_s, third.receivers) == (0, 0, ())
+
+
+def test_the_recent_rate_is_that_since_the_oldest_sample() -> None:
+    moving = job(1, 9.0, 500)
+    assert moving.progress
+    moving.progress.sample(9.5)
+    moving.progress.begin(Moving(1000, 250, ""))
+    (upload,) = uploads_of([moving], 10.0)
+    assert (upload.rate_bytes_per_s, upload.recent_bytes_per_s) == (750, 500)
+
+
+def test_receivers_have_connections_or_uploads_or_are_disabled() -> None:
+    uploads = uploads_of([job(1, 9.0, 500), job(2, 9.0, 200)], 10.0)
+    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads, ["192.0.2.9"]) == (
+        Receiver("192.0.2.1", 4, 1, disabled=False),
+        Receiver("192.0.2.2", 0, 1, disabled=False),
+        Receiver("192.0.2.7", 1, 0, disabled=False),
+        Receiver("192.0.2.9", 0, 0, disabled=True),
+    )
+
+
+COUNTS = "2 in flight; 3 pending, the oldest 1m02s; 4 failed (s3daemon queue); 5 of 8 connections open"
+
+
+@pytest.mark.parametrize(
+    ("changes", "state", "line"),
+    [
+        ({}, "ok", COUNTS),
+        ({"away": True}, "away", f"endpoint AWAY; {COUNTS}"),
+        ({"held": "TLSRefused: no"}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
+        ({"held": "TLSRefused: no", "away": True}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
+        (
+            {"spool_fault": "disk full", "away": True},
+            "refusing",
+            f"refusing requests, disk full; endpoint AWAY; {COUNTS}",
+        ),
+        ({"reload_fault": "bad port"}, "ok", f"reload REFUSED, bad port; {COUNTS}"),
+        (
+            {"stopping": "draining", "spool_fault": "x", "held": "y", "reload_fault": "z"},
+            "stopping",
+            f"draining; refusing requests, x; HELD, y; reload REFUSED, z; {COUNTS}",
+        ),
+        ({"disabled": ("a", "b")}, "ok", f"{COUNTS}; receivers temporarily disabled: a, b"),
+    ],
+)
+def test_the_worst_comes_first(changes: dict[str, Any], state: str, line: str) -> None:
+    condition = Condition(2, 3, 62.5, 4, Connections(open=5, opened=9, limit=8), **changes)
+    assert (condition.state, condition.line) == (state, line)
+
+
+def test_with_nothing_to_do_only_counts_are_said() -> None:
+    condition = Condition(0, 0, None, 0, Connections(open=0, opened=0, limit=8))
+    assert condition.line == "0 in flight; 0 pending; 0 of 8 connections open"
+
+
+@pytest.mark.parametrize("answer", [empty(), busy()])
+def test_keys_and_types_are_those_that_programs_read(answer: dict[str, Any]) -> None:
+    status = Status.from_dict(json.loads(json.dumps(answer)))
+    assert status.as_dict() == answer
+    assert (status.line, status.reload_fault) == (answer["status"], answer["refused"])

@@ -1,0 +1,124 @@
+"""The command line: the word that names the command chooses its module, and no other module is imported."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from s3daemon import __version__
+from s3daemon.cli import main
+
+TREE = Path(__file__).resolve().parents[2]
+
+
+def run(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    """`s3daemon ARGV` in a process of its own."""
+    command = [sys.executable, "-m", "s3daemon", *argv]
+    env = {"PATH": os.environ["PATH"], **environ}
+    return subprocess.run(command, cwd=TREE, env=env, capture_output=True, text=True, check=False)
+
+
+def leave(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[object, str, str]:
+    """The exit status of the command line in this process, and what it printed."""
+    with pytest.raises(SystemExit) as caught:
+        main(argv)
+    return caught.value.code, *capsys.readouterr()
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert leave(capsys, "--version") == (0, f"s3daemon {__version__}\n", "")
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    code, out, _ = leave(capsys, "--help")
+    assert code == 0
+    for command in ("serve", "check", "queue", "status", "report", "reload"):
+        assert f"\n    {command} " in out
+
+
+@pytest.mark.parametrize(
+    ("argv", "option"),
+    [
+        (("check", "--help"), "--env-file"),
+        (("queue", "--help"), "--failed"),
+        (("queue", "drop", "--help"), "--all-failed"),
+        (("status", "--help"), "--watch"),
+        (("report", "--help"), "--since"),
+        (("reload", "--help"), "settings"),
+    ],
+)
+def test_each_command_has_its_own_options(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], option: str
+) -> None:
+    code, out, _ = leave(capsys, *argv)
+    assert code == 0
+    assert option in out
+
+
+@pytest.mark.parametrize(
+    "argv", [("nonsense",), ("--nonsense",), ("--nonsense", "queue"), ("queue", "--nonsense"), ("serve", "more")]
+)
+def test_what_is_no_command_line_is_refused(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
+    code, _, err = leave(capsys, *argv)
+    assert code == 2
+    assert "usage: s3daemon" in err
+
+
+@pytest.mark.parametrize("command", ["queue", "status", "reload"])
+def test_a_command_that_cannot_be_carried_out_ends_with_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
+) -> None:
+    monkeypatch.setenv("S3DAEMON_STATE_DIR", os.fspath(tmp_path))
+    code, out, err = leave(capsys, command)
+    assert (code, out) == (1, "")
+    assert err.startswith(("NoDaemon: ", "NoSpool: "))
+
+
+def test_a_word_of_the_arguments_does_not_choose_the_command(tmp_path: Path) -> None:
+    """`status` is a BUCKET here, not the command."""
+    done = run("check", "status", "--env-file", os.fspath(tmp_path / "missing"))
+    assert done.returncode == 1
+    assert f"there is no {tmp_path / 'missing'}" in done.stdout
+
+
+def test_without_a_command_the_daemon_is_started() -> None:
+    """Which needs settings, and logs each one that is missing."""
+    done = run()
+    assert done.returncode == 1
+    assert "cannot start: S3_ENDPOINT_URL" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "missing"),
+    [("reload", ("asyncio", "rich", "aiohttp")), ("queue", ("aiohttp",)), ("status", ("aiohttp", "sqlite3"))],
+)
+def test_a_command_imports_no_more_than_it_needs(tmp_path: Path, command: str, missing: tuple[str, ...]) -> None:
+    program = (
+        "import sys\n"
+        "from s3daemon.cli import main\n"
+        "try: main([sys.argv[1]])\n"
+        "except SystemExit: print(*sorted(set(sys.argv[2:]) & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, command, *missing],
+        cwd=TREE,
+        env={"S3DAEMON_STATE_DIR": os.fspath(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "\n"
+
+
+def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path: Path) -> None:
+    """`| head`: no traceback, exit status 1."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "s3daemon", "check", "--env-file", os.fspath(tmp_path / "missing")]
+    done = subprocess.run(command, cwd=TREE, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
