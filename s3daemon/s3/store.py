@@ -108,8 +108,8 @@ class Store:
 
         Raises:
             AttemptError: it is not stored, or (`ambiguous`) may be.
-            FileError: the file could not be read, or changed meanwhile; its older content may be stored then, so another
-                attempt must follow.
+            FileError: the file could not be read, or changed meanwhile; its older content may be stored then, so
+                another attempt must follow.
         """
         started = self._clock()
         if goes_in_parts(source.state.size, self.sender.settings):

@@ -1,4 +1,4 @@
-"""A large file in parts: what goes over the wire, what the next attempt goes on with, when an object is in doubt."""
+"""A large file in parts, to a scripted server: what goes over the wire, and what the next attempt resumes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PARTS = [1, 2, 3, 4, 5]
 
 @dataclass
 class Case:
-    """A store, a way to it, one transfer of a large file, and what its attempts leave to each other."""
+    """A server, a store over it, one transfer of a large file, and what its attempts leave to each other."""
 
     server: Scripted
     sender: OpenStore
@@ -41,7 +41,7 @@ class Case:
     transfer: Transfer | None = None
 
     async def put(self) -> Stored:
-        """One attempt."""
+        """Make one attempt."""
         source = Source.open(os.fspath(self.file))
         try:
             self.transfer = self.transfer or transfer_of(source)
@@ -73,12 +73,12 @@ async def case(tmp_path: Path, put: Script = keep, other: Script = keep, **chang
 
 
 def number_of(exchange: Exchange) -> int:
-    """Which part a PUT brings."""
+    """The number of the part that a PUT brings."""
     return int(exchange.target.partition("partNumber=")[2].partition("&")[0])
 
 
-def but_part(number: int, script: Script) -> Script:
-    """A store like any other but for one part."""
+def except_part(number: int, script: Script) -> Script:
+    """A store that treats one part by `script`."""
 
     async def either(exchange: Exchange) -> None:
         await (script if number_of(exchange) == number else keep)(exchange)
@@ -86,8 +86,8 @@ def but_part(number: int, script: Script) -> Script:
     return either
 
 
-def but(method: str, script: Script) -> Script:
-    """A store like any other but for one kind of request, such as `POST uploadId`, the completion."""
+def except_for(method: str, script: Script) -> Script:
+    """A store that treats one kind of request by `script`, such as `POST uploadId`, the completion."""
 
     async def either(exchange: Exchange) -> None:
         kind = f"{exchange.method} {exchange.target.partition('?')[2].partition('=')[0]}"
@@ -97,7 +97,7 @@ def but(method: str, script: Script) -> Script:
 
 
 async def hang_up(exchange: Exchange) -> None:
-    """End the connection in the middle of the body."""
+    """Close the connection in the middle of the body."""
     await exchange.read(exchange.length // 2)
 
 
@@ -145,9 +145,9 @@ async def test_only_what_is_larger_goes_in_parts(tmp_path: Path, size: int, part
 
 
 @in_loop
-async def test_the_next_attempt_goes_on(tmp_path: Path) -> None:
-    """One part fails: the others that were in flight are let finish, and only what is missing is sent again."""
-    async with case(tmp_path, but_part(2, hang_up)) as it:
+async def test_the_next_attempt_resumes(tmp_path: Path) -> None:
+    """One part fails: the others in flight are finished, and only what is missing is sent again."""
+    async with case(tmp_path, except_part(2, hang_up)) as it:
         error = await failure(it.put())
         assert (error.code, error.ambiguous) == ("ConnectionClosed", False)
         assert 2 not in it.sent
@@ -162,9 +162,9 @@ async def test_the_next_attempt_goes_on(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_long_listings_are_read_to_their_end(tmp_path: Path) -> None:
-    """The store tells of its parts a page at a time."""
-    async with case(tmp_path, other=but("POST uploadId", refuse(503, "SlowDown"))) as it:
+async def test_all_pages_of_a_listing_are_read(tmp_path: Path) -> None:
+    """The store lists its parts a page at a time."""
+    async with case(tmp_path, other=except_for("POST uploadId", refuse(503, "SlowDown"))) as it:
         await failure(it.put())
         it.server.other = keep
         await it.put()
@@ -174,9 +174,9 @@ async def test_long_listings_are_read_to_their_end(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("what", ["gone", "another content", "shorter"])
 @in_loop
-async def test_the_store_is_the_truth(tmp_path: Path, what: str) -> None:
-    """A part that the ledger has and the store has not, or not as it was sent, is sent again."""
-    async with case(tmp_path, other=but("POST uploadId", refuse(503, "SlowDown"))) as it:
+async def test_what_the_store_lists_counts(tmp_path: Path, what: str) -> None:
+    """A part that was noted, and that the store does not have as it was sent, is sent again."""
+    async with case(tmp_path, other=except_for("POST uploadId", refuse(503, "SlowDown"))) as it:
         await failure(it.put())
         (upload,) = it.server.assembly.uploads.values()
         if what == "gone":
@@ -190,9 +190,9 @@ async def test_the_store_is_the_truth(tmp_path: Path, what: str) -> None:
 
 
 @in_loop
-async def test_a_store_that_lists_no_parts_is_trusted(tmp_path: Path) -> None:
-    """Keys that may not list them must not cost the transfer: the ledger is enough."""
-    async with case(tmp_path, but_part(2, hang_up), but("GET uploadId", refuse(403, "AccessDenied"))) as it:
+async def test_without_a_listing_the_notes_count(tmp_path: Path) -> None:
+    """Keys that may not list parts must not cost the transfer: our own notes count then."""
+    async with case(tmp_path, except_part(2, hang_up), except_for("GET uploadId", refuse(403, "AccessDenied"))) as it:
         await failure(it.put())
         it.server.put = keep
         await it.put()
@@ -200,9 +200,9 @@ async def test_a_store_that_lists_no_parts_is_trusted(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_an_upload_that_the_store_lost_begins_anew(tmp_path: Path) -> None:
-    """Noticed when it is taken up again, it costs no attempt of its own."""
-    async with case(tmp_path, but_part(2, hang_up)) as it:
+async def test_an_upload_that_the_store_lost_is_replaced(tmp_path: Path) -> None:
+    """Within the attempt that finds it lost."""
+    async with case(tmp_path, except_part(2, hang_up)) as it:
         await failure(it.put())
         it.server.assembly.uploads.clear()
         it.server.put = keep
@@ -215,18 +215,18 @@ async def test_an_upload_that_the_store_lost_begins_anew(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("put", "other", "ambiguous"),
     [
-        (but_part(3, refuse(404, "NoSuchUpload")), keep, False),
-        (keep, but("POST uploadId", refuse(400, "InvalidPart")), False),
-        (keep, but("POST uploadId", refuse(400, "EntityTooSmall")), False),
-        (keep, but("POST uploadId", refuse(404, "NoSuchUpload")), True),
+        (except_part(3, refuse(404, "NoSuchUpload")), keep, False),
+        (keep, except_for("POST uploadId", refuse(400, "InvalidPart")), False),
+        (keep, except_for("POST uploadId", refuse(400, "EntityTooSmall")), False),
+        (keep, except_for("POST uploadId", refuse(404, "NoSuchUpload")), True),
     ],
     ids=["part", "invalid", "too-small", "completion"],
 )
 @in_loop
-async def test_what_cannot_be_completed_begins_anew(
+async def test_an_upload_that_cannot_be_completed_is_replaced(
     tmp_path: Path, put: Script, other: Script, ambiguous: bool
 ) -> None:
-    """With this upload no attempt can succeed: the next one begins another. Was it completed before? Look."""
+    """The next attempt creates another. A completion that finds no upload may have been done before: look up."""
     async with case(tmp_path, put, other) as it:
         error = await failure(it.put())
         assert error.ambiguous is ambiguous
@@ -237,9 +237,9 @@ async def test_what_cannot_be_completed_begins_anew(
 
 
 @in_loop
-async def test_other_parts_begin_anew(tmp_path: Path) -> None:
-    """Parts of another size, as after a reload, do not fit; what was begun is left to be aborted."""
-    async with case(tmp_path, but_part(2, hang_up)) as it:
+async def test_parts_of_another_size_are_not_resumed(tmp_path: Path) -> None:
+    """As after a reload; the old upload is abandoned, to be aborted."""
+    async with case(tmp_path, except_part(2, hang_up)) as it:
         await failure(it.put())
         settings = settings_for(it.server.url, multipart_threshold_bytes=PART, part_size_bytes=2 * PART)
         it.server.put = keep
@@ -249,9 +249,9 @@ async def test_other_parts_begin_anew(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_another_endpoint_begins_anew(tmp_path: Path) -> None:
-    """What is at another store is left as it is: it is for whoever still reaches that one."""
-    async with case(tmp_path, but_part(2, hang_up)) as it, scripted() as other:
+async def test_an_upload_at_another_store_is_not_resumed(tmp_path: Path) -> None:
+    """It is not abandoned: the janitor decides what becomes of it."""
+    async with case(tmp_path, except_part(2, hang_up)) as it, scripted() as other:
         await failure(it.put())
         settings = settings_for(other.url, multipart_threshold_bytes=PART, part_size_bytes=PART)
         async with sending(settings) as it.sender:
@@ -272,7 +272,7 @@ def replace(file: Path) -> None:
 @pytest.mark.parametrize("when", ["in a part", "after the last part"])
 @in_loop
 async def test_a_file_that_changes_is_not_stored(tmp_path: Path, change: Callable[[Path], None], when: str) -> None:
-    """No object is made of two contents; the next attempt begins anew with the newer one."""
+    """No object is made of two contents; the next attempt stores the newer one, with an upload of its own."""
     changed = False
 
     async def changing(exchange: Exchange) -> None:
@@ -299,13 +299,13 @@ async def test_a_file_that_changes_is_not_stored(tmp_path: Path, change: Callabl
 
 @in_loop
 async def test_a_part_with_a_wrong_etag_is_sent_again(tmp_path: Path) -> None:
-    """It does not count as one that the store has."""
+    """The store does not have it as it was sent."""
 
-    async def lying(exchange: Exchange) -> None:
+    async def wrong_etag(exchange: Exchange) -> None:
         await exchange.read()
         await exchange.answer(headers={"ETag": f'"{"0" * 32}"'})
 
-    async with case(tmp_path, but_part(1, lying)) as it:
+    async with case(tmp_path, except_part(1, wrong_etag)) as it:
         assert (await failure(it.put())).code == "ETagMismatch"
         it.server.put = keep
         await it.put()
@@ -314,7 +314,7 @@ async def test_a_part_with_a_wrong_etag_is_sent_again(tmp_path: Path) -> None:
 
 
 def completed_as(etag: str) -> Script:
-    """Complete, and say another ETag."""
+    """Complete the upload, and answer another ETag."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.read()
@@ -334,9 +334,9 @@ def completed_as(etag: str) -> Script:
     ],
 )
 @in_loop
-async def test_the_etag_of_the_whole(tmp_path: Path, etag: str, verify: str, code: str) -> None:
-    """It is compared when it is made as S3 makes it, and only then."""
-    async with case(tmp_path, other=but("POST uploadId", completed_as(etag)), verify=verify) as it:
+async def test_the_etag_of_the_object_is_verified(tmp_path: Path, etag: str, verify: str, code: str) -> None:
+    """If it has S3's form, and only then."""
+    async with case(tmp_path, other=except_for("POST uploadId", completed_as(etag)), verify=verify) as it:
         if code:
             assert (await failure(it.put())).code == code
         else:
@@ -345,20 +345,20 @@ async def test_the_etag_of_the_whole(tmp_path: Path, etag: str, verify: str, cod
 
 
 async def completed_in_silence(exchange: Exchange) -> None:
-    """Complete, and hang up without an answer."""
+    """Complete the upload, and close the connection without an answer."""
     await exchange.read()
     name, _, query = exchange.target.partition("?")
     exchange.server.assembly.answer("POST", name, query, exchange.headers, bytes(exchange.body))
 
 
 async def completed_with_an_error(exchange: Exchange) -> None:
-    """Say 200 at once and an error in the body, as S3 does when it fails after a while."""
+    """Answer 200 at once and an error in the body, as S3 does when it fails after a while."""
     await exchange.read()
     await exchange.answer(200, b'<?xml version="1.0"?>\n\n<Error><Code>InternalError</Code></Error>')
 
 
 async def completed_after_white_space(exchange: Exchange) -> None:
-    """What keeps the connection alive stands before the document, where XML does not allow it."""
+    """The white space that kept the connection alive precedes the document, where XML does not allow it."""
     await completed_in_silence(exchange)
     await exchange.answer(200, b"   \n<?xml version='1.0'?><CompleteMultipartUploadResult/>")
 
@@ -373,9 +373,11 @@ async def completed_after_white_space(exchange: Exchange) -> None:
     ],
 )
 @in_loop
-async def test_a_completion_in_doubt_is_looked_up(tmp_path: Path, script: Script, code: str, there: bool) -> None:
+async def test_a_completion_without_a_clear_answer_is_looked_up(
+    tmp_path: Path, script: Script, code: str, there: bool
+) -> None:
     """Without a clear answer there may be an object: it is found by its marks, or the completion asked for again."""
-    async with case(tmp_path, other=but("POST uploadId", script)) as it:
+    async with case(tmp_path, other=except_for("POST uploadId", script)) as it:
         error = await failure(it.put())
         assert (error.code, error.ambiguous) == (code, True)
         (begun,) = it.open_uploads
@@ -393,34 +395,34 @@ async def test_a_completion_in_doubt_is_looked_up(tmp_path: Path, script: Script
 
 @in_loop
 async def test_an_etag_that_is_left_out_is_looked_up(tmp_path: Path) -> None:
-    """Ceph's gateway has an empty one in its answer; the object has it."""
+    """Ceph's gateway answers an empty one; the object has it."""
 
-    async def mute(exchange: Exchange) -> None:
+    async def without_etag(exchange: Exchange) -> None:
         await completed_in_silence(exchange)
         await exchange.answer(200, b"<CompleteMultipartUploadResult><ETag></ETag></CompleteMultipartUploadResult>")
 
-    async with case(tmp_path, other=but("POST uploadId", mute)) as it:
+    async with case(tmp_path, other=except_for("POST uploadId", without_etag)) as it:
         assert (await it.put()).etag == it.server.etags["/bucket/key"].strip('"')
 
 
 @in_loop
 async def test_a_completion_may_take_its_time(tmp_path: Path) -> None:
-    """Longer than any other answer: the store has much to put together."""
+    """Longer than any other answer: the store has to assemble the object."""
 
     async def slowly(exchange: Exchange) -> None:
         await exchange.read()
         await asyncio.sleep(2.5)
         await keep(exchange)
 
-    async with case(tmp_path, other=but("POST uploadId", slowly)) as it:
+    async with case(tmp_path, other=except_for("POST uploadId", slowly)) as it:
         assert (await it.put()).parts == 5
 
 
 @pytest.mark.parametrize("script", [refuse(503, "SlowDown"), refuse(500, "InternalError"), completed_in_silence])
 @in_loop
-async def test_before_the_completion_nothing_is_in_doubt(tmp_path: Path, script: Script) -> None:
-    """Whatever happens to a beginning or a part, no object comes of it."""
-    async with case(tmp_path, other=but("POST uploads", script)) as it:
+async def test_before_the_completion_nothing_is_ambiguous(tmp_path: Path, script: Script) -> None:
+    """A creation or a part that fails makes no object."""
+    async with case(tmp_path, other=except_for("POST uploads", script)) as it:
         assert not (await failure(it.put())).ambiguous
         assert not list(it.open_uploads)
     async with case(tmp_path, script) as it:
@@ -428,8 +430,8 @@ async def test_before_the_completion_nothing_is_in_doubt(tmp_path: Path, script:
 
 
 @in_loop
-async def test_an_attempt_that_is_ended_keeps_what_it_has(tmp_path: Path) -> None:
-    """Parts in flight are cut, none can arrive later; those that are there stay noted, and the next attempt goes on."""
+async def test_a_cancelled_attempt_keeps_its_parts(tmp_path: Path) -> None:
+    """Parts in flight are aborted and cannot arrive later; stored ones stay noted, and the next attempt resumes."""
     holding, ended = asyncio.Event(), asyncio.Event()
 
     async def hold(exchange: Exchange) -> None:
@@ -438,7 +440,7 @@ async def test_an_attempt_that_is_ended_keeps_what_it_has(tmp_path: Path) -> Non
         await ended.wait()
         await exchange.read()
 
-    async with case(tmp_path, but_part(5, hold)) as it:
+    async with case(tmp_path, except_part(5, hold)) as it:
         it.file = a_file(tmp_path / "large", 5 * PART)
         attempt = asyncio.create_task(it.put())
         await holding.wait()
@@ -455,8 +457,8 @@ async def test_an_attempt_that_is_ended_keeps_what_it_has(tmp_path: Path) -> Non
 
 
 @in_loop
-async def test_what_is_begun_is_known_though_the_attempt_is_ended(tmp_path: Path) -> None:
-    """The store's answer to the beginning comes after the end of the attempt: it is in the ledger all the same."""
+async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(tmp_path: Path) -> None:
+    """The store's answer comes after the attempt was cancelled; the upload can be aborted all the same."""
     async with case(tmp_path) as it:
         answering = asyncio.Event()
 
@@ -493,7 +495,7 @@ async def test_a_connection_that_was_closed_costs_no_attempt(tmp_path: Path) -> 
             await keep(exchange)
 
     async with case(tmp_path, max_connections=1) as it:
-        stale = but_part(1, close_the_warm)
+        stale = except_part(1, close_the_warm)
         it.server.put = stale
         stored = await it.put()
         assert sorted(it.sent) == PARTS
@@ -532,16 +534,16 @@ async def test_how_many_parts_go_at_a_time(tmp_path: Path, connections: int, mos
 
 
 @in_loop
-async def test_others_find_a_connection_at_once(tmp_path: Path) -> None:
+async def test_other_transfers_get_a_connection_at_once(tmp_path: Path) -> None:
     """While a large file is sent over half of the connections, as many small ones as there are others do not wait."""
     going = asyncio.Event()
 
-    async def stand(exchange: Exchange) -> None:
+    async def parts_wait(exchange: Exchange) -> None:
         if "partNumber" in exchange.target:
             await going.wait()
         await keep(exchange)
 
-    async with case(tmp_path, stand) as it:
+    async with case(tmp_path, parts_wait) as it:
         large = asyncio.create_task(it.put())
         await it.server.until(lambda: len(it.server.puts) == 3)
         small = a_file(tmp_path / "small", 3000)

@@ -1,4 +1,4 @@
-"""One file to a store: what goes over the wire, what counts as stored, and what is found there."""
+"""One file to a scripted server: what goes over the wire, what counts as stored, and what is found."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ LARGE = 12 << 20
 
 @pytest.fixture(params=["plain", "tls"])
 def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """Both ways to a store."""
+    """HTTP and HTTPS."""
     return scheme_of(request)
 
 
@@ -56,8 +56,8 @@ async def test_one_plain_put(tmp_path: Path, scheme: Scheme, size: int) -> None:
 
 
 @in_loop
-async def test_the_second_goes_over_the_same_connection(tmp_path: Path, scheme: Scheme) -> None:
-    """A connection is kept and used again, and the result says so."""
+async def test_a_connection_is_used_again(tmp_path: Path, scheme: Scheme) -> None:
+    """The result says whether it was new or warm."""
     file = a_file(tmp_path / "file", SMALL)
     async with scheme.store() as (server, sender):
         assert [(await sender.put(file)).connection for _ in range(3)] == ["new", "warm", "warm"]
@@ -77,30 +77,30 @@ async def test_a_wrong_etag_is_not_stored(tmp_path: Path, size: int) -> None:
 
 @pytest.mark.parametrize("etag", ['"0123456789abcdef0123456789abcdef-2"', '"opaque"', ""])
 @in_loop
-async def test_an_etag_that_is_no_md5_says_nothing(tmp_path: Path, etag: str) -> None:
-    """What multipart uploads, encryption and other makes of stores give is not compared."""
+async def test_an_etag_that_is_not_an_md5_is_not_compared(tmp_path: Path, etag: str) -> None:
+    """Multipart uploads, encryption and some stores give such ETags."""
     async with PLAIN.store(answering(ETag=etag)) as (_, sender):
         stored = await sender.put(a_file(tmp_path / "file", SMALL))
     assert stored.etag == etag.strip('"')
 
 
 @in_loop
-async def test_verification_that_is_off(tmp_path: Path) -> None:
-    """A store whose ETags look like MD5s and are none can be used."""
+async def test_verification_can_be_disabled(tmp_path: Path) -> None:
+    """For a store whose ETags look like MD5s and are not."""
     async with PLAIN.store(answering(ETag=etag_of(b"other")), verify="off") as (_, sender):
         await sender.put(a_file(tmp_path / "file", LARGE))
 
 
 @in_loop
 async def test_an_etag_in_capitals_without_quotes(tmp_path: Path) -> None:
-    """The form is not the content."""
+    """It is compared all the same."""
     file = a_file(tmp_path / "file", SMALL)
     async with PLAIN.store(answering(ETag=etag_of(file.read_bytes()).strip('"').upper())) as (_, sender):
         await sender.put(file)
 
 
 def transfer(size: int = SMALL, key: str = "key") -> Transfer:
-    """A transfer of a file that is not looked at."""
+    """A transfer whose file is not read."""
     return Transfer("0123456789abcdef", "/f", Destination("bucket", key), (), FileState(size, 0, 0, 0), 0)
 
 
@@ -123,8 +123,8 @@ async def test_finding_what_was_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("status", [403, 405])
 @in_loop
-async def test_not_allowed_to_look(status: int) -> None:
-    """A refused HEAD says nothing of the object."""
+async def test_a_lookup_that_is_forbidden(status: int) -> None:
+    """A refused HEAD does not say whether there is an object."""
     async with PLAIN.store(other=answering(status)) as (_, sender):
         assert await sender.store.find(transfer()) is LookupResult.FORBIDDEN
 
@@ -134,8 +134,8 @@ async def test_not_allowed_to_look(status: int) -> None:
     [(answering(503), "503"), (hang_up_after(), "ConnectionClosed"), (silent_after(), "NoAnswer")],
 )
 @in_loop
-async def test_no_telling(script: Script, code: str) -> None:
-    """An answer that tells nothing, or none within the limits of connecting and stalling, is an error of its own."""
+async def test_a_lookup_without_a_clear_answer(script: Script, code: str) -> None:
+    """An unclear answer, or none within the limits of connecting and stalling, is an error."""
     async with PLAIN.store(other=script, connect_timeout_s=0.1) as (_, sender):
         error = await failure(sender.store.find(transfer()))
     assert (error.code, error.ambiguous) == (code, False)
@@ -166,8 +166,8 @@ async def test_keys_go_over_the_wire_exactly(tmp_path: Path, key: str) -> None:
 
 
 @in_loop
-async def test_uploads_at_once_keep_to_their_own(tmp_path: Path) -> None:
-    """Ten at once over three connections: each object is its own file, and no more than three connections are made."""
+async def test_concurrent_uploads_are_not_mixed_up(tmp_path: Path) -> None:
+    """Ten at once over three connections: each object is its own file, and no fourth connection is made."""
     files = [a_file(tmp_path / f"file{n}", SMALL + n) for n in range(10)]
     async with PLAIN.store(max_connections=3) as (server, sender):
         await asyncio.gather(*(sender.put(file, file.name) for file in files))
