@@ -28,7 +28,13 @@ Answer = Mapping[str, object]
 def entry_of(job: Job) -> Entry:
     """Return a pending transfer as the spool would."""
     return Entry(
-        job.seq, job.transfer, job.accepted_service, job.attempts, begun=job.begun, code=job.code, text=job.text
+        job.seq,
+        job.transfer,
+        job.accepted_service,
+        job.attempts,
+        attempt_started=job.begun,
+        code=job.code,
+        text=job.text,
     )
 
 
@@ -135,7 +141,7 @@ class Operations:
         wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
         now = self._uploader.service.now()
         done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
-        again = [replace(entry, accepted_service=now) for entry in wanted if entry.transfer.id in done]
+        again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
         self._uploader.recover(again)
         return {"ids": sorted(known | done)}
 

@@ -25,8 +25,7 @@ from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
 from s3daemon.s3.parts import UNUSABLE_CODES, PartSender, never_ambiguous, part_bytes, upload_params
 from s3daemon.s3.sender import Sender, SentBody
-from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 #: "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API Reference). Longer than
 #: any gateway's own limit, so that the gateway gives up first; the object is then looked up.

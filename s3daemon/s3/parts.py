@@ -18,8 +18,7 @@ from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import Source
 from s3daemon.network.progress import TICK_S, Progress
 from s3daemon.s3.sender import Sender, SentBody
-from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 #: S3's limit ("Amazon S3 multipart upload limits"); Ceph's rgw_multipart_part_upload_limit is the same.
 MAX_PARTS = 10_000

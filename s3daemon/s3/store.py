@@ -24,8 +24,7 @@ from s3daemon.network.progress import Progress
 from s3daemon.s3.multipart import Multipart
 from s3daemon.s3.parts import goes_in_parts, upload_params
 from s3daemon.s3.sender import Sender
-from s3daemon.spool.open_uploads import OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 #: The object's metadata (`x-amz-meta-...` on the wire): the id of the transfer that stored it, and its file's `mark`.
 ID_KEY, FILE_KEY = "s3daemon-id", "s3daemon-file"

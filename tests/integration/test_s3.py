@@ -19,8 +19,7 @@ from lab.sending import OpenStore, a_file, failure, in_loop, sending, transfer_o
 from s3daemon.config.settings import Settings
 from s3daemon.model.source import Source
 from s3daemon.s3.store import ID_KEY, LookupResult, Stored, metadata_of
-from s3daemon.spool.open_uploads import OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 SMALL = 3_000
 LARGE = 20 << 20

@@ -33,7 +33,9 @@ class Spool:
         """Add a failed transfer; return its id."""
         id_ = f"f{number:015x}"
         transfer = Transfer(id_, "/f", Destination("bucket", f"failed-{number}"), (), FileState(1000, 1, 1, 1), 10**15)
-        self.failed[id_] = Entry(number, transfer, 0.0, 1, True, "NoSuchBucket", "none", failed=True, told=True)
+        self.failed[id_] = Entry(
+            number, transfer, 0.0, 1, True, "NoSuchBucket", "none", failed=True, client_notified=True
+        )
         return id_
 
     def entries(self, *, failed: bool) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""What a failed attempt means: the table of codes is the policy, so each row of it is repeated here; and the backoff."""
+"""What a failed attempt means, and the backoff. The table of codes is the policy, so each row of it is repeated here."""
 
 import random
 

@@ -17,8 +17,7 @@ from s3daemon.errors import AttemptError
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
 from s3daemon.s3.multipart import CompletedUpload, Multipart
-from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 PART = 5 << 20
 SIZE = 2 * PART + 1000

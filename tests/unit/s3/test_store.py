@@ -16,7 +16,7 @@ from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import FILE_KEY, ID_KEY, LookupResult, Store, Stored
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload
 
 MIB = 1 << 20
 TRANSFER = Transfer("0123456789abcdef", "/f", Destination("bucket", "dir/key"), (), FileState(3000, 5, 7, 9), 0)
