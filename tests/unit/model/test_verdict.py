@@ -1,4 +1,4 @@
-"""What a failed attempt means, and the backoff. The table of codes is the policy, so each row of it is repeated here."""
+"""What a failed attempt means, and the backoff. The table of codes is the policy, so its rows are repeated here."""
 
 import random
 

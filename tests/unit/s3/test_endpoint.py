@@ -21,7 +21,7 @@ SETTINGS = settings_for("http://store")
 
 
 class FakeKeeper:
-    """Does nothing until it is cancelled, or until it is told to fail."""
+    """Does nothing until it is cancelled, or until `bug` is set."""
 
     made: list[FakeKeeper]
 

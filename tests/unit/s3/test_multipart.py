@@ -131,7 +131,7 @@ async def test_a_listing_that_fails_fails_the_attempt(attempt: Attempt) -> None:
 
 @in_loop
 async def test_an_upload_that_does_not_fit_is_abandoned(attempt: Attempt) -> None:
-    """One of another part size is; one at another store is left to whoever still reaches that store."""
+    """One of another part size is; one at another store is left as it is."""
     other_size, other_store = await attempt.earlier("size", size=2 * PART), await attempt.earlier("url", "http://other")
     await attempt.put()
     assert (other_size.abandoned, other_store.abandoned) == (True, False)
@@ -193,7 +193,7 @@ async def test_an_upload_without_an_id_is_a_bad_answer(attempt: Attempt) -> None
 
 @in_loop
 async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(attempt: Attempt) -> None:
-    """Else nobody could resume or abort it."""
+    """Else it could be neither resumed nor aborted."""
     answer = asyncio.Event()
     create = attempt.sender.call
 
