@@ -6,17 +6,20 @@ The new endpoint takes over the old one's connections where the settings allow.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from s3daemon.config.settings import Settings
 from s3daemon.model.request import FileState
 from s3daemon.model.source import Source
 from s3daemon.network.connection import Connection
-from s3daemon.network.keeper import PRIMED_BYTES, Keeper, Prime
+from s3daemon.network.keeper import PRIMED_BYTES, Keeper
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import Store
+
+#: Runs a background task under its name.
+Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
 
 #: A change of one of these settings takes new connections; the others leave the connections as they are.
 _CONNECTION_SETTINGS = (
@@ -62,23 +65,17 @@ class Endpoint:
 
     Args:
         settings: the store and the keys.
+        start: starts the keeper of the connections as a background task, and reports it if it dies.
         before: the endpoint that this one replaces; its connections are taken over where the settings allow.
-        keeper: creates the keeper of the connections, as `Keeper` does.
 
     Attributes:
         pool: the connections.
         store: the store that they lead to.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        before: Endpoint | None = None,
-        *,
-        keeper: Callable[[Settings, ConnectionPool, Prime | None], Keeper] = Keeper,
-    ) -> None:
+    def __init__(self, settings: Settings, start: Start, before: Endpoint | None = None) -> None:
         self._settings = settings
-        self._keeper = keeper
+        self._start = start
         self._keeping: asyncio.Task[None] | None = None
         if before is not None and _same_connections(settings, before._settings):
             self.pool: ConnectionPool = before.pool
@@ -102,19 +99,7 @@ class Endpoint:
         """
         await self._sender.open()
         prime = Primer(self._settings, self._sender).prime if self._settings.prime else None
-        self._keeping = asyncio.create_task(self._keeper(self._settings, self.pool, prime).run())
-
-    async def watch(self) -> None:
-        """Return once `close` or `retire` has stopped the keeper of the connections.
-
-        Raises:
-            Exception: the keeper failed, by a bug.
-        """
-        if self._keeping is None:
-            return
-        await asyncio.wait({self._keeping})
-        if not self._keeping.cancelled():
-            self._keeping.result()
+        self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, prime).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one has taken them over."""

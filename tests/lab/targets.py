@@ -17,7 +17,7 @@ from s3daemon.commands.report.select import Collection, Selection
 from s3daemon.config.envfile import EnvFile
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import RequestError, S3daemonError, SettingsError
-from s3daemon.http.form import parse_form
+from s3daemon.http.upload import parse_form
 from s3daemon.ingress.protocol import MAX_LINE, LineReader, is_extended, parse_request
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.reply import Outcome, Reply

@@ -14,7 +14,7 @@ from pathlib import Path
 from s3daemon.commands.check.findings import Host, Report
 from s3daemon.config.settings import Settings
 from s3daemon.errors import SettingsError
-from s3daemon.ingress.peer import AccessControl
+from s3daemon.ingress.access import resolve_users
 
 #: Shorter paths than this forgive what these checks are about.
 LONG_PATH_S = 0.01
@@ -120,7 +120,7 @@ def access(report: Report, host: Host, settings: Settings) -> None:
     if not settings.allowed_buckets:
         report.note("access", "S3DAEMON_ALLOWED_BUCKETS is empty: any bucket that the keys can write may be written")
     try:
-        AccessControl(settings.allowed_users, uid=lambda name: _uid(host, name))
+        resolve_users(settings.allowed_users, lambda name: _uid(host, name))
     except SettingsError as exc:
         for fault in exc.faults:
             report.fail("access", f"{fault}: the service does not start with that")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
+from collections.abc import Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -20,35 +20,19 @@ from s3daemon.s3.store import Store
 SETTINGS = settings_for("http://store")
 
 
-class FakeKeeper:
-    """Does nothing until it is cancelled, or until `bug` is set."""
+class Started(list[tuple[str, "asyncio.Task[None]"]]):
+    """Records the background tasks; in place of the work that is given each waits for its cancellation."""
 
-    made: list[FakeKeeper]
-
-    def __init__(self, settings: Settings, pool: object, prime: object) -> None:
-        self.prime = prime
-        self.bug = asyncio.Event()
-        self.running = False
-        FakeKeeper.made.append(self)
-
-    async def run(self) -> None:
-        self.running = True
-        try:
-            await self.bug.wait()
-            raise ZeroDivisionError
-        finally:
-            self.running = False
+    def __call__(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        work.close()
+        task = asyncio.create_task(asyncio.sleep(60))
+        self.append((name, task))
+        return task
 
 
-@pytest.fixture(autouse=True)
-def no_keepers() -> None:
-    FakeKeeper.made = []
-
-
-def endpoint_of(settings: Settings, before: Endpoint | None = None) -> Endpoint:
-    """An endpoint whose keeper is a fake."""
-    keeper: Any = FakeKeeper
-    return Endpoint(settings, before, keeper=keeper)
+def endpoint_of(settings: Settings, before: Endpoint | None = None, start: Started | None = None) -> Endpoint:
+    """An endpoint that opens no connection."""
+    return Endpoint(settings, Started() if start is None else start, before)
 
 
 @pytest.mark.parametrize(
@@ -76,25 +60,26 @@ async def test_connections_are_kept_if_their_settings_are(change: dict[str, Any]
 
 
 @in_loop
-async def test_a_keeper_that_fails_is_noticed() -> None:
-    """`watch` raises what it failed with."""
-    endpoint = endpoint_of(SETTINGS)
+async def test_the_keeper_is_a_background_task_until_the_endpoint_is_closed() -> None:
+    """It is started by the function that reports it if it dies."""
+    started = Started()
+    endpoint = endpoint_of(SETTINGS, start=started)
+    assert not started
     await endpoint.open()
-    watching = asyncio.create_task(endpoint.watch())
-    await asyncio.sleep(0)
-    assert not watching.done()
-    FakeKeeper.made[0].bug.set()
-    with pytest.raises(ZeroDivisionError):
-        await watching
+    ((name, task),) = started
+    assert (name, task.done()) == ("the keeper of connections", False)
     await endpoint.close()
+    await asyncio.wait({task})
+    assert task.cancelled()
 
 
 @in_loop
-async def test_a_watch_ends_when_the_endpoint_retires() -> None:
+async def test_an_endpoint_retires_after_its_attempts() -> None:
     """The old keeper stops at once; the client stays until the attempts in flight have ended and `leave` is done."""
-    before, steps = endpoint_of(SETTINGS), list[str]()
+    before_tasks, after_tasks, steps = Started(), Started(), list[str]()
+    before = endpoint_of(SETTINGS, start=before_tasks)
     await before.open()
-    after = endpoint_of(SETTINGS, before)
+    after = endpoint_of(SETTINGS, before, after_tasks)
     await after.open()
     attempt_ends = asyncio.Event()
 
@@ -108,8 +93,8 @@ async def test_a_watch_ends_when_the_endpoint_retires() -> None:
 
     retiring = asyncio.create_task(before.retire(after, {asyncio.create_task(attempt())}, leave))
     async with asyncio.timeout(5):
-        await before.watch()
-        assert [keeper.running for keeper in FakeKeeper.made] == [False, True]
+        await asyncio.wait({before_tasks[0][1]})
+        assert (steps, after_tasks[0][1].done()) == ([], False)
         attempt_ends.set()
         await retiring
     assert steps == ["attempt", "leave"]
@@ -118,16 +103,16 @@ async def test_a_watch_ends_when_the_endpoint_retires() -> None:
 
 @in_loop
 async def test_without_keys_nothing_is_started(tmp_path: Any) -> None:
-    """The endpoint can be closed all the same, and a watch of it ends."""
+    """The endpoint can be closed all the same."""
     (tmp_path / "empty").write_text("")
     settings = Settings(
         endpoint_url="http://store", shared_credentials_file=str(tmp_path / "empty"), state_dir="/nonexistent"
     )
-    endpoint = endpoint_of(settings)
-    with contextlib.suppress(SettingsError):
+    started = Started()
+    endpoint = endpoint_of(settings, start=started)
+    with pytest.raises(SettingsError):
         await endpoint.open()
-    assert not FakeKeeper.made
-    await endpoint.watch()
+    assert not started
     await endpoint.close()
 
 
@@ -137,16 +122,6 @@ async def test_secrets_are_known_once_open() -> None:
     endpoint = endpoint_of(replace(SETTINGS, secret_key="sesame"))
     await endpoint.open()
     assert endpoint.secrets == ("sesame",)
-    await endpoint.close()
-
-
-@pytest.mark.parametrize(("prime", "wanted"), [("", False), ("bucket/scratch-", True)])
-@in_loop
-async def test_connections_are_primed_only_if_the_settings_say_so(prime: str, wanted: bool) -> None:
-    """The keeper gets no function for it otherwise."""
-    endpoint = endpoint_of(replace(SETTINGS, prime=prime))
-    await endpoint.open()
-    assert (FakeKeeper.made[0].prime is not None) is wanted
     await endpoint.close()
 
 
