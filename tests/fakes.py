@@ -123,11 +123,11 @@ class FakeStore:
         self,
         transfer: Transfer,
         source: Source,
-        ledger: OpenUploads | None = None,
-        tried: Collection[str] = (),
+        open_uploads: OpenUploads | None = None,
+        failed_addresses: Collection[str] = (),
         progress: Progress | None = None,
     ) -> Stored:
-        self.tried.append(set(tried))
+        self.tried.append(set(failed_addresses))
         self.puts.append((asyncio.get_running_loop().time(), transfer.id))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
@@ -147,7 +147,7 @@ class FakeStore:
         self.objects[transfer.destination] = transfer.id
         self.ever.add(transfer.id)
 
-    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | LookupResult:
+    async def find(self, transfer: Transfer, failed_addresses: Collection[str] = ()) -> Stored | LookupResult:
         self.finds.append(transfer.id)
         await asyncio.sleep(self.seconds)
         if self.objects.get(transfer.destination) == transfer.id:
