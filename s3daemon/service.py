@@ -145,7 +145,7 @@ class Service:
             listeners = listeners or bind(settings.host, settings.port)
             self._endpoint = Endpoint(settings, self._background.start)
             await self._endpoint.open()
-            self._journal.hide(self._endpoint.signer.secrets)
+            self._journal.hide(self._endpoint.secrets)
             try:
                 await self._serve(listeners, passed_listeners.get("http", []), passed.clients, state_dir, stop)
             finally:
@@ -295,7 +295,7 @@ class Service:
         except SettingsError:
             await endpoint.close(before)
             raise
-        self._journal.hide(endpoint.signer.secrets)
+        self._journal.hide(endpoint.secrets)
         # From here on nothing is refused, and nothing waits: all of it is in force, or none.
         self._settings.current, self._endpoint = new, endpoint
         self._access.allow(allowed)

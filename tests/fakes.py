@@ -16,8 +16,7 @@ from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
-from s3daemon.model.kinds import MessageId
-from s3daemon.model.record import Field
+from s3daemon.model.record import Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
@@ -138,11 +137,11 @@ class FakeStore:
         self,
         transfer: Transfer,
         source: Source,
-        ledger: OpenUploads | None = None,
-        tried: Collection[str] = (),
+        open_uploads: OpenUploads | None = None,
+        failed_addresses: Collection[str] = (),
         progress: Progress | None = None,
     ) -> Stored:
-        self.avoided.append(set(tried))
+        self.avoided.append(set(failed_addresses))
         self.puts.append((asyncio.get_running_loop().time(), transfer.id))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
@@ -156,13 +155,13 @@ class FakeStore:
                 self._keep(transfer)
             raise error
         self._keep(transfer)
-        return Stored(etag="", size=source.state.size, receiver="of the store")
+        return Stored(etag="", size=source.state.size, address="of the store")
 
     def _keep(self, transfer: Transfer) -> None:
         self.objects[transfer.destination] = transfer.id
         self.ever.add(transfer.id)
 
-    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | LookupResult:
+    async def find(self, transfer: Transfer, failed_addresses: Collection[str] = ()) -> Stored | LookupResult:
         self.finds.append(transfer.id)
         await asyncio.sleep(self.seconds)
         if self.objects.get(transfer.destination) == transfer.id:

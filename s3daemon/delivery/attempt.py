@@ -7,7 +7,6 @@ overwritten it.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
@@ -15,11 +14,11 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from s3daemon.clock import Clock
-from s3daemon.config.settings import Settings, SettingsHolder
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.schedule import QueuedTransfer
-from s3daemon.errors import AttemptError, Code, FileError, SpoolError, one_line
+from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.model.source import Source
+from s3daemon.model.source import Source, open_file
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.spool import Spool
@@ -28,29 +27,6 @@ _log = logging.getLogger(__name__)
 
 #: How long the body of an attempt without an answer may still arrive: a proxy or a server's queue may hold it so long.
 LATE_ARRIVAL_S = 900.0
-#: Where systemd puts a service's credentials (systemd.exec(5)). The daemon can read its own; its clients shall not.
-CREDENTIALS = "/run/credentials"
-
-
-async def open_file(path: str, settings: Settings, opener: Callable[..., Source] = Source.open) -> Source:
-    """Open and check a file in a thread, so that a file system that does not answer delays no other transfer.
-
-    Raises:
-        FileError: it cannot be sent, or its file system does not answer.
-    """
-    own = [CREDENTIALS, settings.state_dir, *filter(None, [settings.shared_credentials_file])]
-    opening = asyncio.get_running_loop().run_in_executor(None, opener, path, settings.allowed_roots, own)
-    try:
-        return await asyncio.wait_for(asyncio.shield(opening), settings.stall_timeout_s)
-    except TimeoutError as exc:
-        opening.add_done_callback(_close_late)
-        limit = settings.stall_timeout_s
-        raise FileError(Code.READ_FAILED, f"{one_line(path)}: its file system did not answer for {limit:g} s") from exc
-
-
-def _close_late(opening: asyncio.Future[Source]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
 
 
 async def _save_if_possible(change: Awaitable[None]) -> None:
@@ -125,7 +101,7 @@ class Attempts:
 
     async def _make(self, queued: QueuedTransfer, store: Store, progress: Progress) -> Stored:
         try:
-            source = queued.source or await open_file(queued.transfer.file, self._settings.current, self._opener)
+            source = queued.source or await self._open(queued.transfer.file)
         except FileError:
             if (found := await self._find(queued, store)) is not None:
                 return found  # it was stored, and its owner has removed the file since
@@ -146,6 +122,11 @@ class Attempts:
             source.close()
         await self._check_not_overwritten(queued.transfer, store)
         return stored
+
+    async def _open(self, path: str) -> Source:
+        settings = self._settings.current
+        roots, closed = settings.allowed_roots, settings.private_paths()
+        return await open_file(path, roots, closed, settings.stall_timeout_s, self._opener)
 
     async def _find(self, queued: QueuedTransfer, store: Store) -> Stored | None:
         """Look for the object if an earlier attempt may have stored it."""

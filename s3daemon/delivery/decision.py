@@ -116,19 +116,19 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
         state: of the transfer.
         rng: jitter of the delay.
     """
-    recorded = LastError(error.code, error.text, error.receiver if isinstance(error, AttemptError) else "")
+    recorded = LastError(error.code, error.text, error.address)
     verdict, endpoint = _verdict(error, state), _finding(error)
     if verdict is Verdict.PERMANENT:
         return Decision(recorded, endpoint, final=True)
     if state.active_s > state.retry_for_s:
         text = f"given up after {state.attempts} attempts; the last error: {error.text}"
         return Decision(LastError(error.code, text, recorded.address), endpoint, final=True)
-    if isinstance(error, AttemptError) and error.elsewhere:  # each address once, then the back-off
-        return Decision(recorded, endpoint, failed_addresses=state.failed_addresses | {error.receiver})
+    if error.other_address:  # each address once, then the back-off
+        return Decision(recorded, endpoint, failed_addresses=state.failed_addresses | {error.address})
     stale_again = error.code == state.previous_code
     if error.code == Code.STALE_CONNECTION and not stale_again:  # a closed one says nothing against another one
         return Decision(recorded, endpoint, failed_addresses=state.failed_addresses)
-    retry_after = error.retry_after if isinstance(error, AttemptError) else 0.0
+    retry_after = error.retry_after
     return Decision(recorded, endpoint, delay_s=backoff(state.attempts, rng, retry_after), backlog=True)
 
 
@@ -140,7 +140,7 @@ def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:
 
 
 def _finding(error: AttemptError | FileError) -> Finding:
-    if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.elsewhere:
+    if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.other_address:
         return Finding.NO_FINDING
     if judge(error) is Verdict.HOLD:
         return Finding.REFUSING

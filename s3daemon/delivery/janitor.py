@@ -94,9 +94,9 @@ class Janitor:
     async def _abort(self, store: Store, one: OpenUpload) -> bool:
         """Abort an upload; return False when that has to be tried again."""
         one.abandoned = True  # should its transfer be retried at this moment, it starts a new one
-        upload, to = one.upload, one.upload.destination
+        upload = one.upload
         try:
-            await store.ask("abort_multipart_upload", Bucket=to.bucket, Key=to.key, UploadId=upload.id)
+            await store.abort(upload)
         except AttemptError as exc:
             if exc.code not in _GONE:
                 if judge(exc) is not Verdict.PERMANENT:

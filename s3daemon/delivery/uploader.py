@@ -382,7 +382,7 @@ def record_of(
         rtt_usec=stored.rtt_usec if stored else None,
         retransmits=stored.retransmits if stored else None,
         connection=stored.connection if stored else "",
-        receiver=stored.receiver if stored else error.address,
+        receiver=stored.address if stored else error.address,
         changed=queued.file_changed,
         parts=stored.parts if stored and stored.parts > 1 else None,
     )

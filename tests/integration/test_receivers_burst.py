@@ -16,7 +16,7 @@ from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.uploader import Uploader
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request
 from s3daemon.s3.endpoint import Endpoint

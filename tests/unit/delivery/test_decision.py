@@ -36,9 +36,7 @@ MISSING = FileError("NoSuchFile", "/f: no such file")
 
 def at(address: str, *, other_serves: bool) -> AttemptError:
     """Return an error of one of the store's addresses."""
-    error = AttemptError("SlowDown", "busy", status=503)
-    error.receiver, error.elsewhere = address, other_serves
-    return error
+    return AttemptError("SlowDown", "busy", status=503, address=address, other_address=other_serves)
 
 
 @dataclass

@@ -28,13 +28,11 @@ class FakeStore:
         self.error: AttemptError | None = None
         self.asked = 0
 
-    async def ask(self, operation: str, **params: Any) -> dict[str, Any]:
-        assert (operation, params["Bucket"], params["Key"]) == ("abort_multipart_upload", "bucket", "key")
+    async def abort(self, upload: MultipartUpload) -> None:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        self.aborted.append(params["UploadId"])
-        return {}
+        self.aborted.append(upload.id)
 
 
 class House:

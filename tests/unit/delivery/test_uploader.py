@@ -8,7 +8,7 @@ import pytest
 from fakes import FakeSpool, House, away, fly
 
 from s3daemon.errors import AttemptError, SpoolError
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Transfer
 
@@ -259,9 +259,7 @@ def test_a_bug_loses_no_transfer() -> None:
 
 def blaming(address: str) -> AttemptError:
     """Return an error for which an address is to blame while another one serves."""
-    error = AttemptError("SlowDown", "no", status=503)
-    error.receiver, error.elsewhere = address, True
-    return error
+    return AttemptError("SlowDown", "no", status=503, address=address, other_address=True)
 
 
 def test_a_broken_address_costs_each_transfer_one_attempt() -> None:
@@ -311,8 +309,7 @@ def test_the_record_of_a_failure_names_the_address_of_the_last_attempt() -> None
 
     async def main() -> None:
         house = House()
-        refusal = AttemptError("NoSuchBucket", "no", status=404)
-        refusal.receiver = "c"
+        refusal = AttemptError("NoSuchBucket", "no", status=404, address="c")
         left = [blaming("a"), refusal]
         house.store.answer = lambda _: left.pop(0)
         ticket = await house.intake.submit(house.request())
