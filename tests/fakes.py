@@ -140,6 +140,8 @@ class FakeStore:
         open_uploads: OpenUploads | None = None,
         failed_addresses: Collection[str] = (),
         progress: Progress | None = None,
+        *,
+        on_sent: Callable[[str], None] = lambda _: None,
     ) -> Stored:
         self.avoided.append(set(failed_addresses))
         self.puts.append((asyncio.get_running_loop().time(), transfer.id))
@@ -161,7 +163,14 @@ class FakeStore:
         self.objects[transfer.destination] = transfer.id
         self.ever.add(transfer.id)
 
-    async def find(self, transfer: Transfer, failed_addresses: Collection[str] = ()) -> Stored | LookupResult:
+    async def find(
+        self,
+        transfer: Transfer,
+        failed_addresses: Collection[str] = (),
+        *,
+        md5: str = "",
+        source: Source | None = None,
+    ) -> Stored | LookupResult:
         self.finds.append(transfer.id)
         await asyncio.sleep(self.seconds)
         if self.objects.get(transfer.destination) == transfer.id:

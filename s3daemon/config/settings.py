@@ -209,8 +209,10 @@ class Settings:
     verify: str = _var(
         "S3DAEMON_VERIFY",
         "auto",
-        choice("auto", "off"),
-        "auto: what was sent is compared with the store's ETag if that is an MD5 sum. off: only the length is.",
+        choice("auto", "off", "no-etag"),
+        "auto: what was sent is compared with the store's ETag if that is an MD5 sum. off: only the length is. "
+        "no-etag: for sinks in benchmarks only: any answer from 200 to 299 counts as stored, which a proxy or a login "
+        "page can give without storing anything.",
     )
     allowed_roots: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_ROOTS",

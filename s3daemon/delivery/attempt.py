@@ -17,7 +17,7 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
-from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.model.request import Destination, FileState
 from s3daemon.model.source import Source, open_file
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import LookupResult, Store, Stored
@@ -27,6 +27,8 @@ _log = logging.getLogger(__name__)
 
 #: How long the body of an attempt without an answer may still arrive: a proxy or a server's queue may hold it so long.
 LATE_ARRIVAL_S = 900.0
+#: So many look-ups in a row may be refused; then the file is sent, though its object may be there.
+LOOKUPS_MAX = 3
 
 
 async def _save_if_possible(change: Awaitable[None]) -> None:
@@ -100,6 +102,9 @@ class Attempts:
             raise AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}", ambiguous=True) from exc
 
     async def _make(self, queued: QueuedTransfer, store: Store, progress: Progress) -> Stored:
+        def note_sent(md5: str) -> None:
+            queued.sent_md5 = md5
+
         try:
             source = queued.source or await self._open(queued.transfer.file)
         except FileError:
@@ -108,19 +113,24 @@ class Attempts:
             raise
         queued.source = None
         try:
-            if source.state != queued.transfer.file_state:
+            if not source.state.matches(queued.transfer.file_state):
                 await self._update_file_state(queued, source.state)
-            elif (found := await self._find(queued, store)) is not None:
+            elif (found := await self._find(queued, store, source)) is not None:
                 return found
             if not queued.attempt_started:
                 await _save_if_possible(self._spool.start_attempt(queued.transfer.id))
                 queued.attempt_started = True
             stored = await store.put(
-                queued.transfer, source, self._spool.open_uploads, queued.failed_addresses, progress
+                queued.transfer,
+                source,
+                self._spool.open_uploads,
+                queued.failed_addresses,
+                progress,
+                on_sent=note_sent,
             )
         finally:
             source.close()
-        await self._check_not_overwritten(queued.transfer, store)
+        await self._check_not_overwritten(queued, store)
         return stored
 
     async def _open(self, path: str) -> Source:
@@ -128,16 +138,27 @@ class Attempts:
         roots, closed = settings.allowed_roots, settings.private_paths()
         return await open_file(path, roots, closed, settings.stall_timeout_s, self._opener)
 
-    async def _find(self, queued: QueuedTransfer, store: Store) -> Stored | None:
-        """Look for the object if an earlier attempt may have stored it."""
+    async def _find(self, queued: QueuedTransfer, store: Store, source: Source | None = None) -> Stored | None:
+        """Look for the object if an earlier attempt may have stored it.
+
+        Where the file can be sent (`source`), a store that refuses one look-up after the other gets it in the end.
+        """
         if not queued.outcome_unknown:
             return None
-        found = await store.find(queued.transfer, queued.failed_addresses)
+        try:
+            found = await store.find(queued.transfer, queued.failed_addresses, md5=queued.sent_md5, source=source)
+        except AttemptError as exc:
+            queued.lookups_refused += bool(exc.status)
+            if source is None or queued.lookups_refused < LOOKUPS_MAX:
+                raise
+            found = LookupResult.FORBIDDEN
+        queued.lookups_refused = 0
         return found if isinstance(found, Stored) else None
 
     async def _update_file_state(self, queued: QueuedTransfer, state: FileState) -> None:
         """Note that the file is not the one that was accepted: its content now is sent, and the record says so."""
         queued.file_changed = True
+        queued.sent_md5 = ""
         queued.transfer = replace(queued.transfer, file_state=state)
         await _save_if_possible(self._spool.update(queued.transfer))
 
@@ -147,10 +168,12 @@ class Attempts:
             queued.transfer.id, self._clock() + LATE_ARRIVAL_S
         )
 
-    async def _check_not_overwritten(self, transfer: Transfer, store: Store) -> None:
+    async def _check_not_overwritten(self, queued: QueuedTransfer, store: Store) -> None:
+        transfer = queued.transfer
         late = self._late_arrivals.get(transfer.destination)
         if late is None or late.transfer_id == transfer.id:
             return
-        if self._clock() < late.until and await store.find(transfer) is LookupResult.NOT_FOUND:
+        found = await store.find(transfer, md5=queued.sent_md5) if self._clock() < late.until else None
+        if found is LookupResult.NOT_FOUND:
             raise AttemptError(Code.OVERWRITTEN, "a late arrival of an older transfer replaced the object")
         del self._late_arrivals[transfer.destination]

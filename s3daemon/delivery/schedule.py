@@ -56,6 +56,8 @@ class QueuedTransfer:
         attempt: the one in flight, else None.
         attempt_started: the spool has it that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
+        sent_md5: of what the last attempt has sent, as `Entry.md5`.
+        lookups_refused: that the store has refused, one after the other.
         failed_addresses: the store's addresses that the next attempt avoids.
         file_changed: the file differed from what was accepted.
         source: the file as opened at acceptance, until the first attempt takes it.
@@ -75,6 +77,8 @@ class QueuedTransfer:
     attempt: AttemptInFlight | None = None
     attempt_started: bool = False
     outcome_unknown: bool = False
+    sent_md5: str = ""
+    lookups_refused: int = 0
     failed_addresses: frozenset[str] = frozenset()
     file_changed: bool = False
     source: Source | None = None

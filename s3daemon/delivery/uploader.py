@@ -127,6 +127,7 @@ class Uploader:
             queued.attempts = entry.attempts
             queued.last_error = LastError(entry.code, entry.text)
             queued.attempt_started = queued.outcome_unknown = entry.attempt_started
+            queued.sent_md5 = entry.md5
             self.schedule.add(queued)
         self.pump()
 
@@ -254,6 +255,7 @@ class Uploader:
             queued.transfer.id,
             queued.attempts,
             attempt_started=queued.outcome_unknown,
+            md5=queued.sent_md5,
             code=queued.last_error.code,
             text=queued.last_error.text,
         )

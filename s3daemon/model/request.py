@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import unicodedata
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from s3daemon.errors import Code, RequestError, one_line
 
@@ -116,29 +116,47 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """Size, time and inode of a file, which distinguish two contents of one path without reading them.
+    """Size, times and inode of a file, which distinguish two contents of one path without reading them.
+
+    A program can set the modification time back after it has changed the content; the change time it cannot.
 
     Args:
         size: bytes.
-        mtime_ns: modification time, nanoseconds since the epoch.
+        mtime_ns: modification time, nanoseconds since the epoch, modulo 2**64 into 64 signed bits: file systems have
+            times up to some billions of years ahead.
         inode: inode number.
         device: device number of its file system; not compared, since a reboot may change it.
+        ctime_ns: change time, likewise; None when it is not known, of a file that an earlier release accepted.
     """
 
     size: int
     mtime_ns: int
     inode: int
     device: int = field(compare=False)
+    ctime_ns: int | None = None
 
     @classmethod
     def of(cls, stat: os.stat_result) -> FileState:
         """Return the state that a result of `os.stat` describes."""
-        return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev)
+        ctime_ns = _signed64(stat.st_ctime_ns)
+        return cls(stat.st_size, _signed64(stat.st_mtime_ns), stat.st_ino, stat.st_dev, ctime_ns)
+
+    def matches(self, other: FileState) -> bool:
+        """Return whether both are of one content, as far as is known of both."""
+        if self.ctime_ns is None or other.ctime_ns is None:
+            return replace(self, ctime_ns=None) == replace(other, ctime_ns=None)
+        return self == other
 
     @property
     def mark(self) -> str:
         """The text that an object's metadata has of it; without the device, whose number a reboot may change."""
-        return f"{self.mtime_ns}-{self.inode}"
+        known = f"{self.mtime_ns}-{self.inode}"
+        return known if self.ctime_ns is None else f"{known}-{self.ctime_ns}"
+
+
+def _signed64(number: int) -> int:
+    """Fit a number into 64 signed bits, modulo 2**64."""
+    return (number + (1 << 63)) % (1 << 64) - (1 << 63)
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import hashlib
 import os
 import re
 import stat
@@ -23,6 +24,7 @@ from s3daemon.model.request import FileState
 #: thread instead of three.
 SMALL_BYTES = 64 * 1024
 
+_HASHED_BYTES = 1 << 20
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -92,7 +94,7 @@ class Source:
         try:
             state = FileState.of(os.fstat(fd))
             content = os.pread(fd, state.size + 1, 0) if state.size <= SMALL_BYTES else None
-            if content is not None and (len(content) != state.size or FileState.of(os.fstat(fd)) != state):
+            if content is not None and (len(content) != state.size or not FileState.of(os.fstat(fd)).matches(state)):
                 raise FileError(Code.FILE_CHANGED, f"{one_line(path)}: it changed while it was read")
         except OSError as exc:
             os.close(fd)
@@ -105,7 +107,8 @@ class Source:
     def check_unchanged(self) -> None:
         """Check that the path still names the file that was opened, unchanged. Blocks like `open`.
 
-        Size, time and inode of the *path* are compared: a rename over it leaves the open descriptor as it was.
+        Size, times and inode of the *path* are compared: a rename over it leaves the open descriptor as it was. What
+        another program writes into a memory mapping shows in no time before the kernel writes it back.
 
         Raises:
             FileError: `FileChanged`, or `NoSuchFile` when it is gone.
@@ -115,7 +118,7 @@ class Source:
             now = FileState.of(os.stat(self.path))  # noqa: PTH116
         except OSError as exc:
             raise file_error(self.path, exc) from exc
-        if now != self.state:
+        if not now.matches(self.state):
             raise FileError(Code.FILE_CHANGED, f"{one_line(self.path)}: it changed while it was sent")
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
@@ -132,6 +135,21 @@ class Source:
         if got < size:
             del buffer[got:]
         return buffer
+
+    def md5(self) -> str:
+        """Return the hex MD5 of the file. Blocks for as long as reading it takes.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        digest, position = hashlib.md5(usedforsecurity=False), 0
+        try:
+            while chunk := os.pread(self.fd, _HASHED_BYTES, position):
+                digest.update(chunk)
+                position += len(chunk)
+        except OSError as exc:
+            raise file_error(self.path, exc) from exc
+        return digest.hexdigest()
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""

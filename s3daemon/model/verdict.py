@@ -69,7 +69,9 @@ _PERMANENT_STATUSES = frozenset({413})
 
 #: The store, or what is in front of it, is overloaded or down.
 _ENDPOINT_STATUSES = frozenset({408, 429})
-_ENDPOINT_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests"})
+_ENDPOINT_CODES = frozenset(
+    {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", Code.BAD_ANSWER}
+)
 _FIRST_SERVER_STATUS = 500
 
 

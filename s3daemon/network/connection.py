@@ -105,6 +105,9 @@ class Connection:
             connector=connector,
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
+            # aiohttp's own is "gzip, deflate". Of what comes compressed all the same, `auto_decompress` leaves the
+            # decoding to the caller, who knows how much to take.
+            headers={"Accept-Encoding": "identity"},
             auto_decompress=False,
         )
 

@@ -6,6 +6,7 @@ The new endpoint takes over the old one's connections where the settings allow.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Coroutine
 
 from s3daemon.config.settings import Settings
@@ -17,6 +18,11 @@ from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import Store
+
+_log = logging.getLogger(__name__)
+
+#: What S3DAEMON_VERIFY=no-etag means, for operators.
+NO_ETAG_RISK = "an object counts as stored by the status of an answer alone, whoever gave it; for sinks only"
 
 #: Runs a background task under its name.
 Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
@@ -98,6 +104,8 @@ class Endpoint:
             SettingsError: there are no keys.
         """
         await self._sender.open()
+        if self._settings.verify == "no-etag":
+            _log.warning("S3DAEMON_VERIFY=no-etag: %s", NO_ETAG_RISK)
         prime = Primer(self._settings, self._sender).prime if self._settings.prime else None
         self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, prime).run())
 

@@ -11,8 +11,8 @@ import botocore.parsers
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, one_line
 
-#: Statuses that a proxy may give for a request which the store behind it has carried out.
-_AMBIGUOUS_STATUSES = (500, 502, 504)
+#: From this status on, a proxy may have answered for a store that has carried the request out.
+_FIRST_AMBIGUOUS_STATUS = 500
 #: What an operator can do about it.
 _HINTS = {
     "NoSuchBucket": "create the bucket, or fix the destination",
@@ -37,10 +37,14 @@ SENDING_ERRORS = (
 _MAX_RETRY_AFTER_S = 3600.0
 
 
-def refusal_of(error: botocore.exceptions.ClientError) -> AttemptError:
+def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> AttemptError:
     """Return the error for an answer that is not a success.
 
     Only code and message are kept: S3's answer to a wrong signature quotes the request's headers.
+
+    Args:
+        error: what botocore raised.
+        arrived: the whole request may have arrived.
     """
     described = error.response.get("Error", {})
     meta = error.response.get("ResponseMetadata", {})
@@ -53,7 +57,7 @@ def refusal_of(error: botocore.exceptions.ClientError) -> AttemptError:
         code,
         ": ".join(filter(None, (f"the store answered {status}", message, hint))),
         status=status,
-        ambiguous=status in _AMBIGUOUS_STATUSES,
+        ambiguous=arrived and status >= _FIRST_AMBIGUOUS_STATUS,
         retry_after=_seconds(str(headers.get("retry-after", ""))),
     )
 

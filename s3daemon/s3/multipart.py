@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -23,6 +21,7 @@ from s3daemon.errors import AttemptError, Code, SpoolError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
+from s3daemon.s3.answers import differs, etag_in_parts, parts_of
 from s3daemon.s3.parts import UNUSABLE_CODES, PartSender, never_ambiguous, part_bytes, upload_params
 from s3daemon.s3.sender import Sender, SentBody
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
@@ -36,7 +35,6 @@ _AMBIGUOUS_CODES = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.BAD_A
 _LOST_CODES = frozenset({"NoSuchUpload", "NoSuchKey"})
 #: A store that does not let us list parts, or cannot: then our own notes must do.
 _NO_LISTING = (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
-_MD5 = re.compile(r"[0-9a-fA-F]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,13 +42,15 @@ class CompletedUpload:
     """A file that was stored in parts.
 
     Args:
-        etag: the object's, as the store gave it, without quotes.
-        count: the number of parts.
+        etag: the object's, as the store gave it, without quotes; empty when it gave none.
+        expected: the ETag that it must have (`etag_in_parts`).
+        open_upload: the caller ends it, once it is certain that there is the object.
         sent: the parts that this attempt sent, in the order in which the store took them.
     """
 
     etag: str
-    count: int
+    expected: str
+    open_upload: OpenUpload
     sent: list[SentBody]
 
 
@@ -76,6 +76,7 @@ class Multipart:
         *,
         failed_addresses: Collection[str] = (),
         progress: Progress | None = None,
+        on_sent: Callable[[str], None] = lambda _: None,
     ) -> CompletedUpload:
         """Store the file.
 
@@ -86,6 +87,7 @@ class Multipart:
             open_uploads: holds what the next attempt can resume.
             failed_addresses: addresses to avoid if another one is enabled.
             progress: counts the bytes.
+            on_sent: called with the ETag that the object must have (`etag_in_parts`) before it is asked for.
 
         Raises:
             AttemptError, FileError: as `Store.put` does.
@@ -100,8 +102,10 @@ class Multipart:
                 open_upload, source, open_uploads, failed_addresses=failed_addresses, progress=progress
             )
             await asyncio.get_running_loop().run_in_executor(None, source.check_unchanged)
-            etag = await self._complete(open_upload, open_uploads, failed_addresses)
-        return CompletedUpload(etag, open_upload.upload.count, sent)
+            expected = etag_in_parts([etag for _, etag in sorted(open_upload.etags.items())])
+            on_sent(expected)
+            etag = await self._complete(open_upload, expected, open_uploads, failed_addresses)
+        return CompletedUpload(etag, expected, open_upload, sent)
 
     def _describe(self, upload_id: str, transfer: Transfer, source: Source) -> MultipartUpload:
         state = source.state
@@ -190,10 +194,9 @@ class Multipart:
             creating.exception()  # it was raised in the attempt, unless that was cancelled
 
     async def _complete(
-        self, open_upload: OpenUpload, open_uploads: OpenUploads, failed_addresses: Collection[str]
+        self, open_upload: OpenUpload, expected: str, open_uploads: OpenUploads, failed_addresses: Collection[str]
     ) -> str:
-        """Have the store make the object, and return its ETag."""
-        etags = [etag for _, etag in sorted(open_upload.etags.items())]
+        """Have the store make the object, and return its ETag, which must be the `expected` one."""
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in sorted(open_upload.etags.items())]
         with contextlib.suppress(SpoolError):
             await open_uploads.completing(open_upload)
@@ -208,28 +211,13 @@ class Multipart:
         except AttemptError as exc:
             open_upload.abandoned = exc.code in UNUSABLE_CODES
             raise exc.replace(ambiguous=exc.ambiguous or exc.code in _AMBIGUOUS_CODES) from exc
-        open_uploads.over(open_upload)
-        # Ceph RGW 18 leaves it empty in the answer that makes the object.
-        etag = str(answer.get("ETag", "")).strip('"') or await self._look_up_etag(open_upload.upload)
-        if self._settings.verify != "off":
-            _verify(etag, etags)
+        etag = str(answer.get("ETag", "")).strip('"')
+        if self._settings.verify == "auto":
+            if parts_of(etag) not in (None, open_upload.upload.count):
+                text = f"the store's ETag is {etag}, and {open_upload.upload.count} parts were sent"
+                raise AttemptError(Code.BAD_ANSWER, text, ambiguous=True)
+            if differs(etag, expected):
+                open_uploads.over(open_upload)
+                text = f"the store's ETag is {etag}, that of the parts that were sent {expected}"
+                raise AttemptError(Code.ETAG_MISMATCH, text)
         return etag
-
-    async def _look_up_etag(self, upload: MultipartUpload) -> str:
-        """Return the object's ETag; empty when that fails, since the object is stored all the same."""
-        destination = upload.destination
-        with contextlib.suppress(AttemptError):
-            head = await self._sender.call("head_object", Bucket=destination.bucket, Key=destination.key)
-            return str(head.get("ETag", "")).strip('"')
-        return ""
-
-
-def _verify(etag: str, part_etags: Sequence[str]) -> None:
-    """Compare the object's ETag with those of its parts, if all of them have S3's form."""
-    digest, _, count = etag.partition("-")
-    if count != str(len(part_etags)) or not all(_MD5.fullmatch(text) for text in (digest, *part_etags)):
-        return
-    expected = hashlib.md5(b"".join(map(bytes.fromhex, part_etags)), usedforsecurity=False).hexdigest()
-    if digest.lower() != expected:
-        text = f"the store's ETag is {etag}, that of the parts that were sent {expected}-{count}"
-        raise AttemptError(Code.ETAG_MISMATCH, text)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -22,17 +22,15 @@ import botocore.exceptions
 from aiobotocore.awsrequest import AioAWSResponse
 
 from s3daemon.config.settings import Settings
-from s3daemon.errors import AttemptError, Code
+from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
+from s3daemon.s3.answers import decoded, differs, flaw_of
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
 from s3daemon.s3.failures import SENDING_ERRORS, failure_of, refusal_of, stall_of
-
-#: Length of a hex MD5; an ETag of another form (multipart, some encryptions) says nothing about the content.
-MD5_DIGITS = 32
 
 _T = TypeVar("_T")
 #: The connection that requests of this context are sent over.
@@ -97,6 +95,7 @@ class Sender:
         failed_addresses: Collection[str] = (),
         connection: Connection | None = None,
         progress: Progress | None = None,
+        on_sent: Callable[[str], None] = lambda _: None,
         **params: object,
     ) -> SentBody:
         """Send a file, or a slice of it, as the body of one request, and verify it.
@@ -110,6 +109,8 @@ class Sender:
             failed_addresses: addresses to avoid if another one is enabled.
             connection: the connection to use, which the caller has taken; None: the best one that is idle.
             progress: counts the bytes.
+            on_sent: called with the MD5 of the body (empty where none is computed) if all of it was handed over,
+                whatever came of it.
             params: the operation's other parameters.
 
         Raises:
@@ -133,9 +134,11 @@ class Sender:
             finally:
                 if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
                     used.abort(body.transport)
+                if body.finished:
+                    on_sent(body.md5)
                 upload.close()
         etag = str(answer.get("ETag", "")).strip('"')
-        _verify(body.md5, etag)
+        self._verify(body.md5, etag)
         self.pool.addresses.succeeded(used.address)
         return SentBody(
             etag,
@@ -171,7 +174,7 @@ class Sender:
                 async with asyncio.timeout(limit):
                     answer: Mapping[str, Any] = await getattr(self._signer.client, operation)(**params)
             except botocore.exceptions.ClientError as exc:
-                raise refusal_of(exc) from exc
+                raise refusal_of(exc, arrived=True) from exc
             except SENDING_ERRORS as exc:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
@@ -197,7 +200,9 @@ class Sender:
                     )  # fmt: skip
             return task.result()
         except botocore.exceptions.ClientError as exc:
-            raise refusal_of(exc) from exc
+            raise refusal_of(exc, arrived=upload.may_have_arrived) from exc
+        except AttemptError as exc:  # `_send`'s, or the stall above, which is as ambiguous as it says
+            raise body.error or exc.replace(ambiguous=upload.may_have_arrived) from exc
         except SENDING_ERRORS as exc:
             if body.error is not None:
                 raise body.error from exc
@@ -244,19 +249,52 @@ class Sender:
             reason = exc.strerror or "no answer in time"
             raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
 
-    async def _send(self, request: Any, **_: object) -> AioAWSResponse:
-        """Send a signed request over the context's connection; aiobotocore calls this instead of its own session."""
+    def _verify(self, md5: str, etag: str) -> None:
+        """Check the answer to a body that was sent whole, beyond what `_send` has checked."""
+        if not etag and self._needs_etag:
+            raise AttemptError(Code.BAD_ANSWER, "the store's answer has no ETag", ambiguous=True)
+        if differs(etag, md5):
+            advice = "S3DAEMON_VERIFY=off if its ETags are not MD5"
+            raise AttemptError(
+                Code.ETAG_MISMATCH, f"the store's ETag is {etag}, the MD5 of what was sent {md5}; {advice}"
+            )
+
+    @property
+    def _needs_etag(self) -> bool:
+        return self.settings.verify != "no-etag"
+
+    async def _send(self, request: Any, event_name: str = "", **_: object) -> AioAWSResponse:
+        """Send a signed request over the context's connection; aiobotocore calls this instead of its own session.
+
+        Args:
+            request: to send.
+            event_name: botocore's; it ends in the name of the operation.
+
+        Raises:
+            AttemptError: `BadAnswer`, the answer cannot be S3's.
+        """
         given = request.headers.items()
         headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in given}
         headers.pop("Expect", None)  # it costs a round trip, and aiohttp waits for ever when the 100 does not come
         response = await _connection.get().request(request.method, request.url, headers, request.body or None)
         raw = {name.decode().lower(): value.decode(errors="replace") for name, value in response.raw_headers}
-        return AioAWSResponse(str(response.url), response.status, raw, response)
+        encoding = raw.pop("content-encoding", "")
+        content = decoded(await response.read(), encoding)
+        if content is None:
+            flaw = f"the answer {response.status} has the Content-Encoding {encoding!r}, which was not asked for"
+        else:
+            operation = event_name.rpartition(".")[2]
+            flaw = flaw_of(operation, response.status, raw, content, needs_etag=self._needs_etag)
+        if flaw or content is None:
+            raise AttemptError(Code.BAD_ANSWER, one_line(flaw, 200), status=response.status, ambiguous=True)
+        return AioAWSResponse(str(response.url), response.status, raw, _Content(content))
 
 
-def _verify(md5: str, etag: str) -> None:
-    if md5 and len(etag) == MD5_DIGITS and etag.lower() != md5:
-        raise AttemptError(
-            Code.ETAG_MISMATCH,
-            f"the store's ETag is {etag}, the MD5 of what was sent {md5}; S3DAEMON_VERIFY=off if its ETags are not MD5",
-        )
+class _Content:
+    """The content of an answer, as botocore reads it."""
+
+    def __init__(self, content: bytes) -> None:
+        self._content = content
+
+    async def read(self) -> bytes:
+        return self._content

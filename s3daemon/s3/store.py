@@ -1,26 +1,26 @@
 """One S3 store: put a file there, and find it again.
 
 A file up to the multipart threshold goes in one PUT, a larger one in parts (`multipart`). In both cases an object
-counts as stored when the store says so, its ETag, where that is an MD5, is that of what was sent, and the file's path
-still names the file that was opened.
+counts as stored when the store says so in S3's own form (`answers`), its ETag, where that is an MD5, is that of what
+was sent, and the file's path still names the file that was opened.
 """
 
 from __future__ import annotations
 
 import asyncio
-import re
 import statistics
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
 
 from s3daemon.clock import Clock
-from s3daemon.errors import AttemptError
+from s3daemon.errors import AttemptError, Code
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
+from s3daemon.s3.answers import differs, is_md5, parts_of
 from s3daemon.s3.multipart import Multipart
 from s3daemon.s3.parts import goes_in_parts, upload_params
 from s3daemon.s3.sender import Sender
@@ -28,8 +28,6 @@ from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 #: The object's metadata (`x-amz-meta-...` on the wire): the id of the transfer that stored it, and its file's `mark`.
 ID_KEY, FILE_KEY = "s3daemon-id", "s3daemon-file"
-#: The ETag of an object stored in parts, on S3 and compatible stores: MD5 of the parts' MD5s, and how many there were.
-_MULTIPART_ETAG = re.compile(r"[0-9a-fA-F]{32}-([0-9]{1,5})")
 
 
 class LookupResult(Enum):
@@ -95,6 +93,8 @@ class Store:
         open_uploads: OpenUploads | None = None,
         failed_addresses: Collection[str] = (),
         progress: Progress | None = None,
+        *,
+        on_sent: Callable[[str], None] = lambda _: None,
     ) -> Stored:
         """Store the file under the transfer's destination, and verify it.
 
@@ -104,6 +104,8 @@ class Store:
             open_uploads: notes uploads in parts; without it an attempt leaves nothing that the next one can resume.
             failed_addresses: addresses to avoid if another one is enabled.
             progress: counts the bytes.
+            on_sent: called, once the store may have all of the file, with the ETag that its object must have: an MD5
+                sum, or what `etag_in_parts` returns; empty when none is computed.
 
         Raises:
             AttemptError: it is not stored, or (`ambiguous`) may be.
@@ -115,9 +117,17 @@ class Store:
             open_uploads = OpenUploads() if open_uploads is None else open_uploads
             metadata = metadata_of(transfer)
             completed = await self._multipart.put(
-                transfer, source, metadata, open_uploads, failed_addresses=failed_addresses, progress=progress
+                transfer,
+                source,
+                metadata,
+                open_uploads,
+                failed_addresses=failed_addresses,
+                progress=progress,
+                on_sent=on_sent,
             )
-            etag, count, sent = completed.etag, completed.count, completed.sent
+            count, sent = completed.open_upload.upload.count, completed.sent
+            etag = completed.etag or await self._look_up_etag(transfer, completed.expected, failed_addresses)
+            open_uploads.over(completed.open_upload)
         else:
             whole = await self.sender.send_file(
                 "put_object",
@@ -125,6 +135,7 @@ class Store:
                 source,
                 failed_addresses=failed_addresses,
                 progress=progress,
+                on_sent=on_sent,
                 Bucket=transfer.destination.bucket,
                 Key=transfer.destination.key,
                 Metadata=metadata_of(transfer),
@@ -142,12 +153,35 @@ class Store:
             address=sent[-1].address if sent else "",
         )
 
-    async def find(self, transfer: Transfer, failed_addresses: Collection[str] = ()) -> Stored | LookupResult:
+    async def _look_up_etag(self, transfer: Transfer, expected: str, failed_addresses: Collection[str]) -> str:
+        """Return the ETag of an object that the store says to have made, without an ETag: Ceph RGW 18 does.
+
+        Raises:
+            AttemptError: it does not have it, or does not answer.
+        """
+        try:
+            found = await self.find(transfer, failed_addresses, md5=expected)
+        except AttemptError as exc:
+            raise exc.replace(ambiguous=True) from exc
+        if found is LookupResult.NOT_FOUND:
+            raise AttemptError(Code.BAD_ANSWER, "the store answered without an ETag, and has no object", ambiguous=True)
+        return found.etag if isinstance(found, Stored) else ""  # keys that may not look have the store's word alone
+
+    async def find(
+        self,
+        transfer: Transfer,
+        failed_addresses: Collection[str] = (),
+        *,
+        md5: str = "",
+        source: Source | None = None,
+    ) -> Stored | LookupResult:
         """Look whether the store has the object that an attempt of this transfer sent.
 
         Args:
             transfer: names the destination, and what the object's metadata must be.
             failed_addresses: addresses to avoid if another one is enabled.
+            md5: the ETag that the object must have, as `put` gave it to `on_sent`; empty when it is not known.
+            source: the open file, unchanged since; it is read where the object's MD5 can only be compared with its.
 
         Raises:
             AttemptError: there was no clear answer.
@@ -162,14 +196,18 @@ class Store:
                 return LookupResult.NOT_FOUND
             if exc.status in (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
                 return LookupResult.FORBIDDEN
-            raise
+            raise exc.replace(ambiguous=False) from exc
         size, mark, metadata = transfer.file_state.size, transfer.file_state.mark, head.get("Metadata", {})
         found = (metadata.get(ID_KEY), metadata.get(FILE_KEY, mark), head.get("ContentLength"))
         if found != (transfer.id, mark, size):
             return LookupResult.NOT_FOUND
         etag = str(head.get("ETag", "")).strip('"')
-        in_parts = _MULTIPART_ETAG.fullmatch(etag)
-        return Stored(etag, size, parts=int(in_parts[1]) if in_parts else 1)
+        if self.sender.settings.verify == "auto":
+            if is_md5(etag) and not is_md5(md5) and source is not None:
+                md5 = await asyncio.get_running_loop().run_in_executor(None, source.md5)
+            if differs(etag, md5):
+                return LookupResult.NOT_FOUND
+        return Stored(etag, size, parts=parts_of(etag) or 1)
 
     async def abort(self, upload: MultipartUpload) -> None:
         """Have the store forget an upload in parts, and delete the parts that it has.

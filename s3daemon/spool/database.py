@@ -2,9 +2,10 @@
 
     transfer        one row per transfer that is pending (failed = 0) or failed for good (failed = 1)
         seq             order of acceptance, never used twice: AUTOINCREMENT remembers the highest after its row is gone
-        id, file (bytes), bucket, key, tags (a JSON array), size_bytes, mtime_ns, inode, device, accepted_usec
-                        the `Transfer`; inode and device are unsigned in the kernel, signed here
-        accepted_service, attempts, begun, code, text, failed, failed_service, told
+        id, file (bytes), bucket, key, tags (a JSON array), size_bytes, mtime_ns, ctime_ns, inode, device, accepted_usec
+                        the `Transfer`; inode and device are unsigned in the kernel, signed here; ctime_ns is NULL in a
+                        row of an earlier release
+        accepted_service, attempts, begun, code, text, failed, failed_service, told, md5
                         as in `Entry`; see `COLUMN_OF`
     transfer_overtaken  index over the failed rows alone, by bucket and key: what a success for a destination clears
     state           one row: service, the active seconds when it was last written
@@ -76,6 +77,10 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE part (
             upload_id TEXT NOT NULL, number INTEGER NOT NULL, etag TEXT NOT NULL,
             PRIMARY KEY (upload_id, number)) WITHOUT ROWID""",
+    ),
+    (
+        "ALTER TABLE transfer ADD COLUMN ctime_ns INTEGER",
+        "ALTER TABLE transfer ADD COLUMN md5 TEXT NOT NULL DEFAULT ''",
     ),
 )
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours

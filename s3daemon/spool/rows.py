@@ -18,11 +18,11 @@ from typing import Any
 from s3daemon.model.request import Destination, FileState, Transfer
 
 #: What a column can hold.
-Value = int | float | str | bytes
+Value = int | float | str | bytes | None
 #: In the order of `to_row` and `from_row`.
 COLUMNS = (
     "seq, id, file, bucket, key, tags, size_bytes, mtime_ns, inode, device, accepted_usec, accepted_service, attempts, "
-    "begun, code, text, failed, failed_service, told"
+    "begun, code, text, failed, failed_service, told, ctime_ns, md5"
 )
 #: Columns whose names, those of the first schema, differ from the fields of `Entry`.
 COLUMN_OF = {
@@ -49,6 +49,8 @@ class Entry:
         failed: for good; False while pending.
         failed_active_s: active seconds at that moment; 0 while pending.
         client_notified: a client has received the failure.
+        md5: of what an attempt of unknown outcome has sent, as the ETag that its object must have where that is made
+            of MD5 sums; empty when it is not known.
     """
 
     seq: int
@@ -61,6 +63,7 @@ class Entry:
     failed: bool = False
     failed_active_s: float = 0.0
     client_notified: bool = False
+    md5: str = ""
 
 
 def file_columns(transfer: Transfer) -> dict[str, Value]:
@@ -72,6 +75,7 @@ def file_columns(transfer: Transfer) -> dict[str, Value]:
         "mtime_ns": state.mtime_ns,
         "inode": _signed(state.inode),
         "device": _signed(state.device),
+        "ctime_ns": state.ctime_ns,
     }
 
 
@@ -83,13 +87,14 @@ def _signed(unsigned: int) -> int:
 def to_row(entry: Entry) -> tuple[Value, ...]:
     """Return the values of `COLUMNS`."""
     transfer = entry.transfer
+    *columns, ctime_ns = file_columns(transfer).values()
     return (
         entry.seq,
         transfer.id,
         os.fsencode(transfer.file),
         transfer.destination.bucket,
         transfer.destination.key,
-        *file_columns(transfer).values(),
+        *columns,
         transfer.accepted_usec,
         entry.accepted_active_s,
         entry.attempts,
@@ -99,6 +104,8 @@ def to_row(entry: Entry) -> tuple[Value, ...]:
         entry.failed,
         entry.failed_active_s,
         entry.client_notified,
+        ctime_ns,
+        entry.md5,
     )
 
 
@@ -109,8 +116,9 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         ValueError, TypeError, RequestError: they hold what the daemon never writes.
     """
     seq, id_, file, bucket, key, tags, size, mtime, inode, device, usec, accepted_active_s, attempts, *rest = row
-    attempt_started, code, text, failed, failed_active_s, client_notified = rest
-    state = FileState(int(size), int(mtime), inode % _WORD, device % _WORD)
+    attempt_started, code, text, failed, failed_active_s, client_notified, ctime, md5 = rest
+    ctime_ns = None if ctime is None else int(ctime)
+    state = FileState(int(size), int(mtime), inode % _WORD, device % _WORD, ctime_ns)
     transfer = Transfer(id_, os.fsdecode(file), Destination(bucket, key), tuple(json.loads(tags)), state, int(usec))
     return Entry(
         seq,
@@ -123,6 +131,7 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         failed=bool(failed),
         failed_active_s=float(failed_active_s),
         client_notified=bool(client_notified),
+        md5=str(md5),
     )
 
 

@@ -190,18 +190,22 @@ class Spool:
         """Save that an attempt may have started whose outcome is unknown."""
         await self._change([transfer_id], {"attempt_started": True})
 
-    def record_attempt(self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str) -> None:
+    def record_attempt(
+        self, transfer_id: str, attempts: int, *, attempt_started: bool, md5: str, code: str, text: str
+    ) -> None:
         """Save that an attempt failed and another will follow.
 
         Args:
             transfer_id: of the transfer.
             attempts: that have ended.
             attempt_started: the outcome is unknown: the object may be in the store all the same.
+            md5: of what was sent, as in `Entry`.
             code: the error's.
             text: the error's.
         """
         error: dict[str, Value] = {"code": one_line(code), "text": one_line(text)}
-        self._change_lazily(transfer_id, {"attempts": attempts, "attempt_started": attempt_started, **error})
+        columns: dict[str, Value] = {"attempts": attempts, "attempt_started": attempt_started, "md5": md5}
+        self._change_lazily(transfer_id, {**columns, **error})
 
     def stored(self, transfer_id: str, destination: Destination) -> None:
         """Remove a transfer whose object is stored, and the earlier failures of its destination.

@@ -1,7 +1,8 @@
 """A sink for PUTs: nginx writes each body to a file, in C, so that what a benchmark measures is the client.
 
 It knows no buckets, keys or signatures, and its ETag says nothing. A multipart upload gets the answers that clients
-wait for, and leaves its last part.
+wait for, and leaves its last part. nginx answers a PUT that it keeps with 201 or 204, and S3 with 200: so one server
+keeps the body, and the one in front of it answers.
 """
 
 import os
@@ -39,12 +40,23 @@ http {{
         listen {host}:{http};
         {listens}
         {keys}
-        root {objects};
         location / {{
             if ($request_method = POST) {{ return 200 $answer; }}
+            proxy_pass http://keeper;
+            proxy_request_buffering off;
+            proxy_http_version 1.1;
+            proxy_set_header Connection "";
+        }}
+        location = /kept {{ internal; add_header ETag '"any"'; return 200; }}
+    }}
+    upstream keeper {{ server {host}:{keeper}; keepalive 64; }}
+    server {{
+        listen {host}:{keeper};
+        root {objects};
+        location / {{
             dav_methods PUT DELETE;
             create_full_put_path on;
-            add_header ETag '"any"';
+            add_header X-Accel-Redirect /kept;
         }}
     }}
     {refusal}
@@ -85,7 +97,7 @@ def nginx(
         refusing: likewise, but it answers 503 to everything.
         keepalive_s: it closes connections that are idle for so long, seconds.
     """
-    http, https = free_ports(2)
+    http, https, keeper = free_ports(3)
     certificate = authority.issue("nginx", "DNS:localhost", f"DNS:{NAME}", f"IP:{host}")
     keys = f"ssl_certificate {certificate.cert}; ssl_certificate_key {certificate.key};"
     objects = directory / "objects"
@@ -97,6 +109,7 @@ def nginx(
             user="user root;" if os.geteuid() == 0 else "",
             host=host,
             http=http,
+            keeper=keeper,
             listens=" ".join(f"listen {address}:{https} ssl;" for address in (host, *receivers)),
             refusal=f"server {{ listen {refusing}:{https} ssl; {keys} return 503; }}" if refusing else "",
             keepalive=keepalive_s,

@@ -29,7 +29,9 @@ from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.pool import ConnectionPool
+from s3daemon.s3.answers import is_md5
 from s3daemon.s3.client import Signer
+from s3daemon.s3.endpoint import NO_ETAG_RISK
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import LookupResult, Store
 
@@ -38,7 +40,6 @@ SKEW_WARN_S = 30
 #: S3 refuses what was signed a quarter of an hour off. A clock that is five minutes off is kept by nothing.
 SKEW_FAIL_S = 300
 
-_MD5_DIGITS = 32
 _CLOCK_CURE = "set this host's clock, and see what keeps it: chronyc tracking"
 _CONTENT = "Put by s3daemon check, which deletes it again.\n"
 _T = TypeVar("_T")
@@ -76,6 +77,8 @@ class StoreChecks:
         Args:
             target: BUCKET or BUCKET/PREFIX to put an object to, or empty.
         """
+        if self._settings.verify == "no-etag":
+            self._report.warn("bucket", f"S3DAEMON_VERIFY=no-etag: {NO_ETAG_RISK}")
         with self._report.guard("connect"):
             reached = await reach(self._settings, self._report, self._wall)
             self.rtt_s = max((one.rtt_s for one in reached if not one.error), default=None)
@@ -176,7 +179,7 @@ class StoreChecks:
             if not exc.ambiguous and exc.code != Code.ETAG_MISMATCH:
                 return
         else:
-            md5 = self._settings.verify != "off" and len(stored.etag) == _MD5_DIGITS
+            md5 = self._settings.verify != "off" and is_md5(stored.etag)
             how = "verified by its ETag" if md5 else "of the right length; no MD5 was compared"
             self._report.ok("bucket", f"stored in {stored.upload_usec / 1e3:.3g} ms, {how}")
             await self._look(store, transfer)

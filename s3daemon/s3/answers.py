@@ -1,0 +1,132 @@
+"""Which answers of a store are a success: those of the operation's own form, and nothing else.
+
+A status line proves nothing. A captive portal, a balancer, or an nginx with `error_page 502 =200` answers 200 to a
+request that no store has seen. S3 answers a PUT with 200 and an ETag, and a completion with a document of its own. Any
+other answer below 400 is `BadAnswer`: the object may be stored or not, so it is looked up.
+
+Pure: statuses, headers and bytes in, verdicts out.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import md5
+from http import HTTPStatus
+
+#: An answer that is decoded may have so many bytes; S3's longest, a list of 1000 parts, has some 300 kB.
+MAX_DECODED_BYTES = 1 << 20
+#: The ETag of an object stored in parts, on S3 and compatible stores: MD5 of the parts' MD5s, and how many there were.
+_MULTIPART_ETAG = re.compile(r"([0-9a-f]{32}|)-([0-9]{1,5})")
+#: The ETag of an object stored by one PUT. One of another form (some encryptions) says nothing about the content.
+_MD5 = re.compile(r"[0-9a-f]{32}")
+_ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
+#: zlib's window size for gzip and zlib streams alike.
+_ANY_HEADER = zlib.MAX_WBITS | 32
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What a success of an operation looks like.
+
+    Args:
+        statuses: S3's.
+        etag: it must have an ETag header.
+        document: name of the document's root element; empty where the operation's answer has no document.
+    """
+
+    statuses: tuple[int, ...] = (HTTPStatus.OK,)
+    etag: bool = False
+    document: str = ""
+
+
+#: By S3's name of the operation. Sources: the "Response Syntax" of each in the Amazon S3 API Reference. Operations that
+#: are not named here have no effect of which anything is said, and succeed by a 200.
+FORMS: Mapping[str, Form] = {
+    "PutObject": Form(etag=True),
+    "UploadPart": Form(etag=True),
+    "CreateMultipartUpload": Form(document="InitiateMultipartUploadResult"),
+    "CompleteMultipartUpload": Form(document="CompleteMultipartUploadResult"),
+    "AbortMultipartUpload": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK)),
+    "DeleteObject": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK)),
+}
+
+
+def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes, *, needs_etag: bool = True) -> str:
+    """Return why an answer is neither the operation's success nor an error that S3 would give; empty when it is one.
+
+    Args:
+        operation: S3's name of it.
+        status: of the answer.
+        headers: likewise, by names in small letters.
+        body: likewise, decoded.
+        needs_etag: False for a sink, which gives no ETag, and any success status.
+    """
+    form, root = FORMS.get(operation, Form()), _root(body)
+    is_refusal = root == "Error" and (status == HTTPStatus.OK or status > HTTPStatus.MULTIPLE_CHOICES)
+    if status >= HTTPStatus.BAD_REQUEST or is_refusal:
+        return ""
+    if form.etag and not needs_etag and status < HTTPStatus.MULTIPLE_CHOICES:
+        return ""
+    if status not in form.statuses:
+        return f"the answer {status} is not S3's"
+    if form.etag and not headers.get("etag", "").strip('" '):
+        return f"the answer {status} has no ETag, so it is not S3's"
+    if form.document and root != form.document:
+        return f"the answer {status} is not S3's {form.document}"
+    return ""
+
+
+def _root(body: bytes) -> str:
+    found = _ROOT.match(body)
+    return found[1].decode() if found else ""
+
+
+def decoded(body: bytes, encoding: str) -> bytes | None:
+    """Return an answer's body without its Content-Encoding; None when that is not possible within the bound."""
+    if not body or encoding.strip().lower() in ("", "identity"):
+        return body
+    if encoding.strip().lower() not in ("gzip", "x-gzip", "deflate"):
+        return None
+    decoder = zlib.decompressobj(_ANY_HEADER)
+    try:
+        content = decoder.decompress(body, MAX_DECODED_BYTES)
+    except zlib.error:
+        return None
+    return content if decoder.eof else None
+
+
+def etag_in_parts(etags: Sequence[str]) -> str:
+    """Return the ETag of an object made of parts with these ETags; without digest where they are not all MD5 sums."""
+    found = [etag.lower() for etag in etags]
+    if not all(map(_MD5.fullmatch, found)):
+        return f"-{len(found)}"
+    return f"{md5(b''.join(map(bytes.fromhex, found)), usedforsecurity=False).hexdigest()}-{len(found)}"
+
+
+def parts_of(etag: str) -> int | None:
+    """Return how many parts an object with this ETag has; None when that cannot be told."""
+    found = _MULTIPART_ETAG.fullmatch(etag.lower())
+    return int(found[2]) if found else None
+
+
+def is_md5(etag: str) -> bool:
+    """Return whether an ETag has the form of an MD5 sum."""
+    return _MD5.fullmatch(etag.lower()) is not None
+
+
+def differs(etag: str, expected: str) -> bool:
+    """Return whether an object's ETag shows that it is not what was sent; False where it cannot show that.
+
+    Args:
+        etag: as the store gave it, without quotes.
+        expected: of what was sent: an MD5 sum, or what `etag_in_parts` returns; empty when it is not known.
+    """
+    if is_md5(etag) and is_md5(expected):
+        return etag.lower() != expected
+    found, ours = _MULTIPART_ETAG.fullmatch(etag.lower()), _MULTIPART_ETAG.fullmatch(expected)
+    if not (found and ours):
+        return False
+    return int(found[2]) != int(ours[2]) or bool(found[1] and ours[1] and found[1] != ours[1])
