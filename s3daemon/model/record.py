@@ -73,7 +73,7 @@ class TransferRecord:
         connection: "new" when the last attempt had to open one, "warm" when it used an open one, "" without an attempt.
         receiver: the address that the object (its last part) was sent to, or where the last attempt failed; empty when
             no address was reached, or the object was found in the store.
-        changed: the file that was sent differed in size, mtime or inode from the one that was accepted.
+        changed: the file that was sent differed in size, mtime, ctime or inode from the one that was accepted.
         parts: the number of parts; None when it was one PUT. `rtt_usec` is the median of the parts, `retransmits` their
             sum, and `connection` is "new" when at least one of them had to open its own.
 
