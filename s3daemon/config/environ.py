@@ -14,6 +14,13 @@ from pathlib import Path
 from s3daemon.config.values import Variable
 from s3daemon.errors import SettingsError, one_line
 
+#: Variables of the original s3daemon that have no use here: they cost a warning, not the start. What is so instead.
+RETIRED: Mapping[str, str] = {
+    "S3DAEMON_MAX_RETRIES": "a transfer is tried for S3DAEMON_RETRY_FOR, however often that is",
+    "S3DAEMON_ACCEPT_WAIT": "clients are accepted at once, up to S3DAEMON_MAX_CLIENTS",
+    "S3DAEMON_LOG": "the log is in the systemd journal, and S3DAEMON_LOG_LEVEL chooses what is logged",
+}
+
 Read = Callable[[Path], str]
 """The content of a file, or OSError."""
 
@@ -75,7 +82,12 @@ def unknown(environ: Mapping[str, str], variables: Iterable[Variable]) -> Iterat
     known = [v.name.removeprefix("S3DAEMON_") for v in variables if v.name.startswith("S3DAEMON_")]
     for name in sorted(environ):
         word = name.removeprefix("S3DAEMON_")
-        if word != name and word not in known:
+        if word != name and word not in known and name not in RETIRED:
             close = difflib.get_close_matches(word, known, n=1)
             hint = f": is S3DAEMON_{close[0]} meant?" if close else ""
             yield f"{one_line(name)} is not a variable of s3daemon{hint}"
+
+
+def retired(environ: Mapping[str, str]) -> list[str]:
+    """A warning for each variable of the original s3daemon that is ignored."""
+    return [f"{name} is ignored: {instead}; remove it" for name, instead in RETIRED.items() if name in environ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +33,10 @@ from s3daemon.config.values import (
 )
 from s3daemon.errors import SettingsError
 
+#: What botocore takes as the name of a region, a label of a host name (`validate_region_name`, botocore 1.43).
+_REGION = matching(
+    "(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)", "1 to 63 letters, digits and hyphens, as in us-east-1, not only digits"
+)
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
 _TOKEN = matching("[!-~]{1,16384}", "text without spaces")
@@ -50,9 +54,9 @@ class Row(NamedTuple):
     meaning: str
 
 
-def _var(name: str, default: str | None, kind: Kind, meaning: str, **flags: bool) -> Any:
+def _var(name: str, default: str | None, kind: Kind, meaning: str, **options: Any) -> Any:
     """A field of the table: the default's text is read by the very kind that reads an operator's; None is required."""
-    variable = Variable(name, default or "", kind, meaning, **flags)
+    variable = Variable(name, default or "", kind, meaning, **options)
     value = variable.read(default) if default else MISSING if default is None else kind.empty
     return field(default=value, metadata={"variable": variable}, repr=not variable.secret)
 
@@ -85,7 +89,11 @@ class Settings:
         "IP addresses of the store, separated by commas. If this is not set, all addresses of its name are used.",
     )
     region: str = _var(
-        "AWS_DEFAULT_REGION", "us-east-1", _NAME, "The region, which is part of every signature. Ceph accepts any."
+        "AWS_DEFAULT_REGION",
+        "us-east-1",
+        _REGION,
+        "The region, which is part of every signature. Ceph accepts any. If this is not set, AWS_REGION is used.",
+        fallback="AWS_REGION",
     )
     ca_bundle: str = _var(
         "AWS_CA_BUNDLE",
@@ -274,6 +282,9 @@ class Settings:
         for name, variable in VARIABLES.items():
             try:
                 text = text_of(variable, environ, read)
+                if not text and variable.fallback:
+                    variable = replace(variable, name=variable.fallback)  # noqa: PLW2901 - faults have that name
+                    text = text_of(variable, environ, read)
                 if not text:
                     continue
                 present.add(name)
@@ -323,7 +334,7 @@ def differences(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
 
 def of_operator(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables that are an operator's to set, misspelt ones of ours included: what a reload hands over."""
-    known = {variable.name for variable in VARIABLES.values()}
+    known = {name for variable in VARIABLES.values() for name in (variable.name, variable.fallback)}
     return {name: text for name, text in environ.items() if name in known or name.startswith("S3DAEMON_")}
 
 

@@ -27,6 +27,7 @@ from s3daemon.commands.check.findings import Host, Report
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.commands.check.unit import Unit
 from s3daemon.config.envfile import EnvFile
+from s3daemon.config.environ import retired
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.control.client import Instance
 from s3daemon.errors import SettingsError
@@ -122,6 +123,8 @@ def _settings(report: Report, variables: Mapping[str, str], origin: str) -> Sett
         if any("systemd credentials" in fault for fault in exc.faults):
             report.note("settings", "systemd credentials are seen by root only, and while the service runs")
         return None
+    for text in retired(variables):
+        report.warn("settings", f"{origin}: {text}")
     report.hide(settings.secrets())
     report.ok("settings", f"from {origin}: {settings.max_connections} connections to {settings.endpoint_url}")
     return settings

@@ -158,7 +158,10 @@ KEYS = [
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key[:12])
 @in_loop
 async def test_keys_go_over_the_wire_exactly(tmp_path: Path, key: str) -> None:
-    """Every printable character, dots, doubled slashes: what the server unquotes is the key and nothing else."""
+    """Every printable character and doubled slashes: what the server unquotes is the key and nothing else.
+
+    A spool may also have keys with dots, which are no longer accepted.
+    """
     async with PLAIN.store() as (server, sender):
         await sender.put(a_file(tmp_path / "file", 1), key, bucket="tenant:bucket")
     bucket, _, found = server.seen[0].target.removeprefix("/").partition("/")

@@ -128,6 +128,13 @@ def test_faults(looked: Looked, nobody: str) -> None:
     assert SECRET not in looked.out.getvalue()
 
 
+def test_a_variable_of_the_original_daemon_is_a_warning(looked: Looked, moto: S3Server) -> None:
+    """As in the service's journal, which starts without it."""
+    looked.put("/etc/sysconfig/s3daemon", text_of(moto.url, S3DAEMON_MAX_RETRIES="2"))
+    assert run(looked) == 0
+    assert "S3DAEMON_MAX_RETRIES is ignored" in looked.one("warn settings")
+
+
 def test_systemd_credentials(looked: Looked, moto: S3Server) -> None:
     """While the service runs, root sees what systemd passed to it."""
     looked.put("/etc/sysconfig/s3daemon", f"S3_ENDPOINT_URL={moto.url}\nAWS_ACCESS_KEY_ID=testkey\n")
