@@ -23,8 +23,8 @@ SECOND = 1_000_000
 
 
 def report(*records: TransferRecord) -> Report:
-    sightings = [ReportedTransfer(made, "node1") for made in sorted(records, key=lambda made: made.start_usec)]
-    return Report.of(sightings, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag")
+    transfers = [ReportedTransfer(made, "node1") for made in sorted(records, key=lambda made: made.start_usec)]
+    return Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag")
 
 
 def night(exposures: int) -> Report:
