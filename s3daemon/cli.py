@@ -82,12 +82,11 @@ def _serve() -> NoReturn:
 
     from s3daemon.config.settings import Settings
     from s3daemon.errors import S3daemonError, SettingsError, one_line
-    from s3daemon.journal import Journal
+    from s3daemon.journal import Journal, choose_sink, warn_on
     from s3daemon.service import Service
-    from s3daemon.sinks import choose_sink, note_on
     from s3daemon.systemd.notify import Manager, inherited, stop_signals
 
-    journal = Journal(choose_sink(os.environ), note=note_on())
+    journal = Journal(choose_sink(os.environ), warn=warn_on())
     logging.getLogger().addHandler(journal.handler())
     package = logging.getLogger("s3daemon")
 

@@ -1,68 +1,82 @@
 """Records and log lines to the journal, or to standard error where there is none; never from the event loop.
 
-A caller's entry goes into a bounded queue and one thread sends it, so a journal that stands still costs entries and a
-note of how many, never an upload.
+A caller's entry goes into a bounded queue, and one thread passes it to the sink: the journal in its native protocol, or
+lines of text on standard error. So a journal that blocks costs entries and a warning of how many, never an upload.
+Only `flush` and `close` wait for the journal, for as long as the caller says. Nothing is read back here.
 
-What this module does not do: it reads nothing back, and only `close` ever waits for the journal, for as long as told.
+Why systemd-python writes neither the journal nor notifications (`systemd.notify`): its `sendv` and `notify` keep
+Python's global lock while they block, so that a thread would not help: a journal, or a PID 1, that does not read stops
+the whole process (tried with version 235). The native protocol is a datagram of fields
+(systemd.io/JOURNAL_NATIVE_PROTOCOL).
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import queue
+import select
+import socket
+import struct
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
 
 from s3daemon.errors import one_line
 from s3daemon.model.kinds import Priority
 from s3daemon.model.record import Field, TransferRecord
-from s3daemon.sinks import Sink
 
-#: Entries that wait. Journald's own restart takes a second or two and the fastest store takes about a thousand
+#: Takes one entry and may block as long as it likes; raises OSError when it cannot take it.
+Sink = Callable[[Sequence[tuple[str, bytes]]], None]
+JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
+
+#: Entries in the queue. Journald's own restart takes a second or two and the fastest store takes about a thousand
 #: transfers a second, so 20 000 outlast it by far. An entry is some 2 kB: a journal that never comes back costs 40 MB.
 QUEUE_LIMIT = 20_000
 #: Longer values are cut: only a traceback comes near, and an entry has to fit one datagram (212 992 bytes by default).
 MAX_VALUE_BYTES = 32 * 1024
 #: Redacting shorter words would garble half the text, and no real key is shorter.
 MIN_SECRET_CHARS = 8
-#: The fewest seconds from one note of lost entries to the next.
-NOTE_EVERY_S = 1.0
+#: The least seconds between two warnings of lost entries.
+WARN_EVERY_S = 1.0
 
 
 class Journal:
-    """The queue and its thread, which starts here and ends with `close` or the process.
+    """The queue and its thread, which starts at once and ends with `close` or the process.
 
     Args:
         sink: takes the entries, one at a time, in the thread.
-        note: shows a line on standard error, where the sink cannot take it: how many entries are lost. Must not block.
-            The sink is told too, once it takes entries again.
-        secrets: no entry shows them, wherever they come from: the last line of defence.
+        warn: shows a line on standard error, where the sink cannot take it: how many entries are lost. Must not block.
+            The sink gets it too, once it takes entries again.
+        secrets: redacted in every entry, wherever they come from, in case one was not redacted before.
         clock: monotonic seconds.
-        limit: entries that may wait.
+        limit: entries that may be queued.
     """
 
     def __init__(
         self,
         sink: Sink,
         *,
-        note: Callable[[str], None],
+        warn: Callable[[str], None],
         secrets: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
         limit: int = QUEUE_LIMIT,
     ) -> None:
         self._sink = sink
-        self._note = note
+        self._warn = warn
         self._clock = clock
         self._secrets: tuple[bytes, ...] = ()
         self.hide(secrets)
         self._queue: queue.Queue[tuple[Sequence[Field], Callable[[], None] | None] | None] = queue.Queue(limit)
+        self._counts = threading.Condition()  # guards the two below; notified when nothing is unsent
+        self._unsent = 0  # in the queue or in the sink
         self._lost = 0
-        self._untold = 0  # lost too, and told on standard error alone
-        self._lost_lock = threading.Lock()
-        self._noted_at = clock() - NOTE_EVERY_S
+        self._unreported = 0  # lost too, and reported on standard error only
+        self._reported_at = clock() - WARN_EVERY_S
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="journal", daemon=True)
         self._thread.start()
@@ -77,18 +91,19 @@ class Journal:
 
         Args:
             fields: at least MESSAGE; names may repeat.
-            done: called when the entry is out of our hands, taken or refused: in the journal's thread, or at once when
-                it is dropped. Never called for what `close` has to leave.
+            done: called when the sink has taken or refused the entry: in the journal's thread; or at once when it is
+                dropped. Never called for what `close` gives up.
 
         Returns:
             False when it was dropped: the queue is full or closed.
         """
+        self._count(unsent=1)
         try:
             if self._closed:
                 raise queue.Full
             self._queue.put_nowait((fields, done))
         except queue.Full:
-            self._lose(1)
+            self._count(unsent=-1, lost=1)
             if done:
                 done()
             return False
@@ -99,66 +114,80 @@ class Journal:
         return self.write(record.fields(), done)
 
     def handler(self) -> logging.Handler:
-        """A handler that sends log records through the same queue.
+        """Return a handler that sends log records through the same queue.
 
         `extra={"journal": {"S3DAEMON_KEY": ..., "MESSAGE_ID": ...}}` adds fields, or another PRIORITY. An exception's
         own line goes into the message, its traceback into `S3DAEMON_TRACEBACK`.
         """
         return _Handler(self)
 
+    def flush(self, timeout: float) -> bool:
+        """Wait until the queue is empty and the sink has taken or refused the last entry. Blocks.
+
+        Returns:
+            False when that takes longer than `timeout` seconds.
+        """
+        with self._counts:
+            return self._counts.wait_for(lambda: not self._unsent, timeout)
+
     def close(self, timeout: float) -> None:
-        """Take no more, send what waits, and stop; what is left after `timeout` seconds is noted and given up."""
+        """Refuse new entries, send what is queued, and stop; what is left after `timeout` seconds is reported lost."""
         self._closed = True
         until = time.monotonic() + timeout
-        try:
+        with contextlib.suppress(queue.Full):
             self._queue.put(None, timeout=timeout)
             self._thread.join(max(0.0, until - time.monotonic()))
-            # The end mark counts for the entry that the sink stands still in.
-            left = self._queue.qsize() if self._thread.is_alive() else 0
-        except queue.Full:
-            left = self._queue.qsize() + 1
-        self._lose(left)
-        self._tell(stuck=left > 0)
+        with self._counts:
+            left = self._unsent
+        self._count(lost=left)
+        self._report_losses(blocked=left > 0)
 
     def _run(self) -> None:
         while True:
             try:
-                entry = self._queue.get(timeout=NOTE_EVERY_S if self._lost or self._untold else None)
+                entry = self._queue.get(timeout=WARN_EVERY_S if self._lost or self._unreported else None)
             except queue.Empty:
-                self._tell()
+                self._report_losses()
                 continue
             if entry is None:
                 return
             fields, done = entry
+            lost = 0
             try:
-                self._sink([(name, self._shown(value)) for name, value in fields])
+                self._sink([(name, self._encode(value)) for name, value in fields])
             except OSError:
-                self._lose(1)
+                lost = 1
             if done:
                 done()
-            if self._clock() - self._noted_at >= NOTE_EVERY_S:
-                self._tell()
+            self._count(unsent=-1, lost=lost)
+            if self._clock() - self._reported_at >= WARN_EVERY_S:
+                self._report_losses()
 
-    def _lose(self, count: int) -> None:
-        with self._lost_lock:
-            self._lost += count
+    def _count(self, unsent: int = 0, lost: int = 0) -> None:
+        with self._counts:
+            self._unsent += unsent
+            self._lost += lost
+            if not self._unsent:
+                self._counts.notify_all()
 
-    def _tell(self, *, stuck: bool = False) -> None:
-        with self._lost_lock:
+    def _report_losses(self, *, blocked: bool = False) -> None:
+        """Report how many entries are lost, if any: to the sink, or on standard error where the sink cannot take it."""
+        with self._counts:
             lost, self._lost = self._lost, 0
-        if not lost + self._untold:
+        if not lost + self._unreported:
             return
-        self._noted_at = self._clock()
-        if not stuck:
+        self._reported_at = self._clock()
+        if not blocked:
             with contextlib.suppress(OSError):
-                self._sink([("MESSAGE", _loss(lost + self._untold)), ("PRIORITY", b"%d" % Priority.WARNING)])
-                self._untold = 0
+                self._sink([("MESSAGE", _loss(lost + self._unreported)), ("PRIORITY", b"%d" % Priority.WARNING)])
+                self._unreported = 0
                 return
-            self._untold += lost  # for the journal, once it is back: standard error may have led there too
+            self._unreported += lost  # for the journal, once it is back: standard error may have led there too
         if lost:
-            self._note(_loss(lost).decode())
+            self._warn(_loss(lost).decode())
 
-    def _shown(self, value: str | bytes | int) -> bytes:
+    def _encode(self, value: str | bytes | int) -> bytes:
+        """Return the bytes of a value, secrets redacted, no longer than allowed."""
         data = value if isinstance(value, bytes) else str(value).encode(errors="backslashreplace")
         for secret in self._secrets:
             data = data.replace(secret, b"***")
@@ -193,3 +222,61 @@ class _Handler(logging.Handler):
 
 
 _PRIORITIES = {5: Priority.CRITICAL, 4: Priority.ERROR, 3: Priority.WARNING, 2: Priority.INFO}
+
+
+def choose_sink(environ: Mapping[str, str], stderr: int = 2, path: Path = JOURNAL_SOCKET) -> Sink:
+    """Return the journal if the descriptor `stderr` leads to it, see JOURNAL_STREAM in systemd.exec(5); else text."""
+    status = os.fstat(stderr)
+    in_journal = environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+    return journal_sink(path) if in_journal and path.is_socket() else text_sink(stderr)
+
+
+def journal_sink(path: Path = JOURNAL_SOCKET) -> Sink:
+    """Return a sink that sends to the journal's native socket; by its name each time, so that it may be replaced."""
+
+    def send(fields: Sequence[tuple[str, bytes]]) -> None:
+        entry = [_native(name, value) for name, value in (*fields, ("SYSLOG_IDENTIFIER", b"s3daemon"))]
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.sendto(b"".join(entry), str(path))
+
+    return send
+
+
+def _native(name: str, value: bytes) -> bytes:
+    if b"\n" in value:
+        return name.encode() + b"\n" + struct.pack("<Q", len(value)) + value + b"\n"
+    return name.encode() + b"=" + value + b"\n"
+
+
+def text_sink(stderr: int = 2, clock: Callable[[], float] = time.time) -> Sink:
+    """Return a sink that writes a line `TIME LEVEL MESSAGE` for each entry, a traceback indented below it.
+
+    Args:
+        stderr: the descriptor.
+        clock: wall clock, seconds since the epoch.
+    """
+
+    def send(fields: Sequence[tuple[str, bytes]]) -> None:
+        texts = {name: value.decode(errors="backslashreplace") for name, value in fields}
+        when = datetime.fromtimestamp(clock(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        level = Priority(int(texts.get("PRIORITY", Priority.INFO))).name.lower()
+        lines = [f"{when} {level} {one_line(texts.get('MESSAGE', ''), 4096)}"]
+        lines += ["    " + line for line in texts.get("S3DAEMON_TRACEBACK", "").splitlines()]
+        left = "".join(line + "\n" for line in lines).encode(errors="backslashreplace")
+        while left:
+            left = left[os.write(stderr, left) :]
+
+    return send
+
+
+def warn_on(stderr: int = 2) -> Callable[[str], None]:
+    """Return a function that writes lines to standard error; a line that it does not take at once is lost."""
+
+    def warn(text: str) -> None:
+        try:
+            if select.select([], [stderr], [], 0)[1]:
+                os.write(stderr, f"s3daemon: {text}\n".encode(errors="backslashreplace"))
+        except OSError:
+            pass  # There is nowhere left to report it.
+
+    return warn

@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +37,6 @@ from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import AccessControl
 from s3daemon.ingress.server import Server
 from s3daemon.journal import Journal
-from s3daemon.model.record import Priority
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.notify import Inherited, Manager, bind
@@ -81,7 +79,7 @@ class Service:
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
         self._door, doors = AccessControl(settings.allowed_users), inherited.doors
         state_dir = Path(settings.state_dir)
-        self._spool = spool = Spool.open(state_dir)
+        self._spool = spool = Spool.open(state_dir, on_replaced=self._restore)
         try:
             listeners = [*doors.get("wire", ()), *doors.get("unix", ())] or bind(settings.host, settings.port)
             self._endpoint = Endpoint(settings)
@@ -92,15 +90,10 @@ class Service:
             finally:
                 await self._endpoint.close()
         finally:
-            await self._flush()
-            await asyncio.sleep(0)  # what the journal's last records want to tell the spool
+            # The journal stays open: why a start failed is logged later.
+            await asyncio.to_thread(self._journal.flush, JOURNAL_FLUSH_S)
+            await asyncio.sleep(0)  # for the changes of the spool that the last records lead to
             await spool.close()
-
-    async def _flush(self) -> None:
-        """Wait until the journal has all records; it stays open, for why a start failed has yet to be said."""
-        out = threading.Event()
-        self._journal.write([("MESSAGE", "all records are written"), ("PRIORITY", int(Priority.DEBUG))], out.set)
-        await asyncio.to_thread(out.wait, JOURNAL_FLUSH_S)
 
     async def _serve(
         self,
@@ -111,21 +104,20 @@ class Service:
         stop: asyncio.Event,
     ) -> None:
         settings, spool = self._settings, self._spool
-        service = ActiveClock(spool.service_base, time.monotonic)
+        service = ActiveClock(spool.active_base_s, time.monotonic)
         self._attempts = Attempts(settings, spool, self._endpoint.store)
         self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         exposures = watch_exposures(uploader)
         uploader.recover(pending)
-        spool.on_replaced = self._restore
-        self._janitor = Janitor(spool.ledger, uploader.schedule.__contains__, lambda: self._attempts.store)
+        self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._attempts.store)
         self._janitor.disown()
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
-        self._server = server = Server(settings, intake, self._manager, spool.told)
+        self._server = server = Server(settings, intake, self._manager, spool.mark_notified)
         server.door = self._door
-        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.lanes, exposures)
-        self._http = Http(settings, self._door, intake, uploader, operations, told=spool.told)
+        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.pool, exposures)
+        self._http = Http(settings, self._door, intake, uploader, operations, told=spool.mark_notified)
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -164,7 +156,7 @@ class Service:
         await control.close()
         for task in tasks:
             task.cancel()
-        self._spool.tick(self._uploader.service.now())
+        self._spool.save_clock(self._uploader.service.now())
         left = len(self._uploader.schedule)
         _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
 
@@ -179,7 +171,7 @@ class Service:
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
                 service_now = self._uploader.service.now()
-                self._spool.tick(service_now)
+                self._spool.save_clock(service_now)
                 self._spool.expire(service_now, self._settings.keep_failed_s)
                 self._warn_of_late(ticked_at)
 

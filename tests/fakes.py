@@ -68,31 +68,31 @@ class FakeSpool:
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}
-        self.ledger = OpenUploads()
+        self.open_uploads = OpenUploads()
         self.failed: dict[str, tuple[str, str]] = {}
-        self.begun: list[str] = []
+        self.started: list[str] = []
         self.full = False
-        self._seq = 0
+        self.last_seq = 0
         self.commit: asyncio.Event | None = None
 
-    async def add(self, transfer: Transfer, service_now: float, *, begun: bool) -> int:
+    async def add(self, transfer: Transfer, active_now_s: float, *, attempt_started: bool) -> int:
         if self.commit is not None:
             await self.commit.wait()
         if self.full:
             raise SpoolError("SpoolFull", "no space")
-        self._seq += 1
-        self.rows[transfer.id] = Entry(self._seq, transfer, service_now, begun=begun)
-        return self._seq
+        self.last_seq += 1
+        self.rows[transfer.id] = Entry(self.last_seq, transfer, active_now_s, attempt_started=attempt_started)
+        return self.last_seq
 
-    async def rejoin(self, transfer: Transfer) -> None:
+    async def update(self, transfer: Transfer) -> None:
         self._change(transfer.id, transfer=transfer)
 
-    async def begin(self, transfer_id: str) -> None:
-        self.begun.append(transfer_id)
-        self._change(transfer_id, begun=True)
+    async def start_attempt(self, transfer_id: str) -> None:
+        self.started.append(transfer_id)
+        self._change(transfer_id, attempt_started=True)
 
-    def note(self, transfer_id: str, attempts: int, *, begun: bool, code: str, text: str) -> None:
-        self._change(transfer_id, attempts=attempts, begun=begun, code=code, text=text)
+    def record_attempt(self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str) -> None:
+        self._change(transfer_id, attempts=attempts, attempt_started=attempt_started, code=code, text=text)
 
     def _change(self, transfer_id: str, **columns: Any) -> None:
         if transfer_id in self.rows:
@@ -101,7 +101,7 @@ class FakeSpool:
     def stored(self, transfer_id: str, destination: Destination) -> None:
         self.rows.pop(transfer_id, None)
 
-    async def fail(self, transfer_id: str, attempts: int, code: str, text: str, now: float, *, told: bool) -> None:
+    async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
         self.failed[transfer_id] = (code, text)
         self.rows.pop(transfer_id, None)
 
@@ -193,9 +193,9 @@ class FakeFiles:
 
 
 class House:
-    """An uploader and an intake over the stand-ins, inside a running FlyingLoop."""
+    """An uploader and an intake over the stand-ins, or over a real `spool`, inside a running FlyingLoop."""
 
-    def __init__(self, **changes: str) -> None:
+    def __init__(self, real_spool: Any = None, **changes: str) -> None:
         environ = {
             "S3_ENDPOINT_URL": "http://store",
             "AWS_ACCESS_KEY_ID": "key",
@@ -207,7 +207,7 @@ class House:
         self.spool, self.store, self.journal, self.files = FakeSpool(), FakeStore(), FakeJournal(), FakeFiles()
         clock = self.loop.time
         self.service = ActiveClock(0.0, clock)
-        spool: Any = self.spool
+        spool: Any = real_spool or self.spool
         store: Any = self.store
         journal: Any = self.journal
         self.wall_offset = 1e9
@@ -215,7 +215,7 @@ class House:
         self.uploader = Uploader(
             self.settings, spool, attempts, journal, self.service, clock=clock, wall=self.wall, rng=random.Random(1)
         )
-        self.intake = Intake(self.uploader, spool, opener=self.files.open, wall=self.wall)
+        self.intake = Intake(self.uploader, spool, spool.last_seq, opener=self.files.open, wall=self.wall)
 
     def wall(self) -> float:
         return self.loop.time() + self.wall_offset

@@ -65,11 +65,10 @@ def record_dropped(entries: Sequence[Entry]) -> None:
     """Write the records of transfers that were dropped while no daemon ran, as the daemon would have."""
     import os
 
-    from s3daemon.journal import Journal
+    from s3daemon.journal import Journal, choose_sink, warn_on
     from s3daemon.model.record import TransferRecord
-    from s3daemon.sinks import choose_sink, note_on
 
-    journal = Journal(choose_sink(os.environ), note=note_on())
+    journal = Journal(choose_sink(os.environ), warn=warn_on())
     for entry in entries:
         transfer = entry.transfer
         journal.record(
@@ -198,7 +197,7 @@ def _act(
     async def carry_out(spool: Spool) -> set[str]:
         entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
         chosen = [entry.transfer.id for entry in entries]
-        done = await (spool.retry(chosen, spool.service_base) if action == "retry" else spool.drop(chosen))
+        done = await (spool.retry(chosen, spool.active_base_s) if action == "retry" else spool.drop(chosen))
         if action == "drop":
             on_dropped([entry for entry in entries if entry.transfer.id in done])
         return done

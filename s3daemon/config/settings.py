@@ -63,78 +63,104 @@ class Settings:
         SettingsError: a value that its kind does not admit, or keys that do not go together.
     """
 
-    endpoint_url: str = _var("S3_ENDPOINT_URL", None, endpoint(), "The store, such as https://s3.example.org:7480.")
+    endpoint_url: str = _var(
+        "S3_ENDPOINT_URL", None, endpoint(), "The URL of the store, such as https://s3.example.org:7480."
+    )
     access_key: str = _var("AWS_ACCESS_KEY_ID", "", _KEY, "The access key.", secret=True)
     secret_key: str = _var("AWS_SECRET_ACCESS_KEY", "", _KEY, "The secret key.", secret=True)
-    session_token: str = _var("AWS_SESSION_TOKEN", "", _TOKEN, "Goes with keys that are temporary.", secret=True)
+    session_token: str = _var("AWS_SESSION_TOKEN", "", _TOKEN, "The token that belongs to temporary keys.", secret=True)
     shared_credentials_file: str = _var(
         "AWS_SHARED_CREDENTIALS_FILE",
         "",
         path(),
-        "A file in the format of the AWS tools with the keys, used when the two variables are not set.",
+        "A file with the keys, in the format of the AWS tools. It is used when the two key variables are not set.",
     )
-    profile: str = _var("AWS_PROFILE", "", _TOKEN, "The section of that file; without it [default].")
+    profile: str = _var("AWS_PROFILE", "", _TOKEN, "The section of that file. If this is not set, [default] is used.")
     receivers: tuple[str, ...] = _var(
         "S3DAEMON_RECEIVERS",
         "",
         addresses(),
-        "Addresses of the store's receivers (commas between); without it all that its name resolves to.",
+        "IP addresses of the store, separated by commas. If this is not set, all addresses of its name are used.",
     )
-    region: str = _var("AWS_DEFAULT_REGION", "us-east-1", _NAME, "Part of every signature; Ceph takes any.")
+    region: str = _var(
+        "AWS_DEFAULT_REGION", "us-east-1", _NAME, "The region, which is part of every signature. Ceph accepts any."
+    )
     ca_bundle: str = _var(
-        "AWS_CA_BUNDLE", "", path(), "A PEM file with the authorities to trust for https; without it the system's."
+        "AWS_CA_BUNDLE",
+        "",
+        path(),
+        "A PEM file with the certificate authorities to trust for https. If this is not set, the system's are used.",
     )
     host: str = _var(
-        "S3DAEMON_HOST", "localhost", _NAME, "Where to listen; not used when systemd passes the socket.", restart=True
+        "S3DAEMON_HOST",
+        "localhost",
+        _NAME,
+        "The address to listen on. Not used when systemd passes the socket.",
+        restart=True,
     )
-    port: int = _var("S3DAEMON_PORT", "15555", count(1, 65535), "The port for it; likewise.", restart=True)
+    port: int = _var(
+        "S3DAEMON_PORT",
+        "15555",
+        count(1, 65535),
+        "The port to listen on. Not used when systemd passes the socket.",
+        restart=True,
+    )
     max_connections: int = _var(
-        "S3DAEMON_MAX_CONNECTIONS", "25", count(1, 1024), "Uploads at a time, each on a warm connection of its own."
+        "S3DAEMON_MAX_CONNECTIONS",
+        "25",
+        count(1, 1024),
+        "How many uploads run at a time, each on a warm connection of its own.",
     )
     # Each costs a descriptor here and one in systemd's store, whose own bound is in the unit.
     max_clients: int = _var(
-        "S3DAEMON_MAX_CLIENTS", "1024", count(1, 8192), "Clients served at a time; more wait in the socket's backlog."
+        "S3DAEMON_MAX_CLIENTS",
+        "1024",
+        count(1, 8192),
+        "How many clients are served at a time. Others wait in the socket's backlog.",
     )
     connect_timeout_s: float = _var(
-        "S3DAEMON_CONNECT_TIMEOUT", "5s", duration("100ms", "5min"), "Longest time to open a connection, TLS included."
+        "S3DAEMON_CONNECT_TIMEOUT",
+        "5s",
+        duration("100ms", "5min"),
+        "The longest time for opening a connection, TLS handshake included.",
     )
     # Less than a second is less than one lost packet and its repetition take on a slow line.
     stall_timeout_s: float = _var(
         "S3DAEMON_STALL_TIMEOUT",
         "10s",
         duration("1s", "10min"),
-        "An attempt of which the network acknowledged nothing for so long has failed.",
+        "An attempt fails when the network acknowledged none of its data for this long.",
     )
     wait_limit_s: float = _var(
         "S3DAEMON_WAIT_LIMIT",
         "30s",
         duration("0s", "1h"),
-        'A waiting client is told "deferred" after this; the transfer goes on.',
+        'The longest time that a client waits. Then it is answered "deferred", and the transfer continues.',
     )
     retry_for_s: float = _var(
         "S3DAEMON_RETRY_FOR",
         "7d",
         duration("1s", "365d"),
-        "How long to try, counted while the daemon runs and is not held.",
+        "How long a transfer is tried. Only time in which the daemon runs and the queue is not held counts.",
     )
     answer_timeout_s: float = _var(
         "S3DAEMON_ANSWER_TIMEOUT",
         "60s",
         duration("1s", "1h"),
-        "Longest wait for the store's answer once it has the whole file.",
+        "The longest wait for the store's answer after it received the whole file.",
     )
     keep_failed_s: float = _var(
         "S3DAEMON_KEEP_FAILED",
         "7d",
         duration("1s", "3650d"),
-        "How long a failure stays listed, counted while the daemon runs.",
+        "How long a failed transfer stays listed. Only time in which the daemon runs counts.",
     )
     # systemd is asked for this much more time, so nothing but patience bounds it.
     drain_timeout_s: float = _var(
         "S3DAEMON_DRAIN_TIMEOUT",
         "20s",
         duration("0s", "10min"),
-        "How long uploads in flight may go on when the service stops.",
+        "How long uploads in flight may continue when the service stops.",
     )
     # Above: servers close idle connections after some 60 s. Below: more pings than uploads.
     keepalive_interval_s: float = _var(
@@ -145,70 +171,79 @@ class Settings:
     )
     # Below 100 kbit/s an image takes many minutes: someone wrote 4 for 4G.
     bwlimit_bps: int = _var(
-        "S3DAEMON_BWLIMIT", "0", rate("100k", "1000G"), "What all uploads together may send, such as 4G; 0 is no limit."
+        "S3DAEMON_BWLIMIT",
+        "0",
+        rate("100k", "1000G"),
+        "The most that all uploads together may send, such as 4G; 0 is no limit.",
     )
     # TCP_CA_NAME_MAX is 16 with its NUL.
     congestion: str = _var(
         "S3DAEMON_CONGESTION",
         "",
         matching("[a-z0-9_-]{1,15}", "a name such as bbr or cubic"),
-        "TCP congestion control of the uploads; without it the system's.",
+        "The TCP congestion control of uploads. If this is not set, the system's default is used.",
     )
     prime: str = _var(
         "S3DAEMON_PRIME",
         "",
         matching("[^/\\s=]+/[^\\s=]+", "bucket/key-prefix, no = or space in it"),
-        "bucket/key-prefix of scratch objects that open each new connection's window; without it none are written.",
+        "Bucket and key prefix of scratch objects that widen each new connection's window. If not set, there are none.",
     )
     # 5 GiB is S3's limit for one PUT, 5 MiB its least for a part ("Amazon S3 multipart upload limits").
     multipart_threshold_bytes: int = _var(
-        "S3DAEMON_MULTIPART_THRESHOLD", "100MiB", size("5MiB", "5GiB"), "Larger files go in parts, several at a time."
+        "S3DAEMON_MULTIPART_THRESHOLD",
+        "100MiB",
+        size("5MiB", "5GiB"),
+        "Larger files are sent in parts, several at a time.",
     )
     part_size_bytes: int = _var(
         "S3DAEMON_PART_SIZE",
         "64MiB",
         size("5MiB", "5GiB"),
-        "Size of a part; more where a file would else have over 10000.",
+        "The size of a part. It is larger for a file that would otherwise have more than 10000 parts.",
     )
     verify: str = _var(
         "S3DAEMON_VERIFY",
         "auto",
         choice("auto", "off"),
-        "auto: what was sent is compared with the store's ETag when that is an MD5; off: only the length is.",
+        "auto: what was sent is compared with the store's ETag if that is an MD5 sum. off: only the length is.",
     )
     allowed_roots: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_ROOTS",
         "",
         paths(),
-        "Files must lie below one of these directories (colons between); without it anywhere.",
+        "Directories, separated by colons. Only files below them may be sent. If this is not set, any file may be.",
     )
     allowed_buckets: tuple[str, ...] = _var(
-        "S3DAEMON_ALLOWED_BUCKETS", "", names(), "Buckets that may be written (commas between); without it any."
+        "S3DAEMON_ALLOWED_BUCKETS",
+        "",
+        names(),
+        "Buckets that may be written, separated by commas. If this is not set, any bucket may be.",
     )
     allowed_users: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_USERS",
         "",
         names(),
-        "Local users, by name or number, that may ask (commas between); without it any.",
+        "Local users who may make requests, by name or number, separated by commas. If this is not set, any user may.",
     )
     http_names: tuple[str, ...] = _var(
         "S3DAEMON_HTTP_NAMES",
         "",
         hosts(),
-        "Names that the HTTP door may be asked by (commas between), beside localhost and its own address.",
+        "Host names, separated by commas, by which HTTP clients may address the daemon besides localhost.",
     )
     state_dir: str = _var(
         "S3DAEMON_STATE_DIR",
         None,
         path(),
-        "Where accepted transfers are kept; without it systemd's STATE_DIRECTORY.",
+        "The directory of accepted transfers. If this is not set, systemd's STATE_DIRECTORY is used.",
         restart=True,
     )
     log_level: str = _var(
         "S3DAEMON_LOG_LEVEL",
         "info",
         choice("debug", "info", "warning", "error"),
-        "The least important messages that are logged.",
+        "The lowest level of messages that are logged.",
     )
 
     def __post_init__(self) -> None:

@@ -28,7 +28,13 @@ Answer = Mapping[str, object]
 def entry_of(job: Job) -> Entry:
     """Return a pending transfer as the spool would."""
     return Entry(
-        job.seq, job.transfer, job.accepted_service, job.attempts, begun=job.begun, code=job.code, text=job.text
+        job.seq,
+        job.transfer,
+        job.accepted_service,
+        job.attempts,
+        attempt_started=job.begun,
+        code=job.code,
+        text=job.text,
     )
 
 
@@ -135,7 +141,7 @@ class Operations:
         wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
         now = self._uploader.service.now()
         done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
-        again = [replace(entry, accepted_service=now) for entry in wanted if entry.transfer.id in done]
+        again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
         self._uploader.recover(again)
         return {"ids": sorted(known | done)}
 
@@ -176,7 +182,7 @@ class Operations:
             reload_fault=condition.reload_fault,
             clients=self._server.clients,
             connections=condition.connections,
-            receivers=receivers_of(pool.peers, uploads, condition.disabled),
+            receivers=receivers_of(pool.open_per_address(), uploads, condition.disabled),
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             failures=tuple(self._rows([], self._failures)),
@@ -195,7 +201,7 @@ class Operations:
             oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
-            disabled=tuple(pool.aside),
+            disabled=tuple(pool.addresses.disabled),
             held=uploader.health.held,
             away=uploader.health.away,
             spool_fault=self._spool.fault,

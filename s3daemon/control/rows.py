@@ -72,5 +72,5 @@ def row_of(entry: Entry, state: str, *, now_usec: int, next_in_s: float | None =
         size_bytes=transfer.seen.size,
         destination=str(transfer.destination),
         file=transfer.file,
-        notified=entry.told,
+        notified=entry.client_notified,
     )

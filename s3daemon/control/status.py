@@ -215,7 +215,7 @@ def _upload(job: Job, now: float) -> Upload:
         acked_bytes=acked,
         rate_bytes_per_s=round(rate),
         recent_bytes_per_s=round(rate if recent is None else recent),
-        receivers=tuple(progress.receivers) if progress else (),
+        receivers=tuple(progress.addresses) if progress else (),
     )
 
 

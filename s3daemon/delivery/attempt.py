@@ -124,9 +124,9 @@ class Attempts:
             elif job.unknown and isinstance(found := await self.store.find(job.transfer, job.tried), Stored):
                 return found
             if not job.begun:
-                await _noted(self._spool.begin(job.transfer.id))
+                await _noted(self._spool.start_attempt(job.transfer.id))
                 job.begun = True
-            stored = await self.store.put(job.transfer, source, self._spool.ledger, job.tried, job.progress)
+            stored = await self.store.put(job.transfer, source, self._spool.open_uploads, job.tried, job.progress)
         finally:
             source.close()
         await self._confirm(job)
@@ -136,7 +136,7 @@ class Attempts:
         """The file is not the one that was accepted: what is there now is what is sent, and the record says so."""
         job.changed = True
         job.transfer = replace(job.transfer, seen=state)
-        await _noted(self._spool.rejoin(job.transfer))
+        await _noted(self._spool.update(job.transfer))
 
     async def _confirm(self, job: Job) -> None:
         id_, until = self._doubts.get(job.transfer.destination, ("", 0.0))

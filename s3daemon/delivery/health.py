@@ -13,7 +13,7 @@ from collections.abc import Callable
 from s3daemon.errors import AttemptError, FileError
 from s3daemon.model.verdict import Verdict, blames_endpoint, judge
 
-#: One failure may be one transfer's bad luck, two a lost lane; three without a success in between are an outage.
+#: One failure may be one transfer's bad luck, two a lost connection; three without a success in between are an outage.
 AWAY_AFTER_FAILURES = 3
 #: Shorter is a glitch that a waiting client does not notice; longer, and hooks must not stand 30 s per image.
 KNOWN_AWAY_AFTER_S = 5.0

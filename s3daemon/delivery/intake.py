@@ -109,7 +109,7 @@ class Intake:
             source.close()  # it may wait for hours; the attempt opens it anew
             job.source = None
         job.begun = job.task is not None
-        adding = self._spool.add(transfer, job.accepted_service, begun=job.begun)
+        adding = self._spool.add(transfer, job.accepted_service, attempt_started=job.begun)
         job.durable = self._loop.create_task(self._commit(job, adding))
         return job, job.durable
 
@@ -135,4 +135,4 @@ class Intake:
     async def _commit_join(self, job: Job) -> None:
         if job.durable is not None:
             await asyncio.shield(job.durable)
-        await self._spool.rejoin(job.transfer)
+        await self._spool.update(job.transfer)

@@ -93,9 +93,9 @@ class Uploader:
     def recover(self, entries: Iterable[Entry]) -> None:
         """Take up what earlier processes accepted, before anything new."""
         for entry in entries:
-            job = Job(entry.seq, entry.transfer, self.clock(), entry.accepted_service, live=False, recovered=True)
+            job = Job(entry.seq, entry.transfer, self.clock(), entry.accepted_active_s, live=False, recovered=True)
             job.attempts, job.code, job.text = entry.attempts, entry.code, entry.text
-            job.begun = job.unknown = entry.begun
+            job.begun = job.unknown = entry.attempt_started
             self.schedule.add(job)
         self.pump()
 
@@ -161,7 +161,9 @@ class Uploader:
             job.tried.clear()
             delay = backoff(job.attempts, self._rng, getattr(error, "retry_after", 0.0))
         job.begun = job.unknown
-        self._spool.note(job.transfer.id, job.attempts, begun=job.unknown, code=job.code, text=job.text)
+        self._spool.record_attempt(
+            job.transfer.id, job.attempts, attempt_started=job.unknown, code=job.code, text=job.text
+        )
         self._journal.write(warning_of(job, None if self.health.held else delay).fields())
         self.schedule.release(job, now + delay)
 
@@ -193,7 +195,7 @@ class Uploader:
 
     async def _list_failure(self, job: Job, reply: Reply) -> None:
         try:
-            await self._spool.fail(job.transfer.id, job.attempts, job.code, job.text, self.service.now(), told=False)
+            await self._spool.fail(job.transfer.id, job.attempts, job.code, job.text, self.service.now())
         except SpoolError as exc:  # it stays pending there: the next process tries once more, and finds the same
             _log.error("the failure of %s could not be listed: %s", job.transfer.id, exc)
         tell(job, reply)

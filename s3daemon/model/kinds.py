@@ -13,7 +13,7 @@ class MessageId(StrEnum):
     ATTEMPT_FAILED = "e3e2e43e172e458d9cce4364dccb89e8"
     DEFERRED = "8e30c6257aeb45cfa6adcb1bf5ba5ba6"
     HELD = "3aba696119f64c20a250e69b4fda689f"
-    RECEIVER_ASIDE = "deef83802f6b4baca55f48fbe103025c"
+    ADDRESS_DISABLED = "deef83802f6b4baca55f48fbe103025c"
     SPOOL_FULL = "8fddd14d9438493b8285f10ebc69eb78"
     SPOOL_WRITABLE = "cbb9ce6e3e7b49aa9becfd35516eb903"
     REFUSED = "339529112b20454a9cf8be29ffb8e24e"

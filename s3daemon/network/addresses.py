@@ -1,185 +1,199 @@
-"""The store's receivers, the addresses behind its name: which of them serve, and which are left aside. Pure.
+"""The addresses behind the store's name: which are enabled, and which are temporarily disabled. Pure.
 
-    state   event                                                    next    what goes there
-    -----   -----                                                    ----    ---------------
-    SERVES  a connection fails; or two transfers in a row do         ASIDE
-    ASIDE   its time is up and a small request is answered           TRIAL   small requests of our own, now and then
-    ASIDE   it is not                                                ASIDE   (for twice as long)
-    TRIAL   an upload succeeds                                       SERVES  one connection
-    TRIAL   anything fails                                           ASIDE   (for twice as long)
+    state     connections that go there   event                                           next state
+    --------  --------------------------  ----------------------------------------------  -----------------------
+    ENABLED   its share                   a connection fails; or uploads of two           DISABLED
+                                          transfers do, one after the other
+    DISABLED  none, but for a probe       the probe (a small request) is answered         TRIAL
+              when its time is up         the probe fails                                 DISABLED, twice as long
+    TRIAL     one                         an upload succeeds                              ENABLED
+                                          anything fails                                  DISABLED, twice as long
 
 A small request proves little: a gateway may answer it and still refuse every PUT, as Ceph's does while its notification
-queue is broken. So a receiver that is back gets one connection until an upload over it succeeded. The last one that
-serves is never left aside: when all fail the endpoint is away, and that is another module's business.
+queue is broken. So an address that answers again gets one connection until an upload over it succeeded. The last
+enabled one is never disabled: when all fail the endpoint is unreachable, which `delivery.health` deals with.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.verdict import blames_endpoint
 
-#: How long a receiver is left aside first, and at most, seconds: half an exposure is lost on a glitch, and one that is
-#: broken for hours is tried a dozen times an hour.
-ASIDE_FIRST_S, ASIDE_MAX_S = 5.0, 300.0
-#: One failed transfer may be that transfer's fault; the next one's failure on the same receiver is not.
+#: How long an address is disabled at first, and at most, seconds: a glitch costs half an exposure, and one that is
+#: broken for hours is probed a dozen times an hour.
+DISABLED_FIRST_S, DISABLED_MAX_S = 5.0, 300.0
+#: One failed transfer may be that transfer's fault; the next one's failure at the same address is not.
 TRANSFERS_IN_A_ROW = 2
-#: Nothing reached the receiver, so no transfer can be at fault.
+#: With these nothing reached the address, so no transfer can be at fault.
 _NOT_CONNECTED = (Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.TLS_FAILED)
 
 
 @dataclass(slots=True)
-class _Receiver:
-    """What is known of one.
+class _State:
+    """What is known of one address.
 
     Args:
-        failed: ids of the transfers that failed there since one succeeded.
-        times: how often it was left aside in a row.
-        until: when it is to be probed, monotonic seconds; None while it serves.
-        trial: it answers again, and no upload has succeeded yet.
-        served: it answered something.
+        failed_transfers: ids of the transfers that failed there since one succeeded.
+        times_disabled: how often it was disabled without a successful upload in between.
+        probe_at: when it is to be probed, monotonic seconds; None while it is not disabled.
+        on_trial: it answers again, and no upload has succeeded yet.
+        has_answered: it answered something, ever.
     """
 
-    failed: set[str]
-    times: int = 0
-    until: float | None = None
-    trial: bool = False
-    served: bool = False
+    failed_transfers: set[str] = field(default_factory=set)
+    times_disabled: int = 0
+    probe_at: float | None = None
+    on_trial: bool = False
+    has_answered: bool = False
+
+    @property
+    def is_disabled(self) -> bool:
+        return self.probe_at is not None
 
 
 class Addresses:
-    """The receivers of one endpoint.
+    """The addresses of one endpoint.
 
     Args:
         clock: monotonic seconds.
-        on_aside: told the address, the reason, and whether it ever served, when one is left aside, the first time in a
-            row. Of a name's addresses one may be of a kind that this host cannot reach.
-        on_back: told the address when an upload succeeded on one that had been.
+        on_disabled: called with the address, the reason, and whether it ever answered, when one is disabled for the
+            first time in a row. Of a name's addresses one may be of a kind that this host cannot reach.
+        on_enabled: called with the address when an upload succeeded over one that had been disabled.
     """
 
     def __init__(
         self,
-        clock: Callable[[], float],
-        on_aside: Callable[[str, str, bool], None] = lambda address, why, served: None,
-        on_back: Callable[[str], None] = lambda address: None,
+        clock: Clock,
+        on_disabled: Callable[[str, str, bool], None] = lambda address, reason, has_answered: None,
+        on_enabled: Callable[[str], None] = lambda address: None,
     ) -> None:
         self._clock = clock
-        self._on_aside = on_aside
-        self._on_back = on_back
-        self._known: dict[str, _Receiver] = {}
+        self._on_disabled = on_disabled
+        self._on_enabled = on_enabled
+        self._states: dict[str, _State] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._known)
+        return bool(self._states)
 
     def replace(self, addresses: Iterable[str]) -> None:
-        """The name has these addresses now; what is known of those that it had before is kept."""
-        self._known = {address: self._known.get(address) or _Receiver(set()) for address in addresses}
+        """Take over the addresses that the name has now; what is known of those that it had before is kept."""
+        self._states = {address: self._states.get(address) or _State() for address in addresses}
 
     @property
-    def aside(self) -> list[str]:
-        """Those left aside."""
-        return [address for address, receiver in self._known.items() if receiver.until is not None]
+    def disabled(self) -> list[str]:
+        """The addresses that are disabled."""
+        return [address for address, state in self._states.items() if state.is_disabled]
 
-    def serves(self, address: str) -> bool:
-        """It is not left aside. Of an address that the name has no more nothing bad is known."""
-        receiver = self._known.get(address)
-        return receiver is None or receiver.until is None
+    def is_enabled(self, address: str) -> bool:
+        """Return whether it is not disabled. Of an address that the name no longer has nothing bad is known."""
+        state = self._states.get(address)
+        return state is None or not state.is_disabled
 
-    def elsewhere(self, tried: Iterable[str]) -> bool:
-        """Another receiver serves than those that were `tried`."""
-        before = set(tried)
-        return any(self.serves(address) for address in self._known if address not in before)
+    def has_alternative(self, tried: Iterable[str]) -> bool:
+        """Return whether an address other than those in `tried` is enabled."""
+        excluded = set(tried)
+        return any(self.is_enabled(address) for address in self._states if address not in excluded)
 
-    def order(self, lanes: Mapping[str, int], avoid: Iterable[str] = ()) -> list[str]:
-        """All addresses in the order in which a new connection should try them.
+    def in_order(self, per_address: Mapping[str, int], avoid: Iterable[str] = ()) -> list[str]:
+        """Return all addresses in the order in which a new connection should try them.
 
         Args:
-            lanes: how many connections go to each now; the one with the fewest comes first.
-            avoid: come after all others that serve.
+            per_address: how many connections go to each now; the address with the fewest comes first.
+            avoid: these come after all others that are enabled.
         """
-        last = set(avoid)
+        avoided = set(avoid)
 
         def rank(address: str) -> tuple[bool, bool, bool, int]:
-            receiver, count = self._known[address], lanes.get(address, 0)
-            return receiver.until is not None, receiver.trial and count > 0, address in last, count
+            state, count = self._states[address], per_address.get(address, 0)
+            return state.is_disabled, state.on_trial and count > 0, address in avoided, count
 
-        return sorted(self._known, key=rank)
+        return sorted(self._states, key=rank)
 
-    def surplus(self, lanes: Mapping[str, int]) -> str:
-        """A receiver with two or more connections more than another one could take; empty when all have their share."""
-        free = [address for address in self._known if self.serves(address)]
-        room = [lanes.get(a, 0) for a in free if not (self._known[a].trial and lanes.get(a, 0))]
-        most = max(free, key=lambda address: lanes.get(address, 0), default="")
-        return most if room and lanes.get(most, 0) - min(room) > 1 else ""
-
-    def failed(self, address: str, why: str, transfer: str = "") -> None:
-        """Something failed there that blames the receiver.
+    def overloaded(self, per_address: Mapping[str, int]) -> str:
+        """Return an address with at least two connections more than another one that could take one more.
 
         Args:
-            address: where.
-            why: one line.
-            transfer: whose attempt it was; without one it was a connection that could not be opened.
-        """
-        receiver = self._known.get(address)
-        if receiver is None or receiver.until is not None:
-            return
-        receiver.failed.add(transfer)
-        enough = not transfer or receiver.trial or len(receiver.failed) >= TRANSFERS_IN_A_ROW
-        if enough and self.elsewhere([address]):
-            self._put_aside(receiver)
-            if receiver.times == 1:
-                self._on_aside(address, why, receiver.served)
+            per_address: how many connections go to each now.
 
-    def blame(self, error: AttemptError, address: str, who: str, tried: Collection[str]) -> None:
-        """An attempt failed: note where, whether the receiver is at fault, and whether another one can be tried.
+        Returns:
+            The address with the most; empty when all have their share.
+        """
+        counts = {address: per_address.get(address, 0) for address in self._states if self.is_enabled(address)}
+        can_take = [count for address, count in counts.items() if not (self._states[address].on_trial and count)]
+        fullest = max(counts, key=lambda address: counts[address], default="")
+        return fullest if can_take and counts[fullest] - min(can_take) > 1 else ""
+
+    def failed(self, address: str, reason: str, transfer: str = "") -> None:
+        """Note a failure for which the address is to blame.
+
+        Args:
+            address: where it happened.
+            reason: one line.
+            transfer: the id of the transfer whose attempt it was; empty for a connection that could not be opened.
+        """
+        state = self._states.get(address)
+        if state is None or state.is_disabled:
+            return
+        state.failed_transfers.add(transfer)
+        is_broken = not transfer or state.on_trial or len(state.failed_transfers) >= TRANSFERS_IN_A_ROW
+        if is_broken and self.has_alternative([address]):
+            self._disable(state)
+            if state.times_disabled == 1:
+                self._on_disabled(address, reason, state.has_answered)
+
+    def attempt_failed(self, error: AttemptError, address: str, transfer: str, tried: Collection[str]) -> None:
+        """Note the failure of an attempt, and whether the transfer can be tried at another address at once.
 
         Args:
             error: gets `receiver` and `elsewhere`.
             address: where it failed.
-            who: the transfer, or what else was asked.
-            tried: the receivers where it failed before.
+            transfer: the id of the transfer, or the name of what else was asked.
+            tried: the addresses where it failed before.
         """
         error.receiver = address
         if blames_endpoint(error) and error.code != Code.STALE_CONNECTION:
-            self.failed(address, f"{error.code}, {error}", "" if error.code in _NOT_CONNECTED else who)
-            error.elsewhere = self.elsewhere({*tried, address})
+            self.failed(address, f"{error.code}, {error}", "" if error.code in _NOT_CONNECTED else transfer)
+            error.elsewhere = self.has_alternative({*tried, address})
 
-    def _put_aside(self, receiver: _Receiver) -> None:
-        receiver.until = self._clock() + min(ASIDE_FIRST_S * 2.0 ** min(receiver.times, 16), ASIDE_MAX_S)
-        receiver.times += 1
-        receiver.trial = False
-        receiver.failed.clear()
+    def _disable(self, state: _State) -> None:
+        state.probe_at = self._clock() + min(DISABLED_FIRST_S * 2.0 ** min(state.times_disabled, 16), DISABLED_MAX_S)
+        state.times_disabled += 1
+        state.on_trial = False
+        state.failed_transfers.clear()
 
     def answered(self, address: str) -> None:
-        """A small request over it was answered."""
-        if receiver := self._known.get(address):
-            receiver.served = True
+        """Note that it answered a small request."""
+        if state := self._states.get(address):
+            state.has_answered = True
 
     def succeeded(self, address: str) -> None:
-        """An upload over it was stored."""
-        receiver = self._known.get(address)
-        if receiver is None or receiver.until is not None:
-            return  # an upload that began before it was left aside
-        receiver.served = True
-        receiver.failed.clear()
-        receiver.trial = False
-        if receiver.times:
-            receiver.times = 0
-            self._on_back(address)
+        """Note that an upload over it was stored."""
+        state = self._states.get(address)
+        if state is None or state.is_disabled:
+            return  # the upload began before it was disabled
+        state.has_answered = True
+        state.failed_transfers.clear()
+        state.on_trial = False
+        if state.times_disabled:
+            state.times_disabled = 0
+            self._on_enabled(address)
 
-    def due(self) -> list[str]:
-        """Those to probe now."""
+    def to_probe(self) -> list[str]:
+        """Return the disabled addresses whose time is up."""
         now = self._clock()
-        return [a for a, receiver in self._known.items() if receiver.until is not None and receiver.until <= now]
+        return [address for address, s in self._states.items() if s.probe_at is not None and s.probe_at <= now]
 
     def probed(self, address: str, *, answered: bool) -> None:
-        """A small request was sent to one that is left aside."""
-        receiver = self._known.get(address)
-        if receiver is None or receiver.until is None:
+        """Note the outcome of a small request to a disabled address."""
+        state = self._states.get(address)
+        if state is None or not state.is_disabled:
             return
         if answered:
-            receiver.until, receiver.trial = None, True
+            state.probe_at = None
+            state.on_trial = True
         else:
-            self._put_aside(receiver)
+            self._disable(state)

@@ -1,8 +1,8 @@
-"""A lane: one connection to the store, opened, used, watched and ended on its own.
+"""One connection to the store, opened, used, watched and ended on its own.
 
-It is an aiohttp session over a connector that holds a single connection, never expires it, and connects to the
-address that was chosen for it. aiohttp's own pool shows nobody its idle connections and hands them out first in, first
-out, so warmth could be neither seen nor kept there; over 200 ms a handshake costs three round trips, and a fresh
+It is an aiohttp session over a connector that holds a single connection, never expires it, and connects to the address
+that was chosen for it. aiohttp's own pool hides its idle connections and hands them out first in, first out, so whether
+they are warm could be neither seen nor influenced there; over 200 ms a handshake costs three round trips, and a fresh
 congestion window many more.
 """
 
@@ -25,7 +25,7 @@ from s3daemon.network import tcp
 from s3daemon.network.pacing import Pacer
 
 
-class _Pinned(AbstractResolver):
+class _FixedResolver(AbstractResolver):
     """Resolves any name to the addresses that it was given, in their order."""
 
     def __init__(self) -> None:
@@ -47,27 +47,27 @@ class _Pinned(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 class Connection:
-    """One connection to the store, open or not yet.
+    """One connection to the store, open or not yet; it opens again by itself when a request finds it closed.
 
     Args:
         settings: timeouts and congestion control.
-        tls: shared by all lanes; None for plain HTTP.
-        pacer: shares the bandwidth among all lanes.
+        tls: shared by all connections; None for plain HTTP.
+        pacer: shares the bandwidth among all connections.
         clock: monotonic seconds.
-        warn: told what the kernel refuses, in one line.
+        warn: called with what the kernel refuses, in one line.
 
     Attributes:
         opened: how often it connected.
         requests: how many it was given.
-        used_at: monotonic seconds of its last answer.
+        used_at: monotonic seconds of its last answer, or of its making.
         answered: the present connection, or the last one, has carried an answer.
         persistent: the server kept the connection after its last answer.
         window: bytes that could be in flight after its last answer.
-        receiver: the address that it leads to, or is about to; empty before the first.
+        address: where it leads, or is about to; empty before the first.
     """
 
     def __init__(
@@ -85,17 +85,17 @@ class Connection:
         self.answered = False
         self.persistent = True
         self.window = 0
-        self.receiver = ""
-        self._passed_over: list[str] = []
+        self.address = ""
+        self._failed_addresses: list[str] = []
         self._clock = clock
         self._settings = settings
         self._warn = warn
         self._sock: socket.socket | None = None
-        self._pinned = _Pinned()
+        self._resolver = _FixedResolver()
         connector = aiohttp.TCPConnector(
             limit=1,
             keepalive_timeout=None,
-            resolver=self._pinned,
+            resolver=self._resolver,
             use_dns_cache=False,
             happy_eyeballs_delay=None,  # one address after the other, so that the socket made last is the one in use
             ssl=tls if tls is not None else True,
@@ -110,12 +110,12 @@ class Connection:
 
     def _make_socket(self, info: Any) -> socket.socket:
         family, kind, proto, _, address = info
-        if address[0] != self.receiver:
-            self._passed_over.append(self.receiver)
-        self.receiver = address[0]
+        if address[0] != self.address:
+            self._failed_addresses.append(self.address)
+        self.address = address[0]
         sock = socket.socket(family, kind, proto)
         sock.setblocking(False)
-        # The watch on an upload comes first; this is for what nobody watches.
+        # An upload's stall watch acts sooner; this is for what is not watched.
         tcp.prepare(sock, user_timeout_s=2 * self._settings.stall_timeout_s + 10)
         if refused := tcp.choose_congestion(sock, self._settings.congestion):
             self._warn(refused)
@@ -127,28 +127,28 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """The connection stands; False from the moment that the server's close was read."""
+        """Whether it is connected; False from the moment that the server's close was read."""
         return self._sock is not None and self._sock.fileno() >= 0
 
     @property
     def is_paced(self) -> bool:
-        """What it carries next goes out at the pacer's rate; also where there is none."""
-        if not self.pacer.limited:
+        """Whether what it carries next goes out at the pacer's rate, or there is no limit."""
+        if not self.pacer.is_limited:
             return True
         return self._sock is not None and self.is_open and tcp.TcpInfo.of(self._sock).packets >= tcp.UNPACED_PACKETS
 
-    def pin(self, addresses: list[str]) -> None:
-        """Choose where the next connection goes: to the first of `addresses` that takes it."""
-        self._pinned.addresses = addresses
-        self.receiver = addresses[0]
+    def set_addresses(self, addresses: list[str]) -> None:
+        """Choose where it connects next: to the first of `addresses` that accepts."""
+        self._resolver.addresses = addresses
+        self.address = addresses[0]
 
-    def passed_over(self) -> list[str]:
-        """The addresses that did not take the connection since this was asked last."""
-        found, self._passed_over = self._passed_over, []
+    def pop_failed_addresses(self) -> list[str]:
+        """Return the addresses that did not accept the connection since the last call."""
+        found, self._failed_addresses = self._failed_addresses, []
         return found
 
-    def carried(self) -> int:
-        """Bytes that the peer acknowledged on the present connection."""
+    def acked_bytes(self) -> int:
+        """Return the bytes that the peer acknowledged on the present connection; 0 when it is not open."""
         if self._sock is None or not self.is_open:
             return 0
         return tcp.TcpInfo.of(self._sock).acked
@@ -174,7 +174,7 @@ class Connection:
         self.persistent = not wants_close and response.version == aiohttp.HttpVersion11
         return response
 
-    def cut(self, transport: asyncio.BaseTransport | None) -> None:
+    def abort(self, transport: asyncio.BaseTransport | None) -> None:
         """End the connection so that nothing of what was written and is not yet acknowledged can still arrive.
 
         Args:
@@ -182,7 +182,7 @@ class Connection:
         """
         if self._sock is not None and self.is_open:
             with contextlib.suppress(OSError):
-                tcp.forget_unsent(self._sock)
+                tcp.reset_on_close(self._sock)
         if isinstance(transport, asyncio.WriteTransport):
             transport.abort()
 

@@ -1,9 +1,9 @@
-"""The keeper of the lanes: no upload is the one to find a connection closed, cold, or at a receiver that is broken.
+"""Keeps idle connections ready, so that no upload finds one closed, cold, or leading to an address that is broken.
 
-It opens every lane before the first request needs it, touches idle ones with a cheap request before the server's
-patience ends, opens again what the server closed, moves lanes away from receivers that are left aside and back when
-they serve again, and, if asked to, widens new connections by a scratch object. It never has more lanes in its hands
-than are to spare, but for those that are not open anyway.
+The keeper opens every connection before the first upload needs it, sends a cheap request over idle ones before the
+server's idle timeout ends, opens again what the server closed, moves connections away from disabled addresses and back
+when those are enabled again, and, if asked to, primes new connections: a scratch object opens their congestion window.
+It never works on more open connections than the pool has in reserve.
 """
 
 from __future__ import annotations
@@ -24,115 +24,125 @@ from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
 
-#: A window of so much fits a connection's share of a burst: 25 of them are the 25 MB that 1 Gbit/s and 200 ms hold.
+#: A window of this size fits a connection's share of a burst: 25 of them are the 25 MB that 1 Gbit/s and 200 ms hold.
 PRIMED_BYTES = 1_000_000
-#: How often the keeper looks around, seconds.
+#: How often the keeper looks at the connections, seconds.
 SWEEP_S = 1.0
-#: A server that closes after less than twice this has each connection opened anew for nearly every upload, touched or
-#: not; asking oftener would only load it.
+#: A server that closes what is idle for less than twice this has each connection opened anew for nearly every upload,
+#: kept alive or not; asking more often would only load it.
 INTERVAL_MIN_S = 1.0
-#: The share of the lanes that may be opened at once.
+#: The share of the connections that may be opened at once.
 OPENED_AT_ONCE = 1 / 2
 _FIRST_SERVER_ERROR = 500
 
 Prime = Callable[[Connection], Awaitable[None]]
-"""Has a lane carry `PRIMED_BYTES`; AttemptError when that fails."""
+"""Has a connection carry `PRIMED_BYTES`; AttemptError when that fails."""
 
 
 class Keeper:
-    """Looks after the lanes.
+    """Keeps the idle connections of a pool ready.
 
     Args:
-        settings: timeouts, how often to touch.
-        lanes: to look after.
-        prime: widens a new connection; None when that is not wanted.
-        clock: monotonic seconds.
+        settings: timeouts, how often to use an idle connection.
+        pool: whose connections to keep.
+        prime: opens the window of a new connection; None when that is not wanted.
+        clock: monotonic seconds; every decision is made by it.
+        pause_s: how long to sleep when there is nothing to do, seconds.
     """
 
     def __init__(
-        self, settings: Settings, lanes: ConnectionPool, prime: Prime | None = None, clock: Clock = time.monotonic
+        self,
+        settings: Settings,
+        pool: ConnectionPool,
+        prime: Prime | None = None,
+        clock: Clock = time.monotonic,
+        *,
+        pause_s: float = SWEEP_S,
     ) -> None:
         self._settings = settings
-        self._lanes = lanes
+        self._pool = pool
         self._prime = prime
         self._clock = clock
+        self._pause_s = pause_s
         self._interval_s = settings.keepalive_interval_s
-        #: Idle and open at the last sweep, with what they had been asked by then.
-        self._stood: dict[Connection, int] = {}
+        #: Idle and open at the last sweep, with the number of requests that each had carried by then.
+        self._seen_open: dict[Connection, int] = {}
         self._failures = 0
-        self._quiet_until = 0.0
+        self._retry_at = 0.0
 
     async def run(self) -> None:
-        """Look after them until cancelled."""
+        """Keep the connections ready until cancelled; an exception other than CancelledError is a bug."""
         tasks: set[asyncio.Task[None]] = set()
         try:
             while True:
-                self._learn()
-                self._move()
-                tasks.update(asyncio.create_task(work) for work in self._work(len(tasks)))
+                self._adapt_interval()
+                self._rebalance()
+                tasks.update(asyncio.create_task(work) for work in self._next_work(len(tasks)))
                 if tasks:
-                    done, tasks = await asyncio.wait(tasks, timeout=SWEEP_S, return_when=asyncio.FIRST_COMPLETED)
+                    done, tasks = await asyncio.wait(tasks, timeout=self._pause_s, return_when=asyncio.FIRST_COMPLETED)
                     for task in done:
-                        task.result()  # a bug ends the keeper, and with it the service
-                if not tasks:
-                    await asyncio.sleep(0 if not self._failures and (self._due() or self._narrow()) else SWEEP_S)
+                        task.result()  # raises what a bug raised there
+                else:
+                    await asyncio.sleep(self._pause_s)
         finally:
             for task in tasks:
                 task.cancel()
             if tasks:
                 await asyncio.wait(tasks)
 
-    def _work(self, under_way: int) -> list[Coroutine[None, None, None]]:
-        """What to do next, while `under_way` other things are being done."""
-        probes = [self._probe(address) for address in self._lanes.receivers.due()] if not under_way else []
-        if self._failures:  # the endpoint is away: one lane at a time, ever less often
-            calm = under_way or asyncio.get_running_loop().time() < self._quiet_until
-            return probes + [self._touch(lane) for lane in self._due()[: 0 if calm else 1]]
+    def _next_work(self, running: int) -> list[Coroutine[None, None, None]]:
+        """Choose what to do next, while `running` other tasks are not done yet."""
+        probes = [self._probe(address) for address in self._pool.addresses.to_probe()] if not running else []
+        if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
+            is_waiting = running or self._clock() < self._retry_at
+            return probes + [self._refresh(connection) for connection in self._due()[: 0 if is_waiting else 1]]
         due = self._due()
-        closed = [lane for lane in due if not lane.is_open]
-        opened = [lane for lane in due if lane.is_open]
-        at_once = max(1, int(self._lanes.limit * OPENED_AT_ONCE))
-        work = [self._touch(lane) for lane in closed[: max(0, at_once - under_way)]]
-        room = max(0, self._lanes.spare - under_way - len(work))
-        work += [self._touch(lane) for lane in opened[:room]]
-        if not (due or under_way):
-            work += [self._widen(lane) for lane in self._narrow()[: self._lanes.spare]]
+        closed = [connection for connection in due if not connection.is_open]
+        still_open = [connection for connection in due if connection.is_open]
+        at_once = max(1, int(self._pool.limit * OPENED_AT_ONCE))
+        work = [self._refresh(connection) for connection in closed[: max(0, at_once - running)]]
+        room = max(0, self._pool.reserve - running - len(work))
+        work += [self._refresh(connection) for connection in still_open[:room]]
+        if not (due or running):
+            work += [self._prime_one(connection) for connection in self._unprimed()[: self._pool.reserve]]
         return probes + work
 
     def _due(self) -> list[Connection]:
-        """Idle lanes that are closed or were not used for the interval, those used last first.
+        """Return idle connections that are closed or were not used for the interval, those used last first.
 
-        A server that closes after every answer gets no more than one touch an interval on each lane. One that is open
-        is used every sweep until its first packets are behind it, unless it is primed: Linux does not pace them, and a
-        receiver that gets an image's first ones in one lump opens its window a round trip later.
+        A server that closes after every answer gets no more than one request an interval on each connection; one that
+        does so without announcing it, one a sweep. An open connection is used every sweep until its first packets are
+        behind it, unless it is primed: Linux does not pace them, and a peer that gets an image's first packets all at
+        once opens its window a round trip later.
         """
         now = self._clock()
 
-        def is_due(lane: Connection) -> bool:
-            if not lane.is_open and lane.persistent:
-                return True
-            unready = self._prime is None and lane.is_open and not lane.is_paced
-            return now - lane.used_at >= (SWEEP_S if unready else self._interval_s)
+        def is_due(connection: Connection) -> bool:
+            idle_s = now - connection.used_at
+            if not connection.is_open and connection.persistent:
+                return not connection.answered or idle_s >= SWEEP_S
+            is_unready = self._prime is None and connection.is_open and not connection.is_paced
+            return idle_s >= (SWEEP_S if is_unready else self._interval_s)
 
-        return [lane for lane in reversed(self._lanes.idle()) if is_due(lane)]
+        return [connection for connection in reversed(self._pool.idle()) if is_due(connection)]
 
-    def _narrow(self) -> list[Connection]:
-        """Idle lanes to widen; none while anything is lent: an upload is never behind a scratch object."""
-        if self._prime is None or self._lanes.lent:
+    def _unprimed(self) -> list[Connection]:
+        """Return idle connections to prime; none while any is in use: no upload waits behind a scratch object."""
+        if self._prime is None or self._pool.in_use:
             return []
-        return [lane for lane in self._lanes.idle() if lane.is_open and lane.carried() < PRIMED_BYTES]
+        return [each for each in self._pool.idle() if each.is_open and each.acked_bytes() < PRIMED_BYTES]
 
-    def _learn(self) -> None:
-        """Adapt to the server's patience: an idle close seen at age T makes the interval at most T/2.
+    def _adapt_interval(self) -> None:
+        """Adapt to the server's idle timeout: a connection closed after T of idleness makes the interval at most T/2.
 
-        What closes in one sweep at very different ages was not out of patience: the server was restarted. The interval
-        never grows again: too often costs a small request, too seldom an exposure.
+        If those closed in one sweep were idle for very different times, it was no timeout: the server was restarted.
+        The interval never grows again: too short costs a small request, too long costs an exposure.
         """
-        idle = self._lanes.idle()
-        unused = [lane for lane in idle if lane.answered and self._stood.get(lane) == lane.requests]
-        closed = [lane for lane in unused if not lane.is_open and lane.persistent]
-        self._stood = {lane: lane.requests for lane in idle if lane.is_open}
-        ages = [self._clock() - lane.used_at for lane in closed]
+        idle = self._pool.idle()
+        unused = [each for each in idle if each.answered and self._seen_open.get(each) == each.requests]
+        closed = [each for each in unused if not each.is_open and each.persistent]
+        self._seen_open = {each: each.requests for each in idle if each.is_open}
+        ages = [self._clock() - each.used_at for each in closed]
         if ages and max(ages) - min(ages) <= 2 * SWEEP_S:
             interval_s = max(INTERVAL_MIN_S, min(ages) / 2)
             if interval_s < self._interval_s:
@@ -140,75 +150,77 @@ class Keeper:
                 _log.info("the store closed a connection that was idle for %.1f s: each is now used every %.1f s",
                           min(ages), interval_s)  # fmt: skip
 
-    def _move(self) -> None:
-        """End lanes that lead to a receiver left aside, and one at a time where the load is uneven; all open anew."""
-        lanes = self._lanes
-        idle = [lane for lane in lanes.idle() if lane.is_open]
-        moving = [lane for lane in idle if not lanes.receivers.serves(lane.receiver)]
-        if not moving and (most := lanes.receivers.surplus(lanes.leading_to())):
-            moving = [lane for lane in idle if lane.receiver == most][:1]
-        for lane in moving:
-            lanes.replace(lane)
+    def _rebalance(self) -> None:
+        """Replace connections to disabled addresses, else one to an address with too many: they open elsewhere."""
+        pool = self._pool
+        candidates = [connection for connection in pool.idle() if connection.is_open]
+        moving = [connection for connection in candidates if not pool.addresses.is_enabled(connection.address)]
+        if not moving and (overloaded := pool.addresses.overloaded(pool.per_address())):
+            moving = [connection for connection in candidates if connection.address == overloaded][:1]
+        for connection in moving:
+            pool.replace(connection)
 
-    async def _touch(self, lane: Connection) -> None:
-        """Send a cheap request, which opens a closed lane."""
-        if lane not in self._lanes.idle():
-            return  # somebody was faster
-        with self._lanes.hold(lane):
+    async def _refresh(self, connection: Connection) -> None:
+        """Send a cheap request, which opens a connection that is closed."""
+        addresses = self._pool.addresses
+        if connection not in self._pool.idle():
+            return  # an upload has acquired it meanwhile
+        with self._pool.maintain(connection):
             try:
-                await self._lanes.aim(lane)
-                status = await self._ask(lane)
+                await self._pool.assign_address(connection)
+                status = await self._ask(connection)
             except (aiohttp.ClientError, OSError, TimeoutError) as exc:
-                _log.debug("a connection to %s could not be kept: %s", lane.receiver or self._lanes.url.host, exc)
-                self._pause()
-                self._lanes.receivers.failed(lane.receiver, f"no connection: {type(exc).__name__}")
+                peer = connection.address or self._pool.url.host
+                _log.debug("a connection to %s could not be kept open: %s", peer, exc)
+                self._back_off()
+                addresses.failed(connection.address, f"no connection: {type(exc).__name__}")
                 return
             finally:
-                for address in lane.passed_over():
-                    self._lanes.receivers.failed(address, "no connection")
+                for address in connection.pop_failed_addresses():
+                    addresses.failed(address, "no connection")
         self._failures = 0
-        self._lanes.receivers.answered(lane.receiver)
+        addresses.answered(connection.address)
         if status >= _FIRST_SERVER_ERROR:
-            self._lanes.receivers.failed(lane.receiver, f"it answers {status}")
+            addresses.failed(connection.address, f"it answers {status}")
 
-    def _pause(self) -> None:
-        """Something failed: what fails together counts once."""
-        now = asyncio.get_running_loop().time()
-        if now >= self._quiet_until:
+    def _back_off(self) -> None:
+        """Try less often after a failure; failures at the same time count once."""
+        now = self._clock()
+        if now >= self._retry_at:
             self._failures += 1
-            self._quiet_until = now + min(SWEEP_S * 2 ** min(self._failures, 10), self._settings.keepalive_interval_s)
+            self._retry_at = now + min(SWEEP_S * 2 ** min(self._failures, 10), self._settings.keepalive_interval_s)
 
-    async def _ask(self, lane: Connection) -> int:
-        """Carry a request that needs no key and no bucket: any answer, a refusal too, keeps the connection alive.
+    async def _ask(self, connection: Connection) -> int:
+        """Send a request that needs no key and no bucket: any answer, a refusal too, keeps the connection alive.
 
         Not HEAD: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends the connection.
 
         Returns:
-            the status of the answer.
+            The status of the answer.
         """
         async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
-            return (await lane.request("GET", str(self._lanes.url.with_path("/")), {}, None)).status
+            return (await connection.request("GET", str(self._pool.url.with_path("/")), {}, None)).status
 
     async def _probe(self, address: str) -> None:
-        """Ask a receiver that is left aside whether it serves again, over a connection of its own."""
-        lane = self._lanes.new_lane()
-        lane.pin([address])
+        """Ask a disabled address whether it answers again, over a connection that is not in the pool."""
+        connection = self._pool.new_connection()
+        connection.set_addresses([address])
         try:
-            answered = await self._ask(lane) < _FIRST_SERVER_ERROR
+            answered = await self._ask(connection) < _FIRST_SERVER_ERROR
         except (aiohttp.ClientError, OSError, TimeoutError):
             answered = False
         finally:
-            await lane.close()
-        self._lanes.receivers.probed(address, answered=answered)
+            await connection.close()
+        self._pool.addresses.probed(address, answered=answered)
 
-    async def _widen(self, lane: Connection) -> None:
-        if self._prime is None or self._lanes.lent or lane not in self._lanes.idle():
+    async def _prime_one(self, connection: Connection) -> None:
+        if self._prime is None or self._pool.in_use or connection not in self._pool.idle():
             return
-        with self._lanes.hold(lane):
+        with self._pool.maintain(connection):
             try:
-                await self._prime(lane)
+                await self._prime(connection)
             except AttemptError as exc:
-                self._pause()
+                self._back_off()
                 if judge(exc) is Verdict.PERMANENT:
                     self._prime = None
                     _log.warning("S3DAEMON_PRIME: %s, %s: no connection is primed until a reload", exc.code, exc)

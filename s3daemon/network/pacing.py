@@ -1,4 +1,4 @@
-"""The daemon's bandwidth, shared live among its uploads.
+"""The daemon's bandwidth limit, shared among the uploads in flight as they begin and end.
 
 TCP paces itself at SO_MAX_PACING_RATE, without any queueing discipline. Shared out like this, a burst neither overruns
 the queue in front of the slowest link nor leaves some of its uploads far behind the others: over 200 ms the last object
@@ -13,13 +13,13 @@ import struct
 
 #: asm-generic/socket.h; not in Python's socket module.
 SO_MAX_PACING_RATE = 47
-#: What is over before a share could matter takes none: it fits into a few packets.
+#: A smaller upload takes no share: it fits into a few packets and is over before a share could matter.
 SHARED_FROM_BYTES = 64 * 1024
 _UNLIMITED = (1 << 64) - 1
 
 
 class Pacer:
-    """Shares a limit among the sockets whose uploads are under way.
+    """Shares a limit among the sockets whose uploads are in flight.
 
     Args:
         limit_bps: bit/s for all together, 0 for no limit.
@@ -30,29 +30,29 @@ class Pacer:
         self._active: set[socket.socket] = set()
 
     @property
-    def limited(self) -> bool:
-        """There is a limit."""
+    def is_limited(self) -> bool:
+        """Whether there is a limit."""
         return self._limit_bps > 0
 
     def set_limit(self, limit_bps: int) -> None:
-        """Let another limit hold from now on, for uploads under way too."""
+        """Replace the limit, for uploads in flight too."""
         if limit_bps != self._limit_bps:
             self._limit_bps = limit_bps
             self._share()
 
     def prepare(self, sock: socket.socket) -> None:
-        """Bound a socket at birth; else what it carries before its first share would run free."""
+        """Limit a socket without a share to the whole rate; else what it carries before its first would be unpaced."""
         if self._limit_bps:
             _pace(sock, self._limit_bps / 8)
 
     def begin(self, sock: socket.socket, size: int) -> None:
-        """An upload of `size` bytes begins on `sock`; it takes its share unless it is small."""
+        """Give `sock` a share for an upload of `size` bytes, unless that is small."""
         if size >= SHARED_FROM_BYTES:
             self._active.add(sock)
             self._share()
 
     def end(self, sock: socket.socket) -> None:
-        """It is over; the others share what it had."""
+        """Divide the share of `sock` among the others: its upload is over."""
         if sock in self._active:
             self._active.remove(sock)
             self.prepare(sock)

@@ -1,8 +1,8 @@
-"""All lanes, lent to one user at a time, the best one first.
+"""All connections to the store; each is used by one request at a time, and the best idle one is handed out first.
 
-There are some more than uploads can use at once, so that those which the keeper touches or opens are not missed. Who
-sends much gets the one with the widest congestion window, who sends little the narrowest, which is as good there; lanes
-that stand open and lead to a receiver that serves go before all others.
+A few more exist than uploads can use at once, so that those which the keeper uses or opens are not missed. An upload
+that sends much gets the connection with the widest congestion window, one that sends little the narrowest, which is as
+good for it; connections that are open and lead to an enabled address come before all others.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
-#: One more connection for so many. The keeper has these to work with and leaves as many as uploads can use.
+#: One connection of reserve for so many that uploads can use. The keeper works on as many as are in reserve.
 CONNECTIONS_PER_RESERVE = 6
 
 
@@ -39,138 +39,137 @@ class ConnectionPool:
     Args:
         settings: endpoint, timeouts, number of connections.
         clock: monotonic seconds.
-        spare: how many there are beyond what uploads can use; by default some.
+        reserve: how many there are beyond what uploads can use; by default one for each `CONNECTIONS_PER_RESERVE`.
 
     Attributes:
         pacer: shares the bandwidth among them.
-        receivers: the addresses that they lead to.
+        addresses: where they may lead.
         url: of the endpoint.
     """
 
-    def __init__(self, settings: Settings, clock: Clock = time.monotonic, *, spare: int | None = None) -> None:
+    def __init__(self, settings: Settings, clock: Clock = time.monotonic, *, reserve: int | None = None) -> None:
         self._settings = settings
         self._clock = clock
         self.url = URL(settings.endpoint_url)
         secure = self.url.scheme == "https"
         self._tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
         self.pacer = Pacer(settings.bwlimit_bps)
-        self.receivers = Addresses(clock, _tell_aside, _tell_back)
-        self.receivers.replace(settings.receivers)
+        self.addresses = Addresses(clock, _log_disabled, _log_enabled)
+        self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
         self._resolving = asyncio.Lock()
-        self._warned: set[str] = set()
-        self.spare = -(-settings.max_connections // CONNECTIONS_PER_RESERVE) if spare is None else spare
-        self._all = [self.new_lane() for _ in range(settings.max_connections + self.spare)]
-        self._idle = list(self._all)  # from the one used longest ago to the one used last
-        self._busy: set[Connection] = set()  # idle, but the keeper has them; they keep their place
+        self._warnings: set[str] = set()
+        self.reserve = -(-settings.max_connections // CONNECTIONS_PER_RESERVE) if reserve is None else reserve
+        self._all = [self.new_connection() for _ in range(settings.max_connections + self.reserve)]
+        self._free = list(self._all)  # from the one used longest ago to the one used last
+        self._in_maintenance: set[Connection] = set()  # free, but the keeper is using them; they keep their place
         self._waiting: list[asyncio.Future[None]] = []
         self._opened_before = 0
-        self._ending: set[asyncio.Task[None]] = set()
+        self._closing: set[asyncio.Task[None]] = set()
 
-    def new_lane(self) -> Connection:
-        """Make one that is not open and not among those that are lent."""
+    def new_connection(self) -> Connection:
+        """Make a connection that is not open and not in the pool."""
         return Connection(self._settings, self._tls, self.pacer, self._clock, self._warn)
 
     def _warn(self, text: str) -> None:
-        if text not in self._warned:  # once, not for every socket
-            self._warned.add(text)
+        if text not in self._warnings:  # once, not for every socket
+            self._warnings.add(text)
             _log.warning("%s", text)
 
     @property
     def limit(self) -> int:
-        """How many there may be."""
+        """The number of connections, open or not."""
         return len(self._all)
 
     @property
+    def usable(self) -> int:
+        """The number of connections that uploads can use at once."""
+        return self.limit - self.reserve
+
+    @property
     def open_count(self) -> int:
-        """How many stand open."""
-        return sum(lane.is_open for lane in self._all)
+        """The number of connections that are open."""
+        return sum(connection.is_open for connection in self._all)
 
     @property
     def opened(self) -> int:
         """How many connections were made since the start."""
-        return self._opened_before + sum(lane.opened for lane in self._all)
+        return self._opened_before + sum(connection.opened for connection in self._all)
 
     @property
-    def aside(self) -> list[str]:
-        """The receivers that are left aside."""
-        return self.receivers.aside
-
-    @property
-    def lent(self) -> int:
-        """How many are lent."""
-        return len(self._all) - len(self._idle)
+    def in_use(self) -> int:
+        """The number of connections that were acquired and not yet released."""
+        return len(self._all) - len(self._free)
 
     def idle(self) -> list[Connection]:
-        """Those that nobody uses, from the one used longest ago to the one used last."""
-        return [lane for lane in self._idle if lane not in self._busy]
-
-    def leading_to(self) -> Counter[str]:
-        """How many lead to each receiver, or are about to."""
-        idle = set(self.idle())
-        return Counter(lane.receiver for lane in self._all if lane.is_open or lane not in idle)
+        """Return the connections that can be acquired, from the one used longest ago to the one used last."""
+        return [connection for connection in self._free if connection not in self._in_maintenance]
 
     @property
-    def usable(self) -> int:
-        """How many uploads can use at once."""
-        return self.limit - self.spare
+    def available_for_parts(self) -> int:
+        """How many the further parts of large files may take: those idle beyond half of the usable ones.
 
-    @property
-    def for_parts(self) -> int:
-        """How many the further parts of large files may take: those idle beyond half of the usable, others first."""
-        idle = len(self.idle()) - self.spare
+        None while an upload waits for a connection.
+        """
+        idle = len(self.idle()) - self.reserve
         return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))
 
-    def number(self, lane: Connection) -> int:
-        """Its place among all, from 0; who replaces it has the same."""
-        return self._all.index(lane)
+    def per_address(self) -> Counter[str]:
+        """Count the connections that lead to each address, or are about to."""
+        idle = set(self.idle())
+        return Counter(connection.address for connection in self._all if connection.is_open or connection not in idle)
 
-    @property
-    def peers(self) -> Counter[str]:
-        """How many stand open to each address."""
-        return Counter(sorted(lane.receiver for lane in self._all if lane.is_open))
+    def open_per_address(self) -> Counter[str]:
+        """Count the open connections to each address."""
+        return Counter(sorted(connection.address for connection in self._all if connection.is_open))
+
+    def index(self, connection: Connection) -> int:
+        """Return its place among all, from 0; the connection that replaces it gets the same."""
+        return self._all.index(connection)
 
     @contextlib.asynccontextmanager
-    async def take(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[Connection]:
-        """Lend a lane, waiting until one is idle.
+    async def acquire(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[Connection]:
+        """Hand out a connection for the time of the context, after waiting until one is idle.
 
         Args:
             large: much will be sent over it.
-            avoid: receivers to pass over if another one serves.
+            avoid: addresses not to use if another one is enabled.
 
         Raises:
             OSError: the endpoint's name does not resolve.
         """
-        while not (free := self.idle()):
+        while not (idle := self.idle()):
             waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._waiting.append(waiter)
             try:
                 await waiter
             except asyncio.CancelledError:
-                self._wake_one()  # the lane that we were woken for must not be forgotten
+                self._wake_one()  # the connection for which this one was woken must not be forgotten
                 raise
             finally:
                 self._waiting.remove(waiter)
-        lane = self._best(free, large=large, avoid=avoid)
-        self._idle.remove(lane)
+        connection = self._best(idle, large=large, avoid=avoid)
+        self._free.remove(connection)
         try:
-            await self.aim(lane, avoid)
-            yield lane
+            await self.assign_address(connection, avoid)
+            yield connection
         finally:
-            self._idle.append(lane)
+            self._free.append(connection)
             self._wake_one()
 
-    def _best(self, free: list[Connection], *, large: bool, avoid: Collection[str]) -> Connection:
-        good = [lane for lane in free if lane.is_open and self._leads_well(lane, avoid)]
-        if good:
-            return max(reversed(good), key=lambda lane: lane.window if large else -lane.window)
-        closed = next((lane for lane in reversed(free) if not lane.is_open), None)
-        if closed is None and self.receivers.elsewhere(avoid):
-            closed = self.replace(free[-1])
-        return closed or free[-1]
+    def _best(self, idle: list[Connection], *, large: bool, avoid: Collection[str]) -> Connection:
+        preferred = [each for each in idle if each.is_open and self._is_preferred(each, avoid)]
+        if preferred:
+            return max(reversed(preferred), key=lambda each: each.window if large else -each.window)
+        closed = next((each for each in reversed(idle) if not each.is_open), None)
+        if closed is None and self.addresses.has_alternative(avoid):
+            closed = self.replace(idle[-1])
+        return closed or idle[-1]
 
-    def _leads_well(self, lane: Connection, avoid: Collection[str]) -> bool:
-        return self.receivers.serves(lane.receiver) and not (lane.receiver in avoid and self.receivers.elsewhere(avoid))
+    def _is_preferred(self, connection: Connection, avoid: Collection[str]) -> bool:
+        if connection.address in avoid and self.addresses.has_alternative(avoid):
+            return False
+        return self.addresses.is_enabled(connection.address)
 
     def _wake_one(self) -> None:
         waiter = next((waiter for waiter in self._waiting if not waiter.done()), None)
@@ -178,64 +177,64 @@ class ConnectionPool:
             waiter.set_result(None)
 
     @contextlib.contextmanager
-    def hold(self, lane: Connection) -> Iterator[None]:
-        """Keep an idle lane from being lent; it keeps its place among the idle ones."""
-        self._busy.add(lane)
+    def maintain(self, connection: Connection) -> Iterator[None]:
+        """Keep an idle connection from being acquired; it keeps its place in the order of use."""
+        self._in_maintenance.add(connection)
         try:
             yield
         finally:
-            self._busy.remove(lane)
+            self._in_maintenance.remove(connection)
             self._wake_one()
 
-    def replace(self, lane: Connection) -> Connection:
-        """End an idle lane; a new one that is not open takes its place."""
-        new = self.new_lane()
-        for lanes in (self._all, self._idle):
-            lanes[lanes.index(lane)] = new
-        self._opened_before += lane.opened
-        ending = asyncio.create_task(lane.close())
-        self._ending.add(ending)
-        ending.add_done_callback(self._ending.discard)
+    def replace(self, connection: Connection) -> Connection:
+        """Close an idle connection and return the new one, not yet open, that takes its place."""
+        new = self.new_connection()
+        for connections in (self._all, self._free):
+            connections[connections.index(connection)] = new
+        self._opened_before += connection.opened
+        closing = asyncio.create_task(connection.close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
         return new
 
-    async def aim(self, lane: Connection, avoid: Collection[str] = ()) -> None:
-        """Give a lane that must connect its address, and the others to fall back on.
+    async def assign_address(self, connection: Connection, avoid: Collection[str] = ()) -> None:
+        """Give a connection that is not open the address to connect to, and the others to fall back on.
 
         Raises:
             OSError: the endpoint's name does not resolve.
         """
-        if not lane.is_open:
+        if not connection.is_open:
             await self._resolve()
-            lane.pin(self.receivers.order(self.leading_to(), avoid))
+            connection.set_addresses(self.addresses.in_order(self.per_address(), avoid))
 
     async def _resolve(self) -> None:
         if self._settings.receivers:
             return
         async with self._resolving:
-            if self.receivers and self._clock() - self._resolved_at < RESOLVE_EVERY_S:
+            if self.addresses and self._clock() - self._resolved_at < RESOLVE_EVERY_S:
                 return
             loop = asyncio.get_running_loop()
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_s):
                     found = await loop.getaddrinfo(self.url.host, self.url.port, type=socket.SOCK_STREAM)
             except OSError as exc:
-                if not self.receivers:
+                if not self.addresses:
                     raise
-                _log.warning("%s does not resolve any more, %s; the addresses before stay", self.url.host, exc)
+                _log.warning("%s no longer resolves, %s; its last known addresses stay in use", self.url.host, exc)
             else:
-                self.receivers.replace(dict.fromkeys(str(item[4][0]) for item in found))
+                self.addresses.replace(dict.fromkeys(str(item[4][0]) for item in found))
             self._resolved_at = self._clock()
 
     async def close(self) -> None:
         """Close every connection."""
-        await asyncio.gather(*self._ending, *(lane.close() for lane in self._all))
+        await asyncio.gather(*self._closing, *(connection.close() for connection in self._all))
 
 
-def _tell_aside(address: str, why: str, served: bool) -> None:
-    kind = {"journal": {"MESSAGE_ID": MessageId.RECEIVER_ASIDE.value}}
-    level = logging.WARNING if served else logging.INFO  # an address that never answered is no news each start
-    _log.log(level, "receiver %s is left aside: %s", address, why, extra=kind)
+def _log_disabled(address: str, reason: str, has_answered: bool) -> None:
+    kind = {"journal": {"MESSAGE_ID": MessageId.ADDRESS_DISABLED.value}}
+    level = logging.WARNING if has_answered else logging.INFO  # one that never answered is no news at each start
+    _log.log(level, "address %s of the store is temporarily disabled: %s", address, reason, extra=kind)
 
 
-def _tell_back(address: str) -> None:
-    _log.info("receiver %s serves again", address)
+def _log_enabled(address: str) -> None:
+    _log.info("address %s of the store is enabled again", address)

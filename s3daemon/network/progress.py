@@ -1,65 +1,141 @@
-"""How far an attempt has come: what is acknowledged of all that it sends, and how fast. Told the time, never asks.
+"""How far uploads have come, by what the peer's TCP acknowledged, and when one is stalled.
 
-An attempt has one upload, or one for each part of a large object, several at a time; each joins here as its body begins
-and leaves as it ends.
+    Upload      one body over one connection: an object, or a part of a large one
+    Progress    all uploads of one attempt together, and their rate
+    StallWatch  decides when an upload no longer moves
+
+An attempt has one upload, or one for each part of a large object, several at a time; each joins the attempt's
+`Progress` as its body begins and leaves as it ends. An error does not tell whether the object arrived; TCP does: while
+fewer bytes than the body has were acknowledged, it cannot have.
+
+aiohttp's `sock_read` timeout does not cover writing, so a store that stops reading would hang a PUT for ever; and a
+time limit on the whole upload would end a slow but moving one. `StallWatch` looks at acknowledged bytes instead.
 """
 
 from __future__ import annotations
 
+import asyncio
+import os
+import socket
 from collections import deque
-from typing import Protocol
 
+from s3daemon.network.connection import Connection
+from s3daemon.network.tcp import TcpInfo, reset_on_close
+
+#: How often an upload is looked at. A quarter of a second is fine enough for limits of seconds and costs nothing.
+TICK_S = 0.25
 #: Samples kept for the recent rate; with one each 2 s it is that of the last 4 to 6 s.
 _SAMPLES = 3
 
 
-class Moving(Protocol):
-    """An upload, as far as this module looks at it."""
+class Upload:
+    """What was acknowledged of one body since it began, known even after the connection is closed.
 
-    size: int  #: of its body, bytes
-    receiver: str  #: the address that it goes to
+    Args:
+        connection: carries it.
+        size: of the body, bytes.
+        progress: of the attempt that this is a part of.
+
+    Attributes:
+        connection_state: `warm` when the connection was open before, or `new`.
+        address: where the body goes; empty until it begins.
+    """
+
+    def __init__(self, connection: Connection, size: int, progress: Progress | None = None) -> None:
+        self.connection_state = "warm" if connection.is_open else "new"
+        self.size = size
+        self.address = ""
+        self._progress = Progress() if progress is None else progress
+        self._connection = connection
+        self._sock: socket.socket | None = None
+        self._before: TcpInfo | None = None
+
+    def begin(self, transport: asyncio.BaseTransport) -> None:
+        """Start to count: the body is about to be written to `transport`.
+
+        A descriptor of our own outlives the transport's, so that the kernel can still be asked when that is closed.
+        """
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            self._sock = socket.socket(fileno=os.dup(sock.fileno()))
+            reset_on_close(self._sock)  # however it ends, a crash of ours included, nothing arrives after the end
+            self._before = TcpInfo.of(self._sock)
+            self._connection.pacer.begin(self._sock, self.size)
+            self.address = self._connection.address
+            self._progress.begin(self)
+
+    def info(self) -> TcpInfo | None:
+        """Return TCP_INFO now; None before anything was written."""
+        return TcpInfo.of(self._sock) if self._sock is not None else None
 
     def acked(self) -> int:
-        """Bytes acknowledged since the body began, headers and TLS's share included."""
+        """Return the bytes acknowledged since the body began, headers and TLS's share included."""
+        now = self.info()
+        return now.acked - self._before.acked if now and self._before else 0
+
+    @property
+    def may_have_arrived(self) -> bool:
+        """Whether as many bytes as the body has were acknowledged.
+
+        Or some were, all were sent, and then came a reset: that acknowledges nothing of what the peer read last.
+        """
+        now = self.info()
+        if now is None or self._before is None:
+            return False
+        acked, sent = now.acked - self._before.acked, now.sent - self._before.sent
+        return acked >= self.size or (now.closed and acked > 0 and sent >= self.size)
+
+    def retransmits(self, now: TcpInfo) -> int:
+        """Return the segments sent again since the body began."""
+        return now.retransmits - self._before.retransmits if self._before else 0
+
+    def close(self) -> None:
+        """Close the descriptor; only now can the kernel tell the peer that the connection is over."""
+        if self._sock is not None:
+            self._progress.end(self)
+            self._connection.pacer.end(self._sock)
+            if TcpInfo.of(self._sock).outstanding == 0:
+                reset_on_close(self._sock, enabled=False)  # the connection may be kept, and later end without a reset
+            self._sock.close()
 
 
 class Progress:
-    """That of one attempt."""
+    """How far one attempt has come. It never reads a clock: the time is passed in."""
 
     def __init__(self) -> None:
-        self._moving: list[Moving] = []
+        self._uploads: list[Upload] = []
         self._arrived = 0
-        self._last_receiver = ""
+        self._last_address = ""
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
     def __len__(self) -> int:
-        """How many uploads are under way."""
-        return len(self._moving)
+        """The number of uploads in flight."""
+        return len(self._uploads)
 
-    def there(self, count: int) -> None:
-        """So many bytes, of a file that goes in parts, are in the store since an earlier attempt."""
+    def add_stored(self, count: int) -> None:
+        """Count bytes that an earlier attempt already stored, of a file that goes in parts."""
         self._arrived += count
 
-    def begin(self, upload: Moving) -> None:
-        """Its body is about to be sent."""
-        self._moving.append(upload)
-        self._last_receiver = upload.receiver
+    def begin(self, upload: Upload) -> None:
+        """Add an upload whose body is about to be sent."""
+        self._uploads.append(upload)
+        self._last_address = upload.address
 
-    def end(self, upload: Moving) -> None:
-        """It is over, not closed yet. What did not arrive whole has to be sent again, and counts for nothing."""
-        if upload in self._moving:
-            self._moving.remove(upload)
+    def end(self, upload: Upload) -> None:
+        """Remove an upload before it is closed. One that did not arrive whole has to be sent again and counts 0."""
+        if upload in self._uploads:
+            self._uploads.remove(upload)
             self._arrived += upload.size if upload.acked() >= upload.size else 0
 
     @property
     def acked_bytes(self) -> int:
         """How much of the file is acknowledged."""
-        return self._arrived + sum(min(upload.acked(), upload.size) for upload in self._moving)
+        return self._arrived + sum(min(upload.acked(), upload.size) for upload in self._uploads)
 
     @property
-    def receivers(self) -> list[str]:
-        """Addresses that it goes to now; once all is sent, the last one."""
-        now = dict.fromkeys(upload.receiver for upload in self._moving) or dict.fromkeys([self._last_receiver])
+    def addresses(self) -> list[str]:
+        """The addresses that it goes to now; once all is sent, the last one."""
+        now = dict.fromkeys(upload.address for upload in self._uploads) or dict.fromkeys([self._last_address])
         return [address for address in now if address]
 
     def sample(self, now: float) -> None:
@@ -67,8 +143,38 @@ class Progress:
         self._samples.append((now, self.acked_bytes))
 
     def recent_rate(self, now: float) -> float | None:
-        """Bytes per second since the oldest sample; None when there is none, or no time has passed."""
+        """Return bytes per second since the oldest sample; None when there is none, or no time has passed."""
         if not self._samples or now <= self._samples[0][0]:
             return None
         then, acked = self._samples[0]
         return max(0, self.acked_bytes - acked) / (now - then)
+
+
+class StallWatch:
+    """Decides when an upload no longer moves, from what it is given once a tick.
+
+    Ticks are counted, not seconds, so a process that was stopped for an hour finds nothing stalled when it resumes.
+
+    Args:
+        stall_s: no byte was acknowledged for this long although some are outstanding, seconds.
+        answer_s: everything was acknowledged and no answer came for this long, seconds.
+        tick_s: seconds between two calls of `tick`.
+    """
+
+    def __init__(self, stall_s: float, answer_s: float, tick_s: float = TICK_S) -> None:
+        self._stall_ticks = max(1, round(stall_s / tick_s))
+        self._answer_ticks = max(1, round(answer_s / tick_s))
+        self._unchanged_ticks = 0
+        self._last: tuple[int, bool] = (-1, False)
+
+    def tick(self, acked: int, *, arrived: bool) -> bool:
+        """Return whether the attempt should end now.
+
+        Args:
+            acked: bytes acknowledged so far.
+            arrived: the whole body was acknowledged.
+        """
+        now = (acked, arrived)
+        self._unchanged_ticks = self._unchanged_ticks + 1 if now == self._last else 0
+        self._last = now
+        return self._unchanged_ticks >= (self._answer_ticks if arrived else self._stall_ticks)

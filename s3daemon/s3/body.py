@@ -116,7 +116,7 @@ class FileBody(Payload):
             raise FileError(Code.INTERNAL, "a body is sent once")
         assert isinstance(writer, StreamWriter), "aiohttp's own, which knows its transport"
         assert writer.transport is not None
-        self.transport = tcp.beneath(writer.transport)
+        self.transport = tcp.tcp_transport_of(writer.transport)
         self._on_start(self.transport)
         hashing: asyncio.Future[Any] | None = None
         try:

@@ -16,7 +16,7 @@ from s3daemon.s3.prime import Primer
 from s3daemon.s3.store import Store
 
 #: A change of any other setting leaves the connections as they are.
-_OF_LANES = (
+_OF_POOL = (
     "endpoint_url",
     "receivers",
     "ca_bundle",
@@ -39,12 +39,12 @@ class Endpoint:
         self._settings = settings
         self._keeping: asyncio.Task[None] | None = None
         self._inherits = before is not None and all(
-            getattr(settings, name) == getattr(before._settings, name) for name in _OF_LANES
+            getattr(settings, name) == getattr(before._settings, name) for name in _OF_POOL
         )
-        self.lanes: ConnectionPool = before.lanes if before is not None and self._inherits else ConnectionPool(settings)
-        self.lanes.pacer.set_limit(settings.bwlimit_bps)
+        self.pool: ConnectionPool = before.pool if before is not None and self._inherits else ConnectionPool(settings)
+        self.pool.pacer.set_limit(settings.bwlimit_bps)
         self.signer = Signer(settings)
-        self.store = Store(settings, self.lanes, self.signer)
+        self.store = Store(settings, self.pool, self.signer)
 
     async def open(self) -> None:
         """Make the client, and begin to open the connections.
@@ -54,15 +54,15 @@ class Endpoint:
         """
         await self.signer.open()
         prime = Primer(self._settings, self.store.sending).widen if self._settings.prime else None
-        self._keeping = asyncio.create_task(Keeper(self._settings, self.lanes, prime).run())
+        self._keeping = asyncio.create_task(Keeper(self._settings, self.pool, prime).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one goes on with them."""
         if self._keeping is not None:
             self._keeping.cancel()
         await self.signer.close()
-        if after is None or after.lanes is not self.lanes:
-            await self.lanes.close()
+        if after is None or after.pool is not self.pool:
+            await self.pool.close()
 
     async def retire(
         self, after: Endpoint, in_flight: set[asyncio.Task[None]], leave: Callable[[Store], Awaitable[None]]

@@ -1,7 +1,7 @@
 """A large file to S3 in parts, several at a time; what the store has of it already is not sent again.
 
     CreateMultipartUpload       carries the object's metadata; what it began is in the ledger before a part is sent
-    UploadPart                  each a watched PUT over a lane of its own; in the ledger once the store has it
+    UploadPart                  each a watched PUT over a connection of its own; in the ledger once the store has it
     CompleteMultipartUpload     makes the object; of all three it alone can leave it unknown whether there is one
 
 An attempt goes on with what an earlier one began, of this process or of another, when the content of the file, the
@@ -26,8 +26,7 @@ from s3daemon.model.source import Source
 from s3daemon.s3.parts import START_OVER, Parts, certain, names_of, part_bytes
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.stored import Stored, marks_of
-from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 #: "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API Reference). Longer than
 #: any gateway's own limit, so that it is they who give up first; the object is then looked up.
@@ -69,7 +68,7 @@ class Multipart:
             begun = await self._take_up(transfer, source, ledger, tried)
             begun = begun or await self._begin(transfer, source, ledger, tried)
             if (progress := self._sending.under_way.get(transfer.id)) is not None:
-                progress.there(sum(map(begun.upload.length, begun.etags)))
+                progress.add_stored(sum(map(begun.upload.length, begun.etags)))
             sent = await self._parts.send(begun, source, ledger, tried)
             await unchanged(None, source.check_unchanged)
             etag = await self._complete(begun, ledger, tried)

@@ -1,8 +1,8 @@
 """The parts of a large file: how large they are, how many go at a time, and that each is sent until the store has it.
 
-**Who gets how many lanes.** Every large file has one, as any upload has. Further parts take one only while more than
-half of the lanes are idle, so what else is accepted meanwhile finds half of them at once, and a large file is back to
-its one as its parts end. Several large files share the other half evenly.
+**Who gets how many connections.** Every large file has one, as any upload has. Further parts take one only while more
+than half of the connections are idle, so what else is accepted meanwhile finds half of them at once, and a large file
+is back to its one as its parts end. Several large files share the other half evenly.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from typing import Any
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import Source
-from s3daemon.network.tcp import TICK_S
+from s3daemon.network.progress import TICK_S
 from s3daemon.s3.sender import Delivered, Sender
-from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 #: S3's limit ("Amazon S3 multipart upload limits"); Ceph's rgw_multipart_part_upload_limit is the same.
 MAX_PARTS = 10_000
@@ -84,13 +83,13 @@ class Parts:
         sent: list[Delivered] = []
         running: dict[asyncio.Task[Delivered], int] = {}
         failure: AttemptError | None = None
-        patience = self._sending.lanes.limit  # each lane's connection may have been closed while it was idle
+        patience = self._sending.pool.limit  # each connection may have been closed while it was idle
         try:
             while running or (todo and failure is None):
                 while todo and failure is None and self._may_start(len(running), len(todo)):
                     number = todo.popleft()
                     running[asyncio.create_task(self._send_part(begun, number, source, ledger, tried))] = number
-                    await asyncio.sleep(0)  # for it to take its lane, before the next one counts those that are idle
+                    await asyncio.sleep(0)  # for it to take its connection, before the next one counts the idle ones
                 done, _ = await asyncio.wait(running, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     number = running.pop(task)
@@ -116,12 +115,12 @@ class Parts:
         """Whether a file may send one more part, with so many in flight and so many to come."""
         if not running:
             return True
-        lanes = self._sending.lanes
-        share = max(1, lanes.usable // 2 // max(1, self.files))
+        pool = self._sending.pool
+        share = max(1, pool.usable // 2 // max(1, self.files))
         # Rounds of equal width: 16 parts go 8 at a time, not 12 and then 4 that leave the link half empty.
         left = running + waiting
         rounds = -(-left // share)
-        return running < -(-left // rounds) and lanes.for_parts > 0
+        return running < -(-left // rounds) and pool.available_for_parts > 0
 
     async def _send_part(
         self, begun: OpenUpload, number: int, source: Source, ledger: OpenUploads, tried: Collection[str]

@@ -26,12 +26,12 @@ class Primer:
         self._bucket, _, self._prefix = settings.prime.partition("/")
         self._sending = sending
 
-    async def widen(self, lane: Connection) -> None:
-        """Send a scratch object over `lane`, which is the caller's.
+    async def widen(self, connection: Connection) -> None:
+        """Send a scratch object over `connection`, which is the caller's.
 
         Raises:
             AttemptError: the store did not take it.
         """
         source = Source("", -1, FileState(PRIMED_BYTES, 0, 0, 0), bytes(PRIMED_BYTES))
-        key = f"{self._prefix}{self._sending.lanes.number(lane)}"
-        await self._sending.deliver("put_object", "prime", source, over=lane, Bucket=self._bucket, Key=key)
+        key = f"{self._prefix}{self._sending.pool.index(connection)}"
+        await self._sending.deliver("put_object", "prime", source, over=connection, Bucket=self._bucket, Key=key)

@@ -1,7 +1,7 @@
-"""Requests over the lanes: signed by aiobotocore, sent by us, and watched while they move.
+"""Requests over the pool's connections: signed by aiobotocore, sent by us, and watched while they move.
 
 aiobotocore builds and signs every request and reads every answer, but does not send them: a `before-send` handler
-carries each over the lane that its context names. So nothing between here and the store sends twice, follows a
+carries each over the connection that its context names. So nothing between here and the store sends twice, follows a
 redirect, waits for a `100 Continue`, or opens a connection that nobody asked for.
 
 A request with a body ends by an answer, by an error, or because it no longer moves. What the error was does not tell
@@ -26,9 +26,7 @@ from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
-from s3daemon.network.progress import Progress
-from s3daemon.network.tcp import TICK_S, StallWatch
-from s3daemon.network.upload import Upload
+from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
 from s3daemon.s3.failures import SENDING_ERRORS, failure_of, refusal_of, stall_of
@@ -37,7 +35,7 @@ from s3daemon.s3.failures import SENDING_ERRORS, failure_of, refusal_of, stall_o
 MD5_DIGITS = 32
 
 _T = TypeVar("_T")
-_lane: ContextVar[Connection] = ContextVar("lane")
+_connection: ContextVar[Connection] = ContextVar("connection")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +64,16 @@ class Sender:
 
     Args:
         settings: limits of a request, verification.
-        lanes: the connections to use.
+        pool: the connections to use.
         signer: makes and signs the requests.
 
     Attributes:
         under_way: how far each transfer is of which an attempt is under way, by its id.
     """
 
-    def __init__(self, settings: Settings, lanes: ConnectionPool, signer: Signer) -> None:
+    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer) -> None:
         self.settings = settings
-        self.lanes = lanes
+        self.pool = pool
         self.under_way: dict[str, Progress] = {}
         self._signer = signer
         signer.send_with(self._send)
@@ -101,7 +99,7 @@ class Sender:
             offset: where the slice begins, bytes.
             size: of the slice, bytes; None for all.
             tried: receivers to pass over if another one serves.
-            over: the lane to use; without it the best one that is idle.
+            over: the connection to use; without it the best one that is idle.
             params: the operation's others.
 
         Raises:
@@ -109,25 +107,25 @@ class Sender:
             FileError: the file could not be read or changed meanwhile.
         """
         length = source.state.size if size is None else size
-        async with self._over(over, transfer_id) if over else self._borrow(transfer_id, tried, length) as lane:
-            upload = Upload(lane, length, self.under_way.get(transfer_id))
+        async with self._over(over, transfer_id) if over else self._borrow(transfer_id, tried, length) as connection:
+            upload = Upload(connection, length, self.under_way.get(transfer_id))
             body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=upload.begin)
             try:
                 request = getattr(self._signer.client, operation)(Body=body, **params)
-                answer = await self._watched(lane, body, upload, request)
+                answer = await self._watched(connection, body, upload, request)
                 info = upload.info()
                 if not (body.finished and upload.may_have_arrived):
                     raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
             finally:
                 if not (body.finished and upload.may_have_arrived):  # what was not taken shall not come later
-                    lane.cut(body.transport)
+                    connection.abort(body.transport)
                 upload.close()
         etag = str(answer.get("ETag", "")).strip('"')
         _verify(body.md5, etag)
-        self.lanes.receivers.succeeded(lane.receiver)
+        self.pool.addresses.succeeded(connection.address)
         retransmits = upload.retransmits(info) if info else 0
         rtt_usec = info.rtt_usec if info else 0
-        return Delivered(etag, length, rtt_usec, retransmits, upload.connection, lane.receiver)
+        return Delivered(etag, length, rtt_usec, retransmits, upload.connection_state, connection.address)
 
     async def ask(
         self, operation: str, *, answer_s: float | None = None, tried: Collection[str] = (), **params: object
@@ -154,7 +152,9 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    async def _watched(self, lane: Connection, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]) -> _T:
+    async def _watched(
+        self, connection: Connection, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]
+    ) -> _T:
         """Carry `request` out while it moves.
 
         Raises:
@@ -165,7 +165,7 @@ class Sender:
         try:
             while not (await asyncio.wait({task}, timeout=TICK_S))[0]:
                 info = upload.info()
-                arrived = body.finished and info is not None and info.due == 0
+                arrived = body.finished and info is not None and info.outstanding == 0
                 if body.transport is not None and watch.tick(upload.acked(), arrived=arrived):
                     raise stall_of(
                         self.settings, len(body), upload.acked(),
@@ -177,40 +177,43 @@ class Sender:
         except SENDING_ERRORS as exc:
             if body.error is not None:
                 raise body.error from exc
-            stale = upload.connection == "warm" and upload.acked() < len(body)
+            stale = upload.connection_state == "warm" and upload.acked() < len(body)
             raise failure_of(exc, ambiguous=upload.may_have_arrived, stale=stale) from exc
         finally:
             if not task.done():
-                lane.cut(body.transport)
+                connection.abort(body.transport)
                 task.cancel()
             await asyncio.gather(task, return_exceptions=True)  # it may have failed just as we were cancelled
 
     @contextlib.asynccontextmanager
-    async def _over(self, lane: Connection, who: str, tried: Collection[str] = ()) -> AsyncIterator[Connection]:
-        token = _lane.set(lane)
+    async def _over(self, connection: Connection, who: str, tried: Collection[str] = ()) -> AsyncIterator[Connection]:
+        token = _connection.set(connection)
         try:
-            yield lane
+            yield connection
         except AttemptError as exc:
-            self.lanes.receivers.blame(exc, lane.receiver, who, tried)
+            self.pool.addresses.attempt_failed(exc, connection.address, who, tried)
             raise
         finally:
-            _lane.reset(token)
+            _connection.reset(token)
 
     @contextlib.asynccontextmanager
     async def _borrow(self, who: str, tried: Collection[str], size: int = 0) -> AsyncIterator[Connection]:
         try:
-            async with self.lanes.take(large=size > SMALL_BYTES, avoid=tried) as lane, self._over(lane, who, tried):
-                yield lane
+            async with (
+                self.pool.acquire(large=size > SMALL_BYTES, avoid=tried) as connection,
+                self._over(connection, who, tried),
+            ):
+                yield connection
         except (socket.gaierror, TimeoutError) as exc:
             reason = exc.strerror or "no answer in time"
             raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
 
     async def _send(self, request: Any, **_: object) -> AioAWSResponse:
-        """Carry a signed request over the lane of this context; what aiobotocore calls in place of its own session."""
+        """Carry a signed request over this context's connection; what aiobotocore calls in place of its own session."""
         given = request.headers.items()
         headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in given}
         headers.pop("Expect", None)  # a round trip, and aiohttp waits for ever when the 100 does not come
-        response = await _lane.get().request(request.method, request.url, headers, request.body or None)
+        response = await _connection.get().request(request.method, request.url, headers, request.body or None)
         raw = {name.decode().lower(): value.decode(errors="replace") for name, value in response.raw_headers}
         return AioAWSResponse(str(response.url), response.status, raw, response)
 

@@ -39,11 +39,11 @@ class LookupResult(Enum):
 
 
 class Store:
-    """One S3 store, reached over its lanes.
+    """One S3 store, reached over its connections.
 
     Args:
         settings: limits of an attempt, verification.
-        lanes: the connections to use.
+        pool: the connections to use.
         signer: makes and signs the requests.
         clock: monotonic seconds.
 
@@ -52,11 +52,9 @@ class Store:
         sending: its requests; knows what is under way.
     """
 
-    def __init__(
-        self, settings: Settings, lanes: ConnectionPool, signer: Signer, clock: Clock = time.monotonic
-    ) -> None:
+    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer, clock: Clock = time.monotonic) -> None:
         self.url = settings.endpoint_url
-        self.sending = Sender(settings, lanes, signer)
+        self.sending = Sender(settings, pool, signer)
         self._settings = settings
         self._clock = clock
         self._multipart = Multipart(self.sending, clock)

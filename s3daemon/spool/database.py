@@ -1,18 +1,23 @@
-"""The rows of the spool: one SQLite file, its schema, and every statement that ever touches it. Synchronous, no policy.
+"""The spool's SQLite file: its schema, and every statement that ever touches it. Synchronous, no policy.
 
     transfer        one row per transfer that is pending (failed = 0) or failed for good (failed = 1)
         seq             order of acceptance, never used twice: AUTOINCREMENT remembers the highest after its row is gone
         id, file (bytes), bucket, key, tags (a JSON array), size_bytes, mtime_ns, inode, device, accepted_usec
                         the `Transfer`; inode and device are unsigned in the kernel, signed here
         accepted_service, attempts, begun, code, text, failed, failed_service, told
-                        as in `Entry`
+                        as in `Entry`; see `COLUMN_OF`
     transfer_overtaken  index over the failed rows alone, by bucket and key: what a success for a destination clears
-    state           one row: service, the seconds of service that ran until it was last written
-    upload, part    multipart uploads: `spoolparts` draws them
+    state           one row: service, the active seconds when it was last written
+    upload          one row for each multipart upload that a store may still hold
+        id, endpoint    the store's name for it, and the URL of that store
+        transfer_id, bucket, key, size_bytes, mark, part_bytes
+                        as in `MultipartUpload`
+        completing      the store was asked to create the object from it, and the answer is not known
+    part            upload_id, number, etag: one row for each part that the store has acknowledged
     PRAGMA user_version     how many of `MIGRATIONS` have been applied
 
-There is no index over `id`: ids are random, so each acceptance would dirty a page of its own of it; the spool knows the
-seq of every id that it holds. The dialect is SQLite 3.34's.
+There is no index over `id`: ids are random, so each acceptance would dirty an index page of its own; the spool knows
+the seq of every id that it holds. The dialect is SQLite 3.34's.
 """
 
 from __future__ import annotations
@@ -22,25 +27,33 @@ import os
 import sqlite3
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from s3daemon.errors import Code, RequestError, StartError
-from s3daemon.spool import upload_rows as spoolparts
+from s3daemon.model.request import Destination
 from s3daemon.spool.rows import (
+    COLUMN_OF,
     COLUMNS,
+    BeginUpload,
     Change,
     ClearFailures,
     Delete,
+    EndUpload,
     Entry,
     Expire,
     Insert,
+    MarkCompleting,
+    MultipartUpload,
+    OpenUpload,
     SaveClock,
+    SavePart,
     Update,
+    UploadChange,
     Value,
     from_row,
     to_row,
 )
-from s3daemon.spool.upload_rows import UploadRows
 
 #: Each brings the schema from the version of its index to the next; none is ever edited once released.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
@@ -55,13 +68,28 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "CREATE TABLE state (service REAL NOT NULL)",
         "INSERT INTO state VALUES (0.0)",
     ),
-    spoolparts.SCHEMA,
+    (
+        """CREATE TABLE upload (
+            id TEXT PRIMARY KEY, endpoint TEXT NOT NULL, transfer_id TEXT NOT NULL, bucket TEXT NOT NULL,
+            key TEXT NOT NULL, size_bytes INTEGER NOT NULL, mark TEXT NOT NULL, part_bytes INTEGER NOT NULL,
+            completing INTEGER NOT NULL)""",
+        """CREATE TABLE part (
+            upload_id TEXT NOT NULL, number INTEGER NOT NULL, etag TEXT NOT NULL,
+            PRIMARY KEY (upload_id, number)) WITHOUT ROWID""",
+    ),
 )
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours
 _INSERT_IF_MISSING = _INSERT.replace("INSERT", "INSERT OR IGNORE", 1)
 _SELECT = f"SELECT {COLUMNS} FROM transfer"  # noqa: S608 - the column names are ours
+_INSERT_UPLOAD = """INSERT OR IGNORE INTO upload
+    (id, endpoint, transfer_id, bucket, key, size_bytes, mark, part_bytes, completing)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)"""
+_INSERT_PART = """INSERT OR REPLACE INTO part (upload_id, number, etag)
+    SELECT ?, ?, ? WHERE EXISTS (SELECT 1 FROM upload WHERE id = ?)"""
+_SELECT_UPLOADS = """SELECT id, endpoint, transfer_id, bucket, key, size_bytes, mark, part_bytes, completing
+    FROM upload ORDER BY rowid"""
 
-#: The WAL is written back when it has this many 4 KiB pages. Half of the ballast: giving up the ballast must leave room
+#: The WAL is written back when it has this many 4 KiB pages. Half of the reserved space: releasing that must leave room
 #: for the write-back and for the removals that free more.
 _WAL_PAGES = 32
 #: What one bad change raises when the others of its commit are fine (a value that cannot be bound, a constraint).
@@ -81,17 +109,17 @@ def is_corrupt(error: sqlite3.Error) -> bool:
 
 
 def primary_code(error: sqlite3.Error) -> int:
-    """Give SQLite's primary result code of `error`, 0 when it has none."""
+    """Return SQLite's primary result code of `error`, 0 when it has none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
 
 @contextlib.contextmanager
-def _sense() -> Iterator[None]:
-    """Tell what was read and makes no sense from a disk that fails."""
+def _invalid_is_damaged() -> Iterator[None]:
+    """Raise `Damaged` for rows that cannot be valid; let the errors of a failing disk pass."""
     try:
         yield
     except (RequestError, ValueError, TypeError) as exc:
-        raise Damaged(f"a row makes no sense: {exc}") from exc
+        raise Damaged(f"a row is not valid: {exc}") from exc
     except sqlite3.OperationalError as exc:
         if primary_code(exc) > sqlite3.SQLITE_ERROR:
             raise
@@ -99,12 +127,12 @@ def _sense() -> Iterator[None]:
 
 
 class SpoolFile:
-    """The open file. One thread at a time; whoever opens it holds the spool's lock.
+    """The open file. Used by one thread at a time, in a process that holds the spool's lock.
 
     Args:
         path: of the file.
-        create: make it when it is not there, else it must be.
-        damaged: only to read from it what can be read, with no check of anything.
+        create: create it when it does not exist; False: it must exist.
+        damaged: open it only to read what can be read, without any check.
 
     Raises:
         StartError: `SpoolNewer`, a later release wrote it.
@@ -112,17 +140,17 @@ class SpoolFile:
     """
 
     def __init__(self, path: Path, *, create: bool, damaged: bool = False) -> None:
-        # SQLite opens URIs only when told so, and a path may hold a question mark.
+        # SQLite takes URIs only when asked to, and a path may hold a question mark.
         uri = f"file:{quote(os.fsencode(path))}?mode={'rwc' if create else 'rw'}"
         self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
-        self.service_base = 0.0  #: seconds of service as last written
+        self.active_base_s = 0.0  #: active seconds as last saved
         self.last_seq = 0  #: the highest ever used
         try:
             # Exclusive: the lock file keeps others out already, and so the WAL's index lives in memory, not in a shared
             # mapping that a full tmpfs would answer with SIGBUS.
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             if damaged:
-                self._look_through()
+                self._read_what_is_left()
             else:
                 self._prepare()
         except BaseException:
@@ -145,15 +173,15 @@ class SpoolFile:
         verdict = self._db.execute("PRAGMA quick_check(1)").fetchone()[0]
         if verdict != "ok":
             raise Damaged(str(verdict).splitlines()[-1])
-        with _sense():
-            self.service_base = float(self._db.execute("SELECT service FROM state").fetchone()[0])
+        with _invalid_is_damaged():
+            self.active_base_s = float(self._db.execute("SELECT service FROM state").fetchone()[0])
             self.last_seq = self._number("SELECT max(seq) FROM sqlite_sequence")
 
-    def _look_through(self) -> None:
-        """Take from a damaged file what can be had."""
+    def _read_what_is_left(self) -> None:
+        """Read the clock and the highest seq from a damaged file, as far as they can be read."""
         self._db.execute("PRAGMA writable_schema = ON")  # SQLite then reads a file that is shorter than it says
         with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
-            self.service_base = float(self._db.execute("SELECT service FROM state").fetchone()[0])
+            self.active_base_s = float(self._db.execute("SELECT service FROM state").fetchone()[0])
         for query in ("SELECT max(seq) FROM transfer", "SELECT max(seq) FROM sqlite_sequence"):
             with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
                 self.last_seq = max(self.last_seq, self._number(query))
@@ -163,14 +191,14 @@ class SpoolFile:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        """Commit what is done within, or nothing of it: what failed must not be swept up by the next commit."""
+        """Commit what is done within, or nothing of it: a failed change must not become part of the next commit."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             yield
             self._db.execute("COMMIT")
         except BaseException:
             if self._db.in_transaction:
-                with contextlib.suppress(sqlite3.Error):  # the first error is the one to tell
+                with contextlib.suppress(sqlite3.Error):  # the first error is the one to report
                     self._db.execute("ROLLBACK")
             raise
 
@@ -180,34 +208,38 @@ class SpoolFile:
         Raises:
             sqlite3.Error: a row or its page is damaged (`is_corrupt`), or the disk fails.
         """
-        return self._read(f"{_SELECT} WHERE seq BETWEEN ? AND ? ORDER BY seq", first, last)
+        return self._read_entries(f"{_SELECT} WHERE seq BETWEEN ? AND ? ORDER BY seq", first, last)
 
     def failures(self) -> list[Entry]:
-        """Read the failed rows as `entries` does; costs what they are, however many are pending."""
-        return self._read(f"{_SELECT} INDEXED BY transfer_overtaken WHERE failed = 1 ORDER BY seq")
+        """Read the failed rows as `entries` does; the cost grows with their number, not with that of pending ones."""
+        return self._read_entries(f"{_SELECT} INDEXED BY transfer_overtaken WHERE failed = 1 ORDER BY seq")
 
-    def uploads(self) -> list[UploadRows]:
-        """Read the multipart uploads as `entries` reads transfers."""
-        with _sense():
-            return spoolparts.read(self._db.execute)
-
-    def _read(self, query: str, *values: Value) -> list[Entry]:
-        with _sense():
+    def _read_entries(self, query: str, *values: Value) -> list[Entry]:
+        with _invalid_is_damaged():
             return [from_row(row) for row in self._db.execute(query, values)]
 
-    def commit(self, jobs: Sequence[Sequence[Change]]) -> list[list[str] | Exception]:
-        """Carry out all `jobs` in one commit: durable when this returns, undone when it raises.
+    def uploads(self) -> list[OpenUpload]:
+        """Read the multipart uploads with their parts, as `entries` reads transfers."""
+        with _invalid_is_damaged():
+            found = {row[0]: _upload_from_row(row) for row in self._db.execute(_SELECT_UPLOADS)}
+            for id_, number, etag in self._db.execute("SELECT upload_id, number, etag FROM part"):
+                if id_ in found:
+                    found[id_].etags[int(number)] = str(etag)
+        return list(found.values())
+
+    def commit(self, batches: Sequence[Sequence[Change]]) -> list[list[str] | Exception]:
+        """Carry out the changes of all `batches` in one commit: durable when this returns, undone when it raises.
 
         Returns:
-            for each job the ids of rows that were removed by what they had in common (`ClearFailures`, `Expire`); or,
-            when one of its changes cannot be carried out whatever the disk does, what was wrong with it.
+            for each batch the ids of the rows that it removed without naming them (`ClearFailures`, `Expire`); or, when
+            one of its changes cannot be carried out on any disk, the error.
 
         Raises:
             sqlite3.Error: the disk or the file.
         """
         results: list[list[str] | Exception] = []
         with self._transaction():
-            for changes in jobs:
+            for changes in batches:
                 try:
                     results.append([id_ for change in changes for id_ in self._carry_out(change)])
                 except _ONE_CHANGE as exc:
@@ -216,23 +248,38 @@ class SpoolFile:
 
     def _carry_out(self, change: Change) -> list[str]:
         run = self._db.execute
+        removed: list[str] = []
         match change:
             case Insert(entry, if_missing):
                 run(_INSERT_IF_MISSING if if_missing else _INSERT, to_row(entry))
             case Update(seq, columns):
-                names = ", ".join(f"{name} = ?" for name in columns)
+                names = ", ".join(f"{COLUMN_OF.get(name, name)} = ?" for name in columns)
                 run(f"UPDATE transfer SET {names} WHERE seq = ?", (*columns.values(), seq))  # noqa: S608 - our names
             case Delete(seq):
                 run("DELETE FROM transfer WHERE seq = ?", (seq,))
             case ClearFailures(destination):
-                return self._remove("failed = 1 AND bucket = ? AND key = ?", destination.bucket, destination.key)
+                removed = self._remove("failed = 1 AND bucket = ? AND key = ?", destination.bucket, destination.key)
             case Expire(before):
-                return self._remove("failed = 1 AND failed_service < ?", before)
-            case SaveClock(service):
-                run("UPDATE state SET service = ?", (service,))
+                removed = self._remove("failed = 1 AND failed_service < ?", before)
+            case SaveClock(active_s):
+                run("UPDATE state SET service = ?", (active_s,))
             case _:
-                spoolparts.carry_out(run, change)
-        return []
+                self._carry_out_upload(change)
+        return removed
+
+    def _carry_out_upload(self, change: UploadChange) -> None:
+        run = self._db.execute
+        match change:
+            case BeginUpload(upload):
+                values = (upload.id, upload.endpoint, upload.transfer_id, upload.destination.bucket)
+                run(_INSERT_UPLOAD, (*values, upload.destination.key, upload.size, upload.mark, upload.part_bytes))
+            case SavePart(upload_id, number, etag):
+                run(_INSERT_PART, (upload_id, number, etag, upload_id))
+            case MarkCompleting(upload_id):
+                run("UPDATE upload SET completing = 1 WHERE id = ?", (upload_id,))
+            case EndUpload(upload_id):
+                run("DELETE FROM part WHERE upload_id = ?", (upload_id,))
+                run("DELETE FROM upload WHERE id = ?", (upload_id,))
 
     def _remove(self, where: str, *values: Value) -> list[str]:
         ids = [row[0] for row in self._db.execute(f"SELECT id FROM transfer WHERE {where}", values)]  # noqa: S608 - ours
@@ -241,19 +288,19 @@ class SpoolFile:
         return ids
 
     def probe(self) -> None:
-        """Write something, durably, that changes nothing.
+        """Make a durable write that changes nothing.
 
         Raises:
-            sqlite3.Error: what an acceptance would meet.
+            sqlite3.Error: what an acceptance would raise.
         """
         with self._transaction():
             self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
 
     def checkpoint(self) -> None:
-        """Write the WAL back into the file and cut it to nothing.
+        """Write the WAL back into the file and truncate it.
 
         Raises:
-            sqlite3.Error: it could not be written whole; nothing is lost, the WAL still holds it.
+            sqlite3.Error: not all of it could be written back; nothing is lost, the WAL still holds it.
         """
         if self._number("PRAGMA wal_checkpoint(TRUNCATE)"):
             raise sqlite3.OperationalError("the WAL is busy")
@@ -261,3 +308,17 @@ class SpoolFile:
     def close(self) -> None:
         """Close the file; SQLite writes the WAL back if it can."""
         self._db.close()
+
+
+def _upload_from_row(row: tuple[Any, ...]) -> OpenUpload:
+    """Read the values of `_SELECT_UPLOADS`.
+
+    Raises:
+        ValueError, TypeError, RequestError: they hold what the daemon never writes.
+    """
+    id_, endpoint, transfer_id, bucket, key, size, mark, part_bytes, completing = row
+    if int(part_bytes) <= 0 or int(size) <= 0:
+        raise ValueError(f"an upload of {size} bytes in parts of {part_bytes}")
+    destination = Destination(bucket, key)
+    upload = MultipartUpload(id_, endpoint, transfer_id, destination, int(size), mark, int(part_bytes))
+    return OpenUpload(upload, completing=bool(completing))

@@ -1,24 +1,23 @@
 """The state directory: who may use it, what lies in it, and what its disk's errors mean. Synchronous.
 
     0700 STATE_DIRECTORY/
-        lock                the daemon or tool that uses the directory holds a flock on it; the file says its pid
-        spool.db, -wal      the rows (spooldb); no -shm, since the file is locked exclusively
-        ballast             256 KiB of real blocks, given up when the disk is full, so that removals can still commit
-        spool.db.new        a replacement being built (spoolrescue)
-        spool.db.rescued    a replacement that is whole, about to become spool.db
+        lock                the daemon or tool that uses the directory holds a flock on it; the file contains its pid
+        spool.db, -wal      the rows (`database`); no -shm, since the file is locked exclusively
+        ballast             256 KiB of real blocks, released when the disk is full, so that removals can still commit
+        spool.db.new        a replacement being built (`recovery`)
+        spool.db.rescued    a complete replacement, about to become spool.db
         spool.db.corrupt-YYYYmmddTHHMMSSZ, its -wal and -shm
-                            a damaged spool, set aside for people; never read again, never removed
+                            a damaged spool, renamed for people to look at; never read again, never removed
 
-What opening does to what a crash or a failing disk left behind:
+What opening does with what a crash or a failing disk left behind:
 
     lock of a dead process  nothing: the kernel released it
     spool.db-wal            SQLite takes what was committed from it, and nothing else
     spool.db damaged        rows that can be read go to spool.db.new, committed; that becomes spool.db.rescued; what
-    there is
-                            of spool.db is set aside; spool.db.rescued becomes spool.db
-    spool.db.rescued        the last two steps of that again
+                            there is of spool.db becomes spool.db.corrupt-...; spool.db.rescued becomes spool.db
+    spool.db.rescued        the last two of these steps again
     spool.db.new            removed
-    ballast short or gone   made again; while it cannot be, acceptances are refused
+    ballast short or gone   created again; while it cannot be, acceptances are refused
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from pathlib import Path
 from s3daemon.errors import Code, SpoolError, StartError, one_line
 from s3daemon.spool.database import primary_code
 
-#: Twice the WAL (spooldb), so that it can be written back and filled once more with removals.
+#: Twice the WAL (`database`), so that it can be written back and filled once more with removals.
 RESERVED_BYTES = 256 * 1024
 
 
@@ -42,7 +41,7 @@ class Lock:
 
     Args:
         directory: the state directory.
-        create: make the lock file when it is not there.
+        create: create the lock file when it does not exist.
 
     Raises:
         StartError: `SpoolLocked`, another process holds it; `NoSpool`; `SpoolDenied`.
@@ -63,31 +62,31 @@ class Lock:
             pid = os.pread(self._fd, 20, 0).decode(errors="replace").strip() or "unknown"
             os.close(self._fd)
             raise StartError(Code.SPOOL_LOCKED, f"{directory} is in use: process {pid} holds its lock") from exc
-        # Always as long, so that a full disk needs no new block for it; and if it does, the lock is what counts.
+        # Always the same length, so that a full disk needs no new block for it; if it does, the lock is what counts.
         with contextlib.suppress(OSError):
             os.pwrite(self._fd, f"{os.getpid():<19}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let others have it."""
+        """Let other processes take it."""
         os.close(self._fd)
 
 
 class ReservedSpace:
-    """Room on the disk that is kept for hard times.
+    """Space on the disk that is reserved, so that removals can still commit when the disk is full.
 
     Args:
         path: of the file.
-        create: False where it may be given up, but not made.
+        create: False where it may be released, but not created.
     """
 
     def __init__(self, path: Path, *, create: bool = True) -> None:
         self._path, self._create = path, create
 
     def ensure(self) -> None:
-        """Make it where it is missing or short, if that is for us.
+        """Create the file where it is missing or short, if it may be created.
 
         Raises:
-            OSError: there is no room; nothing is left of the try.
+            OSError: there is no space; no part of the file is left.
         """
         if not self._create:
             return
@@ -96,7 +95,7 @@ class ReservedSpace:
                 return
         try:
             with self._path.open("wb") as file:
-                # Random: a file system that compresses would keep no room for zeros.
+                # Random: a file system that compresses would reserve nothing for zeros.
                 file.write(os.urandom(RESERVED_BYTES))
                 file.flush()
                 os.fsync(file.fileno())
@@ -105,13 +104,13 @@ class ReservedSpace:
             raise
 
     def release(self) -> None:
-        """Give it up, as far as the disk lets us."""
+        """Remove the file, if the disk allows it."""
         with contextlib.suppress(OSError):
             self._path.unlink()
 
 
 def prepare(directory: Path) -> None:
-    """Make the directory, or close it to others.
+    """Create the directory, or take other users' access to it away.
 
     Raises:
         StartError: `BadStateDirectory`.
@@ -125,10 +124,10 @@ def prepare(directory: Path) -> None:
         raise StartError(Code.BAD_STATE_DIRECTORY, text) from exc
 
 
-def disk_trouble(directory: Path, error: Exception) -> SpoolError:
-    """Say what `error`, met while writing in `directory`, means to people: full, read-only or broken.
+def disk_error(directory: Path, error: Exception) -> SpoolError:
+    """Return the error for people that `error`, raised while writing in `directory`, means: full, read-only or broken.
 
-    SQLite names only the plainest cases, hence the look at the file system itself.
+    SQLite tells only the plainest cases apart, so the file system itself is asked too.
     """
     try:
         disk = os.statvfs(directory)

@@ -1,9 +1,9 @@
-"""Opening the spool's file; replacing it when it is damaged, so that no crash on the way loses what could be read.
+"""Opening the spool's file, and replacing it when it is damaged, so that no crash meanwhile loses what could be read.
 
-The steps, each harmless to repeat (the files are drawn in spooldir):
+The steps, each harmless to repeat (`directory` lists the files):
 
     1. what can be read of spool.db goes to spool.db.new, in one commit, which is written back into that file
-    2. spool.db.new is renamed spool.db.rescued: from here on it is whole, and opening the spool begins with step 3
+    2. spool.db.new is renamed spool.db.rescued: from now on it is complete, and opening the spool begins with step 3
     3. what there is of spool.db-wal, -shm and spool.db is renamed spool.db.corrupt-...
     4. spool.db.rescued is renamed spool.db
 """
@@ -22,11 +22,10 @@ from typing import TypeVar
 
 from s3daemon.errors import Code, StartError, one_line
 from s3daemon.spool.database import SpoolFile, is_corrupt
-from s3daemon.spool.rows import Entry, Insert, SaveClock
-from s3daemon.spool.upload_rows import UploadRows
+from s3daemon.spool.rows import Entry, Insert, OpenUpload, SaveClock
 
-#: Reads that fail while a damaged file is searched for rows. A page holds some tens of rows, so these are thousands of
-#: pages; without a bound a file that lost its root would be searched for every seq there ever was.
+#: The most reads that may fail while a damaged file is searched for rows. A page holds some tens of rows, so these are
+#: thousands of pages; without a bound a file that lost its root would be searched for every seq there ever was.
 _MAX_BAD_READS = 100_000
 
 T = TypeVar("T")
@@ -34,11 +33,10 @@ _log = logging.getLogger(__name__)
 
 
 def cannot_open(directory: Path, error: sqlite3.Error | OSError) -> StartError:
-    """What `error`, met while the spool in `directory` was opened, means to people."""
+    """Return the error for people that `error`, raised while the spool in `directory` was opened, means."""
     if isinstance(error, sqlite3.Error) and is_corrupt(error):
-        return StartError(
-            Code.SPOOL_CORRUPT, f"the spool in {directory} is damaged; the daemon mends it when it starts"
-        )
+        text = f"the spool in {directory} is damaged; the daemon repairs it when it starts"
+        return StartError(Code.SPOOL_CORRUPT, text)
     return StartError(Code.SPOOL_BROKEN, f"the spool in {directory} cannot be opened: {error}")
 
 
@@ -47,76 +45,78 @@ class RecoverableFile:
 
     Args:
         path: of the file.
-        create: make it when there is none, replace it when it is damaged; False for an operator's tool, whose files the
-            service's user could not open.
-
-    Attributes:
-        replaced: it was replaced; for the one who reads that to clear.
+        create: create it when there is none, replace it when it is damaged; False for an operator's tool, whose files
+            the service's user could not open.
     """
 
     def __init__(self, path: Path, *, create: bool) -> None:
         self._path, self._create = path, create
         self._lock = threading.Lock()
         self._file: SpoolFile | None = None
-        self.replaced = False
+        self._replaced = False
 
     def use(self, work: Callable[[SpoolFile], T]) -> T:
-        """Do `work` with the file; once more, with its replacement, when that finds the file damaged.
+        """Call `work` with the file; when that finds the file damaged, once more with its replacement.
 
         Raises:
             StartError: `SpoolNewer`.
-            sqlite3.Error, OSError: the disk does not let us; or the file is damaged (`is_corrupt`), without `create`.
+            sqlite3.Error, OSError: the disk fails; or the file is damaged (`is_corrupt`) and `create` is False.
         """
         with self._lock:
             try:
-                return work(self._opened())
+                return work(self._open_file())
             except sqlite3.Error as exc:
                 if not self._create or not is_corrupt(exc):
                     raise
-                self._closed()
+                self._close_file()
                 self._replace(exc)
-            return work(self._opened())
+            return work(self._open_file())
+
+    def take_replaced(self) -> bool:
+        """Whether the file was replaced since this was last asked."""
+        replaced, self._replaced = self._replaced, False
+        return replaced
 
     def close(self) -> None:
         """Close the file; SQLite writes the WAL back if it can."""
         with self._lock:
-            self._closed()
+            self._close_file()
 
-    def _closed(self) -> None:
+    def _close_file(self) -> None:
         if self._file is not None:
             self._file.close()
             self._file = None
 
-    def _opened(self) -> SpoolFile:
+    def _open_file(self) -> SpoolFile:
         if self._file is None:
             if self._create:
-                self._finish()
+                self._finish_interrupted()
             self._file = SpoolFile(self._path, create=self._create)
         return self._file
 
-    def _finish(self) -> None:
-        """Finish, or undo, what a crash interrupted."""
+    def _finish_interrupted(self) -> None:
+        """Finish, or undo, a replacement that a crash interrupted."""
         if _rescued(self._path).exists():
             _swap_in(self._path)
         for suffix in ("", "-wal"):
             Path(f"{_new(self._path)}{suffix}").unlink(missing_ok=True)
 
     def _replace(self, reason: sqlite3.Error) -> None:
-        self._finish()
-        entries, uploads, lost, service = _salvage(self._path)
+        self._finish_interrupted()
+        entries, uploads, lost, active_s = _salvage(self._path)
         replacement = SpoolFile(_new(self._path), create=True)
         try:
             rows = [Insert(entry, if_missing=True) for entry in entries]
-            replacement.commit([rows, *(upload.changes() for upload in uploads), [SaveClock(service)]])
+            replacement.commit([rows, *(upload.changes() for upload in uploads), [SaveClock(active_s)]])
             replacement.checkpoint()
         finally:
             replacement.close()
         _new(self._path).rename(_rescued(self._path))
-        aside = _swap_in(self._path)
-        self.replaced = True
+        old_file = _swap_in(self._path)
+        self._replaced = True
         _log.error(
             "the spool was damaged (%s): %d transfers carried over, up to %d could not be read; the old file is %s",
-            *(one_line(str(reason)), len(entries), lost, aside),
+            *(one_line(str(reason)), len(entries), lost, old_file),
         )
 
 
@@ -129,57 +129,57 @@ def _rescued(path: Path) -> Path:
 
 
 def _swap_in(path: Path) -> Path:
-    """Set aside what there is of the file, and put the rescued one there (steps 3 and 4).
+    """Rename what there is of the file, put the rescued one there (steps 3 and 4), and return the old file's new name.
 
     The WAL goes first: were it left beside the replacement, SQLite would take it for the replacement's own.
     """
     stamp = time.strftime("%Y%m%dT%H%M%SZ", time.gmtime())
-    aside = Path(f"{path}.corrupt-{stamp}")
+    old_file = Path(f"{path}.corrupt-{stamp}")
     number = 1
-    while any(Path(f"{aside}{suffix}").exists() for suffix in ("-wal", "-shm", "")):
+    while any(Path(f"{old_file}{suffix}").exists() for suffix in ("-wal", "-shm", "")):
         number += 1
-        aside = Path(f"{path}.corrupt-{stamp}.{number}")
+        old_file = Path(f"{path}.corrupt-{stamp}.{number}")
     for suffix in ("-wal", "-shm", ""):
         with contextlib.suppress(FileNotFoundError):
-            Path(f"{path}{suffix}").rename(f"{aside}{suffix}")
+            Path(f"{path}{suffix}").rename(f"{old_file}{suffix}")
     _rescued(path).rename(path)
     directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(directory)
     finally:
         os.close(directory)
-    return aside
+    return old_file
 
 
-def _salvage(path: Path) -> tuple[list[Entry], list[UploadRows], int, float]:
+def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], int, float]:
     """Read what can be read of a damaged file.
 
     Returns:
-        the rows in order, the multipart uploads, how many rows could not be read (at most), the seconds of service.
+        the rows in order, the multipart uploads, how many rows could not be read (at most), the active seconds.
 
-    A range of rows that cannot be read is halved until the bad ones are alone. Uploads are read all or not at all:
-    without theirs a transfer starts over.
+    A range of rows that cannot be read is halved until the damaged rows are isolated. Uploads are read all or not at
+    all: a transfer without its upload starts from the first part again.
     """
     try:
         file = SpoolFile(path, create=False, damaged=True)
     except sqlite3.Error:
         return [], [], 0, 0.0
     entries: list[Entry] = []
-    uploads: list[UploadRows] = []
-    bad, alone = 0, 0
+    uploads: list[OpenUpload] = []
+    bad_reads, bad_rows = 0, 0
     ranges = [(1, file.last_seq)] if file.last_seq else []
-    while ranges and bad < _MAX_BAD_READS:
+    while ranges and bad_reads < _MAX_BAD_READS:
         first, last = ranges.pop()
         try:
             entries += file.entries(first, last)
         except sqlite3.Error:
-            bad += 1
+            bad_reads += 1
             if first == last:
-                alone += 1
+                bad_rows += 1
             else:
                 middle = (first + last) // 2
                 ranges += [(middle + 1, last), (first, middle)]
     with contextlib.suppress(sqlite3.Error):
         uploads = file.uploads()
     file.close()
-    return entries, uploads, alone, file.service_base
+    return entries, uploads, bad_rows, file.active_base_s

@@ -1,15 +1,21 @@
-"""The rows of the spool as values: `Entry`, and the changes that a row goes through. No SQL, no file."""
+"""The rows of the spool as values, and the changes that they go through. No SQL, no file.
+
+A row of a transfer is an `Entry`. A multipart upload that a store may still hold has rows of its own (`OpenUpload`),
+from the moment that its id is known until it is known to be completed, aborted or gone. They outlive the transfer's
+row: however that transfer ended, and whatever crashed meanwhile, it stays known what is left to abort.
+
+Active seconds are those of `ActiveClock`.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.upload_rows import BeginUpload, EndUpload, MarkCompleting, SavePart, UploadChange
 
 #: What a column can hold.
 Value = int | float | str | bytes
@@ -18,47 +24,54 @@ COLUMNS = (
     "seq, id, file, bucket, key, tags, size_bytes, mtime_ns, inode, device, accepted_usec, accepted_service, attempts, "
     "begun, code, text, failed, failed_service, told"
 )
+#: Columns whose names, those of the first schema, differ from the fields of `Entry`.
+COLUMN_OF = {
+    "accepted_active_s": "accepted_service",
+    "attempt_started": "begun",
+    "failed_active_s": "failed_service",
+    "client_notified": "told",
+}
 _SIGN, _WORD = 1 << 63, 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One row.
+    """The row of one transfer.
 
     Args:
         seq: order of acceptance.
         transfer: the unit of work.
-        accepted_service: seconds of service (`ActiveClock`) at acceptance.
+        accepted_active_s: active seconds at acceptance.
         attempts: that have ended, the first included.
-        begun: an attempt may have begun whose outcome is unknown: look the object up before sending.
+        attempt_started: an attempt may have started whose outcome is unknown: look the object up before sending.
         code: the last error's; empty when there was none.
         text: the last error's.
         failed: for good; False while pending.
-        failed_service: seconds of service at that moment; 0 while pending.
-        told: a client was told of the failure.
+        failed_active_s: active seconds at that moment; 0 while pending.
+        client_notified: a client has received the failure.
     """
 
     seq: int
     transfer: Transfer
-    accepted_service: float
+    accepted_active_s: float
     attempts: int = 0
-    begun: bool = False
+    attempt_started: bool = False
     code: str = ""
     text: str = ""
     failed: bool = False
-    failed_service: float = 0.0
-    told: bool = False
+    failed_active_s: float = 0.0
+    client_notified: bool = False
 
 
-def seen_columns(transfer: Transfer) -> dict[str, Value]:
-    """Give the columns that a request which joins a transfer changes: its tags, and the file as it is now."""
-    seen = transfer.seen
+def file_columns(transfer: Transfer) -> dict[str, Value]:
+    """Return the columns that may change while a transfer is pending: its tags, and the state of its file."""
+    state = transfer.seen
     return {
         "tags": json.dumps(transfer.tags),
-        "size_bytes": seen.size,
-        "mtime_ns": seen.mtime_ns,
-        "inode": _signed(seen.inode),
-        "device": _signed(seen.device),
+        "size_bytes": state.size,
+        "mtime_ns": state.mtime_ns,
+        "inode": _signed(state.inode),
+        "device": _signed(state.device),
     }
 
 
@@ -68,14 +81,24 @@ def _signed(unsigned: int) -> int:
 
 
 def to_row(entry: Entry) -> tuple[Value, ...]:
-    """Give the values of `COLUMNS`."""
+    """Return the values of `COLUMNS`."""
     transfer = entry.transfer
-    destination = transfer.destination
-    seen = seen_columns(transfer)
     return (
-        *(entry.seq, transfer.id, os.fsencode(transfer.file), destination.bucket, destination.key, *seen.values()),
-        *(transfer.accepted_usec, entry.accepted_service, entry.attempts, entry.begun, entry.code, entry.text),
-        *(entry.failed, entry.failed_service, entry.told),
+        entry.seq,
+        transfer.id,
+        os.fsencode(transfer.file),
+        transfer.destination.bucket,
+        transfer.destination.key,
+        *file_columns(transfer).values(),
+        transfer.accepted_usec,
+        entry.accepted_active_s,
+        entry.attempts,
+        entry.attempt_started,
+        entry.code,
+        entry.text,
+        entry.failed,
+        entry.failed_active_s,
+        entry.client_notified,
     )
 
 
@@ -83,19 +106,89 @@ def from_row(row: tuple[Any, ...]) -> Entry:
     """Read the values of `COLUMNS`.
 
     Raises:
-        ValueError, TypeError, RequestError: they hold what no daemon writes.
+        ValueError, TypeError, RequestError: they hold what the daemon never writes.
     """
-    seq, id_, file, bucket, key, tags, size, mtime, inode, device, usec, service, attempts, begun, *rest = row
-    code, text, failed, failed_service, told = rest
-    seen = FileState(int(size), int(mtime), inode % _WORD, device % _WORD)
-    transfer = Transfer(id_, os.fsdecode(file), Destination(bucket, key), tuple(json.loads(tags)), seen, int(usec))
-    outcome = (bool(begun), str(code), str(text), bool(failed), float(failed_service), bool(told))
-    return Entry(seq, transfer, float(service), int(attempts), *outcome)
+    seq, id_, file, bucket, key, tags, size, mtime, inode, device, usec, accepted_active_s, attempts, *rest = row
+    attempt_started, code, text, failed, failed_active_s, client_notified = rest
+    state = FileState(int(size), int(mtime), inode % _WORD, device % _WORD)
+    transfer = Transfer(id_, os.fsdecode(file), Destination(bucket, key), tuple(json.loads(tags)), state, int(usec))
+    return Entry(
+        seq,
+        transfer,
+        float(accepted_active_s),
+        int(attempts),
+        attempt_started=bool(attempt_started),
+        code=str(code),
+        text=str(text),
+        failed=bool(failed),
+        failed_active_s=float(failed_active_s),
+        client_notified=bool(client_notified),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class MultipartUpload:
+    """A multipart upload, and which content it is of.
+
+    Args:
+        id: the store's name for it.
+        endpoint: URL of the store.
+        transfer_id: the transfer that created it.
+        destination: where its object would be stored.
+        size: of the file, bytes.
+        mark: which content of the file (`FileState.mark`).
+        part_bytes: the size of every part but the last.
+    """
+
+    id: str
+    endpoint: str
+    transfer_id: str
+    destination: Destination
+    size: int
+    mark: str
+    part_bytes: int
+
+    @property
+    def count(self) -> int:
+        """How many parts it has."""
+        return -(-self.size // self.part_bytes)
+
+    def offset(self, number: int) -> int:
+        """Return where part `number` (1 is the first) begins, bytes."""
+        return (number - 1) * self.part_bytes
+
+    def length(self, number: int) -> int:
+        """Return how long part `number` is, bytes."""
+        return min(self.part_bytes, self.size - self.offset(number))
+
+
+@dataclass(slots=True, eq=False)
+class OpenUpload:
+    """A multipart upload that a store may still hold, with its parts.
+
+    Args:
+        upload: what it is of, and where.
+        etags: of the parts that the store has acknowledged, by number.
+        completing: the store was asked to create the object from it, and the answer is not known.
+        abandoned: no attempt continues it, though its transfer may be pending: it is to be aborted. Only in memory;
+            after a restart the transfer's next attempt finds out anew.
+    """
+
+    upload: MultipartUpload
+    etags: dict[int, str] = field(default_factory=dict)
+    completing: bool = False
+    abandoned: bool = False
+
+    def changes(self) -> list[UploadChange]:
+        """Return what brings it into a spool that has none of it."""
+        id_ = self.upload.id
+        parts = [SavePart(id_, number, etag) for number, etag in self.etags.items()]
+        return [BeginUpload(self.upload), *parts, *([MarkCompleting(id_)] if self.completing else [])]
 
 
 @dataclass(frozen=True, slots=True)
 class Insert:
-    """Add `entry`; nothing when its seq is there already and `if_missing` says that this is no fault."""
+    """Add `entry`; nothing when its seq is there already and `if_missing` says that this is no error."""
 
     entry: Entry
     if_missing: bool = False
@@ -103,7 +196,7 @@ class Insert:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """Set `columns` of the row `seq`; nothing when it is gone."""
+    """Set `columns`, by field of `Entry` or by column, of the row `seq`; nothing when it is gone."""
 
     seq: int
     columns: Mapping[str, Value]
@@ -125,39 +218,82 @@ class ClearFailures:
 
 @dataclass(frozen=True, slots=True)
 class Expire:
-    """Remove what failed before `before` (seconds of service)."""
+    """Remove what failed before `before` (active seconds)."""
 
     before: float
 
 
 @dataclass(frozen=True, slots=True)
 class SaveClock:
-    """Note the seconds of service."""
+    """Save the active seconds so far."""
 
-    service: float
+    active_s: float
 
 
+@dataclass(frozen=True, slots=True)
+class BeginUpload:
+    """Add `upload`; nothing when it is there."""
+
+    upload: MultipartUpload
+
+
+@dataclass(frozen=True, slots=True)
+class SavePart:
+    """Save that the store has a part; nothing when its upload's row is gone."""
+
+    upload_id: str
+    number: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class MarkCompleting:
+    """Save that the store is asked to create the object; nothing when its upload's row is gone."""
+
+    upload_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class EndUpload:
+    """Remove the upload and its parts."""
+
+    upload_id: str
+
+
+UploadChange = BeginUpload | SavePart | MarkCompleting | EndUpload
 Change = Insert | Update | Delete | ClearFailures | Expire | SaveClock | UploadChange
 
 
 def compact(changes: Iterable[Change]) -> list[Change]:
-    """Give fewer changes with the same effect: at most one for each row, destination and purpose.
+    """Return fewer changes with the same effect: at most one for each row, destination and purpose.
 
-    What changes a row again moves behind what came in between, so that no failure is taken for one that was overtaken.
+    A change to a row that was changed before moves behind what came in between, so that `ClearFailures` never removes a
+    failure that came after it.
     """
     kept: dict[object, Change] = {}
     for change in changes:
-        key: object = type(change)
-        if isinstance(change, Insert):
-            key = ("insert", change.entry.seq)
-        elif isinstance(change, ClearFailures):
-            key = change.destination
-        elif isinstance(change, Update | Delete):
-            key = change.seq
-        elif isinstance(change, BeginUpload | SavePart | MarkCompleting | EndUpload):
-            key = change.row
+        key = _compact_key(change)
         before = kept.pop(key, None)
         if isinstance(change, Update) and isinstance(before, Update):
             change = Update(change.seq, {**before.columns, **change.columns})  # noqa: PLW2901 - the two are one now
         kept[key] = before if isinstance(before, Delete) else change
     return list(kept.values())
+
+
+def _compact_key(change: Change) -> object:
+    """Return what `change` is about: of two changes with the same key, one is kept."""
+    key: object = type(change)
+    match change:
+        case Insert(entry):
+            key = ("insert", entry.seq)
+        case Update(seq) | Delete(seq):
+            key = ("row", seq)
+        case ClearFailures(destination):
+            key = destination
+        case BeginUpload(MultipartUpload(id=upload_id)) | EndUpload(upload_id):
+            key = ("upload", upload_id)
+        case SavePart(upload_id, number):
+            key = ("part", upload_id, number)
+        case MarkCompleting(upload_id):
+            key = ("completing", upload_id)
+    return key

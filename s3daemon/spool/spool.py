@@ -1,23 +1,23 @@
-"""Accepted transfers on disk: durable before they are called accepted, in a file that nothing else touches.
+"""The spool: accepted transfers on disk, durable before they are called accepted, in a file that nothing else touches.
 
-    call                    row before          row after
-    ----                    ----------          ---------
-    add                     (none)              pending
-    rejoin, begin, note     pending             pending
-    fail                    pending             failed
-    told                    failed              failed
-    retry                   failed              pending
-    stored                  pending             (none), and so are the failed rows of its destination
-    drop                    pending, failed     (none)
-    expire                  failed              (none), when it was kept long enough
-    restore                 (none)              what memory says
+    call                                    row before          row after
+    ----                                    ----------          ---------
+    add                                     (none)              pending
+    update, start_attempt, record_attempt   pending             pending
+    fail                                    pending             failed
+    mark_notified                           failed              failed
+    retry                                   failed              pending
+    stored                                  pending             (none), as the failed rows of its destination
+    drop                                    pending, failed     (none)
+    expire                                  failed              (none), when it was kept long enough
+    restore                                 (none)              as in memory
 
-Multipart uploads have rows of their own, which outlive these: `ledger`.
+Multipart uploads have rows of their own, which outlive these: `open_uploads`.
 
-spooldb draws the schema, spooldir the files and what recovery does to each leftover, spoolwriter what is done while the
-disk refuses. Changes take effect in the order they were asked for: whatever was asked for before an awaited change is
-durable when that one is. When the file turns out to be damaged while it is open, it is replaced by what could be read
-of it, `on_replaced` is called, and its owner gives what it has in memory to `restore`.
+`database` has the schema, `directory` the files and what recovery does with each leftover, `writer` what is done while
+the disk fails. Changes take effect in the order of the calls: when an awaited change is durable, so is every change
+that was asked for before it. When the file turns out to be damaged while it is open, it is replaced by what could be
+read of it; then `on_replaced` is called, which leads to `restore` with what the daemon has in memory.
 """
 
 from __future__ import annotations
@@ -27,11 +27,13 @@ import contextlib
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import SpoolError, one_line
 from s3daemon.model.request import Destination, Transfer
+from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import Lock, prepare
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.recovery import RecoverableFile, cannot_open
@@ -42,55 +44,74 @@ from s3daemon.spool.rows import (
     Entry,
     Expire,
     Insert,
+    OpenUpload,
     SaveClock,
     Update,
     Value,
-    seen_columns,
+    file_columns,
 )
-from s3daemon.spool.upload_rows import UploadRows
-from s3daemon.spool.writer import Job, Writer
+from s3daemon.spool.writer import Writer, WriteRequest
 
 __all__ = ["Entry", "Spool"]
 
 #: Long enough to gather a burst's removals into one commit, short enough that a crash repeats few look-ups.
 LAZY_S = 0.05
-#: A disk that has room again is noticed within it.
+#: A disk that has space again is noticed within this time.
 RETRY_S = 1.0
 
 
-class Spool:
-    """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, but for `entries`.
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What opening read from the file."""
 
-    Each awaited change raises SpoolError when it is not durable: `add` is refused then, the others are only late. The
-    rest are lazy: they never raise, and are durable soon. What is said of a transfer that the spool does not hold is
+    entries: list[Entry]
+    uploads: list[OpenUpload]
+    active_base_s: float
+    last_seq: int
+
+    @classmethod
+    def read(cls, file: SpoolFile) -> _Contents:
+        return cls(file.entries(), file.uploads(), file.active_base_s, file.last_seq)
+
+
+class Spool:
+    """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, except `entries`.
+
+    Each awaited change raises SpoolError when it is not durable: `add` is then refused, the others only take longer.
+    The rest are lazy: they never raise, and are durable soon. A change of a transfer that the spool does not hold is
     ignored.
     """
 
-    def __init__(self, lock: Lock, writer: Writer, found: tuple[list[Entry], float, int, list[UploadRows]]) -> None:
-        """For `open`."""
-        entries, service_base, last_seq, uploads = found
-        self.service_base = service_base  #: seconds of service to start the `ActiveClock` from
-        self.last_seq = last_seq  #: the highest ever used, when it was opened
-        self.ledger = OpenUploads(writer.put, uploads)  #: the multipart uploads
-        self.on_replaced: Callable[[], None] | None = None  #: called in the event loop; should lead to `restore`
+    def __init__(self, lock: Lock, contents: _Contents, new_writer: Callable[..., Writer]) -> None:
+        """Use `open` instead. `new_writer` makes the writer from `on_removed`."""
+        self.active_base_s = contents.active_base_s  #: active seconds to start the `ActiveClock` from
+        self.last_seq = contents.last_seq  #: the highest ever used, when it was opened
         self._lock: Lock | None = lock
-        self._writer = writer
-        self._found: list[Entry] | None = entries  # what opening read, until the first change
-        self._seqs = itertools.count(last_seq + 1)
-        self._seq_of = {entry.transfer.id: entry.seq for entry in entries}
-        self._adding: dict[str, Job] = {}
-        writer.on_gone = self._forget
-        writer.on_replaced = self._was_replaced
+        self._contents: _Contents | None = contents  # until the first change
+        self._seqs = itertools.count(contents.last_seq + 1)
+        self._seq_of = {entry.transfer.id: entry.seq for entry in contents.entries}
+        self._adding: dict[str, WriteRequest] = {}
+        self._writer = new_writer(on_removed=self._forget)
+        self.open_uploads = OpenUploads(self._writer, contents.uploads)  #: the multipart uploads
 
     @classmethod
-    def open(cls, directory: Path, *, create: bool = True, lazy_s: float = LAZY_S, retry_s: float = RETRY_S) -> Spool:
-        """Take the state directory and open what is in it.
+    def open(
+        cls,
+        directory: Path,
+        *,
+        create: bool = True,
+        lazy_s: float = LAZY_S,
+        retry_s: float = RETRY_S,
+        on_replaced: Callable[[], None] = lambda: None,
+    ) -> Spool:
+        """Lock the state directory and open the spool in it.
 
         Args:
-            directory: of the state; made, and closed to others, if need be.
+            directory: of the state; created, and closed to other users, if need be.
             create: False for operators' tools, which must leave no file behind that the service's user cannot open.
-            lazy_s: how long a change that nobody awaits waits for company.
-            retry_s: between two tries while the disk refuses.
+            lazy_s: how long a lazy change stays in the queue, so that others join its commit.
+            retry_s: between two attempts while the disk fails.
+            on_replaced: called in the event loop when a damaged file was replaced; never before a change was awaited.
 
         Raises:
             StartError: `SpoolLocked`, `SpoolDenied`, `SpoolNewer`, `SpoolBroken`, `BadStateDirectory`; without `create`
@@ -101,16 +122,18 @@ class Spool:
         lock = Lock(directory, create=create)
         file = RecoverableFile(directory / "spool.db", create=create)
         try:
-            found = file.use(lambda db: (db.entries(), db.service_base, db.last_seq, db.uploads()))
+            contents = file.use(_Contents.read)
         except BaseException as exc:
             file.close()
             lock.release()
             if not isinstance(exc, sqlite3.Error | OSError):
                 raise
             raise cannot_open(directory, exc) from exc
-        file.replaced = False  # nobody knew the old one
-        writer = Writer(directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s)
-        return cls(lock, writer, found)
+        file.take_replaced()  # nothing in memory comes from the old file
+        new_writer = partial(
+            Writer, directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s, on_replaced=on_replaced
+        )
+        return cls(lock, contents, new_writer)
 
     @property
     def fault(self) -> str:
@@ -120,21 +143,21 @@ class Spool:
     def entries(self, *, failed: bool | None = None) -> list[Entry]:
         """Read the rows in order of seq: all, the failed ones or the pending ones.
 
-        Blocks on the disk, except right after `open`. Changes that are still on their way are not in it.
+        Blocks on the disk, except right after `open`. Changes that are not committed yet are not included.
 
         Raises:
             SpoolError: they cannot be read now.
         """
-        found = self._writer.read(failed=failed is True) if self._found is None else self._found
+        found = self._contents.entries if self._contents else self._writer.read(failed=failed is True)
         return [entry for entry in found if failed is None or entry.failed == failed]
 
-    async def add(self, transfer: Transfer, service_now: float, *, begun: bool) -> int:
+    async def add(self, transfer: Transfer, active_now_s: float, *, attempt_started: bool) -> int:
         """Accept `transfer`: durable when this returns.
 
         Args:
             transfer: with an id that the spool does not hold.
-            service_now: seconds of service.
-            begun: its first attempt may begin before this returns.
+            active_now_s: active seconds.
+            attempt_started: its first attempt may start before this returns.
 
         Returns:
             its seq; the order is that of the calls, not of the returns.
@@ -145,12 +168,13 @@ class Spool:
         if transfer.id in self._seq_of:
             raise ValueError(f"{transfer.id} is in the spool already")
         seq = self._seq_of[transfer.id] = next(self._seqs)
-        entry = Entry(seq, transfer, service_now, begun=begun)
-        answer = asyncio.get_running_loop().create_future()
-        job = self._adding[transfer.id] = Job([Insert(entry)], answer, refusable=True)
-        self._put(job)
+        entry = Entry(seq, transfer, active_now_s, attempt_started=attempt_started)
+        durable = asyncio.get_running_loop().create_future()
+        request = self._adding[transfer.id] = WriteRequest([Insert(entry)], durable, refusable=True)
+        self._contents = None
+        self._writer.put(request)
         try:
-            await answer
+            await durable
         except Exception:
             self._seq_of.pop(transfer.id, None)
             raise
@@ -158,106 +182,113 @@ class Spool:
             del self._adding[transfer.id]
         return seq
 
-    async def rejoin(self, transfer: Transfer) -> None:
-        """A request joined: note the new `tags` and `seen`."""
-        await self._change([transfer.id], seen_columns(transfer))
+    async def update(self, transfer: Transfer) -> None:
+        """Save the tags and the file's state of `transfer`: a request has joined it, or its file has changed."""
+        await self._change([transfer.id], file_columns(transfer))
 
-    async def begin(self, transfer_id: str) -> None:
-        """Note that an attempt may have begun whose outcome is unknown."""
-        await self._change([transfer_id], {"begun": True})
+    async def start_attempt(self, transfer_id: str) -> None:
+        """Save that an attempt may have started whose outcome is unknown."""
+        await self._change([transfer_id], {"attempt_started": True})
 
-    def note(self, transfer_id: str, attempts: int, *, begun: bool, code: str, text: str) -> None:
-        """An attempt failed and another will follow."""
-        if (seq := self._seq_of.get(transfer_id)) is not None:
-            error: dict[str, Value] = {"code": one_line(code), "text": one_line(text)}
-            self._lazily(Update(seq, {"attempts": attempts, "begun": begun, **error}))
+    def record_attempt(self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str) -> None:
+        """Save that an attempt failed and another will follow.
+
+        Args:
+            transfer_id: of the transfer.
+            attempts: that have ended.
+            attempt_started: the outcome is unknown: the object may be in the store all the same.
+            code: the error's.
+            text: the error's.
+        """
+        error: dict[str, Value] = {"code": one_line(code), "text": one_line(text)}
+        self._change_lazily(transfer_id, {"attempts": attempts, "attempt_started": attempt_started, **error})
 
     def stored(self, transfer_id: str, destination: Destination) -> None:
-        """The object is stored: forget the transfer, and the failures that it overtakes.
+        """Remove a transfer whose object is stored, and the earlier failures of its destination.
 
-        An `add` that has not reached the disk yet never will: it returns as if it had, when what was asked for before
-        it, such as the removal of older transfers to that destination, is durable.
+        An `add` that has not reached the disk yet never will: it returns as if it had, when the changes asked for
+        before it are durable, such as the removal of older transfers to that destination.
         """
         seq = self._seq_of.pop(transfer_id, None)
-        changes: list[Change] = (
-            [ClearFailures(destination)] if seq is None else [Delete(seq), ClearFailures(destination)]
-        )
         adding = self._adding.get(transfer_id)
-        if adding is None or not self._writer.amend(adding, [ClearFailures(destination)]):
-            self._lazily(*changes)
+        clear = ClearFailures(destination)
+        if adding is None or not self._writer.amend(adding, [clear]):
+            self._apply_lazily(*([] if seq is None else [Delete(seq)]), clear)
 
-    async def fail(
-        self, transfer_id: str, attempts: int, code: str, text: str, service_now: float, *, told: bool
-    ) -> None:
-        """The transfer failed for good."""
-        outcome: dict[str, Value] = {"attempts": attempts, "code": one_line(code), "text": one_line(text)}
-        await self._change([transfer_id], {**outcome, "failed": True, "failed_service": service_now, "told": told})
+    async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
+        """Save that the transfer failed for good."""
+        error: dict[str, Value] = {"attempts": attempts, "code": one_line(code), "text": one_line(text)}
+        outcome: dict[str, Value] = {"failed": True, "failed_active_s": active_now_s, "client_notified": False}
+        await self._change([transfer_id], {**error, **outcome})
 
-    def told(self, transfer_id: str) -> None:
-        """A client was told of the failure."""
-        if (seq := self._seq_of.get(transfer_id)) is not None:
-            self._lazily(Update(seq, {"told": True}))
+    def mark_notified(self, transfer_id: str) -> None:
+        """Save that a client has received the failure."""
+        self._change_lazily(transfer_id, {"client_notified": True})
 
-    async def retry(self, ids: Iterable[str], service_now: float) -> set[str]:
-        """Make failed transfers pending again, their time to be tried anew; give the ids that there were."""
+    async def retry(self, ids: Iterable[str], active_now_s: float) -> set[str]:
+        """Make failed transfers pending again, with the whole retry limit before them.
+
+        Returns:
+            the ids that the spool held.
+        """
         await self._settle()
-        again = {"failed": False, "failed_service": 0.0, "told": False, "accepted_service": service_now}
-        return await self._change(ids, again)
+        not_failed: dict[str, Value] = {"failed": False, "failed_active_s": 0.0, "client_notified": False}
+        return await self._change(ids, {**not_failed, "accepted_active_s": active_now_s})
 
     async def drop(self, ids: Iterable[str]) -> set[str]:
-        """Remove transfers, pending or failed; give the ids that there were."""
+        """Remove transfers, pending or failed.
+
+        Returns:
+            the ids that the spool held.
+        """
         await self._settle()
-        there = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
-        await self._durably([Delete(seq) for seq in there.values()])
-        return set(there)
+        held = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
+        await self._apply(*(Delete(seq) for seq in held.values()))
+        return set(held)
 
-    def tick(self, service_now: float) -> None:
-        """Note the seconds of service."""
-        self._lazily(SaveClock(service_now))
+    def save_clock(self, active_now_s: float) -> None:
+        """Save the active seconds."""
+        self._apply_lazily(SaveClock(active_now_s))
 
-    def expire(self, service_now: float, keep: float) -> None:
-        """Forget what failed more than `keep` seconds of service ago."""
-        self._lazily(Expire(service_now - keep))
+    def expire(self, active_now_s: float, keep_s: float) -> None:
+        """Remove what failed more than `keep_s` active seconds ago."""
+        self._apply_lazily(Expire(active_now_s - keep_s))
 
     async def restore(self, entries: Sequence[Entry]) -> None:
-        """Add what the file lost of `entries`, and uploads; a seq that the spool gave counts, whatever theirs."""
+        """Add what the file lost of `entries` and of the uploads; a seq that the spool gave before replaces theirs."""
         own = [replace(entry, seq=self._seq_of.setdefault(entry.transfer.id, entry.seq)) for entry in entries]
-        await self._durably([*(Insert(entry, if_missing=True) for entry in own), *self.ledger.changes()])
+        await self._apply(*(Insert(entry, if_missing=True) for entry in own), *self.open_uploads.changes())
 
     async def close(self) -> None:
-        """Write what is on its way, close the file, let others have the directory. Nothing the second time."""
+        """Write what is queued, close the file, release the directory. Does nothing the second time."""
         await asyncio.to_thread(self._writer.close)
         lock, self._lock = self._lock, None
         if lock is not None:
             lock.release()
 
     async def _change(self, ids: Iterable[str], columns: Mapping[str, Value]) -> set[str]:
-        there = {id_: seq for id_ in ids if (seq := self._seq_of.get(id_)) is not None}
-        await self._durably([Update(seq, columns) for seq in there.values()])
-        return set(there)
+        held = {id_: seq for id_ in ids if (seq := self._seq_of.get(id_)) is not None}
+        await self._apply(*(Update(seq, columns) for seq in held.values()))
+        return set(held)
+
+    def _change_lazily(self, id_: str, columns: Mapping[str, Value]) -> None:
+        if (seq := self._seq_of.get(id_)) is not None:
+            self._apply_lazily(Update(seq, columns))
 
     async def _settle(self) -> None:
-        """Let what is on its way be carried out: what expires now is not there any more."""
+        """Wait until what is queued is carried out, so that the ids of expired transfers are forgotten."""
         with contextlib.suppress(SpoolError):
-            await self._durably([])
+            await self._apply()
 
-    async def _durably(self, changes: Sequence[Change]) -> None:
-        answer = asyncio.get_running_loop().create_future()
-        self._put(Job(changes, answer))
-        await answer
+    async def _apply(self, *changes: Change) -> None:
+        self._contents = None
+        await self._writer.apply(*changes)
 
-    def _lazily(self, *changes: Change) -> None:
-        self._put(Job(changes))
-
-    def _put(self, job: Job) -> None:
-        self._found = None
-        self._writer.put(job)
-
-    def _was_replaced(self) -> None:
-        if self.on_replaced is not None:
-            self.on_replaced()
+    def _apply_lazily(self, *changes: Change) -> None:
+        self._contents = None
+        self._writer.apply_lazily(*changes)
 
     def _forget(self, ids: Iterable[str]) -> None:
-        """Called from the writer's thread; taking a key out of a dict is atomic."""
+        """Forget the seqs of removed rows. Called in the writer's thread; taking a key out of a dict is atomic."""
         for id_ in ids:
             self._seq_of.pop(id_, None)

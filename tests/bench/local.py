@@ -69,14 +69,14 @@ FORGETFUL = """
 import sys
 import s3daemon.cli, s3daemon.service
 class Forgetful:
-    service_base, last_seq, on_replaced, fault = 0.0, 0, None, ""
+    active_base_s, last_seq, fault = 0.0, 0, ""
     @classmethod
-    def open(cls, directory): return cls()
+    def open(cls, directory, **options): return cls()
     def entries(self, *, failed=None): return []
     async def _nothing(self, *args, **kwargs): return 0
-    add = rejoin = begin = fail = restore = close = retry = drop = _nothing
-    def note(self, *args, **kwargs): pass
-    stored = told = tick = expire = note
+    add = update = start_attempt = fail = restore = close = retry = drop = _nothing
+    def record_attempt(self, *args, **kwargs): pass
+    stored = mark_notified = save_clock = expire = record_attempt
 s3daemon.service.Spool = Forgetful
 sys.argv = ["s3daemon", "serve"]
 s3daemon.cli.main()

@@ -1,4 +1,4 @@
-"""The spool's disk full: what cannot be made durable is refused, all else goes on; with room, service goes on too.
+"""A full disk under the spool: new requests are refused, accepted ones are stored; with space, requests are accepted.
 
 The spool lies on a tmpfs of 1 MB in a mount namespace of the daemon's own, so this needs root.
 """
@@ -34,13 +34,13 @@ def served(s3: FlakyS3) -> Iterator[Daemon]:
 
 
 class Filler:
-    """A file that takes all the room there is."""
+    """A file that takes all the space there is."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / "filler"
 
     def fill(self) -> None:
-        """Take all the room that there is by now."""
+        """Take all the space there is now."""
         with self.path.open("ab", buffering=0) as file:
             for size in (4096, 1):
                 with suppress(OSError):
@@ -64,7 +64,7 @@ def left_by_a_crash(folder: Path, copy: Path) -> int:
 
 
 def test_a_full_disk(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
-    """New requests are refused in one line, accepted ones are stored and leave the spool; with room, all is well."""
+    """New requests are refused in one line, accepted ones are stored and leave the spool; with space, all works."""
     filler, file, accepted = Filler(served.state_dir), tmp_path / "file", list[str]()
     file.write_bytes(b"content")
 
@@ -95,15 +95,15 @@ def test_a_full_disk(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
     until, copies = time.monotonic() + 30, itertools.count()
     while left := left_by_a_crash(served.state_dir, tmp_path / f"copy{next(copies)}"):
         assert time.monotonic() < until, f"{left} that are stored never left the spool on the full disk"
-        time.sleep(0.1)  # nothing tells of it
+        time.sleep(0.1)  # no event says so
 
     s3.hold_bodies()
-    for _ in range(5):  # until the filler has what the daemon gave up to go on removing
+    for _ in range(5):  # until the filler has the space that the daemon released for removals
         filler.fill()
         ask_until_refused("fuller")
     filler.fill()
     assert "is full" in served.ask("status")["spool"]
-    served.process.wait_status(lambda status: "refusing requests" in status.get("STATUS", ""), "a telling STATUS")
+    served.process.wait_status(lambda status: "refusing requests" in status.get("STATUS", ""), "a STATUS that says so")
     reply = served.plain(file, "alias/bucket/refused").decode()
     assert re.fullmatch(r"SpoolFull: nothing is accepted: [^\n]+\n", reply)
 

@@ -1,4 +1,4 @@
-"""Whatever a store or the way to it does to a PUT, the daemon does what the table here says, and README's table says
+"""Whatever a store or the way to it does to a PUT, the daemon does what the table here says, and s3daemon(8) says
 the same in words; nothing is sent twice without need, nobody is told what is not so, and no key shows anywhere.
 
 Each row has a daemon and a proxy of its own before one SeaweedFS (some before Ceph's gateway), all side by side.
@@ -37,6 +37,9 @@ from lab.rgw import Gateway
 from lab.s3 import S3Server
 from lab.scripted import Script, answering, hang_up_after, refusing, reset_after, silent_after
 from lab.sending import a_file
+
+from s3daemon.errors import AttemptError
+from s3daemon.model.verdict import Verdict, judge
 
 SIZE = 1 << 20
 AT_ONCE = 12
@@ -101,7 +104,7 @@ def hang_up_on_idle(scene: Scene) -> None:
 
 # --- the table ----------------------------------------------------------------------------------
 
-PASSES, FINAL, HELD = "passes", "final", "held"
+PASSES, FINAL, HELD = "retried", "final", "held"
 
 
 @dataclass(frozen=True)
@@ -112,7 +115,7 @@ class Row:
         fault: what happens.
         fates: what is done to the PUTs, one each; the later ones pass.
         code: of the first attempt's error; "" where none fails.
-        verdict: what the error means: it passes, is final for this transfer, or holds the queue.
+        verdict: what the error means: it is retried, is final for this transfer, or holds the queue.
         attempts: in the record.
         puts: that arrived whole at the store.
         told: how the reply begins that a waiting client gets.
@@ -346,18 +349,30 @@ def test_no_key_and_no_signature_shows(seen: Mapping[str, Future[Seen]]) -> None
         assert not re.search("(?i)authorization|x-amz-(signature|credential|security)|Credential=", one.written)
 
 
-def readme_table() -> list[tuple[str, str]]:
-    """README's table of errors: what happens, and what it means."""
-    text = (TREE / "README.rst").read_text()
-    section = text[text.index("What errors mean\n=") : text.index("Troubleshooting\n=")]
-    rows = re.findall(r"^   \* - (.*?)^     - (.*?)(?=^   \* -|\Z|^\S)", section, re.M | re.S)
-    return [(" ".join(what.split()), " ".join(means.split())) for what, means in rows]
+def documented() -> list[tuple[str, str]]:
+    """Return each code or status that the section ERRORS of s3daemon(8) lists, with the heading that it is under."""
+    text = (TREE / "packaging/man/s3daemon.8.rst").read_text()
+    section = text[text.index("\nERRORS\n=") : text.index("\nTROUBLESHOOTING\n=")]
+    found = []
+    for part in re.split(r"^(?=.+\n-+$)", section, flags=re.M)[1:]:
+        heading = part.partition("\n")[0].lower()
+        terms = " ".join(re.findall(r"^\*\*.*$", part, re.M))
+        found += [(code, heading) for code in re.findall(r"\*\*(\w+)\*\*", terms)]
+    return found
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.code], ids=lambda row: row.fault)
-def test_readme_says_so(row: Row) -> None:
-    """README names the code, or the status, in a row that gives it the meaning that it has."""
-    kinds = [("5xx", r"5\d\d"), ("30x", "307|TemporaryRedirect")]
-    names = {row.code} | {name for name, pattern in kinds if re.fullmatch(pattern, row.code)}
-    named = re.compile("|".join(rf"``{name}``|(?<= ){name}\b" for name in names))
-    assert [means.split(":")[0] for what, means in readme_table() if named.search(what)] == [row.verdict]
+def test_the_manual_says_so(row: Row) -> None:
+    """s3daemon(8) lists the code, or the status, once, under the heading that describes what happens."""
+    names = {row.code} | ({"5xx"} if re.fullmatch(r"5\d\d", row.code) else set())
+    assert [heading for code, heading in documented() if code in names] == [row.verdict]
+
+
+def test_every_code_of_the_manual_is_under_the_right_heading() -> None:
+    """What the manual says of a code is what `judge` decides, also for codes that no row above provokes."""
+    for verdict, heading in ((Verdict.PERMANENT, FINAL), (Verdict.HOLD, HELD), (Verdict.TRANSIENT, PASSES)):
+        codes = [code for code, under in documented() if under == heading]
+        assert len(codes) == len(set(codes))
+        for code in codes:
+            status = int(code.replace("x", "0")) if code[0].isdecimal() else 0
+            assert judge(AttemptError("" if status else code, "", status=status)) is verdict, code

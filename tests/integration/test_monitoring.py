@@ -1,6 +1,6 @@
-"""The dashboard and the alert rules ask for metrics that there are, in PromQL that parses; alerts go off when meant.
+"""The dashboard and the alert rules use metrics that exist, in valid PromQL; alerts fire when they should.
 
-promtool is the judge of the latter two.
+promtool checks the latter two.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from s3daemon.http.metrics import LIVE, SECONDS, Metrics
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
 ALERTS = PACKAGING / "prometheus-alerts.yaml"
 DASHBOARD: dict[str, Any] = json.loads((PACKAGING / "grafana-dashboard.json").read_text())
-#: Made by Prometheus itself, not by what it scrapes.
+#: Metrics that Prometheus makes itself.
 OF_PROMETHEUS = {"up"}
 
 needs_promtool = pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
@@ -32,33 +32,33 @@ def panels() -> list[dict[str, Any]]:
 
 
 def queries() -> list[str]:
-    """Every query of the dashboard, with its variables put in as Grafana does."""
+    """Return every query of the dashboard, with its variables replaced as Grafana does."""
     found = [target["expr"] for panel in panels() for target in panel["targets"]]
     values = {"$__rate_interval": "2m", "$job": ".*", "$instance": ".*"}
     return [re.sub("|".join(map(re.escape, values)), lambda match: values[match[0]], text) for text in found]
 
 
 def conditions() -> list[str]:
-    """The condition of every alert. The file's form is plain enough to be read without a library for YAML."""
+    """Return the condition of every alert. The file is regular enough to be read without a YAML library."""
     found = re.findall(r"^        expr: (?:>-\n)?((?:.+\n)(?:          .+\n)*)", ALERTS.read_text(), re.MULTILINE)
     return [" ".join(text.split()) for text in found]
 
 
 def exposed() -> set[str]:
-    """The name of every sample."""
+    """Return the name of every sample that the daemon exposes."""
     text = Metrics(lambda: dict.fromkeys(LIVE, 0.0)).expose()[0].decode()
     return {re.split("[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")}
 
 
 @pytest.mark.parametrize("source", ["dashboard", "alerts"])
 def test_every_metric_exists(source: str) -> None:
-    """And every metric of ours but for the version is looked at by something."""
+    """The dashboard also shows every metric of the daemon except its version."""
     names = {name for text in {"dashboard": queries(), "alerts": conditions()}[source] for name in _names(text)}
     assert names - exposed() <= OF_PROMETHEUS
     assert len(names) > 5
     if source == "dashboard":
-        told = {name for name in exposed() if name.startswith("s3daemon_") and not re.search("_(sum|count)$", name)}
-        assert told - names == {"s3daemon_build_info"}
+        ours = {name for name in exposed() if name.startswith("s3daemon_") and not re.search("_(sum|count)$", name)}
+        assert ours - names == {"s3daemon_build_info"}
 
 
 def _names(text: str) -> Iterator[str]:
@@ -67,7 +67,7 @@ def _names(text: str) -> Iterator[str]:
 
 
 def test_every_limit_is_a_bucket() -> None:
-    """A bound between two buckets would match no series; written as Python's client writes it."""
+    """A bound that is not a bucket would match no series. Bounds are written as Python's client writes them."""
     bounds = [bound for text in (*queries(), *conditions()) for bound in re.findall(r'le="([^"]+)"', text)]
     assert set(bounds) == {"7.0", "10.0", "30.0"}
     assert {float(bound) for bound in bounds} <= set(SECONDS)
@@ -83,7 +83,7 @@ def test_every_alert_says_what_to_do() -> None:
 
 
 def test_the_panels_are_laid_out() -> None:
-    """None covers another or leaves the grid, each has a title and says what it shows."""
+    """No panel overlaps another or leaves the grid, and each has a title and a description."""
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(DASHBOARD["panels"])
     for panel in panels():
         assert panel["title"]
@@ -104,7 +104,7 @@ def promtool(*words: str | Path) -> None:
 
 @needs_promtool
 def test_promtool_reads_rules_and_queries(tmp_path: Path) -> None:
-    """The dashboard's queries are read as rules that record them."""
+    """The dashboard's queries are checked as recording rules."""
     promtool("check", "rules", "--lint=all", "--lint-fatal", ALERTS)
     rules = [{"record": f"panel:{number}", "expr": text} for number, text in enumerate(queries())]
     file = tmp_path / "queries.yaml"  # JSON is YAML
@@ -125,7 +125,7 @@ def test_promtool_reads_rules_and_queries(tmp_path: Path) -> None:
         ({"s3daemon_oldest_pending_age_seconds": "0+15x23"}, {"S3daemonPendingOld"}),
         ({"s3daemon_oldest_pending_age_seconds": "0 15 30 0 15 30 0 15 30 0 15 30 0 15 30 0 15 30 0 15 30"}, set()),
         ({"up": "1 1 1 0x20"}, {"S3daemonDown"}),
-        # 46 objects each 15 s, all of them soon enough; then one that takes 12 s; then one that takes 40 s.
+        # 46 objects every 15 s, all in time; then one more that takes 12 s; then one more that takes 40 s.
         ({"late": "0+46x23", "lost": "0+46x23", "all": "0+46x23"}, set()),
         ({"late": "0+46x22 1057", "lost": "0+46x22 1058", "all": "0+46x22 1058"}, {"S3daemonExposureLate"}),
         (
@@ -134,8 +134,8 @@ def test_promtool_reads_rules_and_queries(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_alerts_go_off_when_meant(series: dict[str, str], alerts: set[str], tmp_path: Path) -> None:
-    """After six minutes, a sample each 15 s, those and no others are there."""
+def test_alerts_fire_when_they_should(series: dict[str, str], alerts: set[str], tmp_path: Path) -> None:
+    """After six minutes of samples every 15 s, these alerts fire and no others."""
     name = "s3daemon_transfer_duration_seconds"
     long = {"late": f'{name}_bucket{{le="10.0",LABELS}}', "lost": f'{name}_bucket{{le="30.0",LABELS}}'}
     long["all"] = f"{name}_count{{LABELS}}"
@@ -144,7 +144,7 @@ def test_alerts_go_off_when_meant(series: dict[str, str], alerts: set[str], tmp_
         {"series": long.get(key, f"{key}{{LABELS}}").replace("LABELS", labels), "values": values}
         for key, values in series.items()
     ]
-    # promtool compares an alert's texts too; that it is there at all is told by the series that Prometheus keeps of it.
+    # promtool would compare the alerts' texts too; the series ALERTS tells only whether they fire.
     every = re.findall(r"- alert: (\w+)", ALERTS.read_text())
     cases = [
         {

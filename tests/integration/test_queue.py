@@ -59,9 +59,10 @@ def spooled(tmp_path: Path) -> Path:
     async def fill() -> None:
         spool = Spool.open(directory)
         for name in "abcd":
-            await spool.add(transfer(name), 0.0, begun=True)
-        await spool.fail(ident("c"), 1, "NoSuchBucket", "no bucket", 1.0, told=False)
-        await spool.fail(ident("d"), 2, "EntityTooLarge", "too large", 1.0, told=True)
+            await spool.add(transfer(name), 0.0, attempt_started=True)
+        await spool.fail(ident("c"), 1, "NoSuchBucket", "no bucket", 1.0)
+        await spool.fail(ident("d"), 2, "EntityTooLarge", "too large", 1.0)
+        spool.mark_notified(ident("d"))
         await spool.close()
 
     asyncio.run(fill())

@@ -1,4 +1,4 @@
-"""Four receivers, one of which refuses every PUT: a burst over real lanes costs no transfer more than one attempt."""
+"""A store with four addresses, one of which refuses every PUT: no transfer of a burst needs more than two attempts."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request
 from s3daemon.s3.endpoint import Endpoint
 
-RECEIVERS = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
+ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
 BURST = 20
 
 
 async def refuse_at_the_first(exchange: Exchange) -> None:
     """A gateway whose notification queue is broken: it answers small requests and refuses PUTs."""
-    if exchange.connection.writer.get_extra_info("sockname")[0] == RECEIVERS[0]:
+    if exchange.connection.writer.get_extra_info("sockname")[0] == ADDRESSES[0]:
         await exchange.read()
         await exchange.refuse(503, "SlowDown")
     else:
@@ -39,7 +39,7 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
     files = [a_file(tmp_path / f"file{n}", 200_000 if n % 2 else 3_000) for n in range(BURST)]
     async with scripted(put=refuse_at_the_first, address="0.0.0.0") as server:
         url = server.url.replace("0.0.0.0", "store.invalid")
-        settings = settings_for(url, max_connections=BURST, receivers=RECEIVERS, stall_timeout_s=10.0)
+        settings = settings_for(url, max_connections=BURST, receivers=ADDRESSES, stall_timeout_s=10.0)
         endpoint = Endpoint(settings)
         await endpoint.open()
         spool: Any = FakeSpool()
@@ -54,18 +54,18 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
             tickets = [await intake.submit(request) for request in requests]
             assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
             records, journal.records = journal.records, []
-            assert {record.receiver for record in records} == set(RECEIVERS[1:])
+            assert {record.receiver for record in records} == set(ADDRESSES[1:])
             assert all(record.connection == "warm" for record in records)
             return sorted(record.attempts for record in records)
 
-        await answered(server, endpoint.lanes.limit)
+        await answered(server, endpoint.pool.limit)
         first = await burst(1)
-        assert {entry["S3DAEMON_RECEIVER"] for entry in journal.of(MessageId.ATTEMPT_FAILED)} == {RECEIVERS[0]}
+        assert {entry["S3DAEMON_RECEIVER"] for entry in journal.of(MessageId.ATTEMPT_FAILED)} == {ADDRESSES[0]}
         assert set(first) == {1, 2}, first
         await asyncio.sleep(0)
-        assert endpoint.lanes.aside == [RECEIVERS[0]]
-        assert endpoint.lanes.limit == BURST + endpoint.lanes.spare
-        await server.until(lambda: endpoint.lanes.open_count == endpoint.lanes.limit)
+        assert endpoint.pool.addresses.disabled == [ADDRESSES[0]]
+        assert endpoint.pool.limit == BURST + endpoint.pool.reserve
+        await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
         assert set(await burst(2)) == {1}
         assert len(server.objects) == 2 * BURST
         assert not uploader.health.away

@@ -22,8 +22,7 @@ from s3daemon.model.source import Source
 from s3daemon.s3.client import Signer
 from s3daemon.s3.store import ID_KEY, LookupResult, Stored
 from s3daemon.s3.stored import marks_of
-from s3daemon.spool.open_uploads import OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 SMALL = 3_000
 LARGE = 20 << 20
@@ -304,6 +303,6 @@ async def test_a_connection_serves_many(tmp_path: Path, server: S3Server, moto: 
     file = a_file(tmp_path / "file", SMALL)
     async with to(server, S3DAEMON_MAX_CONNECTIONS="1") as sender:
         connections = [(await sender.put(file, f"key{n}", bucket)).connection for n in range(4)]
-        kept = sender.lanes.opened == 1
+        kept = sender.pool.opened == 1
         assert connections == ["new", *(["warm"] * 3 if kept else ["new"] * 3)]
     assert kept or server.url == moto.url, "moto may close after each answer; no other does"

@@ -99,7 +99,7 @@ async def test_one_put_and_the_truth_about_it(
     async with scheme.store(script) as (server, sender):
         error = await failure(sender.put(file))
         assert (error.code, error.status, error.ambiguous) == (code, status, ambiguous)
-        await sender.lanes.close()
+        await sender.pool.close()
         assert [seen.method for seen in server.seen] == ["PUT"]
 
 
@@ -305,8 +305,8 @@ async def test_secrets_are_in_no_error(tmp_path: Path, script: Script) -> None:
 
 
 @in_loop
-async def test_an_error_leaves_the_lane_fit_for_use(tmp_path: Path) -> None:
-    """After any failure the next attempt on the same lane succeeds."""
+async def test_an_error_leaves_the_connection_fit_for_use(tmp_path: Path) -> None:
+    """After any failure the next attempt over the same connection succeeds."""
     file = a_file(tmp_path / "file", MIDDLE)
     scripts = itertools.cycle([hang_up_after(1000), garbage, too_early, refusing(503, "SlowDown"), refuse_early])
     async with PLAIN.store() as (server, sender):

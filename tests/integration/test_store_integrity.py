@@ -71,7 +71,7 @@ async def test_a_stalled_attempt_cannot_arrive_later(tmp_path: Path, scheme: Sch
 @pytest.mark.parametrize("size", [MIDDLE, LARGE])
 @in_loop
 async def test_a_cancelled_attempt_cannot_arrive_later(tmp_path: Path, scheme: Scheme, size: int) -> None:
-    """The same for one that was cancelled; and its lane serves the next attempt."""
+    """The same for one that was cancelled; and its connection serves the next attempt."""
     paused = Paused()
     async with scheme.store(paused) as (server, sender):
         attempt = asyncio.create_task(sender.put(a_file(tmp_path / "file", size)))
@@ -128,7 +128,7 @@ async def test_a_close_that_was_seen_costs_nothing(tmp_path: Path, scheme: Schem
         await sender.put(file)
         server.connections[0].close()
         await server.until(lambda: not server.open_connections)
-        while sender.lanes.open_count:
+        while sender.pool.open_count:
             await asyncio.sleep(0)
         assert (await sender.put(file)).connection == "new"
     assert [seen.connection.number for seen in server.seen] == [0, 1]

@@ -14,12 +14,13 @@ from lab.processes import Process, ProgramError, start
 from lab.s3 import S3Server
 
 CA = "/etc/s3daemon-ca.pem"
+#: Installed path to the file in systemd/; the service and its instances share one text.
 _PLACES = {
-    "s3daemon.service": "/etc/systemd/system",
-    "s3daemon@.service": "/etc/systemd/system",
-    "s3daemon.socket": "/etc/systemd/system",
-    "s3daemon@.socket": "/etc/systemd/system",
-    "s3daemon.catalog": "/usr/lib/systemd/catalog",
+    "/etc/systemd/system/s3daemon.service": "s3daemon.service",
+    "/etc/systemd/system/s3daemon@.service": "s3daemon.service",
+    "/etc/systemd/system/s3daemon.socket": "s3daemon.socket",
+    "/etc/systemd/system/s3daemon@.socket": "s3daemon@.socket",
+    "/usr/lib/systemd/catalog/s3daemon.catalog": "s3daemon.catalog",
 }
 _SYSUSERS = "/usr/lib/sysusers.d/s3daemon.conf"
 
@@ -122,8 +123,8 @@ def installed(box: Box) -> Iterator[Service]:
     """Install units, user and catalog; take them away again."""
     with ExitStack() as stack:
         stack.callback(box.exec, "systemctl", "daemon-reload")
-        for name, place in _PLACES.items():
-            stack.callback(box.put(TREE / "systemd" / name, f"{place}/{name}").unlink)
+        for place, name in _PLACES.items():
+            stack.callback(box.put(TREE / "systemd" / name, place).unlink)
         stack.callback(box.put(TREE / "systemd/s3daemon.sysusers", _SYSUSERS).unlink)
         box.exec("systemd-sysusers")
         box.exec("journalctl", "--update-catalog")

@@ -1,24 +1,26 @@
-"""Lanes with their keeper at work in front of a scripted server, a clock to turn, and names that resolve as told."""
+"""A connection pool with its keeper at work before a scripted server, a clock that tests turn, and a fake resolver."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from lab.scripted import Scripted
 from lab.sending import settings_for
-from s3daemon.network.keeper import SWEEP_S, Keeper, Prime
+from s3daemon.network.keeper import Keeper, Prime
 from s3daemon.network.pool import ConnectionPool
 
-LANES = 4
+CONNECTIONS = 4
 INTERVAL_S = 10.0
+PAUSE_S = 0.01
+"""How long the keeper really sleeps; what it decides goes by the test's clock."""
 
 
 class Clock:
-    """Stands still until it is turned."""
+    """Shows the same time until a test turns it."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -33,46 +35,58 @@ async def kept(
     clock: Clock | None = None,
     url: str = "",
     *,
-    spare: int = 1,
+    reserve: int = 1,
     prime: Prime | None = None,
     **changes: Any,
 ) -> AsyncIterator[ConnectionPool]:
-    """Lanes to a server, `LANES` with the spare ones, with their keeper at work."""
-    given = {"max_connections": LANES - spare, "keepalive_interval_s": INTERVAL_S} | changes
+    """Connections to a server, `CONNECTIONS` with those in reserve, and their keeper at work."""
+    given = {"max_connections": CONNECTIONS - reserve, "keepalive_interval_s": INTERVAL_S} | changes
     settings, clock = settings_for(url or server.url, **given), clock or Clock()
-    lanes = ConnectionPool(settings, clock, spare=spare)
-    keeper = asyncio.create_task(Keeper(settings, lanes, prime, clock).run())
+    pool = ConnectionPool(settings, clock, reserve=reserve)
+    keeper = asyncio.create_task(Keeper(settings, pool, prime, clock, pause_s=PAUSE_S).run())
     try:
-        yield lanes
+        yield pool
     finally:
         keeper.cancel()
         await asyncio.wait({keeper})
-        await lanes.close()
+        await pool.close()
         if not keeper.cancelled():
             keeper.result()  # a bug ended it
 
 
 async def answered(server: Scripted, count: int) -> None:
-    """So many requests were answered, and the answers read."""
+    """Wait until so many requests were answered, and the answers read."""
     await server.until(lambda: sum(seen.over for seen in server.seen) >= count)
     for _ in range(100):  # both ends live in this loop: what was written is there to be read in its next rounds
         await asyncio.sleep(0)
 
 
 async def sweeps(count: int) -> None:
-    """Let the keeper look around so often: what it should not do must have had the time to happen."""
-    await asyncio.sleep(count * SWEEP_S + 0.2)
+    """Let the keeper look so often: what it should not do must have had the time to happen."""
+    await asyncio.sleep(5 * count * PAUSE_S)
 
 
-class Named(asyncio.SelectorEventLoop):
+class ResolvingLoop(asyncio.SelectorEventLoop):
     """A loop in which every name has the addresses given."""
 
     addresses: tuple[str, ...] = ()
-    asked = 0
+    lookups = 0
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
-        self.asked += 1
+        self.lookups += 1
         if not self.addresses:
             raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
         kind = socket.SOCK_STREAM
         return [(socket.AF_INET, kind, socket.IPPROTO_TCP, "", (address, port)) for address in self.addresses]
+
+
+def run_resolving(test: Callable[[ResolvingLoop], Coroutine[Any, Any, None]]) -> None:
+    """Run a test in such a loop, which it gets."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ResolvingLoop)
+        await asyncio.wait_for(test(loop), 60)
+
+    with asyncio.Runner(loop_factory=ResolvingLoop) as runner:
+        runner.run(main())

@@ -23,7 +23,7 @@ from typing import TypeAlias
 
 from lab.assembly import Assembly
 from lab.loopback import handed_over, socket_of
-from s3daemon.network.tcp import beneath
+from s3daemon.network.tcp import tcp_transport_of
 
 PATIENCE_S = 30.0
 """How long `until` waits for what should come at once; ample for a busy machine."""
@@ -124,7 +124,7 @@ class Connection:
         self.reader = reader
         self.writer = writer
         self.open = True
-        self._transport = beneath(writer.transport)
+        self._transport = tcp_transport_of(writer.transport)
 
     def close(self) -> None:
         """Hang up: a FIN after all that was written; a reset where something was not read."""

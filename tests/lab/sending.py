@@ -1,4 +1,4 @@
-"""The daemon's own way to a store, put together for a test: settings, lanes, signer, store, and files to send."""
+"""The daemon's own way to a store, put together for a test: settings, pool, signer, store, and files to send."""
 
 from __future__ import annotations
 
@@ -67,9 +67,9 @@ def settings_for(url: str, **changes: Any) -> Settings:
 
 @dataclass(frozen=True)
 class Sender:
-    """Lanes and a store over them."""
+    """A connection pool and a store over it."""
 
-    lanes: ConnectionPool
+    pool: ConnectionPool
     store: Store
 
     async def put(self, file: Path, key: str = "key", bucket: str = "bucket") -> Stored:
@@ -89,15 +89,15 @@ def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Tra
 @contextlib.asynccontextmanager
 async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[Sender]:
     """A store for these settings, closed at the end."""
-    lanes = ConnectionPool(settings, clock, spare=0)
+    pool = ConnectionPool(settings, clock, reserve=0)
     signer = Signer(settings)
-    store = Store(settings, lanes, signer)
+    store = Store(settings, pool, signer)
     await signer.open()
     try:
-        yield Sender(lanes, store)
+        yield Sender(pool, store)
     finally:
         await signer.close()
-        await lanes.close()
+        await pool.close()
 
 
 def a_file(path: Path, size: int) -> Path:

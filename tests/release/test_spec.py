@@ -1,6 +1,6 @@
-"""The spec and what lies beside it say the same as the tree, and mean the right thing on the systems that are not here.
+"""The spec file agrees with the tree, and expands correctly for the target systems.
 
-What the packages do once they are built and installed is tested in test_rpm.py.
+What the packages do once they are built and installed is tested in tests/system/test_rpm.py.
 """
 
 import configparser
@@ -14,7 +14,6 @@ import pytest
 from packaging.requirements import Requirement
 
 from s3daemon import __version__
-from s3daemon.config.settings import VARIABLES
 
 TREE = Path(__file__).resolve().parents[2]
 PACKAGING = TREE / "packaging"
@@ -25,21 +24,21 @@ MAIN, REPORT = SPEC.partition("%description report")[0].split("%package report")
 
 
 def tag(name: str, part: str = MAIN) -> str:
-    """The value of a tag of a package."""
+    """Return the value of a package's tag."""
     match = re.search(rf"^{name}: +(.+)$", part, re.M)
     assert match, name
     return match[1]
 
 
 def macro(name: str) -> list[str]:
-    """The words of a %global."""
+    """Return the words of a %global."""
     match = re.search(rf"^%global {name} (.+)$", SPEC, re.M)
     assert match, name
     return match[1].split()
 
 
 def pins(name: str) -> dict[str, tuple[str, int]]:
-    """What a lock names: version, and number of hashes."""
+    """Map each library of a lock to its version and its number of hashes."""
     entry = r"^([a-z0-9-]+)==([^ ;]+)[^\n]*\n((?:    --hash=sha256:[0-9a-f]{64}[ \\]*\n)+)"
     entries = re.findall(entry, locked(name), re.M)
     return {entry: (version, hashes.count("--hash")) for entry, version, hashes in entries}
@@ -50,7 +49,7 @@ def locked(name: str) -> str:
 
 
 def test_versions_agree() -> None:
-    """The spec's version is the program's, the client's and the latest one in the changelog."""
+    """The spec has the version of the program, of the client and of the latest change."""
     assert tag("Version") == __version__
     assert f'VERSION = "{__version__}"' in (TREE / "send").read_text()
     assert re.search(rf"%changelog\n\* \w+ \w+ \d+ \d+ .+ - {re.escape(__version__)}-1\n", SPEC)
@@ -59,7 +58,7 @@ def test_versions_agree() -> None:
 
 @pytest.mark.parametrize(("lock", "part"), [("requirements.lock", MAIN), ("report.lock", REPORT)], ids=LOCKS[:2])
 def test_what_is_bundled_is_declared(lock: str, part: str) -> None:
-    """Each library of the lock is provided as bundled, in its version, and its licence is among the package's."""
+    """Each library of the lock is declared as bundled, with its version, and its licence is one of the package."""
     declared = re.findall(r"^%bundles ([a-z0-9-]+) (\S+) (.+)$", part, re.M)
     assert {name: version for name, version, _ in declared} == {n: version for n, (version, _) in pins(lock).items()}
     licences = {one for _, _, licence in declared for one in licence.split(" AND ")}
@@ -67,7 +66,7 @@ def test_what_is_bundled_is_declared(lock: str, part: str) -> None:
 
 
 def test_the_lock_is_what_the_daemon_requires() -> None:
-    """Every requirement of setup.cfg is in the lock, in a version that it admits."""
+    """Every requirement of setup.cfg is in the lock, in a version that satisfies it."""
     setup = configparser.ConfigParser()
     setup.read(TREE / "setup.cfg")
     lines = setup["options"]["install_requires"].splitlines()
@@ -78,7 +77,7 @@ def test_the_lock_is_what_the_daemon_requires() -> None:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_locks_are_hashes_of_names(name: str) -> None:
-    """Every entry of a lock has hashes, and it says nothing of where the files come from."""
+    """Every entry of a lock has hashes, and no lock names a place to fetch from."""
     text = locked(name)
     assert len(pins(name)) == len(re.findall(r"^[a-z0-9-]+==", text, re.M)) > 0
     known = r"#.*|[a-z0-9-]+==\S+( ; [a-z_]+ [<>=!]+ '[\w.]+')? \\|    --hash=sha256:[0-9a-f]{64}( \\)?"
@@ -86,8 +85,10 @@ def test_locks_are_hashes_of_names(name: str) -> None:
 
 
 def test_every_unit_is_known_to_the_scriptlets() -> None:
-    """The units and templates that scriptlets name are those that there are; sockets are never restarted."""
+    """The scriptlets name exactly the units and templates that are installed; sockets are never restarted."""
     there = {path.name for path in (TREE / "systemd").iterdir() if path.suffix in (".service", ".socket")}
+    there.add("s3daemon@.service")  # installed from s3daemon.service
+    assert "install -p -m 0644 systemd/s3daemon.service %{buildroot}%{_unitdir}/s3daemon@.service\n" in SPEC
     assert set(macro("units")) | set(macro("templates")) == there
     assert set(macro("templates")) == {name for name in there if "@." in name}
     (restarted,) = re.findall(r"^%systemd_postun_with_restart (.+)$", SPEC, re.M)
@@ -96,8 +97,8 @@ def test_every_unit_is_known_to_the_scriptlets() -> None:
     assert set(left_alone.split()) == {name for name in there if name.endswith(".socket")}
 
 
-def test_every_file_of_systemds_is_packaged() -> None:
-    """Nothing that lies in systemd/ or is a manual page stays behind."""
+def test_every_file_is_packaged() -> None:
+    """Every file of systemd/ and every manual page is in a package."""
     install = SPEC[SPEC.index("%install") : SPEC.index("%check")]
     for path in (TREE / "systemd").iterdir():
         assert path.suffix in (".service", ".socket") or f"systemd/{path.name}" in install
@@ -107,30 +108,17 @@ def test_every_file_of_systemds_is_packaged() -> None:
 
 
 def test_the_shim_defines_what_the_spec_uses() -> None:
-    """packaging/macros.systemd stands in for every macro of systemd's that the spec uses, and for nothing else."""
+    """packaging/macros.systemd defines every systemd macro that the spec uses, and no other."""
     shim = set(re.findall(r"^%(\w+)", locked("macros.systemd"), re.M)) - {"_systemd_settle"}
     used = set(re.findall(r"%\{?((?:systemd|sysusers)_\w+|_\w+dir)\b", SPEC))
     assert used - shim <= {"_bindir", "_mandir", "_sysconfdir"}
     assert shim <= used
 
 
-def test_every_filter_of_rpmlint_has_its_reason() -> None:
+def test_every_rpmlint_filter_has_a_reason() -> None:
     lines = [line for line in locked("rpmlintrc").splitlines() if line]
     for above, line in pairwise(lines):
         assert above.startswith("#") or line.startswith("#"), line
-
-
-def test_the_manual_page_has_every_setting() -> None:
-    """s3daemon.env(5) lists the variables as the settings do, with meaning, default, and what takes a restart."""
-    page = (PACKAGING / "man/s3daemon.env.5.rst").read_text()
-    section = page[page.index("VARIABLES\n") : page.index("CREDENTIALS\n")]
-    entries = dict(re.findall(r"^\*\*(\w+)\*\*\n((?:    .+\n)+)", section, re.M))
-    assert list(entries) == [variable.name for variable in VARIABLES.values()]
-    for variable in VARIABLES.values():
-        wanted = variable.meaning
-        wanted += f" Default: **{variable.default}**." if variable.default else ""
-        wanted += " Needs a restart." if variable.restart else ""
-        assert " ".join(entries[variable.name].split()) == wanted
 
 
 @pytest.mark.skipif(shutil.which("rpmspec") is None, reason="needs rpmspec")
@@ -144,7 +132,7 @@ def test_the_manual_page_has_every_setting() -> None:
     ],
 )
 def test_other_systems(system: str, python: str, makes_user: bool, tmp_path: Path) -> None:
-    """Enterprise Linux 9 has its python3.12, others their python3; where rpm makes users, no scriptlet does."""
+    """Enterprise Linux 9 uses python3.12, others python3; where rpm creates users, no scriptlet does."""
     shutil.copy(TREE / "systemd/s3daemon.sysusers", tmp_path)
     defines = [word for one in (f"_sourcedir {tmp_path}", system) for word in ("--define", one)]
     done = subprocess.run(

@@ -1,6 +1,6 @@
-"""The units say what the daemon relies on, and nothing that breaks what it is for; systemd finds no fault in them.
+"""The unit files have the settings that the daemon relies on, and none that would break it; systemd accepts them.
 
-What only a running systemd shows is tested in the booted container.
+What only a running systemd shows is tested in the booted container (tests/system).
 """
 
 import re
@@ -20,12 +20,12 @@ UNIX = SYSTEMD / "s3daemon-unix.socket"
 HTTP = SYSTEMD / "s3daemon-http.socket"
 UNITS = [SERVICE, *SOCKETS, UNIX, HTTP]
 
-#: S3DAEMON_MAX_CLIENTS and S3DAEMON_DRAIN_TIMEOUT as they are unless set.
+#: The defaults of S3DAEMON_MAX_CLIENTS and S3DAEMON_DRAIN_TIMEOUT.
 MAX_CLIENTS, DRAIN_S = 1024, 20
 
 
 def settings(path: Path) -> dict[str, list[str]]:
-    """`Section.Name` to its values in order. Units repeat names, which configparser cannot read."""
+    """Map `Section.Name` to its values in order. Unit files repeat names, which configparser cannot read."""
     found: dict[str, list[str]] = {}
     section = ""
     for line in path.read_text().splitlines():
@@ -38,7 +38,7 @@ def settings(path: Path) -> dict[str, list[str]]:
 
 
 def service(name: str) -> str:
-    """The only value of one of the service's settings."""
+    """Return the only value of one of the service's settings."""
     (value,) = settings(SERVICE)[name]
     return value
 
@@ -49,15 +49,18 @@ def test_every_line_is_a_setting_a_section_or_a_comment(path: Path) -> None:
         assert re.fullmatch(r"|#.*|\[[A-Z][a-z]+\]|[A-Za-z0-9]+=.*", line), line
 
 
-def test_the_instances_have_the_same_service_text() -> None:
-    """%N makes one text serve both. Two files all the same: systemd refuses a template that links to a plain unit."""
-    template = SYSTEMD / "s3daemon@.service"
-    assert not template.is_symlink()
-    assert template.read_bytes() == SERVICE.read_bytes()
-    assert not re.search(r"[^#\n]*=.*%[iIpP]", SERVICE.read_text())
+def test_one_service_text_serves_all_instances() -> None:
+    """%N makes one text serve the service and its instances; the spec installs it under both names."""
+    assert not re.search(r"^[^#\n]*=.*%[iIpP]", SERVICE.read_text(), re.MULTILINE)
+    assert [path.name for path in SYSTEMD.glob("*.service")] == ["s3daemon.service"]
 
 
-def test_the_instances_sockets_differ_in_their_port_alone() -> None:
+def test_no_two_files_are_identical() -> None:
+    contents = [path.read_bytes() for path in SYSTEMD.iterdir()]
+    assert len(set(contents)) == len(contents)
+
+
+def test_the_sockets_of_instances_differ_only_in_their_port() -> None:
     plain, instance = (settings(path) for path in SOCKETS)
     assert plain.pop("Socket.ListenStream") == ["127.0.0.1:15555"]
     assert instance.pop("Socket.ListenStream") == ["127.0.0.1:%i"]
@@ -68,7 +71,7 @@ def test_the_instances_sockets_differ_in_their_port_alone() -> None:
 
 
 @pytest.mark.parametrize("path", SOCKETS, ids=lambda path: path.name)
-def test_the_door_stands_whatever_becomes_of_the_service(path: Path) -> None:
+def test_the_socket_survives_a_failing_service(path: Path) -> None:
     found = settings(path)
     assert found["Socket.FileDescriptorName"] == [DOORS[0]]
     assert found["Socket.Backlog"] == [str(BACKLOG)]
@@ -76,8 +79,8 @@ def test_the_door_stands_whatever_becomes_of_the_service(path: Path) -> None:
     assert "Socket.Accept" not in found
 
 
-def test_the_unix_door() -> None:
-    """It stands as fast as the others, outlives the service's restarts, and is a group's, not everybody's."""
+def test_the_unix_socket() -> None:
+    """It survives a failing service and restarts, and only members of a group may connect."""
     found, other = settings(UNIX), settings(SOCKETS[0])
     assert found["Socket.FileDescriptorName"] == [DOORS[2]]
     assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
@@ -88,8 +91,8 @@ def test_the_unix_door() -> None:
         assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
 
 
-def test_the_http_door() -> None:
-    """It stands as fast as the others, is told apart by its name, and only this host reaches it."""
+def test_the_http_socket() -> None:
+    """It survives a failing service, has a name of its own, and listens on loopback only."""
     found, other = settings(HTTP), settings(SOCKETS[0])
     assert found["Socket.FileDescriptorName"] == [DOORS[1]]
     assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
@@ -98,23 +101,23 @@ def test_the_http_door() -> None:
         assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
 
 
-def test_a_service_that_cannot_start_tries_for_ever() -> None:
+def test_a_service_that_cannot_start_is_restarted_without_limit() -> None:
     assert service("Unit.StartLimitIntervalSec") == "0"
     assert service("Service.Restart") == "on-failure"
     assert service("Service.RestartSec") == "2"
     assert not {"Service.RestartPreventExitStatus", "Service.SuccessExitStatus"} & settings(SERVICE).keys()
 
 
-def test_boot_waits_for_nothing() -> None:
+def test_boot_does_not_wait() -> None:
     found = settings(SERVICE)
     assert "Unit.Wants" not in found
     assert found["Unit.Requires"] == ["%N.socket"]
     assert "network-online.target" not in found["Unit.After"][0]
-    # Further sockets name their service; Sockets= would make it pull in the optional ones.
+    # The optional sockets name their service; Sockets= would make the service start them.
     assert "Service.Sockets" not in found
 
 
-def test_systemd_is_told_and_asks() -> None:
+def test_notification_watchdog_and_limits() -> None:
     assert (service("Service.Type"), service("Service.NotifyAccess")) == ("notify", "main")
     assert service("Service.WatchdogSec") == "30"
     assert int(service("Service.TimeoutStopSec")) > DRAIN_S
@@ -122,21 +125,21 @@ def test_systemd_is_told_and_asks() -> None:
     assert int(service("Service.LimitNOFILE")) > 4 * MAX_CLIENTS
 
 
-def test_every_record_reaches_the_journal() -> None:
-    """An interval of 0 would mean the default, which keeps 10 000 in 30 s."""
+def test_the_journal_drops_no_record() -> None:
+    """An interval of 0 would mean the default, which keeps 10 000 entries in 30 s."""
     assert service("Service.LogRateLimitIntervalSec") == "1s"
     assert int(service("Service.LogRateLimitBurst")) >= 1_000_000
 
 
-def test_secrets_stay_with_root_and_the_process() -> None:
+def test_secrets_are_readable_only_by_root_and_the_process() -> None:
     assert service("Service.EnvironmentFile") == "-/etc/sysconfig/%N"
-    # By core(5) a limit of 0 does not keep a pipe from being served; by the kernel's fs/coredump.c one of 1 does.
+    # core(5): a limit of 0 does not prevent a core from being piped; a limit of 1 does (the kernel's fs/coredump.c).
     assert service("Service.LimitCORE") == "1"
     assert service("Service.StateDirectoryMode") == service("Service.RuntimeDirectoryMode") == "0700"
     assert service("Service.User") == service("Service.Group") == "s3daemon"
 
 
-def test_hardening_leaves_the_files_readable_and_clients_told_apart() -> None:
+def test_hardening_keeps_files_readable_and_users_distinct() -> None:
     found = settings(SERVICE)
     left_out = {"PrivateTmp", "PrivateUsers", "PrivateNetwork", "RootDirectory", "TemporaryFileSystem", "DynamicUser"}
     assert not {f"Service.{name}" for name in left_out} & found.keys()
@@ -155,9 +158,8 @@ def test_the_catalog_explains_every_kind_of_entry() -> None:
 
 def test_the_presets_cover_every_unit() -> None:
     lines = [line for line in (SYSTEMD / "s3daemon.preset").read_text().splitlines() if not line.startswith("#")]
-    assert {tuple(line.split()) for line in lines} == {
-        ("disable", path.name) for path in SYSTEMD.iterdir() if path.suffix in (".service", ".socket")
-    }
+    names = [path.name for path in UNITS] + ["s3daemon@.service"]
+    assert sorted(lines) == sorted(f"disable {name}" for name in names)
 
 
 def test_every_sysctl_has_its_reason() -> None:
@@ -169,15 +171,16 @@ def test_every_sysctl_has_its_reason() -> None:
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="needs systemd-analyze")
-class TestSystemdsOwnJudgement:
-    """`systemd-analyze` on copies whose ExecStart= exists here."""
+class TestSystemdAnalyze:
+    """`systemd-analyze` on copies whose ExecStart= exists on this machine."""
 
     @pytest.fixture
     def units(self, tmp_path: Path) -> Path:
-        """The units as they are installed, an instance among them."""
-        for path in (*UNITS, SYSTEMD / "s3daemon@.service"):
-            text = path.read_text().replace("/usr/bin/s3daemon", "/bin/true")
-            tmp_path.joinpath(path.name).write_text(text)
+        """The units as they are installed, the template included."""
+        for path in UNITS:
+            names = [path.name, "s3daemon@.service"] if path == SERVICE else [path.name]
+            for name in names:
+                (tmp_path / name).write_text(path.read_text().replace("/usr/bin/s3daemon", "/bin/true"))
         return tmp_path
 
     @pytest.mark.parametrize("name", ["s3daemon", "s3daemon@15557", "s3daemon-unix", "s3daemon-http"])

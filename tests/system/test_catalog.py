@@ -52,8 +52,8 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     box = service.box
     assert service.send("/data/f.fits", "any/bucket/stored").returncode == 0
     assert "NotAllowed" in service.send("/data/f.fits", "any/foreign/f", check=False).stderr
-    (aside,) = entries(service, MessageId.RECEIVER_ASIDE, 1)
-    assert aside == f"receiver {ABSENT} is left aside: no connection"
+    (disabled,) = entries(service, MessageId.ADDRESS_DISABLED, 1)
+    assert disabled == f"address {ABSENT} of the store is temporarily disabled: no connection"
 
     s3.refuse()
     told = service.send("/data/f.fits", "any/bucket/deferred", check=False).stderr

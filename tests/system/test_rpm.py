@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from lab import rpm
 from lab.box import Box, box
-from lab.env import UnavailableError
+from lab.env import TREE, UnavailableError
 from lab.installed import Service, until, write_file
 from lab.processes import Process
 from lab.relay import Relay, relay
@@ -185,11 +185,14 @@ def test_what_the_packages_ask_for(packages: Packages) -> None:
 
 
 def test_the_manual_pages_render(packages: Packages, tmp_path: Path) -> None:
-    """groff has nothing to warn of, and what comes out is a page."""
+    """Every page of packaging/man is in a package, groff renders it without a warning, and it has a name line."""
     for file in packages.files:
         rpm.extract(file, "*/man/*", tmp_path)
     pages = [page for page in tmp_path.rglob("*") if page.is_file()]
-    assert sorted(page.name.removesuffix(".gz") for page in pages) == ["s3daemon.8", "s3daemon.env.5", "send.1"]
+    assert {page.name.removesuffix(".gz") for page in pages} == {
+        "s3daemon.8", "s3daemon.env.5", "s3daemon-protocol.7", "s3daemon-security.7", "s3daemon-tuning.7", "send.1",
+    }  # fmt: skip
+    assert len(pages) == len(list((TREE / "packaging/man").glob("*.rst")))
     for page in pages:
         said, text = rpm.render(page)
         assert said == ""

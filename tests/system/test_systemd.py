@@ -112,8 +112,8 @@ def test_the_first_send_starts_the_service(service: Service, rgw: Gateway, bucke
     said = service.systemctl("status", service.unit).stdout
     assert re.search(r'Status: "0 in flight; 0 pending; \d+ of 30 connections open"', said)
     explained = service.box.exec("journalctl", "-x", "-u", service.unit, "S3DAEMON_KEY=first").stdout
-    assert "Subject: A transfer ended: its object is stored, or it failed for good" in explained
-    assert "What happened on the way: journalctl S3DAEMON_TRANSFER_ID=ID" in explained
+    assert "Subject: A transfer ended: its object is stored, or it failed permanently" in explained
+    assert "To see all entries of the transfer: journalctl S3DAEMON_TRANSFER_ID=ID" in explained
 
 
 def test_the_units_are_as_systemd_wants_them(service: Service) -> None:
@@ -297,11 +297,10 @@ def listening(service: Service) -> tuple[int, int]:
 #: What the daemon does at the end of an outage of 48 hours, without the outage: its journal, its record, 54 000 times.
 BURST = """
 import os, threading
-from s3daemon.journal import Journal
+from s3daemon.journal import Journal, choose_sink, warn_on
 from s3daemon.model.record import TransferRecord
-from s3daemon.sinks import choose_sink, note_on
 
-journal, room = Journal(choose_sink(os.environ), note=note_on()), threading.Semaphore(10_000)
+journal, room = Journal(choose_sink(os.environ), warn=warn_on()), threading.Semaphore(10_000)
 for number in range(54_000):
     record = TransferRecord(
         transfer_id=f"t{number}", outcome="stored", file="/data/f", bucket="b", key=f"burst/{number}", size_bytes=1,

@@ -13,12 +13,14 @@ from s3daemon import __version__
 from s3daemon.cli import main
 
 TREE = Path(__file__).resolve().parents[2]
+#: In a build of the packages, the libraries are found by this variable.
+LIBRARIES = {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
 
 
 def run(*argv: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """`s3daemon ARGV` in a process of its own."""
     command = [sys.executable, "-m", "s3daemon", *argv]
-    env = {"PATH": os.environ["PATH"], **environ}
+    env = {"PATH": os.environ["PATH"], **LIBRARIES, **environ}
     return subprocess.run(command, cwd=TREE, env=env, capture_output=True, text=True, check=False)
 
 
@@ -106,7 +108,7 @@ def test_a_command_imports_no_more_than_it_needs(tmp_path: Path, command: str, m
     done = subprocess.run(
         [sys.executable, "-c", program, command, *missing],
         cwd=TREE,
-        env={"S3DAEMON_STATE_DIR": os.fspath(tmp_path)},
+        env={"S3DAEMON_STATE_DIR": os.fspath(tmp_path), **LIBRARIES},
         capture_output=True,
         text=True,
         check=True,

@@ -1,19 +1,22 @@
-"""A journal that stands still costs entries and a note, never a caller's time; and no entry shows a secret.
+"""A journal that blocks costs entries and a warning, never a caller's time; no entry shows a secret; where entries go.
 
-A journal that stands still is a sink that waits.
+A journal that blocks is a sink that waits. The sinks are tested on real descriptors and a real datagram socket.
 """
 
 import logging
+import os
+import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
-from s3daemon.journal import MAX_VALUE_BYTES, NOTE_EVERY_S, Journal
+from s3daemon.journal import MAX_VALUE_BYTES, WARN_EVERY_S, Journal, Sink, choose_sink, journal_sink, text_sink, warn_on
 from s3daemon.model.record import TransferRecord
-from s3daemon.sinks import Sink
 
 #: Ample for a thread to do what it has to; reached only by a test that fails.
 PATIENCE_S = 10.0
@@ -33,7 +36,7 @@ RECORD = TransferRecord(
 
 
 class Gate:
-    """A sink that stands still while shut, and refuses while broken."""
+    """A sink that blocks while shut, and refuses while broken."""
 
     def __init__(self) -> None:
         self.open = threading.Event()
@@ -53,7 +56,7 @@ class Gate:
         return [dict(entry)["MESSAGE"].decode() for entry in self.entries]
 
 
-class Notes:
+class Warnings:
     """Standard error."""
 
     def __init__(self) -> None:
@@ -69,16 +72,16 @@ def lost(count: int) -> str:
 
 @contextmanager
 def journal_to(
-    sink: Sink, notes: Notes | None = None, limit: int = 100, secrets: Sequence[str] = ()
+    sink: Sink, warnings: Warnings | None = None, limit: int = 100, secrets: Sequence[str] = ()
 ) -> Iterator[Journal]:
-    journal = Journal(sink, note=notes or Notes(), clock=lambda: 0.0, limit=limit, secrets=secrets)
+    journal = Journal(sink, warn=warnings or Warnings(), clock=lambda: 0.0, limit=limit, secrets=secrets)
     try:
         yield journal
     finally:
         journal.close(PATIENCE_S)
 
 
-def test_a_record_goes_through_whole_and_its_end_is_told() -> None:
+def test_a_record_is_written_whole_and_then_reported_done() -> None:
     gate, done = Gate(), threading.Event()
     gate.open.set()
     with journal_to(gate) as journal:
@@ -89,35 +92,35 @@ def test_a_record_goes_through_whole_and_its_end_is_told() -> None:
     assert dict(gate.entries[0])["S3DAEMON_FILE"] == b"/data/\xff"
 
 
-def test_a_journal_that_stands_still_holds_nobody_up() -> None:
-    gate, notes, done = Gate(), Notes(), []
-    with journal_to(gate, notes, limit=2) as journal:
+def test_a_journal_that_blocks_does_not_block_callers() -> None:
+    gate, warnings, done = Gate(), Warnings(), []
+    with journal_to(gate, warnings, limit=2) as journal:
         assert journal.write([("MESSAGE", "in the sink")])
         assert gate.entered.wait(PATIENCE_S)
         taken = [journal.write([("MESSAGE", str(n))], lambda: done.append(1)) for n in range(5)]
         assert taken == [True, True, False, False, False]
-        assert len(done) == 3  # the dropped ones are out of our hands at once
+        assert len(done) == 3  # the dropped ones are done at once
         gate.open.set()
-    # As soon as it moves it is told what it missed, as a warning, and standard error nothing.
+    # As soon as it works it gets the number of lost entries, as a warning; standard error gets nothing.
     assert gate.messages == ["in the sink", lost(3), "0", "1"]
     assert dict(gate.entries[1])["PRIORITY"] == b"4"
-    assert not notes.lines
+    assert not warnings.lines
     assert len(done) == 5
 
 
 class Steps:
-    """A sink that takes one entry at a time, when told to; its own notes it takes at once."""
+    """A sink that takes one entry at a time, when told to; warnings of lost entries it takes at once."""
 
     def __init__(self) -> None:
-        self.notes: list[str] = []
-        self.noted = threading.Semaphore(0)
+        self.warnings: list[str] = []
+        self.warned = threading.Semaphore(0)
         self._taken, self._go = threading.Semaphore(0), threading.Semaphore(0)
 
     def __call__(self, fields: Sequence[tuple[str, bytes]]) -> None:
         message = dict(fields)["MESSAGE"].decode()
         if message:
-            self.notes.append(message)
-            self.noted.release()
+            self.warnings.append(message)
+            self.warned.release()
             return
         self._taken.release()
         assert self._go.acquire(timeout=PATIENCE_S)
@@ -133,34 +136,34 @@ class Steps:
         self._go.release(count)
 
 
-def test_notes_of_loss_keep_their_distance() -> None:
-    """However long entries are lost, one note goes out per second, and none is forgotten."""
+def test_warnings_of_lost_entries_are_a_second_apart() -> None:
+    """However long entries are lost, there is one warning a second, and no loss is forgotten."""
     now, sink = [0.0], Steps()
-    journal = Journal(sink, note=Notes(), clock=lambda: now[0], limit=3)
+    journal = Journal(sink, warn=Warnings(), clock=lambda: now[0], limit=3)
     journal.write([("MESSAGE", "")])
     sink.wait()
     for _ in range(4):  # one of them is lost
         journal.write([("MESSAGE", "")])
     sink.step()
-    assert sink.notes == [lost(1)]
+    assert sink.warnings == [lost(1)]
     for _ in range(3):  # two are lost
         journal.write([("MESSAGE", "")])
     sink.step()
-    assert sink.notes == [lost(1)]
-    now[0] += NOTE_EVERY_S
+    assert sink.warnings == [lost(1)]
+    now[0] += WARN_EVERY_S
     sink.step()
-    assert sink.notes == [lost(1), lost(2)]
+    assert sink.warnings == [lost(1), lost(2)]
     for _ in range(3):  # one is lost
         journal.write([("MESSAGE", "")])
     sink.go(4)
     journal.close(PATIENCE_S)
-    assert sink.notes == [lost(1), lost(2), lost(1)]
+    assert sink.warnings == [lost(1), lost(2), lost(1)]
 
 
-def test_a_loss_is_told_though_no_entry_follows() -> None:
-    """The second note has to wait for its time, which passes by itself."""
+def test_a_loss_is_reported_though_no_entry_follows() -> None:
+    """The second warning has to wait for its time, which passes by itself."""
     sink = Steps()
-    journal = Journal(sink, note=Notes(), clock=lambda: 0.0, limit=1)
+    journal = Journal(sink, warn=Warnings(), clock=lambda: 0.0, limit=1)
     for expected in (lost(1), lost(2)):
         journal.write([("MESSAGE", "")])
         sink.wait()
@@ -169,13 +172,13 @@ def test_a_loss_is_told_though_no_entry_follows() -> None:
         sink.step()
         sink.go()
     for _ in range(2):
-        assert sink.noted.acquire(timeout=PATIENCE_S)
+        assert sink.warned.acquire(timeout=PATIENCE_S)
     journal.close(PATIENCE_S)
-    assert sink.notes == [lost(1), lost(2)]
+    assert sink.warnings == [lost(1), lost(2)]
 
 
 def refused(journal: Journal, count: int) -> None:
-    """Write so many entries, each once the one before it is out of our hands."""
+    """Write so many entries, each when the one before it is done."""
     done = threading.Event()
     for _ in range(count):
         journal.write([("MESSAGE", "x")], done.set)
@@ -183,21 +186,21 @@ def refused(journal: Journal, count: int) -> None:
         done.clear()
 
 
-def test_what_is_refused_is_noted_on_standard_error() -> None:
-    gate, notes = Gate(), Notes()
+def test_refused_entries_are_reported_on_standard_error() -> None:
+    gate, warnings = Gate(), Warnings()
     gate.broken = True
     gate.open.set()
-    with journal_to(gate, notes) as journal:
+    with journal_to(gate, warnings) as journal:
         refused(journal, 3)
-    assert notes.lines == [lost(1), lost(2)]
+    assert warnings.lines == [lost(1), lost(2)]
 
 
-def test_a_journal_that_is_back_is_told_all_that_it_missed() -> None:
-    """By itself, though standard error was told of some: under systemd that leads to the journal too."""
-    gate, notes = Gate(), Notes()
+def test_a_journal_that_works_again_gets_the_number_of_all_lost_entries() -> None:
+    """By itself, though some were reported on standard error: under systemd that leads to the journal too."""
+    gate, warnings = Gate(), Warnings()
     gate.broken = True
     gate.open.set()
-    with journal_to(gate, notes) as journal:
+    with journal_to(gate, warnings) as journal:
         refused(journal, 3)
         gate.broken = False
         until = time.monotonic() + PATIENCE_S
@@ -208,9 +211,9 @@ def test_a_journal_that_is_back_is_told_all_that_it_missed() -> None:
 
 @pytest.mark.parametrize("waiting", [0, 1, 2])
 def test_close_gives_up_in_time(waiting: int) -> None:
-    """With a queue that has room for the end mark, and with one that has not."""
-    gate, notes = Gate(), Notes()
-    journal = Journal(gate, note=notes, limit=2)
+    """With a queue that has space for the end mark, and with one that has not."""
+    gate, warnings = Gate(), Warnings()
+    journal = Journal(gate, warn=warnings, limit=2)
     journal.write([("MESSAGE", "in the sink")])
     assert gate.entered.wait(PATIENCE_S)
     for _ in range(waiting):
@@ -218,12 +221,30 @@ def test_close_gives_up_in_time(waiting: int) -> None:
     before = time.monotonic()
     journal.close(0.1)
     assert time.monotonic() - before < 1
-    assert notes.lines == [lost(waiting + 1)]
+    assert warnings.lines == [lost(waiting + 1)]
     assert not journal.write([("MESSAGE", "too late")])
     gate.open.set()
 
 
-def test_close_sends_what_waits() -> None:
+def test_flush_waits_until_the_sink_has_everything() -> None:
+    """It writes no entry of its own, and gives up after its timeout."""
+    gate, done = Gate(), list[int]()
+    with journal_to(gate) as journal:
+        assert journal.flush(0.0), "there is nothing to wait for"
+        for n in range(50):
+            journal.write([("MESSAGE", str(n))], lambda: done.append(1))
+        assert not journal.flush(0.01)
+        gate.open.set()
+        assert journal.flush(PATIENCE_S)
+        assert gate.messages == [str(n) for n in range(50)]
+        assert len(done) == 50
+        gate.broken = True
+        journal.write([("MESSAGE", "refused")])
+        assert journal.flush(PATIENCE_S)
+    assert len(gate.messages) == 50
+
+
+def test_close_sends_what_is_queued() -> None:
     gate = Gate()
     with journal_to(gate) as journal:
         for n in range(50):
@@ -260,7 +281,7 @@ def a_logger(journal: Journal) -> logging.Logger:
     return logger
 
 
-def test_log_lines_go_the_same_way() -> None:
+def test_log_lines_are_entries() -> None:
     gate = Gate()
     gate.open.set()
     with journal_to(gate) as journal:
@@ -289,3 +310,104 @@ def test_a_traceback_has_a_field_of_its_own() -> None:
     assert entry["MESSAGE"] == rb"unexpected: RuntimeError: a bug\nwith *** in it"
     assert entry["S3DAEMON_TRACEBACK"].startswith(b"Traceback")
     assert b"verysecret" not in entry["S3DAEMON_TRACEBACK"]
+
+
+@contextmanager
+def journald(path: Path) -> Iterator[socket.socket]:
+    """A socket that receives as journald does."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
+        receiver.settimeout(PATIENCE_S)
+        receiver.bind(str(path))
+        yield receiver
+
+
+def test_an_entry_is_a_datagram_in_the_native_protocol(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with journald(path) as receiver:
+        journal_sink(path)([("MESSAGE", b"one"), ("TAG", b"a"), ("TAG", b"b"), ("FILE", b"two\nlines=\xff")])
+        data = receiver.recv(65536)
+    text = b"two\nlines=\xff"
+    assert data == (
+        b"MESSAGE=one\nTAG=a\nTAG=b\nFILE\n" + struct.pack("<Q", len(text)) + text + b"\nSYSLOG_IDENTIFIER=s3daemon\n"
+    )
+
+
+def test_other_threads_run_while_the_journal_blocks(tmp_path: Path) -> None:
+    """The socket's queue is full, so the thread waits in the kernel; a lock kept there would stop this test."""
+    path = tmp_path / "journal"
+    with journald(path) as receiver:
+        filler = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        with filler, suppress(BlockingIOError):
+            while True:
+                filler.sendto(b"x", str(path))
+        done = threading.Event()
+        journal = Journal(journal_sink(path), warn=print)
+        try:
+            journal.write([("MESSAGE", "x")], done.set)
+            assert not done.wait(0.1)
+            while receiver.recv(65536) == b"x":
+                pass
+            assert done.wait(PATIENCE_S)
+        finally:
+            journal.close(PATIENCE_S)
+
+
+def test_a_missing_journal_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file"):
+        journal_sink(tmp_path / "none")([("MESSAGE", b"x")])
+
+
+@contextmanager
+def pipe() -> Iterator[tuple[int, int]]:
+    ends = os.pipe()
+    try:
+        yield ends
+    finally:
+        for end in ends:
+            os.close(end)
+
+
+def test_text_has_one_line_for_each_entry() -> None:
+    with pipe() as (out, err):
+        send = text_sink(err, clock=lambda: 1_764_000_000.0421)
+        send([("MESSAGE", b"two\nlines \xff"), ("PRIORITY", b"4")])
+        send([("MESSAGE", b"bug"), ("PRIORITY", b"3"), ("S3DAEMON_TRACEBACK", b"Traceback:\n  File x\n")])
+        send([("MESSAGE", b"plain")])
+        assert os.read(out, 65536).decode().splitlines() == [
+            r"2025-11-24T16:00:00.042Z warning two\nlines \xff",
+            "2025-11-24T16:00:00.042Z error bug",
+            "    Traceback:",
+            "      File x",
+            "2025-11-24T16:00:00.042Z info plain",
+        ]
+
+
+def test_the_journal_is_chosen_only_where_standard_error_leads_to_it(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with pipe() as (out, err), journald(path) as receiver:
+        status = os.fstat(err)
+        stream = {"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}
+        choose_sink(stream, err, path)([("MESSAGE", b"to the journal")])
+        assert b"to the journal" in receiver.recv(65536)
+        not_the_journal: list[tuple[dict[str, str], Path]] = [
+            ({}, path),
+            ({"JOURNAL_STREAM": "1:1"}, path),
+            ({"JOURNAL_STREAM": "nonsense"}, path),
+            (stream, tmp_path / "none"),
+        ]
+        for environ, where in not_the_journal:
+            choose_sink(environ, err, where)([("MESSAGE", b"as text")])
+            assert os.read(out, 65536).endswith(b"info as text\n")
+
+
+def test_a_warning_on_standard_error_never_blocks() -> None:
+    with pipe() as (out, err):
+        warn_on(err)("3 are lost")
+        assert os.read(out, 65536) == b"s3daemon: 3 are lost\n"
+        os.set_blocking(err, False)
+        with suppress(BlockingIOError):
+            while True:
+                os.write(err, b"x" * 4096)
+        os.set_blocking(err, True)
+        warn_on(err)("the pipe is full")
+    warn_on(err)("standard error is closed")

@@ -30,7 +30,7 @@ from s3daemon.config.envfile import EnvFile
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.control.client import Instance
 from s3daemon.errors import SettingsError
-from s3daemon.sinks import JOURNAL_SOCKET
+from s3daemon.journal import JOURNAL_SOCKET
 
 
 def configure(parser: argparse.ArgumentParser) -> None:

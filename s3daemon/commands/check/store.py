@@ -1,6 +1,6 @@
 """`s3daemon check`, the store's part: its clock, the keys, and an object put there.
 
-All goes over the product's own lanes, signed by its own client: what passes here is what the daemon will do.
+All goes over the product's own connections, signed by its own client: what passes here is what the daemon will do.
 """
 
 from __future__ import annotations
@@ -82,26 +82,26 @@ class StoreChecks:
             if not any(one.usable for one in reached):
                 self._report.note("credentials", "not checked, nor is what needs them: there is no way to the store")
                 return
-        lanes = ConnectionPool(self._settings)
+        pool = ConnectionPool(self._settings)
         signer = Signer(self._settings)
-        store = Store(self._settings, lanes, signer)
+        store = Store(self._settings, pool, signer)
         try:
             with self._report.guard("clock"):
-                await self._clock(lanes)
+                await self._clock(pool)
             with self._report.guard("credentials"):
                 if await self._credentials(signer, store) and target:
                     await self._bucket(store, target)
         finally:
             await signer.close()
-            await lanes.close()
+            await pool.close()
 
-    async def _clock(self, lanes: ConnectionPool) -> None:
+    async def _clock(self, pool: ConnectionPool) -> None:
         url = URL(self._settings.endpoint_url)
         date: str | None = None
         for _ in range(self._tries):
             with suppress(aiohttp.ClientError, OSError):
-                async with lanes.take() as lane, timeout(self._settings.stall_timeout_s):
-                    response = await lane.request("GET", str(url.with_path("/")), {}, None)
+                async with pool.acquire() as connection, timeout(self._settings.stall_timeout_s):
+                    response = await connection.request("GET", str(url.with_path("/")), {}, None)
                 date = response.headers.get("Date", "")
                 break
         if date is None:

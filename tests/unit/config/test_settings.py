@@ -1,4 +1,4 @@
-"""Settings: every fault is told at once, no secret is ever shown, and the manuals list what the table holds."""
+"""Settings: all faults are reported at once, and no secret is ever shown."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import subprocess
 import traceback
 from collections.abc import Callable
 from dataclasses import FrozenInstanceError, replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -14,10 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3daemon.config.environ import of_service
-from s3daemon.config.settings import RELOADABLE, VARIABLES, Settings, describe, differences, of_operator
+from s3daemon.config.settings import RELOADABLE, VARIABLES, Settings, differences, of_operator
 from s3daemon.errors import SettingsError
 
-TREE = Path(__file__).resolve().parents[3]
 SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, nobody's key
 GOOD = {
     "S3_ENDPOINT_URL": "https://s3.example.org",
@@ -218,46 +216,3 @@ def test_what_a_reload_hands_over() -> None:
     environ = {**GOOD, "S3DAEMON_PROT": "1", "PATH": "/bin", "AWS_CONFIG_FILE": "/x", "CREDENTIALS_DIRECTORY": "/c"}
     assert of_operator(environ).keys() == GOOD.keys() - {"STATE_DIRECTORY"} | {"S3DAEMON_PROT"}
     assert of_service(environ) == {"STATE_DIRECTORY": "/var/lib/s3daemon", "CREDENTIALS_DIRECTORY": "/c"}
-
-
-def template() -> list[tuple[str, str, str]]:
-    """The name, value and comment of every setting in the template, whether commented out or not."""
-    lines = (TREE / "packaging/s3daemon.env").read_text().splitlines()
-    found = []
-    for above, line in pairwise(lines):
-        name, equals, text = line.removeprefix("#").partition("=")
-        if equals and name.replace("_", "").isalnum() and name.isupper() | name.startswith("S3"):
-            found.append((name, text, above.removeprefix("# ")))
-    return found
-
-
-def test_the_template_is_the_table() -> None:
-    """The template lists every variable with its default and meaning; what is not commented out is required."""
-    marks = {v.name: " (restart)" if v.restart else "" for v in VARIABLES.values()}
-    assert template() == [(row.name, row.default, row.meaning + marks[row.name]) for row in describe()]
-    text = (TREE / "packaging/s3daemon.env").read_text()
-    active = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert active == ["S3_ENDPOINT_URL=", "AWS_ACCESS_KEY_ID=", "AWS_SECRET_ACCESS_KEY="]
-
-
-def test_the_template_works() -> None:
-    """With every line's comment sign taken away and the three filled in, the settings are the defaults."""
-    environ = {name: text for name, text, _ in template()} | GOOD
-    assert Settings.from_environ(environ) == Settings.from_environ(GOOD)
-
-
-def readme_table() -> str:
-    """The table of variables as README.rst has it."""
-    rows = [("Variable", "Default", "Unit", "Meaning")]
-    rows += [(f"``{r.name}``", f"``{r.default}``" if r.default else "", r.unit, r.meaning) for r in describe()]
-    body = "".join("   * - " + "\n     - ".join(cells).replace("- \n", "-\n") + "\n" for cells in rows)
-    return f".. list-table::\n   :header-rows: 1\n\n{body}"
-
-
-def test_the_readme_is_the_table() -> None:
-    """README.rst lists every variable; `python tests/test_settings.py` prints the table that belongs there."""
-    assert readme_table() in (TREE / "README.rst").read_text()
-
-
-if __name__ == "__main__":
-    print(readme_table())

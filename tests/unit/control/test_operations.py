@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -32,7 +33,9 @@ class Spool:
         """Add a failed transfer; return its id."""
         id_ = f"f{number:015x}"
         transfer = Transfer(id_, "/f", Destination("bucket", f"failed-{number}"), (), FileState(1000, 1, 1, 1), 10**15)
-        self.failed[id_] = Entry(number, transfer, 0.0, 1, True, "NoSuchBucket", "none", failed=True, told=True)
+        self.failed[id_] = Entry(
+            number, transfer, 0.0, 1, True, "NoSuchBucket", "none", failed=True, client_notified=True
+        )
         return id_
 
     def entries(self, *, failed: bool) -> list[Entry]:
@@ -49,14 +52,16 @@ class Spool:
 
 
 class Pool:
-    """Connections to two receivers, one of them disabled."""
+    """Connections to two addresses, one of them disabled."""
 
     open_count, opened, limit = 3, 7, 8
-    aside: Sequence[str] = ("192.0.2.2",)
-    peers: Mapping[str, int] = Counter({"192.0.2.1": 3})
+    addresses = SimpleNamespace(disabled=["192.0.2.2"])
 
     def idle(self) -> list[Any]:
         return [self, self]
+
+    def open_per_address(self) -> Counter[str]:
+        return Counter({"192.0.2.1": 3})
 
     is_open = True
 

@@ -22,7 +22,7 @@ class Moving:
 
     size: int
     got: int
-    receiver: str
+    address: str
 
     def acked(self) -> int:
         return self.got

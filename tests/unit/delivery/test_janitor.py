@@ -14,8 +14,7 @@ from s3daemon.delivery.attempt import LATE_ARRIVAL_S
 from s3daemon.delivery.janitor import SWEEP_MAX_S, SWEEP_S, Janitor
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination
-from s3daemon.spool.open_uploads import OpenUploads
-from s3daemon.spool.upload_rows import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 HERE, THERE = "http://here", "http://there"
 

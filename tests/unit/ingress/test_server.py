@@ -354,6 +354,24 @@ def test_resuming(house: Run, name: str, answer: bytes) -> None:
     house(test)
 
 
+def test_stored_is_reported_no_earlier_than_durable(house: Run) -> None:
+    """The reply waits for the disk although the object is stored."""
+
+    async def test(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        job: Any = None  # not used here
+        ticket = house.intake.ticket = Ticket(ID, loop.create_future(), loop.create_future(), job)
+        reply = asyncio.create_task(house.say(PLAIN))
+        await house.until(lambda: bool(house.intake.requests))
+        house.intake.end()
+        await asyncio.wait({reply}, timeout=0.2)
+        assert not reply.done()
+        ticket.durable.set_result(None)
+        assert await reply == b"Success"
+
+    house(test)
+
+
 def test_what_was_said_before_a_stop_is_heard(house: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that is too busy to read for as long as it waits hangs up on nobody whose request is there."""
     monkeypatch.setattr(s3daemon.ingress.server, "STOP_POLLS", 0)

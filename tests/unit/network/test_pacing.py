@@ -1,4 +1,4 @@
-"""The bandwidth limit is shared among the uploads under way, as they come and go, and read back from the kernel."""
+"""The bandwidth limit is shared among the uploads in flight as they begin and end; rates are read from the kernel."""
 
 import socket
 import struct
@@ -21,12 +21,12 @@ def socks() -> Iterator[list[socket.socket]]:
 
 
 def rate(sock: socket.socket) -> int:
-    """Bytes a second, as the kernel has it."""
+    """The pacing rate that the kernel has for it, bytes a second."""
     found: int = struct.unpack("=Q", sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))[0]
     return found
 
 
-def test_shares(socks: list[socket.socket]) -> None:
+def test_uploads_share_the_limit_evenly(socks: list[socket.socket]) -> None:
     """One has it all, four have a quarter each, and the last has it all again."""
     pacer = Pacer(8_000_000)
     for sock in socks:
@@ -41,8 +41,8 @@ def test_shares(socks: list[socket.socket]) -> None:
     assert rate(socks[3]) == 1_000_000
 
 
-def test_small_ones_take_no_share(socks: list[socket.socket]) -> None:
-    """They are over before it matters."""
+def test_a_small_upload_takes_no_share(socks: list[socket.socket]) -> None:
+    """It is over before a share could matter."""
     pacer = Pacer(8_000_000)
     pacer.begin(socks[0], LARGE)
     pacer.begin(socks[1], SHARED_FROM_BYTES - 1)
@@ -52,7 +52,7 @@ def test_small_ones_take_no_share(socks: list[socket.socket]) -> None:
 
 
 def test_without_a_limit(socks: list[socket.socket]) -> None:
-    """Nothing is bounded, and a limit that a reload brings or takes away holds at once."""
+    """Nothing is limited; a limit that a reload sets or removes applies at once."""
     pacer = Pacer(0)
     for sock in socks:
         pacer.prepare(sock)
@@ -64,7 +64,7 @@ def test_without_a_limit(socks: list[socket.socket]) -> None:
     assert rate(socks[0]) == FREE
 
 
-def test_a_closed_socket(socks: list[socket.socket]) -> None:
+def test_a_closed_socket_frees_its_share(socks: list[socket.socket]) -> None:
     """An upload that ended with its connection takes nothing from the others."""
     pacer = Pacer(8_000_000)
     pacer.begin(socks[0], LARGE)

@@ -1,72 +1,115 @@
-"""The lanes: lent to one at a time, the best one first, and whatever happens each is given back."""
+"""The pool: each connection is used by one at a time, the best one first, and is released whatever happens."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import socket
+import logging
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
-from lab.loopback import socket_of
-from lab.scripted import scripted
-from lab.sending import a_file, in_loop, sending, settings_for
+from lab.keeping import Clock, ResolvingLoop, run_resolving
+from lab.scripted import Scripted, scripted
+from lab.sending import in_loop, settings_for
+
+from s3daemon.model.kinds import MessageId
+from s3daemon.network.connection import Connection
+from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, RESOLVE_EVERY_S, ConnectionPool
+
+ADDRESSES = ("127.0.0.1", "127.0.0.2")
+
+
+@contextlib.asynccontextmanager
+async def pool_to(
+    url: str, count: int = 1, clock: Clock | None = None, **changes: Any
+) -> AsyncIterator[ConnectionPool]:
+    """So many connections, none in reserve, closed at the end."""
+    pool = ConnectionPool(settings_for(url, max_connections=count, **changes), clock or Clock(), reserve=0)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+
+
+def two_addresses(server: Scripted) -> dict[str, Any]:
+    """What `pool_to` needs so that a server on all addresses is reached at two of them."""
+    return {"url": server.url.replace("0.0.0.0", "store.invalid"), "receivers": ADDRESSES}
+
+
+async def get(connection: Connection, url: str) -> None:
+    """Send a small request."""
+    await connection.request("GET", url, {}, None)
 
 
 @in_loop
-async def test_a_connection_is_lent_to_one_at_a_time() -> None:
-    """Who comes when all are lent waits until one is given back, in the order of coming."""
-    async with scripted() as server, sending(settings_for(server.url)) as sender:
+async def test_a_connection_is_used_by_one_at_a_time() -> None:
+    """While all are in use others wait, and get one in the order in which they asked."""
+    async with pool_to("http://127.0.0.1:9") as pool:
         order: list[int] = []
 
         async def use(number: int) -> None:
-            async with sender.lanes.take():
+            async with pool.acquire():
                 order.append(number)
                 await asyncio.sleep(0)
 
-        async with sender.lanes.take():
+        async with pool.acquire():
+            assert (pool.in_use, pool.idle()) == (1, [])
             tasks = [asyncio.create_task(use(number)) for number in range(5)]
             for _ in range(10):
                 await asyncio.sleep(0)
             assert order == []
         await asyncio.gather(*tasks)
         assert order == [0, 1, 2, 3, 4]
+        assert pool.in_use == 0
 
 
 @in_loop
-async def test_what_can_be_spared() -> None:
-    """Half of the lanes are kept for others; while somebody waits for one there is none to spare."""
-    async with scripted() as server, sending(settings_for(server.url, max_connections=5)) as sender:
-        lanes, held = sender.lanes, contextlib.AsyncExitStack()
-        seen = [lanes.for_parts]
+async def test_half_of_the_connections_are_available_for_parts() -> None:
+    """The other half is kept for further uploads; while an upload waits for a connection none is available."""
+    async with pool_to("http://127.0.0.1:9", 5) as pool, contextlib.AsyncExitStack() as acquired:
+        available = [pool.available_for_parts]
         for _ in range(5):
-            await held.enter_async_context(lanes.take())
-            seen.append(lanes.for_parts)
-        assert seen == [2, 1, 0, 0, 0, 0]
-        waiter = asyncio.create_task(contextlib.AsyncExitStack().enter_async_context(lanes.take()))
+            await acquired.enter_async_context(pool.acquire())
+            available.append(pool.available_for_parts)
+        assert available == [2, 1, 0, 0, 0, 0]
+
+        async def wait_for_one() -> None:
+            async with pool.acquire():
+                pass
+
+        waiter = asyncio.create_task(wait_for_one())
         await asyncio.sleep(0)
-        lanes._idle += lanes._all
-        assert lanes.for_parts == 0
-        waiter.cancel()
-        await asyncio.wait({waiter})
-        assert lanes.for_parts == 2
-        lanes._idle.clear()
-        await held.aclose()
+        await acquired.aclose()
+        assert (len(pool.idle()), pool.available_for_parts) == (5, 0), "it was woken, and has not run yet"
+        await waiter
+        assert pool.available_for_parts == 2
+
+
+@pytest.mark.parametrize(
+    ("usable", "reserve"), [(1, 1), (CONNECTIONS_PER_RESERVE, 1), (CONNECTIONS_PER_RESERVE + 1, 2)]
+)
+@in_loop
+async def test_the_reserve_comes_on_top(usable: int, reserve: int) -> None:
+    """There is one connection more for each so many, and uploads can use as many as was set."""
+    pool = ConnectionPool(settings_for("http://127.0.0.1:9", max_connections=usable))
+    assert (pool.usable, pool.reserve, pool.limit) == (usable, reserve, usable + reserve)
+    await pool.close()
 
 
 @pytest.mark.parametrize("woken", [False, True])
 @in_loop
-async def test_a_waiter_that_is_cancelled_takes_no_lane_with_it(woken: bool) -> None:
-    """Cancelled while it waits, or in the moment in which it was woken: the next one gets the lane."""
-    async with scripted() as server, sending(settings_for(server.url)) as sender:
+async def test_a_waiter_that_is_cancelled_loses_no_connection(woken: bool) -> None:
+    """Cancelled while it waits, or at the moment at which it was woken: the next one gets the connection."""
+    async with pool_to("http://127.0.0.1:9") as pool:
         got = asyncio.Event()
 
         async def use() -> None:
-            async with sender.lanes.take():
+            async with pool.acquire():
                 got.set()
 
         holding = contextlib.AsyncExitStack()
-        await holding.enter_async_context(sender.lanes.take())
+        await holding.enter_async_context(pool.acquire())
         first, second = asyncio.create_task(use()), asyncio.create_task(use())
         await asyncio.sleep(0)
         if not woken:
@@ -80,40 +123,138 @@ async def test_a_waiter_that_is_cancelled_takes_no_lane_with_it(woken: bool) -> 
 
 
 @in_loop
-async def test_an_error_gives_the_lane_back() -> None:
-    """Whatever happens to who holds it."""
-    async with scripted() as server, sending(settings_for(server.url)) as sender:
+async def test_an_error_releases_the_connection() -> None:
+    """Whatever happens to the request that used it."""
+    async with pool_to("http://127.0.0.1:9") as pool:
         for _ in range(2):
             with pytest.raises(ZeroDivisionError):
-                async with sender.lanes.take():
+                async with pool.acquire():
                     raise ZeroDivisionError
+        assert pool.in_use == 0
 
 
 @in_loop
-async def test_the_one_used_last_is_lent_first(tmp_path: Any) -> None:
-    """Its congestion window is the widest; and an open one goes before one that must connect."""
-    file = a_file(tmp_path / "file", 3000)
-    async with scripted() as server, sending(settings_for(server.url, max_connections=3)) as sender:
+async def test_a_connection_in_maintenance_is_not_acquired() -> None:
+    """It is released to whoever waits for it when the keeper is done, and keeps its place."""
+    async with pool_to("http://127.0.0.1:9") as pool:
+        (connection,) = pool.idle()
 
-        async def burst(count: int) -> None:
-            await asyncio.gather(*(sender.put(file, f"key{n}") for n in range(count)))
+        async def use() -> Connection:
+            async with pool.acquire() as acquired:
+                return acquired
 
-        await sender.put(file)
-        await burst(1)
-        assert len(server.connections) == 1, "the open one, though two others were never used"
-        await burst(3)
-        last = server.seen[-1].connection
-        await sender.put(file)
-        assert (len(server.connections), server.seen[-1].connection) == (3, last)
+        with pool.maintain(connection):
+            assert pool.idle() == []
+            task = asyncio.create_task(use())
+            await asyncio.sleep(0)
+            assert not task.done()
+        assert await task is connection
 
 
 @in_loop
-async def test_sockets_have_their_options(tmp_path: Any) -> None:
-    """Every connection that a lane makes is watched by the kernel too."""
-    settings = {"stall_timeout_s": 3.0, "congestion": "reno"}
-    async with scripted() as server, sending(settings_for(server.url, **settings)) as sender:
-        await sender.put(a_file(tmp_path / "file", 3000))
-        ours = socket_of(server.connections[0].writer.get_extra_info("peername"))
-        assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 16_000
-        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
+async def test_an_open_connection_goes_before_one_that_must_connect() -> None:
+    """And of open ones with equal windows the one used last."""
+    async with scripted() as server, pool_to(server.url, 3) as pool:
+        async with pool.acquire() as opened:
+            await get(opened, server.url)
+        async with pool.acquire() as again:
+            assert again is opened
+        async with contextlib.AsyncExitStack() as acquired:
+            for _ in range(3):
+                connection = await acquired.enter_async_context(pool.acquire())
+                await get(connection, server.url)
+                connection.window = 10_000
+        assert (pool.open_count, pool.opened, len(server.connections)) == (3, 3, 3)
+        last = pool.idle()[-1]
+        for large in (True, False):
+            async with pool.acquire(large=large) as again:
+                assert again is last
+
+
+@in_loop
+async def test_much_goes_over_the_widest_window_and_little_over_the_narrowest() -> None:
+    """A small upload is as fast over any, and leaves the widest to one that needs it."""
+    async with scripted() as server, pool_to(server.url, 3) as pool:
+        async with contextlib.AsyncExitStack() as acquired:
+            connections = [await acquired.enter_async_context(pool.acquire()) for _ in range(3)]
+            for connection, window in zip(connections, (20_000, 30_000, 10_000), strict=True):
+                await get(connection, server.url)
+                connection.window = window
+        async with pool.acquire(large=True) as large, pool.acquire() as small:
+            assert (large.window, small.window) == (30_000, 10_000)
+
+
+@in_loop
+async def test_connections_spread_over_the_addresses() -> None:
+    """Each new one goes to the address that has the fewest."""
+    async with scripted(address="0.0.0.0") as server, pool_to(**two_addresses(server), count=4) as pool:
+        async with contextlib.AsyncExitStack() as acquired:
+            for number in range(4):
+                connection = await acquired.enter_async_context(pool.acquire())
+                assert sum(pool.per_address().values()) == number + 1, "one that is about to connect counts"
+                await get(connection, str(pool.url))
+        assert pool.open_per_address() == {ADDRESSES[0]: 2, ADDRESSES[1]: 2}
+
+
+@in_loop
+async def test_an_address_that_failed_is_avoided() -> None:
+    """A connection to another one is chosen, or made if there is none; unless no other one is enabled."""
+    async with scripted(address="0.0.0.0") as server, pool_to(**two_addresses(server)) as pool:
+        async with pool.acquire() as connection:
+            await get(connection, str(pool.url))
+            first = connection.address
+        place = pool.index(connection)
+        async with pool.acquire(avoid={first}) as other:
+            assert other is not connection
+            assert (pool.index(other), other.address in ADDRESSES, other.address == first) == (place, True, False)
+            await get(other, str(pool.url))
+        assert (pool.limit, pool.opened, pool.open_count) == (1, 2, 1)
+        async with pool.acquire(avoid=ADDRESSES) as same:
+            assert same is other, "none is left to go to instead"
+
+
+@in_loop
+async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """As a warning if it ever answered, with the message's id; and so is that it is enabled again."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    async with pool_to("http://store.invalid", clock=clock, receivers=ADDRESSES) as pool:
+        pool.addresses.answered(ADDRESSES[0])
+        pool.addresses.failed(ADDRESSES[0], "no connection")
+        clock.now += 5
+        pool.addresses.probed(ADDRESSES[0], answered=True)
+        pool.addresses.succeeded(ADDRESSES[0])
+    disabled, enabled = caplog.records
+    assert disabled.getMessage() == "address 127.0.0.1 of the store is temporarily disabled: no connection"
+    assert disabled.levelno == logging.WARNING
+    assert disabled.__dict__["journal"] == {"MESSAGE_ID": MessageId.ADDRESS_DISABLED.value}
+    assert enabled.getMessage() == "address 127.0.0.1 of the store is enabled again"
+
+
+def test_the_last_addresses_stay_when_the_name_no_longer_resolves(caplog: pytest.LogCaptureFixture) -> None:
+    """A failure of the name server does not stop uploads to addresses that are known."""
+
+    async def main(loop: ResolvingLoop) -> None:
+        clock = Clock()
+        loop.addresses = (ADDRESSES[0],)
+        async with pool_to("http://store.example", clock=clock) as pool:
+            for lookups in (1, 2):
+                async with pool.acquire() as connection:
+                    assert connection.address == ADDRESSES[0]
+                assert loop.lookups == lookups
+                loop.addresses = ()
+                clock.now += RESOLVE_EVERY_S
+
+    run_resolving(main)
+    (message,) = caplog.messages
+    assert message.startswith("store.example no longer resolves")
+
+
+@in_loop
+async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """Not for each connection."""
+    async with scripted() as server, pool_to(server.url, 2, congestion="nosuch") as pool:
+        async with pool.acquire() as first, pool.acquire() as second:
+            await get(first, server.url)
+            await get(second, server.url)
+    assert [text.startswith("congestion control nosuch") for text in caplog.messages] == [True]

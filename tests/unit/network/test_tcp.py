@@ -1,20 +1,30 @@
-"""TCP: the stall watch against tables of ticks, the rest against the kernel itself on a loopback pair."""
+"""TCP options and TCP_INFO, checked against the kernel itself on a loopback pair."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import struct
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from lab.certs import Authority
 from lab.loopback import connected_pair, read_to_the_end
+from lab.schemes import tls_with
+from lab.sending import in_loop
 
 from s3daemon.network.pacing import SO_MAX_PACING_RATE
-from s3daemon.network.tcp import UNPACED_PACKETS, StallWatch, TcpInfo, choose_congestion, forget_unsent, prepare
+from s3daemon.network.tcp import (
+    UNPACED_PACKETS,
+    TcpInfo,
+    choose_congestion,
+    prepare,
+    reset_on_close,
+    tcp_transport_of,
+)
 
 #: More than the receiver of `pair` takes in before it reads.
 MUCH = 512 * 1024
@@ -27,44 +37,8 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield pair
 
 
-def ticks_until_end(watch: StallWatch, acked: int, *, arrived: bool) -> int:
-    """How many ticks with nothing new it takes."""
-    return next(n for n in range(1, 10_000) if watch.tick(acked, arrived=arrived))
-
-
-def test_a_stall_ends_after_its_limit() -> None:
-    """Nothing acknowledged for ten seconds, seen each quarter of a second, is a stall; the first look takes note."""
-    assert ticks_until_end(StallWatch(10, 60, 0.25), 5, arrived=False) == 41
-
-
-def test_an_answer_has_its_own_limit() -> None:
-    """Once all has arrived, the store may think for as long as the answer's limit says, however long or short."""
-    assert ticks_until_end(StallWatch(10, 60, 0.25), 5, arrived=True) == 241
-    assert ticks_until_end(StallWatch(10, 1, 0.25), 5, arrived=True) == 5
-
-
-def test_the_answers_time_begins_with_the_arrival() -> None:
-    """Waiting for the last acknowledgement is not counted as waiting for the answer."""
-    watch = StallWatch(10, 60, 0.25)
-    assert not any(watch.tick(5, arrived=False) for _ in range(40))
-    assert ticks_until_end(watch, 5, arrived=True) == 241
-
-
-def test_a_limit_below_a_tick_is_a_tick() -> None:
-    """There is always a second look."""
-    assert ticks_until_end(StallWatch(0.01, 0.01, 0.25), 5, arrived=False) == 2
-
-
-@given(st.lists(st.integers(0, 39), min_size=1, max_size=20))
-def test_what_moves_is_never_a_stall(pauses: list[int]) -> None:
-    """One byte acknowledged within every limit is enough, for as long as it takes."""
-    watch = StallWatch(10, 60, 0.25)
-    for acked, pause in enumerate(pauses):
-        assert not any(watch.tick(acked, arrived=False) for _ in range(1 + pause))
-
-
 def test_acknowledged_bytes_are_counted(pair: tuple[socket.socket, socket.socket]) -> None:
-    """What the peer's kernel took is acknowledged; when it has all, nothing is due."""
+    """What the peer's kernel took is acknowledged; when it has all, nothing is outstanding."""
     here, there = pair
     before = TcpInfo.of(here)
     here.sendall(b"x" * 1000)
@@ -72,13 +46,13 @@ def test_acknowledged_bytes_are_counted(pair: tuple[socket.socket, socket.socket
     there.sendall(b"y")
     assert here.recv(1) == b"y"  # the answer carries the acknowledgement
     after = TcpInfo.of(here)
-    assert (after.acked - before.acked, after.packets - before.packets, after.due) == (1000, 1, 0)
+    assert (after.acked - before.acked, after.packets - before.packets, after.outstanding) == (1000, 1, 0)
     assert after.rtt_usec > 0
     assert after.retransmits == 0
 
 
 def test_the_first_packets_are_not_paced(pair: tuple[socket.socket, socket.socket]) -> None:
-    """At a byte a second, so many and no more arrive: the kernel's own word for `UNPACED_PACKETS`."""
+    """At a byte a second, so many and no more arrive: this is where `UNPACED_PACKETS` comes from."""
     here, there = pair
     prepare(here, user_timeout_s=60)
     size = 1000
@@ -86,45 +60,45 @@ def test_the_first_packets_are_not_paced(pair: tuple[socket.socket, socket.socke
     for _ in range(2 * UNPACED_PACKETS):
         here.sendall(b"x" * size)
     got = 0
-    there.settimeout(1)
+    there.settimeout(0.3)
     with contextlib.suppress(TimeoutError):
         while part := there.recv(65536):
             got += len(part)
     assert (got, TcpInfo.of(here).packets) == (UNPACED_PACKETS * size, UNPACED_PACKETS)
 
 
-def test_what_the_peer_does_not_take_is_due(pair: tuple[socket.socket, socket.socket]) -> None:
-    """A receiver that does not read leaves bytes due, and fewer acknowledged than were sent."""
+def test_what_the_peer_does_not_take_is_outstanding(pair: tuple[socket.socket, socket.socket]) -> None:
+    """A peer that does not read leaves bytes outstanding, and fewer acknowledged than were sent."""
     here, _ = pair
     here.setblocking(False)
     sent = here.send(b"x" * MUCH)
     info = TcpInfo.of(here)
-    assert info.due > 0
+    assert info.outstanding > 0
     assert info.acked < sent
 
 
-def test_a_closed_socket_tells_nothing(pair: tuple[socket.socket, socket.socket]) -> None:
-    """There is no TCP_INFO of what is closed."""
+def test_a_closed_socket_has_no_tcp_info(pair: tuple[socket.socket, socket.socket]) -> None:
+    """Asking for it is an OSError."""
     here, _ = pair
     here.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         TcpInfo.of(here)
 
 
-def test_unsent_bytes_are_forgotten(pair: tuple[socket.socket, socket.socket]) -> None:
-    """After `forget_unsent` a close takes back what was not acknowledged, and the peer sees a reset."""
+def test_a_reset_drops_what_was_not_acknowledged(pair: tuple[socket.socket, socket.socket]) -> None:
+    """After `reset_on_close` a close takes back unacknowledged bytes, and the peer sees a reset."""
     here, there = pair
     here.setblocking(False)
     sent = here.send(b"x" * MUCH)
-    forget_unsent(here)
+    reset_on_close(here)
     here.close()
     count, was_reset = read_to_the_end(there)
     assert was_reset
     assert count < sent
 
 
-def test_without_it_they_still_arrive(pair: tuple[socket.socket, socket.socket]) -> None:
-    """The counterpart: a plain close goes on delivering, which is why `forget_unsent` is there."""
+def test_a_plain_close_still_delivers(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The kernel goes on delivering after a plain close, which is why there is `reset_on_close`."""
     here, there = pair
     here.setblocking(False)
     sent = here.send(b"x" * MUCH)
@@ -152,9 +126,25 @@ def test_congestion_control() -> None:
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0") == b"reno"
 
 
-def test_a_congestion_control_that_is_not_there() -> None:
-    """One that the kernel refuses is told with what to do, and never costs the connection."""
+def test_a_missing_congestion_control() -> None:
+    """The message on one that the kernel refuses says what to do, and the connection goes on without it."""
     with socket.socket() as sock:
         message = choose_congestion(sock, "nosuch")
     assert "nosuch" in message
     assert "modprobe tcp_nosuch" in message or (os.geteuid() != 0 and "tcp_allowed_congestion_control" in message)
+
+
+@in_loop
+async def test_the_transport_below_tls(certs: Authority) -> None:
+    """It is found in the asyncio that runs, and its `abort` ends the connection; without TLS there is none below."""
+    certificate = certs.issue("below")
+    async with tls_with(certificate, certs.ca).store() as (server, _):
+        host, port = server.url.removeprefix("https://").split(":")
+        trusted = ssl.create_default_context(cafile=str(certs.ca))
+        reader, writer = await asyncio.open_connection(host, int(port), ssl=trusted)
+        below = tcp_transport_of(writer.transport)
+        assert below is not writer.transport
+        assert tcp_transport_of(below) is below
+        below.abort()
+        assert await reader.read() == b""
+        assert below.is_closing()

@@ -64,7 +64,7 @@ class Case:
 
 @contextlib.asynccontextmanager
 async def case(tmp_path: Path, put: Script = keep, other: Script = keep, **changes: Any) -> AsyncIterator[Case]:
-    """One, over eight lanes: so that three parts go at a time, and then two."""
+    """One, over eight connections: so that three parts go at a time, and then two."""
     given = {"max_connections": 8, "multipart_threshold_bytes": PART, "part_size_bytes": PART} | changes
     async with scripted(put, other) as server, sending(settings_for(server.url, **given)) as sender:
         yield Case(server, sender, a_file(tmp_path / "large", SIZE))
@@ -483,7 +483,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @in_loop
 async def test_a_connection_that_was_closed_costs_no_attempt(tmp_path: Path) -> None:
-    """Of lanes that the server closed while they were idle, each part goes again over another connection."""
+    """Of connections that the server closed while they were idle, each part goes again over another connection."""
     closing = True
 
     async def close_the_warm(exchange: Exchange) -> None:
@@ -517,23 +517,23 @@ async def in_parallel(it: Case, attempts: list[Awaitable[Stored]]) -> int:
     return most
 
 
-@pytest.mark.parametrize(("lanes", "most"), [(1, 1), (2, 1), (4, 2), (8, 3), (16, 5)])
+@pytest.mark.parametrize(("connections", "most"), [(1, 1), (2, 1), (4, 2), (8, 3), (16, 5)])
 @in_loop
-async def test_how_many_parts_go_at_a_time(tmp_path: Path, lanes: int, most: int) -> None:
-    """Up to half of the lanes, in rounds of equal width (of five parts: three and two); without any to spare, one."""
+async def test_how_many_parts_go_at_a_time(tmp_path: Path, connections: int, most: int) -> None:
+    """Up to half of the connections, in rounds of equal width (of five parts: three and two); else one."""
 
     async def slowly(exchange: Exchange) -> None:
         await exchange.read()
         await asyncio.sleep(0.1)
         await keep(exchange)
 
-    async with case(tmp_path, slowly, max_connections=lanes) as it:
+    async with case(tmp_path, slowly, max_connections=connections) as it:
         assert await in_parallel(it, [it.put()]) == most
 
 
 @in_loop
-async def test_others_find_a_lane_at_once(tmp_path: Path) -> None:
-    """While a large file is sent over half of the lanes, so many small ones as there are others wait for nothing."""
+async def test_others_find_a_connection_at_once(tmp_path: Path) -> None:
+    """While a large file is sent over half of the connections, as many small ones as there are others do not wait."""
     going = asyncio.Event()
 
     async def stand(exchange: Exchange) -> None:

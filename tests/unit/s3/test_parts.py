@@ -39,29 +39,29 @@ def test_what_goes_in_parts(size: int, threshold: int, part: int, wanted: bool) 
 
 
 @dataclass
-class FakeLanes:
-    """So many lanes, of which so many can be spared."""
+class FakePool:
+    """So many connections, of which so many are available."""
 
     usable: int = 25
     limit: int = 30
-    for_parts: int = 12
+    available_for_parts: int = 12
 
 
 @dataclass
 class FakeSending:
-    """Has lanes, and sends nothing."""
+    """Has a pool, and sends nothing."""
 
-    lanes: FakeLanes
+    pool: FakePool
 
 
 def width(waiting: int, *, files: int = 1, limit: int = 25) -> int:
     """How many of so many parts are started before one of them ends."""
-    lanes = FakeLanes(usable=limit, for_parts=limit // 2)
-    sending: Any = FakeSending(lanes)
+    pool = FakePool(usable=limit, available_for_parts=limit // 2)
+    sending: Any = FakeSending(pool)
     parts, running = Parts(sending), 0
     parts.files = files
     while waiting and parts._may_start(running, waiting):
-        running, waiting, lanes.for_parts = running + 1, waiting - 1, lanes.for_parts - bool(running)
+        running, waiting, pool.available_for_parts = running + 1, waiting - 1, pool.available_for_parts - bool(running)
     return running
 
 
@@ -69,7 +69,7 @@ def width(waiting: int, *, files: int = 1, limit: int = 25) -> int:
     ("count", "at_once"), [(1, 1), (2, 2), (12, 12), (13, 7), (16, 8), (24, 12), (32, 11), (10_000, 12)]
 )
 def test_rounds_are_of_equal_width(count: int, at_once: int) -> None:
-    """No more than half of the lanes, and no last round of a few that leave the link half empty."""
+    """No more than half of the connections, and no last round of a few that leave the link half empty."""
     assert width(count) == at_once
 
 
@@ -80,13 +80,13 @@ def test_several_files_share_evenly(files: int, at_once: int) -> None:
 
 
 @pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (2, 1), (3, 1), (4, 2), (1000, 500)])
-def test_of_few_lanes_one_is_enough(limit: int, at_once: int) -> None:
+def test_of_few_connections_one_is_enough(limit: int, at_once: int) -> None:
     """However many there are."""
     assert width(10_000, limit=limit) == at_once
 
 
-def test_without_a_lane_to_spare_one_part_goes() -> None:
-    """While others have the lanes, a file keeps to its one, and never loses it."""
-    sending: Any = FakeSending(FakeLanes(for_parts=0))
+def test_without_an_available_connection_one_part_goes() -> None:
+    """While others use the connections, a file keeps to its one, and never loses it."""
+    sending: Any = FakeSending(FakePool(available_for_parts=0))
     parts = Parts(sending)
     assert [parts._may_start(running, 10) for running in (0, 1)] == [True, False]

@@ -167,7 +167,7 @@ async def test_keys_go_over_the_wire_exactly(tmp_path: Path, key: str) -> None:
 
 @in_loop
 async def test_uploads_at_once_keep_to_their_own(tmp_path: Path) -> None:
-    """Ten at once over three lanes: each object is its own file, and no more than three connections are made."""
+    """Ten at once over three connections: each object is its own file, and no more than three connections are made."""
     files = [a_file(tmp_path / f"file{n}", SMALL + n) for n in range(10)]
     async with PLAIN.store(max_connections=3) as (server, sender):
         await asyncio.gather(*(sender.put(file, file.name) for file in files))

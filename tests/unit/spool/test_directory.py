@@ -1,4 +1,4 @@
-"""The state directory: one user at a time, closed to others, and the ballast is real."""
+"""The state directory: one user at a time, closed to others, and the reserved space is real."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import StartError
-from s3daemon.spool.directory import RESERVED_BYTES, Lock, ReservedSpace, disk_trouble, prepare
+from s3daemon.spool.directory import RESERVED_BYTES, Lock, ReservedSpace, disk_error, prepare
 
 
 def test_the_directory_is_made_or_closed_to_others(tmp_path: Path) -> None:
@@ -70,20 +70,20 @@ def test_no_right_to_the_lock_says_what_to_do(tmp_path: Path) -> None:
         Lock(tmp_path, create=False)
 
 
-def test_the_ballast_has_real_blocks_and_is_made_once(tmp_path: Path) -> None:
+def test_the_reserved_space_has_real_blocks_and_is_created_once(tmp_path: Path) -> None:
     path = tmp_path / "ballast"
-    ballast = ReservedSpace(path)
-    ballast.ensure()
+    reserved = ReservedSpace(path)
+    reserved.ensure()
     first = path.stat()
     assert first.st_blocks * 512 >= RESERVED_BYTES
-    ballast.ensure()
+    reserved.ensure()
     assert path.stat().st_mtime_ns == first.st_mtime_ns
     os.truncate(path, 0)
     os.truncate(path, RESERVED_BYTES)  # as long, but a hole
-    ballast.ensure()
+    reserved.ensure()
     assert path.stat().st_blocks * 512 >= RESERVED_BYTES
-    ballast.release()
-    ballast.release()
+    reserved.release()
+    reserved.release()
     assert not path.exists()
 
 
@@ -107,6 +107,6 @@ def sqlite_error(code: int) -> sqlite3.Error:
     ],
 )
 def test_the_disks_errors_have_names(tmp_path: Path, error: Exception, code: str) -> None:
-    trouble = disk_trouble(tmp_path, error)
+    trouble = disk_error(tmp_path, error)
     assert trouble.code == code
     assert str(tmp_path) in trouble.text

@@ -1,4 +1,4 @@
-"""What is begun is on disk before a part is sent, and what is on disk is what the next process finds."""
+"""An upload is on disk before a part is sent, and what is on disk is what the next process finds."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import sqlite3
 from pathlib import Path
 
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.open_uploads import OpenUploads
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 from s3daemon.spool.spool import Spool
-from s3daemon.spool.upload_rows import MultipartUpload
 
 HOUR = 3600.0
 PLACE = Destination("tenant:bucket", "a//b ü.fits")
@@ -22,9 +21,9 @@ def upload(id_: str, transfer_id: str = TRANSFER.id) -> MultipartUpload:
     return MultipartUpload(id_, "http://store", transfer_id, PLACE, 12, "1-2", 5)
 
 
-def told(ledger: OpenUploads) -> dict[str, tuple[dict[int, str], bool]]:
-    """All that it holds."""
-    return {begun.upload.id: (begun.etags, begun.completing) for begun in ledger}
+def known(uploads: OpenUploads) -> dict[str, tuple[dict[int, str], bool]]:
+    """The uploads: their parts, and whether they are being completed."""
+    return {one.upload.id: (one.etags, one.completing) for one in uploads}
 
 
 def found(directory: Path) -> dict[str, tuple[dict[int, str], bool]]:
@@ -36,8 +35,8 @@ def found(directory: Path) -> dict[str, tuple[dict[int, str], bool]]:
     async def main() -> dict[str, tuple[dict[int, str], bool]]:
         spool = Spool.open(copy)
         try:
-            assert all(begun.upload == upload(begun.upload.id) for begun in spool.ledger)
-            return told(spool.ledger)
+            assert all(one.upload == upload(one.upload.id) for one in spool.open_uploads)
+            return known(spool.open_uploads)
         finally:
             await spool.close()
 
@@ -48,40 +47,40 @@ async def found_by_another(directory: Path) -> dict[str, tuple[dict[int, str], b
     return await asyncio.to_thread(found, directory)
 
 
-def test_what_a_crash_leaves(tmp_path: Path) -> None:
-    """Beginning and completing are durable at once; parts, and that it is over, with the next that is awaited."""
+def test_a_crash_leaves_what_was_awaited(tmp_path: Path) -> None:
+    """Beginning and completing are durable at once; parts, and the end, with the next change that is awaited."""
 
     async def main() -> None:
         state = tmp_path / "state"
         spool = Spool.open(state, lazy_s=HOUR)
-        ledger = spool.ledger
-        await ledger.begin(upload("one"))
+        uploads = spool.open_uploads
+        await uploads.begin(upload("one"))
         assert await found_by_another(state) == {"one": ({}, False)}
-        (one,) = ledger
-        ledger.part(one, 1, "etag1")
-        ledger.part(one, 3, "etag3")
-        await ledger.begin(upload("two"))
+        (one,) = uploads
+        uploads.part(one, 1, "etag1")
+        uploads.part(one, 3, "etag3")
+        await uploads.begin(upload("two"))
         assert await found_by_another(state) == {"one": ({1: "etag1", 3: "etag3"}, False), "two": ({}, False)}
-        await ledger.completing(one)
+        await uploads.completing(one)
         assert await found_by_another(state) == {"one": ({1: "etag1", 3: "etag3"}, True), "two": ({}, False)}
-        ledger.part(one, 3, "another")
-        ledger.over(next(begun for begun in ledger if begun.upload.id == "two"))
+        uploads.part(one, 3, "another")
+        uploads.over(next(one for one in uploads if one.upload.id == "two"))
         await spool.close()
-        assert told(ledger) == await found_by_another(state) == {"one": ({1: "etag1", 3: "another"}, True)}
+        assert known(uploads) == await found_by_another(state) == {"one": ({1: "etag1", 3: "another"}, True)}
 
     asyncio.run(main())
 
 
-def test_nothing_of_what_is_over_stays_on_disk(tmp_path: Path) -> None:
-    """A part that is noted after the end leaves no row behind."""
+def test_an_ended_upload_leaves_no_row(tmp_path: Path) -> None:
+    """Not even a part that is saved after the end."""
 
     async def main() -> None:
         spool = Spool.open(tmp_path)
-        await spool.ledger.begin(upload("one"))
-        (one,) = spool.ledger
-        spool.ledger.part(one, 1, "etag")
-        spool.ledger.over(one)
-        spool.ledger.part(one, 2, "late")
+        await spool.open_uploads.begin(upload("one"))
+        (one,) = spool.open_uploads
+        spool.open_uploads.part(one, 1, "etag")
+        spool.open_uploads.over(one)
+        spool.open_uploads.part(one, 2, "late")
         await spool.close()
 
     asyncio.run(main())
@@ -90,47 +89,46 @@ def test_nothing_of_what_is_over_stays_on_disk(tmp_path: Path) -> None:
     db.close()
 
 
-def test_it_outlives_its_transfer(tmp_path: Path) -> None:
-    """Stored, dropped or failed: whoever ends a transfer need not think of its upload."""
+def test_an_upload_outlives_its_transfer(tmp_path: Path) -> None:
+    """Stored, dropped or failed: the code that ends a transfer need not consider its upload."""
 
     async def main() -> None:
         spool = Spool.open(tmp_path)
-        await spool.add(TRANSFER, 1.0, begun=True)
-        await spool.ledger.begin(upload("one"))
+        await spool.add(TRANSFER, 1.0, attempt_started=True)
+        await spool.open_uploads.begin(upload("one"))
         await spool.drop([TRANSFER.id])
         await spool.close()
         spool = Spool.open(tmp_path)
         assert spool.entries() == []
-        assert [begun.upload for begun in spool.ledger] == [upload("one")]
-        assert [begun.upload for begun in spool.ledger.of(TRANSFER.id)] == [upload("one")]
-        assert spool.ledger.of("another") == []
-        (one,) = spool.ledger
+        assert [one.upload for one in spool.open_uploads] == [upload("one")]
+        assert [one.upload for one in spool.open_uploads.of(TRANSFER.id)] == [upload("one")]
+        assert spool.open_uploads.of("another") == []
+        (one,) = spool.open_uploads
         one.abandoned = True
-        assert spool.ledger.of(TRANSFER.id) == []
+        assert spool.open_uploads.of(TRANSFER.id) == []
         await spool.close()
 
     asyncio.run(main())
 
 
-def test_a_spool_that_was_replaced_gets_it_again(tmp_path: Path) -> None:
-    """The file is destroyed under the daemon: what memory has is in its replacement."""
+def test_a_replaced_spool_gets_the_uploads_from_memory(tmp_path: Path, connections: list[sqlite3.Connection]) -> None:
+    """The file is destroyed while the daemon runs: what is in memory goes into its replacement."""
 
     async def main() -> None:
         state = tmp_path / "state"
-        spool = Spool.open(state)
         replaced = asyncio.Event()
-        spool.on_replaced = replaced.set
-        await spool.add(TRANSFER, 1.0, begun=True)
-        await spool.ledger.begin(upload("one"))
-        (one,) = spool.ledger
-        spool.ledger.part(one, 1, "etag")
-        await spool.begin(TRANSFER.id)
-        spool._writer._checkpoint()
-        spool._writer._file.use(lambda file: file._db.execute("PRAGMA shrink_memory"))
+        spool = Spool.open(state, on_replaced=replaced.set)
+        await spool.add(TRANSFER, 1.0, attempt_started=True)
+        await spool.open_uploads.begin(upload("one"))
+        (one,) = spool.open_uploads
+        spool.open_uploads.part(one, 1, "etag")
+        await spool.start_attempt(TRANSFER.id)
+        connections[-1].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connections[-1].execute("PRAGMA shrink_memory")  # or the pages would be served from memory
         with (state / "spool.db").open("r+b") as file:
             file.seek(4096)
             file.write(os.urandom((state / "spool.db").stat().st_size - 4096))
-        await spool.begin(TRANSFER.id)
+        await spool.start_attempt(TRANSFER.id)
         await asyncio.wait_for(replaced.wait(), 20)
         await spool.restore([])
         assert await found_by_another(state) == {"one": ({1: "etag"}, False)}

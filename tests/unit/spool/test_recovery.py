@@ -1,9 +1,10 @@
-"""A damaged file: what can be read goes on, the old file is kept, and a crash at any step loses nothing more."""
+"""A damaged file: what can be read is carried over, the old one is kept, and a crash at any step loses nothing more."""
 
 from __future__ import annotations
 
 import logging
 import os
+import random
 import shutil
 import sqlite3
 from pathlib import Path
@@ -14,7 +15,7 @@ from s3daemon.errors import StartError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.database import SpoolFile, is_corrupt
 from s3daemon.spool.recovery import RecoverableFile
-from s3daemon.spool.rows import Entry, Insert, SaveClock
+from s3daemon.spool.rows import BeginUpload, Entry, Insert, MarkCompleting, MultipartUpload, SaveClock, SavePart
 
 ROWS = 2000
 PAGE = 4096
@@ -39,9 +40,9 @@ def path(tmp_path: Path) -> Path:
 
 def open_all(path: Path) -> tuple[list[Entry], float, int, bool]:
     file = RecoverableFile(path, create=True)
-    found = file.use(lambda opened: (opened.entries(), opened.service_base, opened.last_seq))
+    found = file.use(lambda opened: (opened.entries(), opened.active_base_s, opened.last_seq))
     file.close()
-    return *found, file.replaced
+    return *found, file.take_replaced()
 
 
 def garbage(path: Path, page: int, pages: int = 1) -> None:
@@ -50,15 +51,15 @@ def garbage(path: Path, page: int, pages: int = 1) -> None:
         file.write(b"\xa5" * PAGE * pages)
 
 
-def aside(path: Path) -> list[str]:
+def renamed(path: Path) -> list[str]:
     return sorted(other.name.removeprefix("spool.db.corrupt-") for other in path.parent.glob("spool.db.corrupt-*"))
 
 
 def test_a_sound_file_is_left_alone(path: Path) -> None:
-    entries, service, last, replaced = open_all(path)
+    entries, active_s, last, replaced = open_all(path)
     assert [row.seq for row in entries] == list(range(1, ROWS + 1))
-    assert (service, last, replaced) == (77.0, ROWS, False)
-    assert aside(path) == []
+    assert (active_s, last, replaced) == (77.0, ROWS, False)
+    assert renamed(path) == []
 
 
 def test_rows_around_a_damaged_page_are_carried_over(path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -66,16 +67,16 @@ def test_rows_around_a_damaged_page_are_carried_over(path: Path, caplog: pytest.
     garbage(path, damaged, 3)
     before = path.read_bytes()
     with caplog.at_level(logging.ERROR):
-        entries, service, last, replaced = open_all(path)
+        entries, active_s, last, replaced = open_all(path)
     assert replaced
     assert ROWS - 150 < len(entries) < ROWS
     assert entries == [entry(row.seq) for row in entries]
-    assert (entries[0].seq, entries[-1].seq, service, last) == (1, ROWS, 77.0, ROWS)
+    assert (entries[0].seq, entries[-1].seq, active_s, last) == (1, ROWS, 77.0, ROWS)
     assert f"{len(entries)} transfers carried over, up to {ROWS - len(entries)} could not be read" in caplog.text
-    (name,) = aside(path)
+    (name,) = renamed(path)
     assert len(name) == len("20261123T010203Z")
     assert path.with_name(f"spool.db.corrupt-{name}").read_bytes() == before
-    assert open_all(path) == (entries, service, last, False)
+    assert open_all(path) == (entries, active_s, last, False)
 
 
 @pytest.mark.parametrize("keep", [0.9, 0.5, 0.1])
@@ -93,9 +94,9 @@ def test_a_truncated_file(path: Path, keep: float) -> None:
 def test_not_a_database(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     Path(f"{path}-wal").write_bytes(b"nor is this")
-    entries, service, _, replaced = open_all(path)
-    assert (entries, service, replaced) == ([], 0.0, True)
-    (name,) = {other.removesuffix("-wal") for other in aside(path)}
+    entries, active_s, _, replaced = open_all(path)
+    assert (entries, active_s, replaced) == ([], 0.0, True)
+    (name,) = {other.removesuffix("-wal") for other in renamed(path)}
     assert path.with_name(f"spool.db.corrupt-{name}").read_bytes() == content
 
 
@@ -104,41 +105,43 @@ def test_the_root_page_is_gone(path: Path) -> None:
     (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'transfer'").fetchone()
     db.close()
     garbage(path, root - 1)
-    entries, service, last, replaced = open_all(path)
-    assert (entries, service, replaced) == ([], 77.0, True)
+    entries, active_s, last, replaced = open_all(path)
+    assert (entries, active_s, replaced) == ([], 77.0, True)
     assert last == 0
 
 
-def test_damage_found_at_work_is_mended_at_work(path: Path) -> None:
+def test_damage_found_at_work_is_repaired_at_work(path: Path, connections: list[sqlite3.Connection]) -> None:
     file = RecoverableFile(path, create=True)
     assert len(file.use(SpoolFile.entries)) == ROWS
     file.close()
     file = RecoverableFile(path, create=True)
-    file.use(lambda opened: opened._db.execute("PRAGMA shrink_memory"))  # or it would be served from memory
+    file.use(lambda opened: opened.last_seq)
+    connections[-1].execute("PRAGMA shrink_memory")  # or the pages would be served from memory
     garbage(path, path.stat().st_size // PAGE // 2, 3)
     survivors = file.use(SpoolFile.entries)
-    assert file.replaced
+    assert file.take_replaced()
+    assert not file.take_replaced()
     assert ROWS - 150 < len(survivors) < ROWS
     file.use(lambda opened: opened.commit([[Insert(entry(ROWS + 1))]]))
     file.close()
     assert open_all(path)[0] == [*survivors, entry(ROWS + 1)]
 
 
-def test_a_tool_mends_nothing(path: Path) -> None:
+def test_a_tool_repairs_nothing(path: Path) -> None:
     garbage(path, path.stat().st_size // PAGE // 2)
     file = RecoverableFile(path, create=False)
     with pytest.raises(sqlite3.DatabaseError) as caught:
         file.use(SpoolFile.entries)
     assert is_corrupt(caught.value)
     file.close()
-    assert aside(path) == []
+    assert renamed(path) == []
 
 
 def test_two_in_one_second_have_two_names(path: Path) -> None:
     for _ in range(3):
         path.write_bytes(b"not a database" * 100)
         assert open_all(path)[3]
-    assert len(aside(path)) == 3
+    assert len(renamed(path)) == 3
 
 
 def test_a_newer_spool_is_not_taken_for_a_damaged_one(path: Path) -> None:
@@ -147,7 +150,7 @@ def test_a_newer_spool_is_not_taken_for_a_damaged_one(path: Path) -> None:
     db.close()
     with pytest.raises(StartError):
         open_all(path)
-    assert aside(path) == []
+    assert renamed(path) == []
 
 
 def test_a_half_built_replacement_is_removed(path: Path) -> None:
@@ -171,3 +174,40 @@ def test_an_interrupted_replacement_is_finished(path: Path, tmp_path: Path, move
     kept = {other.read_bytes() for other in tmp_path.glob("spool.db.corrupt-*")}
     assert kept == {b"damaged", b"its WAL"}
     assert not Path(f"{path}.rescued").exists()
+
+
+def upload(id_: str) -> MultipartUpload:
+    return MultipartUpload(id_, "http://store", "00ff" * 4, Destination("bucket", "key"), 12, "1-2", 5)
+
+
+def test_uploads_are_carried_over(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    file = SpoolFile(path, create=True)
+    file.commit([[BeginUpload(upload("u")), SavePart("u", 2, "etag"), MarkCompleting("u")]])
+    file.close()
+    db = sqlite3.connect(path)
+    db.execute("DROP TABLE state")
+    db.close()
+    recoverable = RecoverableFile(path, create=True)
+    (rows,) = recoverable.use(SpoolFile.uploads)
+    assert recoverable.take_replaced()
+    assert (rows.upload, rows.etags, rows.completing) == (upload("u"), {2: "etag"}, True)
+    recoverable.close()
+
+
+def test_damaged_uploads_cost_no_transfer(path: Path) -> None:
+    """A damaged page of uploads is a file that is replaced; the transfers are carried over without their uploads."""
+    file = SpoolFile(path, create=True)
+    file.commit([[BeginUpload(upload(f"{n:04}")) for n in range(500)]])
+    file.close()
+    db = sqlite3.connect(path)
+    (root,) = db.execute("SELECT rootpage FROM sqlite_master WHERE name = 'upload'").fetchone()
+    db.close()
+    with path.open("r+b") as raw:
+        raw.seek((root - 1) * PAGE)
+        raw.write(random.Random(1).randbytes(PAGE))
+    recoverable = RecoverableFile(path, create=True)
+    assert recoverable.use(SpoolFile.uploads) == []
+    assert recoverable.take_replaced()
+    assert len(recoverable.use(SpoolFile.entries)) == ROWS
+    recoverable.close()

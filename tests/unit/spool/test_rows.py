@@ -1,9 +1,10 @@
-"""Rows as values: what is written is read back, nonsense is told from a row, and compacting changes no outcome."""
+"""Rows as values: what is written is read back, invalid rows are refused, and compacting changes no outcome."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
@@ -11,19 +12,26 @@ from hypothesis import strategies as st
 
 from s3daemon.errors import RequestError
 from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.rows import (
     COLUMNS,
+    BeginUpload,
     Change,
     ClearFailures,
     Delete,
+    EndUpload,
     Entry,
     Expire,
     Insert,
+    MarkCompleting,
+    MultipartUpload,
     SaveClock,
+    SavePart,
     Update,
+    UploadChange,
     compact,
+    file_columns,
     from_row,
-    seen_columns,
     to_row,
 )
 
@@ -51,17 +59,17 @@ def test_a_row_is_read_as_it_was_written() -> None:
         ("accepted_service", None),
     ],
 )
-def test_nonsense_is_no_row(column: str, value: object) -> None:
+def test_an_invalid_row_is_refused(column: str, value: object) -> None:
     row = list[object](to_row(ENTRY))
     row[COLUMNS.split(", ").index(column)] = value
     with pytest.raises((ValueError, TypeError, RequestError)):
         from_row(tuple(row))
 
 
-def test_a_join_changes_tags_and_the_file_alone() -> None:
+def test_an_update_changes_the_tags_and_the_file_state_only() -> None:
     joined = dataclasses.replace(TRANSFER, tags=("a", "b"), seen=FileState(1, 2, 3, 4))
     row = dict(zip(COLUMNS.split(", "), to_row(ENTRY), strict=True))
-    assert from_row(tuple({**row, **seen_columns(joined)}.values())) == dataclasses.replace(ENTRY, transfer=joined)
+    assert from_row(tuple({**row, **file_columns(joined)}.values())) == dataclasses.replace(ENTRY, transfer=joined)
 
 
 # A model of the table: seq -> row, destination of a row = its seq modulo 2.
@@ -72,7 +80,7 @@ DESTINATIONS = (Destination("b", "0"), Destination("b", "1"))
 def carry_out(table: dict[int, Row], change: Change) -> None:
     match change:
         case Insert(entry):
-            table.setdefault(entry.seq, {"failed": entry.failed, "failed_service": entry.failed_service})
+            table.setdefault(entry.seq, {"failed": entry.failed, "failed_active_s": entry.failed_active_s})
         case Update(seq, columns) if seq in table:
             table[seq] = {**table[seq], **columns}
         case Delete(seq):
@@ -84,7 +92,7 @@ def carry_out(table: dict[int, Row], change: Change) -> None:
 
 seqs = st.integers(0, 5)
 changes = st.one_of(
-    st.builds(Update, seqs, st.fixed_dictionaries({}, optional={"attempts": seqs, "told": st.booleans()})),
+    st.builds(Update, seqs, st.fixed_dictionaries({}, optional={"attempts": seqs, "client_notified": st.booleans()})),
     st.builds(Update, seqs, st.just({"failed": True})),
     st.builds(Delete, seqs),
     st.builds(ClearFailures, st.sampled_from(DESTINATIONS)),
@@ -95,8 +103,8 @@ changes = st.one_of(
 
 @given(st.lists(changes, max_size=30))
 def test_compacting_loses_nothing(given_changes: list[Change]) -> None:
-    """All that may differ: a failure that was overtaken and then touched once more stays listed."""
-    plain: dict[int, Row] = {seq: {"failed": False, "failed_service": 0.0} for seq in range(6)}
+    """All that may differ: a failure that was cleared and then updated once more stays listed."""
+    plain: dict[int, Row] = {seq: {"failed": False, "failed_active_s": 0.0} for seq in range(6)}
     short = {seq: dict(row) for seq, row in plain.items()}
     few = compact(given_changes)
     for change in given_changes:
@@ -109,13 +117,59 @@ def test_compacting_loses_nothing(given_changes: list[Change]) -> None:
 
 @given(st.lists(changes, max_size=300))
 def test_compacting_bounds_what_is_kept(given_changes: list[Change]) -> None:
-    """One for each row, for each destination, one tick, one expiry."""
+    """One for each row, for each destination, one clock, one expiry."""
     assert len(compact(given_changes)) <= 6 + 2 + 2
     assert compact(compact(given_changes)) == compact(given_changes)
 
 
-def test_the_last_tick_counts() -> None:
-    assert compact([SaveClock(1.0), Update(1, {"told": True}), SaveClock(2.0)]) == [
-        Update(1, {"told": True}),
+def test_the_last_saved_clock_counts() -> None:
+    assert compact([SaveClock(1.0), Update(1, {"client_notified": True}), SaveClock(2.0)]) == [
+        Update(1, {"client_notified": True}),
         SaveClock(2.0),
     ]
+
+
+def upload(id_: str, size: int = 12) -> MultipartUpload:
+    return MultipartUpload(id_, "http://store", "00ff" * 4, PLACE, size, "1-2", 5)
+
+
+@pytest.mark.parametrize(("size", "lengths"), [(12, [5, 5, 2]), (10, [5, 5]), (1, [1])])
+def test_parts_cover_the_file_and_only_the_last_is_shorter(size: int, lengths: list[int]) -> None:
+    it = upload("u", size)
+    numbers = range(1, it.count + 1)
+    assert [it.length(n) for n in numbers] == lengths
+    assert [it.offset(n) for n in numbers] == [0, 5, 10][: len(lengths)]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SpoolFile]:
+    """A spool's file, empty before and after each test."""
+    file = SpoolFile(tmp_path_factory.mktemp("spool") / "spool.db", create=True)
+    yield file
+    file.close()
+
+
+def rows_after(file: SpoolFile, changes: list[UploadChange]) -> list[tuple[MultipartUpload, dict[int, str], bool]]:
+    """The rows of uploads that `changes` leave in the empty file."""
+    file.commit([changes])
+    found = [(rows.upload, rows.etags, rows.completing) for rows in file.uploads()]
+    file.commit([[EndUpload(id_) for id_ in "abc"]])
+    assert file.uploads() == []
+    return sorted(found, key=lambda rows: rows[0].id)
+
+
+upload_ids = st.sampled_from("abc")
+upload_changes = st.one_of(
+    st.builds(SavePart, upload_ids, st.integers(1, 3), st.sampled_from(["x", "y"])),
+    st.builds(MarkCompleting, upload_ids),
+    st.builds(EndUpload, upload_ids),
+)
+
+
+@given(st.lists(upload_changes, max_size=20))
+def test_compacting_loses_nothing_of_uploads(file: SpoolFile, given_changes: list[UploadChange]) -> None:
+    """A store never gives one id to two uploads, so an upload that has ended does not begin again."""
+    all_changes: list[UploadChange] = [*(BeginUpload(upload(id_)) for id_ in "abc"), *given_changes]
+    few = [change for change in compact(all_changes) if isinstance(change, UploadChange)]
+    assert rows_after(file, few) == rows_after(file, all_changes)
+    assert len(few) <= 3 * (1 + 3 + 1)

@@ -1,366 +1,308 @@
-"""The disk in a bad mood, on a real file system of 1 MB in a mount namespace of its own: full, read-only, well again.
+"""The writer: one commit for what is queued, and what becomes of each request while the disk fails.
 
-Nothing is accepted falsely, what was accepted can be removed, what could not be written is written later, and service
-returns without a restart.
+The file is a real one whose disk fails, or blocks, when the test says so.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
+import asyncio
+import logging
+import sqlite3
+import threading
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
+from fakes import transfer
 
-from s3daemon.model.kinds import MessageId, Priority
+from s3daemon.errors import SpoolError
+from s3daemon.spool.database import SpoolFile
+from s3daemon.spool.recovery import RecoverableFile
+from s3daemon.spool.rows import ClearFailures, Delete, Entry, Insert, SaveClock, Update
+from s3daemon.spool.writer import Writer, WriteRequest
 
-TOP = Path(__file__).resolve().parents[3]
-#: What every scenario begins with; it runs in a process of its own, with the file system mounted at `top`.
-PRELUDE = """
-import asyncio, json, os, subprocess, sys
-from pathlib import Path
-from s3daemon.errors import SpoolError, StartError
-from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.spool import Spool
+HOUR_S = 3600.0
+PATIENCE_S = 20.0
+T = TypeVar("T")
 
-top = Path(sys.argv[1])
-state = top / "state"
-result = {}
 
-def transfer(n, key=None):
-    place = Destination("bucket", key or f"20261123/{n:06d}.fits")
-    return Transfer(f"{n:016x}", f"/data/{n:06d}" + "x" * 200, place, (), FileState(1, 2, 3, 4), 5)
+def full() -> sqlite3.Error:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    return error
 
-async def fill(spool, first=0):
-    "Accept until refused; the transfers that were accepted."
-    accepted = []
-    for n in range(first, first + 100000):
+
+class TestedFile(RecoverableFile):
+    """A file whose disk fails with `error`, and blocks until `works` is set."""
+
+    __test__ = False
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, create=True)
+        self.error: Exception | None = None
+        self.reached, self.works = threading.Event(), threading.Event()
+        self.works.set()
+        self.uses = 0
+
+    def use(self, work: Callable[[SpoolFile], T]) -> T:
+        self.uses += 1
+        self.reached.set()
+        assert self.works.wait(PATIENCE_S)
+        if self.error is not None:
+            raise self.error
+        return super().use(work)
+
+    async def block(self, writer: Writer) -> asyncio.Task[None]:
+        """Have the thread wait in a commit; the task ends after that commit."""
+        self.works.clear()
+        self.reached.clear()
+        commit = asyncio.ensure_future(writer.apply())
+        assert await asyncio.to_thread(self.reached.wait, PATIENCE_S)
+        return commit
+
+
+class Scene:
+    """A writer on a file in `directory`, and what it called back."""
+
+    def __init__(self, directory: Path, retry_s: float = HOUR_S) -> None:
+        self.file = TestedFile(directory / "spool.db")
+        self.removed: list[str] = []
+        self.replaced = asyncio.Event()
+        self.writer = Writer(
+            directory,
+            self.file,
+            create=True,
+            lazy_s=0.001,
+            retry_s=retry_s,
+            on_removed=self.removed.extend,
+            on_replaced=self.replaced.set,
+        )
+
+    def accept(self, seq: int) -> Awaitable[None]:
+        """Put a request to accept a transfer."""
+        durable = asyncio.get_running_loop().create_future()
+        self.writer.put(WriteRequest([Insert(entry(seq))], durable, refusable=True))
+        return durable
+
+    def seqs(self) -> list[int]:
+        return [row.seq for row in self.writer.read(failed=False)]
+
+
+def entry(seq: int, **columns: Any) -> Entry:
+    return Entry(seq, transfer(seq, key="same"), 1.0, **columns)
+
+
+def run(scenario: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))  # type: ignore[arg-type]
+
+
+async def codes(results: Iterable[Awaitable[None]]) -> list[str]:
+    """Await each; the code of the error that it raises, or an empty text."""
+    found = []
+    for result in results:
         try:
-            await spool.add(transfer(n), 1.0, begun=True)
-        except SpoolError as error:
-            result["refusal"] = [error.code, error.text]
-            result["fault"] = spool.fault
-            return accepted
-        accepted.append(transfer(n))
-
-async def settled(spool):
-    "Wait until the writer is out of trouble."
-    while spool.fault:
-        await asyncio.sleep(0.01)
-
-def ids(spool, failed=None):
-    return [entry.transfer.id for entry in spool.entries(failed=failed)]
-
-def hog():
-    "Take every block that is left, as another program would."
-    with open(top / "hog", "wb", buffering=0) as file:
-        try:
-            while True:
-                file.write(b"h" * 4096)
-        except OSError:
-            pass
-"""
+            await result
+            found.append("")
+        except SpoolError as exc:
+            found.append(exc.code)
+    return found
 
 
-def run(tmp_path: Path, scenario: str, size: str = "1m") -> dict[str, Any]:
-    """Run `async def main()` of `scenario` and give the `result` that it leaves."""
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a file system")
-    program = f"{PRELUDE}\n{scenario}\nasyncio.run(main())\nprint(json.dumps(result))"
-    mount = f'mount -t tmpfs -o size={size},mode=0700 tmpfs "$1" && exec "$2" -c "$3" "$1"'
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", tmp_path, sys.executable, program],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(TOP)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout))
+def test_what_is_queued_is_one_commit(tmp_path: Path) -> None:
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        before = await scene.file.block(scene.writer)
+        uses = scene.file.uses
+        results = [scene.accept(seq) for seq in range(1, 50)]
+        scene.writer.apply_lazily(Delete(7))
+        scene.file.works.set()
+        await before
+        assert await codes(results) == [""] * 49
+        assert scene.file.uses == uses + 1
+        assert scene.seqs() == [seq for seq in range(1, 50) if seq != 7]
+        scene.writer.close()
+
+    run(main)
 
 
-def test_full_refuses_and_removes_and_serves_again(tmp_path: Path) -> None:
-    """Nobody else is on the disk: once the spool's own removals have made room, it accepts again by itself."""
-    result = run(
+def test_a_full_disk_refuses_acceptances_and_retains_the_rest(tmp_path: Path) -> None:
+    """What was refused never appears; what was retained is written, in order, before the next acceptance."""
+
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        await codes(scene.accept(seq) for seq in (1, 2, 3))
+        scene.file.error = full()
+        assert await codes([scene.accept(4), scene.writer.apply(Delete(1))]) == ["SpoolFull", "SpoolFull"]
+        assert "is full" in scene.writer.fault
+        assert not (tmp_path / "ballast").exists(), "its space is for removals"
+        for attempts in range(100):
+            scene.writer.apply_lazily(Update(2, {"attempts": attempts}))
+        assert await codes([scene.writer.apply(Update(2, {"code": "SlowDown"}))]) == ["SpoolFull"]
+        scene.file.error = None
+        assert await codes([scene.accept(5)]) == [""]
+        assert scene.writer.fault == ""
+        assert (tmp_path / "ballast").exists()
+        assert scene.seqs() == [2, 3, 5]
+        (two, *_) = scene.writer.read(failed=False)
+        assert (two.attempts, two.code) == (99, "SlowDown")
+        scene.writer.close()
+
+    run(main)
+
+
+def test_a_fault_ends_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged when it begins, when its code changes, and when it ends, however often it is retried."""
+
+    async def main() -> None:
+        scene = Scene(tmp_path, retry_s=0.001)
+        scene.file.error = full()
+        assert await codes([scene.accept(1), scene.accept(2)]) == ["SpoolFull", "SpoolFull"]
+        uses = scene.file.uses
+        while scene.file.uses < uses + 10:  # some retries
+            await asyncio.sleep(0.001)
+        scene.file.error = OSError("cable pulled")
+        while "cable pulled" not in scene.writer.fault:
+            await asyncio.sleep(0.001)
+        scene.file.error = None
+        while scene.writer.fault:
+            await asyncio.sleep(0.001)
+        scene.writer.close()
+
+    with caplog.at_level(logging.WARNING):
+        run(main)
+    first, second, third = caplog.messages
+    assert "is full" in first
+    assert "cable pulled" in second
+    assert "can be written again; requests are accepted" in third
+
+
+def test_a_start_without_reserved_space_has_the_fault_at_once(tmp_path: Path) -> None:
+    """A directory where its file should be, so that it cannot be created."""
+    (tmp_path / "ballast").mkdir()
+    writer = Writer(
         tmp_path,
-        """
-async def main():
-    spool = Spool.open(state, retry_s=0.02)
-    accepted = await fill(spool)
-    result["accepted"] = len(accepted)
-    for done in accepted[: len(accepted) // 2]:
-        spool.stored(done.id, done.destination)
-    spool.note(accepted[-1].id, 7, begun=False, code="SlowDown", text="slow down")
-    await spool.fail(accepted[-2].id, 3, "NoSuchBucket", "no such bucket", 2.0, told=True)
-    await settled(spool)
-    result["ballast"] = (state / "ballast").stat().st_size
-    more = await fill(spool, 1000000)
-    result["more"] = len(more)
-    await spool.close()
-    spool = Spool.open(state)
-    entries = {entry.transfer.id: entry for entry in spool.entries()}
-    result["exact"] = list(entries) == [t.id for t in [*accepted[len(accepted) // 2 :], *more]]
-    result["noted"] = entries[accepted[-1].id].attempts, entries[accepted[-2].id].failed
-    await spool.close()
-""",
+        TestedFile(tmp_path / "spool.db"),
+        create=True,
+        lazy_s=0.0,
+        retry_s=HOUR_S,
+        on_removed=print,
+        on_replaced=print,
     )
-    assert result["refusal"][0] == "SpoolFull"
-    assert "is full" in result["refusal"][1]
-    assert result["fault"] == result["refusal"][1]
-    assert result["accepted"] > 500
-    assert result["ballast"] == 256 * 1024
-    assert result["more"] > 100
-    assert result["exact"]
-    assert result["noted"] == [7, True]
+    assert "nothing is accepted" in writer.fault
+    writer.close()
 
 
-def test_trouble_is_told_as_it_begins_and_as_it_ends(tmp_path: Path) -> None:
-    """Once each, however many are refused in between, under the ids that the catalog explains."""
-    result = run(
-        tmp_path,
-        """
-import logging
+def test_a_bad_change_fails_only_its_own_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        before = await scene.file.block(scene.writer)
+        good, again, last = scene.accept(1), scene.accept(1), scene.accept(2)
+        scene.writer.apply_lazily(SaveClock(2**70))
+        scene.file.works.set()
+        await before
+        with pytest.raises(sqlite3.IntegrityError):
+            await again
+        assert await codes([good, last]) == ["", ""]
+        assert scene.seqs() == [1, 2]
+        scene.writer.close()
 
-class Keeper(logging.Handler):
-    def emit(self, record):
-        if hasattr(record, "journal"):
-            result.setdefault("told", []).append([record.levelname, record.getMessage(), record.journal])
-
-async def main():
-    logging.getLogger("s3daemon").addHandler(Keeper())
-    spool = Spool.open(state, retry_s=0.02)
-    hog()
-    await fill(spool)
-    (top / "hog").rename(top / "hog1")
-    hog()  # what the log and the ballast gave back, so that nothing can end the trouble
-    refused = 0
-    for n in range(200):
-        try:
-            await spool.add(transfer(500000 + n), 1.0, begun=True)
-        except SpoolError:
-            refused += 1
-    result["refused"] = refused
-    result["before"] = len(result["told"])
-    for name in ("hog", "hog1"):
-        (top / name).unlink()
-    await settled(spool)
-    await spool.add(transfer(999999), 1.0, begun=False)
-    await spool.close()
-""",
-    )
-    assert result["refused"] > 100
-    assert len(result["told"]) < 20
-    (begin, trouble, kind), (end, over, other) = result["told"][result["before"] - 1 :]
-    assert (begin, kind) == ("ERROR", {"MESSAGE_ID": MessageId.SPOOL_FULL})
-    assert "is full" in trouble
-    assert (end, other) == ("WARNING", {"MESSAGE_ID": MessageId.SPOOL_WRITABLE, "PRIORITY": Priority.NOTICE})
-    assert "can be written again; requests are accepted" in over
+    with caplog.at_level(logging.ERROR):
+        run(main)
+    (message,) = caplog.messages
+    assert message.startswith("a change cannot be carried out: OverflowError")
 
 
-def test_removals_go_on_while_another_fills_the_disk(tmp_path: Path) -> None:
-    """Not a block is free: the ballast makes room for removals, acceptances wait until the other one is gone."""
-    result = run(
-        tmp_path,
-        """
-async def main():
-    spool = Spool.open(state, retry_s=0.02)
-    accepted = []
-    for n in range(200):
-        await spool.add(transfer(n), 1.0, begun=True)
-        accepted.append(transfer(n))
-    hog()
-    await fill(spool, 1000)
-    for done in accepted[:150]:
-        spool.stored(done.id, done.destination)
-    await spool.fail(accepted[150].id, 3, "NoSuchBucket", "no such bucket", 2.0, told=False)
-    result["left"] = len(ids(spool))
-    result["still"] = spool.fault
-    (top / "hog").unlink()
-    await settled(spool)
-    await spool.add(transfer(9999), 1.0, begun=False)
-    await spool.close()
-    spool = Spool.open(state)
-    result["last"] = ids(spool)[-1] == transfer(9999).id
-    result["failed"] = ids(spool, True) == [accepted[150].id]
-    await spool.close()
-""",
-    )
-    assert "is full" in result["still"]
-    assert 50 <= result["left"] < 100  # those of the 200 that are left, and what fitted before the refusal
-    assert result["last"]
-    assert result["failed"]
+def test_a_bug_is_reported_to_the_waiters_and_the_thread_goes_on(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        scene.file.error = RuntimeError("a bug")
+        with pytest.raises(RuntimeError, match="a bug"):
+            await scene.accept(1)
+        scene.file.error = None
+        await scene.accept(2)
+        assert scene.seqs() == [2]
+        scene.writer.close()
+
+    run(main)
+    assert "unexpected error in the spool's writer" in caplog.text
 
 
-def test_what_cannot_be_written_is_kept_and_written_later(tmp_path: Path) -> None:
-    """The other one takes the ballast's room too: nothing can be written, nothing is forgotten."""
-    result = run(
-        tmp_path,
-        """
-async def main():
-    spool = Spool.open(state, retry_s=0.02)
-    for n in range(40):
-        await spool.add(transfer(n), 1.0, begun=True)
-    hog()
-    refused = await fill(spool, 1000)
-    hog()
-    for n in range(500):
-        spool.note(transfer(n % 10).id, n, begun=False, code="SlowDown", text="slow down")
-    for n in range(20, 30):
-        spool.stored(transfer(n).id, transfer(n).destination)
-    try:
-        await spool.fail(transfer(30).id, 3, "NoSuchBucket", "no such bucket", 2.0, told=False)
-    except SpoolError as error:
-        result["fail"] = error.code
-    try:
-        await spool.drop([transfer(31).id])
-    except SpoolError as error:
-        result["drop"] = error.code
-    (top / "hog").unlink()
-    await settled(spool)
-    entries = {entry.transfer.id: entry for entry in spool.entries()}
-    result["attempts"] = [entries[transfer(n).id].attempts for n in range(10)]
-    result["removed"] = not any(transfer(n).id in entries for n in [*range(20, 30), 31])
-    result["failed"] = [entry.transfer.id for entry in entries.values() if entry.failed] == [transfer(30).id]
-    result["count"] = len(entries) == 40 - 11 + len(refused)
-    await spool.close()
-""",
-    )
-    assert result["fail"] == "SpoolFull"
-    assert result["drop"] == "SpoolFull"
-    assert result["attempts"] == list(range(490, 500))
-    assert result["removed"]
-    assert result["failed"]
-    assert result["count"]
+def test_a_request_can_be_amended_until_it_is_taken(tmp_path: Path) -> None:
+    """Then it is not an acceptance any more, so a full disk does not drop it."""
+
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        loop = asyncio.get_running_loop()
+        requests = [WriteRequest([Insert(entry(seq))], loop.create_future(), refusable=True) for seq in (1, 2)]
+        scene.writer.put(requests[0])
+        await requests[0].durable  # type: ignore[misc]
+        assert not scene.writer.amend(requests[0], [])
+        before = await scene.file.block(scene.writer)
+        scene.writer.put(requests[1])
+        assert scene.writer.amend(requests[1], [Delete(1)])
+        scene.file.error = full()
+        scene.file.works.set()
+        with suppress(SpoolError):
+            await before
+        with pytest.raises(SpoolError, match="is full"):
+            await requests[1].durable  # type: ignore[misc]
+        scene.file.error = None
+        await scene.accept(3)
+        assert scene.seqs() == [3]
+        scene.writer.close()
+
+    run(main)
 
 
-def test_a_long_list_of_removals_needs_little_room(tmp_path: Path) -> None:
-    """In one commit they would need the room of the whole file once more."""
-    result = run(
-        tmp_path,
-        """
-async def main():
-    spool = Spool.open(state, lazy_s=0.01, retry_s=0.02)
-    accepted = await fill(spool)
-    hog()
-    for done in accepted:
-        spool.stored(done.id, done.destination)
-    try:
-        await spool.drop([])
-    except SpoolError as error:
-        result["kept"] = error.code
-    os.truncate(top / "hog", (top / "hog").stat().st_size - 40 * 4096)
-    while ids(spool):
-        await asyncio.sleep(0.01)
-    result["accepted"] = len(accepted)
-    result["still"] = spool.fault
-    await spool.close()
-""",
-        size="4m",
-    )
-    assert result["accepted"] > 5000
-    assert result["kept"] == "SpoolFull"
-    assert "is full" in result["still"]  # there is no room for the ballast yet
+def test_removed_ids_and_a_replaced_file_are_reported(tmp_path: Path) -> None:
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        await scene.writer.apply(Insert(entry(1, failed=True)), Insert(entry(2)))
+        await scene.writer.apply(ClearFailures(entry(1).transfer.destination))
+        assert scene.removed == [entry(1).transfer.id]
+        assert not scene.replaced.is_set()
+        scene.file.close()
+        (tmp_path / "spool.db").write_bytes(b"not a database" * 100)
+        await scene.accept(3)
+        await scene.replaced.wait()
+        assert scene.seqs() == [3]
+        scene.writer.close()
+
+    run(main)
 
 
-def test_a_start_on_a_full_disk_serves_what_it_has(tmp_path: Path) -> None:
-    result = run(
-        tmp_path,
-        """
-async def main():
-    spool = Spool.open(state)
-    for n in range(20):
-        await spool.add(transfer(n), 1.0, begun=True)
-    await spool.close()
-    (state / "ballast").unlink()
-    hog()
-    spool = Spool.open(state, retry_s=0.02)
-    result["found"] = len(ids(spool))
-    result["at_once"] = spool.fault
-    result["accepted"] = len(await fill(spool, 1000))
-    (top / "hog").unlink()
-    await settled(spool)
-    await spool.add(transfer(77), 1.0, begun=True)
-    result["then"] = len(ids(spool))
-    await spool.close()
-""",
-    )
-    assert result["found"] == 20
-    assert "is full" in result["at_once"]
-    assert result["accepted"] == 0
-    assert result["then"] == 21
+def test_close_writes_what_is_queued_and_refuses_what_comes_later(tmp_path: Path) -> None:
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        before = await scene.file.block(scene.writer)
+        accepted = scene.accept(1)
+        scene.writer.apply_lazily(SaveClock(3.0))
+        closing = asyncio.create_task(asyncio.to_thread(scene.writer.close))
+        scene.file.works.set()
+        await closing
+        assert await codes([before, accepted, scene.accept(2)]) == ["", "", "SpoolClosed"]
+        scene.writer.close()
+
+    run(main)
+    file = SpoolFile(tmp_path / "spool.db", create=False)
+    assert ([row.seq for row in file.entries()], file.active_base_s) == ([1], 3.0)
+    file.close()
 
 
-def test_a_read_only_disk_stops_the_start_and_nothing_else(tmp_path: Path) -> None:
-    """A daemon could take nothing over there: systemd tries again, and clients wait in the socket's backlog."""
-    result = run(
-        tmp_path,
-        """
-async def main():
-    spool = Spool.open(state)
-    await spool.add(transfer(1), 1.0, begun=True)
-    await spool.close()
-    subprocess.run(["mount", "-o", "remount,ro", str(top)], check=True)
-    try:
-        Spool.open(state)
-    except StartError as error:
-        result["refused"] = [error.code, error.text]
-    subprocess.run(["mount", "-o", "remount,rw", str(top)], check=True)
-    spool = Spool.open(state)
-    result["found"] = len(ids(spool))
-    await spool.close()
-""",
-    )
-    assert result["refused"][0] == "SpoolDenied"
-    assert "Read-only" in result["refused"][1]
-    assert result["found"] == 1
+def test_what_cannot_be_written_until_the_end_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def main() -> None:
+        scene = Scene(tmp_path)
+        await scene.accept(1)
+        scene.file.error = full()
+        with pytest.raises(SpoolError):
+            await scene.writer.apply(Delete(1), Delete(2))
+        with pytest.raises(SpoolError, match="is full"):
+            scene.seqs()
+        await asyncio.to_thread(scene.writer.close)
 
-
-def test_a_failing_disk_refuses_without_trace_and_serves_again(tmp_path: Path) -> None:
-    """A limit on the size of files makes each write fail as a broken disk does; no root is needed for that."""
-    program = f"""{PRELUDE}
-import resource
-
-def limit(size):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-async def main():
-    spool = Spool.open(state, retry_s=3600)
-    await spool.add(transfer(1), 1.0, begun=True)
-    limit(100)
-    try:
-        await spool.add(transfer(2), 1.0, begun=True)
-    except SpoolError as error:
-        result["refused"] = [error.code, error.text, spool.fault]
-    spool.note(transfer(1).id, 9, begun=False, code="SlowDown", text="slow down")
-    try:
-        await spool.begin(transfer(1).id)
-    except SpoolError as error:
-        result["begin"] = error.code
-    limit(resource.RLIM_INFINITY)
-    result["seq"] = await spool.add(transfer(3), 1.0, begun=True)
-    result["fault"] = spool.fault
-    await spool.add(transfer(2), 1.0, begun=True)
-    await spool.close()
-    spool = Spool.open(state)
-    result["rows"] = [[entry.transfer.id, entry.attempts, entry.begun] for entry in spool.entries()]
-    await spool.close()
-
-asyncio.run(main())
-print(json.dumps(result))
-"""
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(TOP)}
-    command = [sys.executable, "-c", program, os.fspath(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    code, text, fault = result["refused"]
-    assert code == "SpoolBroken"
-    assert "cannot be written" in text
-    assert fault == text
-    assert result["begin"] == "SpoolBroken"
-    assert (result["seq"], result["fault"]) == (3, "")
-    assert result["rows"] == [[f"{1:016x}", 9, True], [f"{3:016x}", 0, True], [f"{2:016x}", 0, True]]
+    run(main)
+    assert "2 changes could not be written to the spool" in caplog.messages[-1]

@@ -1,0 +1,59 @@
+"""The manuals and the front page are complete, refer to what exists, and are in the form that the packages need."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+TREE = Path(__file__).resolve().parents[2]
+README = (TREE / "README.rst").read_text()
+PAGES = {path.stem: path.read_text() for path in (TREE / "packaging/man").glob("*.rst")}
+#: Longer is a manual, not a front page.
+README_LINES = 200
+#: Pages of commands. Formats and overviews have no exit status.
+COMMANDS = ("s3daemon.8", "send.1")
+
+
+def sections(page: str) -> list[str]:
+    """Return the titles of a page's sections."""
+    return re.findall(r"^([A-Z][A-Z ]+)\n=+$", PAGES[page], re.M)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES))
+def test_a_page_has_its_sections(page: str) -> None:
+    found = sections(page)
+    assert "DESCRIPTION" in found
+    assert "EXAMPLES" in found
+    assert found[-1] == "SEE ALSO"
+    assert ("SYNOPSIS" in found) == (page[-1] != "7")
+    assert ("EXIT STATUS" in found) == (page in COMMANDS)
+    assert ("FILES" in found) == (page != "send.1")  # send has none
+    name, section = page.rpartition(".")[::2]
+    assert re.match(rf"=+\n{re.escape(name)}\n=+\n\n-+\n.+\n-+\n\n:Manual section: {section}\n", PAGES[page])
+
+
+def test_references_between_pages_exist() -> None:
+    """A page of this project that is referred to, from a manual, a unit or README, is there."""
+    texts = [README, *PAGES.values(), *(path.read_text() for path in (TREE / "systemd").iterdir())]
+    reference = re.compile(r"\b(s3daemon(?:\.env|-[a-z]+)?|send)(?:\*\*\\ )?\(([1-8])\)")
+    assert {".".join(found) for text in texts for found in reference.findall(text)} == PAGES.keys()
+
+
+def test_the_front_page_is_short() -> None:
+    assert len(README.splitlines()) <= README_LINES
+
+
+def test_commands_and_files_of_documents_exist() -> None:
+    """Every path of the tree that a document names is there."""
+    documents = {"README": README, "packaging": (TREE / "packaging/README.rst").read_text(), **PAGES}
+    for name, text in documents.items():
+        for path in re.findall(r"(?<![\w/.])((?:packaging|tests|systemd|s3daemon)/[\w./-]*\w)", text):
+            if path != "s3daemon/control":  # below /run
+                assert (TREE / path).exists(), f"{name}: {path}"
+
+
+def test_every_page_is_named_by_the_front_page() -> None:
+    for page in PAGES:
+        assert f"{page[:-2]}({page[-1]})" in README
