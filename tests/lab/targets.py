@@ -175,7 +175,7 @@ def report_lines(data: bytes) -> None:
     with suppress(S3daemonError):
         for entry in from_lines(data.split(b"\n"), lambda _: None):
             collection.add(entry)
-    assert all(seen.record.size_bytes is not None for seen in collection.sightings())
+    assert all(one.record.size_bytes is not None for one in collection.transfers())
 
 
 def form(data: bytes) -> None:

@@ -7,6 +7,11 @@
 So one parser serves all three. Times and damaged files are systemd's to judge as well: `usec_of` asks
 `systemd-analyze timestamp`, whose parser is journalctl's own.
 
+The other way would be systemd-python's reader: of 200 000 records it takes 11 s of processor time where this takes 27 s
+(measured side by side on one busy machine, systemd 252; a night is a tenth of that). But it is a second form of entries,
+needs a private method overridden to be that fast, and maps 512 MB of journal into this process; here journalctl does,
+and Python keeps to 150 MB.
+
 Nothing to read must not look like nothing happened. journalctl silently skips a file that it may not open as long as it
 may open another, and ends with success where there is no file at all, so both are looked for here first. What it says of
 damaged files is passed on.
@@ -62,7 +67,7 @@ def from_journal(
     for bound, usec in (("since", selection.since_usec), ("until", selection.until_usec)):
         if usec is not None:
             run.append(f"--{bound}=@{usec // 1_000_000}.{usec % 1_000_000:06}")
-    # Without the other fields of an entry, of which there are twice as many, reading takes two thirds of the time.
+    # Without the other fields of an entry, which are as many again, reading takes two thirds of the time.
     run.append(f"--output-fields={','.join(FIELDS)}")
     yield from _parsed(_printed([*run, *selection.matches()], note), note, required=False)
 
