@@ -14,7 +14,6 @@ from typing import Any
 
 from s3daemon.commands.report.read import from_lines
 from s3daemon.commands.report.select import Collection, Selection
-from s3daemon.config.envfile import EnvFile
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import RequestError, S3daemonError, SettingsError
 from s3daemon.http.form import parse_form
@@ -139,15 +138,6 @@ def _nothing(_: object) -> str:
     raise FileNotFoundError(2, "No such file or directory")
 
 
-def envfile(data: bytes) -> None:
-    """systemd's environment file."""
-    made = EnvFile.parse(data)
-    assert all(line.isprintable() for line in made.passed_over)
-    for name, value in made.variables.items():
-        assert name.isidentifier()
-        assert "\0" not in value
-
-
 def record(data: bytes) -> None:
     """A journal entry as a reader gives it: a record that is the same when it was written again, or none."""
     try:
@@ -197,7 +187,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "destination": destination,
     "values": values,
     "settings": settings,
-    "envfile": envfile,
     "record": record,
     "report": report_lines,
     "form": form,
