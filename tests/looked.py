@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import io
 import pwd
-from collections.abc import Mapping
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +85,33 @@ class Looked:
         """The one line with that word."""
         (line,) = [line for line in self.lines if word in line]
         return line
+
+
+def refusal(status: int, code: str, date: str = "") -> bytes:
+    """Make an answer as S3 gives it."""
+    body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>"
+    dated = f"Date: {date}\r\n" if date else ""
+    return f"HTTP/1.1 {status} X\r\n{dated}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+
+
+@asynccontextmanager
+async def serving(answer: bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
+    """Serve on loopback, with the same answer to every request; yield the URL."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.readuntil(b"\r\n\r\n"):
+                writer.write(answer)
+                await writer.drain()
+        except (asyncio.IncompleteReadError, OSError):
+            writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
+        port = server.sockets[0].getsockname()[1]
+        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+
+
+def settings_for(url: str, **more: str) -> Settings:
+    """Make settings for a server that does not check keys."""
+    keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "S3DAEMON_STATE_DIR": "/nowhere"}
+    return Settings.from_environ({"S3_ENDPOINT_URL": url, **keys, **more})

@@ -105,7 +105,7 @@ def test_what_does_not_fit_json_is_understood() -> None:
 
 
 def test_values_that_repeat_are_kept_once() -> None:
-    """Which is what lets 200 000 records fit into memory; the file and the ETag, which no report shows, are not kept."""
+    """So 200 000 records fit into memory; the file and the ETag, which no report shows, are not kept."""
     one, other = collected(*(entry(record(n, bucket="".join(["r", "aw"]))) for n in (1, 2))).transfers()
     assert one.record.bucket is other.record.bucket
     assert (one.record.file, one.record.etag) == ("", "")

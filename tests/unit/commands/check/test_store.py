@@ -1,0 +1,77 @@
+"""Check asks the store for its clock and about the keys, and puts no object that the daemon would refuse."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from email.utils import formatdate
+from pathlib import Path
+
+import pytest
+from looked import Looked, refusal, serving, settings_for
+
+from s3daemon.commands.check.store import StoreChecks
+
+
+def checked(tmp_path: Path, answer: bytes, target: str = "", off_s: float = 0, **variables: str) -> Looked:
+    """Run the checks with a store that gives every request that answer, by a clock that is so much ahead."""
+    looked = Looked(tmp_path)
+
+    async def run() -> None:
+        async with serving(answer) as url:
+            checks = StoreChecks(settings_for(url, **variables), looked.findings, lambda: time.time() + off_s)
+            await checks.run(target)
+
+    asyncio.run(run())
+    return looked
+
+
+@pytest.mark.parametrize(
+    ("target", "allowed", "found"),
+    [
+        ("elsewhere/x", "here,there", "FAIL bucket elsewhere is not in S3DAEMON_ALLOWED_BUCKETS"),
+        ("/x", "", "FAIL bucket no bucket"),
+        ("b/\n", "", "FAIL bucket the key "),
+    ],
+)
+def test_target_refused(tmp_path: Path, target: str, allowed: str, found: str) -> None:
+    """What the daemon would refuse is not put."""
+    looked = checked(tmp_path, refusal(403, "AccessDenied"), target, S3DAEMON_ALLOWED_BUCKETS=allowed)
+    assert looked.one("FAIL").startswith(found)
+
+
+@pytest.mark.parametrize(
+    ("off_s", "found"),
+    [
+        (0, "ok clock with the store's"),
+        (60, "warn clock 60 s ahead of the store's"),
+        (-60, "warn clock 60 s behind the store's"),
+        (7200, "FAIL clock 7200 s ahead of the store's: RequestTimeTooSkewed"),
+    ],
+)
+def test_clock(tmp_path: Path, off_s: float, found: str) -> None:
+    """Signatures are valid for a quarter of an hour."""
+    looked = checked(tmp_path, refusal(403, "AccessDenied", formatdate(usegmt=True)), off_s=off_s)
+    # The header has whole seconds, and reading it takes time.
+    line = looked.one(" clock ").replace("59 s", "60 s").replace("61 s", "60 s").replace("7201 s", "7200 s")
+    assert line.startswith(found)
+
+
+def test_no_clock(tmp_path: Path) -> None:
+    """An answer without a date is a note."""
+    assert checked(tmp_path, refusal(403, "AccessDenied")).one("clock").startswith("note clock not compared")
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (refusal(403, "AccessDenied"), "ok credentials the store knows them; they may not list"),
+        (refusal(405, "MethodNotAllowed"), "note credentials MethodNotAllowed: the store does not say"),
+        (refusal(503, "SlowDown"), "FAIL credentials SlowDown, the store answered 503; the daemon would go on trying"),
+        (refusal(403, "QuotaExceeded"), "FAIL credentials QuotaExceeded, "),
+        (b"220 mail.example.org ESMTP\r\n", "FAIL credentials "),
+    ],
+)
+def test_answers(tmp_path: Path, answer: bytes, found: str) -> None:
+    """What each answer says of the keys."""
+    assert checked(tmp_path, answer).one("credentials").startswith(found)
