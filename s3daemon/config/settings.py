@@ -36,6 +36,8 @@ from s3daemon.errors import SettingsError
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
 _TOKEN = matching("[!-~]{1,16384}", "text without spaces")
+#: The bounds of two settings that others are sized by.
+MAX_CONNECTIONS, MAX_CLIENTS = 1024, 8192
 _HOST_IS_ADDRESS = re.compile(r"//(\[|[0-9.]+(:|$))")
 
 
@@ -108,14 +110,14 @@ class Settings:
     max_connections: int = _var(
         "S3DAEMON_MAX_CONNECTIONS",
         "25",
-        count(1, 1024),
+        count(1, MAX_CONNECTIONS),
         "How many uploads run at a time, each on a warm connection of its own.",
     )
     # Each costs a descriptor here and one in systemd's store, whose own bound is in the unit.
     max_clients: int = _var(
         "S3DAEMON_MAX_CLIENTS",
         "1024",
-        count(1, 8192),
+        count(1, MAX_CLIENTS),
         "How many clients are served at a time. Others wait in the socket's backlog.",
     )
     connect_timeout_s: float = _var(

@@ -6,7 +6,7 @@ The connections are taken over from one to the next where the settings allow.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 
 from s3daemon.config.settings import Settings
 from s3daemon.network.keeper import Keeper
@@ -14,6 +14,9 @@ from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.prime import Primer
 from s3daemon.s3.store import Store
+
+#: Runs a background task under its name.
+Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
 
 #: A change of any other setting leaves the connections as they are.
 _OF_POOL = (
@@ -32,11 +35,13 @@ class Endpoint:
 
     Args:
         settings: which store, which keys.
+        start: starts the keeper of the connections, and says if it dies.
         before: the endpoint that this one replaces; its connections are taken over where the settings allow.
     """
 
-    def __init__(self, settings: Settings, before: Endpoint | None = None) -> None:
+    def __init__(self, settings: Settings, start: Start, before: Endpoint | None = None) -> None:
         self._settings = settings
+        self._start = start
         self._keeping: asyncio.Task[None] | None = None
         self._inherits = before is not None and all(
             getattr(settings, name) == getattr(before._settings, name) for name in _OF_POOL
@@ -54,7 +59,7 @@ class Endpoint:
         """
         await self.signer.open()
         prime = Primer(self._settings, self.store.sending).widen if self._settings.prime else None
-        self._keeping = asyncio.create_task(Keeper(self._settings, self.pool, prime).run())
+        self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, prime).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one goes on with them."""

@@ -40,7 +40,7 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
     async with scripted(put=refuse_at_the_first, address="0.0.0.0") as server:
         url = server.url.replace("0.0.0.0", "store.invalid")
         settings = settings_for(url, max_connections=BURST, receivers=ADDRESSES, stall_timeout_s=10.0)
-        endpoint = Endpoint(settings)
+        endpoint = Endpoint(settings, lambda name, work: asyncio.create_task(work, name=name))
         await endpoint.open()
         spool: Any = FakeSpool()
         journal: Any = FakeJournal()

@@ -18,10 +18,10 @@ from enum import Enum, auto
 from http import HTTPStatus
 from urllib.parse import unquote
 
+from lab.accepting import next_client
 from lab.assembly import Answer, Assembly
 from lab.env import free_ports
 from lab.s3 import S3Server
-from s3daemon.ingress.listener import next_client
 
 _DENIED = b"<Error><Code>AccessDenied</Code><Message>not here</Message></Error>"
 _UNKNOWN = b"<Error><Code>InvalidAccessKeyId</Code><Message>who?</Message></Error>"

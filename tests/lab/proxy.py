@@ -25,11 +25,11 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
+from lab.accepting import next_client
 from lab.certs import Authority
 from lab.env import free_ports
 from lab.s3 import S3Server
 from lab.scripted import Exchange, Script, Scripted
-from s3daemon.ingress.listener import next_client
 
 _RECEIVE_BYTES = 64 * 1024
 """Receive buffer: small, so that of a body of a MiB only a part is acknowledged unless a script reads."""

@@ -10,9 +10,9 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
+from lab.accepting import next_client
 from lab.env import free_ports
 from lab.s3 import S3Server
-from s3daemon.ingress.listener import next_client
 
 _CHUNK_BYTES = 1 << 16
 

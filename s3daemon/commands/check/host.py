@@ -13,7 +13,7 @@ from pathlib import Path
 from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.config.settings import Settings
 from s3daemon.errors import SettingsError
-from s3daemon.ingress.peer import AccessControl
+from s3daemon.ingress.access import resolve_users
 
 #: On shorter paths than this the settings that are checked cost nothing.
 LONG_PATH_S = 0.01
@@ -89,7 +89,7 @@ def _buffers(findings: Findings, host: Host, settings: Settings, rtt_s: float | 
 def access(findings: Findings, host: Host, settings: Settings) -> None:
     """Name users in the settings that this host does not have."""
     try:
-        AccessControl(settings.allowed_users, uid=lambda name: _uid(host, name))
+        resolve_users(settings.allowed_users, lambda name: _uid(host, name))
     except SettingsError as exc:
         for fault in exc.faults:
             findings.fail("access", f"{fault}: the service does not start with that")

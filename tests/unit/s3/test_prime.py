@@ -56,7 +56,7 @@ async def test_an_endpoint_primes_when_told_to(tmp_path: Path) -> None:
     async with scripted() as server:
         for prime, count in (("", 0), (PREFIX, 4)):
             settings = settings_for(server.url, max_connections=3, prime=prime)
-            endpoint = Endpoint(settings)
+            endpoint = Endpoint(settings, lambda name, work: asyncio.create_task(work, name=name))
             await endpoint.open()
             await server.until(lambda pool=endpoint.pool: pool.open_count == pool.limit)  # type: ignore[misc]
             async with asyncio.timeout(30):
