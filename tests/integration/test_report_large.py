@@ -11,7 +11,7 @@ from lab.box import Box
 from lab.env import TREE, clean_env
 
 COUNT = 200_000
-#: On a quiet machine half of it: journalctl takes 8 s, and Python 5 s.
+#: Measured on two busy cores: 8 s in Python, 13 s in journalctl, 200 MB.
 CPU_S, RESIDENT_BYTES = 40, 300e6
 #: Runs in the box: writes the records of a long night to journald, with fields as long as real ones.
 WRITE = """

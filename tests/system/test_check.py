@@ -49,7 +49,7 @@ def test_an_open_quote(service: Service, moto: S3Server) -> None:
 
 
 def test_another_file_and_another_user(service: Service, moto: S3Server) -> None:
-    """`--env-file` is read likewise; others than root are told to become root."""
+    """`--env-file` is read likewise; other users are asked to run it as root."""
     service.configure(moto)
     text = (service.box.root / "etc/sysconfig/s3daemon").read_text()
     other = service.box.root / "srv/new settings.env"

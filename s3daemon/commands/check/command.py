@@ -5,7 +5,7 @@ environment file. systemd itself reads that file, whose rules are its own: an op
 not an error. Every check runs, whatever came of the others; only what takes valid settings is left out without them.
 
 Not seen: variables that a drop-in sets by Environment=, and credentials that systemd passes, unless the service runs
-and root looks.
+and root checks it.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main(
         args: as `configure` described them.
         environ: the process's.
         out: takes the findings.
-        host: what is looked at; this one unless another is given.
+        host: what is checked; this one unless another is given.
         wall: seconds since the epoch.
 
     Returns:

@@ -127,11 +127,11 @@ def _environment(file: Path) -> dict[str, str] | None:
 
 @dataclass(frozen=True)
 class Host:
-    """The host that is looked at; a test has one of its own.
+    """The host that is checked; a test has one of its own.
 
     Args:
         root: its file system.
-        uid: the user who looks.
+        uid: the user who runs the check.
         user: the account of a name, or None.
         show: some properties of a systemd unit, those that occur more than once joined by a blank; empty where systemd
             does not run.

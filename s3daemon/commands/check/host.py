@@ -42,7 +42,7 @@ def sysctls(findings: Findings, host: Host, settings: Settings, rtt_s: float | N
     """
     in_use = _congestion(findings, host, settings.congestion)
     idle = host.sysctl("net.ipv4.tcp_slow_start_after_idle")
-    if idle not in ("", "0") and in_use != "bbr":  # bbr does not look at it
+    if idle not in ("", "0") and in_use != "bbr":  # which does not depend on it
         cost = "connections start slowly again after each pause: a burst over 200 ms takes 2.6 s instead of 2.1 s"
         findings.warn("sysctl", f"net.ipv4.tcp_slow_start_after_idle = {idle}: {cost}; 0 is right: {_APPLY}")
     elif idle:
@@ -103,7 +103,7 @@ def _uid(host: Host, name: str) -> int:
 
 
 def state_directory(findings: Findings, host: Host, directory: Path, owner: str) -> None:
-    """Look at where accepted transfers are kept.
+    """Check the directory in which accepted transfers are kept.
 
     Args:
         findings: takes what is found.
@@ -122,7 +122,7 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
         findings.fail("state", f"{directory} is not a directory: rename or remove it")
         return
     except OSError as exc:
-        findings.note("state", f"{directory} cannot be looked at: {exc.strerror}; run it as root")
+        findings.note("state", f"{directory} cannot be examined: {exc.strerror}; run it as root")
         return
     account = host.user(owner) if owner else None
     free = disk.f_bavail * disk.f_frsize

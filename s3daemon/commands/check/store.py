@@ -50,7 +50,7 @@ _CONSEQUENCES = {
 
 
 class StoreChecks:
-    """The checks, in the order in which a file meets what they look at.
+    """The checks of the store, in the order in which a file depends on what they check.
 
     Args:
         settings: valid ones.

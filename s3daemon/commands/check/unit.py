@@ -39,7 +39,7 @@ class Unit:
 
 
 def units(findings: Findings, host: Host, unit: Unit) -> bool:
-    """Look at the units of an instance.
+    """Check the units of an instance.
 
     Args:
         findings: takes what is found.
@@ -65,7 +65,7 @@ def units(findings: Findings, host: Host, unit: Unit) -> bool:
     listening = re.findall(r"(\S+) \(Stream\)", shown["socket"].get("Listen", ""))
     findings.ok("socket", f"{', '.join(listening)} takes requests")
     for at in filter(_is_open, listening):
-        text = "whoever reaches it can have any file sent that the daemon can read; listen on 127.0.0.1"
+        text = "anyone who reaches it can have any file sent that the daemon can read; listen on 127.0.0.1"
         findings.warn("socket", f"{at} is open to the network, without authentication: {text}")
     return True
 
@@ -80,7 +80,7 @@ def _is_open(listening: str) -> bool:
 
 
 def daemon(findings: Findings, ask: Callable[[str], Mapping[str, object]], *, activated: bool) -> None:
-    """Look at what the daemon says of itself.
+    """Check what the daemon says of itself.
 
     Args:
         findings: takes what is found.
@@ -105,7 +105,7 @@ def daemon(findings: Findings, ask: Callable[[str], Mapping[str, object]], *, ac
 
 
 def environment_file(findings: Findings, host: Host, unit: Unit) -> None:
-    """Look whether anyone but root may read or change the keys in the environment file."""
+    """Check that only root may read or change the keys in the environment file."""
     try:
         found = host.path(unit.env_file).stat()
     except OSError:

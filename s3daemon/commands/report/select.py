@@ -48,7 +48,7 @@ class ReportedTransfer(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """What is asked for. Several values of a kind are alternatives; an empty tuple is no condition.
+    """What is asked for. Several values of a kind are alternatives; an empty tuple is not a condition.
 
     Args:
         since_usec: recorded then or later, microseconds since the epoch.

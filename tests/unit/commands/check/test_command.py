@@ -106,7 +106,10 @@ def test_file_that_cannot_be_read(looked: Looked) -> None:
     """One line, with what to do."""
     looked.host.path("/etc/sysconfig/s3daemon").mkdir(parents=True)
     assert run(looked) == 1
-    assert looked.one("FAIL settings") == "FAIL settings /etc/sysconfig/s3daemon cannot be read: Is a directory: run it as root"
+    assert (
+        looked.one("FAIL settings")
+        == "FAIL settings /etc/sysconfig/s3daemon cannot be read: Is a directory: run it as root"
+    )
 
 
 @pytest.mark.parametrize(

@@ -195,7 +195,7 @@ def test_progress() -> None:
 
 
 def test_command_line() -> None:
-    """The command is there under its name, reads standard input, and a closed pipe is no traceback."""
+    """The command is there under its name, reads standard input, and writes nothing to standard error."""
     command = [sys.executable, "-m", "s3daemon", "report", "--stdin", "--by", "tag"]
     done = subprocess.run(
         command, cwd=TREE, env=clean_env(TZ="Asia/Tokyo"), input=b"".join(NIGHT), capture_output=True, check=True

@@ -1,6 +1,6 @@
 """The picture has what the figures have, and every kind of night can be drawn.
 
-What it looks like was looked at; here its parts are counted.
+Whether it looks right was judged by eye; here its parts are counted.
 """
 
 import html

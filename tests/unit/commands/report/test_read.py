@@ -18,7 +18,7 @@ from s3daemon.commands.report.select import JournalEntry, Selection
 from s3daemon.errors import S3daemonError
 
 SECOND = 1_000_000
-#: Stands in for journalctl: notes how it was called, prints what a file holds, and fails as it is told to.
+#: Stands in for journalctl: notes how it was called, prints what a file holds, and fails as it is set to.
 JOURNALCTL = """#!{python}
 import json, os, pathlib, sys
 
@@ -85,7 +85,7 @@ def test_what_journalctl_is_asked_for(journalctl: Journalctl) -> None:
 
 
 def test_a_single_file(journalctl: Journalctl) -> None:
-    """journalctl takes a pattern for a file; what looks like one in a name is no pattern."""
+    """journalctl takes a pattern for a file; what looks like one in a name is not."""
     journalctl.prints(line(record(1)))
     file = journalctl.top / "night[1].journal"
     file.touch()
@@ -194,7 +194,7 @@ def lines(*given: bytes, notes: list[str] | None = None) -> list[JournalEntry]:
 
 
 def test_lines_of_many_hosts() -> None:
-    """Records are found among other entries, whichever hosts they come from; the line for an empty journal is not one."""
+    """Records of several hosts are found among other entries; the line for an empty journal is not an error."""
     other = b'{"MESSAGE": "hello"}\n'
     found = lines(line(record(1), "a"), other, b"-- No entries --\n", b"\n", line(record(2), "b"))
     assert found == [entry(record(1), "a"), entry(record(2), "b")]

@@ -157,7 +157,7 @@ def test_late() -> None:
 
 
 def test_report() -> None:
-    """Failures are told by code and one by one, the latest first; the slowest are the ten longest of the stored."""
+    """Failures are listed by code and one by one, the latest first; the slowest are the ten longest of the stored."""
     many = [record(n, total_usec=n * SECOND) for n in range(1, 13)]
     lost = [
         failed(20, "Stalled: a", total_usec=99 * SECOND),

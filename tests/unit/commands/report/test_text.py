@@ -64,7 +64,7 @@ def test_a_whole_report() -> None:
 
 
 def test_a_good_night() -> None:
-    """Without failures the word FAILED does not occur, nor do groups that nobody asked for."""
+    """Without failures the word FAILED does not occur, nor do groups that were not asked for."""
     text = "\n".join(shown(NIGHT[0]))
     assert "1 transfer: 1 stored, none failed" in text
     assert "FAILED" not in text
