@@ -31,7 +31,7 @@ from pathlib import Path
 
 from s3daemon.commands.report.select import FIELDS, JournalEntry, Selection
 from s3daemon.errors import Code, S3daemonError, one_line
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.units import moment, zone_name
 
 #: Where journald keeps its files, in a directory named by the machine's id: across boots, and for this boot alone.

@@ -10,8 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from s3daemon.model.kinds import MessageId
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.record import MessageId, TransferRecord
 
 JournalEntry = Mapping[str, object]
 """An entry as `journalctl -o json --all` gives it: by field a text, a list of byte values, or a list of these."""

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.control.exposures import prefix_of
 from s3daemon.model.record import TransferRecord
+from s3daemon.model.request import prefix_of
 from s3daemon.units import seconds, size
 
 METHOD = "nearest rank"

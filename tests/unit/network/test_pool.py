@@ -13,7 +13,7 @@ from lab.keeping import Clock, ResolvingLoop, run_resolving
 from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, RESOLVE_EVERY_S, ConnectionPool
 

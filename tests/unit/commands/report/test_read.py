@@ -114,7 +114,7 @@ def test_a_damaged_file(journalctl: Journalctl) -> None:
 def test_damaged_files_alone(journalctl: Journalctl) -> None:
     """When journalctl can read none of the files it still ends with success; the report does not."""
     journalctl.prints(complaints="Journal file /j/a.journal corrupted, ignoring file.\n")
-    with pytest.raises(S3daemonError, match="no journal file could be read: Journal file /j/a.journal") as caught:
+    with pytest.raises(S3daemonError, match=r"no journal file could be read: Journal file /j/a\.journal") as caught:
         journalctl.read()
     assert caught.value.code == "NoJournal"
 
