@@ -119,7 +119,7 @@ def test_keys_that_cannot_be_read(moto: S3Server, tmp_path: Path) -> None:
     shared = tmp_path / "credentials"
     shared.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
     named = {"S3_ENDPOINT_URL": moto.url, "AWS_SHARED_CREDENTIALS_FILE": str(shared), "S3DAEMON_STATE_DIR": "/nowhere"}
-    assert not checked(tmp_path, Settings.from_environ(named), "").report.failed
+    assert not checked(tmp_path, Settings.from_environ(named), "").findings.failed
     looked = checked(tmp_path, Settings.from_environ({**named, "AWS_PROFILE": "night"}))
     assert looked.one("FAIL credentials AWS_SHARED_CREDENTIALS_FILE")
     assert looked.one(" clock ").startswith("ok")
