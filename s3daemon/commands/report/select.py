@@ -112,8 +112,6 @@ class Collection:
         self._selection = selection
         self._by_id: dict[str, ReportedTransfer] = {}
         self._same: dict[str, str] = {}
-        #: Records that repeat another.
-        self.repeated = 0
         #: Entries that have the message id of a record and cannot be read as one.
         self.unreadable = 0
 
@@ -132,7 +130,6 @@ class Collection:
         if not self._selection.admits(transfer, unit, _recorded_usec(entry, transfer)):
             return
         known = self._by_id.get(record.transfer_id)
-        self.repeated += known is not None
         if known is None or _supersedes(transfer, known):
             self._by_id[record.transfer_id] = transfer
 
