@@ -80,8 +80,7 @@ def _serve() -> NoReturn:
     import asyncio
     import logging
 
-    from s3daemon.config.environ import retired
-    from s3daemon.config.settings import Settings
+    from s3daemon.config.settings import Settings, retired
     from s3daemon.errors import S3daemonError, SettingsError, one_line
     from s3daemon.journal import Journal, choose_sink, warn_on
     from s3daemon.service import Service

@@ -20,8 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.environ import of_service
-from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences
+from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences, of_service
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import LOST_S
 from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures

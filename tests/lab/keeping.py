@@ -56,7 +56,7 @@ async def kept(
 
 async def answered(server: Scripted, count: int) -> None:
     """Wait until so many requests were answered, and the answers read."""
-    await server.until(lambda: sum(seen.over for seen in server.file_state) >= count)
+    await server.until(lambda: sum(seen.over for seen in server.seen) >= count)
     for _ in range(100):  # both ends live in this loop: what was written is there to be read in its next rounds
         await asyncio.sleep(0)
 

@@ -130,7 +130,7 @@ class Proxy:
             connection.reset()
 
     async def _close_idle(self) -> None:
-        busy = {exchange.connection for exchange in self._scripted.file_state}
+        busy = {exchange.connection for exchange in self._scripted.seen}
         for connection in self._scripted.open_connections:
             if connection not in busy:
                 connection.close()
@@ -158,7 +158,7 @@ class Proxy:
         try:
             await script(exchange)
         finally:
-            self._scripted.file_state.remove(exchange)  # and its body with it: a soak test passes gigabytes
+            self._scripted.seen.remove(exchange)  # and its body with it: a soak test passes gigabytes
 
     async def forward(self, exchange: Exchange, body: bytes | None = None) -> tuple[int, Mapping[str, str], bytes]:
         """Send what was read of a request to the store, or another body instead; return status, headers and body."""

@@ -6,7 +6,7 @@ close) ends the script and shows in the exchange; a script that raises anything 
 
     async with scripted(put=hang_up_after(100)) as server:
         ...
-    assert [seen.method for seen in server.file_state] == ["PUT"]
+    assert [seen.method for seen in server.seen] == ["PUT"]
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ class Scripted:
         self.put = put
         self.other = other
         self.url = ""
-        self.file_state: list[Exchange] = []
+        self.seen: list[Exchange] = []
         self.connections: list[Connection] = []
         self.objects: dict[str, bytes] = {}
         """What `keep` stored, by target."""
@@ -175,7 +175,7 @@ class Scripted:
     @property
     def puts(self) -> list[Exchange]:
         """The PUTs among the requests."""
-        return [seen for seen in self.file_state if seen.method == "PUT"]
+        return [seen for seen in self.seen if seen.method == "PUT"]
 
     @property
     def open_connections(self) -> list[Connection]:
@@ -226,7 +226,7 @@ class Scripted:
         method, target, _ = head[0].split(" ")
         headers = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:-2])}
         exchange = Exchange(self, connection, method, target, headers)
-        self.file_state.append(exchange)
+        self.seen.append(exchange)
         self.note()
         try:
             await (self.put if method == "PUT" else self.other)(exchange)

@@ -253,8 +253,12 @@ def test_the_last_addresses_stay_when_the_name_no_longer_resolves(caplog: pytest
 @in_loop
 async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Not for each connection."""
-    async with scripted() as server, pool_to(server.url, 2, congestion="nosuch") as pool:
-        async with pool.acquire() as first, pool.acquire() as second:
-            await get(first, server.url)
-            await get(second, server.url)
+    async with (
+        scripted() as server,
+        pool_to(server.url, 2, congestion="nosuch") as pool,
+        pool.acquire() as first,
+        pool.acquire() as second,
+    ):
+        await get(first, server.url)
+        await get(second, server.url)
     assert [text.startswith("congestion control nosuch") for text in caplog.messages] == [True]
