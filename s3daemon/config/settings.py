@@ -36,6 +36,8 @@ from s3daemon.errors import SettingsError
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
 _TOKEN = matching("[!-~]{1,16384}", "text without spaces")
+#: Where systemd puts the credentials of services (systemd.exec(5)). The daemon can read its own; its clients must not.
+_CREDENTIALS = "/run/credentials"
 #: The bounds of two settings that others are sized by.
 MAX_CONNECTIONS, MAX_CLIENTS = 1024, 8192
 _HOST_IS_ADDRESS = re.compile(r"//(\[|[0-9.]+(:|$))")
@@ -287,6 +289,10 @@ class Settings:
         if faults:
             raise SettingsError(faults)
         return cls(**values)
+
+    def private_paths(self) -> tuple[str, ...]:
+        """Files and directories of the daemon's own, which no client may have sent."""
+        return (_CREDENTIALS, self.state_dir, *filter(None, [self.shared_credentials_file]))
 
     def secrets(self) -> tuple[str, ...]:
         """What no log may hold. An access key's id is no secret: a store names it when it refuses it."""

@@ -36,7 +36,7 @@ from urllib.parse import parse_qsl
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.intake import Intake, Ticket
-from s3daemon.delivery.schedule import Job
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code, RequestError, S3daemonError, one_line
 from s3daemon.ingress.access import AccessControl
 from s3daemon.model.reply import Outcome, Reply
@@ -143,7 +143,7 @@ class Uploads:
             refused = isinstance(exc, RequestError)
             return Answer(HTTPStatus.BAD_REQUEST if refused else _STATUSES[Outcome.FAILED], f"{exc.code}: {exc.text}")
         message = f"{reply.code}: {reply.text}" if reply.code else reply.outcome.value
-        answer = Answer(_STATUSES[reply.outcome], message, task_of(request, ticket.job, self._clock()))
+        answer = Answer(_STATUSES[reply.outcome], message, task_of(request, ticket.queued, self._clock()))
         if not reply.id:
             return replace(answer, task=None)  # the spool refused it
         if reply.outcome is Outcome.FAILED:
@@ -225,26 +225,26 @@ def _multipart(content_type: str, body: bytes) -> list[tuple[str, str]]:
     return pairs
 
 
-def task_of(request: Request, job: Job, now: float) -> dict[str, Any]:
+def task_of(request: Request, queued: QueuedTransfer, now: float) -> dict[str, Any]:
     """The `task` of the answer.
 
     Args:
         request: the client's.
-        job: the transfer that serves it; has its record when it is over.
+        queued: the transfer that serves it; has its record when it is over.
         now: monotonic seconds.
     """
-    record = job.record
-    usec = record.total_usec if record else max(0, round((now - job.accepted_at) * 1e6))
+    record = queued.record
+    usec = record.total_usec if record else max(0, round((now - queued.accepted_at) * 1e6))
     upload_usec = record.upload_usec if record else None
-    size = record.size_bytes if record else job.transfer.seen.size
+    size = record.size_bytes if record else queued.transfer.file_state.size
     mbits = size * 8 / upload_usec if upload_usec else 0.0  # bits per microsecond
     return {
-        "id": job.transfer.id,
+        "id": queued.transfer.id,
         "uri": f"{_SCHEME}{request.destination}",
         "file": request.file,
         "duration": _clock(usec),
         "duration_seconds": usec / 1e6,
-        "attempts": job.attempts,
+        "attempts": queued.attempts,
         "size_bytes": size,
         "upload_parts": (record and record.parts) or 1,  # without parts it is one PUT
         "transfer_rate": f"{mbits:.3f} Mbit/s",

@@ -396,7 +396,7 @@ def test_keys_are_rotated_in_the_middle_of_500_megabytes(
     before = service.main_pid()
     network.hold(after=LARGE_BYTES // 4)
     with service.sending(LARGE, f"store/{bucket}/rotated") as client:
-        assert network.standing.wait(60)
+        assert network.blocked.wait(60)
         other = rgw.new_account()
         theirs = other.new_bucket()
         service.write("S3_ENDPOINT_URL='no end\n")

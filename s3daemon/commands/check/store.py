@@ -30,6 +30,7 @@ from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
+from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import LookupResult, Store
 
 #: An HTTP date has whole seconds; beyond the second, a clock that is kept by NTP is not off by as much.
@@ -83,16 +84,16 @@ class StoreChecks:
                 self._report.note("credentials", "not checked, nor is what needs them: there is no way to the store")
                 return
         pool = ConnectionPool(self._settings)
-        signer = Signer(self._settings)
-        store = Store(self._settings, pool, signer)
+        sender = Sender(self._settings, pool, Signer(self._settings))
+        store = Store(sender)
         try:
             with self._report.guard("clock"):
                 await self._clock(pool)
             with self._report.guard("credentials"):
-                if await self._credentials(signer, store) and target:
+                if await self._credentials(sender) and target:
                     await self._bucket(store, target)
         finally:
-            await signer.close()
+            await sender.close()
             await pool.close()
 
     async def _clock(self, pool: ConnectionPool) -> None:
@@ -121,11 +122,11 @@ class StoreChecks:
             else:
                 self._report.fail("clock", f"{text}: RequestTimeTooSkewed, now or soon: {_CLOCK_CURE}")
 
-    async def _credentials(self, signer: Signer, store: Store) -> bool:
+    async def _credentials(self, sender: Sender) -> bool:
         """Whether there are keys to go on with, good ones or not."""
         try:
-            await signer.open()
-            answer = await self._insist(lambda: store.ask("list_buckets"))
+            await sender.open()
+            answer = await self._insist(lambda: sender.call("list_buckets"))
         except SettingsError as exc:
             self._report.fail("credentials", exc.text)
             return False
@@ -165,7 +166,6 @@ class StoreChecks:
                 source.close()
 
     async def _put(self, store: Store, transfer: Transfer, source: Source) -> None:
-        where = {"Bucket": transfer.destination.bucket, "Key": transfer.destination.key}
         try:
             stored = await self._insist(lambda: store.put(transfer, source))
         except FileError as exc:
@@ -181,7 +181,7 @@ class StoreChecks:
             self._report.ok("bucket", f"stored in {stored.upload_usec / 1e3:.3g} ms, {how}")
             await self._look(store, transfer)
         try:
-            await store.ask("delete_object", **where)
+            await store.sender.call("delete_object", Bucket=transfer.destination.bucket, Key=transfer.destination.key)
         except AttemptError as exc:
             text = f"{exc.code}: {transfer.destination} stays there; delete it by other means. The daemon never deletes"
             self._report.warn("bucket", text)

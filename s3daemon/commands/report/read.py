@@ -18,7 +18,7 @@ from typing import Any
 from s3daemon.commands.report.files import JournalFiles, Note, Opener
 from s3daemon.commands.report.select import Entry, Selection
 from s3daemon.errors import Code, S3daemonError
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 
 #: Records between two openings of the journal. Libsystemd keeps up to 512 MB of journal files mapped, all resident once
 #: read. Opened anew after so many it kept to 120 MB, for a tenth more of its 1.5 s with 200 000 records (systemd 252).

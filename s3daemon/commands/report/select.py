@@ -12,8 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 
-from s3daemon.model.kinds import MessageId
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.record import MessageId, TransferRecord
 
 #: One entry as a reader gives it: text, bytes, numbers, or lists of them, by field.
 Entry = Mapping[str, object]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.control.exposures import prefix_of
+from s3daemon.model.request import prefix_of
 
 METHOD = "nearest rank"
 #: What `by` calls the group of those that are in none.

@@ -39,8 +39,8 @@ class FakeIntake:
 
     def new_ticket(self) -> Ticket:
         loop = asyncio.get_running_loop()
-        job: Any = None  # the wire has no use for it
-        return Ticket(ID, loop.create_future(), loop.create_future(), job)
+        queued: Any = None  # the server does not use it
+        return Ticket(ID, loop.create_future(), loop.create_future(), queued)
 
     async def submit(self, request: Request) -> Ticket:
         self.requests.append(request)

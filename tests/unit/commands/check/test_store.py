@@ -76,7 +76,7 @@ def test_wrong_keys(rgw: Gateway, tmp_path: Path, name: str, code: str) -> None:
     """Which of the two is wrong is said, and the secret one is not shown."""
     looked = checked(tmp_path, settings_of(rgw, **{name: "somethingelse"}))
     assert looked.one("credentials").startswith(f"FAIL credentials {code}, ")
-    assert f"mend {name}" in looked.one("credentials")
+    assert f"fix {name}" in looked.one("credentials")
     if name == "AWS_SECRET_ACCESS_KEY":
         assert "somethingelse" not in looked.out.getvalue()
 
