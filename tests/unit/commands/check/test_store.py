@@ -8,7 +8,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from looked import Looked, refusal, serving, settings_for
+from fake_host import Looked, refusal, serving, settings_for
 
 from s3daemon.commands.check.store import StoreChecks
 
