@@ -202,6 +202,7 @@ class Operations:
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.disabled),
+            none_kept=not pool.small_request,
             held=uploader.health.held,
             away=uploader.health.away,
             spool_fault=self._spool.fault,

@@ -205,6 +205,30 @@ def test_answers(tmp_path: Path, answer: bytes, said: str) -> None:
     assert looked.one("credentials").startswith(said)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (refusal(403, "AccessDenied"), "ok keep-alive the store keeps a connection open after GET /"),
+        (
+            refusal(403, "AccessDenied").replace(b"\r\n", b"\r\nConnection: close\r\n", 1),
+            "warn keep-alive the store closes each connection after its answer",
+        ),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "warn keep-alive the store closes each connection"),
+    ],
+    ids=["kept", "close", "http-1.0"],
+)
+def test_connections_are_kept_or_not(tmp_path: Path, answer: bytes, said: str) -> None:
+    """Whether there can be warm connections at all; a warning says what to do."""
+    looked = Looked(tmp_path)
+
+    async def run() -> None:
+        async with serving(answer) as url:
+            await StoreChecks(settings_for(url), looked.report).run("")
+
+    asyncio.run(run())
+    assert looked.one(" keep-alive ").startswith(said)
+
+
 def test_certificate_of_another(certs: Authority, tmp_path: Path) -> None:
     """A certificate that is good for another name is not good here."""
     issued = certs.issue("elsewhere", "DNS:elsewhere.example.org")
