@@ -84,28 +84,32 @@ def _serve() -> NoReturn:
     from s3daemon.errors import S3daemonError, SettingsError, one_line
     from s3daemon.journal import Journal, choose_sink, warn_on
     from s3daemon.service import Service
-    from s3daemon.systemd.notify import Manager, inherited, stop_signals
+    from s3daemon.systemd.notify import Notifier
+    from s3daemon.systemd.sockets import passed_sockets, stop_signals
 
     journal = Journal(choose_sink(os.environ), warn=warn_on())
     logging.getLogger().addHandler(journal.handler())
     package = logging.getLogger("s3daemon")
 
-    async def run() -> None:
-        await Service(settings, os.environ, journal, manager).run(passed, stop_signals(asyncio.get_running_loop()))
+    async def run() -> bool:
+        return await Service(settings, os.environ, journal, notifier).run(
+            passed, stop_signals(asyncio.get_running_loop())
+        )
 
     try:
         settings = Settings.from_environ(os.environ)
         journal.hide(settings.secrets())
         package.setLevel(settings.log_level.upper())
-        manager = Manager(os.environ)
-        passed = inherited(os.environ)
-        asyncio.run(run())
+        notifier = Notifier(os.environ)
+        passed = passed_sockets(os.environ)
+        status = 0 if asyncio.run(run()) else 1
     except S3daemonError as exc:
         for fault in exc.faults if isinstance(exc, SettingsError) else [exc.text]:
             package.critical("cannot start: %s", one_line(fault))
         status = 1
-    else:
-        status = 0
+    except Exception:
+        package.critical("a bug ended the daemon", exc_info=True)
+        status = 1
     journal.close(1.0)
     # A thread may be blocked in a dead file system for ever; os._exit does not wait for it.
     os._exit(status)

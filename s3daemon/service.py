@@ -4,9 +4,9 @@ Start: the spool first, since its lock makes this daemon the only one; then the 
 all that botocore will ever need, so that an upgrade may replace the files under a running process; then what earlier
 processes left, transfers and clients; and only then new clients.
 
-Stop: no new clients; what accepted ones have to say is heard; uploads in flight are finished within the drain timeout;
-clients that still wait are left to the next process, or, where the stop is for good, told that their transfers are
-kept; records and rows are flushed.
+Stop: no new clients; accepted ones finish sending their requests; uploads in flight are finished within the drain
+timeout; clients that still wait are left to the next process, or, when no process will follow, told that their
+transfers are kept; records and rows are flushed.
 """
 
 from __future__ import annotations
@@ -15,14 +15,12 @@ import asyncio
 import logging
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.environ import of_service
-from s3daemon.config.settings import Settings, differences
+from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences, of_service
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import LOST_S
 from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
@@ -31,24 +29,81 @@ from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.janitor import Janitor
 from s3daemon.delivery.uploader import Uploader
-from s3daemon.errors import SettingsError
-from s3daemon.http.service import Http
+from s3daemon.errors import SettingsError, SpoolError
+from s3daemon.http.metrics import Metrics
+from s3daemon.http.pages import routes
+from s3daemon.http.server import HttpServer
+from s3daemon.http.upload import Uploads
+from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
-from s3daemon.ingress.peer import AccessControl
+from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.server import Server
 from s3daemon.journal import Journal
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
-from s3daemon.systemd.notify import Inherited, Manager, bind
-from s3daemon.systemd.stopping import is_for_good
+from s3daemon.systemd.notify import Notifier, is_stopped_for_good
+from s3daemon.systemd.sockets import PassedSockets, bind
 
 _log = logging.getLogger(__name__)
 
-#: How often STATUS is brought up to date and the seconds of service are written down.
+#: How often STATUS is brought up to date, and how often the seconds of service are saved.
 STATUS_EVERY_S, TICK_EVERY_S = 2.0, 30.0
-#: Beside the drain: clients' last words and replies, the journal, the last commit.
+#: What a stop may take beside the drain: clients' requests and replies, the journal, the last commit.
 STOP_MARGIN_S = 20.0
 JOURNAL_FLUSH_S = 5.0
+#: A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls, whatever a
+#: reload sets. A thread is started only when none is idle.
+FILE_THREADS = 2 * MAX_CLIENTS + 4 * MAX_CONNECTIONS
+
+
+class Supervisor:
+    """Background tasks by name. One that dies is logged with its reason, and ends the service.
+
+    A task may return, and may be cancelled; only an exception counts as a death.
+    """
+
+    def __init__(self) -> None:
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._died = asyncio.Event()
+
+    @property
+    def died(self) -> bool:
+        """Whether a task has died."""
+        return self._died.is_set()
+
+    def start(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        """Run `work` in a task.
+
+        Args:
+            name: for the journal, such as "the janitor".
+            work: what the task does.
+        """
+        task = asyncio.create_task(work, name=name)
+        self._tasks[task] = name
+        task.add_done_callback(self._ended)
+        return task
+
+    async def wait(self, stop: asyncio.Event) -> None:
+        """Wait until `stop` is set, or a task has died."""
+        events = [asyncio.create_task(event.wait()) for event in (stop, self._died)]
+        try:
+            await asyncio.wait(events, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for event in events:
+                event.cancel()
+
+    async def cancel(self) -> None:
+        """Cancel all tasks, and wait until they have ended."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        name = self._tasks.pop(task)
+        if not task.cancelled() and (exc := task.exception()) is not None:
+            _log.critical("a bug ended %s: %r; the service stops", name, exc, exc_info=exc)
+            self._died.set()
 
 
 class Service:
@@ -56,44 +111,51 @@ class Service:
 
     Args:
         settings: validated.
-        environ: the process's, for what systemd says in it.
+        environ: the process's environment, for what systemd says in it.
         journal: takes records and log lines.
-        manager: systemd.
+        notifier: to systemd.
     """
 
-    def __init__(self, settings: Settings, environ: Mapping[str, str], journal: Journal, manager: Manager) -> None:
-        self._settings = settings
+    def __init__(self, settings: Settings, environ: Mapping[str, str], journal: Journal, notifier: Notifier) -> None:
+        self._settings = SettingsHolder(settings)
         self._environ = environ
         self._journal = journal
-        self._manager = manager
+        self._notifier = notifier
+        self._background = Supervisor()
+        self._reloading = asyncio.Lock()
 
-    async def run(self, inherited: Inherited, stop: asyncio.Event) -> None:
-        """Serve until `stop` is set, then drain.
+    async def run(self, passed: PassedSockets, stop: asyncio.Event) -> bool:
+        """Serve until `stop` is set or a background task dies, then drain.
+
+        Returns:
+            False when a background task died; the journal has the reason.
 
         Raises:
-            StartError, SettingsError: it cannot.
+            StartError, SettingsError: the service cannot start.
         """
-        settings = self._settings
-        # A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls.
-        threads = 2 * settings.max_clients + 4 * settings.max_connections
-        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(threads, thread_name_prefix="file"))
-        self._door, doors = AccessControl(settings.allowed_users), inherited.doors
-        state_dir = Path(settings.state_dir)
+        settings = self._settings.current
+        executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
+        asyncio.get_running_loop().set_default_executor(executor)
+        self._access = AccessControl(resolve_users(settings.allowed_users), PeerLookup())
+        passed_listeners, state_dir = passed.listening, Path(settings.state_dir)
         self._spool = spool = Spool.open(state_dir, on_replaced=self._restore)
         try:
-            listeners = [*doors.get("wire", ()), *doors.get("unix", ())] or bind(settings.host, settings.port)
-            self._endpoint = Endpoint(settings)
+            listeners = [*passed_listeners.get("wire", ()), *passed_listeners.get("unix", ())]
+            listeners = listeners or bind(settings.host, settings.port)
+            self._endpoint = Endpoint(settings, self._background.start)
             await self._endpoint.open()
-            self._journal.hide(self._endpoint.signer.secrets)
+            self._journal.hide(self._endpoint.secrets)
             try:
-                await self._serve(listeners, doors.get("http", []), inherited.clients, state_dir, stop)
+                await self._serve(listeners, passed_listeners.get("http", []), passed.clients, state_dir, stop)
             finally:
                 await self._endpoint.close()
         finally:
+            await self._background.cancel()
             # The journal stays open: why a start failed is logged later.
             await asyncio.to_thread(self._journal.flush, JOURNAL_FLUSH_S)
             await asyncio.sleep(0)  # for the changes of the spool that the last records lead to
             await spool.close()
+        return not self._background.died
 
     async def _serve(
         self,
@@ -103,60 +165,68 @@ class Service:
         state_dir: Path,
         stop: asyncio.Event,
     ) -> None:
-        settings, spool = self._settings, self._spool
-        service = ActiveClock(spool.active_base_s, time.monotonic)
-        self._attempts = Attempts(settings, spool, self._endpoint.store)
-        self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
+        settings, spool, start = self._settings.current, self._spool, self._background.start
+        active_clock = ActiveClock(spool.active_base_s, time.monotonic)
+        attempts = Attempts(self._settings, spool, lambda: self._endpoint.store)
+        self._uploader = uploader = Uploader(self._settings, spool, attempts, self._journal, active_clock)
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         exposures = watch_exposures(uploader)
         uploader.recover(pending)
-        self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._attempts.store)
-        self._janitor.disown()
-        intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
-        self._server = server = Server(settings, intake, self._manager, spool.mark_notified)
-        server.door = self._door
-        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.pool, exposures)
-        self._http = Http(settings, self._door, intake, uploader, operations, told=spool.mark_notified)
+        self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._endpoint.store)
+        self._janitor.forget_other_endpoints()
+        # From the spool's last seq on, so that both count alike: `restore` relies on it.
+        intake = Intake(self._settings, uploader, spool, spool.last_seq)
+        self._server = server = Server(self._settings, intake, self._access, self._notifier, spool.mark_notified)
+        self._operations = operations = Operations(
+            self._settings, uploader, spool, server, lambda: self._endpoint.pool, exposures=exposures
+        )
+        # There whether or not systemd passed a socket for HTTP: the counters count from the start.
+        metrics = Metrics(lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients})
+        uploader.observers.append(metrics.see)
+        self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.now)
+        pages = routes(self._settings, operations, metrics)
+        self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
             "drop": operations.drop,
             "status": operations.status,
-            "reload": self._judged_reload,
+            "reload": self._reload,
         }
         control = ControlServer(control_path(self._environ, state_dir), handlers)
         await control.start()
         server.resume(clients, failures)
         if pending:
-            _log.info("%d transfers of an earlier process are taken up", len(pending))
-        tasks = [asyncio.create_task(server.accept(listener)) for listener in listeners]
-        tasks += [asyncio.create_task(self._janitor.run())]
-        tasks += [asyncio.create_task(self._http.accept(listener)) for listener in http_listeners]
-        tasks += [asyncio.create_task(self._manager.watchdog(lambda: True)), asyncio.create_task(self._report())]
-        self._manager.ready(operations.line())
-        where = ", ".join([*map(name_of, listeners), *(f"http {name_of(listener)}" for listener in http_listeners)])
-        _log.info("serving %s on %s", settings.endpoint_url, where)
+            _log.info("%d transfers of an earlier process are continued", len(pending))
+        sockets = [(name_of(sock), sock, server.listener) for sock in listeners]
+        sockets += [(f"http {name_of(sock)}", sock, self._http.listener) for sock in http_listeners]
+        until_stop = [start(f"accepting clients on {name}", listener.accept(sock)) for name, sock, listener in sockets]
+        until_stop.append(start("the janitor", self._janitor.run()))
+        # These go on during a stop: systemd watches a stopping service too.
+        start("the watchdog", self._notifier.watchdog())
+        start("the status report", self._report())
+        self._notifier.ready(operations.line())
+        _log.info("serving %s on %s", settings.endpoint_url, ", ".join(name for name, _, _ in sockets))
         try:
-            await _until(stop, tasks)
+            await self._background.wait(stop)
         finally:
-            await self._stop(tasks, control)
+            await self._stop(until_stop, control)
 
-    async def _stop(self, tasks: list[asyncio.Task[None]], control: ControlServer) -> None:
-        drain_s = self._settings.drain_timeout_s
-        self._manager.extend(drain_s + STOP_MARGIN_S)
+    async def _stop(self, until_stop: list[asyncio.Task[None]], control: ControlServer) -> None:
+        drain_s = self._settings.current.drain_timeout_s
+        self._notifier.extend(drain_s + STOP_MARGIN_S)
         self._operations.draining = f"draining for up to {drain_s:g} s"
-        self._manager.stopping(self._operations.line())
-        for task in tasks[:-2]:  # the watchdog and the status go on: systemd watches a stopping service too
+        self._notifier.stopping(self._operations.line())
+        for task in until_stop:
             task.cancel()
-        await asyncio.gather(self._server.stop_reading(), self._http.stop_reading())
+        await asyncio.gather(self._server.listener.stop_reading(), self._http.listener.stop_reading())
         await self._uploader.drain(drain_s)
-        for_good = bool(self._server.clients) and await asyncio.to_thread(is_for_good)
-        await asyncio.gather(self._server.leave(for_good=for_good), self._http.leave())
+        for_good = bool(self._server.clients) and await asyncio.to_thread(is_stopped_for_good)
+        self._uploads.leave()
+        await asyncio.gather(self._server.leave(for_good=for_good), self._http.listener.drain())
         await control.close()
-        for task in tasks:
-            task.cancel()
-        self._spool.save_clock(self._uploader.service.now())
+        self._spool.save_clock(self._uploader.active_now_s())
         left = len(self._uploader.schedule)
         _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
 
@@ -167,76 +237,72 @@ class Service:
             await asyncio.sleep(STATUS_EVERY_S)
             self._operations.sample()
             await self._operations.count_failed()
-            self._manager.status(self._operations.line())
+            self._notifier.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
-                service_now = self._uploader.service.now()
+                service_now = self._uploader.active_now_s()
                 self._spool.save_clock(service_now)
-                self._spool.expire(service_now, self._settings.keep_failed_s)
+                self._spool.expire(service_now, self._settings.current.keep_failed_s)
                 self._warn_of_late(ticked_at)
 
     def _warn_of_late(self, now: float) -> None:
-        late = [job for job in self._uploader.schedule.jobs if job.live and now - job.accepted_at > LOST_S]
+        transfers = self._uploader.schedule.transfers
+        late = [queued for queued in transfers if queued.live and now - queued.accepted_at > LOST_S]
         if late:
             age_s, id_ = now - late[0].accepted_at, late[0].transfer.id
             _log.warning("%d live transfers are late, the oldest, %s, is %.0f s old", len(late), id_, age_s)
 
     def _restore(self) -> None:
-        """The spool's file was damaged and replaced: give it again what is in memory."""
-        entries = [entry_of(job) for job in self._uploader.schedule.jobs]
-        self._restoring = asyncio.get_running_loop().create_task(self._spool.restore(entries))
+        """Write what is in memory to the spool's new file, after a damaged one was replaced."""
+        self._background.start("restoring the spool", self._write_pending())
 
-    async def _judged_reload(self, arguments: Mapping[str, object]) -> Answer:
-        """Reload; STATUS shows a refusal until there is a reload that is none."""
+    async def _write_pending(self) -> None:
         try:
-            answer = await self._reload(arguments)
+            await self._spool.restore([entry_of(queued) for queued in self._uploader.schedule.transfers])
+        except SpoolError as exc:
+            _log.error("the transfers in memory cannot be written to the new spool: %s", exc)
+
+    async def _reload(self, arguments: Mapping[str, object]) -> Answer:
+        """Reload, one at a time; STATUS shows a refusal until a reload is accepted."""
+        try:
+            async with self._reloading:
+                answer = await self._put_in_force(arguments)
             self._operations.refused = ""
         except SettingsError as exc:
             first, *others = exc.faults
             self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
             raise
         finally:
-            self._manager.status(self._operations.line())
+            self._notifier.status(self._operations.line())
         return answer
 
-    async def _reload(self, arguments: Mapping[str, object]) -> Answer:
+    async def _put_in_force(self, arguments: Mapping[str, object]) -> Answer:
         """Take new settings without dropping an upload.
 
         Raises:
-            SettingsError: they are faulty; those before stay in force.
+            SettingsError: they are faulty; the present ones stay in force.
         """
         given = arguments.get("environ")
         environ = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
-        old, new = self._settings, Settings.from_environ({**environ, **of_service(self._environ)})
+        old, new = self._settings.current, Settings.from_environ({**environ, **of_service(self._environ)})
         applied, restart = differences(old, new)
         self._journal.hide(new.secrets())
-        door = await asyncio.to_thread(AccessControl, new.allowed_users)
-        before, endpoint = self._endpoint, Endpoint(new, self._endpoint)
+        allowed = await asyncio.to_thread(resolve_users, new.allowed_users)
+        before, endpoint = self._endpoint, Endpoint(new, self._background.start, self._endpoint)
         try:
             await endpoint.open()
         except SettingsError:
             await endpoint.close(before)
             raise
-        self._journal.hide(endpoint.signer.secrets)
-        self._settings = self._attempts.settings = self._uploader.settings = self._server.settings = new
-        self._endpoint, self._attempts.store, self._server.door = endpoint, endpoint.store, door
-        self._http.reload(new, door)
-        self._uploader.schedule.resize(new.max_connections)
-        in_flight = {job.task for job in self._uploader.schedule.running if job.task}
-        self._retiring = asyncio.create_task(before.retire(endpoint, in_flight, self._janitor.leave))
-        self._uploader.health.reload()
-        self._uploader.schedule.end_delays()
-        self._uploader.pump()
+        self._journal.hide(endpoint.secrets)
+        # From here on nothing is refused, and nothing waits: all of it is in force, or none.
+        self._settings.current, self._endpoint = new, endpoint
+        self._access.allow(allowed)
+        for listener in (self._server.listener, self._http.listener):
+            listener.resize(new.max_clients)
+        retiring = before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all)
+        self._background.start("retiring the endpoint before", retiring)
+        self._uploader.reload()
         logging.getLogger("s3daemon").setLevel(new.log_level.upper())
         _log.info("reloaded; in force: %s", ", ".join(applied) or "nothing new")
         return {"applied": applied, "restart": restart}
-
-
-async def _until(stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
-    """Wait for `stop`, or for one of `tasks` to die of a bug, which then ends the service."""
-    stopping = asyncio.create_task(stop.wait())
-    waiting: set[asyncio.Task[Any]] = {stopping, *tasks}
-    while stopping in waiting:
-        done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
-        for task in done:
-            task.result()

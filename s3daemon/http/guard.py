@@ -1,14 +1,14 @@
-"""Whose requests the HTTP door takes: programs' and its own pages', never those of other sites' pages. Pure.
+"""Which requests the HTTP server takes: those of programs and of its own pages, never of other sites' pages. Pure.
 
-Every browser on the host can reach the door, and so every page that one shows can: by a form, a script or an image. A
-page cannot hide what it is:
+A browser on the host can reach the server, and so can every page that it shows: by a form, a script or an image. A page
+cannot choose what the browser says of it:
 
-    Host              the name that it used. One that is not ours was made to point here (DNS rebinding).
-    Origin            whose page asks; sent with every form and every request that is not a plain read.
-    Sec-Fetch-Site    how that page is related to us; the browsers of today send it with every request to localhost.
+    Host              the name that was used. A name that is not ours was made to point here (DNS rebinding).
+    Origin            the site whose page asks; sent with every form and every request that is not a plain read.
+    Sec-Fetch-Site    how that site is related to us; current browsers send it with every request to localhost.
 
-Programs such as curl and Prometheus send a Host that they were given, and neither of the others. Nothing here lets
-another site in: there are no CORS headers, and a preflight is refused like any unknown method.
+Programs such as curl and Prometheus send a Host that they were given, and neither of the others. Nothing here admits
+another site: there are no CORS headers, and a preflight is refused like any unknown method.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Collection, Mapping
 
 from s3daemon.errors import one_line
 
-#: For every answer. Nothing is kept by caches, guessed to be a page, embedded or framed.
+#: For every answer: it is not cached, not guessed to be a page, not embedded and not framed.
 HEADERS: Mapping[str, str] = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; frame-ancestors 'none'",
@@ -36,16 +36,18 @@ _SCRIPT = re.compile(r"<script\b[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE
 
 
 def refusal(headers: Mapping[str, str], local: str, names: Collection[str] = ()) -> str:
-    """Why a request is not to be served; empty when it is.
+    """The reason for which a request is refused; empty when it is served.
 
     Args:
-        headers: the request's; names in any case are the mapping's business.
+        headers: the request's, a mapping that ignores the case of names.
         local: our own address of the connection; empty for a Unix socket.
-        names: further names that we are known by.
+        names: further names of this server.
     """
     host, origin = headers.get("Host", ""), headers.get("Origin")
     if not _is_ours(host, local, {"localhost", *(name.lower() for name in names)}):
-        return f"the host {one_line(host, 100)!r} is not this door's: use localhost, or see S3DAEMON_HTTP_NAMES"
+        return (
+            f"the host {one_line(host, 100)!r} is not a name of this server: use localhost, or see S3DAEMON_HTTP_NAMES"
+        )
     if origin is not None and origin.lower() != f"http://{host}".lower():
         return f"a page of {one_line(origin, 100)!r} may not ask"
     if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
@@ -66,15 +68,15 @@ def _is_ours(host: str, local: str, names: Collection[str]) -> bool:
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """Of a socket; an IPv4 client of an IPv6 socket sees the IPv4 address."""
+    """The address of a socket; an IPv4 client of an IPv6 socket sees the IPv4 address."""
     address = ipaddress.ip_address(text.partition("%")[0])
     return getattr(address, "ipv4_mapped", None) or address
 
 
 def page_policy(html: str) -> str:
-    """The Content-Security-Policy of a page: its own inline scripts, known by their hash, may run and ask us.
+    """The Content-Security-Policy of a page: its own inline scripts, named by their hashes, may run and ask us.
 
-    Styles may be inline, attributes included. Nothing is loaded from anywhere, sent anywhere or framed.
+    Styles may be inline, attributes included. Nothing is loaded from elsewhere, sent elsewhere or framed.
     """
     digests = [hashlib.sha256(script.encode()).digest() for script in _SCRIPT.findall(html)]
     scripts = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests) or "'none'"

@@ -1,7 +1,7 @@
-"""What Prometheus is told: counters and histograms of the records that the journal gets, and what holds now.
+"""Metrics for Prometheus: counters and histograms of the records that the journal gets, and the present state.
 
-The registry is this daemon's own, so tests may have several. The one table of what holds now is `LIVE`, and
-`Operations.figures` has its values. Durations and sizes are those of what was stored, as in `s3daemon report`.
+Each `Metrics` has a registry of its own, so tests may have several. The table of the present state is `LIVE`, and
+`Operations.figures` gives its values. Durations and sizes are those of stored objects, as in `s3daemon report`.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from s3daemon.model.record import TransferRecord
 _US = 1_000_000
 
 #: Seconds. Over 200 ms a warm connection stores a small object in one round trip, below 0.25; 0.5 and 1 are two and
-#: more, such as a new connection's; a burst is done by 2 to 3.5. Beyond 7 a file has missed its requirement, beyond 10
-#: its exposure is late, beyond 30 lost. The rest tells a retry from an outage, which may last 48 hours.
+#: more, such as a new connection's; a burst is over after 2 to 3.5. Beyond 7 a file has missed its requirement, beyond
+#: 10 its exposure is late, beyond 30 lost. The rest tells another attempt from an outage, which may last 48 hours.
 SECONDS = (0.05, 0.1, 0.25, 0.5, 0.75, 1, 1.5, 2, 2.5, 3.5, 5, 7, 10, 15, 20, 30, 60, 300, 3600, 6 * 3600, 48 * 3600)
 #: Bytes. Sidecars have 3 kB; above 64 kB a body takes its share of the bandwidth; images have 8 to 30 MB; above 100 MiB
 #: an object goes in parts.
@@ -32,9 +32,9 @@ BYTES = (1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 8e6, 16e6, 32e6, 64e6, 100 * 2**
 #: Seconds; dense about 200 ms, so that a detour of the route shows.
 RTT_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.18, 0.19, 0.2, 0.21, 0.22, 0.25, 0.3, 0.4, 0.6, 1)
 
-#: What holds now, by name: kind and meaning. A counter's name goes on with `_total`.
+#: The present state, by name: kind and meaning. Prometheus appends `_total` to a counter's name.
 LIVE: Mapping[str, tuple[type[Metric], str]] = {
-    "s3daemon_in_flight": (GaugeMetricFamily, "Transfers with an attempt under way."),
+    "s3daemon_in_flight": (GaugeMetricFamily, "Transfers with an attempt in flight."),
     "s3daemon_pending": (GaugeMetricFamily, "Accepted transfers that wait for an attempt."),
     "s3daemon_oldest_pending_age_seconds": (
         GaugeMetricFamily, "Time since the oldest transfer that is not over was accepted; 0 when there is none."),
@@ -43,14 +43,14 @@ LIVE: Mapping[str, tuple[type[Metric], str]] = {
     "s3daemon_away": (GaugeMetricFamily, "1 while the store does not answer, or cannot serve."),
     "s3daemon_spool_refusing": (GaugeMetricFamily, "1 while requests are refused because the spool cannot be written."),
     "s3daemon_clients": (GaugeMetricFamily, "Clients of the line protocol that are being served."),
-    "s3daemon_http_clients": (GaugeMetricFamily, "Clients of the HTTP door that are being served, this one included."),
-    "s3daemon_connections_open": (GaugeMetricFamily, "Connections to the store that stand open."),
+    "s3daemon_http_clients": (GaugeMetricFamily, "Clients of HTTP that are being served, this one included."),
+    "s3daemon_connections_open": (GaugeMetricFamily, "Open connections to the store."),
     "s3daemon_connections_warm": (
-        GaugeMetricFamily, "Connections to the store that stand open and idle, for the next uploads."),
-    "s3daemon_connections_limit": (GaugeMetricFamily, "Connections to the store that there may be."),
+        GaugeMetricFamily, "Open and idle connections to the store, for the next uploads."),
+    "s3daemon_connections_limit": (GaugeMetricFamily, "The most connections to the store that are opened."),
     "s3daemon_connections_opened": (
         CounterMetricFamily, "Connections made to the store since the settings of connections last changed."),
-    "s3daemon_receivers_aside": (GaugeMetricFamily, "Addresses of the store that are left aside."),
+    "s3daemon_receivers_aside": (GaugeMetricFamily, "Addresses of the store that are temporarily disabled."),
 }  # fmt: skip
 #: Likewise, of the process; names and texts are those that all clients of Prometheus use. The library's own collector
 #: is silent without /proc/stat, which the unit's ProcSubset=pid hides.
@@ -66,7 +66,7 @@ class Metrics:
     """One daemon's metrics.
 
     Args:
-        figures: the values for `LIVE`, asked at each scrape.
+        figures: returns the values for `LIVE`; called at each scrape.
         wall: seconds since the epoch.
     """
 
@@ -83,11 +83,11 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
             return Histogram(f"s3daemon_{name}", text, buckets=buckets, registry=registry)
 
-        self._transfers = counter("transfers_total", "Transfers that are over, by what became of them.", "outcome")
+        self._transfers = counter("transfers_total", "Transfers that are over, by outcome.", "outcome")
         self._bytes = counter("stored_bytes_total", "Bytes of the objects that were stored.")
         self._attempts = counter("attempts_total", "Attempts of the transfers that are over, the first included.")
         self._connections = counter(
-            "uploads_total", "Objects stored, by whether their connection stood open (warm) or was new.", "connection"
+            "uploads_total", "Objects stored, by whether their connection was already open (warm) or new.", "connection"
         )
         self._retransmits = counter("retransmits_total", "TCP segments sent again while objects were stored.")
         self._total = histogram("transfer_duration_seconds", "From acceptance until the object was stored.")
@@ -95,7 +95,7 @@ class Metrics:
         self._upload = histogram("upload_duration_seconds", "The attempt that stored it, up to the store's answer.")
         self._size = histogram("object_size_bytes", "Sizes of the objects stored.", BYTES)
         self._rtt = histogram("rtt_seconds", "Smoothed round-trip time of the upload's connection.", RTT_SECONDS)
-        for outcome in ("stored", "failed"):  # a series that begins with its first failure hides that one from rate()
+        for outcome in ("stored", "failed"):  # rate() misses the first failure of a series that begins with it
             self._transfers.labels(outcome)
         for connection in ("new", "warm"):
             self._connections.labels(connection)
@@ -148,7 +148,7 @@ def _process() -> dict[str, float]:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return {
         "process_cpu_seconds": time.process_time(),
-        "process_open_fds": len(list(Path("/proc/self/fd").iterdir())) - 1,  # the last is that of this look
+        "process_open_fds": len(list(Path("/proc/self/fd").iterdir())) - 1,  # the last is the listing's own
         "process_resident_memory_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
     }
 

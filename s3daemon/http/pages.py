@@ -1,44 +1,58 @@
-"""What the HTTP door shows to programs. All of it is read-only.
+"""What the HTTP server shows. All of it is read-only.
 
-    /version       the version, and the settings in force but for the keys
-    /healthz       200 while what is asked for is accepted and delivered at once, else 503; the line of `status`
+    /              what `s3daemon status` shows, for a browser; it polls `/status.json`
+    /version       the version, and the settings in force except the keys
+    /healthz       200 while requests are accepted and delivered at once, else 503; the line of `status`
     /metrics       for Prometheus
-    /status.json   what `s3daemon status` shows
+    /status.json   what `s3daemon status` shows, for programs
 
-Requests are accepted all the same while the queue is held or the store is away: whoever only wants to know whether the
-daemon is up, such as a balancer, asks for `/version`.
+Requests are accepted also while the queue is held or the store is away: a balancer, or anyone else who only wants to
+know whether the daemon is running, asks for `/version`.
+
+The page for browsers is one file, `page.html`, with its script and its style inside, so that a policy can name the
+script by its hash and forbid everything else: whatever names of files and keys hold, it is shown and never run.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from http import HTTPStatus
+from importlib import resources
 
 from aiohttp import web
 
 from s3daemon import __version__
-from s3daemon.config.settings import VARIABLES, Settings
+from s3daemon.config.settings import VARIABLES, SettingsHolder
 from s3daemon.control.operations import Operations
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.server import Page
 
-#: A quote that is left open in the environment file swallows the line below it, and that may be a key's.
-_SWALLOWED = re.compile("|".join(v.name for v in VARIABLES.values() if v.secret))
+#: A quote that is left open in the environment file makes a value continue with the next line, which may hold a key.
+_SECRET_NAMES = re.compile("|".join(v.name for v in VARIABLES.values() if v.secret))
 
 
-def routes(settings: Callable[[], Settings], operations: Operations, metrics: Metrics) -> dict[str, Page]:
-    """What answers each path.
+def page_html() -> str:
+    """The page for browsers."""
+    return resources.files(__package__).joinpath("page.html").read_text("utf-8")
+
+
+def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics) -> dict[str, Page]:
+    """The handlers by path. `page.html` is read now: later an upgrade may have replaced it.
 
     Args:
-        settings: gives those in force.
-        operations: knows how things stand.
+        settings: to show.
+        operations: gives the state.
         metrics: for Prometheus.
     """
+    html = page_html()
+
+    async def page(_: web.BaseRequest) -> web.Response:
+        return web.Response(text=html, content_type="text/html")
 
     async def version(_: web.BaseRequest) -> web.Response:
-        given = {v.name: getattr(settings(), name) for name, v in VARIABLES.items() if not v.secret}
-        shown = {name: value for name, value in given.items() if not _SWALLOWED.search(str(value))}
+        current = settings.current
+        given = {v.name: getattr(current, name) for name, v in VARIABLES.items() if not v.secret}
+        shown = {name: value for name, value in given.items() if not _SECRET_NAMES.search(str(value))}
         return web.json_response({"name": "s3daemon", "version": __version__, "settings": shown})
 
     async def healthz(_: web.BaseRequest) -> web.Response:
@@ -52,4 +66,4 @@ def routes(settings: Callable[[], Settings], operations: Operations, metrics: Me
     async def status(_: web.BaseRequest) -> web.Response:
         return web.json_response(dict(await operations.status({})))
 
-    return {"/version": version, "/healthz": healthz, "/metrics": expose, "/status.json": status}
+    return {"/": page, "/version": version, "/healthz": healthz, "/metrics": expose, "/status.json": status}

@@ -1,8 +1,12 @@
-"""The clients of a listening socket, none lost on the way, and no more of them than there are slots.
+"""Clients of listening sockets: accepted while there are slots, tracked while they are read, seen out at a stop.
 
-`loop.sock_accept` loses one: cancelled in the moment in which it was handed a connection, it drops that, and a client
-would be hung up on by every few restarts. Here a client is taken from the backlog only by what goes on to serve it.
-Nor is there `loop.create_server`: that would call `listen` on systemd's socket and so shrink its backlog for good.
+Both servers, of the wire and of HTTP, have a `Listener` of their own, which may accept from several sockets. Not
+`loop.create_server`, for two reasons: it accepts every client at once, while those without a slot shall wait in the
+backlog; and closing it while clients come loses those that it has accepted but not begun to serve. (It also calls
+`listen` with its own backlog, 100 by default, and so shrinks that of systemd's socket for good; a large `backlog=`
+would avoid this.) Not `loop.sock_accept` either: cancelled in the moment in which it has accepted a client, it drops
+that client, and some restarts would disconnect one. Here nothing can be cancelled between `accept` and the task that
+serves the client.
 """
 
 from __future__ import annotations
@@ -10,62 +14,167 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 _log = logging.getLogger(__name__)
 
-#: After accept failed for want of descriptors, seconds until it is tried again.
+#: After accept failed, for example for want of descriptors, seconds until it is tried again.
 ACCEPT_PAUSE_S = 0.1
+#: When the service stops, an accepted client may take this long to finish sending its first request, seconds.
+STOP_READ_TIMEOUT_S = 2.0
+#: At the end all clients have this long to take their replies and close, seconds; each has 5 s for either.
+DRAIN_TIMEOUT_S = 10.0
 
 
-async def next_client(listener: socket.socket) -> socket.socket:
-    """Wait for a client and take it. Cancelled, it leaves the client in the backlog.
+class Client:
+    """An accepted connection, and whether a request of it is being read.
 
     Args:
-        listener: does not block; one wait at a time.
+        sock: the connection. It is made not to block, and closed when the client has been served.
 
-    Raises:
-        OSError: out of descriptors, or the client is gone already.
+    Attributes:
+        reading: a request is awaited or being read; a stop disconnects the client if none comes.
+        first_read: done once the first request has been read, well or badly formed.
     """
+
+    def __init__(self, sock: socket.socket) -> None:
+        sock.setblocking(False)
+        self.sock = sock
+        self.reading = True
+        self.first_read: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def request_read(self) -> None:
+        """Note that a request has been read, or that none will be."""
+        self.reading = False
+        if not self.first_read.done():
+            self.first_read.set_result(None)
+
+    @property
+    def has_unread_data(self) -> bool:
+        """Whether the kernel holds data of the client: a busy process may not have come to read it."""
+        with suppress(OSError):
+            return bool(self.sock.recv(1, socket.MSG_PEEK))
+        return False
+
+
+#: Serves one client until it is over. OSError and TimeoutError mean that the client is gone.
+Serve = Callable[[Client], Coroutine[Any, Any, None]]
+
+
+class Listener:
+    """Accepts clients and runs a task for each.
+
+    Args:
+        serve: serves a client.
+        max_clients: the number of slots; a client has one from before it is accepted until its task is over.
+    """
+
+    def __init__(self, serve: Serve, max_clients: int) -> None:
+        self._serve = serve
+        self._slots = _Slots(max_clients)
+        self._tasks: dict[Client, asyncio.Task[None]] = {}
+
+    @property
+    def clients(self) -> int:
+        """The number of clients that are being served."""
+        return len(self._tasks)
+
+    def resize(self, max_clients: int) -> None:
+        """Change the number of slots. When it shrinks, no client is disconnected; new ones wait until it is kept."""
+        self._slots.resize(max_clients)
+
+    async def accept(self, listening: socket.socket) -> None:
+        """Serve the clients of a listening, non-blocking socket until cancelled; the socket stays as it is."""
+        while True:
+            await self._slots.acquire()
+            try:
+                client = Client(listening.accept()[0])
+            except BlockingIOError:  # no client; another socket may use the slot meanwhile
+                self._slots.release()
+                await _until_readable(listening)
+            except OSError as exc:  # out of descriptors, or the client is gone already
+                self._slots.release()
+                _log.warning("cannot accept a client: %s", exc.strerror)
+                await asyncio.sleep(ACCEPT_PAUSE_S)
+            else:
+                self._start(client, self._serve).add_done_callback(lambda _: self._slots.release())
+
+    def resume(self, sock: socket.socket, serve: Serve) -> None:
+        """Serve a client that an earlier process accepted. It takes no slot: it must not wait behind new clients."""
+        client = Client(sock)
+        client.request_read()
+        self._start(client, serve)
+
+    async def stop_reading(self) -> None:
+        """Let the clients that were accepted finish their first request; disconnect those that send none."""
+        if unread := [client.first_read for client in self._tasks if not client.first_read.done()]:
+            await asyncio.wait(unread, timeout=STOP_READ_TIMEOUT_S)
+        for client, task in list(self._tasks.items()):
+            if client.reading and not client.has_unread_data:
+                task.cancel()
+
+    async def drain(self) -> None:
+        """Wait until all clients have been served; a client that waits for its transfer must have been released."""
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=DRAIN_TIMEOUT_S)
+
+    def _start(self, client: Client, serve: Serve) -> asyncio.Task[None]:
+        async def serve_it() -> None:
+            try:
+                await serve(client)
+            except (OSError, TimeoutError) as exc:
+                _log.debug("a client is gone: %r", exc)
+            except Exception:
+                _log.exception("a bug while serving a client")
+
+        task = self._tasks[client] = asyncio.get_running_loop().create_task(serve_it())
+        # A task that is cancelled before its first step runs no `finally`, but this.
+        task.add_done_callback(partial(self._end, client))
+        return task
+
+    def _end(self, client: Client, _: asyncio.Task[None]) -> None:
+        del self._tasks[client]
+        client.request_read()
+        client.sock.close()
+
+
+class _Slots:
+    """A semaphore whose size can be changed. Who waits longest comes first, so no socket is starved by another."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._in_use = 0
+        self._changed = asyncio.Event()
+
+    async def acquire(self) -> None:
+        while self._in_use >= self._size:
+            self._changed.clear()
+            await self._changed.wait()
+        self._in_use += 1
+
+    def release(self) -> None:
+        self._in_use -= 1
+        self._changed.set()
+
+    def resize(self, size: int) -> None:
+        self._size = size
+        self._changed.set()
+
+
+async def _until_readable(listening: socket.socket) -> None:
     loop = asyncio.get_running_loop()
-    while True:
-        with suppress(BlockingIOError):
-            return listener.accept()[0]
-        readable = asyncio.Event()
-        loop.add_reader(listener, readable.set)
-        try:
-            await readable.wait()
-        finally:
-            loop.remove_reader(listener)
+    readable = asyncio.Event()
+    loop.add_reader(listening, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(listening)
 
 
-async def serve_clients(
-    listener: socket.socket, slots: asyncio.Semaphore, serve: Callable[[socket.socket], asyncio.Task[None]]
-) -> None:
-    """Serve the clients of `listener` until cancelled; the socket stays as it is, and so do those who wait there.
-
-    Args:
-        listener: does not block.
-        slots: each client has one, until the task that `serve` made for it is done.
-        serve: goes on with a client.
-    """
-    while True:
-        await slots.acquire()
-        try:
-            sock = await next_client(listener)
-        except OSError as exc:  # out of descriptors, or the client is gone already
-            slots.release()
-            _log.warning("cannot accept a client: %s", exc.strerror)
-            await asyncio.sleep(ACCEPT_PAUSE_S)
-        except BaseException:
-            slots.release()
-            raise
-        else:
-            serve(sock).add_done_callback(lambda _: slots.release())
-
-
-def name_of(listener: socket.socket) -> str:
-    """Its address, for people."""
-    address = listener.getsockname()
+def name_of(listening: socket.socket) -> str:
+    """The address of a listening socket as text."""
+    address = listening.getsockname()
     return f"{address[0]}:{address[1]}" if isinstance(address, tuple) else str(address)

@@ -7,10 +7,10 @@
 
 The reply to a plain request is `Success`, exactly these bytes, or one line `CODE: text`; then the daemon closes. The
 reply to an extended one is a JSON object and LF, and the connection serves the next request. A file name always starts
-with a slash and an object with a brace, so neither form is ever taken for the other. Names that are not UTF-8 travel
+with a slash and an object with a brace, so the two forms cannot be confused. Names that are not UTF-8 travel
 in the extended form as JSON escapes of lone surrogates (what `json.dumps(os.fsdecode(name))` writes).
 
-What this module does not do: it never opens the file, never looks whether the destination exists.
+This module never opens the file, and never looks whether the destination exists.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ import json
 from s3daemon.errors import Code, RequestError, one_line
 from s3daemon.model.request import Destination, Request
 
-#: Room for a file name of PATH_MAX (4096 bytes) and a key; bounds what a stranger can make us keep.
+#: Room for a file name of PATH_MAX (4096 bytes) and a key; it bounds the memory that a client can use.
 MAX_LINE = 8192
 
 
 class LineReader:
-    """Cuts a client's bytes into lines.
+    """Splits a client's bytes into lines.
 
     `feed` and `end` take input; `next_line` consumes one line and returns it without its LF, or returns None, meaning
     that more input is needed, or raises `RequestError` when there will be no line.
@@ -40,17 +40,17 @@ class LineReader:
         self._buffer += data
 
     def end(self) -> None:
-        """The client will send no more."""
+        """Note that the client will send no more."""
         self._ended = True
 
     @property
     def finished(self) -> bool:
-        """No more lines will come, and none is left half."""
+        """Whether no more lines will come, and no incomplete one is left."""
         return self._ended and not self._buffer
 
     @property
     def looks_extended(self) -> bool:
-        """What is there, if anything, begins like an extended request."""
+        """Whether the bytes that are left begin like an extended request."""
         return is_extended(self._buffer)
 
     def next_line(self) -> bytes | None:
@@ -72,7 +72,7 @@ class LineReader:
 
 
 def is_extended(line: bytes | bytearray) -> bool:
-    """Whether a line, or its beginning, is in the extended form and so wants an answer in that form."""
+    """Whether a line, or its beginning, is in the extended form and so gets an answer in that form."""
     return line.startswith(b"{")
 
 

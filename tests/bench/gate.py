@@ -15,9 +15,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 
+from lab.accepting import next_client
 from lab.env import free_ports
-
-from s3daemon.ingress.listener import next_client
 
 _SPOILED_AFTER_BYTES, _CHUNK_BYTES = 1 << 20, 1 << 18
 #: Enough for one of 25 uploads over 200 ms, and less than a file: a receiver that stops reading is soon full.

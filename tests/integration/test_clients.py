@@ -1,4 +1,4 @@
-"""Clients that misbehave cost their own slot for a bounded time, and nobody else anything."""
+"""Clients that misbehave use their own slot for a bounded time, and do not affect other clients."""
 
 import json
 import socket
@@ -19,7 +19,7 @@ Stop = Callable[[], bool]
 
 
 def silent(sock: socket.socket, stop: Stop) -> None:
-    """Connects and says nothing."""
+    """Connects and sends nothing."""
 
 
 def dribbling(sock: socket.socket, stop: Stop) -> None:
@@ -36,19 +36,19 @@ def endless(sock: socket.socket, stop: Stop) -> None:
 
 
 def binary(sock: socket.socket, stop: Stop) -> None:
-    """Every byte but LF, and then that."""
+    """Every byte except LF, and then LF."""
     sock.sendall(bytes(n for n in range(256) if n != ord("\n")) + b"\n")
 
 
 def deaf(sock: socket.socket, stop: Stop) -> None:
-    """Asks on and on, in the form that keeps the connection, and never reads an answer."""
+    """Sends requests without end, in the form that keeps the connection, and never reads an answer."""
     line = json.dumps({"file": "/nowhere/" + "x" * 4000, "destination": "alias/bucket/key"}).encode() + b"\n"
     while not stop():
         sock.sendall(line)
 
 
 def half_closed(sock: socket.socket, stop: Stop) -> None:
-    """Ends its side before it has said all."""
+    """Closes its sending side within its request."""
     sock.sendall(b"/file alias/bu")
     sock.shutdown(socket.SHUT_WR)
 
@@ -60,35 +60,35 @@ def reset(sock: socket.socket, stop: Stop) -> None:
     sock.close()
 
 
-HABITS = (silent, silent, silent, dribbling, dribbling, endless, binary, deaf, deaf, half_closed, reset)
+BEHAVIOURS = (silent, silent, silent, dribbling, dribbling, endless, binary, deaf, deaf, half_closed, reset)
 
 
 @contextmanager
-def bad_company(served: Daemon) -> Iterator[None]:
-    """Clients of every habit, several of most, and a port probe again and again."""
+def bad_clients(served: Daemon) -> Iterator[None]:
+    """Clients of every behaviour, several of most, and connections that close at once."""
     over = threading.Event()
 
-    def behave(habit: Callable[[socket.socket, Stop], None]) -> None:
+    def behave(behaviour: Callable[[socket.socket, Stop], None]) -> None:
         with served.connect() as sock, suppress(OSError):
-            habit(sock, over.is_set)
+            behaviour(sock, over.is_set)
             over.wait()
 
     def probe() -> None:
         while not over.wait(0.05):
             served.connect().close()
 
-    with ThreadPoolExecutor(2 * len(HABITS) + 1) as pool, ExitStack() as stack:
+    with ThreadPoolExecutor(2 * len(BEHAVIOURS) + 1) as pool, ExitStack() as stack:
         stack.callback(over.set)
-        running = [pool.submit(behave, habit) for habit in 2 * HABITS] + [pool.submit(probe)]
+        running = [pool.submit(behave, behaviour) for behaviour in 2 * BEHAVIOURS] + [pool.submit(probe)]
         yield
         over.set()
         for one in running:
             one.result()
 
 
-def test_bad_company_costs_the_others_nothing(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
-    """A hundred files are stored in the same time beside clients of every bad habit; their slots come back."""
-    s3.latency_s = 0.02  # as a near store's; else the time would be that of this test's own threads
+def test_bad_clients_do_not_slow_down_the_others(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """A hundred files take the same time beside clients of every bad behaviour, whose slots are freed."""
+    s3.latency_s = 0.02  # as a near store's; otherwise the time would be that of this test's own threads
     with daemon(tmp_path / "state", s3.server) as served, ThreadPoolExecutor(AT_ONCE) as pool:
 
         def timed_round(name: str) -> float:
@@ -103,14 +103,14 @@ def test_bad_company_costs_the_others_nothing(s3: FlakyS3, tmp_path: Path, file:
         alone, beside = [], []
         for number in range(ROUNDS):
             alone.append(timed_round(f"alone{number}"))
-            with bad_company(served):
-                served.wait_status(lambda now: now["clients"] >= 5, "surrounded")
+            with bad_clients(served):
+                served.wait_status(lambda now: now["clients"] >= 5, "busy with bad clients")
                 beside.append(timed_round(f"beside{number}"))
-        ratio = min(beside) / min(alone)  # the best of each: a busy machine only ever adds
-        print(f"\n{FILES} files: {min(alone):.2f} s alone, {ratio:.2f} times that in bad company")
+        ratio = min(beside) / min(alone)  # the best of each: a busy machine only adds time
+        print(f"\n{FILES} files: {min(alone):.2f} s alone, {ratio:.2f} times that beside bad clients")
         assert ratio < 2  # one client that blocks the loop for a moment would make it ten and more
 
-        served.wait_status(lambda now: now["clients"] == 0, "rid of them")
+        served.wait_status(lambda now: now["clients"] == 0, "without clients")
         until = time.monotonic() + 30
         while served.descriptors() > before:
             assert time.monotonic() < until, "descriptors are lost"
@@ -118,26 +118,26 @@ def test_bad_company_costs_the_others_nothing(s3: FlakyS3, tmp_path: Path, file:
     assert len([put for put in s3.puts if not put.name.startswith("bucket/warming")]) == 2 * ROUNDS * FILES
 
 
-def test_nobody_holds_a_slot_for_long(s3: FlakyS3, tmp_path: Path) -> None:
-    """The daemon ends every one of them by itself, in the time that a line may take and a little."""
-    with daemon(tmp_path / "state", s3.server) as served, ThreadPoolExecutor(len(HABITS)) as pool:
+def test_no_client_uses_a_slot_for_long(s3: FlakyS3, tmp_path: Path) -> None:
+    """The daemon disconnects each within little more than the time that a line may take."""
+    with daemon(tmp_path / "state", s3.server) as served, ThreadPoolExecutor(len(BEHAVIOURS)) as pool:
 
-        def behave(habit: Callable[[socket.socket, Stop], None]) -> float:
+        def behave(behaviour: Callable[[socket.socket, Stop], None]) -> float:
             until = time.monotonic() + 45
             began = time.monotonic()
             with suppress(OSError), served.connect() as sock:
-                habit(sock, lambda: time.monotonic() > until)
+                behaviour(sock, lambda: time.monotonic() > until)
                 while sock.recv(4096):
                     pass
             return time.monotonic() - began
 
-        for habit, seconds in zip(HABITS, pool.map(behave, HABITS), strict=True):
-            assert seconds < 30, f"one that is {habit.__name__} was endured for {seconds:.0f} s"
-        served.wait_status(lambda now: now["clients"] == 0, "rid of them")
+        for behaviour, seconds in zip(BEHAVIOURS, pool.map(behave, BEHAVIOURS), strict=True):
+            assert seconds < 30, f"one that is {behaviour.__name__} kept its slot for {seconds:.0f} s"
+        served.wait_status(lambda now: now["clients"] == 0, "without clients")
 
 
-def test_fire_and_forget(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
-    """Who closes right after its line has asked; who only closes its own side gets the answer too."""
+def test_a_client_may_disconnect_after_its_request(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """Its request is carried out; a client that only closes its sending side gets the answer too."""
     with daemon(tmp_path / "state", s3.server) as served:
         for number in range(20):
             with served.connect() as sock:
@@ -151,7 +151,7 @@ def test_fire_and_forget(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
 
 
 def test_more_clients_than_slots_wait_and_are_served(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
-    """Who finds no slot waits in the socket's backlog, and is served when there is one."""
+    """A client without a slot waits in the socket's backlog until one is free."""
     with (
         daemon(tmp_path / "state", s3.server, max_clients="5") as served,
         ThreadPoolExecutor(30) as pool,

@@ -1,4 +1,4 @@
-"""The HTTP door of a whole daemon, asked by curl and by a browser: what hooks get, what pages of other sites do not."""
+"""The HTTP server of a whole daemon, asked by curl and by a browser: hooks are served, pages of other sites are not."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from lab.rgw import Gateway
 
 
 def curl(served: Daemon, path: str, *options: str) -> tuple[int, dict[str, str], str]:
-    """What curl gets: the status, the headers by their names in lower case, the body."""
+    """Returns what curl gets: the status, the headers by their names in lower case, the body."""
     url = f"http://localhost:{served.http_port}{path}"
     command = ["curl", "-sS", "-i", "--max-time", f"{PATIENCE_S:g}", *options, url]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=False)
@@ -40,7 +40,7 @@ def curl(served: Daemon, path: str, *options: str) -> tuple[int, dict[str, str],
 
 
 def upload(served: Daemon, file: Path | str, uri: str, *options: str, slug: str = "") -> dict[str, Any]:
-    """Ask as deployed hooks do; the answer's members, with the `X-Error` header under its name."""
+    """Ask as deployed hooks do; returns the answer's members, with the `X-Error` header under its name."""
     given = options or ("-d", f"file={file}", "-d", f"uri={uri}", "-d", f"slug={slug}")
     status, headers, body = curl(served, "/upload", *given)
     members: dict[str, Any] = json.loads(body)
@@ -55,7 +55,7 @@ def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
 
 
 def test_curl_against_ceph(rgw: Gateway, tmp_path: Path) -> None:
-    """The hook's command with another port: 200 and the object is there, over HTTPS; what is refused says why."""
+    """The hook's command with another port: 200 and the object is there, over HTTPS; a refusal says why."""
     bucket = rgw.new_bucket()
     file = tmp_path / "f \xe9.fits"
     file.write_bytes(os.urandom(1_000_000))
@@ -95,8 +95,8 @@ def test_a_name_that_is_not_utf_8(served: Daemon, s3: FlakyS3, tmp_path: Path) -
     assert s3.objects["bucket/k"].body == b"content"
 
 
-def test_a_failure_is_told(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """500; the queue lists it as one that its client knows of, and the figures have it."""
+def test_a_failure_is_reported(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """500; the queue lists it as one of which its client was notified, and the metrics count it."""
     s3.faults = {Fault.DENIED: 1.0}
     assert upload(served, file, "s3://bucket/k")["msg"].startswith("AccessDenied: ")
     until = time.monotonic() + 10
@@ -108,8 +108,8 @@ def test_a_failure_is_told(served: Daemon, s3: FlakyS3, file: Path) -> None:
     assert "\ns3daemon_failed_listed 1.0\n" in text
 
 
-def test_what_holds_now_is_the_daemons(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """Each idle connection that stands open is warm; the one of an upload is open alone."""
+def test_the_metrics_show_the_connections(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Each idle open connection is warm; that of an upload is only open."""
 
     def live(name: str) -> float:
         found = re.search(rf"^s3daemon_{name} (.*)$", curl(served, "/metrics")[2], re.MULTILINE)
@@ -128,8 +128,8 @@ def test_what_holds_now_is_the_daemons(served: Daemon, s3: FlakyS3, file: Path) 
     s3.release()
 
 
-def test_both_doors_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
-    """Requests for one key by turns over the wire and over HTTP: sent one after the other, in the order accepted."""
+def test_wire_and_http_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+    """Requests for one key, alternately over the wire and HTTP, are uploaded in the order accepted."""
     s3.hold_bodies()
     asked: list[Future[dict[str, Any]]] = []
     with ThreadPoolExecutor(10) as pool:
@@ -151,8 +151,8 @@ def test_both_doors_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tmp_p
     assert [one.result()["task"]["id"] for one in asked] == ids[1::2]
 
 
-def test_both_doors_for_one_file_that_changes(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """Whichever door says stored, what is there is what the file had when it was asked."""
+def test_wire_and_http_with_a_file_that_changes(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Whichever says stored, the object is what the file held when it was asked."""
     for number in range(10):
         file.write_bytes(b"version %d" % number)
         if number % 2:
@@ -163,7 +163,7 @@ def test_both_doors_for_one_file_that_changes(served: Daemon, s3: FlakyS3, file:
 
 
 def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """The client has its 504 and the id, and the next process stores it. Who comes meanwhile waits for that."""
+    """The client gets its 504 and the id, and the next process stores the file. New clients wait for that process."""
     served.set(drain_timeout="200ms")
     served.restart()
     s3.hold_bodies()
@@ -171,9 +171,10 @@ def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, fil
         waiting = pool.submit(upload, served, file, "s3://bucket/kept")
         served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
         assert served.terminate() == 0
-        told = waiting.result()
-        id_ = told["task"]["id"]
-        assert (told["code"], told["msg"]) == (504, f"Deferred: {id_} is kept and being tried; it is still on its way")
+        answer = waiting.result()
+        id_ = answer["task"]["id"]
+        assert answer["code"] == 504
+        assert answer["msg"] == f"Deferred: {id_} is kept and being tried; it is still on its way"
         early = pool.submit(curl, served, "/version")
         s3.release()
         served.start()
@@ -182,8 +183,8 @@ def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, fil
     assert s3.objects["bucket/kept"].id == id_
 
 
-def test_nobody_is_refused_over_restarts(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """Loops of forms and pages while the service restarts: every one has an answer. The backlog stays as it was."""
+def test_no_client_is_refused_during_restarts(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Forms and pages are requested while the service restarts: each gets an answer. The backlog is unchanged."""
     stop = threading.Event()
 
     def loop(ask: Any, *words: Any) -> set[int]:
@@ -209,8 +210,8 @@ def test_nobody_is_refused_over_restarts(served: Daemon, s3: FlakyS3, file: Path
     assert listening.stdout.split()[2] == "4096"
 
 
-def test_users_and_names_are_judged_at_each_request(s3: FlakyS3, file: Path, tmp_path: Path) -> None:
-    """S3DAEMON_ALLOWED_USERS counts as for the wire; a reload puts it and S3DAEMON_HTTP_NAMES in force."""
+def test_users_and_names_are_checked_at_each_request(s3: FlakyS3, file: Path, tmp_path: Path) -> None:
+    """S3DAEMON_ALLOWED_USERS applies as on the wire; a reload puts it and S3DAEMON_HTTP_NAMES in force."""
     with daemon(tmp_path / "state", s3.server, http=True, allowed_users="4711") as made:
         named = ("-H", "Host: node7:15556")
         refused = upload(made, file, "s3://bucket/k")
@@ -228,7 +229,7 @@ def test_users_and_names_are_judged_at_each_request(s3: FlakyS3, file: Path, tmp
 
 
 def test_health_follows_the_store(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """503 and the reason while the store is away, though requests are still accepted: deferred soon, and kept."""
+    """503 and the reason while the store is away; requests are still accepted, deferred soon, and kept."""
     assert curl(served, "/healthz")[0] == 200
     s3.refuse()
     ids = [upload(served, file, f"s3://bucket/{number}")["task"]["id"] for number in range(2)]
@@ -298,7 +299,7 @@ async function submit(target, enctype, way) {
 
 
 class Site:
-    """Another site: shows one page, keeps whatever is asked of it, and lets nobody read an answer but its own pages."""
+    """Another site: serves one page, records its requests, and lets only its own pages read an answer."""
 
     def __init__(self) -> None:
         self.page = b""
@@ -325,7 +326,7 @@ class Site:
                 self.wfile.write(body)
 
             def log_message(self, *_: object) -> None:
-                """Nobody reads it."""
+                """Log nothing."""
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.port = self.server.server_address[1]
@@ -353,8 +354,8 @@ def test_a_page_of_another_site_uploads_nothing(
     From a foreign name, from another port of ours, and with a foreign name for us, as after DNS rebinding.
     """
     with site() as evil, site() as control:
-        doors = [f"http://{host}:{served.http_port}" for host in ("localhost", "127.0.0.1", "evil.example")]
-        page = _PAGE.replace("TARGETS", json.dumps([*doors, f"http://localhost:{control.port}"]))
+        targets = [f"http://{host}:{served.http_port}" for host in ("localhost", "127.0.0.1", "evil.example")]
+        page = _PAGE.replace("TARGETS", json.dumps([*targets, f"http://localhost:{control.port}"]))
         evil.page = page.replace("FILE", json.dumps(str(file))).encode()
         rules = "--host-resolver-rules=MAP evil.example 127.0.0.1"
         try:

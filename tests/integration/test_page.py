@@ -22,13 +22,13 @@ from lab.env import UnavailableError
 from lab.flaky import FlakyS3
 from lab.statuses import busy, empty, exposure, upload
 
-from s3daemon.http.page import routes
+from s3daemon.http.pages import page_html
 
 HOSTILE = 'x/<img src=x onerror="document.title=1">/</script><script>alert(1)</script>\u202egpj.exe'
 
 
 def policy(html: str) -> str:
-    """The strictest that the page can live with."""
+    """The strictest policy with which the page works."""
     named = {
         name: base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()
         for name in ("script", "style")
@@ -40,7 +40,7 @@ def policy(html: str) -> str:
     )
 
 
-class Door:
+class StatusServer:
     """Serves the page and a status that the test may change."""
 
     def __init__(self) -> None:
@@ -51,8 +51,8 @@ class Door:
             return web.json_response(self.status) if self.status else web.Response(status=503)
         if request.path != "/":
             return web.Response(status=404)
-        page = await routes()["/"](request)
-        page.headers["Content-Security-Policy"] = policy(page.text or "")
+        page = web.Response(text=page_html(), content_type="text/html")
+        page.headers["Content-Security-Policy"] = policy(page_html())
         return page
 
     @asynccontextmanager
@@ -66,17 +66,17 @@ class Door:
             await runner.cleanup()
 
 
-def browsed(tmp_path: Path, test: Callable[[Tab, Door, str], Awaitable[None]]) -> None:
-    """Run a test with a browser that shows the page and asks for nothing else."""
+def browsed(tmp_path: Path, test: Callable[[Tab, StatusServer, str], Awaitable[None]]) -> None:
+    """Run a test with a browser that shows the page; it must request nothing else."""
 
     async def run() -> None:
-        door = Door()
-        async with door.open() as url, chromium(tmp_path) as tab:
+        served = StatusServer()
+        async with served.open() as url, chromium(tmp_path) as tab:
             await tab.look_like(1280, 800)
             await tab.call("Page.navigate", url=url)
             await tab.until("document.querySelector('#figures')?.childElementCount")
-            await test(tab, door, url)
-            # The page itself may be asked for, and `status.json`; an icon, say, is not.
+            await test(tab, served, url)
+            # An icon, for example, is not requested.
             assert set(tab.requests) <= {url, f"{url}status.json", "data:,"}
 
     try:
@@ -86,23 +86,23 @@ def browsed(tmp_path: Path, test: Callable[[Tab, Door, str], Awaitable[None]]) -
 
 
 async def text(tab: Tab, selector: str) -> str:
-    """What a reader sees there."""
+    """The visible text of an element."""
     found: str = await tab.evaluate(f"document.querySelector({json.dumps(selector)}).innerText")
     return found
 
 
-async def shown(tab: Tab, door: Door, status: dict[str, Any]) -> None:
-    """Have the page show another status."""
+async def shown(tab: Tab, served: StatusServer, status: dict[str, Any]) -> None:
+    """Make the page show another status."""
     status["now_usec"] += 1_000_000 * (1 + len(tab.requests))
-    door.status = status
+    served.status = status
     stamp = f"new Date({status['now_usec']} / 1000).toTimeString().slice(0, 8)"
     await tab.until(f"document.getElementById('when').textContent === {stamp}")
 
 
-def test_a_busy_night(tmp_path: Path) -> None:
-    """Each part is there, the bars grow, and the limits are drawn where every exposure is measured against them."""
+def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
+    """Each part is there, the bars grow, and the chart of exposures has lines at the limits."""
 
-    async def test(tab: Tab, door: Door, url: str) -> None:
+    async def test(tab: Tab, served: StatusServer, url: str) -> None:
         assert await text(tab, "h1") == "Delivering"
         assert "camera-3" in await text(tab, "header")
         figures = await text(tab, "#figures")
@@ -116,7 +116,7 @@ def test_a_busy_night(tmp_path: Path) -> None:
         assert await tab.evaluate("document.querySelector('#uploads .bar').getAttribute('aria-valuenow')") == "26"
         failures = await text(tab, "#failures")
         assert "NoSuchBucket: there is no bucket old-raw" in failures
-        assert "left aside" in await text(tab, "#receivers")
+        assert "temporarily disabled" in await text(tab, "#receivers")
         assert await tab.evaluate("document.querySelectorAll('#exposures > .chart rect').length") == 30
         limits = await tab.evaluate("[...document.querySelectorAll('text.late, text.lost')].map(t => t.textContent)")
         assert limits == ["10 s", "30 s"]
@@ -130,7 +130,7 @@ def test_a_busy_night(tmp_path: Path) -> None:
         status["uploads"][0]["acked_bytes"] = status["uploads"][0]["size_bytes"]
         del status["uploads"][1:]
         await tab.evaluate("window.first = document.querySelector('#uploads li')")
-        await shown(tab, door, status)
+        await shown(tab, served, status)
         assert await tab.evaluate("[...document.querySelectorAll('#uploads li')].length") == 1
         assert await tab.evaluate("window.first === document.querySelector('#uploads li')")
         assert "100 %" in await text(tab, "#uploads li")
@@ -148,9 +148,9 @@ def test_a_busy_night(tmp_path: Path) -> None:
         ({"state": "stopping", "status": "draining for 20 s"}, ["The service is stopping", "draining for 20 s"]),
     ],
 )
-def test_what_is_wrong_is_the_headline(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
-    async def test(tab: Tab, door: Door, url: str) -> None:
-        await shown(tab, door, empty() | changes)
+def test_the_headline_says_what_is_wrong(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+    async def test(tab: Tab, served: StatusServer, url: str) -> None:
+        await shown(tab, served, empty() | changes)
         headline = await text(tab, "#headline")
         assert all(word in headline for word in words), headline
         assert words[0] in await tab.evaluate("document.title")
@@ -159,11 +159,11 @@ def test_what_is_wrong_is_the_headline(tmp_path: Path, changes: dict[str, Any], 
     browsed(tmp_path, test)
 
 
-def test_nothing_to_show_yet(tmp_path: Path) -> None:
-    """A daemon that was just started says so, in words, in place of empty boxes."""
+def test_a_daemon_that_has_just_started_has_a_page(tmp_path: Path) -> None:
+    """It says in words that there is nothing yet, instead of showing empty boxes."""
 
-    async def test(tab: Tab, door: Door, url: str) -> None:
-        await shown(tab, door, empty())
+    async def test(tab: Tab, served: StatusServer, url: str) -> None:
+        await shown(tab, served, empty())
         seen = await text(tab, "main")
         assert "Nothing is in flight." in seen
         assert "Nothing waits." in seen
@@ -174,10 +174,10 @@ def test_nothing_to_show_yet(tmp_path: Path) -> None:
     browsed(tmp_path, test)
 
 
-def test_hostile_names_are_text(tmp_path: Path) -> None:
-    """Markup in a key, a tag, an error or a receiver is shown letter for letter, and nothing of it runs."""
+def test_markup_in_names_is_shown_as_text(tmp_path: Path) -> None:
+    """Markup in a key, a tag, an error or a receiver is shown literally, and nothing of it runs."""
 
-    async def test(tab: Tab, door: Door, url: str) -> None:
+    async def test(tab: Tab, served: StatusServer, url: str) -> None:
         status = busy()
         status["uploads"] = [upload(1, key=HOSTILE, receivers=[HOSTILE])]
         for row in (*status["waiting"], *status["failures"]):
@@ -186,7 +186,7 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
         status["receivers"] = [{"address": HOSTILE, "connections": 1, "uploads": 1, "aside": True}]
         for name in ("held", "status", "host", "endpoint", "version"):
             status[name] = HOSTILE
-        await shown(tab, door, status | {"state": "held"})
+        await shown(tab, served, status | {"state": "held"})
         for part in ("#uploads", "#failures", "#waiting", "#exposures ul", "#receivers", "#headline", "header"):
             found = await tab.evaluate(f"document.querySelector({json.dumps(part)}).textContent")
             assert HOSTILE in found, part
@@ -197,15 +197,15 @@ def test_hostile_names_are_text(tmp_path: Path) -> None:
 
 
 def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
-    """What was last known stays, dimmed and dated, and the page comes back by itself."""
+    """The page shows the last status, dimmed and with its time, and recovers by itself."""
 
-    async def test(tab: Tab, door: Door, url: str) -> None:
-        door.status = None
+    async def test(tab: Tab, served: StatusServer, url: str) -> None:
+        served.status = None
         await tab.until("document.querySelector('h1').textContent === 'The daemon does not answer'")
         assert "What is below was so at" in await text(tab, "#headline")
         assert await tab.evaluate("document.querySelectorAll('#uploads li').length") == 4
         assert await tab.evaluate("getComputedStyle(document.getElementById('figures')).opacity") < "0.5"
-        await shown(tab, door, busy())
+        await shown(tab, served, busy())
         assert await text(tab, "h1") == "Delivering"
         assert all("503" in complaint for complaint in tab.complaints)
 
@@ -213,16 +213,16 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_it_fits_the_screen(tmp_path: Path, width: int) -> None:
-    """Nothing is cut off at the side, on a phone either, with names as long as S3 allows; letters are large enough."""
+def test_the_page_fits_the_screen(tmp_path: Path, width: int) -> None:
+    """Nothing is cut off at the side, on a phone either, with names as long as S3 allows; the text is large enough."""
 
-    async def test(tab: Tab, door: Door, url: str) -> None:
+    async def test(tab: Tab, served: StatusServer, url: str) -> None:
         await tab.look_like(width, 800, dark=width == 360)
         status = busy()
         status["uploads"][0]["key"] = "night/" + "x" * 1000
         status["failures"][0]["text"] = "y" * 500
         status["exposures"][-1]["name"] = "z" * 128
-        await shown(tab, door, status)
+        await shown(tab, served, status)
         assert await tab.evaluate("document.documentElement.scrollWidth") <= width
         small = "[...document.querySelectorAll('main *')].map(e => parseFloat(getComputedStyle(e).fontSize))"
         assert await tab.evaluate(f"Math.min(...{small})") >= 12
@@ -234,8 +234,8 @@ def test_it_fits_the_screen(tmp_path: Path, width: int) -> None:
     browsed(tmp_path, test)
 
 
-def test_at_the_door_of_a_daemon(tmp_path: Path, s3: FlakyS3, file: Path) -> None:
-    """Under the door's own policy, over the daemon's own answers: what was stored is there."""
+def test_the_page_of_a_daemon(tmp_path: Path, s3: FlakyS3, file: Path) -> None:
+    """With the server's own policy and the daemon's own status: the page shows what was stored."""
 
     async def run(url: str) -> None:
         async with chromium(tmp_path) as tab:
@@ -255,12 +255,7 @@ def test_at_the_door_of_a_daemon(tmp_path: Path, s3: FlakyS3, file: Path) -> Non
 
 
 def test_the_page_is_self_contained() -> None:
-    """No address is in it but that of SVG's namespace, so nothing can be loaded from outside."""
-
-    async def page() -> str:
-        request: Any = None
-        return (await routes()["/"](request)).text or ""
-
-    html = asyncio.run(page())
+    """Its only address is that of SVG's namespace, so nothing is loaded from elsewhere."""
+    html = page_html()
     assert re.findall(r"https?://[^\"'\s]*", html) == ["http://www.w3.org/2000/svg"]
     assert not re.search(r"src=|@import|innerHTML = |insertAdjacentHTML|document\.write|eval\(", html)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from s3daemon.model.record import MessageId
-from s3daemon.systemd.notify import BACKLOG, DOORS
+from s3daemon.systemd.sockets import BACKLOG, SOCKET_NAMES
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
 SERVICE = SYSTEMD / "s3daemon.service"
@@ -73,7 +73,7 @@ def test_the_sockets_of_instances_differ_only_in_their_port() -> None:
 @pytest.mark.parametrize("path", SOCKETS, ids=lambda path: path.name)
 def test_the_socket_survives_a_failing_service(path: Path) -> None:
     found = settings(path)
-    assert found["Socket.FileDescriptorName"] == [DOORS[0]]
+    assert found["Socket.FileDescriptorName"] == [SOCKET_NAMES[0]]
     assert found["Socket.Backlog"] == [str(BACKLOG)]
     assert found["Socket.TriggerLimitIntervalSec"] == ["0"]
     assert "Socket.Accept" not in found
@@ -82,7 +82,7 @@ def test_the_socket_survives_a_failing_service(path: Path) -> None:
 def test_the_unix_socket() -> None:
     """It survives a failing service and restarts, and only members of a group may connect."""
     found, other = settings(UNIX), settings(SOCKETS[0])
-    assert found["Socket.FileDescriptorName"] == [DOORS[2]]
+    assert found["Socket.FileDescriptorName"] == [SOCKET_NAMES[2]]
     assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
     assert found["Socket.SocketMode"] == ["0660"]
     assert found["Socket.ListenStream"] == ["/run/s3daemon.socket"]
@@ -94,7 +94,7 @@ def test_the_unix_socket() -> None:
 def test_the_http_socket() -> None:
     """It survives a failing service, has a name of its own, and listens on loopback only."""
     found, other = settings(HTTP), settings(SOCKETS[0])
-    assert found["Socket.FileDescriptorName"] == [DOORS[1]]
+    assert found["Socket.FileDescriptorName"] == [SOCKET_NAMES[1]]
     assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
     assert found["Socket.ListenStream"] == ["127.0.0.1:15556"]
     for name in ("Backlog", "Service", "TriggerLimitIntervalSec"):

@@ -1,4 +1,4 @@
-"""The client: what it sends, what it makes of each answer, and that it runs on any Python with nothing but its library.
+"""The client: what it sends, what it does with each answer, and that it runs on any Python with its standard library.
 
 The real script runs as a process of its own, against a scripted daemon on loopback: its contract is bytes and statuses.
 """
@@ -37,7 +37,7 @@ def line_from(sock: socket.socket) -> bytes:
 
 
 def answering(reply: bytes) -> Script:
-    """Reads a line, answers, closes; who closes without a line gets no answer."""
+    """Reads a line, answers, closes; a client that sends no line gets no answer."""
 
     def play(sock: socket.socket) -> bytes:
         line = line_from(sock)
@@ -49,7 +49,7 @@ def answering(reply: bytes) -> Script:
 
 
 def answering_at_once(reply: bytes) -> Script:
-    """Answers and closes without reading, as a daemon may that refuses the peer."""
+    """Answers and closes without reading, as a daemon does that refuses the user."""
 
     def play(sock: socket.socket) -> bytes:
         sock.sendall(reply)
@@ -83,7 +83,7 @@ def resetting(sock: socket.socket) -> bytes:
 
 
 def as_older_daemons_do(sock: socket.socket) -> bytes:
-    """Knows the plain form alone, and answers an error with its repr."""
+    """Knows only the plain form, and answers an error with its repr."""
     line = line_from(sock)
     try:
         _, _ = line.decode().rstrip().split(" ")
@@ -118,11 +118,11 @@ class Daemon:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        """Serve nobody any more."""
+        """Stop serving."""
         self.stop()
 
     def stop(self) -> None:
-        """Let the connection that is served come to its end; take no more."""
+        """Finish the present connection; accept no more."""
         self.listener.shutdown(socket.SHUT_RDWR)
         self.thread.join()
         self.listener.close()
@@ -137,7 +137,7 @@ class Daemon:
                 self.received.append(self.script(sock))
 
     def silent(self, sock: socket.socket) -> bytes:
-        """A script: says that a line came, and never answers."""
+        """A script: reports that a line came, and never answers."""
         line = line_from(sock)
         self.heard.set()
         sock.recv(1)
@@ -184,7 +184,7 @@ OLDER = "gave no proper answer to --no-wait, --tag or an unusual name (is it an 
         (["--tag=n"], b'{"result": "failed", "code": "A", "text": "b\\nc\\u001b"}\n', r"A: b\nc\x1b"),
     ],
 )
-def test_each_answer_is_silence_or_one_line(cwd: Path, options: list[str], reply: bytes, complaint: str) -> None:
+def test_each_answer_is_silent_or_one_line(cwd: Path, options: list[str], reply: bytes, complaint: str) -> None:
     """Stored and accepted are silent successes; the daemon's reason for any other end is one printable line."""
     with Daemon(answering(reply)) as daemon:
         got = send(*options, "f", "a/b/k", environ=daemon.environ | {"LC_ALL": "C.UTF-8"}, cwd=cwd)
@@ -209,8 +209,8 @@ def test_each_answer_is_silence_or_one_line(cwd: Path, options: list[str], reply
         (["--tag=n"], b"[" * 60000, "'" + "[" * 200 + "'"),
     ],
 )
-def test_nonsense_is_shown_in_one_line(cwd: Path, options: list[str], reply: bytes, shown: str) -> None:
-    """Escaped and cut short, with what it means for the transfer."""
+def test_an_unexpected_answer_is_shown_in_one_line(cwd: Path, options: list[str], reply: bytes, shown: str) -> None:
+    """Escaped and shortened, with what it means for the transfer."""
     with Daemon(answering(reply)) as daemon:
         got = send(*options, "f", "a/b/k", environ=daemon.environ, cwd=cwd)
     nonsense = OLDER if options else "answered neither Success nor an error"
@@ -226,15 +226,15 @@ def test_nonsense_is_shown_in_one_line(cwd: Path, options: list[str], reply: byt
         (answering_at_once(b"NotAllowed: uid 7\n"), "NotAllowed: uid 7"),
     ],
 )
-def test_a_daemon_that_misbehaves_is_one_line(cwd: Path, script: Script, complaint: str) -> None:
-    """An endless answer, a reset, an answer that does not wait for the question."""
+def test_a_misbehaving_daemon_is_reported_in_one_line(cwd: Path, script: Script, complaint: str) -> None:
+    """An endless answer, a reset, an answer that comes before the request."""
     with Daemon(script) as daemon:
         got = send("f", "a/b/k", environ=daemon.environ, cwd=cwd)
     assert got == (1, "", f"send: {complaint.format(daemon=daemon.name)}\n")
 
 
-def test_an_older_daemon_is_served_in_the_plain_form_and_named_otherwise(cwd: Path) -> None:
-    """It knows `FILE SP DEST` alone: enough for every ordinary call, and said plainly where it is not."""
+def test_an_older_daemon_gets_the_plain_form(cwd: Path) -> None:
+    """`FILE SP DEST` is enough for every ordinary call; where it is not, the error says so."""
     with Daemon(as_older_daemons_do) as daemon:
         assert send("f", "a/b/k", environ=daemon.environ, cwd=cwd) == (0, "", "")
         status, _, err = send("--no-wait", "f", "a/b/k", environ=daemon.environ, cwd=cwd)
@@ -249,8 +249,8 @@ EXTENDED_NAMES = ["with space", "new\nline", b"\xff\xfe", "no\u00a0break", "tab\
 
 @pytest.mark.parametrize("locale", ["C", "C.UTF-8"])
 @pytest.mark.parametrize(("names", "plain"), [(PLAIN_NAMES, True), (EXTENDED_NAMES, False)])
-def test_every_name_reaches_the_daemon_as_it_is(cwd: Path, names: list[str | bytes], plain: bool, locale: str) -> None:
-    """The daemon's own parser reads back the very bytes of the name, whatever the locale; plain whenever it can be."""
+def test_every_name_arrives_unchanged(cwd: Path, names: list[str | bytes], plain: bool, locale: str) -> None:
+    """The daemon's parser returns the bytes of the name, whatever the locale; in the plain form whenever possible."""
     for name in map(os.fsencode, names):
         (cwd / os.fsdecode(name)).write_bytes(b"x")
         with Daemon(answering(b"Success" if plain else STORED)) as daemon:
@@ -275,7 +275,7 @@ def test_every_name_reaches_the_daemon_as_it_is(cwd: Path, names: list[str | byt
     ],
 )
 def test_options_and_keys_in_the_extended_form(cwd: Path, argv: list[str], key: str, wait: bool, tag: str) -> None:
-    """Options stand anywhere before `--`; what the plain form cannot carry goes as JSON, in ASCII."""
+    """Options may be anywhere before `--`; what the plain form cannot express is sent as JSON, in ASCII."""
     with Daemon(answering(STORED)) as daemon:
         assert send(*argv, environ=daemon.environ, cwd=cwd) == (0, "", "")
     request = parse_request(daemon.received[0].removesuffix(b"\n"))
@@ -317,17 +317,17 @@ UNPRINTABLE = "must be UTF-8 without control characters, not"
         (["f", "a/b/" + 9000 * "k"], "the names are too long: a request of {long} bytes, 8192 are allowed"),
     ],
 )
-def test_what_is_no_order_is_refused_before_the_daemon_is_asked(
+def test_invalid_arguments_are_refused_before_the_daemon_is_asked(
     cwd: Path, argv: list[str | bytes], complaint: str
 ) -> None:
-    """One line that says what to mend, and nothing sent."""
+    """One line says what to fix, and nothing is sent."""
     long = len(f"{cwd}/f a/b/\n") + 9000
     with Daemon(answering(b"Success")) as daemon:
         assert send(*argv, environ=daemon.environ, cwd=cwd) == (1, "", f"send: {complaint.format(long=long)}\n")
     assert daemon.received == []
 
 
-def test_a_link_in_the_way_is_not_folded(cwd: Path) -> None:
+def test_a_path_through_a_link_is_not_simplified(cwd: Path) -> None:
     """`link/../f` is the file beside the link's target, not the one beside the link."""
     (cwd / "far/away").mkdir(parents=True)
     (cwd / "far/f").write_bytes(b"y")
@@ -338,14 +338,14 @@ def test_a_link_in_the_way_is_not_folded(cwd: Path) -> None:
 
 
 @pytest.mark.parametrize("port", ["0", "65536", "http", "-1", " 1", "9" * 5000])
-def test_a_port_that_is_none_is_refused(cwd: Path, port: str) -> None:
+def test_an_invalid_port_is_refused(cwd: Path, port: str) -> None:
     """It is never replaced by the default."""
     complaint = f"send: S3DAEMON_PORT must be a number from 1 to 65535, not '{port}'\n"
     assert send("f", "a/b/k", environ={"S3DAEMON_PORT": port}, cwd=cwd) == (1, "", complaint)
 
 
-def test_a_daemon_that_is_down_is_named_with_what_to_start(cwd: Path) -> None:
-    """With the unit of its instance; an address that only this test would use stands for the default port."""
+def test_when_the_daemon_is_down_the_unit_to_start_is_named(cwd: Path) -> None:
+    """The unit of its instance; an address that only this test uses stands for the default port."""
     with Daemon(answering(b"Success")) as daemon:
         pass
     port, refused = daemon.environ["S3DAEMON_PORT"], "Connection refused; is it up? systemctl start s3daemon"
@@ -363,7 +363,7 @@ def test_a_daemon_that_is_down_is_named_with_what_to_start(cwd: Path) -> None:
 
 
 def test_a_host_that_does_not_resolve_is_named(cwd: Path) -> None:
-    """Two dots make a name that no resolver has to be asked about."""
+    """No resolver has to be asked about a name with two dots."""
     status, _, err = send("f", "a/b/k", environ={"S3DAEMON_HOST": "no..such"}, cwd=cwd)
     assert status == 1
     assert err.startswith("send: the host of no..such:15555 does not resolve: ")
@@ -378,7 +378,7 @@ def test_an_extended_answer_ends_at_its_newline(cwd: Path) -> None:
 
 
 def test_localhost_is_the_default_host(cwd: Path) -> None:
-    """By name, so that the host's own table says what it is."""
+    """By name, so that the host's own table decides."""
     with Daemon(answering(b"Success")) as daemon:
         del daemon.environ["S3DAEMON_HOST"]
         assert send("f", "a/b/k", environ=daemon.environ, cwd=cwd) == (0, "", "")
@@ -386,12 +386,12 @@ def test_localhost_is_the_default_host(cwd: Path) -> None:
 
 
 def client_of(environ: dict[bytes, bytes]) -> Any:
-    """The client's side of a conversation, in this process, for what no host, kernel or clock does on demand."""
+    """The client's `Daemon` in this process, for cases that no host, kernel or clock produces on demand."""
     return runpy.run_path(str(SEND))["Daemon"](environ, 30)
 
 
 def test_each_address_is_tried() -> None:
-    """Whichever of a name's addresses the daemon has, it is reached; which names have several is the host's affair."""
+    """The daemon is reached at whichever of a name's addresses it has; which names have several depends on the host."""
     with Daemon(answering(b"Success")) as daemon:
         host, port = daemon.name.split(":")
         found = [(socket.AF_INET, (other, int(port))) for other in ("127.0.0.77", "127.0.0.78", host)]
@@ -409,11 +409,11 @@ class Refusal:
         self.answer = b"NotAllowed: uid 7\n"
 
     def sendall(self, line: bytes) -> None:
-        """Find the other end gone."""
+        """Fail: the other end is gone."""
         raise BrokenPipeError(line)
 
     def recv(self, _: int) -> bytes:
-        """Give the answer, then the end."""
+        """Return the answer, then the end."""
         given, self.answer = self.answer, b""
         return given
 
@@ -432,7 +432,7 @@ def test_a_refusal_that_came_before_the_request_is_read() -> None:
 
 
 def test_no_answer_ends_at_the_time_limit(cwd: Path) -> None:
-    """The daemon has the request, so its fate is unknown, and that is said."""
+    """The daemon has the request, so the message says that the outcome is unknown."""
     with Daemon(answering(b"")) as daemon:
         daemon.script = daemon.silent
         got = send("--timeout=0.2", "f", "a/b/k", environ=daemon.environ, cwd=cwd)
@@ -470,7 +470,7 @@ def full_unix_socket(cwd: Path) -> Iterator[tuple[Daemon, list[socket.socket]]]:
 
 
 def test_a_full_unix_backlog_is_a_wait(cwd: Path, full_unix_socket: tuple[Daemon, list[socket.socket]]) -> None:
-    """EAGAIN is no failure: not until the time limit, and not at all once there is room."""
+    """EAGAIN fails only at the time limit, and not when there is room before."""
     daemon, fillers = full_unix_socket
     got = send("--timeout=0.2", "f", "a/b/k", environ=daemon.environ, cwd=cwd)
     assert got == (1, "", f"send: no connection to {daemon.name} in 0.2 s; nothing was sent\n")
@@ -500,7 +500,7 @@ def pythons() -> list[str]:
 
 @pytest.mark.parametrize("python", pythons())
 def test_it_runs_on_a_bare_python(cwd: Path, python: str) -> None:
-    """No site packages, no environment, the C locale: both forms, a failure, and what argues with the system."""
+    """No site packages, no environment, the C locale: both forms, failures, and what depends on the system."""
     (cwd / "ü\udcff").write_bytes(b"x")
     with Daemon(answering(b"Success")) as daemon:
         environ = daemon.environ | {"LC_ALL": "C"}
@@ -525,8 +525,8 @@ def test_it_is_executable_by_itself(cwd: Path) -> None:
     assert len(daemon.received) == 1
 
 
-def test_it_imports_the_standard_library_alone_and_little_of_it(cwd: Path) -> None:
-    """Its start is in the callers' telemetry: the plain form loads none of the modules that cost milliseconds."""
+def test_it_imports_only_fast_modules_of_the_standard_library(cwd: Path) -> None:
+    """Its start is in the callers' telemetry: the plain form imports none of the modules that take milliseconds."""
     nodes = list(ast.walk(ast.parse(SEND.read_text())))
     imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
     assert not [node for node in nodes if isinstance(node, ast.ImportFrom)]
@@ -546,8 +546,8 @@ def test_help_and_version(cwd: Path) -> None:
     assert (status, out.startswith("usage: send ")) == (0, True)
 
 
-def test_with_nowhere_to_speak_the_status_says_it(cwd: Path) -> None:
-    """Closed or full standard streams: no traceback, and no message ends up in the daemon's socket."""
+def test_with_closed_streams_the_status_reports_the_result(cwd: Path) -> None:
+    """Closed or full standard streams: no traceback, and no message is written to the daemon's socket."""
     for redirection, argv in (("2>&-", "gone a/b/k"), ("2>/dev/full", "gone a/b/k"), (">/dev/full", "--help")):
         shell = f'exec "$0" -I -S "$1" {argv} {redirection}'
         ran = subprocess.run(["/bin/sh", "-c", shell, sys.executable, SEND], cwd=cwd, capture_output=True, check=False)

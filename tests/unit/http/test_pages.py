@@ -1,4 +1,4 @@
-"""The pages for programs say what holds and nothing secret; health is bad exactly when deliveries stand still."""
+"""The pages show the state and no secret; health is bad exactly when nothing is delivered."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from s3daemon import __version__
-from s3daemon.config.settings import VARIABLES, Settings
+from s3daemon.config.settings import VARIABLES, Settings, SettingsHolder
 from s3daemon.http.metrics import LIVE, Metrics
 from s3daemon.http.pages import routes
 
 
 class FakeOperations:
-    """Says what it is told to."""
+    """A stand-in for the operations."""
 
     healthy = True
 
@@ -42,12 +42,12 @@ def ask(path: str, operations: FakeOperations, settings: Settings = SETTINGS) ->
     async def main() -> Any:
         asked: Any = operations
         request: Any = FakeRequest()
-        return await routes(lambda: settings, asked, Metrics(lambda: dict.fromkeys(LIVE, 0.0)))[path](request)
+        return await routes(SettingsHolder(settings), asked, Metrics(lambda: dict.fromkeys(LIVE, 0.0)))[path](request)
 
     return asyncio.run(main())
 
 
-def test_version_has_the_settings_but_no_secret() -> None:
+def test_version_shows_the_settings_without_secrets() -> None:
     response = ask("/version", FakeOperations())
     members = json.loads(response.text)
     assert members["version"] == __version__
@@ -57,10 +57,10 @@ def test_version_has_the_settings_but_no_secret() -> None:
     assert "AKIDEXAMPLE" not in response.text
 
 
-def test_version_shows_no_swallowed_secret() -> None:
-    """A list takes any word, and so the next line of a file in which a quote is left open."""
-    swallowed = replace(SETTINGS, allowed_buckets=("a\nAWS_SECRET_ACCESS_KEY=hush",))
-    text = ask("/version", FakeOperations(), swallowed).text
+def test_version_shows_no_secret_within_another_value() -> None:
+    """A list takes any word, and so the next line of an environment file in which a quote was not closed."""
+    unclosed = replace(SETTINGS, allowed_buckets=("a\nAWS_SECRET_ACCESS_KEY=hush",))
+    text = ask("/version", FakeOperations(), unclosed).text
     assert "hush" not in text
     assert "S3DAEMON_ALLOWED_BUCKETS" not in text
 

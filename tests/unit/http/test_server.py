@@ -1,4 +1,4 @@
-"""The HTTP door over a Unix socket, with stand-ins for what it serves: what clients get, how little they can take."""
+"""The HTTP server over a Unix socket, with stand-ins for handlers: what clients get, and how little they can use."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ import pytest
 from aiohttp import web
 
 import s3daemon.http.server
-from s3daemon.config.settings import Settings
-from s3daemon.http.form import MAX_FORM, Answer, Form
-from s3daemon.http.server import HttpDoor
+import s3daemon.ingress.listener
+from s3daemon.config.settings import Settings, SettingsHolder
+from s3daemon.http.server import HttpServer
+from s3daemon.http.upload import MAX_FORM, Answer, Form
 
 GET = b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEAD = b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
@@ -23,7 +24,7 @@ POST = HEAD + b"4\r\n\r\nbody"
 
 
 class House:
-    """A door on a socket in a directory."""
+    """A server on a socket in a directory."""
 
     def __init__(self, directory: Path, **changes: str) -> None:
         environ = {
@@ -32,7 +33,7 @@ class House:
             "AWS_SECRET_ACCESS_KEY": "secret",
             "S3DAEMON_STATE_DIR": "/nowhere",
         }
-        self.path = str(directory / "door")
+        self.path = str(directory / "socket")
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen(100)
@@ -41,11 +42,11 @@ class House:
         self.acted, self.taken = list[bytes](), 0
         self.go_on = asyncio.Event()
         self.go_on.set()
-        settings = Settings.from_environ(environ | changes)
+        settings = SettingsHolder(Settings.from_environ(environ | changes))
         pages = {"/page": self.page, "/html": self.html, "/bug": self.bug, "/large": self.large}
         self.actions = {"/act": self.act}
-        self.door = HttpDoor(settings, pages, self.actions, clock=lambda: self.now)
-        self.accepting = asyncio.create_task(self.door.accept(self.listener))
+        self.server = HttpServer(settings, pages, self.actions, clock=lambda: self.now)
+        self.accepting = asyncio.create_task(self.server.listener.accept(self.listener))
 
     async def page(self, _: web.BaseRequest) -> web.Response:
         return web.Response(text="a page")
@@ -70,8 +71,8 @@ class House:
     async def close(self) -> None:
         self.accepting.cancel()
         self.go_on.set()
-        await self.door.stop_reading()
-        await self.door.leave()
+        await self.server.listener.stop_reading()
+        await self.server.listener.drain()
         self.listener.close()
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -100,8 +101,9 @@ Run = Callable[..., None]
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a test with a House; limits are short, and nothing may be left to the loop."""
-    for name in ("READ_LIMIT_S", "REPLY_LIMIT_S", "STOP_READ_TIMEOUT_S"):
+    for name in ("READ_LIMIT_S", "REPLY_LIMIT_S"):
         monkeypatch.setattr(s3daemon.http.server, name, 0.3)
+    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0.3)
 
     def run(test: Callable[[House], Awaitable[None]], **changes: str) -> None:
         stray: list[dict[str, Any]] = []
@@ -114,7 +116,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
                     await test(made)
             finally:
                 await made.close()
-            assert made.door.clients == 0
+            assert made.server.listener.clients == 0
 
         asyncio.run(main())
         assert stray == []
@@ -126,8 +128,8 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else 0
 
 
-def test_a_page(house: Run) -> None:
-    """One request a connection; every answer says that it is nobody else's business."""
+def test_a_page_is_one_answer_on_one_connection(house: Run) -> None:
+    """Every answer says that it is not to be cached or read by other sites."""
 
     async def test(house: House) -> None:
         answer = await house.say(GET * 3)
@@ -146,7 +148,7 @@ def test_a_page(house: Run) -> None:
     house(test)
 
 
-def test_html_has_a_policy_of_its_own(house: Run) -> None:
+def test_html_has_its_own_content_security_policy(house: Run) -> None:
     async def test(house: House) -> None:
         answer = await house.say(GET.replace(b"/page", b"/html"))
         assert b"Content-Security-Policy: default-src 'none'; script-src 'sha256-" in answer
@@ -177,7 +179,7 @@ def test_paths_and_methods(house: Run, line: bytes, wanted: int) -> None:
     [b"Host: evil.example", b"Host: localhost\r\nOrigin: null", b"Host: localhost\r\nSec-Fetch-Site: cross-site"],
 )
 def test_other_sites_are_refused(house: Run, caplog: pytest.LogCaptureFixture, header: bytes) -> None:
-    """403 before anything is looked at, for reads as for forms; the log tells of it, and not a thousand times."""
+    """403 before anything else is checked, for reads and for forms; it is logged once a minute."""
 
     async def test(house: House) -> None:
         for request in (GET, POST, POST, GET.replace(b"/page", b"/none")):
@@ -192,15 +194,15 @@ def test_other_sites_are_refused(house: Run, caplog: pytest.LogCaptureFixture, h
     house(test)
 
 
-def test_the_names_of_the_door(house: Run) -> None:
+def test_further_names_of_the_server_are_accepted(house: Run) -> None:
     async def test(house: House) -> None:
         assert status(await house.say(GET.replace(b"localhost", b"node7:99"))) == 200
 
     house(test, S3DAEMON_HTTP_NAMES="node7")
 
 
-def test_forms(house: Run) -> None:
-    """The body comes whole to what answers it, in one piece or in chunks; a client that took its answer is known to."""
+def test_a_form_is_answered(house: Run) -> None:
+    """The handler gets the whole body, sent in one piece or in chunks; it learns that the client took its answer."""
 
     async def test(house: House) -> None:
         assert (await house.say(POST)).endswith(b'\r\n\r\n{"code": 200, "msg": "done", "task": null}')
@@ -214,7 +216,7 @@ def test_forms(house: Run) -> None:
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
 def test_large_forms_are_refused(house: Run, declared: bool) -> None:
-    """400 with a reason, for somebody who sends a file instead of its name."""
+    """400 with a reason, for a client that sends a file instead of its name."""
 
     async def test(house: House) -> None:
         size = MAX_FORM + 1
@@ -242,33 +244,33 @@ def test_large_forms_are_refused(house: Run, declared: bool) -> None:
          "many headers", "bad chunk", "two lengths"],
 )  # fmt: skip
 def test_bad_clients_cost_a_bounded_time(house: Run, caplog: pytest.LogCaptureFixture, data: bytes) -> None:
-    """Whoever says nothing, or nothing that ends, or nothing that makes sense, is hung up on; the log is not filled."""
+    """A silent, slow or malformed client is disconnected; the log is not filled."""
 
     async def test(house: House) -> None:
         answer = await house.say(data)
         assert answer in (b"", b"reset") or status(answer) == 400, answer
-        await house.until(lambda: house.door.clients == 0)
+        await house.until(lambda: house.server.listener.clients == 0)
         assert status(await house.say(GET)) == 200
 
     house(test)
     assert caplog.records == []
 
 
-def test_who_does_not_take_its_answer_is_hung_up_on(house: Run) -> None:
+def test_a_client_that_does_not_take_its_answer_is_disconnected(house: Run) -> None:
     """Ten megabytes are more than a socket's buffer holds."""
 
     async def test(house: House) -> None:
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(house.path)
             client.sendall(GET.replace(b"/page", b"/large"))
-            await house.until(lambda: house.door.clients == 1)
-            await house.until(lambda: house.door.clients == 0)
+            await house.until(lambda: house.server.listener.clients == 1)
+            await house.until(lambda: house.server.listener.clients == 0)
 
     house(test)
 
 
-def test_a_client_that_hangs_up_changes_nothing(house: Run) -> None:
-    """Its request is carried out, and keeps its slot meanwhile; its answer counts as not taken."""
+def test_a_request_is_carried_out_though_its_client_disconnects(house: Run) -> None:
+    """It keeps its slot meanwhile; its answer counts as not taken."""
 
     async def test(house: House) -> None:
         house.go_on.clear()
@@ -277,15 +279,15 @@ def test_a_client_that_hangs_up_changes_nothing(house: Run) -> None:
         await house.until(lambda: bool(house.acted))
         writer.close()
         await asyncio.sleep(0.05)
-        assert house.door.clients == 1
+        assert house.server.listener.clients == 1
         house.go_on.set()
-        await house.until(lambda: house.door.clients == 0)
+        await house.until(lambda: house.server.listener.clients == 0)
         assert house.taken == 0
 
     house(test)
 
 
-def test_a_port_probe(house: Run) -> None:
+def test_connections_that_close_at_once_cost_nothing(house: Run) -> None:
     async def test(house: House) -> None:
         for _ in range(50):
             _, writer = await house.connect()
@@ -303,15 +305,15 @@ def test_more_clients_than_slots_wait(house: Run) -> None:
         asking = [asyncio.create_task(house.say(POST)) for _ in range(10)]
         await house.until(lambda: len(house.acted) == 3)
         await asyncio.sleep(0.05)
-        assert house.door.clients == len(house.acted) == 3
+        assert house.server.listener.clients == len(house.acted) == 3
         house.go_on.set()
         assert {status(await one) for one in asking} == {200}
 
     house(test, S3DAEMON_MAX_CLIENTS="3")
 
 
-def test_a_bug_is_the_daemons(house: Run, caplog: pytest.LogCaptureFixture) -> None:
-    """500, the log has the traceback, the client has not."""
+def test_a_bug_is_logged_and_answered_with_500(house: Run, caplog: pytest.LogCaptureFixture) -> None:
+    """The log has the traceback, the client has not."""
 
     async def test(house: House) -> None:
         answer = await house.say(GET.replace(b"/page", b"/bug"))
@@ -324,8 +326,8 @@ def test_a_bug_is_the_daemons(house: Run, caplog: pytest.LogCaptureFixture) -> N
     assert "something secret" in caplog.text
 
 
-def test_stopping(house: Run) -> None:
-    """Who said nothing is hung up on, who has said half may say the rest, who waits has its answer."""
+def test_a_stop_lets_requests_be_finished(house: Run) -> None:
+    """A silent client is disconnected, one that sent half may send the rest, one that waits gets its answer."""
 
     async def test(house: House) -> None:
         house.go_on.clear()
@@ -333,9 +335,9 @@ def test_stopping(house: Run) -> None:
         silent = asyncio.create_task(house.say(b""))
         reader, writer = await house.connect()
         writer.write(GET[:10])
-        await house.until(lambda: house.door.clients == 3)
+        await house.until(lambda: house.server.listener.clients == 3)
         house.accepting.cancel()
-        stopping = asyncio.create_task(house.door.stop_reading())
+        stopping = asyncio.create_task(house.server.listener.stop_reading())
         await asyncio.sleep(0.05)
         writer.write(GET[10:])
         assert status(await reader.read()) == 200
@@ -343,7 +345,7 @@ def test_stopping(house: Run) -> None:
         await stopping
         assert await silent in (b"", b"reset")
         assert not waiting.done()
-        leaving = asyncio.create_task(house.door.leave())
+        leaving = asyncio.create_task(house.server.listener.drain())
         house.go_on.set()
         await leaving
         assert status(await waiting) == 200
@@ -351,15 +353,15 @@ def test_stopping(house: Run) -> None:
     house(test)
 
 
-def test_stopping_in_the_moment_of_a_request(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever has said all it had to say is no longer one that says nothing."""
-    monkeypatch.setattr(s3daemon.http.server, "STOP_READ_TIMEOUT_S", 0)
+def test_a_stop_disconnects_no_client_whose_request_was_read(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even if the stop comes in the moment in which its request is handled."""
+    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0)
 
     async def test(house: House) -> None:
         before = house.act
 
         async def act(form: Form) -> Answer:
-            await house.door.stop_reading()
+            await house.server.listener.stop_reading()
             await asyncio.sleep(0.05)  # else the answer is out before anything can be hung up on
             return await before(form)
 
@@ -370,7 +372,7 @@ def test_stopping_in_the_moment_of_a_request(house: Run, monkeypatch: pytest.Mon
 
 
 def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
-    """Who is not served yet stays in the backlog, where the next process finds it."""
+    """A client that is not served yet stays in the backlog, where the next process finds it."""
 
     async def test(house: House) -> None:
         for moments in range(10):
@@ -382,7 +384,7 @@ def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
                     await asyncio.sleep(0)
                 house.accepting.cancel()
                 await asyncio.wait([house.accepting])
-                house.accepting = asyncio.create_task(house.door.accept(house.listener))
+                house.accepting = asyncio.create_task(house.server.listener.accept(house.listener))
                 client.setblocking(False)
                 assert status(await asyncio.get_running_loop().sock_recv(client, 1000)) == 200, moments
 

@@ -1,9 +1,8 @@
-"""Who asks: users are told apart by the kernel's own word, whatever a client does to pass for somebody else."""
+"""Whose connection it is: the kernel distinguishes users, whatever a client does to pass for another."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import socket
 import struct
@@ -14,18 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from s3daemon.errors import FileError, RequestError, SettingsError, SpoolError
-from s3daemon.ingress.peer import AccessControl, _owners, uid_of, uids_of
-from s3daemon.model.kinds import MessageId
-from s3daemon.model.request import Destination, Request
+from s3daemon.ingress.peer import PeerLookup, owners_in, uids_of
 
 OTHER = 23456
-REQUEST = Request("/data/f", Destination("bucket", "k"))
-as_root = pytest.mark.skipif(os.geteuid() != 0, reason="being somebody else takes root")
+as_root = pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
 
 
 @contextmanager
-def somebody_else() -> Iterator[None]:
+def another_user() -> Iterator[None]:
     """What is made in this block belongs to OTHER."""
     os.seteuid(OTHER)
     try:
@@ -52,7 +47,7 @@ def listening(stack: ExitStack, host: str) -> socket.socket:
 def connection(
     stack: ExitStack, listener: socket.socket, host: str, port: int = 0
 ) -> tuple[socket.socket, socket.socket]:
-    """The client's end and ours; from `port` when that is given."""
+    """Returns the client's end and ours; the client's port is `port` if that is given."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     client = stack.enter_context(socket.socket(family))
     if port:
@@ -73,56 +68,54 @@ PATHS = [
 
 
 @pytest.mark.parametrize(("ours", "theirs"), PATHS)
-def test_a_tcp_client(stack: ExitStack, ours: str, theirs: str) -> None:
-    """Its user is found by either family of addresses, and still when it has said all and waits."""
+def test_the_user_of_a_tcp_client_is_found(stack: ExitStack, ours: str, theirs: str) -> None:
+    """By either family of addresses, and still when the client has closed its sending side and waits."""
     client, sock = connection(stack, listening(stack, ours), theirs)
-    assert uid_of(sock) == os.geteuid()
+    assert uids_of([sock]).get(sock) == os.geteuid()
     client.shutdown(socket.SHUT_WR)
     assert sock.recv(1) == b""
-    assert uid_of(sock) == os.geteuid()
+    assert uids_of([sock]).get(sock) == os.geteuid()
 
 
 @as_root
 @pytest.mark.parametrize(("ours", "theirs"), PATHS)
-def test_another_tcp_client(stack: ExitStack, ours: str, theirs: str) -> None:
-    """Two users at one port are told apart."""
+def test_two_users_at_one_port_are_distinguished(stack: ExitStack, ours: str, theirs: str) -> None:
     listener = listening(stack, ours)
     _, root = connection(stack, listener, theirs)
-    with somebody_else():
+    with another_user():
         _, other = connection(stack, listener, theirs)
     assert uids_of([root, other]) == {root: 0, other: OTHER}
 
 
 @as_root
-def test_a_unix_client(stack: ExitStack, tmp_path: Path) -> None:
-    """Its user is known, and still when it is gone."""
+def test_the_user_of_a_unix_client_is_found(stack: ExitStack, tmp_path: Path) -> None:
+    """And still when the client is gone."""
     listener = stack.enter_context(socket.socket(socket.AF_UNIX))
-    listener.bind(str(tmp_path / "door"))
+    listener.bind(str(tmp_path / "socket"))
     listener.listen()
     for path in (tmp_path, *tmp_path.parents):
         path.chmod(path.stat().st_mode | 0o011)
-    (tmp_path / "door").chmod(0o666)
-    with somebody_else(), socket.socket(socket.AF_UNIX) as client:
-        client.connect(str(tmp_path / "door"))
+    (tmp_path / "socket").chmod(0o666)
+    with another_user(), socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(tmp_path / "socket"))
     sock = stack.enter_context(listener.accept()[0])
-    assert uid_of(sock) == OTHER
+    assert uids_of([sock]).get(sock) == OTHER
 
 
-def test_a_client_that_hung_up(stack: ExitStack) -> None:
-    """It has its own user or none, by the kernel's age: never root's 0 that older ones show for what was closed."""
+def test_a_client_that_closed_has_its_user_or_none(stack: ExitStack) -> None:
+    """Depending on the kernel; never root's 0, which older kernels show for closed sockets."""
     listener = listening(stack, "127.0.0.1")
-    with somebody_else() if os.geteuid() == 0 else ExitStack():
+    with another_user() if os.geteuid() == 0 else ExitStack():
         client, sock = connection(stack, listener, "127.0.0.1")
     client.close()
-    assert uid_of(sock) in (None, OTHER if os.geteuid() == 0 else os.geteuid())
+    assert uids_of([sock]).get(sock) in (None, OTHER if os.geteuid() == 0 else os.geteuid())
 
 
 @as_root
-@pytest.mark.parametrize("during", [False, True], ids=["before the look", "during the look"])
-def test_a_client_that_gives_its_port_away(stack: ExitStack, monkeypatch: pytest.MonkeyPatch, during: bool) -> None:
-    """Who resets a connection after its request is not taken for whoever has its port next."""
+@pytest.mark.parametrize("during", [False, True], ids=["before the look-up", "during the look-up"])
+def test_a_connection_that_was_reset_does_not_get_the_next_user_of_its_port(stack: ExitStack, during: bool) -> None:
     listener = listening(stack, "127.0.0.1")
-    with somebody_else():
+    with another_user():
         thief, stolen = connection(stack, listener, "127.0.0.1")
         thief.sendall(b"/etc/passwd a/b/k\n")
         port = thief.getsockname()[1]
@@ -136,23 +129,21 @@ def test_a_client_that_gives_its_port_away(stack: ExitStack, monkeypatch: pytest
     def owners_after_that(table: str, rows: Collection[bytes]) -> dict[bytes, int]:
         if not accepted:
             give_away()
-        found.append(_owners(table, rows))
+        found.append(owners_in(table, rows))
         return found[-1]
 
     found: list[dict[bytes, int]] = []
-    if during:
-        monkeypatch.setattr("s3daemon.ingress.peer._owners", owners_after_that)
-    else:
+    if not during:
         give_away()
-    assert uids_of([stolen]) == {}
+    assert uids_of([stolen], owners_after_that if during else owners_in) == {}
     assert stolen.recv(5) == b"/etc/"  # the request can still be read
     assert uids_of([stolen, accepted[1]]) == {accepted[1]: 0}
     if during:
-        assert list(found[0].values()) == [0]  # so it was the other's row that was seen
+        assert list(found[0].values()) == [0]  # so the row that was seen was the other's
 
 
-def test_gone_or_not_a_client() -> None:
-    """A socket that is closed, or that nobody is connected to, has no user; the others have theirs all the same."""
+def test_a_socket_without_a_client_has_no_user() -> None:
+    """One that is closed or not connected; the others in the same look-up have theirs."""
     ours, theirs = socket.socketpair()
     closed = socket.socket()
     closed.close()
@@ -189,139 +180,71 @@ def table(path: Path, *rows: tuple[str, str, int, int]) -> str:
         ("0B", 1000, 5, None),
     ],
 )
-def test_which_rows_are_believed(tmp_path: Path, state: str, uid: int, inode: int, owner: int | None) -> None:
-    """An owner is who holds a connected socket, nobody else whose row has the same addresses."""
+def test_only_rows_of_connected_sockets_are_believed(
+    tmp_path: Path, state: str, uid: int, inode: int, owner: int | None
+) -> None:
+    """Another row may have the same addresses."""
     row = b"0100007F:9C40 0100007F:3CC3"
-    found = _owners(table(tmp_path / "tcp", ("3CC4", "01", 1, 1), ("3CC3", state, uid, inode)), [row])
+    found = owners_in(table(tmp_path / "tcp", ("3CC4", "01", 1, 1), ("3CC3", state, uid, inode)), [row])
     assert found == ({} if owner is None else {row: owner})
 
 
-def test_a_table_that_is_not_there(tmp_path: Path) -> None:
-    """Without IPv6 there is no tcp6, and nobody in it."""
-    assert _owners(str(tmp_path / "tcp6"), [b"a b"]) == {}
+def test_a_missing_table_is_empty(tmp_path: Path) -> None:
+    """Without IPv6 there is no tcp6."""
+    assert owners_in(str(tmp_path / "tcp6"), [b"a b"]) == {}
 
 
-class Looking:
-    """Stands in for the kernel: everybody is `uid`; counts the looks, and waits in each until it may go on."""
-
-    def __init__(self, uid: int | None = 1000) -> None:
-        self.uid = uid
-        self.looks: list[int] = []
-        self.begun, self.go_on = threading.Event(), threading.Event()
-        self.go_on.set()
-
-    def __call__(self, socks: Iterable[socket.socket]) -> dict[socket.socket, int]:
-        asked = list(socks)
-        self.looks.append(len(asked))
-        self.begun.set()
-        assert self.go_on.wait(20)
-        return {} if self.uid is None else dict.fromkeys(asked, self.uid)
-
-
-def refusal(keeper: AccessControl, sock: socket.socket) -> RequestError:
-    with pytest.raises(RequestError) as caught:
-        asyncio.run(keeper.check(sock))
-    assert caught.value.code == "NotAllowed"
-    return caught.value
-
-
-@pytest.fixture
-def sock() -> Iterator[socket.socket]:
-    with socket.socket() as made:
-        yield made
-
-
-def test_names_and_numbers(sock: socket.socket) -> None:
-    """Both say who may come in; who is neither is refused by number, who is not known is told what to do."""
-    look = Looking()
-    asyncio.run(AccessControl(("5", "ccs"), uid={"ccs": 1000}.__getitem__, look=look).check(sock))
-    asyncio.run(AccessControl(("1000",), look=look).check(sock))
-    assert "user 1000 is not in S3DAEMON_ALLOWED_USERS" in refusal(AccessControl(("root", "5"), look=look), sock).text
-    assert "stay for the answer" in refusal(AccessControl(("root",), look=Looking(None)), sock).text
-
-
-def test_names_that_cannot_be() -> None:
-    """Nobody's names, and numbers that are no user's, are faults, told together."""
-    with pytest.raises(SettingsError) as caught:
-        AccessControl(("typo", "root", "65534", "4294967295", "nosuch"), uid={"root": 0}.__getitem__)
-    assert [fault.split()[2].strip(",") for fault in caught.value.faults] == ["typo", "65534", "4294967295", "nosuch"]
-
-
-def test_the_nameless_are_unknown(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
-    """User 65534 may be anybody, so it is nobody."""
+def test_a_user_that_cannot_be_mapped_is_unknown(stack: ExitStack, monkeypatch: pytest.MonkeyPatch) -> None:
+    """User 65534 may be any user."""
     ours, theirs = (stack.enter_context(sock) for sock in socket.socketpair())
     assert uids_of([ours]) != {}
     monkeypatch.setattr("s3daemon.ingress.peer.NAMELESS", os.geteuid())
     assert uids_of([ours, theirs]) == {}
 
 
-def test_no_list_no_look(sock: socket.socket) -> None:
-    """Where everybody may come in, nobody is looked up."""
-    look = Looking(None)
-    asyncio.run(AccessControl(look=look).check(sock))
-    assert look.looks == []
+class Lookup:
+    """Stands in for the kernel: every user is 1000. Counts the sockets of each look-up, and waits until released."""
+
+    def __init__(self) -> None:
+        self.looks: list[int] = []
+        self.started, self.released = threading.Event(), threading.Event()
+
+    def __call__(self, socks: Iterable[socket.socket]) -> dict[socket.socket, int]:
+        asked = list(socks)
+        self.looks.append(len(asked))
+        self.started.set()
+        assert self.released.wait(20)
+        return dict.fromkeys(asked, 1000)
 
 
-def test_one_look_for_all(stack: ExitStack) -> None:
-    """Those who come during a look share the next one; a client that goes away takes nobody's answer with it."""
-    look = Looking()
-    look.go_on.clear()
+def test_one_look_up_serves_all_that_wait(stack: ExitStack) -> None:
+    """Clients that come during a look-up share the next one; one that is cancelled does not cancel the others'."""
+    lookup = Lookup()
 
     async def test() -> None:
-        keeper = AccessControl(("1000",), look=look)
+        peers = PeerLookup(lookup)
         socks = [stack.enter_context(socket.socket()) for _ in range(50)]
-        checks = [asyncio.create_task(keeper.check(socks[0]))]
-        assert await asyncio.to_thread(look.begun.wait, 20)
-        checks += [asyncio.create_task(keeper.check(sock)) for sock in socks[1:]]
+        asking = [asyncio.create_task(peers.uid_of(socks[0]))]
+        assert await asyncio.to_thread(lookup.started.wait, 20)
+        asking += [asyncio.create_task(peers.uid_of(sock)) for sock in socks[1:]]
         await asyncio.sleep(0)
-        checks[1].cancel()
-        look.go_on.set()
-        results = await asyncio.gather(*checks, return_exceptions=True)
-        assert [type(result) for result in results] == [type(None), asyncio.CancelledError, *[type(None)] * 48]
+        asking[1].cancel()
+        lookup.released.set()
+        results = await asyncio.gather(*asking, return_exceptions=True)
+        assert [str(result) for result in results] == ["1000", "", *["1000"] * 48]
 
     asyncio.run(test())
-    assert look.looks == [1, 49]
+    assert lookup.looks == [1, 49]
 
 
-def test_a_table_that_cannot_be_read(sock: socket.socket, caplog: pytest.LogCaptureFixture) -> None:
-    """Who cannot be looked up is not let in, and the journal says why."""
+def test_a_table_that_cannot_be_read_is_logged(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+    """The user is then not known."""
 
-    def look(_: object) -> dict[socket.socket, int]:
+    def lookup(_: object) -> dict[socket.socket, int]:
         raise OSError(24, "Too many open files")
 
-    assert "not known" in refusal(AccessControl(("1000",), look=look), sock).text
+    async def test() -> None:
+        assert await PeerLookup(lookup).uid_of(stack.enter_context(socket.socket())) is None
+
+    asyncio.run(test())
     assert "Too many open files" in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [
-        (None, "user 1000 is not in"),
-        (RequestError("NotAllowed", "the bucket bucket is not in S3DAEMON_ALLOWED_BUCKETS"), "the bucket"),
-        (FileError("NotAllowed", "/data/f: /etc/f is not under S3DAEMON_ALLOWED_ROOTS"), "/etc/f is not under"),
-        (FileError("NoSuchFile", "/data/f: no such file"), ""),
-        (SpoolError("SpoolFull", "no space"), ""),
-    ],
-)
-def test_every_refusal_is_one_warning(
-    sock: socket.socket, caplog: pytest.LogCaptureFixture, error: Exception | None, told: str
-) -> None:
-    """Of users, roots and buckets alike, with the user and the path; what is merely wrong is not one."""
-
-    async def accept(_: Request) -> None:
-        assert error
-        raise error
-
-    keeper = AccessControl(("5",) if error is None else (), look=Looking())
-    with caplog.at_level(logging.DEBUG), pytest.raises((RequestError, SpoolError)):
-        asyncio.run(keeper.admit(sock, REQUEST, accept))
-    logged = [record for record in caplog.records if record.name == "s3daemon.ingress.peer"]
-    assert len(logged) == bool(told)
-    for record in logged:
-        assert record.levelno == logging.WARNING
-        assert record.getMessage().startswith("refused /data/f to bucket/k, asked by user 1000: ")
-        assert told in record.getMessage()
-        assert record.journal == {  # type: ignore[attr-defined]
-            "MESSAGE_ID": MessageId.REFUSED,
-            "S3DAEMON_PEER_UID": 1000, "S3DAEMON_FILE": "/data/f", "S3DAEMON_BUCKET": "bucket", "S3DAEMON_KEY": "k",
-        }  # fmt: skip

@@ -1,20 +1,25 @@
-"""The listener over a Unix socket with a stand-in for the intake: what clients get, and how little they can take."""
+"""The server over a Unix socket with a stand-in for the intake: what clients get, and how little they can use."""
 
 from __future__ import annotations
 
 import asyncio
 import json
+import os
 import socket
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import s3daemon.ingress.listener
 import s3daemon.ingress.server
-from s3daemon.config.settings import Settings
+from s3daemon.config.settings import Settings, SettingsHolder
 from s3daemon.delivery.intake import Ticket
 from s3daemon.errors import FileError, SpoolError
+from s3daemon.ingress.access import AccessControl
+from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.server import Server
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Request
@@ -24,18 +29,18 @@ ID = "00000000000000aa"
 
 
 class FakeIntake:
-    """Accepts what it is told to; its transfers end when the test says so."""
+    """Accepts requests; its transfers end when the test says so."""
 
     def __init__(self) -> None:
         self.requests: list[Request] = []
         self.refusal: FileError | None = None
-        self.ticket = self._ticket()
+        self.ticket = self.new_ticket()
         self.ticket.durable.set_result(None)
 
-    def _ticket(self) -> Ticket:
+    def new_ticket(self) -> Ticket:
         loop = asyncio.get_running_loop()
-        job: Any = None  # the wire has no use for it
-        return Ticket(ID, loop.create_future(), loop.create_future(), job)
+        queued: Any = None  # the server does not use it
+        return Ticket(ID, loop.create_future(), loop.create_future(), queued)
 
     async def submit(self, request: Request) -> Ticket:
         self.requests.append(request)
@@ -53,7 +58,7 @@ class FakeIntake:
         self.ticket.outcome.set_result(reply)
 
 
-class FakeManager:
+class FakeNotifier:
     """Keeps the names of the connections that systemd would keep."""
 
     def __init__(self) -> None:
@@ -78,21 +83,22 @@ class House:
             "AWS_SECRET_ACCESS_KEY": "secret",
             "S3DAEMON_STATE_DIR": "/nowhere",
         }
-        settings = Settings.from_environ(environ | changes)
-        self.path = str(directory / "door")
+        self.settings = SettingsHolder(Settings.from_environ(environ | changes))
+        self.path = str(directory / "socket")
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(self.path)
         self.listener.listen(100)
         self.listener.setblocking(False)
-        self.intake, self.manager, self.told = FakeIntake(), FakeManager(), list[str]()
+        self.intake, self.notifier, self.notified = FakeIntake(), FakeNotifier(), list[str]()
         intake: Any = self.intake
-        manager: Any = self.manager
-        self.server = Server(settings, intake, manager, self.told.append)
-        self.accepting = asyncio.create_task(self.server.accept(self.listener))
+        notifier: Any = self.notifier
+        self.access = AccessControl((), PeerLookup())
+        self.server = Server(self.settings, intake, self.access, notifier, self.notified.append)
+        self.accepting = asyncio.create_task(self.server.listener.accept(self.listener))
 
     async def close(self) -> None:
         self.accepting.cancel()
-        await self.server.stop_reading()
+        await self.server.listener.stop_reading()
         await self.server.leave()
         self.listener.close()
 
@@ -118,8 +124,9 @@ class House:
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Runs a test with a House; limits are short."""
-    for name in ("LINE_LIMIT_S", "IDLE_LIMIT_S", "REPLY_LIMIT_S", "STOP_READ_TIMEOUT_S"):
+    for name in ("LINE_LIMIT_S", "IDLE_LIMIT_S", "REPLY_LIMIT_S"):
         monkeypatch.setattr(s3daemon.ingress.server, name, 0.3)
+    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0.3)
 
     def run(test: Callable[[House], Awaitable[None]], **changes: str) -> None:
         async def main() -> None:
@@ -140,22 +147,22 @@ PLAIN = b"/f a/bucket/k\n"
 EXTENDED = b'{"file": "/f", "destination": "a/bucket/k"}\n'
 
 
-def test_plain(house: Run) -> None:
-    """`Success` and the end of the connection; systemd keeps it meanwhile, no longer."""
+def test_a_plain_request_is_answered_with_success(house: Run) -> None:
+    """`Success` and the end of the connection, which systemd keeps only while the client waits."""
 
     async def test(house: House) -> None:
         asking = asyncio.create_task(house.say(PLAIN))
-        await house.until(lambda: bool(house.manager.kept))
-        assert house.manager.kept[0].startswith(f"plain.{ID}.")
+        await house.until(lambda: bool(house.notifier.kept))
+        assert house.notifier.kept[0].startswith(f"plain.{ID}.")
         house.intake.end()
         assert await asking == b"Success"
         await house.until(lambda: house.server.clients == 0)
-        assert house.manager.kept == []
+        assert house.notifier.kept == []
 
     house(test)
 
 
-def test_extended_serves_the_next(house: Run) -> None:
+def test_an_extended_connection_serves_several_requests(house: Run) -> None:
     """One line for each request, on one connection, until the client closes it."""
 
     async def test(house: House) -> None:
@@ -172,11 +179,11 @@ def test_extended_serves_the_next(house: Run) -> None:
     house(test)
 
 
-def test_no_wait(house: Run) -> None:
-    """`accepted` comes with the commit, not before it."""
+def test_accepted_is_said_once_the_transfer_is_durable(house: Run) -> None:
+    """With `"wait": false` the reply comes with the commit, not before it."""
 
     async def test(house: House) -> None:
-        house.intake.ticket = house.intake._ticket()
+        house.intake.ticket = house.intake.new_ticket()
         line = b'{"file": "/f", "destination": "a/b/k", "wait": false}\n'
         asking = asyncio.create_task(house.say(line, eof=True))
         await house.until(lambda: bool(house.intake.requests))
@@ -188,8 +195,8 @@ def test_no_wait(house: Run) -> None:
     house(test)
 
 
-def test_refusals(house: Run) -> None:
-    """A bad line, a bad file, a full disk: one line each, in the form of the request."""
+def test_a_refusal_is_one_line_in_the_form_of_the_request(house: Run) -> None:
+    """A bad line, a bad file, a full disk."""
 
     async def test(house: House) -> None:
         assert (await house.say(b"nonsense\n")).startswith(b"BadRequest: ")
@@ -197,7 +204,7 @@ def test_refusals(house: Run) -> None:
         house.intake.refusal = FileError("NoSuchFile", "/f: no such file")
         assert await house.say(PLAIN) == b"NoSuchFile: /f: no such file\n"
         house.intake.refusal = None
-        house.intake.ticket = house.intake._ticket()
+        house.intake.ticket = house.intake.new_ticket()
         error = SpoolError("SpoolFull", "no space")
         house.intake.ticket.durable.set_exception(error)
         house.intake.end(Reply.failed(error))
@@ -206,8 +213,8 @@ def test_refusals(house: Run) -> None:
     house(test)
 
 
-def test_half_close_is_no_hangup(house: Run) -> None:
-    """A client that closes its sending side has said all, and is answered."""
+def test_a_client_may_close_its_sending_side(house: Run) -> None:
+    """It has sent everything, and is answered."""
 
     async def test(house: House) -> None:
         house.intake.end()
@@ -217,8 +224,8 @@ def test_half_close_is_no_hangup(house: Run) -> None:
     house(test)
 
 
-def test_deferred(house: Run) -> None:
-    """After the wait limit the client hears that its transfer is kept; not before it is durable."""
+def test_deferred_after_the_wait_limit(house: Run) -> None:
+    """The client learns that its transfer is kept."""
 
     async def test(house: House) -> None:
         assert await house.say(PLAIN) == b"Deferred: kept\n"
@@ -226,18 +233,18 @@ def test_deferred(house: Run) -> None:
     house(test, S3DAEMON_WAIT_LIMIT="10ms")
 
 
-def test_failures_are_told(house: Run) -> None:
-    """A failure counts as told when the client closed after it; not when it had gone."""
+def test_a_client_counts_as_notified_of_a_failure_when_it_closed_after_it(house: Run) -> None:
+    """Not when it was gone before."""
 
     async def test(house: House) -> None:
         house.intake.end(Reply(Outcome.FAILED, ID, "NoSuchBucket", "no such bucket"))
         assert await house.say(PLAIN) == b"NoSuchBucket: no such bucket\n"
-        await house.until(lambda: house.told == [ID])
+        await house.until(lambda: house.notified == [ID])
         reader, writer = await house.connect()
         writer.write(PLAIN)
         writer.transport.abort()
         await house.until(lambda: len(house.intake.requests) == 2 and house.server.clients == 0)
-        assert house.told == [ID]
+        assert house.notified == [ID]
         assert reader is not None
 
     house(test)
@@ -247,7 +254,7 @@ def test_failures_are_told(house: Run) -> None:
     "data", [b"", b"/f", b"\0\xff" * 100, b"x" * 9000, b"{" * 9000], ids=["silent", "half", "binary", "long", "braces"]
 )
 def test_bad_clients_cost_a_bounded_time(house: Run, data: bytes) -> None:
-    """Whoever says nothing, or nothing that ends, is answered and hung up on."""
+    """A client that sends no complete line is answered and disconnected."""
 
     async def test(house: House) -> None:
         answer = await house.say(data)
@@ -257,8 +264,8 @@ def test_bad_clients_cost_a_bounded_time(house: Run, data: bytes) -> None:
     house(test)
 
 
-def test_a_port_probe(house: Run) -> None:
-    """Connect and close: nothing happens, and the next is served."""
+def test_connections_that_close_at_once_cost_nothing(house: Run) -> None:
+    """The next client is served."""
 
     async def test(house: House) -> None:
         for _ in range(50):
@@ -285,8 +292,35 @@ def test_more_clients_than_slots_wait(house: Run) -> None:
     house(test, S3DAEMON_MAX_CLIENTS="3")
 
 
+def test_a_user_who_is_not_allowed_is_refused(house: Run) -> None:
+    """And accepted once a reload allows it."""
+
+    async def test(house: House) -> None:
+        house.intake.end()
+        house.access.allow({os.geteuid() + 1})
+        assert (await house.say(PLAIN)).startswith(b"NotAllowed: user ")
+        assert house.intake.requests == []
+        house.access.allow({os.geteuid()})
+        assert await house.say(PLAIN) == b"Success"
+
+    house(test)
+
+
+def test_a_reload_changes_the_wait_limit(house: Run) -> None:
+    """For the next request on the same connection."""
+
+    async def test(house: House) -> None:
+        reader, writer = await house.connect()
+        house.settings.current = replace(house.settings.current, wait_limit_s=0.01)
+        writer.write(EXTENDED)
+        assert json.loads(await reader.readline())["result"] == "deferred"
+        writer.close()
+
+    house(test)
+
+
 def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
-    """Whatever the moment: who is not served yet stays in the backlog, where the next process finds it."""
+    """Whatever the moment: a client that is not served yet stays in the backlog, where the next process finds it."""
 
     async def test(house: House) -> None:
         house.intake.end()
@@ -299,7 +333,7 @@ def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
                     await asyncio.sleep(0)
                 house.accepting.cancel()
                 await asyncio.wait([house.accepting])
-                house.accepting = asyncio.create_task(house.server.accept(house.listener))
+                house.accepting = asyncio.create_task(house.server.listener.accept(house.listener))
                 client.setblocking(False)
                 assert await asyncio.get_running_loop().sock_recv(client, 100) == b"Success", moments
 
@@ -308,19 +342,19 @@ def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
 
 @pytest.mark.parametrize("ask", [PLAIN, EXTENDED], ids=["plain", "extended"])
 @pytest.mark.parametrize(
-    ("works", "for_good"), [(True, False), (True, True), (False, False)], ids=["kept", "for good", "not kept"]
+    ("works", "for_good"), [(True, False), (True, True), (False, False)], ids=["stored", "for good", "not stored"]
 )
-def test_leaving(house: Run, works: bool, for_good: bool, ask: bytes) -> None:
-    """At the end a waiting client is left to the next process if systemd has it for one, else it hears: all is kept."""
+def test_clients_that_wait_are_left_to_the_next_process(house: Run, works: bool, for_good: bool, ask: bytes) -> None:
+    """If there will be one and systemd has the connection; else they are told that their transfers are kept."""
 
     async def test(house: House) -> None:
-        house.manager.works = works
+        house.notifier.works = works
         asking = asyncio.create_task(house.say(ask))
-        await house.until(lambda: bool(house.manager.kept))
+        await house.until(lambda: bool(house.notifier.kept))
         await house.server.leave(for_good=for_good)
         left = works and not for_good
         assert (b"eferred" in await asking) != left
-        assert len(house.manager.kept) == (left or not works)
+        assert len(house.notifier.kept) == (left or not works)
 
     house(test)
 
@@ -334,12 +368,12 @@ def test_leaving(house: Run, works: bool, for_good: bool, ask: bytes) -> None:
         ("plain.00000000000000cc.x", b"Interrupted: "),
     ],
 )
-def test_resuming(house: Run, name: str, answer: bytes) -> None:
-    """A client of an earlier process is answered by this one, in its form: its end, its failure, or the truth."""
+def test_clients_of_an_earlier_process_are_answered(house: Run, name: str, answer: bytes) -> None:
+    """In their form: with the end of the transfer, its failure, or the fact that it was not accepted."""
 
     async def test(house: House) -> None:
         ours, theirs = socket.socketpair()
-        house.manager.kept.append(name)
+        house.notifier.kept.append(name)
         failure = Entry(1, None, 0.0, code="NoSuchBucket", text="gone", failed=True)  # type: ignore[arg-type]
         house.server.resume({name: ours}, {"00000000000000bb": failure})
         house.intake.end()
@@ -349,7 +383,7 @@ def test_resuming(house: Run, name: str, answer: bytes) -> None:
         assert got.startswith(answer)
         theirs.close()
         await house.until(lambda: house.server.clients == 0)
-        assert house.manager.kept == []
+        assert house.notifier.kept == []
 
     house(test)
 
@@ -372,16 +406,18 @@ def test_stored_is_reported_no_earlier_than_durable(house: Run) -> None:
     house(test)
 
 
-def test_what_was_said_before_a_stop_is_heard(house: Callable[..., None], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is too busy to read for as long as it waits hangs up on nobody whose request is there."""
-    monkeypatch.setattr(s3daemon.ingress.server, "STOP_POLLS", 0)
+def test_a_request_that_arrived_before_a_stop_is_answered(
+    house: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the process was too busy to read it; silent clients are disconnected."""
+    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0)
 
     async def test(house: House) -> None:
         reader, writer = await house.connect()
         _, silent = await house.connect()
-        await house.until(lambda: len(house.server._reading) == 2)
+        await house.until(lambda: house.server.clients == 2)
         writer.write(b"/f a/b/k\n")
-        await house.server.stop_reading()
+        await house.server.listener.stop_reading()
         house.intake.end()
         assert await reader.read() == b"Success"
         writer.close()

@@ -144,15 +144,14 @@ OTHERWISE = {
 @in_loop
 async def test_the_first_request_that_keeps_the_connection(kept: tuple[str, ...], otherwise: str, found: str) -> None:
     """Each is sent twice: it keeps the connection if the second goes over the same one."""
-    async with scripted(other=only(*kept, otherwise=OTHERWISE[otherwise])) as server:
-        async with sending(server) as (connection, send):
-            assert await find_small_request(connection, send) == found
+    script = only(*kept, otherwise=OTHERWISE[otherwise])
+    async with scripted(other=script) as server, sending(server) as (connection, send):
+        assert await find_small_request(connection, send) == found
 
 
 @in_loop
 async def test_a_server_that_is_away_says_nothing() -> None:
     """No answer at all is an error, not a server that keeps nothing."""
-    async with scripted(other=hang_up_after()) as server:
-        async with sending(server) as (connection, send):
-            with pytest.raises(aiohttp.ClientError):
-                await find_small_request(connection, send)
+    async with scripted(other=hang_up_after()) as server, sending(server) as (connection, send):
+        with pytest.raises(aiohttp.ClientError):
+            await find_small_request(connection, send)

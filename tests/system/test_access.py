@@ -1,4 +1,4 @@
-"""Who may come in by which door, with real users: in a booted system, against a store that takes everything."""
+"""Who may use which socket, with real users: in a booted system, with a store that takes everything."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from lab.installed import Service, installed, write_file
 from lab.relay import relay
 from lab.s3 import S3Server
 
-UNIX, DOOR = "s3daemon-unix.socket", "/run/s3daemon.socket"
+UNIX, PATH = "s3daemon-unix.socket", "/run/s3daemon.socket"
 HTTP = "s3daemon-http.socket"
 FILE = "/data/f"
 
 
 @pytest.fixture(scope="module")
 def units(box: Box) -> Iterator[Service]:
-    """Everything installed, the Unix door too, and three users: `member` is of the group that may use it."""
+    """Everything installed, the Unix socket too, and three users: `member` is in the group that may use it."""
     with ExitStack() as stack:
         for name in (UNIX, HTTP):
             stack.callback(box.put(TREE / "systemd" / name, f"/etc/systemd/system/{name}").unlink)
@@ -41,7 +41,7 @@ def units(box: Box) -> Iterator[Service]:
 
 @pytest.fixture
 def service(units: Service, moto: S3Server) -> Iterator[Service]:
-    """The service, configured and its TCP door open; whatever a test leaves is wiped."""
+    """The service, configured, with its TCP socket listening; what a test leaves is removed."""
     units.configure(moto)
     units.systemctl("start", units.door)
     try:
@@ -86,8 +86,8 @@ def keys(server: S3Server, bucket: str) -> set[str]:
         client.close()
 
 
-def test_users_at_the_tcp_door(service: Service, moto: S3Server, bucket: str) -> None:
-    """A listed user's file is stored; another's is not, in either form, and the journal says who asked for what."""
+def test_users_of_the_tcp_socket(service: Service, moto: S3Server, bucket: str) -> None:
+    """A listed user's file is stored; another's is refused in either form, and the journal says who asked for what."""
     allow(service, moto, USERS="listed, 4711")
     for words in ((), ("--no-wait",)):
         assert send(service, "listed", *words, FILE, f"a/{bucket}/tcp/listed").returncode == 0
@@ -104,26 +104,26 @@ def test_users_at_the_tcp_door(service: Service, moto: S3Server, bucket: str) ->
         assert entry["MESSAGE"].startswith(f"refused {FILE} to {bucket}/tcp/unlisted, asked by user ")
 
 
-def test_a_reload_changes_who_may(service: Service, moto: S3Server, bucket: str) -> None:
-    """A list, another list, none: each counts from the reload on. A name that nobody has: no reload, no start."""
-    everybody = ("listed", "unlisted", "root")
-    for users, good in (("listed", everybody[:1]), ("unlisted,root", everybody[1:]), ("", everybody)):
+def test_a_reload_changes_the_allowed_users(service: Service, moto: S3Server, bucket: str) -> None:
+    """A list, another list, none: each applies from the reload on. An unknown name allows no reload and no start."""
+    everyone = ("listed", "unlisted", "root")
+    for users, good in (("listed", everyone[:1]), ("unlisted,root", everyone[1:]), ("", everyone)):
         allow(service, moto, USERS=users)
-        for user in everybody:
+        for user in everyone:
             assert (send(service, user, FILE, f"a/{bucket}/reload").returncode == 0) == (user in good)
     service.configure(moto, S3DAEMON_ALLOWED_USERS="listed,nosuch")
     assert service.systemctl("reload", service.unit, check=False).returncode != 0
     assert send(service, "unlisted", FILE, f"a/{bucket}/reload").returncode == 0
     assert service.systemctl("restart", service.unit, check=False).returncode != 0
-    told = [entry["MESSAGE"] for entry in service.journal("-p", "crit")]
-    assert any("S3DAEMON_ALLOWED_USERS names nosuch, who is no user here" in text for text in told)
+    logged = [entry["MESSAGE"] for entry in service.journal("-p", "crit")]
+    assert any("S3DAEMON_ALLOWED_USERS names nosuch, which is not a user here" in text for text in logged)
     checked = service.box.exec("s3daemon", "check", check=False)
     assert checked.returncode == 1
     assert "FAIL access      S3DAEMON_ALLOWED_USERS names nosuch" in checked.stdout
 
 
 def test_roots_and_buckets(service: Service, moto: S3Server, bucket: str) -> None:
-    """A file out of the roots, a link to one, a foreign bucket: each a line, and a warning with user and path."""
+    """A file outside the roots, a link to one, another bucket: each is refused, and a warning has the user and path."""
     link = service.box.root / "data/link"
     link.symlink_to("/etc/hostname")
     other = moto.new_bucket()
@@ -148,42 +148,42 @@ def test_roots_and_buckets(service: Service, moto: S3Server, bucket: str) -> Non
     link.unlink()
 
 
-def test_the_unix_door(service: Service, moto: S3Server, bucket: str) -> None:
-    """Enabled and the service restarted, it is there, for its group alone; it stays over restarts; the list counts."""
+def test_the_unix_socket(service: Service, moto: S3Server, bucket: str) -> None:
+    """Once enabled and the service restarted, only its group can use it; it survives restarts; the list applies."""
     service.systemctl("start", service.unit)
     service.systemctl("enable", UNIX)
     service.systemctl("restart", service.unit)
     assert service.show("ActiveState", UNIX) == "active"
     for n in range(2):
-        done = send(service, "member", FILE, f"a/{bucket}/unix/{n}", host=DOOR)
+        done = send(service, "member", FILE, f"a/{bucket}/unix/{n}", host=PATH)
         assert (done.returncode, done.stderr) == (0, "")
-        denied = send(service, "listed", FILE, f"a/{bucket}/denied", host=DOOR)
-        assert (denied.returncode, denied.stderr) == (1, f"send: cannot connect to {DOOR}: Permission denied\n")
+        denied = send(service, "listed", FILE, f"a/{bucket}/denied", host=PATH)
+        assert (denied.returncode, denied.stderr) == (1, f"send: cannot connect to {PATH}: Permission denied\n")
         service.systemctl("restart", service.unit)
     assert send(service, "listed", FILE, f"a/{bucket}/unix/tcp").returncode == 0
     assert {"unix/0", "unix/1", "unix/tcp"} <= keys(moto, bucket)
 
     allow(service, moto, USERS="member")
-    assert send(service, "member", "--tag", "t", FILE, f"a/{bucket}/unix/t", host=DOOR).returncode == 0
-    refused = send(service, "root", FILE, f"a/{bucket}/denied", host=DOOR)
+    assert send(service, "member", "--tag", "t", FILE, f"a/{bucket}/unix/t", host=PATH).returncode == 0
+    refused = send(service, "root", FILE, f"a/{bucket}/denied", host=PATH)
     assert refused.stderr == "send: NotAllowed: user 0 is not in S3DAEMON_ALLOWED_USERS\n"
     assert "denied" not in keys(moto, bucket)
 
     service.systemctl("stop", UNIX, service.door, service.unit)
-    assert service.box.exec("test", "-e", DOOR, check=False).returncode == 1
+    assert service.box.exec("test", "-e", PATH, check=False).returncode == 1
     service.systemctl("start", UNIX)
-    assert send(service, "member", FILE, f"a/{bucket}/unix/start", host=DOOR).returncode == 0
+    assert send(service, "member", FILE, f"a/{bucket}/unix/start", host=PATH).returncode == 0
     assert service.show("ActiveState", service.door) == "active"
 
 
-def test_a_client_of_the_unix_door_waits_over_a_restart(service: Service, moto: S3Server, bucket: str) -> None:
+def test_a_client_of_the_unix_socket_waits_during_a_restart(service: Service, moto: S3Server, bucket: str) -> None:
     """Its connection is kept as a TCP client's is, and the next process answers it."""
     service.systemctl("enable", UNIX)
     with relay(moto) as (network, store), ExitStack() as stack:
         service.configure(store, S3DAEMON_DRAIN_TIMEOUT="1s", S3DAEMON_WAIT_LIMIT="5min")
         service.systemctl("restart", service.unit)
         network.hold()
-        words = ("env", f"S3DAEMON_HOST={DOOR}", "runuser", "-u", "member", "--", "/usr/bin/send", FILE)
+        words = ("env", f"S3DAEMON_HOST={PATH}", "runuser", "-u", "member", "--", "/usr/bin/send", FILE)
         client = stack.enter_context(service.running(*words, f"a/{bucket}/unix/waits"))
         service.wait_show("NFileDescriptorStore", "1")
         service.systemctl("restart", service.unit)
@@ -193,8 +193,8 @@ def test_a_client_of_the_unix_door_waits_over_a_restart(service: Service, moto: 
     assert "unix/waits" in keys(moto, bucket)
 
 
-def test_the_http_door(service: Service, moto: S3Server, bucket: str) -> None:
-    """Enabled, and the service restarted: users are judged as at the wire, figures told, nobody is refused."""
+def test_the_http_socket(service: Service, moto: S3Server, bucket: str) -> None:
+    """Once enabled and the service restarted: users are checked as on the wire, metrics shown, no client is refused."""
     (port,) = free_ports(1)
     folder = service.box.root / f"etc/systemd/system/{HTTP}.d"
     with ExitStack() as stack:
@@ -214,9 +214,9 @@ def test_the_http_door(service: Service, moto: S3Server, bucket: str) -> None:
             assert done.stdout.split(" ", 1)[0] == code, done.stdout
         assert "http/unlisted" not in keys(moto, bucket)
         assert warned(service, "unlisted")[-1]["S3DAEMON_KEY"] == "http/unlisted"
-        told = urlopen(f"http://localhost:{port}/metrics").read().decode()
-        assert '\ns3daemon_transfers_total{outcome="stored"} 1.0\n' in told
-        assert "\nprocess_resident_memory_bytes " in told
+        metrics = urlopen(f"http://localhost:{port}/metrics").read().decode()
+        assert '\ns3daemon_transfers_total{outcome="stored"} 1.0\n' in metrics
+        assert "\nprocess_resident_memory_bytes " in metrics
         with ThreadPoolExecutor(1) as pool:
             over = [pool.submit(lambda: urlopen(f"http://localhost:{port}/version").status) for _ in range(200)]
             service.systemctl("restart", service.unit)
@@ -236,7 +236,7 @@ print(answer.status, answer.read().decode())
 
 
 def test_keys_that_systemd_passed_are_not_sent(service: Service, moto: S3Server, bucket: str) -> None:
-    """The service can read its credentials; nobody can have them stored."""
+    """The service can read its credentials; no client can have them stored."""
     keys_file = service.box.root / "etc/secret-key"
     keys_file.write_text(moto.secret_key)
     keys_file.chmod(0o600)
@@ -252,8 +252,8 @@ def test_keys_that_systemd_passed_are_not_sent(service: Service, moto: S3Server,
     assert "stolen" not in keys(moto, bucket)
 
 
-def test_a_connection_is_judged_at_each_request(tmp_path: Path, moto: S3Server, bucket: str) -> None:
-    """Without root or systemd: a list without us refuses both forms, one with us does not, and a reload is enough."""
+def test_access_is_checked_at_each_request(tmp_path: Path, moto: S3Server, bucket: str) -> None:
+    """Without root or systemd: a list without our user refuses both forms, one with it does not, after a reload."""
     (tmp_path / "f").write_bytes(b"content")
     ours, destination = str(os.geteuid()), f"a/{bucket}/each"
     with daemon(tmp_path / "state", moto, allowed_users="4711") as made, made.connect() as sock:
@@ -268,7 +268,7 @@ def test_a_connection_is_judged_at_each_request(tmp_path: Path, moto: S3Server, 
         sock.sendall(line)
         assert b'"result": "stored"' in answers.readline()
         made.set(allowed_users="4711,nosuch")
-        assert "names nosuch, who is no user here" in made.command("reload").stderr
+        assert "names nosuch, which is not a user here" in made.command("reload").stderr
         assert made.plain(tmp_path / "f", destination) == b"Success"
         answers.close()
         (warning, _) = [text for text in made.lines() if "refused" in text]

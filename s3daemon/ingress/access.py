@@ -1,0 +1,119 @@
+"""Who may ask: the users of S3DAEMON_ALLOWED_USERS. Each refusal for want of permission is written to the journal."""
+
+from __future__ import annotations
+
+import logging
+import pwd
+import socket
+from collections.abc import Awaitable, Callable, Collection, Iterable
+from typing import TypeVar
+
+from s3daemon.errors import Code, RequestError, SettingsError, one_line
+from s3daemon.ingress.peer import MAX_UID, NAMELESS, PeerLookup
+from s3daemon.model.record import MessageId
+from s3daemon.model.request import Request
+
+_log = logging.getLogger(__name__)
+
+Accepted = TypeVar("Accepted")
+
+
+def _uid_of_name(name: str) -> int:
+    return pwd.getpwnam(name).pw_uid
+
+
+def resolve_users(names: Iterable[str], uid: Callable[[str], int] = _uid_of_name) -> frozenset[int]:
+    """The numbers of users. May block: the user database can be on the network.
+
+    Args:
+        names: names and numbers.
+        uid: returns the number of a name, or raises KeyError.
+
+    Raises:
+        SettingsError: a name that no user has. Without that user the service would refuse its requests, and clients
+            do not repeat a request; while a service does not start, they wait.
+    """
+    faults, found = [], set[int]()
+    for name in names:
+        try:
+            number = int(name) if name.isdecimal() else uid(name)
+        except KeyError:
+            faults.append(f"S3DAEMON_ALLOWED_USERS names {one_line(name)}, which is not a user here")
+            continue
+        if number > MAX_UID or number == NAMELESS:
+            faults.append(f"S3DAEMON_ALLOWED_USERS names {one_line(name)}, and {number} is not the number of a user")
+        found.add(number)
+    if faults:
+        raise SettingsError(faults)
+    return frozenset(found)
+
+
+class AccessControl:
+    """Admits requests of the allowed users.
+
+    Args:
+        allowed: numbers of users, see `resolve_users`; empty for all users, and then none is looked up.
+        peers: looks up whose connection one is.
+    """
+
+    def __init__(self, allowed: Collection[int], peers: PeerLookup) -> None:
+        self._allowed = allowed
+        self._peers = peers
+
+    def allow(self, allowed: Collection[int]) -> None:
+        """Allow these users instead, from the next request on."""
+        self._allowed = allowed
+
+    async def check(self, sock: socket.socket) -> None:
+        """Return when the user at the other end is allowed.
+
+        Raises:
+            RequestError: `NotAllowed`.
+        """
+        if not self._allowed:
+            return
+        uid = await self._peers.uid_of(sock)
+        if uid is None:
+            text = "your user is not known: ask from this host, and keep the connection open until the answer"
+            raise RequestError(Code.NOT_ALLOWED, f"S3DAEMON_ALLOWED_USERS is set, and {text}")
+        if uid not in self._allowed:
+            raise RequestError(Code.NOT_ALLOWED, f"user {uid} is not in S3DAEMON_ALLOWED_USERS")
+
+    async def admit(
+        self, sock: socket.socket, request: Request, accept: Callable[[Request], Awaitable[Accepted]]
+    ) -> Accepted:
+        """Have a request accepted that came over `sock`; log it when its user, file or bucket is not allowed.
+
+        Returns:
+            what `accept` returns.
+
+        Raises:
+            RequestError: `NotAllowed`, and whatever `accept` raises.
+        """
+        try:
+            await self.check(sock)
+            return await accept(request)
+        except RequestError as exc:
+            if exc.code == Code.NOT_ALLOWED:
+                await self._log_refusal(sock, request, exc)
+            raise
+
+    async def _log_refusal(self, sock: socket.socket, request: Request, exc: RequestError) -> None:
+        uid = await self._peers.uid_of(sock)
+        destination = request.destination
+        _log.warning(
+            "refused %s to %s, asked by %s: %s",
+            one_line(request.file),
+            destination,
+            "an unknown user" if uid is None else f"user {uid}",
+            one_line(exc.text),
+            extra={
+                "journal": {
+                    "MESSAGE_ID": MessageId.REFUSED.value,
+                    "S3DAEMON_PEER_UID": "" if uid is None else uid,
+                    "S3DAEMON_FILE": request.file,
+                    "S3DAEMON_BUCKET": destination.bucket,
+                    "S3DAEMON_KEY": destination.key,
+                }
+            },
+        )

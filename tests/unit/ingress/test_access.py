@@ -1,0 +1,116 @@
+"""Who may ask: the listed users, or all; every refusal for want of permission is one warning in the journal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Iterable, Iterator
+
+import pytest
+
+from s3daemon.errors import FileError, RequestError, SettingsError, SpoolError
+from s3daemon.ingress.access import AccessControl, resolve_users
+from s3daemon.ingress.peer import PeerLookup
+from s3daemon.model.record import MessageId
+from s3daemon.model.request import Destination, Request
+
+REQUEST = Request("/data/f", Destination("bucket", "k"))
+
+
+class Lookup:
+    """Stands in for the kernel: every user is `uid`, or not known; counts the look-ups."""
+
+    def __init__(self, uid: int | None = 1000) -> None:
+        self.uid = uid
+        self.looks = 0
+
+    def __call__(self, socks: Iterable[socket.socket]) -> dict[socket.socket, int]:
+        self.looks += 1
+        return {} if self.uid is None else dict.fromkeys(socks, self.uid)
+
+
+def access(*allowed: int, lookup: Lookup | None = None) -> AccessControl:
+    return AccessControl(allowed, PeerLookup(lookup or Lookup()))
+
+
+def refusal(control: AccessControl, sock: socket.socket) -> str:
+    with pytest.raises(RequestError) as caught:
+        asyncio.run(control.check(sock))
+    assert caught.value.code == "NotAllowed"
+    return caught.value.text
+
+
+@pytest.fixture
+def sock() -> Iterator[socket.socket]:
+    with socket.socket() as made:
+        yield made
+
+
+def test_users_are_named_or_numbered() -> None:
+    assert resolve_users(("5", "ccs"), {"ccs": 1000}.__getitem__) == {5, 1000}
+    assert resolve_users(("root",)) == {0}
+
+
+def test_names_without_a_user_are_faults() -> None:
+    """Unknown names, and numbers that no user can have, are reported together."""
+    with pytest.raises(SettingsError) as caught:
+        resolve_users(("typo", "root", "65534", "4294967295", "nosuch"), {"root": 0}.__getitem__)
+    assert [fault.split()[2].strip(",") for fault in caught.value.faults] == ["typo", "65534", "4294967295", "nosuch"]
+
+
+def test_only_listed_users_may_ask(sock: socket.socket) -> None:
+    """One that is not listed is refused by number; one that is not known is told what to do."""
+    asyncio.run(access(5, 1000).check(sock))
+    assert "user 1000 is not in S3DAEMON_ALLOWED_USERS" in refusal(access(0, 5), sock)
+    assert "keep the connection open until the answer" in refusal(access(0, lookup=Lookup(None)), sock)
+
+
+def test_without_a_list_no_user_is_looked_up(sock: socket.socket) -> None:
+    lookup = Lookup(None)
+    asyncio.run(access(lookup=lookup).check(sock))
+    assert lookup.looks == 0
+
+
+def test_a_reload_changes_the_list(sock: socket.socket) -> None:
+    """From the next request on."""
+    control = access(5)
+    refusal(control, sock)
+    control.allow({1000})
+    asyncio.run(control.check(sock))
+    control.allow({7})
+    refusal(control, sock)
+
+
+@pytest.mark.parametrize(
+    ("error", "logged_text"),
+    [
+        (None, "user 1000 is not in"),
+        (RequestError("NotAllowed", "the bucket bucket is not in S3DAEMON_ALLOWED_BUCKETS"), "the bucket"),
+        (FileError("NotAllowed", "/data/f: /etc/f is not under S3DAEMON_ALLOWED_ROOTS"), "/etc/f is not under"),
+        (FileError("NoSuchFile", "/data/f: no such file"), ""),
+        (SpoolError("SpoolFull", "no space"), ""),
+    ],
+)
+def test_a_refusal_for_want_of_permission_is_one_warning(
+    sock: socket.socket, caplog: pytest.LogCaptureFixture, error: Exception | None, logged_text: str
+) -> None:
+    """Of users, roots and buckets alike, with the user and the path; other errors are not logged."""
+
+    async def accept(_: Request) -> None:
+        assert error
+        raise error
+
+    control = access(5) if error is None else access()
+    with caplog.at_level(logging.DEBUG), pytest.raises((RequestError, SpoolError)):
+        asyncio.run(control.admit(sock, REQUEST, accept))
+    logged = [record for record in caplog.records if record.name == "s3daemon.ingress.access"]
+    assert len(logged) == bool(logged_text)
+    for record in logged:
+        assert record.levelno == logging.WARNING
+        assert record.getMessage().startswith("refused /data/f to bucket/k, asked by user 1000: ")
+        assert logged_text in record.getMessage()
+        assert record.journal == {  # type: ignore[attr-defined]
+            "MESSAGE_ID": MessageId.REFUSED,
+            "S3DAEMON_PEER_UID": 1000, "S3DAEMON_FILE": "/data/f", "S3DAEMON_BUCKET": "bucket", "S3DAEMON_KEY": "k",
+        }  # fmt: skip

@@ -1,0 +1,282 @@
+"""The listener over Unix sockets: slots, which can be resized, and a stop in which no accepted client is lost."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+import s3daemon.ingress.listener
+from s3daemon.ingress.listener import Client, Listener, name_of
+
+
+class House:
+    """A listener that accepts from two sockets; each client sends a word and gets it back when the test says so."""
+
+    def __init__(self, directory: Path, max_clients: int) -> None:
+        self.listener = Listener(self.serve, max_clients)
+        self.reply = asyncio.Event()
+        self.read: list[bytes] = []
+        self.paths = [str(directory / name) for name in ("one", "two")]
+        self.sockets = [self.bound(path) for path in self.paths]
+        self.accepting = [asyncio.create_task(self.listener.accept(sock)) for sock in self.sockets]
+        self.callers: list[socket.socket] = []
+
+    def bound(self, path: str) -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.bind(path)
+        sock.listen(100)
+        sock.setblocking(False)
+        return sock
+
+    async def serve(self, client: Client) -> None:
+        loop = asyncio.get_running_loop()
+        word = await loop.sock_recv(client.sock, 100)
+        client.request_read()
+        self.read.append(word)
+        await self.reply.wait()
+        await loop.sock_sendall(client.sock, word)
+
+    def call(self, word: bytes = b"", at: int = 0) -> socket.socket:
+        """Connect, and send a word if there is one."""
+        caller = socket.socket(socket.AF_UNIX)
+        caller.connect(self.paths[at])
+        caller.setblocking(False)
+        caller.sendall(word)
+        self.callers.append(caller)
+        return caller
+
+    async def answer(self, caller: socket.socket) -> bytes:
+        return await asyncio.get_running_loop().sock_recv(caller, 100)
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(10):
+            while not condition():
+                await asyncio.sleep(0.001)
+
+    async def close(self) -> None:
+        for task in self.accepting:
+            task.cancel()
+        self.reply.set()
+        await self.listener.stop_reading()
+        await self.listener.drain()
+        for sock in (*self.callers, *self.sockets):
+            sock.close()
+
+
+Run = Callable[..., None]
+
+
+@pytest.fixture
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0.3)
+
+    def run(test: Callable[[House], Awaitable[None]], max_clients: int = 10) -> None:
+        async def main() -> None:
+            made = House(tmp_path, max_clients)
+            try:
+                async with asyncio.timeout(20):
+                    await test(made)
+            finally:
+                await made.close()
+            assert made.listener.clients == 0
+
+        asyncio.run(main())
+
+    return run
+
+
+def test_clients_without_a_slot_wait_in_the_backlog(house: Run) -> None:
+    async def test(house: House) -> None:
+        callers = [house.call(b"x", at=n % 2) for n in range(6)]
+        await house.until(lambda: len(house.read) == 2)
+        await asyncio.sleep(0.02)
+        assert house.listener.clients == 2
+        house.reply.set()
+        assert [await house.answer(caller) for caller in callers] == [b"x"] * 6
+
+    house(test, max_clients=2)
+
+
+def test_an_idle_socket_uses_no_slot(house: Run) -> None:
+    """With one slot, the clients of either socket are served."""
+
+    async def test(house: House) -> None:
+        house.reply.set()
+        await asyncio.sleep(0.01)  # both wait for a client
+        for at in (0, 1, 1, 0):
+            assert await house.answer(house.call(b"x", at)) == b"x"
+
+    house(test, max_clients=1)
+
+
+def test_slots_can_be_added(house: Run) -> None:
+    """Clients that wait for a slot get the new ones at once."""
+
+    async def test(house: House) -> None:
+        for n in range(8):
+            house.call(b"x", at=n % 2)
+        await house.until(lambda: house.listener.clients == 1)
+        house.listener.resize(5)
+        await house.until(lambda: house.listener.clients == 5)
+        await asyncio.sleep(0.02)
+        assert house.listener.clients == 5
+
+    house(test, max_clients=1)
+
+
+def test_slots_can_be_removed(house: Run) -> None:
+    """No client is disconnected; new ones wait until fewer than the new number are served."""
+
+    async def test(house: House) -> None:
+        first = [house.call(b"a") for _ in range(4)]
+        await house.until(lambda: len(house.read) == 4)
+        house.listener.resize(2)
+        later = [house.call(b"b") for _ in range(3)]
+        await asyncio.sleep(0.02)
+        assert house.read == [b"a"] * 4
+        house.reply.set()
+        assert [await house.answer(caller) for caller in first + later] == [b"a"] * 4 + [b"b"] * 3
+        house.reply.clear()
+        for _ in range(5):
+            house.call(b"c")
+        await house.until(lambda: house.read.count(b"c") == 2)
+        await asyncio.sleep(0.02)
+        assert house.listener.clients == 2
+
+    house(test, max_clients=4)
+
+
+def test_a_stop_waits_for_the_first_request(house: Run) -> None:
+    """A client that sends it within the limit is served; a silent one is disconnected after it."""
+
+    async def test(house: House) -> None:
+        late, silent = house.call(), house.call()
+        await house.until(lambda: house.listener.clients == 2)
+        house.reply.set()
+        stopping = asyncio.create_task(house.listener.stop_reading())
+        await asyncio.sleep(0.02)
+        assert not stopping.done()
+        late.sendall(b"late")
+        assert await house.answer(late) == b"late"
+        await stopping
+        assert await house.answer(silent) == b""
+
+    house(test)
+
+
+def test_a_stop_does_not_wait_for_clients_that_were_read(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 60)
+
+    async def test(house: House) -> None:
+        caller = house.call(b"x")
+        await house.until(lambda: len(house.read) == 1)
+        await asyncio.wait_for(house.listener.stop_reading(), 10)
+        house.reply.set()
+        assert await house.answer(caller) == b"x"
+
+    house(test)
+
+
+@pytest.mark.parametrize("moments", range(6))
+def test_a_client_accepted_just_before_a_stop_is_served(
+    house: Run, monkeypatch: pytest.MonkeyPatch, moments: int
+) -> None:
+    """Or it stays in the backlog; whatever the moment, it is not dropped."""
+    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0)
+
+    async def test(house: House) -> None:
+        house.reply.set()
+        await asyncio.sleep(0.01)
+        caller = house.call(b"x")
+        for _ in range(moments):
+            await asyncio.sleep(0)
+        for task in house.accepting:
+            task.cancel()
+        await house.listener.stop_reading()
+        await house.listener.drain()
+        if house.read:
+            assert await house.answer(caller) == b"x"
+        else:
+            with house.sockets[0].accept()[0] as waiting:
+                assert waiting.recv(100) == b"x"
+
+    house(test)
+
+
+def test_a_resumed_client_takes_no_slot(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And a stop does not wait for a request of it."""
+    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 60)
+
+    async def test(house: House) -> None:
+        ours, theirs = socket.socketpair()
+        house.callers.append(theirs)
+        theirs.setblocking(False)
+        house.listener.resume(ours, house.serve)
+        house.call(b"new")
+        await house.until(lambda: house.read == [b"new"])
+        assert house.listener.clients == 2
+        await asyncio.wait_for(house.listener.stop_reading(), 10)
+        theirs.sendall(b"old")
+        house.reply.set()
+        assert await house.answer(theirs) == b"old"
+
+    house(test, max_clients=1)
+
+
+def test_a_bug_ends_its_client_alone(house: Run, caplog: pytest.LogCaptureFixture) -> None:
+    async def test(house: House) -> None:
+        async def broken(_: Client) -> None:
+            raise ValueError("a bug")
+
+        ours, theirs = socket.socketpair()
+        house.callers.append(theirs)
+        theirs.setblocking(False)
+        house.listener.resume(ours, broken)
+        assert await house.answer(theirs) == b""
+        house.reply.set()
+        assert await house.answer(house.call(b"x")) == b"x"
+
+    house(test)
+    assert "a bug while serving a client" in caplog.text
+
+
+def test_accepting_goes_on_after_an_error(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For example when the process is out of descriptors."""
+    monkeypatch.setattr(s3daemon.ingress.listener, "ACCEPT_PAUSE_S", 0.01)
+
+    class Failing(socket.socket):
+        failures = 3
+
+        def accept(self) -> tuple[socket.socket, object]:
+            if self.failures:
+                self.failures -= 1
+                raise OSError(24, "Too many open files")
+            return super().accept()
+
+    async def test(house: House) -> None:
+        sock = Failing(socket.AF_UNIX)
+        house.paths.append(house.paths[0] + "-failing")
+        sock.bind(house.paths[-1])
+        sock.listen(10)
+        sock.setblocking(False)
+        house.sockets.append(sock)
+        house.reply.set()
+        task = asyncio.create_task(house.listener.accept(sock))
+        assert await house.answer(house.call(b"x", at=2)) == b"x"
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+    house(test)
+
+
+def test_addresses_are_shown_as_text(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as tcp, socket.socket(socket.AF_UNIX) as unix:
+        unix.bind(str(tmp_path / "socket"))
+        assert name_of(tcp) == f"127.0.0.1:{tcp.getsockname()[1]}"
+        assert name_of(unix) == str(tmp_path / "socket")

@@ -1,0 +1,94 @@
+"""The supervisor: a background task that dies ends the service; one that returns or is cancelled does not."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+
+from s3daemon.service import FILE_THREADS, Supervisor
+
+
+async def forever() -> None:
+    await asyncio.Event().wait()
+
+
+async def die() -> None:
+    raise ValueError("something unexpected")
+
+
+async def finish() -> None:
+    pass
+
+
+def test_a_task_that_dies_ends_the_wait_with_its_reason_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start("the watchdog", forever())
+        supervisor.start("the janitor", die())
+        async with asyncio.timeout(10):
+            await supervisor.wait(asyncio.Event())
+        assert supervisor.died
+        await supervisor.cancel()
+
+    asyncio.run(test())
+    (record,) = caplog.records
+    assert record.levelname == "CRITICAL"
+    assert record.getMessage().startswith("a bug ended the janitor: ValueError('something unexpected')")
+    assert record.exc_info is not None
+
+
+def test_a_task_that_died_before_the_wait_counts() -> None:
+    async def test() -> None:
+        supervisor = Supervisor()
+        supervisor.start("the keeper", die())
+        await asyncio.sleep(0.01)
+        async with asyncio.timeout(10):
+            await supervisor.wait(asyncio.Event())
+        assert supervisor.died
+
+    asyncio.run(test())
+
+
+def test_the_wait_ends_with_the_stop(caplog: pytest.LogCaptureFixture) -> None:
+    """A task that has returned or was cancelled is not a death."""
+
+    async def test() -> None:
+        supervisor, stop = Supervisor(), asyncio.Event()
+        supervisor.start("the watchdog of no systemd", finish())
+        supervisor.start("an endpoint's keeper", forever()).cancel()
+        waiting = asyncio.create_task(supervisor.wait(stop))
+        await asyncio.sleep(0.01)
+        assert not waiting.done()
+        stop.set()
+        await asyncio.wait_for(waiting, 10)
+        assert not supervisor.died
+
+    asyncio.run(test())
+    assert caplog.records == []
+
+
+def test_cancelling_waits_for_every_task() -> None:
+    async def test() -> None:
+        supervisor, cleaned = Supervisor(), []
+
+        async def clean_up() -> None:
+            try:
+                await forever()
+            finally:
+                await asyncio.sleep(0.01)
+                cleaned.append(True)
+
+        for _ in range(3):
+            supervisor.start("a task", clean_up())
+        await asyncio.sleep(0)
+        await supervisor.cancel()
+        assert cleaned == [True] * 3
+        assert not supervisor.died
+
+    asyncio.run(test())
+
+
+def test_there_is_a_thread_for_each_call_that_may_block() -> None:
+    """Also after a reload that sets the most clients and connections that there can be."""
+    assert FILE_THREADS >= 2 * 8192 + 4 * 1024
