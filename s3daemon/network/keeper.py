@@ -210,8 +210,9 @@ class Keeper:
         self._is_in_doubt = False
         self._asked_over.clear()
         self._ask_again_at = math.inf if all(known.values()) else self._clock() + ASK_AGAIN_S
+        is_partial = bool(self._pool.small_request) and any(known.values())
         for address, method in known.items():
-            if self._pool.addresses.set_keeping(address, keeps=bool(method)) and any(known.values()):
+            if self._pool.addresses.set_keeping(address, keeps=bool(method)) and is_partial:
                 what = (
                     "keeps connections open now" if method else "closes each connection: others are kept open instead"
                 )

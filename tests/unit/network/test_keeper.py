@@ -144,7 +144,7 @@ async def test_no_connection_is_opened_to_a_server_that_keeps_none(
         server.other = answering()
         clock.now += ASK_AGAIN_S
         await until(lambda: pool.open_count == CONNECTIONS)
-        assert caplog.messages[-1] == "the store keeps connections open now"
+        assert caplog.messages[1:] == ["the store keeps connections open now"]
 
 
 @in_loop
