@@ -101,10 +101,11 @@ class Keeper:
     def _next_work(self, running: int) -> list[Coroutine[None, None, None]]:
         """Choose what to do next, while `running` other tasks are not done yet."""
         probes = [self._probe(address) for address in self._pool.addresses.to_probe()] if not running else []
-        due, find = self._due(), []
-        is_waiting = self._failures and (running or self._clock() < self._retry_at)
-        if not (is_waiting or self._is_finding) and (self._is_in_doubt or self._clock() >= self._ask_again_at):
-            find = [self._find_small_request()]
+        if self._pool.must_resolve:
+            probes.append(self._pool.resolve())
+        due = self._due()
+        is_waiting = bool(self._failures) and (running > 0 or self._clock() < self._retry_at)
+        find = [self._find_small_request()] if not is_waiting and self._must_find else []
         if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
             return probes + (find or [self._refresh(connection) for connection in due[: 0 if is_waiting else 1]])
         closed = [connection for connection in due if not connection.is_open and not self._is_in_doubt]
@@ -116,6 +117,10 @@ class Keeper:
         if not (due or running):
             work += [self._prime_one(connection) for connection in self._unprimed()[: self._pool.reserve]]
         return probes + find + work
+
+    @property
+    def _must_find(self) -> bool:
+        return not self._is_finding and (self._is_in_doubt or self._clock() >= self._ask_again_at)
 
     def _due(self) -> list[Connection]:
         """Return idle connections that are closed or were not used for the interval, those used last first.
@@ -176,6 +181,8 @@ class Keeper:
         pool = self._pool
         candidates = [connection for connection in pool.idle() if connection.is_open]
         moving = [connection for connection in candidates if not pool.addresses.is_enabled(connection.address)]
+        if not moving:  # one at a time: the others stay warm
+            moving = [connection for connection in candidates if pool.is_gone(connection.address)][:1]
         if not moving and (overloaded := pool.addresses.overloaded(pool.per_address())):
             moving = [connection for connection in candidates if connection.address == overloaded][:1]
         for connection in moving:
