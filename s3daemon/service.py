@@ -177,10 +177,19 @@ class Service:
         self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._attempts.store)
         self._janitor.disown()
         intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
-        self._server = server = Server(self._settings, intake, self._access, self._notifier, spool.mark_notified)
+        self._server = server = Server(
+            self._settings,
+            intake,
+            self._access,
+            self._notifier,
+            spool.mark_notified,
+            [name_of(sock) for sock in http_listeners],
+        )
         self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.pool, exposures)
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
-        metrics = Metrics(lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients})
+        metrics = Metrics(
+            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients}, name=state_dir.name
+        )
         uploader.observers.append(metrics.see)
         self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.clock)
         pages = routes(self._settings, operations, metrics)
