@@ -119,7 +119,18 @@ class RequestError(S3daemonError):
 
 
 class FileError(RequestError):
-    """The file cannot be sent as it is."""
+    """The file cannot be sent as it is.
+
+    Attributes:
+        status, ambiguous, retry_after, address, other_address: as in `AttemptError`, so that both are handled alike;
+            constant, since a file's error involves no store.
+    """
+
+    status = 0
+    ambiguous = False
+    retry_after = 0.0
+    address = ""
+    other_address = False
 
 
 class SpoolError(S3daemonError):
@@ -135,21 +146,41 @@ class AttemptError(S3daemonError):
         status: the HTTP status, 0 when there was no answer.
         ambiguous: the whole body may have arrived, so the object may be in the store.
         retry_after: seconds that the store asked us to wait (Retry-After), 0 when it did not.
-
-    Attributes:
-        receiver: the address where it failed; empty when it got nowhere.
-        elsewhere: the receiver is to blame, and another one serves that the transfer has not tried yet.
+        address: the store's address where it failed; empty when none was reached.
+        other_address: the address is to blame, and another one is enabled where this transfer has not failed yet.
     """
 
     def __init__(
-        self, code: str, text: str, *, status: int = 0, ambiguous: bool = False, retry_after: float = 0.0
+        self,
+        code: str,
+        text: str,
+        *,
+        status: int = 0,
+        ambiguous: bool = False,
+        retry_after: float = 0.0,
+        address: str = "",
+        other_address: bool = False,
     ) -> None:
         super().__init__(code, text)
         self.status = status
         self.ambiguous = ambiguous
         self.retry_after = retry_after
-        self.receiver = ""
-        self.elsewhere = False
+        self.address = address
+        self.other_address = other_address
+
+    def replace(
+        self, *, ambiguous: bool | None = None, address: str | None = None, other_address: bool | None = None
+    ) -> AttemptError:
+        """Return a copy in which the given fields have other values."""
+        return AttemptError(
+            self.code,
+            self.text,
+            status=self.status,
+            ambiguous=self.ambiguous if ambiguous is None else ambiguous,
+            retry_after=self.retry_after,
+            address=self.address if address is None else address,
+            other_address=self.other_address if other_address is None else other_address,
+        )
 
 
 def one_line(text: str, limit: int = 500) -> str:

@@ -27,8 +27,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s3daemon.errors import one_line
-from s3daemon.model.kinds import Priority
-from s3daemon.model.record import Field, TransferRecord
+from s3daemon.model.record import Field, Priority, TransferRecord
 
 #: Takes one entry and may block as long as it likes; raises OSError when it cannot take it.
 Sink = Callable[[Sequence[tuple[str, bytes]]], None]

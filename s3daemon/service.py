@@ -20,8 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.environ import of_service
-from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences
+from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences, of_service
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import LOST_S
 from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
@@ -145,7 +144,7 @@ class Service:
             listeners = listeners or bind(settings.host, settings.port)
             self._endpoint = Endpoint(settings, self._background.start)
             await self._endpoint.open()
-            self._journal.hide(self._endpoint.signer.secrets)
+            self._journal.hide(self._endpoint.secrets)
             try:
                 await self._serve(listeners, passed_listeners.get("http", []), passed.clients, state_dir, stop)
             finally:
@@ -167,16 +166,17 @@ class Service:
         stop: asyncio.Event,
     ) -> None:
         settings, spool, start = self._settings.current, self._spool, self._background.start
-        service = ActiveClock(spool.active_base_s, time.monotonic)
-        self._attempts = Attempts(settings, spool, self._endpoint.store)
-        self._uploader = uploader = Uploader(settings, spool, self._attempts, self._journal, service)
+        active_clock = ActiveClock(spool.active_base_s, time.monotonic)
+        attempts = Attempts(self._settings, spool, lambda: self._endpoint.store)
+        self._uploader = uploader = Uploader(self._settings, spool, attempts, self._journal, active_clock)
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         exposures = watch_exposures(uploader)
         uploader.recover(pending)
-        self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._attempts.store)
-        self._janitor.disown()
-        intake = Intake(uploader, spool, spool.last_seq)  # so that its seqs are the spool's: `restore` goes by them
+        self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._endpoint.store)
+        self._janitor.forget_other_endpoints()
+        # From the spool's last seq on, so that both count alike: `restore` relies on it.
+        intake = Intake(self._settings, uploader, spool, spool.last_seq)
         self._server = server = Server(
             self._settings,
             intake,
@@ -185,13 +185,15 @@ class Service:
             spool.mark_notified,
             [name_of(sock) for sock in http_listeners],
         )
-        self._operations = operations = Operations(uploader, spool, server, lambda: self._endpoint.pool, exposures)
+        self._operations = operations = Operations(
+            self._settings, uploader, spool, server, lambda: self._endpoint.pool, exposures=exposures
+        )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
         metrics = Metrics(
             lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients}, name=state_dir.name
         )
         uploader.observers.append(metrics.see)
-        self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.clock)
+        self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.now)
         pages = routes(self._settings, operations, metrics)
         self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
         handlers = {
@@ -233,7 +235,7 @@ class Service:
         self._uploads.leave()
         await asyncio.gather(self._server.leave(for_good=for_good), self._http.listener.drain())
         await control.close()
-        self._spool.save_clock(self._uploader.service.now())
+        self._spool.save_clock(self._uploader.active_now_s())
         left = len(self._uploader.schedule)
         _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
 
@@ -247,13 +249,14 @@ class Service:
             self._notifier.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
-                service_now = self._uploader.service.now()
+                service_now = self._uploader.active_now_s()
                 self._spool.save_clock(service_now)
                 self._spool.expire(service_now, self._settings.current.keep_failed_s)
                 self._warn_of_late(ticked_at)
 
     def _warn_of_late(self, now: float) -> None:
-        late = [job for job in self._uploader.schedule.jobs if job.live and now - job.accepted_at > LOST_S]
+        transfers = self._uploader.schedule.transfers
+        late = [queued for queued in transfers if queued.live and now - queued.accepted_at > LOST_S]
         if late:
             age_s, id_ = now - late[0].accepted_at, late[0].transfer.id
             _log.warning("%d live transfers are late, the oldest, %s, is %.0f s old", len(late), id_, age_s)
@@ -264,7 +267,7 @@ class Service:
 
     async def _write_pending(self) -> None:
         try:
-            await self._spool.restore([entry_of(job) for job in self._uploader.schedule.jobs])
+            await self._spool.restore([entry_of(queued) for queued in self._uploader.schedule.transfers])
         except SpoolError as exc:
             _log.error("the transfers in memory cannot be written to the new spool: %s", exc)
 
@@ -300,20 +303,15 @@ class Service:
         except SettingsError:
             await endpoint.close(before)
             raise
-        self._journal.hide(endpoint.signer.secrets)
+        self._journal.hide(endpoint.secrets)
         # From here on nothing is refused, and nothing waits: all of it is in force, or none.
-        self._settings.current = self._attempts.settings = self._uploader.settings = new
-        self._endpoint, self._attempts.store = endpoint, endpoint.store
+        self._settings.current, self._endpoint = new, endpoint
         self._access.allow(allowed)
         for listener in (self._server.listener, self._http.listener):
             listener.resize(new.max_clients)
-        self._uploader.schedule.resize(new.max_connections)
-        in_flight = {job.task for job in self._uploader.schedule.running if job.task}
-        retiring = before.retire(endpoint, in_flight, self._janitor.leave)
+        retiring = before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all)
         self._background.start("retiring the endpoint before", retiring)
-        self._uploader.health.reload()
-        self._uploader.schedule.end_delays()
-        self._uploader.pump()
+        self._uploader.reload()
         logging.getLogger("s3daemon").setLevel(new.log_level.upper())
         _log.info("reloaded; in force: %s", ", ".join(applied) or "nothing new")
         return {"applied": applied, "restart": restart}

@@ -1,4 +1,4 @@
-"""Stand-ins for the uploader's collaborators, and an event loop whose time flies."""
+"""Fakes of the uploader's collaborators, and an event loop that does not wait for timers."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.settings import Settings
+from s3daemon.config.settings import Settings, SettingsHolder
 from s3daemon.delivery.attempt import Attempts
-from s3daemon.delivery.intake import Intake
+from s3daemon.delivery.intake import Intake, Ticket
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
-from s3daemon.model.kinds import MessageId
-from s3daemon.model.record import Field
+from s3daemon.model.record import Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
@@ -26,20 +26,20 @@ from s3daemon.spool.rows import Entry
 
 
 class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
-    """Waits for nothing: when no descriptor is ready, the time it would have waited has passed."""
+    """Never waits: when no descriptor is ready, the time that it would have waited is counted as passed."""
 
     passed = 0.0
 
     def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
         ready = super().select(0)
         if not ready:
-            assert timeout is not None, "the loop waits for ever"
+            assert timeout is not None, "the loop would wait for ever"
             self.passed += timeout
         return ready
 
 
 class FlyingLoop(asyncio.SelectorEventLoop):
-    """An event loop that leaps from timer to timer. Nothing in it may use a thread."""
+    """An event loop whose time leaps from timer to timer. Nothing in it may use a thread."""
 
     def __init__(self) -> None:
         self._flight = _JumpingSelector()
@@ -58,13 +58,13 @@ class FlyingLoop(asyncio.SelectorEventLoop):
 
 
 def fly(main: Callable[[], Awaitable[None]]) -> None:
-    """Run `main` in a loop whose time flies."""
+    """Run `main` in a FlyingLoop."""
     with asyncio.Runner(loop_factory=FlyingLoop) as runner:
         runner.run(main())  # type: ignore[arg-type]
 
 
 class FakeSpool:
-    """Rows in memory; full when told so."""
+    """Rows in memory; refuses new ones while `full`."""
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}
@@ -108,13 +108,26 @@ class FakeSpool:
 
 @dataclass
 class FakeStore:
-    """Does what `answer` says to each PUT: an error to raise, or None to store; None for ever when it is exhausted."""
+    """Stores in memory.
+
+    Args:
+        answer: called for each PUT: returns the error to raise, or None to store the object. An error with a true
+            `arrived` is raised although the object is stored.
+        seconds: how long each request takes.
+        objects: the id of the transfer stored last, by destination.
+        puts: time and transfer id of each PUT.
+        avoided: the addresses that each PUT was to avoid.
+        finds: transfer id of each lookup.
+        ever: ids of all transfers that were ever stored.
+        in_flight: PUTs now.
+        most: of them at once so far.
+    """
 
     answer: Callable[[Transfer], S3daemonError | None] = lambda _: None
     seconds: float = 0.1
     objects: dict[Destination, str] = field(default_factory=dict)
     puts: list[tuple[float, str]] = field(default_factory=list)
-    tried: list[set[str]] = field(default_factory=list)
+    avoided: list[set[str]] = field(default_factory=list)
     finds: list[str] = field(default_factory=list)
     ever: set[str] = field(default_factory=set)
     in_flight: int = 0
@@ -124,11 +137,11 @@ class FakeStore:
         self,
         transfer: Transfer,
         source: Source,
-        ledger: OpenUploads | None = None,
-        tried: Collection[str] = (),
+        open_uploads: OpenUploads | None = None,
+        failed_addresses: Collection[str] = (),
         progress: Progress | None = None,
     ) -> Stored:
-        self.tried.append(set(tried))
+        self.avoided.append(set(failed_addresses))
         self.puts.append((asyncio.get_running_loop().time(), transfer.id))
         self.in_flight += 1
         self.most = max(self.most, self.in_flight)
@@ -142,22 +155,22 @@ class FakeStore:
                 self._keep(transfer)
             raise error
         self._keep(transfer)
-        return Stored(etag="", size=source.state.size, receiver="of the store")
+        return Stored(etag="", size=source.state.size, address="of the store")
 
     def _keep(self, transfer: Transfer) -> None:
         self.objects[transfer.destination] = transfer.id
         self.ever.add(transfer.id)
 
-    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | LookupResult:
+    async def find(self, transfer: Transfer, failed_addresses: Collection[str] = ()) -> Stored | LookupResult:
         self.finds.append(transfer.id)
         await asyncio.sleep(self.seconds)
         if self.objects.get(transfer.destination) == transfer.id:
-            return Stored(etag="", size=transfer.seen.size)
+            return Stored(etag="", size=transfer.file_state.size)
         return LookupResult.NOT_FOUND
 
 
 class FakeJournal:
-    """Keeps what it gets."""
+    """Records and entries in memory."""
 
     def __init__(self) -> None:
         self.records: list[Any] = []
@@ -168,7 +181,7 @@ class FakeJournal:
         return True
 
     def of(self, kind: MessageId) -> list[dict[str, Any]]:
-        """The entries of a kind."""
+        """Return the entries of a kind."""
         return [entry for entry in self.entries if entry["MESSAGE_ID"] == kind]
 
     def record(self, record: Any, done: Callable[[], None] | None = None) -> bool:
@@ -179,7 +192,7 @@ class FakeJournal:
 
 
 class FakeFiles:
-    """A file system of sizes; what is not there raises."""
+    """A file system that knows sizes; missing files raise."""
 
     def __init__(self) -> None:
         self.sizes: dict[str, int] = {}
@@ -193,9 +206,15 @@ class FakeFiles:
 
 
 class House:
-    """An uploader and an intake over the stand-ins, or over a real `spool`, inside a running FlyingLoop."""
+    """An uploader and an intake with fake collaborators, inside a running FlyingLoop.
 
-    def __init__(self, real_spool: Any = None, **changes: str) -> None:
+    Args:
+        spool: kept from another house, or a real one; else a new FakeSpool.
+        store: kept from another house; else a new FakeStore.
+        changes: settings by variable.
+    """
+
+    def __init__(self, *, spool: Any = None, store: FakeStore | None = None, **changes: str) -> None:
         environ = {
             "S3_ENDPOINT_URL": "http://store",
             "AWS_ACCESS_KEY_ID": "key",
@@ -203,19 +222,28 @@ class House:
             "S3DAEMON_STATE_DIR": "/nowhere",
         }
         self.settings = Settings.from_environ(environ | changes)
+        self.holder = SettingsHolder(self.settings)
         self.loop = asyncio.get_running_loop()
-        self.spool, self.store, self.journal, self.files = FakeSpool(), FakeStore(), FakeJournal(), FakeFiles()
+        self.spool = FakeSpool() if spool is None else spool
+        self.store = FakeStore() if store is None else store
+        self.journal, self.files = FakeJournal(), FakeFiles()
         clock = self.loop.time
-        self.service = ActiveClock(0.0, clock)
-        spool: Any = real_spool or self.spool
-        store: Any = self.store
+        current_store: Any = lambda: self.store  # noqa: E731
         journal: Any = self.journal
         self.wall_offset = 1e9
-        attempts = Attempts(self.settings, spool, store, self.files.open, clock)
+        self.attempts = Attempts(self.holder, self.spool, current_store, self.files.open, clock)
         self.uploader = Uploader(
-            self.settings, spool, attempts, journal, self.service, clock=clock, wall=self.wall, rng=random.Random(1)
+            self.holder,
+            self.spool,
+            self.attempts,
+            journal,
+            ActiveClock(0.0, clock),
+            clock=clock,
+            wall=self.wall,
+            rng=random.Random(1),
         )
-        self.intake = Intake(self.uploader, spool, spool.last_seq, opener=self.files.open, wall=self.wall)
+        last_seq = self.spool.last_seq
+        self.intake = Intake(self.holder, self.uploader, self.spool, last_seq, opener=self.files.open, wall=self.wall)
 
     def wall(self) -> float:
         return self.loop.time() + self.wall_offset
@@ -223,18 +251,29 @@ class House:
     def request(self, file: str = "/f", key: str = "k", **more: Any) -> Request:
         return Request(file, Destination("bucket", key), **more)
 
+    def queued(self, ticket: Ticket) -> QueuedTransfer:
+        """The transfer of a ticket, which is not over."""
+        found = self.uploader.schedule.get(ticket.id)
+        assert found is not None
+        return found
+
 
 def away(_: Transfer) -> AttemptError:
-    """The endpoint refuses connections."""
+    """Answer as an endpoint that refuses connections."""
     return AttemptError("ConnectionFailed", "refused")
 
 
 def transfer(n: int, key: str = "") -> Transfer:
-    """The n-th transfer, to a destination of its own or to `key`."""
-    place = Destination(
+    """Return the n-th transfer, to a destination of its own or to `key`."""
+    destination = Destination(
         "rubin-summit", key or f"LSSTCam/20261123/MC_O_20261123_{n:06d}/MC_O_20261123_{n:06d}_R22_S11.fits"
     )
     file = f"/data/20261123/MC_O_20261123_{n:06d}/MC_O_20261123_{n:06d}_R22_S11.fits"
     return Transfer(
-        f"{n:016x}", file, place, (f"MC_O_20261123_{n:06d}",), FileState(8_000_000 + n, 1_763_862_735 * 10**9, n, 7), n
+        f"{n:016x}",
+        file,
+        destination,
+        (f"MC_O_20261123_{n:06d}",),
+        FileState(8_000_000 + n, 1_763_862_735 * 10**9, n, 7),
+        n,
     )

@@ -81,7 +81,7 @@ def record_dropped(entries: Sequence[Entry]) -> None:
                 file=transfer.file,
                 bucket=transfer.destination.bucket,
                 key=transfer.destination.key,
-                size_bytes=transfer.seen.size,
+                size_bytes=transfer.file_state.size,
                 start_usec=transfer.accepted_usec,
                 queue_usec=0,
                 total_usec=0,

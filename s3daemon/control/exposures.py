@@ -12,17 +12,12 @@ from dataclasses import dataclass, field
 
 from s3daemon.control.codec import JsonObject
 from s3daemon.model.record import TransferRecord
-from s3daemon.model.request import Transfer
+from s3daemon.model.request import Transfer, prefix_of
 
 #: The ones requested last are kept. At one a minute this is half an hour, and as many bars as a chart shows well.
 KEPT = 30
 #: From the first request to the last object stored: longer is late; later still, and the exposure is given up as lost.
 LATE_S, LOST_S = 10.0, 30.0
-
-
-def prefix_of(bucket: str, key: str, parts: int | None = None) -> str:
-    """Return bucket and key up to its last slash, or the first `parts` of that key; with a slash at the end."""
-    return "/".join([bucket, *key.split("/")[:-1][:parts]]) + "/"
 
 
 @dataclass(frozen=True, slots=True)

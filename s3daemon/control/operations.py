@@ -12,10 +12,11 @@ from itertools import islice
 
 from s3daemon import __version__
 from s3daemon.clock import Clock
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.control.exposures import LATE_S, LOST_S, Exposures
 from s3daemon.control.rows import Row, row_of
 from s3daemon.control.status import LISTED, Condition, Connections, Status, receivers_of, uploads_of
-from s3daemon.delivery.schedule import Job
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
@@ -25,24 +26,24 @@ from s3daemon.spool.spool import Entry, Spool
 Answer = Mapping[str, object]
 
 
-def entry_of(job: Job) -> Entry:
+def entry_of(queued: QueuedTransfer) -> Entry:
     """Return a pending transfer as the spool would."""
     return Entry(
-        job.seq,
-        job.transfer,
-        job.accepted_service,
-        job.attempts,
-        attempt_started=job.begun,
-        code=job.code,
-        text=job.text,
+        queued.seq,
+        queued.transfer,
+        queued.accepted_active_s,
+        queued.attempts,
+        attempt_started=queued.attempt_started,
+        code=queued.last_error.code,
+        text=queued.last_error.text,
     )
 
 
 def watch_exposures(uploader: Uploader) -> Exposures:
     """Follow every transfer of the uploader from here on."""
     exposures = Exposures()
-    uploader.schedule.on_added = lambda job: exposures.added(job.transfer)
-    uploader.schedule.on_removed = lambda job: exposures.removed(job.transfer)
+    uploader.schedule.on_added = lambda queued: exposures.added(queued.transfer)
+    uploader.schedule.on_removed = lambda queued: exposures.removed(queued.transfer)
     uploader.observers.append(exposures.recorded)
     return exposures
 
@@ -58,6 +59,7 @@ class Operations:
     """The commands of the control socket, and the daemon's condition.
 
     Args:
+        settings: names the store.
         uploader: has the pending transfers and the endpoint's health.
         spool: has the failed transfers.
         server: knows its clients.
@@ -72,16 +74,18 @@ class Operations:
 
     def __init__(
         self,
+        settings: SettingsHolder,
         uploader: Uploader,
         spool: Spool,
         server: Server,
         pool: Callable[[], ConnectionPool],
-        exposures: Exposures,
         *,
+        exposures: Exposures,
         wall: Clock = time.time,
     ) -> None:
         self.draining = ""
         self.refused = ""
+        self._settings = settings
         self._uploader = uploader
         self._spool = spool
         self._server = server
@@ -100,46 +104,41 @@ class Operations:
 
     def sample(self) -> None:
         """Note how far each upload is; called every 2 s, it gives their recent rates."""
-        now = self._uploader.clock()
-        for job in self._uploader.schedule.running:
-            if job.progress is not None:
-                job.progress.sample(now)
+        now = self._uploader.now()
+        for queued in self._uploader.schedule.running:
+            if queued.attempt is not None:
+                queued.attempt.progress.sample(now)
 
     async def queue(self, arguments: Mapping[str, object]) -> Answer:
         """Answer with every transfer that is not over and the failed ones; with `failed` only with these."""
         failed = await asyncio.to_thread(self._spool.entries, failed=True)
-        jobs = [] if arguments.get("failed") is True else self._uploader.schedule.jobs
-        return {"transfers": (row.as_dict() for row in self._rows(jobs, failed))}
+        pending = [] if arguments.get("failed") is True else self._uploader.schedule.transfers
+        return {"transfers": (row.as_dict() for row in self._rows(pending, failed))}
 
-    def _rows(self, jobs: Sequence[Job], failed: Sequence[Entry]) -> Iterator[Row]:
-        now_usec, now = round(self._wall() * 1e6), self._uploader.clock()
-        for job in jobs:
-            state, next_in_s = self._state(job, now)
-            yield row_of(entry_of(job), state, now_usec=now_usec, next_in_s=next_in_s)
+    def _rows(self, pending: Sequence[QueuedTransfer], failed: Sequence[Entry]) -> Iterator[Row]:
+        now_usec, now = round(self._wall() * 1e6), self._uploader.now()
+        for queued in pending:
+            state, next_in_s = self._state(queued, now)
+            yield row_of(entry_of(queued), state, now_usec=now_usec, next_in_s=next_in_s)
         for entry in failed:
             yield row_of(entry, "failed", now_usec=now_usec)
 
-    def _state(self, job: Job, now: float) -> tuple[str, float | None]:
-        if job.task is not None:
+    def _state(self, queued: QueuedTransfer, now: float) -> tuple[str, float | None]:
+        if queued.attempt is not None:
             return "in flight", None
-        if not self._uploader.schedule.is_head(job):
+        if not self._uploader.schedule.is_head(queued):
             return "behind", None
-        if self._uploader.health.held:
+        if self._uploader.held:
             return "held", None
-        return "pending", max(0.0, job.not_before - now) if job.not_before else 0.0
+        return "pending", max(0.0, queued.not_before - now) if queued.not_before else 0.0
 
     async def retry(self, arguments: Mapping[str, object]) -> Answer:
         """Try again: a delay ends, what failed is pending again."""
         ids = None if arguments.get("all") is True else _ids(arguments)
-        schedule = self._uploader.schedule
-        pending = [job for id_ in ids if (job := schedule.get(id_))] if ids is not None else schedule.jobs
-        known = {job.transfer.id for job in pending}
-        for job in pending:
-            if job.task is None:
-                schedule.end_delay(job)
+        known = self._uploader.retry(ids)
         failed = await asyncio.to_thread(self._spool.entries, failed=True)
         wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
-        now = self._uploader.service.now()
+        now = self._uploader.active_now_s()
         done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
         again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
         self._uploader.recover(again)
@@ -150,8 +149,8 @@ class Operations:
         ids = _ids(arguments)
         dropped = await self._spool.drop(ids)
         for id_ in ids:
-            job = self._uploader.schedule.get(id_)
-            if job is not None and not await self._uploader.drop(job):
+            queued = self._uploader.schedule.get(id_)
+            if queued is not None and not await self._uploader.drop(queued):
                 dropped.discard(id_)  # it was stored before it could be dropped
         return {"ids": sorted(dropped)}
 
@@ -162,14 +161,14 @@ class Operations:
     def snapshot(self) -> Status:
         """Describe the daemon as it is now, from its condition down to each upload."""
         condition, uploader, pool = self.condition(), self._uploader, self._pool()
-        uploads = uploads_of(uploader.schedule.running, uploader.clock())
+        uploads = uploads_of(uploader.schedule.running, uploader.now())
         now_usec = round(self._wall() * 1e6)
         return Status(
             state=condition.state,
             line=condition.line,
             version=__version__,
             host=socket.gethostname(),
-            endpoint=uploader.settings.endpoint_url,
+            endpoint=self._settings.current.endpoint_url,
             now_usec=now_usec,
             started_usec=self._started_usec,
             in_flight=condition.in_flight,
@@ -202,8 +201,8 @@ class Operations:
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.disabled),
-            held=uploader.health.held,
-            away=uploader.health.away,
+            held=uploader.held,
+            away=uploader.away,
             spool_fault=self._spool.fault,
             reload_fault=self.refused,
             stopping=self.draining,

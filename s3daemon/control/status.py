@@ -17,7 +17,7 @@ from s3daemon.control.rows import Row
 from s3daemon.units import span
 
 if TYPE_CHECKING:  # commands read the status without a delivery
-    from s3daemon.delivery.schedule import Job
+    from s3daemon.delivery.schedule import QueuedTransfer
 
 #: Transfers that the status lists of those that wait, and of those that failed; `s3daemon queue` has them all.
 LISTED = 20
@@ -192,15 +192,17 @@ class Status(JsonObject):
     lost_s: float
 
 
-def uploads_of(running: Iterable[Job], now: float) -> tuple[Upload, ...]:
+def uploads_of(running: Iterable[QueuedTransfer], now: float) -> tuple[Upload, ...]:
     """Describe the attempts in flight at monotonic time `now`, the one begun first at the head."""
-    return tuple(_upload(job, now) for job in sorted(running, key=lambda job: (job.started_at, job.seq)))
+    in_order = sorted(running, key=lambda queued: (queued.last_attempt_at, queued.seq))
+    return tuple(_upload(queued, now) for queued in in_order)
 
 
-def _upload(job: Job, now: float) -> Upload:
-    transfer, progress = job.transfer, job.progress
+def _upload(queued: QueuedTransfer, now: float) -> Upload:
+    transfer = queued.transfer
+    progress = queued.attempt.progress if queued.attempt else None
     acked = progress.acked_bytes if progress else 0
-    seconds = max(0.0, now - job.started_at)
+    seconds = max(0.0, now - queued.last_attempt_at)
     rate = acked / seconds if seconds else 0.0
     recent = progress.recent_rate(now) if progress else None
     return Upload(
@@ -209,9 +211,9 @@ def _upload(job: Job, now: float) -> Upload:
         key=transfer.destination.key,
         file=transfer.file,
         tags=tuple(transfer.tags),
-        attempt=max(1, job.attempts),
+        attempt=max(1, queued.attempts),
         seconds=round(seconds, 3),
-        size_bytes=transfer.seen.size,
+        size_bytes=transfer.file_state.size,
         acked_bytes=acked,
         rate_bytes_per_s=round(rate),
         recent_bytes_per_s=round(rate if recent is None else recent),

@@ -1,1 +1,7 @@
-"""TODO room."""
+"""Transfers from acceptance to their end: who goes next, what a failed attempt means, which clients wait for it.
+
+It decides; it touches no socket and no SQL. It gives files to `s3`, keeps transfers in the `spool` and records to the
+`journal`, and files are opened only by `model.source`.
+Begin reading with `uploader`, whose docstring has the states of a transfer; then `intake` (how one comes in),
+`schedule` (which one is next) and `decision` (what follows from an error).
+"""

@@ -1,61 +1,51 @@
-"""One attempt to store one transfer: open, look, send, confirm.
+"""One attempt to store one transfer: open the file, look for the object, send it, check that it was not overwritten.
 
-An attempt whose outcome is not known leaves two traces. The same transfer looks for its object before it sends again.
-And the next transfer to that destination looks once more after it was stored: a late body could have overwritten it.
+An attempt whose outcome is unknown has two consequences. The same transfer looks for its object before it sends again.
+And the next transfer to that destination looks for its own after it was stored: a body that arrives late could have
+overwritten it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from s3daemon.clock import Clock
-from s3daemon.config.settings import Settings
-from s3daemon.delivery.schedule import Job
-from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, SpoolError, one_line
-from s3daemon.model.request import Destination, FileState
-from s3daemon.model.source import Source
+from s3daemon.config.settings import SettingsHolder
+from s3daemon.delivery.schedule import QueuedTransfer
+from s3daemon.errors import AttemptError, Code, FileError, SpoolError
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.model.source import Source, open_file
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.spool import Spool
 
 _log = logging.getLogger(__name__)
 
-#: How long a body of which nothing more is heard may still arrive: what a proxy or a receiver's queue may hold it for.
+#: How long the body of an attempt without an answer may still arrive: a proxy or a server's queue may hold it so long.
 LATE_ARRIVAL_S = 900.0
-#: Where systemd puts a service's credentials (systemd.exec(5)). The daemon can read its own; its clients shall not.
-CREDENTIALS = "/run/credentials"
 
 
-async def open_file(path: str, settings: Settings, opener: Callable[..., Source] = Source.open) -> Source:
-    """Open and check a file in a thread, so that a file system that does not answer holds nobody else.
-
-    Raises:
-        FileError: it cannot be sent, or its file system does not answer.
-    """
-    own = [CREDENTIALS, settings.state_dir, *filter(None, [settings.shared_credentials_file])]
-    opening = asyncio.get_running_loop().run_in_executor(None, opener, path, settings.allowed_roots, own)
-    try:
-        return await asyncio.wait_for(asyncio.shield(opening), settings.stall_timeout_s)
-    except TimeoutError as exc:
-        opening.add_done_callback(_close_late)
-        limit = settings.stall_timeout_s
-        raise FileError(Code.READ_FAILED, f"{one_line(path)}: its file system did not answer for {limit:g} s") from exc
-
-
-async def _noted(change: Awaitable[None]) -> None:
-    """A full disk holds up no accepted transfer, new ones alone: the spool writes the change when it can."""
+async def _save_if_possible(change: Awaitable[None]) -> None:
+    """Wait until the spool has a change; a full disk delays only new transfers: it is written when that is possible."""
     with contextlib.suppress(SpoolError):
         await change
 
 
-def _close_late(opening: asyncio.Future[Source]) -> None:
-    if not opening.cancelled() and opening.exception() is None:
-        opening.result().close()
+@dataclass(frozen=True, slots=True)
+class _LateArrival:
+    """An attempt of unknown outcome, whose body may still arrive.
+
+    Args:
+        transfer_id: the attempt's.
+        until: monotonic seconds from which that is ruled out.
+    """
+
+    transfer_id: str
+    until: float
 
 
 class Attempts:
@@ -63,85 +53,104 @@ class Attempts:
 
     Args:
         settings: limits and roots.
-        spool: told before an attempt begins.
-        store: where to.
-        opener: `Source.open`, or a stand-in.
+        spool: gets notice before an attempt starts.
+        store: gives the store in use; a reload may replace it. An attempt ends at the store where it started.
+        opener: `Source.open`, or a fake of it.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SettingsHolder,
         spool: Spool,
-        store: Store,
+        store: Callable[[], Store],
         opener: Callable[..., Source] = Source.open,
         clock: Clock = time.monotonic,
     ) -> None:
-        self.settings = settings
-        self.store = store
+        self._settings = settings
         self._spool = spool
+        self._store = store
         self._opener = opener
         self._clock = clock
-        self._doubts: dict[Destination, tuple[str, float]] = {}
+        self._late_arrivals: dict[Destination, _LateArrival] = {}
 
-    async def make(self, job: Job) -> Stored:
-        """Make one.
+    async def make(self, queued: QueuedTransfer, progress: Progress) -> Stored:
+        """Make an attempt.
+
+        Args:
+            queued: the transfer; its state keeps what the next attempt must know.
+            progress: counts the bytes.
 
         Raises:
-            AttemptError: it failed; when `ambiguous`, the job and its destination remember.
+            AttemptError: it failed.
             FileError: the file cannot be sent now.
         """
-        job.attempts += 1
-        job.progress = Progress()
+        queued.attempts += 1
         try:
-            return await self._make(job)
+            return await self._make(queued, self._store(), progress)
         except AttemptError as exc:
             if exc.ambiguous:
-                self._expect_late_arrival(job)
+                self._expect_late_arrival(queued)
             raise
-        except S3daemonError:
+        except FileError:
             raise
         except Exception as exc:
-            _log.exception("a bug in an attempt of %s", job.transfer.id)
-            self._expect_late_arrival(job)
+            _log.exception("a bug in an attempt of %s", queued.transfer.id)
+            self._expect_late_arrival(queued)
             raise AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}", ambiguous=True) from exc
 
-    def _expect_late_arrival(self, job: Job) -> None:
-        job.unknown = True
-        self._doubts[job.transfer.destination] = (job.transfer.id, self._clock() + LATE_ARRIVAL_S)
-
-    async def _make(self, job: Job) -> Stored:
+    async def _make(self, queued: QueuedTransfer, store: Store, progress: Progress) -> Stored:
         try:
-            source = job.source or await open_file(job.transfer.file, self.settings, self._opener)
+            source = queued.source or await self._open(queued.transfer.file)
         except FileError:
-            if job.unknown and isinstance(found := await self.store.find(job.transfer, job.tried), Stored):
-                return found  # it was stored, and its owner has tidied up since
+            if (found := await self._find(queued, store)) is not None:
+                return found  # it was stored, and its owner has removed the file since
             raise
-        job.source = None
+        queued.source = None
         try:
-            if source.state != job.transfer.seen:
-                await self._see(job, source.state)
-            elif job.unknown and isinstance(found := await self.store.find(job.transfer, job.tried), Stored):
+            if source.state != queued.transfer.file_state:
+                await self._update_file_state(queued, source.state)
+            elif (found := await self._find(queued, store)) is not None:
                 return found
-            if not job.begun:
-                await _noted(self._spool.start_attempt(job.transfer.id))
-                job.begun = True
-            stored = await self.store.put(job.transfer, source, self._spool.open_uploads, job.tried, job.progress)
+            if not queued.attempt_started:
+                await _save_if_possible(self._spool.start_attempt(queued.transfer.id))
+                queued.attempt_started = True
+            stored = await store.put(
+                queued.transfer, source, self._spool.open_uploads, queued.failed_addresses, progress
+            )
         finally:
             source.close()
-        await self._confirm(job)
+        await self._check_not_overwritten(queued.transfer, store)
         return stored
 
-    async def _see(self, job: Job, state: FileState) -> None:
-        """The file is not the one that was accepted: what is there now is what is sent, and the record says so."""
-        job.changed = True
-        job.transfer = replace(job.transfer, seen=state)
-        await _noted(self._spool.update(job.transfer))
+    async def _open(self, path: str) -> Source:
+        settings = self._settings.current
+        roots, closed = settings.allowed_roots, settings.private_paths()
+        return await open_file(path, roots, closed, settings.stall_timeout_s, self._opener)
 
-    async def _confirm(self, job: Job) -> None:
-        id_, until = self._doubts.get(job.transfer.destination, ("", 0.0))
-        if id_ in ("", job.transfer.id):
+    async def _find(self, queued: QueuedTransfer, store: Store) -> Stored | None:
+        """Look for the object if an earlier attempt may have stored it."""
+        if not queued.outcome_unknown:
+            return None
+        found = await store.find(queued.transfer, queued.failed_addresses)
+        return found if isinstance(found, Stored) else None
+
+    async def _update_file_state(self, queued: QueuedTransfer, state: FileState) -> None:
+        """Note that the file is not the one that was accepted: its content now is sent, and the record says so."""
+        queued.file_changed = True
+        queued.transfer = replace(queued.transfer, file_state=state)
+        await _save_if_possible(self._spool.update(queued.transfer))
+
+    def _expect_late_arrival(self, queued: QueuedTransfer) -> None:
+        queued.outcome_unknown = True
+        self._late_arrivals[queued.transfer.destination] = _LateArrival(
+            queued.transfer.id, self._clock() + LATE_ARRIVAL_S
+        )
+
+    async def _check_not_overwritten(self, transfer: Transfer, store: Store) -> None:
+        late = self._late_arrivals.get(transfer.destination)
+        if late is None or late.transfer_id == transfer.id:
             return
-        if self._clock() < until and await self.store.find(job.transfer) is LookupResult.NOT_FOUND:
+        if self._clock() < late.until and await store.find(transfer) is LookupResult.NOT_FOUND:
             raise AttemptError(Code.OVERWRITTEN, "a late arrival of an older transfer replaced the object")
-        del self._doubts[job.transfer.destination]
+        del self._late_arrivals[transfer.destination]

@@ -1,7 +1,7 @@
-"""Accepting requests: a file is opened and checked, the transfer made durable, and begun meanwhile.
+"""Accepting requests: the file is opened and checked, the transfer made durable, and meanwhile its attempt started.
 
 The upload does not wait for the disk, the reply does. A request for the same file and destination as a pending transfer
-that has no attempt in flight joins it: one upload serves both, and its back-off is over.
+that has no attempt in flight joins it: one upload serves both, and its delay ends.
 """
 
 from __future__ import annotations
@@ -10,17 +10,16 @@ import asyncio
 import itertools
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from s3daemon.clock import Clock
-from s3daemon.delivery.attempt import open_file
-from s3daemon.delivery.schedule import Job
+from s3daemon.config.settings import SettingsHolder
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
-from s3daemon.delivery.waiters import tell
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.model.reply import Reply
 from s3daemon.model.request import Request, Transfer
-from s3daemon.model.source import Source
+from s3daemon.model.source import Source, open_file
 from s3daemon.spool.spool import Spool
 
 
@@ -30,30 +29,32 @@ class Ticket:
 
     Args:
         id: of the transfer that serves it.
-        durable: done when the spool has it; holds the SpoolError when it refused.
+        durable: done when the spool has the transfer; raises the SpoolError when it refused.
         outcome: done at the transfer's end, or when it is deferred at once.
-        job: what is known of the transfer beside; once it is over, its record.
+        queued: the transfer and its state; once it is over, with its record.
     """
 
     id: str
     durable: asyncio.Future[None]
     outcome: asyncio.Future[Reply]
-    job: Job
+    queued: QueuedTransfer
 
 
 class Intake:
-    """Where requests become transfers.
+    """Makes transfers of requests.
 
     Args:
+        settings: what is allowed.
         uploader: gets the transfers.
         spool: keeps them.
         last_seq: the order of acceptance goes on from here.
-        opener: `Source.open`, or a stand-in.
+        opener: `Source.open`, or a fake of it.
         wall: seconds since the epoch, for people.
     """
 
     def __init__(
         self,
+        settings: SettingsHolder,
         uploader: Uploader,
         spool: Spool,
         last_seq: int = 0,
@@ -61,12 +62,14 @@ class Intake:
         opener: Callable[..., Source] = Source.open,
         wall: Clock = time.time,
     ) -> None:
+        self._settings = settings
         self._uploader = uploader
         self._spool = spool
-        self._seq = itertools.count(last_seq + 1)
+        self._seqs = itertools.count(last_seq + 1)
         self._opener = opener
         self._wall = wall
         self._loop = asyncio.get_running_loop()
+        self._commits: dict[str, asyncio.Task[None]] = {}  # by transfer, until done
 
     async def submit(self, request: Request) -> Ticket:
         """Accept a request.
@@ -74,65 +77,56 @@ class Intake:
         Raises:
             RequestError: its bucket is not allowed, or (FileError) its file cannot be sent; nothing was accepted.
         """
-        settings, bucket = self._uploader.settings, request.destination.bucket
+        settings, bucket = self._settings.current, request.destination.bucket
         if settings.allowed_buckets and bucket not in settings.allowed_buckets:
             raise RequestError(Code.NOT_ALLOWED, f"the bucket {bucket} is not in S3DAEMON_ALLOWED_BUCKETS")
-        source = await open_file(request.file, settings, self._opener)
-        job = self._uploader.schedule.joinable(request.file, request.destination)
-        if job is not None:
-            durable = self._join(job, request, source)
+        roots, closed = settings.allowed_roots, settings.private_paths()
+        source = await open_file(request.file, roots, closed, settings.stall_timeout_s, self._opener)
+        queued = self._uploader.schedule.joinable(request.file, request.destination)
+        if queued is None:
+            queued, durable = self._accept(request, source)
         else:
-            job, durable = self._accept(request, source)
-        return Ticket(job.transfer.id, durable, self._uploader.waiters.wait(job), job)
+            durable = self._join(queued, request.tag)
+            source.close()
+        return Ticket(queued.transfer.id, durable, self._uploader.waiters.wait(queued), queued)
 
     def resume(self, id_: str) -> Ticket | None:
-        """The ticket for a client of an earlier process, None when its transfer is not pending."""
-        job = self._uploader.schedule.get(id_)
-        if job is None:
+        """Return the ticket of an earlier process's client; None when its transfer is not pending."""
+        queued = self._uploader.schedule.get(id_)
+        if queued is None:
             return None
         durable: asyncio.Future[None] = self._loop.create_future()
         durable.set_result(None)
-        return Ticket(id_, durable, self._uploader.waiters.wait(job), job)
+        return Ticket(id_, durable, self._uploader.waiters.wait(queued), queued)
 
     def deferral(self, ticket: Ticket) -> Reply | None:
-        """The reply to a client that has waited long enough; None when the end has come and is about to be told."""
-        job = self._uploader.schedule.get(ticket.id)
-        return self._uploader.waiters.defer(job, ticket.outcome) if job else None
+        """Return the reply to a client that has waited long enough; None when the transfer is over: it has one soon."""
+        queued = self._uploader.schedule.get(ticket.id)
+        return self._uploader.waiters.defer(queued, ticket.outcome) if queued else None
 
-    def _accept(self, request: Request, source: Source) -> tuple[Job, asyncio.Future[None]]:
-        uploader = self._uploader
+    def _accept(self, request: Request, source: Source) -> tuple[QueuedTransfer, asyncio.Future[None]]:
         transfer = Transfer.accept(request, source.state, round(self._wall() * 1e6))
-        job = Job(next(self._seq), transfer, uploader.clock(), uploader.service.now(), source=source)
-        uploader.schedule.add(job)
-        uploader.pump()
-        if job.task is None:
-            source.close()  # it may wait for hours; the attempt opens it anew
-            job.source = None
-        job.begun = job.task is not None
-        adding = self._spool.add(transfer, job.accepted_service, attempt_started=job.begun)
-        job.durable = self._loop.create_task(self._commit(job, adding))
-        return job, job.durable
+        queued = self._uploader.add(next(self._seqs), transfer, source)
+        adding = self._spool.add(transfer, queued.accepted_active_s, attempt_started=queued.attempt_started)
+        commit = self._commits[transfer.id] = self._loop.create_task(self._commit(queued, adding))
+        commit.add_done_callback(lambda _: self._commits.pop(transfer.id))
+        return queued, commit
 
-    async def _commit(self, job: Job, adding: Awaitable[int]) -> None:
+    async def _commit(self, queued: QueuedTransfer, adding: Awaitable[int]) -> None:
         try:
             await adding
         except SpoolError as exc:
-            if not await self._uploader.abandon(job):
-                return  # it was stored before the disk could refuse
-            tell(job, Reply.failed(exc))
-            raise
+            if await self._uploader.abandon(queued, Reply.failed(exc)):
+                raise
+            # Otherwise it was stored before the disk could refuse it.
 
-    def _join(self, job: Job, request: Request, source: Source) -> asyncio.Future[None]:
-        tags = (*job.transfer.tags, request.tag) if request.tag else job.transfer.tags
-        job.transfer = replace(job.transfer, tags=tags)
-        job.live = True
-        durable = self._loop.create_task(self._commit_join(job))
-        source.close()
-        self._uploader.schedule.end_delay(job)
-        self._uploader.pump()
+    def _join(self, queued: QueuedTransfer, tag: str) -> asyncio.Future[None]:
+        commit = self._commits.get(queued.transfer.id)
+        durable = self._loop.create_task(self._commit_join(queued, commit))
+        self._uploader.join(queued, tag)
         return durable
 
-    async def _commit_join(self, job: Job) -> None:
-        if job.durable is not None:
-            await asyncio.shield(job.durable)
-        await self._spool.update(job.transfer)
+    async def _commit_join(self, queued: QueuedTransfer, commit: asyncio.Task[None] | None) -> None:
+        if commit is not None:
+            await asyncio.shield(commit)
+        await self._spool.update(queued.transfer)

@@ -1,11 +1,11 @@
-"""Aborts the multipart uploads that nobody goes on with, so that no store keeps parts of what it will never get.
+"""Aborts the multipart uploads that no transfer needs, so that no store keeps parts of objects that never come.
 
-An upload is an orphan when its transfer is not pending any more, whichever way it ended and in whichever process, or
-when its transfer began anew without it. A row that survives a crash is tried by the next process. Only what cannot be
-done at all is left to people, by a warning that names it.
+An upload is an orphan when its transfer is no longer pending, however and in whichever process that ended, or when its
+transfer has abandoned it. An upload that a crash leaves in the spool is aborted by the next process. Only what cannot
+be aborted at all is left to people, by a warning that names it.
 
-It does not ask `health` whether the endpoint is up: that is told by attempts, and there may be none any more. A single
-request, ever less often while none succeeds, hammers nobody.
+It does not ask `health` whether the endpoint is up: attempts find that out, and there may be none any more. A single
+request, ever less often while none succeeds, is no burden.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
 
 _log = logging.getLogger(__name__)
 
-#: How often it looks, seconds; and at most, after failures.
+#: The interval of sweeps in seconds, and its maximum after failures.
 SWEEP_S, SWEEP_MAX_S = 1.0, 60.0
-#: There is nothing left to abort.
+#: Codes that say that there is nothing left to abort.
 _GONE = frozenset({"NoSuchUpload", "NoSuchBucket", "NoSuchKey"})
 
 
@@ -34,76 +34,86 @@ class Janitor:
     """Aborts orphans.
 
     Args:
-        ledger: the uploads.
-        is_pending: whether a transfer, by its id, is pending.
-        store: gives the store in use now.
+        open_uploads: the uploads that a store may hold.
+        is_pending: returns whether the transfer with an id is pending.
+        store: gives the store in use; a reload may replace it.
         clock: monotonic seconds.
     """
 
     def __init__(
         self,
-        ledger: OpenUploads,
+        open_uploads: OpenUploads,
         is_pending: Callable[[str], bool],
         store: Callable[[], Store],
         clock: Clock = time.monotonic,
     ) -> None:
-        self._ledger = ledger
+        self._open_uploads = open_uploads
         self._is_pending = is_pending
         self._store = store
         self._clock = clock
-        self._since: dict[OpenUpload, float] = {}
+        self._orphan_since: dict[OpenUpload, float] = {}
 
     async def run(self) -> None:
-        """Look for orphans until cancelled."""
+        """Sweep until cancelled."""
         delay = SWEEP_S
         while True:
             await asyncio.sleep(delay)
             delay = SWEEP_S if await self.sweep() else min(2 * delay, SWEEP_MAX_S)
 
     async def sweep(self) -> bool:
-        """Abort the orphans at the store in use, up to the first that has to be tried again: False then."""
-        store = self._store()
-        there = [begun for begun in self._ledger if begun.upload.endpoint == store.url]
-        orphans = [begun for begun in there if begun.abandoned or not self._is_pending(begun.upload.transfer_id)]
-        self._since = {begun: self._since.get(begun, self._clock()) for begun in orphans}
-        for begun in orphans:
-            # A completion may still be at work there, and an abort would take the parts from under its object.
-            ripe = not begun.completing or self._clock() - self._since[begun] >= LATE_ARRIVAL_S
-            if ripe and not await self._abort(store, begun):
+        """Abort the orphans at the store in use, up to the first that has to be tried again.
+
+        Returns:
+            False when there was such a one.
+        """
+        store, now = self._store(), self._clock()
+        orphans = [one for one in self._open_uploads if one.upload.endpoint == store.url and self._is_orphan(one)]
+        self._orphan_since = {orphan: self._orphan_since.get(orphan, now) for orphan in orphans}
+        for orphan in orphans:
+            # The store may still be completing it, and an abort would take the parts from under its object.
+            ripe = not orphan.completing or self._clock() - self._orphan_since[orphan] >= LATE_ARRIVAL_S
+            if ripe and not await self._abort(store, orphan):
                 return False
         return True
 
-    async def leave(self, store: Store) -> None:
-        """Nobody goes on at `store`: abort what is there, unless its endpoint is in use again."""
-        for begun in self._ledger:
-            if begun.upload.endpoint == store.url != self._store().url and not await self._abort(store, begun):
-                self._give_up(begun, "the endpoint is another one now, and there was no answer from this one")
+    def _is_orphan(self, one: OpenUpload) -> bool:
+        return one.abandoned or not self._is_pending(one.upload.transfer_id)
 
-    def disown(self) -> None:
-        """At a start: what an earlier process left at another endpoint is out of our reach."""
-        for begun in self._ledger:
-            if begun.upload.endpoint != self._store().url:
-                self._give_up(begun, "the endpoint is another one now")
+    async def abort_all(self, store: Store) -> None:
+        """Abort all uploads at a store that is no longer in use, unless its endpoint is in use again."""
+        for one in self._open_uploads:
+            if one.upload.endpoint == store.url != self._store().url and not await self._abort(store, one):
+                self._give_up(one, "the endpoint has changed, and this one did not answer")
 
-    async def _abort(self, store: Store, begun: OpenUpload) -> bool:
-        begun.abandoned = True  # should its transfer be retried at this moment, it begins anew
-        upload, to = begun.upload, begun.upload.destination
+    def forget_other_endpoints(self) -> None:
+        """Give up, at the start, the uploads that an earlier process left at another endpoint."""
+        for one in self._open_uploads:
+            if one.upload.endpoint != self._store().url:
+                self._give_up(one, "the endpoint has changed")
+
+    async def _abort(self, store: Store, one: OpenUpload) -> bool:
+        """Abort an upload; return False when that has to be tried again."""
+        one.abandoned = True  # should its transfer be retried at this moment, it starts a new one
+        upload = one.upload
         try:
-            await store.ask("abort_multipart_upload", Bucket=to.bucket, Key=to.key, UploadId=upload.id)
+            await store.abort(upload)
         except AttemptError as exc:
             if exc.code not in _GONE:
                 if judge(exc) is not Verdict.PERMANENT:
                     _log.debug("the upload %s cannot be aborted yet: %s", upload.id, exc.text)
                     return False
-                self._give_up(begun, f"{exc.code}: {exc.text}")
+                self._give_up(one, f"{exc.code}: {exc.text}")
                 return True
-        self._ledger.over(begun)
+        self._open_uploads.over(one)
         return True
 
-    def _give_up(self, begun: OpenUpload, why: str) -> None:
-        upload = begun.upload
+    def _give_up(self, one: OpenUpload, why: str) -> None:
+        upload = one.upload
         _log.warning(
             "the multipart upload %s of %s at %s cannot be aborted: %s; its parts take room there until it is",
-            *(upload.id, upload.destination, upload.endpoint, why),
+            upload.id,
+            upload.destination,
+            upload.endpoint,
+            why,
         )
-        self._ledger.over(begun)
+        self._open_uploads.over(one)

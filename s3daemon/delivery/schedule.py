@@ -1,13 +1,13 @@
-"""Who goes next: the transfers of this process in their order. Pure: told the time, never asks.
+"""Which transfer goes next. Pure: the time is passed in.
 
 Rules, in this order:
 
 1. One at a time for a destination, in the order accepted there, so that the newest content wins. Only the oldest
    pending transfer of a destination, its *head*, is a candidate; while it waits out a delay those behind it wait too.
-2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed. A live one
-   lends its rank to the older ones of its destination, which stand in its way.
+2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed. The older ones
+   of its destination, which must go first, count as live with it.
 3. Among equals the one accepted first; but large ones never take the last connections, so that small ones, half of all
-   objects, do not stand behind a wall of large ones, nor live ones behind a draining backlog.
+   objects, do not wait behind a row of large ones, nor live ones behind a backlog that is being delivered.
 """
 
 from __future__ import annotations
@@ -16,100 +16,112 @@ import asyncio
 import heapq
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
+from s3daemon.delivery.decision import LastError
 from s3daemon.model.record import TransferRecord
-from s3daemon.model.reply import Reply
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.progress import Progress
 
 
+@dataclass(slots=True)
+class AttemptInFlight:
+    """An attempt that has started and has not ended.
+
+    Args:
+        task: carries it out.
+        progress: how much of the file is acknowledged.
+    """
+
+    task: asyncio.Task[None]
+    progress: Progress
+
+
 @dataclass(eq=False, slots=True)
-class Job:
-    """A transfer in this process.
+class QueuedTransfer:
+    """A transfer that is not over, with its state in this process.
 
     Args:
         seq: order of acceptance.
-        transfer: what to do.
-        accepted_at: monotonic seconds of acceptance; of this process's start for what an earlier one accepted.
-        accepted_service: service time at acceptance, seconds (see `retry.ServiceClock`).
-        live: accepted, or asked for again, by this process; since then no attempt failed and no outage ended.
-        attempts: made so far.
-        begun: the spool says that an attempt may have begun.
-        unknown: an earlier attempt may have stored the object: look before sending.
-        changed: the file differed from what was accepted.
-        recovered: accepted by an earlier process.
-        code, text, receiver: of the last error.
-        tried: receivers where attempts failed, one after the other without a delay between.
-        not_before: monotonic seconds before which no attempt is made; 0 when it waits for nothing.
-        waiters: who wants to know the end.
+        transfer: what to send where; replaced when a request joins it or its file has changed.
+        accepted_at: monotonic seconds of acceptance; of this process's start if an earlier one accepted it.
+        accepted_active_s: active seconds at acceptance (see `ActiveClock`).
+        recovered: an earlier process accepted it.
+        live: accepted, or requested again, by this process; since then no attempt failed and no outage ended.
+        not_before: monotonic seconds before which no attempt starts; 0 when it waits for no time.
+        attempts: started so far.
+        last_attempt_at: monotonic seconds when the last attempt started.
+        last_error: of the last attempt that failed.
+        attempt: the one in flight, else None.
+        attempt_started: the spool has it that an attempt may have started.
+        outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
+        failed_addresses: the store's addresses that the next attempt avoids.
+        file_changed: the file differed from what was accepted.
         source: the file as opened at acceptance, until the first attempt takes it.
-        started_at: monotonic seconds when the last attempt began.
-        durable: done when the spool has the transfer; None for what came from there.
-        task: the attempt in flight.
-        progress: of the attempt begun last; None before the first.
-        record: what became of it, once it is over.
+        record: what was recorded, once it is over.
     """
 
     seq: int
     transfer: Transfer
     accepted_at: float
-    accepted_service: float
-    live: bool = True
-    attempts: int = 0
-    begun: bool = False
-    unknown: bool = False
-    changed: bool = False
+    accepted_active_s: float
     recovered: bool = False
-    code: str = ""
-    text: str = ""
-    receiver: str = ""
-    tried: set[str] = field(default_factory=set)
+    live: bool = True
     not_before: float = 0.0
-    waiters: list[asyncio.Future[Reply]] = field(default_factory=list)
+    attempts: int = 0
+    last_attempt_at: float = 0.0
+    last_error: LastError = LastError()  # noqa: RUF009 - frozen
+    attempt: AttemptInFlight | None = None
+    attempt_started: bool = False
+    outcome_unknown: bool = False
+    failed_addresses: frozenset[str] = frozenset()
+    file_changed: bool = False
     source: Source | None = None
-    started_at: float = 0.0
-    durable: asyncio.Future[None] | None = None
-    task: asyncio.Task[None] | None = None
-    progress: Progress | None = None
     record: TransferRecord | None = None
 
-    def __lt__(self, other: Job) -> bool:
-        """In the order accepted; for heaps."""
+    def __lt__(self, other: QueuedTransfer) -> bool:
+        """Compare by the order of acceptance; for heaps."""
         return self.seq < other.seq
 
     @property
     def small(self) -> bool:
-        """Takes no bandwidth worth sharing."""
-        return self.transfer.seen.size <= SMALL_BYTES
+        """It takes no bandwidth worth sharing."""
+        return self.transfer.file_state.size <= SMALL_BYTES
+
+    def close_source(self) -> None:
+        """Close the file that was opened at acceptance, if no attempt has taken it."""
+        if self.source is not None:
+            self.source.close()
+            self.source = None
 
 
 class Schedule:
-    """Pending and running transfers.
+    """The transfers that are not over, pending or with an attempt in flight.
 
     Args:
-        slots: how many may run at once.
+        slots: how many attempts may be in flight at once.
 
     Attributes:
-        on_added, on_removed: told of each transfer that comes, and goes.
+        on_added: called with each transfer that is added.
+        on_removed: called with each transfer that is removed.
     """
 
     def __init__(self, slots: int) -> None:
-        self.on_added: Callable[[Job], None] = lambda job: None
-        self.on_removed: Callable[[Job], None] = lambda job: None
+        self.on_added: Callable[[QueuedTransfer], None] = lambda queued: None
+        self.on_removed: Callable[[QueuedTransfer], None] = lambda queued: None
         self.resize(slots)
-        self._chains: dict[Destination, deque[Job]] = {}
-        self._by_id: dict[str, Job] = {}
-        self._running: set[Job] = set()
-        # Heaps by rank and size. An entry that no longer tells the truth is dropped when it comes up.
-        self._ready: dict[tuple[bool, bool], list[Job]] = {
+        self._chains: dict[Destination, deque[QueuedTransfer]] = {}
+        self._by_id: dict[str, QueuedTransfer] = {}
+        self._running: set[QueuedTransfer] = set()
+        # Heaps by rank and size. An entry that is no longer true is dropped when it becomes the first.
+        self._ready: dict[tuple[bool, bool], list[QueuedTransfer]] = {
             (live, small): [] for live in (True, False) for small in (True, False)
         }
-        self._delayed: list[tuple[float, Job]] = []  # likewise
+        self._delayed: list[tuple[float, QueuedTransfer]] = []  # a heap, likewise
 
     def resize(self, slots: int) -> None:
-        """Let `slots` run at once from now on; some are kept from large transfers, half of them from the backlog."""
+        """Allow `slots` attempts at once from now on, some of them not to large transfers, half not to the backlog."""
         self._slots = slots
         self._limit_large = max(1, slots - max(1, slots // 10))
         self._limit_backlog = max(1, slots // 2)
@@ -118,131 +130,131 @@ class Schedule:
         return len(self._by_id)
 
     @property
-    def jobs(self) -> list[Job]:
-        """All, in the order accepted."""
-        return sorted(self._by_id.values(), key=lambda job: job.seq)
+    def transfers(self) -> list[QueuedTransfer]:
+        """All transfers, in the order accepted."""
+        return sorted(self._by_id.values(), key=lambda queued: queued.seq)
 
     @property
-    def oldest(self) -> Job | None:
-        """The one accepted first, None when there is none."""
+    def oldest(self) -> QueuedTransfer | None:
+        """The transfer accepted first; None when there is none."""
         return next(iter(self._by_id.values()), None)
 
     @property
-    def running(self) -> frozenset[Job]:
-        """Those with an attempt in flight."""
+    def running(self) -> frozenset[QueuedTransfer]:
+        """The transfers with an attempt in flight."""
         return frozenset(self._running)
 
-    def waiting(self) -> Iterator[Job]:
-        """Those without an attempt in flight, about in the order accepted; valid until something changes."""
-        return (job for job in self._by_id.values() if job not in self._running)
+    def waiting(self) -> Iterator[QueuedTransfer]:
+        """Iterate over transfers without an attempt in flight, about as accepted; valid until something changes."""
+        return (queued for queued in self._by_id.values() if queued not in self._running)
 
     def __contains__(self, id_: object) -> bool:
-        """Whether a transfer, by its id, is here."""
+        """Return whether the transfer with this id is not over."""
         return id_ in self._by_id
 
-    def get(self, id_: str) -> Job | None:
-        """The job of a transfer."""
+    def get(self, id_: str) -> QueuedTransfer | None:
+        """Return the transfer with this id; None when it is over or unknown."""
         return self._by_id.get(id_)
 
-    def joinable(self, file: str, destination: Destination) -> Job | None:
-        """The newest transfer for `destination`, if it is of the same file and no attempt is in flight."""
+    def joinable(self, file: str, destination: Destination) -> QueuedTransfer | None:
+        """Return the newest transfer for `destination`, if it is of the same file and has no attempt in flight."""
         chain = self._chains.get(destination)
         if not chain or chain[-1] in self._running or chain[-1].transfer.file != file:
             return None
         return chain[-1]
 
-    def is_head(self, job: Job) -> bool:
-        """No older transfer for its destination stands before it."""
-        chain = self._chains.get(job.transfer.destination)
-        return chain is not None and chain[0] is job
+    def is_head(self, queued: QueuedTransfer) -> bool:
+        """Return whether no older transfer for its destination must go first."""
+        chain = self._chains.get(queued.transfer.destination)
+        return chain is not None and chain[0] is queued
 
-    def add(self, job: Job) -> None:
-        """Take a transfer in, behind the older ones for its destination."""
-        chain = self._chains.setdefault(job.transfer.destination, deque())
-        chain.append(job)
-        self._by_id[job.transfer.id] = job
+    def add(self, queued: QueuedTransfer) -> None:
+        """Add a transfer, behind the older ones for its destination."""
+        chain = self._chains.setdefault(queued.transfer.destination, deque())
+        chain.append(queued)
+        self._by_id[queued.transfer.id] = queued
         self._offer(chain[0])
-        self.on_added(job)
+        self.on_added(queued)
 
-    def take(self, now: float) -> Job | None:
-        """The next one to run at monotonic time `now`, None when there is none; it counts as running from here on."""
+    def take(self, now: float) -> QueuedTransfer | None:
+        """Return the transfer to start next at monotonic time `now`, or None; it counts as running from here on."""
         while self._delayed and self._delayed[0][0] <= now:
-            not_before, job = heapq.heappop(self._delayed)
-            if job.not_before == not_before:
-                self.end_delay(job)
+            not_before, queued = heapq.heappop(self._delayed)
+            if queued.not_before == not_before:
+                self.end_delay(queued)
         for live in (True, False):
             heads = {small: head for small in (True, False) if (head := self._peek(live, small))}
             free = [head for small, head in heads.items() if self._may_run(live, small)]
             if free:
-                job = min(free)
-                self._running.add(job)
-                return job
+                queued = min(free)
+                self._running.add(queued)
+                return queued
         return None
 
     def next_time(self) -> float | None:
-        """When the next delay ends, monotonic seconds; None when there is none."""
+        """Return when the next delay ends, monotonic seconds; None when there is none."""
         return self._delayed[0][0] if self._delayed else None
 
-    def release(self, job: Job, not_before: float) -> None:
-        """Its attempt ended, the transfer did not: a candidate again at monotonic time `not_before`."""
-        self._running.discard(job)
-        job.not_before = not_before
-        heapq.heappush(self._delayed, (not_before, job))
+    def release(self, queued: QueuedTransfer, not_before: float) -> None:
+        """Make a transfer whose attempt has failed a candidate again from monotonic time `not_before` on."""
+        self._running.discard(queued)
+        queued.not_before = not_before
+        heapq.heappush(self._delayed, (not_before, queued))
 
-    def end_delay(self, job: Job) -> None:
-        """Let it wait no longer. A request may have made it live before, which raises its head too."""
-        job.not_before = 0.0
-        self._offer(self._chains[job.transfer.destination][0])
+    def end_delay(self, queued: QueuedTransfer) -> None:
+        """End its delay. If a request has made it live, that counts for the head of its destination too."""
+        queued.not_before = 0.0
+        self._offer(self._chains[queued.transfer.destination][0])
 
     def end_delays(self) -> None:
-        """Let none wait: the endpoint is back."""
+        """End all delays: the endpoint serves again."""
         self._delayed = []
         for chain in self._chains.values():
-            for job in chain:
-                job.not_before = 0.0
+            for queued in chain:
+                queued.not_before = 0.0
             self._offer(chain[0])
 
     def demote(self) -> None:
-        """What an outage kept waiting is backlog, tried or not: fresh transfers pass it. Ends delays too."""
-        for job in self._by_id.values():
-            job.live = False
+        """Make all of them backlog, which fresh transfers pass, and end their delays: an outage is over."""
+        for queued in self._by_id.values():
+            queued.live = False
         self.end_delays()
 
-    def remove(self, job: Job) -> None:
-        """It is over."""
-        self._running.discard(job)
-        del self._by_id[job.transfer.id]
-        job.not_before = 0.0
-        chain = self._chains[job.transfer.destination]
-        chain.remove(job)
+    def remove(self, queued: QueuedTransfer) -> None:
+        """Remove a transfer that is over."""
+        self._running.discard(queued)
+        del self._by_id[queued.transfer.id]
+        queued.not_before = 0.0
+        chain = self._chains[queued.transfer.destination]
+        chain.remove(queued)
         if chain:
             self._offer(chain[0])
         else:
-            del self._chains[job.transfer.destination]
-        self.on_removed(job)
+            del self._chains[queued.transfer.destination]
+        self.on_removed(queued)
 
     def _may_run(self, live: bool, small: bool) -> bool:
         if len(self._running) >= self._slots:
             return False
-        if not small and sum(not job.small for job in self._running) >= self._limit_large:
+        if not small and sum(not queued.small for queued in self._running) >= self._limit_large:
             return False
-        return live or sum(not self._is_live(job) for job in self._running) < self._limit_backlog
+        return live or sum(not self._is_live(queued) for queued in self._running) < self._limit_backlog
 
-    def _is_live(self, job: Job) -> bool:
-        return any(other.live for other in self._chains[job.transfer.destination])
+    def _is_live(self, queued: QueuedTransfer) -> bool:
+        return any(other.live for other in self._chains[queued.transfer.destination])
 
-    def _is_candidate(self, job: Job) -> bool:
-        return self.is_head(job) and job not in self._running and job.not_before == 0.0
+    def _is_candidate(self, queued: QueuedTransfer) -> bool:
+        return self.is_head(queued) and queued not in self._running and queued.not_before == 0.0
 
-    def _offer(self, job: Job) -> None:
-        if self._is_candidate(job):
-            heapq.heappush(self._ready[self._is_live(job), job.small], job)
+    def _offer(self, queued: QueuedTransfer) -> None:
+        if self._is_candidate(queued):
+            heapq.heappush(self._ready[self._is_live(queued), queued.small], queued)
 
-    def _peek(self, live: bool, small: bool) -> Job | None:
+    def _peek(self, live: bool, small: bool) -> QueuedTransfer | None:
         heap = self._ready[live, small]
         while heap:
-            job = heap[0]
-            if self._is_candidate(job) and (self._is_live(job), job.small) == (live, small):
-                return job
+            queued = heap[0]
+            if self._is_candidate(queued) and (self._is_live(queued), queued.small) == (live, small):
+                return queued
             heapq.heappop(heap)
         return None

@@ -1,20 +1,21 @@
-"""From the spool to the store to the record: who runs, what each attempt came to, and how it all stops.
+"""From the spool to the store to the record: starts attempts, and carries out what follows from each.
 
-A transfer's states, and what moves it (`schedule` says who goes first, `retry` what an error means):
+A transfer's states, and what moves it (`schedule` says which one is next, `decision` what follows from an error):
 
     from       event                                              to
-    ---------  -------------------------------------------------  -----------------------------------------------
-    (request)  it is handed over to the spool                     pending; an attempt may begin before the commit
-    pending    the spool refuses it                               nothing: its attempt is ended, its client told
+    ---------  -------------------------------------------------  -----------------------------------------------------
+    (request)  it is given to the spool                           pending; an attempt may start before the commit
+    pending    the spool refuses it                               none: its attempt is cancelled, its client notified
     pending    its turn, and the endpoint neither away nor held   in flight
-    in flight  stored, or found stored after an unknown outcome   stored: told, recorded, removed from the spool
+    in flight  stored, or found stored after an unknown outcome   stored: client notified, recorded, removed from the
+                                                                  spool
     in flight  transient error, within the retry limit            pending, after a delay
-    in flight  permanent error, or the limit is passed            failed: recorded, listed, told
-    in flight  an error of the configuration                      pending, and the whole queue is held
+    in flight  permanent error, or past the retry limit           failed: recorded, listed, client notified
+    in flight  an error of keys, account, quota or TLS            pending, and the whole queue is held
     in flight  the service stops                                  pending in the spool; the next process goes on
-    any        an operator drops it                               over: recorded as failed, told, not listed
+    any        an operator drops it                               over: recorded as failed, client notified, not listed
     failed     an operator's retry                                pending
-    failed     a success for its destination, or its time is up   no longer listed
+    failed     a success for its destination, or it expires       no longer listed
 """
 
 from __future__ import annotations
@@ -24,26 +25,26 @@ import logging
 import random
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 
 from s3daemon.clock import ActiveClock, Clock
-from s3daemon.config.settings import Settings
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
+from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
 from s3daemon.delivery.health import Health
-from s3daemon.delivery.outcome import record_of, warning_of
-from s3daemon.delivery.schedule import Job, Schedule
-from s3daemon.delivery.waiters import Waiters, tell
-from s3daemon.errors import AttemptError, Code, S3daemonError, SpoolError
+from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer, Schedule
+from s3daemon.delivery.waiters import Waiters, notify
+from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.journal import Journal
-from s3daemon.model.record import MessageId, TransferRecord
+from s3daemon.model.record import AttemptFailure, MessageId, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.model.verdict import FILE_GRACE_S, Verdict, backoff, blames_endpoint, judge
+from s3daemon.model.request import Transfer
+from s3daemon.model.source import Source
+from s3daemon.network.progress import Progress
 from s3daemon.s3.store import Stored
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
-
-#: Faults of the file that say nothing about the next moment.
-_PASSING = (Code.FILE_CHANGED, Code.READ_FAILED)
 
 
 class Uploader:
@@ -51,200 +52,360 @@ class Uploader:
 
     Args:
         settings: limits.
-        spool: told what becomes of each.
-        attempts: makes them.
+        spool: gets what becomes of each transfer.
+        attempts: makes the attempts.
         journal: gets the records.
-        service: service time, from the spool's persisted base.
+        active_clock: the time in which transfers can go on, from what the spool has of it.
         clock: monotonic seconds; the event loop's own clock must run with it.
         wall: seconds since the epoch, for people.
         rng: jitter.
+
+    Attributes:
+        schedule: the transfers that are not over.
+        waiters: the clients that wait for them.
+        observers: called with every record that the journal gets.
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: SettingsHolder,
         spool: Spool,
         attempts: Attempts,
         journal: Journal,
-        service: ActiveClock,
+        active_clock: ActiveClock,
         *,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
         rng: random.Random | None = None,
     ) -> None:
-        self.settings = settings
-        self.schedule = Schedule(settings.max_connections)
-        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
-        self.health = Health(self._rng, clock)
-        self.service = service
-        self.clock = clock
+        self._settings = settings
         self._spool = spool
         self._attempts = attempts
         self._journal = journal
+        self._active_clock = active_clock
+        self._clock = clock
         self._wall = wall
+        self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._loop = asyncio.get_running_loop()
+        self._health = Health(self._rng, clock)
+        self.schedule = Schedule(settings.current.max_connections)
+        self.waiters = Waiters(self._health, journal.write)
+        self.observers: list[Callable[[TransferRecord], None]] = []
         self._started_at = clock()
-        self.waiters = Waiters(self.health, journal.write)
-        self.observers: list[Callable[[TransferRecord], None]] = []  #: shown every record that the journal gets
-        self._endings: set[asyncio.Task[None]] = set()
+        self._listing: set[asyncio.Task[None]] = set()  # of failures in the spool
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
 
+    @property
+    def held(self) -> str:
+        """Why the queue is held, one line; empty when it is not."""
+        return self._health.held
+
+    @property
+    def away(self) -> bool:
+        """The endpoint does not answer, or answers that it cannot serve."""
+        return self._health.away
+
+    def now(self) -> float:
+        """Return the time by the clock of `QueuedTransfer`'s moments, monotonic seconds."""
+        return self._clock()
+
+    def active_now_s(self) -> float:
+        """Return the seconds, over all processes so far, in which the daemon ran and the queue was not held."""
+        return self._active_clock.now()
+
+    @property
+    def tasks(self) -> set[asyncio.Task[None]]:
+        """The attempts in flight."""
+        return {queued.attempt.task for queued in self.schedule.running if queued.attempt is not None}
+
     def recover(self, entries: Iterable[Entry]) -> None:
-        """Take up what earlier processes accepted, before anything new."""
+        """Take over what earlier processes accepted, and failed transfers that an operator retries."""
         for entry in entries:
-            job = Job(entry.seq, entry.transfer, self.clock(), entry.accepted_active_s, live=False, recovered=True)
-            job.attempts, job.code, job.text = entry.attempts, entry.code, entry.text
-            job.begun = job.unknown = entry.attempt_started
-            self.schedule.add(job)
+            queued = QueuedTransfer(entry.seq, entry.transfer, self._clock(), entry.accepted_active_s, recovered=True)
+            queued.live = False
+            queued.attempts = entry.attempts
+            queued.last_error = LastError(entry.code, entry.text)
+            queued.attempt_started = queued.outcome_unknown = entry.attempt_started
+            self.schedule.add(queued)
+        self.pump()
+
+    def add(self, seq: int, transfer: Transfer, source: Source) -> QueuedTransfer:
+        """Add a new transfer, and start its first attempt if it may.
+
+        Args:
+            seq: order of acceptance.
+            transfer: what to send where.
+            source: its file, open; closed here unless the attempt starts now, since that may take hours.
+        """
+        queued = QueuedTransfer(seq, transfer, self._clock(), self._active_clock.now(), source=source)
+        self.schedule.add(queued)
+        self.pump()
+        queued.attempt_started = queued.attempt is not None
+        if not queued.attempt_started:
+            queued.close_source()
+        return queued
+
+    def join(self, queued: QueuedTransfer, tag: str) -> None:
+        """Have a pending transfer serve another request as well: its delay ends."""
+        if tag:
+            queued.transfer = replace(queued.transfer, tags=(*queued.transfer.tags, tag))
+        queued.live = True
+        self.schedule.end_delay(queued)
+        self.pump()
+
+    def retry(self, ids: Iterable[str] | None) -> set[str]:
+        """End the delays of pending transfers; the next `pump`, or `recover`, starts their attempts.
+
+        Args:
+            ids: of these transfers; None for all.
+
+        Returns:
+            the ids of those that are not over.
+        """
+        known = self.schedule.transfers if ids is None else map(self.schedule.get, ids)
+        found = [queued for queued in known if queued is not None]
+        for queued in found:
+            if queued.attempt is None:
+                self.schedule.end_delay(queued)
+        return {queued.transfer.id for queued in found}
+
+    def reload(self) -> None:
+        """Act on new settings: whatever was known of the endpoint is void, so nothing is held or delayed."""
+        self.schedule.resize(self._settings.current.max_connections)
+        self._health.reload()
+        self.schedule.end_delays()
         self.pump()
 
     def pump(self) -> None:
-        """Start what may start, and see to it that this is called again when more may."""
+        """Start the attempts that may start, and set a timer for when more may."""
         if self._stopping:
             return
-        while self.health.may_start(len(self.schedule.running)) and (job := self.schedule.take(self.clock())):
-            job.started_at = self.clock()
-            job.task = self._loop.create_task(self._run(job))
-        (self.service.hold if self.health.held else self.service.resume)()
+        while self._may_start():
+            queued = self.schedule.take(self._clock())
+            if queued is None:
+                break
+            progress = Progress()
+            queued.last_attempt_at = self._clock()
+            queued.attempt = AttemptInFlight(self._loop.create_task(self._run(queued, progress)), progress)
+        if self._health.held:
+            self._active_clock.hold()
+        else:
+            self._active_clock.resume()
         self.waiters.defer_if_away()
         self._set_timer()
+
+    def _may_start(self) -> bool:
+        return self._health.may_start(len(self.schedule.running))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        free = self.health.may_start(len(self.schedule.running))
-        at = self.schedule.next_time() if free else self.health.wake_at()
-        self._timer = self._loop.call_later(max(0.0, at - self.clock()), self.pump) if at is not None else None
+            self._timer = None
+        at = self.schedule.next_time() if self._may_start() else self._health.wake_at()
+        if at is not None:
+            self._timer = self._loop.call_later(max(0.0, at - self._clock()), self.pump)
 
-    async def _run(self, job: Job) -> None:
+    async def _run(self, queued: QueuedTransfer, progress: Progress) -> None:
         try:
-            outcome: Stored | S3daemonError = await self._attempts.make(job)
-        except S3daemonError as exc:
+            outcome: Stored | AttemptError | FileError = await self._attempts.make(queued, progress)
+        except (AttemptError, FileError) as exc:
             outcome = exc
         finally:
-            job.task = None
+            queued.attempt = None
         if isinstance(outcome, Stored):
-            self._stored(job, outcome)
+            self._stored(queued, outcome)
         else:
-            self._failed(job, outcome)
+            self._failed(queued, outcome)
         self.pump()
 
-    def _stored(self, job: Job, stored: Stored) -> None:
-        glitch, outage = self.health.away, self.health.known_away or self.health.held
-        self.health.succeeded(job.started_at)
+    def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
+        was_away, outage = self._health.away, self._health.known_away or self._health.held
+        self._health.succeeded(queued.last_attempt_at)
         if outage:
             self.schedule.demote()
-        elif glitch:
+        elif was_away:
             self.schedule.end_delays()
-        self._end(job)
-        tell(job, Reply(Outcome.STORED, job.transfer.id))
-        self._record(job, stored)
+        waiters = self._end(queued)
+        notify(waiters, Reply(Outcome.STORED, queued.transfer.id))
+        self._record(queued, stored)
 
-    def _failed(self, job: Job, error: S3daemonError) -> None:
-        now = self.clock()
-        stale_again = job.code == error.code == Code.STALE_CONNECTION
-        job.code, job.text, job.receiver = error.code, error.text, getattr(error, "receiver", "")
-        verdict = judge(error) if isinstance(error, AttemptError) else self._judge_file(error, now)
-        self._note_health(job, error, verdict)
-        if verdict is not Verdict.PERMANENT and self.service.now() - job.accepted_service > self.settings.retry_for_s:
-            verdict = Verdict.PERMANENT
-            job.text = f"given up after {job.attempts} attempts; the last error: {error.text}"
-        if verdict is Verdict.PERMANENT:
-            self.give_up(job)
-            return
-        delay = 0.0
-        if isinstance(error, AttemptError) and error.elsewhere:  # each receiver once, then patience
-            job.tried.add(error.receiver)
-        elif error.code != Code.STALE_CONNECTION or stale_again:  # one that was closed says nothing against another
-            job.live = False
-            job.tried.clear()
-            delay = backoff(job.attempts, self._rng, getattr(error, "retry_after", 0.0))
-        job.begun = job.unknown
-        self._spool.record_attempt(
-            job.transfer.id, job.attempts, attempt_started=job.unknown, code=job.code, text=job.text
+    def _failed(self, queued: QueuedTransfer, error: AttemptError | FileError) -> None:
+        now = self._clock()
+        state = FailureState(
+            attempts=queued.attempts,
+            previous_code=queued.last_error.code,
+            failed_addresses=queued.failed_addresses,
+            active_s=self._active_clock.now() - queued.accepted_active_s,
+            retry_for_s=self._settings.current.retry_for_s,
+            uptime_s=now - self._started_at,
         )
-        self._journal.write(warning_of(job, None if self.health.held else delay).fields())
-        self.schedule.release(job, now + delay)
-
-    def _judge_file(self, error: S3daemonError, now: float) -> Verdict:
-        """A file's fault passes, or may: within the grace after a start."""
-        passes = error.code in _PASSING or now - self._started_at < FILE_GRACE_S
-        return Verdict.TRANSIENT if passes else Verdict.PERMANENT
-
-    def _note_health(self, job: Job, error: S3daemonError, verdict: Verdict) -> None:
-        if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.elsewhere:
+        decision = decide(error, state, self._rng)
+        queued.last_error = decision.error
+        if isinstance(error, AttemptError):
+            self._update_health(queued, error, decision.endpoint)
+        if decision.final:
+            self._fail(queued)
             return
-        was_held = self.health.held
-        if verdict is Verdict.HOLD or blames_endpoint(error):
-            self.health.failed(error, job.transfer.id, job.started_at)
-        elif error.status:
-            self.health.succeeded(job.started_at)  # the store is there, and took the keys
-        if self.health.held and not was_held:
+        queued.live = queued.live and not decision.backlog
+        queued.failed_addresses = decision.failed_addresses
+        queued.attempt_started = queued.outcome_unknown
+        self._spool.record_attempt(
+            queued.transfer.id,
+            queued.attempts,
+            attempt_started=queued.outcome_unknown,
+            code=queued.last_error.code,
+            text=queued.last_error.text,
+        )
+        delay_s = None if self._health.held else decision.delay_s
+        self._journal.write(failure_of(queued, delay_s).fields())
+        self.schedule.release(queued, now + decision.delay_s)
+
+    def _update_health(self, queued: QueuedTransfer, error: AttemptError, finding: Finding) -> None:
+        was_held = self._health.held
+        match finding:
+            case Finding.SERVING:
+                self._health.succeeded(queued.last_attempt_at)
+            case Finding.FAILING:
+                self._health.failed(error, queued.transfer.id)
+            case Finding.REFUSING:
+                self._health.refused(error, queued.last_attempt_at)
+        if self._health.held and not was_held:
             kind = {"journal": {"MESSAGE_ID": MessageId.HELD.value}}
-            _log.critical("the queue is held: %s; nothing is lost, mend it and reload", self.health.held, extra=kind)
+            _log.critical("the queue is held: %s; nothing is lost, fix it and reload", self._health.held, extra=kind)
 
-    def give_up(self, job: Job) -> None:
-        """Failed for good, with the job's last error: recorded, listed, and told once it is listed."""
-        self._end(job)
-        reply = Reply(Outcome.FAILED, job.transfer.id, job.code, job.text)
-        ending = self._loop.create_task(self._list_failure(job, reply))
-        self._endings.add(ending)
-        ending.add_done_callback(self._endings.discard)
-        self._record(job, None)
+    def _fail(self, queued: QueuedTransfer) -> None:
+        """End a transfer that has failed for good: recorded and listed; its clients are notified once it is listed."""
+        waiters = self._end(queued)
+        listing = self._loop.create_task(self._list_failure(queued, waiters))
+        self._listing.add(listing)
+        listing.add_done_callback(self._listing.discard)
+        self._record(queued, None)
 
-    async def _list_failure(self, job: Job, reply: Reply) -> None:
+    async def _list_failure(self, queued: QueuedTransfer, waiters: Iterable[asyncio.Future[Reply]]) -> None:
+        id_, error = queued.transfer.id, queued.last_error
         try:
-            await self._spool.fail(job.transfer.id, job.attempts, job.code, job.text, self.service.now())
-        except SpoolError as exc:  # it stays pending there: the next process tries once more, and finds the same
-            _log.error("the failure of %s could not be listed: %s", job.transfer.id, exc)
-        tell(job, reply)
+            await self._spool.fail(id_, queued.attempts, error.code, error.text, self._active_clock.now())
+        except SpoolError as exc:  # it stays pending there: the next process tries it once more, and it fails again
+            _log.error("the failure of %s could not be listed: %s", id_, exc)
+        notify(waiters, Reply(Outcome.FAILED, id_, error.code, error.text))
 
-    async def drop(self, job: Job) -> bool:
-        """End a transfer at an operator's wish, as `abandon` does; the spool's row is the caller's."""
-        if not await self.abandon(job):
+    async def drop(self, queued: QueuedTransfer) -> bool:
+        """End a transfer for an operator, as `abandon` does, and record that; the caller removes it from the spool."""
+        error = LastError(Code.DROPPED, "dropped by an operator")
+        if not await self.abandon(queued, Reply(Outcome.FAILED, queued.transfer.id, error.code, error.text)):
             return False
-        job.code, job.text = Code.DROPPED, "dropped by an operator"
-        tell(job, Reply(Outcome.FAILED, job.transfer.id, job.code, job.text))
-        self._record(job, None)
+        queued.last_error = replace(queued.last_error, code=error.code, text=error.text)
+        self._record(queued, None)
         return True
 
-    async def abandon(self, job: Job) -> bool:
-        """Forget a transfer, its attempt ended first; False when it came to its own end meanwhile."""
-        if (task := job.task) is not None:
+    async def abandon(self, queued: QueuedTransfer, reply: Reply) -> bool:
+        """Cancel the attempt of a transfer, forget it, and notify its clients.
+
+        Returns:
+            False when the transfer came to its own end meanwhile.
+        """
+        if queued.attempt is not None:
+            task = queued.attempt.task
             task.cancel()
             await asyncio.wait({task})
-        if self.schedule.get(job.transfer.id) is not job:
+        if self.schedule.get(queued.transfer.id) is not queued:
             return False
-        self._end(job)
+        waiters = self._end(queued)
+        notify(waiters, reply)
         self.pump()
         return True
 
-    def _end(self, job: Job) -> None:
-        self.schedule.remove(job)
-        self.waiters.forget(job)
-        if job.source is not None:
-            job.source.close()
-            job.source = None
+    def _end(self, queued: QueuedTransfer) -> list[asyncio.Future[Reply]]:
+        """Forget a transfer, and return the clients that the caller has to notify."""
+        self.schedule.remove(queued)
+        queued.close_source()
+        return self.waiters.remove(queued)
 
-    def _record(self, job: Job, stored: Stored | None) -> None:
-        job.record = record = record_of(job, stored, self.settings.endpoint_url, self.clock(), self._wall())
-        for see in self.observers:
-            see(record)
+    def _record(self, queued: QueuedTransfer, stored: Stored | None) -> None:
+        endpoint = self._settings.current.endpoint_url
+        queued.record = record_of(queued, stored, endpoint, now=self._clock(), wall=self._wall())
+        for observe in self.observers:
+            observe(queued.record)
 
-        def taken() -> None:  # in the journal's thread; only now may the spool forget
-            self._loop.call_soon_threadsafe(self._spool.stored, job.transfer.id, job.transfer.destination)
+        def written() -> None:  # in the journal's thread; only now may the spool forget the transfer
+            id_, to = queued.transfer.id, queued.transfer.destination
+            self._loop.call_soon_threadsafe(self._spool.stored, id_, to)
 
-        self._journal.record(record, taken if stored else None)
+        self._journal.record(queued.record, written if stored else None)
 
     async def drain(self, timeout_s: float) -> None:
-        """Start nothing more, wait for what is in flight, and end what is left after `timeout_s` seconds."""
+        """Start no more attempts, wait up to `timeout_s` seconds for those in flight, and cancel the others."""
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
-        tasks = {job.task for job in self.schedule.running if job.task is not None}
-        late = (await asyncio.wait(tasks, timeout=timeout_s))[1] if tasks else tasks
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
-        await asyncio.gather(*self._endings, return_exceptions=True)
+        tasks = self.tasks
+        if tasks:
+            _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
+        await asyncio.gather(*self._listing, return_exceptions=True)
+
+
+def record_of(
+    queued: QueuedTransfer, stored: Stored | None, endpoint: str, *, now: float, wall: float
+) -> TransferRecord:
+    """Return the record of a transfer that is over.
+
+    Args:
+        queued: with its last error when it failed.
+        stored: what is known of the object; None when the transfer failed.
+        endpoint: URL of the store.
+        now: monotonic seconds.
+        wall: seconds since the epoch; dates the end if an earlier process accepted it: no monotonic clock spans two.
+    """
+    transfer, error = queued.transfer, queued.last_error
+    total = max(0.0, wall - transfer.accepted_usec / 1e6) if queued.recovered else now - queued.accepted_at
+    attempted = queued.attempts > 0
+    return TransferRecord(
+        transfer_id=transfer.id,
+        outcome="stored" if stored else "failed",
+        file=transfer.file,
+        bucket=transfer.destination.bucket,
+        key=transfer.destination.key,
+        size_bytes=stored.size if stored else transfer.file_state.size,
+        start_usec=transfer.accepted_usec,
+        queue_usec=_usec(total - (now - queued.last_attempt_at)) if attempted else _usec(total),
+        upload_usec=stored.upload_usec if stored else None,
+        total_usec=_usec(total),
+        attempts=queued.attempts,
+        tags=transfer.tags,
+        endpoint=endpoint if attempted else "",
+        etag=stored.etag if stored else "",
+        error="" if stored else f"{error.code}: {error.text}",
+        rtt_usec=stored.rtt_usec if stored else None,
+        retransmits=stored.retransmits if stored else None,
+        connection=stored.connection if stored else "",
+        receiver=stored.address if stored else error.address,
+        changed=queued.file_changed,
+        parts=stored.parts if stored and stored.parts > 1 else None,
+    )
+
+
+def failure_of(queued: QueuedTransfer, delay_s: float | None) -> AttemptFailure:
+    """Return the journal entry about an attempt that failed and will be followed by another.
+
+    Args:
+        queued: with the error.
+        delay_s: seconds until the next attempt; None when no time is set for it.
+    """
+    return AttemptFailure(
+        transfer_id=queued.transfer.id,
+        bucket=queued.transfer.destination.bucket,
+        key=queued.transfer.destination.key,
+        attempt=queued.attempts,
+        code=queued.last_error.code,
+        text=queued.last_error.text,
+        receiver=queued.last_error.address,
+        delay_usec=None if delay_s is None else _usec(delay_s),
+    )
+
+
+def _usec(seconds: float) -> int:
+    return max(0, round(seconds * 1e6))

@@ -1,77 +1,123 @@
-"""Who waits for a transfer's end, and when they are better told not to wait."""
+"""The clients that wait for a transfer's end: the reply that each gets, and when waiting longer is of no use."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from s3daemon.delivery.deferrals import Deferrals
 from s3daemon.delivery.health import Health
-from s3daemon.delivery.schedule import Job
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code
-from s3daemon.model.record import Deferral, Field
+from s3daemon.model.record import Deferral, Field, MessageId, Priority
 from s3daemon.model.reply import Outcome, Reply
+
+#: The period in which entries are counted, from its first one on; at its end those over the limit are summed up.
+PERIOD_S = 60.0
+#: Entries of a period: twice those of an exposure's hooks at one host.
+PERIOD_LIMIT = 100
 
 
 class Waiters:
-    """The jobs that somebody waits for.
+    """The clients that wait, by transfer. Belongs to the running event loop.
 
     Args:
-        health: tells when waiting is in vain.
-        write: takes an entry about those who are; `Journal.write`.
+        health: says when waiting is of no use.
+        write: takes a journal entry about clients that were deferred; `Journal.write`.
     """
 
     def __init__(self, health: Health, write: Callable[[Sequence[Field]], object]) -> None:
         self._health = health
-        self._deferrals = Deferrals(write)
-        self._jobs: set[Job] = set()
+        self._log = DeferralLog(write)
+        self._waiting: dict[QueuedTransfer, list[asyncio.Future[Reply]]] = {}
 
-    def wait(self, job: Job) -> asyncio.Future[Reply]:
-        """A future of what becomes of `job`: its end, or `deferred` once the endpoint is known to be away or held."""
+    def wait(self, queued: QueuedTransfer) -> asyncio.Future[Reply]:
+        """Return a future of the transfer's end, or of a deferral once the endpoint is known to be away or is held."""
         waiter: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
-        job.waiters.append(waiter)
-        self._jobs.add(job)
+        self._waiting.setdefault(queued, []).append(waiter)
         self.defer_if_away()
         return waiter
 
     def defer_if_away(self) -> None:
-        """Hooks must not stand out the wait limit twice per image through an outage: tell them at once."""
+        """Defer all clients at once in an outage: hooks must not wait the whole limit, twice for each image."""
         if self._health.held or self._health.known_away:
-            for job in self._jobs:
-                tell(job, self._deferral(job))
-            self._jobs.clear()
+            waiting, self._waiting = self._waiting, {}
+            for queued, waiters in waiting.items():
+                notify(waiters, self._deferral(queued))
 
-    def defer(self, job: Job, waiter: asyncio.Future[Reply]) -> Reply:
-        """The reply to one who has waited long enough, and waits no longer."""
-        if waiter in job.waiters:
-            job.waiters.remove(waiter)
-        if not job.waiters:
-            self._jobs.discard(job)
-        return self._deferral(job)
+    def defer(self, queued: QueuedTransfer, waiter: asyncio.Future[Reply]) -> Reply:
+        """Return the reply to a client that has waited long enough, and waits no longer."""
+        waiters = self._waiting.get(queued, [])
+        if waiter in waiters:
+            waiters.remove(waiter)
+        if not waiters:
+            self._waiting.pop(queued, None)
+        return self._deferral(queued)
 
-    def _deferral(self, job: Job) -> Reply:
-        """The reply that a transfer is kept and still being tried, and why it is not stored yet."""
+    def remove(self, queued: QueuedTransfer) -> list[asyncio.Future[Reply]]:
+        """Return the clients of a transfer that is over, to be notified by the caller, and forget them."""
+        return self._waiting.pop(queued, [])
+
+    def _deferral(self, queued: QueuedTransfer) -> Reply:
+        """Return the reply that a transfer is kept, and why it is not stored yet; and log it."""
+        error = queued.last_error
         if self._health.held:
             why = f"the queue is held: {self._health.held}"
         elif self._health.known_away:
-            why = f"the endpoint is away: {job.code}, {job.text}" if job.code else "the endpoint is away"
-        elif job.code:
-            why = f"the last error: {job.code}, {job.text}"
+            why = f"the endpoint is away: {error.code}, {error.text}" if error.code else "the endpoint is away"
+        elif error.code:
+            why = f"the last error: {error.code}, {error.text}"
         else:
             why = "it is still on its way"
-        id_, to = job.transfer.id, job.transfer.destination
-        deferral = Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=job.attempts, why=why)
-        self._deferrals.note(deferral)
+        id_, to = queued.transfer.id, queued.transfer.destination
+        self._log.add(
+            Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=queued.attempts, why=why),
+        )
         return Reply(Outcome.DEFERRED, id_, Code.DEFERRED, f"{id_} is kept and being tried; {why}")
 
-    def forget(self, job: Job) -> None:
-        """It is over; `tell` is the caller's."""
-        self._jobs.discard(job)
+
+class DeferralLog:
+    """What the journal gets of deferred clients: one entry each, and in a flood one entry that counts the rest.
+
+    The hooks of a camera that lost its store defer 46 transfers a minute, and each is worth an entry; a thousand
+    clients that ask again and again are worth one number. Belongs to the running event loop.
+
+    Args:
+        write: takes an entry; `Journal.write`.
+    """
+
+    def __init__(self, write: Callable[[Sequence[Field]], object]) -> None:
+        self._write = write
+        self._loop = asyncio.get_running_loop()
+        self._count = 0
+        self._period: asyncio.TimerHandle | None = None
+
+    def add(self, deferral: Deferral) -> None:
+        """Log that the clients of one transfer were deferred, unless there were too many in this period."""
+        if self._period is None:
+            self._period = self._loop.call_later(PERIOD_S, self._end_period)
+        self._count += 1
+        if self._count <= PERIOD_LIMIT:
+            self._write(deferral.fields())
+
+    def _end_period(self) -> None:
+        """Log how many more there were in this period, if there were more."""
+        more, self._count, self._period = self._count - PERIOD_LIMIT, 0, None
+        if more > 0:
+            self._write(
+                [
+                    (
+                        "MESSAGE",
+                        f"{more} more transfers were deferred, their clients notified, within {PERIOD_S:.0f} s",
+                    ),
+                    ("MESSAGE_ID", MessageId.DEFERRED.value),
+                    ("PRIORITY", int(Priority.NOTICE)),
+                    ("S3DAEMON_DEFERRED", more),
+                ]
+            )
 
 
-def tell(job: Job, reply: Reply) -> None:
-    """Give all who wait for `job` their reply."""
-    waiters, job.waiters = job.waiters, []
+def notify(waiters: Iterable[asyncio.Future[Reply]], reply: Reply) -> None:
+    """Give clients their reply, except those that are gone."""
     for waiter in waiters:
         if not waiter.done():
             waiter.set_result(reply)

@@ -42,7 +42,7 @@ from s3daemon import __version__
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.intake import Intake, Ticket
-from s3daemon.delivery.schedule import Job
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code, RequestError, S3daemonError, one_line
 from s3daemon.ingress.access import AccessControl
 from s3daemon.model.ids import uuid_of
@@ -170,7 +170,7 @@ class Uploads:
         message = f"{reply.code}: {reply.text}" if reply.code else "upload succeeded"
         if not reply.id:  # the spool refused it
             return Answer(status_of(reply), message, given_task(pairs))
-        answer = Answer(status_of(reply), message, task_of(request, ticket.job, self._clock()))
+        answer = Answer(status_of(reply), message, task_of(request, ticket.queued, self._clock()))
         if reply.outcome is Outcome.FAILED:
             return replace(answer, taken=partial(self._client_notified, reply.id))
         return answer
@@ -297,34 +297,34 @@ def _multipart(content_type: str, body: bytes) -> Pairs:
     return pairs
 
 
-def task_of(request: Request, job: Job, now: float) -> dict[str, Any]:
+def task_of(request: Request, queued: QueuedTransfer, now: float) -> dict[str, Any]:
     """The `task` of the answer.
 
     Args:
         request: the client's.
-        job: the transfer that serves it; has its record when it is over.
+        queued: the transfer that serves it; has its record when it is over.
         now: monotonic seconds.
     """
-    record = job.record
-    usec = record.total_usec if record else max(0, round((now - job.accepted_at) * 1e6))
+    record = queued.record
+    usec = record.total_usec if record else max(0, round((now - queued.accepted_at) * 1e6))
     upload_usec = (record and record.upload_usec) or 0
-    size = record.size_bytes if record else job.transfer.seen.size
+    size = record.size_bytes if record else queued.transfer.file_state.size
     mbits = size * 8 / upload_usec if upload_usec else 0.0  # bits per microsecond
     rate = f"{mbits:.3f} Mbit/s"
     return {
-        "id": uuid_of(job.transfer.id),
+        "id": uuid_of(queued.transfer.id),
         "uri": f"{_SCHEME}{request.destination}",
         "file": request.file,
         "duration": _clock(usec),
         "duration_seconds": usec / 1e6,
-        "attempts": job.attempts,
+        "attempts": queued.attempts,
         "size_bytes": size,
         "transfer_rate": rate,
         "transfer_rate_mbits": round(mbits, 3),
         "upload_total": _clock(usec),
         "upload_total_seconds": usec / 1e6,
         "upload_transfer_seconds": upload_usec / 1e6,
-        "upload_attempts": job.attempts,
+        "upload_attempts": queued.attempts,
         "upload_size_bytes": size,
         "upload_rate": rate,
         "upload_rate_bytes": round(mbits * 1e6 / 8),

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from s3daemon.errors import Code, RequestError, SettingsError, one_line
 from s3daemon.ingress.peer import MAX_UID, NAMELESS, PeerLookup
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.request import Request
 
 _log = logging.getLogger(__name__)

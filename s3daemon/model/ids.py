@@ -1,4 +1,4 @@
-"""A transfer's id as a UUID and back: clients over HTTP expect the form of a UUID, everything else shows 16 hex digits."""
+"""A transfer's id as a UUID and back: clients over HTTP expect a UUID, everything else shows 16 hex digits."""
 
 from __future__ import annotations
 

@@ -1,11 +1,12 @@
-"""One record per transfer, and the kinds of entries that the journal gets from the daemon.
+"""The journal entries about transfers: one record for each transfer, its failed attempts, its deferral.
 
 `TransferRecord` is the only schema: `fields()` is what the writer sends to the journal, `from_fields()` is how a report
-reads it back, `message()` is the line that people see. An attempt that failed on the way is an `AttemptFailure`: a
-warning with the same `S3DAEMON_TRANSFER_ID`. So `journalctl -u s3daemon S3DAEMON_KEY=...` tells a transfer's story.
+reads it back, `message()` is the line that people see. An attempt that failed before the transfer ended is an
+`AttemptFailure`: a warning with the same `S3DAEMON_TRANSFER_ID`. So `journalctl -u s3daemon S3DAEMON_KEY=...` shows all
+that happened to a transfer.
 
-A field that is empty or was not measured is left out. Names of files that are not UTF-8 go as the bytes that they are.
-`journalctl -o json` shortens a field of more than 4096 bytes to null unless it is given `--all`; readers give it.
+A field that is empty or was not measured is left out. File names that are not UTF-8 are written as their bytes.
+`journalctl -o json` replaces a field of more than 4096 bytes by null without `--all`; our readers use `--all`.
 """
 
 from __future__ import annotations
@@ -13,21 +14,43 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
-
-from s3daemon.model.kinds import MessageId, Priority
-
-__all__ = ["AttemptFailure", "Deferral", "Field", "MessageId", "Priority", "TransferRecord"]
 
 Field = tuple[str, str | bytes | int]
 
 _MICROSECONDS = 1_000_000
 
 
+class MessageId(StrEnum):
+    """The MESSAGE_ID of each kind of entry; `systemd/s3daemon.catalog` explains them under the same ids."""
+
+    #: The transfer has ended, stored or failed: one id for both, so that one match finds every transfer.
+    RECORD = "59de861c00b54c97810d5760a3b1b9a0"
+    ATTEMPT_FAILED = "e3e2e43e172e458d9cce4364dccb89e8"
+    DEFERRED = "8e30c6257aeb45cfa6adcb1bf5ba5ba6"
+    HELD = "3aba696119f64c20a250e69b4fda689f"
+    ADDRESS_DISABLED = "deef83802f6b4baca55f48fbe103025c"
+    SPOOL_FULL = "8fddd14d9438493b8285f10ebc69eb78"
+    SPOOL_WRITABLE = "cbb9ce6e3e7b49aa9becfd35516eb903"
+    REFUSED = "339529112b20454a9cf8be29ffb8e24e"
+
+
+class Priority(IntEnum):
+    """The values of PRIORITY, as in syslog(3)."""
+
+    CRITICAL = 2
+    ERROR = 3
+    WARNING = 4
+    NOTICE = 5
+    INFO = 6
+    DEBUG = 7
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TransferRecord:
-    """How one transfer ended. Durations are differences of a monotonic clock, in microseconds.
+    """The result of one transfer. Durations are differences of a monotonic clock, in microseconds.
 
     Args:
         transfer_id: 16 hex digits, from `Transfer.id`.
@@ -35,24 +58,24 @@ class TransferRecord:
         file: absolute path, from the request; lone surrogates stand for bytes that are not UTF-8.
         bucket: from the request.
         key: from the request.
-        tags: of every request that the transfer served, in order.
-        size_bytes: of what was sent; of what was accepted when nothing was.
+        tags: the tags of all requests that the transfer served, in order.
+        size_bytes: the size of what was sent; where nothing was sent, of the file as it was accepted.
         start_usec: wall clock at acceptance, microseconds since the epoch.
         queue_usec: from acceptance to the start of the attempt that ended the transfer.
-        upload_usec: the attempt that stored it, from its start to the store's answer; None when it failed.
-        total_usec: from acceptance to the end, whatever lay between.
-        attempts: the first included; 0 when the transfer ended before one began (dropped by an operator).
+        upload_usec: from the start of the attempt that stored it to the store's answer; None when it failed.
+        total_usec: from acceptance to the end, all delays included.
+        attempts: how many were started; 0 when the transfer ended before the first (dropped by an operator).
         endpoint: URL of the last attempt's store; empty without an attempt.
-        etag: as the store returned it, without quotes; empty when it did not.
+        etag: as the store returned it, without quotes; empty when it returned none.
         error: `CODE: text` of the error that ended it; empty exactly when stored.
         rtt_usec: smoothed round-trip time of the last attempt's connection (TCP_INFO); None when not read.
         retransmits: segments that this connection sent again during the last attempt (TCP_INFO); None when not read.
-        connection: "new" when the last attempt had to open it, "warm" when it stood open, "" without an attempt.
-        receiver: the address that took it, of parts the last one's, or where the last attempt failed; empty when that
-            got nowhere, or found the object there.
-        changed: what was sent differed in size, mtime or inode from what was accepted.
-        parts: how many it was stored in; None when it was one PUT. `rtt_usec` is then their median, `retransmits` their
-            sum, and `connection` "new" when one of them had to open its own.
+        connection: "new" when the last attempt had to open one, "warm" when it used an open one, "" without an attempt.
+        receiver: the address that the object (its last part) was sent to, or where the last attempt failed; empty when
+            no address was reached, or the object was found in the store.
+        changed: the file that was sent differed in size, mtime or inode from the one that was accepted.
+        parts: the number of parts; None when it was one PUT. `rtt_usec` is the median of the parts, `retransmits` their
+            sum, and `connection` is "new" when at least one of them had to open its own.
 
     Raises:
         ValueError: a value is out of range; a bug of the caller.
@@ -96,14 +119,14 @@ class TransferRecord:
 
     @property
     def stored(self) -> bool:
-        """Whether the object is in the store."""
+        """True when the object is in the store."""
         return self.outcome == "stored"
 
     def message(self) -> str:
-        """`START SECONDS sec - bucket/key` and what became of it.
+        """Return the line for people: `START SECONDS sec - bucket/key`, then the result.
 
-        START is when it was accepted, Unix seconds with six decimals; SECONDS is the total from there to the end, with
-        three: what the caller waited for, as finely as a network can be judged. Exact figures are in the fields.
+        START is the time of acceptance, Unix seconds with six decimals; SECONDS is the total from there to the end,
+        with three: what the caller waited for, as precisely as matters on a network. Exact figures are in the fields.
         """
         seconds, micro = divmod(self.start_usec, _MICROSECONDS)
         plural = "" if self.attempts == 1 else "s"
@@ -114,7 +137,7 @@ class TransferRecord:
         return f"{text}, {self.error}" if self.error else text
 
     def fields(self) -> list[Field]:
-        """The journal entry. A name occurs twice only for `S3DAEMON_TAG`, which the journal allows."""
+        """Return the journal entry. Only `S3DAEMON_TAG` may occur more than once, which the journal allows."""
         head: list[Field] = [
             ("MESSAGE", self.message()),
             ("MESSAGE_ID", MessageId.RECORD.value),
@@ -129,14 +152,14 @@ class TransferRecord:
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> TransferRecord | None:
-        """Read a journal entry back.
+        """Parse a journal entry.
 
         Args:
-            fields: one entry as `journalctl -o json --all` or `systemd.journal.Reader` gives it: text, a number, bytes
-                or a list of byte values; a list of these where a field repeats. Other fields are ignored.
+            fields: one entry as `journalctl -o json --all` or `systemd.journal.Reader` returns it: text, a number,
+                bytes or a list of byte values; a list of these where a field repeats. Other fields are ignored.
 
         Returns:
-            The record, or None when the entry is no record, or not one that this version can read.
+            The record, or None when the entry is not a record, or not one that this version can read.
         """
         try:
             if _texts(fields.get("MESSAGE_ID"))[:1] != [MessageId.RECORD.value]:
@@ -152,13 +175,13 @@ class TransferRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AttemptFailure:
-    """One attempt failed and another will follow. What ends a transfer is in its record alone.
+    """An attempt that failed and that another one will follow. What ends a transfer is only in its record.
 
     Args:
         transfer_id, bucket, key: as in `TransferRecord`.
         attempt: its number, from 1.
-        code, text: of the error, one line.
-        receiver: the address where it failed; empty when it got nowhere.
+        code, text: the error's, one line.
+        receiver: the address where it failed; empty when no address was reached.
         delay_usec: from the failure to the next attempt, microseconds; None when that waits for something else.
     """
 
@@ -172,12 +195,12 @@ class AttemptFailure:
     delay_usec: int | None
 
     def message(self) -> str:
-        """One line for people."""
+        """Return the line for people."""
         then = "kept" if self.delay_usec is None else f"next in {self.delay_usec / _MICROSECONDS:.1f} s"
         return f"{self.bucket}/{self.key} attempt {self.attempt} failed, {then}, {self.code}: {self.text}"
 
     def fields(self) -> list[Field]:
-        """The journal entry."""
+        """Return the journal entry."""
         receiver: list[Field] = [(_name("receiver"), self.receiver)] if self.receiver else []
         delay: list[Field] = [] if self.delay_usec is None else [(_name("delay_usec"), self.delay_usec)]
         return [
@@ -196,12 +219,12 @@ class AttemptFailure:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deferral:
-    """Clients that wait for a transfer are told that they need not: it is kept, and not stored yet.
+    """The reply `deferred` to a client that waits: its transfer is kept, but not stored yet.
 
     Args:
         transfer_id, bucket, key: as in `TransferRecord`.
-        attempts: that have begun.
-        why: it is not stored yet, one line.
+        attempts: how many were started.
+        why: the reason that it is not stored yet, one line.
     """
 
     transfer_id: str
@@ -211,7 +234,7 @@ class Deferral:
     why: str
 
     def fields(self) -> list[Field]:
-        """The journal entry."""
+        """Return the journal entry."""
         return [
             ("MESSAGE", f"{self.bucket}/{self.key} deferred, its client was told that it is kept; {self.why}"),
             ("MESSAGE_ID", MessageId.DEFERRED.value),
@@ -234,7 +257,7 @@ def _name(attribute: str) -> str:
 
 
 def _texts(value: object) -> list[str]:
-    """All values of a field as text, whichever of its readers' forms it has; empty when there is none."""
+    """Return all values of a field as text, in whichever form a reader returned it; empty when there is none."""
     if value is None:
         return []
     if isinstance(value, bytes):
@@ -244,5 +267,5 @@ def _texts(value: object) -> list[str]:
         if items and all(isinstance(item, int) for item in items):
             return [os.fsdecode(bytes(items))]
         return [text for item in items for text in _texts(item)]
-    # `systemd.journal.Reader` makes a UUID of MESSAGE_ID.
+    # `systemd.journal.Reader` converts MESSAGE_ID to a UUID.
     return [value.hex if isinstance(value, UUID) else str(value)]

@@ -1,4 +1,4 @@
-"""What a client is told of its request, whichever listener it came through."""
+"""The reply to a request, whichever listener the request came through."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from s3daemon.errors import S3daemonError, one_line
 
 
 class Outcome(Enum):
-    """What became of a request, as the client is told."""
+    """The result of a request, as its reply names it."""
 
     STORED = "stored"
     ACCEPTED = "accepted"
@@ -23,9 +23,9 @@ class Reply:
     """The answer to one request.
 
     Args:
-        outcome: what became of it.
-        id: the transfer's id, empty when nothing was accepted.
-        code: the stable word when `failed` or `deferred`, else empty.
+        outcome: the result.
+        id: the transfer's id; empty when nothing was accepted.
+        code: the error's code when `failed` or `deferred`, else empty.
         text: one line for people when `failed` or `deferred`, else empty.
     """
 
@@ -36,11 +36,11 @@ class Reply:
 
     @classmethod
     def failed(cls, error: S3daemonError, id: str = "") -> Reply:  # noqa: A002 - the wire's word
-        """The reply that tells `error`."""
+        """Return the reply that reports `error`."""
         return cls(Outcome.FAILED, id, error.code, one_line(error.text))
 
     def encode(self, *, extended: bool) -> bytes:
-        """The bytes for the client that asked in the extended form, or in the plain one."""
+        """Return the bytes to send: one JSON object where the request was extended, else the plain form."""
         if extended:
             members = {"result": self.outcome.value, "id": self.id, "code": self.code, "text": self.text}
             return json.dumps({k: v for k, v in members.items() if v}).encode() + b"\n"

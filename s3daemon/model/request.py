@@ -1,8 +1,7 @@
-"""What is asked for, and what was accepted: frozen and valid by construction, so nothing downstream checks again.
+"""Requests and transfers: frozen and valid by construction, so nothing downstream checks them again.
 
-`Request` is what one client says on the wire; `Transfer` is the unit of work that the daemon owns from the moment the
-spool has it. A transfer keeps the file's name, not its content: what lies there when an attempt opens it is what is
-sent.
+A `Request` is what one client asks for; a `Transfer` is the unit of work that the daemon owns from the moment the spool
+has it. A transfer keeps the file's name, not its content: an attempt sends what it finds under that name.
 """
 
 from __future__ import annotations
@@ -16,26 +15,31 @@ from s3daemon.errors import Code, RequestError, one_line
 
 #: S3's own limit, "Creating object key names", Amazon S3 User Guide.
 MAX_KEY_BYTES = 1024
-#: S3 allows 63 characters, Ceph's older rule 255, and a `tenant:bucket` is longer still. The store is the judge.
+#: S3 allows 63 characters, Ceph's older rule 255, and a `tenant:bucket` is longer still. The store decides.
 MAX_BUCKET_BYTES = 512
-#: A tag names an exposure or a run; this is ample, and keeps a record's line readable.
+#: A tag names an exposure or a run; this is long enough, and keeps a record's line readable.
 MAX_TAG_CHARS = 128
 
 
-def _bad(text: str) -> RequestError:
+def prefix_of(bucket: str, key: str, parts: int | None = None) -> str:
+    """Return the bucket and the key up to its last slash, or to the first `parts` of that; ends in a slash."""
+    return "/".join([bucket, *key.split("/")[:-1][:parts]]) + "/"
+
+
+def _bad_request(text: str) -> RequestError:
     return RequestError(Code.BAD_REQUEST, text)
 
 
-def _is_plain(text: str) -> bool:
-    """Whether `text` is UTF-8 and free of control characters (lone surrogates are neither)."""
+def _is_printable(text: str) -> bool:
+    """Return whether `text` can be encoded in UTF-8 and has no control characters."""
     if text.isascii():
         return text.isprintable()
-    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+    return not any(unicodedata.category(c) in ("Cc", "Cs") for c in text)  # Cs: lone surrogates
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """Where an object goes. Control characters are refused: no tool could show or type such a key again.
+    """Bucket and key of an object. Control characters are refused: no tool could show or type such a key again.
 
     Args:
         bucket: its name; Ceph's `tenant:bucket` is allowed.
@@ -51,17 +55,17 @@ class Destination:
     def __post_init__(self) -> None:
         for name, value, limit in (("bucket", self.bucket, MAX_BUCKET_BYTES), ("key", self.key, MAX_KEY_BYTES)):
             if not value:
-                raise _bad(f"no {name}: the destination must be alias/bucket/key")
-            if not _is_plain(value):
-                raise _bad(f"the {name} {one_line(value)!r} has a control character or is not UTF-8")
+                raise _bad_request(f"no {name}: the destination must be alias/bucket/key")
+            if not _is_printable(value):
+                raise _bad_request(f"the {name} {one_line(value)!r} has a control character or is not UTF-8")
             if len(value.encode()) > limit:
-                raise _bad(f"the {name} is longer than {limit} bytes")
+                raise _bad_request(f"the {name} is longer than {limit} bytes")
         if "/" in self.bucket:
-            raise _bad(f"the bucket {self.bucket!r} has a slash")
+            raise _bad_request(f"the bucket {self.bucket!r} has a slash")
 
     @classmethod
     def parse(cls, text: str) -> Destination:
-        """Read `alias/bucket/key`, the form that `mc cp` takes; the alias is ignored.
+        """Parse `alias/bucket/key`, the form that `mc cp` takes; the alias is ignored.
 
         Raises:
             RequestError: `BadRequest`.
@@ -69,7 +73,7 @@ class Destination:
         alias, slash, rest = text.partition("/")
         bucket, slash, key = rest.partition("/")
         if not (alias and slash):
-            raise _bad(f"{one_line(text)!r} is not alias/bucket/key")
+            raise _bad_request(f"{one_line(text)!r} is not alias/bucket/key")
         return cls(bucket, key)
 
     def __str__(self) -> str:
@@ -78,14 +82,14 @@ class Destination:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One client's wish.
+    """What one client asks for.
 
     Args:
         file: absolute path; bytes that are not UTF-8 are lone surrogates, as in `os.fsdecode`.
-        destination: where it goes.
-        wait: answer when stored or failed (True), or as soon as it is durable (False).
-        tag: groups transfers in the report, for example an exposure's name.
-        extended: came as a JSON object and is answered as one.
+        destination: the object to store the file in.
+        wait: reply when the transfer is stored or failed (True), or as soon as it is durable (False).
+        tag: groups transfers in the report, for example an exposure's name; empty for none.
+        extended: the request came as a JSON object, and the reply is one.
 
     Raises:
         RequestError: `BadRequest`.
@@ -99,20 +103,20 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.file.startswith("/"):
-            raise _bad(f"{one_line(self.file)!r} is not an absolute path")
+            raise _bad_request(f"{one_line(self.file)!r} is not an absolute path")
         if "\0" in self.file:
-            raise _bad("the file name has a NUL byte")
+            raise _bad_request("the file name has a NUL byte")
         try:
             os.fsencode(self.file)
         except UnicodeEncodeError as exc:
-            raise _bad(f"{one_line(self.file)!r} is no file name: it has a lone surrogate") from exc
-        if len(self.tag) > MAX_TAG_CHARS or not _is_plain(self.tag):
-            raise _bad(f"a tag has at most {MAX_TAG_CHARS} characters, none of them a control character")
+            raise _bad_request(f"{one_line(self.file)!r} is not a file name: it has a lone surrogate") from exc
+        if len(self.tag) > MAX_TAG_CHARS or not _is_printable(self.tag):
+            raise _bad_request(f"a tag has at most {MAX_TAG_CHARS} characters, none of them a control character")
 
 
 @dataclass(frozen=True, slots=True)
 class FileState:
-    """What tells one content of a path from another without reading it.
+    """Size, time and inode of a file, which distinguish two contents of one path without reading them.
 
     Args:
         size: bytes.
@@ -128,12 +132,12 @@ class FileState:
 
     @classmethod
     def of(cls, stat: os.stat_result) -> FileState:
-        """Pick the four from what `os.stat` gave."""
+        """Return the state that a result of `os.stat` describes."""
         return cls(stat.st_size, stat.st_mtime_ns, stat.st_ino, stat.st_dev)
 
     @property
     def mark(self) -> str:
-        """What an object keeps of it, beside the size; no device, whose number a reboot may change."""
+        """The text that an object's metadata has of it; without the device, whose number a reboot may change."""
         return f"{self.mtime_ns}-{self.inode}"
 
 
@@ -144,9 +148,9 @@ class Transfer:
     Args:
         id: random, 16 hex digits; names the transfer to the world, in the journal and in the object's metadata.
         file: as in `Request`.
-        destination: where it goes.
-        tags: of every request that it serves, in order, empty ones left out.
-        seen: the file as it was when accepted.
+        destination: as in `Request`.
+        tags: the tags of all requests that it serves, in order, without empty ones.
+        file_state: the file as it was when it was opened last: at acceptance, or by an attempt that found it changed.
         accepted_usec: wall clock at acceptance, microseconds since the epoch; shown, never used to expire anything.
     """
 
@@ -154,11 +158,11 @@ class Transfer:
     file: str
     destination: Destination
     tags: tuple[str, ...]
-    seen: FileState
+    file_state: FileState
     accepted_usec: int
 
     @classmethod
-    def accept(cls, request: Request, seen: FileState, now_usec: int) -> Transfer:
-        """Make the transfer that serves `request`, under a new id."""
+    def accept(cls, request: Request, file_state: FileState, now_usec: int) -> Transfer:
+        """Return a transfer with a new id that serves `request`."""
         tags = (request.tag,) if request.tag else ()
-        return cls(secrets.token_hex(8), request.file, request.destination, tags, seen, now_usec)
+        return cls(secrets.token_hex(8), request.file, request.destination, tags, file_state, now_usec)

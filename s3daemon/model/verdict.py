@@ -1,31 +1,27 @@
-"""What a failed attempt means for its transfer, and when to try again: pure, with no clock of its own and no sleep.
+"""What an error of an attempt means for its transfer.
 
-Every time here is in seconds of a monotonic clock that is passed in, so neither a wall clock that steps nor one that
-was wrong at boot can expire or delay anything. Randomness is passed in too.
-
-Three verdicts. *Transient*: the same transfer is tried again, later. *Permanent*: this transfer fails for good, at
-once. *Hold*: the configuration or the account is at fault, so every other transfer would fail alike; the queue stands
-until it is mended. A verdict in doubt is transient: that costs attempts, where a wrong permanent one costs data and a
-wrong hold costs the night.
+There are three verdicts. *Transient*: the same transfer is tried again, later. *Permanent*: this transfer has failed,
+at once. *Hold*: the configuration or the account is at fault, so all other transfers would fail too; the queue is held
+until that is fixed. When in doubt, the verdict is transient: that costs attempts, where a wrong permanent one costs
+data and a wrong hold costs the night.
 """
 
 from __future__ import annotations
 
-import random
 from enum import Enum
 
 from s3daemon.errors import AttemptError, Code, FileError
 
 
 class Verdict(Enum):
-    """What a failed attempt means for its transfer."""
+    """What follows from a failed attempt."""
 
     TRANSIENT = "transient"
     PERMANENT = "permanent"
     HOLD = "hold"
 
 
-#: S3's codes that condemn one transfer; what is in neither table is transient. Sources: "Error responses" in the Amazon
+#: S3's codes that fail one transfer; what is in neither table is transient. Sources: "Error responses" in the Amazon
 #: S3 API Reference, and rgw_http_s3_errors in Ceph's rgw_common.cc.
 _PERMANENT = frozenset(
     {
@@ -46,7 +42,7 @@ _PERMANENT = frozenset(
         "PermanentRedirect",  # the bucket lives behind another endpoint; a TemporaryRedirect is transient
     }
 )
-#: Codes that would meet every transfer alike: keys, account, quota, signing region; the last two are our own words.
+#: Codes that all transfers would get: keys, account, quota, signing region; the last two are our own codes.
 _HOLD = frozenset(
     {
         "AccountProblem",
@@ -66,31 +62,21 @@ _HOLD = frozenset(
         Code.TLS_REFUSED,
     }
 )
-#: Statuses that speak for themselves when no S3 code comes with them. A proxy's 413 will be the same for the same file.
-#: A bare 401, 403, 404, 405 or redirect is not here on purpose: S3 always gives a code, so it was not the store that
-#: answered but something in front of it, which says nothing about this transfer and may be mended without us.
+#: Statuses that are clear even without an S3 code. A proxy's 413 will be the same for the same file.
+#: A 401, 403, 404, 405 or redirect without a code is left out on purpose: S3 always gives a code, so it was not the
+#: store that answered but something in front of it, which says nothing about this transfer and may be fixed soon.
 _PERMANENT_STATUSES = frozenset({413})
 
-#: The store, or the way to it, is overloaded or gone.
+#: The store, or what is in front of it, is overloaded or down.
 _ENDPOINT_STATUSES = frozenset({408, 429})
 _ENDPOINT_CODES = frozenset({"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests"})
 _FIRST_SERVER_STATUS = 500
 
-#: A hook that waits gives up after 30 s, so the first attempts again must come within seconds.
-BACKOFF_FIRST_S = 1.0
-#: An exposure comes about once a minute: waiting longer than that would age data for nothing.
-BACKOFF_MAX_S = 60.0
-#: A store that asks for patience gets it, but a proxy that says "tomorrow" does not stop a night.
-RETRY_AFTER_MAX_S = 300.0
-#: After a start a file may not be there yet (mounts come late); after this long a missing file is missing.
-FILE_GRACE_S = 3600.0
-
 
 def judge(error: AttemptError | FileError) -> Verdict:
-    """What `error` means for its transfer.
+    """Return what `error` means for its transfer.
 
-    A file that is gone, unreadable, stale or changed is transient here; the uploader bounds that by `FILE_GRACE_S`
-    after each start.
+    A file that is gone, unreadable, stale or changed is transient here; `delivery.decision` limits that in time.
     """
     if error.code in _HOLD:
         return Verdict.HOLD
@@ -100,31 +86,19 @@ def judge(error: AttemptError | FileError) -> Verdict:
 
 
 def _bare_status(error: AttemptError | FileError) -> int:
-    """Give the status of an answer without an S3 code (botocore then makes one of the status), else 0."""
-    return error.status if isinstance(error, AttemptError) and (not error.code or error.code.isdigit()) else 0
+    """Return the status of an answer without an S3 code (botocore then takes the status for one), else 0."""
+    return error.status if not error.code or error.code.isdigit() else 0
 
 
 def blames_endpoint(error: AttemptError | FileError) -> bool:
-    """Whether the endpoint as a whole seems to be away or overloaded, rather than this transfer to be at fault.
+    """Return whether the endpoint as a whole seems to be down or overloaded, rather than this transfer at fault.
 
-    So say: no answer at all (no connection, no address, timeouts, stalls), 5xx, 408 and 429, and any error status
-    without an S3 code (something in front of the store answered in its place). What is permanent for a transfer, or
-    holds the queue, does not.
+    That is so without any answer (no connection, no address, timeouts, stalls), for 5xx, 408 and 429, and for any error
+    status without an S3 code (something in front of the store answered in its place). It is not so for an error that is
+    permanent for a transfer or holds the queue.
     """
     if not isinstance(error, AttemptError) or judge(error) is not Verdict.TRANSIENT:
         return False
     if error.status == 0 or error.status >= _FIRST_SERVER_STATUS or _bare_status(error):
         return True
     return error.status in _ENDPOINT_STATUSES or error.code in _ENDPOINT_CODES
-
-
-def backoff(attempts: int, rng: random.Random, retry_after: float = 0.0) -> float:
-    """Seconds to wait after the failed attempt number `attempts` (1 is the first).
-
-    Doubles from `BACKOFF_FIRST_S` to `BACKOFF_MAX_S`, each a quarter more or less, so that nine hosts that failed
-    together do not come back together. `retry_after` (seconds, what the store asked for) lengthens it, up to
-    `RETRY_AFTER_MAX_S`.
-    """
-    doublings = min(max(attempts, 1) - 1, 16)  # 2**16 s is far over the cap; bounded, since 2.0**1024 overflows
-    delay = min(BACKOFF_FIRST_S * 2.0**doublings, BACKOFF_MAX_S) * rng.uniform(0.75, 1.25)
-    return max(delay, min(retry_after, RETRY_AFTER_MAX_S) * rng.uniform(1.0, 1.1))

@@ -145,19 +145,22 @@ class Addresses:
             if state.times_disabled == 1:
                 self._on_disabled(address, reason, state.has_answered)
 
-    def attempt_failed(self, error: AttemptError, address: str, transfer: str, tried: Collection[str]) -> None:
-        """Note the failure of an attempt, and whether the transfer can be tried at another address at once.
+    def attempt_failed(self, error: AttemptError, address: str, transfer: str, tried: Collection[str]) -> bool:
+        """Note the failure of an attempt.
 
         Args:
-            error: gets `receiver` and `elsewhere`.
+            error: why it failed.
             address: where it failed.
             transfer: the id of the transfer, or the name of what else was asked.
             tried: the addresses where it failed before.
+
+        Returns:
+            Whether the address is to blame, and the transfer can be tried at another one at once.
         """
-        error.receiver = address
-        if blames_endpoint(error) and error.code != Code.STALE_CONNECTION:
-            self.failed(address, f"{error.code}, {error}", "" if error.code in _NOT_CONNECTED else transfer)
-            error.elsewhere = self.has_alternative({*tried, address})
+        if not blames_endpoint(error) or error.code == Code.STALE_CONNECTION:
+            return False
+        self.failed(address, f"{error.code}, {error}", "" if error.code in _NOT_CONNECTED else transfer)
+        return self.has_alternative({*tried, address})
 
     def _disable(self, state: _State) -> None:
         state.probe_at = self._clock() + min(DISABLED_FIRST_S * 2.0 ** min(state.times_disabled, 16), DISABLED_MAX_S)

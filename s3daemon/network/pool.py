@@ -20,7 +20,7 @@ from yarl import URL
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.pacing import Pacer

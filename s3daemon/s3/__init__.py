@@ -1,1 +1,7 @@
-"""TODO room."""
+"""One file to one S3 store: signed, sent, verified; in parts where it is large.
+
+The only room that knows aiobotocore and botocore. It sends over the connections of `network`, reads the file that it is
+given, and keeps uploads in parts in `spool.open_uploads`; it knows no queue and no client.
+Begin reading with `store` (`put` and `find`), then `sender`, through which every request goes; `multipart` is for large
+files, `failures` for what an error means, `endpoint` for what a reload replaces.
+"""

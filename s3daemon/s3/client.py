@@ -1,6 +1,6 @@
-"""aiobotocore's S3 client, made to sign and parse, not to send.
+"""aiobotocore's S3 client, set up to sign requests and to parse answers, but not to send.
 
-Nothing but the settings decides how it behaves: no configuration file, no variable, no metadata service.
+Only the settings decide how it behaves: it reads no configuration file, no environment variable, no metadata service.
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ from s3daemon.config.settings import Settings
 from s3daemon.errors import SettingsError
 
 Send = Callable[..., Awaitable[Any]]
+"""Called as `send(request=...)` with a signed request; returns its answer."""
 
 
 class Signer:
-    """An S3 client whose requests somebody else sends.
+    """An S3 client that signs requests and parses answers; the function that `open` is given sends them.
 
     Attributes:
         client: aiobotocore's client, once opened.
-        secrets: of the keys in use, once opened; no log may show them.
+        secrets: the secrets of the keys in use, once opened; no log may show them.
     """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._exit = contextlib.AsyncExitStack()
-        self._send: Send | None = None
         self.client: Any = None
         self.secrets: tuple[str, ...] = ()
 
-    def send_with(self, send: Send) -> None:
-        """Choose who sends: `send(request=...)` returns the answer. Call it before `open`."""
-        self._send = send
+    async def open(self, send: Send) -> None:
+        """Create the client; this loads all that botocore will ever read from disk.
 
-    async def open(self) -> None:
-        """Make the client; loads all that botocore will ever read from disk.
+        Args:
+            send: sends the client's requests.
 
         Raises:
             SettingsError: the shared credentials file gives no keys.
@@ -56,7 +55,7 @@ class Signer:
             session.set_config_variable(name, os.devnull)
         session.set_config_variable("profile", None)
         config = AioConfig(
-            user_agent=f"s3daemon/{__version__}",  # botocore's own is put together anew for every request
+            user_agent=f"s3daemon/{__version__}",  # botocore builds its own anew for every request
             signature_version="s3v4",
             # UNSIGNED-PAYLOAD with a Content-Length: Ceph RGW 16 refuses the trailer that is botocore's default, and
             # hashing every byte before sending it would read every file twice.
@@ -77,9 +76,9 @@ class Signer:
             )
         )
         events = self.client.meta.events
-        events.register("before-send.s3", self._send)
-        events.register("before-call.s3", _stay_here)
-        # Its pattern refuses Ceph's `tenant:bucket`; the store is the judge of names.
+        events.register("before-send.s3", send)
+        events.register("before-call.s3", _disable_redirects)
+        # Its pattern refuses Ceph's `tenant:bucket`; the store decides which names are valid.
         events.unregister("before-parameter-build.s3", botocore.handlers.validate_bucket_name)
 
     async def close(self) -> None:
@@ -87,13 +86,17 @@ class Signer:
         await self._exit.aclose()
 
 
-def _stay_here(context: dict[str, Any], **_: object) -> None:
-    """Have botocore believe that it followed a redirect already: else it looks for the region and sends again."""
+def _disable_redirects(context: dict[str, Any], **_: object) -> None:
+    """Mark a request as redirected already: else botocore looks for the bucket's region and sends it again.
+
+    botocore has no public switch for that. `s3_redirect` is a private key of its request context, read by
+    `S3RegionRedirectorv2.redirect_from_error`; tried with botocore 1.43 and aiobotocore 3.10.
+    """
     context.setdefault("s3_redirect", {})["redirected"] = True
 
 
 def _keys(settings: Settings) -> tuple[str, str, str]:
-    """The keys from the settings, else from the shared credentials file through botocore's own reader."""
+    """Return the keys from the settings, else from the shared credentials file by botocore's own reader."""
     if settings.access_key:
         return settings.access_key, settings.secret_key, settings.session_token
     provider = botocore.credentials.SharedCredentialProvider(

@@ -1,6 +1,6 @@
-"""One store as the settings describe it: its connections, its keys, the client that signs. A reload replaces it.
+"""One store as the settings describe it: its connections, its keys, the client. A reload replaces all of it.
 
-The connections are taken over from one to the next where the settings allow.
+The new endpoint takes over the old one's connections where the settings allow.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 
 from s3daemon.config.settings import Settings
-from s3daemon.network.keeper import Keeper
+from s3daemon.model.request import FileState
+from s3daemon.model.source import Source
+from s3daemon.network.connection import Connection
+from s3daemon.network.keeper import PRIMED_BYTES, Keeper
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
-from s3daemon.s3.prime import Primer
+from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import Store
 
 #: Runs a background task under its name.
 Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
 
-#: A change of any other setting leaves the connections as they are.
-_OF_POOL = (
+#: A change of one of these settings takes new connections; the others leave the connections as they are.
+_CONNECTION_SETTINGS = (
     "endpoint_url",
     "receivers",
     "ca_bundle",
@@ -30,50 +33,101 @@ _OF_POOL = (
 )
 
 
-class Endpoint:
-    """What depends on the settings of the store.
+class Primer:
+    """Widens the congestion window of new connections by a scratch object, before the first exposure needs it.
+
+    TCP begins each connection with some ten packets in flight, and over 200 ms takes two seconds to reach a gigabit's
+    share. Each connection has a scratch object of its own, which is overwritten the next time; nothing ever reads or
+    deletes it.
 
     Args:
-        settings: which store, which keys.
-        start: starts the keeper of the connections, and says if it dies.
+        settings: names the bucket and the prefix of the objects.
+        sender: sends them.
+    """
+
+    def __init__(self, settings: Settings, sender: Sender) -> None:
+        self._bucket, _, self._prefix = settings.prime.partition("/")
+        self._sender = sender
+
+    async def prime(self, connection: Connection) -> None:
+        """Send a scratch object over `connection`, which the caller has taken.
+
+        Raises:
+            AttemptError: the store did not take it.
+        """
+        source = Source("", -1, FileState(PRIMED_BYTES, 0, 0, 0), bytes(PRIMED_BYTES))
+        key = f"{self._prefix}{self._sender.pool.index(connection)}"
+        await self._sender.send_file("put_object", "prime", source, connection=connection, Bucket=self._bucket, Key=key)
+
+
+class Endpoint:
+    """Everything that depends on the settings of the store.
+
+    Args:
+        settings: the store and the keys.
+        start: starts the keeper of the connections as a background task, and reports it if it dies.
         before: the endpoint that this one replaces; its connections are taken over where the settings allow.
+
+    Attributes:
+        pool: the connections.
+        store: the store that they lead to.
     """
 
     def __init__(self, settings: Settings, start: Start, before: Endpoint | None = None) -> None:
         self._settings = settings
         self._start = start
         self._keeping: asyncio.Task[None] | None = None
-        self._inherits = before is not None and all(
-            getattr(settings, name) == getattr(before._settings, name) for name in _OF_POOL
-        )
-        self.pool: ConnectionPool = before.pool if before is not None and self._inherits else ConnectionPool(settings)
+        if before is not None and _same_connections(settings, before._settings):
+            self.pool: ConnectionPool = before.pool
+        else:
+            self.pool = ConnectionPool(settings)
         self.pool.pacer.set_limit(settings.bwlimit_bps)
-        self.signer = Signer(settings)
-        self.store = Store(settings, self.pool, self.signer)
+        self._signer = Signer(settings)
+        self._sender = Sender(settings, self.pool, self._signer)
+        self.store = Store(self._sender)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """The secrets of the keys in use, once opened; no log may show them."""
+        return self._signer.secrets
 
     async def open(self) -> None:
-        """Make the client, and begin to open the connections.
+        """Create the client, and begin to open the connections.
 
         Raises:
             SettingsError: there are no keys.
         """
-        await self.signer.open()
-        prime = Primer(self._settings, self.store.sending).widen if self._settings.prime else None
+        await self._sender.open()
+        prime = Primer(self._settings, self._sender).prime if self._settings.prime else None
         self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, prime).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
-        """Close the client, and the connections unless the endpoint `after` this one goes on with them."""
-        if self._keeping is not None:
-            self._keeping.cancel()
-        await self.signer.close()
+        """Close the client, and the connections unless the endpoint `after` this one has taken them over."""
+        self._stop_keeper()
+        await self._sender.close()
         if after is None or after.pool is not self.pool:
             await self.pool.close()
 
     async def retire(
         self, after: Endpoint, in_flight: set[asyncio.Task[None]], leave: Callable[[Store], Awaitable[None]]
     ) -> None:
-        """Close once the attempts that began with this endpoint are over, and `leave` has tidied up at its store."""
+        """Close once the attempts that use this endpoint have ended.
+
+        Args:
+            after: the endpoint that replaces this one; its keeper is at work already.
+            in_flight: those attempts.
+            leave: called with the store before it is closed, to abort there what will not be resumed.
+        """
+        self._stop_keeper()
         if in_flight:
             await asyncio.wait(in_flight)
         await leave(self.store)
         await self.close(after)
+
+    def _stop_keeper(self) -> None:
+        if self._keeping is not None:
+            self._keeping.cancel()
+
+
+def _same_connections(settings: Settings, other: Settings) -> bool:
+    return all(getattr(settings, name) == getattr(other, name) for name in _CONNECTION_SETTINGS)

@@ -1,4 +1,4 @@
-"""What went wrong, in our own words: S3's refusals and the network's failures as `AttemptError`."""
+"""What went wrong, as our own errors: an answer that is an error, a library's exception, a stall."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, one_line
 
 #: Statuses that a proxy may give for a request which the store behind it has carried out.
-_UNSURE = (500, 502, 504)
+_AMBIGUOUS_STATUSES = (500, 502, 504)
 #: What an operator can do about it.
 _HINTS = {
-    "NoSuchBucket": "create the bucket, or mend the destination",
+    "NoSuchBucket": "create the bucket, or fix the destination",
     "AccessDenied": "these keys may not write there",
-    "InvalidAccessKeyId": "mend AWS_ACCESS_KEY_ID and reload",
-    "SignatureDoesNotMatch": "mend AWS_SECRET_ACCESS_KEY and reload",
+    "InvalidAccessKeyId": "fix AWS_ACCESS_KEY_ID and reload",
+    "SignatureDoesNotMatch": "fix AWS_SECRET_ACCESS_KEY and reload",
     "ExpiredToken": "renew the keys and reload",
     "QuotaExceeded": "the store's quota is used up: have it raised, then reload",
     "RequestTimeTooSkewed": "set the clocks",
 }
-#: What sending can raise, from aiohttp, the kernel, botocore's reading of garbage, and ourselves.
+#: What sending can raise: aiohttp's and the kernel's errors, botocore's where it cannot parse, and our own.
 SENDING_ERRORS = (
     aiohttp.ClientError,
     OSError,
@@ -38,7 +38,7 @@ _MAX_RETRY_AFTER_S = 3600.0
 
 
 def refusal_of(error: botocore.exceptions.ClientError) -> AttemptError:
-    """The store answered, and it was no success.
+    """Return the error for an answer that is not a success.
 
     Only code and message are kept: S3's answer to a wrong signature quotes the request's headers.
     """
@@ -53,7 +53,7 @@ def refusal_of(error: botocore.exceptions.ClientError) -> AttemptError:
         code,
         ": ".join(filter(None, (f"the store answered {status}", message, hint))),
         status=status,
-        ambiguous=status in _UNSURE,
+        ambiguous=status in _AMBIGUOUS_STATUSES,
         retry_after=_seconds(str(headers.get("retry-after", ""))),
     )
 
@@ -62,10 +62,8 @@ def _seconds(text: str) -> float:
     return min(float(text), _MAX_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
 
 
-def failure_of(  # noqa: PLR0911 - a table: one line for each kind of failure
-    error: BaseException, *, ambiguous: bool, stale: bool
-) -> AttemptError | S3daemonError:
-    """There was no answer, or none that can be read.
+def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> AttemptError | S3daemonError:
+    """Return the error for a request without an answer, or with one that cannot be parsed.
 
     Args:
         error: what aiohttp, the kernel or botocore raised.
@@ -76,38 +74,43 @@ def failure_of(  # noqa: PLR0911 - a table: one line for each kind of failure
         case S3daemonError():
             return error
         case aiohttp.ClientConnectorCertificateError():
+            code = Code.TLS_REFUSED
             text = f"the store's certificate is not trusted: {error.certificate_error}; see AWS_CA_BUNDLE"
-            return AttemptError(Code.TLS_REFUSED, one_line(text))
         case aiohttp.ClientConnectorSSLError():
-            return AttemptError(Code.TLS_FAILED, one_line(f"no TLS with the store: {error.os_error}"))
+            code, text = Code.TLS_FAILED, f"no TLS with the store: {error.os_error}"
         case aiohttp.ConnectionTimeoutError():
-            return AttemptError(Code.CONNECT_TIMEOUT, "the store did not take a connection in time")
+            code, text = Code.CONNECT_TIMEOUT, "the store did not accept a connection in time"
         case aiohttp.ClientConnectorError():
-            cause = error.os_error
-            unsaid = "closed within the handshake" if isinstance(cause, ConnectionError) else "it failed"
-            why = os.strerror(cause.errno) if cause.errno and cause.errno > 0 else cause.strerror or unsaid
-            return AttemptError(Code.CONNECTION_FAILED, one_line(f"no connection to the store: {why}"))
+            code, text = Code.CONNECTION_FAILED, f"no connection to the store: {_reason(error.os_error)}"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
             code = Code.STALE_CONNECTION if stale and not ambiguous else Code.CONNECTION_CLOSED
-            return AttemptError(code, "the store closed the connection", ambiguous=ambiguous)
+            text = "the store closed the connection"
         case TimeoutError():
-            return AttemptError(Code.NO_ANSWER, "the store did not answer in time", ambiguous=ambiguous)
+            code, text = Code.NO_ANSWER, "the store did not answer in time"
         case _:
+            code = Code.BAD_ANSWER
             text = one_line(f"the store's answer cannot be read: {type(error).__name__}: {error}", 200)
-            return AttemptError(Code.BAD_ANSWER, text, ambiguous=ambiguous)
+    return AttemptError(code, one_line(text), ambiguous=ambiguous)
+
+
+def _reason(cause: OSError) -> str:
+    """Return why a connection could not be made."""
+    if cause.errno and cause.errno > 0:
+        return os.strerror(cause.errno)
+    return cause.strerror or ("closed within the handshake" if isinstance(cause, ConnectionError) else "it failed")
 
 
 def stall_of(
     settings: Settings, size: int, acked: int, *, arrived: bool, reading: bool, ambiguous: bool
 ) -> AttemptError | FileError:
-    """An attempt was ended because it no longer moved.
+    """Return the error for a request that made no progress for too long.
 
     Args:
-        settings: the limits that it passed.
+        settings: the limits that it exceeded.
         size: bytes of the body.
         acked: bytes that the peer acknowledged.
-        arrived: that was all, and no answer came.
-        reading: what was waited for was the file system.
+        arrived: the peer acknowledged all of the body, and did not answer.
+        reading: the file system did not return what was to be sent next.
         ambiguous: the whole body may have arrived.
     """
     if arrived:

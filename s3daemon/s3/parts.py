@@ -1,8 +1,8 @@
-"""The parts of a large file: how large they are, how many go at a time, and that each is sent until the store has it.
+"""The parts of a large file: how large they are, how many are sent at a time, and the sending itself.
 
-**Who gets how many connections.** Every large file has one, as any upload has. Further parts take one only while more
-than half of the connections are idle, so what else is accepted meanwhile finds half of them at once, and a large file
-is back to its one as its parts end. Several large files share the other half evenly.
+**How many connections a file gets.** Every large file has one, as any upload has. More parts take a connection only
+while more than half of all are idle, so other transfers find half of them free at any time, and a large file is back to
+its one connection as its parts end. Several large files share the other half evenly.
 """
 
 from __future__ import annotations
@@ -16,91 +16,135 @@ from typing import Any
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import Source
-from s3daemon.network.progress import TICK_S
-from s3daemon.s3.sender import Delivered, Sender
+from s3daemon.network.progress import TICK_S, Progress
+from s3daemon.s3.sender import Sender, SentBody
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 #: S3's limit ("Amazon S3 multipart upload limits"); Ceph's rgw_multipart_part_upload_limit is the same.
 MAX_PARTS = 10_000
-#: Where parts must be larger than was set, their size is a whole number of these: easier to read in a bucket's listing.
+#: Where parts must be larger than the setting, their size is a multiple of this: easier to read in a bucket's listing.
 _ROUND_BYTES = 1 << 20
-#: With this upload no attempt can succeed: the store lost it, or will not make an object of what it has.
-START_OVER = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall"})
+#: No attempt can succeed with this upload: the store lost it, or will not make an object of the parts that it has.
+UNUSABLE_CODES = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall"})
 
 
 def part_bytes(size: int, wanted: int) -> int:
-    """The size of the parts of a file of `size` bytes: `wanted`, or more where it would else have too many."""
+    """Return the size of the parts of a file of `size` bytes: `wanted`, or more if there would be too many parts."""
     least = -(-size // MAX_PARTS)
     return wanted if least <= wanted else -(-least // _ROUND_BYTES) * _ROUND_BYTES
 
 
-def is_for_parts(size: int, settings: Settings) -> bool:
-    """Whether a file of `size` bytes goes in parts; a single part would only cost round trips."""
+def goes_in_parts(size: int, settings: Settings) -> bool:
+    """Return whether a file of `size` bytes is sent in parts; a single part would only cost round trips."""
     return size > settings.multipart_threshold_bytes and size > part_bytes(size, settings.part_size_bytes)
 
 
-def names_of(upload: MultipartUpload) -> dict[str, Any]:
-    """The parameters that name it to the store."""
+def parts_at_once(remaining: int, usable: int, files: int) -> int:
+    """Return how many parts of one file may be in flight.
+
+    Args:
+        remaining: parts that are in flight or still to be sent, at least 1.
+        usable: connections that uploads can use at once.
+        files: large files that are being sent.
+    """
+    share = max(1, usable // 2 // max(1, files))
+    # Rounds of equal width: 16 parts go 8 at a time, not 12 and then 4 that leave the link half empty.
+    rounds = -(-remaining // share)
+    return -(-remaining // rounds)
+
+
+def upload_params(upload: MultipartUpload) -> dict[str, Any]:
+    """Return the parameters of an operation that identify the upload to the store."""
     return {"Bucket": upload.destination.bucket, "Key": upload.destination.key, "UploadId": upload.id}
 
 
 @contextlib.contextmanager
-def certain(begun: OpenUpload | None = None) -> Iterator[None]:
-    """Nothing before the completion makes an object, so no failure leaves one in doubt."""
+def never_ambiguous(open_upload: OpenUpload | None = None) -> Iterator[None]:
+    """Mark the errors of a block as not ambiguous: no request before the completion can make an object.
+
+    Args:
+        open_upload: abandoned where the error says that it is unusable.
+    """
     try:
         yield
     except AttemptError as exc:
-        exc.ambiguous = False
-        if begun is not None and exc.code in START_OVER:
-            begun.abandoned = True
-        raise
+        if open_upload is not None and exc.code in UNUSABLE_CODES:
+            open_upload.abandoned = True
+        raise exc.replace(ambiguous=False) from exc
 
 
-class Parts:
+class PartSender:
     """Sends parts.
 
     Args:
-        sending: carries the requests.
-
-    Attributes:
-        files: how many large files are under way; for whoever sends them to count.
+        sender: carries the requests.
     """
 
-    def __init__(self, sending: Sender) -> None:
-        self._sending = sending
-        self.files = 0
+    def __init__(self, sender: Sender) -> None:
+        self._sender = sender
+        self._files = 0
+
+    @contextlib.contextmanager
+    def counted(self) -> Iterator[None]:
+        """Count one more large file, which the connections are shared with, for the duration of a block."""
+        self._files += 1
+        try:
+            yield
+        finally:
+            self._files -= 1
 
     async def send(
-        self, begun: OpenUpload, source: Source, ledger: OpenUploads, tried: Collection[str]
-    ) -> list[Delivered]:
-        """Send those that the store has not; tell what was sent.
+        self,
+        open_upload: OpenUpload,
+        source: Source,
+        open_uploads: OpenUploads,
+        *,
+        failed_addresses: Collection[str] = (),
+        progress: Progress | None = None,
+    ) -> list[SentBody]:
+        """Send the parts that the store does not have, and return them in the order in which it took them.
+
+        Args:
+            open_upload: the upload, with the parts that the store has.
+            source: the open file; the caller closes it.
+            open_uploads: notes each part that the store has taken.
+            failed_addresses: addresses to avoid if another one is enabled.
+            progress: counts the bytes.
 
         Raises:
-            AttemptError: one failed; those that were in flight then are over.
-            FileError: the file could not be read or changed meanwhile.
+            AttemptError: one failed; those that were in flight then are finished.
+            FileError: the file could not be read, or changed meanwhile.
         """
-        todo = deque(n for n in range(1, begun.upload.count + 1) if n not in begun.etags)
-        sent: list[Delivered] = []
-        running: dict[asyncio.Task[Delivered], int] = {}
+        numbers = deque(n for n in range(1, open_upload.upload.count + 1) if n not in open_upload.etags)
+        sent: list[SentBody] = []
+        running: dict[asyncio.Task[SentBody], int] = {}
         failure: AttemptError | None = None
-        patience = self._sending.pool.limit  # each connection may have been closed while it was idle
+        stale_allowed = self._sender.pool.limit  # each connection may have been closed by the store while it was idle
+
+        async def send_part(number: int) -> SentBody:
+            part = await self._send_part(
+                open_upload, number, source, failed_addresses=failed_addresses, progress=progress
+            )
+            open_uploads.part(open_upload, number, part.etag)
+            return part
+
         try:
-            while running or (todo and failure is None):
-                while todo and failure is None and self._may_start(len(running), len(todo)):
-                    number = todo.popleft()
-                    running[asyncio.create_task(self._send_part(begun, number, source, ledger, tried))] = number
-                    await asyncio.sleep(0)  # for it to take its connection, before the next one counts the idle ones
+            while running or (numbers and failure is None):
+                while numbers and failure is None and self._may_start(len(running), len(numbers)):
+                    number = numbers.popleft()
+                    running[asyncio.create_task(send_part(number))] = number
+                    await asyncio.sleep(0)  # it takes its connection before the next one counts those that are idle
                 done, _ = await asyncio.wait(running, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
                     number = running.pop(task)
                     try:
                         sent.append(task.result())
                     except AttemptError as exc:
-                        if begun.abandoned:
+                        if open_upload.abandoned:
                             raise
-                        if exc.code == Code.STALE_CONNECTION and patience > 0:
-                            patience -= 1
-                            todo.appendleft(number)
+                        if exc.code == Code.STALE_CONNECTION and stale_allowed > 0:
+                            stale_allowed -= 1
+                            numbers.appendleft(number)
                         else:
                             failure = failure or exc
         finally:
@@ -112,29 +156,24 @@ class Parts:
         return sent
 
     def _may_start(self, running: int, waiting: int) -> bool:
-        """Whether a file may send one more part, with so many in flight and so many to come."""
         if not running:
             return True
-        pool = self._sending.pool
-        share = max(1, pool.usable // 2 // max(1, self.files))
-        # Rounds of equal width: 16 parts go 8 at a time, not 12 and then 4 that leave the link half empty.
-        left = running + waiting
-        rounds = -(-left // share)
-        return running < -(-left // rounds) and pool.available_for_parts > 0
+        pool = self._sender.pool
+        return running < parts_at_once(running + waiting, pool.usable, self._files) and pool.available_for_parts > 0
 
-    async def _send_part(
-        self, begun: OpenUpload, number: int, source: Source, ledger: OpenUploads, tried: Collection[str]
-    ) -> Delivered:
-        upload = begun.upload
-        at, length = upload.offset(number), upload.length(number)
-        with certain(begun):
-            delivered = await self._sending.deliver(
-                *("upload_part", upload.transfer_id, source, at, length),
-                **names_of(upload),
-                tried=tried,
+    async def _send_part(self, open_upload: OpenUpload, number: int, source: Source, **how: Any) -> SentBody:
+        upload = open_upload.upload
+        with never_ambiguous(open_upload):
+            sent = await self._sender.send_file(
+                "upload_part",
+                upload.transfer_id,
+                source,
+                upload.offset(number),
+                upload.length(number),
+                **how,
+                **upload_params(upload),
                 PartNumber=number,
             )
-        if not delivered.etag:
+        if not sent.etag:
             raise AttemptError(Code.BAD_ANSWER, "the store gave no ETag for a part")
-        ledger.part(begun, number, delivered.etag)
-        return delivered
+        return sent

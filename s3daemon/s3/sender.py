@@ -1,11 +1,11 @@
-"""Requests over the pool's connections: signed by aiobotocore, sent by us, and watched while they move.
+"""Requests to the store: signed by aiobotocore, sent over our own connections, and watched while they make progress.
 
-aiobotocore builds and signs every request and reads every answer, but does not send them: a `before-send` handler
-carries each over the connection that its context names. So nothing between here and the store sends twice, follows a
-redirect, waits for a `100 Continue`, or opens a connection that nobody asked for.
+aiobotocore builds and signs every request and parses every answer, but does not send: a `before-send` handler carries
+each request over the connection that its context names. So nothing between here and the store sends a request twice,
+follows a redirect, waits for a `100 Continue`, or opens a connection by itself.
 
-A request with a body ends by an answer, by an error, or because it no longer moves. What the error was does not tell
-whether the body arrived; TCP does: while fewer bytes than it has were acknowledged, it cannot have.
+A request with a body ends by an answer, by an error, or because it makes no progress. The error does not say whether
+the body arrived; TCP does: while fewer bytes than the body has were acknowledged, it cannot have.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
 from s3daemon.s3.failures import SENDING_ERRORS, failure_of, refusal_of, stall_of
 
-#: Length of a hex MD5; an ETag of another shape (multipart, some encryptions) says nothing about the content.
+#: Length of a hex MD5; an ETag of another form (multipart, some encryptions) says nothing about the content.
 MD5_DIGITS = 32
 
 _T = TypeVar("_T")
+#: The connection that requests of this context are sent over.
 _connection: ContextVar[Connection] = ContextVar("connection")
 
 
 @dataclass(frozen=True, slots=True)
-class Delivered:
-    """What is known of a body that the store has taken.
+class SentBody:
+    """A body that the store has taken.
 
     Args:
         etag: as the store gave it, without quotes.
@@ -48,7 +49,7 @@ class Delivered:
         rtt_usec: smoothed round-trip time at the end, microseconds; 0 when unknown.
         retransmits: TCP segments sent again meanwhile.
         connection: `warm` or `new`.
-        receiver: the address that took it.
+        address: the store's address that took it.
     """
 
     etag: str
@@ -56,29 +57,36 @@ class Delivered:
     rtt_usec: int
     retransmits: int
     connection: str
-    receiver: str
+    address: str
 
 
 class Sender:
-    """Sends what its signer signs.
+    """Sends the requests to one store.
 
     Args:
         settings: limits of a request, verification.
         pool: the connections to use.
-        signer: makes and signs the requests.
-
-    Attributes:
-        under_way: how far each transfer is of which an attempt is under way, by its id.
+        signer: creates and signs the requests.
     """
 
     def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer) -> None:
         self.settings = settings
         self.pool = pool
-        self.under_way: dict[str, Progress] = {}
         self._signer = signer
-        signer.send_with(self._send)
 
-    async def deliver(
+    async def open(self) -> None:
+        """Make it ready to send.
+
+        Raises:
+            SettingsError: there are no keys.
+        """
+        await self._signer.open(self._send)
+
+    async def close(self) -> None:
+        """Close the signer; the pool stays open."""
+        await self._signer.close()
+
+    async def send_file(
         self,
         operation: str,
         transfer_id: str,
@@ -86,63 +94,79 @@ class Sender:
         offset: int = 0,
         size: int | None = None,
         *,
-        tried: Collection[str] = (),
-        over: Connection | None = None,
+        failed_addresses: Collection[str] = (),
+        connection: Connection | None = None,
+        progress: Progress | None = None,
         **params: object,
-    ) -> Delivered:
+    ) -> SentBody:
         """Send a file, or a slice of it, as the body of one request, and verify it.
 
         Args:
             operation: botocore's name for it, such as `put_object`.
-            transfer_id: whose it is.
-            source: the open file; stays the caller's.
-            offset: where the slice begins, bytes.
-            size: of the slice, bytes; None for all.
-            tried: receivers to pass over if another one serves.
-            over: the connection to use; without it the best one that is idle.
-            params: the operation's others.
+            transfer_id: the transfer that the file belongs to.
+            source: the open file; the caller closes it.
+            offset: start of the slice, bytes.
+            size: length of the slice, bytes; None: the whole file.
+            failed_addresses: addresses to avoid if another one is enabled.
+            connection: the connection to use, which the caller has taken; None: the best one that is idle.
+            progress: counts the bytes.
+            params: the operation's other parameters.
 
         Raises:
             AttemptError: the store did not take it, or (`ambiguous`) may have.
-            FileError: the file could not be read or changed meanwhile.
+            FileError: the file could not be read, or changed meanwhile.
         """
         length = source.state.size if size is None else size
-        async with self._over(over, transfer_id) if over else self._borrow(transfer_id, tried, length) as connection:
-            upload = Upload(connection, length, self.under_way.get(transfer_id))
+        if connection is None:
+            using = self._acquire(transfer_id, failed_addresses, length)
+        else:
+            using = self._use(connection, transfer_id, failed_addresses)
+        async with using as used:
+            upload = Upload(used, length, progress)
             body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=upload.begin)
             try:
                 request = getattr(self._signer.client, operation)(Body=body, **params)
-                answer = await self._watched(connection, body, upload, request)
+                answer = await self._watch(used, body, upload, request)
                 info = upload.info()
                 if not (body.finished and upload.may_have_arrived):
                     raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
             finally:
-                if not (body.finished and upload.may_have_arrived):  # what was not taken shall not come later
-                    connection.abort(body.transport)
+                if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
+                    used.abort(body.transport)
                 upload.close()
         etag = str(answer.get("ETag", "")).strip('"')
         _verify(body.md5, etag)
-        self.pool.addresses.succeeded(connection.address)
-        retransmits = upload.retransmits(info) if info else 0
-        rtt_usec = info.rtt_usec if info else 0
-        return Delivered(etag, length, rtt_usec, retransmits, upload.connection_state, connection.address)
+        self.pool.addresses.succeeded(used.address)
+        return SentBody(
+            etag,
+            length,
+            rtt_usec=info.rtt_usec if info else 0,
+            retransmits=upload.retransmits(info) if info else 0,
+            connection=upload.connection_state,
+            address=used.address,
+        )
 
-    async def ask(
-        self, operation: str, *, answer_s: float | None = None, tried: Collection[str] = (), **params: object
+    async def call(
+        self,
+        operation: str,
+        *,
+        answer_timeout_s: float | None = None,
+        failed_addresses: Collection[str] = (),
+        **params: object,
     ) -> Mapping[str, Any]:
-        """Carry out an operation that sends no file, by botocore's name for it, such as `head_object`.
+        """Carry out an operation that sends no file, and return its parsed answer.
 
         Args:
-            operation: its name.
-            answer_s: how long it may take once there is a connection, seconds; None for as long as a stall.
-            tried: receivers to pass over if another one serves.
-            params: its own.
+            operation: botocore's name for it, such as `head_object`.
+            answer_timeout_s: how long it may take once there is a connection, seconds; None: the stall timeout.
+            failed_addresses: addresses to avoid if another one is enabled.
+            params: the operation's parameters.
 
         Raises:
-            AttemptError: the store refused, or there was no answer that tells.
+            AttemptError: the store refused, or gave no clear answer.
         """
-        limit = self.settings.connect_timeout_s + (answer_s or self.settings.stall_timeout_s)
-        async with self._borrow(operation, tried):
+        limit = self.settings.connect_timeout_s + (answer_timeout_s or self.settings.stall_timeout_s)
+        async with self._acquire(operation, failed_addresses):
             try:
                 async with asyncio.timeout(limit):
                     answer: Mapping[str, Any] = await getattr(self._signer.client, operation)(**params)
@@ -152,13 +176,13 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    async def _watched(
+    async def _watch(
         self, connection: Connection, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]
     ) -> _T:
-        """Carry `request` out while it moves.
+        """Carry `request` out as long as it makes progress.
 
         Raises:
-            AttemptError, FileError: as `deliver` does.
+            AttemptError, FileError: as `send_file` does.
         """
         watch = StallWatch(self.settings.stall_timeout_s, self.settings.answer_timeout_s)
         task = asyncio.create_task(request)
@@ -186,22 +210,34 @@ class Sender:
             await asyncio.gather(task, return_exceptions=True)  # it may have failed just as we were cancelled
 
     @contextlib.asynccontextmanager
-    async def _over(self, connection: Connection, who: str, tried: Collection[str] = ()) -> AsyncIterator[Connection]:
+    async def _use(
+        self, connection: Connection, purpose: str, failed_addresses: Collection[str]
+    ) -> AsyncIterator[Connection]:
+        """Send the block's requests over a connection, and note at which address they fail.
+
+        Args:
+            connection: the one to use.
+            purpose: the transfer's id, or the operation.
+            failed_addresses: the addresses where it failed before.
+        """
         token = _connection.set(connection)
         try:
             yield connection
         except AttemptError as exc:
-            self.pool.addresses.attempt_failed(exc, connection.address, who, tried)
-            raise
+            other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, failed_addresses)
+            raise exc.replace(address=connection.address, other_address=other_address) from exc
         finally:
             _connection.reset(token)
 
     @contextlib.asynccontextmanager
-    async def _borrow(self, who: str, tried: Collection[str], size: int = 0) -> AsyncIterator[Connection]:
+    async def _acquire(
+        self, purpose: str, failed_addresses: Collection[str], size: int = 0
+    ) -> AsyncIterator[Connection]:
+        """Take a connection from the pool, and use it as `_use` does."""
         try:
             async with (
-                self.pool.acquire(large=size > SMALL_BYTES, avoid=tried) as connection,
-                self._over(connection, who, tried),
+                self.pool.acquire(large=size > SMALL_BYTES, avoid=failed_addresses) as connection,
+                self._use(connection, purpose, failed_addresses),
             ):
                 yield connection
         except (socket.gaierror, TimeoutError) as exc:
@@ -209,10 +245,10 @@ class Sender:
             raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
 
     async def _send(self, request: Any, **_: object) -> AioAWSResponse:
-        """Carry a signed request over this context's connection; what aiobotocore calls in place of its own session."""
+        """Send a signed request over the context's connection; aiobotocore calls this instead of its own session."""
         given = request.headers.items()
         headers = {name: value.decode() if isinstance(value, bytes) else value for name, value in given}
-        headers.pop("Expect", None)  # a round trip, and aiohttp waits for ever when the 100 does not come
+        headers.pop("Expect", None)  # it costs a round trip, and aiohttp waits for ever when the 100 does not come
         response = await _connection.get().request(request.method, request.url, headers, request.body or None)
         raw = {name.decode().lower(): value.decode(errors="replace") for name, value in response.raw_headers}
         return AioAWSResponse(str(response.url), response.status, raw, response)
@@ -222,5 +258,5 @@ def _verify(md5: str, etag: str) -> None:
     if md5 and len(etag) == MD5_DIGITS and etag.lower() != md5:
         raise AttemptError(
             Code.ETAG_MISMATCH,
-            f"the store's ETag is {etag}, the MD5 of what was sent {md5}; S3DAEMON_VERIFY=off if its ETags are no MD5s",
+            f"the store's ETag is {etag}, the MD5 of what was sent {md5}; S3DAEMON_VERIFY=off if its ETags are not MD5",
         )

@@ -1,127 +1,180 @@
-"""One file to S3, and what the answer means.
+"""One S3 store: put a file there, and find it again.
 
-A file up to the multipart threshold goes in one PUT, a larger one in parts (`multipart`). Whichever way, an object is
-stored when the store says so, its ETag, where that is an MD5, is that of what was sent, and the file's path still names
-what was opened.
+A file up to the multipart threshold goes in one PUT, a larger one in parts (`multipart`). In both cases an object
+counts as stored when the store says so, its ETag, where that is an MD5, is that of what was sent, and the file's path
+still names the file that was opened.
 """
 
 from __future__ import annotations
 
 import asyncio
+import re
+import statistics
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
+from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import Any
 
 from s3daemon.clock import Clock
-from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
-from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import Progress
-from s3daemon.s3.client import Signer
 from s3daemon.s3.multipart import Multipart
-from s3daemon.s3.parts import is_for_parts
+from s3daemon.s3.parts import goes_in_parts, upload_params
 from s3daemon.s3.sender import Sender
-from s3daemon.s3.stored import FILE_KEY, ID_KEY, Stored, marks_of, parts_of
-from s3daemon.spool.open_uploads import OpenUploads
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
-__all__ = ["FILE_KEY", "ID_KEY", "LookupResult", "Store", "Stored"]
+#: The object's metadata (`x-amz-meta-...` on the wire): the id of the transfer that stored it, and its file's `mark`.
+ID_KEY, FILE_KEY = "s3daemon-id", "s3daemon-file"
+#: The ETag of an object stored in parts, on S3 and compatible stores: MD5 of the parts' MD5s, and how many there were.
+_MULTIPART_ETAG = re.compile(r"[0-9a-fA-F]{32}-([0-9]{1,5})")
 
 
 class LookupResult(Enum):
     """Why `Store.find` found nothing."""
 
-    NOT_FOUND = "no object is there, or another one"
-    FORBIDDEN = "the store does not let us look"
+    NOT_FOUND = "there is no object, or another one"
+    FORBIDDEN = "the keys may not look"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """An object that is in the store.
+
+    Args:
+        etag: as the store gave it, without quotes.
+        size: bytes.
+        upload_usec: duration of the attempt that stored it, from taking a connection to the answer, microseconds; parts
+            that earlier attempts sent take none of it; 0 when it was found.
+        rtt_usec: smoothed round-trip time at the end, microseconds, the median of parts; 0 when unknown.
+        retransmits: TCP segments sent again meanwhile, by all connections that took part.
+        connection: `warm`; `new` when one had to be opened for it; empty when it was found.
+        parts: the number of parts; 1 for a single PUT.
+        address: the store's address that took it, of parts the last one's; empty when it was found.
+    """
+
+    etag: str
+    size: int
+    upload_usec: int = 0
+    rtt_usec: int = 0
+    retransmits: int = 0
+    connection: str = ""
+    parts: int = 1
+    address: str = ""
+
+
+def metadata_of(transfer: Transfer) -> dict[str, str]:
+    """Return the metadata of a transfer's object, by which `Store.find` recognizes it."""
+    return {ID_KEY: transfer.id, FILE_KEY: transfer.file_state.mark}
 
 
 class Store:
-    """One S3 store, reached over its connections.
+    """One S3 store.
 
     Args:
-        settings: limits of an attempt, verification.
-        pool: the connections to use.
-        signer: makes and signs the requests.
+        sender: carries the requests.
         clock: monotonic seconds.
 
     Attributes:
-        url: of the endpoint.
-        sending: its requests; knows what is under way.
+        url: URL of the endpoint.
+        sender: as given, for operations beside those of this class.
     """
 
-    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer, clock: Clock = time.monotonic) -> None:
-        self.url = settings.endpoint_url
-        self.sending = Sender(settings, pool, signer)
-        self._settings = settings
+    def __init__(self, sender: Sender, clock: Clock = time.monotonic) -> None:
+        self.url = sender.settings.endpoint_url
+        self.sender = sender
         self._clock = clock
-        self._multipart = Multipart(self.sending, clock)
+        self._multipart = Multipart(sender)
 
     async def put(
         self,
         transfer: Transfer,
         source: Source,
-        ledger: OpenUploads | None = None,
-        tried: Collection[str] = (),
+        open_uploads: OpenUploads | None = None,
+        failed_addresses: Collection[str] = (),
         progress: Progress | None = None,
     ) -> Stored:
         """Store the file under the transfer's destination, and verify it.
 
         Args:
             transfer: names the destination; its id goes into the object's metadata.
-            source: the open file; stays the caller's.
-            ledger: of uploads in parts; without it an attempt leaves nothing to the next one.
-            tried: receivers to pass over if another one serves.
-            progress: told how far it is.
+            source: the open file; the caller closes it.
+            open_uploads: notes uploads in parts; without it an attempt leaves nothing that the next one can resume.
+            failed_addresses: addresses to avoid if another one is enabled.
+            progress: counts the bytes.
 
         Raises:
             AttemptError: it is not stored, or (`ambiguous`) may be.
-            FileError: the file could not be read or changed meanwhile; if a mixture was stored, an attempt must follow.
+            FileError: the file could not be read, or changed meanwhile; its older content may be stored then, so
+                another attempt must follow.
         """
-        self.sending.under_way[transfer.id] = Progress() if progress is None else progress
-        try:
-            return await self._put(transfer, source, OpenUploads() if ledger is None else ledger, tried)
-        finally:
-            del self.sending.under_way[transfer.id]
-
-    async def _put(self, transfer: Transfer, source: Source, ledger: OpenUploads, tried: Collection[str]) -> Stored:
-        if is_for_parts(source.state.size, self._settings):
-            return await self._multipart.put(transfer, source, ledger, tried)
-        started, to = self._clock(), transfer.destination
-        sent = await self.sending.deliver(
-            "put_object", transfer.id, source, tried=tried, Bucket=to.bucket, Key=to.key, Metadata=marks_of(transfer)
-        )
+        started = self._clock()
+        if goes_in_parts(source.state.size, self.sender.settings):
+            open_uploads = OpenUploads() if open_uploads is None else open_uploads
+            metadata = metadata_of(transfer)
+            completed = await self._multipart.put(
+                transfer, source, metadata, open_uploads, failed_addresses=failed_addresses, progress=progress
+            )
+            etag, count, sent = completed.etag, completed.count, completed.sent
+        else:
+            whole = await self.sender.send_file(
+                "put_object",
+                transfer.id,
+                source,
+                failed_addresses=failed_addresses,
+                progress=progress,
+                Bucket=transfer.destination.bucket,
+                Key=transfer.destination.key,
+                Metadata=metadata_of(transfer),
+            )
+            etag, count, sent = whole.etag, 1, [whole]
         await asyncio.get_running_loop().run_in_executor(None, source.check_unchanged)
-        upload_usec = round((self._clock() - started) * 1e6)
         return Stored(
-            sent.etag, sent.size, upload_usec, sent.rtt_usec, sent.retransmits, sent.connection, receiver=sent.receiver
+            etag,
+            source.state.size,
+            upload_usec=round((self._clock() - started) * 1e6),
+            rtt_usec=statistics.median_low(body.rtt_usec for body in sent) if sent else 0,
+            retransmits=sum(body.retransmits for body in sent),
+            connection=min((body.connection for body in sent), default=""),  # "new" before "warm"
+            parts=count,
+            address=sent[-1].address if sent else "",
         )
 
-    async def find(self, transfer: Transfer, tried: Collection[str] = ()) -> Stored | LookupResult:
+    async def find(self, transfer: Transfer, failed_addresses: Collection[str] = ()) -> Stored | LookupResult:
         """Look whether the store has the object that an attempt of this transfer sent.
 
         Args:
-            transfer: the one.
-            tried: receivers to pass over if another one serves.
+            transfer: names the destination, and what the object's metadata must be.
+            failed_addresses: addresses to avoid if another one is enabled.
 
         Raises:
-            AttemptError: there was no answer that tells.
+            AttemptError: there was no clear answer.
         """
-        destination = transfer.destination
+        to = transfer.destination
         try:
-            head = await self.ask("head_object", tried=tried, Bucket=destination.bucket, Key=destination.key)
-        except AttemptError as refusal:
-            if refusal.status in (HTTPStatus.NOT_FOUND, HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
-                return LookupResult.NOT_FOUND if refusal.status == HTTPStatus.NOT_FOUND else LookupResult.FORBIDDEN
+            head = await self.sender.call(
+                "head_object", failed_addresses=failed_addresses, Bucket=to.bucket, Key=to.key
+            )
+        except AttemptError as exc:
+            if exc.status == HTTPStatus.NOT_FOUND:
+                return LookupResult.NOT_FOUND
+            if exc.status in (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
+                return LookupResult.FORBIDDEN
             raise
-        seen, marks = transfer.seen, {FILE_KEY: transfer.seen.mark, **head.get("Metadata", {})}
-        if (marks.get(ID_KEY), marks[FILE_KEY], head.get("ContentLength")) != (transfer.id, seen.mark, seen.size):
+        size, mark, metadata = transfer.file_state.size, transfer.file_state.mark, head.get("Metadata", {})
+        found = (metadata.get(ID_KEY), metadata.get(FILE_KEY, mark), head.get("ContentLength"))
+        if found != (transfer.id, mark, size):
             return LookupResult.NOT_FOUND
         etag = str(head.get("ETag", "")).strip('"')
-        return Stored(etag, seen.size, parts=parts_of(etag))
+        in_parts = _MULTIPART_ETAG.fullmatch(etag)
+        return Stored(etag, size, parts=int(in_parts[1]) if in_parts else 1)
 
-    async def ask(self, operation: str, **params: Any) -> Mapping[str, Any]:
-        """Carry out an operation that has no body, as `Sender.ask` does."""
-        return await self.sending.ask(operation, **params)
+    async def abort(self, upload: MultipartUpload) -> None:
+        """Have the store forget an upload in parts, and delete the parts that it has.
+
+        Raises:
+            AttemptError: it did not, or there is no such upload.
+        """
+        await self.sender.call("abort_multipart_upload", **upload_params(upload))

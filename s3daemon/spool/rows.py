@@ -65,7 +65,7 @@ class Entry:
 
 def file_columns(transfer: Transfer) -> dict[str, Value]:
     """Return the columns that may change while a transfer is pending: its tags, and the state of its file."""
-    state = transfer.seen
+    state = transfer.file_state
     return {
         "tags": json.dumps(transfer.tags),
         "size_bytes": state.size,

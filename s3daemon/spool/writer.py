@@ -30,7 +30,7 @@ from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import Code, SpoolError, StartError, one_line
-from s3daemon.model.kinds import MessageId, Priority
+from s3daemon.model.record import MessageId, Priority
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import ReservedSpace, disk_error
 from s3daemon.spool.recovery import RecoverableFile

@@ -1,4 +1,4 @@
-"""A file that is rewritten while its transfer is under way: what is there in the end is what is stored."""
+"""A file that is rewritten during its transfer: its last content is what is stored."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +14,7 @@ def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
         yield made
 
 
-def stored_unknown_then_rewritten(served: Daemon, s3: FlakyS3, file: Path) -> None:
+def store_unnoticed_then_rewrite(served: Daemon, s3: FlakyS3, file: Path) -> None:
     """An attempt stores the file, but the daemon cannot know; then the file gets newer content of the same size."""
     s3.faults = {Fault.HUNG_UP_KEPT: 1.0}
     file.write_bytes(b"older content")
@@ -24,9 +24,9 @@ def stored_unknown_then_rewritten(served: Daemon, s3: FlakyS3, file: Path) -> No
     file.write_bytes(b"newer content")
 
 
-def test_newer_content_of_the_same_size_is_not_taken_for_the_older(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
-    """What an attempt left in the store counts as stored only when it is what the file holds now."""
-    stored_unknown_then_rewritten(served, s3, tmp_path / "file")
+def test_an_object_of_older_content_does_not_count(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+    """An object of an earlier attempt counts as stored only if it is the file's present content."""
+    store_unnoticed_then_rewrite(served, s3, tmp_path / "file")
     s3.faults = {Fault.RESET: 1.0}
     served.ask("retry", all=True)
     served.process.wait_line("attempt 2 failed")
@@ -36,9 +36,9 @@ def test_newer_content_of_the_same_size_is_not_taken_for_the_older(served: Daemo
     assert s3.objects["bucket/key"].body == b"newer content"
 
 
-def test_the_same_over_a_crash(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+def test_an_object_of_older_content_does_not_count_after_a_crash(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
     """A crash between noting the newer file and sending it does not make the older one count."""
-    stored_unknown_then_rewritten(served, s3, tmp_path / "file")
+    store_unnoticed_then_rewrite(served, s3, tmp_path / "file")
     s3.faults = {}
     s3.hold_bodies()
     served.ask("retry", all=True)

@@ -1,4 +1,4 @@
-"""The lab's descriptor store does what systemd's does: waiting clients have their answer from the next process."""
+"""Waiting clients get their answer from the next process, by the lab's version of systemd's descriptor store."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lab.flaky import FlakyS3
 
 @pytest.mark.parametrize("end", [Daemon.kill, Daemon.terminate], ids=["killed", "terminated"])
 def test_answers_over_a_restart(s3: FlakyS3, tmp_path: Path, file: Path, end: object) -> None:
-    """Plain and JSON, over two restarts; and afterwards nothing is kept."""
+    """Plain and extended requests are answered after two restarts, and no descriptor is left in the store."""
     assert callable(end)
     with (
         daemon(tmp_path / "state", s3.server, activated=True, keeping=True, drain_timeout="0s") as served,
@@ -28,5 +28,5 @@ def test_answers_over_a_restart(s3: FlakyS3, tmp_path: Path, file: Path, end: ob
         s3.release()
         assert plain.result() == b"Success"
         assert extended.result()["result"] == "stored"
-        served.wait_status(lambda now: now["clients"] <= 1, "rid of them")
-        assert not served._kept
+        served.wait_status(lambda now: now["clients"] <= 1, "without clients")
+        assert not served.kept

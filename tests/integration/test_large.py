@@ -1,4 +1,4 @@
-"""Large files through the daemon as a program: killed, dropped, reloaded, many at once; and the memory they take."""
+"""Large files through the daemon as a program: killed, dropped, reloaded, many at once; and its memory."""
 
 import os
 import time
@@ -14,17 +14,17 @@ from lab.relay import Relay, relay
 from lab.rgw import Gateway
 from lab.s3 import S3Server
 
-from s3daemon.s3.stored import FILE_KEY, ID_KEY
+from s3daemon.s3.store import FILE_KEY, ID_KEY
 
 MIB = 1 << 20
 PART = 5 * MIB
-LANES = 8
-SETTINGS: dict[str, Any] = {"multipart_threshold": "5MiB", "part_size": "5MiB", "max_connections": str(LANES)}
+CONNECTIONS = 8
+SETTINGS: dict[str, Any] = {"multipart_threshold": "5MiB", "part_size": "5MiB", "max_connections": str(CONNECTIONS)}
 MEMORY_KIB = 250_000_000 // 1024
 
 
 def a_file(path: Path, size: int) -> Path:
-    """A file whose parts all differ, and which is quick to make."""
+    """A file whose parts all differ, and which is fast to create."""
     with path.open("wb") as file:
         for at in range(0, size, MIB):
             file.write(at.to_bytes(8, "big") * (min(MIB, size - at) // 8))
@@ -32,7 +32,7 @@ def a_file(path: Path, size: int) -> Path:
 
 
 def memory_kib(served: Daemon) -> int:
-    """The most memory that the process ever had."""
+    """The process's largest memory so far."""
     status = Path(f"/proc/{served.process.pid}/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0])
 
@@ -45,18 +45,18 @@ def wait(condition: Any, what: str, timeout: float = 60.0) -> None:
 
 
 class Bucket:
-    """A bucket of a real store, looked at by an independent client, and emptied at the end."""
+    """A bucket of a real store, read by an independent client, and emptied at the end."""
 
     def __init__(self, server: S3Server) -> None:
         self.name = server.new_bucket()
         self.client = server.client()
 
     def uploads(self) -> list[str]:
-        """What was begun there and is neither completed nor aborted."""
+        """The keys of uploads that are neither completed nor aborted."""
         return [one["Key"] for one in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", [])]
 
     def parts(self) -> int:
-        """How many parts these have."""
+        """The number of parts that these have."""
         count = 0
         for one in self.client.list_multipart_uploads(Bucket=self.name).get("Uploads", []):
             with suppress(self.client.exceptions.ClientError):
@@ -93,7 +93,7 @@ def bucket(rgw: Gateway) -> Iterator[Bucket]:
 
 @pytest.fixture
 def way(rgw: Gateway) -> Iterator[tuple[Relay, S3Server]]:
-    """A relay to Ceph's gateway, plain, so that what passes is what is sent."""
+    """A relay to Ceph's gateway over plain HTTP, so that it counts the bytes that are sent."""
     with relay(rgw.plain) as made:
         yield made
 
@@ -104,8 +104,8 @@ def accepted(served: Daemon, file: Path, destination: str) -> str:
     return reply["id"]
 
 
-def test_killed_at_half_it_goes_on(tmp_path: Path, way: tuple[Relay, S3Server], bucket: Bucket) -> None:
-    """After SIGKILL and a restart at most a part for each connection is sent again, and the object is whole."""
+def test_an_upload_is_resumed_after_a_kill(tmp_path: Path, way: tuple[Relay, S3Server], bucket: Bucket) -> None:
+    """After SIGKILL at half of the file at most one part for each connection is sent again; the object is whole."""
     (relayed, server), size = way, 160 * MIB
     file = a_file(tmp_path / "large", size)
     with daemon(tmp_path / "state", server, bwlimit="300M", **SETTINGS) as served:
@@ -123,7 +123,7 @@ def test_killed_at_half_it_goes_on(tmp_path: Path, way: tuple[Relay, S3Server], 
     again = relayed.passed - size
     print(f"\n{before / MIB:.0f} MiB at the kill, {there} parts; {again / MIB:.1f} MiB again; VmHWM {hwm} KiB")
     assert (record.outcome, record.size) == ("stored", size)
-    assert again <= LANES * PART + size // 100
+    assert again <= CONNECTIONS * PART + size // 100
     assert bucket.is_stored("key", file)
     assert bucket.uploads() == []
     head = bucket.client.head_object(Bucket=bucket.name, Key="key")
@@ -132,7 +132,7 @@ def test_killed_at_half_it_goes_on(tmp_path: Path, way: tuple[Relay, S3Server], 
     assert max(hwm) < MEMORY_KIB
 
 
-def test_many_at_once_take_little_memory(tmp_path: Path, rgw: Gateway, bucket: Bucket) -> None:
+def test_many_large_files_take_little_memory(tmp_path: Path, rgw: Gateway, bucket: Bucket) -> None:
     """25 files whose parts, were they in memory, would take 400 MB."""
     files = [tmp_path / f"large{n}" for n in range(25)]
     for file in files:
@@ -152,8 +152,10 @@ def test_many_at_once_take_little_memory(tmp_path: Path, rgw: Gateway, bucket: B
 
 
 @pytest.mark.parametrize("how", ["running", "down"])
-def test_dropped_it_leaves_nothing(tmp_path: Path, way: tuple[Relay, S3Server], bucket: Bucket, how: str) -> None:
-    """An operator drops it half sent, with the daemon up or down: the store is rid of its parts soon after."""
+def test_a_dropped_transfer_leaves_no_parts(
+    tmp_path: Path, way: tuple[Relay, S3Server], bucket: Bucket, how: str
+) -> None:
+    """An operator drops it half sent, with the daemon up or down: its parts are aborted soon after."""
     relayed, server = way
     file = a_file(tmp_path / "large", 80 * MIB)
     with daemon(tmp_path / "state", server, bwlimit="200M", **SETTINGS) as served:
@@ -172,8 +174,8 @@ def test_dropped_it_leaves_nothing(tmp_path: Path, way: tuple[Relay, S3Server], 
     assert relayed.passed < 80 * MIB
 
 
-def test_a_failure_for_good_leaves_nothing(tmp_path: Path, way: tuple[Relay, S3Server], bucket: Bucket) -> None:
-    """Given up while the endpoint is known to be away: its parts go when that is back, though nobody sends any more."""
+def test_a_permanent_failure_leaves_no_parts(tmp_path: Path, way: tuple[Relay, S3Server], bucket: Bucket) -> None:
+    """It fails while the store is down: its parts are aborted once the store is up, though nothing else is sent."""
     relayed, server = way
     file = a_file(tmp_path / "large", 80 * MIB)
     with daemon(tmp_path / "state", server, bwlimit="200M", retry_for="3s", **SETTINGS) as served:
@@ -199,8 +201,8 @@ def reloaded(served: Daemon, server: S3Server) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_new_endpoint_lets_what_is_under_way_finish(s3: FlakyS3, other: FlakyS3, tmp_path: Path) -> None:
-    """A reload in mid-file: that one is stored at the old store, the next one at the new."""
+def test_a_new_endpoint_lets_attempts_in_flight_finish(s3: FlakyS3, other: FlakyS3, tmp_path: Path) -> None:
+    """A reload within a file: that one is stored at the old store, the next one at the new."""
     file = a_file(tmp_path / "large", 40 * MIB)
     with daemon(tmp_path / "state", s3.server, **SETTINGS) as served:
         s3.hold_bodies()
@@ -215,8 +217,8 @@ def test_a_new_endpoint_lets_what_is_under_way_finish(s3: FlakyS3, other: FlakyS
     assert not s3.assembly.uploads
 
 
-def test_a_new_endpoint_begins_anew_what_failed_at_the_old(s3: FlakyS3, other: FlakyS3, tmp_path: Path) -> None:
-    """What cannot be finished at the old store goes whole to the new one, and the old one is rid of its parts."""
+def test_what_failed_at_the_old_endpoint_goes_whole_to_the_new(s3: FlakyS3, other: FlakyS3, tmp_path: Path) -> None:
+    """And its parts at the old store are aborted."""
     file = a_file(tmp_path / "large", 40 * MIB)
     with daemon(tmp_path / "state", s3.server, bwlimit="50M", **SETTINGS) as served:
         accepted(served, file, "bucket/key")
@@ -232,8 +234,8 @@ def test_a_new_endpoint_begins_anew_what_failed_at_the_old(s3: FlakyS3, other: F
     assert other.objects["bucket/key"].body == file.read_bytes()
 
 
-def test_an_endpoint_that_changed_while_it_was_down_is_told(s3: FlakyS3, other: FlakyS3, tmp_path: Path) -> None:
-    """What lies at the old store is out of reach: one warning names it."""
+def test_parts_at_an_endpoint_that_is_no_longer_set(s3: FlakyS3, other: FlakyS3, tmp_path: Path) -> None:
+    """The old store cannot be reached any more: one warning names the upload."""
     file = a_file(tmp_path / "large", 40 * MIB)
     with daemon(tmp_path / "state", s3.server, bwlimit="50M", **SETTINGS) as served:
         accepted(served, file, "bucket/key")
@@ -242,11 +244,11 @@ def test_an_endpoint_that_changed_while_it_was_down_is_told(s3: FlakyS3, other: 
         served.set(**other.server.settings(), bwlimit="0")
         served.start()
         served.wait_idle()
-        told = [line for line in served.lines() if "cannot be aborted" in line]
+        warnings = [line for line in served.lines() if "cannot be aborted" in line]
         served.restart()
         assert not [line for line in served.process.lines() if "cannot be aborted" in line]
     (id_,) = s3.assembly.uploads
-    assert len(told) == 1
-    assert id_ in told[0]
-    assert s3.server.url in told[0]
+    assert len(warnings) == 1
+    assert id_ in warnings[0]
+    assert s3.server.url in warnings[0]
     assert other.objects["bucket/key"].body == file.read_bytes()

@@ -1,7 +1,7 @@
-"""More clients than slots and descriptors are all served, and what they cost is given back; transfers without end leave
-nothing behind.
+"""All clients are served when there are more than slots and descriptors, and what they use is freed; many transfers
+leave nothing behind.
 
-The full figures, 10 000 clients and 100 000 transfers, by hand: tests/bench/load.
+The full numbers, 10 000 clients and 100 000 transfers, are measured by hand with tests/bench/load.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
         yield made
 
 
-def test_a_crowd(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """All at once, with 1 024 slots and 4 096 descriptors: each is served, once, and nothing is kept of it."""
-    # The first crowd makes the threads and fills the interpreter's pools; the second shows what is kept of each.
+def test_thousands_of_clients_at_once(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """With 1 024 slots and 4 096 descriptors, each is served, once, and nothing is kept of it."""
+    # The first round starts the threads and fills the interpreter's pools; the second shows what is kept of each.
     assert crowd(served, file, CLIENTS, "first") == {"Success": CLIENTS}
     before = held_at_rest(served, 100)
     assert crowd(served, file, CLIENTS) == {"Success": CLIENTS}
@@ -42,8 +42,8 @@ def test_a_crowd(served: Daemon, s3: FlakyS3, file: Path) -> None:
     assert after.rss - before.rss < 8e6
 
 
-def test_a_long_row(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """Memory and descriptors stay as they are."""
+def test_thousands_of_transfers_one_after_the_other(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Memory and the number of descriptors do not grow."""
     before = held_at_rest(served, 100)
     row = series(served, file, TRANSFERS)
     after = held_at_rest(served, before.descriptors)
@@ -51,12 +51,12 @@ def test_a_long_row(served: Daemon, s3: FlakyS3, file: Path) -> None:
     print(f"\n{TRANSFERS} transfers in {row.seconds:.0f} s; for 1 000 more {slope / 1e3:.1f} kB; then {after}")
     assert row.replies == {"Success": TRANSFERS}
     assert len(s3.puts) == TRANSFERS
-    assert slope < 500e3  # a kilobyte kept of each would be twice that
+    assert slope < 500e3  # 1 kB kept for each would be twice that
     assert after.descriptors <= before.descriptors
 
 
 def test_no_descriptors_left(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
-    """Silent clients take every descriptor: who comes then waits, and is served once some are gone; nothing is lost."""
+    """When silent clients use every descriptor, another client waits and is served once some are gone."""
     scarce = ("prlimit", "--nofile=128:128", "--")
     with daemon(tmp_path / "state", s3.server, prefix=scarce, max_connections="4") as served, ExitStack() as silent:
         for _ in range(200):
@@ -67,5 +67,5 @@ def test_no_descriptors_left(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
             time.sleep(0.5)
             silent.close()
             assert waiting.recv(100) == b"Success"
-        served.wait_status(lambda now: now["clients"] == 0, "rid of them")
+        served.wait_status(lambda now: now["clients"] == 0, "without clients")
         assert served.plain(file, "a/bucket/again") == b"Success"

@@ -1,4 +1,4 @@
-"""What operators do to a daemon at work, and to its spool while it is down."""
+"""What operators do with a running daemon, and with its spool while it is down."""
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,19 +16,19 @@ def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
 
 
 def accepted(served: Daemon, file: Path, key: str) -> str:
-    """The id of a transfer that the daemon owns now."""
+    """Have a file accepted; return the id of its transfer."""
     reply = served.extended(file, f"alias/bucket/{key}", wait=False)
     assert reply["result"] == "accepted"
     return reply["id"]
 
 
 def states(served: Daemon) -> dict[str, str]:
-    """State by destination, as `s3daemon queue` shows it."""
+    """Return the states by destination, as `s3daemon queue` shows them."""
     return {row["destination"]: row["state"] for row in served.queue()}
 
 
-def test_a_second_daemon_is_told_whose_the_directory_is(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """A second daemon on the same state directory ends with the first one's pid, which serves on."""
+def test_a_second_daemon_on_the_same_directory_exits(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Its message names the process of the first one, which goes on."""
     with daemon(served.state_dir, s3.server, running=False) as second:
         second.start(wait=False)
         assert second.process.wait() == 1
@@ -37,7 +37,7 @@ def test_a_second_daemon_is_told_whose_the_directory_is(served: Daemon, s3: Flak
 
 
 def test_the_queue_of_a_daemon_that_is_up(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """It is listed; a retry ends a delay and takes up a failure; a drop is final and recorded."""
+    """It is listed; a retry ends a delay, and makes a failed transfer pending; a drop is final and recorded."""
     s3.faults = {Fault.DENIED: 1.0}
     assert served.plain(file, "alias/bucket/denied").startswith(b"AccessDenied: ")
     (failed,) = served.queue()
@@ -64,7 +64,7 @@ def test_the_queue_of_a_daemon_that_is_up(served: Daemon, s3: FlakyS3, file: Pat
 
 
 def test_the_queue_of_a_daemon_that_is_down(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """The same on the spool alone; the next daemon does as was said."""
+    """The same commands change the spool, and the next daemon acts on that."""
     s3.faults = {Fault.DENIED: 1.0}
     assert served.plain(file, "alias/bucket/denied").startswith(b"AccessDenied: ")
     s3.refuse()
@@ -85,7 +85,7 @@ def test_the_queue_of_a_daemon_that_is_down(served: Daemon, s3: FlakyS3, file: P
 
 
 def test_a_reload_takes_what_waits_to_another_endpoint(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
-    """What is in flight ends where it began; what waits, and what comes, goes to the new endpoint."""
+    """An attempt in flight ends where it started; waiting and new transfers go to the new endpoint."""
     large = tmp_path / "large"
     large.write_bytes(bytes(3_000_000))
     s3.hold_bodies()
@@ -105,8 +105,8 @@ def test_a_reload_takes_what_waits_to_another_endpoint(served: Daemon, s3: Flaky
         assert {put.name for put in other.puts} == {"bucket/begun", "bucket/comes"}
 
 
-def test_a_reload_that_is_refused_is_seen_until_one_is_not(served: Daemon, file: Path) -> None:
-    """The old settings serve on, and the status says why, for as long as the file is not mended."""
+def test_a_refused_reload_is_shown_until_one_is_accepted(served: Daemon, file: Path) -> None:
+    """The old settings stay in force, and the status says why, until the file is fixed."""
     limit = served.environ["S3DAEMON_STALL_TIMEOUT"]
     served.set(stall_timeout="soon", wait_limit="later")
     done = served.command("reload")
@@ -122,8 +122,8 @@ def test_a_reload_that_is_refused_is_seen_until_one_is_not(served: Daemon, file:
     assert served.ask("status")["status"].startswith("0 in flight")
 
 
-def test_dropping_one_in_flight(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
-    """Its waiter is told at once, nothing of it is stored, not even later, and what stood behind it goes on."""
+def test_a_drop_of_a_transfer_in_flight(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """Its client is notified at once, nothing of it is stored, not even later, and the one behind it goes on."""
     large = tmp_path / "large"
     large.write_bytes(bytes(30_000_000))
     s3.hold_bodies()

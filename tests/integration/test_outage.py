@@ -1,6 +1,6 @@
-"""The endpoint away: everything is kept, in order; nobody waits in vain; fresh files do not stand behind the backlog.
+"""The endpoint away: everything is kept in order, no client waits for nothing, and fresh files pass the backlog.
 
-The outage lasts 60 s with CI=true and 15 s else; S3DAEMON_TEST_OUTAGE says another number of seconds.
+The outage lasts 60 s with CI=true, else 15 s; S3DAEMON_TEST_OUTAGE sets another number of seconds.
 """
 
 import hashlib
@@ -22,21 +22,21 @@ UNWAITED, WAITING = 500, 50
 
 @pytest.fixture
 def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
-    # Longer than the outage, so that who is deferred was not deferred for having waited so long.
+    # Longer than the outage, so that no client is deferred because its wait limit has passed.
     with daemon(tmp_path / "state", s3.server, wait_limit="5min") as made:
         yield made
 
 
 def written(folder: Path, name: str, size: int = 3_000) -> Path:
-    """A file of which every name has its own content."""
+    """Write a file with a content of its own."""
     path = folder / name
     path.write_bytes((name.encode() * (size // len(name) + 1))[:size])
     return path
 
 
 def test_an_outage_delays_and_loses_nothing(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
-    """All that is sent during an outage arrives; who waits is deferred; fresh files pass the backlog as it drains."""
-    s3.latency_s = 0.1  # so that the store's time is most of a transfer's, as over a long network
+    """All files sent during an outage arrive; waiting clients are deferred; fresh files pass the backlog at its end."""
+    s3.latency_s = 0.1  # so that the store takes most of a transfer's time, as over a long network
     files = [written(tmp_path, f"file{number}", (3_000, 100_000)[number % 2]) for number in range(UNWAITED + WAITING)]
 
     def timed(file: Path) -> tuple[bytes, float]:
@@ -54,11 +54,11 @@ def test_an_outage_delays_and_loses_nothing(served: Daemon, s3: FlakyS3, tmp_pat
         assert {reply.split(b":")[0] for reply, _ in (one.result() for one in early)} == {b"Deferred"}
         late = list(pool.map(timed, files[WAITING // 2 : WAITING]))
     assert all(b"kept and being tried; the endpoint is away" in reply for reply, _ in late)
-    assert max(seconds for _, seconds in late) < 5, "the endpoint was known to be away, and yet somebody waited"
-    time.sleep(max(0.0, until - time.monotonic()))  # the outage is the point
+    assert max(seconds for _, seconds in late) < 5, "a client waited though the endpoint was known to be away"
+    time.sleep(max(0.0, until - time.monotonic()))  # the rest of the outage
     assert len(served.queue()) == len(files)
     tries = sum(" failed, next in" in line for line in served.lines())
-    assert tries < 80, "an endpoint that is away was hammered"
+    assert tries < 80, "there were too many attempts at an endpoint that is away"
 
     s3.open()
     before = len(s3.puts)
@@ -69,7 +69,7 @@ def test_an_outage_delays_and_loses_nothing(served: Daemon, s3: FlakyS3, tmp_pat
     served.wait_idle()
     print(f"\n{tries} attempts in an outage of {OUTAGE_S:g} s; a fresh file took {statistics.median(unloaded):.3f} s")
     print(f"before, {statistics.median(loaded):.3f} s and at most {max(loaded):.3f} s beside the backlog")
-    assert len(loaded) > 10, "the backlog was gone too soon to tell"
+    assert len(loaded) > 10, "the backlog was delivered too soon to compare"
     assert statistics.median(loaded) < 2 * statistics.median(unloaded)
     assert not [file for file in files if s3.objects[f"bucket/{file.name}"].body != file.read_bytes()]
     assert len(s3.puts) - before == len(files) + len(loaded)
@@ -78,7 +78,7 @@ def test_an_outage_delays_and_loses_nothing(served: Daemon, s3: FlakyS3, tmp_pat
 
 
 def test_the_same_request_again_joins_the_first(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
-    """One PUT serves two clients that asked for the same while the endpoint was away."""
+    """One PUT serves two clients that sent the same file while the endpoint was away."""
     file = written(tmp_path, "file")
     s3.refuse()
     with ThreadPoolExecutor(2) as pool:

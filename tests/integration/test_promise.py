@@ -1,7 +1,7 @@
-"""The promise under SIGKILL: what was accepted is stored, whole and newest, whatever daemon and store went through.
+"""The promise under SIGKILL: whatever was accepted is stored, complete and newest, in spite of kills and faults.
 
-Some twenty kills for a developer, 200 with CI=true; S3DAEMON_TEST_KILLS says another number, S3DAEMON_TEST_SEED repeats
-a run's random choices (though not its timing).
+Some twenty kills for a developer, 200 with CI=true; S3DAEMON_TEST_KILLS sets another number, S3DAEMON_TEST_SEED
+repeats a run's random choices, though not its timing.
 """
 
 import contextlib
@@ -26,7 +26,7 @@ KILLS = int(MACHINE_ENV.get("S3DAEMON_TEST_KILLS") or (200 if os.environ.get("CI
 SEED = int(MACHINE_ENV.get("S3DAEMON_TEST_SEED") or random.randrange(1 << 32))
 CLIENTS = 12
 LARGE = (5 << 20) + 70_000
-"""Two parts, the least that a store may be given."""
+"""Two parts of about the smallest size that S3 allows."""
 SIZES = (*(100, 3_000, 20_000, 70_000, 500_000) * 4, LARGE)
 PARTS: dict[str, Any] = {"multipart_threshold": "5MiB", "part_size": "5MiB"}
 PASSING = [fault for fault in Fault if fault is not Fault.DENIED]
@@ -35,7 +35,7 @@ WAYS = ("fresh", "fresh", "fresh", "another file", "replaced", "in place")
 
 @dataclass
 class Key:
-    """A key that one client alone writes, so that the order in which it asks is the order of acceptance."""
+    """A key that only one client writes, so that the order of its requests is the order of acceptance."""
 
     name: str
     way: str
@@ -44,14 +44,14 @@ class Key:
     accepted: int = 0
 
     def content(self, version: int) -> bytes:
-        """Whole if and only if equal; every version is of the same size."""
+        """Return the content of a version; all have the same size, and no mixture of two equals one of them."""
         line = f"{self.name} {version}\n".encode()
         return (line * (self.size // len(line) + 1))[: self.size]
 
 
 @dataclass
 class Client:
-    """Writes files and sends them, over and over: fresh ones, and its own keys with newer content."""
+    """Writes files and sends them in a loop: new keys, and its own keys with newer content."""
 
     number: int
     daemon: Daemon
@@ -60,10 +60,10 @@ class Client:
     stop: threading.Event
     keys: list[Key] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
-    lies: list[str] = field(default_factory=list)
+    false_replies: list[str] = field(default_factory=list)
 
     def run(self) -> None:
-        """Until told to stop."""
+        """Send files until `stop` is set."""
         rng = random.Random(SEED + self.number)
         owned = {way: self._key(way, rng) for way in WAYS if way != "fresh"}
         while not self.stop.wait(rng.expovariate(1 / 0.15)):
@@ -73,7 +73,7 @@ class Client:
             try:
                 self._send(key, self._write(key), rng.choice(("plain", "extended", "no wait")))
             except Exception as exc:
-                self.lies.append(f"{key.name}: {exc!r}")
+                self.false_replies.append(f"{key.name}: {exc!r}")
                 raise
 
     def _key(self, way: str, rng: random.Random) -> Key:
@@ -103,10 +103,10 @@ class Client:
         if result in ("stored", "accepted", "deferred"):
             key.accepted = key.asked
         elif result != "unknown":
-            self.lies.append(f"{key.name} was answered {text}")
+            self.false_replies.append(f"{key.name} was answered {text}")
         found = self.s3.objects.get(f"bucket/{key.name}")
         if result == "stored" and (found is None or found.body != key.content(key.asked)):
-            self.lies.append(f"{key.name} version {key.asked} was called stored and was not there")
+            self.false_replies.append(f"{key.name} version {key.asked} was answered as stored but is not in the store")
 
 
 @pytest.fixture
@@ -115,8 +115,8 @@ def s3() -> Iterator[FlakyS3]:
         yield made
 
 
-def weather(s3: FlakyS3, rng: random.Random) -> None:
-    """Let the store be well, slow, faulty or away."""
+def change_conditions(s3: FlakyS3, rng: random.Random) -> None:
+    """Make the store fast, slow, faulty or unreachable."""
     s3.latency_s = rng.choice((0.0, 0.0, 0.01, 0.1))
     s3.faults = dict.fromkeys(PASSING, rng.choice((0.0, 0.01, 0.04)))
     if rng.random() < 0.1:
@@ -126,7 +126,7 @@ def weather(s3: FlakyS3, rng: random.Random) -> None:
 
 
 def test_no_accepted_transfer_is_lost_to_kills(s3: FlakyS3, tmp_path: Path) -> None:
-    """After many kills every accepted transfer's object is stored, whole, newest and recorded; nobody was lied to."""
+    """After many kills, every accepted transfer is stored, complete, newest and recorded, and no reply was false."""
     rng = random.Random(SEED)
     stop = threading.Event()
     with daemon(tmp_path / "state", s3.server, activated=True, running=False, wait_limit="5s", **PARTS) as served:
@@ -136,7 +136,7 @@ def test_no_accepted_transfer_is_lost_to_kills(s3: FlakyS3, tmp_path: Path) -> N
             thread.start()
         try:
             for _ in range(KILLS):
-                weather(s3, rng)
+                change_conditions(s3, rng)
                 served.start(wait=False)
                 if rng.random() < 0.8:
                     served.wait_serving()
@@ -154,37 +154,39 @@ def test_no_accepted_transfer_is_lost_to_kills(s3: FlakyS3, tmp_path: Path) -> N
         left = served.queue()
         until = time.monotonic() + 20
         while any(one.parts for one in s3.assembly.uploads.values()) and time.monotonic() < until:
-            time.sleep(0.1)  # the daemon aborts what nobody goes on with
+            time.sleep(0.1)  # the daemon aborts the uploads that no transfer needs
         served.terminate()
         recorded = {record.key for record in served.records() if record.outcome == "stored"}
-        # What the store was asked to make an object of, and did not answer, is aborted a quarter of an hour later.
+        # An upload whose completion was not answered is aborted a quarter of an hour later.
         with contextlib.closing(sqlite3.connect(tmp_path / "state" / "spool.db")) as spool:
-            doubted = {id_ for (id_,) in spool.execute("SELECT id FROM upload WHERE completing")}
-        forgotten = [one for id_, one in s3.assembly.uploads.items() if one.parts and id_ not in doubted]
+            unanswered = {id_ for (id_,) in spool.execute("SELECT id FROM upload WHERE completing")}
+        left_behind = [one for id_, one in s3.assembly.uploads.items() if one.parts and id_ not in unanswered]
 
     keys = {f"bucket/{key.name}": key for client in clients for key in client.keys}
     answers = sum((client.answers for client in clients), Counter[str]())
     times = Counter((put.name, put.id, put.etag) for put in s3.puts)
-    needless = Counter(keys[name].way for (name, _, _), count in times.items() for _ in range(count - 1))
+    unnecessary = Counter(keys[name].way for (name, _, _), count in times.items() for _ in range(count - 1))
     print(f"\nseed {SEED}: {KILLS} kills, {answers.total()} requests, answered {dict(answers)};")
-    print(f"{len(s3.puts)} PUTs stored, {needless.total()} of them needless second ones {dict(needless) or ''}")
-    left_there = len(s3.assembly.uploads) - len(doubted & s3.assembly.uploads.keys())
-    print(f"{s3.assembly.begun} uploads in parts begun, {left_there} left in the store, empty, {len(doubted)} in doubt")
-    assert not forgotten, "parts of what was stored otherwise, or not at all, are in the store for ever"
-    assert not [lie for client in clients for lie in client.lies]
+    print(
+        f"{len(s3.puts)} PUTs stored, {unnecessary.total()} of them unnecessary repetitions {dict(unnecessary) or ''}"
+    )
+    empty = len(s3.assembly.uploads) - len(unanswered & s3.assembly.uploads.keys())
+    print(f"{s3.assembly.begun} multipart uploads; {empty} are left without parts, {len(unanswered)} without an answer")
+    assert not left_behind, "the store keeps parts that no transfer needs"
+    assert not [reply for client in clients for reply in client.false_replies]
     assert not left
     assert not [f"{name}: {state(key, s3)}" for name, key in keys.items() if key.accepted and not is_newest(key, s3)]
     assert not {key.name for key in keys.values() if key.accepted} - recorded
-    assert needless.total() <= len(s3.puts) / 100
+    assert unnecessary.total() <= len(s3.puts) / 100
 
 
 def is_newest(key: Key, s3: FlakyS3) -> bool:
-    """The object is the newest accepted version, or a later one of which the client could not know that it was."""
+    """Return whether the object is the newest accepted version, or a later one whose reply was lost."""
     found = s3.objects.get(f"bucket/{key.name}")
     return found is not None and found.body in [key.content(n) for n in range(key.accepted, key.asked + 1)]
 
 
 def state(key: Key, s3: FlakyS3) -> str:
-    """For a person."""
+    """Describe the key for the message of a failed test."""
     found = s3.objects.get(f"bucket/{key.name}")
     return f"{key.way}, accepted {key.accepted}, asked {key.asked}, stored {found.body[:40] if found else 'nothing'!r}"

@@ -12,10 +12,11 @@ from lab.scripted import Exchange, keep, scripted
 from lab.sending import a_file, in_loop, settings_for
 
 from s3daemon.clock import ActiveClock
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.uploader import Uploader
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request
 from s3daemon.s3.endpoint import Endpoint
@@ -45,9 +46,10 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
         spool: Any = FakeSpool()
         journal: Any = FakeJournal()
         clock = asyncio.get_running_loop().time
-        attempts = Attempts(settings, spool, endpoint.store)
-        uploader = Uploader(settings, spool, attempts, journal, ActiveClock(0.0, clock), clock=clock)
-        intake = Intake(uploader, spool)
+        holder = SettingsHolder(settings)
+        attempts = Attempts(holder, spool, lambda: endpoint.store)
+        uploader = Uploader(holder, spool, attempts, journal, ActiveClock(0.0, clock), clock=clock)
+        intake = Intake(holder, uploader, spool)
 
         async def burst(number: int) -> list[int]:
             requests = [Request(str(file), Destination("bucket", f"{number}/{file.name}")) for file in files]
@@ -68,5 +70,5 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
         await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
         assert set(await burst(2)) == {1}
         assert len(server.objects) == 2 * BURST
-        assert not uploader.health.away
+        assert not uploader.away
         await endpoint.close()

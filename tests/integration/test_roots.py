@@ -1,4 +1,4 @@
-"""Whatever is done to a path, what is opened lies under a root and is none of the daemon's own files."""
+"""Whatever is done to a path, the opened file lies under a root and is not one of the daemon's own."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from pathlib import Path
 import pytest
 
 from s3daemon.config.settings import Settings
-from s3daemon.delivery.attempt import open_file
 from s3daemon.errors import FileError
-from s3daemon.model.source import Source
+from s3daemon.model.source import Source, open_file
 
-#: Each race is run so often; a developer waits for a tenth of it, unless TEST_RACES says otherwise.
+#: How often each race is run; outside CI a tenth, unless TEST_RACES says otherwise.
 TIMES = int(os.environ.get("TEST_RACES") or (100_000 if os.environ.get("CI") == "true" else 10_000))
 
 #: What is done to data/night/f, over and over.
@@ -42,7 +41,7 @@ SWAPS = {
 
 @contextmanager
 def swapping(code: str, directory: Path) -> Iterator[None]:
-    """Do it in a process of its own, so that it is truly beside us."""
+    """Run the code over and over in another process, so that it is truly parallel."""
     swapper = subprocess.Popen([sys.executable, "-ISc", f"import os, time\nwhile True:\n{code}"], cwd=directory)
     try:
         yield
@@ -54,7 +53,7 @@ def swapping(code: str, directory: Path) -> Iterator[None]:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """A root with a file in a directory; beside it, outside, another of the same name."""
+    """A root with a file in a directory; outside of it, another file of the same name."""
     data = tmp_path / "data"
     (data / "night").mkdir(parents=True)
     (data / "allowed").write_bytes(b"allowed")
@@ -65,7 +64,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def content(path: Path | str, *roots: Path, closed: tuple[Path, ...] = ()) -> str:
-    """What is opened, or the code of the refusal."""
+    """The content of the file that is opened, or the error's code."""
     try:
         source = Source.open(str(path), [str(root) for root in roots], [str(place) for place in closed])
     except FileError as exc:
@@ -76,7 +75,7 @@ def content(path: Path | str, *roots: Path, closed: tuple[Path, ...] = ()) -> st
 
 @pytest.mark.parametrize("code", list(SWAPS.values()), ids=list(SWAPS))
 def test_no_race_leads_out_of_the_root(data: Path, code: str) -> None:
-    """While the path changes under it, an opening gives what lies under the root, or an error; never another file."""
+    """While the path changes, only the file under the root is opened, or there is an error."""
     seen = Counter[str]()
     with swapping(code, data):
         until = time.monotonic() + 120
@@ -88,7 +87,7 @@ def test_no_race_leads_out_of_the_root(data: Path, code: str) -> None:
 
 
 def test_a_root_may_be_a_link(data: Path, tmp_path: Path) -> None:
-    """An operator's link to where the data lie is as good as its target, also when it is turned elsewhere later."""
+    """A link counts as its target, also after the target was changed."""
     link = tmp_path / "link"
     link.symlink_to(data)
     assert content(link / "night/f", link) == content(data / "night/f", link) == "allowed"
@@ -99,15 +98,15 @@ def test_a_root_may_be_a_link(data: Path, tmp_path: Path) -> None:
     assert content(data / "night/f", link) == "NotAllowed"
 
 
-def test_a_root_that_is_not_there(data: Path, tmp_path: Path) -> None:
-    """Nothing lies under it; other roots count all the same."""
+def test_a_root_that_does_not_exist(data: Path, tmp_path: Path) -> None:
+    """No file lies under it; other roots are not affected."""
     assert content(data / "night/f", tmp_path / "late") == "NotAllowed"
     assert content(data / "night/f", tmp_path / "late", data) == "allowed"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a mount namespace takes root")
-def test_a_mount_of_somebody_elses(data: Path, tmp_path: Path) -> None:
-    """What another process has mounted where a root is lies under no root, though its path says so."""
+def test_a_mount_in_another_namespace(data: Path, tmp_path: Path) -> None:
+    """A file that another process mounted at a root's path lies under no root, though its path says so."""
     script = 'mount --bind "$1" "$2" && echo ready && read'
     command = ["unshare", "--mount", "bash", "-c", script, "mount", str(tmp_path / "outside"), str(data / "night")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
@@ -123,21 +122,21 @@ def test_a_mount_of_somebody_elses(data: Path, tmp_path: Path) -> None:
         other.stdin.close()
 
 
-def test_the_daemons_own_files(data: Path, tmp_path: Path) -> None:
-    """Its spool and its keys are sent to nobody, by whatever name, also where every file may be sent."""
+def test_the_daemons_own_files_are_refused(data: Path, tmp_path: Path) -> None:
+    """Its spool and its keys, by whatever name, also where all files are allowed."""
     state, keys = tmp_path / "state", tmp_path / "keys"
     state.mkdir()
     (state / "spool.db").write_bytes(b"spool")
     keys.write_bytes(b"secret")
     (data / "link").symlink_to(state)
-    settings = Settings.from_environ({
-        "S3_ENDPOINT_URL": "http://store", "AWS_SHARED_CREDENTIALS_FILE": str(keys),
-        "S3DAEMON_STATE_DIR": str(data / "link"),
-    })  # fmt: skip
+    settings = Settings(endpoint_url="http://store", shared_credentials_file=str(keys), state_dir=str(data / "link"))
+
+    def opened(path: Path | str) -> Source:
+        return asyncio.run(open_file(str(path), settings.allowed_roots, settings.private_paths(), 10.0))
 
     def code(path: Path | str) -> str:
         with pytest.raises(FileError) as caught:
-            asyncio.run(open_file(str(path), settings))
+            opened(path)
         return caught.value.code
 
     descriptor = os.open(keys, os.O_RDONLY)
@@ -146,13 +145,13 @@ def test_the_daemons_own_files(data: Path, tmp_path: Path) -> None:
             assert code(path) == "NotAllowed"
     finally:
         os.close(descriptor)
-    asyncio.run(open_file(str(data / "night/f"), settings)).close()
-    # Others of /proc claim to be empty and are not, which no sender takes: the environment, for one.
+    opened(data / "night/f").close()
+    # Other files of /proc, such as the environment, claim to be empty and are not: that is an error too.
     assert code("/proc/self/environ") == "FileChanged"
 
 
-def test_systemds_credentials(tmp_path: Path) -> None:
-    """What systemd passes a service is closed as a directory is: all below it, and nothing beside it."""
+def test_systemds_credentials_are_refused(tmp_path: Path) -> None:
+    """A closed directory covers all below it, and nothing beside it."""
     (tmp_path / "credentials/s3daemon.service").mkdir(parents=True)
     for name in ("credentials/s3daemon.service/aws_secret_access_key", "credentials.md"):
         (tmp_path / name).write_text("text")

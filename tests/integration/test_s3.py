@@ -1,4 +1,4 @@
-"""The daemon's way to a store against real ones: Ceph's gateway over HTTPS and HTTP, SeaweedFS, moto."""
+"""`s3.store` against real stores: Ceph's gateway over HTTPS and HTTP, SeaweedFS, moto."""
 
 from __future__ import annotations
 
@@ -14,14 +14,11 @@ from typing import Any
 import pytest
 from lab.rgw import Gateway
 from lab.s3 import S3Server
-from lab.sending import Sender, a_file, failure, in_loop, sending, transfer_of
+from lab.sending import OpenStore, a_file, failure, in_loop, sending, transfer_of
 
 from s3daemon.config.settings import Settings
-from s3daemon.errors import SettingsError
 from s3daemon.model.source import Source
-from s3daemon.s3.client import Signer
-from s3daemon.s3.store import ID_KEY, LookupResult, Stored
-from s3daemon.s3.stored import marks_of
+from s3daemon.s3.store import ID_KEY, LookupResult, Stored, metadata_of
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 SMALL = 3_000
@@ -31,7 +28,7 @@ SIZES = [0, 1, SMALL, (64 << 10) - 1, 64 << 10, (64 << 10) + 1, LARGE]
 #: Every printable character of ASCII but the slash, in pieces that no store takes for a path.
 PRINTABLE = "k" + "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) != "/")
 KEYS = [PRINTABLE, "night 1/a file.fits", " edges ", "100%/%2F+%20", "ü/日本語/\U0001f600", "~a/.b/c.."]
-#: What only a store without directories keeps apart.
+#: Keys that only a store without directories distinguishes.
 ODD_KEYS = ["a//b///c", "/leading", "trailing/", "a/../b/./c", "..", "x" * 1024]
 NAMES = ("rgw", "rgw-plain", "seaweed", "moto")
 
@@ -45,16 +42,16 @@ def server(request: pytest.FixtureRequest) -> S3Server:
 
 
 @contextlib.asynccontextmanager
-async def to(server: S3Server, **environ: str) -> AsyncIterator[Sender]:
-    """A sender to a server, set up from the environment as the daemon's is."""
+async def to(server: S3Server, **environ: str) -> AsyncIterator[OpenStore]:
+    """A store over a server, with settings from the environment as the daemon's are."""
     settings = Settings.from_environ(server.settings() | {"S3DAEMON_STATE_DIR": "/nonexistent"} | environ)
     async with sending(settings) as sender:
         yield sender
 
 
 @contextlib.contextmanager
-def looking(server: S3Server) -> Iterator[Any]:
-    """An independent client."""
+def client_of(server: S3Server) -> Iterator[Any]:
+    """A client that is independent of the product."""
     client = server.client()
     try:
         yield client
@@ -63,20 +60,20 @@ def looking(server: S3Server) -> Iterator[Any]:
 
 
 def content(server: S3Server, bucket: str, key: str) -> bytes:
-    """What is stored there."""
-    with looking(server) as client:
+    """The object's content."""
+    with client_of(server) as client:
         return client.get_object(Bucket=bucket, Key=key)["Body"].read()  # type: ignore[no-any-return]
 
 
 def keys_in(server: S3Server, bucket: str) -> list[str]:
     """Every key of a bucket."""
-    with looking(server) as client:
+    with client_of(server) as client:
         return [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket).get("Contents", [])]
 
 
 @in_loop
-async def test_sizes(tmp_path: Path, server: S3Server) -> None:
-    """Files of every kind of size are stored whole, verified, and bear the transfer's id."""
+async def test_files_of_all_sizes(tmp_path: Path, server: S3Server) -> None:
+    """They are stored whole, verified, and have the transfer's id."""
     bucket = server.new_bucket()
     async with to(server) as sender:
         for size in SIZES:
@@ -87,64 +84,64 @@ async def test_sizes(tmp_path: Path, server: S3Server) -> None:
             source.close()
             assert (stored.size, stored.etag) == (size, hashlib.md5(file.read_bytes()).hexdigest())
             assert content(server, bucket, f"size/{size}") == file.read_bytes()
-            with looking(server) as client:
+            with client_of(server) as client:
                 head = client.head_object(Bucket=bucket, Key=f"size/{size}")
             assert (head["Metadata"][ID_KEY], head["ContentLength"]) == (transfer.id, size)
             assert await sender.store.find(transfer) == Stored(stored.etag, size)
 
 
 @in_loop
-async def test_parts(tmp_path: Path, server: S3Server) -> None:
-    """A large file is stored in parts, whole and marked; what the store has of it already is not sent again."""
+async def test_a_file_in_parts(tmp_path: Path, server: S3Server) -> None:
+    """It is stored whole, with its metadata; parts that the store has already are not sent again."""
     bucket, part = server.new_bucket(), 5 << 20
     file = a_file(tmp_path / "file", 2 * part + 1000)
     sizes = {"S3DAEMON_MULTIPART_THRESHOLD": "5MiB", "S3DAEMON_PART_SIZE": "5MiB"}
-    source, ledger = Source.open(str(file)), OpenUploads()
+    source, open_uploads = Source.open(str(file)), OpenUploads()
     async with to(server, **sizes) as sender:
         transfer = transfer_of(source, "key", bucket)
-        stored = await sender.store.put(transfer, source, ledger)
+        stored = await sender.store.put(transfer, source, open_uploads)
         assert (stored.size, stored.parts, stored.etag[-2:]) == (source.state.size, 3, "-3")
         assert content(server, bucket, "key") == file.read_bytes()
         assert await sender.store.find(transfer) == Stored(stored.etag, stored.size, parts=3)
 
-        # Another content tells who sent the part.
-        with looking(server) as client:
+        # A part of another content, so that the object shows that it was not sent again.
+        with client_of(server) as client:
             where = {"Bucket": bucket, "Key": "key"}
-            id_ = client.create_multipart_upload(**where, Metadata=marks_of(transfer))["UploadId"]
+            id_ = client.create_multipart_upload(**where, Metadata=metadata_of(transfer))["UploadId"]
             etag = client.upload_part(**where, UploadId=id_, PartNumber=2, Body=b"x" * part)["ETag"].strip('"')
         state = source.state
-        await ledger.begin(
+        await open_uploads.begin(
             MultipartUpload(id_, server.url, transfer.id, transfer.destination, state.size, state.mark, part)
         )
-        ledger.part(next(iter(ledger)), 2, etag)
-        assert (await sender.store.put(transfer, source, ledger)).parts == 3
+        open_uploads.part(next(iter(open_uploads)), 2, etag)
+        assert (await sender.store.put(transfer, source, open_uploads)).parts == 3
         whole = file.read_bytes()
         assert content(server, bucket, "key") == whole[:part] + b"x" * part + whole[2 * part :]
-        assert not list(ledger)
+        assert not list(open_uploads)
     source.close()
 
 
 @in_loop
-async def test_parts_that_are_given_up(server: S3Server, seaweed: S3Server) -> None:
-    """An upload that was aborted is gone: it cannot be listed, and aborting it again is no other failure."""
+async def test_an_aborted_upload_is_gone(server: S3Server, seaweed: S3Server) -> None:
+    """Its parts cannot be listed, and aborting it again gives the same error."""
     bucket = server.new_bucket()
     where = {"Bucket": bucket, "Key": "key"}
     async with to(server) as sender:
-        id_ = (await sender.store.ask("create_multipart_upload", **where))["UploadId"]
-        await sender.store.ask("list_parts", **where, UploadId=id_)
-        await sender.store.ask("abort_multipart_upload", **where, UploadId=id_)
-        error = await failure(sender.store.ask("list_parts", **where, UploadId=id_))
+        id_ = (await sender.store.sender.call("create_multipart_upload", **where))["UploadId"]
+        await sender.store.sender.call("list_parts", **where, UploadId=id_)
+        await sender.store.sender.call("abort_multipart_upload", **where, UploadId=id_)
+        error = await failure(sender.store.sender.call("list_parts", **where, UploadId=id_))
         assert (error.code in ("NoSuchUpload", "NoSuchKey"), error.status) == (True, 404)
-        if server.url != seaweed.url:  # it is content
-            error = await failure(sender.store.ask("abort_multipart_upload", **where, UploadId=id_))
+        if server.url != seaweed.url:  # SeaweedFS reports no error
+            error = await failure(sender.store.sender.call("abort_multipart_upload", **where, UploadId=id_))
             assert (error.code, error.status) == ("NoSuchUpload", 404)
-    with looking(server) as client:
+    with client_of(server) as client:
         assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")
 
 
 @in_loop
-async def test_keys(tmp_path: Path, server: S3Server, seaweed: S3Server) -> None:
-    """Keys with any printable character arrive exactly, and so are found again."""
+async def test_keys_of_printable_characters(tmp_path: Path, server: S3Server, seaweed: S3Server) -> None:
+    """They arrive exactly, and so are found again."""
     bucket = server.new_bucket()
     file = a_file(tmp_path / "file", SMALL)
     async with to(server) as sender:
@@ -162,7 +159,7 @@ async def test_keys(tmp_path: Path, server: S3Server, seaweed: S3Server) -> None
 
 @in_loop
 async def test_odd_keys(tmp_path: Path, rgw: Gateway) -> None:
-    """Keys that a path would not survive: to Ceph they are keys like others."""
+    """Keys that would not survive as paths are ordinary keys to Ceph."""
     bucket = rgw.new_bucket()
     file = a_file(tmp_path / "file", SMALL)
     async with to(rgw) as sender:
@@ -172,8 +169,8 @@ async def test_odd_keys(tmp_path: Path, rgw: Gateway) -> None:
 
 
 @in_loop
-async def test_newer_content_replaces_older(tmp_path: Path, server: S3Server) -> None:
-    """The object is the newest one; the older transfer is not found any more."""
+async def test_a_newer_transfer_replaces_the_object(tmp_path: Path, server: S3Server) -> None:
+    """The older transfer's object is not found any more."""
     bucket = server.new_bucket()
     async with to(server) as sender:
         older = Source.open(str(a_file(tmp_path / "older", SMALL)))
@@ -189,7 +186,7 @@ async def test_newer_content_replaces_older(tmp_path: Path, server: S3Server) ->
 @pytest.mark.parametrize("server", ["rgw", "rgw-plain", "moto"], indirect=True)
 @in_loop
 async def test_no_such_bucket(tmp_path: Path, server: S3Server) -> None:
-    """S3's own code, and nothing is left in doubt. (SeaweedFS makes the bucket instead, for who may.)"""
+    """S3's own code, not ambiguous. (SeaweedFS creates the bucket instead, if the keys may.)"""
     bucket = f"none-{uuid.uuid4().hex[:12]}"
     async with to(server) as sender:
         for size in (SMALL, LARGE):
@@ -215,8 +212,8 @@ async def test_wrong_keys(tmp_path: Path, request: pytest.FixtureRequest, name: 
 
 
 @in_loop
-async def test_somebody_elses_bucket(tmp_path: Path, rgw: Gateway) -> None:
-    """Good keys that may not write there."""
+async def test_a_bucket_of_another_account(tmp_path: Path, rgw: Gateway) -> None:
+    """Valid keys that may not write there."""
     bucket = rgw.new_bucket()
     async with to(rgw.new_account()) as sender:
         file = a_file(tmp_path / "file", SMALL)
@@ -229,7 +226,7 @@ async def test_somebody_elses_bucket(tmp_path: Path, rgw: Gateway) -> None:
 
 @in_loop
 async def test_quota(tmp_path: Path, rgw: Gateway) -> None:
-    """An account that has used up its quota is told so by Ceph's own code."""
+    """Ceph has a code of its own for an account that has used up its quota."""
     account = rgw.new_account()
     uid = account.access_key
     for words in (("set", "--max-size=4096"), ("enable",)):
@@ -265,7 +262,7 @@ async def test_tenants(tmp_path: Path, rgw: Gateway) -> None:
 @pytest.mark.parametrize("profile", ["", "camera"])
 @in_loop
 async def test_keys_from_a_shared_credentials_file(tmp_path: Path, seaweed: S3Server, profile: str) -> None:
-    """The keys may lie in a file of the AWS tools, under a profile."""
+    """The keys may be in a file of the AWS tools, under a profile."""
     credentials = tmp_path / "credentials"
     credentials.write_text(
         "[default]\naws_access_key_id = testkey\naws_secret_access_key = testsecret\n"
@@ -282,23 +279,8 @@ async def test_keys_from_a_shared_credentials_file(tmp_path: Path, seaweed: S3Se
 
 
 @in_loop
-async def test_a_credentials_file_without_keys(tmp_path: Path) -> None:
-    """A file that lacks the profile stops the start, and names it; no metadata service is asked instead."""
-    credentials = tmp_path / "credentials"
-    credentials.write_text("[default]\naws_access_key_id = a\naws_secret_access_key = b\n")
-    settings = Settings(
-        endpoint_url="http://127.0.0.1:9",
-        shared_credentials_file=str(credentials),
-        profile="none",
-        state_dir="/nonexistent",
-    )
-    with pytest.raises(SettingsError, match="no keys for profile none"):
-        await Signer(settings).open()
-
-
-@in_loop
-async def test_a_connection_serves_many(tmp_path: Path, server: S3Server, moto: S3Server) -> None:
-    """What the store keeps open is used again; a store that does not costs a connection each, and nothing else."""
+async def test_a_connection_is_used_again(tmp_path: Path, server: S3Server, moto: S3Server) -> None:
+    """If the store keeps it open; else each request takes a new one."""
     bucket = server.new_bucket()
     file = a_file(tmp_path / "file", SMALL)
     async with to(server, S3DAEMON_MAX_CONNECTIONS="1") as sender:

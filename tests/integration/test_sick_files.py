@@ -1,4 +1,4 @@
-"""A file system that never answers holds its own transfers and nothing else; one that fails is asked again."""
+"""A file system that never answers delays only its own transfers; one that fails is tried again."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def sick(tmp_path: Path) -> Iterator[SickFs]:
         pytest.skip(str(missing))
 
 
-def test_a_hung_file_system(sick: SickFs, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
-    """Others go on at once, also in the next process; those it holds are kept; and it holds up no stop."""
+def test_a_file_system_that_hangs(sick: SickFs, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """Other transfers go on, also in the next process; its own are kept; and a stop does not wait for it."""
     with (
         daemon(tmp_path / "state", s3.server, activated=True, **LIMITS) as served,
         ThreadPoolExecutor(9) as pool,
@@ -44,7 +44,7 @@ def test_a_hung_file_system(sick: SickFs, s3: FlakyS3, tmp_path: Path, file: Pat
             took.append(time.monotonic() - began)
         print(f"\n{len(took)} others meanwhile, the slowest {max(took):.2f} s")
         assert len(took) > 20
-        assert max(took) < 1.5  # less than the stall limit: none stood behind one that hangs
+        assert max(took) < 1.5  # less than the stall limit: none waited for one that hangs
         assert {one.result().split(b":")[0] for one in hung} == {b"Deferred"}
         assert all(b"ReadFailed" in one.result() for one in hung)
         assert all(one.result().startswith(b"ReadFailed: ") for one in mute)
@@ -53,7 +53,7 @@ def test_a_hung_file_system(sick: SickFs, s3: FlakyS3, tmp_path: Path, file: Pat
         served.process.popen.terminate()
         served.process.wait_line("stopped; 3 transfers are kept for the next start")
         assert time.monotonic() - began < 12  # the drain's 3 s, and what a busy machine takes
-        # The kernel lets go of the process when the file system answers, not before; the next one need not wait.
+        # The kernel ends the process only when the file system answers; the next process need not wait for that.
         with daemon(tmp_path / "state", s3.server, **LIMITS) as following:
             assert following.plain(file, "a/bucket/after") == b"Success"
             assert {row["destination"] for row in following.queue()} == {f"bucket/hung{n}" for n in range(3)}
@@ -61,13 +61,13 @@ def test_a_hung_file_system(sick: SickFs, s3: FlakyS3, tmp_path: Path, file: Pat
             assert served.process.wait() == 0
 
 
-def test_eio(sick: SickFs, s3: FlakyS3, tmp_path: Path) -> None:
-    """A read that fails is no end of a transfer: the client is told, and what is whole again is stored whole."""
+def test_a_read_error(sick: SickFs, s3: FlakyS3, tmp_path: Path) -> None:
+    """It does not end the transfer: the client gets the error, and the file is stored once it can be read."""
     with daemon(tmp_path / "state", s3.server, **LIMITS) as served:
-        told = served.plain(sick.file("broken"), "a/bucket/broken")
-        assert told.startswith(b"Deferred: ")
-        assert b"ReadFailed" in told
-        assert "Input/output error" in told.decode()
+        reply = served.plain(sick.file("broken"), "a/bucket/broken")
+        assert reply.startswith(b"Deferred: ")
+        assert b"ReadFailed" in reply
+        assert "Input/output error" in reply.decode()
         assert not s3.puts
         sick.heal()
         served.ask("retry", all=True)

@@ -33,7 +33,7 @@ def test_newer_content_is_durable_no_earlier_than_the_removal_of_older(
 
     async def main() -> None:
         spool = Spool.open(tmp_path / "spool")
-        house = House(real_spool=spool)
+        house = House(spool=spool)
         house.store.seconds = 0.001
         older = await house.intake.submit(house.request("/older"))
         await older.durable

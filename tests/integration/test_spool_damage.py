@@ -1,4 +1,4 @@
-"""The spool's file destroyed while the daemon runs: what is in memory is restored, and then not even a crash loses it."""
+"""The spool's file destroyed while the daemon runs: memory is written again, and then not even a crash loses it."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from s3daemon.model.kinds import MessageId, Priority
+from s3daemon.model.record import MessageId, Priority
 
 TOP = Path(__file__).resolve().parents[2]
 #: What every scenario begins with; it runs in a process of its own, with the file system mounted at `top`.

@@ -1,4 +1,4 @@
-"""A daemon that cannot start says why, as the last thing that it does, and leaves at once."""
+"""A daemon that cannot start exits at once, and its last message says why."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from lab.s3 import S3Server
 NOWHERE = S3Server("http://127.0.0.1:9", "key", "secret-of-the-test")
 
 
-def test_a_port_that_is_taken(tmp_path: Path) -> None:
-    """It is named, though the spool was open by then and the journal had been asked for all it had."""
+def test_a_port_in_use(tmp_path: Path) -> None:
+    """It is named, although the spool was open by then and the journal had been flushed."""
     with socket.create_server(("127.0.0.1", 0)) as other, daemon(tmp_path, NOWHERE, running=False) as served:
         port = other.getsockname()[1]
         served.set(port=str(port))
@@ -23,7 +23,7 @@ def test_a_port_that_is_taken(tmp_path: Path) -> None:
 
 
 def test_a_second_daemon(tmp_path: Path) -> None:
-    """One lock keeps it out; the first goes on."""
+    """A lock prevents its start; the first one goes on."""
     with daemon(tmp_path, NOWHERE) as first, daemon(tmp_path, NOWHERE, running=False) as second:
         with pytest.raises(ProgramError, match=r"cannot start: .* is in use: process"):
             second.start()

@@ -1,4 +1,4 @@
-"""An attempt against servers that misbehave: one PUT whatever happens, and the truth about it."""
+"""An attempt against servers that misbehave: one PUT whatever happens, and the right error."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from s3daemon.errors import AttemptError, S3daemonError
 
 SMALL = 3_000
 MIDDLE = 1 << 20
-#: More than any buffer takes: the sender waits for the receiver.
+#: More than any buffer holds: the sender waits for the receiver.
 LARGE = 12 << 20
 
 
 @pytest.fixture(params=["plain", "tls"])
 def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """Both ways to a store."""
+    """HTTP and HTTPS."""
     return scheme_of(request)
 
 
 async def too_early(exchange: Exchange) -> None:
-    """Say 200 before the body was read, and hang up."""
+    """Answer 200 before the body was read, and close the connection."""
     await exchange.read(1000)
     await exchange.answer(headers={"ETag": '"x"'})
     exchange.kept = False
 
 
-async def too_early_for_all_that_is_under_way(exchange: Exchange) -> None:
-    """The same when everything was sent already, though it was not taken yet."""
+async def too_early_with_all_in_buffers(exchange: Exchange) -> None:
+    """The same when all of the body was handed to the kernel, though it was not read yet."""
     await exchange.read(1000)
     await exchange.handed_over()
     await exchange.answer()
@@ -63,7 +63,7 @@ async def refuse_early(exchange: Exchange) -> None:
 
 
 async def broken_xml(exchange: Exchange) -> None:
-    """Refuse with a text that is no XML."""
+    """Refuse with a text that is not XML."""
     await exchange.read()
     await exchange.answer(400, b"<html>Bad", headers={"Content-Type": "text/html"})
 
@@ -91,10 +91,10 @@ async def broken_xml(exchange: Exchange) -> None:
     ],
 )
 @in_loop
-async def test_one_put_and_the_truth_about_it(
+async def test_one_put_and_the_right_error(
     tmp_path: Path, scheme: Scheme, script: Script, code: str, status: int, ambiguous: bool
 ) -> None:
-    """Whatever a server does, it sees one request; the error is the right one, and ambiguous when all arrived."""
+    """Whatever a server does, it sees one request; the error is ambiguous exactly if all of the body arrived."""
     file = a_file(tmp_path / "file", LARGE)
     async with scheme.store(script) as (server, sender):
         error = await failure(sender.put(file))
@@ -104,9 +104,9 @@ async def test_one_put_and_the_truth_about_it(
 
 
 @in_loop
-async def test_a_success_without_the_whole_file_is_none(tmp_path: Path, scheme: Scheme) -> None:
-    """What was handed to the kernel is not stored yet: a 200 counts once the store has acknowledged all of it."""
-    async with scheme.store(too_early_for_all_that_is_under_way) as (server, sender):
+async def test_a_success_before_the_whole_body_is_an_error(tmp_path: Path, scheme: Scheme) -> None:
+    """What was handed to the kernel is not stored yet: a 200 counts once the peer has acknowledged all of the body."""
+    async with scheme.store(too_early_with_all_in_buffers) as (server, sender):
         error = await failure(sender.put(a_file(tmp_path / "file", MIDDLE)))
         assert (error.code, error.ambiguous) == ("BadAnswer", False)
         assert not server.puts[0].whole
@@ -114,8 +114,10 @@ async def test_a_success_without_the_whole_file_is_none(tmp_path: Path, scheme: 
 
 @pytest.mark.parametrize("status", [200, 503])
 @in_loop
-async def test_what_was_answered_too_early_does_not_come_late(tmp_path: Path, scheme: Scheme, status: int) -> None:
-    """What the kernel still has of the body when the attempt ends goes nowhere, and the next attempt not behind it."""
+async def test_a_body_that_was_answered_too_early_does_not_arrive_later(
+    tmp_path: Path, scheme: Scheme, status: int
+) -> None:
+    """What the kernel still holds of it when the attempt ends is dropped, and the next attempt does not follow it."""
     over = asyncio.Event()
 
     async def answer_first(exchange: Exchange) -> None:
@@ -140,7 +142,7 @@ async def test_what_was_answered_too_early_does_not_come_late(tmp_path: Path, sc
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @in_loop
 async def test_redirects_are_not_followed(tmp_path: Path, status: int) -> None:
-    """A redirect is an answer like another: the host that it names sees nothing, the redirecting one nothing more."""
+    """A redirect is an error: the host that it names gets no connection, the redirecting one no second request."""
     file = a_file(tmp_path / "file", SMALL)
     async with scripted() as other, PLAIN.store() as (server, sender):
         server.put = answering(status, Location=f"{other.url}/bucket/key", x_amz_bucket_region="elsewhere")
@@ -151,8 +153,8 @@ async def test_redirects_are_not_followed(tmp_path: Path, status: int) -> None:
 
 
 @in_loop
-async def test_a_receiver_that_stops_is_noticed_in_time(tmp_path: Path) -> None:
-    """A store that stops reading ends the attempt within a second of the limit, and not before it."""
+async def test_a_store_that_stops_reading_is_noticed_in_time(tmp_path: Path) -> None:
+    """The attempt ends within a second after the limit, and not before it."""
     now = asyncio.get_running_loop().time
     stopped: list[float] = []
 
@@ -170,7 +172,7 @@ async def test_a_receiver_that_stops_is_noticed_in_time(tmp_path: Path) -> None:
 
 @in_loop
 async def test_slow_is_not_stalled(tmp_path: Path) -> None:
-    """A receiver that takes something now and then is waited for, longer than any limit."""
+    """A store that reads something now and then is waited for, longer than any limit."""
     file = a_file(tmp_path / "file", LARGE)
 
     async def slowly(exchange: Exchange) -> None:
@@ -186,7 +188,7 @@ async def test_slow_is_not_stalled(tmp_path: Path) -> None:
 
 @in_loop
 async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:
-    """Once the body is there the answer's own limit counts, not that of a stall."""
+    """Once the body has arrived the limit of the answer counts, not that of a stall."""
 
     async def late(exchange: Exchange) -> None:
         await exchange.read()
@@ -198,15 +200,15 @@ async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_patience_that_was_asked_for(tmp_path: Path) -> None:
-    """Retry-After reaches whoever decides when to try again."""
+async def test_retry_after_is_in_the_error(tmp_path: Path) -> None:
+    """So that the next attempt can wait for as long as the store asked."""
     async with PLAIN.store(refusing(503, "SlowDown", Retry_After="7")) as (_, sender):
         assert (await failure(sender.put(a_file(tmp_path / "file", SMALL)))).retry_after == 7.0
 
 
 @in_loop
-async def test_nobody_listens(tmp_path: Path) -> None:
-    """A refused connection is told as such, and nothing can have arrived."""
+async def test_a_refused_connection(tmp_path: Path) -> None:
+    """The error says so, and nothing can have arrived."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         async with sending(settings_for(f"http://127.0.0.1:{unused.getsockname()[1]}")) as sender:
@@ -215,8 +217,8 @@ async def test_nobody_listens(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_a_handshake_that_does_not_come(tmp_path: Path) -> None:
-    """A server that takes the connection and never speaks TLS ends the attempt at the limit for connecting."""
+async def test_a_handshake_that_never_comes(tmp_path: Path) -> None:
+    """A server that accepts the connection and never speaks TLS ends the attempt at the limit for connecting."""
     async with scripted(keep) as server:
         url = server.url.replace("http:", "https:")
         server.take = lambda *_: None  # type: ignore[method-assign]
@@ -226,8 +228,8 @@ async def test_a_handshake_that_does_not_come(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_no_tls_there(tmp_path: Path) -> None:
-    """A server that answers TLS with something else is not spoken to."""
+async def test_a_server_without_tls(tmp_path: Path) -> None:
+    """A server that answers the handshake with something else gets no request."""
 
     async def shout(exchange: Exchange) -> None:
         raise AssertionError("it got a request")
@@ -242,7 +244,7 @@ async def test_no_tls_there(tmp_path: Path) -> None:
 
 @in_loop
 async def test_a_certificate_that_is_not_trusted(tmp_path: Path, certs: Authority) -> None:
-    """Without the authority, or for another name, nothing is sent."""
+    """Nothing is sent if the authority is unknown, or the name is another one."""
     for name, subjects, trusted in (("stranger", (), None), ("other-name", ("DNS:elsewhere",), certs.ca)):
         async with tls_with(certs.issue(name, *subjects), trusted).store() as (server, sender):
             error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
@@ -251,7 +253,7 @@ async def test_a_certificate_that_is_not_trusted(tmp_path: Path, certs: Authorit
         assert not server.seen
 
 
-class Nameless(asyncio.SelectorEventLoop):
+class UnresolvingLoop(asyncio.SelectorEventLoop):
     """A loop in which no name resolves, or none in time."""
 
     in_time = True
@@ -264,7 +266,7 @@ class Nameless(asyncio.SelectorEventLoop):
 
 @pytest.mark.parametrize("in_time", [True, False])
 def test_a_name_that_does_not_resolve(tmp_path: Path, in_time: bool) -> None:
-    """A name server that does not know it, or does not answer, costs the attempt and nothing else."""
+    """A name server that does not know it, or does not answer, fails the attempt, and the next one likewise."""
 
     async def main() -> AttemptError:
         async with sending(settings_for("http://store.example", connect_timeout_s=0.1)) as sender:
@@ -272,9 +274,9 @@ def test_a_name_that_does_not_resolve(tmp_path: Path, in_time: bool) -> None:
                 error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
             return error
 
-    with asyncio.Runner(loop_factory=Nameless) as runner:
+    with asyncio.Runner(loop_factory=UnresolvingLoop) as runner:
         loop = runner.get_loop()
-        assert isinstance(loop, Nameless)
+        assert isinstance(loop, UnresolvingLoop)
         loop.in_time = in_time
         error = runner.run(main())
     assert (error.code, error.ambiguous) == ("NameNotResolved", False)
@@ -285,7 +287,7 @@ SECRETS = ("s3cretsesame", "t0kensesame")
 
 
 async def quoting(exchange: Exchange) -> None:
-    """Refuse a signature as S3 does, with all that was signed."""
+    """Refuse a signature as S3 does: quote all that was signed."""
     await exchange.read()
     quoted = "\n".join(f"{name}:{value}" for name, value in exchange.headers.items())
     text = f"<Code>SignatureDoesNotMatch</Code><Message>no</Message><CanonicalRequest>{quoted}</CanonicalRequest>"
@@ -296,7 +298,7 @@ async def quoting(exchange: Exchange) -> None:
 @pytest.mark.parametrize("script", [quoting, garbage, hang_up_after(), half_an_answer])
 @in_loop
 async def test_secrets_are_in_no_error(tmp_path: Path, script: Script) -> None:
-    """No error, and nothing in its traceback's texts, has a secret, though the server may quote the request."""
+    """Neither the error nor its traceback shows a secret, though the server may quote the request."""
     async with PLAIN.store(script, secret_key=SECRETS[0], session_token=SECRETS[1]) as (server, sender):
         error: S3daemonError = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
         assert server.puts[0].headers["x-amz-security-token"] == SECRETS[1]
@@ -305,7 +307,7 @@ async def test_secrets_are_in_no_error(tmp_path: Path, script: Script) -> None:
 
 
 @in_loop
-async def test_an_error_leaves_the_connection_fit_for_use(tmp_path: Path) -> None:
+async def test_a_connection_is_usable_after_any_error(tmp_path: Path) -> None:
     """After any failure the next attempt over the same connection succeeds."""
     file = a_file(tmp_path / "file", MIDDLE)
     scripts = itertools.cycle([hang_up_after(1000), garbage, too_early, refusing(503, "SlowDown"), refuse_early])

@@ -1,4 +1,4 @@
-"""What must never be in a store: what was given up, arriving late; a mixture of two contents."""
+"""What must never be stored: the body of an attempt that was ended, arriving late; a mixture of two contents."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from s3daemon.errors import FileError
 from s3daemon.model.source import Source
 
 SMALL = 3_000
-#: The kernel's buffers take all of it, though the receiver takes no more than some 300 KiB before it reads.
+#: The kernel's buffers hold all of it, though the receiver's take no more than some 300 KiB before it reads.
 MIDDLE = 1 << 20
-#: More than any buffer takes: the sender waits for the receiver.
+#: More than any buffer holds: the sender waits for the receiver.
 LARGE = 12 << 20
 
 
 @pytest.fixture(params=["plain", "tls"])
 def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """Both ways to a store."""
+    """HTTP and HTTPS."""
     return scheme_of(request)
 
 
 class Paused:
-    """A receiver that takes a little, says so, and goes on when it is told to."""
+    """A script that reads a little, sets `began`, and reads on once `go` is set."""
 
     def __init__(self, *, half_close: bool = False) -> None:
         self.began = asyncio.Event()
@@ -50,7 +50,7 @@ class Paused:
 
 
 async def nothing_more_arrives(server: Scripted, paused: Paused) -> None:
-    """Let the receiver go on: its connection ends before it has all."""
+    """Let the receiver read on: its connection ends before it has all of the body."""
     paused.go.set()
     await server.until(lambda: server.puts[0].over)
     (put,) = server.seen
@@ -60,7 +60,7 @@ async def nothing_more_arrives(server: Scripted, paused: Paused) -> None:
 @pytest.mark.parametrize("size", [MIDDLE, LARGE])
 @in_loop
 async def test_a_stalled_attempt_cannot_arrive_later(tmp_path: Path, scheme: Scheme, size: int) -> None:
-    """A receiver that resumes after the attempt was ended gets a reset instead of the rest."""
+    """A receiver that reads on after the attempt was ended gets a reset instead of the rest."""
     paused = Paused()
     async with scheme.store(paused) as (server, sender):
         error = await failure(sender.put(a_file(tmp_path / "file", size)))
@@ -95,25 +95,25 @@ async def test_an_attempt_that_the_server_ended_cannot_arrive_later(tmp_path: Pa
 
 
 class Closing(Source):
-    """A source that lets something happen just before its first bytes are taken."""
+    """A source that calls a function just before its first bytes are read."""
 
-    happen: Callable[[], None]
+    before_reading: Callable[[], None]
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
         if not offset:
-            self.happen()
+            self.before_reading()
         return super().read_now(offset, size)
 
 
 @in_loop
-async def test_a_connection_that_was_closed_under_us(tmp_path: Path, scheme: Scheme) -> None:
-    """An idle connection that the server closes in the very moment is stale: not ambiguous, and nobody's fault."""
+async def test_a_connection_that_is_closed_as_it_is_used(tmp_path: Path, scheme: Scheme) -> None:
+    """The error is `StaleConnection`: not ambiguous, and no fault of the store."""
     file = a_file(tmp_path / "file", MIDDLE)
     async with scheme.store() as (server, sender):
         await sender.put(file)
         source = Closing.open(str(file))
         assert isinstance(source, Closing)
-        source.happen = server.connections[0].reset
+        source.before_reading = server.connections[0].reset
         error = await failure(sender.store.put(transfer_of(source), source))
         source.close()
         assert (error.code, error.ambiguous) == ("StaleConnection", False)
@@ -121,8 +121,8 @@ async def test_a_connection_that_was_closed_under_us(tmp_path: Path, scheme: Sch
 
 
 @in_loop
-async def test_a_close_that_was_seen_costs_nothing(tmp_path: Path, scheme: Scheme) -> None:
-    """A connection whose end was read while it was idle is replaced before anything is sent on it."""
+async def test_a_close_that_was_noticed_costs_nothing(tmp_path: Path, scheme: Scheme) -> None:
+    """A connection that the server closed while it was idle is replaced before anything is sent over it."""
     file = a_file(tmp_path / "file", SMALL)
     async with scheme.store() as (server, sender):
         await sender.put(file)
@@ -135,26 +135,26 @@ async def test_a_close_that_was_seen_costs_nothing(tmp_path: Path, scheme: Schem
 
 
 def rewrite(file: Path) -> None:
-    """Other content in place, of the same size."""
+    """Overwrite a part, so that the size stays."""
     with file.open("r+b") as writer:
         writer.seek(LARGE // 2)
         writer.write(b"other")
 
 
 def shrink(file: Path) -> None:
-    """Half of it."""
+    """Truncate it to half."""
     with file.open("r+b") as writer:
         writer.truncate(LARGE // 2)
 
 
 def grow(file: Path) -> None:
-    """One byte more."""
+    """Append one byte."""
     with file.open("ab") as writer:
         writer.write(b"x")
 
 
 def replace(file: Path) -> None:
-    """Another file under its name."""
+    """Rename another file over it."""
     a_file(file.with_name("twin"), LARGE).replace(file)
 
 
@@ -186,7 +186,7 @@ async def test_a_file_that_changes_is_never_stored_as_a_mixture(
 @pytest.mark.parametrize("size", [SMALL, LARGE])
 @in_loop
 async def test_a_file_that_changes_before_the_answer(tmp_path: Path, size: int) -> None:
-    """What was stored then is the old content, whole; but it is not the file any more, so the attempt fails."""
+    """The old content was stored, whole; but the file is another one now, so the attempt fails."""
     file = a_file(tmp_path / "file", size)
     before = file.read_bytes()
 

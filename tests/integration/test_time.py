@@ -1,4 +1,4 @@
-"""The process stopped, or the wall clock stepped: nothing stalls, expires or is told wrong because of it."""
+"""The process stopped, or the wall clock stepped: no transfer stalls or expires because of it, no record is wrong."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ time.time = stepped
 
 
 def test_a_process_that_was_stopped(s3: FlakyS3, tmp_path: Path) -> None:
-    """SIGSTOP for longer than every limit of an attempt, then SIGCONT: one attempt, and its client has its answer."""
+    """After SIGSTOP for longer than all limits of an attempt, and SIGCONT, one attempt is enough, and is answered."""
     file = a_file(tmp_path / "file", 20 << 20)
     limits = {"stall_timeout": "1s", "answer_timeout": "1s", "wait_limit": "5min"}
     with daemon(tmp_path / "state", s3.server, **limits) as served, ThreadPoolExecutor(1) as pool:
@@ -35,7 +35,7 @@ def test_a_process_that_was_stopped(s3: FlakyS3, tmp_path: Path) -> None:
         assert s3.held_bodies.acquire(timeout=20)
         served.process.popen.send_signal(signal.SIGSTOP)
         s3.release()
-        time.sleep(4)  # the point of it
+        time.sleep(4)  # longer than all limits
         assert not asked.done()
         served.process.popen.send_signal(signal.SIGCONT)
         assert asked.result() == b"Success"
@@ -47,7 +47,7 @@ def test_a_process_that_was_stopped(s3: FlakyS3, tmp_path: Path) -> None:
 
 @pytest.fixture
 def clock(tmp_path: Path) -> Path:
-    """A file that says by how many seconds a daemon's wall clock is wrong."""
+    """Return a file with the number of seconds by which the daemon's wall clock is wrong."""
     place = tmp_path / "step"
     place.write_text("0")
     (tmp_path / "site").mkdir()
@@ -63,9 +63,9 @@ def served(clock: Path, s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
         yield made
 
 
-@pytest.mark.parametrize("step", [3600, -3600], ids=["an hour on", "an hour back"])
+@pytest.mark.parametrize("step", [3600, -3600], ids=["forward", "back"])
 def test_a_clock_that_steps(served: Daemon, s3: FlakyS3, clock: Path, file: Path, step: int) -> None:
-    """Far beyond the limits of trying and of listing: nothing expires, over a restart either; all is stored in time."""
+    """A step far beyond the retry limit expires nothing, not even over a restart; everything is stored in time."""
     s3.refuse()
     assert served.extended(file, "a/bucket/before", wait=False)["result"] == "accepted"
     clock.write_text(str(step))
@@ -84,6 +84,6 @@ def test_a_clock_that_steps(served: Daemon, s3: FlakyS3, clock: Path, file: Path
     served.terminate()
     records = {record.key: record for record in served.records()}
     assert {record.outcome for record in records.values()} == {"stored"}
-    assert abs(records["now"].start - (time.time() + step)) < 60  # the step was there
+    assert abs(records["now"].start - (time.time() + step)) < 60  # the step took effect
     assert records["now"].seconds < 20
     assert all(record.seconds >= 0 for record in records.values())

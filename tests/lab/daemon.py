@@ -89,7 +89,7 @@ class Daemon:
         self.set(**settings)
         self._prefix = prefix
         self._listeners = listeners
-        self._kept: dict[str, int] | None = {} if keeping else None
+        self.kept: dict[str, int] | None = {} if keeping else None
         self._running: AbstractContextManager[Process] | None = None
         self._processes: list[Process] = []
 
@@ -108,13 +108,13 @@ class Daemon:
         command = [sys.executable, "-m", "s3daemon", "serve"]
         environ, descriptors = self.environ, list[int]()
         if self._listeners:
-            kept = dict(self._kept or {})
+            kept = dict(self.kept or {})
             descriptors = [*(listener.fileno() for listener in self._listeners.values()), *kept.values()]
             command = [sys.executable, "-ISc", _ACTIVATE, ",".join(map(str, descriptors)), *command]
             names = ":".join([*self._listeners, *kept])
             environ = environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names}
         running = start(
-            *self._prefix, *command, name="s3daemon", env=environ, notify=True, store=self._kept, pass_fds=descriptors
+            *self._prefix, *command, name="s3daemon", env=environ, notify=True, store=self.kept, pass_fds=descriptors
         )
         self._processes.append(running.__enter__())
         self._running = running
@@ -294,7 +294,7 @@ def daemon(
             made.terminate()  # who is killed tells nothing of what it went through
         elif made._running is not None:
             made.kill()
-        for number in (made._kept or {}).values():
+        for number in (made.kept or {}).values():
             os.close(number)
         for listener in listeners.values():
             listener.close()

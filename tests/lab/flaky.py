@@ -1,8 +1,8 @@
-"""An S3 server in memory that fails as it is told: quick, in a thread of this process, its insides open to the test.
+"""An S3 server in memory that fails as a test says: fast, in a thread of this process, its state open to the test.
 
 It keeps objects with their metadata, put whole or in parts, answers PUT, HEAD and GET, verifies no signature, and
-remembers every object that it stored. How it misbehaves is decided for each PUT, and each completion of an upload in
-parts, by a seeded generator; that it is away, or stands still, is switched.
+records every object that it stored. A seeded generator decides how each PUT, and each completion of an upload in parts,
+fails; methods make it unreachable or stop it from reading.
 """
 
 import asyncio
@@ -28,36 +28,45 @@ _UNKNOWN = b"<Error><Code>InvalidAccessKeyId</Code><Message>who?</Message></Erro
 
 
 class Fault(Enum):
-    """What can happen to a PUT. *Kept* means that the object is stored although the client cannot know."""
+    """How a PUT can fail. *Kept* means that the object is stored although the client cannot know."""
 
     REFUSED_503 = auto()
-    """Taken whole, dropped, answered 503."""
+    """Read, dropped, answered 503."""
     FAILED_500_KEPT = auto()
-    """Taken whole, kept, answered 500."""
+    """Read, kept, answered 500."""
     RESET = auto()
     """Reset after the head."""
     CUT = auto()
-    """Reset within the body, which is not kept."""
+    """Reset within the body, which is dropped."""
     DENIED = auto()
-    """Taken whole, dropped, answered 403 AccessDenied: for good."""
+    """Read, dropped, answered 403 AccessDenied: a permanent error."""
     KEY_UNKNOWN = auto()
-    """Taken whole, dropped, answered 403 InvalidAccessKeyId: until the settings are mended."""
+    """Read, dropped, answered 403 InvalidAccessKeyId: the queue is held until a reload."""
     HUNG_UP = auto()
-    """Taken whole, dropped, hung up on without an answer."""
+    """Read, dropped, closed without an answer."""
     HUNG_UP_KEPT = auto()
-    """Taken whole, kept, hung up on without an answer."""
+    """Read, kept, closed without an answer."""
+
+
+#: How faults are answered; without one here the answer is the store's own.
+_FAULT_ANSWERS: Mapping[Fault | None, Answer] = {
+    Fault.DENIED: (403, {}, _DENIED),
+    Fault.KEY_UNKNOWN: (403, {}, _UNKNOWN),
+    Fault.REFUSED_503: (503, {}, b""),
+    Fault.FAILED_500_KEPT: (500, {}, b""),
+}
 
 
 @dataclass(frozen=True)
 class Object:
-    """What is stored under a name."""
+    """A stored object."""
 
     body: bytes
     id: str
     """The transfer that stored it, from the metadata."""
     metadata: Mapping[str, str]
     etag: str
-    """MD5 where it was put whole."""
+    """The MD5 of the body, if it was stored by one PUT."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +83,7 @@ class FlakyS3:
     """The server. Made by ``flaky``; its methods may be called from any thread."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, seed: int) -> None:
-        """Describe it; nothing listens before ``open``."""
+        """Prepare it; it listens from ``open`` on."""
         self.server = S3Server(f"http://127.0.0.1:{port}", "testkey", "testsecret")
         self.objects: dict[str, Object] = {}
         """By bucket/key."""
@@ -82,7 +91,7 @@ class FlakyS3:
         """Every object that was stored, in order."""
         self.assembly = Assembly(self._keep)
         self.faults: dict[Fault, float] = {}
-        """The share of PUTs that meet each."""
+        """The share of PUTs that fail in each way."""
         self.latency_s = 0.0
         """How long each answer to a PUT takes, after the object is stored."""
         self.held_bodies = threading.Semaphore(0)
@@ -91,25 +100,25 @@ class FlakyS3:
         self._port = port
         self._rng = random.Random(seed)
         self._listening: asyncio.Task[None] | None = None
-        self._welcomed: set[asyncio.Task[None]] = set()
+        self._accepted: set[asyncio.Task[None]] = set()
         self._connections: set[asyncio.StreamWriter] = set()
         self._reading = asyncio.Event()
         self._reading.set()
 
     def open(self) -> None:
-        """Listen."""
+        """Start to listen."""
         self._do(self._open())
 
     def refuse(self) -> None:
-        """Be away: reset all connections, take no more."""
+        """Stop to listen, and reset all connections."""
         self._do(self._refuse())
 
     def hold_bodies(self) -> None:
-        """Read no body of a PUT from now on."""
+        """Stop to read bodies of PUTs."""
         self._loop.call_soon_threadsafe(self._reading.clear)
 
     def release(self) -> None:
-        """Read them again."""
+        """Read bodies again."""
         self._loop.call_soon_threadsafe(self._reading.set)
 
     def _do(self, action: Coroutine[object, object, None]) -> None:
@@ -122,16 +131,16 @@ class FlakyS3:
             self._listening = self._loop.create_task(self._accept(listener))
 
     async def _accept(self, listener: socket.socket) -> None:
-        # Not asyncio.start_server: closed while it takes a connection in, it leaves that one open for ever.
+        # Not asyncio.start_server: closed while it accepts a connection, it leaves that one open for ever.
         with listener:
             while True:
                 connection = await next_client(listener)
                 connection.setblocking(False)
-                task = self._loop.create_task(self._welcome(connection))
-                self._welcomed.add(task)
-                task.add_done_callback(self._welcomed.discard)
+                task = self._loop.create_task(self._serve_client(connection))
+                self._accepted.add(task)
+                task.add_done_callback(self._accepted.discard)
 
-    async def _welcome(self, connection: socket.socket) -> None:
+    async def _serve_client(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=connection)
         await self._serve(reader, writer)
 
@@ -158,7 +167,7 @@ class FlakyS3:
             writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Serve one request; whether another may follow."""
+        """Serve one request; return whether another may follow."""
         request, *lines = (await reader.readuntil(b"\r\n\r\n")).decode().strip().split("\r\n")
         method, target, _ = request.split(" ")
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
@@ -168,15 +177,15 @@ class FlakyS3:
             return await self._put(reader, writer, method, name, query, headers)
         answer = self.assembly.answer(method, name, query, headers, b"")
         if answer is not None:
-            _say(writer, *answer)
+            _answer_with(writer, *answer)
             await writer.drain()
             return True
         found = self.objects.get(name)
         if "/" not in name or found is None:
-            _say(writer, 404 if "/" in name else 200, {})
+            _answer_with(writer, 404 if "/" in name else 200, {})
         else:
             body = found.body if method == "GET" else b""
-            _say(writer, 200, {"ETag": f'"{found.etag}"', **found.metadata}, body, len(found.body))
+            _answer_with(writer, 200, {"ETag": f'"{found.etag}"', **found.metadata}, body, len(found.body))
         await writer.drain()
         return True
 
@@ -204,7 +213,7 @@ class FlakyS3:
         headers: Mapping[str, str],
     ) -> bool:
         size = int(headers["content-length"])
-        fault = self._fate()
+        fault = self._draw_fault()
         if fault is Fault.RESET:
             return _reset(writer)
         if not self._reading.is_set():
@@ -220,21 +229,13 @@ class FlakyS3:
             answer = self._store(method, name, query, headers, body)
         if self.latency_s:
             await asyncio.sleep(self.latency_s)
-        match fault:
-            case Fault.HUNG_UP | Fault.HUNG_UP_KEPT:
-                return False
-            case Fault.DENIED:
-                _say(writer, 403, {}, _DENIED)
-            case Fault.KEY_UNKNOWN:
-                _say(writer, 403, {}, _UNKNOWN)
-            case Fault.REFUSED_503 | Fault.FAILED_500_KEPT:
-                _say(writer, 503 if fault is Fault.REFUSED_503 else 500, {})
-            case _:
-                _say(writer, *answer)
+        if fault in (Fault.HUNG_UP, Fault.HUNG_UP_KEPT):
+            return False
+        _answer_with(writer, *_FAULT_ANSWERS.get(fault, answer))
         await writer.drain()
         return True
 
-    def _fate(self) -> Fault | None:
+    def _draw_fault(self) -> Fault | None:
         drawn = self._rng.random()
         for fault, share in self.faults.items():
             drawn -= share
@@ -243,7 +244,7 @@ class FlakyS3:
         return None
 
 
-def _say(
+def _answer_with(
     writer: asyncio.StreamWriter, status: int, headers: Mapping[str, str], body: bytes = b"", length: int = 0
 ) -> None:
     lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}", *(f"{name}: {value}" for name, value in headers.items())]
@@ -251,7 +252,7 @@ def _say(
 
 
 def _reset(writer: asyncio.StreamWriter) -> bool:
-    """End a connection with a reset; False, for no other request may follow."""
+    """Close a connection with a reset; return False, since no other request may follow."""
     with suppress(OSError):
         writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -260,7 +261,7 @@ def _reset(writer: asyncio.StreamWriter) -> bool:
 
 @contextmanager
 def flaky(seed: int = 1) -> Iterator[FlakyS3]:
-    """Run one, listening and without faults, for the time of a ``with`` block."""
+    """Run a server, listening and without faults, for the duration of a ``with`` block."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="flaky S3")
     thread.start()
@@ -278,7 +279,7 @@ def flaky(seed: int = 1) -> Iterator[FlakyS3]:
 
 
 async def _ended() -> None:
-    """Wait until every connection's task is over, those accepted last included."""
+    """Wait until the tasks of all connections have ended, the last accepted included."""
     while others := asyncio.all_tasks() - {asyncio.current_task()}:
         await asyncio.wait(others)
     await asyncio.sleep(0)  # the last transports close

@@ -182,9 +182,10 @@ class Process:
             self._changed.notify_all()
 
     def _failed(self, what: str) -> ProgramError:
-        if self._ended:  # its output closes a moment before its status is there
+        if self._ended or self._silent:  # its output, its notifications and its status do not end at the same moment
             with suppress(subprocess.TimeoutExpired):
                 self.popen.wait(1)
+            self._reader.join(2)
         status = self.popen.poll()
         state = "is running" if status is None else f"ended with status {status}"
         return ProgramError(f"{self.name}: {what}; it {state}. Its last lines:\n{self.tail()}")

@@ -1,8 +1,8 @@
-"""A proxy before a real store, which does to each PUT what a test says, and passes on what it is not told to spoil.
+"""A proxy in front of a real store: it treats each PUT by a script, and forwards everything else unchanged.
 
-It runs in a thread of its own, plain or with TLS. What is done to a PUT is a `scripted.Script`, as for the scripted
-server; `passing` is the one that does no harm, and most others are it with something before, after or in its place.
-The signature still holds at the store: host, target and headers go through as they came.
+It runs in a thread of its own, plain or with TLS. A PUT is treated by a `scripted.Script`, as by the scripted server;
+`passing` forwards it unchanged, and most others do something before, after or instead of that. The signature is still
+valid at the store: host, target and headers are forwarded as they arrived.
 
     with proxy(seaweed) as between:
         between.fates.append(reset_after(1000))
@@ -32,10 +32,10 @@ from lab.s3 import S3Server
 from lab.scripted import Exchange, Script, Scripted
 
 _RECEIVE_BYTES = 64 * 1024
-"""Receive buffer: small, so that of a body of a MiB only a part is acknowledged unless a script reads."""
+"""Receive buffer: small, so that only a part of a body of a MiB is acknowledged unless a script reads."""
 _LINE_BYTES = 64 * 1024
 _SIGNATURE = re.compile(r"Signature=([0-9a-f]{64})")
-#: Of the store's answer; the rest is the connection's own.
+#: The headers of the store's answer that are forwarded; others belong to its connection.
 _ANSWER_HEADERS = ("ETag", "Content-Type", "Content-Length", "Retry-After", "Last-Modified")
 
 
@@ -43,15 +43,15 @@ class Proxy:
     """The proxy. Made by ``proxy``; its methods may be called from any thread.
 
     Attributes:
-        fates: what is done to the PUTs to come, in the order in which they come; then `choose` says.
-        choose: gives what is done to a PUT; by default every one passes.
-        whole: PUTs of which the store got the whole body and said that it stored it, by target.
-        signatures: every signature that was seen.
-        alert: what every client gets in place of a handshake, in bytes; None: a handshake.
+        fates: the scripts of the next PUTs, in their order; after that `choose` decides.
+        choose: returns the script of a PUT; by default all pass.
+        whole: numbers of PUTs of which the store got the whole body and answered that it is stored, by target.
+        signatures: all signatures that were seen.
+        alert: the bytes that every client gets instead of a handshake; None: a handshake.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, store: S3Server, tls: ssl.SSLContext | None) -> None:
-        """Describe it; nothing listens before ``open``."""
+        """Prepare it; it listens from ``open`` on."""
         self.store = store
         self.fates: deque[Script] = deque()
         self.choose: Callable[[Exchange], Script] = lambda _: passing
@@ -64,19 +64,19 @@ class Proxy:
         self._scripted = Scripted(self._put, self._other)
         self._scripted.proxy = self  # type: ignore[attr-defined]
         self._listening: asyncio.Task[None] | None = None
-        self._welcomed: set[asyncio.Task[None]] = set()
+        self._accepted: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
-        """Listen."""
+        """Start to listen."""
         self._do(self._open())
 
     def refuse(self) -> None:
-        """Be away: end all connections, take no more."""
+        """Stop to listen, and close all connections."""
         self._do(self._refuse())
 
     def close_idle(self) -> None:
-        """Hang up on every connection on which no request is under way, as a server that has no patience does."""
+        """Close every connection without a request in progress, as a server with a short keep-alive timeout does."""
         self._do(self._close_idle())
 
     def _do(self, action: Coroutine[object, object, None]) -> None:
@@ -100,11 +100,11 @@ class Proxy:
             while True:
                 client = await next_client(listener)
                 client.setblocking(False)
-                task = self._loop.create_task(self._welcome(client))
-                self._welcomed.add(task)
-                task.add_done_callback(self._welcomed.discard)
+                task = self._loop.create_task(self._serve_client(client))
+                self._accepted.add(task)
+                task.add_done_callback(self._accepted.discard)
 
-    async def _welcome(self, client: socket.socket) -> None:
+    async def _serve_client(self, client: socket.socket) -> None:
         reader = asyncio.StreamReader(limit=_LINE_BYTES)
         protocol = asyncio.StreamReaderProtocol(reader)
         if self.alert is not None:
@@ -115,10 +115,10 @@ class Proxy:
         try:
             transport, _ = await self._loop.connect_accepted_socket(lambda: protocol, client, ssl=self.tls)
         except (OSError, ssl.SSLError):
-            client.close()  # a handshake that failed is what some tests are about
+            client.close()  # some tests are about handshakes that fail
             return
         kept = [connection for connection in self._scripted.connections if connection.open]
-        self._scripted.connections[:] = kept  # what is over is nobody's
+        self._scripted.connections[:] = kept  # forget those that are closed
         self._scripted.take(reader, asyncio.StreamWriter(transport, protocol, reader, self._loop))
 
     async def _refuse(self) -> None:
@@ -136,11 +136,11 @@ class Proxy:
                 connection.close()
 
     async def close(self) -> None:
-        """Be away for good; raises what a script raised."""
+        """Stop for good; raises what a script raised."""
         await self._refuse()
-        for task in self._welcomed:
+        for task in self._accepted:
             task.cancel()
-        await asyncio.gather(*self._welcomed, return_exceptions=True)
+        await asyncio.gather(*self._accepted, return_exceptions=True)
         try:
             await self._scripted.close()
         finally:
@@ -158,10 +158,10 @@ class Proxy:
         try:
             await script(exchange)
         finally:
-            self._scripted.seen.remove(exchange)  # its body with it: a soak passes gigabytes
+            self._scripted.seen.remove(exchange)  # and its body with it: a soak test passes gigabytes
 
     async def forward(self, exchange: Exchange, body: bytes | None = None) -> tuple[int, Mapping[str, str], bytes]:
-        """Carry what was read of a request to the store, or another body in its place: status, headers and body."""
+        """Send what was read of a request to the store, or another body instead; return status, headers and body."""
         assert self._session is not None
         whole = exchange.method == "PUT" and exchange.whole and body is None
         data = bytes(exchange.body) if body is None else body
@@ -187,7 +187,7 @@ def _proxy_of(exchange: Exchange) -> Proxy:
 
 
 async def carried(exchange: Exchange, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
-    """Read the whole request and have the store carry it out; what it answered, for a script to do as it likes."""
+    """Read the whole request and have the store carry it out; return its answer, for a script to use."""
     await exchange.read()
     status, given, content = await _proxy_of(exchange).forward(exchange, body)
     named = {name: given[name] for name in _ANSWER_HEADERS if name in given}
@@ -198,13 +198,13 @@ async def carried(exchange: Exchange, body: bytes | None = None) -> tuple[int, d
 
 
 async def passing(exchange: Exchange) -> None:
-    """Pass the request on, and its answer back."""
+    """Forward the request, and the answer."""
     status, headers, content = await carried(exchange)
     await exchange.answer(status, content, headers=headers)
 
 
 def kept_then(script: Script) -> Script:
-    """Have the store keep the object, and then do what the script does to the whole request."""
+    """Have the store keep the object, and then run the script on the whole request."""
 
     async def after(exchange: Exchange) -> None:
         await carried(exchange)
@@ -215,11 +215,11 @@ def kept_then(script: Script) -> Script:
 
 @contextlib.contextmanager
 def proxy(store: S3Server, authority: Authority | None = None) -> Iterator[tuple[Proxy, S3Server]]:
-    """Put one before a store, listening; yields it, and the store as it is reached through it.
+    """Run a proxy in front of a store; yield it, and the store as it is reached through it.
 
     Args:
-        store: over plain HTTP: this side is no part of any test.
-        authority: issues the certificate of the daemon's side; without one it is plain HTTP too.
+        store: reached over plain HTTP: that side is not part of any test.
+        authority: issues the certificate for the daemon's side; without one that is plain HTTP too.
     """
     (port,) = free_ports(1)
     tls = None

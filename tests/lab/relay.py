@@ -1,6 +1,6 @@
-"""The network between the daemon and a store, in a test's hands: it passes, stands still in mid-file, or is away.
+"""The network between the daemon and a store, controlled by a test: it forwards, stops within a file, or is down.
 
-It knows nothing of HTTP or TLS; a certificate for localhost is good at any port.
+It knows nothing of HTTP or TLS; a certificate for localhost is valid at any port.
 """
 
 import asyncio
@@ -18,14 +18,14 @@ _CHUNK_BYTES = 1 << 16
 
 
 class Relay:
-    """A TCP port of 127.0.0.1 that leads to another one. Made by ``relay``."""
+    """A TCP port of 127.0.0.1 that forwards to another one. Made by ``relay``."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, target: int) -> None:
-        """Describe it; nothing listens before ``open``."""
-        self.standing = threading.Event()
-        """Set while the daemon wants to send what ``hold`` does not let through."""
+        """Prepare it; it listens from ``open`` on."""
+        self.blocked = threading.Event()
+        """Set while the daemon has sent what ``hold`` does not let through."""
         self.passed = 0
-        """Bytes that went towards the store, all connections together."""
+        """Bytes forwarded to the store, over all connections."""
         self._loop = loop
         self._port = port
         self._target = target
@@ -35,15 +35,15 @@ class Relay:
         self._changed = asyncio.Event()
 
     def open(self) -> None:
-        """Listen, and let everything through."""
+        """Listen, and forward everything."""
         self._do(self._open(None))
 
     def hold(self, after: int = 0) -> None:
-        """Listen, but let no more than so many bytes towards the store from now on, all connections together."""
+        """Listen, but forward at most so many bytes to the store from now on, over all connections."""
         self._do(self._open(after))
 
     def refuse(self) -> None:
-        """Be away: break all connections and take no more."""
+        """Stop to listen, and close all connections."""
         self._do(self._refuse())
 
     def _do(self, action: Coroutine[object, object, None]) -> None:
@@ -51,7 +51,7 @@ class Relay:
 
     async def _open(self, quota: int | None) -> None:
         self._quota = quota
-        self.standing.clear()
+        self.blocked.clear()
         self._changed.set()
         self._changed = asyncio.Event()
         if self._listening is None:
@@ -64,7 +64,7 @@ class Relay:
             self._listening.cancel()
             await asyncio.gather(self._listening, return_exceptions=True)
             self._listening = None
-        # By now each link's task has begun, and closes what it was given.
+        # By now each link's task has begun, and will close its sockets.
         for link in self._links:
             link.cancel()
         await asyncio.gather(*self._links, return_exceptions=True)
@@ -97,7 +97,7 @@ class Relay:
     async def _pass(self, source: socket.socket, target: socket.socket, *, held: bool) -> None:
         while data := await self._loop.sock_recv(source, _CHUNK_BYTES):
             while held and self._quota is not None and self._quota < len(data):
-                self.standing.set()
+                self.blocked.set()
                 await self._changed.wait()
             if held and self._quota is not None:
                 self._quota -= len(data)
@@ -108,7 +108,7 @@ class Relay:
 
 @contextmanager
 def relay(server: S3Server) -> Iterator[tuple[Relay, S3Server]]:
-    """Put an open relay before a store; yields it, and the store as it is reached through it."""
+    """Run an open relay in front of a store; yield it, and the store as it is reached through it."""
     target = urlsplit(server.url)
     (port,) = free_ports(1)
     loop = asyncio.new_event_loop()

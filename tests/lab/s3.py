@@ -1,4 +1,4 @@
-"""What every S3 server of the lab looks like to a test."""
+"""An S3 server of the lab, as tests see it."""
 
 import uuid
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from botocore.config import Config
 
 @dataclass(frozen=True)
 class S3Server:
-    """A running S3 server and one account on it that may do everything."""
+    """A running S3 server, and an account on it that may do everything."""
 
     url: str
     """The endpoint, without a path."""
@@ -33,9 +33,9 @@ class S3Server:
         return named
 
     def client(self) -> Any:
-        """A boto3 client to look with: independent of the daemon's own way to the store. Close it after use.
+        """A boto3 client, independent of the product's code. Close it after use.
 
-        No checksums unless required: Ceph's gateway refuses the trailers that they would be sent in.
+        No checksums unless required: Ceph's gateway refuses the trailers in which they would be sent.
         """
         config = Config(
             proxies={},
@@ -55,7 +55,7 @@ class S3Server:
         )
 
     def new_bucket(self) -> str:
-        """Make a bucket with a name of its own, so that tests sharing the server do not meet."""
+        """Create a bucket with a new name, so that tests that share the server do not interfere."""
         name = f"test-{uuid.uuid4().hex[:12]}"
         client = self.client()
         try:

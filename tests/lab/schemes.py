@@ -12,7 +12,7 @@ import pytest
 
 from lab.certs import Authority, Certificate
 from lab.scripted import Script, Scripted, keep, scripted
-from lab.sending import Sender, sending, settings_for
+from lab.sending import OpenStore, sending, settings_for
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Scheme:
     @contextlib.asynccontextmanager
     async def store(
         self, put: Script = keep, other: Script = keep, **changes: Any
-    ) -> AsyncIterator[tuple[Scripted, Sender]]:
+    ) -> AsyncIterator[tuple[Scripted, OpenStore]]:
         """A scripted server, and a sender to it with changes to its settings. The sender ends first."""
         async with scripted(put, other, tls=self.tls) as server:
             settings = settings_for(server.url, **self.settings, **changes)

@@ -1,9 +1,8 @@
-"""A store that does as it is told: an HTTP/1.1 server whose behaviour is a script per request, and which keeps what it
-saw.
+"""A scripted store: an HTTP/1.1 server that treats each request by a script, and records all requests.
 
 It lives in the test's own event loop, on loopback, plain or with TLS. A script is an async function that gets an
-`Exchange` and uses its verbs: read the body or part of it, answer, hang up, reset, fall silent. What a peer does to it
-(a reset, an end) ends its script and shows in the exchange; a script that raises anything else fails the test.
+`Exchange` and uses its methods: read the body or part of it, answer, close, reset, stop. What a peer does (a reset, a
+close) ends the script and shows in the exchange; a script that raises anything else fails the test.
 
     async with scripted(put=hang_up_after(100)) as server:
         ...
@@ -26,13 +25,13 @@ from lab.loopback import handed_over, socket_of
 from s3daemon.network.tcp import tcp_transport_of
 
 PATIENCE_S = 30.0
-"""How long `until` waits for what should come at once; ample for a busy machine."""
+"""How long `until` waits for what should happen at once; long enough for a busy machine."""
 
 _PIECE_BYTES = 64 * 1024
 
 
 class Exchange:
-    """One request as it came, and the verbs to treat it with."""
+    """One request as it arrived, and the methods that treat it."""
 
     def __init__(
         self, server: Scripted, connection: Connection, method: str, target: str, headers: dict[str, str]
@@ -45,15 +44,15 @@ class Exchange:
         self.headers = headers
         """Names in lower case."""
         self.body = bytearray()
-        """What was read of it so far."""
+        """The part of the body that was read so far."""
         self.over = False
         """The script has ended, by itself or with its connection."""
         self.kept = False
-        """It was answered, and the connection stays."""
+        """It was answered, and the connection stays open."""
 
     @property
     def length(self) -> int:
-        """Bytes that the body is said to have."""
+        """The length of the body according to its header, bytes."""
         return int(self.headers.get("content-length", "0"))
 
     @property
@@ -62,7 +61,7 @@ class Exchange:
         return len(self.body) == self.length
 
     async def read(self, limit: int | None = None) -> None:
-        """Read on until `limit` bytes of the body are here, or all; ConnectionError when they do not come."""
+        """Read until `limit` bytes of the body are read, or all; ConnectionError if the peer closes before that."""
         wanted = self.length if limit is None else min(limit, self.length)
         while len(self.body) < wanted:
             piece = await self.connection.reader.read(min(_PIECE_BYTES, wanted - len(self.body)))
@@ -72,7 +71,7 @@ class Exchange:
             self.server.note()
 
     async def write(self, raw: bytes) -> None:
-        """Write what no verb writes."""
+        """Write any bytes."""
         self.connection.writer.write(raw)
         await self.connection.writer.drain()
 
@@ -84,7 +83,7 @@ class Exchange:
         version: str = "HTTP/1.1",
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Answer; the connection stays unless the headers or the version say otherwise."""
+        """Answer; the connection stays open unless the headers or the version say otherwise."""
         named = {"Content-Length": str(len(body))} | dict(headers or {})
         lines = [f"{version} {status} Scripted", *(f"{name}: {value}" for name, value in named.items()), "", ""]
         await self.write("\r\n".join(lines).encode() + (b"" if self.method == "HEAD" else body))
@@ -93,7 +92,7 @@ class Exchange:
     async def refuse(
         self, status: int, code: str, message: str = "", *, headers: Mapping[str, str] | None = None
     ) -> None:
-        """Answer with S3's own form of an error."""
+        """Answer with an error in S3's form."""
         text = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>{message}</Message></Error>"
         await self.answer(status, text.encode(), headers={"Content-Type": "application/xml"} | dict(headers or {}))
 
@@ -104,11 +103,11 @@ class Exchange:
             await asyncio.sleep(0.01)
 
     async def pause(self, seconds: float) -> None:
-        """Let time pass."""
+        """Wait."""
         await asyncio.sleep(seconds)
 
     async def silence(self) -> None:
-        """Neither read nor write any more, until the server ends."""
+        """Neither read nor write any more, until the server is closed."""
         self.server.note()
         await asyncio.get_running_loop().create_future()
 
@@ -117,7 +116,7 @@ Script: TypeAlias = Callable[[Exchange], Awaitable[None]]
 
 
 class Connection:
-    """One connection that the server took."""
+    """One connection that the server accepted."""
 
     def __init__(self, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.number = number
@@ -127,22 +126,22 @@ class Connection:
         self._transport = tcp_transport_of(writer.transport)
 
     def close(self) -> None:
-        """Hang up: a FIN after all that was written; a reset where something was not read."""
+        """Close: a FIN after all that was written; a reset if something was not read."""
         self.writer.close()
 
     def half_close(self) -> None:
-        """Send a FIN and go on reading."""
+        """Send a FIN and continue to read."""
         self.writer.write_eof()
 
     def reset(self) -> None:
-        """End it with a reset."""
+        """Close it with a reset."""
         sock = self.writer.get_extra_info("socket")
         if sock is not None and sock.fileno() >= 0:  # neither once it is over
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.abort()
 
     def abort(self) -> None:
-        """End it, whatever it was about to say."""
+        """Close it at once, whatever is still to be written."""
         self._transport.abort()
 
 
@@ -165,7 +164,7 @@ class Scripted:
         self.metadata: dict[str, dict[str, str]] = {}
         """The x-amz-meta-... headers of each."""
         self.etags: dict[str, str] = {}
-        """Of those that were made of parts, in their quotes."""
+        """The ETags of objects made of parts, in their quotes."""
         self.assembly = Assembly(self._assembled)
         self._tasks: set[asyncio.Task[None]] = set()
         self._waiters: list[asyncio.Future[None]] = []
@@ -175,22 +174,22 @@ class Scripted:
 
     @property
     def puts(self) -> list[Exchange]:
-        """The PUTs among what was seen."""
+        """The PUTs among the requests."""
         return [seen for seen in self.seen if seen.method == "PUT"]
 
     @property
     def open_connections(self) -> list[Connection]:
-        """Those that neither side has ended."""
+        """The connections that neither side has closed."""
         return [connection for connection in self.connections if connection.open]
 
     def note(self) -> None:
-        """Something happened: whoever waits looks again."""
+        """Have `until` check its condition again."""
         for waiter in self._waiters:
             if not waiter.done():
                 waiter.set_result(None)
 
     async def until(self, condition: Callable[[], object]) -> None:
-        """Wait until the condition holds; it is looked at whenever something happened here."""
+        """Wait until the condition holds; it is checked whenever something happened here."""
         async with asyncio.timeout(PATIENCE_S):
             while not condition():
                 waiter = asyncio.get_running_loop().create_future()
@@ -237,7 +236,7 @@ class Scripted:
         return exchange.kept and exchange.whole
 
     async def close(self) -> None:
-        """End every connection; raises what a script raised."""
+        """Close every connection; raises what a script raised."""
         for task in self._tasks:
             task.cancel()
         for result in await asyncio.gather(*self._tasks, return_exceptions=True):
@@ -246,7 +245,7 @@ class Scripted:
 
 
 async def keep(exchange: Exchange) -> None:
-    """Be a store: keep what is put, whole or in parts, tell what is there, answer anything else with 200."""
+    """Act as a store: keep what is put, whole or in parts, answer HEADs, answer anything else with 200."""
     server, target = exchange.server, exchange.target
     await exchange.read()
     name, _, query = target.partition("?")
@@ -270,12 +269,12 @@ async def keep(exchange: Exchange) -> None:
 
 
 def etag_of(content: bytes) -> str:
-    """The ETag that S3 gives an object put whole."""
+    """The ETag that S3 gives an object stored by one PUT."""
     return f'"{hashlib.md5(content, usedforsecurity=False).hexdigest()}"'
 
 
 def hang_up_after(limit: int | None = None) -> Script:
-    """Take so much of the body (all, without a limit) and close the connection without an answer."""
+    """Read so much of the body (all, without a limit) and close the connection without an answer."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.read(limit)
@@ -284,7 +283,7 @@ def hang_up_after(limit: int | None = None) -> Script:
 
 
 def reset_after(limit: int | None = None) -> Script:
-    """Take so much of the body and reset the connection."""
+    """Read so much of the body and reset the connection."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.read(limit)
@@ -294,7 +293,7 @@ def reset_after(limit: int | None = None) -> Script:
 
 
 def silent_after(limit: int | None = None) -> Script:
-    """Take so much of the body and do nothing more."""
+    """Read so much of the body and do nothing more."""
 
     async def script(exchange: Exchange) -> None:
         await exchange.read(limit)
@@ -304,7 +303,7 @@ def silent_after(limit: int | None = None) -> Script:
 
 
 def answering(status: int = 200, body: bytes = b"", **headers: str) -> Script:
-    """Take the body and answer; underscores in the names of headers are hyphens."""
+    """Read the body and answer; underscores in the names of headers become hyphens."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def script(exchange: Exchange) -> None:
@@ -315,7 +314,7 @@ def answering(status: int = 200, body: bytes = b"", **headers: str) -> Script:
 
 
 def refusing(status: int, code: str, message: str = "", **headers: str) -> Script:
-    """Take the body and refuse it as S3 does."""
+    """Read the body and refuse it as S3 does."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def script(exchange: Exchange) -> None:
@@ -329,7 +328,7 @@ def refusing(status: int, code: str, message: str = "", **headers: str) -> Scrip
 async def scripted(
     put: Script = keep, other: Script = keep, *, tls: ssl.SSLContext | None = None, address: str = "127.0.0.1"
 ) -> AsyncIterator[Scripted]:
-    """Run one, on a port that the kernel picks.
+    """Run a server on a port that the kernel chooses.
 
     Its receive buffers are small, so that of a body of a few MiB only a part is acknowledged unless a script reads.
     """

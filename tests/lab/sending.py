@@ -1,4 +1,4 @@
-"""The daemon's own way to a store, put together for a test: settings, pool, signer, store, and files to send."""
+"""The daemon's own way to a store, put together for a test: settings, pool, store, and files to send."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
+from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import Store, Stored
 
 LONGEST_S = 240.0
@@ -66,8 +67,8 @@ def settings_for(url: str, **changes: Any) -> Settings:
 
 
 @dataclass(frozen=True)
-class Sender:
-    """A connection pool and a store over it."""
+class OpenStore:
+    """A store, open for a test, and the connections to it."""
 
     pool: ConnectionPool
     store: Store
@@ -87,16 +88,15 @@ def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Tra
 
 
 @contextlib.asynccontextmanager
-async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[Sender]:
+async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIterator[OpenStore]:
     """A store for these settings, closed at the end."""
     pool = ConnectionPool(settings, clock, reserve=0)
-    signer = Signer(settings)
-    store = Store(settings, pool, signer)
-    await signer.open()
+    sender = Sender(settings, pool, Signer(settings))
+    await sender.open()
     try:
-        yield Sender(pool, store)
+        yield OpenStore(pool, Store(sender))
     finally:
-        await signer.close()
+        await sender.close()
         await pool.close()
 
 

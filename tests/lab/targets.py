@@ -1,7 +1,7 @@
-"""What strangers' bytes reach, each as a function of bytes that raises only where something is wrong.
+"""The parsers that get untrusted bytes, each as a function of bytes that raises only if something is wrong.
 
-A target calls one parser, takes the errors that it is documented to raise, and checks what it promises of the rest.
-`TARGETS` is the one list: the fuzzer, the corpus and hypothesis go by it; a new parser is a function and a line there.
+A target calls one parser, catches the errors that it is documented to raise, and checks what it promises otherwise.
+The fuzzer, the corpus and hypothesis use the list `TARGETS`; a new parser takes a function and a line there.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from typing import Any
 
 from s3daemon.commands.report.read import from_lines
 from s3daemon.commands.report.select import Collection, Selection
-from s3daemon.config.envfile import EnvFile
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import RequestError, S3daemonError, SettingsError
 from s3daemon.http.upload import parse_form
@@ -38,7 +37,7 @@ def wire(data: bytes) -> None:
 
 
 def _lines(pieces: list[bytes]) -> list[bytes | None]:
-    """What a reader makes of the pieces; None at the end for a refusal."""
+    """The lines that a reader finds in the pieces; None at the end for a refusal."""
     reader, lines = LineReader(), list[bytes | None]()
     try:
         for piece in [*pieces, None]:
@@ -73,7 +72,7 @@ def _request(line: bytes) -> None:
 
 
 def _refusal(error: S3daemonError) -> None:
-    """Each form of the reply is one line, whatever the client had written."""
+    """Each form of the reply is one line, whatever the client wrote."""
     reply = Reply.failed(error)
     plain, extended = reply.encode(extended=False), reply.encode(extended=True)
     assert plain.splitlines() == [plain[:-1]]
@@ -83,7 +82,7 @@ def _refusal(error: S3daemonError) -> None:
 
 
 def extended_form(data: bytes) -> None:
-    """An object, whatever is in it."""
+    """A JSON object, whatever is in it."""
     _request(b"{" + data.replace(b"\n", b" ")[: MAX_LINE - 2])
 
 
@@ -139,17 +138,8 @@ def _nothing(_: object) -> str:
     raise FileNotFoundError(2, "No such file or directory")
 
 
-def envfile(data: bytes) -> None:
-    """systemd's environment file."""
-    made = EnvFile.parse(data)
-    assert all(line.isprintable() for line in made.passed_over)
-    for name, value in made.variables.items():
-        assert name.isidentifier()
-        assert "\0" not in value
-
-
 def record(data: bytes) -> None:
-    """A journal entry as a reader gives it: a record that is the same when it was written again, or none."""
+    """A journal entry as a reader returns it: a record that is the same when it is written again, or none."""
     try:
         fields: Any = json.loads(data)
     except (ValueError, RecursionError):
@@ -170,16 +160,16 @@ def _written_again(made: TransferRecord) -> None:
 
 
 def report_lines(data: bytes) -> None:
-    """What was piped into a report."""
+    """Lines that were piped into a report."""
     collection = Collection(Selection())
     with suppress(S3daemonError):
         for entry in from_lines(data.split(b"\n"), lambda _: None):
             collection.add(entry)
-    assert all(seen.record.size_bytes is not None for seen in collection.sightings())
+    assert all(one.record.size_bytes is not None for one in collection.transfers())
 
 
 def form(data: bytes) -> None:
-    """The HTTP server's: a content type, a line break, a body; a request that the wire would take too, or a refusal."""
+    """The HTTP form: a content type, a line break, a body; a request, or a refusal."""
     kind, _, body = data.partition(b"\n")
     try:
         request = parse_form(kind.decode("latin-1"), body)
@@ -197,7 +187,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "destination": destination,
     "values": values,
     "settings": settings,
-    "envfile": envfile,
     "record": record,
     "report": report_lines,
     "form": form,

@@ -106,7 +106,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=known, tags=st.lists(st.sampled_from("xyü"), max_size=2), size=st.integers(0, 2**63 - 1))
     def update(self, which: Transfer, tags: list[str], size: int) -> None:
-        joined = dataclasses.replace(which, tags=tuple(tags), seen=FileState(size, -size, 2**64 - 1, 2))
+        joined = dataclasses.replace(which, tags=tuple(tags), file_state=FileState(size, -size, 2**64 - 1, 2))
         self.run(self.spool.update(joined))
         self.change(which.id, transfer=joined)
         self.committed()

@@ -1,5 +1,5 @@
-"""Any history of requests, errors, outages, holds, full disks, drops and crashes ends with every accepted transfer
-stored, listed as failed or dropped, and with the newest content under every key."""
+"""After any history of requests, errors, outages, holds, full disks, drops and crashes, every accepted transfer is
+stored, listed as failed or dropped, and every key has the newest content."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from s3daemon.model.request import Destination
 
 
 class _Arrived(AttemptError):
-    """No answer, but the object is there."""
+    """There was no answer, but the object is stored."""
 
     arrived = True
 
@@ -35,26 +35,21 @@ ERRORS = {
 
 
 class Walk(RuleBasedStateMachine):
-    """The uploader and the intake over stand-ins whose spool and store outlive a crash."""
+    """The uploader and the intake with a fake spool and store, which survive a crash."""
 
     def __init__(self) -> None:
         super().__init__()
         self.loop = FlyingLoop()
         self.answers: list[str] = []
-        self.accepted: dict[str, tuple[Destination, int]] = {}  # what each was to store, and its turn
+        self.accepted: dict[str, tuple[Destination, int]] = {}  # destination and order of acceptance
         self.dropped: set[str] = set()
         self.waiting: list[tuple[str, asyncio.Future[Any]]] = []
-        self.stored_order: dict[Destination, list[str]] = {}
         self.house = self.loop.run_until_complete(self._new_house(None))
 
     async def _new_house(self, before: House | None) -> House:
-        house = House(S3DAEMON_MAX_CONNECTIONS="3")
-        if before is not None:
-            house.spool, house.store = before.spool, before.store
-            house.store.in_flight = 0
-            attempts = house.uploader._attempts
-            attempts.store = house.store  # type: ignore[assignment]
-            attempts._spool = house.uploader._spool = house.intake._spool = house.spool  # type: ignore[assignment]
+        kept = {} if before is None else {"spool": before.spool, "store": before.store}
+        house = House(**kept, S3DAEMON_MAX_CONNECTIONS="3")
+        house.store.in_flight = 0
         house.store.answer = self._answer
         house.uploader.recover(sorted(house.spool.rows.values(), key=lambda entry: entry.seq))
         return house
@@ -76,7 +71,7 @@ class Walk(RuleBasedStateMachine):
             try:
                 await ticket.durable
             except SpoolError:
-                # A client that was to be deferred at once is told of the commit, which is awaited first.
+                # A client that was deferred at once gets the error of the commit, which it awaits first.
                 assert (await ticket.outcome).code in ("SpoolFull", "Deferred")
                 return
             self.accepted.setdefault(ticket.id, (Destination("bucket", key), len(self.accepted)))
@@ -94,26 +89,24 @@ class Walk(RuleBasedStateMachine):
 
     @rule()
     def reload(self) -> None:
-        self.house.uploader.health.reload()
-        self.house.uploader.schedule.end_delays()
-        self.house.uploader.pump()
+        self.house.uploader.reload()
 
     @rule(index=st.integers(0, 5))
     def an_operator_drops(self, index: int) -> None:
-        jobs = self.house.uploader.schedule.jobs
-        if index < len(jobs):
-            self.dropped.add(jobs[index].transfer.id)
-            self.house.spool.rows.pop(jobs[index].transfer.id, None)
-            self.loop.run_until_complete(self.house.uploader.drop(jobs[index]))
+        pending = self.house.uploader.schedule.transfers
+        if index < len(pending):
+            self.dropped.add(pending[index].transfer.id)
+            self.house.spool.rows.pop(pending[index].transfer.id, None)
+            self.loop.run_until_complete(self.house.uploader.drop(pending[index]))
 
     @rule()
     def crash(self) -> None:
-        """What is in memory is gone; attempts in flight end wherever they are."""
+        """Lose what is in memory; attempts in flight end wherever they are."""
         self.loop.run_until_complete(self.house.uploader.drain(0.0))
         self.house = self.loop.run_until_complete(self._new_house(self.house))
 
     @invariant()
-    def the_told_were_told_the_truth(self) -> None:
+    def replies_are_true(self) -> None:
         for id_, outcome in self.waiting:
             if outcome.done() and outcome.result().outcome is Outcome.STORED:
                 assert id_ in self.house.store.ever
@@ -121,15 +114,15 @@ class Walk(RuleBasedStateMachine):
                 assert id_ in self.house.spool.failed or id_ in self.dropped
 
     @invariant()
-    def nothing_is_forgotten(self) -> None:
-        pending = {job.transfer.id for job in self.house.uploader.schedule.jobs}
+    def every_accepted_transfer_is_accounted_for(self) -> None:
+        pending = {queued.transfer.id for queued in self.house.uploader.schedule.transfers}
         for id_ in self.accepted:
             assert (
                 id_ in pending or id_ in self.house.spool.failed or id_ in self.dropped or id_ in self.house.store.ever
             )
 
     def teardown(self) -> None:
-        """Once all is well again, all is delivered, and the newest is what stays."""
+        """Without faults, everything is delivered, and the newest content stays."""
         self.answers.clear()
         self.house.spool.full = False
         self.reload()
@@ -144,7 +137,7 @@ class Walk(RuleBasedStateMachine):
                 newest = max(stored, key=lambda id_: self.accepted[id_][1])
                 there = self.house.store.objects[destination]
                 assert there == newest or there in self.dropped
-        self.house.uploader._timer and self.house.uploader._timer.cancel()
+        self.loop.run_until_complete(self.house.uploader.drain(0.0))
         self.loop.close()
 
 

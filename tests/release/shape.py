@@ -90,9 +90,8 @@ def main() -> None:
     package = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else PACKAGE
     by_floor = floors(package)
     lines = sum(len(path.read_text().splitlines()) for path in package.rglob("*.py"))
-    print(
-        f"{max(by_floor.values())} floors, {len(arrows(package))} arrows, {len(modules(package))} modules, {lines} lines"
-    )
+    print(f"{max(by_floor.values())} floors, {len(arrows(package))} arrows")
+    print(f"{len(modules(package))} modules, {lines} lines")
     for folder, count in sorted(folders(package).items()):
         print(f"{count:4} modules in {folder}")
 

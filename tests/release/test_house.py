@@ -1,4 +1,4 @@
-"""House law: rooms import downward by the table of levels, functions stay simple, and ruff and mypy have nothing to say."""
+"""House law: rooms import downward by the table of levels, functions stay simple, ruff and mypy find nothing."""
 
 import ast
 import re
@@ -53,7 +53,7 @@ RULES = (
         )
     ),
 )
-#: Complexity by function: McCabe 10 is the limit that McCabe's own paper (1976) proposes; more than six ways out or fifty
+#: Complexity by function: 10 is the limit that McCabe (1976) proposes; more than six ways out or fifty
 #: statements are read as two functions; twelve branches are what one `match` over our own codes takes.
 COMPLEXITY = (
     "lint.mccabe.max-complexity=10",

@@ -14,7 +14,7 @@ from lab.env import TREE
 from lab.flaky import Fault, FlakyS3
 from lab.installed import Service, installed, until, write_file
 
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 
 STATE = "/var/lib/s3daemon"
 ABSENT = "127.0.0.9"

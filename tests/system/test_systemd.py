@@ -376,7 +376,7 @@ def test_a_stop_lets_uploads_finish(service: Service, line: tuple[Relay, S3Serve
         service.send(SMALL, f"store/{bucket}/warm")
         network.hold(after=5_000_000)
         client = stack.enter_context(service.sending(MEDIUM, f"store/{bucket}/drained"))
-        assert network.standing.wait(30)
+        assert network.blocked.wait(30)
         service.systemctl("stop", "--no-block", service.door, service.unit)
         service.wait_show("ActiveState", "deactivating")
         for _ in range(4):  # served each second; four are more than what WatchdogSec= and TimeoutStopSec= allow
@@ -439,7 +439,7 @@ def test_a_reload_takes_new_keys(service: Service, line: tuple[Relay, S3Server],
     before = service.main_pid()
     network.hold(after=5_000_000)
     with service.sending(MEDIUM, f"store/{bucket}/over-reload") as client:
-        assert network.standing.wait(30)
+        assert network.blocked.wait(30)
         other = rgw.new_account()
         theirs = other.new_bucket()
         service.configure(S3Server(far.url, other.access_key, other.secret_key, other.ca))

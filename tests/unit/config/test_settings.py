@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3daemon.config.environ import of_service
-from s3daemon.config.settings import RELOADABLE, VARIABLES, Settings, differences, of_operator
+from s3daemon.config.settings import RELOADABLE, VARIABLES, Settings, differences, of_operator, of_service
 from s3daemon.errors import SettingsError
 
-SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, nobody's key
+SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, not a real key
 GOOD = {
     "S3_ENDPOINT_URL": "https://s3.example.org",
     "AWS_ACCESS_KEY_ID": "AKID",
@@ -60,7 +59,7 @@ def test_the_least() -> None:
 
 
 def test_every_fault_at_once() -> None:
-    """One start shows all there is to mend, in the order of the table."""
+    """One start shows all faults, in the order of the table."""
     found = faults(
         {
             "S3_ENDPOINT_URL": "s3.example.org",
@@ -128,7 +127,7 @@ def test_systemd_credentials() -> None:
 
 
 def test_credentials_that_cannot_be_read() -> None:
-    """A credential that is there and cannot be read is no missing one."""
+    """A credential that cannot be read is not a missing one."""
 
     def read(file: Path) -> str:
         raise PermissionError(13, "Permission denied")
@@ -138,7 +137,7 @@ def test_credentials_that_cannot_be_read() -> None:
 
 
 def test_ca_bundle(tmp_path: Path) -> None:
-    """The bundle must hold a certificate; comments in any script are no matter."""
+    """The bundle must hold a certificate; comments in any script are allowed."""
     pem = tmp_path / "ca.pem"
     key = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(pem)]
@@ -186,11 +185,11 @@ def test_no_fault_shows_a_swallowed_secret(name: str, start: str, joint: str) ->
     lists = {"S3DAEMON_ALLOWED_ROOTS", "S3DAEMON_ALLOWED_BUCKETS", "S3DAEMON_ALLOWED_USERS", "S3DAEMON_STATE_DIR"}
     try:
         Settings.from_environ({**GOOD, name: f"{start}{joint}{SECRET}"})
-        told = ""
+        shown = ""
     except SettingsError as exc:
-        told = "".join(traceback.format_exception(exc))
-    assert SECRET not in told
-    assert name in told or name in taken_at_its_word | lists
+        shown = "".join(traceback.format_exception(exc))
+    assert SECRET not in shown
+    assert name in shown or name in taken_at_its_word | lists
 
 
 @pytest.mark.parametrize("url", [f"https://user:{SECRET}@h", f"https://h?sig={SECRET}", f"user:{SECRET}@h"])
@@ -201,7 +200,7 @@ def test_no_fault_shows_a_secret_in_a_url(url: str) -> None:
 
 
 def test_differences() -> None:
-    """A reload can tell what it put in force and what takes a restart."""
+    """A reload says what it put in force and what takes a restart."""
     old = Settings.from_environ(GOOD)
     new = replace(old, access_key="new", port=1, state_dir="/x", wait_limit_s=1)
     applied, restart = differences(old, new)

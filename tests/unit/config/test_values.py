@@ -108,7 +108,7 @@ def test_garbled(text: str, why: str) -> None:
 
 @given(st.text(min_size=1))
 def test_no_text_breaks_a_kind(text: str) -> None:
-    """Whatever stands in the file: a value or a fault of one line, never another exception."""
+    """Whatever is in the file: a value or a fault of one line, never another exception."""
     for kind in (_DURATION, _RATE, values.count(1, 9), values.path(), values.paths(), values.endpoint()):
         try:
             read(kind, text)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lab.records import START_USEC, failed, record
 
-from s3daemon.control.exposures import Exposures, prefix_of
+from s3daemon.control.exposures import Exposures
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, FileState, Transfer
 
@@ -81,7 +81,6 @@ def test_groups_as_the_report_makes_them() -> None:
     exposures.recorded(after(4, 3, 1, tags=("raw/",)))
     names = [(one["name"], one["tagged"], one["stored"]) for one in shown(exposures)]
     assert names == [("a", True, 1), ("b", True, 1), ("raw/night/e1/", False, 1), ("raw/", False, 1), ("raw/", True, 1)]
-    assert prefix_of("raw", "a/b/c/f", 2) == "raw/a/b/"
 
 
 def test_a_withdrawn_transfer_leaves_no_trace() -> None:

@@ -76,7 +76,15 @@ class Desk:
         server: Any = type("Server", (), {"clients": 2})()
         pool: Any = Pool()
         exposures = watch_exposures(self.house.uploader)
-        self.operations = Operations(self.house.uploader, spool, server, lambda: pool, exposures, wall=self.house.wall)
+        self.operations = Operations(
+            self.house.holder,
+            self.house.uploader,
+            spool,
+            server,
+            lambda: pool,
+            exposures=exposures,
+            wall=self.house.wall,
+        )
 
     async def submit(self, *keys: str) -> list[str]:
         ids = []
@@ -165,9 +173,9 @@ def test_a_retry_makes_a_failed_transfer_pending_again(everything: bool) -> None
         answer = await desk.operations.retry(arguments)
         assert answer == {"ids": [chosen, other] if everything else [chosen]}
         assert set(desk.spool.failed) == (set() if everything else {other})
-        jobs = desk.house.uploader.schedule.jobs
-        assert [job.transfer.id for job in jobs] == answer["ids"]
-        assert {job.accepted_service for job in jobs} == {desk.house.service.now()}
+        pending = desk.house.uploader.schedule.transfers
+        assert [queued.transfer.id for queued in pending] == answer["ids"]
+        assert {queued.accepted_active_s for queued in pending} == {desk.house.uploader.active_now_s()}
 
     at_desk(main)
 

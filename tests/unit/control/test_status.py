@@ -11,7 +11,7 @@ from lab.records import START_USEC
 from lab.statuses import busy, empty
 
 from s3daemon.control.status import Condition, Connections, Receiver, Status, receivers_of, uploads_of
-from s3daemon.delivery.schedule import Job
+from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.progress import Progress
 
@@ -28,12 +28,13 @@ class Moving:
         return self.got
 
 
-def job(seq: int, started_at: float, got: int = 0) -> Job:
+def job(seq: int, started_at: float, got: int = 0) -> QueuedTransfer:
     transfer = Transfer(f"{seq:016x}", "/f", Destination("b", f"k{seq}"), (), FileState(1000, 1, 1, 1), START_USEC)
-    made = Job(seq, transfer, 0.0, 0.0, attempts=1, started_at=started_at)
+    made = QueuedTransfer(seq, transfer, 0.0, 0.0, attempts=1, last_attempt_at=started_at)
     if got:
-        made.progress = Progress()
-        made.progress.begin(Moving(1000, got, f"192.0.2.{seq}"))
+        task: Any = None
+        made.attempt = AttemptInFlight(task, Progress())
+        made.attempt.progress.begin(Moving(1000, got, f"192.0.2.{seq}"))
     return made
 
 
@@ -47,9 +48,9 @@ def test_uploads_are_in_the_order_in_which_they_began() -> None:
 
 def test_the_recent_rate_is_that_since_the_oldest_sample() -> None:
     moving = job(1, 9.0, 500)
-    assert moving.progress
-    moving.progress.sample(9.5)
-    moving.progress.begin(Moving(1000, 250, ""))
+    assert moving.attempt
+    moving.attempt.progress.sample(9.5)
+    moving.attempt.progress.begin(Moving(1000, 250, ""))
     (upload,) = uploads_of([moving], 10.0)
     assert (upload.rate_bytes_per_s, upload.recent_bytes_per_s) == (750, 500)
 

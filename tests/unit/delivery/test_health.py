@@ -1,21 +1,23 @@
-"""The endpoint's health: the table in the module's docstring, row by row, on a clock that goes when told."""
+"""The endpoint's health: the table in the class's docstring, row by row, on a clock that the test moves."""
 
+import math
 import random
 
 import pytest
 
 from s3daemon.delivery.health import HELD_PROBE_S, PROBE_MAX_S, Health
-from s3daemon.errors import AttemptError, FileError
+from s3daemon.errors import AttemptError
 
 DOWN = AttemptError("ConnectionFailed", "connection refused")
 BUSY = AttemptError("SlowDown", "slow down", status=503)
-DENIED = AttemptError("AccessDenied", "denied", status=403)
 BAD_KEY = AttemptError("InvalidAccessKeyId", "no such key", status=403)
-GONE = FileError("NoSuchFile", "no such file")
+
+NOW = math.inf
+"""Of an attempt: it started after all that the test did before."""
 
 
 class Clock:
-    """A monotonic clock that goes when told."""
+    """A monotonic clock that the test moves."""
 
     def __init__(self) -> None:
         self.now = 1000.0
@@ -36,7 +38,7 @@ def health(clock: Clock) -> Health:
 
 def away(health: Health) -> None:
     for _ in range(3):
-        health.failed(DOWN)
+        health.failed(DOWN, "aa")
 
 
 def state(health: Health) -> str:
@@ -53,26 +55,20 @@ def test_up_starts_everything_and_waits_for_nothing(health: Health) -> None:
 
 
 def test_three_failures_in_a_row_are_an_outage_and_a_success_ends_it(health: Health) -> None:
-    health.failed(DOWN)
-    health.failed(DOWN)
-    health.succeeded()
-    health.failed(DOWN)
-    health.failed(DOWN)
+    health.failed(DOWN, "aa")
+    health.failed(DOWN, "aa")
+    health.succeeded(NOW)
+    health.failed(DOWN, "aa")
+    health.failed(DOWN, "aa")
     assert state(health) == "UP"
-    health.failed(DOWN)
+    health.failed(DOWN, "aa")
     assert state(health) == "AWAY"
-    health.succeeded()
+    health.succeeded(NOW)
     assert state(health) == "UP"
     assert health.may_start(24)
 
 
-def test_failures_that_blame_no_endpoint_do_not_count(health: Health) -> None:
-    for error in (DENIED, GONE) * 5:
-        health.failed(error)
-    assert state(health) == "UP"
-
-
-def test_one_object_that_the_store_chokes_on_is_not_an_outage(health: Health) -> None:
+def test_one_object_that_the_store_cannot_take_is_not_an_outage(health: Health) -> None:
     for _ in range(10):
         health.failed(BUSY, "aa")
     assert state(health) == "UP"
@@ -93,7 +89,7 @@ def test_away_is_known_after_five_seconds(health: Health, clock: Clock) -> None:
     for seconds in (4.9, 0.2):
         clock.now += seconds
         known.append(health.known_away)
-    health.succeeded()
+    health.succeeded(NOW)
     assert [*known, health.known_away] == [False, True, False]
 
 
@@ -108,8 +104,8 @@ def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, cloc
         clock.now = wake
         assert health.wake_at() is None
         limits.append(next(n for n in range(5) if not health.may_start(n)))
-        health.failed(DOWN)
-        health.failed(DOWN)  # the second probe of the same round, or a straggler: the round counts once
+        health.failed(DOWN, "aa")
+        health.failed(DOWN, "aa")  # another one of the same round, which counts once
     for delay, whole in zip(delays, [1, 2, 4, 8, 16, 30, 30, 30, 30, 30], strict=True):
         assert 0.75 * whole <= delay <= whole
     assert limits == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
@@ -124,63 +120,57 @@ def test_48_hours_of_outage_cost_a_bounded_number_of_probes(health: Health, cloc
             in_flight += 1
         probes += in_flight
         for _ in range(in_flight):
-            health.failed(DOWN)
+            health.failed(DOWN, "aa")
         clock.now = health.wake_at() or clock.now
     assert 2 * 48 * 3600 / PROBE_MAX_S <= probes <= 2 * 48 * 3600 / (0.75 * PROBE_MAX_S) + 20
 
 
-def test_an_answer_about_a_transfer_does_not_delay_the_next_probe(health: Health, clock: Clock) -> None:
-    away(health)
-    clock.now = health.wake_at() or 0.0
-    health.failed(DENIED)
-    assert health.may_start(0)
-
-
 def test_bad_keys_hold_the_queue_from_any_state(health: Health) -> None:
-    health.failed(BAD_KEY)
+    health.refused(BAD_KEY, NOW)
     assert health.held == "InvalidAccessKeyId: no such key"
     assert not health.may_start(0)
     health.reload()
     away(health)
-    health.failed(BAD_KEY)
+    health.refused(BAD_KEY, NOW)
     assert state(health) == "HELD"
 
 
-def test_held_is_probed_each_five_minutes(health: Health, clock: Clock) -> None:
-    health.failed(BAD_KEY)
-    for error in (BAD_KEY, DOWN, DENIED, BAD_KEY):
+def test_held_is_probed_every_five_minutes(health: Health, clock: Clock) -> None:
+    health.refused(BAD_KEY, NOW)
+    for error in (BAD_KEY, DOWN, BUSY, BAD_KEY):
         assert health.wake_at() == clock.now + HELD_PROBE_S
         clock.now += HELD_PROBE_S
         assert health.may_start(0)
         assert not health.may_start(1)
-        health.failed(error)
+        if error is BAD_KEY:
+            health.refused(error, NOW)
+        else:
+            health.failed(error, "aa")
         assert not health.may_start(0)
     clock.now += HELD_PROBE_S
-    health.failed(GONE)  # nothing was asked of the store
-    assert health.may_start(0)
-    health.succeeded(began=clock.now)
+    health.succeeded(started_at=clock.now)
     assert state(health) == "UP"
     assert health.may_start(24)
 
 
 def test_an_attempt_from_before_the_hold_does_not_lift_it(health: Health, clock: Clock) -> None:
-    began = clock.now
+    started_at = clock.now
     clock.now += 1
-    health.failed(BAD_KEY, began=began)
+    health.refused(BAD_KEY, started_at=started_at)
     clock.now += 1
-    health.succeeded(began=began)
+    health.succeeded(started_at=started_at)
     assert state(health) == "HELD"
 
 
-def test_an_attempt_with_the_old_keys_does_not_hold_the_new_ones(health: Health, clock: Clock) -> None:
-    health.failed(BAD_KEY)
-    began = clock.now
+def test_an_attempt_with_the_old_keys_does_not_hold_the_queue_after_a_reload(health: Health, clock: Clock) -> None:
+    health.refused(BAD_KEY, NOW)
+    started_at = clock.now
     clock.now += 1
     health.reload()
     assert state(health) == "UP"
-    health.failed(BAD_KEY, began=began)
+    health.refused(BAD_KEY, started_at=started_at)
     assert state(health) == "UP"
-    health.failed(BAD_KEY, began=clock.now)
+    health.refused(BAD_KEY, started_at=clock.now)
     assert state(health) == "HELD"
 
 

@@ -1,4 +1,4 @@
-"""Orphans are aborted, whoever left them, when the store can be reached; what cannot be done is told, once."""
+"""Orphans are aborted, whichever process left them, when the store can be reached; what cannot be aborted is logged."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ HERE, THERE = "http://here", "http://there"
 
 
 class FakeStore:
-    """Notes what is aborted, or answers an error."""
+    """A store that aborts uploads, or answers with an error."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -28,42 +28,42 @@ class FakeStore:
         self.error: AttemptError | None = None
         self.asked = 0
 
-    async def ask(self, operation: str, **params: Any) -> dict[str, Any]:
-        assert (operation, params["Bucket"], params["Key"]) == ("abort_multipart_upload", "bucket", "key")
+    async def abort(self, upload: MultipartUpload) -> None:
         self.asked += 1
         if self.error is not None:
             raise self.error
-        self.aborted.append(params["UploadId"])
-        return {}
+        self.aborted.append(upload.id)
 
 
 class House:
-    """A janitor and all that it knows, in a loop whose time flies."""
+    """A janitor and what it knows, in a FlyingLoop."""
 
     def __init__(self) -> None:
-        self.ledger = OpenUploads()
+        self.open_uploads = OpenUploads()
         self.pending = {"pending"}
         self.store = FakeStore(HERE)
         store: Callable[[], Any] = lambda: self.store  # noqa: E731
         clock = asyncio.get_running_loop().time
-        self.janitor = Janitor(self.ledger, self.pending.__contains__, store, clock)
+        self.janitor = Janitor(self.open_uploads, self.pending.__contains__, store, clock)
 
     async def begin(self, id_: str, transfer_id: str = "over", endpoint: str = HERE) -> None:
-        await self.ledger.begin(MultipartUpload(id_, endpoint, transfer_id, Destination("bucket", "key"), 9, "m", 5))
+        await self.open_uploads.begin(
+            MultipartUpload(id_, endpoint, transfer_id, Destination("bucket", "key"), 9, "m", 5)
+        )
 
     @property
     def left(self) -> list[str]:
-        return [begun.upload.id for begun in self.ledger]
+        return [one.upload.id for one in self.open_uploads]
 
 
 def test_orphans_are_aborted() -> None:
-    """What belongs to a pending transfer stays, unless that one began anew without it."""
+    """An upload of a pending transfer stays, unless the transfer has abandoned it."""
 
     async def main() -> None:
         house = House()
         for id_, transfer_id in (("mine", "pending"), ("abandoned", "pending"), ("orphan", "over")):
             await house.begin(id_, transfer_id)
-        next(begun for begun in house.ledger if begun.upload.id == "abandoned").abandoned = True
+        next(one for one in house.open_uploads if one.upload.id == "abandoned").abandoned = True
         assert await house.janitor.sweep()
         assert house.store.aborted == ["abandoned", "orphan"]
         assert house.left == ["mine"]
@@ -75,8 +75,8 @@ def test_orphans_are_aborted() -> None:
 
 
 @pytest.mark.parametrize("code", ["NoSuchUpload", "NoSuchBucket"])
-def test_what_is_gone_is_forgotten(code: str) -> None:
-    """Aborted or completed before, or the bucket is no more."""
+def test_an_upload_that_the_store_does_not_have_is_forgotten(code: str) -> None:
+    """It was aborted or completed before, or the bucket is gone."""
 
     async def main() -> None:
         house = House()
@@ -88,8 +88,8 @@ def test_what_is_gone_is_forgotten(code: str) -> None:
     fly(main)
 
 
-def test_an_endpoint_that_fails_is_asked_again() -> None:
-    """One request at a time, ever less often, however many wait; and then all is aborted."""
+def test_an_endpoint_that_fails_is_asked_ever_less_often() -> None:
+    """There is one request at a time, however many uploads wait; and in the end all are aborted."""
 
     async def main() -> None:
         house = House()
@@ -107,14 +107,14 @@ def test_an_endpoint_that_fails_is_asked_again() -> None:
     fly(main)
 
 
-def test_a_completion_at_work_is_left_alone() -> None:
-    """An abort would take the parts from under the object: only when no completion can be at work any more."""
+def test_an_upload_that_the_store_may_be_completing_is_left_alone_for_a_while() -> None:
+    """An abort would take the parts from under its object."""
 
     async def main() -> None:
         house = House()
         await house.begin("orphan")
-        (begun,) = house.ledger
-        await house.ledger.completing(begun)
+        (one,) = house.open_uploads
+        await house.open_uploads.completing(one)
         running = asyncio.create_task(house.janitor.run())
         await asyncio.sleep(LATE_ARRIVAL_S - SWEEP_S)
         assert house.store.aborted == []
@@ -125,8 +125,8 @@ def test_a_completion_at_work_is_left_alone() -> None:
     fly(main)
 
 
-def test_what_may_not_be_aborted_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Keys without that right: one warning with all that a person needs to do it, and no more tries."""
+def test_an_upload_that_may_not_be_aborted_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """One warning has all that a person needs to abort it, and it is not tried again."""
 
     async def main() -> None:
         house = House()
@@ -141,8 +141,8 @@ def test_what_may_not_be_aborted_is_told(caplog: pytest.LogCaptureFixture) -> No
     assert all(word in record.getMessage() for word in ("orphan", "bucket/key", HERE, "AccessDenied"))
 
 
-def test_a_store_that_is_left_is_tidied(caplog: pytest.LogCaptureFixture) -> None:
-    """After a reload with another endpoint: all that is there is aborted; else a warning names it."""
+def test_uploads_at_a_store_that_is_no_longer_in_use_are_aborted(caplog: pytest.LogCaptureFixture) -> None:
+    """That is so after a reload with another endpoint; a warning names what could not be aborted."""
 
     async def main() -> None:
         house = House()
@@ -150,40 +150,40 @@ def test_a_store_that_is_left_is_tidied(caplog: pytest.LogCaptureFixture) -> Non
         await house.begin("there", "pending", THERE)
         there = FakeStore(THERE)
         old: Any = there
-        await house.janitor.leave(old)
+        await house.janitor.abort_all(old)
         assert (there.aborted, house.left, caplog.records) == (["there"], ["here"], [])
         await house.begin("unreached", "pending", THERE)
         there.error = AttemptError("ConnectionFailed", "no connection")
-        await house.janitor.leave(old)
+        await house.janitor.abort_all(old)
         assert house.left == ["here"]
         assert "unreached" in caplog.records[0].getMessage()
 
     fly(main)
 
 
-def test_a_store_that_is_in_use_again_is_not_tidied() -> None:
-    """A reload back to it came while the last attempts were waited for."""
+def test_uploads_at_a_store_that_is_in_use_again_are_kept() -> None:
+    """A second reload came before the last attempts there had ended."""
 
     async def main() -> None:
         house = House()
         await house.begin("here", "pending")
         old: Any = FakeStore(HERE)
-        await house.janitor.leave(old)
+        await house.janitor.abort_all(old)
         assert house.left == ["here"]
 
     fly(main)
 
 
-def test_at_a_start_what_is_out_of_reach_is_told(caplog: pytest.LogCaptureFixture) -> None:
-    """Of an upload at another endpoint nothing is known but its name: one warning, and never again."""
+def test_at_the_start_uploads_at_another_endpoint_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """There is one warning for each, and no more at the next start."""
 
     async def main() -> None:
         house = House()
         await house.begin("here", "pending")
         await house.begin("there", "pending", THERE)
-        house.janitor.disown()
+        house.janitor.forget_other_endpoints()
         assert house.left == ["here"]
-        house.janitor.disown()
+        house.janitor.forget_other_endpoints()
 
     fly(main)
     assert ["there" in record.getMessage() for record in caplog.records] == [True]

@@ -1,4 +1,5 @@
-"""The schedule: order for one destination, live before backlog, small past large, delays, and no slot ever lost."""
+"""The schedule: order for one destination, live before backlog, small before large, delays, and no connection left
+unused for ever."""
 
 import itertools
 
@@ -7,36 +8,35 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from s3daemon.delivery.schedule import Job, Schedule
+from s3daemon.delivery.schedule import QueuedTransfer, Schedule
 from s3daemon.model.request import Destination, FileState, Transfer
 
 SMALL, LARGE = 3_000, 8 << 20
 _numbers = itertools.count(1)
 
 
-def job(key: str, size: int = LARGE, *, live: bool = True) -> Job:
+def queued(key: str, size: int = LARGE, *, live: bool = True) -> QueuedTransfer:
     number = next(_numbers)
     transfer = Transfer(f"{number:016x}", "/f", Destination("bucket", key), (), FileState(size, 0, number, 0), 0)
-    return Job(number, transfer, 0.0, 0.0, live=live)
+    return QueuedTransfer(number, transfer, 0.0, 0.0, live=live)
 
 
-def taken(schedule: Schedule, now: float = 0.0) -> list[Job]:
+def taken(schedule: Schedule, now: float = 0.0) -> list[QueuedTransfer]:
     return list(iter(lambda: schedule.take(now), None))
 
 
-def test_order_of_acceptance() -> None:
-    """Among equals the first goes first."""
+def test_among_equals_the_first_goes_first() -> None:
     schedule = Schedule(10)
-    jobs = [job(f"k{n}") for n in range(5)]
-    for each in jobs:
+    made = [queued(f"k{n}") for n in range(5)]
+    for each in made:
         schedule.add(each)
-    assert taken(schedule) == jobs
+    assert taken(schedule) == made
 
 
-def test_one_at_a_time_for_a_destination() -> None:
-    """The second waits for the end of the first, a delay of the first included."""
+def test_there_is_one_at_a_time_for_a_destination() -> None:
+    """The second waits for the end of the first, including its delay."""
     schedule = Schedule(10)
-    first, second = job("k"), job("k")
+    first, second = queued("k"), queued("k")
     schedule.add(first)
     schedule.add(second)
     assert taken(schedule) == [first]
@@ -47,10 +47,9 @@ def test_one_at_a_time_for_a_destination() -> None:
     assert taken(schedule) == [second]
 
 
-def test_live_before_backlog() -> None:
-    """What a hook waits for passes what an outage left."""
+def test_live_transfers_go_before_the_backlog() -> None:
     schedule = Schedule(1)
-    old, new = job("old", live=False), job("new")
+    old, new = queued("old", live=False), queued("new")
     schedule.add(old)
     schedule.add(new)
     assert schedule.take(0.0) is new
@@ -58,70 +57,66 @@ def test_live_before_backlog() -> None:
     assert schedule.take(0.0) is old
 
 
-def test_a_live_one_lends_its_rank() -> None:
-    """An old transfer to the destination that a live one waits for passes the rest of the backlog."""
+def test_a_transfer_counts_as_live_if_a_live_one_waits_behind_it() -> None:
     schedule = Schedule(1)
-    other, old = job("other", live=False), job("k", live=False)
+    other, old = queued("other", live=False), queued("k", live=False)
     schedule.add(other)
     schedule.add(old)
-    schedule.add(job("k"))
+    schedule.add(queued("k"))
     assert schedule.take(0.0) is old
 
 
-def test_one_that_is_asked_for_again_raises_what_stands_before_it() -> None:
-    """A transfer that becomes live while it waits behind another neither loses it nor leaves it in the backlog."""
+def test_a_transfer_that_becomes_live_raises_the_one_before_it() -> None:
     schedule = Schedule(1)
-    jobs = [job("other", live=False), job("k", live=False), job("k", live=False)]
-    for each in jobs:
+    made = [queued("other", live=False), queued("k", live=False), queued("k", live=False)]
+    for each in made:
         schedule.add(each)
-    jobs[2].live = True
-    schedule.end_delay(jobs[2])
-    assert schedule.take(0.0) is jobs[1]
+    made[2].live = True
+    schedule.end_delay(made[2])
+    assert schedule.take(0.0) is made[1]
 
 
-def test_what_waited_out_an_outage_is_backlog() -> None:
-    """When the endpoint is back, fresh transfers pass all that it kept waiting, tried or not."""
+def test_after_an_outage_all_that_waited_is_backlog() -> None:
+    """Fresh transfers pass it, whether it was tried or not."""
     schedule = Schedule(2)
     for n in range(10):
-        schedule.add(job(f"old{n}", SMALL))
+        schedule.add(queued(f"old{n}", SMALL))
     schedule.demote()
     assert len(taken(schedule)) == 1
-    fresh = job("fresh", SMALL)
+    fresh = queued("fresh", SMALL)
     schedule.add(fresh)
     assert taken(schedule) == [fresh]
 
 
-def test_small_ones_pass_a_wall_of_large_ones() -> None:
-    """Large ones leave slots free; live ones find some although the backlog is endless."""
+def test_large_transfers_leave_some_connections_to_small_ones() -> None:
     schedule = Schedule(25)
     for n in range(100):
-        schedule.add(job(f"large{n}"))
+        schedule.add(queued(f"large{n}"))
     assert len(taken(schedule)) == 23
-    small = [job(f"small{n}", SMALL) for n in range(3)]
+    small = [queued(f"small{n}", SMALL) for n in range(3)]
     for each in small:
         schedule.add(each)
     assert taken(schedule) == small[:2]
 
 
-def test_backlog_leaves_room() -> None:
-    """Half of the slots are for live transfers, should there be any."""
+def test_the_backlog_leaves_half_of_the_connections_to_live_transfers() -> None:
     schedule = Schedule(10)
     for n in range(100):
-        schedule.add(job(f"old{n}", SMALL, live=False))
+        schedule.add(queued(f"old{n}", SMALL, live=False))
     assert len(taken(schedule)) == 5
-    fresh = job("fresh")
+    fresh = queued("fresh")
     schedule.add(fresh)
     assert taken(schedule) == [fresh]
 
 
 @pytest.mark.parametrize("slots", [1, 2, 3])
-def test_few_slots(slots: int) -> None:
-    """However few there are, everything gets its turn."""
+def test_with_few_connections_everything_gets_its_turn(slots: int) -> None:
     schedule = Schedule(slots)
-    jobs = [
-        job(f"k{n}", size, live=live) for n, (size, live) in enumerate(itertools.product((SMALL, LARGE), (True, False)))
+    made = [
+        queued(f"k{n}", size, live=live)
+        for n, (size, live) in enumerate(itertools.product((SMALL, LARGE), (True, False)))
     ]
-    for each in jobs:
+    for each in made:
         schedule.add(each)
     done = []
     while len(schedule):
@@ -130,13 +125,12 @@ def test_few_slots(slots: int) -> None:
         for each in batch:
             schedule.remove(each)
         done += batch
-    assert set(done) == set(jobs)
+    assert set(done) == set(made)
 
 
-def test_joinable() -> None:
-    """Only the newest for the destination, only of the same file, only without an attempt in flight."""
+def test_only_the_newest_pending_transfer_of_the_same_file_can_be_joined() -> None:
     schedule = Schedule(1)
-    first = job("k")
+    first = queued("k")
     schedule.add(first)
     assert schedule.joinable("/f", first.transfer.destination) is first
     assert schedule.joinable("/other", first.transfer.destination) is None
@@ -146,19 +140,19 @@ def test_joinable() -> None:
 
 
 class Walk(RuleBasedStateMachine):
-    """Any sequence of events keeps the rules, and nothing is stuck while there is a slot and no delay."""
+    """Any sequence of events keeps the rules, and no transfer waits while a connection is free and it has no delay."""
 
     def __init__(self) -> None:
         super().__init__()
         self.schedule = Schedule(4)
         self.now = 0.0
-        self.running: list[Job] = []
-        self.everything: list[Job] = []
+        self.running: list[QueuedTransfer] = []
+        self.pending: list[QueuedTransfer] = []
 
     @rule(key=st.sampled_from("abcdef"), size=st.sampled_from([SMALL, LARGE]), live=st.booleans())
     def add(self, key: str, size: int, live: bool) -> None:
-        made = job(key, size, live=live)
-        self.everything.append(made)
+        made = queued(key, size, live=live)
+        self.pending.append(made)
         self.schedule.add(made)
 
     @rule()
@@ -175,14 +169,14 @@ class Walk(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 20))
     def join(self, index: int) -> None:
-        if index < len(self.everything) and (found := self.everything[index]) not in self.running:
+        if index < len(self.pending) and (found := self.pending[index]) not in self.running:
             found.live = True
             self.schedule.end_delay(found)
 
     @rule(index=st.integers(0, 20))
     def remove(self, index: int) -> None:
-        if index < len(self.everything):
-            found = self.everything.pop(index)
+        if index < len(self.pending):
+            found = self.pending.pop(index)
             if found in self.running:
                 self.running.remove(found)
             self.schedule.remove(found)
@@ -201,22 +195,22 @@ class Walk(RuleBasedStateMachine):
         assert len(keys) == len(set(keys))
         for each in self.running:
             older = [
-                e for e in self.everything if e.transfer.destination == each.transfer.destination and e.seq < each.seq
+                e for e in self.pending if e.transfer.destination == each.transfer.destination and e.seq < each.seq
             ]
             assert not older
         assert set(self.running) == self.schedule.running
 
     def teardown(self) -> None:
-        """With time passing, all ends."""
+        """As time passes, all of them end."""
         for each in self.running:
             self.schedule.remove(each)
-            self.everything.remove(each)
+            self.pending.remove(each)
         self.now += 1000
-        while self.everything:
+        while self.pending:
             found = self.schedule.take(self.now)
             assert found is not None
             self.schedule.remove(found)
-            self.everything.remove(found)
+            self.pending.remove(found)
         assert len(self.schedule) == 0
 
 

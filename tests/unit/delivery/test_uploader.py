@@ -1,20 +1,21 @@
-"""The uploader and the intake over stand-ins, in a loop whose time flies: what becomes of a transfer, and when."""
+"""What becomes of a transfer, and when: the uploader and the intake with fake collaborators, in a FlyingLoop."""
 
 import asyncio
+import logging
+from typing import Any
 
 import pytest
-from fakes import House, away, fly
+from fakes import FakeSpool, House, away, fly
 
-from s3daemon.errors import AttemptError, FileError, RequestError, SpoolError
-from s3daemon.model.kinds import MessageId
+from s3daemon.errors import AttemptError, SpoolError
+from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Transfer
 
 HOUR = 3600.0
 
 
-def test_stored() -> None:
-    """One attempt, one record, nothing left."""
+def test_a_stored_transfer_leaves_one_record_and_nothing_else() -> None:
 
     async def main() -> None:
         house = House()
@@ -30,40 +31,6 @@ def test_stored() -> None:
     fly(main)
 
 
-def test_the_upload_does_not_wait_for_the_disk() -> None:
-    """A commit that takes long delays the acceptance alone; the spool is told that an attempt may have begun."""
-
-    async def main() -> None:
-        house = House()
-        house.spool.commit = asyncio.Event()
-        ticket = await house.intake.submit(house.request())
-        assert (await ticket.outcome).outcome is Outcome.STORED
-        assert not ticket.durable.done()
-        house.spool.commit.set()
-        await ticket.durable
-
-    fly(main)
-
-
-def test_a_full_disk_refuses() -> None:
-    """Nothing is accepted falsely: the attempt is ended, all is forgotten, and the client hears why."""
-
-    async def main() -> None:
-        house = House()
-        house.spool.full = True
-        ticket = await house.intake.submit(house.request())
-        with pytest.raises(SpoolError):
-            await ticket.durable
-        reply = await ticket.outcome
-        assert (reply.outcome, reply.code, reply.id) == (Outcome.FAILED, "SpoolFull", "")
-        assert len(house.uploader.schedule) == 0
-        assert not house.store.objects
-        house.spool.full = False
-        assert (await (await house.intake.submit(house.request())).outcome).outcome is Outcome.STORED
-
-    fly(main)
-
-
 @pytest.mark.parametrize(
     ("code", "status", "outcome", "attempts"),
     [
@@ -74,8 +41,8 @@ def test_a_full_disk_refuses() -> None:
         ("AccessDenied", 403, Outcome.FAILED, 1),
     ],
 )
-def test_errors(code: str, status: int, outcome: Outcome, attempts: int) -> None:
-    """Transient ones are tried again, permanent ones are told and listed at once, unknown ones are transient."""
+def test_an_error_is_permanent_or_tried_again(code: str, status: int, outcome: Outcome, attempts: int) -> None:
+    """A permanent error ends the transfer, notified and listed, at once; an unknown one is transient."""
 
     async def main() -> None:
         house = House()
@@ -91,8 +58,8 @@ def test_errors(code: str, status: int, outcome: Outcome, attempts: int) -> None
     fly(main)
 
 
-def test_bad_keys_hold_the_queue() -> None:
-    """One attempt tells; the others wait, their clients are deferred, and a reload lets all go."""
+def test_bad_keys_hold_the_queue_until_a_reload() -> None:
+    """One attempt is enough; the others wait, and their clients are deferred."""
 
     async def main() -> None:
         house = House(S3DAEMON_MAX_CONNECTIONS="1")
@@ -102,22 +69,20 @@ def test_bad_keys_hold_the_queue() -> None:
         assert {reply.outcome for reply in replies} == {Outcome.DEFERRED}
         assert all("InvalidAccessKeyId" in reply.text for reply in replies)
         assert len(house.store.puts) == 1
-        held_at = house.service.now()
+        held_at = house.uploader.active_now_s()
         await asyncio.sleep(10 * HOUR)
-        assert house.service.now() == held_at, "a hold takes no time from the limit"
-        assert 10 * 12 - 5 <= len(house.store.puts) <= 10 * 12 + 5, "a probe each five minutes"
+        assert house.uploader.active_now_s() == held_at, "time on hold does not count for the retry limit"
+        assert 10 * 12 - 5 <= len(house.store.puts) <= 10 * 12 + 5, "one probe every five minutes"
         house.store.answer = lambda _: None
-        house.uploader.health.reload()
-        house.uploader.schedule.end_delays()
-        house.uploader.pump()
+        house.uploader.reload()
         await asyncio.sleep(60)
         assert len(house.store.objects) == 50
 
     fly(main)
 
 
-def test_an_endpoint_that_is_away() -> None:
-    """A few probes, clients deferred at once when it is known, and all is sent when it is back."""
+def test_an_endpoint_that_is_away_gets_a_few_probes_until_it_serves_again() -> None:
+    """Clients are deferred at once when that is known, and everything is sent in the end."""
 
     async def main() -> None:
         house = House()
@@ -128,7 +93,7 @@ def test_an_endpoint_that_is_away() -> None:
             ticket = await house.intake.submit(house.request(key=f"k{n}"))
             assert ticket.outcome.done(), "known to be away: deferred at once"
         await asyncio.sleep(HOUR)
-        assert len(house.store.puts) < 3600 / 20 * 2, "probes, no hammering"
+        assert len(house.store.puts) < 3600 / 20 * 2, "a few probes"
         house.store.answer = lambda _: None
         await asyncio.sleep(90)
         assert len(house.store.objects) == 501
@@ -136,9 +101,9 @@ def test_an_endpoint_that_is_away() -> None:
     fly(main)
 
 
-def test_48_hours_of_outage() -> None:
-    """Nothing is lost, wall-clock steps expire nothing, and the attempts are what the policy says: at most two probes
-    in each 22 to 30 s, spread over the transfers."""
+def test_48_hours_of_outage_lose_nothing() -> None:
+    """Steps of the wall clock expire nothing, and there are at most two probes in each 22 to 30 s, spread over the
+    transfers."""
 
     async def main() -> None:
         house = House()
@@ -151,7 +116,7 @@ def test_48_hours_of_outage() -> None:
         assert len(house.uploader.schedule) == 900
         total = len(house.store.puts)
         assert 48 * HOUR / 30 * 0.9 <= total <= 48 * HOUR / 22 * 2
-        attempts = [job.attempts for job in house.uploader.schedule.jobs]
+        attempts = [job.attempts for job in house.uploader.schedule.transfers]
         assert max(attempts) <= 48 * HOUR / 45, "no transfer is tried more often than its own back-off allows"
         house.store.answer = lambda _: None
         await asyncio.sleep(300)
@@ -161,8 +126,7 @@ def test_48_hours_of_outage() -> None:
     fly(main)
 
 
-def test_the_retry_limit() -> None:
-    """Seven days of running time, then it failed, with the last error."""
+def test_after_seven_active_days_a_transfer_has_failed_with_its_last_error() -> None:
 
     async def main() -> None:
         house = House()
@@ -179,8 +143,8 @@ def test_the_retry_limit() -> None:
     fly(main)
 
 
-def test_order_for_one_destination() -> None:
-    """Never two at once, always in the order accepted: the newest content wins, errors or not."""
+def test_transfers_to_one_destination_keep_their_order() -> None:
+    """There are never two at once, with or without errors, so that the newest content wins."""
 
     async def main() -> None:
         house = House()
@@ -196,62 +160,8 @@ def test_order_for_one_destination() -> None:
     fly(main)
 
 
-def test_join() -> None:
-    """A request for the same file and destination shares the pending transfer, ends its delay, and keeps its tag."""
-
-    async def main() -> None:
-        house = House()
-        left = [AttemptError("InternalError", "x", status=500)] * 6
-        house.store.answer = lambda _: left.pop() if left else None
-        first = await house.intake.submit(house.request(tag="a"))
-        while left or house.store.in_flight:  # in its back-off, which by now is long
-            await asyncio.sleep(0.05)
-        second = await house.intake.submit(house.request(tag="b"))
-        await second.durable
-        assert second.id == first.id
-        began = house.loop.time()
-        assert (await second.outcome) == (await first.outcome)
-        assert house.loop.time() - began < 0.2
-        assert house.journal.records[-1].tags == ("a", "b")
-
-    fly(main)
-
-
-def test_no_join_while_in_flight() -> None:
-    """What is in flight may be older than what the client sees: its request follows as its own."""
-
-    async def main() -> None:
-        house = House()
-        first = await house.intake.submit(house.request())
-        second = await house.intake.submit(house.request())
-        assert second.id != first.id
-        assert (await second.outcome).outcome is Outcome.STORED
-        assert len(house.store.puts) == 2
-
-    fly(main)
-
-
-class _Arrived(AttemptError):
-    arrived = True
-
-
-def test_an_ambiguous_attempt_is_looked_up() -> None:
-    """All was sent and no answer came: the object is found, and not sent a second time."""
-
-    async def main() -> None:
-        house = House()
-        left = [_Arrived("NoAnswer", "none", ambiguous=True)]
-        house.store.answer = lambda _: left.pop() if left else None
-        ticket = await house.intake.submit(house.request())
-        assert (await ticket.outcome).outcome is Outcome.STORED
-        assert len(house.store.puts) == 1
-        assert house.store.finds == [ticket.id]
-
-    fly(main)
-
-
-def test_a_late_arrival_is_noticed() -> None:
-    """After an ambiguous attempt, the next transfer for that destination looks whether its object is still there."""
+def test_a_late_arrival_is_replaced_again() -> None:
+    """After an attempt of unknown outcome, the next transfer for that destination checks that its object stays."""
 
     async def main() -> None:
         house = House()
@@ -262,7 +172,7 @@ def test_a_late_arrival_is_noticed() -> None:
         second = await house.intake.submit(house.request(file="/new"))
         while second.id not in house.store.objects.values():
             await asyncio.sleep(0.01)
-        house.store.objects[house.request().destination] = first.id  # the old body comes in at last
+        house.store.objects[house.request().destination] = first.id  # the old body arrives at last
         assert (await second.outcome).outcome is Outcome.STORED
         assert set(house.store.objects.values()) == {second.id}
         assert [id_ for _, id_ in house.store.puts].count(second.id) == 2
@@ -270,14 +180,11 @@ def test_a_late_arrival_is_noticed() -> None:
     fly(main)
 
 
-def test_a_missing_file() -> None:
-    """Told at once when it is asked for; for what was accepted, waited for during an hour after the start."""
+def test_a_file_that_is_missing_after_acceptance_has_an_hour_from_the_start() -> None:
+    """It may be on a file system that is mounted late."""
 
     async def main() -> None:
         house = House(S3DAEMON_MAX_CONNECTIONS="1")
-        house.files.missing.add("/gone")
-        with pytest.raises(FileError):
-            await house.intake.submit(house.request(file="/gone"))
         house.store.answer = away
         ticket = await house.intake.submit(house.request(file="/f"))
         await ticket.outcome
@@ -291,20 +198,8 @@ def test_a_missing_file() -> None:
     fly(main)
 
 
-def test_buckets() -> None:
-    """Where a list is set, others are refused."""
-
-    async def main() -> None:
-        house = House(S3DAEMON_ALLOWED_BUCKETS="other")
-        with pytest.raises(RequestError) as caught:
-            await house.intake.submit(house.request())
-        assert caught.value.code == "NotAllowed"
-
-    fly(main)
-
-
-def test_drain() -> None:
-    """What is in flight is finished within the limit; the rest, begun or not, stays for the next process."""
+def test_a_drain_finishes_what_is_in_flight() -> None:
+    """Whatever has not ended within the limit, started or not, stays for the next process."""
 
     async def main() -> None:
         house = House(S3DAEMON_MAX_CONNECTIONS="2")
@@ -327,17 +222,14 @@ def test_drain() -> None:
     fly(main)
 
 
-def test_drop_in_flight() -> None:
-    """An operator's drop ends the attempt, tells the waiter and is recorded."""
+def test_a_drop_cancels_the_attempt_and_is_recorded() -> None:
 
     async def main() -> None:
         house = House()
         house.store.seconds = 1000.0
         ticket = await house.intake.submit(house.request())
         await asyncio.sleep(1)
-        job = house.uploader.schedule.get(ticket.id)
-        assert job is not None
-        await house.uploader.drop(job)
+        assert await house.uploader.drop(house.queued(ticket))
         assert (await ticket.outcome).code == "Dropped"
         assert not house.store.in_flight
         assert not house.store.objects
@@ -346,8 +238,8 @@ def test_drop_in_flight() -> None:
     fly(main)
 
 
-def test_a_bug_loses_nothing() -> None:
-    """An exception that nobody thought of counts as a passing failure whose outcome is not known."""
+def test_a_bug_loses_no_transfer() -> None:
+    """An unexpected exception counts as a transient failure with an unknown outcome."""
 
     async def main() -> None:
         house = House()
@@ -365,62 +257,60 @@ def test_a_bug_loses_nothing() -> None:
     fly(main)
 
 
-def elsewhere(receiver: str) -> AttemptError:
-    """A receiver failed, and another one serves."""
-    error = AttemptError("SlowDown", "no", status=503)
-    error.receiver, error.elsewhere = receiver, True
-    return error
+def blaming(address: str) -> AttemptError:
+    """Return an error for which an address is to blame while another one serves."""
+    return AttemptError("SlowDown", "no", status=503, address=address, other_address=True)
 
 
-def test_a_broken_receiver_costs_one_attempt() -> None:
-    """The next one goes elsewhere at once; the endpoint is not held to be away, however many meet the broken one."""
+def test_a_broken_address_costs_each_transfer_one_attempt() -> None:
+    """The next one goes to another address at once; the endpoint is not away, however many transfers fail there."""
 
     async def main() -> None:
         house = House()
-        seen: set[str] = set()
+        failed: set[str] = set()
 
         def once(transfer: Transfer) -> AttemptError | None:
-            if transfer.id in seen:
+            if transfer.id in failed:
                 return None
-            seen.add(transfer.id)
-            return elsewhere("broken")
+            failed.add(transfer.id)
+            return blaming("broken")
 
         house.store.answer = once
         tickets = [await house.intake.submit(house.request(key=f"k{n}")) for n in range(20)]
         assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
         assert all(record.attempts == 2 for record in house.journal.records)
         assert max(record.total_usec for record in house.journal.records) == 200_000, "no delay between the two"
-        assert not house.uploader.health.away
+        assert not house.uploader.away
 
     fly(main)
 
 
-def test_each_receiver_once_then_patience() -> None:
-    """Where an attempt failed the next one does not go; after the last receiver the transfer waits, and begins anew."""
+def test_each_address_is_tried_once_before_the_back_off() -> None:
+    """The next attempt avoids addresses where one failed; after the last one the transfer waits, and avoids none."""
 
     async def main() -> None:
         house = House()
-        left = [elsewhere("a"), elsewhere("b"), AttemptError("SlowDown", "no", status=503)]
+        left = [blaming("a"), blaming("b"), AttemptError("SlowDown", "no", status=503)]
         house.store.answer = lambda _: left.pop(0) if left else None
         ticket = await house.intake.submit(house.request())
         assert (await ticket.outcome).outcome is Outcome.STORED
-        assert house.store.tried == [set(), {"a"}, {"a", "b"}, set()]
-        at = [at for at, _ in house.store.puts]
-        assert at[2] - at[0] == pytest.approx(0.2)
-        assert at[3] - at[2] > 0.8
+        assert house.store.avoided == [set(), {"a"}, {"a", "b"}, set()]
+        started = [started for started, _ in house.store.puts]
+        assert started[2] - started[0] == pytest.approx(0.2)
+        assert started[3] - started[2] > 0.8
         warnings = house.journal.of(MessageId.ATTEMPT_FAILED)
         assert [entry.get("S3DAEMON_RECEIVER") for entry in warnings] == ["a", "b", None]
         assert house.journal.records[0].receiver == "of the store", "not where an earlier attempt failed"
 
+    fly(main)
 
-def test_where_it_failed_for_good() -> None:
-    """The record of a failure names the receiver of its last attempt."""
+
+def test_the_record_of_a_failure_names_the_address_of_the_last_attempt() -> None:
 
     async def main() -> None:
         house = House()
-        refusal = AttemptError("NoSuchBucket", "no", status=404)
-        refusal.receiver = "c"
-        left = [elsewhere("a"), refusal]
+        refusal = AttemptError("NoSuchBucket", "no", status=404, address="c")
+        left = [blaming("a"), refusal]
         house.store.answer = lambda _: left.pop(0)
         ticket = await house.intake.submit(house.request())
         assert (await ticket.outcome).outcome is Outcome.FAILED
@@ -428,11 +318,9 @@ def test_where_it_failed_for_good() -> None:
 
     fly(main)
 
-    fly(main)
 
-
-def test_a_stale_connection_twice_in_a_row() -> None:
-    """The first is replaced at once; a second says that something else ends them, and that is not hurried."""
+def test_after_two_closed_connections_in_a_row_there_is_a_back_off() -> None:
+    """One that was closed is replaced at once; when it happens again, something is closing them."""
 
     async def main() -> None:
         house = House()
@@ -444,6 +332,170 @@ def test_a_stale_connection_twice_in_a_row() -> None:
         assert second - first == pytest.approx(0.1)
         assert third - second > 0.8
         assert fourth - third > 0.8
-        assert not house.uploader.health.away
+        assert not house.uploader.away
+
+    fly(main)
+
+
+def test_a_hold_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    """With the id by which the catalog explains it, and what to do."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: AttemptError("QuotaExceeded", "no room", status=403)
+        for key in "ab":
+            await house.intake.submit(house.request(key=key))
+        await asyncio.sleep(HOUR)
+        assert house.uploader.held == "QuotaExceeded: no room"
+        warnings = house.journal.of(MessageId.ATTEMPT_FAILED)
+        assert len(warnings) > 2
+        assert not any("S3DAEMON_DELAY_USEC" in entry for entry in warnings), "no time is set for the next attempts"
+
+    fly(main)
+    (record,) = caplog.records
+    assert record.getMessage() == "the queue is held: QuotaExceeded: no room; nothing is lost, fix it and reload"
+    assert record.levelno == logging.CRITICAL
+    assert record.__dict__["journal"] == {"MESSAGE_ID": MessageId.HELD.value}
+
+
+def test_the_client_of_a_failure_is_notified_once_the_failure_is_listed() -> None:
+    """It is recorded meanwhile, and a drain waits for the disk."""
+
+    async def main() -> None:
+        listed = asyncio.Event()
+
+        class SlowSpool(FakeSpool):
+            async def fail(self, *args: Any, **kwargs: Any) -> None:
+                await listed.wait()
+
+        house = House(spool=SlowSpool())
+        house.store.answer = lambda _: AttemptError("NoSuchBucket", "no", status=404)
+        ticket = await house.intake.submit(house.request())
+        await asyncio.sleep(1)
+        assert len(house.journal.records) == 1
+        assert not ticket.outcome.done()
+        draining = asyncio.create_task(house.uploader.drain(20.0))
+        await asyncio.sleep(1)
+        assert not draining.done()
+        listed.set()
+        await draining
+        assert ticket.outcome.result().code == "NoSuchBucket"
+
+    fly(main)
+
+
+def test_a_failure_that_cannot_be_listed_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Its client is notified all the same; the next process finds the transfer pending."""
+
+    class FullSpool(FakeSpool):
+        async def fail(self, *args: Any, **kwargs: Any) -> None:
+            raise SpoolError("SpoolFull", "no space")
+
+    async def main() -> None:
+        house = House(spool=FullSpool())
+        house.store.answer = lambda _: AttemptError("NoSuchBucket", "no", status=404)
+        ticket = await house.intake.submit(house.request())
+        assert (await ticket.outcome).code == "NoSuchBucket"
+        assert ticket.id in house.spool.rows
+
+    fly(main)
+    assert "could not be listed: no space" in caplog.text
+
+
+def test_a_transfer_is_removed_from_the_spool_once_its_record_is_written() -> None:
+    async def main() -> None:
+        house = House()
+        written = []
+        house.journal.record = lambda record, done=None: written.append(done) or True  # type: ignore[method-assign]
+        ticket = await house.intake.submit(house.request())
+        await ticket.outcome
+        await asyncio.sleep(60)
+        assert ticket.id in house.spool.rows
+        written[0]()
+        await asyncio.sleep(0)
+        assert not house.spool.rows
+
+    fly(main)
+
+
+def test_observers_see_every_record() -> None:
+    async def main() -> None:
+        house = House()
+        seen: list[str] = []
+        house.uploader.observers.append(lambda record: seen.append(record.outcome))
+        answers = [None, AttemptError("NoSuchBucket", "no", status=404)]
+        house.store.answer = lambda _: answers.pop()
+        for key in "ab":
+            ticket = await house.intake.submit(house.request(key=key))
+            await ticket.outcome
+        assert seen == ["failed", "stored"]
+
+    fly(main)
+
+
+def test_what_an_earlier_process_accepted_goes_on() -> None:
+    """Its object is looked up first if an attempt had started; times count from acceptance, by the wall clock."""
+
+    async def main() -> None:
+        before = House()
+        before.store.seconds = 1000.0
+        ticket = await before.intake.submit(before.request())
+        await asyncio.sleep(10)
+        await before.uploader.drain(0.0)
+        before.store.seconds = 0.1
+        house = House(spool=before.spool, store=before.store)
+        await asyncio.sleep(50)
+        house.uploader.recover(house.spool.rows.values())
+        queued = house.uploader.schedule.get(ticket.id)
+        assert queued
+        assert not queued.live
+        await asyncio.sleep(1)
+        (record,) = house.journal.records
+        assert record.total_usec == pytest.approx(60_200_000, abs=1)  # a lookup and a PUT
+        assert house.store.finds == [ticket.id]
+
+    fly(main)
+
+
+@pytest.mark.parametrize("everything", [True, False])
+def test_a_retry_ends_delays(everything: bool) -> None:
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: AttemptError("SlowDown", "later", status=503, retry_after=200.0)
+        tickets = [await house.intake.submit(house.request(key=key)) for key in "ab"]
+        await asyncio.sleep(1)
+        house.store.answer = lambda _: None
+        ids = {ticket.id for ticket in tickets}
+        assert house.uploader.retry(None if everything else [tickets[0].id, "unknown"]) == (
+            ids if everything else {tickets[0].id}
+        )
+        house.uploader.pump()
+        await asyncio.sleep(1)
+        assert house.store.ever == (ids if everything else {tickets[0].id})
+
+    fly(main)
+
+
+def test_a_transfer_that_ends_by_itself_meanwhile_is_not_dropped() -> None:
+    async def main() -> None:
+        house = House()
+        ticket = await house.intake.submit(house.request())
+        queued = house.queued(ticket)
+        await ticket.outcome
+        assert not await house.uploader.drop(queued)
+        assert [record.outcome for record in house.journal.records] == ["stored"]
+
+    fly(main)
+
+
+def test_a_reload_takes_the_number_of_connections_from_the_settings() -> None:
+    async def main() -> None:
+        house = House(S3DAEMON_MAX_CONNECTIONS="1")
+        for n in range(5):
+            await house.intake.submit(house.request(key=f"k{n}"))
+        assert len(house.uploader.tasks) == 1
+        house.holder.current = House(S3DAEMON_MAX_CONNECTIONS="3").settings
+        house.uploader.reload()
+        assert len(house.uploader.tasks) == 3
 
     fly(main)

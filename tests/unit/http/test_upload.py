@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from s3daemon import __version__
 from s3daemon.config.settings import SettingsHolder
-from s3daemon.delivery.schedule import Job
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, FileError, RequestError
 from s3daemon.http.upload import (
     MAX_FORM,
@@ -237,17 +237,15 @@ STORED = TransferRecord(
 )  # fmt: skip
 
 
-def job(record: TransferRecord | None = None) -> Job:
+def queued(record: TransferRecord | None = None) -> QueuedTransfer:
     transfer = Transfer("00000000000000aa", "/f", Destination("b", "k"), ("first", "mine"), FileState(500, 1, 1, 1), 1)
-    made = Job(1, transfer, accepted_at=100.0, accepted_service=0.0)
-    made.attempts, made.record = 3, record
-    return made
+    return QueuedTransfer(1, transfer, accepted_at=100.0, accepted_active_s=0.0, attempts=3, record=record)
 
 
 def test_the_task_of_a_stored_transfer() -> None:
     """Times from acceptance to the end, the rate of the attempt that stored it, the slug of this client."""
     request = Request("/f", Destination("b", "k"), tag="mine", extended=True)
-    assert task_of(request, job(STORED), 999.0) == {
+    assert task_of(request, queued(STORED), 999.0) == {
         "id": "00000000-0000-8000-8000-0000000000aa",
         "uri": "s3://b/k",
         "file": "/f",
@@ -267,15 +265,15 @@ def test_the_task_of_a_stored_transfer() -> None:
         "upload_parts": 1,
         "slug": "mine",
     }
-    assert task_of(request, job(replace(STORED, parts=7)), 999.0)["upload_parts"] == 7
+    assert task_of(request, queued(replace(STORED, parts=7)), 999.0)["upload_parts"] == 7
 
 
 def test_the_task_of_a_failed_or_deferred_transfer() -> None:
     """A failed one has its time and no rate; a deferred one, the time until now."""
     request = Request("/f", Destination("b", "k"), extended=True)
     failed = replace(STORED, outcome="failed", error="AccessDenied: no", upload_usec=None)
-    assert task_of(request, job(failed), 999.0)["transfer_rate"] == "0.000 Mbit/s"
-    deferred = task_of(request, job(), 130.5)
+    assert task_of(request, queued(failed), 999.0)["transfer_rate"] == "0.000 Mbit/s"
+    deferred = task_of(request, queued(), 130.5)
     assert (deferred["duration"], deferred["size_bytes"], deferred["attempts"]) == ("0:00:30.500000", 500, 3)
     assert "slug" not in deferred
 

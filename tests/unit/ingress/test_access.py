@@ -12,7 +12,7 @@ import pytest
 from s3daemon.errors import FileError, RequestError, SettingsError, SpoolError
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.peer import PeerLookup
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.model.request import Destination, Request
 
 REQUEST = Request("/data/f", Destination("bucket", "k"))

@@ -1,6 +1,6 @@
-"""The record is one schema: what is written to the journal is read back as it was, whichever reader it went through.
+"""Records: what is written to the journal is read back unchanged, by either reader.
 
-And its line begins with what people's scripts have always looked for: start, seconds, destination.
+The line for people begins with what existing scripts look for: start, seconds, destination.
 """
 
 import json
@@ -64,7 +64,7 @@ def as_json(fields: list[Field]) -> dict[str, Any]:
 
 
 def as_reader(fields: list[Field]) -> dict[str, Any]:
-    """One entry as `systemd.journal.Reader` gives it."""
+    """One entry as `systemd.journal.Reader` returns it."""
     entry = as_json(fields)
     entry["MESSAGE_ID"] = uuid.UUID(entry["MESSAGE_ID"])
     entry["PRIORITY"] = int(entry["PRIORITY"])
@@ -76,11 +76,13 @@ def as_reader(fields: list[Field]) -> dict[str, Any]:
 @pytest.mark.parametrize("read", [as_json, as_reader])
 @pytest.mark.parametrize("record", [STORED, FAILED], ids=["stored", "failed"])
 def test_what_is_written_is_read_back(record: TransferRecord, read: Any) -> None:
+    """Every field, by either reader."""
     assert TransferRecord.from_fields(read(record.fields())) == record
 
 
 @given(st.binary(min_size=1).filter(lambda name: b"\0" not in name), st.lists(st.text(min_size=1), max_size=3))
-def test_any_file_name_and_tags_survive(name: bytes, tags: list[str]) -> None:
+def test_any_file_name_and_tags_are_read_back(name: bytes, tags: list[str]) -> None:
+    """Also file names that are not UTF-8."""
     tags = [tag for tag in tags if tag.isprintable()]
     record = TransferRecord(
         transfer_id="0",
@@ -98,20 +100,23 @@ def test_any_file_name_and_tags_survive(name: bytes, tags: list[str]) -> None:
 
 
 def test_the_line_begins_with_start_seconds_destination() -> None:
+    """Existing scripts look for exactly this form."""
     assert STORED.message() == "1764000000.000042 0.245 sec - raw/2025/a b.fits stored, 8388608 bytes, 1 attempt"
     assert FAILED.message() == (
         "0.000007 1.000 sec - raw/gone failed, 0 bytes, 3 attempts, NoSuchFile: /data/gone is not there"
     )
 
 
-def test_outcome_is_told_by_field_and_priority() -> None:
+def test_the_outcome_shows_in_field_and_priority() -> None:
+    """Both outcomes have the same MESSAGE_ID."""
     stored, failed = dict(STORED.fields()), dict(FAILED.fields())
     assert (stored["S3DAEMON_OUTCOME"], stored["PRIORITY"]) == ("stored", 6)
     assert (failed["S3DAEMON_OUTCOME"], failed["PRIORITY"]) == ("failed", 3)
     assert stored["MESSAGE_ID"] == failed["MESSAGE_ID"] == MessageId.RECORD
 
 
-def test_a_tag_repeats_and_what_is_unknown_is_left_out() -> None:
+def test_tags_repeat_and_unknown_values_are_left_out() -> None:
+    """A measured 0 is not left out."""
     assert [value for name, value in STORED.fields() if name == "S3DAEMON_TAG"] == ["exposure-1", "exposure-2"]
     assert not {"S3DAEMON_TAG", "S3DAEMON_ETAG", "S3DAEMON_UPLOAD_USEC", "S3DAEMON_RTT_USEC", "S3DAEMON_CHANGED"} & {
         name for name, _ in FAILED.fields()
@@ -133,7 +138,8 @@ def test_a_tag_repeats_and_what_is_unknown_is_left_out() -> None:
     ],
     ids=repr,
 )
-def test_what_is_no_record_reads_as_none(spoilt: dict[str, object]) -> None:
+def test_an_entry_that_is_not_a_record_reads_as_none(spoilt: dict[str, object]) -> None:
+    """Another kind of entry, a missing field, or a bad value."""
     assert TransferRecord.from_fields(as_json(STORED.fields()) | spoilt) is None
 
 
@@ -151,13 +157,15 @@ def test_what_is_no_record_reads_as_none(spoilt: dict[str, object]) -> None:
     ],
     ids=repr,
 )
-def test_a_bad_record_cannot_be_made(wrong: dict[str, Any]) -> None:
+def test_a_bad_record_cannot_be_constructed(wrong: dict[str, Any]) -> None:
+    """Values that contradict each other or are out of range."""
     values = {name: getattr(STORED, name) for name in STORED.__dataclass_fields__}
     with pytest.raises(ValueError, match=r"."):
         TransferRecord(**(values | wrong))
 
 
 def test_a_failed_attempt_is_a_warning_with_the_transfers_id() -> None:
+    """It is not read as a record."""
     failure = AttemptFailure(
         transfer_id="0123456789abcdef",
         bucket="raw",
@@ -177,6 +185,7 @@ def test_a_failed_attempt_is_a_warning_with_the_transfers_id() -> None:
     assert TransferRecord.from_fields(as_json(failure.fields())) is None
 
 
-def test_the_ids_are_distinct_and_of_the_journals_form() -> None:
+def test_message_ids_are_distinct_and_valid() -> None:
+    """32 hex digits each."""
     assert len(set(MessageId)) == len(MessageId.__members__)
     assert all(uuid.UUID(kind).hex == kind for kind in MessageId)

@@ -1,11 +1,11 @@
-"""Requests are valid once made: what cannot be carried out cannot be constructed."""
+"""Requests are valid once constructed: what cannot be carried out cannot be constructed."""
 
 import os
 
 import pytest
 
 from s3daemon.errors import RequestError
-from s3daemon.model.request import Destination, FileState, Request, Transfer
+from s3daemon.model.request import Destination, FileState, Request, Transfer, prefix_of
 
 HERE = Destination("bucket", "key")
 
@@ -22,7 +22,7 @@ HERE = Destination("bucket", "key")
         ("a/b/" + "k" * 1024, "b", "k" * 1024),
     ],
 )
-def test_destinations(text: str, bucket: str, key: str) -> None:
+def test_destinations_are_parsed(text: str, bucket: str, key: str) -> None:
     """The alias is dropped, the bucket ends at the second slash, the key is the rest as it is."""
     assert Destination.parse(text) == Destination(bucket, key)
 
@@ -35,8 +35,8 @@ def test_destinations(text: str, bucket: str, key: str) -> None:
         *("a/b/" + "k" * 1025, "a/b/" + "é" * 513, "a/" + "b" * 513 + "/c"),
     ],
 )
-def test_bad_destinations(text: str) -> None:
-    """Each is refused with one line."""
+def test_bad_destinations_are_refused(text: str) -> None:
+    """The error is one printable line."""
     with pytest.raises(RequestError) as caught:
         Destination.parse(text)
     assert caught.value.code == "BadRequest"
@@ -44,27 +44,27 @@ def test_bad_destinations(text: str) -> None:
 
 
 @pytest.mark.parametrize("file", ["", "a", "./a", "-", "~/a", "/a\0b", "/a\ud800b"])
-def test_bad_files(file: str) -> None:
-    """Relative names, NUL and what is no file name at all."""
+def test_bad_file_names_are_refused(file: str) -> None:
+    """Relative names, NUL bytes, and text that is not a file name."""
     with pytest.raises(RequestError):
         Request(file, HERE)
 
 
 @pytest.mark.parametrize("file", ["/a", "/a b", "/a\nb", "/", os.fsdecode(b"/\xff\xfe")])
-def test_good_files(file: str) -> None:
-    """Whatever a file system can hold."""
+def test_any_absolute_file_name_is_accepted(file: str) -> None:
+    """Also with control characters and bytes that are not UTF-8."""
     assert Request(file, HERE).file == file
 
 
 @pytest.mark.parametrize("tag", ["x" * 129, "a\nb", "\x1b[31m"])
-def test_bad_tags(tag: str) -> None:
-    """A tag is short and printable."""
+def test_bad_tags_are_refused(tag: str) -> None:
+    """A tag must be short and printable."""
     with pytest.raises(RequestError):
         Request("/a", HERE, tag=tag)
 
 
-def test_ids_are_new() -> None:
-    """Two transfers of one request are two."""
+def test_every_transfer_has_a_new_id() -> None:
+    """Also two transfers of one request; an empty tag is left out."""
     seen = FileState(1, 2, 3, 4)
     request = Request("/a", HERE, tag="night")
     first, second = Transfer.accept(request, seen, 5), Transfer.accept(request, seen, 5)
@@ -72,3 +72,20 @@ def test_ids_are_new() -> None:
     assert len(first.id) == 16
     assert first.tags == ("night",)
     assert Transfer.accept(Request("/a", HERE), seen, 5).tags == ()
+
+
+@pytest.mark.parametrize(
+    ("key", "parts", "prefix"),
+    [("a/b/c/f", None, "raw/a/b/c/"), ("a/b/c/f", 2, "raw/a/b/"), ("a/f", 2, "raw/a/"), ("f", None, "raw/")],
+)
+def test_prefixes(key: str, parts: int | None, prefix: str) -> None:
+    """The bucket, and the key up to its last slash or to the first parts of that."""
+    assert prefix_of("raw", key, parts) == prefix
+
+
+def test_a_file_state_ignores_the_device() -> None:
+    """A reboot may change its number; size, time and inode count."""
+    state = FileState(1, 2, 3, 4)
+    assert state == FileState(1, 2, 3, 5)
+    assert state.mark == "2-3"
+    assert state not in (FileState(0, 2, 3, 4), FileState(1, 0, 3, 4), FileState(1, 2, 0, 4))

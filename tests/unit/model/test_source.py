@@ -1,7 +1,8 @@
-"""Opening a file: each thing that is no readable regular file has its error, at once, whatever happens to its path."""
+"""Opening a file: whatever is not a readable regular file gives an error at once, whatever happens to its path."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import itertools
 import os
@@ -9,20 +10,20 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from lab.sending import a_file
+from lab.sending import a_file, in_loop
 
 from s3daemon.errors import FileError
-from s3daemon.model.source import SMALL_BYTES, Source
+from s3daemon.model.source import SMALL_BYTES, Source, open_file
 
 NOBODY = 65534
 
 
 def refused(path: Path | str, *roots: Path) -> FileError:
-    """The error that opening gives."""
+    """The error that opening it raises."""
     with pytest.raises(FileError) as caught:
         Source.open(os.fspath(path), [str(root) for root in roots])
     assert str(path)[:300] in caught.value.text
@@ -31,7 +32,7 @@ def refused(path: Path | str, *roots: Path) -> FileError:
 
 @contextlib.contextmanager
 def opened(path: Path, *roots: Path) -> Iterator[Source]:
-    """A source for the time of a block."""
+    """A source that is open for the duration of a block."""
     source = Source.open(os.fspath(path), [str(root) for root in roots])
     try:
         yield source
@@ -41,7 +42,7 @@ def opened(path: Path, *roots: Path) -> Iterator[Source]:
 
 @contextlib.contextmanager
 def not_as_root() -> Iterator[None]:
-    """Root may read everything: be somebody else for a moment."""
+    """Become another user for the duration of a block: root may read everything."""
     was_root = os.geteuid() == 0
     if was_root:
         os.seteuid(NOBODY)
@@ -54,15 +55,15 @@ def not_as_root() -> Iterator[None]:
 
 @pytest.fixture
 def public() -> Iterator[Path]:
-    """A directory that anybody may enter."""
+    """A directory that every user may enter."""
     with tempfile.TemporaryDirectory(prefix="s3daemon-source-") as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
 
 
 @pytest.mark.parametrize("size", [0, 1, 3000, SMALL_BYTES, SMALL_BYTES + 1, 1 << 20])
-def test_a_regular_file(tmp_path: Path, size: int) -> None:
-    """What is opened is the file, with its state; a small one is read at once."""
+def test_a_regular_file_is_opened(tmp_path: Path, size: int) -> None:
+    """With its state; a small one is read whole at once."""
     file = a_file(tmp_path / "file", size)
     with opened(file) as source:
         stat = file.stat()
@@ -73,22 +74,22 @@ def test_a_regular_file(tmp_path: Path, size: int) -> None:
         source.check_unchanged()
 
 
-def test_a_name_of_any_bytes(tmp_path: Path) -> None:
-    """A name that is not UTF-8 is a name like any other."""
+def test_a_name_may_have_any_bytes(tmp_path: Path) -> None:
+    """Also bytes that are not UTF-8, and line breaks."""
     file = a_file(Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff \n'\"")), 5)
     with opened(file) as source:
         assert source.content == file.read_bytes()
 
 
-def test_fifo(tmp_path: Path) -> None:
-    """A FIFO that nobody writes to is refused, not waited for."""
+def test_a_fifo_is_refused(tmp_path: Path) -> None:
+    """At once, without waiting for a writer."""
     os.mkfifo(tmp_path / "fifo")
     error = refused(tmp_path / "fifo")
     assert (error.code, "a FIFO, not a regular file" in error.text) == ("NotRegularFile", True)
 
 
-def test_directory_device_and_socket(tmp_path: Path) -> None:
-    """Each is refused by its own name."""
+def test_directories_devices_and_sockets_are_refused(tmp_path: Path) -> None:
+    """The error names the kind of file."""
     with socket.socket(socket.AF_UNIX) as sock:
         sock.bind(os.fspath(tmp_path / "socket"))
         for path, kind in ((tmp_path, "a directory"), ("/dev/zero", "a device"), (tmp_path / "socket", "a socket")):
@@ -96,8 +97,8 @@ def test_directory_device_and_socket(tmp_path: Path) -> None:
             assert (error.code, error.text) == ("NotRegularFile", f"{path}: {kind}, not a regular file")
 
 
-def test_what_is_not_there(tmp_path: Path) -> None:
-    """Each way in which a path leads nowhere is no such file."""
+def test_missing_files(tmp_path: Path) -> None:
+    """Every path that leads to no file is `NoSuchFile`, with the reason."""
     a_file(tmp_path / "file", 1)
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "dangling").symlink_to("nowhere")
@@ -112,15 +113,15 @@ def test_what_is_not_there(tmp_path: Path) -> None:
         assert (error.code, words in error.text) == ("NoSuchFile", True)
 
 
-def test_one_line_whatever_the_name(tmp_path: Path) -> None:
-    """An error about a name with a newline is one line."""
+def test_an_error_is_one_line(tmp_path: Path) -> None:
+    """Also if the file's name has a line break."""
     with pytest.raises(FileError) as caught:
         Source.open(f"{tmp_path}/a\nb\udcff")
     assert caught.value.text == f"{tmp_path}/a\\nb\\udcff: no such file"
 
 
-def test_not_readable(public: Path) -> None:
-    """A file, or a directory on the way to it, that the daemon's user may not read is said to be so."""
+def test_files_without_permission_are_refused(public: Path) -> None:
+    """A file, or a directory in its path, that the daemon's user may not read is `NotReadable`."""
     secret = a_file(public / "secret", 5)
     secret.chmod(0)
     (public / "closed").mkdir(mode=0)
@@ -129,15 +130,15 @@ def test_not_readable(public: Path) -> None:
         assert refused(public / "closed/file").code == "NotReadable"
 
 
-def test_readable_as_another_user(public: Path) -> None:
-    """The counterpart: where the permissions allow, another user reads it."""
+def test_files_with_permission_are_opened(public: Path) -> None:
+    """Where the permissions allow, another user opens them: the test above does not fail for other reasons."""
     file = a_file(public / "open", 5)
     with not_as_root(), opened(file) as source:
         assert source.content == file.read_bytes()
 
 
-def test_roots(tmp_path: Path) -> None:
-    """What is opened must lie below a root, wherever its path seems to lead."""
+def test_a_file_must_lie_under_a_root(tmp_path: Path) -> None:
+    """The location of the opened file counts, not its path."""
     data, other = tmp_path / "data", tmp_path / "database"
     for directory in (data, other):
         (directory / "sub").mkdir(parents=True)
@@ -154,14 +155,14 @@ def test_roots(tmp_path: Path) -> None:
 
 
 def test_a_root_ends_at_a_slash(tmp_path: Path) -> None:
-    """A root with a trailing slash is the same root, and its own name is no part of it."""
+    """A trailing slash of a root makes no difference, and a longer name is not under it."""
     file = a_file(tmp_path / "file", 5)
     Source.open(str(file), [f"{tmp_path}/"]).close()
     assert refused(file, tmp_path / "fil").code == "NotAllowed"
 
 
-def test_swapping_the_path_gains_nothing(tmp_path: Path) -> None:
-    """While the path is replaced over and over, what is opened is the allowed file or nothing, and nothing hangs."""
+def test_replacing_the_path_opens_nothing_else(tmp_path: Path) -> None:
+    """While the path is replaced over and over, only the allowed file is ever opened, and nothing hangs."""
     data, outside = tmp_path / "data", tmp_path / "outside"
     data.mkdir()
     allowed = a_file(tmp_path / "data/allowed", 5).read_bytes()
@@ -215,7 +216,7 @@ def replace_by_rename(file: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [change_size, change_content, replace_by_rename, Path.touch])
-def test_a_change_is_seen(tmp_path: Path, change: object) -> None:
+def test_a_change_is_noticed(tmp_path: Path, change: object) -> None:
     """Another size, another time or another inode under the same path is another file."""
     file = a_file(tmp_path / "file", 100_000)
     with opened(file) as source:
@@ -226,8 +227,8 @@ def test_a_change_is_seen(tmp_path: Path, change: object) -> None:
     assert caught.value.code == "FileChanged"
 
 
-def test_a_file_that_is_gone_is_seen(tmp_path: Path) -> None:
-    """Gone is gone, though the open descriptor still reads it."""
+def test_a_removal_is_noticed(tmp_path: Path) -> None:
+    """Though the open descriptor can still read the file."""
     file = a_file(tmp_path / "file", 10)
     with opened(file) as source:
         file.unlink()
@@ -236,8 +237,8 @@ def test_a_file_that_is_gone_is_seen(tmp_path: Path) -> None:
     assert caught.value.code == "NoSuchFile"
 
 
-def test_reading_now(tmp_path: Path) -> None:
-    """What was just written is in the page cache, where the file system tells; at the end there is nothing."""
+def test_reading_from_the_page_cache(tmp_path: Path) -> None:
+    """What was just read is there, where the file system can tell; at the end of the file there is nothing."""
     file = a_file(tmp_path / "file", 100_000)
     file.read_bytes()
     with opened(file) as source:
@@ -249,7 +250,7 @@ def test_reading_now(tmp_path: Path) -> None:
 
 
 def test_a_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
-    """Errors do not cost descriptors; a close twice closes nobody else's."""
+    """Nor does a second close close another descriptor."""
     file = a_file(tmp_path / "file", 5)
     before = sorted(os.listdir("/proc/self/fd"))
     for path, roots in ((tmp_path, ()), (tmp_path / "none", ()), (file, (tmp_path / "none",))):
@@ -260,3 +261,36 @@ def test_a_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
     source.close()
     os.close(other)
     assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+@in_loop
+async def test_a_file_is_opened_in_a_thread(tmp_path: Path) -> None:
+    """With the roots and the closed paths that are given; its errors come through."""
+    file = a_file(tmp_path / "file", 5)
+    source = await open_file(str(file), [str(tmp_path)], [], 10.0)
+    assert source.content == file.read_bytes()
+    source.close()
+    for roots, closed in (([str(tmp_path / "other")], []), ([], [str(tmp_path)])):
+        with pytest.raises(FileError) as caught:
+            await open_file(str(file), roots, closed, 10.0)
+        assert caught.value.code == "NotAllowed"
+
+
+@in_loop
+async def test_a_file_system_that_does_not_answer_in_time(tmp_path: Path) -> None:
+    """The error comes at the limit; what is opened later is closed, so that no descriptor is lost."""
+    answers, opened = threading.Event(), list[Source]()
+
+    def slowly(path: str, roots: Sequence[str], closed: Sequence[str]) -> Source:
+        answers.wait()
+        opened.append(Source.open(path))
+        return opened[0]
+
+    file = a_file(tmp_path / "file", 5)
+    with pytest.raises(FileError) as caught:
+        await open_file(str(file), [], [], 0.05, slowly)
+    assert (caught.value.code, "did not answer for 0.05 s" in caught.value.text) == ("ReadFailed", True)
+    answers.set()
+    async with asyncio.timeout(5):
+        while not (opened and opened[0].fd < 0):
+            await asyncio.sleep(0.01)

@@ -1,15 +1,9 @@
-"""What a failed attempt means: the table of codes is the policy, so each row of it is written down here once more.
-
-Then the back-off, and the clock that only runs while the daemon serves.
-"""
-
-import random
+"""What a failed attempt means. The table of codes is the policy, so its rows are repeated here."""
 
 import pytest
 
-from s3daemon.clock import ActiveClock
 from s3daemon.errors import AttemptError, FileError
-from s3daemon.model.verdict import BACKOFF_MAX_S, RETRY_AFTER_MAX_S, Verdict, backoff, blames_endpoint, judge
+from s3daemon.model.verdict import Verdict, blames_endpoint, judge
 
 T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
 
@@ -46,7 +40,7 @@ T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
         ("NoSuchUpload", 404, T, False),
         ("RequestTimeTooSkewed", 403, T, False),
         ("NeverHeardOf", 400, T, False),
-        # the store, about all of us
+        # the store, about all transfers
         ("InvalidAccessKeyId", 403, H, False),
         ("SignatureDoesNotMatch", 403, H, False),
         ("ExpiredToken", 400, H, False),
@@ -55,7 +49,7 @@ T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
         ("AccountProblem", 403, H, False),
         ("QuotaExceeded", 403, H, False),
         ("UserSuspended", 403, H, False),
-        # something in front of the store: no S3 code, or the status for one
+        # something in front of the store: no S3 code, or the status in its place
         ("403", 403, T, True),
         ("401", 401, T, True),
         ("404", 404, T, True),
@@ -65,60 +59,20 @@ T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
         ("413", 413, P, False),
     ],
 )
-def test_judges_and_blames_by_code_then_status(code: str, status: int, verdict: Verdict, blamed: bool) -> None:
+def test_verdict_and_blame_by_code_then_status(code: str, status: int, verdict: Verdict, blamed: bool) -> None:
+    """The code decides; the status only where no S3 code came with it."""
     error = AttemptError(code, "text", status=status)
     assert judge(error) is verdict
     assert blames_endpoint(error) is blamed
 
 
 @pytest.mark.parametrize("code", ["NoSuchFile", "NotReadable", "NotRegularFile", "FileChanged", "Anything"])
-def test_a_file_is_transient_and_never_the_endpoints_fault(code: str) -> None:
+def test_a_files_error_is_transient_and_never_the_endpoints_fault(code: str) -> None:
+    """Whatever its code."""
     assert judge(FileError(code, "text")) is Verdict.TRANSIENT
     assert not blames_endpoint(FileError(code, "text"))
 
 
-def test_a_status_counts_only_when_no_code_comes_with_it() -> None:
+def test_a_status_counts_only_without_a_code() -> None:
+    """A 413 with S3's SlowDown is transient."""
     assert judge(AttemptError("SlowDown", "text", status=413)) is Verdict.TRANSIENT
-
-
-def test_backoff_doubles_to_a_minute_with_jitter() -> None:
-    rng = random.Random(1)
-    for attempts, middle in [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (50, 60), (100_000, 60)]:
-        delays = [backoff(attempts, rng) for _ in range(200)]
-        assert 0.75 * middle <= min(delays) < 0.8 * middle
-        assert 1.2 * middle < max(delays) <= 1.25 * middle
-
-
-def test_retry_after_lengthens_but_is_capped() -> None:
-    rng = random.Random(1)
-    assert 20 <= backoff(1, rng, 20) <= 22
-    assert backoff(1, rng, 0.1) >= 0.75
-    assert backoff(50, rng, 5) >= 0.75 * BACKOFF_MAX_S
-    assert RETRY_AFTER_MAX_S <= backoff(1, rng, 86400) <= 1.1 * RETRY_AFTER_MAX_S
-
-
-class Clock:
-    """A monotonic clock that goes when told."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_the_service_clock_runs_only_while_not_held() -> None:
-    clock = Clock()
-    service = ActiveClock(50.0, clock)
-    assert service.now() == 50.0
-    clock.now += 10
-    assert service.now() == 60.0
-    service.hold()
-    clock.now += 100_000
-    service.hold()
-    assert service.now() == 60.0
-    service.resume()
-    clock.now += 1
-    service.resume()
-    clock.now += 1
-    assert service.now() == 62.0

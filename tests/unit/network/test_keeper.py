@@ -185,11 +185,14 @@ async def test_a_bug_ends_the_keeper() -> None:
     async def prime(connection: Connection) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    async def keep() -> None:
         async with scripted() as server, kept(server, prime=prime) as pool:
             await answered(server, CONNECTIONS)
             await sweeps(1)
             assert pool.in_use == 0
+
+    with pytest.raises(ZeroDivisionError):
+        await keep()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from lab.keeping import Clock, ResolvingLoop, run_resolving
 from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
-from s3daemon.model.kinds import MessageId
+from s3daemon.model.record import MessageId
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, RESOLVE_EVERY_S, ConnectionPool
 
@@ -253,8 +253,12 @@ def test_the_last_addresses_stay_when_the_name_no_longer_resolves(caplog: pytest
 @in_loop
 async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Not for each connection."""
-    async with scripted() as server, pool_to(server.url, 2, congestion="nosuch") as pool:
-        async with pool.acquire() as first, pool.acquire() as second:
-            await get(first, server.url)
-            await get(second, server.url)
+    async with (
+        scripted() as server,
+        pool_to(server.url, 2, congestion="nosuch") as pool,
+        pool.acquire() as first,
+        pool.acquire() as second,
+    ):
+        await get(first, server.url)
+        await get(second, server.url)
     assert [text.startswith("congestion control nosuch") for text in caplog.messages] == [True]

@@ -1,4 +1,4 @@
-"""The body: all of the file, once, or an error before its last byte."""
+"""The body of a request: all of the file, once, or an error before its last byte."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ SIZE = 3 * CHUNK_BYTES + 1000
 
 
 class FakeProtocol:
-    """What a writer asks of its connection."""
+    """What a writer needs of its connection."""
 
     def __init__(self) -> None:
         self.transport = asyncio.Transport()
 
 
 class FakeWriter(StreamWriter):
-    """Collects what is written, and does something after the first piece of it."""
+    """Collects what is written, and calls a function after the first piece."""
 
     def __init__(self, after_first: Callable[[], None] = lambda: None) -> None:
         protocol: Any = FakeProtocol()
@@ -47,14 +47,14 @@ class FakeWriter(StreamWriter):
 
 
 class Uncached(Source):
-    """A source of whose content nothing is ever in the page cache."""
+    """A source whose content is never in the page cache."""
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
         return None
 
 
 class Dribbling(Source):
-    """A source that gives less than was asked for."""
+    """A source that returns less than was requested."""
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
         return os.pread(self.fd, min(size, 70_001), offset)
@@ -70,7 +70,7 @@ class Broken(Source):
 
 
 class LazyExecutor(ThreadPoolExecutor):
-    """Threads that take their time over hashing."""
+    """Threads that hash slowly."""
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         def lazily() -> Any:
@@ -83,12 +83,12 @@ class LazyExecutor(ThreadPoolExecutor):
 
 @pytest.fixture(params=[Source, Uncached, Dribbling], ids=lambda kind: kind.__name__)
 def kind(request: pytest.FixtureRequest) -> Iterator[type[Source]]:
-    """The ways in which a file system may give the content away."""
+    """The ways in which a file system may return the content."""
     return request.param  # type: ignore[no-any-return]
 
 
 async def sent(source: Source, *, digest: bool = True, after_first: Callable[[], None] = lambda: None) -> FakeWriter:
-    """Write it all, and close the source."""
+    """Write all of the source, and close it."""
     body = FileBody(source, digest=digest)
     writer = FakeWriter(after_first)
     try:
@@ -102,8 +102,8 @@ async def sent(source: Source, *, digest: bool = True, after_first: Callable[[],
 
 @pytest.mark.parametrize("size", [0, 1, SMALL_BYTES, SMALL_BYTES + 1, CHUNK_BYTES, CHUNK_BYTES + 1, SIZE])
 @in_loop
-async def test_all_of_it_is_sent(tmp_path: Path, kind: type[Source], size: int) -> None:
-    """The content arrives whole, whatever comes from the page cache, and its MD5 is known."""
+async def test_all_of_a_file_is_sent(tmp_path: Path, kind: type[Source], size: int) -> None:
+    """Whole, whatever is in the page cache, and its MD5 is known."""
     file = a_file(tmp_path / "file", size)
     writer = await sent(kind.open(str(file)))
     assert writer.got == file.read_bytes()
@@ -111,8 +111,8 @@ async def test_all_of_it_is_sent(tmp_path: Path, kind: type[Source], size: int) 
 
 @pytest.mark.parametrize(("offset", "size"), [(0, CHUNK_BYTES + 7), (CHUNK_BYTES - 3, 2 * CHUNK_BYTES), (SIZE - 5, 5)])
 @in_loop
-async def test_a_slice_of_it(tmp_path: Path, kind: type[Source], offset: int, size: int) -> None:
-    """A part of a file is sent from where it begins to where it ends, and its MD5 is its own."""
+async def test_a_slice_is_sent(tmp_path: Path, kind: type[Source], offset: int, size: int) -> None:
+    """From its offset to its end; the MD5 is the slice's."""
     file = a_file(tmp_path / "file", SIZE)
     source, writer = kind.open(str(file)), FakeWriter()
     body = FileBody(source, offset, size, digest=True)
@@ -124,14 +124,14 @@ async def test_a_slice_of_it(tmp_path: Path, kind: type[Source], offset: int, si
 
 
 @in_loop
-async def test_no_digest(tmp_path: Path) -> None:
-    """Where verification is off nothing is hashed."""
+async def test_without_verification_nothing_is_hashed(tmp_path: Path) -> None:
+    """The MD5 is empty then."""
     await sent(Source.open(str(a_file(tmp_path / "file", SIZE))), digest=False)
 
 
 @in_loop
 async def test_a_file_system_without_nowait() -> None:
-    """tmpfs refuses RWF_NOWAIT, or did; what lies there is sent all the same."""
+    """tmpfs refuses RWF_NOWAIT, or did; its files are sent all the same."""
     if not os.access("/dev/shm", os.W_OK):
         pytest.skip("no /dev/shm to write to")
     with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
@@ -141,8 +141,8 @@ async def test_a_file_system_without_nowait() -> None:
 
 
 @in_loop
-async def test_it_is_sent_once(tmp_path: Path) -> None:
-    """aiohttp takes it for consumed from the start; whoever sends it again gets an error."""
+async def test_a_body_is_sent_once(tmp_path: Path) -> None:
+    """It counts as consumed from the start, so that aiohttp does not send it again; a second sending is an error."""
     source = Source.open(str(a_file(tmp_path / "file", 10)))
     body = FileBody(source, digest=True)
     assert body.consumed
@@ -155,21 +155,21 @@ async def test_it_is_sent_once(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_the_start_is_told_before_the_first_byte(tmp_path: Path) -> None:
-    """Whoever watches the connection is told in time, and once."""
+async def test_on_start_is_called_before_the_first_byte(tmp_path: Path) -> None:
+    """Once, with the transport, so that the connection can be watched in time."""
     source = Source.open(str(a_file(tmp_path / "file", 10)))
     writer = FakeWriter()
-    told: list[tuple[object, int]] = []
-    body = FileBody(source, digest=True, on_start=lambda transport: told.append((transport, len(writer.got))))
+    calls: list[tuple[object, int]] = []
+    body = FileBody(source, digest=True, on_start=lambda transport: calls.append((transport, len(writer.got))))
     assert not body.finished
     await body.write_with_length(writer, None)
-    assert told == [(writer.transport, 0)]
+    assert calls == [(writer.transport, 0)]
     source.close()
 
 
 @in_loop
-async def test_what_botocore_asks(tmp_path: Path) -> None:
-    """It has a length and a position; it is there even when empty; nobody reads it behind our back."""
+async def test_what_botocore_and_aiohttp_need(tmp_path: Path) -> None:
+    """A body has a length and a position, is true even when empty, and cannot be read in other ways."""
     for size in (0, 10):
         source = Source.open(str(a_file(tmp_path / "file", size)))
         body = FileBody(source, digest=True)
@@ -206,10 +206,10 @@ def remove(file: Path) -> None:
 
 @pytest.mark.parametrize("change", [shrink, grow, rewrite, replace, remove, Path.touch])
 @in_loop
-async def test_of_a_file_that_changes_the_end_is_withheld(
+async def test_the_end_of_a_file_that_changes_is_withheld(
     tmp_path: Path, kind: type[Source], change: Callable[[Path], None]
 ) -> None:
-    """A store never gets all bytes of a mixture, and the error says what happened."""
+    """The store never gets all bytes of a mixture of two contents, and the error says what happened."""
     file = a_file(tmp_path / "file", SIZE)
     source = kind.open(str(file))
     body, writer = FileBody(source, digest=True), FakeWriter(lambda: change(file))
@@ -224,7 +224,7 @@ async def test_of_a_file_that_changes_the_end_is_withheld(
 
 @in_loop
 async def test_a_small_file_is_sent_as_it_was_opened(tmp_path: Path) -> None:
-    """Of a small file there is no mixture: all of it was read before anything was sent."""
+    """It cannot be a mixture: all of it was read before anything was sent."""
     file = a_file(tmp_path / "file", 100)
     before = file.read_bytes()
     source = Source.open(str(file))
@@ -233,8 +233,8 @@ async def test_a_small_file_is_sent_as_it_was_opened(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_a_disk_that_fails(tmp_path: Path) -> None:
-    """A read error is the file's, not the store's, and kept where aiohttp's wrapping does not hide it."""
+async def test_a_read_error(tmp_path: Path) -> None:
+    """It is the file's error, not the store's, and is kept in `error`, since aiohttp wraps what is raised."""
     source = Broken.open(str(a_file(tmp_path / "file", SIZE)))
     body = FileBody(source, digest=True)
     with pytest.raises(FileError) as caught:
@@ -244,8 +244,8 @@ async def test_a_disk_that_fails(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_it_tells_when_the_file_system_is_slow(tmp_path: Path) -> None:
-    """While a thread waits for the file system, that shows: the store is not to blame."""
+async def test_reading_shows_while_the_file_system_is_slow(tmp_path: Path) -> None:
+    """So that a stall is not taken for the store's fault."""
     source = Uncached.open(str(a_file(tmp_path / "file", SIZE)))
     body = FileBody(source, digest=False)
     shown: list[bool] = []
@@ -264,8 +264,8 @@ async def test_it_tells_when_the_file_system_is_slow(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_nothing_is_left_to_do_after_the_last_write(tmp_path: Path) -> None:
-    """aiohttp cancels the writer as soon as the answer is there: by then the MD5 must be whole."""
+async def test_the_md5_is_complete_at_the_last_write(tmp_path: Path) -> None:
+    """aiohttp cancels the writer as soon as the answer arrives."""
     file = a_file(tmp_path / "file", SIZE)
     source = Source.open(str(file))
     body = FileBody(source, digest=True)
@@ -279,6 +279,6 @@ async def test_nothing_is_left_to_do_after_the_last_write(tmp_path: Path) -> Non
 
     asyncio.get_running_loop().set_default_executor(LazyExecutor())
     await body.write_with_length(Last(), None)
-    await asyncio.sleep(0)  # for the call that came soon
+    await asyncio.sleep(0)  # for the scheduled call
     assert digests == [hashlib.md5(file.read_bytes()).hexdigest()]
     source.close()

@@ -1,4 +1,4 @@
-"""Answers: every failure gets its code, what may have arrived is marked, and nothing of the request is quoted."""
+"""Failures: each has its code, is ambiguous if the body may have arrived, and quotes nothing of the request."""
 
 from __future__ import annotations
 
@@ -21,29 +21,29 @@ REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFU
 
 
 def refusal(status: int, headers: dict[str, str] | None = None, **error: Any) -> AttemptError:
-    """What an answer means."""
+    """The error for an answer that is not a success."""
     response = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers or {}}}
     return refusal_of(botocore.exceptions.ClientError(response, "PutObject"))
 
 
 def failure(error: BaseException, *, ambiguous: bool = False, stale: bool = False) -> AttemptError:
-    """What the lack of an answer means."""
+    """The error for a request without an answer."""
     found = failure_of(error, ambiguous=ambiguous, stale=stale)
     assert isinstance(found, AttemptError)
     return found
 
 
 def test_a_refusal_has_the_stores_code_and_one_line() -> None:
-    """S3's code and message come through, with what to do; control characters and length do not."""
+    """S3's code and message, with what to do; shortened, without control characters."""
     error = refusal(404, Code="NoSuchBucket", Message="no\nsuch\x07" + "x" * 1000)
     assert (error.code, error.status, error.ambiguous, error.retry_after) == ("NoSuchBucket", 404, False, 0.0)
     assert error.text.startswith(r"the store answered 404: no\nsuch\x07xxx")
-    assert error.text.endswith("...: create the bucket, or mend the destination")
+    assert error.text.endswith("...: create the bucket, or fix the destination")
     assert len(error.text) < 300
 
 
 def test_a_refusal_without_a_code_is_named_by_its_status() -> None:
-    """What did not come from an S3 server still has a code: its status."""
+    """What did not come from an S3 server still has a code."""
     error = refusal(413)
     assert (error.code, error.status, error.text) == ("413", 413, "the store answered 413")
 
@@ -52,8 +52,8 @@ def test_a_refusal_without_a_code_is_named_by_its_status() -> None:
     ("status", "ambiguous"),
     [(400, False), (403, False), (408, False), (429, False), (500, True), (502, True), (503, False), (504, True)],
 )
-def test_only_a_status_that_tells_nothing_is_ambiguous(status: int, ambiguous: bool) -> None:
-    """What a proxy may say of a request that the store has carried out is ambiguous; a clear refusal is not."""
+def test_which_statuses_are_ambiguous(status: int, ambiguous: bool) -> None:
+    """Those that a proxy may answer though the store has carried the request out; a clear refusal is not."""
     assert refusal(status, Code="Any").ambiguous is ambiguous
 
 
@@ -72,7 +72,7 @@ def test_only_a_status_that_tells_nothing_is_ambiguous(status: int, ambiguous: b
     ],
 )
 def test_retry_after(header: str, seconds: float) -> None:
-    """Whole seconds are taken, up to an hour; anything else counts as nothing said."""
+    """Whole seconds count, up to an hour; anything else counts as no header."""
     assert refusal(503, {"retry-after": header}, Code="SlowDown").retry_after == seconds
 
 
@@ -87,7 +87,7 @@ def test_a_refusal_quotes_nothing_of_the_request() -> None:
     ("error", "code", "words"),
     [
         (aiohttp.ClientConnectorError(KEY, REFUSED), "ConnectionFailed", "Connection refused"),
-        (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not take a connection in time"),
+        (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not accept a connection in time"),
         (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")), "TLSFailed", "WRONG_VERSION"),
         (aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("expired")), "TLSRefused", "expired"),
         (aiohttp.ServerDisconnectedError(), "ConnectionClosed", "closed the connection"),
@@ -99,8 +99,8 @@ def test_a_refusal_quotes_nothing_of_the_request() -> None:
         (ValueError("what\r\never" + "x" * 1000), "BadAnswer", r"what\r\never"),
     ],
 )
-def test_failures(error: BaseException, code: str, words: str) -> None:
-    """Each way of getting no answer has a code of its own and says what happened, in one short line."""
+def test_each_failure_has_its_code(error: BaseException, code: str, words: str) -> None:
+    """And says what happened, in one short line."""
     found = failure(error)
     assert (found.code, found.status, found.ambiguous) == (code, 0, False)
     assert words in found.text
@@ -112,8 +112,8 @@ def test_failures(error: BaseException, code: str, words: str) -> None:
     "error",
     [aiohttp.ServerDisconnectedError(), ConnectionResetError(), TimeoutError(), aiohttp.ClientPayloadError("cut off")],
 )
-def test_what_may_have_arrived_is_ambiguous(error: BaseException) -> None:
-    """Once all was acknowledged, no kind of failure takes it back."""
+def test_a_failure_after_all_was_acknowledged_is_ambiguous(error: BaseException) -> None:
+    """Whatever the failure is."""
     assert failure(error, ambiguous=True).ambiguous
 
 
@@ -125,13 +125,13 @@ def test_what_may_have_arrived_is_ambiguous(error: BaseException) -> None:
         (True, True, "ConnectionClosed"),
     ],
 )
-def test_only_what_cannot_have_arrived_is_stale(ambiguous: bool, stale: bool, code: str) -> None:
-    """An idle connection that was closed under us is no one's fault, unless the object may be there."""
+def test_a_stale_connection_is_never_ambiguous(ambiguous: bool, stale: bool, code: str) -> None:
+    """An idle connection that was closed as it was used; if the object may be stored, it is an ordinary failure."""
     assert failure(aiohttp.ServerDisconnectedError(), ambiguous=ambiguous, stale=stale).code == code
 
 
 @pytest.mark.parametrize("stale", [False, True])
 @pytest.mark.parametrize("error", [FileError("FileChanged", "it changed"), AttemptError("Stalled", "still")])
-def test_our_own_errors_stay_what_they_are(error: Any, stale: bool) -> None:
-    """An error that already has our words is handed through."""
+def test_our_own_errors_are_unchanged(error: Any, stale: bool) -> None:
+    """An error of our own that was raised within the request is returned as it is."""
     assert failure_of(error, ambiguous=True, stale=stale) is error

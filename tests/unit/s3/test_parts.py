@@ -1,30 +1,36 @@
-"""Parts: large enough that there are not too many, and so many at a time that nobody else has to wait."""
+"""Parts: large enough that there are not too many, and so few at a time that no other transfer has to wait."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import os
+from pathlib import Path
 
 import pytest
+from fake_sender import FakeSender
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.sending import settings_for
+from lab.sending import a_file, failure, in_loop, settings_for
 
-from s3daemon.s3.parts import MAX_PARTS, Parts, is_for_parts, part_bytes
+from s3daemon.errors import AttemptError
+from s3daemon.model.request import Destination
+from s3daemon.model.source import Source
+from s3daemon.s3.parts import MAX_PARTS, PartSender, goes_in_parts, part_bytes, parts_at_once
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 MIB, GIB = 1 << 20, 1 << 30
 
 
 @given(st.integers(1, 50_000 * GIB), st.integers(5 * MIB, 5 * GIB))
-def test_there_are_never_too_many(size: int, wanted: int) -> None:
-    """As many as fit into S3's bound; of the size that was set wherever that does."""
+def test_there_are_never_too_many_parts(size: int, wanted: int) -> None:
+    """Parts have the size of the setting, unless S3's limit on their number makes them larger."""
     chosen = part_bytes(size, wanted)
     assert -(-size // chosen) <= MAX_PARTS
     assert chosen == wanted or (chosen > wanted and -(-size // wanted) > MAX_PARTS and chosen % MIB == 0)
 
 
 @pytest.mark.parametrize(
-    ("size", "threshold", "part", "wanted"),
+    ("size", "threshold", "part", "expected"),
     [
         (100 * MIB, 100 * MIB, 64 * MIB, False),
         (100 * MIB + 1, 100 * MIB, 64 * MIB, True),
@@ -32,61 +38,121 @@ def test_there_are_never_too_many(size: int, wanted: int) -> None:
         (64 * MIB + 1, 5 * MIB, 64 * MIB, True),
     ],
 )
-def test_what_goes_in_parts(size: int, threshold: int, part: int, wanted: bool) -> None:
-    """What is larger than the threshold, unless one part would hold all of it."""
+def test_which_files_go_in_parts(size: int, threshold: int, part: int, expected: bool) -> None:
+    """Files larger than the threshold do, unless one part would hold all of the file."""
     settings = settings_for("http://store", multipart_threshold_bytes=threshold, part_size_bytes=part)
-    assert is_for_parts(size, settings) is wanted
-
-
-@dataclass
-class FakePool:
-    """So many connections, of which so many are available."""
-
-    usable: int = 25
-    limit: int = 30
-    available_for_parts: int = 12
-
-
-@dataclass
-class FakeSending:
-    """Has a pool, and sends nothing."""
-
-    pool: FakePool
-
-
-def width(waiting: int, *, files: int = 1, limit: int = 25) -> int:
-    """How many of so many parts are started before one of them ends."""
-    pool = FakePool(usable=limit, available_for_parts=limit // 2)
-    sending: Any = FakeSending(pool)
-    parts, running = Parts(sending), 0
-    parts.files = files
-    while waiting and parts._may_start(running, waiting):
-        running, waiting, pool.available_for_parts = running + 1, waiting - 1, pool.available_for_parts - bool(running)
-    return running
+    assert goes_in_parts(size, settings) is expected
 
 
 @pytest.mark.parametrize(
     ("count", "at_once"), [(1, 1), (2, 2), (12, 12), (13, 7), (16, 8), (24, 12), (32, 11), (10_000, 12)]
 )
 def test_rounds_are_of_equal_width(count: int, at_once: int) -> None:
-    """No more than half of the connections, and no last round of a few that leave the link half empty."""
-    assert width(count) == at_once
+    """At most half of the connections, and no last round of a few parts that leave the link half empty."""
+    assert parts_at_once(count, usable=25, files=1) == at_once
 
 
 @pytest.mark.parametrize(("files", "at_once"), [(1, 12), (2, 6), (4, 3), (12, 1), (25, 1)])
 def test_several_files_share_evenly(files: int, at_once: int) -> None:
-    """Each has one in any case."""
-    assert width(10_000, files=files) == at_once
+    """Half of the connections are divided among them, and each file gets at least one."""
+    assert parts_at_once(10_000, usable=25, files=files) == at_once
 
 
-@pytest.mark.parametrize(("limit", "at_once"), [(1, 1), (2, 1), (3, 1), (4, 2), (1000, 500)])
-def test_of_few_connections_one_is_enough(limit: int, at_once: int) -> None:
-    """However many there are."""
-    assert width(10_000, limit=limit) == at_once
+@pytest.mark.parametrize(("usable", "at_once"), [(1, 1), (2, 1), (3, 1), (4, 2), (1000, 500)])
+def test_of_few_connections_a_file_gets_one(usable: int, at_once: int) -> None:
+    """Half of the connections, rounded down, but at least one."""
+    assert parts_at_once(10_000, usable=usable, files=1) == at_once
 
 
-def test_without_an_available_connection_one_part_goes() -> None:
-    """While others use the connections, a file keeps to its one, and never loses it."""
-    sending: Any = FakeSending(FakePool(available_for_parts=0))
-    parts = Parts(sending)
-    assert [parts._may_start(running, 10) for running in (0, 1)] == [True, False]
+class Upload:
+    """A file of six parts, its upload, and a sender that takes the parts."""
+
+    def __init__(self, path: Path) -> None:
+        self.source = Source.open(os.fspath(a_file(path, 60)))
+        upload = MultipartUpload("id", "http://store", "transfer", Destination("bucket", "key"), 60, "mark", 10)
+        self.open_upload = OpenUpload(upload)
+        self.sender = FakeSender()
+        self.parts = PartSender(self.sender.as_sender())
+
+    async def send(self) -> list[str]:
+        """Send the parts; the ETags in the order of their arrival."""
+        with self.parts.counted():
+            sent = await self.parts.send(self.open_upload, self.source, OpenUploads())
+        return [body.etag for body in sent]
+
+
+@pytest.fixture
+def upload(tmp_path: Path) -> Upload:
+    return Upload(tmp_path / "file")
+
+
+@in_loop
+async def test_only_parts_that_the_store_lacks_are_sent(upload: Upload) -> None:
+    """A part with a known ETag is not sent again, and each that is sent is noted with its ETag."""
+    upload.open_upload.etags = {2: "etag-2", 5: "etag-5"}
+    assert sorted(await upload.send()) == ["etag-1", "etag-3", "etag-4", "etag-6"]
+    assert upload.open_upload.etags == {number: f"etag-{number}" for number in range(1, 7)}
+
+
+@pytest.mark.parametrize(("available", "at_once"), [(0, 1), (1, 2), (12, 6)])
+@in_loop
+async def test_a_part_more_only_over_a_connection_that_is_available(
+    tmp_path: Path, available: int, at_once: int
+) -> None:
+    """While other transfers use the connections, a file keeps to its one; else it gets what is available."""
+    upload = Upload(tmp_path / "file")
+    upload.sender.pool.available_for_parts = available
+    await upload.send()
+    assert upload.sender.most_at_once == at_once
+
+
+@in_loop
+async def test_parts_in_flight_are_finished_when_one_fails(upload: Upload) -> None:
+    """The first error is raised once all that is in flight is finished; no further part is started."""
+    upload.sender.pool.available_for_parts = 2
+    upload.sender.errors = {2: [AttemptError("SlowDown", "slow", status=503, ambiguous=True)]}
+    error = await failure(upload.send())
+    assert (error.code, error.ambiguous) == ("SlowDown", False)
+    assert upload.open_upload.etags.keys() == {1, 3}
+    assert not upload.open_upload.abandoned
+
+
+@in_loop
+async def test_a_stale_connection_costs_no_attempt(upload: Upload) -> None:
+    """The part is sent again, at most once for each connection there is."""
+    stale = AttemptError("StaleConnection", "closed")
+    upload.sender.errors = {1: [stale] * 3}
+    assert "etag-1" in await upload.send()
+    upload.open_upload.etags.clear()
+    upload.sender.errors = {1: [stale] * (upload.sender.pool.limit + 1)}
+    assert (await failure(upload.send())).code == "StaleConnection"
+
+
+@pytest.mark.parametrize("code", ["NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall"])
+@in_loop
+async def test_an_unusable_upload_is_abandoned(tmp_path: Path, code: str) -> None:
+    """The attempt ends at once, without waiting for parts in flight."""
+    upload = Upload(tmp_path / "file")
+    upload.sender.errors = {1: [AttemptError(code, "no", status=404)]}
+    assert (await failure(upload.send())).code == code
+    assert upload.open_upload.abandoned
+
+
+@in_loop
+async def test_a_part_without_an_etag_does_not_count(upload: Upload) -> None:
+    """It could not be named in the completion."""
+    upload.sender.etags = {3: ""}
+    assert (await failure(upload.send())).code == "BadAnswer"
+    assert 3 not in upload.open_upload.etags
+
+
+@in_loop
+async def test_a_cancelled_attempt_cancels_its_parts(upload: Upload) -> None:
+    """No part goes on after the attempt has ended."""
+    upload.sender.hold = asyncio.Event()
+    sending = asyncio.create_task(upload.send())
+    while not upload.sender.in_flight:
+        await asyncio.sleep(0)
+    sending.cancel()
+    await asyncio.wait({sending})
+    assert (sending.cancelled(), upload.sender.in_flight) == (True, 0)

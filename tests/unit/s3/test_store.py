@@ -1,175 +1,141 @@
-"""One file to a store: what goes over the wire, what counts as stored, and what is found there."""
+"""The store over a fake sender: what is sent for a file, what is returned, and how an object is recognized."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
+import os
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
-from lab.schemes import PLAIN, Scheme, scheme_of
-from lab.scripted import (
-    Script,
-    answering,
-    etag_of,
-    hang_up_after,
-    silent_after,
-)
-from lab.sending import a_file, failure, in_loop, transfer_of
+from fake_sender import FakeSender
+from lab.sending import a_file, failure, in_loop, settings_for, transfer_of
 
+from s3daemon.errors import AttemptError, FileError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.model.source import Source
-from s3daemon.s3.store import LookupResult, Stored
+from s3daemon.network.progress import Progress
+from s3daemon.s3.store import FILE_KEY, ID_KEY, LookupResult, Store, Stored
+from s3daemon.spool.open_uploads import MultipartUpload
 
-SMALL = 3_000
-MIDDLE = 1 << 20
-LARGE = 12 << 20
-
-
-@pytest.fixture(params=["plain", "tls"])
-def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """Both ways to a store."""
-    return scheme_of(request)
+MIB = 1 << 20
+TRANSFER = Transfer("0123456789abcdef", "/f", Destination("bucket", "dir/key"), (), FileState(3000, 5, 7, 9), 0)
 
 
-@pytest.mark.parametrize("size", [0, 1, SMALL, MIDDLE, LARGE])
-@in_loop
-async def test_one_plain_put(tmp_path: Path, scheme: Scheme, size: int) -> None:
-    """One PUT with a length, an unsigned payload and the transfer's id; no Expect, no chunks; the object is whole."""
-    file = a_file(tmp_path / "file", size)
-    async with scheme.store() as (server, sender):
-        stored = await sender.put(file, "some/key")
-    (put,) = server.seen
-    assert (put.method, put.target, bytes(put.body)) == ("PUT", "/bucket/some/key", file.read_bytes())
-    assert put.headers["content-length"] == str(size)
-    assert put.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
-    assert len(put.headers["x-amz-meta-s3daemon-id"]) == 16
-    assert put.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=testkey/")
-    unwanted = ("expect", "transfer-encoding", "content-encoding", "x-amz-trailer", "x-amz-decoded-content-length")
-    assert not set(unwanted) & set(put.headers)
-    assert (stored.etag, stored.size) == (hashlib.md5(file.read_bytes()).hexdigest(), size)
-    assert stored.upload_usec > 0
-    assert stored.rtt_usec > 0
-    assert stored.connection == "new"
+@pytest.fixture
+def source(tmp_path: Path) -> Iterator[Source]:
+    opened = Source.open(os.fspath(a_file(tmp_path / "file", 100_000)))
+    yield opened
+    opened.close()
+
+
+def store_of(sender: FakeSender) -> Store:
+    """A store whose clock advances by a second each time it is read."""
+    seconds = iter(range(1000))
+    return Store(sender.as_sender(), lambda: float(next(seconds)))
 
 
 @in_loop
-async def test_the_second_goes_over_the_same_connection(tmp_path: Path, scheme: Scheme) -> None:
-    """A connection is kept and used again, and the result says so."""
-    file = a_file(tmp_path / "file", SMALL)
-    async with scheme.store() as (server, sender):
-        assert [(await sender.put(file)).connection for _ in range(3)] == ["new", "warm", "warm"]
-    assert [seen.connection.number for seen in server.seen] == [0, 0, 0]
-
-
-@pytest.mark.parametrize("size", [SMALL, LARGE])
-@in_loop
-async def test_a_wrong_etag_is_not_stored(tmp_path: Path, size: int) -> None:
-    """An ETag that is an MD5 but not that of what was sent fails the attempt."""
-    file = a_file(tmp_path / "file", size)
-    async with PLAIN.store(answering(ETag=etag_of(b"other"))) as (_, sender):
-        error = await failure(sender.put(file))
-    assert error.code == "ETagMismatch"
-    assert hashlib.md5(file.read_bytes()).hexdigest() in error.text
-
-
-@pytest.mark.parametrize("etag", ['"0123456789abcdef0123456789abcdef-2"', '"opaque"', ""])
-@in_loop
-async def test_an_etag_that_is_no_md5_says_nothing(tmp_path: Path, etag: str) -> None:
-    """What multipart uploads, encryption and other makes of stores give is not compared."""
-    async with PLAIN.store(answering(ETag=etag)) as (_, sender):
-        stored = await sender.put(a_file(tmp_path / "file", SMALL))
-    assert stored.etag == etag.strip('"')
+async def test_a_file_is_stored_by_one_put(source: Source) -> None:
+    """The object has the transfer's marks; the result has what the sender measured, and the duration."""
+    sender, transfer, progress = FakeSender(), transfer_of(source), Progress()
+    stored = await store_of(sender).put(transfer, source, failed_addresses=["192.0.2.9"], progress=progress)
+    assert stored == Stored("etag-0", 100_000, 1_000_000, 100, 1, "warm", 1, "192.0.2.1")
+    ((operation, params),) = sender.called
+    assert (operation, params["Bucket"], params["Key"]) == ("put_object", "bucket", "key")
+    assert params["Metadata"] == {ID_KEY: transfer.id, FILE_KEY: source.state.mark}
+    assert (params["failed_addresses"], params["progress"]) == (["192.0.2.9"], progress)
 
 
 @in_loop
-async def test_verification_that_is_off(tmp_path: Path) -> None:
-    """A store whose ETags look like MD5s and are none can be used."""
-    async with PLAIN.store(answering(ETag=etag_of(b"other")), verify="off") as (_, sender):
-        await sender.put(a_file(tmp_path / "file", LARGE))
+async def test_a_large_file_is_stored_in_parts(tmp_path: Path) -> None:
+    """The round-trip time is the median of the parts, the retransmits their sum, the address the last one's."""
+    settings = settings_for("http://store", multipart_threshold_bytes=5 * MIB, part_size_bytes=5 * MIB)
+    sender = FakeSender(settings)
+    sender.answers = {
+        "create_multipart_upload": {"UploadId": "id"},
+        "complete_multipart_upload": {"ETag": '"opaque"'},
+    }
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(12 * MIB)
+    large = Source.open(os.fspath(tmp_path / "large"))
+    transfer = transfer_of(large)
+    stored = await store_of(sender).put(transfer, large)
+    large.close()
+    assert stored == Stored("opaque", 12 * MIB, 1_000_000, 300, 3, "warm", 3, "192.0.2.1")
+    created = dict(sender.called)["create_multipart_upload"]
+    assert created["Metadata"] == {ID_KEY: transfer.id, FILE_KEY: large.state.mark}
 
 
 @in_loop
-async def test_an_etag_in_capitals_without_quotes(tmp_path: Path) -> None:
-    """The form is not the content."""
-    file = a_file(tmp_path / "file", SMALL)
-    async with PLAIN.store(answering(ETag=etag_of(file.read_bytes()).strip('"').upper())) as (_, sender):
-        await sender.put(file)
+async def test_a_file_that_changed_meanwhile_is_not_stored(source: Source) -> None:
+    """The store has its older content then: the attempt fails."""
+    os.truncate(source.path, 5)
+    with pytest.raises(FileError) as caught:
+        await store_of(FakeSender()).put(transfer_of(source), source)
+    assert caught.value.code == "FileChanged"
 
 
-def transfer(size: int = SMALL, key: str = "key") -> Transfer:
-    """A transfer of a file that is not looked at."""
-    return Transfer("0123456789abcdef", "/f", Destination("bucket", key), (), FileState(size, 0, 0, 0), 0)
-
-
-@in_loop
-async def test_finding_what_was_stored(tmp_path: Path) -> None:
-    """An object is this transfer's when it has its id, and the file's content as it is now; nothing else is."""
-    file = a_file(tmp_path / "file", SMALL)
-    source = Source.open(str(file))
-    async with PLAIN.store() as (_, sender):
-        ours = transfer_of(source)
-        assert await sender.store.find(ours) is LookupResult.NOT_FOUND
-        await sender.store.put(ours, source)
-        source.close()
-        assert await sender.store.find(ours) == Stored(etag_of(file.read_bytes()).strip('"'), SMALL)
-        assert await sender.store.find(transfer()) is LookupResult.NOT_FOUND
-        for other in ({"size": SMALL + 1}, {"mtime_ns": 1}, {"inode": 1}):
-            now = replace(ours.seen, **other)
-            assert await sender.store.find(replace(ours, seen=now)) is LookupResult.NOT_FOUND
-
-
-@pytest.mark.parametrize("status", [403, 405])
-@in_loop
-async def test_not_allowed_to_look(status: int) -> None:
-    """A refused HEAD says nothing of the object."""
-    async with PLAIN.store(other=answering(status)) as (_, sender):
-        assert await sender.store.find(transfer()) is LookupResult.FORBIDDEN
+MARKS = {ID_KEY: TRANSFER.id, FILE_KEY: TRANSFER.file_state.mark}
 
 
 @pytest.mark.parametrize(
-    ("script", "code"),
-    [(answering(503), "503"), (hang_up_after(), "ConnectionClosed"), (silent_after(), "NoAnswer")],
+    ("metadata", "size", "found"),
+    [
+        (MARKS, 3000, True),
+        ({ID_KEY: TRANSFER.id}, 3000, True),
+        (MARKS | {ID_KEY: "f" * 16}, 3000, False),
+        (MARKS | {FILE_KEY: "5-8"}, 3000, False),
+        (MARKS, 2999, False),
+        ({}, 3000, False),
+    ],
+    ids=["same", "without-file", "other-transfer", "other-file", "other-size", "without-marks"],
 )
 @in_loop
-async def test_no_telling(script: Script, code: str) -> None:
-    """An answer that tells nothing, or none within the limits of connecting and stalling, is an error of its own."""
-    async with PLAIN.store(other=script, connect_timeout_s=0.1) as (_, sender):
-        error = await failure(sender.store.find(transfer()))
-    assert (error.code, error.ambiguous) == (code, False)
+async def test_an_object_is_recognized_by_its_marks_and_size(metadata: dict[str, str], size: int, found: bool) -> None:
+    """It must be of this transfer and of the file as it is now. An object without the file's mark has only the id."""
+    sender = FakeSender()
+    sender.answers["head_object"] = {"Metadata": metadata, "ContentLength": size, "ETag": '"e"'}
+    expected = Stored("e", 3000) if found else LookupResult.NOT_FOUND
+    assert await store_of(sender).find(TRANSFER) == expected
+    assert sender.called == [("head_object", {"Bucket": "bucket", "Key": "dir/key"})]
 
 
-KEYS = [
-    "".join(chr(c) for c in range(0x20, 0x7F)),
-    " leading and trailing ",
-    "a//b///c/",
-    "/leading",
-    "100%/%2F%41/+",
-    "ü/日本語/\U0001f600",
-    "a/../b/./c/..",
-    "..",
-    "?query=1&b#fragment",
-    "x" * 1024,
-]
-
-
-@pytest.mark.parametrize("key", KEYS, ids=lambda key: key[:12])
+@pytest.mark.parametrize(
+    ("etag", "parts"), [("0" * 32 + "-12", 12), ("0" * 32, 1), ("x" * 32 + "-12", 1), ("0" * 32 + "-123456", 1)]
+)
 @in_loop
-async def test_keys_go_over_the_wire_exactly(tmp_path: Path, key: str) -> None:
-    """Every printable character, dots, doubled slashes: what the server unquotes is the key and nothing else."""
-    async with PLAIN.store() as (server, sender):
-        await sender.put(a_file(tmp_path / "file", 1), key, bucket="tenant:bucket")
-    bucket, _, found = server.seen[0].target.removeprefix("/").partition("/")
-    assert (unquote(bucket), unquote(found)) == ("tenant:bucket", key)
+async def test_the_etag_tells_the_number_of_parts(etag: str, parts: int) -> None:
+    """As far as it has S3's form."""
+    sender = FakeSender()
+    sender.answers["head_object"] = {"Metadata": MARKS, "ContentLength": 3000, "ETag": f'"{etag}"'}
+    assert await store_of(sender).find(TRANSFER) == Stored(etag, 3000, parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("status", "result"),
+    [(404, LookupResult.NOT_FOUND), (403, LookupResult.FORBIDDEN), (405, LookupResult.FORBIDDEN)],
+)
+@in_loop
+async def test_a_lookup_that_finds_nothing(status: int, result: LookupResult) -> None:
+    """No object and no permission to look are different results: only the first is certain."""
+    sender = FakeSender()
+    sender.answers["head_object"] = AttemptError(str(status), "no", status=status)
+    assert await store_of(sender).find(TRANSFER) is result
 
 
 @in_loop
-async def test_uploads_at_once_keep_to_their_own(tmp_path: Path) -> None:
-    """Ten at once over three connections: each object is its own file, and no more than three connections are made."""
-    files = [a_file(tmp_path / f"file{n}", SMALL + n) for n in range(10)]
-    async with PLAIN.store(max_connections=3) as (server, sender):
-        await asyncio.gather(*(sender.put(file, file.name) for file in files))
-    assert len(server.connections) == 3
-    assert server.objects == {f"/bucket/{file.name}": file.read_bytes() for file in files}
+async def test_a_lookup_without_a_clear_answer_is_an_error() -> None:
+    """It must be tried again."""
+    sender = FakeSender()
+    sender.answers["head_object"] = AttemptError("503", "no", status=503)
+    assert (await failure(store_of(sender).find(replace(TRANSFER, tags=("x",))))).status == 503
+
+
+@in_loop
+async def test_an_upload_is_aborted_by_its_id() -> None:
+    """Bucket, key and id are the upload's own."""
+    sender = FakeSender()
+    upload = MultipartUpload("id", "http://store", TRANSFER.id, TRANSFER.destination, 10, "mark", 5)
+    await store_of(sender).abort(upload)
+    assert sender.called == [("abort_multipart_upload", {"Bucket": "bucket", "Key": "dir/key", "UploadId": "id"})]

@@ -67,7 +67,7 @@ def test_an_invalid_row_is_refused(column: str, value: object) -> None:
 
 
 def test_an_update_changes_the_tags_and_the_file_state_only() -> None:
-    joined = dataclasses.replace(TRANSFER, tags=("a", "b"), seen=FileState(1, 2, 3, 4))
+    joined = dataclasses.replace(TRANSFER, tags=("a", "b"), file_state=FileState(1, 2, 3, 4))
     row = dict(zip(COLUMNS.split(", "), to_row(ENTRY), strict=True))
     assert from_row(tuple({**row, **file_columns(joined)}.values())) == dataclasses.replace(ENTRY, transfer=joined)
 

@@ -11,8 +11,7 @@ from lab.scripted import refusing, scripted
 from lab.sending import a_file, failure, in_loop, sending, settings_for
 
 from s3daemon.network.keeper import PRIMED_BYTES, SWEEP_S
-from s3daemon.s3.endpoint import Endpoint
-from s3daemon.s3.prime import Primer
+from s3daemon.s3.endpoint import Endpoint, Primer
 
 PREFIX = "scratch/prime-"
 
@@ -25,15 +24,15 @@ def scheme(request: pytest.FixtureRequest) -> Scheme:
 
 @in_loop
 async def test_an_object_for_each_connection(scheme: Scheme) -> None:
-    """Its key has the number of the connection, so that no object is written twice at once; the same the next time."""
+    """Its key has the connection's number, so that no object is written twice at once; the same the next time."""
     async with scheme.store(max_connections=2, prime=PREFIX) as (server, sender):
         settings = settings_for(server.url, prime=PREFIX)
-        primer = Primer(settings, sender.store.sending)
+        primer = Primer(settings, sender.store.sender)
         for _ in range(2):
             for connection in sender.pool.idle():
                 with sender.pool.maintain(connection):
                     await sender.pool.assign_address(connection)
-                    await primer.widen(connection)
+                    await primer.prime(connection)
                 assert connection.acked_bytes() >= PRIMED_BYTES
         assert [put.target for put in server.puts] == ["/scratch/prime-0", "/scratch/prime-1"] * 2
         assert {len(put.body) for put in server.puts} == {PRIMED_BYTES}
@@ -47,7 +46,7 @@ async def test_refused() -> None:
         async with sending(settings) as sender:
             (connection,) = sender.pool.idle()
             await sender.pool.assign_address(connection)
-            assert (await failure(Primer(settings, sender.store.sending).widen(connection))).code == "NoSuchBucket"
+            assert (await failure(Primer(settings, sender.store.sender).prime(connection))).code == "NoSuchBucket"
 
 
 @in_loop

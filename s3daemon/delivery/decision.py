@@ -1,0 +1,161 @@
+"""What follows from a failed attempt: whether the transfer has failed for good, and if not, when and where it is tried.
+
+Pure: `decide` takes the error and the state of the transfer, and returns a `Decision` that the uploader carries out.
+`model.verdict` classifies errors one by one; here the history of the transfer is added:
+
+    error                                              transfer                     endpoint    next attempt
+    -----                                              --------                     --------    ------------
+    the address is to blame, another one is enabled    stays as it is               NO_FINDING  at once, not to that one
+    a connection closed before the request arrived     stays as it is               NO_FINDING  at once
+    the same, twice in a row                           backlog                      NO_FINDING  after the back-off
+    transient, the endpoint is to blame                backlog                      FAILING     after the back-off
+    transient, another answer of the store             backlog                      SERVING     after the back-off
+    permanent                                          failed                       SERVING     none
+    keys, account, quota, TLS                          backlog                      REFUSING    after the back-off
+    a file that changes or cannot be read              backlog                      NO_FINDING  after the back-off
+    another error of a file, early after the start     backlog                      NO_FINDING  after the back-off
+    another error of a file                            failed                       NO_FINDING  none
+    any that is not permanent, past the retry limit    failed, "given up after ..." as above    none
+
+Every time is a difference in seconds, so a wall clock that steps or was wrong at boot neither expires nor delays
+anything.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import Enum
+
+from s3daemon.errors import AttemptError, Code, FileError
+from s3daemon.model.verdict import Verdict, blames_endpoint, judge
+
+#: A hook that waits gives up after 30 s, so the second and third attempt must come within seconds.
+BACKOFF_FIRST_S = 1.0
+#: There is about one exposure a minute: a longer delay would make data late for nothing.
+BACKOFF_MAX_S = 60.0
+#: A store's Retry-After is respected, but a proxy that says "tomorrow" does not stop a night's transfers.
+RETRY_AFTER_MAX_S = 300.0
+#: After a start a file may be missing because its file system is mounted late; after this long it does not exist.
+FILE_GRACE_S = 3600.0
+#: Errors of a file that may be over at any moment.
+_PASSING = (Code.FILE_CHANGED, Code.READ_FAILED)
+
+
+class Finding(Enum):
+    """What a failed attempt says about the endpoint as a whole."""
+
+    NO_FINDING = "it was not asked, or something else is to blame"
+    SERVING = "it answered, and accepted the keys"
+    FAILING = "it does not answer, or cannot serve"
+    REFUSING = "it would refuse all transfers: the queue must be held"
+
+
+@dataclass(frozen=True, slots=True)
+class LastError:
+    """The error of the last attempt, as it is recorded.
+
+    Args:
+        code: the stable word; empty when there was no error.
+        text: one line for people.
+        address: the store's address where it failed; empty when none was reached.
+    """
+
+    code: str = ""
+    text: str = ""
+    address: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FailureState:
+    """The state of a transfer whose attempt has failed.
+
+    Args:
+        attempts: made so far, the failed one included.
+        previous_code: of the error before this one; empty when there was none.
+        failed_addresses: where attempts failed, one directly after the other.
+        active_s: seconds since acceptance in which the daemon ran and the queue was not held.
+        retry_for_s: the limit of `active_s`.
+        uptime_s: seconds since this process started.
+    """
+
+    attempts: int
+    previous_code: str
+    failed_addresses: frozenset[str]
+    active_s: float
+    retry_for_s: float
+    uptime_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What is done after a failed attempt.
+
+    Args:
+        error: what is recorded.
+        endpoint: what the attempt says about the endpoint.
+        final: the transfer has failed for good; the fields below are then without meaning.
+        delay_s: seconds until the next attempt.
+        backlog: the transfer belongs to the backlog from now on, behind fresh ones.
+        failed_addresses: addresses that the next attempt avoids if another one is enabled.
+    """
+
+    error: LastError
+    endpoint: Finding
+    final: bool = False
+    delay_s: float = 0.0
+    backlog: bool = False
+    failed_addresses: frozenset[str] = frozenset()
+
+
+def decide(error: AttemptError | FileError, state: FailureState, rng: random.Random) -> Decision:
+    """Return what follows from a failed attempt.
+
+    Args:
+        error: why it failed.
+        state: of the transfer.
+        rng: jitter of the delay.
+    """
+    recorded = LastError(error.code, error.text, error.address)
+    verdict, endpoint = _verdict(error, state), _finding(error)
+    if verdict is Verdict.PERMANENT:
+        return Decision(recorded, endpoint, final=True)
+    if state.active_s > state.retry_for_s:
+        text = f"given up after {state.attempts} attempts; the last error: {error.text}"
+        return Decision(LastError(error.code, text, recorded.address), endpoint, final=True)
+    if error.other_address:  # each address once, then the back-off
+        return Decision(recorded, endpoint, failed_addresses=state.failed_addresses | {error.address})
+    stale_again = error.code == state.previous_code
+    if error.code == Code.STALE_CONNECTION and not stale_again:  # a closed one says nothing against another one
+        return Decision(recorded, endpoint, failed_addresses=state.failed_addresses)
+    retry_after = error.retry_after
+    return Decision(recorded, endpoint, delay_s=backoff(state.attempts, rng, retry_after), backlog=True)
+
+
+def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:
+    if isinstance(error, AttemptError):
+        return judge(error)
+    passing = error.code in _PASSING or state.uptime_s < FILE_GRACE_S
+    return Verdict.TRANSIENT if passing else Verdict.PERMANENT
+
+
+def _finding(error: AttemptError | FileError) -> Finding:
+    if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.other_address:
+        return Finding.NO_FINDING
+    if judge(error) is Verdict.HOLD:
+        return Finding.REFUSING
+    if blames_endpoint(error):
+        return Finding.FAILING
+    return Finding.SERVING if error.status else Finding.NO_FINDING
+
+
+def backoff(attempts: int, rng: random.Random, retry_after: float = 0.0) -> float:
+    """Return the delay in seconds after the failed attempt number `attempts` (1 is the first).
+
+    It doubles from `BACKOFF_FIRST_S` to `BACKOFF_MAX_S`, each a quarter more or less, so that nine hosts that failed
+    together do not try again together. `retry_after` (seconds, what the store asked for) lengthens it, up to
+    `RETRY_AFTER_MAX_S`.
+    """
+    doublings = min(max(attempts, 1) - 1, 16)  # 2**16 s is far over the maximum; bounded, since 2.0**1024 overflows
+    delay = min(BACKOFF_FIRST_S * 2.0**doublings, BACKOFF_MAX_S) * rng.uniform(0.75, 1.25)
+    return max(delay, min(retry_after, RETRY_AFTER_MAX_S) * rng.uniform(1.0, 1.1))

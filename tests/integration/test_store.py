@@ -1,0 +1,175 @@
+"""One file to a scripted server: what goes over the wire, what counts as stored, and what is found."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from lab.schemes import PLAIN, Scheme, scheme_of
+from lab.scripted import (
+    Script,
+    answering,
+    etag_of,
+    hang_up_after,
+    silent_after,
+)
+from lab.sending import a_file, failure, in_loop, transfer_of
+
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.model.source import Source
+from s3daemon.s3.store import LookupResult, Stored
+
+SMALL = 3_000
+MIDDLE = 1 << 20
+LARGE = 12 << 20
+
+
+@pytest.fixture(params=["plain", "tls"])
+def scheme(request: pytest.FixtureRequest) -> Scheme:
+    """HTTP and HTTPS."""
+    return scheme_of(request)
+
+
+@pytest.mark.parametrize("size", [0, 1, SMALL, MIDDLE, LARGE])
+@in_loop
+async def test_one_plain_put(tmp_path: Path, scheme: Scheme, size: int) -> None:
+    """One PUT with a length, an unsigned payload and the transfer's id; no Expect, no chunks; the object is whole."""
+    file = a_file(tmp_path / "file", size)
+    async with scheme.store() as (server, sender):
+        stored = await sender.put(file, "some/key")
+    (put,) = server.seen
+    assert (put.method, put.target, bytes(put.body)) == ("PUT", "/bucket/some/key", file.read_bytes())
+    assert put.headers["content-length"] == str(size)
+    assert put.headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
+    assert len(put.headers["x-amz-meta-s3daemon-id"]) == 16
+    assert put.headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=testkey/")
+    unwanted = ("expect", "transfer-encoding", "content-encoding", "x-amz-trailer", "x-amz-decoded-content-length")
+    assert not set(unwanted) & set(put.headers)
+    assert (stored.etag, stored.size) == (hashlib.md5(file.read_bytes()).hexdigest(), size)
+    assert stored.upload_usec > 0
+    assert stored.rtt_usec > 0
+    assert stored.connection == "new"
+
+
+@in_loop
+async def test_a_connection_is_used_again(tmp_path: Path, scheme: Scheme) -> None:
+    """The result says whether it was new or warm."""
+    file = a_file(tmp_path / "file", SMALL)
+    async with scheme.store() as (server, sender):
+        assert [(await sender.put(file)).connection for _ in range(3)] == ["new", "warm", "warm"]
+    assert [seen.connection.number for seen in server.seen] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE])
+@in_loop
+async def test_a_wrong_etag_is_not_stored(tmp_path: Path, size: int) -> None:
+    """An ETag that is an MD5 but not that of what was sent fails the attempt."""
+    file = a_file(tmp_path / "file", size)
+    async with PLAIN.store(answering(ETag=etag_of(b"other"))) as (_, sender):
+        error = await failure(sender.put(file))
+    assert error.code == "ETagMismatch"
+    assert hashlib.md5(file.read_bytes()).hexdigest() in error.text
+
+
+@pytest.mark.parametrize("etag", ['"0123456789abcdef0123456789abcdef-2"', '"opaque"', ""])
+@in_loop
+async def test_an_etag_that_is_not_an_md5_is_not_compared(tmp_path: Path, etag: str) -> None:
+    """Multipart uploads, encryption and some stores give such ETags."""
+    async with PLAIN.store(answering(ETag=etag)) as (_, sender):
+        stored = await sender.put(a_file(tmp_path / "file", SMALL))
+    assert stored.etag == etag.strip('"')
+
+
+@in_loop
+async def test_verification_can_be_disabled(tmp_path: Path) -> None:
+    """For a store whose ETags look like MD5s and are not."""
+    async with PLAIN.store(answering(ETag=etag_of(b"other")), verify="off") as (_, sender):
+        await sender.put(a_file(tmp_path / "file", LARGE))
+
+
+@in_loop
+async def test_an_etag_in_capitals_without_quotes(tmp_path: Path) -> None:
+    """It is compared all the same."""
+    file = a_file(tmp_path / "file", SMALL)
+    async with PLAIN.store(answering(ETag=etag_of(file.read_bytes()).strip('"').upper())) as (_, sender):
+        await sender.put(file)
+
+
+def transfer(size: int = SMALL, key: str = "key") -> Transfer:
+    """A transfer whose file is not read."""
+    return Transfer("0123456789abcdef", "/f", Destination("bucket", key), (), FileState(size, 0, 0, 0), 0)
+
+
+@in_loop
+async def test_finding_what_was_stored(tmp_path: Path) -> None:
+    """An object is this transfer's when it has its id, and the file's content as it is now; nothing else is."""
+    file = a_file(tmp_path / "file", SMALL)
+    source = Source.open(str(file))
+    async with PLAIN.store() as (_, sender):
+        ours = transfer_of(source)
+        assert await sender.store.find(ours) is LookupResult.NOT_FOUND
+        await sender.store.put(ours, source)
+        source.close()
+        assert await sender.store.find(ours) == Stored(etag_of(file.read_bytes()).strip('"'), SMALL)
+        assert await sender.store.find(transfer()) is LookupResult.NOT_FOUND
+        for other in ({"size": SMALL + 1}, {"mtime_ns": 1}, {"inode": 1}):
+            now = replace(ours.seen, **other)
+            assert await sender.store.find(replace(ours, file_state=now)) is LookupResult.NOT_FOUND
+
+
+@pytest.mark.parametrize("status", [403, 405])
+@in_loop
+async def test_a_lookup_that_is_forbidden(status: int) -> None:
+    """A refused HEAD does not say whether there is an object."""
+    async with PLAIN.store(other=answering(status)) as (_, sender):
+        assert await sender.store.find(transfer()) is LookupResult.FORBIDDEN
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [(answering(503), "503"), (hang_up_after(), "ConnectionClosed"), (silent_after(), "NoAnswer")],
+)
+@in_loop
+async def test_a_lookup_without_a_clear_answer(script: Script, code: str) -> None:
+    """An unclear answer, or none within the limits of connecting and stalling, is an error."""
+    async with PLAIN.store(other=script, connect_timeout_s=0.1) as (_, sender):
+        error = await failure(sender.store.find(transfer()))
+    assert (error.code, error.ambiguous) == (code, False)
+
+
+KEYS = [
+    "".join(chr(c) for c in range(0x20, 0x7F)),
+    " leading and trailing ",
+    "a//b///c/",
+    "/leading",
+    "100%/%2F%41/+",
+    "ü/日本語/\U0001f600",
+    "a/../b/./c/..",
+    "..",
+    "?query=1&b#fragment",
+    "x" * 1024,
+]
+
+
+@pytest.mark.parametrize("key", KEYS, ids=lambda key: key[:12])
+@in_loop
+async def test_keys_go_over_the_wire_exactly(tmp_path: Path, key: str) -> None:
+    """Every printable character, dots, doubled slashes: what the server unquotes is the key and nothing else."""
+    async with PLAIN.store() as (server, sender):
+        await sender.put(a_file(tmp_path / "file", 1), key, bucket="tenant:bucket")
+    bucket, _, found = server.seen[0].target.removeprefix("/").partition("/")
+    assert (unquote(bucket), unquote(found)) == ("tenant:bucket", key)
+
+
+@in_loop
+async def test_concurrent_uploads_are_not_mixed_up(tmp_path: Path) -> None:
+    """Ten at once over three connections: each object is its own file, and no fourth connection is made."""
+    files = [a_file(tmp_path / f"file{n}", SMALL + n) for n in range(10)]
+    async with PLAIN.store(max_connections=3) as (server, sender):
+        await asyncio.gather(*(sender.put(file, file.name) for file in files))
+    assert len(server.connections) == 3
+    assert server.objects == {f"/bucket/{file.name}": file.read_bytes() for file in files}

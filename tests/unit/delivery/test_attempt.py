@@ -1,0 +1,226 @@
+"""One attempt: what it asks of the store, and what it leaves for the next attempt to know."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fakes import FakeSpool, FakeStore, House, fly
+
+from s3daemon.delivery.attempt import LATE_ARRIVAL_S
+from s3daemon.delivery.schedule import QueuedTransfer
+from s3daemon.errors import AttemptError, FileError, SpoolError
+from s3daemon.model.request import FileState, Transfer
+from s3daemon.network.progress import Progress
+from s3daemon.s3.store import Stored
+
+
+class Bench:
+    """Attempts with fake collaborators."""
+
+    def __init__(self, spool: FakeSpool | None = None) -> None:
+        self.house = House(spool=spool)
+        self.store, self.spool, self.files = self.house.store, self.house.spool, self.house.files
+
+    def accepted(self, file: str = "/f", *, attempt_started: bool = True) -> QueuedTransfer:
+        """Return a transfer as it is when its first attempt starts."""
+        source = self.files.open(file)
+        transfer = Transfer.accept(self.house.request(file=file), source.state, 0)
+        return QueuedTransfer(1, transfer, 0.0, 0.0, source=source, attempt_started=attempt_started)
+
+    def make(self, queued: QueuedTransfer) -> Coroutine[Any, Any, Stored]:
+        return self.house.attempts.make(queued, Progress())
+
+
+def on_bench(test: Callable[[Bench], Awaitable[None]], spool: FakeSpool | None = None) -> None:
+    async def main() -> None:
+        await test(Bench(spool))
+
+    fly(main)
+
+
+LOST = AttemptError("NoAnswer", "no answer", ambiguous=True)
+
+
+def test_the_file_opened_at_acceptance_is_sent_and_opened_anew_after_that() -> None:
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted()
+        bench.files.missing.add("/f")
+        assert (await bench.make(queued)).size == 3000
+        assert (queued.attempts, queued.source) == (1, None)
+        with pytest.raises(FileError, match="no such file"):
+            await bench.make(queued)
+        assert queued.attempts == 2
+
+    on_bench(test)
+
+
+def test_the_spool_is_notified_before_anything_is_sent() -> None:
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted(attempt_started=False)
+        making = asyncio.create_task(bench.make(queued))
+        await asyncio.sleep(0.5 * bench.store.seconds)
+        assert bench.store.in_flight
+        assert bench.spool.started == [queued.transfer.id]
+        await making
+        assert queued.attempt_started
+        await bench.make(queued)
+        assert len(bench.spool.started) == 1, "the spool has it already"
+
+    on_bench(test)
+
+
+def test_a_full_disk_stops_no_accepted_transfer() -> None:
+    class FullSpool(FakeSpool):
+        async def start_attempt(self, transfer_id: str) -> None:
+            raise SpoolError("SpoolFull", "no space")
+
+    async def test(bench: Bench) -> None:
+        assert await bench.make(bench.accepted(attempt_started=False))
+
+    on_bench(test, FullSpool())
+
+
+def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now() -> None:
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted()
+        queued.source = None
+        await bench.spool.add(queued.transfer, 0.0, attempt_started=True)
+        queued.outcome_unknown = True
+        bench.files.sizes["/f"] = 5000
+        assert (await bench.make(queued)).size == 5000
+        assert queued.file_changed
+        assert queued.transfer.file_state == FileState(5000, 1, 1, 1)
+        assert bench.spool.rows[queued.transfer.id].transfer == queued.transfer, "the spool has the new state too"
+        assert not bench.store.finds, "what an earlier attempt sent is not what is there now"
+
+    on_bench(test)
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+def test_after_an_unknown_outcome_the_object_is_looked_up(arrived: bool) -> None:
+    """If it is there, it is not sent a second time."""
+
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted()
+        bench.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await bench.make(queued)
+        assert queued.outcome_unknown
+        if arrived:
+            bench.store.objects[queued.transfer.destination] = queued.transfer.id
+        bench.store.answer = lambda _: None
+        assert await bench.make(queued)
+        assert bench.store.finds == [queued.transfer.id]
+        assert len(bench.store.puts) == (1 if arrived else 2)
+
+    on_bench(test)
+
+
+def test_an_error_with_a_known_outcome_leaves_nothing_to_look_up() -> None:
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted()
+        bench.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503)
+        with pytest.raises(AttemptError):
+            await bench.make(queued)
+        assert not queued.outcome_unknown
+
+    on_bench(test)
+
+
+def test_a_transfer_whose_file_was_removed_after_it_was_stored_is_stored() -> None:
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted()
+        queued.source, queued.outcome_unknown = None, True
+        bench.files.missing.add("/f")
+        with pytest.raises(FileError):
+            await bench.make(queued)
+        bench.store.objects[queued.transfer.destination] = queued.transfer.id
+        assert await bench.make(queued)
+        assert not bench.store.puts
+
+    on_bench(test)
+
+
+def test_addresses_that_failed_are_avoided() -> None:
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted()
+        queued.failed_addresses = frozenset({"192.0.2.1"})
+        await bench.make(queued)
+        assert bench.store.avoided == [{"192.0.2.1"}]
+
+    on_bench(test)
+
+
+def test_a_late_arrival_of_an_older_transfer_is_noticed() -> None:
+    """The attempt fails, so that the newer content is sent again; once that is found, it is not looked up again."""
+
+    async def test(bench: Bench) -> None:
+        older, newer = bench.accepted("/old"), bench.accepted("/new")
+        bench.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await bench.make(older)
+        bench.store.answer = lambda _: None
+        making = asyncio.create_task(bench.make(newer))
+        await asyncio.sleep(1.5 * bench.store.seconds)  # it is stored, and being looked up
+        bench.store.objects[older.transfer.destination] = older.transfer.id
+        with pytest.raises(AttemptError) as caught:
+            await making
+        assert caught.value.code == "Overwritten"
+        assert await bench.make(newer)
+        assert len(bench.store.finds) == 2
+        assert await bench.make(newer)
+        assert len(bench.store.finds) == 2
+
+    on_bench(test)
+
+
+def test_a_late_arrival_is_not_expected_for_ever() -> None:
+    async def test(bench: Bench) -> None:
+        older, newer = bench.accepted("/old"), bench.accepted("/new")
+        bench.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await bench.make(older)
+        bench.store.answer = lambda _: None
+        await asyncio.sleep(LATE_ARRIVAL_S)
+        assert await bench.make(newer)
+        assert not bench.store.finds
+
+    on_bench(test)
+
+
+def test_a_bug_counts_as_a_failure_with_an_unknown_outcome(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted()
+
+        def answer(_: object) -> None:
+            raise ZeroDivisionError
+
+        bench.store.answer = answer
+        with pytest.raises(AttemptError) as caught:
+            await bench.make(queued)
+        assert (caught.value.code, caught.value.text) == ("Internal", "a bug: ZeroDivisionError")
+        assert queued.outcome_unknown
+
+    on_bench(test)
+    assert "a bug in an attempt of" in caplog.text
+
+
+def test_an_attempt_ends_at_the_store_where_it_started() -> None:
+    """A reload with another endpoint counts from the next attempt on."""
+
+    async def test(bench: Bench) -> None:
+        queued = bench.accepted()
+        queued.outcome_unknown = True
+        making = asyncio.create_task(bench.make(queued))
+        await asyncio.sleep(0.5 * bench.store.seconds)  # it looks for the object
+        bench.house.store = FakeStore()
+        await making
+        assert (len(bench.store.puts), len(bench.house.store.puts)) == (1, 0)
+        await bench.make(replace(queued))
+        assert (len(bench.store.puts), len(bench.house.store.puts)) == (1, 1)
+
+    on_bench(test)

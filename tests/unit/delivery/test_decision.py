@@ -1,0 +1,127 @@
+"""What follows from a failed attempt: the table in the module's docstring, row by row."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+
+import pytest
+
+from s3daemon.delivery.decision import (
+    BACKOFF_MAX_S,
+    FILE_GRACE_S,
+    RETRY_AFTER_MAX_S,
+    FailureState,
+    Finding,
+    LastError,
+    backoff,
+    decide,
+)
+from s3daemon.errors import AttemptError, FileError
+
+DAY_S = 86400.0
+FIRST = FailureState(
+    attempts=1, previous_code="", failed_addresses=frozenset(), active_s=1.0, retry_for_s=7 * DAY_S, uptime_s=DAY_S
+)
+"""A transfer whose first attempt has failed, a day after the daemon's start."""
+
+NO_FINDING, SERVING, FAILING, REFUSING = Finding.NO_FINDING, Finding.SERVING, Finding.FAILING, Finding.REFUSING
+DOWN = AttemptError("ConnectionFailed", "refused")
+BUSY = AttemptError("SlowDown", "busy", status=503)
+STALE = AttemptError("StaleConnection", "closed")
+DENIED = AttemptError("AccessDenied", "denied", status=403)
+BAD_KEY = AttemptError("InvalidAccessKeyId", "unknown key", status=403)
+MISSING = FileError("NoSuchFile", "/f: no such file")
+
+
+def at(address: str, *, other_serves: bool) -> AttemptError:
+    """Return an error of one of the store's addresses."""
+    return AttemptError("SlowDown", "busy", status=503, address=address, other_address=other_serves)
+
+
+@dataclass
+class Row:
+    """A failure, and what is expected to follow. Seconds are those of the delay without jitter."""
+
+    error: AttemptError | FileError
+    state: FailureState
+    endpoint: Finding
+    final: bool = False
+    seconds: float = 0.0
+    backlog: bool = False
+    avoided: frozenset[str] = frozenset()
+
+
+TWO_FAILED = replace(FIRST, attempts=3, failed_addresses=frozenset("ab"))
+TABLE = {
+    "the address is to blame": Row(at("a", other_serves=True), FIRST, NO_FINDING, avoided=frozenset("a")),
+    "the third address is to blame": Row(at("c", other_serves=True), TWO_FAILED, NO_FINDING, avoided=frozenset("abc")),
+    "the last address is to blame": Row(at("c", other_serves=False), TWO_FAILED, FAILING, seconds=4.0, backlog=True),
+    "a closed connection": Row(STALE, FIRST, NO_FINDING),
+    "a closed connection after an address": Row(STALE, TWO_FAILED, NO_FINDING, avoided=frozenset("ab")),
+    "a closed connection after another error": Row(STALE, replace(FIRST, previous_code="SlowDown"), NO_FINDING),
+    "two closed connections in a row": Row(
+        STALE, replace(FIRST, attempts=2, previous_code="StaleConnection"), NO_FINDING, seconds=2.0, backlog=True
+    ),
+    "no answer": Row(DOWN, FIRST, FAILING, seconds=1.0, backlog=True),
+    "the store is overloaded": Row(BUSY, FIRST, FAILING, seconds=1.0, backlog=True),
+    "the same error again": Row(BUSY, replace(FIRST, attempts=5, previous_code="SlowDown"), FAILING, False, 16.0, True),
+    "a code that is new to us": Row(AttemptError("New", "?", status=409), FIRST, SERVING, seconds=1.0, backlog=True),
+    "a late arrival": Row(AttemptError("Overwritten", "older"), FIRST, FAILING, seconds=1.0, backlog=True),
+    "permanent": Row(DENIED, FIRST, SERVING, final=True),
+    "bad keys": Row(BAD_KEY, FIRST, REFUSING, seconds=1.0, backlog=True),
+    "TLS refused, without an answer": Row(AttemptError("TLSRefused", "no"), FIRST, REFUSING, seconds=1.0, backlog=True),
+    "a missing file": Row(MISSING, FIRST, NO_FINDING, final=True),
+    "a missing file early after the start": Row(
+        MISSING, replace(FIRST, uptime_s=FILE_GRACE_S - 1), NO_FINDING, seconds=1.0, backlog=True
+    ),
+    "a file that changes": Row(FileError("FileChanged", "changed"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
+    "a file that cannot be read": Row(FileError("ReadFailed", "I/O"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
+    "at the retry limit": Row(BUSY, replace(FIRST, active_s=7 * DAY_S), FAILING, seconds=1.0, backlog=True),
+    "past the retry limit": Row(BUSY, replace(FIRST, active_s=7 * DAY_S + 1), FAILING, final=True),
+    "bad keys past the retry limit": Row(BAD_KEY, replace(FIRST, active_s=8 * DAY_S), REFUSING, final=True),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
+def test_each_failure_has_its_consequence(row: Row) -> None:
+    decision = decide(row.error, row.state, random.Random(1))
+    assert decision.endpoint is row.endpoint
+    assert decision.final is row.final
+    assert 0.75 * row.seconds <= decision.delay_s <= 1.25 * row.seconds
+    assert decision.backlog is row.backlog
+    assert decision.failed_addresses == row.avoided
+
+
+def test_the_error_is_recorded_with_its_address() -> None:
+    error = decide(at("192.0.2.1", other_serves=False), FIRST, random.Random(1)).error
+    assert error == LastError("SlowDown", "busy", "192.0.2.1")
+    assert decide(MISSING, FIRST, random.Random(1)).error == LastError("NoSuchFile", "/f: no such file")
+
+
+def test_past_the_retry_limit_the_record_says_so() -> None:
+    late = replace(FIRST, attempts=99, active_s=8 * DAY_S)
+    error = decide(BUSY, late, random.Random(1)).error
+    assert error == LastError("SlowDown", "given up after 99 attempts; the last error: busy")
+    assert decide(DENIED, late, random.Random(1)).error.text == "denied", "it is permanent anyway"
+
+
+def test_a_store_that_asks_for_time_gets_it() -> None:
+    error = AttemptError("SlowDown", "busy", status=503, retry_after=120.0)
+    assert 120.0 <= decide(error, FIRST, random.Random(1)).delay_s <= 132.0
+
+
+def test_the_back_off_doubles_to_a_minute_with_jitter() -> None:
+    rng = random.Random(1)
+    for attempts, middle in [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (50, 60), (100_000, 60)]:
+        delays = [backoff(attempts, rng) for _ in range(200)]
+        assert 0.75 * middle <= min(delays) < 0.8 * middle
+        assert 1.2 * middle < max(delays) <= 1.25 * middle
+
+
+def test_retry_after_lengthens_the_back_off_up_to_a_maximum() -> None:
+    rng = random.Random(1)
+    assert 20 <= backoff(1, rng, 20) <= 22
+    assert backoff(1, rng, 0.1) >= 0.75
+    assert backoff(50, rng, 5) >= 0.75 * BACKOFF_MAX_S
+    assert RETRY_AFTER_MAX_S <= backoff(1, rng, 86400) <= 1.1 * RETRY_AFTER_MAX_S

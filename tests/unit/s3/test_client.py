@@ -1,0 +1,116 @@
+"""The signer: where its keys come from, and that nothing but the settings decides what it signs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from botocore.awsrequest import AWSResponse
+from lab.sending import in_loop, settings_for
+
+from s3daemon.config.settings import Settings
+from s3daemon.errors import SettingsError
+from s3daemon.s3.client import Signer
+
+CREDENTIALS = """
+[default]
+aws_access_key_id = default-key
+aws_secret_access_key = default-secret
+[camera]
+aws_access_key_id = camera-key
+aws_secret_access_key = camera-secret
+aws_session_token = camera-token
+"""
+
+
+class Recorder:
+    """Takes signed requests in place of a network, and answers them with a status."""
+
+    def __init__(self, status: int = 200) -> None:
+        self.requests: list[Any] = []
+        self._status = status
+
+    async def __call__(self, request: Any, **_: object) -> Any:
+        self.requests.append(request)
+        return Answer(request.url, self._status)
+
+
+class Answer(AWSResponse):
+    """An empty answer; aiobotocore awaits its content."""
+
+    def __init__(self, url: str, status: int) -> None:
+        super().__init__(url, status, {"Content-Type": "application/xml"}, None)
+
+    @property
+    async def content(self) -> bytes:  # type: ignore[override]
+        return b"<Error><Code>PermanentRedirect</Code></Error>" if self.status_code >= 300 else b""
+
+
+async def signed(settings: Settings, recorder: Recorder, **params: Any) -> dict[str, str]:
+    """The headers of a request that is signed by these settings."""
+    signer = Signer(settings)
+    await signer.open(recorder)
+    try:
+        await signer.client.put_object(Bucket="bucket", Key="key", Body=b"x", **params)
+    finally:
+        await signer.close()
+    found = recorder.requests[-1].headers.items()
+    return {name.lower(): value.decode() if isinstance(value, bytes) else value for name, value in found}
+
+
+@in_loop
+async def test_requests_are_signed_but_not_hashed() -> None:
+    """Keys and region are the settings'; the payload is unsigned and has no trailing checksum."""
+    headers = await signed(settings_for("http://store", access_key="mine", region="north"), Recorder())
+    assert headers["authorization"].startswith("AWS4-HMAC-SHA256 Credential=mine/")
+    assert "/north/s3/aws4_request" in headers["authorization"]
+    assert headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
+    assert not {"x-amz-trailer", "transfer-encoding"} & headers.keys()
+
+
+@in_loop
+async def test_a_redirect_is_not_followed() -> None:
+    """One request is sent: botocore does not look for the bucket's region."""
+    recorder, settings = Recorder(301), settings_for("http://store")
+    signer = Signer(settings)
+    await signer.open(recorder)
+    with pytest.raises(signer.client.exceptions.ClientError):
+        await signer.client.put_object(Bucket="bucket", Key="key", Body=b"x")
+    await signer.close()
+    assert len(recorder.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("profile", "key", "secrets"),
+    [("", "default-key", ("default-secret",)), ("camera", "camera-key", ("camera-secret", "camera-token"))],
+)
+@in_loop
+async def test_keys_from_a_shared_credentials_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, profile: str, key: str, secrets: tuple[str, ...]
+) -> None:
+    """The file's profile counts, and the environment's keys do not."""
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "stray")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "stray")
+    file = tmp_path / "credentials"
+    file.write_text(CREDENTIALS)
+    settings = Settings(
+        endpoint_url="http://store", shared_credentials_file=str(file), profile=profile, state_dir="/nonexistent"
+    )
+    assert f"Credential={key}/" in (await signed(settings, Recorder()))["authorization"]
+    signer = Signer(settings)
+    await signer.open(Recorder())
+    await signer.close()
+    assert signer.secrets == secrets
+
+
+@in_loop
+async def test_a_credentials_file_without_keys(tmp_path: Path) -> None:
+    """A file that lacks the profile is an error that names it; no metadata service is asked instead."""
+    file = tmp_path / "credentials"
+    file.write_text(CREDENTIALS)
+    settings = Settings(
+        endpoint_url="http://store", shared_credentials_file=str(file), profile="none", state_dir="/nonexistent"
+    )
+    with pytest.raises(SettingsError, match="no keys for profile none"):
+        await Signer(settings).open(Recorder())

@@ -1,0 +1,138 @@
+"""Endpoints: which connections a reload keeps, and how the end of the keeper is noticed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fake_sender import FakeSender
+from lab.sending import in_loop, settings_for
+
+from s3daemon.config.settings import Settings
+from s3daemon.errors import SettingsError
+from s3daemon.network.keeper import PRIMED_BYTES
+from s3daemon.s3.endpoint import Endpoint, Primer
+from s3daemon.s3.store import Store
+
+SETTINGS = settings_for("http://store")
+
+
+class Started(list[tuple[str, "asyncio.Task[None]"]]):
+    """Records the background tasks; in place of the work that is given each waits for its cancellation."""
+
+    def __call__(self, name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        work.close()
+        task = asyncio.create_task(asyncio.sleep(60))
+        self.append((name, task))
+        return task
+
+
+def endpoint_of(settings: Settings, before: Endpoint | None = None, start: Started | None = None) -> Endpoint:
+    """An endpoint that opens no connection."""
+    return Endpoint(settings, Started() if start is None else start, before)
+
+
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [
+        ({"access_key": "other"}, True),
+        ({"bwlimit_bps": 10_000_000}, True),
+        ({"prime": "bucket/scratch"}, True),
+        ({"endpoint_url": "http://other"}, False),
+        ({"max_connections": 2}, False),
+        ({"stall_timeout_s": 7.0}, False),
+        ({"congestion": "bbr"}, False),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
+)
+@in_loop
+async def test_connections_are_kept_if_their_settings_are(change: dict[str, Any], kept: bool) -> None:
+    """New keys or another rate take no new connections; another store or timeout does."""
+    before = endpoint_of(SETTINGS)
+    after = endpoint_of(replace(SETTINGS, **change), before)
+    assert (after.pool is before.pool) is kept
+    assert after.pool.pacer.is_limited is ("bwlimit_bps" in change)
+    await before.close(after)
+    await after.close()
+
+
+@in_loop
+async def test_the_keeper_is_a_background_task_until_the_endpoint_is_closed() -> None:
+    """It is started by the function that reports it if it dies."""
+    started = Started()
+    endpoint = endpoint_of(SETTINGS, start=started)
+    assert not started
+    await endpoint.open()
+    ((name, task),) = started
+    assert (name, task.done()) == ("the keeper of connections", False)
+    await endpoint.close()
+    await asyncio.wait({task})
+    assert task.cancelled()
+
+
+@in_loop
+async def test_an_endpoint_retires_after_its_attempts() -> None:
+    """The old keeper stops at once; the client stays until the attempts in flight have ended and `leave` is done."""
+    before_tasks, after_tasks, steps = Started(), Started(), list[str]()
+    before = endpoint_of(SETTINGS, start=before_tasks)
+    await before.open()
+    after = endpoint_of(SETTINGS, before, after_tasks)
+    await after.open()
+    attempt_ends = asyncio.Event()
+
+    async def attempt() -> None:
+        await attempt_ends.wait()
+        steps.append("attempt")
+
+    async def leave(store: Store) -> None:
+        assert store is before.store
+        steps.append("leave")
+
+    retiring = asyncio.create_task(before.retire(after, {asyncio.create_task(attempt())}, leave))
+    async with asyncio.timeout(5):
+        await asyncio.wait({before_tasks[0][1]})
+        assert (steps, after_tasks[0][1].done()) == ([], False)
+        attempt_ends.set()
+        await retiring
+    assert steps == ["attempt", "leave"]
+    await after.close()
+
+
+@in_loop
+async def test_without_keys_nothing_is_started(tmp_path: Any) -> None:
+    """The endpoint can be closed all the same."""
+    (tmp_path / "empty").write_text("")
+    settings = Settings(
+        endpoint_url="http://store", shared_credentials_file=str(tmp_path / "empty"), state_dir="/nonexistent"
+    )
+    started = Started()
+    endpoint = endpoint_of(settings, start=started)
+    with pytest.raises(SettingsError):
+        await endpoint.open()
+    assert not started
+    await endpoint.close()
+
+
+@in_loop
+async def test_secrets_are_known_once_open() -> None:
+    """So that the journal can hide them."""
+    endpoint = endpoint_of(replace(SETTINGS, secret_key="sesame"))
+    await endpoint.open()
+    assert endpoint.secrets == ("sesame",)
+    await endpoint.close()
+
+
+@in_loop
+async def test_each_connection_has_a_scratch_object_of_its_own() -> None:
+    """Its key ends in the connection's number."""
+    sender: Any = FakeSender()
+    sender.pool.index = lambda connection: 4
+    connection: Any = object()
+    await Primer(replace(SETTINGS, prime="bucket/scratch-"), sender).prime(connection)
+    ((operation, params),) = sender.called
+    assert (operation, params["Bucket"], params["Key"]) == ("put_object", "bucket", "scratch-4")
+    assert params["connection"] is connection
+    assert sender.sent == [(0, 0, PRIMED_BYTES)]

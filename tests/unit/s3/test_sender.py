@@ -1,0 +1,186 @@
+"""The sender over a fake pool: how failures are reported, and what is noted of the addresses where they happen."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import botocore.exceptions
+import pytest
+from lab.sending import a_file, failure, in_loop, settings_for
+
+from s3daemon.errors import AttemptError
+from s3daemon.model.source import Source
+from s3daemon.s3.sender import Sender
+
+ADDRESS = "192.0.2.1"
+
+
+class FakeConnection:
+    """An idle, open connection."""
+
+    is_open = True
+    address = ADDRESS
+
+    def __init__(self) -> None:
+        self.aborted = 0
+
+    def abort(self, transport: object) -> None:
+        self.aborted += 1
+
+
+@dataclass
+class FakeAddresses:
+    """Notes what fails and succeeds, and knows whether there is another address."""
+
+    has_other: bool = False
+    failed: list[tuple[str, str, str, Collection[str]]] = field(default_factory=list)
+    succeeded_at: list[str] = field(default_factory=list)
+
+    def attempt_failed(self, error: AttemptError, address: str, transfer: str, tried: Collection[str]) -> bool:
+        self.failed.append((error.code, address, transfer, tried))
+        return self.has_other
+
+    def succeeded(self, address: str) -> None:
+        self.succeeded_at.append(address)
+
+
+class FakePool:
+    """A pool of one connection, or of a name that does not resolve."""
+
+    def __init__(self) -> None:
+        self.connection = FakeConnection()
+        self.addresses = FakeAddresses()
+        self.error: OSError | None = None
+        self.acquired: list[tuple[bool, Collection[str]]] = []
+
+    @contextlib.asynccontextmanager
+    async def acquire(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[FakeConnection]:
+        if self.error is not None:
+            raise self.error
+        self.acquired.append((large, avoid))
+        yield self.connection
+
+
+class Scene:
+    """A sender to a store that does what `operation` does."""
+
+    def __init__(self, operation: Callable[..., Awaitable[Any]], **settings: Any) -> None:
+        self.pool = FakePool()
+        pool: Any = self.pool
+        signer: Any = SimpleNamespace(client=SimpleNamespace(put_object=operation, head_object=operation))
+        self.sender = Sender(settings_for("http://store", **settings), pool, signer)
+
+
+def raising(error: Exception) -> Callable[..., Awaitable[Any]]:
+    """An operation that fails."""
+
+    async def operation(**_: object) -> None:
+        raise error
+
+    return operation
+
+
+def refusal(status: int, code: str) -> botocore.exceptions.ClientError:
+    """S3's refusal as botocore raises it."""
+    response: Any = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return botocore.exceptions.ClientError(response, "HeadObject")
+
+
+@in_loop
+async def test_a_call_returns_the_parsed_answer() -> None:
+    """The parameters go to the operation; the connection avoids the addresses that failed."""
+    given: list[dict[str, object]] = []
+
+    async def operation(**params: object) -> dict[str, int]:
+        given.append(params)
+        return {"ContentLength": 3}
+
+    scene = Scene(operation)
+    assert await scene.sender.call("head_object", failed_addresses=["a"], Key="key") == {"ContentLength": 3}
+    assert (given, scene.pool.acquired) == ([{"Key": "key"}], [(False, ["a"])])
+
+
+@pytest.mark.parametrize("has_other", [False, True])
+@pytest.mark.parametrize(
+    ("error", "code", "status"),
+    [
+        (refusal(503, "SlowDown"), "SlowDown", 503),
+        (aiohttp.ServerDisconnectedError(), "ConnectionClosed", 0),
+        (ValueError("garbage"), "BadAnswer", 0),
+    ],
+)
+@in_loop
+async def test_an_error_has_the_address_where_it_happened(
+    error: Exception, code: str, status: int, has_other: bool
+) -> None:
+    """And whether another one can be tried; the address's failure is noted with the operation."""
+    scene = Scene(raising(error))
+    scene.pool.addresses.has_other = has_other
+    found = await failure(scene.sender.call("head_object", failed_addresses=["a"]))
+    assert (found.code, found.status, found.address, found.other_address) == (code, status, ADDRESS, has_other)
+    assert scene.pool.addresses.failed == [(code, ADDRESS, "head_object", ["a"])]
+
+
+@in_loop
+async def test_a_call_without_an_answer_ends_at_its_limit() -> None:
+    """The limit is the operation's own, or the stall timeout."""
+    scene = Scene(lambda **_: asyncio.sleep(60), connect_timeout_s=0.1)
+    async with asyncio.timeout(5):
+        error = await failure(scene.sender.call("head_object", answer_timeout_s=0.05))
+    assert (error.code, error.ambiguous) == ("NoAnswer", False)
+
+
+@pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_NONAME, "Name not known"), TimeoutError()])
+@in_loop
+async def test_a_name_that_does_not_resolve_has_no_address(error: OSError) -> None:
+    """Nothing is noted of any address."""
+    scene = Scene(raising(ValueError()))
+    scene.pool.error = error
+    found = await failure(scene.sender.call("head_object"))
+    assert (found.code, found.address, scene.pool.addresses.failed) == ("NameNotResolved", "", [])
+
+
+@in_loop
+async def test_an_answer_before_the_body_is_no_success(tmp_path: Path) -> None:
+    """What was not sent must not arrive later: the connection is aborted."""
+
+    async def operation(**_: object) -> dict[str, str]:
+        return {"ETag": '"x"'}
+
+    scene, source = Scene(operation), Source.open(str(a_file(tmp_path / "file", 100_000)))
+    error = await failure(scene.sender.send_file("put_object", "id", source))
+    source.close()
+    assert (error.code, error.ambiguous, error.address) == ("BadAnswer", False, ADDRESS)
+    assert (scene.pool.acquired, scene.pool.connection.aborted) == ([(True, ())], 1)
+    assert scene.pool.addresses.succeeded_at == []
+
+
+@in_loop
+async def test_a_connection_that_was_given_is_used(tmp_path: Path) -> None:
+    """None is taken from the pool."""
+    scene, source = Scene(raising(refusal(404, "NoSuchBucket"))), Source.open(str(a_file(tmp_path / "file", 3)))
+    connection: Any = FakeConnection()
+    error = await failure(scene.sender.send_file("put_object", "id", source, connection=connection))
+    source.close()
+    assert (error.code, scene.pool.acquired, connection.aborted) == ("NoSuchBucket", [], 1)
+
+
+@in_loop
+async def test_a_cancelled_request_aborts_its_connection(tmp_path: Path) -> None:
+    """So that nothing of it arrives later."""
+    scene, source = Scene(lambda **_: asyncio.sleep(60)), Source.open(str(a_file(tmp_path / "file", 3)))
+    sending = asyncio.create_task(scene.sender.send_file("put_object", "id", source))
+    await asyncio.sleep(0.01)
+    sending.cancel()
+    await asyncio.wait({sending})
+    source.close()
+    assert sending.cancelled()
+    assert scene.pool.connection.aborted
