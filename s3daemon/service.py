@@ -183,7 +183,7 @@ class Service:
             self._access,
             self._notifier,
             spool.mark_notified,
-            [name_of(sock) for sock in http_listeners],
+            http_addresses=[name_of(sock) for sock in http_listeners],
         )
         self._operations = operations = Operations(
             self._settings, uploader, spool, server, lambda: self._endpoint.pool, exposures=exposures

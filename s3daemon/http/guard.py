@@ -7,8 +7,9 @@ cannot choose what the browser says of it:
     Origin            the site whose page asks; sent with every form and every request that is not a plain read.
     Sec-Fetch-Site    how that site is related to us; current browsers send it with every request to localhost.
 
-Programs such as curl and Prometheus send a Host that they were given, and neither of the others. A balancer that asks by
-HTTP/1.0 may send none; a browser always does, so pages are served without. Nothing here admits another site: there are no CORS headers, and a preflight is refused like any unknown method.
+Programs such as curl and Prometheus send a Host that they were given, and neither of the others. A balancer that asks
+by HTTP/1.0 may send none; a browser always does, so pages are served without. Nothing here admits another site: there
+are no CORS headers, and a preflight is refused like any unknown method.
 """
 
 from __future__ import annotations

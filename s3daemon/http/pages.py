@@ -38,7 +38,7 @@ def _dumps(members: object) -> str:
 
 
 def _text(value: object) -> str:
-    """A setting as text, for clients that read nothing else: words of a list separated by spaces, seconds as numbers."""
+    """A setting as text, for clients that read nothing else: a list as words, seconds as a number."""
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

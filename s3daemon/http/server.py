@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 #: aiohttp's own, to which it writes every client that does not speak HTTP as an error of ours, with a traceback.
 _aiohttp_log = logging.getLogger(f"{__name__}.aiohttp")
 
-#: A request must be there, headers and body, this long after its connection was accepted or its first byte came, seconds.
+#: A request must be there, headers and body, this long after its connection was accepted or it began, seconds.
 READ_LIMIT_S = 10.0
 #: A client must take its answer within this time, seconds.
 REPLY_LIMIT_S = 5.0
@@ -51,7 +51,7 @@ Action = Callable[[Form], Awaitable[Answer]]
 
 
 class _Connection:
-    """The state of one connection: whether a request of it is being read or handled, and for how long it may stay so."""
+    """The state of one connection: whether a request of it is read or handled, and for how long it may stay so."""
 
     def __init__(self, client: Client) -> None:
         self._loop = asyncio.get_running_loop()
@@ -212,24 +212,31 @@ class HttpServer:
         if refused := self._refusal(request, connection.client.sock):
             return _last(refused), _nothing
         try:
-            body = await self._read(request)
-            connection.request_read()
-            if request.method not in FORM_METHODS:
-                return await self._pages[request.path](request), _nothing
-            form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock)
-            answer = await self._actions[request.path](form)
-            return _rendered(answer), answer.taken
+            return await self._served(request, connection)
         except web.HTTPRequestEntityTooLarge:
             text = f"bad request: a form has at most {MAX_FORM} bytes; a file's path is wanted, not its content"
-            return _last(_rendered(Answer(HTTPStatus.BAD_REQUEST, text))), _nothing
+            answer = Answer(HTTPStatus.BAD_REQUEST, text)
         except web.RequestPayloadError as exc:
-            return _last(_rendered(Answer(HTTPStatus.BAD_REQUEST, f"bad request: {exc}"))), _nothing
+            answer = Answer(HTTPStatus.BAD_REQUEST, f"bad request: {exc}")
         except OSError:  # the client disconnected within its request
-            return _last(_rendered(Answer(HTTPStatus.BAD_REQUEST, "bad request: the request ended early"))), _nothing
+            answer = Answer(HTTPStatus.BAD_REQUEST, "bad request: the request ended early")
         except Exception as exc:
             _log.exception("a bug while answering %s", one_line(request.path, 100))
             text = f"Internal: a bug in the daemon: {type(exc).__name__}; its journal says where"
-            return _last(_rendered(Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text))), _nothing
+            answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text)
+        return _last(_rendered(answer)), _nothing
+
+    async def _served(
+        self, request: web.BaseRequest, connection: _Connection
+    ) -> tuple[web.Response, Callable[[], None]]:
+        """The response of a page or an action, and what to call once the client has it."""
+        body = await self._read(request)
+        connection.request_read()
+        if request.method not in FORM_METHODS:
+            return await self._pages[request.path](request), _nothing
+        form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock)
+        answer = await self._actions[request.path](form)
+        return _rendered(answer), answer.taken
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         """The body. A client that asks first whether it may send it, as curl does with a large form, may."""

@@ -57,6 +57,7 @@ class Server:
         access: AccessControl,
         notifier: Notifier,
         client_notified: Callable[[str], None],
+        *,
         http_addresses: Sequence[str] = (),
     ) -> None:
         self._settings = settings

@@ -42,7 +42,7 @@ def test_other_hosts_are_refused(host: str) -> None:
 
 
 def test_only_a_read_may_lack_the_host() -> None:
-    """No browser leaves it out, and a balancer does. An empty one, or a page's request without, is refused all the same."""
+    """No browser leaves it out, and a balancer does. An empty one, or a page without one, is refused."""
     assert refusal({}, LOCAL, reads=True) == ""
     assert "is not a name of this server" in refusal({}, LOCAL)
     assert "is not a name of this server" in refusal({"Host": ""}, LOCAL, reads=True)
