@@ -51,8 +51,10 @@ from s3daemon.model.request import MAX_TAG_CHARS, Destination, Request
 
 #: Ample for the three fields, each byte of them percent-encoded, and for what else a hook may send along.
 MAX_FORM = 1024 * 1024
-#: A larger form is read in a thread: a hostile one of `MAX_FORM` bytes takes a second.
+#: A larger form is read in a thread: a hostile one of `MAX_FORM` bytes takes a second, with any number of fields four.
 _QUICK_FORM = 32 * 1024
+#: More fields are no hook's.
+MAX_FIELDS = 1000
 #: Why a transfer fails for good though the store did not refuse it; a SpoolError's codes, which begin alike, join them.
 _OWN_CODES = frozenset(
     {
@@ -274,13 +276,20 @@ def _destination(uri: str) -> Destination:
 
 def _urlencoded(body: bytes) -> Pairs:
     text = body.decode("utf-8", "surrogateescape")
+    if text.count("&") >= MAX_FIELDS:
+        raise _bad_request(f"the form has more than {MAX_FIELDS} fields")
     return parse_qsl(text, keep_blank_values=True, encoding="utf-8", errors="surrogateescape")
 
 
 def _multipart(content_type: str, body: bytes) -> Pairs:
     # A form is a MIME message, which the standard library reads.
     head = f"Content-Type: {content_type}\r\n\r\n".encode("utf-8", "surrogateescape")
-    message = BytesParser().parsebytes(head + body)
+    if body.count(b"\n--") > MAX_FIELDS:
+        raise _bad_request(f"the form has more than {MAX_FIELDS} fields")
+    try:
+        message = BytesParser().parsebytes(head + body)
+    except RecursionError as exc:
+        raise _bad_request("the form has parts within parts") from exc
     if not message.is_multipart():
         raise _bad_request("the Content-Type is multipart/form-data, but the body is not")
     pairs = []

@@ -26,6 +26,7 @@ from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, FileError, RequestError
 from s3daemon.http.upload import (
+    MAX_FIELDS,
     MAX_FORM,
     Answer,
     Form,
@@ -194,6 +195,20 @@ def test_a_bad_form_is_refused_with_the_reason(body: bytes, why: str) -> None:
         read(URLENCODED, body)
     assert why in caught.value.text
     assert caught.value.code == "BadRequest"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "why"),
+    [
+        (URLENCODED, b"a=&" * MAX_FIELDS, "more than 1000 fields"),
+        (MULTIPART, multipart(*[("a", b"")] * (MAX_FIELDS + 1)), "more than 1000 fields"),
+        (MULTIPART, b"--XX\n" + b"Content-Type: message/rfc822\n\n" * 10_000, "parts within parts"),
+    ],
+    ids=["urlencoded", "multipart", "nested"],
+)
+def test_a_form_that_would_take_long_is_refused(content_type: str, body: bytes, why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        read(content_type, body)
 
 
 def test_a_files_content_is_refused() -> None:
