@@ -16,7 +16,7 @@ import difflib
 import re
 import ssl
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ from s3daemon.config.values import (
 )
 from s3daemon.errors import SettingsError, one_line
 
+#: What botocore takes as the name of a region, a label of a host name (`validate_region_name`, botocore 1.43).
+_REGION = matching(
+    "(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)", "1 to 63 letters, digits and hyphens, as in us-east-1, not only digits"
+)
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
 _TOKEN = matching("[!-~]{1,16384}", "text without spaces")
@@ -57,9 +61,9 @@ def read_file(file: Path) -> str:
     return file.read_text("utf-8", errors="surrogateescape")
 
 
-def _var(name: str, default: str | None, kind: Kind, meaning: str, **flags: bool) -> Any:
+def _var(name: str, default: str | None, kind: Kind, meaning: str, **options: Any) -> Any:
     """Make a field of the table. Its default is read as an operator's text is; None makes it required."""
-    variable = Variable(name, default or "", kind, meaning, **flags)
+    variable = Variable(name, default or "", kind, meaning, **options)
     value = variable.read(default) if default else MISSING if default is None else kind.empty
     return field(default=value, metadata={"variable": variable}, repr=not variable.secret)
 
@@ -92,7 +96,11 @@ class Settings:
         "IP addresses of the store, separated by commas. If this is not set, all addresses of its name are used.",
     )
     region: str = _var(
-        "AWS_DEFAULT_REGION", "us-east-1", _NAME, "The region, which is part of every signature. Ceph accepts any."
+        "AWS_DEFAULT_REGION",
+        "us-east-1",
+        _REGION,
+        "The region, which is part of every signature. Ceph accepts any. If this is not set, AWS_REGION is used.",
+        fallback="AWS_REGION",
     )
     ca_bundle: str = _var(
         "AWS_CA_BUNDLE",
@@ -280,7 +288,7 @@ class Settings:
         values: dict[str, Any] = {}
         for name, variable in VARIABLES.items():
             try:
-                text = _text_of(variable, environ, read)
+                variable, text = _given(variable, environ, read)  # noqa: PLW2901 - a fault names it
                 if not text:
                     continue
                 present.add(name)
@@ -316,6 +324,13 @@ class SettingsHolder:
 
 #: The table by field name, in its order.
 VARIABLES: Mapping[str, Variable] = {f.name: f.metadata["variable"] for f in fields(Settings)}
+#: Variables of the original s3daemon that have no use here, and what is so instead: each is a warning, and the start goes
+#: on.
+RETIRED: Mapping[str, str] = {
+    "S3DAEMON_MAX_RETRIES": "a transfer is tried for S3DAEMON_RETRY_FOR, however often that is",
+    "S3DAEMON_ACCEPT_WAIT": "clients are accepted at once, up to S3DAEMON_MAX_CLIENTS",
+    "S3DAEMON_LOG": "the log is in the systemd journal, and S3DAEMON_LOG_LEVEL chooses what is logged",
+}
 #: The fields that a reload puts in force.
 RELOADABLE = frozenset(name for name, variable in VARIABLES.items() if not variable.restart)
 
@@ -329,7 +344,7 @@ def differences(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
 
 def of_operator(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that an operator sets, misspelt ones of ours included: what a reload hands over."""
-    known = {variable.name for variable in VARIABLES.values()}
+    known = {name for variable in VARIABLES.values() for name in (variable.name, variable.fallback)}
     return {name: text for name, text in environ.items() if name in known or name.startswith("S3DAEMON_")}
 
 
@@ -360,6 +375,24 @@ def _conflicts(present: set[str], url: str) -> Iterator[str]:
         yield "S3DAEMON_RECEIVERS is set, but S3_ENDPOINT_URL has an address: give it the name that TLS and Host go by"
     if "state_dir" not in present:
         yield "S3DAEMON_STATE_DIR is not set: a directory for accepted transfers; under systemd StateDirectory= sets it"
+
+
+def retired(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable of the original s3daemon that is ignored."""
+    return [f"{name} is ignored: {instead}; remove it" for name, instead in RETIRED.items() if name in environ]
+
+
+def _given(variable: Variable, environ: Mapping[str, str], read: Read) -> tuple[Variable, str]:
+    """Return the variable that counts, this one or its fallback, and its text, "" when neither is set.
+
+    Raises:
+        SettingsError: as for `_text_of`.
+    """
+    text = _text_of(variable, environ, read)
+    if text or not variable.fallback:
+        return variable, text
+    variable = replace(variable, name=variable.fallback)
+    return variable, _text_of(variable, environ, read)
 
 
 def _text_of(variable: Variable, environ: Mapping[str, str], read: Read) -> str:
@@ -408,7 +441,7 @@ def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
     known = [v.name.removeprefix("S3DAEMON_") for v in VARIABLES.values() if v.name.startswith("S3DAEMON_")]
     for name in sorted(environ):
         word = name.removeprefix("S3DAEMON_")
-        if word != name and word not in known:
+        if word != name and word not in known and name not in RETIRED:
             close = difflib.get_close_matches(word, known, n=1)
             hint = f": is S3DAEMON_{close[0]} meant?" if close else ""
             yield f"{one_line(name)} is not a variable of s3daemon{hint}"

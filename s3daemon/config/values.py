@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +27,12 @@ _SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, 
 _RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_LABEL = r"(?!-)[a-z0-9-]{1,63}(?<!-)"
+#: What botocore takes as the host of an endpoint, RFC 1123; the resolver takes a trailing dot as the end of the name.
+_HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?")
+_MAX_HOST_NAME = 253
+#: To the resolver a name that ends in a number is an address in an old form, such as 127.1, which aiohttp refuses.
+_NUMBER_LAST = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class Variable:
         meaning: one line for the manual.
         restart: a change takes a restart; a reload does not put it in force.
         secret: the value is never shown.
+        fallback: another variable, which counts when this one is not set.
     """
 
     name: str
@@ -67,6 +74,7 @@ class Variable:
     meaning: str
     restart: bool = False
     secret: bool = False
+    fallback: str = ""
 
     def read(self, text: str) -> Any:
         """Return the value that `text` stands for.
@@ -220,8 +228,23 @@ def addresses() -> Kind:
     return Kind("", "IP addresses with commas or spaces between", convert, bool, empty=())
 
 
+def _is_host(host: str) -> bool:
+    """Whether botocore and aiohttp both take a host, in lower case, as a name or an address."""
+    try:
+        if ":" in host:
+            return bool(IPv6Address(host)) and "%" not in host
+        if _NUMBER_LAST.fullmatch(host):
+            return bool(IPv4Address(host))
+    except ValueError:
+        return False
+    return len(host) <= _MAX_HOST_NAME and _HOST_NAME.fullmatch(host) is not None
+
+
 def endpoint() -> Kind:
-    """Return a kind for the URL of a store, without a trailing slash."""
+    """Return a kind for the URL of a store, without a trailing slash, in lower case.
+
+    botocore signs the host in lower case, and would send it as it is.
+    """
 
     def admits(url: str) -> bool:
         # urlsplit drops some characters that it does not like, so the text is checked before it is split.
@@ -233,8 +256,10 @@ def endpoint() -> Kind:
         except ValueError:
             return False
         plain = f"{parts.scheme}://{parts.netloc}" == url and "@" not in url and not parts.netloc.endswith(":")
-        host = parts.hostname or ""
-        return plain and parts.scheme in ("http", "https") and _HOST.fullmatch(host) is not None and port != 0
+        return plain and parts.scheme in ("http", "https") and _is_host(parts.hostname or "") and port != 0
 
-    expected = "http:// or https://, a host and perhaps a port, and nothing after (no path, no query, no user)"
-    return Kind("", expected, lambda text: text.removesuffix("/"), admits)
+    expected = (
+        "http:// or https://, a host name of letters, digits, hyphens and dots or an IP address, perhaps a port, "
+        "and nothing after (no path, no query, no user)"
+    )
+    return Kind("", expected, lambda text: text.removesuffix("/").lower(), admits)

@@ -5,6 +5,9 @@
     extended = a JSON object           {"file": ..., "destination": ..., "wait": true|false, "tag": ...}
     destination = alias "/" bucket "/" key
 
+Blanks and a CR at the end of a plain line are ignored, and so is the alias, which may be empty: the original s3daemon
+took both. A plain request is the only one of its connection.
+
 The reply to a plain request is `Success`, exactly these bytes, or one line `CODE: text`; then the daemon closes. The
 reply to an extended one is a JSON object and LF, and the connection serves the next request. A file name always starts
 with a slash and an object with a brace, so the two forms cannot be confused. Names that are not UTF-8 travel
@@ -46,6 +49,20 @@ class LineReader:
     def end(self) -> None:
         """Note that the client will send no more."""
         self._ended = True
+
+    def check_nothing_follows(self) -> None:
+        """Make sure that nothing came with a plain request: the connection ends with it, so more would be lost.
+
+        Raises:
+            RequestError: `BadRequest`; what follows is discarded.
+        """
+        more = bytes(self._buffer).strip()
+        self._buffer.clear()
+        if more:
+            raise RequestError(
+                Code.BAD_REQUEST,
+                f"{one_line(repr(more[:100]))} follows a plain request, the only one of its connection; nothing was done",
+            )
 
     @property
     def finished(self) -> bool:
@@ -114,7 +131,7 @@ def parse_request(line: bytes) -> Request:
 
 
 def _parse_plain(text: str) -> Request:
-    words = text.split(" ")
+    words = text.rstrip(" \t\r").split(" ")
     if len(words) != 2 or not all(words):  # noqa: PLR2004 - the grammar: file SP destination
         raise RequestError(
             Code.BAD_REQUEST, f"expected FILE alias/bucket/key with one space between, not {one_line(text, 100)!r}"

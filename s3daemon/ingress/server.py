@@ -104,6 +104,8 @@ class Server:
         while extended and not self._leaving.done():
             try:
                 line = await self._line(client, reader, LINE_LIMIT_S if first else IDLE_LIMIT_S)
+                if line is not None and not is_extended(line):
+                    reader.check_nothing_follows()
             except RequestError as exc:  # where the next line would begin is not known
                 await self._send(client.sock, Reply.failed(exc).encode(extended=reader.looks_extended))
                 await self._close(client.sock)

@@ -93,6 +93,8 @@ class Keeper:
     def _next_work(self, running: int) -> list[Coroutine[None, None, None]]:
         """Choose what to do next, while `running` other tasks are not done yet."""
         probes = [self._probe(address) for address in self._pool.addresses.to_probe()] if not running else []
+        if self._pool.must_resolve:
+            probes.append(self._pool.resolve())
         if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
             is_waiting = running or self._clock() < self._retry_at
             return probes + [self._refresh(connection) for connection in self._due()[: 0 if is_waiting else 1]]
@@ -155,6 +157,8 @@ class Keeper:
         pool = self._pool
         candidates = [connection for connection in pool.idle() if connection.is_open]
         moving = [connection for connection in candidates if not pool.addresses.is_enabled(connection.address)]
+        if not moving:  # one at a time: the others stay warm
+            moving = [connection for connection in candidates if pool.is_gone(connection.address)][:1]
         if not moving and (overloaded := pool.addresses.overloaded(pool.per_address())):
             moving = [connection for connection in candidates if connection.address == overloaded][:1]
         for connection in moving:

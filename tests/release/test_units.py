@@ -110,9 +110,16 @@ def test_the_http_socket() -> None:
         assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
 
 
+@pytest.mark.parametrize("path", [UNIX, HTTP], ids=lambda path: path.name)
+def test_stopping_the_plain_socket_stops_the_optional_ones(path: Path) -> None:
+    """Else a scraper would start the service again right after `systemctl stop s3daemon.socket s3daemon.service`."""
+    assert settings(path)["Unit.PartOf"] == ["s3daemon.socket"]
+
+
 def test_a_service_that_cannot_start_is_restarted_without_limit() -> None:
     assert service("Unit.StartLimitIntervalSec") == "0"
-    assert service("Service.Restart") == "on-failure"
+    # on-failure leaves out HUP, INT, TERM and PIPE: a signal by hand would end the service until a client comes.
+    assert service("Service.Restart") == "always"
     assert service("Service.RestartSec") == "2"
     assert not {"Service.RestartPreventExitStatus", "Service.SuccessExitStatus"} & settings(SERVICE).keys()
 

@@ -24,7 +24,7 @@ from s3daemon.commands.check import unit as checks_unit
 from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.commands.check.unit import Unit
-from s3daemon.config.settings import VARIABLES, Settings
+from s3daemon.config.settings import VARIABLES, Settings, retired
 from s3daemon.control.client import Instance
 from s3daemon.errors import SettingsError
 from s3daemon.journal import JOURNAL_SOCKET
@@ -128,6 +128,8 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
         text = "systemd ignores a line that is not NAME=value, such as one with export"
         findings.note("settings", f"{text}; its credentials are seen by root only, while the service runs")
         return None
+    for text in retired(variables):
+        findings.warn("settings", f"{origin}: {text}")
     findings.hide(settings.secrets())
     findings.ok("settings", f"from {origin}: {settings.max_connections} connections to {settings.endpoint_url}")
     return settings

@@ -187,6 +187,10 @@ def test_the_message_of_a_refusal_begins_with_two_words_that_hooks_know() -> Non
         (b"file=/f&uri=s3://b", "the uri 's3://b' is not s3://bucket/key"),
         (b"file=/f&uri=s3://b/", "no key"),
         (b"file=/f&uri=s3:///k", "no bucket"),
+        (b"file=/f&uri=s3://b/night/", "ends in a slash: give the whole key"),
+        (b"file=/f&uri=s3://b/../c/k", "has a part that is . or .."),
+        (b"file=/f&uri=s3://b/k/%2E%2E/l", "has a part that is . or .."),
+        (b"file=/f&uri=s3://../b/k", "has a part that is . or .."),
         (b"file=/f&uri=s3://b/%FF", "not UTF-8"),
     ],
 )

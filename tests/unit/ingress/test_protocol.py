@@ -19,6 +19,16 @@ GOOD = [
     (b"/data/f alias/bucket/dir/key", Request("/data/f", PLACE)),
     (b"/data/f\xc3\xa9 a/bucket/dir/key", Request("/data/fé", PLACE)),
     (b'/data/"q" a/bucket/dir/key', Request('/data/"q"', PLACE)),
+    (b"/data/f /bucket/dir/key", Request("/data/f", PLACE)),
+    (b"/data/f a/bucket/dir/key\r", Request("/data/f", PLACE)),
+    (b"/data/f a/bucket/dir/key ", Request("/data/f", PLACE)),
+    (b"/data/f a/bucket/dir/key \t\r", Request("/data/f", PLACE)),
+    (b"/data/f a/bucket//key", Request("/data/f", Destination("bucket", "/key"))),
+    (b'{"file": "/data/f", "destination": "/bucket/dir/key"}', Request("/data/f", PLACE, extended=True)),
+    (
+        b'{"file": "/data/f ", "destination": "a/bucket/dir/key "}',
+        Request("/data/f ", Destination("bucket", "dir/key "), extended=True),
+    ),
     (b'{"file": "/data/f", "destination": "a/bucket/dir/key"}', Request("/data/f", PLACE, extended=True)),
     (
         b'{"file": "/a b\\nc", "destination": "a/bucket/dir/key", "wait": false, "tag": "night 1"}',
@@ -35,13 +45,25 @@ BAD = [
     b"/f",
     b"/f ",
     b" a/b/c",
-    b"/f a/b/c ",
+    b"/f ",
+    b"/f \r",
+    b"\r",
     b"/f  a/b/c",
     b"/f a/b/c d",
     b"f a/b/c",
-    b"/f a/b/c\r",
+    b"/f a/b/c d\r",
+    b"/f a/b/c\rd",
+    b"/f a/b/c\r/g",
     b"/f a/b",
-    b"/f /b/c",
+    b"/f /b",
+    b"/f a/b/",
+    b"/f a/b/night/",
+    b"/f a/b/night/ ",
+    b"/f a/b/../c",
+    b"/f a/b/./c",
+    b"/f a/../c",
+    b'{"file": "/f", "destination": "a/b/night/"}',
+    b'{"file": "/f", "destination": "a/b/../c"}',
     b"/\xff a/b/c",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"GET / HTTP/1.1",
@@ -138,6 +160,26 @@ def test_an_unfinished_line_is_waited_for() -> None:
     reader.feed(b"/f")
     assert reader.next_line() is None
     assert not reader.finished
+
+
+@pytest.mark.parametrize("more", [b"/g a/b/d\n", b"x", b'{"file": "/g"}\n', b"\r\n\r\nx"])
+def test_a_plain_request_with_something_behind_it_is_refused(more: bytes) -> None:
+    """Not half done: the connection ends after a plain request, so what follows would be lost."""
+    reader = LineReader()
+    reader.feed(b"/f a/b/c\n" + more)
+    assert reader.next_line() == b"/f a/b/c"
+    with pytest.raises(RequestError, match="follows a plain request") as caught:
+        reader.check_nothing_follows()
+    assert caught.value.text.isprintable()
+    assert not reader.looks_extended
+
+
+@pytest.mark.parametrize("more", [b"", b"\n", b"\r\n \n"])
+def test_blank_lines_behind_a_plain_request_are_ignored(more: bytes) -> None:
+    reader = LineReader()
+    reader.feed(b"/f a/b/c\n" + more)
+    assert reader.next_line() == b"/f a/b/c"
+    reader.check_nothing_follows()
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,17 @@ def test_a_refusal_is_one_line_in_the_form_of_the_request(house: Run) -> None:
     house(test)
 
 
+@pytest.mark.parametrize("more", [PLAIN, EXTENDED, b"x"], ids=["plain", "extended", "half"])
+def test_a_plain_request_with_something_behind_it_is_not_carried_out(house: Run, more: bytes) -> None:
+    """It is refused as a whole: the connection ends with its reply, so the rest would be lost in silence."""
+
+    async def test(house: House) -> None:
+        assert (await house.say(PLAIN + more)).startswith(b"BadRequest: ")
+        assert house.intake.requests == []
+
+    house(test)
+
+
 def test_a_client_may_close_its_sending_side(house: Run) -> None:
     """It has sent everything, and is answered."""
 

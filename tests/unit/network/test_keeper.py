@@ -16,6 +16,7 @@ from s3daemon.errors import AttemptError
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
 from s3daemon.network.keeper import PRIMED_BYTES, SWEEP_S
+from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S
 from s3daemon.network.tcp import UNPACED_PACKETS
 
 
@@ -273,6 +274,36 @@ def test_all_addresses_of_a_name_are_used_in_turn() -> None:
                 await answered(server, 2 * CONNECTIONS)
                 assert server.connections[-1].writer.get_extra_info("sockname")[0] == "127.0.0.3"
                 assert (loop.lookups, pool.open_count) == (2, CONNECTIONS)
+
+    run_resolving(main)
+
+
+def test_connections_move_one_after_the_other_when_the_name_has_other_addresses() -> None:
+    """After a reload at once; else when no look-up gave the address for a while, for an answer may be a selection."""
+
+    async def main(loop: ResolvingLoop) -> None:
+        clock = Clock()
+        async with scripted(address="0.0.0.0") as server:
+            loop.addresses = ("127.0.0.1",)
+            async with kept(server, clock, server.url.replace("0.0.0.0", "store.example")) as pool:
+                await answered(server, CONNECTIONS)
+                loop.addresses = ("127.0.0.2",)
+                clock.now += RESOLVE_EVERY_S
+                await server.until(lambda: loop.lookups == 2)
+                await sweeps(2)
+                assert loads(server) == [CONNECTIONS, 0]
+                pool.resolve_anew()
+                await server.until(lambda: loads(server) == [0, CONNECTIONS])
+                loop.addresses = ("127.0.0.1",)
+                clock.now += GONE_AFTER_S
+                await server.until(lambda: loads(server) == [CONNECTIONS, 0])
+                loop.addresses = ()
+                for _ in range(3):
+                    lookups = loop.lookups
+                    clock.now += GONE_AFTER_S
+                    await server.until(lambda before=lookups: loop.lookups > before)  # type: ignore[misc]
+                await sweeps(2)
+                assert loads(server) == [CONNECTIONS, 0]
 
     run_resolving(main)
 

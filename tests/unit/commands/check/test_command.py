@@ -134,6 +134,13 @@ def test_faults(looked: Looked, closed: str) -> None:
     assert SECRET not in looked.out.getvalue()
 
 
+def test_a_variable_of_the_original_daemon_is_a_warning(looked: Looked, closed: str) -> None:
+    """As in the service's journal, which starts without it."""
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_MAX_RETRIES=2")
+    run(looked)
+    assert "S3DAEMON_MAX_RETRIES is ignored" in looked.one("warn settings")
+
+
 def test_systemd_credentials(looked: Looked, closed: str) -> None:
     """While the service runs, root sees what systemd passed to it."""
     looked.put("/etc/sysconfig/s3daemon", f"S3_ENDPOINT_URL={closed}\nAWS_ACCESS_KEY_ID=testkey\n")
