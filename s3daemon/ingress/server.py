@@ -104,7 +104,7 @@ class Server:
         while extended and not self._leaving.done():
             try:
                 line = await self._line(client, reader, LINE_LIMIT_S if first else IDLE_LIMIT_S)
-                if line is not None and not is_extended(line):
+                if line is not None and not is_extended(line) and not is_http(line):
                     reader.check_nothing_follows()
             except RequestError as exc:  # where the next line would begin is not known
                 await self._send(client.sock, Reply.failed(exc).encode(extended=reader.looks_extended))

@@ -72,9 +72,9 @@ def test_the_sockets_of_instances_differ_only_in_where_they_listen(path: Path) -
     plain, instance = (settings(path), settings(path.with_stem(f"{path.stem}@")))
     listens = tuple(found.pop("Socket.ListenStream")[0] for found in (plain, instance))
     assert listens == OF_INSTANCES[path]
-    for name in ("Socket.Service", "Install.WantedBy"):
+    for name in {"Socket.Service", "Install.WantedBy", "Unit.PartOf"} & plain.keys():
         ours, theirs = plain.pop(name)[0], instance.pop(name)[0]
-        assert theirs == ours.replace("s3daemon.service", "s3daemon@%i.service")
+        assert theirs == re.sub(r"s3daemon\.(service|socket)", r"s3daemon@%i.\1", ours)
     del plain["Unit.Description"], instance["Unit.Description"]
     assert plain == instance
 
