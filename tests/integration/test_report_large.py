@@ -41,7 +41,7 @@ for number in range(count):
     }
     sock.send("".join(f"{name}={value}\\n" for name, value in fields.items()).encode())
 """
-#: Runs a command and says what it took.
+#: Runs a command and prints the resources that it used.
 MEASURE = """
 import json, resource, subprocess, sys, time
 
