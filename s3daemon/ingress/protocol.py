@@ -61,7 +61,7 @@ class LineReader:
         if more:
             raise RequestError(
                 Code.BAD_REQUEST,
-                f"{one_line(repr(more[:100]))} follows a plain request, the only one of its connection; nothing was done",
+                f"{one_line(repr(more[:100]))} follows a plain request, which must be the last one; nothing was done",
             )
 
     @property

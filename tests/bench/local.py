@@ -3,7 +3,7 @@
     tests/bench/local [--store rgw|seaweed] [--rounds N]
 
     small      1 000 files of 3 kB through the wire, 25 at a time, against a bare aiobotocore put_object loop, by rate
-    durable    the same against a daemon whose spool keeps nothing, on the same disk, by rate
+    durable    the same against a daemon whose spool stores nothing, by rate
     accept     --no-wait acceptances by 50 clients, a second, while the endpoint is away
     send       `send` of a 3 kB file against `python3 -I -S -c pass`, wall time
     large      60 files of 16 MiB over TLS, user+sys seconds a GB against the bare loop, and against curl; verify off
@@ -40,7 +40,7 @@ from lab.seaweed import seaweed
 SMALL, LARGE = 3_000, 16 << 20
 SMALL_COUNT, LARGE_COUNT, AT_ONCE = 1_000, 60, 25
 
-#: Runs as a program of its own, so that its CPU is its own: what a user's first daemon would do.
+#: Runs as a program of its own, so that its CPU time is measured alone: what a user's first daemon would do.
 BARE = """
 import asyncio, json, resource, sys, time
 from aiobotocore.config import AioConfig

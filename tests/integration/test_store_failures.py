@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from lab.certs import Authority
-from lab.fates import continue_only, garbage, half_an_answer
+from lab.faults import continue_only, garbage, half_an_answer
 from lab.schemes import PLAIN, Scheme, scheme_of, tls_with
 from lab.scripted import (
     Exchange,

@@ -90,7 +90,7 @@ def night(box: Box, rgw: Gateway) -> Iterator[Night]:
         write_file(box, "/data/r.fits", os.urandom(1_000_000))
         service.configure(through, S3DAEMON_WAIT_LIMIT="5s")
         try:
-            service.systemctl("start", service.door, service.unit)
+            service.systemctl("start", service.socket, service.unit)
             bucket = rgw.new_bucket()
             clients(service, "warm", [[("/data/r.fits", f"any/{bucket}/warm")]])
             began_s = time.time()
@@ -209,9 +209,9 @@ def test_the_picture_agrees_with_the_clients(night: Night, tmp_path: Path) -> No
     here("--file", str(saved), "--since", f"@{night.began_s:.6f}", "--plot", str(tmp_path / "night.svg"))
     texts = re.findall("<!-- (.*?) -->", (tmp_path / "night.svg").read_text(), re.S)
     # The bars' labels come first, one line each; matplotlib leaves every text that it draws as a comment.
-    said = [float(text[:-2]) for text in texts if re.fullmatch(r"\d+\.?\d* s", text)]
+    labels = [float(text[:-2]) for text in texts if re.fullmatch(r"\d+\.?\d* s", text)]
     assert [name for name in night.exposures if name in texts] == list(night.exposures)
     assert "1 failed" in texts
-    for name, drawn_s in zip(list(night.exposures)[:2], said, strict=False):
+    for name, drawn_s in zip(list(night.exposures)[:2], labels, strict=False):
         assert abs(drawn_s - to_last_s(night, name)) < AGREE_S
-    assert said[2] > 5  # the deferred one
+    assert labels[2] > 5  # the deferred one
