@@ -91,8 +91,10 @@ class FakeSpool:
         self.started.append(transfer_id)
         self._change(transfer_id, attempt_started=True)
 
-    def record_attempt(self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str) -> None:
-        self._change(transfer_id, attempts=attempts, attempt_started=attempt_started, code=code, text=text)
+    def record_attempt(
+        self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, md5: str = ""
+    ) -> None:
+        self._change(transfer_id, attempts=attempts, attempt_started=attempt_started, code=code, text=text, md5=md5)
 
     def _change(self, transfer_id: str, **columns: Any) -> None:
         if transfer_id in self.rows:

@@ -15,7 +15,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import botocore.exceptions
@@ -279,7 +279,7 @@ class Sender:
         response = await _connection.get().request(request.method, request.url, headers, request.body or None)
         raw = {name.decode().lower(): value.decode(errors="replace") for name, value in response.raw_headers}
         encoding = raw.pop("content-encoding", "")
-        content = decoded(await response.read(), encoding)
+        content = decoded(response.body, encoding)
         if content is None:
             flaw = f"the answer {response.status} has the Content-Encoding {encoding!r}, which was not asked for"
         else:
@@ -287,14 +287,4 @@ class Sender:
             flaw = flaw_of(operation, response.status, raw, content, needs_etag=self._needs_etag)
         if flaw or content is None:
             raise AttemptError(Code.BAD_ANSWER, one_line(flaw, 200), status=response.status, ambiguous=True)
-        return AioAWSResponse(str(response.url), response.status, raw, _Content(content))
-
-
-class _Content:
-    """The content of an answer, as botocore reads it."""
-
-    def __init__(self, content: bytes) -> None:
-        self._content = content
-
-    async def read(self) -> bytes:
-        return self._content
+        return AioAWSResponse(str(response.url), response.status, raw, replace(response, body=content))

@@ -191,7 +191,7 @@ class Spool:
         await self._change([transfer_id], {"attempt_started": True})
 
     def record_attempt(
-        self, transfer_id: str, attempts: int, *, attempt_started: bool, md5: str, code: str, text: str
+        self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, md5: str = ""
     ) -> None:
         """Save that an attempt failed and another will follow.
 
@@ -199,9 +199,9 @@ class Spool:
             transfer_id: of the transfer.
             attempts: that have ended.
             attempt_started: the outcome is unknown: the object may be in the store all the same.
-            md5: of what was sent, as in `Entry`.
             code: the error's.
             text: the error's.
+            md5: of what was sent, as in `Entry`.
         """
         error: dict[str, Value] = {"code": one_line(code), "text": one_line(text)}
         columns: dict[str, Value] = {"attempts": attempts, "attempt_started": attempt_started, "md5": md5}

@@ -20,10 +20,10 @@ KEY = ConnectionKey("store", 443, is_ssl=True, ssl=True, proxy=None, proxy_auth=
 REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
-def refusal(status: int, headers: dict[str, str] | None = None, **error: Any) -> AttemptError:
+def refusal(status: int, headers: dict[str, str] | None = None, *, arrived: bool = True, **error: Any) -> AttemptError:
     """The error for an answer that is not a success."""
     response = {"Error": error, "ResponseMetadata": {"HTTPStatusCode": status, "HTTPHeaders": headers or {}}}
-    return refusal_of(botocore.exceptions.ClientError(response, "PutObject"))
+    return refusal_of(botocore.exceptions.ClientError(response, "PutObject"), arrived=arrived)
 
 
 def failure(error: BaseException, *, ambiguous: bool = False, stale: bool = False) -> AttemptError:
@@ -50,11 +50,12 @@ def test_a_refusal_without_a_code_is_named_by_its_status() -> None:
 
 @pytest.mark.parametrize(
     ("status", "ambiguous"),
-    [(400, False), (403, False), (408, False), (429, False), (500, True), (502, True), (503, False), (504, True)],
+    [(400, False), (403, False), (408, False), (429, False), (500, True), (502, True), (503, True), (504, True)],
 )
 def test_which_statuses_are_ambiguous(status: int, ambiguous: bool) -> None:
-    """Those that a proxy may answer though the store has carried the request out; a clear refusal is not."""
+    """Those that a proxy may answer though the store has carried the request out, if all of that arrived."""
     assert refusal(status, Code="Any").ambiguous is ambiguous
+    assert not refusal(status, Code="Any", arrived=False).ambiguous
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import FILE_KEY, ID_KEY, LookupResult, Store, Stored
-from s3daemon.spool.open_uploads import MultipartUpload
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 MIB = 1 << 20
 TRANSFER = Transfer("0123456789abcdef", "/f", Destination("bucket", "dir/key"), (), FileState(3000, 5, 7, 9), 0)
@@ -65,6 +66,69 @@ async def test_a_large_file_is_stored_in_parts(tmp_path: Path) -> None:
     assert stored == Stored("opaque", 12 * MIB, 1_000_000, 300, 3, "warm", 3, "192.0.2.1")
     created = dict(sender.called)["create_multipart_upload"]
     assert created["Metadata"] == {ID_KEY: transfer.id, FILE_KEY: large.state.mark}
+
+
+@pytest.mark.parametrize("there", [True, False])
+@in_loop
+async def test_a_completion_without_an_etag_is_looked_up(tmp_path: Path, there: bool) -> None:
+    """Ceph's gateway leaves it out. Without the object nothing is stored, and what was sent stays open."""
+    settings = settings_for("http://store", multipart_threshold_bytes=5 * MIB, part_size_bytes=5 * MIB)
+    sender, open_uploads = FakeSender(settings), OpenUploads()
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(12 * MIB)
+    large = Source.open(os.fspath(tmp_path / "large"))
+    transfer = transfer_of(large)
+    marks = {ID_KEY: transfer.id, FILE_KEY: large.state.mark} if there else {}
+    sender.answers = {
+        "create_multipart_upload": {"UploadId": "id"},
+        "complete_multipart_upload": {"ETag": '""'},
+        "head_object": {"Metadata": marks, "ContentLength": 12 * MIB, "ETag": '"looked-up"'},
+    }
+    putting = store_of(sender).put(transfer, large, open_uploads)
+    if there:
+        assert (await putting).etag == "looked-up"
+    else:
+        error = await failure(putting)
+        assert (error.code, error.ambiguous) == ("BadAnswer", True)
+    large.close()
+    assert bool(list(open_uploads)) is not there
+
+
+MD5 = hashlib.md5(b"sent").hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("etag", "md5", "found"),
+    [
+        (MD5, MD5, True),
+        (MD5.upper(), MD5, True),
+        ("0" * 32, MD5, False),
+        ("opaque", MD5, True),
+        ("0" * 32, "", True),
+        (f"{MD5}-3", f"{MD5}-3", True),
+        (f"{MD5}-3", f"{MD5}-4", False),
+        (f"{MD5}-3", "-4", False),
+        (f"{MD5}-3", "-3", True),
+        (f"{'0' * 32}-3", f"{MD5}-3", False),
+    ],
+)
+@in_loop
+async def test_an_object_of_other_content_is_not_found(etag: str, md5: str, found: bool) -> None:
+    """One with a bit that has flipped on the way has all of our marks."""
+    sender = FakeSender()
+    sender.answers["head_object"] = {"Metadata": MARKS, "ContentLength": 3000, "ETag": f'"{etag}"'}
+    assert isinstance(await store_of(sender).find(TRANSFER, md5=md5), Stored) is found
+
+
+@in_loop
+async def test_after_a_crash_the_file_itself_is_compared(source: Source) -> None:
+    """What was sent is then not known; the file is."""
+    sender, transfer = FakeSender(), transfer_of(source)
+    head = {"Metadata": {ID_KEY: transfer.id, FILE_KEY: source.state.mark}, "ContentLength": 100_000}
+    sender.answers["head_object"] = head | {"ETag": f'"{"0" * 32}"'}
+    assert await store_of(sender).find(transfer, source=source) is LookupResult.NOT_FOUND
+    sender.answers["head_object"] = head | {"ETag": f'"{source.md5()}"'}
+    assert isinstance(await store_of(sender).find(transfer, source=source), Stored)
 
 
 @in_loop
