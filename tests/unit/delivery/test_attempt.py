@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -224,3 +225,59 @@ def test_an_attempt_ends_at_the_store_where_it_started() -> None:
         assert (len(bench.store.puts), len(bench.house.store.puts)) == (1, 1)
 
     on_bench(test)
+
+
+class RefusingStore(FakeStore):
+    """A store that refuses look-ups."""
+
+    status = 503
+
+    async def find(self, transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
+        self.finds.append(transfer.id)
+        raise AttemptError("503", "no", status=self.status)
+
+
+@pytest.mark.parametrize(("status", "puts"), [(503, 1), (500, 1), (0, 0)])
+def test_the_third_refused_lookup_in_a_row_is_followed_by_a_put(status: int, puts: int) -> None:
+    """Else a store that refuses all of them would hold the transfer; one that does not answer takes no PUT either."""
+
+    async def main() -> None:
+        house = House(store=RefusingStore())
+        house.store.status = status  # type: ignore[attr-defined]
+        source = house.files.open("/f")
+        transfer = Transfer.accept(house.request(file="/f"), source.state, 0)
+        queued = QueuedTransfer(1, transfer, 0.0, 0.0, attempt_started=True)
+        queued.outcome_unknown = True
+        for _ in range(2):
+            with pytest.raises(AttemptError):
+                await house.attempts.make(queued, Progress())
+        with contextlib.nullcontext() if puts else pytest.raises(AttemptError):
+            await house.attempts.make(queued, Progress())
+        assert (len(house.store.finds), len(house.store.puts)) == (3, puts)
+
+    fly(main)
+
+
+def test_what_was_sent_is_known_to_the_next_lookup() -> None:
+    """Its MD5 is that of an object that is taken for stored."""
+    given: list[str] = []
+
+    class KnowingStore(FakeStore):
+        async def put(self, *args: Any, on_sent: Callable[[str], None], **kwargs: Any) -> Stored:
+            on_sent("md5")
+            raise LOST
+
+        async def find(self, transfer: Transfer, *args: Any, md5: str = "", **kwargs: Any) -> Stored:
+            given.append(md5)
+            return Stored("md5", 3000)
+
+    async def main() -> None:
+        house = House(store=KnowingStore())
+        source = house.files.open("/f")
+        queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
+        with pytest.raises(AttemptError):
+            await house.attempts.make(queued, Progress())
+        await house.attempts.make(queued, Progress())
+
+    fly(main)
+    assert given == ["md5"]

@@ -117,3 +117,26 @@ def test_a_file_state_ignores_the_device() -> None:
     assert state == FileState(1, 2, 3, 5)
     assert state.mark == "2-3"
     assert state not in (FileState(0, 2, 3, 4), FileState(1, 0, 3, 4), FileState(1, 2, 0, 4))
+
+
+def stat_of(mtime_ns: int, ctime_ns: int) -> os.stat_result:
+    """A result of `os.stat`."""
+    times = {"st_mtime_ns": mtime_ns, "st_ctime_ns": ctime_ns}
+    return os.stat_result((0o100644, 7, 8, 1, 0, 0, 3000, 0, 0, 0), times)
+
+
+@pytest.mark.parametrize("seconds", [-(10**10), 0, 10**10, 2**63 - 1])
+def test_any_time_of_a_file_fits_64_bits(seconds: int) -> None:
+    """Also those after the year 2262; two of them that differ do so afterwards."""
+    state, other = (FileState.of(stat_of(seconds * 10**9 + ns, 1)) for ns in (0, 1))
+    assert -(2**63) <= state.mtime_ns < 2**63
+    assert not state.matches(other)
+
+
+def test_a_state_of_an_earlier_release_matches_without_its_change_time() -> None:
+    """It did not note one; and the mark in its objects has none."""
+    now, old = FileState.of(stat_of(5, 6)), FileState(3000, 5, 7, 8)
+    assert now.matches(old)
+    assert old.matches(now)
+    assert not now.matches(FileState(3000, 5, 7, 8, 9))
+    assert (old.mark, now.mark) == ("5-7", "5-7-6")

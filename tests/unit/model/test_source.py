@@ -229,12 +229,21 @@ def change_content(file: Path) -> None:
         writer.write(b"new")
 
 
+def change_content_and_restore_its_time(file: Path) -> None:
+    before = file.stat()
+    change_content(file)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+
+
 def replace_by_rename(file: Path) -> None:
     twin = a_file(file.with_name("twin"), file.stat().st_size)
     twin.replace(file)
 
 
-@pytest.mark.parametrize("change", [change_size, change_content, replace_by_rename, Path.touch])
+CHANGES = [change_size, change_content, change_content_and_restore_its_time, replace_by_rename, Path.touch]
+
+
+@pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_noticed(tmp_path: Path, change: object) -> None:
     """Another size, another time or another inode under the same path is another file."""
     file = a_file(tmp_path / "file", 100_000)
