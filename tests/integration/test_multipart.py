@@ -329,7 +329,8 @@ def completed_as(etag: str) -> Script:
     [
         (f"{'0' * 32}-5", "auto", "ETagMismatch"),
         (f"{'0' * 32}-5", "off", ""),
-        (f"{'0' * 32}-4", "auto", ""),
+        (f"{'0' * 32}-4", "auto", "BadAnswer"),
+        (f"{'0' * 32}-4", "off", ""),
         ("x", "auto", ""),
     ],
 )

@@ -75,13 +75,42 @@ async def test_a_wrong_etag_is_not_stored(tmp_path: Path, size: int) -> None:
     assert hashlib.md5(file.read_bytes()).hexdigest() in error.text
 
 
-@pytest.mark.parametrize("etag", ['"0123456789abcdef0123456789abcdef-2"', '"opaque"', ""])
+@pytest.mark.parametrize("etag", ['"0123456789abcdef0123456789abcdef-2"', '"opaque"'])
 @in_loop
 async def test_an_etag_that_is_not_an_md5_is_not_compared(tmp_path: Path, etag: str) -> None:
     """Multipart uploads, encryption and some stores give such ETags."""
     async with PLAIN.store(answering(ETag=etag)) as (_, sender):
         stored = await sender.put(a_file(tmp_path / "file", SMALL))
     assert stored.etag == etag.strip('"')
+
+
+@pytest.mark.parametrize(("script", "verify"), [(answering(), "no-etag"), (answering(201), "no-etag")])
+@in_loop
+async def test_a_sink_without_etags_takes_a_setting(tmp_path: Path, script: Script, verify: str) -> None:
+    """Without it nothing is stored."""
+    file = a_file(tmp_path / "file", SMALL)
+    async with PLAIN.store(script, verify=verify) as (_, sender):
+        assert (await sender.put(file)).etag == ""
+    async with PLAIN.store(script) as (_, sender):
+        error = await failure(sender.put(file))
+        assert (error.code, error.ambiguous) == ("BadAnswer", True)
+
+
+@in_loop
+async def test_no_answer_is_asked_for_in_compressed_form(tmp_path: Path) -> None:
+    """A proxy that compresses changes sizes; one that does so all the same is understood."""
+
+    async def compressing(exchange: Exchange) -> None:
+        await exchange.read()
+        body = gzip.compress(b"<?xml version='1.0'?><Error><Code>NoSuchBucket</Code></Error>")
+        await exchange.answer(404, body, headers={"Content-Encoding": "gzip", "Content-Type": "application/xml"})
+
+    async with PLAIN.store() as (server, sender):
+        await sender.put(a_file(tmp_path / "file", SMALL))
+        await sender.store.find(transfer())
+        assert {seen.headers["accept-encoding"] for seen in server.seen} == {"identity"}
+        server.put = compressing
+        assert (await failure(sender.put(tmp_path / "file"))).code == "NoSuchBucket"
 
 
 @in_loop

@@ -93,8 +93,11 @@ async def broken_xml(exchange: Exchange) -> None:
         pytest.param(too_early, "BadAnswer", 0, False, id="says-200-too-early"),
         pytest.param(refuse_early, "EntityTooLarge", 400, False, id="refuses-early"),
         pytest.param(refusing(403, "AccessDenied"), "AccessDenied", 403, False, id="refuses"),
-        pytest.param(refusing(503, "SlowDown"), "SlowDown", 503, False, id="asks-for-patience"),
+        pytest.param(refusing(503, "SlowDown"), "SlowDown", 503, True, id="asks-for-patience"),
         pytest.param(refusing(500, "InternalError"), "InternalError", 500, True, id="has-a-fault"),
+        pytest.param(answering(200, b"<html/>"), "BadAnswer", 200, True, id="a-login-page"),
+        pytest.param(answering(204, ETag='"x"'), "BadAnswer", 204, True, id="says-204"),
+        pytest.param(answering(503), "503", 503, True, id="a-proxy-has-no-store"),
         pytest.param(answering(504), "504", 504, True, id="a-proxy-gives-up"),
         pytest.param(broken_xml, "400", 400, False, id="refuses-without-xml"),
     ],
@@ -151,12 +154,12 @@ async def test_a_body_that_was_answered_too_early_does_not_arrive_later(
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @in_loop
 async def test_redirects_are_not_followed(tmp_path: Path, status: int) -> None:
-    """A redirect is an error: the host that it names gets no connection, the redirecting one no second request."""
+    """A redirect without S3's document is no answer of a store: the host that it names gets no connection, the redirecting one no second request."""
     file = a_file(tmp_path / "file", SMALL)
     async with scripted() as other, PLAIN.store() as (server, sender):
         server.put = answering(status, Location=f"{other.url}/bucket/key", x_amz_bucket_region="elsewhere")
         error = await failure(sender.put(file))
-        assert (error.status, error.ambiguous) == (status, False)
+        assert (error.code, error.status, error.ambiguous) == ("BadAnswer", status, True)
         assert [seen.method for seen in server.seen] == ["PUT"]
         assert not other.connections
 
@@ -188,7 +191,7 @@ async def test_slow_is_not_stalled(tmp_path: Path) -> None:
         for part in range(1, 9):
             await exchange.read(part * LARGE // 8)
             await asyncio.sleep(0.3)
-        await exchange.answer()
+        await exchange.answer(headers={"ETag": '"x"'})
 
     async with PLAIN.store(slowly) as (server, sender):
         await sender.put(file)
@@ -202,7 +205,7 @@ async def test_a_slow_answer_is_waited_for(tmp_path: Path) -> None:
     async def late(exchange: Exchange) -> None:
         await exchange.read()
         await asyncio.sleep(2.0)
-        await exchange.answer()
+        await exchange.answer(headers={"ETag": '"x"'})
 
     async with PLAIN.store(late, answer_timeout_s=30.0) as (_, sender):
         await sender.put(a_file(tmp_path / "file", SMALL))
