@@ -113,6 +113,7 @@ class FakeStore:
     Args:
         answer: called for each PUT: returns the error to raise, or None to store the object. An error with a true
             `arrived` is raised although the object is stored.
+        neutral: called for each neutral request: returns the error to raise, or None to accept it.
         seconds: how long each request takes.
         objects: the id of the transfer stored last, by destination.
         puts: time and transfer id of each PUT.
@@ -124,6 +125,7 @@ class FakeStore:
     """
 
     answer: Callable[[Transfer], S3daemonError | None] = lambda _: None
+    neutral: Callable[[], AttemptError | None] = lambda: AttemptError("NoAnswer", "not a store's")
     seconds: float = 0.1
     objects: dict[Destination, str] = field(default_factory=dict)
     puts: list[tuple[float, str]] = field(default_factory=list)
@@ -156,6 +158,11 @@ class FakeStore:
             raise error
         self._keep(transfer)
         return Stored(etag="", size=source.state.size, address="of the store")
+
+    async def ask_neutrally(self) -> None:
+        await asyncio.sleep(self.seconds)
+        if (error := self.neutral()) is not None:
+            raise error
 
     def _keep(self, transfer: Transfer) -> None:
         self.objects[transfer.destination] = transfer.id
@@ -238,6 +245,7 @@ class House:
             self.attempts,
             journal,
             ActiveClock(0.0, clock),
+            ask=lambda: self.store.ask_neutrally(),
             clock=clock,
             wall=self.wall,
             rng=random.Random(1),

@@ -10,6 +10,7 @@ import botocore.parsers
 
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, one_line
+from s3daemon.model.verdict import is_unlisted
 
 #: Statuses that a proxy may give for a request which the store behind it has carried out.
 _AMBIGUOUS_STATUSES = (500, 502, 504)
@@ -20,8 +21,9 @@ _HINTS = {
     "InvalidAccessKeyId": "fix AWS_ACCESS_KEY_ID and reload",
     "SignatureDoesNotMatch": "fix AWS_SECRET_ACCESS_KEY and reload",
     "ExpiredToken": "renew the keys and reload",
-    "QuotaExceeded": "the store's quota is used up: have it raised, then reload",
+    "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clocks",
+    **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
 }
 #: What sending can raise: aiohttp's and the kernel's errors, botocore's where it cannot parse, and our own.
 SENDING_ERRORS = (
@@ -47,7 +49,7 @@ def refusal_of(error: botocore.exceptions.ClientError) -> AttemptError:
     status = int(meta.get("HTTPStatusCode", 0))
     code = str(described.get("Code") or status)
     message = one_line(str(described.get("Message") or ""), 200)
-    hint = _HINTS.get(code, "")
+    hint = _HINTS.get(code) or ("this code is not known here, so it is retried" if is_unlisted(code, status) else "")
     headers = meta.get("HTTPHeaders", {})
     return AttemptError(
         code,
@@ -87,6 +89,12 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> Attempt
             text = "the store closed the connection"
         case TimeoutError():
             code, text = Code.NO_ANSWER, "the store did not answer in time"
+        case botocore.exceptions.NoCredentialsError():
+            code, text = Code.NO_CREDENTIALS, "there are no keys to sign with"
+        case (
+            botocore.exceptions.BotoCoreError() | UnicodeEncodeError()
+        ):  # it sends nothing: we do
+            code, text = Code.BAD_REQUEST, f"S3 has no such request: {type(error).__name__}: {error}"
         case _:
             code = Code.BAD_ANSWER
             text = one_line(f"the store's answer cannot be read: {type(error).__name__}: {error}", 200)

@@ -224,10 +224,19 @@ class Sender:
         try:
             yield connection
         except AttemptError as exc:
-            other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, failed_addresses)
+            tried = {*failed_addresses, *self._blame_unconnected(connection)}
+            other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, tried)
             raise exc.replace(address=connection.address, other_address=other_address) from exc
         finally:
+            self._blame_unconnected(connection)
             _connection.reset(token)
+
+    def _blame_unconnected(self, connection: Connection) -> list[str]:
+        """Return the addresses that did not accept the connection, which tries all in turn; each is to blame."""
+        found = connection.pop_failed_addresses()
+        for address in found:
+            self.pool.addresses.failed(address, "no connection")
+        return found
 
     @contextlib.asynccontextmanager
     async def _acquire(
