@@ -14,7 +14,7 @@ from s3daemon.config.settings import Settings, SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.delivery.schedule import QueuedTransfer
-from s3daemon.delivery.uploader import Uploader
+from s3daemon.delivery.uploader import Start, Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.model.record import Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
@@ -218,10 +218,13 @@ class House:
     Args:
         spool: kept from another house, or a real one; else a new FakeSpool.
         store: kept from another house; else a new FakeStore.
+        start: runs the attempts; else nobody watches them.
         changes: settings by variable.
     """
 
-    def __init__(self, *, spool: Any = None, store: FakeStore | None = None, **changes: str) -> None:
+    def __init__(
+        self, *, spool: Any = None, store: FakeStore | None = None, start: Start | None = None, **changes: str
+    ) -> None:
         environ = {
             "S3_ENDPOINT_URL": "http://store",
             "AWS_ACCESS_KEY_ID": "key",
@@ -249,6 +252,7 @@ class House:
             clock=clock,
             wall=self.wall,
             rng=random.Random(1),
+            start=start,
         )
         last_seq = self.spool.last_seq
         self.intake = Intake(self.holder, self.uploader, self.spool, last_seq, opener=self.files.open, wall=self.wall)

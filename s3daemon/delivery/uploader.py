@@ -59,10 +59,6 @@ Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
 """Starts a task under a name; whoever gave it learns of the task's death by an exception."""
 
 
-def _start_unwatched(name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
-    return asyncio.get_running_loop().create_task(work, name=name)
-
-
 class Uploader:
     """Carries the schedule's transfers to their end.
 
@@ -72,7 +68,8 @@ class Uploader:
         attempts: makes the attempts.
         journal: gets the records.
         active_clock: the time in which transfers can go on, from what the spool has of it.
-        start: runs the attempts; a bug in what follows from one ends the service, and the next process goes on.
+        start: runs the attempts; a bug in what follows from one then ends the service, and the next process goes on.
+            None: nobody watches them.
         ask: sends a neutral request, which tells whether the keys are good when an attempt is refused.
         clock: monotonic seconds; the event loop's own clock must run with it.
         wall: seconds since the epoch, for people.
@@ -92,7 +89,7 @@ class Uploader:
         journal: Journal,
         active_clock: ActiveClock,
         *,
-        start: Start = _start_unwatched,
+        start: Start | None = None,
         ask: Ask = ask_nothing,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
@@ -107,7 +104,7 @@ class Uploader:
         self._wall = wall
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._loop = asyncio.get_running_loop()
-        self._start = start
+        self._start = start or (lambda name, work: self._loop.create_task(work, name=name))
         self._health = Health(self._rng, clock)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()

@@ -91,9 +91,7 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> Attempt
             code, text = Code.NO_ANSWER, "the store did not answer in time"
         case botocore.exceptions.NoCredentialsError():
             code, text = Code.NO_CREDENTIALS, "there are no keys to sign with"
-        case (
-            botocore.exceptions.BotoCoreError() | UnicodeEncodeError()
-        ):  # it sends nothing: we do
+        case botocore.exceptions.BotoCoreError() | UnicodeEncodeError():  # it sends nothing: we do
             code, text = Code.BAD_REQUEST, f"S3 has no such request: {type(error).__name__}: {error}"
         case _:
             code = Code.BAD_ANSWER
