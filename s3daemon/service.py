@@ -176,7 +176,7 @@ class Service:
             self._journal,
             active_clock,
             start=start,
-            ask=lambda: self._endpoint.store.ask_neutrally(),
+            ask=self._ask_neutrally,
         )
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
@@ -270,6 +270,10 @@ class Service:
             await self._spool.restore([entry_of(queued) for queued in self._uploader.schedule.transfers])
         except SpoolError as exc:
             _log.error("the transfers in memory cannot be written to the new spool: %s", exc)
+
+    async def _ask_neutrally(self) -> None:
+        """Send a neutral request to the store in use, which a reload may replace."""
+        await self._endpoint.store.ask_neutrally()
 
     async def _retry(self, ids: set[str]) -> None:
         """Try failed transfers again for which the keys before a reload may have been at fault."""

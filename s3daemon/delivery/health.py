@@ -35,6 +35,9 @@ PROBE_FIRST_S = 1.0
 #: Half of the back-off's maximum: there are at most two probes, so they cost nothing, and all transfers wait for them.
 #: After an outage of any length, transfers go on within one exposure.
 PROBE_MAX_S = 30.0
+#: While no connection is to be had, a small request asks this often whether one is: it costs nothing, and transfers go
+#: on within five seconds of the store's return.
+ASK_EVERY_S = 3.0
 #: One probe first. From the fourth round on two, of different transfers: one that always fails, or hangs, must not hide
 #: the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
@@ -51,6 +54,7 @@ class Health:
         UP     failed, 3 times in a row                        AWAY
         AWAY   succeeded; reload                               UP     1 probe, later 2, after 1 s ... 30 s each
         AWAY   failed                                          AWAY
+        AWAY   a small request is answered where none was      AWAY   the next probe at once
         any    refused; or suspected at 2 destinations alike   HELD   1 probe each 5 minutes
         HELD   succeeded, if it started since; reload          UP
         HELD   failed or suspected                             HELD
@@ -80,6 +84,7 @@ class Health:
         self._suspects: dict[str, Destination] = {}  # by code, the first destination
         self._rounds = 0
         self._probe_at = 0.0
+        self.unreached = False  #: away, and the last attempt found no connection: a small request tells of a return
 
     @property
     def away(self) -> bool:
@@ -138,9 +143,15 @@ class Health:
             self._away_since = now
         elif now < self._probe_at:
             return  # it belongs to the round that was counted already
+        self.unreached = error.code in UNREACHED
         delay = min(PROBE_FIRST_S * 2.0 ** min(self._rounds, 16), PROBE_MAX_S)
         self._probe_at = now + delay * self._rng.uniform(0.75, 1.0)
         self._rounds += 1
+
+    def reached(self) -> None:
+        """Note that a small request was answered: the next probe need not wait, unless PUTs are known to fail."""
+        if self.unreached:
+            self.unreached, self._probe_at = False, self._monotonic()
 
     def reload(self) -> None:
         """Forget what is known: new settings are in force."""
@@ -212,7 +223,7 @@ class KeyEvidence:
             started_at: when the attempt started, monotonic seconds.
         """
         asked_at = self._clock()
-        neutral = None if started_at < self._in_force_since else await self._answer()
+        neutral = None if started_at < self._in_force_since else await self.ask()
         found = keys_after(
             refusal,
             neutral,
@@ -223,7 +234,7 @@ class KeyEvidence:
         self._ever_accepted |= found is Keys.GOOD
         return found
 
-    async def _answer(self) -> AttemptError | None:
+    async def ask(self) -> AttemptError | None:
         """Return the error of a neutral request that is sent from now on; all who wait for its turn share it."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._send())

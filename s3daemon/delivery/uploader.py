@@ -32,7 +32,7 @@ from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
-from s3daemon.delivery.health import Ask, Health, KeyEvidence, ask_nothing
+from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, ask_nothing
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     AttemptInFlight,
@@ -113,6 +113,7 @@ class Uploader:
         self.waiters = Waiters(self._health, journal.write)
         self.observers: list[Callable[[TransferRecord], None]] = []
         self._started_at = clock()
+        self._returning: asyncio.Task[None] | None = None
         self._listing: set[asyncio.Task[None]] = set()  # of failures in the spool
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -221,6 +222,8 @@ class Uploader:
             self._active_clock.resume()
         self.waiters.defer_if_away()
         self._set_timer()
+        if self._health.unreached and (self._returning is None or self._returning.done()):
+            self._returning = self._start("asking whether the endpoint is back", self._await_return())
 
     def _start_attempt(self, queued: QueuedTransfer) -> None:
         """Start an attempt, unless a limit has it wait."""
@@ -245,6 +248,16 @@ class Uploader:
         at = self.schedule.next_time() if self._may_start() else self._health.wake_at()
         if at is not None:
             self._timer = self._loop.call_later(max(0.0, at - self._clock()), self.pump)
+
+    async def _await_return(self) -> None:
+        """While no connection is to be had, ask whether one is; then have the next probe at once."""
+        while self._health.unreached:
+            await asyncio.sleep(ASK_EVERY_S)
+            error = await self._keys.ask()
+            if error is None or error.status:
+                self._health.reached()
+                self.schedule.end_delays()  # the outage was the reason of most of them
+                self.pump()
 
     async def _run(self, queued: QueuedTransfer, progress: Progress) -> None:
         keys: Keys | None = None
@@ -402,6 +415,8 @@ class Uploader:
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._returning is not None:
+            self._returning.cancel()
         tasks = self.tasks
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout_s)

@@ -226,6 +226,18 @@ def test_an_attempt_with_the_old_keys_does_not_hold_the_queue_after_a_reload(hea
     assert state(health) == "HELD"
 
 
+def test_an_answer_where_there_was_no_connection_brings_the_next_probe_forward(health: Health) -> None:
+    """Not while PUTs are known to fail: that the endpoint answers is then no news."""
+    away(health)
+    assert not health.may_start(0)
+    health.reached()
+    assert health.may_start(0)
+    for destination in (HERE, THERE, ELSEWHERE):
+        health.failed(BUSY, destination)
+    health.reached()
+    assert not health.may_start(0)
+
+
 def test_reload_ends_an_outage_too(health: Health) -> None:
     away(health)
     health.reload()

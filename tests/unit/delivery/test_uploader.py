@@ -282,6 +282,22 @@ def test_an_endpoint_that_is_away_gets_a_few_probes_until_it_serves_again() -> N
     fly(main)
 
 
+def test_a_store_that_can_be_connected_to_again_gets_its_transfers_within_five_seconds() -> None:
+    """However long the outage was: a small request tells it, not the next probe."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = away
+        await house.intake.submit(house.request(wait=False))
+        await asyncio.sleep(HOUR)
+        assert len(house.store.puts) < HOUR / 20, "no file is sent to find that out"
+        house.store.answer, house.store.neutral = lambda _: None, lambda: None
+        await asyncio.sleep(5)
+        assert len(house.store.objects) == 1
+
+    fly(main)
+
+
 def test_48_hours_of_outage_lose_nothing() -> None:
     """Steps of the wall clock expire nothing, and there are at most two probes in each 22 to 30 s, spread over the
     transfers."""
