@@ -1,5 +1,6 @@
 """The lab's real things as fixtures, one of each per session, and no silent skip where everything is required."""
 
+import gc
 import os
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -108,6 +109,12 @@ def box() -> Iterator[box_lab.Box]:
     for made in _entered(box_lab.box()):
         deploy.lay_out(made.root)
         yield made
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the imports left in memory from garbage collection: many tests collect all garbage at their end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)

@@ -73,6 +73,7 @@ class Daemon:
         prefix: Sequence[str | Path],
         listeners: dict[str, socket.socket],
         keeping: bool,
+        module: str = "s3daemon",
     ) -> None:
         """Describe it; nothing runs before ``start``."""
         self.state_dir = state_dir
@@ -88,6 +89,7 @@ class Daemon:
         )
         self.set(**settings)
         self._prefix = prefix
+        self._module = module
         self._listeners = listeners
         self.kept: dict[str, int] | None = {} if keeping else None
         self._running: AbstractContextManager[Process] | None = None
@@ -105,7 +107,7 @@ class Daemon:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it; without ``wait`` it may be anywhere in its start-up when this returns."""
-        command = [sys.executable, "-m", "s3daemon", "serve"]
+        command = [sys.executable, "-m", self._module, "serve"]
         environ, descriptors = self.environ, list[int]()
         if self._listeners:
             kept = dict(self.kept or {})
@@ -266,6 +268,7 @@ def daemon(
     http: bool = False,
     running: bool = True,
     keeping: bool = False,
+    module: str = "s3daemon",
     **settings: str,
 ) -> Iterator[Daemon]:
     """A daemon for the time of a ``with`` block; at the end it is killed if it is still there.
@@ -280,11 +283,12 @@ def daemon(
         running: start it.
         keeping: waiting clients' connections are kept from one process to the next, as systemd's descriptor store does
             it; takes `activated`.
+        module: the program that runs, such as a benchmark's variant of the daemon.
         settings: as for ``Daemon.set``.
     """
     doors = [name for name, wanted in (("wire", activated), ("http", http)) if wanted]
     listeners = {name: socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) for name in doors}
-    made = Daemon(state_dir, server, settings, prefix, listeners, keeping)
+    made = Daemon(state_dir, server, settings, prefix, listeners, keeping, module)
     try:
         if running:
             made.start()

@@ -105,9 +105,8 @@ def extract(package: Path, pattern: str, directory: Path) -> None:
 
 def render(page: Path) -> tuple[str, str]:
     """What groff warns of in a manual page, and the page as plain text; raises UnavailableError without groff."""
-    opened = gzip.open if page.suffix == ".gz" else open
-    with opened(page, "rb") as file:
-        source = file.read()
+    content = page.read_bytes()
+    source = gzip.decompress(content) if page.suffix == ".gz" else content
     done = subprocess.run(
         [program("groff"), "-man", "-ww", "-Tutf8", "-P-cbou"],
         input=source, env=clean_env(), capture_output=True, check=True, timeout=60,
@@ -117,7 +116,7 @@ def render(page: Path) -> tuple[str, str]:
 
 def lint(packages: Packages) -> str:
     """What rpmlint says of the packages and the spec; raises UnavailableError without it."""
-    what = (*packages.files, *packages.report, "packaging/s3daemon.spec")
+    what = [*map(str, packages.files + packages.report), "packaging/s3daemon.spec"]
     done = subprocess.run(
         [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *what],
         cwd=TREE, env=clean_env(), capture_output=True, text=True, check=False, timeout=120,

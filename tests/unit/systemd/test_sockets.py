@@ -236,9 +236,9 @@ def test_under_systemd_socket_activate(tmp_path: Path, named: list[str], listeni
     path = tmp_path / "socket"
     assert ACTIVATE
     command = [ACTIVATE, "-l", str(path), *named, "-E", "PYTHONPATH", sys.executable, "-c", TAKE]
-    root = str(Path(__file__).resolve().parents[3])
+    path_list = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, env={**os.environ, "PYTHONPATH": path_list}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as activator:
         assert activator.stdout
         assert activator.stderr
