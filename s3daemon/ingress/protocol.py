@@ -19,12 +19,16 @@ This module never opens the file, and never looks whether the destination exists
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 
 from s3daemon.errors import Code, RequestError, one_line
 from s3daemon.model.request import Destination, Request
 
 #: Room for a file name of PATH_MAX (4096 bytes) and a key; it bounds the memory that a client can use.
 MAX_LINE = 8192
+
+_HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|CONNECT|TRACE) \S+ HTTP/1\.[01]\r?")
 
 
 class LineReader:
@@ -89,6 +93,23 @@ class LineReader:
 def is_extended(line: bytes | bytearray) -> bool:
     """Whether a line, or its beginning, is in the extended form and so gets an answer in that form."""
     return line.startswith(b"{")
+
+
+def is_http(line: bytes) -> bool:
+    """Whether a line is HTTP's first: a client took this port for the one of the HTTP server."""
+    return _HTTP.fullmatch(line) is not None
+
+
+def http_answer(addresses: Sequence[str]) -> bytes:
+    """The answer to a client that speaks HTTP: 400, and where HTTP is served.
+
+    Args:
+        addresses: of the sockets for HTTP; none while their unit is not enabled.
+    """
+    where = ", ".join(addresses) or "none: enable s3daemon-http.socket, of an instance s3daemon-http@PORT.socket"
+    text = f"bad request: this is the port of the line protocol; the socket for HTTP is {where}\n".encode()
+    head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + text
 
 
 def parse_request(line: bytes) -> Request:

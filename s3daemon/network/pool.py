@@ -23,6 +23,7 @@ from s3daemon.config.settings import Settings
 from s3daemon.model.record import MessageId
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
+from s3daemon.network.keepalive import SMALL_REQUESTS
 from s3daemon.network.pacing import Pacer
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,8 @@ class ConnectionPool:
         pacer: shares the bandwidth among them.
         addresses: where they may lead.
         url: of the endpoint.
+        small_request: the method of the request for `/` that keeps a connection open, as the keeper found out; empty
+            when none does.
     """
 
     def __init__(self, settings: Settings, clock: Clock = time.monotonic, *, reserve: int | None = None) -> None:
@@ -65,6 +68,7 @@ class ConnectionPool:
         self._found_at: dict[str, float] = {}  # when a look-up last gave each address that is not gone
         self._warnings: set[str] = set()
         self.reserve = -(-settings.max_connections // CONNECTIONS_PER_RESERVE) if reserve is None else reserve
+        self.small_request = SMALL_REQUESTS[0]
         self._all = [self.new_connection() for _ in range(settings.max_connections + self.reserve)]
         self._free = list(self._all)  # from the one used longest ago to the one used last
         self._in_maintenance: set[Connection] = set()  # free, but the keeper is using them; they keep their place

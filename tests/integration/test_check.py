@@ -8,9 +8,9 @@ import json
 from pathlib import Path
 
 import pytest
+from fake_host import Looked
 from lab.rgw import Gateway
 from lab.s3 import S3Server
-from looked import Looked
 
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.config.settings import Settings

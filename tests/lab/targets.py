@@ -16,7 +16,7 @@ from s3daemon.commands.report.read import from_lines
 from s3daemon.commands.report.select import Collection, Selection
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import RequestError, S3daemonError, SettingsError
-from s3daemon.http.upload import parse_form
+from s3daemon.http.upload import parse_form, request_of
 from s3daemon.ingress.protocol import MAX_LINE, LineReader, is_extended, parse_request
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.reply import Outcome, Reply
@@ -172,7 +172,7 @@ def form(data: bytes) -> None:
     """The HTTP form: a content type, a line break, a body; a request, or a refusal."""
     kind, _, body = data.partition(b"\n")
     try:
-        request = parse_form(kind.decode("latin-1"), body)
+        request = request_of(parse_form(kind.decode("latin-1"), body))
     except RequestError as exc:
         _refusal(exc)
         return

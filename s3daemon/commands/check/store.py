@@ -28,6 +28,7 @@ from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, Settin
 from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
+from s3daemon.network.keepalive import find_small_request
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.sender import Sender
@@ -89,6 +90,8 @@ class StoreChecks:
         try:
             with self._findings.guard("clock"):
                 await self._clock(pool)
+            with self._findings.guard("keep-alive"):
+                await self._keep_alive(pool)
             with self._findings.guard("credentials"):
                 if await self._credentials(sender) and target:
                     await self._bucket(store, target)
@@ -121,6 +124,25 @@ class StoreChecks:
                 self._findings.warn("clock", f"{text}; from 15 min on it refuses all: {_CLOCK_CURE}")
             else:
                 self._findings.fail("clock", f"{text}: RequestTimeTooSkewed, now or soon: {_CLOCK_CURE}")
+
+    async def _keep_alive(self, pool: ConnectionPool) -> None:
+        url = str(URL(self._settings.endpoint_url).with_path("/"))
+        try:
+            async with pool.acquire() as connection:
+
+                async def send(method: str) -> None:
+                    async with timeout(self._settings.stall_timeout_s):
+                        await pool.assign_address(connection)
+                        await connection.request(method, url, {}, None)
+
+                found = await find_small_request(connection, send)
+        except (aiohttp.ClientError, OSError):
+            return  # no answer, which was said of the clock
+        if found:
+            self._findings.ok("keep-alive", f"the store keeps a connection open after {found} /")
+        else:
+            text = "the store closes each connection after its answer: none is warm, and each upload opens its own"
+            self._findings.warn("keep-alive", f"{text}; enable keep-alive at the store, or at the proxy in front of it")
 
     async def _credentials(self, sender: Sender) -> bool:
         """Whether there are keys to go on with, valid or not."""

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3daemon.errors import FileError, RequestError
-from s3daemon.ingress.protocol import MAX_LINE, LineReader, parse_request
+from s3daemon.ingress.protocol import MAX_LINE, LineReader, http_answer, is_http, parse_request
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Request
 
@@ -216,3 +216,36 @@ def test_replies_stay_one_line(text: str) -> None:
         encoded = reply.encode(extended=extended)
         assert encoded.index(b"\n") == len(encoded) - 1
         assert len(encoded) < 4096
+
+
+@pytest.mark.parametrize(
+    ("line", "http"),
+    [
+        (b"GET / HTTP/1.1\r", True),
+        (b"GET /metrics HTTP/1.0", True),
+        (b"POST /upload HTTP/1.1\r", True),
+        (b"OPTIONS * HTTP/1.1\r", True),
+        (b"GET /", False),
+        (b"/GET a/b/HTTP/1.1", False),
+        (b"GET  HTTP/1.1", False),
+        (b"GET / HTTP/2.0", False),
+        (b"FETCH / HTTP/1.1", False),
+        (b" GET / HTTP/1.1", False),
+        (b"GET / HTTP/1.1 ", False),
+        (b"", False),
+    ],
+)
+def test_the_first_line_of_http_is_recognised(line: bytes, http: bool) -> None:
+    """No request of ours looks like it."""
+    assert is_http(line) == http
+    if http:
+        with pytest.raises(RequestError):
+            parse_request(line)
+
+
+def test_a_client_that_speaks_http_is_told_where_it_is_served() -> None:
+    head, _, text = http_answer(["127.0.0.1:15556", "/run/http"]).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert f"Content-Length: {len(text)}\r\n".encode() in head
+    assert text.endswith(b" the socket for HTTP is 127.0.0.1:15556, /run/http\n")
+    assert b"enable s3daemon-http.socket" in http_answer([])

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from looked import Looked, refusal, serving
+from fake_host import Looked, refusal, serving
 
 from s3daemon.commands.check import command as check
 

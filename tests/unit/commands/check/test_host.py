@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
-from looked import SYSCTLS, Looked, account, settings
+from fake_host import SYSCTLS, Looked, account, settings
 
 from s3daemon.commands.check import host as checks_host
 

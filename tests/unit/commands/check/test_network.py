@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_host import Looked, refusal, serving, settings_for
 from lab.certs import Authority
-from looked import Looked, refusal, serving, settings_for
 
 from s3daemon.commands.check.network import reach
 from s3daemon.commands.check.store import StoreChecks

@@ -8,7 +8,7 @@ from email.utils import formatdate
 from pathlib import Path
 
 import pytest
-from looked import Looked, refusal, serving, settings_for
+from fake_host import Looked, refusal, serving, settings_for
 
 from s3daemon.commands.check.store import StoreChecks
 
@@ -75,3 +75,20 @@ def test_no_clock(tmp_path: Path) -> None:
 def test_answers(tmp_path: Path, answer: bytes, found: str) -> None:
     """What each answer says of the keys."""
     assert checked(tmp_path, answer).one("credentials").startswith(found)
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        (refusal(403, "AccessDenied"), "ok keep-alive the store keeps a connection open after GET /"),
+        (
+            refusal(403, "AccessDenied").replace(b"\r\n", b"\r\nConnection: close\r\n", 1),
+            "warn keep-alive the store closes each connection after its answer",
+        ),
+        (b"HTTP/1.0 200 OK\r\nContent-Length: 0\r\n\r\n", "warn keep-alive the store closes each connection"),
+    ],
+    ids=["kept", "close", "http-1.0"],
+)
+def test_connections_are_kept_or_not(tmp_path: Path, answer: bytes, found: str) -> None:
+    """Whether there can be warm connections at all; a warning says what to do."""
+    assert checked(tmp_path, answer).one(" keep-alive ").startswith(found)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from looked import Looked
+from fake_host import Looked
 
 from s3daemon.commands.check import unit as checks_unit
 from s3daemon.commands.check.unit import Unit
