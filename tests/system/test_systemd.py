@@ -435,7 +435,7 @@ def test_an_idle_service_stops_at_once(service: Service, bucket: str) -> None:
 
 
 def test_a_reload_takes_new_keys(service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str) -> None:
-    """`systemctl reload` puts new keys in force in the same process; the upload in flight finishes with the old ones."""
+    """`systemctl reload` puts new keys in force in the same process; an upload in flight finishes with the old ones."""
     network, far = line
     service.configure(far)
     service.systemctl("start", service.socket)
