@@ -1,5 +1,6 @@
-"""The settings: every variable of the environment, with its unit, default, bounds and reason.
+"""The settings: what an operator may write into the environment, and what it becomes.
 
-May touch the mapping that it is given, credentials below $CREDENTIALS_DIRECTORY, and the files that variables name.
-Begin with `settings`, the table; `values` says how the text of each kind of variable is read.
+The room reads a mapping that is passed in, systemd credentials and the certificates that a setting names; it writes
+nothing and imports no other room but the errors. A bad value cannot become a setting: every fault is raised, at once.
+Begin with `settings`, the one table of all variables; `values` has the kinds of values that they take.
 """

@@ -21,6 +21,7 @@ import pytest
 from s3daemon.commands import queue
 from s3daemon.control.rows import Row
 from s3daemon.control.server import ControlServer, Handler
+from s3daemon.model.ids import uuid_of
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.rows import Entry
 from s3daemon.spool.spool import Spool
@@ -127,6 +128,12 @@ def test_down_it_lists_json(spooled: Path) -> None:
         (ident("d"), "failed", 2, True),
     ]
     assert len(out.splitlines()) == 4
+
+
+def test_an_id_may_be_given_as_the_uuid_of_an_answer_over_http(spooled: Path) -> None:
+    assert run(spooled, "retry", uuid_of(ident("c")).upper()) == (0, "1 will be tried again\n", "")
+    assert run(spooled, "drop", uuid_of(ident("d"))) == (0, "1 dropped\n", "")
+    assert states(spooled) == {"a": False, "b": False, "c": False}
 
 
 def test_down_it_retries(spooled: Path) -> None:

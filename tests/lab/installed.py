@@ -20,6 +20,8 @@ _PLACES = {
     "/etc/systemd/system/s3daemon@.service": "s3daemon.service",
     "/etc/systemd/system/s3daemon.socket": "s3daemon.socket",
     "/etc/systemd/system/s3daemon@.socket": "s3daemon@.socket",
+    "/etc/systemd/system/s3daemon-http@.socket": "s3daemon-http@.socket",
+    "/etc/systemd/system/s3daemon-unix@.socket": "s3daemon-unix@.socket",
     "/usr/lib/systemd/catalog/s3daemon.catalog": "s3daemon.catalog",
 }
 _SYSUSERS = "/usr/lib/sysusers.d/s3daemon.conf"

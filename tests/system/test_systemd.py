@@ -475,7 +475,7 @@ def test_a_bad_reload_changes_nothing(service: Service, rgw: Gateway, bucket: st
     assert (service.show("ActiveState"), service.main_pid()) == ("active", before)
     since = service.journal(f"_SYSTEMD_INVOCATION_ID={service.show('InvocationID')}")
     messages = "\n".join(entry["MESSAGE"] for entry in since)
-    for words in (*expected, "the settings before stay in force"):
+    for words in (*expected, "the previous settings stay in force"):
         assert words in messages
     assert f"reload REFUSED, {expected[0]}" in service.show("StatusText")
     service.send(SMALL, f"store/{bucket}/after")
