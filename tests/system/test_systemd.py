@@ -109,8 +109,8 @@ def test_the_first_send_starts_the_service(service: Service, rgw: Gateway, bucke
     assert record["PRIORITY"] == "6"
     assert record["_UID"] == service.box.exec("id", "-u", "s3daemon").stdout.strip()
 
-    status = service.systemctl("status", service.unit).stdout
-    assert re.search(r'Status: "0 in flight; 0 pending; \d+ of 30 connections open"', status)
+    idle = re.compile(r"0 in flight; 0 pending; \d+ of 30 connections open")
+    service.wait_show("StatusText", lambda text: idle.fullmatch(text) is not None)  # it is updated every two seconds
     explained = service.box.exec("journalctl", "-x", "-u", service.unit, "S3DAEMON_KEY=first").stdout
     assert "Subject: A transfer ended: its object is stored, or it failed permanently" in explained
     assert "To see all entries of the transfer: journalctl S3DAEMON_TRANSFER_ID=ID" in explained
@@ -227,7 +227,7 @@ def wait_for_one_more_each(loops: list[Process]) -> None:
 
 def test_a_hang_up_changes_nothing(service: Service, rgw: Gateway, bucket: str) -> None:
     """The same process goes on, and its journal says what to do instead."""
-    service.systemctl("start", service.door, service.unit)
+    service.systemctl("start", service.socket, service.unit)
     before = service.main_pid()
     service.systemctl("kill", "--kill-who=main", "--signal=HUP", service.unit)
     service.send(SMALL, f"store/{bucket}/hang-up")
@@ -447,7 +447,7 @@ def test_an_idle_service_stops_at_once(service: Service, bucket: str) -> None:
 
 
 def test_a_reload_takes_new_keys(service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str) -> None:
-    """`systemctl reload` puts new keys in force in one process; the upload in flight finishes with the old ones."""
+    """`systemctl reload` puts new keys in force in the same process; an upload in flight finishes with the old ones."""
     network, far = line
     service.configure(far)
     service.systemctl("start", service.socket)
