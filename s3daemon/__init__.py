@@ -1,15 +1,15 @@
 """s3daemon delivers files from data-acquisition hosts to S3 storage across long fat networks, and never loses one.
 
-A map of the rooms. Data flows down the list from a client to the store; imports point up the table of levels, which
-`tests/release/test_house.py` holds them to. Each room's `__init__` says where to begin reading.
+A map of the rooms, from what people use down to what everything rests on. A room imports only rooms of a lower level;
+the levels are in `tests/release/test_house.py`. Each room's `__init__` says where to begin reading.
 
     cli         the command line: `s3daemon [COMMAND]`
     service     the daemon put together: start, reload, stop
     commands/   check, queue, reload, report, status: what operators run
     http/       the HTTP server: uploads by form, metrics, health, the status page
-    ingress/    the wire: listening sockets, who may ask, requests and replies
+    ingress/    clients: listening sockets, who may ask (for HTTP too), the line protocol
     control/    the operators' socket, and what it answers: status, queue, exposures
-    delivery/   transfers from acceptance to their end: order, attempts, what an error means, who waits
+    delivery/   transfers from acceptance to their end: order, attempts, what follows from an error, who waits
     s3/         one file to the store: sign, send, verify, in parts where it is large
     network/    warm connections: opened, kept, paced, watched, chosen by address
     spool/      accepted transfers on disk: what makes the promise true

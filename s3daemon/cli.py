@@ -80,7 +80,7 @@ def _serve() -> NoReturn:
     import asyncio
     import logging
 
-    from s3daemon.config.settings import Settings
+    from s3daemon.config.settings import Settings, retired
     from s3daemon.errors import S3daemonError, SettingsError, one_line
     from s3daemon.journal import Journal, choose_sink, warn_on
     from s3daemon.service import Service
@@ -100,6 +100,8 @@ def _serve() -> NoReturn:
         settings = Settings.from_environ(os.environ)
         journal.hide(settings.secrets())
         package.setLevel(settings.log_level.upper())
+        for text in retired(os.environ):
+            package.warning("%s", text)
         notifier = Notifier(os.environ)
         passed = passed_sockets(os.environ)
         status = 0 if asyncio.run(run()) else 1

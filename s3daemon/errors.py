@@ -119,7 +119,7 @@ class RequestError(S3daemonError):
 
 
 class FileError(RequestError):
-    """The file cannot be sent as it is.
+    """The file cannot be sent as it is: when it is asked for, or later, at an attempt of an accepted transfer.
 
     Attributes:
         status, ambiguous, retry_after, address, other_address: as in `AttemptError`, so that both are handled alike;

@@ -20,8 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.environ import of_service
-from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences
+from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences, of_service
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import LOST_S
 from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
@@ -186,12 +185,21 @@ class Service:
         self._janitor.forget_other_endpoints()
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
-        self._server = server = Server(self._settings, intake, self._access, self._notifier, spool.mark_notified)
+        self._server = server = Server(
+            self._settings,
+            intake,
+            self._access,
+            self._notifier,
+            spool.mark_notified,
+            http_addresses=[name_of(sock) for sock in http_listeners],
+        )
         self._operations = operations = Operations(
             self._settings, uploader, spool, server, lambda: self._endpoint.pool, exposures=exposures
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
-        metrics = Metrics(lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients})
+        metrics = Metrics(
+            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients}, name=state_dir.name
+        )
         uploader.observers.append(metrics.see)
         self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.now)
         pages = routes(self._settings, operations, metrics)

@@ -1,6 +1,8 @@
-"""Sizes and spans of time as text for people."""
+"""Sizes, spans of time and points in time as text for people."""
 
 from __future__ import annotations
+
+from datetime import datetime, tzinfo
 
 _SPANS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 
@@ -21,3 +23,32 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def seconds(usec: float) -> str:
+    """Return microseconds as seconds with four digits, milliseconds at most: `0.241 s`, `123.5 s`."""
+    value = usec / 1e6
+    for below, digits in ((10, 3), (100, 2), (1000, 1)):
+        if value < below:
+            return f"{value:.{digits}f} s"
+    return f"{value:.0f} s"
+
+
+def limit(usec: int) -> str:
+    """Return a limit in microseconds as an operator would write it: `7 s`."""
+    return f"{usec / 1e6:g} s"
+
+
+def moment(usec: int, zone: tzinfo | None) -> str:
+    """Return a point in time, to the second, in a zone; None for the system's."""
+    return f"{datetime_of(usec, zone):%Y-%m-%d %H:%M:%S}"
+
+
+def zone_name(usec: int, zone: tzinfo | None) -> str:
+    """Return what the zone is called at that time."""
+    return f"{datetime_of(usec, zone):%Z}"
+
+
+def datetime_of(usec: int, zone: tzinfo | None) -> datetime:
+    """Return a point in time, in microseconds since the epoch, with its zone; None for the system's."""
+    return datetime.fromtimestamp(usec / 1e6, zone).astimezone(zone)

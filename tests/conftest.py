@@ -1,5 +1,6 @@
-"""The lab's real things as fixtures, one of each per session, and no silent skip where everything is required."""
+"""The lab's servers as fixtures, one of each per session; with CI=true a skip is a failure."""
 
+import gc
 import os
 from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack
@@ -29,7 +30,7 @@ def pytest_configure() -> None:
 
 
 def pytest_runtest_setup() -> None:
-    """A failing test shows what the programs wrote while it ran, not what they wrote for others before."""
+    """A failing test shows what the programs wrote while it ran, and not what they wrote before."""
     processes.mark()
 
 
@@ -51,7 +52,7 @@ def pytest_runtest_makereport(
 def pytest_make_collect_report(
     collector: pytest.Collector,
 ) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
-    """The same for a whole module that skips itself."""
+    """Likewise for a whole module that skips itself."""
     report = yield
     if report.skipped and _EVERYTHING_REQUIRED:
         report.outcome = "failed"
@@ -60,7 +61,7 @@ def pytest_make_collect_report(
 
 
 def _entered(thing: AbstractContextManager[Thing]) -> Iterator[Thing]:
-    """The thing for the life of a fixture; a skip, with the reason, where a part of it is missing."""
+    """Enter a context for the life of a fixture; skip, with the reason, where a part of it is missing."""
     with ExitStack() as stack:
         try:
             made = stack.enter_context(thing)
@@ -104,10 +105,16 @@ def nginx(tmp_path_factory: pytest.TempPathFactory, certs: Authority) -> Iterato
 
 @pytest.fixture(scope="session")
 def box() -> Iterator[box_lab.Box]:
-    """A booted Debian system with the daemon's program in /usr/lib/s3daemon; its units are the tests' to install."""
+    """A booted Debian system with the daemon's program in /usr/lib/s3daemon; tests install its units."""
     for made in _entered(box_lab.box()):
         deploy.lay_out(made.root)
         yield made
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what the imports left in memory from garbage collection: many tests collect all garbage at their end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.hookimpl(trylast=True)
@@ -118,7 +125,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _soak_beside(request: pytest.FixtureRequest) -> Iterator[processes.Process | None]:
-    """With CI=true the soak runs beside all tests from the first one on, so that its minutes cost the run none."""
+    """With CI=true the soak runs beside all tests from the first one on, so that it does not make the run longer."""
     wanted = any("soaking" in getattr(item, "fixturenames", ()) for item in request.session.items)
     if not (wanted and _EVERYTHING_REQUIRED):
         yield None
@@ -129,7 +136,7 @@ def _soak_beside(request: pytest.FixtureRequest) -> Iterator[processes.Process |
 
 @pytest.fixture
 def soaking(_soak_beside: processes.Process | None) -> Iterator[processes.Process]:
-    """A soak that was started, here or long ago."""
+    """The soak that runs beside all tests, or one that is started now."""
     if _soak_beside is not None:
         yield _soak_beside
         return

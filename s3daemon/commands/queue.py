@@ -21,6 +21,7 @@ from s3daemon.commands.table import Column, Table, console_of, print_table
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.control.rows import Row, row_of
 from s3daemon.errors import Code, S3daemonError, one_line
+from s3daemon.model.ids import id_of
 from s3daemon.units import size, span
 
 if TYPE_CHECKING:
@@ -57,7 +58,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     drop = actions.add_parser("drop", help="give up; an attempt in flight is cancelled and its clients are notified")
     drop.add_argument("--all-failed", action="store_true", dest="every", help="every transfer that failed for good")
     for action in (retry, drop):
-        action.add_argument("ids", nargs="*", metavar="ID")
+        action.add_argument(
+            "ids", nargs="*", metavar="ID", type=id_of, help="as listed, or the UUID of an answer over HTTP"
+        )
         add_instance(action)
 
 

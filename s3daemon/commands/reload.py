@@ -29,12 +29,12 @@ def main(args: argparse.Namespace, environ: Mapping[str, str], *, out: TextIO, e
         err: takes why it was refused, a line for each fault.
 
     Returns:
-        The exit status; other than 0, the settings before stay in force.
+        The exit status; other than 0, the previous settings stay in force.
     """
     try:
         answer = Instance.find(environ).ask("reload", environ=of_operator(environ))
     except SettingsError as exc:
-        print(*exc.faults, "refused: the settings before stay in force", sep="\n", file=err)
+        print(*exc.faults, "refused: the previous settings stay in force", sep="\n", file=err)
         return 1
     except S3daemonError as exc:
         print(f"{exc.code}: {exc.text}", file=err)

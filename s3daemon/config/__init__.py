@@ -1,1 +1,6 @@
-"""TODO room."""
+"""The settings: what an operator may write into the environment, and what it becomes.
+
+The room reads a mapping that is passed in, systemd credentials and the certificates that a setting names; it writes
+nothing and imports no other room but the errors. A bad value cannot become a setting: every fault is raised, at once.
+Begin with `settings`, the one table of all variables; `values` has the kinds of values that they take.
+"""

@@ -1,20 +1,25 @@
-"""Every variable of the environment: what it is called, its unit, its default, its bounds and why.
+"""Every variable of the environment: its name, its unit, its default, its bounds and the reasons for them.
 
 `Settings` is the one table. `Settings.from_environ` reads a mapping that is passed in, once; a bad value, a missing one
-and an unknown `S3DAEMON_` name are faults, and all are told at once. An empty value counts as not set.
+and an unknown `S3DAEMON_` name are faults, and all are reported at once. An empty value counts as not set.
+
+The text of a variable comes from the environment, or from a systemd credential of its name in lower case: a file in
+$CREDENTIALS_DIRECTORY such as `aws_secret_access_key`. A variable that is set in both places is a fault, since one of
+the two would be out of date one day.
 
 Secrets are in no repr, in no fault and in no traceback.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+import ssl
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-from s3daemon.config.environ import Read, check_file, read_file, text_of, unknown
 from s3daemon.config.values import (
     Kind,
     Variable,
@@ -31,8 +36,12 @@ from s3daemon.config.values import (
     rate,
     size,
 )
-from s3daemon.errors import SettingsError
+from s3daemon.errors import SettingsError, one_line
 
+#: What botocore takes as the name of a region, a label of a host name (`validate_region_name`, botocore 1.43).
+_REGION = matching(
+    "(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)", "1 to 63 letters, digits and hyphens, as in us-east-1, not only digits"
+)
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
 _TOKEN = matching("[!-~]{1,16384}", "text without spaces")
@@ -43,18 +52,18 @@ MAX_CONNECTIONS, MAX_CLIENTS = 1024, 8192
 _HOST_IS_ADDRESS = re.compile(r"//(\[|[0-9.]+(:|$))")
 
 
-class Row(NamedTuple):
-    """One variable as the manuals list it; `unit` is that of a plain number."""
-
-    name: str
-    default: str
-    unit: str
-    meaning: str
+Read = Callable[[Path], str]
+"""Returns the content of a file, or raises OSError."""
 
 
-def _var(name: str, default: str | None, kind: Kind, meaning: str, **flags: bool) -> Any:
-    """A field of the table: the default's text is read by the very kind that reads an operator's; None is required."""
-    variable = Variable(name, default or "", kind, meaning, **flags)
+def read_file(file: Path) -> str:
+    """Return a file's content, with bytes that are not UTF-8 as lone surrogates."""
+    return file.read_text("utf-8", errors="surrogateescape")
+
+
+def _var(name: str, default: str | None, kind: Kind, meaning: str, **options: Any) -> Any:
+    """Make a field of the table. Its default is read as an operator's text is; None makes it required."""
+    variable = Variable(name, default or "", kind, meaning, **options)
     value = variable.read(default) if default else MISSING if default is None else kind.empty
     return field(default=value, metadata={"variable": variable}, repr=not variable.secret)
 
@@ -87,7 +96,11 @@ class Settings:
         "IP addresses of the store, separated by commas. If this is not set, all addresses of its name are used.",
     )
     region: str = _var(
-        "AWS_DEFAULT_REGION", "us-east-1", _NAME, "The region, which is part of every signature. Ceph accepts any."
+        "AWS_DEFAULT_REGION",
+        "us-east-1",
+        _REGION,
+        "The region, which is part of every signature. Ceph accepts any. If this is not set, AWS_REGION is used.",
+        fallback="AWS_REGION",
     )
     ca_bundle: str = _var(
         "AWS_CA_BUNDLE",
@@ -264,8 +277,8 @@ class Settings:
         """Read the environment.
 
         Args:
-            environ: the variables; those that are not ours are passed over.
-            read: the content of a file (a credential, the CA bundle), or OSError.
+            environ: the variables; those of other programs are ignored.
+            read: reads a file (a credential, the CA bundle).
 
         Raises:
             SettingsError: with every fault, in the order of the table.
@@ -275,17 +288,17 @@ class Settings:
         values: dict[str, Any] = {}
         for name, variable in VARIABLES.items():
             try:
-                text = text_of(variable, environ, read)
+                variable, text = _given(variable, environ, read)  # noqa: PLW2901 - a fault names it
                 if not text:
                     continue
                 present.add(name)
                 values[name] = variable.read(text)
                 if name in ("ca_bundle", "shared_credentials_file"):
-                    check_file(variable, Path(text), read)
+                    _check_file(variable, Path(text), read)
             except SettingsError as exc:
                 present.add(name)
                 faults += exc.faults
-        faults += [*_conflicts(present, values.get("endpoint_url", "")), *unknown(environ, VARIABLES.values())]
+        faults += [*_conflicts(present, values.get("endpoint_url", "")), *_unknown(environ)]
         if faults:
             raise SettingsError(faults)
         return cls(**values)
@@ -295,14 +308,14 @@ class Settings:
         return (_CREDENTIALS, self.state_dir, *filter(None, [self.shared_credentials_file]))
 
     def secrets(self) -> tuple[str, ...]:
-        """What no log may hold. An access key's id is no secret: a store names it when it refuses it."""
+        """Return what no log may hold. An access key's id is not a secret: a store names it when it refuses it."""
         return tuple(filter(None, (self.secret_key, self.session_token)))
 
 
 class SettingsHolder:
-    """The settings in force. A reload replaces them here, once, for everyone who was given the holder.
+    """The settings in force. A reload replaces them here, once, for every object that was given the holder.
 
-    Who needs values that must not change under it, such as a connection or an attempt, takes `current` once.
+    An object that needs values which do not change, such as a connection or an attempt, takes `current` once.
     """
 
     def __init__(self, current: Settings) -> None:
@@ -311,30 +324,37 @@ class SettingsHolder:
 
 #: The table by field name, in its order.
 VARIABLES: Mapping[str, Variable] = {f.name: f.metadata["variable"] for f in fields(Settings)}
+#: Variables of the original s3daemon that have no use here, and what holds instead: a warning each, not a fault.
+RETIRED: Mapping[str, str] = {
+    "S3DAEMON_MAX_RETRIES": "a transfer is tried for S3DAEMON_RETRY_FOR, however often that is",
+    "S3DAEMON_ACCEPT_WAIT": "clients are accepted at once, up to S3DAEMON_MAX_CLIENTS",
+    "S3DAEMON_LOG": "the log is in the systemd journal, and S3DAEMON_LOG_LEVEL chooses what is logged",
+}
 #: The fields that a reload puts in force.
 RELOADABLE = frozenset(name for name, variable in VARIABLES.items() if not variable.restart)
 
 
-def describe() -> list[Row]:
-    """The table for people."""
-    return [Row(v.name, v.default, v.kind.unit, v.meaning) for v in VARIABLES.values()]
-
-
 def differences(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
-    """The variables in which two settings differ: those that a reload puts in force, and those that take a restart."""
+    """Return the variables in which two settings differ: those that a reload puts in force, and those that do not."""
     changed = [name for name in VARIABLES if getattr(old, name) != getattr(new, name)]
     applied = [VARIABLES[name].name for name in changed if name in RELOADABLE]
     return applied, [VARIABLES[name].name for name in changed if name not in RELOADABLE]
 
 
 def of_operator(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variables that are an operator's to set, misspelt ones of ours included: what a reload hands over."""
-    known = {variable.name for variable in VARIABLES.values()}
+    """Return the variables that an operator sets, misspelt ones of ours included: what a reload hands over."""
+    known = {name for variable in VARIABLES.values() for name in (variable.name, variable.fallback)}
     return {name: text for name, text in environ.items() if name in known or name.startswith("S3DAEMON_")}
 
 
+def of_service(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that systemd sets, which a reload keeps as the running daemon has them."""
+    ours = ("CREDENTIALS_DIRECTORY", "RUNTIME_DIRECTORY", "STATE_DIRECTORY")
+    return {name: environ[name] for name in ours if name in environ}
+
+
 def _conflicts(present: set[str], url: str) -> Iterator[str]:
-    """What is missing or does not go together, given the fields that are set, well or badly."""
+    """Yield what is missing or does not go together, given the fields that are set, to good values or bad ones."""
     if "endpoint_url" not in present:
         yield "S3_ENDPOINT_URL is not set: the address of the store, such as https://s3.example.org"
     keys = {"access_key", "secret_key"}
@@ -354,3 +374,73 @@ def _conflicts(present: set[str], url: str) -> Iterator[str]:
         yield "S3DAEMON_RECEIVERS is set, but S3_ENDPOINT_URL has an address: give it the name that TLS and Host go by"
     if "state_dir" not in present:
         yield "S3DAEMON_STATE_DIR is not set: a directory for accepted transfers; under systemd StateDirectory= sets it"
+
+
+def retired(environ: Mapping[str, str]) -> list[str]:
+    """Return a warning for each variable of the original s3daemon that is ignored."""
+    return [f"{name} is ignored: {instead}; remove it" for name, instead in RETIRED.items() if name in environ]
+
+
+def _given(variable: Variable, environ: Mapping[str, str], read: Read) -> tuple[Variable, str]:
+    """Return the variable that counts, this one or its fallback, and its text, "" when neither is set.
+
+    Raises:
+        SettingsError: as for `_text_of`.
+    """
+    text = _text_of(variable, environ, read)
+    if text or not variable.fallback:
+        return variable, text
+    variable = replace(variable, name=variable.fallback)
+    return variable, _text_of(variable, environ, read)
+
+
+def _text_of(variable: Variable, environ: Mapping[str, str], read: Read) -> str:
+    """Return the text of a variable from the environment or its credential, "" when it is in neither.
+
+    Raises:
+        SettingsError: it is in both, or the credential cannot be read.
+    """
+    text, credential = environ.get(variable.name, ""), ""
+    if directory := environ.get("CREDENTIALS_DIRECTORY", ""):
+        file = Path(directory, variable.name.lower())
+        try:
+            credential = read(file).removesuffix("\n")
+        except FileNotFoundError:
+            pass
+        except OSError as exc:
+            raise SettingsError([f"{variable.name}: the credential {file} cannot be read: {exc.strerror}"]) from exc
+    if text and credential:
+        raise SettingsError([f"{variable.name} is set in the environment and as a systemd credential: keep one"])
+    if variable.name == "S3DAEMON_STATE_DIR":
+        # systemd lists every directory of StateDirectory=; the first is ours.
+        return text or credential or environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return text or credential
+
+
+def _check_file(variable: Variable, file: Path, read: Read) -> None:
+    """Check that the file that a variable names can be used.
+
+    Raises:
+        SettingsError: it cannot.
+    """
+    try:
+        content = read(file)
+        if variable.name == "AWS_CA_BUNDLE":
+            # Comments of a bundle are in any script; Python takes ASCII alone.
+            ssl.create_default_context(cadata=content.encode("ascii", "ignore").decode() or "\n")
+    except ssl.SSLError:
+        raise variable.fault(file, "no certificate in PEM form can be read from it") from None
+    except OSError as exc:
+        raise variable.fault(file, f"it cannot be read: {exc.strerror}") from exc
+
+
+def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield a fault for each `S3DAEMON_` name that is not in the table."""
+    # Without the prefix, which would make all of them look alike.
+    known = [v.name.removeprefix("S3DAEMON_") for v in VARIABLES.values() if v.name.startswith("S3DAEMON_")]
+    for name in sorted(environ):
+        word = name.removeprefix("S3DAEMON_")
+        if word != name and word not in known and name not in RETIRED:
+            close = difflib.get_close_matches(word, known, n=1)
+            hint = f": is S3DAEMON_{close[0]} meant?" if close else ""
+            yield f"{one_line(name)} is not a variable of s3daemon{hint}"

@@ -1,7 +1,7 @@
-"""How the text of a setting becomes a value: quantities with units, lists, paths, an endpoint. Pure.
+"""Turn the text of a setting into a value: quantities with units, lists, paths, an endpoint. Pure.
 
 A `Kind` knows what it takes, in words that finish the sentence "expected ...", how text converts, and which values it
-admits; converting and admitting are apart so that settings made in code are held to the bounds of those in a file. A
+admits. Converting and admitting are separate, so that settings made in code have the bounds of those in a file. A
 `Variable` gives a kind its name in the environment and words the faults, without ever showing a secret.
 
     quantity = number [SP] [suffix]     5, 2.5min, 64 MiB, 4G; a suffix is case-sensitive, as M is not m
@@ -15,7 +15,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
-from ipaddress import ip_address
+from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +27,12 @@ _SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, 
 _RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_LABEL = r"(?!-)[a-z0-9-]{1,63}(?<!-)"
+#: What botocore takes as the host of an endpoint, RFC 1123; the resolver takes a trailing dot as the end of the name.
+_HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?")
+_MAX_HOST_NAME = 253
+#: To the resolver a name that ends in a number is an address in an old form, such as 127.1, which aiohttp refuses.
+_NUMBER_LAST = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Kind:
     Args:
         unit: of a plain number; empty where there is none.
         expected: what is taken, in words.
-        convert: text to value; ValueError when it is no such thing at all.
+        convert: text to value; ValueError when it is not such a thing at all.
         admits: whether a value is within bounds.
         empty: the value of a setting that is not set and has no default.
     """
@@ -59,6 +65,7 @@ class Variable:
         meaning: one line for the manual.
         restart: a change takes a restart; a reload does not put it in force.
         secret: the value is never shown.
+        fallback: another variable, which counts when this one is not set.
     """
 
     name: str
@@ -67,12 +74,13 @@ class Variable:
     meaning: str
     restart: bool = False
     secret: bool = False
+    fallback: str = ""
 
     def read(self, text: str) -> Any:
-        """The value that `text` stands for.
+        """Return the value that `text` stands for.
 
         Raises:
-            SettingsError: there is none, or it is out of bounds.
+            SettingsError: it stands for nothing, or for a value out of bounds.
         """
         if why := _garbled(text):
             raise SettingsError([f"{self.name}: {why}"])
@@ -86,11 +94,11 @@ class Variable:
         return value
 
     def unexpected(self, value: object) -> SettingsError:
-        """What to raise for a value that the kind does not take."""
+        """Return the error for a value that the kind does not take."""
         return self.fault(value, f"expected {self.kind.expected}")
 
     def fault(self, value: object, why: str) -> SettingsError:
-        """One fault, with the value where it may be shown.
+        """Return the error for one fault, with the value where it may be shown.
 
         Not shown are secrets, URLs that may hold one, and what has an equals sign: a backslash at the end of a line of
         the environment file joins the next to it, and that may be the secret key's.
@@ -101,10 +109,10 @@ class Variable:
 
 
 def _garbled(text: str) -> str:
-    """Why `text` cannot have been meant, or "".
+    """Return why `text` cannot have been meant, or "".
 
-    To systemd a garbled environment file is no error: an open quote swallows the next line, a doubled one stays. What
-    that leaves behind is found here, in the values; it may hold another line's secret, so it is not shown.
+    To systemd a garbled environment file is not an error: an open quote swallows the next line, a doubled one is kept.
+    What that leaves behind is found here, in the values; it may hold another line's secret, so it is not shown.
     """
     if "\n" in text or "\r" in text:
         return "it has a line break in it: is a quote left open, there or in the line above?"
@@ -132,7 +140,7 @@ def _whole(units: _Units, text: str) -> int:
 
 
 def duration(low: str, high: str) -> Kind:
-    """Seconds, as a float."""
+    """Return a kind for seconds, as a float."""
 
     def convert(text: str) -> float:
         return float(_scale(_DURATIONS, text))
@@ -142,7 +150,7 @@ def duration(low: str, high: str) -> Kind:
 
 
 def rate(low: str, high: str) -> Kind:
-    """Bits per second, as an int; 0 for no limit."""
+    """Return a kind for bits per second, as an int; 0 for no limit."""
 
     def convert(text: str) -> int:
         return _whole(_RATES, text)
@@ -152,7 +160,7 @@ def rate(low: str, high: str) -> Kind:
 
 
 def size(low: str, high: str) -> Kind:
-    """Bytes, as an int."""
+    """Return a kind for bytes, as an int."""
 
     def convert(text: str) -> int:
         return _whole(_SIZES, text)
@@ -162,17 +170,17 @@ def size(low: str, high: str) -> Kind:
 
 
 def count(low: int, high: int) -> Kind:
-    """A plain number."""
+    """Return a kind for a plain number."""
     return Kind("", f"a number from {low} to {high}", lambda text: _whole({"": 1}, text), lambda v: low <= v <= high)
 
 
 def choice(*words: str) -> Kind:
-    """One of a few words."""
+    """Return a kind for one of a few words."""
     return Kind("", f"one of {', '.join(words)}", str.lower, lambda v: v in words)
 
 
 def matching(pattern: str, expected: str) -> Kind:
-    """Text that matches a regular expression as a whole; the expression must not match the empty text."""
+    """Return a kind for text that a regular expression matches as a whole; it must not match the empty text."""
     compiled = re.compile(pattern)
     return Kind("", expected, str, lambda v: compiled.fullmatch(v) is not None)
 
@@ -182,12 +190,12 @@ def _absolute(path: str) -> bool:
 
 
 def path() -> Kind:
-    """An absolute path, kept as text; nobody looks whether it is there."""
+    """Return a kind for an absolute path, kept as text; it need not exist."""
     return Kind("", "an absolute path without ..", str, _absolute)
 
 
 def paths() -> Kind:
-    """Absolute paths with colons between, as a tuple without trailing slashes."""
+    """Return a kind for absolute paths with colons between, as a tuple without trailing slashes."""
 
     def convert(text: str) -> tuple[str, ...]:
         return tuple(part.rstrip("/") or "/" if part else part for part in text.split(":"))
@@ -201,18 +209,18 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 def names() -> Kind:
-    """Words with commas or spaces between, as a tuple."""
+    """Return a kind for words with commas or spaces between, as a tuple."""
     return Kind("", "names with commas or spaces between", _words, bool, empty=())
 
 
 def hosts() -> Kind:
-    """Names of hosts, likewise."""
+    """Return a kind for names of hosts, likewise."""
     expected = "names of hosts, without ports, with commas or spaces between"
     return Kind("", expected, _words, lambda v: bool(v) and all(_HOST.fullmatch(word) for word in v), empty=())
 
 
 def addresses() -> Kind:
-    """IP addresses, likewise."""
+    """Return a kind for IP addresses, likewise."""
 
     def convert(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(ip_address(word)) for word in _words(text)))
@@ -220,11 +228,26 @@ def addresses() -> Kind:
     return Kind("", "IP addresses with commas or spaces between", convert, bool, empty=())
 
 
+def _is_host(host: str) -> bool:
+    """Whether botocore and aiohttp both take a host, in lower case, as a name or an address."""
+    try:
+        if ":" in host:
+            return bool(IPv6Address(host)) and "%" not in host
+        if _NUMBER_LAST.fullmatch(host):
+            return bool(IPv4Address(host))
+    except ValueError:
+        return False
+    return len(host) <= _MAX_HOST_NAME and _HOST_NAME.fullmatch(host) is not None
+
+
 def endpoint() -> Kind:
-    """The URL of a store, without a trailing slash."""
+    """Return a kind for the URL of a store, without a trailing slash, in lower case.
+
+    botocore signs the host in lower case, and would send it as it is.
+    """
 
     def admits(url: str) -> bool:
-        # urlsplit drops some characters that it does not like, so the text is judged before it is taken apart.
+        # urlsplit drops some characters that it does not like, so the text is checked before it is split.
         if not re.fullmatch("[!-~]+", url):
             return False
         try:
@@ -233,8 +256,10 @@ def endpoint() -> Kind:
         except ValueError:
             return False
         plain = f"{parts.scheme}://{parts.netloc}" == url and "@" not in url and not parts.netloc.endswith(":")
-        host = parts.hostname or ""
-        return plain and parts.scheme in ("http", "https") and _HOST.fullmatch(host) is not None and port != 0
+        return plain and parts.scheme in ("http", "https") and _is_host(parts.hostname or "") and port != 0
 
-    expected = "http:// or https://, a host and perhaps a port, and nothing after (no path, no query, no user)"
-    return Kind("", expected, lambda text: text.removesuffix("/"), admits)
+    expected = (
+        "http:// or https://, a host name of letters, digits, hyphens and dots or an IP address, perhaps a port, "
+        "and nothing after (no path, no query, no user)"
+    )
+    return Kind("", expected, lambda text: text.removesuffix("/").lower(), admits)

@@ -201,6 +201,7 @@ class Operations:
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.disabled),
+            none_kept=not pool.small_request,
             held=uploader.held,
             away=uploader.away,
             spool_fault=self._spool.fault,

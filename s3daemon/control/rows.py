@@ -28,11 +28,11 @@ class Row(JsonObject):
         id: the transfer's.
         state: one of the above.
         age_s: seconds since it was accepted, by the wall clock.
-        attempts: that have ended.
+        attempts: started so far.
         code: of the last error, or "".
         text: of the last error, or "".
         next_in_s: seconds until the next attempt; None when no time is set for it.
-        size_bytes: of the file when it was accepted.
+        size_bytes: of the file when it was opened last.
         destination: bucket/key.
         file: its path.
         notified: its client was told how it ended; `told` in JSON.

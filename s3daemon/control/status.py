@@ -95,6 +95,7 @@ class Condition:
         failed: transfers that failed for good and are listed.
         connections: to the store.
         disabled: receivers that are temporarily disabled.
+        none_kept: the store closes each connection after its answer.
         held: why the queue is held, or "".
         away: the store does not answer, or cannot serve.
         spool_fault: why requests are refused, or "".
@@ -108,6 +109,7 @@ class Condition:
     failed: int
     connections: Connections
     disabled: Sequence[str] = ()
+    none_kept: bool = False
     held: str = ""
     away: bool = False
     spool_fault: str = ""
@@ -142,6 +144,8 @@ class Condition:
         if self.failed:
             parts.append(f"{self.failed} failed (s3daemon queue)")
         parts.append(f"{self.connections.open} of {self.connections.limit} connections open")
+        if self.none_kept:
+            parts.append("the store closes each connection after its answer")
         if self.disabled:
             parts.append(f"receivers temporarily disabled: {', '.join(self.disabled)}")
         return "; ".join(parts)

@@ -7,8 +7,9 @@ cannot choose what the browser says of it:
     Origin            the site whose page asks; sent with every form and every request that is not a plain read.
     Sec-Fetch-Site    how that site is related to us; current browsers send it with every request to localhost.
 
-Programs such as curl and Prometheus send a Host that they were given, and neither of the others. Nothing here admits
-another site: there are no CORS headers, and a preflight is refused like any unknown method.
+Programs such as curl and Prometheus send a Host that they were given, and neither of the others. A balancer that asks
+by HTTP/1.0 may send none; a browser always does, so pages are served without. Nothing here admits another site: there
+are no CORS headers, and a preflight is refused like any unknown method.
 """
 
 from __future__ import annotations
@@ -35,16 +36,18 @@ _HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^\s:/@\[\]]+))(?::\d{1,5})?")
 _SCRIPT = re.compile(r"<script\b[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
 
 
-def refusal(headers: Mapping[str, str], local: str, names: Collection[str] = ()) -> str:
+def refusal(headers: Mapping[str, str], local: str, names: Collection[str] = (), *, reads: bool = False) -> str:
     """The reason for which a request is refused; empty when it is served.
 
     Args:
         headers: the request's, a mapping that ignores the case of names.
         local: our own address of the connection; empty for a Unix socket.
         names: further names of this server.
+        reads: whether the request only reads; it then may lack a Host.
     """
     host, origin = headers.get("Host", ""), headers.get("Origin")
-    if not _is_ours(host, local, {"localhost", *(name.lower() for name in names)}):
+    ours = {"localhost", *(name.lower() for name in names)}
+    if not (reads and "Host" not in headers) and not _is_ours(host, local, ours):
         return (
             f"the host {one_line(host, 100)!r} is not a name of this server: use localhost, or see S3DAEMON_HTTP_NAMES"
         )

@@ -67,10 +67,13 @@ class Metrics:
 
     Args:
         figures: returns the values for `LIVE`; called at each scrape.
+        name: of this instance, `s3daemon` or `s3daemon@PORT`.
         wall: seconds since the epoch.
     """
 
-    def __init__(self, figures: Callable[[], Mapping[str, float]], *, wall: Clock = time.time) -> None:
+    def __init__(
+        self, figures: Callable[[], Mapping[str, float]], *, name: str = "s3daemon", wall: Clock = time.time
+    ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # of each counter the time of our start, which process_start_time_seconds says
         self.registry = registry = CollectorRegistry()
         registry.register(_Live(LIVE, figures))
@@ -99,8 +102,10 @@ class Metrics:
             self._transfers.labels(outcome)
         for connection in ("new", "warm"):
             self._connections.labels(connection)
-        info = GaugeMetricFamily("s3daemon_build_info", "The daemon's version; always 1.", labels=["version"])
-        info.add_metric([__version__], 1)
+        info = GaugeMetricFamily(
+            "s3daemon_build_info", "The daemon's version and its instance's name; always 1.", labels=["version", "name"]
+        )
+        info.add_metric([__version__, name], 1)
         registry.register(_Fixed(info))
 
     def see(self, record: TransferRecord) -> None:

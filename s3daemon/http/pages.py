@@ -1,7 +1,7 @@
 """What the HTTP server shows. All of it is read-only.
 
     /              what `s3daemon status` shows, for a browser; it polls `/status.json`
-    /version       the version, and the settings in force except the keys
+    /version       the version, and the settings in force except the keys, each as its value and as text
     /healthz       200 while requests are accepted and delivered at once, else 503; the line of `status`
     /metrics       for Prometheus
     /status.json   what `s3daemon status` shows, for programs
@@ -15,6 +15,7 @@ script by its hash and forbid everything else: whatever names of files and keys 
 
 from __future__ import annotations
 
+import json
 import re
 from http import HTTPStatus
 from importlib import resources
@@ -29,6 +30,18 @@ from s3daemon.http.server import Page
 
 #: A quote that is left open in the environment file makes a value continue with the next line, which may hold a key.
 _SECRET_NAMES = re.compile("|".join(v.name for v in VARIABLES.values() if v.secret))
+
+
+def _dumps(members: object) -> str:
+    """A JSON document that ends its line."""
+    return json.dumps(members) + "\n"
+
+
+def _text(value: object) -> str:
+    """A setting as text, for clients that read nothing else: a list as words, seconds as a number."""
+    if isinstance(value, tuple):
+        return " ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def page_html() -> str:
@@ -53,7 +66,9 @@ def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics) -
         current = settings.current
         given = {v.name: getattr(current, name) for name, v in VARIABLES.items() if not v.secret}
         shown = {name: value for name, value in given.items() if not _SECRET_NAMES.search(str(value))}
-        return web.json_response({"name": "s3daemon", "version": __version__, "settings": shown})
+        config = {name: _text(value) for name, value in shown.items()}
+        members = {"name": "s3daemon", "version": __version__, "settings": shown, "config": config}
+        return web.json_response(members, dumps=_dumps)
 
     async def healthz(_: web.BaseRequest) -> web.Response:
         status = HTTPStatus.OK if operations.healthy else HTTPStatus.SERVICE_UNAVAILABLE
@@ -64,6 +79,6 @@ def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics) -
         return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def status(_: web.BaseRequest) -> web.Response:
-        return web.json_response(dict(await operations.status({})))
+        return web.json_response(dict(await operations.status({})), dumps=_dumps)
 
     return {"/": page, "/version": version, "/healthz": healthz, "/metrics": expose, "/status.json": status}

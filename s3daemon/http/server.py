@@ -1,9 +1,9 @@
-"""The HTTP server: aiohttp's protocol over sockets of systemd's, with one request a connection.
+"""The HTTP server: aiohttp's protocol over sockets of systemd's.
 
 No client can do more than use its own slot, and that for a bounded time: its request must come whole within
-`READ_LIMIT_S`, a handler's time is its own, and the answer is taken within `REPLY_LIMIT_S`. One request a connection
-makes that simple, and costs a local client nothing: a slot never waits for what a client may still want to send, and
-a client that comes while the service restarts waits in the backlog, not on a connection that dies.
+`READ_LIMIT_S`, a handler's time is its own, and the answer is taken within `REPLY_LIMIT_S`. A client may keep its
+connection for another request, but only while half of the slots are free, and for `IDLE_LIMIT_S`: it never keeps others
+out. A stop closes the connections that wait for a request.
 
 No connection is kept for the next process, as the line protocol's are: half of an HTTP exchange cannot be continued.
 """
@@ -15,7 +15,8 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from http import HTTPStatus
 from typing import Any
 
@@ -32,54 +33,112 @@ _log = logging.getLogger(__name__)
 #: aiohttp's own, to which it writes every client that does not speak HTTP as an error of ours, with a traceback.
 _aiohttp_log = logging.getLogger(f"{__name__}.aiohttp")
 
-#: A request must be there, headers and body, this long after its connection was accepted, seconds.
+#: A request must be there, headers and body, this long after its connection was accepted or it began, seconds.
 READ_LIMIT_S = 10.0
 #: A client must take its answer within this time, seconds.
 REPLY_LIMIT_S = 5.0
+#: A connection may be idle for this long between two requests, seconds; as in the line protocol.
+IDLE_LIMIT_S = 60.0
 #: Refusals of requests of other sites' pages are logged this often at most, seconds.
 WARN_EVERY_S = 60.0
+#: The methods of a form. Clients that update rather than create use the others; all mean the same here.
+FORM_METHODS = ("POST", "PUT", "PATCH")
 
 #: Answers GET and HEAD.
 Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
-#: Answers POST.
+#: Answers `FORM_METHODS`.
 Action = Callable[[Form], Awaitable[Answer]]
 
 
-class _Exchange:
-    """The state of one connection: one request and its answer."""
+class _Connection:
+    """The state of one connection: whether a request of it is read or handled, and for how long it may stay so."""
 
     def __init__(self, client: Client) -> None:
-        loop = asyncio.get_running_loop()
+        self._loop = asyncio.get_running_loop()
         self.client = client
-        #: The answer is made; the result is whether the client was still connected.
-        self.answered: asyncio.Future[bool] = loop.create_future()
-        #: The connection is over; the result is whether it ended without an error.
-        self.closed: asyncio.Future[bool] = loop.create_future()
-        #: To be called once the client has its answer.
-        self.taken: Callable[[], None] = lambda: None
+        #: Done when the connection is over.
+        self.closed: asyncio.Future[None] = self._loop.create_future()
+        #: Set while no request is being handled.
+        self.idle = asyncio.Event()
+        self.idle.set()
+        self._transport: asyncio.Transport | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
-    async def reaches(self, stage: asyncio.Future[Any], limit_s: float) -> bool:
-        """Wait for a stage, at most `limit_s` seconds and only while connected; return whether it was reached."""
-        await asyncio.wait({stage, self.closed}, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-        return stage.done()
+    def opened(self, transport: asyncio.Transport) -> None:
+        """Note that the connection can be used; the first request is awaited."""
+        transport.set_write_buffer_limits(0)  # so that an answer counts as written when the kernel has all of it
+        self._transport = transport
+        self.limit(READ_LIMIT_S)
+
+    def over(self) -> None:
+        """Note that the connection is over."""
+        self.limit(None)
+        if not self.closed.done():
+            self.closed.set_result(None)
+
+    def limit(self, seconds: float | None) -> None:
+        """Abort the connection after `seconds`, in place of any limit set before; None sets none."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None if seconds is None else self._loop.call_later(seconds, self.abort)
+
+    def abort(self) -> None:
+        """Close the connection at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def begin(self) -> None:
+        """Note that a request has begun to come. A stop no longer disconnects it, unless it is the first one."""
+        if self.idle.is_set() and self.client.first_read.done():
+            self.client.request_read()
+            self.limit(READ_LIMIT_S)
+
+    def request_read(self) -> None:
+        """Note that a request has been read, or that no more of it will be."""
+        self.client.request_read()
+        self.limit(None)
+
+    def await_request(self) -> None:
+        """Wait for another request."""
+        self.client.reading = True
+        self.limit(IDLE_LIMIT_S)
+
+    @contextmanager
+    def handling(self) -> Iterator[None]:
+        """Handle a request in the block; the connection keeps its slot meanwhile, even when its client is gone."""
+        self.begin()
+        self.idle.clear()
+        try:
+            yield
+        finally:
+            self.idle.set()
 
 
-class _Protocols(web.Server):
-    """Makes aiohttp's protocol for each connection, and reports when the connection is over."""
+class _Protocol(web.RequestHandler):
+    """aiohttp's protocol, which tells the connection what happens to it."""
 
-    def __init__(self, handler: Page, lost: Callable[[asyncio.BaseProtocol, BaseException | None], None]) -> None:
-        super().__init__(
-            handler, request_factory=self._request, access_log=None, logger=_aiohttp_log, auto_decompress=False
-        )
-        self._lost = lost
-
-    def _request(self, message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+    def __init__(self, manager: web.Server, connection: _Connection) -> None:
         loop = asyncio.get_running_loop()
-        return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_FORM)
+        super().__init__(manager, loop=loop, access_log=None, logger=_aiohttp_log, auto_decompress=False)  # type: ignore[arg-type]  # None is for "no log"
+        self.connection = connection
 
-    def connection_lost(self, handler: web.RequestHandler, exc: BaseException | None = None) -> None:
-        super().connection_lost(handler, exc)
-        self._lost(handler, exc)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        if isinstance(transport, asyncio.Transport):
+            self.connection.opened(transport)
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        super().connection_lost(exc)
+        self.connection.over()
+
+    def data_received(self, data: bytes) -> None:
+        self.connection.begin()
+        super().data_received(data)
+
+
+def _make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
+    loop = asyncio.get_running_loop()
+    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=MAX_FORM)
 
 
 class HttpServer:
@@ -88,7 +147,7 @@ class HttpServer:
     Args:
         settings: number of clients, names of the server.
         pages: the handlers of GET and HEAD by path.
-        actions: the handlers of POST by path.
+        actions: the handlers of `FORM_METHODS` by path.
         clock: monotonic seconds.
 
     Attributes:
@@ -107,77 +166,92 @@ class HttpServer:
         self._pages, self._actions = pages, actions
         self._clock = clock
         self._warned_at = -math.inf
-        self._protocols = _Protocols(self._handle, self._connection_lost)
-        self._exchanges: dict[asyncio.BaseProtocol, _Exchange] = {}
+        self._manager = web.Server(self._handle, request_factory=_make_request)
         self.listener = Listener(self._serve, settings.current.max_clients)
         _aiohttp_log.disabled = True
 
     async def _serve(self, client: Client) -> None:
-        """Serve one exchange. However it ends, its connection ends too."""
-        protocol, exchange = self._protocols(), _Exchange(client)
-        self._exchanges[protocol] = exchange
+        """Serve a connection to its end."""
+        connection = _Connection(client)
+        protocol = _Protocol(self._manager, connection)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, client.sock)
-            if await exchange.reaches(client.first_read, READ_LIMIT_S):
-                connected = await exchange.answered  # a client that is gone keeps its slot until its request is done
-                if connected and await exchange.reaches(exchange.closed, REPLY_LIMIT_S) and exchange.closed.result():
-                    exchange.taken()
+            await connection.closed
+            await connection.idle.wait()  # a client that is gone keeps its slot until its request is done
         finally:
-            del self._exchanges[protocol]
-            if isinstance(protocol.transport, asyncio.WriteTransport):
-                protocol.transport.abort()
-
-    def _connection_lost(self, protocol: asyncio.BaseProtocol, exc: BaseException | None) -> None:
-        if (exchange := self._exchanges.get(protocol)) and not exchange.closed.done():
-            exchange.closed.set_result(exc is None)
+            connection.limit(None)
+            connection.abort()
 
     async def _handle(self, request: web.BaseRequest) -> web.Response:
-        if (exchange := self._exchanges.get(request.protocol)) is None:
-            raise ConnectionResetError
+        if not isinstance(request.protocol, _Protocol):
+            raise TypeError(request.protocol)
+        connection = request.protocol.connection
+        with connection.handling():
+            response, taken = await self._response(request, connection)
+            if response.content_type == "text/html":
+                response.headers["Content-Security-Policy"] = page_policy(response.text or "")
+            for name, value in HEADERS.items():
+                response.headers.setdefault(name, value)
+            if not self.listener.may_keep:
+                response.force_close()
+            connection.request_read()
+            connection.limit(REPLY_LIMIT_S)
+            with suppress(OSError):  # the client is gone
+                await response.prepare(request)
+                await response.write_eof()
+                if not connection.closed.done():
+                    taken()
+                    if response.keep_alive:
+                        connection.await_request()
+        return response
+
+    async def _response(
+        self, request: web.BaseRequest, connection: _Connection
+    ) -> tuple[web.Response, Callable[[], None]]:
+        """The response, and what to call once the client has it. It ends the connection if the body was not read."""
+        if refused := self._refusal(request, connection.client.sock):
+            return _last(refused), _nothing
         try:
-            response = await self._respond(request, exchange)
+            return await self._served(request, connection)
+        except web.HTTPRequestEntityTooLarge:
+            text = f"bad request: a form has at most {MAX_FORM} bytes; a file's path is wanted, not its content"
+            answer = Answer(HTTPStatus.BAD_REQUEST, text)
+        except web.RequestPayloadError as exc:
+            answer = Answer(HTTPStatus.BAD_REQUEST, f"bad request: {exc}")
         except OSError:  # the client disconnected within its request
-            response = _rendered(Answer(HTTPStatus.BAD_REQUEST, "BadRequest: the request ended early"))
+            answer = Answer(HTTPStatus.BAD_REQUEST, "bad request: the request ended early")
         except Exception as exc:
             _log.exception("a bug while answering %s", one_line(request.path, 100))
             text = f"Internal: a bug in the daemon: {type(exc).__name__}; its journal says where"
-            response = _rendered(Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text))
-        if response.content_type == "text/html":
-            response.headers["Content-Security-Policy"] = page_policy(response.text or "")
-        for name, value in HEADERS.items():
-            response.headers.setdefault(name, value)
-        response.force_close()
-        exchange.client.request_read()
-        if not exchange.answered.done():
-            exchange.answered.set_result(not exchange.closed.done())
-        return response
+            answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text)
+        return _last(_rendered(answer)), _nothing
 
-    async def _respond(self, request: web.BaseRequest, exchange: _Exchange) -> web.Response:
-        if refused := self._refusal(request, exchange.client.sock):
-            return refused
-        try:
-            body = await request.read()
-        except web.HTTPRequestEntityTooLarge:
-            text = f"BadRequest: a form has at most {MAX_FORM} bytes; a file's path is wanted, not its content"
-            return _rendered(Answer(HTTPStatus.BAD_REQUEST, text))
-        except web.RequestPayloadError as exc:
-            return _rendered(Answer(HTTPStatus.BAD_REQUEST, f"BadRequest: {exc}"))
-        request.protocol.close()  # takes no further request
-        exchange.client.request_read()
-        if request.method != "POST":
-            return await self._pages[request.path](request)
-        content_type = request.headers.get("Content-Type", "")
-        answer = await self._actions[request.path](Form(content_type, body, exchange.client.sock))
-        exchange.taken = answer.taken
-        return _rendered(answer)
+    async def _served(
+        self, request: web.BaseRequest, connection: _Connection
+    ) -> tuple[web.Response, Callable[[], None]]:
+        """The response of a page or an action, and what to call once the client has it."""
+        body = await self._read(request)
+        connection.request_read()
+        if request.method not in FORM_METHODS:
+            return await self._pages[request.path](request), _nothing
+        form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock)
+        answer = await self._actions[request.path](form)
+        return _rendered(answer), answer.taken
+
+    async def _read(self, request: web.BaseRequest) -> bytes:
+        """The body. A client that asks first whether it may send it, as curl does with a large form, may."""
+        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+            request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        return await request.read()
 
     def _refusal(self, request: web.BaseRequest, sock: socket.socket) -> web.Response | None:
         """The response to what is not served: another site's requests, an unknown path, a method that it has not."""
         method, path = request.method, request.path
-        if reason := refusal(request.headers, _own_address(sock), self._settings.current.http_names):
+        reads = method in ("GET", "HEAD")
+        if reason := refusal(request.headers, _own_address(sock), self._settings.current.http_names, reads=reads):
             self._warn(f"{method} {path}", reason)
             return _rendered(Answer(HTTPStatus.FORBIDDEN, f"NotAllowed: {reason}"))
-        methods = ["GET", "HEAD"] if path in self._pages else ["POST"] if path in self._actions else []
+        methods = ("GET", "HEAD") if path in self._pages else FORM_METHODS if path in self._actions else ()
         if method in methods:
             return None
         status = HTTPStatus.METHOD_NOT_ALLOWED if methods else HTTPStatus.NOT_FOUND
@@ -191,6 +265,16 @@ class HttpServer:
         if self._clock() - self._warned_at >= WARN_EVERY_S:
             self._warned_at = self._clock()
             _log.warning("refused %s over HTTP: %s", one_line(what, 100), reason)
+
+
+def _nothing() -> None:
+    """Nothing is to be called once the client has its answer."""
+
+
+def _last(response: web.Response) -> web.Response:
+    """The response, which ends its connection."""
+    response.force_close()
+    return response
 
 
 def _rendered(answer: Answer) -> web.Response:

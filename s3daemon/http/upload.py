@@ -4,18 +4,23 @@
     uri     s3://bucket/key, taken as it is: nothing in it is an escape
     slug    groups transfers in the report, as the wire's tag does; may be left out
 
-Either `application/x-www-form-urlencoded` (curl -d) or `multipart/form-data` (curl -F). Other fields are ignored: an
-extra field of a hook must not cost a file. Names that are not UTF-8 travel as the bytes that they are, plain or
-percent-encoded.
+Either `application/x-www-form-urlencoded` (curl -d) or `multipart/form-data` (curl -F). Other fields are ignored, and a
+slug is never a reason to refuse: what a hook adds for information must not cost a file. Names that are not UTF-8 travel
+as the bytes that they are, plain or percent-encoded.
 
     200  stored
     400  refused, nothing was accepted: the form, the file, the bucket or the user
-    500  failed for good, or (nothing accepted) the spool cannot be written
+    404  failed for good: there is no such bucket
+    500  failed for good by the file or an operator, or (nothing accepted) the spool cannot be written
+    502  failed for good: the store refused it
     504  not stored within the wait limit, or the store is away or held: kept, still being tried
 
-The answer is a JSON object: `code`, the status; `msg`, one line; `task`, the transfer, null when nothing was accepted.
-An answer other than 200 has `msg` in an `X-Error` header too. A connection is not kept for the next process: a client
-that waits when the service stops gets its 504 with the transfer's id.
+The answer is a JSON object and a line feed: `code`, the status; `msg`, one line; `version`; `task`, the transfer. When
+nothing was accepted `task` has what was given, and no `id`; null when nothing was given. An answer other than 200 has
+`msg` in an `X-Error` header too. A client that waits when the service stops gets its 504 with the transfer's id.
+
+Hooks and clients of another service at the same sites read these answers, so the fields of both of its generations are
+there, with the same values under two names.
 """
 
 from __future__ import annotations
@@ -33,26 +38,44 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import parse_qsl
 
+from s3daemon import __version__
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code, RequestError, S3daemonError, one_line
 from s3daemon.ingress.access import AccessControl
+from s3daemon.model.ids import uuid_of
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.model.request import Destination, Request
+from s3daemon.model.request import MAX_TAG_CHARS, Destination, Request
 
-#: Room for a file name of PATH_MAX (4096 bytes), a key and a tag, each byte of them percent-encoded.
-MAX_FORM = 32 * 1024
-#: The HTTP status of each outcome.
-_STATUSES = {
-    Outcome.STORED: HTTPStatus.OK,
-    Outcome.FAILED: HTTPStatus.INTERNAL_SERVER_ERROR,
-    Outcome.DEFERRED: HTTPStatus.GATEWAY_TIMEOUT,
-}
+#: Ample for the three fields, each byte of them percent-encoded, and for what else a hook may send along.
+MAX_FORM = 1024 * 1024
+#: A larger form is read in a thread: a hostile one of `MAX_FORM` bytes takes a second, with any number of fields four.
+_QUICK_FORM = 32 * 1024
+#: More fields are no hook's.
+MAX_FIELDS = 1000
+#: Why a transfer fails for good though the store did not refuse it; a SpoolError's codes, which begin alike, join them.
+_OWN_CODES = frozenset(
+    {
+        Code.FILE_CHANGED,
+        Code.NO_SUCH_FILE,
+        Code.NOT_READABLE,
+        Code.NOT_REGULAR_FILE,
+        Code.READ_FAILED,
+        Code.DROPPED,
+        Code.INTERNAL,
+        Code.INTERRUPTED,
+    }
+)
 
 _FIELDS = ("file", "uri", "slug")
+_NEEDED = ("file", "uri")
 _SCHEME = "s3://"
+
+
+#: Names and values of fields, in order.
+Pairs = list[tuple[str, str]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +100,7 @@ class Answer:
     Args:
         status: the HTTP status.
         message: one line for people.
-        task: the transfer, see `task_of`; None when nothing was accepted.
+        task: the transfer, see `task_of`, or what was given of it; None when there is nothing to say of it.
         taken: to be called once the client has the answer.
     """
 
@@ -87,8 +110,9 @@ class Answer:
     taken: Callable[[], None] = lambda: None
 
     def encode(self) -> bytes:
-        """The JSON object."""
-        return json.dumps({"code": int(self.status), "msg": self.message, "task": self.task}).encode()
+        """The JSON object, and a line feed: a shell script prints it, and then its own next line."""
+        members = {"code": int(self.status), "msg": self.message, "version": __version__, "task": self.task}
+        return json.dumps(members).encode() + b"\n"
 
     def headers(self) -> dict[str, str]:
         """The headers of an answer other than 200: the message as one line of ASCII."""
@@ -135,17 +159,20 @@ class Uploads:
 
     async def handle(self, form: Form) -> Answer:
         """Answer one form."""
+        pairs: Pairs = []
         try:
-            request = parse_form(form.content_type, form.body)
+            pairs = await _read(form)
+            request = request_of(pairs)
             ticket = await self._access.admit(form.sock, request, self._intake.submit)
             reply = await self._wait(ticket)
+        except RequestError as exc:
+            return Answer(HTTPStatus.BAD_REQUEST, bad_request(exc), given_task(pairs))
         except S3daemonError as exc:
-            refused = isinstance(exc, RequestError)
-            return Answer(HTTPStatus.BAD_REQUEST if refused else _STATUSES[Outcome.FAILED], f"{exc.code}: {exc.text}")
-        message = f"{reply.code}: {reply.text}" if reply.code else reply.outcome.value
-        answer = Answer(_STATUSES[reply.outcome], message, task_of(request, ticket.queued, self._clock()))
-        if not reply.id:
-            return replace(answer, task=None)  # the spool refused it
+            return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))
+        message = f"{reply.code}: {reply.text}" if reply.code else "upload succeeded"
+        if not reply.id:  # the spool refused it
+            return Answer(status_of(reply), message, given_task(pairs))
+        answer = Answer(status_of(reply), message, task_of(request, ticket.queued, self._clock()))
         if reply.outcome is Outcome.FAILED:
             return replace(answer, taken=partial(self._client_notified, reply.id))
         return answer
@@ -164,12 +191,38 @@ class Uploads:
             ticket.outcome.cancel()  # unless it is done: this client waits no longer
 
 
-def parse_form(content_type: str, body: bytes) -> Request:
-    """Read the request in a form.
+def status_of(reply: Reply) -> HTTPStatus:
+    """The HTTP status of the end of a transfer, or of its deferral."""
+    if reply.outcome is not Outcome.FAILED:
+        return HTTPStatus.OK if reply.outcome is Outcome.STORED else HTTPStatus.GATEWAY_TIMEOUT
+    if reply.code == "NoSuchBucket":
+        return HTTPStatus.NOT_FOUND
+    own = reply.code in _OWN_CODES or reply.code.startswith("Spool")
+    return HTTPStatus.INTERNAL_SERVER_ERROR if own else HTTPStatus.BAD_GATEWAY
+
+
+def bad_request(error: RequestError) -> str:
+    """The message of a refusal; hooks know it by its first two words."""
+    return (
+        f"bad request: {error.text}" if error.code == Code.BAD_REQUEST else f"bad request: {error.code}: {error.text}"
+    )
+
+
+async def _read(form: Form) -> Pairs:
+    if len(form.body) > _QUICK_FORM:
+        return await asyncio.to_thread(parse_form, form.content_type, form.body)
+    return parse_form(form.content_type, form.body)
+
+
+def parse_form(content_type: str, body: bytes) -> Pairs:
+    """Read a form.
 
     Args:
         content_type: of the body, as in the header.
         body: at most `MAX_FORM` bytes.
+
+    Returns:
+        The names and values of the fields that are known, in order.
 
     Raises:
         RequestError: `BadRequest`, with what is wrong.
@@ -185,34 +238,62 @@ def parse_form(content_type: str, body: bytes) -> Request:
             raise _bad_request(
                 f"a form is application/x-www-form-urlencoded or multipart/form-data, not {content_type!r}"
             )
-    fields: dict[str, str] = {}
-    for name, value in pairs:
-        if name in fields:
-            raise _bad_request(f"the field {name!r} was sent twice")
-        if name in _FIELDS:
-            fields[name] = value
-    for name in _FIELDS[:2]:
-        if not fields.get(name):
+    return [(name, value) for name, value in pairs if name in _FIELDS]
+
+
+def request_of(pairs: Pairs) -> Request:
+    """The request in the fields of a form. A field that comes again counts once.
+
+    Raises:
+        RequestError: `BadRequest`, with what is wrong.
+    """
+    values = {name: {value for known, value in pairs if known == name} for name in _NEEDED}
+    for name, found in values.items():
+        if len(found) > 1:
+            raise _bad_request(f"the field {name!r} was sent twice, with different values")
+        if not any(found):
             raise _bad_request(f"the field {name!r} is missing")
-    return Request(fields["file"], _destination(fields["uri"]), tag=fields.get("slug", ""), extended=True)
+    (file,), (uri,) = values.values()
+    return Request(file, _destination(uri), tag=_tag(pairs), extended=True)
+
+
+def given_task(pairs: Pairs) -> dict[str, Any] | None:
+    """The `task` of a request that was not accepted: what was given of it; None when there is nothing."""
+    found = {name: value for name, value in reversed(pairs) if value and name in _NEEDED}
+    if tag := _tag(pairs):
+        found["slug"] = tag
+    return found or None
+
+
+def _tag(pairs: Pairs) -> str:
+    """The first slug. It is information, so one that cannot be a tag is escaped and shortened."""
+    return next((one_line(value, MAX_TAG_CHARS) for name, value in pairs if name == "slug" and value), "")
 
 
 def _destination(uri: str) -> Destination:
-    bucket, slash, key = uri.removeprefix(_SCHEME).partition("/")
-    if not (uri.startswith(_SCHEME) and slash):
+    scheme, rest = uri[: len(_SCHEME)], uri[len(_SCHEME) :]
+    bucket, slash, key = rest.partition("/")
+    if not (scheme.lower() == _SCHEME and slash):
         raise _bad_request(f"the uri {one_line(uri)!r} is not s3://bucket/key")
     return Destination(bucket, key)
 
 
-def _urlencoded(body: bytes) -> list[tuple[str, str]]:
+def _urlencoded(body: bytes) -> Pairs:
     text = body.decode("utf-8", "surrogateescape")
+    if text.count("&") >= MAX_FIELDS:
+        raise _bad_request(f"the form has more than {MAX_FIELDS} fields")
     return parse_qsl(text, keep_blank_values=True, encoding="utf-8", errors="surrogateescape")
 
 
-def _multipart(content_type: str, body: bytes) -> list[tuple[str, str]]:
+def _multipart(content_type: str, body: bytes) -> Pairs:
     # A form is a MIME message, which the standard library reads.
     head = f"Content-Type: {content_type}\r\n\r\n".encode("utf-8", "surrogateescape")
-    message = BytesParser().parsebytes(head + body)
+    if body.count(b"\n--") > MAX_FIELDS:
+        raise _bad_request(f"the form has more than {MAX_FIELDS} fields")
+    try:
+        message = BytesParser().parsebytes(head + body)
+    except RecursionError as exc:
+        raise _bad_request("the form has parts within parts") from exc
     if not message.is_multipart():
         raise _bad_request("the Content-Type is multipart/form-data, but the body is not")
     pairs = []
@@ -220,7 +301,7 @@ def _multipart(content_type: str, body: bytes) -> list[tuple[str, str]]:
         name = part.get_param("name", header="content-disposition")
         if not isinstance(name, str) or part.is_multipart():
             continue
-        if name in _FIELDS and part.get_filename() is not None:
+        if name in _NEEDED and part.get_filename() is not None:
             raise _bad_request(
                 f"the field {name!r} holds a file's content; its path is wanted: -F {name}=/path, without an @"
             )
@@ -239,21 +320,29 @@ def task_of(request: Request, queued: QueuedTransfer, now: float) -> dict[str, A
     """
     record = queued.record
     usec = record.total_usec if record else max(0, round((now - queued.accepted_at) * 1e6))
-    upload_usec = record.upload_usec if record else None
+    upload_usec = (record and record.upload_usec) or 0
     size = record.size_bytes if record else queued.transfer.file_state.size
     mbits = size * 8 / upload_usec if upload_usec else 0.0  # bits per microsecond
+    rate = f"{mbits:.3f} Mbit/s"
     return {
-        "id": queued.transfer.id,
+        "id": uuid_of(queued.transfer.id),
         "uri": f"{_SCHEME}{request.destination}",
         "file": request.file,
         "duration": _clock(usec),
         "duration_seconds": usec / 1e6,
         "attempts": queued.attempts,
         "size_bytes": size,
-        "upload_parts": (record and record.parts) or 1,  # without parts it is one PUT
-        "transfer_rate": f"{mbits:.3f} Mbit/s",
+        "transfer_rate": rate,
         "transfer_rate_mbits": round(mbits, 3),
-        "slug": request.tag,
+        "upload_total": _clock(usec),
+        "upload_total_seconds": usec / 1e6,
+        "upload_transfer_seconds": upload_usec / 1e6,
+        "upload_attempts": queued.attempts,
+        "upload_size_bytes": size,
+        "upload_rate": rate,
+        "upload_rate_bytes": round(mbits * 1e6 / 8),
+        "upload_parts": (record and record.parts) or 1,  # without parts it is one PUT
+        **({"slug": request.tag} if request.tag else {}),
     }
 
 

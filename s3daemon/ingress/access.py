@@ -1,4 +1,4 @@
-"""Who may ask: the users of S3DAEMON_ALLOWED_USERS. Each refusal for want of permission is written to the journal."""
+"""Who may ask: the users of S3DAEMON_ALLOWED_USERS. Each refusal of a user, file or bucket is logged."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class AccessControl:
         self._allowed = allowed
 
     async def check(self, sock: socket.socket) -> None:
-        """Return when the user at the other end is allowed.
+        """Check that the user at the other end is allowed.
 
         Raises:
             RequestError: `NotAllowed`.

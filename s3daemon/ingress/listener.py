@@ -76,11 +76,17 @@ class Listener:
         self._serve = serve
         self._slots = _Slots(max_clients)
         self._tasks: dict[Client, asyncio.Task[None]] = {}
+        self._stopping = False
 
     @property
     def clients(self) -> int:
         """The number of clients that are being served."""
         return len(self._tasks)
+
+    @property
+    def may_keep(self) -> bool:
+        """Whether a client may stay connected for a further request: half of the slots are free, and no stop began."""
+        return not self._stopping and self._slots.half_free
 
     def resize(self, max_clients: int) -> None:
         """Change the number of slots. When it shrinks, no client is disconnected; new ones wait until it is kept."""
@@ -110,6 +116,7 @@ class Listener:
 
     async def stop_reading(self) -> None:
         """Let the clients that were accepted finish their first request; disconnect those that send none."""
+        self._stopping = True
         if unread := [client.first_read for client in self._tasks if not client.first_read.done()]:
             await asyncio.wait(unread, timeout=STOP_READ_TIMEOUT_S)
         for client, task in list(self._tasks.items()):
@@ -148,6 +155,10 @@ class _Slots:
         self._size = size
         self._in_use = 0
         self._changed = asyncio.Event()
+
+    @property
+    def half_free(self) -> bool:
+        return self._in_use * 2 <= self._size
 
     async def acquire(self) -> None:
         while self._in_use >= self._size:

@@ -5,6 +5,9 @@
     extended = a JSON object           {"file": ..., "destination": ..., "wait": true|false, "tag": ...}
     destination = alias "/" bucket "/" key
 
+Blanks and a CR at the end of a plain line are ignored, and so is the alias, which may be empty: the original s3daemon
+took both. A plain request is the only one of its connection.
+
 The reply to a plain request is `Success`, exactly these bytes, or one line `CODE: text`; then the daemon closes. The
 reply to an extended one is a JSON object and LF, and the connection serves the next request. A file name always starts
 with a slash and an object with a brace, so the two forms cannot be confused. Names that are not UTF-8 travel
@@ -16,12 +19,16 @@ This module never opens the file, and never looks whether the destination exists
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Sequence
 
 from s3daemon.errors import Code, RequestError, one_line
 from s3daemon.model.request import Destination, Request
 
 #: Room for a file name of PATH_MAX (4096 bytes) and a key; it bounds the memory that a client can use.
 MAX_LINE = 8192
+
+_HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|CONNECT|TRACE) \S+ HTTP/1\.[01]\r?")
 
 
 class LineReader:
@@ -42,6 +49,18 @@ class LineReader:
     def end(self) -> None:
         """Note that the client will send no more."""
         self._ended = True
+
+    def check_nothing_follows(self) -> None:
+        """Make sure that nothing came with a plain request: the connection ends with it, so more would be lost.
+
+        Raises:
+            RequestError: `BadRequest`; what follows is discarded.
+        """
+        more = bytes(self._buffer).strip()
+        self._buffer.clear()
+        if more:
+            text = f"{more[:100]!r} follows a plain request, the only one of its connection; nothing was done"
+            raise RequestError(Code.BAD_REQUEST, text)
 
     @property
     def finished(self) -> bool:
@@ -76,6 +95,23 @@ def is_extended(line: bytes | bytearray) -> bool:
     return line.startswith(b"{")
 
 
+def is_http(line: bytes) -> bool:
+    """Whether a line is HTTP's first: a client took this port for the one of the HTTP server."""
+    return _HTTP.fullmatch(line) is not None
+
+
+def http_answer(addresses: Sequence[str]) -> bytes:
+    """The answer to a client that speaks HTTP: 400, and where HTTP is served.
+
+    Args:
+        addresses: of the sockets for HTTP; none while their unit is not enabled.
+    """
+    where = ", ".join(addresses) or "none: enable s3daemon-http.socket, of an instance s3daemon-http@PORT.socket"
+    text = f"bad request: this is the port of the line protocol; the socket for HTTP is {where}\n".encode()
+    head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
+    return f"{head}Connection: close\r\n\r\n".encode() + text
+
+
 def parse_request(line: bytes) -> Request:
     """Read one line, without its LF.
 
@@ -93,7 +129,7 @@ def parse_request(line: bytes) -> Request:
 
 
 def _parse_plain(text: str) -> Request:
-    words = text.split(" ")
+    words = text.rstrip(" \t\r").split(" ")
     if len(words) != 2 or not all(words):  # noqa: PLR2004 - the grammar: file SP destination
         raise RequestError(
             Code.BAD_REQUEST, f"expected FILE alias/bucket/key with one space between, not {one_line(text, 100)!r}"

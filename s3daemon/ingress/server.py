@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.errors import Code, RequestError, S3daemonError
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.listener import Client, Listener
-from s3daemon.ingress.protocol import LineReader, is_extended, parse_request
+from s3daemon.ingress.protocol import LineReader, http_answer, is_extended, is_http, parse_request
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.spool.spool import Entry
 from s3daemon.systemd.notify import Notifier
@@ -44,6 +44,7 @@ class Server:
         access: decides who may ask.
         notifier: stores waiting clients' connections with systemd.
         client_notified: called with the id of a transfer whose failure a client has received.
+        http_addresses: where HTTP is served, for clients that speak it here.
 
     Attributes:
         listener: accepts the clients.
@@ -56,12 +57,15 @@ class Server:
         access: AccessControl,
         notifier: Notifier,
         client_notified: Callable[[str], None],
+        *,
+        http_addresses: Sequence[str] = (),
     ) -> None:
         self._settings = settings
         self._intake = intake
         self._access = access
         self._notifier = notifier
         self._client_notified = client_notified
+        self._http_answer = http_answer(http_addresses)
         self._loop = asyncio.get_running_loop()
         #: Done when the service leaves its clients; whether no process will follow.
         self._leaving: asyncio.Future[bool] = self._loop.create_future()
@@ -100,12 +104,20 @@ class Server:
         while extended and not self._leaving.done():
             try:
                 line = await self._line(client, reader, LINE_LIMIT_S if first else IDLE_LIMIT_S)
+                if line is not None and not is_extended(line) and not is_http(line):
+                    reader.check_nothing_follows()
             except RequestError as exc:  # where the next line would begin is not known
                 await self._send(client.sock, Reply.failed(exc).encode(extended=reader.looks_extended))
                 await self._close(client.sock)
                 return
-            reply = await self._answer(line, client.sock) if line is not None else None
-            if line is None or reply is None:
+            if line is None:
+                return
+            if is_http(line):
+                await self._send(client.sock, self._http_answer)
+                await self._close(client.sock)
+                return
+            reply = await self._answer(line, client.sock)
+            if reply is None:
                 return
             first, extended = False, is_extended(line)
             await self._deliver(client.sock, reply, extended=extended)

@@ -65,16 +65,30 @@ class Destination:
 
     @classmethod
     def parse(cls, text: str) -> Destination:
-        """Parse `alias/bucket/key`, the form that `mc cp` takes; the alias is ignored.
+        """Parse `alias/bucket/key`, the form that `mc cp` takes; the alias is ignored, and may be empty.
 
         Raises:
             RequestError: `BadRequest`.
         """
-        alias, slash, rest = text.partition("/")
+        _, _, rest = text.partition("/")
         bucket, slash, key = rest.partition("/")
-        if not (alias and slash):
+        if not slash:
             raise _bad_request(f"{one_line(text)!r} is not alias/bucket/key")
         return cls(bucket, key)
+
+    @property
+    def misleading(self) -> str:
+        """Why no request may name this destination, or "".
+
+        A key that ends in a slash was meant as a directory: every file sent there would replace the one before. A `.`
+        or `..` between slashes is resolved by many a proxy, so that the object would land under another key, or in a
+        bucket that is not allowed. Neither is checked where a transfer is read back from the spool.
+        """
+        if self.key.endswith("/"):
+            return f"the key {self.key!r} ends in a slash: give the whole key, with the object's own name at its end"
+        if not {".", ".."}.isdisjoint((self.bucket, *self.key.split("/"))):
+            return f"{str(self)!r} has a part that is . or .., which proxies resolve: give the key without it"
+        return ""
 
     def __str__(self) -> str:
         return f"{self.bucket}/{self.key}"
@@ -102,6 +116,8 @@ class Request:
     extended: bool = False
 
     def __post_init__(self) -> None:
+        if reason := self.destination.misleading:
+            raise _bad_request(reason)
         if not self.file.startswith("/"):
             raise _bad_request(f"{one_line(self.file)!r} is not an absolute path")
         if "\0" in self.file:

@@ -30,6 +30,8 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
+#: Of their files the kernel tells the size 0, or that of a page, whatever can be read there. They take up no blocks.
+_KERNEL_FILE_SYSTEMS = ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs")
 _REASONS = {
     errno.ENOENT: (Code.NO_SUCH_FILE, "no such file"),
     errno.ENOTDIR: (Code.NO_SUCH_FILE, "no such file: part of the path is not a directory"),
@@ -79,9 +81,7 @@ class Source:
         except OSError as exc:
             raise file_error(path, exc) from exc
         try:
-            mode = os.fstat(name).st_mode
-            if not stat.S_ISREG(mode):
-                kind = next((kind for test, kind in _KINDS if test(mode)), "something else")
+            if kind := _other_kind(os.fstat(name)):
                 raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {kind}, not a regular file")
             _check_location(path, name, roots, closed)
             fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
@@ -138,6 +138,22 @@ class Source:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _other_kind(found: os.stat_result) -> str:
+    """What it is, if it is no regular file with a size of its own; else ""."""
+    if not stat.S_ISREG(found.st_mode):
+        return next((kind for test, kind in _KINDS if test(found.st_mode)), "something else")
+    if found.st_blocks == 0 and (kind := _type_of(found.st_dev)) in _KERNEL_FILE_SYSTEMS:
+        return f"a file that the kernel generates ({kind})"
+    return ""
+
+
+def _type_of(device: int) -> str:
+    """The type of a file system, "" where this process does not see it mounted."""
+    number = f"{os.major(device)}:{os.minor(device)}"
+    mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines())
+    return next((words[words.index("-") + 1] for words in mounts if words[2] == number), "")
 
 
 async def open_file(

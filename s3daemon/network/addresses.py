@@ -4,20 +4,28 @@
     --------  --------------------------  ----------------------------------------------  -----------------------
     ENABLED   its share                   a connection fails; or uploads of two           DISABLED
                                           transfers do, one after the other
+                                          a small request is answered badly *             TRIAL
+                                          a small request is not answered *               DISABLED
     DISABLED  none, but for a probe       the probe (a small request) is answered         TRIAL
-              when its time is up         the probe fails                                 DISABLED, twice as long
+              when its time is up         the probe is not answered                       DISABLED, twice as long
     TRIAL     one                         an upload succeeds                              ENABLED
-                                          anything fails                                  DISABLED, twice as long
+                                          an upload or a connection fails                 DISABLED, twice as long
 
-A small request proves little: a gateway may answer it and still refuse every PUT, as Ceph's does while its notification
-queue is broken. So an address that answers again gets one connection until an upload over it succeeded. The last
-enabled one is never disabled: when all fail the endpoint is unreachable, which `delivery.health` deals with.
+    * unless an upload succeeded there within `UPLOADS_COUNT_S`
+
+An address is judged by its uploads; a small request proves little. A gateway may answer it and still refuse every PUT,
+as Ceph's does while its notification queue is broken: so an address that answers again gets one connection until an
+upload over it succeeded. A proxy may answer it with 503 or with what cannot be read, and pass every PUT on: so one that
+answers badly gets one connection too, and the first upload over it decides. The last enabled one is never disabled:
+when all fail the endpoint is unreachable, which `delivery.health` deals with.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 
 from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError
@@ -26,8 +34,20 @@ from s3daemon.model.verdict import UNREACHED, blames_endpoint
 #: How long an address is disabled at first, and at most, seconds: a glitch costs half an exposure, and one that is
 #: broken for hours is probed a dozen times an hour.
 DISABLED_FIRST_S, DISABLED_MAX_S = 5.0, 300.0
+#: While an upload was stored there within this time, small requests say nothing of an address, seconds. During a night
+#: that is always; after a quiet hour a small request may find out first that it is broken.
+UPLOADS_COUNT_S = 300.0
 #: One failed transfer may be that transfer's fault; the next one's failure at the same address is not.
 TRANSFERS_IN_A_ROW = 2
+
+
+class Outcome(Enum):
+    """What became of a small request."""
+
+    ANSWERED = "answered"
+    ANSWERED_BADLY = "answered badly"  # a server error, or what cannot be read
+    NOT_ANSWERED = "not answered"  # connected, and hung up on or left waiting
+    NOT_CONNECTED = "no connection"
 
 
 @dataclass(slots=True)
@@ -38,8 +58,10 @@ class _State:
         failed_transfers: ids of the transfers that failed there since one succeeded.
         times_disabled: how often it was disabled without a successful upload in between.
         probe_at: when it is to be probed, monotonic seconds; None while it is not disabled.
-        on_trial: it answers again, and no upload has succeeded yet.
+        on_trial: it answers again, or badly, and no upload has succeeded yet.
         has_answered: it answered something, ever.
+        keeps: it keeps connections open after its answers.
+        uploaded_at: when an upload succeeded last, monotonic seconds.
     """
 
     failed_transfers: set[str] = field(default_factory=set)
@@ -47,6 +69,8 @@ class _State:
     probe_at: float | None = None
     on_trial: bool = False
     has_answered: bool = False
+    keeps: bool = True
+    uploaded_at: float = -math.inf
 
     @property
     def is_disabled(self) -> bool:
@@ -86,6 +110,19 @@ class Addresses:
         """The addresses that are disabled."""
         return [address for address, state in self._states.items() if state.is_disabled]
 
+    @property
+    def enabled(self) -> list[str]:
+        """The addresses that are not disabled."""
+        return [address for address, state in self._states.items() if not state.is_disabled]
+
+    def set_keeping(self, address: str, *, keeps: bool) -> bool:
+        """Note whether it keeps connections open after its answers; return whether that is news."""
+        state = self._states.get(address)
+        if state is None or state.keeps == keeps:
+            return False
+        state.keeps = keeps
+        return True
+
     def is_enabled(self, address: str) -> bool:
         """Return whether it is not disabled. Of an address that the name no longer has nothing bad is known."""
         state = self._states.get(address)
@@ -101,13 +138,13 @@ class Addresses:
 
         Args:
             per_address: how many connections go to each now; the address with the fewest comes first.
-            avoid: these come after all others that are enabled.
+            avoid: these come after all others that are enabled; those that keep no connection after those that do.
         """
         avoided = set(avoid)
 
-        def rank(address: str) -> tuple[bool, bool, bool, int]:
+        def rank(address: str) -> tuple[bool, bool, bool, bool, int]:
             state, count = self._states[address], per_address.get(address, 0)
-            return state.is_disabled, state.on_trial and count > 0, address in avoided, count
+            return state.is_disabled, state.on_trial and count > 0, address in avoided, not state.keeps, count
 
         return sorted(self._states, key=rank)
 
@@ -118,9 +155,13 @@ class Addresses:
             per_address: how many connections go to each now.
 
         Returns:
-            The address with the most; empty when all have their share.
+            One on trial that has more than one while another is not on trial, else the address with the most; empty
+            when all have their share.
         """
-        counts = {address: per_address.get(address, 0) for address in self._states if self.is_enabled(address)}
+        counts = {address: per_address.get(address, 0) for address in self.enabled if self._states[address].keeps}
+        on_trial = [address for address in counts if self._states[address].on_trial]
+        if len(on_trial) < len(counts) and (surplus := [address for address in on_trial if counts[address] > 1]):
+            return surplus[0]
         can_take = [count for address, count in counts.items() if not (self._states[address].on_trial and count)]
         fullest = max(counts, key=lambda address: counts[address], default="")
         return fullest if can_take and counts[fullest] - min(can_take) > 1 else ""
@@ -164,12 +205,30 @@ class Addresses:
         state.probe_at = self._clock() + min(DISABLED_FIRST_S * 2.0 ** min(state.times_disabled, 16), DISABLED_MAX_S)
         state.times_disabled += 1
         state.on_trial = False
+        state.uploaded_at = -math.inf
         state.failed_transfers.clear()
 
-    def answered(self, address: str) -> None:
-        """Note that it answered a small request."""
-        if state := self._states.get(address):
-            state.has_answered = True
+    def asked(self, address: str, outcome: Outcome, reason: str) -> None:
+        """Note what became of a small request.
+
+        Args:
+            address: where it went.
+            outcome: what became of it.
+            reason: one line, for when the address is disabled.
+        """
+        state = self._states.get(address)
+        if state is None or state.is_disabled:
+            return
+        state.has_answered |= outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY)
+        if outcome is Outcome.ANSWERED:
+            state.on_trial &= state.times_disabled > 0  # what only a small request put on trial
+        elif outcome is Outcome.NOT_CONNECTED:
+            self.failed(address, reason)
+        elif self._clock() - state.uploaded_at > UPLOADS_COUNT_S:
+            if outcome is Outcome.NOT_ANSWERED:
+                self.failed(address, reason)
+            elif self.has_alternative([address]):
+                state.on_trial = True
 
     def succeeded(self, address: str) -> None:
         """Note that an upload over it was stored."""
@@ -177,6 +236,7 @@ class Addresses:
         if state is None or state.is_disabled:
             return  # the upload began before it was disabled
         state.has_answered = True
+        state.uploaded_at = self._clock()
         state.failed_transfers.clear()
         state.on_trial = False
         if state.times_disabled:
@@ -188,12 +248,12 @@ class Addresses:
         now = self._clock()
         return [address for address, s in self._states.items() if s.probe_at is not None and s.probe_at <= now]
 
-    def probed(self, address: str, *, answered: bool) -> None:
+    def probed(self, address: str, outcome: Outcome) -> None:
         """Note the outcome of a small request to a disabled address."""
         state = self._states.get(address)
         if state is None or not state.is_disabled:
             return
-        if answered:
+        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY):
             state.probe_at = None
             state.on_trial = True
         else:

@@ -13,6 +13,7 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
@@ -23,6 +24,37 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.network import tcp
 from s3daemon.network.pacing import Pacer
+
+#: More of an answer is not read: the longest that S3 gives to what is asked here, a list of 1 000 parts, has about
+#: 500 kB; a server that goes on for ever would fill the memory, at gigabytes within seconds.
+ANSWER_MAX_BYTES = 1 << 20
+#: A header of an answer may be as long; aiohttp's own limit of 8 kB makes good answers unreadable.
+_HEADER_MAX_BYTES = 1 << 16
+#: What an answer raises that arrived and cannot be read: a header too long, a body cut short or too long.
+UNREADABLE = (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A whole answer.
+
+    Args:
+        url: of the request.
+        status: the HTTP status.
+        headers: as aiohttp gives them, names in any case.
+        raw_headers: as they came.
+        body: all of it.
+    """
+
+    url: URL
+    status: int
+    headers: Mapping[str, str]
+    raw_headers: tuple[tuple[bytes, bytes], ...]
+    body: bytes
+
+    async def read(self) -> bytes:
+        """Return the body; what aiobotocore calls."""
+        return self.body
 
 
 class _FixedResolver(AbstractResolver):
@@ -65,7 +97,7 @@ class Connection:
         requests: how many it was given.
         used_at: monotonic seconds of its last answer, or of its making.
         answered: the present connection, or the last one, has carried an answer.
-        persistent: the server kept the connection after its last answer.
+        persistent: the server kept the connection after its last answer, as far as that said.
         window: bytes that could be in flight after its last answer.
         address: where it leads, or is about to; empty before the first.
     """
@@ -106,6 +138,7 @@ class Connection:
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=settings.connect_timeout_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
+            max_field_size=_HEADER_MAX_BYTES,
         )
 
     def _make_socket(self, info: Any) -> socket.socket:
@@ -153,26 +186,49 @@ class Connection:
             return 0
         return tcp.TcpInfo.of(self._sock).acked
 
-    async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> aiohttp.ClientResponse:
+    async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> Answer:
         """Send one request, opening the connection if need be, and read the answer whole.
 
         Redirects come back as they are: following one would carry the file to another host.
 
         Raises:
-            aiohttp.ClientError, OSError, TimeoutError: what went wrong on the way.
+            aiohttp.ClientError, OSError, TimeoutError: what went wrong on the way; one of `UNREADABLE` when an answer
+                came that is no HTTP or longer than `ANSWER_MAX_BYTES`, which ends the connection.
         """
         self.requests += 1
-        response = await self._session.request(
-            method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False
-        )
-        await response.read()
+        try:
+            response = await self._session.request(
+                method, URL(url, encoded=True), headers=headers, data=data, allow_redirects=False
+            )
+            body = await self._read(response)
+        except UNREADABLE:
+            self._note_answer(persistent=False)
+            raise
+        wants_close = response.headers.get("Connection", "").lower() == "close"
+        self._note_answer(persistent=not wants_close and response.version == aiohttp.HttpVersion11)
+        return Answer(response.url, response.status, response.headers, response.raw_headers, body)
+
+    def _note_answer(self, *, persistent: bool) -> None:
         self.used_at = self._clock()
         self.answered = True
+        self.persistent = persistent
         if self._sock is not None and self.is_open:
             self.window = tcp.TcpInfo.of(self._sock).window
-        wants_close = response.headers.get("Connection", "").lower() == "close"
-        self.persistent = not wants_close and response.version == aiohttp.HttpVersion11
-        return response
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        body, transport = bytearray(), response.connection.transport if response.connection is not None else None
+        try:
+            async for piece in response.content.iter_any():
+                body += piece
+                if len(body) > ANSWER_MAX_BYTES:
+                    self.abort(tcp.tcp_transport_of(transport) if transport is not None else None)
+                    raise aiohttp.ClientPayloadError(f"its body is longer than {ANSWER_MAX_BYTES >> 20} MiB")
+            await response.read()  # nothing is left; it waits until the connection can be used again
+        except BaseException:
+            response.close()
+            await asyncio.sleep(0)  # asyncio closes an aborted socket in its next round
+            raise
+        return bytes(body)
 
     def abort(self, transport: asyncio.BaseTransport | None) -> None:
         """End the connection so that nothing of what was written and is not yet acknowledged can still arrive.

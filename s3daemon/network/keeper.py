@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
+import socket
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 
@@ -19,21 +21,21 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
 from s3daemon.model.verdict import Verdict, judge
-from s3daemon.network.connection import Connection
+from s3daemon.network.addresses import Outcome
+from s3daemon.network.connection import UNREADABLE, Connection
+from s3daemon.network.keepalive import KEPT_S, SMALL_REQUESTS, SWEEP_S, IdleLimit, find_small_request
 from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
 
 #: A window of this size fits a connection's share of a burst: 25 of them are the 25 MB that 1 Gbit/s and 200 ms hold.
 PRIMED_BYTES = 1_000_000
-#: How often the keeper looks at the connections, seconds.
-SWEEP_S = 1.0
-#: A server that closes what is idle for less than twice this has each connection opened anew for nearly every upload,
-#: kept alive or not; asking more often would only load it.
-INTERVAL_MIN_S = 1.0
+#: A store that keeps no connection is asked again this often whether it does now, over one connection, seconds.
+ASK_AGAIN_S = 60.0
 #: The share of the connections that may be opened at once.
 OPENED_AT_ONCE = 1 / 2
 _FIRST_SERVER_ERROR = 500
+_FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
 
 Prime = Callable[[Connection], Awaitable[None]]
 """Has a connection carry `PRIMED_BYTES`; AttemptError when that fails."""
@@ -64,9 +66,14 @@ class Keeper:
         self._prime = prime
         self._clock = clock
         self._pause_s = pause_s
-        self._interval_s = settings.keepalive_interval_s
+        self._idle_limit = IdleLimit(settings.keepalive_interval_s, clock)
         #: Idle and open at the last sweep, with the number of requests that each had carried by then.
         self._seen_open: dict[Connection, int] = {}
+        #: Over which the last request was a small one, with the number of requests that each had carried with it.
+        self._asked_over: dict[Connection, int] = {}
+        self._is_in_doubt = False
+        self._is_finding = False
+        self._ask_again_at = math.inf if pool.small_request else 0.0
         self._failures = 0
         self._retry_at = 0.0
 
@@ -76,6 +83,7 @@ class Keeper:
         try:
             while True:
                 self._adapt_interval()
+                self._notice_closes()
                 self._rebalance()
                 tasks.update(asyncio.create_task(work) for work in self._next_work(len(tasks)))
                 if tasks:
@@ -93,11 +101,14 @@ class Keeper:
     def _next_work(self, running: int) -> list[Coroutine[None, None, None]]:
         """Choose what to do next, while `running` other tasks are not done yet."""
         probes = [self._probe(address) for address in self._pool.addresses.to_probe()] if not running else []
-        if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
-            is_waiting = running or self._clock() < self._retry_at
-            return probes + [self._refresh(connection) for connection in self._due()[: 0 if is_waiting else 1]]
+        if self._pool.must_resolve:
+            probes.append(self._pool.resolve())
         due = self._due()
-        closed = [connection for connection in due if not connection.is_open]
+        is_waiting = bool(self._failures) and (running > 0 or self._clock() < self._retry_at)
+        find = [self._find_small_request()] if not is_waiting and self._must_find else []
+        if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
+            return probes + (find or [self._refresh(connection) for connection in due[: 0 if is_waiting else 1]])
+        closed = [connection for connection in due if not connection.is_open and not self._is_in_doubt]
         still_open = [connection for connection in due if connection.is_open]
         at_once = max(1, int(self._pool.limit * OPENED_AT_ONCE))
         work = [self._refresh(connection) for connection in closed[: max(0, at_once - running)]]
@@ -105,26 +116,34 @@ class Keeper:
         work += [self._refresh(connection) for connection in still_open[:room]]
         if not (due or running):
             work += [self._prime_one(connection) for connection in self._unprimed()[: self._pool.reserve]]
-        return probes + work
+        return probes + find + work
+
+    @property
+    def _must_find(self) -> bool:
+        return not self._is_finding and (self._is_in_doubt or self._clock() >= self._ask_again_at)
 
     def _due(self) -> list[Connection]:
         """Return idle connections that are closed or were not used for the interval, those used last first.
 
-        A server that closes after every answer gets no more than one request an interval on each connection; one that
-        does so without announcing it, one a sweep. An open connection is used every sweep until its first packets are
-        behind it, unless it is primed: Linux does not pace them, and a peer that gets an image's first packets all at
-        once opens its window a round trip later.
+        None of a server that keeps no connection: it would be opened for nothing. An open connection is used every
+        sweep until its first packets are behind it, unless it is primed: Linux does not pace them, and a peer that gets
+        an image's first packets all at once opens its window a round trip later.
         """
-        now = self._clock()
+        now, idle = self._clock(), self._pool.idle()
+        resting = next((each for each in idle if each.is_open), None) if self._idle_limit.is_trial_due else None
 
         def is_due(connection: Connection) -> bool:
             idle_s = now - connection.used_at
-            if not connection.is_open and connection.persistent:
+            if not connection.is_open:
                 return not connection.answered or idle_s >= SWEEP_S
-            is_unready = self._prime is None and connection.is_open and not connection.is_paced
-            return idle_s >= (SWEEP_S if is_unready else self._interval_s)
+            if connection is resting:
+                return False
+            is_unready = self._prime is None and not connection.is_paced
+            return idle_s >= (SWEEP_S if is_unready else self._idle_limit.interval_s)
 
-        return [connection for connection in reversed(self._pool.idle()) if is_due(connection)]
+        if not self._pool.small_request:
+            return []
+        return [connection for connection in reversed(idle) if is_due(connection)]
 
     def _unprimed(self) -> list[Connection]:
         """Return idle connections to prime; none while any is in use: no upload waits behind a scratch object."""
@@ -133,55 +152,118 @@ class Keeper:
         return [each for each in self._pool.idle() if each.is_open and each.acked_bytes() < PRIMED_BYTES]
 
     def _adapt_interval(self) -> None:
-        """Adapt to the server's idle timeout: a connection closed after T of idleness makes the interval at most T/2.
-
-        If those closed in one sweep were idle for very different times, it was no timeout: the server was restarted.
-        The interval never grows again: too short costs a small request, too long costs an exposure.
-        """
-        idle = self._pool.idle()
+        """Adapt to the server's idle limit, by the connections that it closed while nothing was sent over them."""
+        idle, now = self._pool.idle(), self._clock()
         unused = [each for each in idle if each.answered and self._seen_open.get(each) == each.requests]
-        closed = [each for each in unused if not each.is_open and each.persistent]
+        closed = [now - each.used_at for each in unused if not each.is_open and each.persistent]
         self._seen_open = {each: each.requests for each in idle if each.is_open}
-        ages = [self._clock() - each.used_at for each in closed]
-        if ages and max(ages) - min(ages) <= 2 * SWEEP_S:
-            interval_s = max(INTERVAL_MIN_S, min(ages) / 2)
-            if interval_s < self._interval_s:
-                self._interval_s = interval_s
-                _log.info("the store closed a connection that was idle for %.1f s: each is now used every %.1f s",
-                          min(ages), interval_s)  # fmt: skip
+        longest_open = max((now - each.used_at for each in self._seen_open if each.answered), default=0.0)
+        if self._idle_limit.observe(closed, longest_open):
+            limit_s = self._idle_limit.limit_s
+            known = limit_s is not None
+            what = f"closes connections that are idle for {limit_s:.1f} s" if known else "keeps idle connections"
+            _log.info("the store %s: each is now used every %.1f s", what, self._idle_limit.interval_s)
+
+    def _notice_closes(self) -> None:
+        """Doubt the small request when a connection did not outlive the answer to it for long."""
+        now, too_early = self._clock(), {}
+        for connection in self._pool.idle():
+            requests = self._asked_over.get(connection)
+            if requests == connection.requests and now - connection.used_at < KEPT_S:
+                if connection.is_open:
+                    too_early[connection] = requests
+                else:
+                    self._is_in_doubt = True
+        self._asked_over = too_early
 
     def _rebalance(self) -> None:
         """Replace connections to disabled addresses, else one to an address with too many: they open elsewhere."""
         pool = self._pool
         candidates = [connection for connection in pool.idle() if connection.is_open]
         moving = [connection for connection in candidates if not pool.addresses.is_enabled(connection.address)]
+        if not moving:  # one at a time: the others stay warm
+            moving = [connection for connection in candidates if pool.is_gone(connection.address)][:1]
         if not moving and (overloaded := pool.addresses.overloaded(pool.per_address())):
             moving = [connection for connection in candidates if connection.address == overloaded][:1]
         for connection in moving:
             pool.replace(connection)
 
     async def _refresh(self, connection: Connection) -> None:
-        """Send a cheap request, which opens a connection that is closed."""
-        addresses = self._pool.addresses
+        """Send a small request, which opens a connection that is closed."""
         if connection not in self._pool.idle():
             return  # an upload has acquired it meanwhile
         with self._pool.maintain(connection):
             try:
                 await self._pool.assign_address(connection)
-                status = await self._ask(connection)
-            except (aiohttp.ClientError, OSError, TimeoutError) as exc:
-                peer = connection.address or self._pool.url.host
-                _log.debug("a connection to %s could not be kept open: %s", peer, exc)
-                self._back_off()
-                addresses.failed(connection.address, f"no connection: {type(exc).__name__}")
-                return
-            finally:
-                for address in connection.pop_failed_addresses():
-                    addresses.failed(address, "no connection")
+            except OSError as exc:  # the name does not resolve
+                outcome, reason = _outcome_of(exc)
+            else:
+                outcome, reason = await self._ask(connection)
+        self._report(connection, outcome, reason)
+        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY):
+            self._asked_over[connection] = connection.requests
+
+    async def _find_small_request(self) -> None:
+        """Find out which addresses keep a connection at all, and after which small request."""
+        self._is_finding = True
+        addresses = self._pool.addresses.enabled
+        found = dict(zip(addresses, await asyncio.gather(*map(self._find_at, addresses)), strict=True))
+        known = {address: method for address, method in found.items() if method is not None}
+        self._is_finding = False
+        if not known:
+            self._back_off()
+            return
         self._failures = 0
-        addresses.answered(connection.address)
-        if status >= _FIRST_SERVER_ERROR:
-            addresses.failed(connection.address, f"it answers {status}")
+        self._is_in_doubt = False
+        self._asked_over.clear()
+        self._ask_again_at = math.inf if all(known.values()) else self._clock() + ASK_AGAIN_S
+        is_partial = bool(self._pool.small_request) and any(known.values())
+        for address, method in known.items():
+            if self._pool.addresses.set_keeping(address, keeps=bool(method)) and is_partial:
+                what = (
+                    "keeps connections open now" if method else "closes each connection: others are kept open instead"
+                )
+                _log.info("address %s of the store %s", address, what)
+        self._use_small_request(max(known.values(), key=("", *SMALL_REQUESTS).index))
+
+    async def _find_at(self, address: str) -> str | None:
+        """Find the small request that keeps a connection to one address; None when there is no answer."""
+
+        async def send(method: str) -> int:
+            return await self._send(connection, method)
+
+        connection = self._pool.new_connection()
+        connection.set_addresses([address])
+        try:
+            return await find_small_request(connection, send, KEPT_S / SWEEP_S * self._pause_s)
+        except _FAILURES:
+            return None
+        finally:
+            await connection.close()
+
+    def _use_small_request(self, method: str) -> None:
+        before, self._pool.small_request = self._pool.small_request, method
+        if method == before:
+            return
+        if not method:
+            primed = "" if self._prime is None else ", and S3DAEMON_PRIME has no effect"
+            text = "the store closes each connection after its answer: none is kept open%s; each upload opens its own"
+            _log.warning(f"{text}. Enable keep-alive there", primed)
+        elif not before:
+            _log.info("the store keeps connections open now")
+        else:
+            _log.info("the store closes connections after %s /: %s / keeps them open", before, method)
+
+    def _report(self, connection: Connection, outcome: Outcome, reason: str) -> None:
+        addresses = self._pool.addresses
+        _log.debug("a small request to %s: %s", connection.address or self._pool.url.host, reason)
+        for address in connection.pop_failed_addresses():
+            addresses.asked(address, Outcome.NOT_CONNECTED, "no connection")
+        addresses.asked(connection.address, outcome, reason)
+        if outcome in (Outcome.NOT_CONNECTED, Outcome.NOT_ANSWERED):
+            self._back_off()
+        else:
+            self._failures = 0
 
     def _back_off(self) -> None:
         """Try less often after a failure; failures at the same time count once."""
@@ -190,28 +272,29 @@ class Keeper:
             self._failures += 1
             self._retry_at = now + min(SWEEP_S * 2 ** min(self._failures, 10), self._settings.keepalive_interval_s)
 
-    async def _ask(self, connection: Connection) -> int:
-        """Send a request that needs no key and no bucket: any answer, a refusal too, keeps the connection alive.
-
-        Not HEAD: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends the connection.
-
-        Returns:
-            The status of the answer.
-        """
+    async def _send(self, connection: Connection, method: str) -> int:
+        """Send a request that needs no key and no bucket; return the status of its answer."""
         async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
-            return (await connection.request("GET", str(self._pool.url.with_path("/")), {}, None)).status
+            return (await connection.request(method, str(self._pool.url.with_path("/")), {}, None)).status
+
+    async def _ask(self, connection: Connection) -> tuple[Outcome, str]:
+        """Send the small request; return what became of it, and that in one line."""
+        try:
+            status = await self._send(connection, self._pool.small_request or SMALL_REQUESTS[0])
+        except _FAILURES as exc:
+            return _outcome_of(exc)
+        is_error = status >= _FIRST_SERVER_ERROR
+        return (Outcome.ANSWERED_BADLY if is_error else Outcome.ANSWERED), f"it answers {status}"
 
     async def _probe(self, address: str) -> None:
         """Ask a disabled address whether it answers again, over a connection that is not in the pool."""
         connection = self._pool.new_connection()
         connection.set_addresses([address])
         try:
-            answered = await self._ask(connection) < _FIRST_SERVER_ERROR
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            answered = False
+            outcome, _ = await self._ask(connection)
         finally:
             await connection.close()
-        self._pool.addresses.probed(address, answered=answered)
+        self._pool.addresses.probed(address, outcome)
 
     async def _prime_one(self, connection: Connection) -> None:
         if self._prime is None or self._pool.in_use or connection not in self._pool.idle():
@@ -224,3 +307,12 @@ class Keeper:
                 if judge(exc) is Verdict.PERMANENT:
                     self._prime = None
                     _log.warning("S3DAEMON_PRIME: %s, %s: no connection is primed until a reload", exc.code, exc)
+
+
+def _outcome_of(error: BaseException) -> tuple[Outcome, str]:
+    name = type(error).__name__
+    if isinstance(error, UNREADABLE):
+        return Outcome.ANSWERED_BADLY, f"its answer cannot be read: {name}"
+    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, socket.gaierror)):
+        return Outcome.NOT_CONNECTED, f"no connection: {name}"
+    return Outcome.NOT_ANSWERED, f"no answer: {name}"

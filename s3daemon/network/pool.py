@@ -23,12 +23,16 @@ from s3daemon.config.settings import Settings
 from s3daemon.model.record import MessageId
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
+from s3daemon.network.keepalive import SMALL_REQUESTS
 from s3daemon.network.pacing import Pacer
 
 _log = logging.getLogger(__name__)
 
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
+#: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
+#: each answer may have only some, and no connection is closed for that.
+GONE_AFTER_S = 300.0
 #: One connection of reserve for so many that uploads can use. The keeper works on as many as are in reserve.
 CONNECTIONS_PER_RESERVE = 6
 
@@ -45,6 +49,8 @@ class ConnectionPool:
         pacer: shares the bandwidth among them.
         addresses: where they may lead.
         url: of the endpoint.
+        small_request: the method of the request for `/` that keeps a connection open, as the keeper found out; empty
+            when none does.
     """
 
     def __init__(self, settings: Settings, clock: Clock = time.monotonic, *, reserve: int | None = None) -> None:
@@ -58,8 +64,11 @@ class ConnectionPool:
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
         self._resolving = asyncio.Lock()
+        self._unresolvable = False
+        self._found_at: dict[str, float] = {}  # when a look-up last gave each address that is not gone
         self._warnings: set[str] = set()
         self.reserve = -(-settings.max_connections // CONNECTIONS_PER_RESERVE) if reserve is None else reserve
+        self.small_request = SMALL_REQUESTS[0]
         self._all = [self.new_connection() for _ in range(settings.max_connections + self.reserve)]
         self._free = list(self._all)  # from the one used longest ago to the one used last
         self._in_maintenance: set[Connection] = set()  # free, but the keeper is using them; they keep their place
@@ -204,10 +213,30 @@ class ConnectionPool:
             OSError: the endpoint's name does not resolve.
         """
         if not connection.is_open:
-            await self._resolve()
+            await self.resolve()
             connection.set_addresses(self.addresses.in_order(self.per_address(), avoid))
 
-    async def _resolve(self) -> None:
+    @property
+    def must_resolve(self) -> bool:
+        """Whether the addresses were looked up too long ago; False before the first look-up and during one."""
+        is_due = self._clock() - self._resolved_at >= RESOLVE_EVERY_S
+        return bool(self.addresses) and is_due and not (self._settings.receivers or self._resolving.locked())
+
+    def resolve_anew(self) -> None:
+        """Have the name looked up at the next sweep; what it does not give then is gone at once."""
+        self._resolved_at = -RESOLVE_EVERY_S
+        self._found_at.clear()
+
+    def is_gone(self, address: str) -> bool:
+        """Whether the endpoint's name no longer has an address."""
+        return bool(self._found_at) and address not in self._found_at
+
+    async def resolve(self) -> None:
+        """Look the addresses up, unless that was done lately; if there are none, the last known stay in use.
+
+        Raises:
+            OSError: the endpoint's name does not resolve, and never did.
+        """
         if self._settings.receivers:
             return
         async with self._resolving:
@@ -220,9 +249,15 @@ class ConnectionPool:
             except OSError as exc:
                 if not self.addresses:
                     raise
-                _log.warning("%s no longer resolves, %s; its last known addresses stay in use", self.url.host, exc)
+                level = logging.DEBUG if self._unresolvable else logging.WARNING  # once, not at each look-up
+                self._unresolvable = True
+                _log.log(level, "%s no longer resolves, %s; its last known addresses stay in use", self.url.host, exc)
             else:
+                self._unresolvable = False
                 self.addresses.replace(dict.fromkeys(str(item[4][0]) for item in found))
+                now = self._clock()
+                recent = {address: at for address, at in self._found_at.items() if now - at < GONE_AFTER_S}
+                self._found_at = recent | dict.fromkeys((str(item[4][0]) for item in found), now)
             self._resolved_at = self._clock()
 
     async def close(self) -> None:

@@ -161,7 +161,7 @@ class FileBody(Payload):
             raise file_error(source.path, exc) from exc
         if not chunk:
             raise FileError(Code.FILE_CHANGED, f"{one_line(source.path)}: it became shorter while it was sent")
-        if self.sent + len(chunk) == len(self):  # of a mixture the end is withheld: without it the store keeps nothing
+        if self.sent + len(chunk) == len(self):  # where it changed, the end is withheld, and the store keeps nothing
             await self._in_thread(source.check_unchanged)
         return chunk
 

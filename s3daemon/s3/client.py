@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 import botocore.credentials
@@ -17,7 +17,7 @@ from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
 
 from s3daemon import __version__
-from s3daemon.config.settings import Settings
+from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import SettingsError
 
 Send = Callable[..., Awaitable[Any]]
@@ -110,4 +110,19 @@ def _keys(settings: Settings) -> tuple[str, str, str]:
         raise SettingsError(
             [f"AWS_SHARED_CREDENTIALS_FILE: no keys for profile {settings.profile or 'default'} can be read there"]
         )
-    return found.access_key, found.secret_key, found.token or ""
+    keys = {"access_key": found.access_key, "secret_key": found.secret_key, "session_token": found.token or ""}
+    _check(keys)
+    return keys["access_key"], keys["secret_key"], keys["session_token"]
+
+
+def _check(keys: Mapping[str, str]) -> None:
+    """Hold keys from the file to what the variables take: with others botocore, or aiohttp, fails at each request."""
+    faults: list[str] = []
+    for name, text in keys.items():
+        if text or name != "session_token":
+            try:
+                VARIABLES[name].read(text)
+            except SettingsError as exc:
+                faults += [f"AWS_SHARED_CREDENTIALS_FILE: {fault}" for fault in exc.faults]
+    if faults:
+        raise SettingsError(faults)

@@ -6,7 +6,12 @@ The new endpoint takes over the old one's connections where the settings allow.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
+import logging
+import ssl
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 
 from s3daemon.config.settings import Settings
 from s3daemon.model.request import FileState
@@ -17,6 +22,8 @@ from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import Store
+
+_log = logging.getLogger(__name__)
 
 #: Runs a background task under its name.
 Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
@@ -77,8 +84,10 @@ class Endpoint:
         self._settings = settings
         self._start = start
         self._keeping: asyncio.Task[None] | None = None
-        if before is not None and _same_connections(settings, before._settings):
+        self._authorities = _digest_of_authorities(settings)
+        if before is not None and self._can_take_over(before):
             self.pool: ConnectionPool = before.pool
+            self.pool.resolve_anew()
         else:
             self.pool = ConnectionPool(settings)
         self.pool.pacer.set_limit(settings.bwlimit_bps)
@@ -124,10 +133,34 @@ class Endpoint:
         await leave(self.store)
         await self.close(after)
 
+    def _can_take_over(self, before: Endpoint) -> bool:
+        """Return whether the connections of `before` are as these settings, and what they trust, would have them."""
+        if any(getattr(self._settings, name) != getattr(before._settings, name) for name in _CONNECTION_SETTINGS):
+            return False
+        if self._authorities != before._authorities:
+            _log.info("the certificate authorities have changed: all connections are opened anew")
+        return self._authorities == before._authorities
+
     def _stop_keeper(self) -> None:
         if self._keeping is not None:
             self._keeping.cancel()
 
 
-def _same_connections(settings: Settings, other: Settings) -> bool:
-    return all(getattr(settings, name) == getattr(other, name) for name in _CONNECTION_SETTINGS)
+def _digest_of_authorities(settings: Settings) -> bytes:
+    """Return what tells one content of the trusted certificate authorities from another; empty without TLS.
+
+    A TLS context keeps what it read, whatever becomes of the files, and their paths stay the same.
+    """
+    if not settings.endpoint_url.startswith("https:"):
+        return b""
+    digest = hashlib.sha256()
+    system = ssl.get_default_verify_paths()
+    file, directory = (settings.ca_bundle, None) if settings.ca_bundle else (system.cafile, system.capath)
+    with contextlib.suppress(OSError):  # what cannot be read is not trusted either
+        digest.update(Path(file).read_bytes() if file else b"")
+    with contextlib.suppress(OSError):
+        for path in sorted(Path(directory).iterdir()) if directory else ():
+            with contextlib.suppress(OSError):
+                found = path.stat()
+                digest.update(f"{path} {found.st_mtime_ns} {found.st_size} {found.st_ino}\n".encode(errors="replace"))
+    return digest.digest()

@@ -6,6 +6,7 @@
         ballast             256 KiB of real blocks, released when the disk is full, so that removals can still commit
         spool.db.new        a replacement being built (`recovery`)
         spool.db.rescued    a complete replacement, about to become spool.db
+        control             the operators' socket (`control.server`), only where there is no runtime directory
         spool.db.corrupt-YYYYmmddTHHMMSSZ, its -wal and -shm
                             a damaged spool, renamed for people to look at; never read again, never removed
 

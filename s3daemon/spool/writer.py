@@ -151,7 +151,11 @@ class Writer:
                 self._wake.notify()
 
     def amend(self, request: WriteRequest, changes: Sequence[Change]) -> bool:
-        """Replace the changes of a queued request by others, which no disk refuses; False when it is taken already."""
+        """Replace the changes of a queued request by others, which are not refused when the disk fails.
+
+        Returns:
+            False when the thread has taken the request already.
+        """
         with self._wake:
             if request.taken:
                 return False

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import logging
 import os
 import signal
 import socket
@@ -19,6 +20,8 @@ from dataclasses import dataclass, field
 from systemd.daemon import listen_fds_with_names
 
 from s3daemon.errors import Code, StartError
+
+_log = logging.getLogger(__name__)
 
 #: FileDescriptorName= of the socket units: the line protocol, HTTP, the line protocol on a Unix socket.
 SOCKET_NAMES = ("wire", "http", "unix")
@@ -149,11 +152,14 @@ def bind(host: str, port: int) -> list[socket.socket]:
 
 
 def stop_signals(loop: asyncio.AbstractEventLoop) -> asyncio.Event:
-    """Return an event that SIGTERM and SIGINT set.
+    """Return an event that SIGTERM and SIGINT set; SIGHUP is ignored, with a line in the log.
 
-    A second signal changes nothing: draining ends by itself, or by systemd's SIGKILL.
+    A second signal changes nothing: draining ends by itself, or by systemd's SIGKILL. SIGHUP, by which other daemons
+    reload, cannot do so here: only systemd can read the environment file, and does for the reload command.
     """
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    reload_instead = "SIGHUP is ignored: to put edited settings in force, run systemctl reload s3daemon"
+    loop.add_signal_handler(signal.SIGHUP, _log.warning, reload_instead)
     return stop

@@ -1,4 +1,4 @@
-"""What the far side acknowledged, as the kernel counts it for each of a side's connections, several times a second."""
+"""The bytes that the far side acknowledged on each connection, by the kernel's count, several times a second."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Acked:
     samples: list[tuple[float, Mapping[int, int]]] = field(default_factory=list)
 
     async def look(self) -> None:
-        """Take one."""
+        """Take a sample."""
         words = ("ss", "-tinHO", "dst", "10.77.0.0/16")
         process = await asyncio.create_subprocess_exec(*words, stdout=asyncio.subprocess.PIPE)
         printed, _ = await process.communicate()
@@ -38,7 +38,7 @@ class Acked:
         (first, before), (last, after) = within[0], within[-1]
         return 8 * sum(after[port] - before[port] for port in before.keys() & after.keys()) / (last - first)
 
-    def stood_still(self, port: int) -> float:
+    def stalled_s(self, port: int) -> float:
         """Seconds from the last byte that was acknowledged on a connection to its end."""
         mine = [(when, counts[port]) for when, counts in self.samples if port in counts]
         last = next(when for when, acked in mine if acked == mine[-1][1])

@@ -1,4 +1,4 @@
-"""The single checks of what the long fat network must not do to the daemon; each yields figures against their bars."""
+"""The single checks of the daemon over a long fat network; each yields figures against their bars."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def bwlimit(bench: Bench) -> Iterator[Finding]:
 
 
 def stalls(bench: Bench) -> Iterator[Finding]:
-    """One of 25 uploads meets a receiver that goes bad; it ends in time and is stored, the others do not notice."""
+    """One of 25 uploads meets a receiver that fails; it ends in time and is stored, the others are not delayed."""
     target = urlsplit(bench.server.url)
     settings = {"stall_timeout": f"{STALL_S:g}s", "answer_timeout": f"{STALL_S:g}s", "connect_timeout": f"{STALL_S:g}s"}
     files = make_files(bench.directory(), 25, 8 << 20)
@@ -197,9 +197,9 @@ def stalls(bench: Bench) -> Iterator[Finding]:
                 if fault is Fault.SILENT:
                     loop.call_soon_threadsafe(bad.reset_one)
                 await asyncio.gather(*map(one, files))
-                if fault is Fault.SILENT:  # the keeper meets it, and no upload waits for that
+                if fault is Fault.SILENT:  # the keeper finds it, and no upload waits for that
                     await asyncio.sleep(STALL_S + 1.5)
-            return sorted(took), acked.stood_still(bad.victim) if fault is not None else 0.0
+            return sorted(took), acked.stalled_s(bad.victim) if fault is not None else 0.0
 
         for n in range(2):  # the second on warm connections is what the others are held against
             usual, _ = asyncio.run(uploads(f"none{n}", None))

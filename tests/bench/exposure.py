@@ -55,7 +55,7 @@ asyncio.run(main())
 
 
 class DeliveryError(Exception):
-    """A contender did not deliver; the text is what it said."""
+    """A contender did not deliver; the message is its output."""
 
 
 @dataclass(frozen=True)
@@ -170,16 +170,16 @@ def by_program(command: Callable[[Path, str], Sequence[str]], environ: dict[str,
         process = await asyncio.create_subprocess_exec(
             *command(file, destination), env=environ, stdin=asyncio.subprocess.DEVNULL, stdout=pipe, stderr=pipe
         )
-        _, said = await process.communicate()
+        _, errors = await process.communicate()
         if process.returncode != 0:
-            raise DeliveryError(f"status {process.returncode}: {said.decode(errors='replace')[-300:].strip()}")
+            raise DeliveryError(f"status {process.returncode}: {errors.decode(errors='replace')[-300:].strip()}")
 
     return deliver
 
 
 @contextmanager
 def plain(server: S3Server) -> Iterator[Deliver]:
-    """The daemon of an afternoon."""
+    """The aiobotocore daemon."""
     (port,) = free_ports(1)
     words = (server.url, str(server.ca), server.access_key, server.secret_key, str(port))
     with start(sys.executable, "-c", PLAIN, *words, name="aiobotocore") as process:
@@ -197,7 +197,7 @@ def ours(server: S3Server, directory: Path, **settings: Any) -> Iterator[tuple[D
 
 
 def programs(server: S3Server, home: Path, tools: str) -> dict[str, Deliver]:
-    """The programs that a user would call for each file, as they come; those that `tools` (a PATH) holds.
+    """The programs that a user would call for each file, with their defaults; those that `tools` (a PATH) holds.
 
     Args:
         server: their store.
@@ -241,5 +241,5 @@ def left_out(found: dict[str, Deliver]) -> list[str]:
 
 
 def cores() -> int:
-    """How many there are."""
+    """The number of CPU cores."""
     return os.cpu_count() or 1

@@ -1,7 +1,7 @@
-"""A receiver that goes bad in the middle of an upload: before the store, at the far end, in a thread of its own.
+"""A receiver that fails in the middle of an upload: in front of the store, at the far end, in a thread of its own.
 
-It passes everything on, until it is told to spoil one connection: the next that has carried a megabyte. It knows
-nothing of HTTP or TLS.
+It passes everything on until `arm` has it spoil one connection: the next that has carried a megabyte. It does not
+parse HTTP or TLS.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ _SO_ATTACH_FILTER = 26
 
 
 class Fault(Enum):
-    """How a receiver may go bad."""
+    """How a receiver may fail."""
 
     STOPS_READING = "stops reading"
     DIES = "dies without a FIN"
     NO_ANSWER = "takes all, answers nothing"
-    SILENT = "accepts, says nothing"
+    SILENT = "accepts, sends nothing"
 
 
 class Gate:
     """Made by ``gate``."""
 
     def __init__(self, listener: socket.socket, target: tuple[str, int]) -> None:
-        """Serve `listener`, which leads to `target`."""
+        """Serve `listener`, and connect its clients to `target`."""
         self.spoiled = threading.Event()
         self.victim = 0
         """The near side's port of the connection that was spoiled."""
@@ -75,7 +75,7 @@ class Gate:
             await asyncio.gather(*self._links, return_exceptions=True)
 
     def reset_one(self) -> None:
-        """Reset the connection that is there for longest; call it in the gate's loop."""
+        """Reset the connection that was opened first; call it in the gate's loop."""
         task, client = next(iter(self._links.items()))
         client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         task.cancel()
@@ -116,15 +116,15 @@ class Gate:
                     case Fault.NO_ANSWER:
                         back.cancel()
                     case Fault.DIES:
-                        _deaf(client)
+                        _drop_incoming(client)
                         await asyncio.Event().wait()
                     case Fault.STOPS_READING:
                         await asyncio.Event().wait()
             await loop.sock_sendall(store, data)
 
 
-def _deaf(sock: socket.socket) -> None:
-    """Have the kernel drop every segment that comes for it: to the peer this host is gone."""
+def _drop_incoming(sock: socket.socket) -> None:
+    """Have the kernel drop every segment that comes for it: to the peer this host is unreachable."""
     nothing = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # the filter "return 0"
     program = struct.pack("HL", 1, ctypes.addressof(nothing))
     sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)

@@ -2,8 +2,8 @@
 
     tests/bench/load [--clients 10000] [--transfers 100000] [--crowds 3]
 
-The daemon has 1 024 slots for clients and 4 096 descriptors, the store is one in memory. Exit status 1: somebody was
-not served, an object is missing, or descriptors are.
+The daemon has 1 024 slots for clients and 4 096 descriptors, the store is one in memory. Exit status 1: a client was
+not served, an object is missing, or descriptors were leaked.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     tests/bench/local [--store rgw|seaweed] [--rounds N]
 
     small      1 000 files of 3 kB through the wire, 25 at a time, against a bare aiobotocore put_object loop, by rate
-    durable    the same against a daemon whose spool keeps nothing, on the same disk, by rate
+    durable    the same against a daemon whose spool stores nothing, by rate
     accept     --no-wait acceptances by 50 clients, a second, while the endpoint is away
     send       `send` of a 3 kB file against `python3 -I -S -c pass`, wall time
     large      60 files of 16 MiB over TLS, user+sys seconds a GB against the bare loop, and against curl; verify off
@@ -26,10 +26,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from bench.common import cpu_of, make_files
 from lab.certs import Authority
-from lab.daemon import Daemon
+from lab.daemon import Daemon, daemon
 from lab.env import TREE, clean_env, free_ports
 from lab.nginx import nginx
 from lab.rgw import rgw
@@ -39,7 +40,7 @@ from lab.seaweed import seaweed
 SMALL, LARGE = 3_000, 16 << 20
 SMALL_COUNT, LARGE_COUNT, AT_ONCE = 1_000, 60, 25
 
-#: Runs as a program of its own, so that its CPU is its own: what a user's first daemon would do.
+#: Runs as a program of its own, so that its CPU time is measured alone: what a user's first daemon would do.
 BARE = """
 import asyncio, json, resource, sys, time
 from aiobotocore.config import AioConfig
@@ -62,24 +63,6 @@ async def main():
         cpu = after.ru_utime + after.ru_stime - used.ru_utime - used.ru_stime
         print(json.dumps({"wall": wall, "cpu": cpu}))
 asyncio.run(main())
-"""
-
-#: The daemon with a spool that keeps nothing: the baseline of what durability costs.
-FORGETFUL = """
-import sys
-import s3daemon.cli, s3daemon.service
-class Forgetful:
-    active_base_s, last_seq, fault = 0.0, 0, ""
-    @classmethod
-    def open(cls, directory, **options): return cls()
-    def entries(self, *, failed=None): return []
-    async def _nothing(self, *args, **kwargs): return 0
-    add = update = start_attempt = fail = restore = close = retry = drop = _nothing
-    def record_attempt(self, *args, **kwargs): pass
-    stored = mark_notified = save_clock = expire = record_attempt
-s3daemon.service.Spool = Forgetful
-sys.argv = ["s3daemon", "serve"]
-s3daemon.cli.main()
 """
 
 
@@ -106,11 +89,11 @@ def curl(server: S3Server, files: Sequence[Path]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def through_the_wire(daemon: Daemon, bucket: str, files: Sequence[Path], at_once: int, *, wait: bool = True) -> float:
+def through_the_wire(served: Daemon, bucket: str, files: Sequence[Path], at_once: int, *, wait: bool = True) -> float:
     """Seconds for all of `files`, each asked for on a connection of its own, as hooks do."""
 
     async def ask(file: Path) -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", daemon.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", served.port)
         if wait:
             writer.write(f"{file} a/{bucket}/wire{file}\n".encode())
         else:
@@ -136,19 +119,13 @@ def through_the_wire(daemon: Daemon, bucket: str, files: Sequence[Path], at_once
 
 
 @contextmanager
-def serving(server: S3Server, directory: Path, *, program: str = "", **settings: str) -> Iterator[Daemon]:
-    """A daemon, warmed up; `program` runs in its place."""
+def serving(server: S3Server, directory: Path, *, module: str = "s3daemon", **settings: Any) -> Iterator[Daemon]:
+    """A daemon of that module, with its connections open."""
     state = Path(tempfile.mkdtemp(dir=directory))
-    daemon = Daemon(state, server, settings, ("env",), {})
-    if program:
-        (state / "program.py").write_text(program)
-        daemon._prefix = ("/bin/sh", "-c", f'exec "$1" {state}/program.py', "sh")
-    daemon.start()
-    try:
-        time.sleep(2.0)  # its connections open meanwhile
-        yield daemon
-    finally:
-        daemon.terminate()
+    path = f"{TREE}:{TREE / 'tests'}"
+    with daemon(state, server, module=module, PYTHONPATH=path, **settings) as running:
+        running.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "warm")
+        yield running
 
 
 def show(name: str, ratios: Sequence[float], bar: str, detail: str) -> None:
@@ -156,28 +133,28 @@ def show(name: str, ratios: Sequence[float], bar: str, detail: str) -> None:
     print(f"{name:9} {statistics.median(ratios):8.2f}   bar {bar:8} {detail}   ({figures})", flush=True)
 
 
-def small_ones(store: S3Server, work: Path, rounds: int) -> None:
+def small_ones(store: S3Server, work: Path, rounds: int, count: int) -> None:
     bucket = store.new_bucket()
-    files = make_files(work / "small", SMALL_COUNT, SMALL)
-    with serving(store, work) as daemon, serving(store, work, program=FORGETFUL) as forgetful:
+    files = make_files(work / "small", count, SMALL)
+    with serving(store, work) as durable, serving(store, work, module="bench.forgetful") as forgetful:
         rates: dict[str, list[float]] = {"bare": [], "wire": [], "forgetful": []}
         for _ in range(rounds):
-            rates["bare"].append(SMALL_COUNT / bare(store, bucket, files, AT_ONCE)["wall"])
-            rates["wire"].append(SMALL_COUNT / through_the_wire(daemon, bucket, files, AT_ONCE))
-            rates["forgetful"].append(SMALL_COUNT / through_the_wire(forgetful, bucket, files, AT_ONCE))
+            rates["bare"].append(count / bare(store, bucket, files, AT_ONCE)["wall"])
+            rates["wire"].append(count / through_the_wire(durable, bucket, files, AT_ONCE))
+            rates["forgetful"].append(count / through_the_wire(forgetful, bucket, files, AT_ONCE))
         medians = {name: statistics.median(found) for name, found in rates.items()}
         detail = ", ".join(f"{name} {rate:.0f}/s" for name, rate in medians.items())
         show("small", [w / b for w, b in zip(rates["wire"], rates["bare"], strict=True)], ">= 0.70", detail)
         show("durable", [w / f for w, f in zip(rates["wire"], rates["forgetful"], strict=True)], ">= 0.70", detail)
-        sends(daemon, bucket, files)
+        sends(durable, bucket, files)
     away = S3Server(f"http://127.0.0.1:{free_ports(1)[0]}", "key", "secret")
-    with serving(away, work) as daemon:
-        accepted = [SMALL_COUNT / through_the_wire(daemon, f"b{n}", files, 50, wait=False) for n in range(rounds)]
+    with daemon(Path(tempfile.mkdtemp(dir=work)), away) as alone:
+        accepted = [count / through_the_wire(alone, f"b{n}", files, 50, wait=False) for n in range(rounds)]
         show("accept", accepted, ">= 1500", "acceptances a second")
 
 
-def sends(daemon: Daemon, bucket: str, files: Sequence[Path]) -> None:
-    environ = clean_env(S3DAEMON_HOST="127.0.0.1", S3DAEMON_PORT=str(daemon.port))
+def sends(served: Daemon, bucket: str, files: Sequence[Path]) -> None:
+    environ = clean_env(S3DAEMON_HOST="127.0.0.1", S3DAEMON_PORT=str(served.port))
 
     def timed(command: Sequence[str]) -> float:
         began = time.monotonic()
@@ -193,15 +170,15 @@ def sends(daemon: Daemon, bucket: str, files: Sequence[Path]) -> None:
     show("send", [over], "<= 25 ms", f"ms over an empty python3 of {statistics.median(empty):.1f} ms")
 
 
-def large_ones(sink: S3Server, work: Path, rounds: int) -> None:
-    files = make_files(work / "large", LARGE_COUNT, LARGE)
-    sent = LARGE_COUNT * LARGE / 1e9
+def large_ones(sink: S3Server, work: Path, rounds: int, count: int) -> None:
+    files = make_files(work / "large", count, LARGE)
+    sent = count * LARGE / 1e9
     found: dict[str, list[float]] = {"bare": [], "curl": [], "off": [], "auto": []}
 
-    def cpu(daemon: Daemon) -> float:
-        before = cpu_of(daemon.process.pid)
-        through_the_wire(daemon, "bucket", files, AT_ONCE)
-        return cpu_of(daemon.process.pid) - before
+    def cpu(served: Daemon) -> float:
+        before = cpu_of(served.process.pid)
+        through_the_wire(served, "bucket", files, AT_ONCE)
+        return cpu_of(served.process.pid) - before
 
     with serving(sink, work, verify="off") as off, serving(sink, work, verify="auto") as auto:
         takes: dict[str, Callable[[], float]] = {
@@ -227,6 +204,8 @@ def main() -> None:
     parser.add_argument("--store", choices=("rgw", "seaweed"), default="rgw", help="where the small ones go")
     parser.add_argument("--rounds", type=int, default=5, help="of each, in turn (5)")
     parser.add_argument("--only", choices=("small", "large"), help="half of it")
+    parser.add_argument("--small", type=int, default=SMALL_COUNT, help=f"how many small files ({SMALL_COUNT})")
+    parser.add_argument("--large", type=int, default=LARGE_COUNT, help=f"how many large files ({LARGE_COUNT})")
     args = parser.parse_args()
     with ExitStack() as stack:
         # A disk file system: tmpfs refuses the reads that the daemon makes without a thread.
@@ -235,10 +214,10 @@ def main() -> None:
         if args.only != "large":
             (work / "store").mkdir()
             store = rgw(work / "store", authority) if args.store == "rgw" else seaweed(work / "store")
-            small_ones(stack.enter_context(store), work, args.rounds)
+            small_ones(stack.enter_context(store), work, args.rounds, args.small)
         if args.only != "small":
             (work / "sink").mkdir()
-            large_ones(stack.enter_context(nginx(work / "sink", authority)), work, args.rounds)
+            large_ones(stack.enter_context(nginx(work / "sink", authority)), work, args.rounds, args.large)
 
 
 if __name__ == "__main__":

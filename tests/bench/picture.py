@@ -8,7 +8,7 @@ from typing import Any
 
 from bench.exposure import Shape
 
-#: Okabe and Ito's: told apart with any kind of sight; the markers differ too.
+#: Okabe and Ito's colours, distinguishable with any colour vision; the markers differ too.
 _COLOURS, _MARKERS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7"), ("o", "s", "^", "D")
 
 

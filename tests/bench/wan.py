@@ -2,22 +2,22 @@
 
     tests/bench/wan                                            # burst: the table, the picture, JSON
     tests/bench/wan --only stalls --only single                # single checks
-    tests/bench/wan --tools ~/go/bin --contender rclone        # what else one would use
+    tests/bench/wan --tools ~/go/bin --contender rclone        # the alternatives
 
-    burst      three exposures, 35 s apart, by s3daemon and by what else one would use
+    burst      three exposures, 35 s apart, by s3daemon and by the alternatives
     idle       after ten minutes (--idle) without one
     idleclose  the server closes idle connections after 15 s
     loss       0.01 % loss each way, with bbr
     single     one file of 1 GiB
     bwlimit    a limit of 200 Mbit/s, with 1 and with 25 uploads
-    stalls     a receiver goes bad under one of 25 uploads, in each of four ways
+    stalls     a receiver fails during one of 25 uploads, in each of four ways
     receivers  one of four receivers answers 503 to everything
 
 The figure of an exposure is its ratio to the limit: its bytes through the link, and a round trip each for a sidecar and
-its image. Every check prints its figure, its bar and its verdict. A run in which the emulator did not keep up says so
-and is void. `dropped` counts packets that found the queue full, `late` those that were delivered more than 5 ms late,
-both over all exposures of a run; `cores` near the machine's number means that the CPU was the limit, not the network.
-What s3daemon costs in CPU, tests/bench/local tells.
+its image. Every check prints its figure, its bar and its verdict. A run in which the emulator did not keep up is
+reported as void. `dropped` counts packets that found the queue full, `late` those that were delivered more than 5 ms
+late, both over all exposures of a run; `cores` near the machine's number means that the CPU was the limit, not the
+network. tests/bench/local measures the CPU that s3daemon uses.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def burst(bench: Bench) -> Iterator[Finding]:
         for _ in range(args.runs if name in OURS else 1):
             _run(bench, name, tools)
     for name in left_out(tools):
-        print(f"{name:20} is not here: left out")
+        print(f"{name:20} is not installed: left out")
     yield from _verdicts(bench)
 
 
@@ -165,8 +165,14 @@ def main() -> None:
                 findings.setdefault(name, []).append(asdict(finding))
             if overrun := link.overrun():
                 print(f"{name} is VOID, the emulator did not keep up: {overrun}", flush=True)
-        told = {"limit_s": shape.limit_s(), **asdict(shape), "cores": cores(), "runs": bench.runs, "findings": findings}
-        kept.write_text(json.dumps(told, indent=1))
+        results = {
+            "limit_s": shape.limit_s(),
+            **asdict(shape),
+            "cores": cores(),
+            "runs": bench.runs,
+            "findings": findings,
+        }
+        kept.write_text(json.dumps(results, indent=1))
         if bench.runs:
             draw(Path(f"{args.out}.png"), bench.runs, shape)
 

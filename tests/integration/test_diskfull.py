@@ -95,7 +95,7 @@ def test_a_full_disk(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
     until, copies = time.monotonic() + 30, itertools.count()
     while left := left_by_a_crash(served.state_dir, tmp_path / f"copy{next(copies)}"):
         assert time.monotonic() < until, f"{left} that are stored never left the spool on the full disk"
-        time.sleep(0.1)  # no event says so
+        time.sleep(0.1)  # there is no event for it
 
     s3.hold_bodies()
     for _ in range(5):  # until the filler has the space that the daemon released for removals
@@ -103,7 +103,7 @@ def test_a_full_disk(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
         ask_until_refused("fuller")
     filler.fill()
     assert "is full" in served.ask("status")["spool"]
-    served.process.wait_status(lambda status: "refusing requests" in status.get("STATUS", ""), "a STATUS that says so")
+    served.process.wait_status(lambda status: "refusing requests" in status.get("STATUS", ""), "a STATUS that shows it")
     reply = served.plain(file, "alias/bucket/refused").decode()
     assert re.fullmatch(r"SpoolFull: nothing is accepted: [^\n]+\n", reply)
 

@@ -1,7 +1,7 @@
-"""Whatever a store or the way to it does to a PUT, the daemon does what the table here says, and s3daemon(8) says
-the same in words; nothing is sent twice without need, nobody is told what is not so, and no key shows anywhere.
+"""For each fault of the store or the network during a PUT, the daemon behaves as the table here lists, and s3daemon(8)
+agrees; nothing is sent twice without need, no client gets a wrong answer, and no key appears in any output.
 
-Each row has a daemon and a proxy of its own before one SeaweedFS (some before Ceph's gateway), all side by side.
+Each row has a daemon and a proxy of its own in front of one SeaweedFS (some use Ceph's gateway); all run in parallel.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from lab.certs import Authority, Certificate
 from lab.daemon import Daemon, daemon
 from lab.env import TREE
-from lab.fates import (
+from lab.faults import (
     WITHIN,
     a_byte_a_second,
     continue_only,
@@ -43,19 +43,19 @@ from s3daemon.model.verdict import Verdict, judge
 
 SIZE = 1 << 20
 AT_ONCE = 12
-#: Limits as short as they may be; a waiting client's is long, so that it is told the end.
+#: Limits as short as they may be; a waiting client's is long, so that it gets the final answer.
 LIMITS: dict[str, Any] = {
     "stall_timeout": "1s", "answer_timeout": "3s", "connect_timeout": "1s", "wait_limit": "20s", "max_connections": "2",
     "log_level": "debug",
 }  # fmt: skip
 
 
-# --- what is done to the way there --------------------------------------------------------------
+# --- faults of the network ----------------------------------------------------------------------
 
 
 @dataclass
 class Scene:
-    """One row's daemon, its proxy, and what may be turned while they run."""
+    """One row's daemon and proxy, and what a row may change while they run."""
 
     served: Daemon
     between: Proxy
@@ -63,26 +63,26 @@ class Scene:
     certs: Authority
 
     def certificate(self, made: Certificate) -> None:
-        """The proxy shows this one from now on."""
+        """Have the proxy use this one from now on."""
         assert self.between.tls is not None
         self.between.tls.load_cert_chain(made.cert, made.key)
 
     def handshakes_end(self, alert: bytes | None) -> None:
-        """The proxy ends each with these bytes; None: with success."""
+        """Have the proxy end each handshake with these bytes; None: with success."""
         self.between.alert = alert
 
     def reload(self, **changes: str) -> None:
-        """Other settings, or the same once more."""
+        """Reload with these changes to the settings."""
         self.served.set(**changes)
         answer = self.served.ask("reload", environ=self.served.environ)
         assert "applied" in answer, answer
 
 
-Turn = Callable[[Scene], object]
+Step = Callable[[Scene], object]
 
 
 def nothing(_: Scene) -> None:
-    """The fault lies in a PUT alone, and passes by itself."""
+    """Do nothing: the fault is in a PUT alone, and passes by itself."""
 
 
 def untrusted(scene: Scene) -> None:
@@ -91,7 +91,7 @@ def untrusted(scene: Scene) -> None:
     scene.certificate(Authority(other).issue("other"))
 
 
-def good_again(scene: Scene) -> None:
+def trust_again(scene: Scene) -> None:
     scene.certificate(scene.certs.issue(f"good-{scene.served.port}"))
     scene.reload()
 
@@ -109,70 +109,70 @@ PASSES, FINAL, HELD = "retried", "final", "held"
 
 @dataclass(frozen=True)
 class Row:
-    """One fault and what comes of it.
+    """One fault and its consequences.
 
     Args:
         fault: what happens.
-        fates: what is done to the PUTs, one each; the later ones pass.
+        scripts: what the proxy does to the PUTs, one each; later ones pass.
         code: of the first attempt's error; "" where none fails.
         verdict: what the error means: it is retried, is final for this transfer, or holds the queue.
         attempts: in the record.
         puts: that arrived whole at the store.
-        told: how the reply begins that a waiting client gets.
-        start: done before the daemon starts; `warm`: once its connections stand; `mend`: after the first failure.
+        reply: a pattern for the start of a waiting client's reply.
+        start: done before the daemon starts; `warm`: once its connections are open; `fix`: after the first failure.
         on: which store.
-        patience_s: what it takes at least.
-        bucket: one that is not there, where that is the fault.
+        at_least_s: the minimum duration.
+        bucket: the name of a missing one, where that is the fault.
         says: the heading of the manual that the code is under; the verdict's where it is empty.
     """
 
     fault: str
-    fates: tuple[Script, ...]
+    scripts: tuple[Script, ...]
     code: str
     verdict: str = PASSES
     attempts: int = 2
     puts: int = 1
-    told: str = "Success"
-    start: Turn = nothing
-    warm: Turn = nothing
-    mend: Turn = nothing
+    reply: str = "Success"
+    start: Step = nothing
+    warm: Step = nothing
+    fix: Step = nothing
     on: str = "seaweed"
-    patience_s: float = 0.0
+    at_least_s: float = 0.0
     bucket: str = ""
     says: str = ""
 
 
 def held(code: str) -> dict[str, Any]:
-    """The queue is held by this, which a neutral request gets too, and a reload ends that."""
-    told = rf"Deferred: \S+ is kept and being tried; the queue is held: {code}: "
+    """The fields of a row whose fault, which a neutral request meets too, holds the queue until a reload."""
+    reply = rf"Deferred: \S+ is kept and being tried; the queue is held: {code}: "
     warm = lambda s: setattr(s.between, "neutral", refusing(403, code))  # noqa: E731
-    return {"code": code, "verdict": HELD, "told": told, "warm": warm, "mend": Scene.reload}
+    return {"code": code, "verdict": HELD, "reply": reply, "warm": warm, "fix": Scene.reload}
 
 
 def final(code: str, puts: int = 0) -> dict[str, Any]:
-    """The transfer fails for good by this."""
-    return {"code": code, "verdict": FINAL, "attempts": 1, "puts": puts, "told": f"{code}: "}
+    """The fields of a row whose transfer fails permanently."""
+    return {"code": code, "verdict": FINAL, "attempts": 1, "puts": puts, "reply": f"{code}: "}
 
 
 GONE: dict[str, Any] = {
     "code": "ConnectionFailed",
     "start": lambda s: s.between.refuse(),
-    "mend": lambda s: s.between.open(),
+    "fix": lambda s: s.between.open(),
 }
 #: A record that holds the fatal alert internal_error (RFC 8446, 6).
 FATAL = b"\x15\x03\x03\x00\x02\x02\x50"
 
 
 def handshake_ends(alert: bytes, code: str) -> dict[str, Any]:
-    """Every handshake ends so, until one attempt has failed."""
-    return {"code": code, "start": lambda s: s.handshakes_end(alert), "mend": lambda s: s.handshakes_end(None)}
+    """The fields of a row in which every handshake ends with `alert` until one attempt has failed."""
+    return {"code": code, "start": lambda s: s.handshakes_end(alert), "fix": lambda s: s.handshakes_end(None)}
 
 
-TLS = held("TLSRefused") | {"warm": nothing, "mend": good_again}
+TLS = held("TLSRefused") | {"warm": nothing, "fix": trust_again}
 NAMELESS: dict[str, Any] = {
     "code": "NameNotResolved",
     "start": lambda s: s.served.set(S3_ENDPOINT_URL="https://store.invalid:7480"),
-    "mend": lambda s: s.reload(S3_ENDPOINT_URL=s.store.url),
+    "fix": lambda s: s.reload(S3_ENDPOINT_URL=s.store.url),
 }
 
 ROWS = [
@@ -190,17 +190,17 @@ ROWS = [
     Row("500, and it is stored", (kept_then(refusing(500, "InternalError")),), "InternalError"),
     Row("502 of a proxy", (answering(502, b"<html>"),), "502"),
     Row("503", (answering(503),), "503"),
-    Row("503 with Retry-After", (answering(503, Retry_After="3"),), "503", patience_s=3),
+    Row("503 with Retry-After", (answering(503, Retry_After="3"),), "503", at_least_s=3),
     Row("503 with a date in Retry-After", (answering(503, Retry_After="Wed, 21 Oct 2026 07:28:00 GMT"),), "503"),
     Row("503 SlowDown", (refusing(503, "SlowDown"),), "SlowDown"),
-    Row("503 SlowDown with Retry-After", (refusing(503, "SlowDown", Retry_After="3"),), "SlowDown", patience_s=3),
+    Row("503 SlowDown with Retry-After", (refusing(503, "SlowDown", Retry_After="3"),), "SlowDown", at_least_s=3),
     Row("429", (answering(429),), "429"),
-    Row("429 with Retry-After", (answering(429, Retry_After="3"),), "429", patience_s=3),
+    Row("429 with Retry-After", (answering(429, Retry_After="3"),), "429", at_least_s=3),
     Row("400 RequestTimeout", (refusing(400, "RequestTimeout"),), "RequestTimeout"),
     Row("403 of a proxy", (answering(403, b"<html>"),), "403"),
     Row("403 RequestTimeTooSkewed", (refusing(403, "RequestTimeTooSkewed"),), "RequestTimeTooSkewed"),
     Row("403 ExpiredToken", (refusing(403, "ExpiredToken"),), **held("ExpiredToken")),
-    Row("403 QuotaExceeded", (refusing(403, "QuotaExceeded"),), "QuotaExceeded", patience_s=3),
+    Row("403 QuotaExceeded", (refusing(403, "QuotaExceeded"),), "QuotaExceeded", at_least_s=3),
     Row("507 of a full store", (refusing(507, "InsufficientStorage"),), "InsufficientStorage"),
     Row("400 of a store that cannot have the name", (refusing(400, "XMinioInvalidObjectName"),),
         **final("XMinioInvalidObjectName")),
@@ -242,18 +242,18 @@ ROWS = [
 ]  # fmt: skip
 
 
-# --- carrying it out ----------------------------------------------------------------------------
+# --- running the table --------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of a row; `written` is all that the daemon said to anybody, `signatures` what it signed with."""
+    """The outcome of a row; `written` is all that the daemon logged and answered, `signatures` those that it sent."""
 
     code: str
     outcome: str
     attempts: int
     puts: int
-    told: str
+    reply: str
     seconds: float
     whole: bool
     listed: list[str]
@@ -262,7 +262,7 @@ class Seen:
 
 
 def carry_out(row: Row, folder: Path, store: S3Server, certs: Authority, bucket: str) -> Seen:
-    """One row, with a daemon and a proxy of its own."""
+    """Run one row, with a daemon and a proxy of its own."""
     bucket, key = row.bucket or bucket, re.sub("[^a-z0-9]+", "-", row.fault.lower())
     folder = folder / key
     folder.mkdir()
@@ -277,17 +277,17 @@ def carry_out(row: Row, folder: Path, store: S3Server, certs: Authority, bucket:
         if row.start is nothing:
             served.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "connected")
         row.warm(scene)
-        between.fates.extend(row.fates)
+        between.scripts.extend(row.scripts)
         shown = ""
         with ThreadPoolExecutor(1) as asking:
             asked = asking.submit(served.plain, file, f"alias/{bucket}/{key}")
-            if row.mend is not nothing:
+            if row.fix is not nothing:
                 served.process.wait_line(r" attempt 1 failed, ")
                 shown = str(served.ask("status"))
                 if row.verdict == HELD:
                     asked.result()
-                row.mend(scene)
-            told = asked.result().decode()
+                row.fix(scene)
+            reply = asked.result().decode()
         served.wait_idle()
         queue = served.queue()
         served.terminate()
@@ -298,17 +298,17 @@ def carry_out(row: Row, folder: Path, store: S3Server, certs: Authority, bucket:
             record.outcome,
             record.attempts,
             between.whole[f"/{bucket}/{key}"],
-            told,
+            reply,
             record.seconds,
             whole=record.outcome == "failed" or is_there(store, bucket, key, file.read_bytes()),
             listed=[each["state"] for each in queue],
-            written="\n".join([*served.lines(), shown, told, str(queue)]),
+            written="\n".join([*served.lines(), shown, reply, str(queue)]),
             signatures=between.signatures,
         )
 
 
 def is_there(store: S3Server, bucket: str, key: str, content: bytes) -> bool:
-    """The store has the object, whole: asked without the proxy."""
+    """Whether the store has the whole object, asked without the proxy."""
     client = store.client()
     try:
         found: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
@@ -321,7 +321,7 @@ def is_there(store: S3Server, bucket: str, key: str, content: bytes) -> bool:
 def seen(
     tmp_path_factory: pytest.TempPathFactory, seaweed: S3Server, rgw: Gateway, certs: Authority
 ) -> Mapping[str, Future[Seen]]:
-    """What came of every row, or what kept it from coming."""
+    """The outcome of every row, or the exception that prevented it."""
     folder = tmp_path_factory.mktemp("faults")
     stores = {"seaweed": seaweed, "rgw": rgw.plain}
     buckets = {name: store.new_bucket() for name, store in stores.items()}
@@ -333,21 +333,21 @@ def seen(
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.fault)
-def test_a_fault(seen: Mapping[str, Future[Seen]], row: Row) -> None:
-    """What comes of it is what the table says."""
+def test_a_fault_has_the_listed_outcome(seen: Mapping[str, Future[Seen]], row: Row) -> None:
+    """The outcome is the one in the table."""
     found = seen[row.fault].result()
     wanted = "failed" if row.verdict == FINAL else "stored"
     print(f"{row.fault}: {row.verdict}, {found}")
     print(*(line for line in found.written.splitlines() if " attempt " in line), sep="\n")
     assert (found.code, found.attempts, found.puts, found.outcome) == (row.code, row.attempts, row.puts, wanted)
-    assert re.match(row.told, found.told)
+    assert re.match(row.reply, found.reply)
     assert found.whole
     assert found.listed == (["failed"] if row.verdict == FINAL else [])
-    assert found.seconds >= row.patience_s
+    assert found.seconds >= row.at_least_s
 
 
-def test_no_key_and_no_signature_shows(seen: Mapping[str, Future[Seen]]) -> None:
-    """Neither the log at its most talkative, nor a client, nor an operator is shown what could be used."""
+def test_no_output_contains_a_key_or_signature(seen: Mapping[str, Future[Seen]]) -> None:
+    """Neither the debug log, nor a reply, nor an operator's command contains credentials."""
     found = [one.result() for one in seen.values() if not one.exception()]
     assert len(found) > len(ROWS) / 2
     assert all(one.signatures for one in found)
@@ -370,14 +370,14 @@ def documented() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if row.code], ids=lambda row: row.fault)
-def test_the_manual_says_so(row: Row) -> None:
+def test_the_manual_lists_the_fault(row: Row) -> None:
     """s3daemon(8) lists the code, or the status, once, under the heading that describes what happens."""
     names = {row.code} | ({"5xx"} if re.fullmatch(r"5\d\d", row.code) else set())
     assert [heading for code, heading in documented() if code in names] == [row.says or row.verdict]
 
 
 def test_every_code_of_the_manual_is_under_the_right_heading() -> None:
-    """What the manual says of a code is what `judge` decides, also for codes that no row above provokes."""
+    """The manual's heading for a code is the verdict of `judge`, also for codes that no row above provokes."""
     for verdict, heading in ((Verdict.PERMANENT, FINAL), (Verdict.HOLD, HELD), (Verdict.TRANSIENT, PASSES)):
         codes = [code for code, under in documented() if under == heading]
         assert len(codes) == len(set(codes))

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,9 @@ from lab.installed import until
 from lab.processes import ProgramError
 from lab.rgw import Gateway
 
+from s3daemon import __version__
+from s3daemon.model.ids import id_of
+
 
 def curl(served: Daemon, path: str, *options: str) -> tuple[int, dict[str, str], str]:
     """Returns what curl gets: the status, the headers by their names in lower case, the body."""
@@ -33,7 +37,7 @@ def curl(served: Daemon, path: str, *options: str) -> tuple[int, dict[str, str],
     command = ["curl", "-sS", "-i", "--max-time", f"{PATIENCE_S:g}", *options, url]
     done = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    head, _, body = done.stdout.partition("\n\n")
+    head, _, body = done.stdout.removeprefix("HTTP/1.1 100 Continue\n\n").partition("\n\n")
     first, *lines = head.splitlines()
     pairs = (line.partition(": ") for line in lines)
     return int(first.split(" ")[1]), {name.lower(): value for name, _, value in pairs}, body
@@ -43,6 +47,7 @@ def upload(served: Daemon, file: Path | str, uri: str, *options: str, slug: str 
     """Ask as deployed hooks do; returns the answer's members, with the `X-Error` header under its name."""
     given = options or ("-d", f"file={file}", "-d", f"uri={uri}", "-d", f"slug={slug}")
     status, headers, body = curl(served, "/upload", *given)
+    assert body.endswith("}\n")
     members: dict[str, Any] = json.loads(body)
     assert members["code"] == status
     return members | {"X-Error": headers.get("x-error")}
@@ -64,7 +69,7 @@ def test_curl_against_ceph(rgw: Gateway, tmp_path: Path) -> None:
         plain.write_bytes(b"{}")
         done = upload(made, plain, f"s3://{bucket}/night/f.json", slug="AB_1")
         task = done["task"]
-        assert (done["msg"], done["X-Error"]) == ("stored", None)
+        assert (done["msg"], done["X-Error"], done["version"]) == ("upload succeeded", None, __version__)
         assert (task["uri"], task["file"], task["slug"]) == (f"s3://{bucket}/night/f.json", str(plain), "AB_1")
         assert (task["attempts"], task["size_bytes"], task["upload_parts"]) == (1, 2, 1)
         uri = f"s3://{bucket}/night/f é+&.fits"
@@ -79,12 +84,63 @@ def test_curl_against_ceph(rgw: Gateway, tmp_path: Path) -> None:
         assert client.get_object(Bucket=bucket, Key="night/f é+&.fits")["Body"].read() == file.read_bytes()
         assert client.head_object(Bucket=bucket, Key="night/f.json")["Metadata"]["s3daemon-id"]
         none = upload(made, tmp_path / "none", f"s3://{bucket}/k")
-        assert (none["code"], none["task"]) == (400, None)
-        assert none["X-Error"] == none["msg"] == f"NoSuchFile: {tmp_path}/none: no such file"
+        assert (none["code"], none["task"]) == (400, {"file": f"{tmp_path}/none", "uri": f"s3://{bucket}/k"})
+        assert none["X-Error"] == none["msg"] == f"bad request: NoSuchFile: {tmp_path}/none: no such file"
         refused = upload(made, plain, "s3://no-such-bucket/k")
-        assert refused["code"] == 500
+        assert refused["code"] == 404
         assert refused["X-Error"].startswith("NoSuchBucket: ")
         assert [record.outcome for record in made.records()] == ["stored"] * 3 + ["failed"]
+
+
+def test_a_client_that_keeps_its_connection(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Forms by every method, refusals and pages come one after the other on one connection."""
+    client = HTTPConnection("localhost", served.http_port, timeout=PATIENCE_S)
+    headers = {"Content-Type": "application/x-www-form-urlencoded"}
+    client.connect()
+    sock = client.sock
+    for number, method in enumerate(("POST", "PUT", "PATCH") * 2):
+        client.request(method, "/upload", f"file={file}&uri=S3://bucket/{number}&slug=%0A", headers)
+        answer = client.getresponse()
+        members = json.loads(answer.read())
+        assert (answer.status, members["task"]["slug"]) == (200, r"\n")
+        client.request("POST", "/upload", f"file={file}&uri=bad", headers)
+        refused = client.getresponse()
+        assert (refused.status, json.loads(refused.read())["task"]) == (400, {"file": str(file), "uri": "bad"})
+        client.request("GET", "/healthz")
+        page = client.getresponse()
+        assert (page.status, page.read()[-1:]) == (200, b"\n")
+        assert client.sock is sock
+    assert len(s3.objects) == 6
+    assert served.terminate() == 0
+    assert sock.recv(1) == b""
+    client.close()
+
+
+def test_a_large_form_of_curl_does_not_wait(served: Daemon, file: Path, tmp_path: Path) -> None:
+    """curl asks whether it may send a form of this size, and waits a second for the answer before it sends."""
+    (tmp_path / "more").write_text("x" * 1_000_000)
+    begun = time.monotonic()
+    fields = ("-F", f"file={file}", "-F", "uri=s3://bucket/k", "-F", f"more=<{tmp_path}/more")
+    answer = upload(served, "", "", "-H", "Expect: 100-continue", *fields)
+    assert (answer["code"], answer["msg"]) == (200, "upload succeeded")
+    assert time.monotonic() - begun < 0.9
+
+
+def test_a_page_by_http_1_0_without_a_host(served: Daemon) -> None:
+    """As a balancer asks for the health."""
+    assert curl(served, "/healthz", "--http1.0", "-H", "Host:")[0] == 200
+
+
+def test_http_to_the_port_of_the_line_protocol(served: Daemon, file: Path) -> None:
+    """curl shows a 400 that names the right port."""
+    url = f"http://localhost:{served.port}/upload"
+    done = subprocess.run(
+        ["curl", "-sS", "-w", "%{http_code}", "-d", f"file={file}", "-d", "uri=s3://bucket/k", url],
+        env=clean_env(), capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    text, _, code = done.stdout.partition("\n")
+    assert (done.returncode, done.stderr, code) == (0, "", "400")
+    assert text.endswith(f" the socket for HTTP is 127.0.0.1:{served.http_port}")
 
 
 def test_a_name_that_is_not_utf_8(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
@@ -96,9 +152,11 @@ def test_a_name_that_is_not_utf_8(served: Daemon, s3: FlakyS3, tmp_path: Path) -
 
 
 def test_a_failure_is_reported(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """500; the queue lists it as one of which its client was notified, and the metrics count it."""
+    """502; the queue lists it as one of which its client was notified, and the metrics count it."""
     s3.faults = {Fault.DENIED: 1.0}
-    assert upload(served, file, "s3://bucket/k")["msg"].startswith("AccessDenied: ")
+    failed = upload(served, file, "s3://bucket/k")
+    assert failed["code"] == 502
+    assert failed["msg"].startswith("AccessDenied: ")
     until = time.monotonic() + 10
     while not served.queue()[0]["told"]:
         assert time.monotonic() < until
@@ -106,6 +164,8 @@ def test_a_failure_is_reported(served: Daemon, s3: FlakyS3, file: Path) -> None:
     text = curl(served, "/metrics")[2]
     assert '\ns3daemon_transfers_total{outcome="failed"} 1.0\n' in text
     assert "\ns3daemon_failed_listed 1.0\n" in text
+    retried = served.command("queue", "retry", failed["task"]["id"])
+    assert retried.stdout == "1 will be tried again\n"
 
 
 def test_the_metrics_show_the_connections(served: Daemon, s3: FlakyS3, file: Path) -> None:
@@ -148,7 +208,7 @@ def test_wire_and_http_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tm
     assert [record.attempts for record in served.records()] == [1] * 20
     assert len(set(ids)) == 20
     assert s3.objects["bucket/key"].body == b"19"
-    assert [one.result()["task"]["id"] for one in asked] == ids[1::2]
+    assert [id_of(one.result()["task"]["id"]) for one in asked] == ids[1::2]
 
 
 def test_wire_and_http_with_a_file_that_changes(served: Daemon, s3: FlakyS3, file: Path) -> None:
@@ -172,7 +232,7 @@ def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, fil
         served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
         assert served.terminate() == 0
         answer = waiting.result()
-        id_ = answer["task"]["id"]
+        id_ = id_of(answer["task"]["id"])
         assert answer["code"] == 504
         assert answer["msg"] == f"Deferred: {id_} is kept and being tried; it is still on its way"
         early = pool.submit(curl, served, "/version")
@@ -216,14 +276,19 @@ def test_users_and_names_are_checked_at_each_request(s3: FlakyS3, file: Path, tm
         named = ("-H", "Host: node7:15556")
         refused = upload(made, file, "s3://bucket/k")
         ours = f"user {os.geteuid()}"
-        assert (refused["code"], refused["msg"]) == (400, f"NotAllowed: {ours} is not in S3DAEMON_ALLOWED_USERS")
+        assert (refused["code"], refused["msg"]) == (
+            400,
+            f"bad request: NotAllowed: {ours} is not in S3DAEMON_ALLOWED_USERS",
+        )
         said = f"refused {file} to bucket/k, asked by {ours}"
         until(made.lines, lambda lines: any(said in line for line in lines), said)
         assert curl(made, "/version", *named)[0] == 403
         made.set(allowed_users=f"4711 {os.geteuid()}", http_names="node7", wait_limit="77s")
         assert made.command("reload").returncode == 0
         assert upload(made, file, "s3://bucket/k")["code"] == 200
-        shown = json.loads(curl(made, "/version", *named)[2])["settings"]
+        version = json.loads(curl(made, "/version", *named)[2])
+        shown = version["settings"]
+        assert version["config"]["S3DAEMON_WAIT_LIMIT"] == "77"
         assert (shown["S3DAEMON_HTTP_NAMES"], shown["S3DAEMON_WAIT_LIMIT"]) == (["node7"], 77.0)
         assert "AWS_SECRET_ACCESS_KEY" not in shown
 
@@ -232,7 +297,7 @@ def test_health_follows_the_store(served: Daemon, s3: FlakyS3, file: Path) -> No
     """503 and the reason while the store is away; requests are still accepted, deferred soon, and kept."""
     assert curl(served, "/healthz")[0] == 200
     s3.refuse()
-    ids = [upload(served, file, f"s3://bucket/{number}")["task"]["id"] for number in range(2)]
+    ids = [id_of(upload(served, file, f"s3://bucket/{number}")["task"]["id"]) for number in range(2)]
     status, _, line = curl(served, "/healthz")
     assert status == 503
     assert line.startswith("endpoint AWAY; 0 in flight; 2 pending, the oldest ")

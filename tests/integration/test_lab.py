@@ -1,6 +1,6 @@
-"""The lab: each real thing starts, does its work, and is gone afterwards; the rules of the run hold.
+"""The lab: each server starts, works, and is stopped; the rules of a test run hold.
 
-What the other tests take for granted is shown here first: a broken lab fails here, by name.
+The other tests rely on this: a broken lab fails here, by name.
 """
 
 import os
@@ -25,7 +25,7 @@ KEY = "night 1/ü+%2F/file.fits"
 
 
 def puts_and_gets(server: S3Server) -> None:
-    """Store an object and look at it."""
+    """Store an object and read it."""
     client = server.client()
     try:
         bucket = server.new_bucket()
@@ -63,8 +63,8 @@ def test_nginx_takes_a_put(nginx: Sink) -> None:
     assert (nginx.objects / "bucket/key").read_bytes() == b"payload"
 
 
-def test_certificates_are_only_good_for_who_trusts_the_authority(certs: Authority) -> None:
-    issued = certs.issue("somebody")
+def test_certificates_are_issued_by_the_authority(certs: Authority) -> None:
+    issued = certs.issue("server")
     assert ssl.create_default_context(cafile=str(certs.ca)).cert_store_stats()["x509_ca"] == 1
     ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(issued.cert, issued.key)
 
@@ -87,7 +87,7 @@ def test_box_runs_the_daemons_libraries(box: Box) -> None:
     assert box.exec("/usr/lib/s3daemon/bin/python3", "-c", code).stdout.startswith("/usr/lib/s3daemon/lib/python3")
 
 
-def test_a_program_that_ends_early_shows_its_last_words() -> None:
+def test_an_error_shows_the_last_lines_of_a_program_that_ended() -> None:
     with processes.start(sys.executable, "-c", "print('no luck'); raise SystemExit(3)", name="unlucky") as process:
         with pytest.raises(processes.ProgramError, match=r"(?s)status 3.*unlucky\| no luck"):
             process.wait_line("never")
@@ -129,7 +129,7 @@ def test_a_program_is_ended_with_its_starter() -> None:
         process.wait()
 
 
-def test_ready_is_heard() -> None:
+def test_ready_is_received() -> None:
     code = (
         "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
         "s.sendto(b'STATUS=warming up', os.environ['NOTIFY_SOCKET'])\n"
@@ -140,14 +140,14 @@ def test_ready_is_heard() -> None:
         assert process.status == {"READY": "1", "STATUS": "serving"}
 
 
-def test_programs_see_an_environment_built_here() -> None:
+def test_programs_get_a_clean_environment() -> None:
     with processes.start("/usr/bin/env", env=clean_env(EXTRA="1")) as process:
         process.wait()
     names = {line.partition("=")[0] for line in process.lines() if not line.startswith("COVERAGE_")}
     assert names == {"EXTRA", "HOME", "LANG", "PATH", "PYTHONUNBUFFERED"}
 
 
-def test_scrub_leaves_only_what_is_not_the_machines() -> None:
+def test_scrub_removes_proxies_certificates_and_settings() -> None:
     environ = {"PATH": "/bin", "https_proxy": "x", "AWS_CA_BUNDLE": "x", "SSL_CERT_FILE": "x", "S3DAEMON_PORT": "1"}
     scrub(environ)
     assert {name for name in environ if not name.startswith("AWS_")} == {"PATH"}
@@ -163,7 +163,7 @@ def test_free_ports_are_free_and_different() -> None:
 
 
 @pytest.mark.parametrize(("extra", "outcome"), [({}, "1 skipped"), ({"CI": "true"}, "1 failed")])
-def test_where_everything_is_required_a_skip_is_a_failure(tmp_path: Path, extra: dict[str, str], outcome: str) -> None:
+def test_with_ci_a_skip_is_a_failure(tmp_path: Path, extra: dict[str, str], outcome: str) -> None:
     module = tmp_path / "test_it.py"
     module.write_text("import pytest\n\ndef test_it():\n    pytest.skip('no such part')\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\n")

@@ -144,7 +144,7 @@ def test_alerts_fire_when_they_should(series: dict[str, str], alerts: set[str], 
         {"series": long.get(key, f"{key}{{LABELS}}").replace("LABELS", labels), "values": values}
         for key, values in series.items()
     ]
-    # promtool would compare the alerts' texts too; the series ALERTS tells only whether they fire.
+    # promtool would compare the alerts' texts too; the series ALERTS has only whether they fire.
     every = re.findall(r"- alert: (\w+)", ALERTS.read_text())
     cases = [
         {

@@ -113,7 +113,7 @@ def test_a_refused_reload_is_shown_until_one_is_accepted(served: Daemon, file: P
     assert (done.returncode, done.stdout) == (1, "")
     first, *others = done.stderr.splitlines()
     assert first.startswith("S3DAEMON_STALL_TIMEOUT")
-    assert others[-1] == "refused: the settings before stay in force"
+    assert others[-1] == "refused: the previous settings stay in force"
     for _ in range(2):
         assert served.plain(file, "alias/bucket/key") == b"Success"
         assert served.ask("status")["status"].startswith(f"reload REFUSED, {first} (and 1 more); 0 in flight")

@@ -10,7 +10,8 @@ from lab.schemes import Scheme, scheme_of
 from lab.scripted import refusing, scripted
 from lab.sending import a_file, failure, in_loop, sending, settings_for
 
-from s3daemon.network.keeper import PRIMED_BYTES, SWEEP_S
+from s3daemon.network.keepalive import SWEEP_S
+from s3daemon.network.keeper import PRIMED_BYTES
 from s3daemon.s3.endpoint import Endpoint, Primer
 
 PREFIX = "scratch/prime-"

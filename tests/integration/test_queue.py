@@ -21,6 +21,7 @@ import pytest
 from s3daemon.commands import queue
 from s3daemon.control.rows import Row
 from s3daemon.control.server import ControlServer, Handler
+from s3daemon.model.ids import uuid_of
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.rows import Entry
 from s3daemon.spool.spool import Spool
@@ -29,7 +30,7 @@ TREE = Path(__file__).resolve().parents[2]
 
 
 def transfer(name: str) -> Transfer:
-    """A transfer whose id says which it is."""
+    """A transfer whose id is made of its name."""
     seen = FileState(1000, 1, 2, 3)
     return Transfer(name.rjust(16, "0"), f"/data/{name}.fits", Destination("raw", f"{name}.fits"), (), seen, 1)
 
@@ -129,6 +130,12 @@ def test_down_it_lists_json(spooled: Path) -> None:
     assert len(out.splitlines()) == 4
 
 
+def test_an_id_may_be_given_as_the_uuid_of_an_answer_over_http(spooled: Path) -> None:
+    assert run(spooled, "retry", uuid_of(ident("c")).upper()) == (0, "1 will be tried again\n", "")
+    assert run(spooled, "drop", uuid_of(ident("d"))) == (0, "1 dropped\n", "")
+    assert states(spooled) == {"a": False, "b": False, "c": False}
+
+
 def test_down_it_retries(spooled: Path) -> None:
     """What failed is pending again, by id or all of it."""
     assert run(spooled, "retry", ident("c")) == (0, "1 will be tried again\n", "")
@@ -160,7 +167,7 @@ def test_either_ids_or_all_must_be_given(spooled: Path, argv: list[str]) -> None
 
 
 def test_down_it_creates_no_spool(tmp_path: Path) -> None:
-    """Where there is none it says so."""
+    """Where there is none, the error names the directory."""
     status, out, err = run(tmp_path)
     assert (status, out) == (1, "")
     assert err == f"NoSpool: there is no spool in {tmp_path}\n"
@@ -197,7 +204,7 @@ class FakeUploader:
         return {"transfers": (row.as_dict() for row in wanted)}
 
     def act(self, command: str) -> Handler:
-        """A handler that remembers the command and answers with the ids that it knows."""
+        """A handler that remembers the command and answers with known ids."""
 
         async def handler(request: Mapping[str, object]) -> Mapping[str, object]:
             self.asked.append((command, dict(request)))
@@ -254,9 +261,9 @@ def test_54_000_rows(tmp_path: Path) -> None:
     taken = {}
     with daemon(tmp_path / "control", uploader.handlers):
         for argv in ((), ("--json",), ("drop", "--all-failed")):
-            begun = time.monotonic()
+            began = time.monotonic()
             done = subprocess.run([*command, *argv], cwd=TREE, capture_output=True, text=True, check=True)
-            taken[argv] = time.monotonic() - begun
+            taken[argv] = time.monotonic() - began
             if not argv:
                 assert done.stdout.count("\n") == 54_002
     print({" ".join(argv) or "queue": f"{seconds:.2f} s" for argv, seconds in taken.items()})

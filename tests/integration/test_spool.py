@@ -43,23 +43,23 @@ asyncio.run(main())
 
 def test_twenty_kills_lose_no_accepted_transfer(tmp_path: Path) -> None:
     rng = random.Random(3)
-    said: set[tuple[str, int]] = set()
+    printed: set[tuple[str, int]] = set()
     for life in range(20):
         command = [sys.executable, "-c", ADD_FOR_EVER, str(tmp_path / "state"), str(TOP), str(life * 10**6)]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={"PYTHONPATH": str(TOP)}) as child:
             assert child.stdout is not None
             for _, line in zip(range(rng.randrange(1, 400)), child.stdout, strict=False):
-                said.add((line.split()[0], int(line.split()[1])))
+                printed.add((line.split()[0], int(line.split()[1])))
             child.kill()
-            said.update((line.split()[0], int(line.split()[1])) for line in child.stdout if line.endswith("\n"))
+            printed.update((line.split()[0], int(line.split()[1])) for line in child.stdout if line.endswith("\n"))
     spool = Spool.open(tmp_path / "state")
     there = {entry.transfer.id: entry for entry in spool.entries()}
     assert [entry.seq for entry in there.values()] == sorted({entry.seq for entry in there.values()})
-    added = {n for word, n in said if word == "added"}
+    added = {n for word, n in printed if word == "added"}
     assert len(added) > 1000
     for n in added:
         assert n % 3 == 0 or there[transfer(n).id].transfer == transfer(n)
-    for word, n in said:
+    for word, n in printed:
         assert word == "added" or there[transfer(n).id].failed
     asyncio.run(spool.close())
 

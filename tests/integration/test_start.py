@@ -22,6 +22,15 @@ def test_a_port_in_use(tmp_path: Path) -> None:
             served.start()
 
 
+def test_variables_of_the_original_daemon_do_not_keep_it_from_starting(tmp_path: Path) -> None:
+    """One warning for each, and no more."""
+    with daemon(tmp_path, NOWHERE, running=False) as served:
+        served.set(max_retries="2", accept_wait="1", log="/var/log/s3daemon.log")
+        served.start()
+        warned = [line for line in served.lines() if "is ignored" in line]
+    assert len(warned) == 3
+
+
 def test_a_second_daemon(tmp_path: Path) -> None:
     """A lock prevents its start; the first one goes on."""
     with daemon(tmp_path, NOWHERE) as first, daemon(tmp_path, NOWHERE, running=False) as second:

@@ -1,5 +1,5 @@
-"""`s3daemon status` against a daemon at work: what it says is in flight is, by the bytes that the store's kernel has
-acknowledged; it watches through a restart; without a daemon it says so."""
+"""`s3daemon status` against a daemon at work: what it shows in flight agrees with the bytes that the store's kernel has
+acknowledged; it watches through a restart; without a daemon the error names that."""
 
 from __future__ import annotations
 

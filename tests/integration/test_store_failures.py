@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 from lab.certs import Authority
-from lab.fates import continue_only, garbage, half_an_answer
+from lab.faults import continue_only, garbage, half_an_answer
 from lab.schemes import PLAIN, Scheme, scheme_of, tls_with
 from lab.scripted import (
     Exchange,
@@ -62,6 +62,14 @@ async def refuse_early(exchange: Exchange) -> None:
     await exchange.silence()
 
 
+async def answer_without_end(exchange: Exchange) -> None:
+    """Refuse with a text that never ends."""
+    await exchange.read()
+    await exchange.write(b"HTTP/1.1 400 Bad Request\r\nContent-Type: application/xml\r\n\r\n<Error>")
+    while True:
+        await exchange.write(bytes(100_000))
+
+
 async def broken_xml(exchange: Exchange) -> None:
     """Refuse with a text that is not XML."""
     await exchange.read()
@@ -77,6 +85,7 @@ async def broken_xml(exchange: Exchange) -> None:
         pytest.param(continue_only, "NoAnswer", 0, True, id="says-continue-only"),
         pytest.param(garbage, "BadAnswer", 0, True, id="answers-garbage"),
         pytest.param(half_an_answer, "BadAnswer", 0, True, id="hangs-up-within-the-answer"),
+        pytest.param(answer_without_end, "BadAnswer", 0, True, id="answers-without-end"),
         pytest.param(hang_up_after(0), "ConnectionClosed", 0, False, id="hangs-up-at-once"),
         pytest.param(hang_up_after(100_000), "ConnectionClosed", 0, False, id="hangs-up-within-the-body"),
         pytest.param(reset_after(100_000), "ConnectionClosed", 0, False, id="resets-within-the-body"),

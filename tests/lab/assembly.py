@@ -1,4 +1,4 @@
-"""Multipart uploads as an S3 server keeps them, in memory and without I/O: requests in, answers out.
+"""Multipart uploads as an S3 server keeps them, in memory and without I/O: requests in, responses out.
 
 The servers of the lab that are ours share it. What is completed is handed to its owner, who keeps objects.
 """
@@ -19,7 +19,7 @@ PAGE = 4
 
 @dataclass
 class Upload:
-    """One that was begun."""
+    """A multipart upload that has begun."""
 
     name: str
     metadata: dict[str, str]
@@ -28,7 +28,7 @@ class Upload:
 
 @dataclass
 class Assembly:
-    """All of a server's.
+    """All multipart uploads of a server.
 
     Args:
         complete: takes name, content, metadata and ETag of an object that was made of parts.
@@ -41,7 +41,7 @@ class Assembly:
     """The numbers of all parts that were stored, in order, whichever upload they belong to."""
 
     def answer(self, method: str, name: str, query: str, headers: Mapping[str, str], body: bytes) -> Answer | None:
-        """Answer a request; None when it is none of ours."""
+        """Answer a request; None when it does not belong to a multipart upload."""
         given = {key: values[0] for key, values in parse_qs(query, keep_blank_values=True).items()}
         if method == "POST" and "uploads" in given:
             return self._begin(name, headers)

@@ -45,7 +45,7 @@ class Box:
         self._running: tuple[ExitStack, Process] | None = None
 
     def boot(self) -> None:
-        """Start it and wait until systemd says that it is up."""
+        """Start it and wait until systemd reports that it is up."""
         stack = ExitStack()
         process = stack.enter_context(
             start(
@@ -181,10 +181,10 @@ def _root(cache: Path) -> Path:
 def _debian_release() -> str:
     """The host's code name."""
     lines = Path("/etc/os-release").read_text().splitlines()
-    said = {name: value.strip('"') for name, _, value in (line.partition("=") for line in lines)}
-    if said.get("ID") != "debian":
-        raise UnavailableError(f"the box is made for Debian hosts; this is {said.get('PRETTY_NAME')}")
-    return said["VERSION_CODENAME"]
+    fields = {name: value.strip('"') for name, _, value in (line.partition("=") for line in lines)}
+    if fields.get("ID") != "debian":
+        raise UnavailableError(f"the box is made for Debian hosts; this is {fields.get('PRETTY_NAME')}")
+    return fields["VERSION_CODENAME"]
 
 
 def _remove_leftovers(cache: Path) -> None:

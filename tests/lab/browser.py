@@ -11,7 +11,7 @@ _QUIET = (
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--disable-dev-shm-usage", "--disable-sync",
     "--disable-background-networking", "--disable-component-update", "--no-first-run", "--no-proxy-server",
 )  # fmt: skip
-"""Nothing but the page, as root too, and not a word to anybody else's servers."""
+"""Only the page is loaded, also as root; no other server is contacted."""
 
 
 @contextmanager

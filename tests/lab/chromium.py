@@ -1,4 +1,4 @@
-"""A headless Chromium, spoken to in its DevTools protocol: what a page shows, says on its console, and looks like."""
+"""A headless Chromium, controlled by its DevTools protocol: a page's content, console messages and pictures."""
 
 import asyncio
 import base64
@@ -13,7 +13,7 @@ import aiohttp
 
 from lab.browser import browser
 
-#: It resolves no name, and tells where it listens.
+#: It resolves no name, and writes its port to a file.
 _OPTIONS = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost", "--remote-debugging-port=0")
 PATIENCE_S = 30.0
 
@@ -35,32 +35,32 @@ class Tab:
         """Every URL that it asked for."""
 
     async def read(self) -> None:
-        """Take what it says, for ever."""
-        async for message in self._socket:
-            said = json.loads(message.data)
-            if "id" in said:
-                self._answers.pop(said["id"]).set_result(said)
-            elif said["method"] == "Runtime.exceptionThrown":
-                self.complaints.append(json.dumps(said["params"]["exceptionDetails"]))
-            elif said["method"] == "Log.entryAdded" and said["params"]["entry"]["level"] in ("warning", "error"):
-                self.complaints.append(said["params"]["entry"]["text"])
-            elif said["method"] == "Runtime.consoleAPICalled":
-                self.complaints.append(json.dumps(said["params"]["args"]))
-            elif said["method"] == "Network.requestWillBeSent":
-                self.requests.append(said["params"]["request"]["url"])
+        """Read its messages until cancelled."""
+        async for received in self._socket:
+            message = json.loads(received.data)
+            if "id" in message:
+                self._answers.pop(message["id"]).set_result(message)
+            elif message["method"] == "Runtime.exceptionThrown":
+                self.complaints.append(json.dumps(message["params"]["exceptionDetails"]))
+            elif message["method"] == "Log.entryAdded" and message["params"]["entry"]["level"] in ("warning", "error"):
+                self.complaints.append(message["params"]["entry"]["text"])
+            elif message["method"] == "Runtime.consoleAPICalled":
+                self.complaints.append(json.dumps(message["params"]["args"]))
+            elif message["method"] == "Network.requestWillBeSent":
+                self.requests.append(message["params"]["request"]["url"])
 
     async def call(self, method: str, **params: object) -> dict[str, Any]:
         """One call of the protocol."""
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": params})
-        said = await asyncio.wait_for(answer, PATIENCE_S)
-        assert "error" not in said, (method, said)
-        result: dict[str, Any] = said["result"]
+        message = await asyncio.wait_for(answer, PATIENCE_S)
+        assert "error" not in message, (method, message)
+        result: dict[str, Any] = message["result"]
         return result
 
     async def evaluate(self, expression: str) -> Any:
-        """The value of a JavaScript expression, by debugger, which no policy of the page's stops."""
+        """The value of a JavaScript expression, by debugger, which the page's policy does not restrict."""
         found = await self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
         assert "exceptionDetails" not in found, found
         return found["result"].get("value")
@@ -72,13 +72,13 @@ class Tab:
                 await asyncio.sleep(0.05)
 
     async def look_like(self, width: int, height: int, *, dark: bool = False) -> None:
-        """Have a screen of that size, in CSS pixels, and a taste; a narrow one is a phone's."""
+        """Emulate a screen of that size, in CSS pixels, and a colour scheme; a narrow one is a phone's."""
         phone = width < 600
         await self.call(
             "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1 + phone, mobile=phone
         )
-        taste = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
-        await self.call("Emulation.setEmulatedMedia", features=[taste])
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        await self.call("Emulation.setEmulatedMedia", features=[scheme])
 
     async def photograph(self, path: Path) -> None:
         """A picture of the whole page."""

@@ -29,10 +29,10 @@ PATIENCE_S = 60.0
 _ACTIVATE = """
 import fcntl, os, sys
 passed = [int(number) for number in sys.argv[1].split(",")]
-aside = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3 + len(passed)) for number in passed]
+moved = [fcntl.fcntl(number, fcntl.F_DUPFD_CLOEXEC, 3 + len(passed)) for number in passed]
 for number in passed:
     os.close(number)
-for at, number in enumerate(aside, 3):
+for at, number in enumerate(moved, 3):
     os.dup2(number, at)
 os.environ["LISTEN_PID"] = str(os.getpid())
 os.execv(sys.argv[2], sys.argv[2:])
@@ -45,7 +45,7 @@ _RECORD = re.compile(
 
 
 class HungUpError(Exception):
-    """The daemon ended the connection without an answer: the request's fate is unknown."""
+    """The daemon ended the connection without an answer: the request's outcome is unknown."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +73,7 @@ class Daemon:
         prefix: Sequence[str | Path],
         listeners: dict[str, socket.socket],
         keeping: bool,
+        module: str = "s3daemon",
     ) -> None:
         """Describe it; nothing runs before ``start``."""
         self.state_dir = state_dir
@@ -88,6 +89,7 @@ class Daemon:
         )
         self.set(**settings)
         self._prefix = prefix
+        self._module = module
         self._listeners = listeners
         self.kept: dict[str, int] | None = {} if keeping else None
         self._running: AbstractContextManager[Process] | None = None
@@ -105,7 +107,7 @@ class Daemon:
 
     def start(self, *, wait: bool = True) -> None:
         """Start it; without ``wait`` it may be anywhere in its start-up when this returns."""
-        command = [sys.executable, "-m", "s3daemon", "serve"]
+        command = [sys.executable, "-m", self._module, "serve"]
         environ, descriptors = self.environ, list[int]()
         if self._listeners:
             kept = dict(self.kept or {})
@@ -122,7 +124,7 @@ class Daemon:
             self.wait_serving()
 
     def wait_serving(self) -> None:
-        """Wait until it says that it serves."""
+        """Wait for its READY=1."""
         self.process.wait_ready()
 
     def kill(self) -> None:
@@ -154,7 +156,7 @@ class Daemon:
 
         Raises:
             HungUpError: there was none.
-            ConnectionRefusedError: nobody listens, so nothing was asked.
+            ConnectionRefusedError: nothing listens, so nothing was sent.
         """
         with self.connect(timeout) as sock:
             return _exchange(sock, f"{file} {destination}\n".encode(), lambda data: False)
@@ -197,7 +199,7 @@ class Daemon:
         while not wanted(status := self.ask("status")):
             if time.monotonic() > until:
                 raise ProgramError(f"not {what} within {timeout:g} s: {status}\n{self.process.tail()}")
-            time.sleep(0.02)  # nothing tells of it; it has to be asked
+            time.sleep(0.02)  # there is no event for it
         return time.monotonic()
 
     def wait_idle(self, timeout: float = PATIENCE_S) -> float:
@@ -266,6 +268,7 @@ def daemon(
     http: bool = False,
     running: bool = True,
     keeping: bool = False,
+    module: str = "s3daemon",
     **settings: str,
 ) -> Iterator[Daemon]:
     """A daemon for the time of a ``with`` block; at the end it is killed if it is still there.
@@ -276,22 +279,23 @@ def daemon(
         prefix: a command that runs the daemon's, such as ``unshare``.
         activated: the listening socket is made here and passed to each process, so that clients wait in its backlog
             while there is none.
-        http: likewise with the HTTP door's, without which there is no such door.
+        http: likewise with the HTTP server's, which does not run otherwise.
         running: start it.
         keeping: waiting clients' connections are kept from one process to the next, as systemd's descriptor store does
             it; takes `activated`.
+        module: the program that runs, such as a benchmark's variant of the daemon.
         settings: as for ``Daemon.set``.
     """
-    doors = [name for name, wanted in (("wire", activated), ("http", http)) if wanted]
-    listeners = {name: socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) for name in doors}
-    made = Daemon(state_dir, server, settings, prefix, listeners, keeping)
+    names = [name for name, wanted in (("wire", activated), ("http", http)) if wanted]
+    listeners = {name: socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) for name in names}
+    made = Daemon(state_dir, server, settings, prefix, listeners, keeping, module)
     try:
         if running:
             made.start()
         yield made
     finally:
         if made._running is not None and "COVERAGE_RUN" in os.environ:
-            made.terminate()  # who is killed tells nothing of what it went through
+            made.terminate()  # a killed process writes no coverage data
         elif made._running is not None:
             made.kill()
         for number in (made.kept or {}).values():

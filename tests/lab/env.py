@@ -1,4 +1,4 @@
-"""What every started program shares: an environment built here, and ports nobody holds."""
+"""What every started program shares: an environment built here, and free ports."""
 
 import os
 import random
@@ -22,7 +22,7 @@ _FOREIGN_SUFFIXES = ("_PROXY", "_CA_BUNDLE", "_CERT_FILE", "_CERT_DIR")
 
 
 class UnavailableError(Exception):
-    """A part that a test needs is not on this machine; the text says which and why."""
+    """A part that a test needs is not on this machine; the message names it and the reason."""
 
 
 def clean_env(**extra: str) -> dict[str, str]:

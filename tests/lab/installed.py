@@ -1,4 +1,4 @@
-"""The service in the box, installed from the tree by hand as an operator may, and the words to speak to it with."""
+"""The service in the box, installed from the tree by hand as an operator may, and methods to use it."""
 
 import json
 import shutil
@@ -20,6 +20,8 @@ _PLACES = {
     "/etc/systemd/system/s3daemon@.service": "s3daemon.service",
     "/etc/systemd/system/s3daemon.socket": "s3daemon.socket",
     "/etc/systemd/system/s3daemon@.socket": "s3daemon@.socket",
+    "/etc/systemd/system/s3daemon-http@.socket": "s3daemon-http@.socket",
+    "/etc/systemd/system/s3daemon-unix@.socket": "s3daemon-unix@.socket",
     "/usr/lib/systemd/catalog/s3daemon.catalog": "s3daemon.catalog",
 }
 _SYSUSERS = "/usr/lib/sysusers.d/s3daemon.conf"
@@ -35,16 +37,16 @@ class Service:
         self.box = box
         self.name = name
         self.port = port
-        self.unit, self.door = f"{name}.service", f"{name}.socket"
+        self.unit, self.socket = f"{name}.service", f"{name}.socket"
         self.environment_file = box.root / "etc/sysconfig" / name
 
     def configure(self, server: S3Server, **variables: str) -> None:
         """Write the environment file, root's alone, for a store and with further variables."""
-        given = server.settings()
+        settings = server.settings()
         if server.ca is not None:
             self.box.put(server.ca, CA)
-            given["AWS_CA_BUNDLE"] = CA
-        self.write("".join(f"{name}={value}\n" for name, value in (given | variables).items()))
+            settings["AWS_CA_BUNDLE"] = CA
+        self.write("".join(f"{name}={value}\n" for name, value in (settings | variables).items()))
 
     def write(self, text: str) -> None:
         """Write the environment file as it is given."""
@@ -110,9 +112,9 @@ class Service:
             self.systemctl("daemon-reload")
 
     def stop(self) -> None:
-        """Stop it, and let nothing of it be left: a test that failed must not be the next one's."""
-        self.systemctl("stop", self.door, self.unit)
-        self.systemctl("reset-failed", self.door, self.unit, check=False)
+        """Stop it and remove its state and settings, so that a failed test does not affect the next one."""
+        self.systemctl("stop", self.socket, self.unit)
+        self.systemctl("reset-failed", self.socket, self.unit, check=False)
         if self.show("LoadState") == "loaded" and (self.box.root / f"var/lib/{self.name}").exists():
             self.systemctl("clean", "--what=state", self.unit)
         self.environment_file.unlink(missing_ok=True)
@@ -120,7 +122,7 @@ class Service:
 
 @contextmanager
 def installed(box: Box) -> Iterator[Service]:
-    """Install units, user and catalog; take them away again."""
+    """Install units, user and catalog for the time of a ``with`` block."""
     with ExitStack() as stack:
         stack.callback(box.exec, "systemctl", "daemon-reload")
         for place, name in _PLACES.items():
@@ -128,7 +130,7 @@ def installed(box: Box) -> Iterator[Service]:
         stack.callback(box.put(TREE / "systemd/s3daemon.sysusers", _SYSUSERS).unlink)
         box.exec("systemd-sysusers")
         box.exec("journalctl", "--update-catalog")
-        # The box shares the host's network, where the usual port may be somebody's.
+        # The box shares the host's network, where another program may use the usual port.
         (port,) = free_ports(1)
         folder = box.root / "etc/systemd/system/s3daemon.socket.d"
         folder.mkdir()
@@ -139,7 +141,7 @@ def installed(box: Box) -> Iterator[Service]:
 
 
 def until(look: Callable[[], Found], fits: Callable[[Found], bool], what: str, timeout: float = 60.0) -> Found:
-    """Look again and again until what is seen fits; the one that did. Raises ProgramError with the last one seen."""
+    """Call `look` until its result fits, and return that. Raises ProgramError, with the last result, on timeout."""
     deadline = time.monotonic() + timeout
     while not fits(found := look()):
         if time.monotonic() > deadline:

@@ -1,6 +1,6 @@
 """A sink for PUTs: nginx writes each body to a file, in C, so that what a benchmark measures is the client.
 
-It knows no buckets, keys or signatures, and its ETag says nothing. A multipart upload gets the answers that clients
+It knows no buckets, keys or signatures, and its ETag is a constant. A multipart upload gets the answers that clients
 wait for, and leaves its last part.
 """
 

@@ -1,4 +1,4 @@
-"""A program under a test: started, awaited, stopped, with its output kept for the report of a failure.
+"""A program under test: started, waited for, stopped, with its output kept for the report of a failure.
 
 The kernel ends it when the thread that started it is gone (PR_SET_PDEATHSIG, by setpriv), so start programs from the
 main thread; a killed test run leaves nothing behind.
@@ -28,7 +28,7 @@ _known: list["Process"] = []
 
 
 class ProgramError(AssertionError):
-    """A program ended, or did not do in time what was awaited; the text ends with its last lines."""
+    """A program ended, or did not do in time what a test waits for; the message ends with its last lines."""
 
 
 class Process:
@@ -52,8 +52,10 @@ class Process:
         self._reader = threading.Thread(target=self._read, name=f"output of {name}", daemon=True)
         self._reader.start()
         if notify is not None:
-            told = notify, os.pidfd_open(popen.pid)
-            self._listener = threading.Thread(target=self._listen, args=told, name=f"told by {name}", daemon=True)
+            sources = notify, os.pidfd_open(popen.pid)
+            self._listener = threading.Thread(
+                target=self._listen, args=sources, name=f"notifications of {name}", daemon=True
+            )
             self._listener.start()
 
     @property
@@ -101,7 +103,7 @@ class Process:
         self.wait_status(lambda status: status.get("READY") == "1", "READY=1", timeout)
 
     def wait_status(self, wanted: Callable[[Mapping[str, str]], bool], what: str, timeout: float = 30.0) -> None:
-        """Wait until what it told its NOTIFY_SOCKET, taken together, is as wanted."""
+        """Wait until the variables that it has sent to its NOTIFY_SOCKET are as wanted."""
         if self._notify is None:
             raise ValueError(f"{self.name} was started without notify=True")
         with self._changed:
@@ -116,7 +118,7 @@ class Process:
         while time.monotonic() < deadline and self.popen.poll() is None:
             with suppress(OSError), socket.create_connection((host, port), timeout=1):
                 return
-            time.sleep(0.05)  # a port says nothing when it opens; it has to be asked
+            time.sleep(0.05)  # there is no event for a port that opens
         raise self._failed(f"nothing listened on port {port} within {timeout:g} s")
 
     def stop(self, sig: signal.Signals = signal.SIGTERM, timeout: float = 20.0) -> int:
@@ -139,19 +141,19 @@ class Process:
         return status
 
     def _release(self) -> None:
-        self._reader.join(2)  # a grandchild may hold the pipe for longer; its lines are nobody's
+        self._reader.join(2)  # a grandchild may keep the pipe open; its output is ignored
         if self._notify is not None:
             self._listener.join()
             self._notify.close()
 
     def _listen(self, notify: socket.socket, exited: int) -> None:
-        """Take what it tells for as long as it lives: unheard, it may wait for us, as a box's systemd does."""
+        """Receive its notifications while it runs: a sender may block when nobody receives, as a box's systemd does."""
         while notify.fileno() in select.select([notify.fileno(), exited], [], [])[0]:
-            told, descriptors, _, _ = socket.recv_fds(notify, 65536, 16)
-            said = dict(line.partition("=")[::2] for line in told.decode(errors="replace").splitlines())
+            message, descriptors, _, _ = socket.recv_fds(notify, 65536, 16)
+            variables = dict(line.partition("=")[::2] for line in message.decode(errors="replace").splitlines())
             with self._changed:
-                self._keep(said.pop("FDNAME", ""), descriptors, removed="FDSTOREREMOVE" in said)
-                self.status |= said
+                self._keep(variables.pop("FDNAME", ""), descriptors, removed="FDSTOREREMOVE" in variables)
+                self.status |= variables
                 self._changed.notify_all()
         os.close(exited)
         with self._changed:
@@ -159,7 +161,7 @@ class Process:
             self._changed.notify_all()
 
     def _keep(self, name: str, descriptors: Sequence[int], *, removed: bool) -> None:
-        """Do what systemd's descriptor store does; where there is none, what is given is nobody's."""
+        """Act as systemd's descriptor store; without a store, close what was passed."""
         gone = list(descriptors if self._store is None else ())
         if self._store is not None and (descriptors or removed) and name in self._store:
             gone.append(self._store.pop(name))
@@ -234,7 +236,7 @@ def start(
 
 
 def mark() -> None:
-    """A test begins: what was written before is none of its report's."""
+    """Start a test's report: what was written before is not part of it."""
     _known[:] = [process for process in _known if process.popen.poll() is None]
     for process in _known:
         process.mark()

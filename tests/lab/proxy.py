@@ -5,7 +5,7 @@ It runs in a thread of its own, plain or with TLS. A PUT is treated by a `script
 valid at the store: host, target and headers are forwarded as they arrived.
 
     with proxy(seaweed) as between:
-        between.fates.append(reset_after(1000))
+        between.scripts.append(reset_after(1000))
         ...
     assert between.whole["/bucket/key"] == 1
 """
@@ -43,7 +43,7 @@ class Proxy:
     """The proxy. Made by ``proxy``; its methods may be called from any thread.
 
     Attributes:
-        fates: the scripts of the next PUTs, in their order; after that `choose` decides.
+        scripts: those of the next PUTs, in their order; after that `choose` decides.
         choose: returns the script of a PUT; by default all pass.
         neutral: the script of signed requests that concern no bucket; by default they pass.
         whole: numbers of PUTs of which the store got the whole body and answered that it is stored, by target.
@@ -54,7 +54,7 @@ class Proxy:
     def __init__(self, loop: asyncio.AbstractEventLoop, port: int, store: S3Server, tls: ssl.SSLContext | None) -> None:
         """Prepare it; it listens from ``open`` on."""
         self.store = store
-        self.fates: deque[Script] = deque()
+        self.scripts: deque[Script] = deque()
         self.choose: Callable[[Exchange], Script] = lambda _: passing
         self.neutral: Script = passing
         self.whole: Counter[str] = Counter()
@@ -150,7 +150,7 @@ class Proxy:
                 await self._session.close()
 
     async def _put(self, exchange: Exchange) -> None:
-        await self._treat(exchange, self.fates.popleft() if self.fates else self.choose(exchange))
+        await self._treat(exchange, self.scripts.popleft() if self.scripts else self.choose(exchange))
 
     async def _other(self, exchange: Exchange) -> None:
         is_neutral = "authorization" in exchange.headers and exchange.target.partition("?")[0] == "/"

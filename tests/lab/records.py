@@ -1,4 +1,4 @@
-"""Records of transfers as tests make them up, and the journal entries that they become."""
+"""Records of transfers for tests, and their journal entries."""
 
 import json
 from dataclasses import replace
@@ -30,7 +30,7 @@ _PLAIN = TransferRecord(
 
 
 def record(number: int, **changes: Any) -> TransferRecord:
-    """A stored transfer, with an id made of its number, and what is different with it."""
+    """A stored transfer, with an id made of its number, and with these changes."""
     return replace(_PLAIN, transfer_id=f"{number:016x}", **changes)
 
 
@@ -40,7 +40,7 @@ def failed(number: int, error: str = "NoSuchBucket: it is not there", **changes:
 
 
 def entry(made: TransferRecord, host: str = "node1", recorded_usec: int | None = None, **others: str) -> dict[str, Any]:
-    """Its journal entry as `journalctl -o json --all` shows it, recorded at its end unless told otherwise."""
+    """Its journal entry as `journalctl -o json --all` shows it, recorded at its end unless `recorded_usec` is given."""
     found: dict[str, Any] = {}
     for name, value in made.fields():
         text = value.decode() if isinstance(value, bytes) else str(value)

@@ -19,7 +19,7 @@ from lab.processes import ProgramError, start
 from lab.s3 import S3Server
 
 _MEMORY_BYTES = 4 << 30
-"""What the OSD says it can hold. It takes memory for what is stored only; delete what is large."""
+"""The capacity that the OSD reports. It takes memory for what is stored only; delete what is large."""
 
 _CONFIG = """\
 [global]

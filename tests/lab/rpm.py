@@ -1,6 +1,6 @@
-"""The packages as packaging/build-rpm makes them, and the words to install them in the box with.
+"""The packages as packaging/build-rpm makes them, and functions to install them in the box.
 
-The box has no database of its own system's packages, so dependencies are not looked at (``--nodeps``); scriptlets run.
+The box has no database of its own system's packages, so dependencies are not checked (``--nodeps``); scriptlets run.
 """
 
 import gzip
@@ -22,15 +22,15 @@ from lab.s3 import S3Server
 UNITDIR = "/usr/lib/systemd/system"
 
 PORT = 15555
-"""Where the packaged socket listens."""
+"""The port of the packaged socket."""
 
 PACKED = (
     *("CHANGELOG.rst", "LICENSE", "README.rst", "pyproject.toml", "setup.cfg"),
     *("send", "s3daemon", "systemd", "packaging", "tests"),
 )
-"""What of the tree a package is made of."""
+"""The files of the tree that a package is built from."""
 
-_LEFT = (
+_LEFTOVERS = (
     "etc/systemd/system/**/s3daemon*",
     "usr/lib/systemd/**/*s3daemon*",
     "usr/lib/*/*s3daemon.conf",
@@ -43,14 +43,14 @@ _LEFT = (
 
 @dataclass(frozen=True)
 class Packages:
-    """One build: the daemon's package and the client's, and beside them the one for plots."""
+    """One build: the packages of the daemon and the client, and the one for plots."""
 
     version: str
     files: tuple[Path, ...]
     report: tuple[Path, ...]
 
     def install(self, box: Box) -> str:
-        """``rpm -U`` in the box, whether anything is there before or not; what the scriptlets said."""
+        """``rpm -U`` in the box, whether anything is there before or not; the scriptlets' output."""
         return _install(box, self.files)
 
     def install_report(self, box: Box) -> str:
@@ -104,10 +104,9 @@ def extract(package: Path, pattern: str, directory: Path) -> None:
 
 
 def render(page: Path) -> tuple[str, str]:
-    """What groff warns of in a manual page, and the page as plain text; raises UnavailableError without groff."""
-    opened = gzip.open if page.suffix == ".gz" else open
-    with opened(page, "rb") as file:
-        source = file.read()
+    """Groff's warnings about a manual page, and the page as plain text; raises UnavailableError without groff."""
+    content = page.read_bytes()
+    source = gzip.decompress(content) if page.suffix == ".gz" else content
     done = subprocess.run(
         [program("groff"), "-man", "-ww", "-Tutf8", "-P-cbou"],
         input=source, env=clean_env(), capture_output=True, check=True, timeout=60,
@@ -116,8 +115,8 @@ def render(page: Path) -> tuple[str, str]:
 
 
 def lint(packages: Packages) -> str:
-    """What rpmlint says of the packages and the spec; raises UnavailableError without it."""
-    what = (*packages.files, *packages.report, "packaging/s3daemon.spec")
+    """Rpmlint's output for the packages and the spec; raises UnavailableError without it."""
+    what = [*map(str, packages.files + packages.report), "packaging/s3daemon.spec"]
     done = subprocess.run(
         [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *what],
         cwd=TREE, env=clean_env(), capture_output=True, text=True, check=False, timeout=120,
@@ -145,13 +144,13 @@ def later_tree(directory: Path) -> Path:
 
 
 def remove(box: Box) -> str:
-    """``rpm -e``; what it and the scriptlets said."""
+    """``rpm -e``; its output and that of the scriptlets."""
     done = box.exec("rpm", "-e", "s3daemon", "s3daemon-send")
     return done.stdout + done.stderr
 
 
 def is_installed(box: Box) -> bool:
-    """Whether rpm knows the daemon's package."""
+    """Whether the daemon's package is installed."""
     return box.exec("rpm", "-q", "s3daemon", check=False).returncode == 0
 
 
@@ -159,12 +158,12 @@ def is_installed(box: Box) -> bool:
 def installed(box: Box, packages: Packages) -> Iterator[Service]:
     """The packaged service, stopped; installed unless it is.
 
-    In the end everything is stopped and disabled, its state and settings are gone, and the package stays.
+    At the end everything is stopped and disabled, its state and settings are removed, and the package stays.
     """
     if not is_installed(box):
         packages.install(box)
     with ExitStack() as stack:
-        port = free_door()
+        port = free_port()
         if port != PORT:
             folder = box.root / "etc/systemd/system/s3daemon.socket.d"
             folder.mkdir()
@@ -178,8 +177,8 @@ def installed(box: Box, packages: Packages) -> Iterator[Service]:
         finally:
             for each in (instance(made), made):
                 if is_installed(box):
-                    each.systemctl("disable", "--now", each.door, each.unit)
-                    each.systemctl("reset-failed", each.door, each.unit, check=False)
+                    each.systemctl("disable", "--now", each.socket, each.unit)
+                    each.systemctl("reset-failed", each.socket, each.unit, check=False)
                 each.environment_file.unlink(missing_ok=True)
                 shutil.rmtree(box.root / "var/lib" / each.name, ignore_errors=True)
 
@@ -207,7 +206,7 @@ def unit_files(box: Box) -> list[str]:
 
 def leftovers(box: Box) -> list[str]:
     """What a removed package must not leave: units and links to them, programs, the library directory, processes."""
-    paths = [path for pattern in _LEFT for path in box.root.glob(pattern)]
+    paths = [path for pattern in _LEFTOVERS for path in box.root.glob(pattern)]
     # The test's own drop-ins stay.
     found = [str(path.relative_to(box.root)) for path in paths if ".d" not in (path.suffix, path.parent.suffix)]
     loaded = box.exec("systemctl", "list-units", "--all", "--plain", "--no-legend", "s3daemon*").stdout
@@ -215,8 +214,8 @@ def leftovers(box: Box) -> list[str]:
     return found + loaded.splitlines() + running.splitlines()
 
 
-def free_door() -> int:
-    """The port that the unit names, or another one where somebody has it on this host, whose network the box shares."""
+def free_port() -> int:
+    """The port that the unit names, or another one if it is in use on this host, whose network the box shares."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -227,11 +226,11 @@ def free_door() -> int:
 
 
 def environment_of(box: Box, pid: str) -> bytes:
-    """The environment of a process in the box, b"" when it ended."""
+    """The environment of a process in the box, b"" if it has ended."""
     done = subprocess.run(box.command("cat", f"/proc/{pid}/environ"), capture_output=True, check=False)
     return done.stdout
 
 
 def processes(box: Box) -> list[str]:
-    """The ids of what runs in the box."""
+    """The ids of the processes in the box."""
     return box.exec("ps", "-e", "-o", "pid=").stdout.split()

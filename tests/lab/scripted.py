@@ -123,6 +123,7 @@ class Connection:
         self.reader = reader
         self.writer = writer
         self.open = True
+        assert isinstance(writer.transport, asyncio.Transport)
         self._transport = tcp_transport_of(writer.transport)
 
     def close(self) -> None:

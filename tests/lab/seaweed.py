@@ -1,4 +1,4 @@
-"""SeaweedFS: an S3 server of another make, which verifies signatures and echoes checksums."""
+"""SeaweedFS: an independent S3 server, which verifies signatures and echoes checksums."""
 
 import json
 import signal
@@ -51,5 +51,5 @@ def seaweed(directory: Path) -> Iterator[S3Server]:
             process.wait_port(ports["s3"])
             yield S3Server(f"http://127.0.0.1:{ports['s3']}", "testkey", "testsecret")
         finally:
-            for part in _PARTS:  # where these lie cannot be set, and nobody else removes them
+            for part in _PARTS:  # their place cannot be set, and weed does not remove them
                 Path(f"/tmp/seaweedfs-{part}-grpc-{ports[f'{part}.grpc']}.sock").unlink(missing_ok=True)

@@ -8,6 +8,7 @@ import functools
 import gc
 import os
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ import pytest
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
-from s3daemon.model.request import Destination, Request, Transfer
+from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
@@ -84,7 +85,7 @@ class OpenStore:
 
 def transfer_of(source: Source, key: str = "key", bucket: str = "bucket") -> Transfer:
     """A new transfer of an open file."""
-    return Transfer.accept(Request(source.path, Destination(bucket, key)), source.state, 0)
+    return Transfer(secrets.token_hex(8), source.path, Destination(bucket, key), (), source.state, 0)
 
 
 @contextlib.asynccontextmanager

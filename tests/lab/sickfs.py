@@ -1,4 +1,4 @@
-"""A file system that is ill: some files never answer, some answer EIO for as long as a test likes. FUSE, so root.
+"""A faulty file system: reads of some files never end, others fail with EIO until a test ends that. FUSE, so root.
 
 It runs as a program of its own (this module), which is killed at the end: what still waits in it then gets an error.
 """
@@ -21,15 +21,15 @@ from lab.env import TREE, UnavailableError, clean_env
 from lab.processes import Process, start
 
 SIZE = 1 << 20
-#: From here on a read of `broken…` or `hung…` meets its illness; before it all is well.
-WELL_BYTES = 256 << 10
+#: From here on a read of `broken…` or `hung…` meets its fault.
+GOOD_BYTES = 256 << 10
 
 
 class SickFs:
-    """The mounted one. Made by ``sickfs``.
+    """The mounted file system. Made by ``sickfs``.
 
-    Names say what happens: ``well…`` nothing, ``hung…`` a read never ends, ``mute…`` an open never does, ``broken…`` a
-    read fails with EIO until ``heal``.
+    By a file's name: ``well…`` has no fault, a read of ``hung…`` never ends, an open of ``mute…`` never does, a read of
+    ``broken…`` fails with EIO until ``heal``.
     """
 
     def __init__(self, root: Path, flag: Path, process: Process) -> None:
@@ -76,7 +76,7 @@ def sickfs(directory: Path) -> Iterator[SickFs]:
 def _mount(root: str, flag: str) -> None:
     import mfusepy
 
-    class Ill(mfusepy.Operations):  # type: ignore[misc, unused-ignore]
+    class Faulty(mfusepy.Operations):  # type: ignore[misc, unused-ignore]
         def init(self, path: str) -> None:
             print("mounted", flush=True)
 
@@ -91,14 +91,14 @@ def _mount(root: str, flag: str) -> None:
             return 0
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            ill = offset + size > WELL_BYTES
-            if ill and path.startswith("/hung"):
+            faulty = offset + size > GOOD_BYTES
+            if faulty and path.startswith("/hung"):
                 time.sleep(1e6)
-            if ill and path.startswith("/broken") and not Path(flag).exists():
+            if faulty and path.startswith("/broken") and not Path(flag).exists():
                 raise mfusepy.FuseOSError(errno.EIO)
             return content(path[1:])[offset : offset + size]
 
-    mfusepy.FUSE(Ill(), root, foreground=True)
+    mfusepy.FUSE(Faulty(), root, foreground=True)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ MINUTES = float(MACHINE_ENV.get("S3DAEMON_TEST_SOAK") or (5 if os.environ.get("C
 def soak() -> AbstractContextManager[Process]:
     """Start one; its last lines are its figures.
 
-    At a low priority, for others measure their time; not at the lowest, for its clients' patience has an end.
+    At a low priority, since other tests measure time; not at the lowest, since its clients have time limits.
     """
     environ = clean_env(PYTHONPATH=f"{TREE}:{TREE / 'tests'}")
     command = ["nice", "-n", "10", sys.executable, str(TREE / "tests/soak/soak.py"), "--minutes", str(MINUTES)]

@@ -1,4 +1,4 @@
-"""What a daemon might answer to `status`: on a busy night after all kinds of trouble, and just after a start."""
+"""Answers to `status`: of a busy night after all kinds of trouble, and just after a start."""
 
 from typing import Any
 

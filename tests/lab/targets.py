@@ -14,10 +14,9 @@ from typing import Any
 
 from s3daemon.commands.report.read import from_lines
 from s3daemon.commands.report.select import Collection, Selection
-from s3daemon.config.envfile import EnvFile
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import RequestError, S3daemonError, SettingsError
-from s3daemon.http.upload import parse_form
+from s3daemon.http.upload import parse_form, request_of
 from s3daemon.ingress.protocol import MAX_LINE, LineReader, is_extended, parse_request
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.reply import Outcome, Reply
@@ -139,15 +138,6 @@ def _nothing(_: object) -> str:
     raise FileNotFoundError(2, "No such file or directory")
 
 
-def envfile(data: bytes) -> None:
-    """systemd's environment file."""
-    made = EnvFile.parse(data)
-    assert all(line.isprintable() for line in made.passed_over)
-    for name, value in made.variables.items():
-        assert name.isidentifier()
-        assert "\0" not in value
-
-
 def record(data: bytes) -> None:
     """A journal entry as a reader returns it: a record that is the same when it is written again, or none."""
     try:
@@ -175,14 +165,14 @@ def report_lines(data: bytes) -> None:
     with suppress(S3daemonError):
         for entry in from_lines(data.split(b"\n"), lambda _: None):
             collection.add(entry)
-    assert all(seen.record.size_bytes is not None for seen in collection.sightings())
+    assert all(one.record.size_bytes is not None for one in collection.transfers())
 
 
 def form(data: bytes) -> None:
     """The HTTP form: a content type, a line break, a body; a request, or a refusal."""
     kind, _, body = data.partition(b"\n")
     try:
-        request = parse_form(kind.decode("latin-1"), body)
+        request = request_of(parse_form(kind.decode("latin-1"), body))
     except RequestError as exc:
         _refusal(exc)
         return
@@ -197,7 +187,6 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
     "destination": destination,
     "values": values,
     "settings": settings,
-    "envfile": envfile,
     "record": record,
     "report": report_lines,
     "form": form,

@@ -21,7 +21,7 @@ FAR = "10.77.0.2"
 """The far side's address."""
 
 _LIMITS = ("odrop_pkts", "werr_pkts", "dev_drop_pkts")
-"""What was lost because the machine did not keep up, not because the link would have lost it."""
+"""Packets lost because the machine did not keep up, which the emulated link would not have lost."""
 
 
 class Wan:
@@ -81,7 +81,7 @@ def _enter(namespace: int) -> None:
 
 @contextmanager
 def wan(**options: Any) -> Iterator[Wan]:
-    """The link for the time of a ``with`` block, shaped as ``Wan.shape`` says; raises UnavailableError."""
+    """The link for the time of a ``with`` block, with the options of ``Wan.shape``; raises UnavailableError."""
     with tempfile.TemporaryDirectory(prefix="s3d-wan-", dir="/run") as directory:
         made = Wan(Path(directory))
         try:

@@ -4,8 +4,8 @@
     tests/property/fuzz --runs 100000 --target wire  one
     tests/property/fuzz --runs 100000 --keep         inputs that covered more are kept, as few as do it, in the corpus
 
-What is wrong is shown as a traceback, and the input kept as crash-... in this directory; exit status 1. Each target
-runs in a process of its own, one after the other, for atheris ends the process that it ran in.
+A failure is shown as a traceback, and its input kept as crash-... in the current directory; exit status 1. Each target
+runs in a process of its own, one after the other, because atheris ends the process that it ran in.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import time
 from pathlib import Path
 
 CORPUS = Path(__file__).resolve().parent / "corpus"
-#: More than a line may have, so that what is too long is tried too.
+#: More than a request line may have, so that too long ones are tried too.
 MAX_BYTES = 9000
 
 
 def main() -> int:
-    """Run them; the exit status."""
+    """Run them; return the exit status."""
     parser = argparse.ArgumentParser(description="Fuzz the parsers.")
     parser.add_argument("--runs", type=int, default=100_000, help="executions, all targets together")
     parser.add_argument("--target", help="this one alone")
@@ -49,7 +49,7 @@ def _names() -> list[str]:
 
 
 def _fuzz(name: str, runs: int, *, keep: bool) -> tuple[int, bool]:
-    """Fuzz one target: executions, and whether something is wrong."""
+    """Fuzz one target; return the number of executions, and whether there was a failure."""
     seeds = CORPUS / name
     with tempfile.TemporaryDirectory(prefix="s3daemon-fuzz-") as folder:
         flags = [f"-runs={runs}", f"-max_len={MAX_BYTES}", "-print_final_stats=1", "-artifact_prefix=./"]

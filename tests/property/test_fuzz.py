@@ -1,4 +1,4 @@
-"""No bytes make a parser do what it does not promise: those of the corpus, hypothesis's, and a short run of the fuzzer.
+"""No input makes a parser break its promises: the corpus, hypothesis's texts, and a short run of the fuzzer.
 
 By hand, for millions: tests/property/fuzz --runs 10000000.
 """
@@ -19,7 +19,7 @@ from lab.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
 RUNS = 20_000 if os.environ.get("CI") == "true" else 4_000
-#: What parsers are made of, so that hypothesis's texts come near to what is meant.
+#: Pieces of valid input, so that hypothesis's texts come near to it.
 PIECES = st.sampled_from(
     ["/f", " ", "alias/bucket/key", "\n", "{", "}", '"file"', '"destination"', ": ", ", ", "true", "=", "'", '"', "\\",
      "#", "\r", "\0", "\udcff", "\u0301", "5", "min", "KiB", "é", "[" * 2000, "9" * 5000, "-- ", "::1", "S3DAEMON_PORT"]
@@ -27,8 +27,8 @@ PIECES = st.sampled_from(
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_corpus(name: str) -> None:
-    """What once covered something new, or was wrong."""
+def test_no_input_of_the_corpus_fails(name: str) -> None:
+    """Inputs that once covered something new, or failed."""
     inputs = sorted((CORPUS / name).iterdir())
     assert inputs
     for path in inputs:
@@ -36,7 +36,7 @@ def test_the_corpus(name: str) -> None:
 
 
 def test_the_corpus_is_small() -> None:
-    """It is looked through in no time, and holds nothing for targets that are not there."""
+    """It takes little time, and has an input for each target and no others."""
     inputs = [path for path in CORPUS.rglob("*") if path.is_file()]
     assert {path.parent.name for path in inputs} == set(TARGETS)
     assert sum(path.stat().st_size for path in inputs) < 256 << 10
@@ -45,14 +45,14 @@ def test_the_corpus_is_small() -> None:
 @pytest.mark.parametrize("name", TARGETS)
 @given(text=st.lists(PIECES | st.text(max_size=5), max_size=12).map("".join))
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-def test_hypothesis(name: str, text: str) -> None:
-    """Texts made of what parsers look for."""
+def test_no_generated_text_fails(name: str, text: str) -> None:
+    """Texts made of pieces of valid input."""
     TARGETS[name](text.encode(errors="surrogatepass"))
     TARGETS[name](text.encode(errors="surrogatepass").replace(b"\xed\xb3\xbf", b"\xff"))
 
 
 def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
-    """A short run over all targets, guided by what is covered."""
+    """A short run over all targets, guided by coverage."""
     pytest.importorskip("atheris")
     command = [sys.executable, str(TREE / "tests/property/fuzz.py"), "--runs", str(RUNS)]
     environ = clean_env(PYTHONPATH=f"{TREE}:{TREE / 'tests'}")
@@ -65,7 +65,7 @@ def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
     assert int(made[2]) == len(TARGETS)
 
 
-def test_the_fuzzer_would_find(tmp_path: Path) -> None:
+def test_the_fuzzer_finds_a_flaw(tmp_path: Path) -> None:
     """A parser with a flaw ends the run with exit status 1, the traceback and the input."""
     pytest.importorskip("atheris")
     flawed = tmp_path / "lab"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -37,19 +37,23 @@ def imports(package: Path = PACKAGE) -> Iterator[Import]:
     known = modules(package)
     for name, path in known.items():
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.ImportFrom):
-                yield from (Import(name, found) for found in _imported(node, known))
+            yield from (Import(name, found) for found in sorted(_imported(node) & known.keys()))
 
 
-def _imported(node: ast.ImportFrom, known: Mapping[str, Path]) -> set[str]:
-    if node.level:  # relative, as in a flat package
-        base = node.module or ""
-    elif node.module == PACKAGE.name or (node.module or "").startswith(f"{PACKAGE.name}."):
-        base = (node.module or "").removeprefix(PACKAGE.name).removeprefix(".")
-    else:
-        return set()
-    candidates = {base, *(f"{base}.{alias.name}".removeprefix(".") for alias in node.names)}
-    return candidates & known.keys()
+def _imported(node: ast.AST) -> set[str]:
+    """The names that may be modules of the package, without its own name."""
+    match node:
+        case ast.Import():
+            full = {alias.name for alias in node.names}
+        case ast.ImportFrom(level=0):
+            full = {str(node.module), *(f"{node.module}.{alias.name}" for alias in node.names)}
+        case ast.ImportFrom():  # relative, as in a flat package
+            base = ".".join(filter(None, (PACKAGE.name, node.module)))
+            full = {base, *(f"{base}.{alias.name}" for alias in node.names)}
+        case _:
+            return set()
+    prefix = f"{PACKAGE.name}."
+    return {name.removeprefix(prefix) for name in full if name.startswith(prefix)}
 
 
 def room(module: str) -> str:

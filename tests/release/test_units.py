@@ -18,7 +18,13 @@ SERVICE = SYSTEMD / "s3daemon.service"
 SOCKETS = [SYSTEMD / "s3daemon.socket", SYSTEMD / "s3daemon@.socket"]
 UNIX = SYSTEMD / "s3daemon-unix.socket"
 HTTP = SYSTEMD / "s3daemon-http.socket"
-UNITS = [SERVICE, *SOCKETS, UNIX, HTTP]
+#: The sockets of an instance by those of the first one, and where each listens.
+OF_INSTANCES = {
+    SYSTEMD / "s3daemon.socket": ("127.0.0.1:15555", "127.0.0.1:%i"),
+    UNIX: ("/run/s3daemon.socket", "/run/s3daemon@%i.socket"),
+    HTTP: ("127.0.0.1:15556", "127.0.0.2:%i"),
+}
+UNITS = [SERVICE, *SOCKETS, UNIX, HTTP, SYSTEMD / "s3daemon-unix@.socket", SYSTEMD / "s3daemon-http@.socket"]
 
 #: The defaults of S3DAEMON_MAX_CLIENTS and S3DAEMON_DRAIN_TIMEOUT.
 MAX_CLIENTS, DRAIN_S = 1024, 20
@@ -60,12 +66,15 @@ def test_no_two_files_are_identical() -> None:
     assert len(set(contents)) == len(contents)
 
 
-def test_the_sockets_of_instances_differ_only_in_their_port() -> None:
-    plain, instance = (settings(path) for path in SOCKETS)
-    assert plain.pop("Socket.ListenStream") == ["127.0.0.1:15555"]
-    assert instance.pop("Socket.ListenStream") == ["127.0.0.1:%i"]
-    assert plain.pop("Socket.Service") == ["s3daemon.service"]
-    assert instance.pop("Socket.Service") == ["s3daemon@%i.service"]
+@pytest.mark.parametrize("path", OF_INSTANCES, ids=lambda path: path.name)
+def test_the_sockets_of_instances_differ_only_in_where_they_listen(path: Path) -> None:
+    """An instance has every socket that the first one has, under its own name and for its own service."""
+    plain, instance = (settings(path), settings(path.with_stem(f"{path.stem}@")))
+    listens = tuple(found.pop("Socket.ListenStream")[0] for found in (plain, instance))
+    assert listens == OF_INSTANCES[path]
+    for name in {"Socket.Service", "Install.WantedBy", "Unit.PartOf"} & plain.keys():
+        ours, theirs = plain.pop(name)[0], instance.pop(name)[0]
+        assert theirs == re.sub(r"s3daemon\.(service|socket)", r"s3daemon@%i.\1", ours)
     del plain["Unit.Description"], instance["Unit.Description"]
     assert plain == instance
 
@@ -101,9 +110,16 @@ def test_the_http_socket() -> None:
         assert found[f"Socket.{name}"] == other[f"Socket.{name}"]
 
 
+@pytest.mark.parametrize("path", [UNIX, HTTP], ids=lambda path: path.name)
+def test_stopping_the_plain_socket_stops_the_optional_ones(path: Path) -> None:
+    """Else a scraper would start the service again right after `systemctl stop s3daemon.socket s3daemon.service`."""
+    assert settings(path)["Unit.PartOf"] == ["s3daemon.socket"]
+
+
 def test_a_service_that_cannot_start_is_restarted_without_limit() -> None:
     assert service("Unit.StartLimitIntervalSec") == "0"
-    assert service("Service.Restart") == "on-failure"
+    # on-failure leaves out HUP, INT, TERM and PIPE: a signal by hand would end the service until a client comes.
+    assert service("Service.Restart") == "always"
     assert service("Service.RestartSec") == "2"
     assert not {"Service.RestartPreventExitStatus", "Service.SuccessExitStatus"} & settings(SERVICE).keys()
 
@@ -183,9 +199,12 @@ class TestSystemdAnalyze:
                 (tmp_path / name).write_text(path.read_text().replace("/usr/bin/s3daemon", "/bin/true"))
         return tmp_path
 
-    @pytest.mark.parametrize("name", ["s3daemon", "s3daemon@15557", "s3daemon-unix", "s3daemon-http"])
+    @pytest.mark.parametrize(
+        "name",
+        ["s3daemon", "s3daemon@15557", "s3daemon-unix", "s3daemon-http", "s3daemon-unix@15557", "s3daemon-http@15557"],
+    )
     def test_verify_is_silent(self, units: Path, name: str) -> None:
-        service = name.partition("-")[0]
+        service = re.sub("-(unix|http)", "", name)
         paths = [str(units / f"{service}.service"), str(units / f"{service}.socket"), str(units / f"{name}.socket")]
         # The manual pages are installed with the package, not in a checkout.
         done = subprocess.run(

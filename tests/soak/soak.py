@@ -1,22 +1,23 @@
-"""A night in a tenth of its time, with everything going wrong, and an audit: nothing lost, torn, or falsely answered.
+"""A night at ten times the speed, with all kinds of faults, and an audit: nothing lost, torn, or falsely answered.
 
     tests/soak/run [--minutes 10] [--seed N] [--json FILE]
 
-Every 4 to 6 s an exposure: 23 images, for each the JSON and then the FITS file, each waited for, as the hooks do it; so
-one host's cadence ten times as fast, with files as much smaller as loopback and two cores ask for. Some keys get newer
-content again and again. Before the store, SeaweedFS, a proxy spoils PUTs (`lab.fates`), is away for seconds, or refuses
-the keys, which holds the queue until a reload. The daemon is killed, terminated and reloaded; waiting clients'
-connections go from one process to the next, as under systemd. Owners remove some files once they were told *stored*.
+Every 4 to 6 s an exposure: 23 images, for each the JSON and then the FITS file, waiting for each, as the hooks do it:
+one host's cadence ten times as fast, with files small enough for loopback and two cores. Some keys get newer content
+again and again. In front of the store, SeaweedFS, a proxy injects faults into PUTs (`lab.faults`), is unreachable for
+seconds, or refuses the keys, which holds the queue until a reload. The daemon is killed, terminated and reloaded;
+waiting clients' connections go from one process to the next, as under systemd. Clients remove some files once the reply
+was *stored*.
 
 The audit reads every object from the store, past the proxy, and compares its MD5 with what was sent:
 
-    lost      accepted (told stored, accepted or deferred), and the object is not there, or older
-    torn      an object that is none of its key's contents
-    false     told stored, and at that moment the object was not there; told failed; or hung up on without an answer
+    lost      accepted (answered stored, accepted or deferred), and the object is missing or older
+    torn      an object with none of its key's contents
+    false     answered stored while the object was missing; answered failed; or disconnected without an answer
 
-Two answers say that nothing was accepted, and are then followed by the same request again: `Interrupted`, and a hang-up
-by a SIGKILL that came before the connection was given into systemd's keeping. Exit status 0: none of these, and nothing
-left in the queue. One JSON object, the figures, ends the output.
+Two outcomes mean that nothing was accepted, and the request is repeated: `Interrupted`, and a disconnection by a
+SIGKILL before the connection was stored with systemd. Exit status 0: none of these, and nothing left in the queue. One
+JSON object, the figures, ends the output.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from typing import Any
 
 from lab import processes
 from lab.daemon import Daemon, HungUpError, daemon
-from lab.fates import PASSING
+from lab.faults import PASSING
 from lab.proxy import Proxy, passing, proxy
 from lab.s3 import S3Server
 from lab.scripted import Exchange, Script, refusing
@@ -53,7 +54,7 @@ FITS, JSON = (10_000, 500_000), (2_000, 4_000)
 AGAIN, BY_SEND, UNWAITED = 0.15, 0.08, 0.1
 LIMITS: dict[str, Any] = {"stall_timeout": "2s", "answer_timeout": "3s", "connect_timeout": "2s", "wait_limit": "10s",
           "drain_timeout": "2s", "max_connections": "25"}  # fmt: skip
-#: What happens every few seconds, and how often in relation to each other.
+#: Events, one every few seconds, and their relative frequency.
 EVENTS = {"kill": 4, "terminate": 2, "reload": 3, "outage": 2, "hold": 1, "calm": 2, "rough": 4}
 EVERY_S = (1.0, 6.0)
 REFUSED = refusing(403, "ExpiredToken")
@@ -61,18 +62,18 @@ REFUSED = refusing(403, "ExpiredToken")
 
 @dataclass
 class Key:
-    """What one destination was sent, and what was said of it; one client at a time has it."""
+    """The contents sent to one destination, and which was accepted; one client at a time uses it."""
 
     name: str
     contents: list[str] = field(default_factory=list)
     """MD5s, in the order sent."""
     accepted: int = -1
-    """The last of them that was."""
+    """The index of the last accepted one."""
     lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 class Soak:
-    """The clients, the weather, and what they saw."""
+    """The clients, the injected faults, and the results."""
 
     def __init__(self, served: Daemon, between: Proxy, store: S3Server, folder: Path, seed: int) -> None:
         self.served, self.between, self.folder = served, between, folder
@@ -86,10 +87,10 @@ class Soak:
         self.rate, self.refusing_keys, self.killed_at = 0.02, False, 0.0
         self._lock = threading.Lock()
         self._fates = random.Random(seed + 1)  # the proxy's thread's own
-        between.choose = self.fate
+        between.choose = self.choose
 
-    def fate(self, exchange: Exchange) -> Script:
-        """What the proxy does to a PUT."""
+    def choose(self, exchange: Exchange) -> Script:
+        """Choose what the proxy does to a PUT."""
         if self.refusing_keys:
             self.faults["403 ExpiredToken"] += 1
             return REFUSED
@@ -116,7 +117,7 @@ class Soak:
                     self.false.append(f"{key.name}: {exc!r}")
 
     def transfer(self, key: Key, rng: random.Random, size: int) -> None:
-        """Write a file, send it, and hold the answer against the truth."""
+        """Write a file, send it, and check the answer against the store."""
         content = rng.randbytes(size)
         md5, number = hashlib.md5(content, usedforsecurity=False).hexdigest(), len(key.contents)
         file = self.folder / f"{key.name.replace('/', '-')}.{number}"
@@ -136,18 +137,18 @@ class Soak:
             self.false.append(f"{key.name} was answered {text}")
         if result == "stored":
             if (found := self.found(key)) != md5:
-                self.false.append(f"{key.name} was called stored, and {found or 'nothing'} was there")
+                self.false.append(f"{key.name} was answered stored, but the store had {found or 'nothing'}")
             if rng.random() < 0.5:
-                file.unlink()  # its owner tidies up
+                file.unlink()  # as an owner may who got this answer
 
     def ask(self, file: Path, destination: str, rng: random.Random) -> tuple[str, str]:
-        """In one of the ways there are: the result as the extended form names it, and the whole answer."""
+        """Send by one of the client's methods; the result as the extended form names it, and the whole answer."""
         way = rng.random()
         try:
             if way < BY_SEND:
                 done = self.served.send(file, destination)
                 text = done.stdout + done.stderr
-                if " hung up (" in text:  # or was reset, where the request was not read yet
+                if " hung up (" in text:  # or the connection was reset before the request was read
                     return "unanswered", text
                 return ("stored" if done.returncode == 0 else _word(text)), text
             if way < BY_SEND + UNWAITED:
@@ -163,7 +164,7 @@ class Soak:
         return result, str(members)
 
     def found(self, key: Key) -> str:
-        """The MD5 of what the store has, asked past the proxy; empty when it has nothing."""
+        """The MD5 of what the store has, without the proxy; "" if the object is missing."""
         try:
             body = self.client.get_object(Bucket=self.bucket, Key=key.name)["Body"].read()
         except self.client.exceptions.NoSuchKey:
@@ -171,7 +172,7 @@ class Soak:
         return hashlib.md5(body, usedforsecurity=False).hexdigest()
 
     def exposures(self, until: float) -> None:
-        """At the cadence, until then; an exposure begins whether the ones before are through or not."""
+        """Start exposures at the cadence until then, whether or not earlier ones are complete."""
         with ThreadPoolExecutor(8 * IMAGES) as pool:
             while time.monotonic() < until:
                 self.counts["exposures"] += 1
@@ -179,8 +180,8 @@ class Soak:
                     pool.submit(self.image, self.counts["exposures"], number, random.Random(self.rng.random()))
                 time.sleep(self.rng.uniform(*CADENCE_S))
 
-    def weather(self, until: float) -> None:
-        """Let things happen, until then; at the end all is well."""
+    def disturb(self, until: float) -> None:
+        """Cause events until then; end without faults."""
         rng = random.Random(self.rng.random())
         while time.monotonic() < until:
             event = rng.choices(list(EVENTS), list(EVENTS.values()))[0]
@@ -226,7 +227,7 @@ class Soak:
         self.rate = rng.choice((0.02, 0.1, 0.4))
 
     def audit(self) -> dict[str, Any]:
-        """Every object against what was sent; the figures."""
+        """Compare every object with what was sent; return the figures."""
         self.served.wait_idle(timeout=300)
         left = self.served.queue()
         lost, torn = list[str](), list[str]()
@@ -261,7 +262,7 @@ def _word(text: str) -> str:
 
 
 def run(minutes: float, seed: int, note: Callable[[str], None]) -> dict[str, Any]:
-    """One soak: its figures."""
+    """Run one soak; return its figures."""
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3daemon-soak-")))
         for name in ("store", "files"):
@@ -275,7 +276,7 @@ def run(minutes: float, seed: int, note: Callable[[str], None]) -> dict[str, Any
         sending = threading.Thread(target=soak.exposures, args=(until,), name="exposures")
         sending.start()
         try:
-            soak.weather(until)  # in this thread: what it starts lives as long as the thread does
+            soak.disturb(until)  # in this thread, whose end would end the daemons that it starts
         finally:
             between.open()
             sending.join()
@@ -284,7 +285,7 @@ def run(minutes: float, seed: int, note: Callable[[str], None]) -> dict[str, Any
 
 
 def main() -> int:
-    """Run it; the exit status."""
+    """Run it; return the exit status."""
     parser = argparse.ArgumentParser(description="A soak with faults, kills and reloads, and an audit.")
     parser.add_argument("--minutes", type=float, default=10.0)
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))

@@ -1,6 +1,6 @@
-"""A soak, with its audit: half a minute for a developer; with CI=true five, beside all other tests (see conftest.py).
+"""A soak with its audit: half a minute, or with CI=true five minutes beside all other tests (see conftest.py).
 
-S3DAEMON_TEST_SOAK says another number of minutes. By hand: tests/soak/run --minutes 60.
+S3DAEMON_TEST_SOAK sets another number of minutes. By hand: tests/soak/run --minutes 60.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from lab.soaking import MINUTES
 
 
 def test_nothing_is_lost_torn_or_falsely_answered(soaking: Process) -> None:
-    """Faults, kills and reloads took place, and the audit has nothing to say."""
+    """Faults, kills and reloads took place, and the audit finds no fault."""
     status = soaking.wait(timeout=60 * MINUTES + 420)
     output = "\n".join(soaking.lines())
     print(output)

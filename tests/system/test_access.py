@@ -43,11 +43,11 @@ def units(box: Box) -> Iterator[Service]:
 def service(units: Service, moto: S3Server) -> Iterator[Service]:
     """The service, configured, with its TCP socket listening; what a test leaves is removed."""
     units.configure(moto)
-    units.systemctl("start", units.door)
+    units.systemctl("start", units.socket)
     try:
         yield units
     finally:
-        units.systemctl("disable", UNIX, units.unit, units.door)
+        units.systemctl("disable", UNIX, units.unit, units.socket)
         units.systemctl("stop", UNIX)
         units.stop()
 
@@ -169,11 +169,11 @@ def test_the_unix_socket(service: Service, moto: S3Server, bucket: str) -> None:
     assert refused.stderr == "send: NotAllowed: user 0 is not in S3DAEMON_ALLOWED_USERS\n"
     assert "denied" not in keys(moto, bucket)
 
-    service.systemctl("stop", UNIX, service.door, service.unit)
+    service.systemctl("stop", UNIX, service.socket, service.unit)
     assert service.box.exec("test", "-e", PATH, check=False).returncode == 1
     service.systemctl("start", UNIX)
     assert send(service, "member", FILE, f"a/{bucket}/unix/start", host=PATH).returncode == 0
-    assert service.show("ActiveState", service.door) == "active"
+    assert service.show("ActiveState", service.socket) == "active"
 
 
 def test_a_client_of_the_unix_socket_waits_during_a_restart(service: Service, moto: S3Server, bucket: str) -> None:
@@ -189,7 +189,7 @@ def test_a_client_of_the_unix_socket_waits_during_a_restart(service: Service, mo
         service.systemctl("restart", service.unit)
         network.open()
         assert (client.wait(120), client.lines()) == (0, [])
-        service.systemctl("stop", service.door, service.unit)  # before the relay, which it would go on connecting to
+        service.systemctl("stop", service.socket, service.unit)  # before the relay, which it would go on connecting to
     assert "unix/waits" in keys(moto, bucket)
 
 
@@ -221,7 +221,22 @@ def test_the_http_socket(service: Service, moto: S3Server, bucket: str) -> None:
             over = [pool.submit(lambda: urlopen(f"http://localhost:{port}/version").status) for _ in range(200)]
             service.systemctl("restart", service.unit)
             assert {one.result() for one in over} == {200}
-        service.systemctl("stop", HTTP, service.door, service.unit)
+        with ThreadPoolExecutor(1) as pool:
+            scraping = [pool.submit(scrape, port) for _ in range(500)]
+            service.systemctl("stop", service.socket, service.unit)
+            assert scrape(port) == 0
+            states = [service.show("ActiveState", unit) for unit in (HTTP, service.socket, service.unit)]
+            for one in scraping:
+                one.cancel()
+        assert states == ["inactive"] * 3, "no scraper starts it again"
+
+
+def scrape(port: int) -> int:
+    """The status of an answer, 0 when there is none."""
+    try:
+        return int(urlopen(f"http://localhost:{port}/metrics", timeout=10).status)
+    except OSError:
+        return 0
 
 
 _POST = """

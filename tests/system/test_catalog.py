@@ -1,5 +1,5 @@
 """`journalctl -x` under a real systemd explains what the daemon has to say, and each event is one entry; `s3daemon
-status` there tells root, and nobody else, how things are."""
+status` there works for root alone."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def service(box: Box, s3: FlakyS3) -> Iterator[Service]:
         box.exec("mkdir", "-p", STATE)
         box.exec("mount", "-t", "tmpfs", "-o", "size=1m,mode=0700", "spool", STATE)
         try:
-            service.systemctl("start", service.door, service.unit)
+            service.systemctl("start", service.socket, service.unit)
             yield service
         finally:
-            service.systemctl("stop", service.door, service.unit)
+            service.systemctl("stop", service.socket, service.unit)
             box.exec("umount", STATE)
             service.stop()
 
@@ -56,8 +56,8 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     assert disabled == f"address {ABSENT} of the store is temporarily disabled: no connection"
 
     s3.refuse()
-    told = service.send("/data/f.fits", "any/bucket/deferred", check=False).stderr
-    assert "is kept and being tried" in told
+    reply = service.send("/data/f.fits", "any/bucket/deferred", check=False).stderr
+    assert "is kept and being tried" in reply
     (deferred,) = entries(service, MessageId.DEFERRED, 1)
     assert deferred.startswith("bucket/deferred deferred, its client was told that it is kept; the last error: ")
     s3.open()
@@ -105,5 +105,5 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
 
 
 def test_the_catalog_refers_to_no_field() -> None:
-    """journalctl prints `@S3DAEMON_KEY@` as it stands, for the digit in it."""
+    """journalctl would print `@S3DAEMON_KEY@` unchanged, because its name has a digit."""
     assert "@" not in (TREE / "systemd/s3daemon.catalog").read_text()

@@ -1,4 +1,4 @@
-"""A small night under a real systemd: what `s3daemon report` tells is what the clients saw.
+"""A small night under a real systemd: what `s3daemon report` shows is what the clients saw.
 
 Three exposures of 23 hooks each, a JSON file and then its image from every hook; one transfer fails, one is deferred.
 """
@@ -55,7 +55,7 @@ print(json.dumps(answers))
 
 @dataclass(frozen=True)
 class Night:
-    """What was sent, and what its clients were told."""
+    """What was sent, and what its clients were answered."""
 
     service: Service
     began_s: float
@@ -90,7 +90,7 @@ def night(box: Box, rgw: Gateway) -> Iterator[Night]:
         write_file(box, "/data/r.fits", os.urandom(1_000_000))
         service.configure(through, S3DAEMON_WAIT_LIMIT="5s")
         try:
-            service.systemctl("start", service.door, service.unit)
+            service.systemctl("start", service.socket, service.unit)
             bucket = rgw.new_bucket()
             clients(service, "warm", [[("/data/r.fits", f"any/{bucket}/warm")]])
             began_s = time.time()
@@ -119,7 +119,7 @@ def reported(night: Night, *words: str) -> str:
 
 
 def test_counts(night: Night) -> None:
-    """What clients were told is what is reported: how many stored, which failed and why, and the deferred one."""
+    """What clients were answered is what is reported: how many stored, which failed and why, and the deferred one."""
     results = [answer["result"] for answers in night.exposures.values() for answer in answers]
     assert {result: results.count(result) for result in results} == {"stored": 137, "failed": 1, "deferred": 1}
     found = json.loads(reported(night, "--json", "--by", "tag"))
@@ -148,28 +148,28 @@ def to_last_s(night: Night, name: str) -> float:
 def test_times_agree_with_the_clients(night: Night) -> None:
     """Each transfer's time, the percentiles, and the time to each exposure's last object are the clients' to 20 ms."""
     rows = {row["transfer_id"]: row for row in csv.DictReader(io.StringIO(reported(night, "--csv")))}
-    told = [answer for answers in night.exposures.values() for answer in answers if answer["result"] == "stored"]
-    apart = sorted(answer["took"] - int(rows[answer["id"]]["total_usec"]) / 1e6 for answer in told)
+    stored = [answer for answers in night.exposures.values() for answer in answers if answer["result"] == "stored"]
+    apart = sorted(answer["took"] - int(rows[answer["id"]]["total_usec"]) / 1e6 for answer in stored)
     print([round(1e3 * apart[len(apart) * p // 100]) for p in (0, 10, 50, 90, 99)], "ms apart")
     # A client's clock starts before the daemon's and ends after it; a busy machine may let one of many wait.
     assert apart[0] > -0.002
     assert statistics.median(apart) < AGREE_S
     found = json.loads(reported(night, "--json", "--by", "tag"))
-    took = sorted(answer["took"] for answer in told)
+    took = sorted(answer["took"] for answer in stored)
     assert abs(took[len(took) // 2] - found["total"]["p50_usec"] / 1e6) < AGREE_S
     for group in found["groups"][:2]:
         assert abs(to_last_s(night, group["name"]) - group["to_last_usec"] / 1e6) < AGREE_S
 
 
 def test_one_exposure(night: Night) -> None:
-    """`--tag` finds one exposure, and journald's index and our own look agree on what belongs to it."""
+    """`--tag` finds one exposure, and journald's index and the report's own selection agree on what belongs to it."""
     found = json.loads(reported(night, "--json", "--tag", "exposure-2", "--bucket", night.bucket, "--unit", "s3daemon"))
     assert (found["stored"], found["failed"]) == (45, 0)
     assert json.loads(reported(night, "--json", "--tag", "exposure-9"))["transfers"] == 0
 
 
 def test_who_may_not_read_the_journal(night: Night) -> None:
-    """A plain user, and the service's own, are told which group may; a member of it sees what root sees."""
+    """A plain user and the service's own learn which group may read; its members see what root sees."""
     box = night.service.box
     for user in ("nobody", "s3daemon"):
         refused = box.exec("runuser", "-u", user, "--", "s3daemon", "report", check=False)
@@ -209,9 +209,9 @@ def test_the_picture_agrees_with_the_clients(night: Night, tmp_path: Path) -> No
     here("--file", str(saved), "--since", f"@{night.began_s:.6f}", "--plot", str(tmp_path / "night.svg"))
     texts = re.findall("<!-- (.*?) -->", (tmp_path / "night.svg").read_text(), re.S)
     # The bars' labels come first, one line each; matplotlib leaves every text that it draws as a comment.
-    said = [float(text[:-2]) for text in texts if re.fullmatch(r"\d+\.?\d* s", text)]
+    labels = [float(text[:-2]) for text in texts if re.fullmatch(r"\d+\.?\d* s", text)]
     assert [name for name in night.exposures if name in texts] == list(night.exposures)
     assert "1 failed" in texts
-    for name, drawn_s in zip(list(night.exposures)[:2], said, strict=False):
+    for name, drawn_s in zip(list(night.exposures)[:2], labels, strict=False):
         assert abs(drawn_s - to_last_s(night, name)) < AGREE_S
-    assert said[2] > 5  # the deferred one
+    assert labels[2] > 5  # the deferred one

@@ -272,6 +272,7 @@ def test_every_name_arrives_unchanged(cwd: Path, names: list[str | bytes], plain
         (["--tag=n", "--", "f", "a/b/ü k'\"%+\\"], "ü k'\"%+\\", True, "n"),
         (["f", "a/b/k with space"], "k with space", True, ""),
         (["f", "a/b/no\u00a0break"], "no\u00a0break", True, ""),
+        (["--tag=n", "f", "a/b/"], "f", True, "n"),
     ],
 )
 def test_options_and_keys_in_the_extended_form(cwd: Path, argv: list[str], key: str, wait: bool, tag: str) -> None:
@@ -283,7 +284,41 @@ def test_options_and_keys_in_the_extended_form(cwd: Path, argv: list[str], key: 
     assert daemon.received[0].isascii()
 
 
-MALFORMED = "the destination must be ALIAS/BUCKET/KEY, none of them empty, not"
+@pytest.mark.parametrize(
+    ("file", "destination", "bucket", "key"),
+    [
+        ("f", "a/b/night/", "b", "night/f"),
+        ("f", "a/b/", "b", "f"),
+        ("f", "/b/night/", "b", "night/f"),
+        ("f", "a/b//", "b", "/f"),
+        ("./../{dir}/f", "a/b/night/", "b", "night/f"),
+        ("{cwd}/f", "a/b/night/", "b", "night/f"),
+        ("d/", "a/b/night/", "b", "night/d"),
+        ("f", "/b/k", "b", "k"),
+    ],
+)
+def test_a_destination_that_ends_in_a_slash_gets_the_files_name(
+    cwd: Path, file: str, destination: str, bucket: str, key: str
+) -> None:
+    """As with `mc cp`; what is no file is the daemon's to refuse. The alias may be empty."""
+    (cwd / "d").mkdir()
+    with Daemon(answering(b"Success")) as daemon:
+        assert send(file.format(cwd=cwd, dir=cwd.name), destination, environ=daemon.environ, cwd=cwd) == (0, "", "")
+    request = parse_request(daemon.received[0].removesuffix(b"\n"))
+    assert (request.destination.bucket, request.destination.key) == (bucket, key)
+
+
+def test_three_files_to_one_directory_are_three_objects(cwd: Path) -> None:
+    for name in "fgh":
+        (cwd / name).write_bytes(b"x")
+    with Daemon(answering(b"Success")) as daemon:
+        for name in "fgh":
+            assert send(name, "any/b/night/", environ=daemon.environ, cwd=cwd) == (0, "", "")
+    keys = [parse_request(line.removesuffix(b"\n")).destination.key for line in daemon.received]
+    assert keys == ["night/f", "night/g", "night/h"]
+
+
+MALFORMED = "the destination must be ALIAS/BUCKET/KEY or ALIAS/BUCKET/, not"
 UNPRINTABLE = "must be UTF-8 without control characters, not"
 
 
@@ -295,9 +330,9 @@ UNPRINTABLE = "must be UTF-8 without control characters, not"
         (["f", "f", "a/b/k"], "FILE and ALIAS/BUCKET/KEY are needed, not 3 names; see send --help"),
         (["f", "k"], f"{MALFORMED} 'k'"),
         (["f", "a/b"], f"{MALFORMED} 'a/b'"),
-        (["f", "a/b/"], f"{MALFORMED} 'a/b/'"),
         (["f", "a//k"], f"{MALFORMED} 'a//k'"),
-        (["f", "/b/k"], f"{MALFORMED} '/b/k'"),
+        (["f", "/b"], f"{MALFORMED} '/b'"),
+        ([b"\xff", "a/b/night/"], rf"the destination {UNPRINTABLE} 'a/b/night/\udcff'"),
         (["f", "s3://b/k"], f"{MALFORMED} 's3://b/k'"),
         (["f", ""], f"{MALFORMED} ''"),
         (["f", b"a/b/\xff"], rf"the destination {UNPRINTABLE} 'a/b/\udcff'"),
@@ -322,6 +357,7 @@ def test_invalid_arguments_are_refused_before_the_daemon_is_asked(
 ) -> None:
     """One line says what to fix, and nothing is sent."""
     long = len(f"{cwd}/f a/b/\n") + 9000
+    (cwd / os.fsdecode(b"\xff")).touch()
     with Daemon(answering(b"Success")) as daemon:
         assert send(*argv, environ=daemon.environ, cwd=cwd) == (1, "", f"send: {complaint.format(long=long)}\n")
     assert daemon.received == []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+from datetime import UTC
+
 import pytest
 
-from s3daemon.units import size, span
+from s3daemon.units import limit, moment, seconds, size, span, zone_name
 
 
 @pytest.mark.parametrize(
@@ -21,3 +24,31 @@ def test_a_span_has_two_units_at_most(seconds: float, text: str) -> None:
 )
 def test_a_size_has_three_digits_at_most(count: int, text: str) -> None:
     assert size(count) == text
+
+
+@pytest.mark.parametrize(
+    ("usec", "text"),
+    [(0, "0.000 s"), (241_499, "0.241 s"), (9_999_000, "9.999 s"), (12_345_678, "12.35 s"), (123_456_789, "123.5 s"),
+     (604_800_000_000, "604800 s")],
+)  # fmt: skip
+def test_seconds(usec: int, text: str) -> None:
+    """Times have four digits, and no more than milliseconds."""
+    assert seconds(usec) == text
+
+
+def test_limit() -> None:
+    """A limit is shown as an operator writes it."""
+    assert [limit(7_000_000), limit(2_500_000), limit(1_000)] == ["7 s", "2.5 s", "0.001 s"]
+
+
+def test_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A point in time is shown in the zone that is given, else in the system's."""
+    usec = 1_795_400_000_000_000
+    assert (moment(usec, UTC), zone_name(usec, UTC)) == ("2026-11-23 02:13:20", "UTC")
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    time.tzset()
+    try:
+        assert (moment(usec, None), zone_name(usec, None)) == ("2026-11-23 11:13:20", "JST")
+    finally:
+        monkeypatch.undo()
+        time.tzset()

@@ -1,11 +1,11 @@
-"""What `s3daemon check` finds, as lines for people; and the host it looks at.
+"""Print what `s3daemon check` finds, as lines for people; and the host that it looks at.
 
     ok    works
     note  is worth knowing; nothing is wrong
     warn  works, but worse than it could, or not for long
     FAIL  does not work; the line says what to do
 
-A line is told as soon as it is known: a store that does not answer takes its time.
+A line is printed as soon as it is known, since a store that does not answer takes its time.
 """
 
 from __future__ import annotations
@@ -13,77 +13,81 @@ from __future__ import annotations
 import contextlib
 import os
 import pwd
-import shutil
 import subprocess
-import textwrap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
 
+from rich.table import Table
+from rich.text import Text
+
+from s3daemon.commands.table import console_of, width_of
 from s3daemon.errors import one_line
 
 _SUBJECT_CHARS = len("credentials")
-_INDENT = len("FAIL ") + _SUBJECT_CHARS + 1
-#: systemctl asks PID 1 over the bus, which answers at once or not at all.
-_SYSTEMCTL_S = 10
+_STYLES = {"FAIL": "bold red", "warn": "yellow", "ok": "green", "note": ""}
+#: PID 1 answers at once or not at all.
+_SYSTEMD_S = 10
 
 
-class Report:
-    """Takes what the checks find and writes it.
+class Findings:
+    """Takes what the checks find and prints it.
 
     Args:
-        out: takes the lines.
-        width: lines are folded to this many columns; None for one line a finding.
+        out: takes the lines; they are folded where it is a terminal.
 
     Attributes:
         failed: something does not work.
     """
 
-    def __init__(self, out: TextIO, width: int | None = None) -> None:
+    def __init__(self, out: TextIO) -> None:
         self.failed = False
-        self._out = out
-        self._width = width
+        self._console = console_of(out)
         self._secrets: tuple[str, ...] = ()
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Show these nowhere: the last line of defence, as no check means to."""
+        """Replace these texts wherever they occur: the last line of defence, as no check means to show one."""
         self._secrets = tuple(secrets)
 
     def ok(self, subject: str, text: str) -> None:
-        """It works."""
-        self._tell("ok", subject, text)
+        """Say that something works."""
+        self._print("ok", subject, text)
 
     def note(self, subject: str, text: str) -> None:
-        """It is worth knowing."""
-        self._tell("note", subject, text)
+        """Say what is worth knowing."""
+        self._print("note", subject, text)
 
     def warn(self, subject: str, text: str) -> None:
-        """It works worse than it could."""
-        self._tell("warn", subject, text)
+        """Say what works worse than it could."""
+        self._print("warn", subject, text)
 
     def fail(self, subject: str, text: str) -> None:
-        """It does not work; `text` says what to do."""
+        """Say what does not work, and what to do."""
         self.failed = True
-        self._tell("FAIL", subject, text)
+        self._print("FAIL", subject, text)
 
     @contextlib.contextmanager
     def guard(self, subject: str) -> Iterator[None]:
-        """Let no check end the others."""
+        """Turn an unexpected exception of one check into a finding, so that the other checks run."""
         try:
             yield
         except Exception as exc:
-            # A bug in one must not hide what the others find. Not its text: nobody knows what that quotes.
+            # Without its text, which may quote anything.
             self.fail(subject, f"this check itself is at fault, please report it: {type(exc).__name__}")
 
-    def _tell(self, level: str, subject: str, text: str) -> None:
+    def _print(self, level: str, subject: str, text: str) -> None:
         for secret in self._secrets:
             text = text.replace(secret, "***")
-        line = f"{level:<4} {subject:<{_SUBJECT_CHARS}} {one_line(text, 1000)}"
-        if self._width is not None:
-            width = max(self._width, 2 * _INDENT)
-            line = textwrap.fill(line, width, subsequent_indent=_INDENT * " ", break_on_hyphens=False)
-        print(line, file=self._out, flush=True)
+        text = one_line(text, 1000)
+        if width_of(self._console) is None:
+            print(f"{level:<4} {subject:<{_SUBJECT_CHARS}} {text}", file=self._console.file, flush=True)
+            return
+        line = Table.grid(padding=(0, 1))
+        line.add_column(width=len("FAIL"))
+        line.add_column(width=_SUBJECT_CHARS)
+        line.add_row(Text(level, _STYLES[level]), subject, Text(text))
+        self._console.print(line)
 
 
 def _user(name: str) -> pwd.struct_passwd | None:
@@ -93,37 +97,60 @@ def _user(name: str) -> pwd.struct_passwd | None:
         return None
 
 
-def _systemctl(*words: str) -> str:
-    program = shutil.which("systemctl")
-    if program is None or not Path("/run/systemd/system").is_dir():
-        return ""
-    command = [program, "--no-pager", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=_SYSTEMCTL_S, check=False)  # noqa: S603 - words are ours
-    return done.stdout.strip()
+def _run(*command: str) -> str | None:
+    """Return what a command of systemd prints; None where systemd does not run, or the command fails."""
+    if not Path("/run/systemd/system").is_dir():
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, timeout=_SYSTEMD_S, check=True)  # noqa: S603 - words are ours
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.decode(errors="surrogateescape")
+
+
+def _show(unit: str) -> dict[str, str]:
+    shown = _run("systemctl", "show", "--property=LoadState,ActiveState,UnitFileState,Listen", unit) or ""
+    found: dict[str, str] = {}
+    for name, _, value in (line.partition("=") for line in shown.splitlines()):
+        found[name] = f"{found[name]} {value}" if name in found else value
+    return found
+
+
+def _environment(file: Path) -> dict[str, str] | None:
+    about = f"--description=s3daemon check reads {file}"
+    options = ("--quiet", "--collect", "--pipe", "--wait", "--no-ask-password", about)
+    printed = _run("systemd-run", *options, f"--property=EnvironmentFile={file}", "--", "/usr/bin/env", "--null")
+    if printed is None:
+        return None
+    return {name: value for name, _, value in (entry.partition("=") for entry in printed.split("\0")) if name}
 
 
 @dataclass(frozen=True)
 class Host:
-    """The host that is looked at; a test has one of its own.
+    """The host that is checked; a test has one of its own.
 
     Args:
         root: its file system.
-        uid: who looks.
+        uid: the user who runs the check.
         user: the account of a name, or None.
-        systemctl: what `systemctl WORDS...` prints; empty where systemd does not run.
+        show: some properties of a systemd unit, those that occur more than once joined by a blank; empty where systemd
+            does not run.
+        environment: the environment that systemd makes of an environment file, by reading it for a process of a moment;
+            None where it does not: for others than root, or where it does not run, or of a file that it does not take.
     """
 
     root: Path = Path("/")
     uid: int = field(default_factory=os.geteuid)
     user: Callable[[str], pwd.struct_passwd | None] = _user
-    systemctl: Callable[..., str] = _systemctl
+    show: Callable[[str], Mapping[str, str]] = _show
+    environment: Callable[[Path], Mapping[str, str] | None] = _environment
 
     def path(self, absolute: str | Path) -> Path:
-        """Where a path of the host is."""
+        """Return where a path of the host is."""
         return self.root / str(absolute).lstrip("/")
 
     def sysctl(self, name: str) -> str:
-        """A kernel setting, blanks made single; empty when it cannot be read."""
+        """Return a kernel setting, blanks made single; empty when it cannot be read."""
         try:
             return " ".join(self.path("/proc/sys/" + name.replace(".", "/")).read_text().split())
         except OSError:

@@ -1,7 +1,7 @@
-"""`s3daemon check`, the way to the store: its name, each of its addresses, and TLS with each.
+"""Check the way to the store: its name, and a connection and TLS with each of its addresses.
 
-They are looked at one by one, as a daemon has connections to all of them: of four receivers one may be down, or have a
-certificate that nobody renewed.
+They are tried one by one, as a daemon has connections to all of them: of four receivers one may be down, or have a
+certificate that has not been renewed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from yarl import URL
 
 from s3daemon.clock import Clock
-from s3daemon.commands.check.findings import Report
+from s3daemon.commands.check.findings import Findings
 from s3daemon.config.settings import Settings
 from s3daemon.network.tcp import TcpInfo
 
@@ -35,32 +35,25 @@ class Reached:
 
     Args:
         address: the address.
-        rtt_s: one round trip, seconds.
-        error: why there is no connection, or empty.
-        tls: what TLS was agreed on; empty for plain HTTP.
-        tls_error: why there is no TLS, or empty.
-        valid_days: how long its certificate holds, from now.
+        rtt_s: one round trip, seconds; None without a connection.
+        error: why requests cannot be sent there, or empty.
+        tls: the version of TLS and the certificate's names; empty for plain HTTP.
+        valid_days: how long its certificate is valid, from now.
     """
 
     address: str
-    rtt_s: float = 0.0
+    rtt_s: float | None = None
     error: str = ""
     tls: str = ""
-    tls_error: str = ""
     valid_days: float = 0.0
 
-    @property
-    def usable(self) -> bool:
-        """Requests can be sent there."""
-        return not self.error and not self.tls_error
 
-
-async def reach(settings: Settings, report: Report, wall: Clock) -> list[Reached]:
+async def reach(settings: Settings, findings: Findings, wall: Clock) -> list[Reached]:
     """Look the endpoint's name up, connect to each address, and agree on TLS there.
 
     Args:
         settings: valid ones.
-        report: takes the findings.
+        findings: takes what is found.
         wall: seconds since the epoch.
 
     Returns:
@@ -72,21 +65,39 @@ async def reach(settings: Settings, report: Report, wall: Clock) -> list[Reached
             found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as exc:
         why = f"no answer within {limit_s:g} s" if isinstance(exc, TimeoutError) else getattr(exc, "strerror", str(exc))
-        report.fail("endpoint", f"{url.host} does not resolve, {why}: mend S3_ENDPOINT_URL or the host's resolver")
+        findings.fail("endpoint", f"{url.host} does not resolve, {why}: fix S3_ENDPOINT_URL or the host's resolver")
         return []
     addresses = {str(item[4][0]): item for item in found}
     same = list(addresses) == [url.host]
-    report.ok("endpoint", settings.endpoint_url + ("" if same else f" is {', '.join(addresses)}"))
-    reached = await asyncio.gather(*(_probe(item, url, settings, wall) for item in addresses.values()))
-    _tell_connect(reached, url, report)
-    if url.scheme == "https":
-        _tell_tls([one for one in reached if not one.error], report)
-    else:
-        report.note("tls", "none, by S3_ENDPOINT_URL: files can be read and changed on their way")
+    findings.ok("endpoint", settings.endpoint_url + ("" if same else f" is {', '.join(addresses)}"))
+    if url.scheme != "https":
+        findings.note("tls", "none, by S3_ENDPOINT_URL: files can be read and changed on their way")
+    reached = await asyncio.gather(*(_connect(item, url, settings, wall) for item in addresses.values()))
+    for one in reached:
+        _report(one, url, findings, failed=all(other.error for other in reached))
     return reached
 
 
-async def _probe(item: tuple[Any, ...], url: URL, settings: Settings, wall: Clock) -> Reached:
+def _report(one: Reached, url: URL, findings: Findings, *, failed: bool) -> None:
+    """Print what came of an address; that no request can be sent there is a failure when all have `failed`."""
+    at = f"{one.address} port {url.port}"
+    if one.error:
+        text = f"{at}: {one.error}"
+        if failed:
+            findings.fail("connect", f"{text}; is the store up, and does every firewall between let this host through?")
+        else:
+            findings.warn("connect", f"{text}: an attempt that goes there fails; fix it or the name's entry")
+        return
+    text = f"{at}, RTT {(one.rtt_s or 0) * 1e3:.3g} ms"
+    if not one.tls:
+        findings.ok("connect", text)
+    elif one.valid_days >= CERTIFICATE_DAYS:
+        findings.ok("connect", f"{text}, {one.tls}, valid for {one.valid_days:.0f} days")
+    else:
+        findings.warn("connect", f"{text}, {one.tls}, valid for {one.valid_days:.0f} days only: have it renewed")
+
+
+async def _connect(item: tuple[Any, ...], url: URL, settings: Settings, wall: Clock) -> Reached:
     family, kind, proto, _, sockaddr = item
     address, limit_s = str(sockaddr[0]), settings.connect_timeout_s
     try:
@@ -100,13 +111,11 @@ async def _probe(item: tuple[Any, ...], url: URL, settings: Settings, wall: Cloc
     except OSError as exc:
         # asyncio's own text only repeats the address.
         return Reached(address, error=os.strerror(exc.errno) if exc.errno else str(exc))
-    if url.scheme == "https":
-        return await _greet(Reached(address, rtt_s), url, settings, wall)
-    return Reached(address, rtt_s)
+    reached = Reached(address, rtt_s)
+    return await _agree_on_tls(reached, url, settings, wall) if url.scheme == "https" else reached
 
 
-async def _greet(reached: Reached, url: URL, settings: Settings, wall: Clock) -> Reached:
-    """Agree on TLS."""
+async def _agree_on_tls(reached: Reached, url: URL, settings: Settings, wall: Clock) -> Reached:
     try:
         context = ssl.create_default_context(cafile=settings.ca_bundle or None)
         async with asyncio.timeout(settings.connect_timeout_s):
@@ -114,44 +123,18 @@ async def _greet(reached: Reached, url: URL, settings: Settings, wall: Clock) ->
         cert, version = writer.get_extra_info("peercert"), writer.get_extra_info("ssl_object").version()
         writer.transport.abort()
     except ssl.SSLCertVerificationError as exc:
-        return replace(reached, tls_error=_distrust(exc))
+        return replace(reached, error=_distrust(exc))
     except TimeoutError:
-        return replace(reached, tls_error="no answer to TLS: does that port speak it?")
+        return replace(reached, error="no answer to TLS: does that port speak it?")
     except OSError as exc:
         why = getattr(exc, "reason", "") or exc.strerror or str(exc)
-        return replace(reached, tls_error=f"no TLS ({why}): does that port speak it?")
+        return replace(reached, error=f"no TLS ({why}): does that port speak it?")
     days = (ssl.cert_time_to_seconds(cert["notAfter"]) - wall()) / _DAY_S
-    return replace(reached, tls=f"{version}, certificate of {_subject(cert)}", valid_days=days)
+    return replace(reached, tls=f"{version}, certificate of {_names(cert)}", valid_days=days)
 
 
-def _tell_connect(reached: Sequence[Reached], url: URL, report: Report) -> None:
-    good, bad = [one for one in reached if not one.error], [one for one in reached if one.error]
-    texts = [f"{one.address} port {url.port}, RTT {one.rtt_s * 1e3:.3g} ms" for one in good]
-    texts += [f"{one.address} port {url.port}: {one.error}" for one in bad]
-    if not bad:
-        report.ok("connect", "; ".join(texts))
-    elif good:
-        report.warn("connect", f"{'; '.join(texts)}: an attempt that goes there fails; mend it or the name's entry")
-    else:
-        text = "is the store up, and does every firewall between let this host through?"
-        report.fail("connect", f"{'; '.join(texts)}: {text}")
-
-
-def _tell_tls(reached: Sequence[Reached], report: Report) -> None:
-    # Receivers that are alike need one line.
-    for text in dict.fromkeys(one.tls_error for one in reached if one.tls_error):
-        at = ", ".join(one.address for one in reached if one.tls_error == text)
-        report.fail("tls", f"{at}: {text}")
-    for one in {one.tls: one for one in reached if one.tls}.values():
-        left = f"for {one.valid_days:.0f} days"
-        if one.valid_days >= CERTIFICATE_DAYS:
-            report.ok("tls", f"{one.tls}, valid {left}")
-        else:
-            report.warn("tls", f"{one.tls}, valid {left} only: have it renewed")
-
-
-def _subject(cert: Mapping[str, Any]) -> str:
-    names = [str(value) for kind, value in cert.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
+def _names(cert: Mapping[str, Any]) -> str:
+    names: Sequence[str] = [str(name) for kind, name in cert.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
     return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
 
 

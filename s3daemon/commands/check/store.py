@@ -1,4 +1,4 @@
-"""`s3daemon check`, the store's part: its clock, the keys, and an object put there.
+"""Check the store: its clock, the keys, and an object put there.
 
 All goes over the product's own connections, signed by its own client: what passes here is what the daemon will do.
 """
@@ -21,13 +21,14 @@ import aiohttp
 from yarl import URL
 
 from s3daemon.clock import Clock
-from s3daemon.commands.check.findings import Report
+from s3daemon.commands.check.findings import Findings
 from s3daemon.commands.check.network import reach
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, SettingsError
 from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
+from s3daemon.network.keepalive import find_small_request
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
 from s3daemon.s3.sender import Sender
@@ -35,7 +36,7 @@ from s3daemon.s3.store import LookupResult, Store
 
 #: An HTTP date has whole seconds; beyond the second, a clock that is kept by NTP is not off by as much.
 SKEW_WARN_S = 30
-#: S3 refuses what was signed a quarter of an hour off. A clock that is five minutes off is kept by nothing.
+#: S3 refuses what was signed a quarter of an hour off. A clock that is five minutes off is not kept at all.
 SKEW_FAIL_S = 300
 
 _MD5_DIGITS = 32
@@ -51,22 +52,22 @@ _CONSEQUENCES = {
 
 
 class StoreChecks:
-    """The checks, in the order in which a file meets what they look at.
+    """The checks of the store, in the order in which a file depends on what they check.
 
     Args:
         settings: valid ones.
-        report: takes the findings.
+        findings: takes what is found.
         wall: seconds since the epoch.
 
     Attributes:
         rtt_s: the longest round trip to an address that answered; None when none did.
     """
 
-    def __init__(self, settings: Settings, report: Report, wall: Clock = time.time) -> None:
+    def __init__(self, settings: Settings, findings: Findings, wall: Clock = time.time) -> None:
         self.rtt_s: float | None = None
         # One connection will do, and the same one for all that follows.
         self._settings = dataclasses.replace(settings, max_connections=1)
-        self._report = report
+        self._findings = findings
         self._wall = wall
         self._tries = 1
 
@@ -76,20 +77,22 @@ class StoreChecks:
         Args:
             target: BUCKET or BUCKET/PREFIX to put an object to, or empty.
         """
-        with self._report.guard("connect"):
-            reached = await reach(self._settings, self._report, self._wall)
-            self.rtt_s = max((one.rtt_s for one in reached if not one.error), default=None)
+        with self._findings.guard("connect"):
+            reached = await reach(self._settings, self._findings, self._wall)
+            self.rtt_s = max((one.rtt_s for one in reached if one.rtt_s is not None), default=None)
             self._tries = max(1, len(reached))
-            if not any(one.usable for one in reached):
-                self._report.note("credentials", "not checked, nor is what needs them: there is no way to the store")
+            if all(one.error for one in reached):
+                self._findings.note("credentials", "not checked, nor is what needs them: there is no way to the store")
                 return
         pool = ConnectionPool(self._settings)
         sender = Sender(self._settings, pool, Signer(self._settings))
         store = Store(sender)
         try:
-            with self._report.guard("clock"):
+            with self._findings.guard("clock"):
                 await self._clock(pool)
-            with self._report.guard("credentials"):
+            with self._findings.guard("keep-alive"):
+                await self._keep_alive(pool)
+            with self._findings.guard("credentials"):
                 if await self._credentials(sender) and target:
                     await self._bucket(store, target)
         finally:
@@ -107,46 +110,65 @@ class StoreChecks:
                 break
         if date is None:
             text = f"an unsigned request got no answer; does that port speak {url.scheme}?"
-            self._report.note("clock", f"not compared: {text}")
+            self._findings.note("clock", f"not compared: {text}")
             return
         try:
             skew = parsedate_to_datetime(date).timestamp() - self._wall()
         except ValueError:
-            self._report.note("clock", "not compared: the store's answer has no date")
+            self._findings.note("clock", "not compared: the store's answer has no date")
         else:
             text = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the store's"
             if abs(skew) < SKEW_WARN_S:
-                self._report.ok("clock", "with the store's, to the second or so" if abs(skew) < 2 else text)  # noqa: PLR2004 - the header has whole seconds
+                self._findings.ok("clock", "with the store's, to the second or so" if abs(skew) < 2 else text)  # noqa: PLR2004 - the header has whole seconds
             elif abs(skew) < SKEW_FAIL_S:
-                self._report.warn("clock", f"{text}; from 15 min on it refuses all: {_CLOCK_CURE}")
+                self._findings.warn("clock", f"{text}; from 15 min on it refuses all: {_CLOCK_CURE}")
             else:
-                self._report.fail("clock", f"{text}: RequestTimeTooSkewed, now or soon: {_CLOCK_CURE}")
+                self._findings.fail("clock", f"{text}: RequestTimeTooSkewed, now or soon: {_CLOCK_CURE}")
+
+    async def _keep_alive(self, pool: ConnectionPool) -> None:
+        url = str(URL(self._settings.endpoint_url).with_path("/"))
+        try:
+            async with pool.acquire() as connection:
+
+                async def send(method: str) -> None:
+                    async with timeout(self._settings.stall_timeout_s):
+                        await pool.assign_address(connection)
+                        await connection.request(method, url, {}, None)
+
+                found = await find_small_request(connection, send)
+        except (aiohttp.ClientError, OSError):
+            return  # no answer, which was said of the clock
+        if found:
+            self._findings.ok("keep-alive", f"the store keeps a connection open after {found} /")
+        else:
+            text = "the store closes each connection after its answer: none is warm, and each upload opens its own"
+            self._findings.warn("keep-alive", f"{text}; enable keep-alive at the store, or at the proxy in front of it")
 
     async def _credentials(self, sender: Sender) -> bool:
-        """Whether there are keys to go on with, good ones or not."""
+        """Whether there are keys to go on with, valid or not."""
         try:
             await sender.open()
             answer = await self._insist(lambda: sender.call("list_buckets"))
         except SettingsError as exc:
-            self._report.fail("credentials", exc.text)
+            self._findings.fail("credentials", exc.text)
             return False
         except AttemptError as exc:
             if exc.code == "AccessDenied":
-                self._report.ok("credentials", "the store knows them; they may not list buckets, which is not needed")
+                self._findings.ok("credentials", "the store knows them; they may not list buckets, which is not needed")
             elif exc.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
-                self._report.note("credentials", f"{exc.code}: the store does not tell; check with a BUCKET")
+                self._findings.note("credentials", f"{exc.code}: the store does not say; check with a BUCKET")
             else:
-                self._report.fail("credentials", _complaint(exc))
+                self._findings.fail("credentials", _complaint(exc))
         else:
             count = len(answer.get("Buckets", ()))
-            self._report.ok("credentials", f"the store takes them; buckets of their own: {count}")
+            self._findings.ok("credentials", f"the store accepts them; buckets of their own: {count}")
         return True
 
     async def _bucket(self, store: Store, target: str) -> None:
         bucket, _, prefix = target.partition("/")
         allowed = self._settings.allowed_buckets
         if allowed and bucket not in allowed:
-            self._report.fail("bucket", f"{bucket} is not in S3DAEMON_ALLOWED_BUCKETS: the daemon refuses it; add it")
+            self._findings.fail("bucket", f"{bucket} is not in S3DAEMON_ALLOWED_BUCKETS: the daemon refuses it; add it")
             return
         key = f"{prefix}{'/' if prefix and not prefix.endswith('/') else ''}s3daemon-check-{secrets.token_hex(8)}"
         with tempfile.TemporaryDirectory(prefix="s3daemon-check-") as directory:
@@ -156,10 +178,10 @@ class StoreChecks:
                 file.write_text(_CONTENT)  # noqa: ASYNC240 - a line; nothing else runs meanwhile
                 source = Source.open(str(file))
             except S3daemonError as exc:
-                self._report.fail("bucket", exc.text)
+                self._findings.fail("bucket", exc.text)
                 return
             transfer = Transfer.accept(request, source.state, round(self._wall() * 1e6))
-            self._report.note("bucket", f"putting a small object, and deleting it again: {transfer.destination}")
+            self._findings.note("bucket", f"putting a small object, and deleting it again: {transfer.destination}")
             try:
                 await self._put(store, transfer, source)
             finally:
@@ -169,25 +191,25 @@ class StoreChecks:
         try:
             stored = await self._insist(lambda: store.put(transfer, source))
         except FileError as exc:
-            self._report.fail("bucket", exc.text)
+            self._findings.fail("bucket", exc.text)
             return
         except AttemptError as exc:
-            self._report.fail("bucket", _complaint(exc))
+            self._findings.fail("bucket", _complaint(exc))
             if not exc.ambiguous and exc.code != Code.ETAG_MISMATCH:
                 return
         else:
             md5 = self._settings.verify != "off" and len(stored.etag) == _MD5_DIGITS
             how = "verified by its ETag" if md5 else "of the right length; no MD5 was compared"
-            self._report.ok("bucket", f"stored in {stored.upload_usec / 1e3:.3g} ms, {how}")
+            self._findings.ok("bucket", f"stored in {stored.upload_usec / 1e3:.3g} ms, {how}")
             await self._look(store, transfer)
         try:
             await store.sender.call("delete_object", Bucket=transfer.destination.bucket, Key=transfer.destination.key)
         except AttemptError as exc:
             text = f"{exc.code}: {transfer.destination} stays there; delete it by other means. The daemon never deletes"
-            self._report.warn("bucket", text)
+            self._findings.warn("bucket", text)
 
     async def _look(self, store: Store, transfer: Transfer) -> None:
-        """Whether the daemon can find out what became of an attempt without an answer."""
+        """Check whether the daemon can find out what became of an attempt that got no answer."""
         try:
             found = await store.find(transfer)
         except AttemptError as exc:
@@ -195,11 +217,11 @@ class StoreChecks:
         else:
             why = " (the keys may not read there)" if found is LookupResult.FORBIDDEN else ""
         if found is None or isinstance(found, LookupResult):
-            text = "an attempt without an answer will be sent again, and its object's notification too"
-            self._report.warn("bucket", f"a HEAD does not show what was put{why}: {text}")
+            text = "an attempt that gets no answer will be sent again, and so will its object's notification"
+            self._findings.warn("bucket", f"a HEAD does not show what was put{why}: {text}")
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
-        """Call, and where an address does not answer call again: the next try goes to the next address."""
+        """Call, and call again where an address does not answer: the next try goes to the next address."""
         for _ in range(self._tries - 1):
             try:
                 return await call()

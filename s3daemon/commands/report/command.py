@@ -1,4 +1,4 @@
-"""`s3daemon report`: what became of transfers and where the time went, from the journal.
+"""`s3daemon report`: its options, and the way from the entries of a journal to what is shown.
 
 Nothing here asks the daemon or the store: it reads records, of this host or of many.
 """
@@ -6,30 +6,26 @@ Nothing here asks the daemon or the store: it reads records, of this host or of 
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from datetime import UTC, datetime, tzinfo
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import UTC, tzinfo
 from pathlib import Path
 from typing import TextIO
 
-from s3daemon.commands.report import plot as report_plot
+from rich.progress import Progress, TextColumn
+
+from s3daemon.commands.report import plot
 from s3daemon.commands.report.data import write_csv, write_json
-from s3daemon.commands.report.files import JournalFiles
-from s3daemon.commands.report.read import from_journal, from_lines, reader
-from s3daemon.commands.report.select import Collection, Entry, Selection
+from s3daemon.commands.report.read import Note, from_journal, from_lines, usec_of
+from s3daemon.commands.report.select import Collection, JournalEntry, Selection
 from s3daemon.commands.report.stats import Report, grouping
-from s3daemon.commands.report.term import charts
-from s3daemon.commands.report.text import lines, moment
-from s3daemon.commands.report.when import usec_of
+from s3daemon.commands.report.text import lines
+from s3daemon.commands.table import console_of, width_of
 from s3daemon.config.values import duration
 from s3daemon.errors import Code, S3daemonError, one_line
+from s3daemon.units import moment
 
-#: Seconds between two signs of progress, and how wide a chart is where no terminal says.
-_PROGRESS_S = 0.2
-_CHART_WIDTH = 100
 _DURATION = duration("1ms", "30d")
 _BY = """a line for each tag, host, receiver, prefix (the key up to its last slash) or prefix:N (its first N parts): the
 first request, the last object stored, the time between"""
@@ -37,7 +33,8 @@ first request, the last object stored, the time between"""
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    # `--since -2h`, as journalctl takes it: argparse would look for an option -2.
+    # `--since -2h` is what journalctl takes; argparse would look for an option -2. Its public interface has no way to
+    # say so; this name is the same in Python 3.11 to 3.14.
     parser._negative_number_matcher = re.compile(r"-[0-9]")
     parser.description = "Transfers that ended: how many, how fast, which failed, which were slow and why."
     source = parser.add_mutually_exclusive_group()
@@ -56,13 +53,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         which.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=text)
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--by", type=_by, metavar="HOW", help=_BY)
-    shown.add_argument("--limit", type=_duration, default="7s", metavar="TIME", help="a transfer's; default 7s")
+    shown.add_argument("--limit", type=_duration, default="7s", metavar="TIME", help="for a transfer; default 7s")
     shown.add_argument("--late", type=_duration, default="10s", metavar="TIME", help="for the last object; default 10s")
     shown.add_argument("--utc", action="store_true", help="times in UTC; also those of --since and --until")
     form = shown.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one object; times in microseconds")
     form.add_argument("--csv", action="store_true", help="a line for each transfer, or with --by for each group")
-    shown.add_argument("--plot", nargs="?", const="", metavar="FILE", help="draw a .png or .svg; without FILE, in text")
+    shown.add_argument("--plot", type=Path, metavar="FILE", help="draw a .png or .svg as well")
 
 
 def main(
@@ -72,45 +69,51 @@ def main(
     out: TextIO,
     err: TextIO,
     stdin: Iterable[bytes] | None = None,
-    clock: Callable[[], float] = time.monotonic,
 ) -> int:
     """Carry out the command.
 
     Args:
         args: as `configure` described them.
-        environ: COLUMNS is read of it.
+        environ: not used; every command is given it.
         out: takes the report.
         err: takes one line when something is wrong, and progress when it is a terminal.
         stdin: what `--stdin` reads; without it, standard input.
-        clock: monotonic seconds.
 
     Returns:
         The exit status: 0, or 1 when there is no report.
     """
     zone = UTC if args.utc else None
+    notes: list[str] = []
     try:
-        selection = _selection(args, datetime.now(zone))
-        plot = _plot_file(args)
+        selection = _selection(args)
+        if args.plot and args.plot.suffix.lower() not in plot.SUFFIXES:
+            raise S3daemonError(Code.BAD_REQUEST, f"--plot takes a file that ends in {' or '.join(plot.SUFFIXES)}")
         collection = Collection(selection)
-        entries = _entries(args, selection, sys.stdin.buffer if stdin is None else stdin, err)
-        for entry in _with_progress(entries, err, clock):
+        for entry in _with_progress(_entries(args, selection, stdin, notes.append), err):
             collection.add(entry)
-        report = Report.of(collection.sightings(), limit_usec=args.limit, late_usec=args.late, by=args.by or "")
+        report = Report.of(collection.transfers(), limit_usec=args.limit, late_usec=args.late, by=args.by or "")
         if collection.unreadable:
-            print(f"records left out, cut (journalctl --all?) or of another version: {collection.unreadable}", file=err)
-        if not report.sightings:
-            print(f"no transfer was recorded{_period(selection, zone)}", file=err)
-        if plot:
-            report_plot.save(report.grouped(), plot, zone)
+            notes.append(f"records left out, cut (journalctl --all?) or of another version: {collection.unreadable}")
+        if not report.transfers:
+            notes.append(f"no transfer was recorded{_period(selection, zone)}")
+        if args.plot:
+            plot.save(report.grouped(), args.plot, zone)
     except S3daemonError as exc:
+        _print_notes(notes, err)
         print(f"{exc.code}: {one_line(exc.text)}", file=err)
         return 1
-    _write(report, args, zone, _width(out, environ), out)
+    _print_notes(notes, err)
+    _write(report, args, zone, out)
     return 0
 
 
-def _selection(args: argparse.Namespace, now: datetime) -> Selection:
-    since, until = (None if text is None else usec_of(text, now) for text in (args.since, args.until))
+def _print_notes(notes: Iterable[str], err: TextIO) -> None:
+    for text in notes:
+        print(f"note: {text}", file=err)
+
+
+def _selection(args: argparse.Namespace) -> Selection:
+    since, until = (None if text is None else usec_of(text, utc=args.utc) for text in (args.since, args.until))
     if since is not None and until is not None and since > until:
         raise S3daemonError(Code.BAD_REQUEST, "--since is later than --until")
     return Selection(
@@ -124,57 +127,30 @@ def _selection(args: argparse.Namespace, now: datetime) -> Selection:
     )
 
 
-def _plot_file(args: argparse.Namespace) -> Path | None:
-    """Where to draw; found out before a long read, not after it."""
-    if args.plot is None:
-        return None
-    if not args.plot:
-        if args.json or args.csv:
-            raise S3daemonError(Code.BAD_REQUEST, "--json and --csv go with --plot FILE, not with a chart in text")
-        return None
-    path = Path(args.plot)
-    if path.suffix.lower() not in report_plot.SUFFIXES:
-        raise S3daemonError(Code.BAD_REQUEST, f"--plot takes a file that ends in {' or '.join(report_plot.SUFFIXES)}")
-    return path
-
-
-def _entries(args: argparse.Namespace, selection: Selection, stdin: Iterable[bytes], err: TextIO) -> Iterator[Entry]:
-    def note(text: str) -> None:
-        print(f"note: {text}", file=err)
-
+def _entries(
+    args: argparse.Namespace, selection: Selection, stdin: Iterable[bytes] | None, note: Note
+) -> Iterator[JournalEntry]:
     if args.stdin:
-        return from_lines(stdin, note)
-    opener = reader()
-    files = JournalFiles.saved(args.file) if args.file else JournalFiles.of_host()
-    return from_journal(files, selection, opener, note)
+        return from_lines(sys.stdin.buffer if stdin is None else stdin, note)
+    return from_journal(args.file, selection, note)
 
 
-def _with_progress(entries: Iterable[Entry], err: TextIO, clock: Callable[[], float]) -> Iterator[Entry]:
-    """The same, with a line on a terminal that counts, and is gone in the end."""
-    if not err.isatty():
-        yield from entries
-        return
-    shown = clock()
-    for count, entry in enumerate(entries, 1):
-        yield entry
-        if count % 100 == 0 and clock() - shown > _PROGRESS_S:
-            shown = clock()
-            print(f"\r{count} records read", end="", file=err, flush=True)
-    print("\r\x1b[K", end="", file=err, flush=True)
+def _with_progress(entries: Iterator[JournalEntry], err: TextIO) -> Iterator[JournalEntry]:
+    """Yield the same, and count on a terminal meanwhile, in a line that is erased in the end."""
+    column = TextColumn("{task.completed} records read")
+    with Progress(column, console=console_of(err), transient=True, disable=not err.isatty()) as progress:
+        yield from progress.track(entries)
 
 
-def _write(report: Report, args: argparse.Namespace, zone: tzinfo | None, width: int | None, out: TextIO) -> None:
+def _write(report: Report, args: argparse.Namespace, zone: tzinfo | None, out: TextIO) -> None:
     if args.json:
         write_json(report, out)
     elif args.csv:
         write_csv(report, out)
-    elif report.sightings:
-        encoding = out.encoding or "utf-8"
-        shown = [*lines(report, zone, width), ""]
-        if args.plot == "":
-            shown += [*charts(report.grouped(), zone, width or _CHART_WIDTH, encoding), ""]
-        for line in (*shown, "What is pending has no record yet: s3daemon queue"):
-            print(line.encode(encoding, "replace").decode(encoding), file=out)
+    elif report.transfers:
+        for line in lines(report, zone, width_of(console_of(out))):
+            print(line, file=out)
+        print("\nWhat is pending has no record yet: s3daemon queue", file=out)
 
 
 def _period(selection: Selection, zone: tzinfo | None) -> str:
@@ -183,25 +159,17 @@ def _period(selection: Selection, zone: tzinfo | None) -> str:
     return begin + ("" if until is None else f" until {moment(until, zone)}")
 
 
-def _width(out: TextIO, environ: Mapping[str, str]) -> int | None:
-    """Of the terminal; None where the output is none."""
-    if not out.isatty():
-        return None
-    columns = environ.get("COLUMNS", "")
-    return int(columns) if columns.isdecimal() and int(columns) else os.get_terminal_size(out.fileno()).columns
-
-
 def _when(text: str) -> str:
-    """Text that names a point in time; which one depends on --utc."""
+    """Check that a text names a point in time; which one depends on --utc."""
     try:
-        usec_of(text, datetime.now(UTC))
+        usec_of(text, utc=True)
     except ValueError as exc:
         raise argparse.ArgumentTypeError(str(exc)) from exc
     return text
 
 
 def _duration(text: str) -> int:
-    """Microseconds."""
+    """Return microseconds."""
     try:
         value: float | None = _DURATION.convert(text)
     except ValueError:

@@ -1,6 +1,6 @@
-"""A report for programs: JSON with everything that is told, CSV with a line for each transfer or each group.
+"""Write a report for programs: JSON with all of it, CSV with a line for each transfer or each group.
 
-Times end in `_usec`: microseconds, since the epoch where they are points in time. The unknown is null, or empty.
+Times end in `_usec`: microseconds, since the epoch where they are points in time. What is unknown is null, or empty.
 """
 
 from __future__ import annotations
@@ -12,8 +12,7 @@ from dataclasses import asdict
 from typing import TextIO
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.commands.report.stats import METHOD, Figures, Report
-from s3daemon.commands.report.why import Breakdown
+from s3daemon.commands.report.stats import METHOD, Breakdown, Figures, Report
 
 _RECORD = (
     "transfer_id", "outcome", "bucket", "key", "size_bytes", "start_usec", "queue_usec", "upload_usec", "total_usec",
@@ -22,15 +21,15 @@ _RECORD = (
 
 
 def write_json(report: Report, out: TextIO) -> None:
-    """One object, indented."""
-    slowest = [_transfer(seen) | {"why": asdict(Breakdown.of(seen.record))} for seen in report.slowest]
+    """Write one object, indented."""
+    slowest = [_transfer(one) | {"why": asdict(Breakdown.of(one.record))} for one in report.slowest]
     found: dict[str, object] = {
         "limit_usec": report.limit_usec,
         "late_usec": report.late_usec,
         "percentiles": METHOD,
         "hosts": report.hosts,
         **_figures(report.figures),
-        "failures": {"by_code": dict(report.codes), "transfers": [_transfer(seen) for seen in report.failed]},
+        "failures": {"by_code": dict(report.codes), "transfers": [_transfer(one) for one in report.failed]},
         "slowest": slowest,
     }
     if report.by:
@@ -43,20 +42,20 @@ def write_json(report: Report, out: TextIO) -> None:
 
 
 def write_csv(report: Report, out: TextIO) -> None:
-    """A head, and a line for each group; without groups for each transfer, by the time of request."""
+    """Write a heading and a line for each group; without groups one for each transfer, by the time of request."""
     if report.by:
         rows = [{"name": g.name, "late": int(report.late(g)), **_flat(_figures(g.figures))} for g in report.groups]
         head = list(rows[0]) if rows else ["name"]
     else:
-        rows = [{**_transfer(seen), "tags": ";".join(seen.record.tags)} for seen in report.sightings]
+        rows = [{**_transfer(one), "tags": ";".join(one.record.tags)} for one in report.transfers]
         head = ["host", *_RECORD, "tags"]
     writer = csv.DictWriter(out, head, lineterminator="\n")
     writer.writeheader()
     writer.writerows({name: _cell(value) for name, value in row.items()} for row in rows)
 
 
-def _transfer(seen: ReportedTransfer) -> dict[str, object]:
-    return {"host": seen.host, **{name: getattr(seen.record, name) for name in _RECORD}, "tags": list(seen.record.tags)}
+def _transfer(one: ReportedTransfer) -> dict[str, object]:
+    return {"host": one.host, **{name: getattr(one.record, name) for name in _RECORD}, "tags": list(one.record.tags)}
 
 
 def _figures(figures: Figures) -> dict[str, object]:
@@ -65,7 +64,7 @@ def _figures(figures: Figures) -> dict[str, object]:
 
 
 def _flat(members: Mapping[str, object]) -> dict[str, object]:
-    """Members of members beside the others: `total_p50_usec`."""
+    """Return members of members beside the others: `total_p50_usec`."""
     flat: dict[str, object] = {}
     for name, value in members.items():
         if name in ("total", "queue", "upload"):
@@ -77,7 +76,7 @@ def _flat(members: Mapping[str, object]) -> dict[str, object]:
 
 
 def _cell(value: object) -> object:
-    """A value for a line: no undecodable bytes, which the output would refuse; True is 1."""
+    """Return a value for a line: without undecodable bytes, which the output would refuse; True is 1."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode()
     return int(value) if isinstance(value, bool) else value

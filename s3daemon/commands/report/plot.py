@@ -1,24 +1,23 @@
-"""A report as a picture, by matplotlib, which only `--plot FILE` needs and imports.
+"""Draw a report as a picture, by matplotlib, which only `--plot FILE` needs and imports.
 
-Colours are those of Okabe and Ito, which people with any colour vision tell apart; and nothing is told by colour alone:
-what is beyond its limit is hatched, what failed is a cross, each line has its own dashes and its name in the legend.
-Legends stand above the axes, where they hide nothing.
+The colours are Okabe and Ito's, which people with any colour vision can tell apart; and nothing is shown by colour
+alone: what is beyond its limit is hatched, what failed is a cross, each line has its own dashes and its name in the
+legend. Legends are above the axes, where they hide nothing.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from datetime import datetime, tzinfo
+from datetime import tzinfo
 from pathlib import Path
 from typing import Any
 
 from s3daemon.commands.report.stats import Report
-from s3daemon.commands.report.why import bound, seconds
 from s3daemon.errors import Code, S3daemonError, one_line
-from s3daemon.units import size
+from s3daemon.units import datetime_of, limit, seconds, size
 
-#: matplotlib's: it is not there for everybody who checks types.
+#: matplotlib's types, which are not there for everyone who checks types.
 Axes = Any
 Picture = Any
 
@@ -61,13 +60,13 @@ def save(report: Report, path: Path, zone: tzinfo | None) -> None:
 
 
 def drawn(report: Report, zone: tzinfo | None) -> Picture:
-    """The picture, its three charts from above: how long, when, each group's last object; raises as `save` does."""
+    """Draw three charts, from the top: how long, when, each group's last object; raise as `save` does."""
     if not report.figures.stored:
         raise S3daemonError(Code.NOTHING_STORED, "nothing was stored, so there is nothing to draw")
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
-        text = "--plot FILE takes the package s3daemon-report, or pip's s3daemon[report]; without FILE it takes neither"
+        text = "--plot takes the package s3daemon-report, or pip's s3daemon[report]"
         raise S3daemonError(Code.NO_PLOTTING, text) from exc
     picture = Figure(figsize=(13, 12), dpi=_DPI, layout="constrained")
     axes = picture.subplots(3, 1)
@@ -85,11 +84,11 @@ def _title(report: Report) -> str:
     if len(hosts) > _HOSTS_CHARS:
         where = f"{len(report.hosts)} hosts: "
     many = f"{figures.stored} transfers stored, {figures.failed} failed, {size(figures.size_bytes)}"
-    return f"{where}{many}; {figures.over_limit} over {bound(report.limit_usec)}"
+    return f"{where}{many}; {figures.over_limit} over {limit(report.limit_usec)}"
 
 
 def _distribution(axes: Axes, report: Report) -> None:
-    totals = [max(seen.record.total_usec, 1) / 1e6 for seen in report.sightings if seen.record.stored]
+    totals = [max(one.record.total_usec, 1) / 1e6 for one in report.transfers if one.record.stored]
     limit_s = report.limit_usec / 1e6
     edges = _edges(min(totals), max(totals), limit_s)
     _, _, bars = axes.hist(totals, bins=edges, color=_BLUE, edgecolor="white", linewidth=0.4)
@@ -102,23 +101,23 @@ def _distribution(axes: Axes, report: Report) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set(xlabel="seconds from request to stored, logarithmic", ylabel="transfers, logarithmic")
     _log_ticks(axes.xaxis, math.log10(edges[-1] / edges[0]))
-    axes.axvline(limit_s, color=_VERMILLION, linestyle=_LIMIT, label=f"limit {bound(report.limit_usec)}")
+    axes.axvline(limit_s, color=_VERMILLION, linestyle=_LIMIT, label=f"limit {limit(report.limit_usec)}")
     if spread := report.figures.total:
         axes.axvline(spread.p50_usec / 1e6, color=_BLACK, linestyle=_DOTTED, label=f"p50 {seconds(spread.p50_usec)}")
         axes.axvline(spread.p99_usec / 1e6, color=_BLACK, linestyle=_DASHED, label=f"p99 {seconds(spread.p99_usec)}")
     _head(axes, "How long transfers took")
 
 
-def _edges(least: float, most: float, limit: float) -> list[float]:
-    """Edges of classes, even on a logarithmic scale, with one exactly at the limit."""
+def _edges(least: float, most: float, limit_s: float) -> list[float]:
+    """Return the edges of classes, even on a logarithmic scale, with one exactly at the limit."""
     step = 1 / _BINS_PER_DECADE
-    first = math.floor(math.log10(least / limit) / step)
-    last = max(math.floor(math.log10(most / limit) / step) + 1, first + 1)
-    return [limit * 10 ** (at * step) for at in range(first, last + 1)]
+    first = math.floor(math.log10(least / limit_s) / step)
+    last = max(math.floor(math.log10(most / limit_s) / step) + 1, first + 1)
+    return [limit_s * 10 ** (at * step) for at in range(first, last + 1)]
 
 
 def _series(axes: Axes, report: Report, zone: tzinfo | None) -> None:
-    stored = [seen.record for seen in report.sightings if seen.record.stored]
+    stored = [one.record for one in report.transfers if one.record.stored]
     over = [record for record in stored if record.total_usec > report.limit_usec]
     again = [record for record in stored if record.attempts > 1]
     crowd = len(stored) > _CROWD
@@ -127,14 +126,14 @@ def _series(axes: Axes, report: Report, zone: tzinfo | None) -> None:
         (stored, "stored", {"color": _BLUE, "s": 2 if crowd else 12, "alpha": faint, "lw": 0}),
         (over, "over the limit", {"color": _VERMILLION, "marker": "D", "s": 18}),
         (again, "at a later attempt", {"fc": "none", "ec": _BLACK, **(_THIN if len(again) > _MANY_RINGS else _RING)}),
-        ([seen.record for seen in report.failed], "failed", {"color": _BLACK, "marker": "x", "s": 50}),
+        ([one.record for one in report.failed], "failed", {"color": _BLACK, "marker": "x", "s": 50}),
     )
     for records, kind, look in kinds:
         if records:
             dates, times = [_date(r.start_usec) for r in records], [max(r.total_usec, 1) / 1e6 for r in records]
             # Points as pixels: a vector for each would make an SVG of 200 000 transfers useless.
             axes.scatter(dates, times, rasterized=True, zorder=3, label=f"{kind}: {len(records)}", **look)
-    name = f"limit {bound(report.limit_usec)}"
+    name = f"limit {limit(report.limit_usec)}"
     axes.axhline(report.limit_usec / 1e6, color=_VERMILLION, linestyle=_LIMIT, label=name)
     axes.set_yscale("log")
     low, high = axes.get_ylim()
@@ -153,12 +152,12 @@ def _groups(axes: Axes, report: Report, zone: tzinfo | None) -> None:
     else:
         _points(axes, report, times)
         _time_axis(axes, report, zone)
-    axes.axhline(report.late_usec / 1e6, color=_VERMILLION, linestyle=_LIMIT, label=f"late: {bound(report.late_usec)}")
+    axes.axhline(report.late_usec / 1e6, color=_VERMILLION, linestyle=_LIMIT, label=f"late: {limit(report.late_usec)}")
     _head(axes, f"Time to the last object, by {report.by}")
 
 
 def _bars(axes: Axes, report: Report, times: Sequence[float]) -> None:
-    """A bar with its name for each group."""
+    """Draw a bar with its name for each group."""
     late = [report.late(group) for group in report.groups]
     colors = [_VERMILLION if is_late else _SKY for is_late in late]
     bars = axes.bar(range(len(times)), times, width=0.6, color=colors, edgecolor=_BLACK, linewidth=0.5)
@@ -175,7 +174,7 @@ def _bars(axes: Axes, report: Report, times: Sequence[float]) -> None:
 
 
 def _points(axes: Axes, report: Report, times: Sequence[float]) -> None:
-    """A point for each group, at the time of its first request."""
+    """Draw a point for each group, at the time of its first request."""
     dates = [_date(group.figures.first_usec or 0) for group in report.groups]
     if len(times) <= _MOST_STICKS:
         axes.vlines(dates, 0, times, colors=_SKY, linewidth=0.8)
@@ -192,7 +191,7 @@ def _points(axes: Axes, report: Report, times: Sequence[float]) -> None:
 
 
 def _head(axes: Axes, title: str) -> None:
-    """A title to the left and the legend to the right, both above the axes."""
+    """Put a title to the left and the legend to the right, both above the axes."""
     axes.set_title(title, loc="left", fontsize=12, fontweight="bold")
     legend = axes.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=5, fontsize=10, frameon=False, borderpad=0)
     for handle in legend.legend_handles:
@@ -203,7 +202,7 @@ def _head(axes: Axes, title: str) -> None:
 
 
 def _log_ticks(axis: Any, decades: float) -> None:
-    """Round numbers, as many as fit, in plain digits."""
+    """Label an axis with round numbers, as many as fit, in plain digits."""
     from matplotlib import ticker
 
     subs = next(subs for below, subs in _LOG_TICKS if decades < below)
@@ -216,8 +215,8 @@ def _time_axis(axes: Axes, report: Report, zone: tzinfo | None) -> None:
     from matplotlib import dates
 
     first_s = (report.figures.first_usec or 0) / 1e6
-    begin = datetime.fromtimestamp(first_s, zone).astimezone(zone)
-    span_s = (report.sightings[-1].record.start_usec / 1e6) - first_s
+    begin = datetime_of(report.figures.first_usec or 0, zone)
+    span_s = (report.transfers[-1].record.start_usec / 1e6) - first_s
     shape = next(shape for below, shape in _TIME_FORMATS if span_s < below)
     axes.xaxis.set_major_locator(dates.AutoDateLocator(tz=begin.tzinfo))
     axes.xaxis.set_major_formatter(dates.DateFormatter(shape, tz=begin.tzinfo))
@@ -225,5 +224,5 @@ def _time_axis(axes: Axes, report: Report, zone: tzinfo | None) -> None:
 
 
 def _date(usec: int) -> float:
-    """Microseconds since the epoch as matplotlib counts: days."""
+    """Return microseconds since the epoch as matplotlib counts them: in days."""
     return usec / _DAY_USEC

@@ -29,7 +29,7 @@ NOTHING = argparse.Namespace()
             b'{"ok": false, "code": "BadSettings", "text": "", "faults": ["a", "b"]}\n',
             1,
             "",
-            "a\nb\nrefused: the settings before stay in force\n",
+            "a\nb\nrefused: the previous settings stay in force\n",
         ),
         (b'{"ok": false, "code": "Internal", "text": "a bug"}\n', 1, "", "Internal: a bug\n"),
     ],

@@ -12,11 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3daemon.config.environ import of_service
-from s3daemon.config.settings import RELOADABLE, VARIABLES, Settings, differences, of_operator
+from s3daemon.config.settings import (
+    RELOADABLE,
+    RETIRED,
+    VARIABLES,
+    Settings,
+    differences,
+    of_operator,
+    of_service,
+    retired,
+)
 from s3daemon.errors import SettingsError
 
-SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, nobody's key
+SECRET = "wJalrXUtnFEMI7MDENG"  # the documentation's example, not a real key
 GOOD = {
     "S3_ENDPOINT_URL": "https://s3.example.org",
     "AWS_ACCESS_KEY_ID": "AKID",
@@ -60,7 +68,7 @@ def test_the_least() -> None:
 
 
 def test_every_fault_at_once() -> None:
-    """One start shows all there is to mend, in the order of the table."""
+    """One start shows all faults, in the order of the table."""
     found = faults(
         {
             "S3_ENDPOINT_URL": "s3.example.org",
@@ -106,6 +114,57 @@ def test_keys_that_do_not_go_together() -> None:
     assert faults({**GOOD, "AWS_PROFILE": "p"})[0].startswith("AWS_PROFILE is a section of the file")
 
 
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        *(("AWS_DEFAULT_REGION", text) for text in ("us_east", "-us", "us-", "12", "us.east", "us east", "x" * 64)),
+        ("AWS_REGION", "us_east"),
+        *(("S3_ENDPOINT_URL", text) for text in ("http://my_store", "http://127.1", "https://a..b", "http://-a")),
+        ("AWS_SECRET_ACCESS_KEY", ""),
+        ("AWS_SECRET_ACCESS_KEY", "a b"),
+        ("AWS_SESSION_TOKEN", "to\nken"),
+        ("AWS_SESSION_TOKEN", "to ken"),
+    ],
+)
+def test_what_botocore_or_aiohttp_would_refuse_is_one_line(name: str, text: str) -> None:
+    """The start, a reload and `check` name the variable; else each request would fail with a traceback."""
+    (fault,) = faults({**GOOD, name: text})
+    assert fault.startswith(name)
+    assert "\n" not in fault
+
+
+def test_a_region_by_its_other_name() -> None:
+    """AWS_REGION counts when AWS_DEFAULT_REGION is not set, as a credential too."""
+    assert Settings.from_environ({**GOOD, "AWS_REGION": "eu-1"}).region == "eu-1"
+    assert Settings.from_environ({**GOOD, "AWS_REGION": "eu-1", "AWS_DEFAULT_REGION": ""}).region == "eu-1"
+    assert Settings.from_environ({**GOOD, "AWS_REGION": "eu-1", "AWS_DEFAULT_REGION": "us-2"}).region == "us-2"
+    environ = {**GOOD, "CREDENTIALS_DIRECTORY": "/c"}
+    assert Settings.from_environ(environ, read=reader({"aws_region": "eu-1\n"})).region == "eu-1"
+    assert "AWS_REGION" in of_operator({"AWS_REGION": "eu-1"})
+
+
+def test_a_host_in_capitals_is_signed_as_it_is_sent() -> None:
+    """botocore signs it in lower case: it is sent so as well."""
+    settings = Settings.from_environ({**GOOD, "S3_ENDPOINT_URL": "https://S3.EXAMPLE.org:7480"})
+    assert settings.endpoint_url == "https://s3.example.org:7480"
+
+
+def test_variables_of_the_original_are_a_warning_each() -> None:
+    """The daemon starts without them; a name that only looks like them is still a fault."""
+    environ = {**GOOD, "S3DAEMON_MAX_RETRIES": "2", "S3DAEMON_ACCEPT_WAIT": "", "S3DAEMON_LOG": "/var/log/s3daemon"}
+    assert Settings.from_environ(environ) == Settings.from_environ(GOOD)
+    assert [text.split()[0] for text in retired(environ)] == list(RETIRED)
+    assert "S3DAEMON_RETRY_FOR" in retired(environ)[0]
+    assert retired(GOOD) == []
+    assert len(faults({**GOOD, "S3DAEMON_LOGS": "x"})) == 1
+
+
+@pytest.mark.parametrize("text", list(RETIRED.values()))
+def test_a_retired_variable_names_only_variables_that_there_are(text: str) -> None:
+    named = {word.rstrip(",") for word in text.split() if word.startswith("S3DAEMON_")}
+    assert named <= {variable.name for variable in VARIABLES.values()}
+
+
 def test_receivers_need_a_name() -> None:
     """TLS and the Host header go by the endpoint's name, which an address is not."""
     receivers = {**GOOD, "S3DAEMON_RECEIVERS": "10.0.0.1"}
@@ -128,7 +187,7 @@ def test_systemd_credentials() -> None:
 
 
 def test_credentials_that_cannot_be_read() -> None:
-    """A credential that is there and cannot be read is no missing one."""
+    """A credential that cannot be read is not a missing one."""
 
     def read(file: Path) -> str:
         raise PermissionError(13, "Permission denied")
@@ -138,7 +197,7 @@ def test_credentials_that_cannot_be_read() -> None:
 
 
 def test_ca_bundle(tmp_path: Path) -> None:
-    """The bundle must hold a certificate; comments in any script are no matter."""
+    """The bundle must hold a certificate; comments in any script are allowed."""
     pem = tmp_path / "ca.pem"
     key = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2"]
     files = ["-keyout", str(tmp_path / "key.pem"), "-out", str(pem)]
@@ -186,11 +245,11 @@ def test_no_fault_shows_a_swallowed_secret(name: str, start: str, joint: str) ->
     lists = {"S3DAEMON_ALLOWED_ROOTS", "S3DAEMON_ALLOWED_BUCKETS", "S3DAEMON_ALLOWED_USERS", "S3DAEMON_STATE_DIR"}
     try:
         Settings.from_environ({**GOOD, name: f"{start}{joint}{SECRET}"})
-        told = ""
+        shown = ""
     except SettingsError as exc:
-        told = "".join(traceback.format_exception(exc))
-    assert SECRET not in told
-    assert name in told or name in taken_at_its_word | lists
+        shown = "".join(traceback.format_exception(exc))
+    assert SECRET not in shown
+    assert name in shown or name in taken_at_its_word | lists
 
 
 @pytest.mark.parametrize("url", [f"https://user:{SECRET}@h", f"https://h?sig={SECRET}", f"user:{SECRET}@h"])
@@ -201,7 +260,7 @@ def test_no_fault_shows_a_secret_in_a_url(url: str) -> None:
 
 
 def test_differences() -> None:
-    """A reload can tell what it put in force and what takes a restart."""
+    """A reload says what it put in force and what takes a restart."""
     old = Settings.from_environ(GOOD)
     new = replace(old, access_key="new", port=1, state_dir="/x", wait_limit_s=1)
     applied, restart = differences(old, new)

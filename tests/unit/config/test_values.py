@@ -44,6 +44,12 @@ def read(kind: Kind, text: str) -> object:
         (values.endpoint(), "https://s3.example.org", "https://s3.example.org"),
         (values.endpoint(), "http://10.0.0.1:7480/", "http://10.0.0.1:7480"),
         (values.endpoint(), "https://[2001:db8::1]:443", "https://[2001:db8::1]:443"),
+        (values.endpoint(), "HTTPS://S3.Example.ORG:443/", "https://s3.example.org:443"),
+        (values.endpoint(), "http://[2001:DB8::1]", "http://[2001:db8::1]"),
+        (values.endpoint(), "http://localhost", "http://localhost"),
+        (values.endpoint(), "http://s3.example.org.", "http://s3.example.org."),
+        (values.endpoint(), "http://1.store", "http://1.store"),
+        (values.endpoint(), "http://xn--bcher-kva.example", "http://xn--bcher-kva.example"),
     ],
 )
 def test_reads(kind: Kind, text: str, value: object) -> None:
@@ -71,6 +77,11 @@ def test_reads(kind: Kind, text: str, value: object) -> None:
                 "s3.example.org", "ftp://h", "https://", "https:///p", "https://h/path", "https://h?x", "https://h#x",
                 "https://h:", "https://h:0", "https://h:65536", "https://h:x", "https://u:p@h", "https://h h",
                 "https://h\u00e9", "https://[::1", "https://h//", "HTTPS//h", "https://h:80:80", "https://h%20x",
+                "http://my_store", "http://-h", "http://h-", "http://h-.x", "http://h..x", "http://.h", "http://.",
+                "http://127.1", "http://127.0.0.1.", "http://0127.0.0.1", "http://1.2.3", "http://1.2.3.4.5",
+                "http://256.0.0.1", "http://2130706433", "http://0x7f.1", "http://0x7f000001", "http://h.1",
+                "http://[fe80::1%25eth0]", "http://[::1%lo]", "http://[1.2.3.4]", "http://" + "a" * 64,
+                "http://" + "a." * 127,
             ],
         ),
     ],
@@ -108,7 +119,7 @@ def test_garbled(text: str, why: str) -> None:
 
 @given(st.text(min_size=1))
 def test_no_text_breaks_a_kind(text: str) -> None:
-    """Whatever stands in the file: a value or a fault of one line, never another exception."""
+    """Whatever is in the file: a value or a fault of one line, never another exception."""
     for kind in (_DURATION, _RATE, values.count(1, 9), values.path(), values.paths(), values.endpoint()):
         try:
             read(kind, text)

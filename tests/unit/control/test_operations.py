@@ -55,6 +55,7 @@ class Pool:
     """Connections to two addresses, one of them disabled."""
 
     open_count, opened, limit = 3, 7, 8
+    small_request = "GET"
     addresses = SimpleNamespace(disabled=["192.0.2.2"])
 
     def idle(self) -> list[Any]:

@@ -87,6 +87,7 @@ COUNTS = "2 in flight; 3 pending, the oldest 1m02s; 4 failed (s3daemon queue); 5
             f"draining; refusing requests, x; HELD, y; reload REFUSED, z; {COUNTS}",
         ),
         ({"disabled": ("a", "b")}, "ok", f"{COUNTS}; receivers temporarily disabled: a, b"),
+        ({"none_kept": True}, "ok", f"{COUNTS}; the store closes each connection after its answer"),
     ],
 )
 def test_the_worst_comes_first(changes: dict[str, Any], state: str, line: str) -> None:

@@ -41,8 +41,13 @@ def test_other_hosts_are_refused(host: str) -> None:
     assert "is not a name of this server" in refusal({"Host": host}, LOCAL, ("node7",))
 
 
-def test_a_request_without_host_is_refused() -> None:
+def test_only_a_read_may_lack_the_host() -> None:
+    """No browser leaves it out, and a balancer does. An empty one, or a page without one, is refused."""
+    assert refusal({}, LOCAL, reads=True) == ""
     assert "is not a name of this server" in refusal({}, LOCAL)
+    assert "is not a name of this server" in refusal({"Host": ""}, LOCAL, reads=True)
+    assert "may not ask" in refusal({"Origin": "http:"}, LOCAL, reads=True)
+    assert "another site" in refusal({"Sec-Fetch-Site": "cross-site"}, LOCAL, reads=True)
 
 
 def test_addresses_of_other_families_are_understood() -> None:

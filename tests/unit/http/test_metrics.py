@@ -77,7 +77,7 @@ def test_every_series_is_there_from_the_start() -> None:
     found = samples(metrics())
     assert found['s3daemon_transfers_total{outcome="failed"}'] == 0
     assert found['s3daemon_uploads_total{connection="new"}'] == 0
-    assert found[f's3daemon_build_info{{version="{__version__}"}}'] == 1
+    assert found[f's3daemon_build_info{{name="s3daemon",version="{__version__}"}}'] == 1
 
 
 def test_what_holds_now_is_asked_for_at_each_scrape() -> None:

@@ -53,6 +53,11 @@ def test_version_shows_the_settings_without_secrets() -> None:
     assert members["version"] == __version__
     assert members["settings"]["S3DAEMON_ALLOWED_BUCKETS"] == ["a", "b"]
     assert members["settings"].keys() == {v.name for v in VARIABLES.values() if not v.secret}
+    assert members["config"].keys() == members["settings"].keys()
+    assert {type(value) for value in members["config"].values()} == {str}
+    assert members["config"]["S3DAEMON_ALLOWED_BUCKETS"] == "a b"
+    assert (members["config"]["S3DAEMON_PORT"], members["config"]["S3DAEMON_WAIT_LIMIT"]) == ("15555", "30")
+    assert response.text.endswith("}\n")
     assert "hush" not in response.text
     assert "AKIDEXAMPLE" not in response.text
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from s3daemon.config.settings import Settings, SettingsHolder
 from s3daemon.http.server import HttpServer
 from s3daemon.http.upload import MAX_FORM, Answer, Form
 
-GET = b"GET /page HTTP/1.1\r\nHost: localhost\r\n\r\n"
-HEAD = b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: "
+GET = b"GET /page HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+HEAD = b"POST /act HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
+KEPT_GET, KEPT_POST = (text.replace(b"Connection: close\r\n", b"") for text in (GET, HEAD + b"4\r\n\r\nbody"))
 POST = HEAD + b"4\r\n\r\nbody"
 
 
@@ -101,7 +103,7 @@ Run = Callable[..., None]
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a test with a House; limits are short, and nothing may be left to the loop."""
-    for name in ("READ_LIMIT_S", "REPLY_LIMIT_S"):
+    for name in ("READ_LIMIT_S", "REPLY_LIMIT_S", "IDLE_LIMIT_S"):
         monkeypatch.setattr(s3daemon.http.server, name, 0.3)
     monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0.3)
 
@@ -128,12 +130,11 @@ def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else 0
 
 
-def test_a_page_is_one_answer_on_one_connection(house: Run) -> None:
-    """Every answer says that it is not to be cached or read by other sites."""
+def test_every_answer_says_who_may_read_it(house: Run) -> None:
+    """It is not to be cached or read by other sites. A client that asks for it is disconnected after its answer."""
 
     async def test(house: House) -> None:
-        answer = await house.say(GET * 3)
-        assert answer.count(b"HTTP/1.1 ") == 1
+        answer = await house.say(GET)
         assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
         assert answer.endswith(b"\r\n\r\na page")
         head = answer.partition(b"\r\n\r\n")[0].lower()
@@ -160,7 +161,7 @@ def test_html_has_its_own_content_security_policy(house: Run) -> None:
     ("line", "wanted"),
     [
         (b"GET /none", 404), (b"GET /", 404), (b"GET /page/", 404), (b"GET //page", 404), (b"GET /page?x=1", 200),
-        (b"GET http://localhost/page", 200), (b"POST /page", 405), (b"PUT /act", 405), (b"OPTIONS /act", 405),
+        (b"GET http://localhost/page", 200), (b"POST /page", 405), (b"PUT /page", 405), (b"OPTIONS /act", 405),
         (b"GET /act", 405), (b"DELETE /none", 404), (b"CONNECT localhost:80", 404),
     ],
 )  # fmt: skip
@@ -205,11 +206,134 @@ def test_a_form_is_answered(house: Run) -> None:
     """The handler gets the whole body, sent in one piece or in chunks; it learns that the client took its answer."""
 
     async def test(house: House) -> None:
-        assert (await house.say(POST)).endswith(b'\r\n\r\n{"code": 200, "msg": "done", "task": null}')
+        assert (await house.say(POST)).endswith(b"\r\n\r\n" + Answer(HTTPStatus.OK, "done").encode())
         chunked = HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\n")
         assert status(await house.say(chunked + b"2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n")) == 200
         assert house.acted == [b"body", b"body"]
         await house.until(lambda: house.taken == 2)
+
+    house(test)
+
+
+@pytest.mark.parametrize("method", [b"PUT", b"PATCH"])
+def test_a_form_may_come_by_put_or_patch(house: Run, method: bytes) -> None:
+    """As by POST."""
+
+    async def test(house: House) -> None:
+        assert status(await house.say(POST.replace(b"POST", method))) == 200
+        assert house.acted == [b"body"]
+
+    house(test)
+
+
+def test_a_connection_is_kept_for_further_requests(house: Run) -> None:
+    """Forms and pages in turn, also several sent at once; each failed form counts as reported with its answer."""
+
+    async def test(house: House) -> None:
+        reader, writer = await house.connect()
+        for number in range(3):
+            for request, end in ((KEPT_POST, b'"task": null}\n'), (KEPT_GET, b"a page")):
+                writer.write(request)
+                answer = await reader.readuntil(end)
+                assert status(answer) == 200
+                assert b"connection: close" not in answer.lower()
+            await house.until(lambda n=number: house.taken == n + 1)  # type: ignore[misc]
+        writer.write(KEPT_GET * 3)
+        for _ in range(3):
+            assert status(await reader.readuntil(b"a page")) == 200
+        assert house.server.listener.clients == 1
+        writer.close()
+
+    house(test)
+
+
+def test_an_idle_connection_is_closed_after_a_while(house: Run) -> None:
+    async def test(house: House) -> None:
+        answer = await house.say(KEPT_GET)
+        assert answer.endswith(b"a page")
+
+    house(test)
+
+
+def test_a_slow_second_request_is_disconnected(house: Run) -> None:
+    """It has as long as a first one."""
+
+    async def test(house: House) -> None:
+        reader, writer = await house.connect()
+        writer.write(KEPT_GET)
+        await reader.readuntil(b"a page")
+        writer.write(KEPT_POST[:-1])
+        with suppress(ConnectionError):
+            assert await reader.read() == b""
+        await house.until(lambda: house.server.listener.clients == 0)
+        assert not house.acted
+        writer.close()
+
+    house(test)
+
+
+def test_no_connection_is_kept_while_slots_are_short(house: Run) -> None:
+    """Two of three in use: the next answer ends its connection, so that no client waits for an idle one."""
+
+    async def test(house: House) -> None:
+        _, idle = await house.connect()
+        await house.until(lambda: house.server.listener.clients == 1)
+        answer = await house.say(KEPT_GET)
+        assert b"\r\nConnection: close\r\n" in answer
+        idle.close()
+
+    house(test, S3DAEMON_MAX_CLIENTS="3")
+
+
+def test_a_stop_closes_idle_connections_and_lets_others_end(house: Run) -> None:
+    """At once for one that waits for a request; after the answer for one whose second request has been read."""
+
+    async def test(house: House) -> None:
+        idle, writer = await house.connect()
+        busy, other = await house.connect()
+        for reader, asking in ((idle, writer), (busy, other)):
+            asking.write(KEPT_GET)
+            await reader.readuntil(b"a page")
+        house.go_on.clear()
+        other.write(KEPT_POST)
+        await house.until(lambda: bool(house.acted))
+        house.accepting.cancel()
+        await house.server.listener.stop_reading()
+        assert await idle.read() == b""
+        house.go_on.set()
+        answer = await busy.read()
+        assert status(answer) == 200
+        assert b"\r\nConnection: close\r\n" in answer
+        await house.server.listener.drain()
+        writer.close()
+        other.close()
+
+    house(test)
+
+
+def test_a_client_that_asks_whether_it_may_send_a_body_may_at_once(house: Run) -> None:
+    """curl waits a second for this before it sends a large form."""
+
+    async def test(house: House) -> None:
+        reader, writer = await house.connect()
+        writer.write(HEAD + b"4\r\nExpect: 100-continue\r\n\r\n")
+        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(b"body")
+        assert status(await reader.read()) == 200
+        assert house.acted == [b"body"]
+        writer.close()
+
+    house(test)
+
+
+def test_a_page_is_served_without_a_host(house: Run) -> None:
+    """A balancer's HTTP/1.0 has none; the connection ends. A form needs one."""
+
+    async def test(house: House) -> None:
+        answer = await house.say(b"GET /page HTTP/1.0\r\n\r\n")
+        assert status(answer) == 200
+        assert answer.endswith(b"a page")
+        assert status(await house.say(POST.replace(b"Host: localhost\r\n", b"").replace(b"1.1", b"1.0"))) == 403
 
     house(test)
 

@@ -21,17 +21,37 @@ from fakes import House, away, fly
 from hypothesis import given
 from hypothesis import strategies as st
 
+from s3daemon import __version__
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.schedule import QueuedTransfer
-from s3daemon.errors import AttemptError, RequestError
-from s3daemon.http.upload import MAX_FORM, Answer, Form, Uploads, parse_form, task_of
+from s3daemon.errors import AttemptError, FileError, RequestError
+from s3daemon.http.upload import (
+    MAX_FIELDS,
+    MAX_FORM,
+    Answer,
+    Form,
+    Uploads,
+    bad_request,
+    given_task,
+    parse_form,
+    request_of,
+    status_of,
+    task_of,
+)
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.model.ids import id_of, uuid_of
 from s3daemon.model.record import TransferRecord
+from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import MAX_TAG_CHARS, Destination, FileState, Request, Transfer
 
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=XX"
+
+
+def read(content_type: str, body: bytes) -> Request:
+    """Read a whole form."""
+    return request_of(parse_form(content_type, body))
 
 
 def multipart(*parts: tuple[str, bytes]) -> bytes:
@@ -47,15 +67,15 @@ def test_both_encodings_give_the_same_request() -> None:
     """The three fields; an unknown field is ignored; the client waits."""
     wanted = Request("/data/f é.fits", Destination("raw", "night 1/f+g.fits"), tag="AB_1", extended=True)
     text = "file=/data/f+%C3%A9.fits&uri=s3://raw/night%201/f%2Bg.fits&slug=AB_1&priority=9"
-    assert parse_form(URLENCODED, text.encode()) == wanted
+    assert read(URLENCODED, text.encode()) == wanted
     fields = {"file": "/data/f é.fits", "uri": "s3://raw/night 1/f+g.fits", "slug": "AB_1", "priority": "9"}
     body = multipart(*((name, value.encode()) for name, value in fields.items()))
-    assert parse_form(MULTIPART, body) == wanted
+    assert read(MULTIPART, body) == wanted
     assert wanted.wait
 
 
 def test_a_slug_is_optional() -> None:
-    assert parse_form(URLENCODED + "; charset=UTF-8", b"file=/f&uri=s3://b/k").tag == ""
+    assert read(URLENCODED + "; charset=UTF-8", b"file=/f&uri=s3://b/k").tag == ""
 
 
 @pytest.mark.parametrize("name", [b"/data/\xff\xfe.fits", b"/data/\xc3\xa9\xe9", "/data/日本".encode()])
@@ -66,18 +86,90 @@ def test_names_that_are_not_utf_8(name: bytes) -> None:
         (URLENCODED, f"file={quote_from_bytes(name)}&uri=s3://b/k".encode()),
         (MULTIPART, multipart(("file", name), ("uri", b"s3://b/k"))),
     ):
-        assert os.fsencode(parse_form(content_type, body).file) == name
+        assert os.fsencode(read(content_type, body).file) == name
 
 
 def test_a_name_in_a_part_keeps_its_spaces_and_line_ends() -> None:
     """Nothing is stripped but the line end that belongs to the delimiter."""
-    assert parse_form(MULTIPART, multipart(("file", b"/ a \r\n b\n "), ("uri", b"s3://b/k"))).file == "/ a \r\n b\n "
+    assert read(MULTIPART, multipart(("file", b"/ a \r\n b\n "), ("uri", b"s3://b/k"))).file == "/ a \r\n b\n "
 
 
 def test_uris_are_taken_as_they_are() -> None:
     """A key is anything behind the bucket's slash; nothing in it is an escape, a query or a fragment."""
     body = multipart(("file", b"/f"), ("uri", b"s3://t:raw/a//%41?b#c"))
-    assert parse_form(MULTIPART, body).destination == Destination("t:raw", "a//%41?b#c")
+    assert read(MULTIPART, body).destination == Destination("t:raw", "a//%41?b#c")
+
+
+def test_a_uri_may_begin_in_capitals() -> None:
+    """The scheme of a URI may (RFC 3986, 3.1); the rest is taken as it is."""
+    assert read(URLENCODED, b"file=/f&uri=S3://Raw/K").destination == Destination("Raw", "K")
+
+
+def test_a_field_that_comes_again_counts_once() -> None:
+    body = b"file=/f&uri=s3://b/k&file=/f&uri=s3://b/k&slug=&slug=a&slug=b"
+    assert read(URLENCODED, body) == Request("/f", Destination("b", "k"), tag="a", extended=True)
+
+
+@pytest.mark.parametrize(
+    ("slug", "tag"),
+    [
+        (b"AB_1", "AB_1"),
+        (b"", ""),
+        (b"a\nb\t\x1b", r"a\nb\t\x1b"),
+        (b"\xff", r"\udcff"),
+        ("Größe 日".encode(), "Größe 日"),
+        (b"x" * MAX_TAG_CHARS, "x" * MAX_TAG_CHARS),
+        (b"x" * 9000, "x" * (MAX_TAG_CHARS - 3) + "..."),
+        (b"\n" * MAX_TAG_CHARS, "\\n" * (MAX_TAG_CHARS // 2 - 2) + "\\..."),
+    ],
+)
+def test_a_slug_is_never_a_reason_to_refuse(slug: bytes, tag: str) -> None:
+    """What cannot be a tag is escaped, then shortened. It may even come as a file's content."""
+    for name in ("slug", 'slug"; filename="x'):
+        body = multipart(("file", b"/f"), ("uri", b"s3://b/k"), (name, slug))
+        assert read(MULTIPART, body).tag == tag
+
+
+@pytest.mark.parametrize(
+    ("body", "task"),
+    [
+        (b"", None),
+        (b"other=1&slug=", None),
+        (b"file=/f&uri=bad", {"file": "/f", "uri": "bad"}),
+        (b"file=/f&file=/g&slug=a%0A", {"file": "/f", "slug": r"a\n"}),
+    ],
+)
+def test_what_was_given_is_the_task_of_a_refusal(body: bytes, task: dict[str, str] | None) -> None:
+    assert given_task(parse_form(URLENCODED, body)) == task
+
+
+@pytest.mark.parametrize(
+    ("outcome", "code", "status"),
+    [
+        (Outcome.STORED, "", 200),
+        (Outcome.DEFERRED, "Deferred", 504),
+        (Outcome.FAILED, "NoSuchBucket", 404),
+        (Outcome.FAILED, "AccessDenied", 502),
+        (Outcome.FAILED, "EntityTooLarge", 502),
+        (Outcome.FAILED, "413", 502),
+        (Outcome.FAILED, "ConnectionFailed", 502),
+        (Outcome.FAILED, "TLSRefused", 502),
+        (Outcome.FAILED, "NoSuchFile", 500),
+        (Outcome.FAILED, "FileChanged", 500),
+        (Outcome.FAILED, "SpoolFull", 500),
+        (Outcome.FAILED, "Dropped", 500),
+        (Outcome.FAILED, "Interrupted", 500),
+        (Outcome.FAILED, "Internal", 500),
+    ],
+)
+def test_the_status_of_each_end(outcome: Outcome, code: str, status: int) -> None:
+    """The store's refusals are told from what lies here."""
+    assert status_of(Reply(outcome, "", code, "")) == status
+
+
+def test_the_message_of_a_refusal_begins_with_two_words_that_hooks_know() -> None:
+    assert bad_request(RequestError("BadRequest", "no key")) == "bad request: no key"
+    assert bad_request(FileError("NoSuchFile", "/f: no such file")) == "bad request: NoSuchFile: /f: no such file"
 
 
 @pytest.mark.parametrize(
@@ -86,37 +178,55 @@ def test_uris_are_taken_as_they_are() -> None:
         (b"", "the field 'file' is missing"),
         (b"file=&uri=s3://b/k", "the field 'file' is missing"),
         (b"file=/f", "the field 'uri' is missing"),
-        (b"file=/f&uri=s3://b/k&file=/g", "the field 'file' was sent twice"),
+        (b"file=/f&uri=s3://b/k&file=/g", "the field 'file' was sent twice, with different values"),
+        (b"file=/f&uri=s3://b/k&uri=s3://b/K", "the field 'uri' was sent twice, with different values"),
         (b"file=f&uri=s3://b/k", "'f' is not an absolute path"),
         (b"file=/f%00&uri=s3://b/k", "the file name has a NUL byte"),
         (b"file=/f&uri=b/k", "the uri 'b/k' is not s3://bucket/key"),
-        (b"file=/f&uri=S3://b/k", "the uri 'S3://b/k' is not s3://bucket/key"),
+        (b"file=/f&uri=s4://b/k", "the uri 's4://b/k' is not s3://bucket/key"),
         (b"file=/f&uri=s3://b", "the uri 's3://b' is not s3://bucket/key"),
         (b"file=/f&uri=s3://b/", "no key"),
         (b"file=/f&uri=s3:///k", "no bucket"),
+        (b"file=/f&uri=s3://b/night/", "ends in a slash: give the whole key"),
+        (b"file=/f&uri=s3://b/../c/k", "has a part that is . or .."),
+        (b"file=/f&uri=s3://b/k/%2E%2E/l", "has a part that is . or .."),
+        (b"file=/f&uri=s3://../b/k", "has a part that is . or .."),
         (b"file=/f&uri=s3://b/%FF", "not UTF-8"),
-        (b"file=/f&uri=s3://b/k&slug=a%0Ab", f"a tag has at most {MAX_TAG_CHARS} characters"),
     ],
 )
 def test_a_bad_form_is_refused_with_the_reason(body: bytes, why: str) -> None:
     with pytest.raises(RequestError) as caught:
-        parse_form(URLENCODED, body)
+        read(URLENCODED, body)
     assert why in caught.value.text
     assert caught.value.code == "BadRequest"
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "why"),
+    [
+        (URLENCODED, b"a=&" * MAX_FIELDS, "more than 1000 fields"),
+        (MULTIPART, multipart(*[("a", b"")] * (MAX_FIELDS + 1)), "more than 1000 fields"),
+        (MULTIPART, b"--XX\n" + b"Content-Type: message/rfc822\n\n" * 10_000, "parts within parts"),
+    ],
+    ids=["urlencoded", "multipart", "nested"],
+)
+def test_a_form_that_would_take_long_is_refused(content_type: str, body: bytes, why: str) -> None:
+    with pytest.raises(RequestError, match=why):
+        read(content_type, body)
 
 
 def test_a_files_content_is_refused() -> None:
     """`-F file=@/data/f` instead of `-F file=/data/f`: the daemon reads files, it does not take them."""
     body = multipart(('file"; filename="f.fits', b"SIMPLE  ="), ("uri", b"s3://b/k"))
     with pytest.raises(RequestError, match="holds a file's content; its path is wanted"):
-        parse_form(MULTIPART, body)
+        read(MULTIPART, body)
 
 
 @pytest.mark.parametrize("content_type", ["", "application/json", "text/plain", "multipart/mixed; boundary=XX"])
 def test_other_content_types_are_refused(content_type: str) -> None:
     """Those that another site's page may send without asking are among them."""
     with pytest.raises(RequestError, match="a form is application/x-www-form-urlencoded or multipart/form-data"):
-        parse_form(content_type, b'{"file": "/f"}')
+        read(content_type, b'{"file": "/f"}')
 
 
 @given(
@@ -130,14 +240,14 @@ def test_other_content_types_are_refused(content_type: str) -> None:
 def test_any_input_is_a_request_or_is_refused(content_type: str, body: bytes) -> None:
     """No input raises another error."""
     with suppress(RequestError):
-        assert parse_form(content_type, body).file.startswith("/")
+        assert read(content_type, body).file.startswith("/")
 
 
 def test_the_longest_names_fit() -> None:
     """A path of 4096 bytes, a key of 1024 and a tag, all of them percent-encoded."""
     body = "file=/" + "%FF" * 4095 + "&uri=s3://" + "%C3%A9" * 255 + "/" + "%C3%A9" * 512 + "&slug=" + "%41" * 128
-    assert len(body) < MAX_FORM
-    assert len(os.fsencode(parse_form(URLENCODED, body.encode()).file)) == 4096
+    assert len(body) < 32 * 1024
+    assert len(os.fsencode(read(URLENCODED, body.encode()).file)) == 4096
 
 
 STORED = TransferRecord(
@@ -155,16 +265,23 @@ def test_the_task_of_a_stored_transfer() -> None:
     """Times from acceptance to the end, the rate of the attempt that stored it, the slug of this client."""
     request = Request("/f", Destination("b", "k"), tag="mine", extended=True)
     assert task_of(request, queued(STORED), 999.0) == {
-        "id": "00000000000000aa",
+        "id": "00000000-0000-8000-8000-0000000000aa",
         "uri": "s3://b/k",
         "file": "/f",
         "duration": "1:02:03.000450",
         "duration_seconds": 3723.00045,
         "attempts": 3,
         "size_bytes": 8_000_000,
-        "upload_parts": 1,
         "transfer_rate": "100.000 Mbit/s",
         "transfer_rate_mbits": 100.0,
+        "upload_total": "1:02:03.000450",
+        "upload_total_seconds": 3723.00045,
+        "upload_transfer_seconds": 0.64,
+        "upload_attempts": 3,
+        "upload_size_bytes": 8_000_000,
+        "upload_rate": "100.000 Mbit/s",
+        "upload_rate_bytes": 12_500_000,
+        "upload_parts": 1,
         "slug": "mine",
     }
     assert task_of(request, queued(replace(STORED, parts=7)), 999.0)["upload_parts"] == 7
@@ -177,12 +294,14 @@ def test_the_task_of_a_failed_or_deferred_transfer() -> None:
     assert task_of(request, queued(failed), 999.0)["transfer_rate"] == "0.000 Mbit/s"
     deferred = task_of(request, queued(), 130.5)
     assert (deferred["duration"], deferred["size_bytes"], deferred["attempts"]) == ("0:00:30.500000", 500, 3)
+    assert "slug" not in deferred
 
 
 def test_a_message_in_a_header_is_one_line_of_ascii() -> None:
     answer = Answer(HTTPStatus.BAD_REQUEST, "Nö:\r\nX-Evil: 1\udcff")
     assert answer.headers() == {"X-Error": "N\\xf6:\\r\\nX-Evil: 1\\udcff"}
-    assert json.loads(answer.encode()) == {"code": 400, "msg": answer.message, "task": None}
+    assert json.loads(answer.encode()) == {"code": 400, "msg": answer.message, "version": __version__, "task": None}
+    assert answer.encode().endswith(b"}\n")
 
 
 class Desk:
@@ -226,11 +345,11 @@ def test_a_stored_object_is_200() -> None:
     async def test(desk: Desk) -> None:
         desk.house.files.sizes["/f"] = 5000
         got = await desk.ask(slug="AB_1")
-        assert (got.status, got.message, got.headers()) == (200, "stored", {})
+        assert (got.status, got.message, got.headers()) == (200, "upload succeeded", {})
         assert got.task
         (record,) = desk.house.journal.records
         assert record.tags == ("AB_1",)
-        assert got.task["id"] == record.transfer_id
+        assert got.task["id"] == uuid_of(record.transfer_id)
         assert (got.task["size_bytes"], got.task["attempts"], got.task["slug"]) == (5000, 1, "AB_1")
         assert got.task["duration_seconds"] == record.total_usec / 1e6 == 0.1
 
@@ -243,12 +362,13 @@ def test_a_refused_request_is_400() -> None:
     async def test(desk: Desk) -> None:
         desk.house.files.missing.add("/none")
         for fields, why in (
-            ({"uri": "b/k"}, "BadRequest: the uri 'b/k' is not s3://bucket/key"),
-            ({"file": "/none"}, "NoSuchFile: /none: no such file"),
-            ({"uri": "s3://other/k"}, "NotAllowed: the bucket other is not in S3DAEMON_ALLOWED_BUCKETS"),
+            ({"uri": "b/k", "slug": "AB"}, "bad request: the uri 'b/k' is not s3://bucket/key"),
+            ({"file": "/none"}, "bad request: NoSuchFile: /none: no such file"),
+            ({"uri": "s3://other/k"}, "bad request: NotAllowed: the bucket other is not in S3DAEMON_ALLOWED_BUCKETS"),
         ):
             got = await desk.ask(**fields)
-            assert (got.status, got.message, got.headers(), got.task) == (400, why, {"X-Error": why}, None)
+            task = {"file": "/f", "uri": "s3://bucket/k"} | fields
+            assert (got.status, got.message, got.headers(), got.task) == (400, why, {"X-Error": why}, task)
         assert not desk.house.spool.rows
 
     run(test, S3DAEMON_ALLOWED_BUCKETS="bucket")
@@ -260,24 +380,24 @@ def test_a_user_who_is_not_allowed_is_refused() -> None:
     async def test(desk: Desk) -> None:
         desk.access.allow({4711})
         got = await desk.ask()
-        assert (got.status, got.message) == (400, "NotAllowed: user 12 is not in S3DAEMON_ALLOWED_USERS")
+        assert (got.status, got.message) == (400, "bad request: NotAllowed: user 12 is not in S3DAEMON_ALLOWED_USERS")
         assert not desk.house.spool.rows
 
     run(test)
 
 
-def test_a_failed_transfer_is_500() -> None:
-    """500 with the store's code; the client counts as notified once it has taken the answer."""
+def test_a_transfer_that_the_store_refused_has_its_code() -> None:
+    """404 where there is no such bucket; the client counts as notified once it has taken the answer."""
 
     async def test(desk: Desk) -> None:
         desk.house.store.answer = lambda _: AttemptError("NoSuchBucket", "there is none", status=404)
         got = await desk.ask()
-        assert (got.status, got.message) == (500, "NoSuchBucket: there is none")
+        assert (got.status, got.message) == (404, "NoSuchBucket: there is none")
         assert got.task
         assert (got.task["attempts"], got.task["transfer_rate_mbits"]) == (1, 0.0)
         assert desk.notified == []
         got.taken()
-        assert desk.notified == [got.task["id"]]
+        assert [uuid_of(id_) for id_ in desk.notified] == [got.task["id"]]
 
     run(test)
 
@@ -289,7 +409,11 @@ def test_a_full_spool_is_500() -> None:
         desk.house.spool.full = True
         desk.house.store.seconds = 10.0
         got = await desk.ask()
-        assert (got.status, got.message, got.task) == (500, "SpoolFull: no space", None)
+        assert (got.status, got.message, got.task) == (
+            500,
+            "SpoolFull: no space",
+            {"file": "/f", "uri": "s3://bucket/k"},
+        )
         got.taken()
         assert desk.notified == []
 
@@ -306,7 +430,7 @@ def test_a_deferred_transfer_is_504(slow: bool) -> None:
         got = await desk.ask()
         assert got.status == 504
         assert got.task
-        id_ = got.task["id"]
+        id_ = id_of(got.task["id"])
         assert got.message.startswith(f"Deferred: {id_} is kept and being tried; ")
         assert got.task["duration_seconds"] <= 20.0
         assert id_ in desk.house.spool.rows
@@ -332,7 +456,7 @@ def test_clients_that_wait_get_504_when_the_service_stops() -> None:
         desk.house.spool.commit.set()
         got = await asking
         assert got.task
-        wanted = f"Deferred: {got.task['id']} is kept and being tried; it is still on its way"
+        wanted = f"Deferred: {id_of(got.task['id'])} is kept and being tried; it is still on its way"
         assert (got.status, got.message) == (504, wanted)
         assert got.task["duration_seconds"] == pytest.approx(2.0)
 
@@ -352,5 +476,16 @@ def test_two_clients_share_one_transfer() -> None:
         assert [task["slug"] for task in tasks] == ["a", "b"]
         assert len({task["id"] for task in tasks}) == 1
         assert len(desk.house.store.puts) == 2
+
+    run(test)
+
+
+def test_a_large_form_is_read() -> None:
+    """A hook may send much along: up to a mebibyte, and other clients are served meanwhile."""
+
+    async def test(desk: Desk) -> None:
+        desk.house.files.sizes["/f"] = 5
+        got = await desk.ask(other="x" * (MAX_FORM - 100))
+        assert got.status == 200
 
     run(test)

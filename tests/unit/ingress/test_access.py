@@ -1,4 +1,4 @@
-"""Who may ask: the listed users, or all; every refusal for want of permission is one warning in the journal."""
+"""Who may ask: the listed users, or all; every refusal of a user, file or bucket is one warning in the journal."""
 
 from __future__ import annotations
 

@@ -151,6 +151,23 @@ def test_slots_can_be_removed(house: Run) -> None:
     house(test, max_clients=4)
 
 
+def test_clients_may_stay_while_half_of_the_slots_are_free(house: Run) -> None:
+    """And no longer once a stop has begun."""
+
+    async def test(house: House) -> None:
+        for word, may_keep in ((b"a", True), (b"b", True), (b"c", False)):
+            house.call(word)
+            await house.until(lambda word=word: word in house.read)  # type: ignore[misc]
+            assert house.listener.may_keep is may_keep
+        house.listener.resize(6)
+        assert house.listener.may_keep
+        house.reply.set()
+        await house.listener.stop_reading()
+        assert not house.listener.may_keep
+
+    house(test, 5)
+
+
 def test_a_stop_waits_for_the_first_request(house: Run) -> None:
     """A client that sends it within the limit is served; a silent one is disconnected after it."""
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3daemon.errors import FileError, RequestError
-from s3daemon.ingress.protocol import MAX_LINE, LineReader, parse_request
+from s3daemon.ingress.protocol import MAX_LINE, LineReader, http_answer, is_http, parse_request
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Request
 
@@ -19,6 +19,16 @@ GOOD = [
     (b"/data/f alias/bucket/dir/key", Request("/data/f", PLACE)),
     (b"/data/f\xc3\xa9 a/bucket/dir/key", Request("/data/fé", PLACE)),
     (b'/data/"q" a/bucket/dir/key', Request('/data/"q"', PLACE)),
+    (b"/data/f /bucket/dir/key", Request("/data/f", PLACE)),
+    (b"/data/f a/bucket/dir/key\r", Request("/data/f", PLACE)),
+    (b"/data/f a/bucket/dir/key ", Request("/data/f", PLACE)),
+    (b"/data/f a/bucket/dir/key \t\r", Request("/data/f", PLACE)),
+    (b"/data/f a/bucket//key", Request("/data/f", Destination("bucket", "/key"))),
+    (b'{"file": "/data/f", "destination": "/bucket/dir/key"}', Request("/data/f", PLACE, extended=True)),
+    (
+        b'{"file": "/data/f ", "destination": "a/bucket/dir/key "}',
+        Request("/data/f ", Destination("bucket", "dir/key "), extended=True),
+    ),
     (b'{"file": "/data/f", "destination": "a/bucket/dir/key"}', Request("/data/f", PLACE, extended=True)),
     (
         b'{"file": "/a b\\nc", "destination": "a/bucket/dir/key", "wait": false, "tag": "night 1"}',
@@ -35,13 +45,25 @@ BAD = [
     b"/f",
     b"/f ",
     b" a/b/c",
-    b"/f a/b/c ",
+    b"/f ",
+    b"/f \r",
+    b"\r",
     b"/f  a/b/c",
     b"/f a/b/c d",
     b"f a/b/c",
-    b"/f a/b/c\r",
+    b"/f a/b/c d\r",
+    b"/f a/b/c\rd",
+    b"/f a/b/c\r/g",
     b"/f a/b",
-    b"/f /b/c",
+    b"/f /b",
+    b"/f a/b/",
+    b"/f a/b/night/",
+    b"/f a/b/night/ ",
+    b"/f a/b/../c",
+    b"/f a/b/./c",
+    b"/f a/../c",
+    b'{"file": "/f", "destination": "a/b/night/"}',
+    b'{"file": "/f", "destination": "a/b/../c"}',
     b"/\xff a/b/c",
     b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     b"GET / HTTP/1.1",
@@ -140,6 +162,26 @@ def test_an_unfinished_line_is_waited_for() -> None:
     assert not reader.finished
 
 
+@pytest.mark.parametrize("more", [b"/g a/b/d\n", b"x", b'{"file": "/g"}\n', b"\r\n\r\nx"])
+def test_a_plain_request_with_something_behind_it_is_refused(more: bytes) -> None:
+    """Not half done: the connection ends after a plain request, so what follows would be lost."""
+    reader = LineReader()
+    reader.feed(b"/f a/b/c\n" + more)
+    assert reader.next_line() == b"/f a/b/c"
+    with pytest.raises(RequestError, match="follows a plain request") as caught:
+        reader.check_nothing_follows()
+    assert caught.value.text.isprintable()
+    assert not reader.looks_extended
+
+
+@pytest.mark.parametrize("more", [b"", b"\n", b"\r\n \n"])
+def test_blank_lines_behind_a_plain_request_are_ignored(more: bytes) -> None:
+    reader = LineReader()
+    reader.feed(b"/f a/b/c\n" + more)
+    assert reader.next_line() == b"/f a/b/c"
+    reader.check_nothing_follows()
+
+
 @pytest.mark.parametrize(
     ("reply", "plain", "extended"),
     [
@@ -174,3 +216,36 @@ def test_replies_stay_one_line(text: str) -> None:
         encoded = reply.encode(extended=extended)
         assert encoded.index(b"\n") == len(encoded) - 1
         assert len(encoded) < 4096
+
+
+@pytest.mark.parametrize(
+    ("line", "http"),
+    [
+        (b"GET / HTTP/1.1\r", True),
+        (b"GET /metrics HTTP/1.0", True),
+        (b"POST /upload HTTP/1.1\r", True),
+        (b"OPTIONS * HTTP/1.1\r", True),
+        (b"GET /", False),
+        (b"/GET a/b/HTTP/1.1", False),
+        (b"GET  HTTP/1.1", False),
+        (b"GET / HTTP/2.0", False),
+        (b"FETCH / HTTP/1.1", False),
+        (b" GET / HTTP/1.1", False),
+        (b"GET / HTTP/1.1 ", False),
+        (b"", False),
+    ],
+)
+def test_the_first_line_of_http_is_recognised(line: bytes, http: bool) -> None:
+    """No request of ours looks like it."""
+    assert is_http(line) == http
+    if http:
+        with pytest.raises(RequestError):
+            parse_request(line)
+
+
+def test_a_client_that_speaks_http_is_told_where_it_is_served() -> None:
+    head, _, text = http_answer(["127.0.0.1:15556", "/run/http"]).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert f"Content-Length: {len(text)}\r\n".encode() in head
+    assert text.endswith(b" the socket for HTTP is 127.0.0.1:15556, /run/http\n")
+    assert b"enable s3daemon-http.socket" in http_answer([])

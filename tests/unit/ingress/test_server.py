@@ -162,6 +162,20 @@ def test_a_plain_request_is_answered_with_success(house: Run) -> None:
     house(test)
 
 
+def test_a_client_that_speaks_http_gets_an_http_answer(house: Run) -> None:
+    """400 at once, and the end of the connection, also after headers and a body that are not read as requests."""
+
+    async def test(house: House) -> None:
+        answer = await house.say(b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n/f a\n")
+        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+        assert answer.endswith(
+            b"; the socket for HTTP is none: enable s3daemon-http.socket, of an instance s3daemon-http@PORT.socket\n"
+        )
+        assert not house.intake.requests
+
+    house(test)
+
+
 def test_an_extended_connection_serves_several_requests(house: Run) -> None:
     """One line for each request, on one connection, until the client closes it."""
 
@@ -209,6 +223,17 @@ def test_a_refusal_is_one_line_in_the_form_of_the_request(house: Run) -> None:
         house.intake.ticket.durable.set_exception(error)
         house.intake.end(Reply.failed(error))
         assert await house.say(PLAIN) == b"SpoolFull: no space\n"
+
+    house(test)
+
+
+@pytest.mark.parametrize("more", [PLAIN, EXTENDED, b"x"], ids=["plain", "extended", "half"])
+def test_a_plain_request_with_something_behind_it_is_not_carried_out(house: Run, more: bytes) -> None:
+    """It is refused as a whole: the connection ends with its reply, so the rest would be lost in silence."""
+
+    async def test(house: House) -> None:
+        assert (await house.say(PLAIN + more)).startswith(b"BadRequest: ")
+        assert house.intake.requests == []
 
     house(test)
 

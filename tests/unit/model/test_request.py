@@ -16,6 +16,8 @@ HERE = Destination("bucket", "key")
         ("a/b/c", "b", "c"),
         ("alias/bucket/dir/with/slashes", "bucket", "dir/with/slashes"),
         ("a/b//lead", "b", "/lead"),
+        ("/b/c", "b", "c"),
+        ("/b//c", "b", "/c"),
         ("a/b/trail/", "b", "trail/"),
         ("a/tenant:bucket/k", "tenant:bucket", "k"),
         ("a/b/é ü%2F+?#", "b", "é ü%2F+?#"),
@@ -30,7 +32,7 @@ def test_destinations_are_parsed(text: str, bucket: str, key: str) -> None:
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "a", "a/", "a/b", "a/b/", "/b/c", "a//c", "//"),
+        *("", "a", "a/", "a/b", "a/b/", "/b", "/b/", "a//c", "//", "//c"),
         *("a/b/\n", "a/b/\x7f", "a/b/\x85", "a/\0/c", "a/b/\ud800"),
         *("a/b/" + "k" * 1025, "a/b/" + "é" * 513, "a/" + "b" * 513 + "/c"),
     ],
@@ -41,6 +43,32 @@ def test_bad_destinations_are_refused(text: str) -> None:
         Destination.parse(text)
     assert caught.value.code == "BadRequest"
     assert caught.value.text.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("destination", "reason"),
+    [
+        (Destination("b", "night/"), "ends in a slash: give the whole key"),
+        (Destination("b", "/"), "ends in a slash: give the whole key"),
+        (Destination("b", "k//"), "ends in a slash: give the whole key"),
+        *((Destination("b", key), "has a part that is . or ..") for key in (".", "..", "./k", "../k", "k/.", "k/..")),
+        *((Destination("b", key), "has a part that is . or ..") for key in ("k/./l", "k/../l", "/../k", "k/../../l")),
+        (Destination("..", "b/k"), "has a part that is . or .."),
+        (Destination(".", "k"), "has a part that is . or .."),
+    ],
+)
+def test_a_destination_that_is_not_what_it_seems_is_refused(destination: Destination, reason: str) -> None:
+    """Three files to `night/` would be one object; a proxy resolves `..`, and with it the bucket that is allowed."""
+    with pytest.raises(RequestError) as caught:
+        Request("/a", destination)
+    assert caught.value.code == "BadRequest"
+    assert reason in caught.value.text
+
+
+@pytest.mark.parametrize("key", ["a//b", "//a", "...", "a/...", ".a", "a.", "..a/b..", "a/.b", "%2e%2e/a", "a\\..\\b"])
+def test_keys_that_only_look_like_it_are_taken(key: str) -> None:
+    """An empty part goes as it is, and a name may begin or end with dots."""
+    assert Request("/a", Destination("b", key)).destination.key == key
 
 
 @pytest.mark.parametrize("file", ["", "a", "./a", "-", "~/a", "/a\0b", "/a\ud800b"])

@@ -97,6 +97,25 @@ def test_directories_devices_and_sockets_are_refused(tmp_path: Path) -> None:
             assert (error.code, error.text) == ("NotRegularFile", f"{path}: {kind}, not a regular file")
 
 
+@pytest.mark.parametrize(("path", "kind"), [("/proc/cpuinfo", "proc"), ("/sys/kernel/uevent_seqnum", "sysfs")])
+def test_a_file_that_the_kernel_generates(path: str, kind: str) -> None:
+    """It is refused for what it is: its size, 0 or a page, is not that of its content, and it did not change."""
+    error = refused(path)
+    reason = f"{path}: a file that the kernel generates ({kind}), not a regular file"
+    assert (error.code, error.text) == ("NotRegularFile", reason)
+
+
+def test_an_empty_file_and_one_of_holes_are_regular(tmp_path: Path) -> None:
+    """They take up no blocks either."""
+    for size in (0, 10_000):
+        file = tmp_path / f"{size}"
+        file.touch()
+        os.truncate(file, size)
+        assert file.stat().st_blocks == 0
+        with opened(file) as source:
+            assert source.content == bytes(size)
+
+
 def test_missing_files(tmp_path: Path) -> None:
     """Every path that leads to no file is `NoSuchFile`, with the reason."""
     a_file(tmp_path / "file", 1)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from lab.keeping import Clock
 
 from s3daemon.errors import AttemptError
-from s3daemon.network.addresses import DISABLED_FIRST_S, DISABLED_MAX_S, Addresses
+from s3daemon.network.addresses import DISABLED_FIRST_S, DISABLED_MAX_S, UPLOADS_COUNT_S, Addresses, Outcome
 
 FOUR = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
 ONE, TWO = FOUR[:2]
@@ -37,7 +37,7 @@ class Scene:
         """Its time is up, and it answers a small request."""
         self.clock.now += DISABLED_MAX_S
         assert address in self.addresses.to_probe()
-        self.addresses.probed(address, answered=True)
+        self.addresses.probed(address, Outcome.ANSWERED)
 
 
 def test_one_transfers_failure_is_not_enough() -> None:
@@ -85,7 +85,7 @@ def test_the_report_says_whether_it_ever_answered() -> None:
     """One that never did may be of a kind that this host cannot reach, and deserves no warning."""
     scene = Scene()
     scene.disable(ONE)
-    scene.addresses.answered(TWO)
+    scene.addresses.asked(TWO, Outcome.ANSWERED, "")
     scene.disable(TWO)
     scene.addresses.succeeded(FOUR[2])
     scene.disable(FOUR[2])
@@ -102,7 +102,7 @@ def test_disabled_for_longer_each_time() -> None:
         while not scene.addresses.to_probe():
             scene.clock.now += DISABLED_FIRST_S / 10
         waits.append(round(scene.clock.now - began, 1))
-        scene.addresses.probed(ONE, answered=turn % 2 == 1)
+        scene.addresses.probed(ONE, Outcome.ANSWERED if turn % 2 else Outcome.NOT_ANSWERED)
         scene.addresses.failed(ONE, "503", "any")
     assert waits[:3] == [DISABLED_FIRST_S, 2 * DISABLED_FIRST_S, 4 * DISABLED_FIRST_S]
     assert all(after == min(2 * before, DISABLED_MAX_S) for before, after in pairwise(waits))
@@ -124,6 +124,79 @@ def test_on_trial_it_gets_one_connection() -> None:
     scene.disable()
     scene.clock.now += DISABLED_FIRST_S
     assert scene.addresses.to_probe() == [ONE], "after a success the shortest time applies again"
+
+
+@pytest.mark.parametrize(
+    ("outcome", "uploaded_s_ago", "state"),
+    [
+        (Outcome.ANSWERED, None, "enabled"),
+        (Outcome.ANSWERED, UPLOADS_COUNT_S, "enabled"),
+        (Outcome.ANSWERED_BADLY, None, "on trial"),
+        (Outcome.ANSWERED_BADLY, UPLOADS_COUNT_S, "enabled"),
+        (Outcome.ANSWERED_BADLY, UPLOADS_COUNT_S + 1, "on trial"),
+        (Outcome.NOT_ANSWERED, None, "disabled"),
+        (Outcome.NOT_ANSWERED, UPLOADS_COUNT_S, "enabled"),
+        (Outcome.NOT_ANSWERED, UPLOADS_COUNT_S + 1, "disabled"),
+        (Outcome.NOT_CONNECTED, None, "disabled"),
+        (Outcome.NOT_CONNECTED, 0.0, "disabled"),
+    ],
+)
+def test_a_small_request_counts_where_no_upload_was_stored_lately(
+    outcome: Outcome, uploaded_s_ago: float | None, state: str
+) -> None:
+    """Uploads decide; only a connection that cannot be made is newer than they are."""
+    scene = Scene()
+    if uploaded_s_ago is not None:
+        scene.addresses.succeeded(ONE)
+        scene.clock.now += uploaded_s_ago
+    scene.addresses.asked(ONE, outcome, "")
+    assert (ONE in scene.addresses.disabled) == (state == "disabled")
+    is_on_trial = scene.addresses.in_order({ONE: 1, TWO: 5, FOUR[2]: 5, FOUR[3]: 5})[0] != ONE
+    assert is_on_trial == (state != "enabled")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "disabled"),
+    [
+        (Outcome.ANSWERED, False),
+        (Outcome.ANSWERED_BADLY, False),
+        (Outcome.NOT_ANSWERED, True),
+        (Outcome.NOT_CONNECTED, True),
+    ],
+)
+def test_any_answer_to_the_probe_begins_the_trial(outcome: Outcome, disabled: bool) -> None:
+    """Also a bad one: where every small request is answered with 503, uploads may still succeed."""
+    scene = Scene()
+    scene.disable()
+    scene.clock.now += DISABLED_FIRST_S
+    scene.addresses.probed(ONE, outcome)
+    assert scene.addresses.disabled == ([ONE] if disabled else [])
+    assert scene.addresses.in_order({ONE: 1})[-1] == ONE
+
+
+def test_a_trial_after_a_bad_answer_ends_with_a_good_one_or_an_upload() -> None:
+    """A trial after it was disabled ends only with an upload; an upload that fails on trial disables."""
+    scene = Scene((ONE, TWO))
+    scene.addresses.asked(ONE, Outcome.ANSWERED_BADLY, "it answers 503")
+    assert scene.addresses.overloaded({ONE: 2, TWO: 2}) == ONE
+    scene.addresses.asked(ONE, Outcome.ANSWERED, "")
+    assert scene.addresses.overloaded({ONE: 2, TWO: 2}) == ""
+    scene.addresses.asked(ONE, Outcome.ANSWERED_BADLY, "it answers 503")
+    scene.addresses.failed(ONE, "503", "transfer")
+    assert scene.addresses.disabled == [ONE]
+    scene.put_on_trial()
+    scene.addresses.asked(ONE, Outcome.ANSWERED, "")
+    assert scene.addresses.overloaded({ONE: 2, TWO: 2}) == ONE
+
+
+def test_where_all_answer_badly_all_are_used_alike() -> None:
+    """It is the store's way; nothing is disabled and none has to give up its connections."""
+    scene = Scene()
+    for address in FOUR:
+        scene.addresses.asked(address, Outcome.ANSWERED_BADLY, "it answers 503")
+    assert scene.addresses.disabled == []
+    assert scene.addresses.overloaded(dict.fromkeys(FOUR, 7)) == ""
+    assert scene.addresses.in_order({ONE: 3, TWO: 1, FOUR[2]: 2, FOUR[3]: 2})[0] == TWO
 
 
 def test_an_earlier_upload_does_not_enable_it() -> None:
@@ -195,7 +268,9 @@ def test_addresses_come_and_go() -> None:
     assert set(scene.addresses.in_order({})) == {ONE, "10.0.0.9"}
 
 
-@given(st.lists(st.tuples(st.sampled_from(["fail", "connect", "succeed", "probe", "wait"]), st.sampled_from(FOUR))))
+@given(
+    st.lists(st.tuples(st.sampled_from(["fail", "connect", "succeed", "ask", "probe", "wait"]), st.sampled_from(FOUR)))
+)
 def test_one_is_always_enabled(history: list[tuple[str, str]]) -> None:
     """Whatever happens, one stays enabled, and every disabled one will be probed."""
     scene = Scene()
@@ -207,8 +282,10 @@ def test_one_is_always_enabled(history: list[tuple[str, str]]) -> None:
                 scene.addresses.failed(address, "")
             case "succeed":
                 scene.addresses.succeeded(address)
+            case "ask":
+                scene.addresses.asked(address, list(Outcome)[number % 4], "")
             case "probe":
-                scene.addresses.probed(address, answered=number % 2 == 0)
+                scene.addresses.probed(address, list(Outcome)[number % 4])
             case _:
                 scene.clock.now += DISABLED_FIRST_S
         assert any(map(scene.addresses.is_enabled, FOUR))

@@ -16,7 +16,7 @@ from lab.loopback import socket_of
 from lab.scripted import Exchange, Script, answering, hang_up_after, scripted
 from lab.sending import in_loop, settings_for
 
-from s3daemon.network.connection import Connection
+from s3daemon.network.connection import ANSWER_MAX_BYTES, Connection
 from s3daemon.network.pacing import Pacer
 from s3daemon.network.tcp import UNPACED_PACKETS
 
@@ -115,6 +115,37 @@ async def test_a_failed_request_counts_as_no_answer() -> None:
         with pytest.raises(aiohttp.ClientError):
             await connection.request("POST", server.url, {}, None)
         assert (connection.answered, connection.requests) == (False, 1)
+
+
+@pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "until the close"])
+@in_loop
+async def test_an_answer_without_end_is_not_read(chunked: bool) -> None:
+    """After 1 MiB the connection is reset; the server gets rid of little more."""
+    written = 0
+
+    async def endless(exchange: Exchange) -> None:
+        nonlocal written
+        await exchange.write(b"HTTP/1.1 200 OK\r\n%s\r\n" % (b"Transfer-Encoding: chunked\r\n" if chunked else b""))
+        while True:
+            await exchange.write(b"10000\r\n" + bytes(65536) + b"\r\n")
+            written += 65536
+
+    async with scripted(endless, endless) as server, connection_to(server.url) as connection:
+        for method in ("GET", "PUT"):
+            with pytest.raises(aiohttp.ClientPayloadError, match="1 MiB"):
+                await connection.request(method, server.url, {}, None)
+            assert (connection.is_open, connection.persistent) == (False, False)
+            await server.until(lambda: all(seen.over for seen in server.seen))
+        assert written < 40 * ANSWER_MAX_BYTES, "what two kernels hold on its way"
+
+
+@in_loop
+async def test_an_answer_of_a_mebibyte_is_read() -> None:
+    """Whole, and the connection stays."""
+    content = bytes(ANSWER_MAX_BYTES)
+    async with scripted(other=answering(200, content)) as server, connection_to(server.url) as connection:
+        answer = await connection.request("GET", server.url, {}, None)
+        assert (answer.body, await answer.read(), connection.is_open) == (content, content, True)
 
 
 @in_loop

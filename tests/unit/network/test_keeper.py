@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import aiohttp
 import pytest
@@ -15,7 +16,9 @@ from lab.sending import in_loop
 from s3daemon.errors import AttemptError
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
-from s3daemon.network.keeper import PRIMED_BYTES, SWEEP_S
+from s3daemon.network.keepalive import SMALL_REQUESTS, SWEEP_S, TRIAL_EVERY_S
+from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES
+from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S
 from s3daemon.network.tcp import UNPACED_PACKETS
 
 
@@ -110,35 +113,61 @@ async def http_1_0(exchange: Exchange) -> None:
     await exchange.answer(version="HTTP/1.0")
 
 
-@pytest.mark.parametrize("script", [http_1_0, answering(Connection="close")], ids=["http-1.0", "close"])
+async def silent_close(exchange: Exchange) -> None:
+    """Answer, and close unannounced."""
+    await exchange.answer()
+    exchange.kept = False
+
+
+@pytest.mark.parametrize(
+    "script", [http_1_0, answering(Connection="close"), silent_close], ids=["http-1.0", "close", "unannounced"]
+)
 @in_loop
-async def test_a_server_that_closes_after_every_answer_is_not_flooded(script: Script) -> None:
-    """It gets one request an interval on each connection and no more."""
+async def test_no_connection_is_opened_to_a_server_that_keeps_none(
+    script: Script, caplog: pytest.LogCaptureFixture
+) -> None:
+    """That is logged once; one connection a minute finds out whether it keeps them now, and then all are opened."""
+    caplog.set_level(logging.INFO)
     clock = Clock()
     async with scripted(other=script) as server, kept(server, clock) as pool:
-        await answered(server, CONNECTIONS)
-        await sweeps(2)
-        assert (len(server.seen), pool.open_count) == (CONNECTIONS, 0)
-        clock.now += INTERVAL_S
-        await answered(server, 2 * CONNECTIONS)
-        await sweeps(1)
-        assert len(server.seen) == 2 * CONNECTIONS
+        for rounds in (1, 2, 3):
+            await until(lambda: not pool.small_request)
+            tried = len(server.connections)
+            assert tried <= CONNECTIONS + rounds * 2 * len(SMALL_REQUESTS)
+            clock.now += ASK_AGAIN_S - 1
+            await sweeps(3)
+            assert (len(server.connections), pool.open_count) == (tried, 0)
+            clock.now += 1
+            await server.until(lambda tried=tried: len(server.connections) == tried + 6)  # type: ignore[misc]
+            await sweeps(2)
+        assert len(caplog.messages) == 1
+        assert caplog.messages[0].startswith("the store closes each connection after its answer")
+        server.other = answering()
+        clock.now += ASK_AGAIN_S
+        await until(lambda: pool.open_count == CONNECTIONS)
+        assert caplog.messages[1:] == ["the store keeps connections open now"]
 
 
 @in_loop
-async def test_a_server_that_closes_unannounced_is_not_flooded() -> None:
-    """It gets one request a sweep on each connection and no more."""
-
-    async def close_after_answer(exchange: Exchange) -> None:
-        await exchange.answer()
-        exchange.kept = False
-
+async def test_another_small_request_is_used_where_it_keeps_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+    """It is logged and remembered: all further ones are of that kind, and all connections stay open."""
+    caplog.set_level(logging.INFO)
     clock = Clock()
-    async with scripted(other=close_after_answer) as server, kept(server, clock) as pool:
-        for rounds in (1, 2, 3):
-            await no_more_than(server, rounds * CONNECTIONS)
-            assert pool.open_count == 0
-            clock.now += SWEEP_S
+
+    async def close_after_get(exchange: Exchange) -> None:
+        await exchange.answer(headers={"Connection": "close"} if exchange.method == "GET" else {})
+
+    async with scripted(other=close_after_get) as server, kept(server, clock) as pool:
+        await until(lambda: pool.small_request == "HEAD")
+        clock.now += SWEEP_S
+        await until(lambda: pool.open_count == CONNECTIONS)
+        await sweeps(2)
+        before = len(server.seen)
+        clock.now += INTERVAL_S
+        await answered(server, before + CONNECTIONS)
+        assert {seen.method for seen in server.seen[before:]} == {"HEAD"}
+        assert (pool.small_request, pool.open_count) == ("HEAD", CONNECTIONS)
+    assert caplog.messages == ["the store closes connections after GET /: HEAD / keeps them open"]
 
 
 @in_loop
@@ -185,11 +214,14 @@ async def test_a_bug_ends_the_keeper() -> None:
     async def prime(connection: Connection) -> None:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError):
+    async def keep() -> None:
         async with scripted() as server, kept(server, prime=prime) as pool:
             await answered(server, CONNECTIONS)
             await sweeps(1)
             assert pool.in_use == 0
+
+    with pytest.raises(ZeroDivisionError):
+        await keep()
 
 
 @pytest.fixture
@@ -274,6 +306,43 @@ def test_all_addresses_of_a_name_are_used_in_turn() -> None:
     run_resolving(main)
 
 
+def test_connections_move_one_after_the_other_when_the_name_has_other_addresses() -> None:
+    """After a reload at once; else when no look-up gave the address for a while, for an answer may be a selection."""
+
+    async def main(loop: ResolvingLoop) -> None:
+        clock = Clock()
+        async with scripted(address="0.0.0.0") as server:
+            loop.addresses = ("127.0.0.1",)
+            async with kept(server, clock, server.url.replace("0.0.0.0", "store.example")) as pool:
+                await answered(server, CONNECTIONS)
+                loop.addresses = ("127.0.0.2",)
+                clock.now += RESOLVE_EVERY_S
+                await server.until(lambda: loop.lookups == 2)
+                await sweeps(2)
+                assert loads(server) == [CONNECTIONS, 0]
+                pool.resolve_anew()
+                await server.until(lambda: loads(server) == [0, CONNECTIONS])
+                loop.addresses = ("127.0.0.1",)
+                clock.now += GONE_AFTER_S
+                await server.until(lambda: loads(server) == [CONNECTIONS, 0])
+                loop.addresses = ()
+                for _ in range(3):
+                    lookups = loop.lookups
+                    clock.now += GONE_AFTER_S
+                    await server.until(lambda before=lookups: loop.lookups > before)  # type: ignore[misc]
+                await sweeps(2)
+                assert loads(server) == [CONNECTIONS, 0]
+
+    run_resolving(main)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until it holds."""
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
 async def no_more_than(server: Scripted, count: int) -> None:
     """So many requests are answered, and no more follow."""
     await answered(server, count)
@@ -281,21 +350,64 @@ async def no_more_than(server: Scripted, count: int) -> None:
     assert len(server.seen) == count
 
 
+async def idle_until_closed(server: Scripted, clock: Clock, idle_s: float) -> None:
+    """Let the connections be idle, then close all."""
+    clock.now += idle_s
+    for connection in server.open_connections:
+        connection.close()
+
+
 @in_loop
-async def test_an_idle_timeout_of_the_server_shortens_the_interval() -> None:
-    """After a close at age T each connection is used every T/2, before the server's timeout ends."""
+async def test_an_idle_limit_of_the_server_shortens_the_interval(caplog: pytest.LogCaptureFixture) -> None:
+    """After two closes in a row at age T each connection is used every T/2, before the server's limit."""
+    caplog.set_level(logging.INFO)
     clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
-        await answered(server, CONNECTIONS)
-        clock.now += 6.0
-        for connection in server.connections:
-            connection.close()
-        await answered(server, 2 * CONNECTIONS)
-        clock.now += 2.9
-        await no_more_than(server, 2 * CONNECTIONS)
-        clock.now += 0.2
+        for rounds in (1, 2):
+            await answered(server, rounds * CONNECTIONS)
+            await idle_until_closed(server, clock, 6.0)
         await answered(server, 3 * CONNECTIONS)
-        assert (pool.opened, pool.open_count) == (2 * CONNECTIONS, CONNECTIONS)
+        clock.now += 2.9
+        await no_more_than(server, 3 * CONNECTIONS)
+        clock.now += 0.2
+        await answered(server, 4 * CONNECTIONS)
+        assert (pool.opened, pool.open_count) == (3 * CONNECTIONS, CONNECTIONS)
+    assert caplog.messages == ["the store closes connections that are idle for 6.0 s: each is now used every 3.0 s"]
+
+
+@in_loop
+async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(caplog: pytest.LogCaptureFixture) -> None:
+    """Every few minutes one connection rests; if it is still open beyond the limit the interval grows back."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    async with scripted() as server, kept(server, clock):
+        for rounds in (1, 2):
+            await answered(server, rounds * CONNECTIONS)
+            await idle_until_closed(server, clock, 6.0)
+        await answered(server, 3 * CONNECTIONS)
+        clock.now += TRIAL_EVERY_S
+        await sweeps(1)
+        for _ in range(3):
+            clock.now += 2.9
+            await sweeps(1)
+        assert caplog.messages[-1] == "the store keeps idle connections: each is now used every 10.0 s"
+
+
+@in_loop
+async def test_a_restart_of_an_idle_server_leaves_the_interval_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
+    """All connections were idle for the same time when it closed them, once; they are opened again."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    async with scripted() as server, kept(server, clock) as pool:
+        for rounds in (1, 2, 3):
+            await answered(server, (2 * rounds - 1) * CONNECTIONS)
+            await idle_until_closed(server, clock, 7.0)
+            await answered(server, 2 * rounds * CONNECTIONS)
+            clock.now += INTERVAL_S - 0.1
+            await no_more_than(server, 2 * rounds * CONNECTIONS)
+            clock.now += 0.1
+        assert pool.opened == 4 * CONNECTIONS
+    assert caplog.messages == []
 
 
 @in_loop
@@ -369,38 +481,71 @@ async def test_connections_move_away_from_a_disabled_address_and_back() -> None:
         assert pool.limit == pool.open_count == CONNECTIONS
 
 
+def broken_at_first(broken: Script) -> Script:
+    """Treat what comes to the first address so, and answer the rest."""
+
+    async def script(exchange: Exchange) -> None:
+        at_first = exchange.connection.writer.get_extra_info("sockname")[0] == ADDRESSES[0]
+        await (broken if at_first else answering())(exchange)
+
+    return script
+
+
+@pytest.mark.parametrize("broken", [answering(503), answering(500, bytes(100))], ids=["503", "500 with a page"])
 @in_loop
-async def test_an_address_that_answers_503_is_disabled_before_an_upload_finds_it() -> None:
-    """The 503 to the keeper's own request is enough while another address is enabled."""
-
-    async def first_is_broken(exchange: Exchange) -> None:
-        broken = exchange.connection.writer.get_extra_info("sockname")[0] == ADDRESSES[0]
-        await answering(503 if broken else 200)(exchange)
-
+async def test_an_address_that_answers_badly_gets_one_connection_until_an_upload_is_stored(broken: Script) -> None:
+    """A bad answer to a small request does not disable it; an upload that was stored gives it its share."""
     async with (
-        scripted(other=first_is_broken, address="0.0.0.0") as server,
+        scripted(other=broken_at_first(broken), address="0.0.0.0") as server,
         kept(server, url=named(server), receivers=ADDRESSES) as pool,
     ):
-        await server.until(lambda: loads(server) == [0, CONNECTIONS])
-        assert pool.addresses.disabled == [ADDRESSES[0]]
+        await until(lambda: pool.open_per_address()[ADDRESSES[1]] >= CONNECTIONS - 1)
+        assert pool.addresses.disabled == []
+        server.other = broken_at_first(answering(503))
+        pool.addresses.succeeded(ADDRESSES[0])
+        await server.until(lambda: loads(server) == [2, 2])
+        await sweeps(2)
+        assert loads(server) == [2, 2]
 
 
 @in_loop
-async def test_a_failed_probe_keeps_an_address_disabled() -> None:
-    """An address that answers 503 to the probe stays disabled, and is probed again later."""
+async def test_connections_go_to_the_addresses_that_keep_them() -> None:
+    """One that closes each after its answer gets none, and is asked again; when it keeps them it gets its share."""
     clock = Clock()
     async with (
-        scripted(other=answering(503), address="0.0.0.0") as server,
+        scripted(other=broken_at_first(silent_close), address="0.0.0.0") as server,
         kept(server, clock, named(server), receivers=ADDRESSES) as pool,
     ):
-        await answered(server, CONNECTIONS)
-        pool.addresses.failed("127.0.0.1", "503")
+        while loads(server) != [0, CONNECTIONS]:
+            await sweeps(1)
+            clock.now += SWEEP_S
+        before = len(server.connections)
+        clock.now += ASK_AGAIN_S / 2
+        await sweeps(2)
+        assert (len(server.connections), pool.small_request) == (before, "GET")
+        server.other = answering()
+        clock.now += ASK_AGAIN_S / 2
+        await server.until(lambda: loads(server) == [2, 2])
+
+
+@in_loop
+async def test_an_address_that_hangs_up_on_the_probe_stays_disabled() -> None:
+    """It is probed again later."""
+    clock = Clock()
+    async with (
+        scripted(other=broken_at_first(hang_up_after()), address="0.0.0.0") as server,
+        kept(server, clock, named(server), receivers=ADDRESSES) as pool,
+    ):
+        await until(lambda: pool.addresses.disabled == [ADDRESSES[0]])
+        await sweeps(1)
+        clock.now += 2 * SWEEP_S
+        await until(lambda: loads(server) == [0, CONNECTIONS])
         for rounds in (1, 2):
             clock.now += 2 * rounds * DISABLED_FIRST_S
             before = len(server.seen)
             await server.until(lambda before=before: len(server.seen) > before)  # type: ignore[misc]
             await sweeps(1)
-            assert pool.addresses.disabled == ["127.0.0.1"]
+            assert pool.addresses.disabled == [ADDRESSES[0]]
 
 
 @in_loop

@@ -14,6 +14,7 @@ from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
 from s3daemon.model.record import MessageId
+from s3daemon.network.addresses import Outcome
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, RESOLVE_EVERY_S, ConnectionPool
 
@@ -219,10 +220,10 @@ async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture) ->
     caplog.set_level(logging.INFO)
     clock = Clock()
     async with pool_to("http://store.invalid", clock=clock, receivers=ADDRESSES) as pool:
-        pool.addresses.answered(ADDRESSES[0])
+        pool.addresses.asked(ADDRESSES[0], Outcome.ANSWERED, "")
         pool.addresses.failed(ADDRESSES[0], "no connection")
         clock.now += 5
-        pool.addresses.probed(ADDRESSES[0], answered=True)
+        pool.addresses.probed(ADDRESSES[0], Outcome.ANSWERED)
         pool.addresses.succeeded(ADDRESSES[0])
     disabled, enabled = caplog.records
     assert disabled.getMessage() == "address 127.0.0.1 of the store is temporarily disabled: no connection"
@@ -253,8 +254,12 @@ def test_the_last_addresses_stay_when_the_name_no_longer_resolves(caplog: pytest
 @in_loop
 async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Not for each connection."""
-    async with scripted() as server, pool_to(server.url, 2, congestion="nosuch") as pool:
-        async with pool.acquire() as first, pool.acquire() as second:
-            await get(first, server.url)
-            await get(second, server.url)
+    async with (
+        scripted() as server,
+        pool_to(server.url, 2, congestion="nosuch") as pool,
+        pool.acquire() as first,
+        pool.acquire() as second,
+    ):
+        await get(first, server.url)
+        await get(second, server.url)
     assert [text.startswith("congestion control nosuch") for text in caplog.messages] == [True]

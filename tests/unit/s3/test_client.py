@@ -114,3 +114,27 @@ async def test_a_credentials_file_without_keys(tmp_path: Path) -> None:
     )
     with pytest.raises(SettingsError, match="no keys for profile none"):
         await Signer(settings).open(Recorder())
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("aws_access_key_id = a\naws_secret_access_key = s3cret\naws_session_token = t0\n  ken", "AWS_SESSION_TOKEN: "),
+        ("aws_access_key_id = a\naws_secret_access_key =", "AWS_SECRET_ACCESS_KEY: "),
+        ("aws_access_key_id =\naws_secret_access_key = s3cret", "AWS_ACCESS_KEY_ID: "),
+        ("aws_access_key_id = a\naws_secret_access_key = s3c ret", "AWS_SECRET_ACCESS_KEY: "),
+        ("aws_access_key_id = a", "Partial credentials found"),
+        ("", "no keys for profile default"),
+    ],
+)
+@in_loop
+async def test_keys_that_no_request_could_be_signed_with(tmp_path: Path, text: str, reason: str) -> None:
+    """They are refused with what is wrong, and without the keys: else every request would fail, as if by the store."""
+    file = tmp_path / "credentials"
+    file.write_text(f"[default]\n{text}\n")
+    settings = Settings(endpoint_url="http://store", shared_credentials_file=str(file), state_dir="/nonexistent")
+    with pytest.raises(SettingsError) as caught:
+        await Signer(settings).open(Recorder())
+    (fault,) = caught.value.faults
+    assert fault.startswith(f"AWS_SHARED_CREDENTIALS_FILE: {reason}")
+    assert not [part for part in ("s3c", "t0", "\n") if part in fault]

@@ -5,10 +5,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
 from fake_sender import FakeSender
+from lab.certs import Authority
 from lab.sending import in_loop, settings_for
 
 from s3daemon.config.settings import Settings
@@ -18,6 +21,13 @@ from s3daemon.s3.endpoint import Endpoint, Primer
 from s3daemon.s3.store import Store
 
 SETTINGS = settings_for("http://store")
+
+
+@pytest.fixture(scope="module")
+def authorities(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The certificates of two authorities."""
+    one, other = (Authority(tmp_path_factory.mktemp("authority")).ca.read_text() for _ in range(2))
+    return one, other
 
 
 class Started(list[tuple[str, "asyncio.Task[None]"]]):
@@ -55,6 +65,62 @@ async def test_connections_are_kept_if_their_settings_are(change: dict[str, Any]
     after = endpoint_of(replace(SETTINGS, **change), before)
     assert (after.pool is before.pool) is kept
     assert after.pool.pacer.is_limited is ("bwlimit_bps" in change)
+    await before.close(after)
+    await after.close()
+
+
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [("", True), ("the file is written anew", True), ("another authority", False), ("one authority more", False)],
+)
+@in_loop
+async def test_a_reload_takes_new_connections_if_what_they_trust_has_changed(
+    tmp_path: Path, authorities: tuple[str, str], changed: str, kept: bool
+) -> None:
+    """The path of the bundle stays, its content counts: an authority that was removed is no longer trusted."""
+    one, other = authorities
+    bundle = tmp_path / "ca.pem"
+    bundle.write_text(one)
+    settings = settings_for("https://store", ca_bundle=str(bundle))
+    before = endpoint_of(settings)
+    contents = {"the file is written anew": one, "another authority": other, "one authority more": one + other}
+    if changed:
+        bundle.write_text(contents[changed])
+    after = endpoint_of(settings, before)
+    assert (after.pool is before.pool) is kept
+    await before.close(after)
+    await after.close()
+
+
+@in_loop
+async def test_a_reload_sees_that_the_systems_authorities_have_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, authorities: tuple[str, str]
+) -> None:
+    """A file with all of them, and a directory with one in each."""
+    bundle, directory = tmp_path / "cert.pem", tmp_path / "certs"
+    directory.mkdir()
+    bundle.write_text(authorities[0])
+    monkeypatch.setenv("SSL_CERT_FILE", str(bundle))
+    monkeypatch.setenv("SSL_CERT_DIR", str(directory))
+    settings = settings_for("https://store")
+    endpoints = [endpoint_of(settings)]
+    endpoints.append(endpoint_of(settings, endpoints[-1]))
+    bundle.write_text(authorities[1])
+    endpoints.append(endpoint_of(settings, endpoints[-1]))
+    (directory / "0a1b2c3d.0").write_text(authorities[0])
+    endpoints.append(endpoint_of(settings, endpoints[-1]))
+    pools = [endpoint.pool for endpoint in endpoints]
+    assert [new is old for old, new in pairwise(pools)] == [True, False, False]
+    for endpoint in endpoints:
+        await endpoint.close()
+
+
+@in_loop
+async def test_a_reload_looks_the_name_up_anew() -> None:
+    before = endpoint_of(SETTINGS)
+    before.pool.addresses.replace(["192.0.2.1"])
+    after = endpoint_of(SETTINGS, before)
+    assert after.pool.must_resolve
     await before.close(after)
     await after.close()
 

@@ -236,9 +236,9 @@ def test_under_systemd_socket_activate(tmp_path: Path, named: list[str], listeni
     path = tmp_path / "socket"
     assert ACTIVATE
     command = [ACTIVATE, "-l", str(path), *named, "-E", "PYTHONPATH", sys.executable, "-c", TAKE]
-    root = str(Path(__file__).resolve().parents[3])
+    path_list = os.pathsep.join([str(Path(__file__).resolve().parents[3]), os.environ.get("PYTHONPATH", "")])
     with subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": root}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, env={**os.environ, "PYTHONPATH": path_list}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as activator:
         assert activator.stdout
         assert activator.stderr
@@ -272,6 +272,19 @@ def test_a_port_in_use_is_an_error() -> None:
 def test_an_address_that_is_not_ours_is_an_error(host: str) -> None:
     with pytest.raises(StartError, match=f"cannot listen on {host}:0"):
         bind(host, 0)
+
+
+def test_a_hang_up_is_ignored_with_advice(caplog: pytest.LogCaptureFixture) -> None:
+    """Not the end of the daemon, and no reload: only systemd can read the environment file."""
+
+    async def run() -> None:
+        stop = stop_signals(asyncio.get_running_loop())
+        os.kill(os.getpid(), signal.SIGHUP)
+        await asyncio.sleep(0.05)
+        assert not stop.is_set()
+
+    asyncio.run(run())
+    assert caplog.messages == ["SIGHUP is ignored: to put edited settings in force, run systemctl reload s3daemon"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

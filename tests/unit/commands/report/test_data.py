@@ -17,8 +17,8 @@ NIGHT = (record(1, tags=("a", "b"), total_usec=8 * SECOND), failed(2, "Stalled: 
 
 
 def report(*records: TransferRecord, by: str = "") -> Report:
-    sightings = [ReportedTransfer(made, "n1") for made in records]
-    return Report.of(sightings, limit_usec=7 * SECOND, late_usec=10 * SECOND, by=by)
+    transfers = [ReportedTransfer(made, "n1") for made in records]
+    return Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by=by)
 
 
 def as_json(made: Report) -> dict[str, Any]:

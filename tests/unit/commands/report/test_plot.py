@@ -1,6 +1,6 @@
 """The picture has what the figures have, and every kind of night can be drawn.
 
-What it looks like was looked at; here its parts are counted.
+Whether it looks right was judged by eye; here its parts are counted.
 """
 
 import html
@@ -23,8 +23,8 @@ SECOND = 1_000_000
 
 
 def report(*records: TransferRecord) -> Report:
-    sightings = [ReportedTransfer(made, "node1") for made in sorted(records, key=lambda made: made.start_usec)]
-    return Report.of(sightings, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag")
+    transfers = [ReportedTransfer(made, "node1") for made in sorted(records, key=lambda made: made.start_usec)]
+    return Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag")
 
 
 def night(exposures: int) -> Report:

@@ -1,129 +1,212 @@
-"""Entries come whole and once, from a journal opened again and again, and from lines; nothing is lost unsaid."""
+"""Entries come from journalctl or from lines that it printed elsewhere, and nothing that cannot be read is missed."""
 
-from collections.abc import Iterator
-from datetime import UTC, datetime
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.env import UnavailableError, clean_env, program
 from lab.records import START_USEC, entry, line, record
 
-from s3daemon.commands.report.files import JournalFiles
-from s3daemon.commands.report.read import REOPEN_AFTER, from_journal, from_lines
-from s3daemon.commands.report.select import Entry, Selection
+from s3daemon.commands.report.read import from_journal, from_lines, host_directories, usec_of
+from s3daemon.commands.report.select import JournalEntry, Selection
 from s3daemon.errors import S3daemonError
 
 SECOND = 1_000_000
-FILES = JournalFiles(None, (Path("/j/system.journal"),))
+#: Stands in for journalctl: notes how it was called, prints what a file holds, and fails as it is set to.
+JOURNALCTL = """#!{python}
+import json, os, pathlib, sys
+
+top = pathlib.Path(__file__).parent
+with open(top / "called", "a") as called:
+    called.write(json.dumps(sys.argv[1:]) + "\\n")
+sys.stdout.buffer.write((top / "printed").read_bytes())
+sys.stderr.write((top / "complaints").read_text())
+sys.exit(int((top / "status").read_text()))
+"""
 
 
-class Journal:
-    """What systemd-python's reader is to us: a shelf of entries, one second apart; each opening begins anew."""
+class Journalctl:
+    """A program in the place of journalctl, and a directory with a journal file that it is asked to read."""
 
-    def __init__(self, count: int) -> None:
-        self.cursors = [f"c{number}" for number in range(count)]
-        self.opened = 0
-        self.open_now = 0
-        self.matches: list[str] = []
+    def __init__(self, top: Path) -> None:
+        self.top = top
+        self.program = top / "journalctl"
+        self.program.write_text(JOURNALCTL.format(python=sys.executable))
+        self.program.chmod(0o755)
+        self.place = top / "saved"
+        self.place.mkdir()
+        (self.place / "system.journal").touch()
+        self.prints()
 
-    def __call__(self, **place: Any) -> "Shelf":
-        self.open_now += 1
-        if not place:
-            self.opened += 1
-        return Shelf(self)
+    def prints(self, *lines: bytes, complaints: str = "", status: int = 0) -> None:
+        """Decide what it will print, and how it will end."""
+        (self.top / "printed").write_bytes(b"".join(lines))
+        (self.top / "complaints").write_text(complaints)
+        (self.top / "status").write_text(str(status))
 
+    def read(self, notes: list[str] | None = None, place: Path | None = None, **wanted: Any) -> list[JournalEntry]:
+        """What comes of reading; a note is a failure where none are expected."""
+        note = pytest.fail if notes is None else notes.append
+        return list(from_journal(place or self.place, Selection(**wanted), note, program=os.fspath(self.program)))
 
-class Shelf:
-    """One opening of it."""
-
-    def __init__(self, journal: Journal) -> None:
-        self.journal = journal
-        self.at = -1
-
-    def add_match(self, match: str) -> None:
-        self.journal.matches.append(match)
-
-    def get_start(self) -> datetime:
-        return datetime.fromtimestamp(START_USEC / 1e6, UTC)
-
-    def seek_head(self) -> None:
-        self.at = 0
-
-    def seek_realtime(self, usec: int) -> None:
-        self.at = max(0, -(-(usec - START_USEC) // SECOND))
-
-    def seek_cursor(self, cursor: str) -> None:
-        """At it, or, when it is gone, at what came next."""
-        number = int(cursor[1:])
-        self.at = next(i for i, c in enumerate(self.journal.cursors) if int(c[1:]) >= number)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for cursor in self.journal.cursors[self.at :]:
-            yield {"__CURSOR": cursor, "__REALTIME_TIMESTAMP": START_USEC + int(cursor[1:]) * SECOND}
-
-    def close(self) -> None:
-        self.journal.open_now -= 1
+    def called(self) -> list[list[str]]:
+        """The arguments of each call."""
+        return [json.loads(text) for text in (self.top / "called").read_text().splitlines()]
 
 
-def read(journal: Journal, notes: list[str] | None = None, **wanted: Any) -> list[str]:
-    note = pytest.fail if notes is None else notes.append
-    return [str(found["__CURSOR"]) for found in from_journal(FILES, Selection(**wanted), journal, note)]
+@pytest.fixture
+def journalctl(tmp_path: Path) -> Journalctl:
+    return Journalctl(tmp_path)
 
 
-@pytest.mark.parametrize("count", [0, 1, REOPEN_AFTER - 1, REOPEN_AFTER, REOPEN_AFTER + 1, 2 * REOPEN_AFTER + 7])
-def test_reopening_loses_and_repeats_nothing(count: int) -> None:
-    """However many records there are, each comes once and in order, and the journal is closed in the end."""
-    journal = Journal(count)
-    assert read(journal) == journal.cursors
-    assert journal.opened == count // REOPEN_AFTER + 1
-    assert journal.open_now == 0
+def test_records_of_a_journal(journalctl: Journalctl) -> None:
+    """They come as journalctl prints them, other entries are left out."""
+    journalctl.prints(line(record(1)), b'{"MESSAGE": "x"}\n', line(record(2)))
+    assert journalctl.read() == [entry(record(1)), entry(record(2))]
 
 
-def test_journald_removes_what_was_read() -> None:
-    """When the last entry read is gone at the next opening, the one after it is not taken for it."""
-    journal = Journal(REOPEN_AFTER + 3)
-    seen = []
-    for found in from_journal(FILES, Selection(), journal, pytest.fail):
-        seen.append(found["__CURSOR"])
-        if len(seen) == REOPEN_AFTER:
-            del journal.cursors[:REOPEN_AFTER]
-    assert seen[REOPEN_AFTER:] == journal.cursors
+def test_what_journalctl_is_asked_for(journalctl: Journalctl) -> None:
+    """The directory, the bounds to the microsecond, the fields and the matches; cut fields would be no records."""
+    journalctl.prints(line(record(1)))
+    journalctl.read(since_usec=START_USEC + 1_402_000, until_usec=START_USEC + 90 * SECOND, tags=("a", "b"))
+    words = journalctl.called()[-1]
+    assert {"--output=json", "--all", "--no-pager", f"--directory={journalctl.place}"} <= {*words}
+    assert "--since=@1795400001.402000" in words
+    assert "--until=@1795400090.000000" in words
+    assert words[-3:] == ["MESSAGE_ID=59de861c00b54c97810d5760a3b1b9a0", "S3DAEMON_TAG=a", "S3DAEMON_TAG=b"]
+    (fields,) = (word for word in words if word.startswith("--output-fields="))
+    assert {"S3DAEMON_KEY", "S3DAEMON_TOTAL_USEC", "_HOSTNAME"} <= {*fields.partition("=")[2].split(",")}
 
 
-def test_bounds_of_time() -> None:
-    """Reading begins at the one bound and ends at the other, and asks journald for what is wanted."""
-    journal = Journal(10)
-    assert read(journal, since_usec=START_USEC + 3 * SECOND, until_usec=START_USEC + 5 * SECOND) == ["c3", "c4", "c5"]
-    assert journal.matches == Selection().matches()
-    assert journal.open_now == 0
+def test_a_single_file(journalctl: Journalctl) -> None:
+    """journalctl takes a pattern for a file; what looks like one in a name is not."""
+    journalctl.prints(line(record(1)))
+    file = journalctl.top / "night[1].journal"
+    file.touch()
+    journalctl.read(place=file)
+    assert f"--file={journalctl.top}/night[[]1].journal" in journalctl.called()[-1]
 
 
-def test_a_journal_that_begins_later_is_told() -> None:
-    """Where journald no longer has what is asked for, that is said."""
+def test_a_journal_that_begins_later(journalctl: Journalctl) -> None:
+    """Where journald no longer has what is asked for, a note says so."""
+    journalctl.prints(line(record(1, total_usec=0)))
     notes: list[str] = []
-    read(Journal(1), notes, since_usec=START_USEC - 1)
-    begin = datetime.fromtimestamp(START_USEC / 1e6).astimezone()
-    assert notes == [f"the journal begins at {begin:%Y-%m-%d %H:%M:%S %Z}, later than what is asked for"]
+    journalctl.read(notes, since_usec=START_USEC - 1)
+    (note,) = notes
+    assert re.fullmatch(r"the journal begins at 2026-11-2\d \d\d:\d\d:20 \S+, later than what is asked for", note)
+    journalctl.read(since_usec=START_USEC)
 
 
-def lines(*given: bytes, notes: list[str] | None = None) -> list[Entry]:
+def test_a_damaged_file(journalctl: Journalctl) -> None:
+    """What journalctl leaves out is noted in its own words."""
+    journalctl.prints(line(record(1)), complaints="Journal file /j/a.journal corrupted, ignoring file.\n")
+    notes: list[str] = []
+    assert len(journalctl.read(notes)) == 1
+    assert notes == ["Journal file /j/a.journal corrupted, ignoring file."]
+
+
+def test_damaged_files_alone(journalctl: Journalctl) -> None:
+    """When journalctl can read none of the files it still ends with success; the report does not."""
+    journalctl.prints(complaints="Journal file /j/a.journal corrupted, ignoring file.\n")
+    with pytest.raises(S3daemonError, match=r"no journal file could be read: Journal file /j/a\.journal") as caught:
+        journalctl.read()
+    assert caught.value.code == "NoJournal"
+
+
+def test_journalctl_fails(journalctl: Journalctl) -> None:
+    """Its last words are the reason; a report of what it printed before that would not be complete."""
+    journalctl.prints(line(record(1)), complaints="Hint: x\nFailed to get data\n", status=1)
+    with pytest.raises(S3daemonError, match="Failed to get data") as caught:
+        journalctl.read()
+    assert caught.value.code == "NoJournal"
+
+
+def test_no_journalctl(journalctl: Journalctl) -> None:
+    """The way without it is named."""
+    journalctl.program.unlink()
+    with pytest.raises(S3daemonError, match="--stdin") as caught:
+        journalctl.read()
+    assert caught.value.code == "NoReader"
+
+
+def test_a_reader_that_has_enough(journalctl: Journalctl) -> None:
+    """When no more entries are wanted, journalctl is ended and not waited for."""
+    journalctl.prints(*(line(record(n)) for n in range(2000)))
+    entries = from_journal(journalctl.place, Selection(), pytest.fail, program=os.fspath(journalctl.program))
+    assert next(entries) == entry(record(0))
+    entries.close()  # type: ignore[attr-defined] # it is a generator
+
+
+@pytest.mark.parametrize(
+    ("place", "code"), [("empty", "NoJournal"), ("gone", "NoSuchFile"), ("empty/no.journal", "NoSuchFile")]
+)
+def test_no_files(journalctl: Journalctl, place: str, code: str) -> None:
+    """Where there is no journal file, journalctl prints nothing and ends with success; here it is an error."""
+    (journalctl.top / "empty").mkdir()
+    (journalctl.top / "empty/notes.txt").touch()
+    with pytest.raises(S3daemonError) as caught:
+        journalctl.read(place=journalctl.top / place)
+    assert caught.value.code == code
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+@pytest.mark.parametrize("closed", ["saved/system.journal", "saved/closed"])
+def test_a_file_that_may_not_be_read(closed: str) -> None:
+    """journalctl skips it silently when it may read another; here it ends the report, with what to do."""
+    code = (
+        "import os, sys; from pathlib import Path; from s3daemon.commands.report.read import *\n"
+        "from s3daemon.errors import S3daemonError\n"
+        "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        "try: next(from_journal(Path(sys.argv[1]), Selection(), print))\n"
+        "except S3daemonError as exc: print(f'{exc.code}: {exc.text}')\n"
+    )
+    with tempfile.TemporaryDirectory() as name:  # pytest's own directories are closed to others
+        top = Path(name)
+        top.chmod(0o755)
+        saved = top / "saved"
+        (saved / "closed").mkdir(parents=True)
+        for file in ("system.journal", "user-1000.journal"):
+            (saved / file).touch()
+        (top / closed).chmod(0)
+        done = subprocess.run([sys.executable, "-c", code, saved], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"NotReadable: {top / closed} may be read by root and the group systemd-journal only")
+
+
+def test_the_directories_of_a_host(tmp_path: Path) -> None:
+    """This machine's own, of those that there are; namespaces and other machines' are not read."""
+    machine_id = tmp_path / "machine-id"
+    assert host_directories((tmp_path,), machine_id) == []
+    machine_id.write_text("5e936193186b4f05ae03f3f2be700583\n")
+    own = tmp_path / "run/5e936193186b4f05ae03f3f2be700583"
+    own.mkdir(parents=True)
+    (tmp_path / "run/5e936193186b4f05ae03f3f2be700583.other").mkdir()
+    assert host_directories((tmp_path / "var", tmp_path / "run"), machine_id) == [own]
+
+
+def lines(*given: bytes, notes: list[str] | None = None) -> list[JournalEntry]:
     return list(from_lines(given, pytest.fail if notes is None else notes.append))
 
 
 def test_lines_of_many_hosts() -> None:
-    """Records are found among other entries, whichever hosts they come from; the notice of an empty journal is none."""
+    """Records of several hosts are found among other entries; the line for an empty journal is not an error."""
     other = b'{"MESSAGE": "hello"}\n'
     found = lines(line(record(1), "a"), other, b"-- No entries --\n", b"\n", line(record(2), "b"))
     assert found == [entry(record(1), "a"), entry(record(2), "b")]
     assert lines(b"-- No entries --\n") == lines(other) == []
 
 
-def test_a_cut_line_is_told() -> None:
-    """When a connection broke within a line, what came before counts and the break is told."""
+def test_a_cut_line_is_noted() -> None:
+    """When a connection broke within a line, what came before counts and the break is noted."""
     notes: list[str] = []
     whole = line(record(1))
     assert lines(whole, whole[:100], notes=notes) == [entry(record(1))]
-    assert notes == ["1 of 2 lines are no JSON objects, the first is line 2: was the input cut off?"]
+    assert notes == ["1 of 2 lines are not JSON objects, the first is line 2: was the input cut off?"]
 
 
 @pytest.mark.parametrize(
@@ -136,3 +219,70 @@ def test_no_lines_is_an_error(given: tuple[bytes, ...], code: str) -> None:
     with pytest.raises(S3daemonError) as caught:
         lines(*given)
     assert caught.value.code == code
+
+
+@pytest.fixture
+def analyze() -> None:
+    """Skip where systemd-analyze is not installed."""
+    try:
+        program("systemd-analyze")
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+
+
+@pytest.mark.usefixtures("analyze")
+@pytest.mark.parametrize(
+    ("text", "usec"),
+    [
+        ("2026-11-23 02:13:20", START_USEC),
+        ("2026-11-23 02:13:20 UTC", START_USEC),
+        ("Mon 2026-11-23 02:13:20.25", START_USEC + 250_000),
+        ("@1795400534.761688", 1_795_400_534_761_688),
+    ],
+)
+def test_times(text: str, usec: int) -> None:
+    """A time means what it means to journalctl, to the microsecond."""
+    assert usec_of(text, utc=True) == usec
+
+
+@pytest.mark.usefixtures("analyze")
+def test_a_time_without_a_zone_is_in_the_systems(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless `--utc` is given; relative times, spans with blanks in them too, are counted from now."""
+    monkeypatch.setenv("TZ", "Asia/Tokyo")
+    assert usec_of("2026-11-23 11:13:20", utc=False) == START_USEC
+    assert usec_of("2026-11-23 02:13:20", utc=True) == START_USEC
+    assert usec_of("now", utc=False) - usec_of("-2h 30min", utc=False) == pytest.approx(9000 * SECOND, abs=60 * SECOND)
+
+
+@pytest.mark.usefixtures("analyze")
+@pytest.mark.parametrize("text", ["", "soon", "2h", "2026-13-01", "--help", "@x", "@1e99"])
+def test_what_is_not_a_time(text: str) -> None:
+    """It is refused with its text, never taken for another time."""
+    with pytest.raises(ValueError, match=re.escape(repr(text))):
+        usec_of(text, utc=True)
+
+
+def test_no_systemd_analyze() -> None:
+    """Without systemd times cannot be read, which is said."""
+    with pytest.raises(ValueError, match="/nowhere/analyze, which reads times, cannot be run"):
+        usec_of("now", utc=True, program="/nowhere/analyze")
+
+
+def test_the_stand_in_is_called_as_journalctl_is() -> None:
+    """Each option that is used is one of the journalctl of this host."""
+    try:
+        command = [program("journalctl"), "--help"]
+    except UnavailableError as missing:
+        pytest.skip(str(missing))
+    known = subprocess.run(command, env=clean_env(), capture_output=True, text=True, check=True).stdout
+    for option in (
+        "--output=",
+        "--all",
+        "--no-pager",
+        "--directory=",
+        "--file=",
+        "--since=",
+        "--until=",
+        "--output-fields=",
+    ):
+        assert option in known

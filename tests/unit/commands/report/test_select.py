@@ -1,8 +1,5 @@
 """A report is about the transfers that were asked for, each of them once."""
 
-import uuid
-from datetime import UTC, datetime
-
 import pytest
 from lab.records import START_USEC, entry, failed, record
 
@@ -20,7 +17,7 @@ def collected(*entries: dict[str, object], **wanted: object) -> Collection:
 
 
 def ids(collection: Collection) -> list[int]:
-    return [int(seen.record.transfer_id, 16) for seen in collection.sightings()]
+    return [int(seen.record.transfer_id, 16) for seen in collection.transfers()]
 
 
 def test_records_come_by_time_of_request() -> None:
@@ -28,8 +25,8 @@ def test_records_come_by_time_of_request() -> None:
     late, early = record(1, start_usec=START_USEC + 5), record(2, start_usec=START_USEC)
     found = collected(entry(late, "b"), entry(early, "a"))
     assert ids(found) == [2, 1]
-    assert [seen.host for seen in found.sightings()] == ["a", "b"]
-    assert found.sightings()[0].end_usec == START_USEC + early.total_usec
+    assert [seen.host for seen in found.transfers()] == ["a", "b"]
+    assert found.transfers()[0].end_usec == START_USEC + early.total_usec
 
 
 @pytest.mark.parametrize(
@@ -57,16 +54,15 @@ def test_selection(wanted: dict[str, object], found: list[int]) -> None:
     assert ids(collected(*entries, **wanted)) == found
 
 
-@pytest.mark.parametrize("form", [str, int, lambda usec: datetime.fromtimestamp(usec / 1e6, UTC)])
-def test_bounds_are_on_the_time_of_recording(form: type) -> None:
-    """The bounds hold for when journald took the record, in every form that a reader gives; both ends are included."""
+def test_bounds_are_on_the_time_of_recording() -> None:
+    """The bounds hold for when journald took the record; both ends are included."""
     recorded = [START_USEC + n * SECOND for n in range(4)]
-    entries = [entry(record(n)) | {"__REALTIME_TIMESTAMP": form(usec)} for n, usec in enumerate(recorded)]
+    entries = [entry(record(n)) | {"__REALTIME_TIMESTAMP": str(usec)} for n, usec in enumerate(recorded)]
     assert ids(collected(*entries, since_usec=recorded[1], until_usec=recorded[2])) == [1, 2]
 
 
 def test_without_a_time_of_recording_the_end_counts() -> None:
-    """An entry that does not say when it was recorded was so when its transfer ended."""
+    """An entry that does not say when it was recorded counts as recorded when its transfer ended."""
     bare = entry(record(1, total_usec=5 * SECOND))
     del bare["__REALTIME_TIMESTAMP"]
     assert ids(collected(bare, since_usec=START_USEC + 5 * SECOND)) == [1]
@@ -74,25 +70,24 @@ def test_without_a_time_of_recording_the_end_counts() -> None:
 
 
 def test_a_transfer_recorded_twice_counts_once() -> None:
-    """Stored beats failed; of two that say stored the first is true, of two failures the last, in any order."""
+    """Stored beats failed; of two that say stored the first is right, of two failures the last, in any order."""
     first, second = record(1, total_usec=2 * SECOND), record(1, total_usec=60 * SECOND, attempts=2)
     early, late = failed(2, "Stalled: x", total_usec=SECOND), failed(2, "AccessDenied: y", total_usec=9 * SECOND)
-    lost, mended = failed(3, total_usec=SECOND), record(3, total_usec=90 * SECOND)
-    entries = [entry(made) for made in (first, second, early, late, lost, mended)]
+    lost, retried = failed(3, total_usec=SECOND), record(3, total_usec=90 * SECOND)
+    entries = [entry(made) for made in (first, second, early, late, lost, retried)]
     for order in (entries, entries[::-1]):
         found = collected(*order)
-        assert found.repeated == 3
         assert {
-            seen.record.transfer_id: (seen.record.outcome, seen.record.total_usec) for seen in found.sightings()
+            seen.record.transfer_id: (seen.record.outcome, seen.record.total_usec) for seen in found.transfers()
         } == {
             first.transfer_id: ("stored", 2 * SECOND),
             late.transfer_id: ("failed", 9 * SECOND),
-            mended.transfer_id: ("stored", 90 * SECOND),
+            retried.transfer_id: ("stored", 90 * SECOND),
         }
 
 
 def test_what_cannot_be_read_is_counted() -> None:
-    """An entry that says it is a record and is none is not passed over in silence; any other entry is."""
+    """An entry with the message id of a record that cannot be read is counted; any other entry is ignored."""
     good, cut, other = entry(record(1)), entry(record(2)), entry(record(3))
     cut["S3DAEMON_KEY"] = None  # what journalctl makes of a long field without --all
     other["MESSAGE_ID"] = MessageId.ATTEMPT_FAILED
@@ -101,23 +96,22 @@ def test_what_cannot_be_read_is_counted() -> None:
     assert found.unreadable == 1
 
 
-def test_every_reader_is_understood() -> None:
-    """Bytes, text, and what systemd-python converts come to the same sighting, and like values are kept once."""
-    text = entry(record(1, tags=("a", "b")))
-    as_bytes = {
-        name: [v.encode() for v in value] if isinstance(value, list) else value.encode() for name, value in text.items()
-    }
-    as_bytes["__REALTIME_TIMESTAMP"] = int(text["__REALTIME_TIMESTAMP"])
-    converted = text | {"MESSAGE_ID": uuid.UUID(text["MESSAGE_ID"]), "S3DAEMON_SIZE_BYTES": 8_000_000}
-    (one,), (two,), (three,) = (collected(form).sightings() for form in (text, as_bytes, converted))
-    assert one == two == three
+def test_what_does_not_fit_json_is_understood() -> None:
+    """A key that is not UTF-8 comes as a list of byte values, a field that repeats as a list of texts."""
+    odd = entry(record(1, tags=("a", "b"))) | {"S3DAEMON_KEY": [*b"night/\xff"]}
+    (one,) = collected(odd).transfers()
+    assert (one.record.key, one.record.tags) == ("night/\udcff", ("a", "b"))
+
+
+def test_values_that_repeat_are_kept_once() -> None:
+    """So 200 000 records fit into memory; the file and the ETag, which no report shows, are not kept."""
+    one, other = collected(*(entry(record(n, bucket="".join(["r", "aw"]))) for n in (1, 2))).transfers()
+    assert one.record.bucket is other.record.bucket
     assert (one.record.file, one.record.etag) == ("", "")
-    both = collected(as_bytes, {**as_bytes, "S3DAEMON_TRANSFER_ID": b"ff"}).sightings()
-    assert both[0].record.bucket is both[1].record.bucket
 
 
 def test_what_journald_looks_up() -> None:
-    """What journald is asked for is no narrower than what is kept."""
+    """What journalctl is asked for is not narrower than what is kept."""
     wanted = Selection(
         buckets=("raw", "log"), prefixes=("p",), tags=("t",), hosts=("h",), units=("u.service",), since_usec=1
     )

@@ -1,12 +1,14 @@
 """The figures of a report are what a patient person with the same records would count."""
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab.records import START_USEC, failed, record
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.commands.report.stats import Figures, Report, Spread, busy_usec, grouping, groups, percentile
+from s3daemon.commands.report.stats import Breakdown, Figures, Report, Spread, busy_usec, grouping, groups, percentile
 from s3daemon.model.record import TransferRecord
 
 SECOND = 1_000_000
@@ -119,7 +121,7 @@ def test_those_in_no_group() -> None:
 @pytest.mark.parametrize("how", ["", "tags", "prefix:", "prefix:0", "prefix:x", "tag:1", "host:"])
 def test_no_grouping(how: str) -> None:
     """Anything else is refused."""
-    with pytest.raises(ValueError, match="none of tag"):
+    with pytest.raises(ValueError, match="not one of tag"):
         grouping(how)
 
 
@@ -155,7 +157,7 @@ def test_late() -> None:
 
 
 def test_report() -> None:
-    """Failures are told by code and one by one, the latest first; the slowest are the ten longest of the stored."""
+    """Failures are listed by code and one by one, the latest first; the slowest are the ten longest of the stored."""
     many = [record(n, total_usec=n * SECOND) for n in range(1, 13)]
     lost = [
         failed(20, "Stalled: a", total_usec=99 * SECOND),
@@ -175,3 +177,31 @@ def test_charts_have_groups() -> None:
     tagged = report(record(1), record(2, tags=())).grouped()
     assert (tagged.by, [group.name for group in tagged.groups]) == ("tag", ["-", "exposure-1"])
     assert report(record(1, tags=())).grouped().by == "prefix"
+
+
+@pytest.mark.parametrize(
+    ("times_s", "changes", "cause", "text"),
+    [
+        ((3.0, 0.2, 4.0), {}, "queued", "queued 3.000 s; 0.800 s after"),
+        ((9.0, 1.0, 10.0), {"attempts": 4}, "retried", "4 attempts, the last began after 9.000 s"),
+        ((9.0, 2.0, 11.0), {}, "queued", "queued 9.000 s; upload 2.000 s (4 MB/s, RTT 200 ms)"),
+        ((0.0, 8.0, 8.0), {"rtt_usec": 203_456, "retransmits": 34}, "network",
+         "upload 8.000 s (1 MB/s, RTT 203 ms, 34 segments sent again)"),
+        ((0.0, 8.0, 8.0), {"retransmits": 1, "connection": "new"}, "network",
+         "upload 8.000 s (1 MB/s, RTT 200 ms, 1 segment sent again, new connection)"),
+        ((0.0, 8.0, 8.0), {"receiver": "192.0.2.1"}, "network", "upload 8.000 s (1 MB/s, RTT 200 ms, to 192.0.2.1)"),
+        ((0.0, 8.0, 8.0), {"rtt_usec": None, "retransmits": None}, "network", "upload 8.000 s (1 MB/s)"),
+        ((0.001, 1.0, 9.0), {}, "after", "7.999 s after the upload"),
+        ((0.0, None, 0.0), {}, "queued", "queued 0.000 s"),
+        # The clocks of two processes: the parts may add up to more than the whole.
+        ((3.0, 2.0, 4.0), {}, "queued", "queued 3.000 s; upload 2.000 s"),
+    ],
+)  # fmt: skip
+def test_the_longest_part_comes_first(
+    times_s: tuple[float, float | None, float], changes: dict[str, Any], cause: str, text: str
+) -> None:
+    """The cause is the longest part; the others follow when they matter."""
+    queue_usec, upload_usec, total_usec = (None if s is None else round(s * 1e6) for s in times_s)
+    found = Breakdown.of(record(1, queue_usec=queue_usec, upload_usec=upload_usec, total_usec=total_usec, **changes))
+    assert found.cause == cause
+    assert found.text.startswith(text)

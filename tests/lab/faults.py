@@ -1,4 +1,4 @@
-"""What may be done to a PUT beside what `scripted` has verbs for: each a script, for the proxy before a real store."""
+"""Faults of a PUT beyond those of `scripted`: each a script, for the proxy in front of a real store."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from lab.proxy import carried, kept_then
 from lab.scripted import Exchange, Script, answering, hang_up_after, refusing, reset_after, silent_after
 
 WITHIN = 100_000
-"""Bytes; within the body of what is sent to be spoiled."""
+"""Bytes; less than the body of the PUTs that these scripts are for."""
 
 
 async def early_success(exchange: Exchange) -> None:
-    """Say 200 before the body was read, and read no more."""
+    """Answer 200 before the body was read, and read no more."""
     await exchange.read(WITHIN)
     await exchange.answer(headers={"ETag": f'"{"0" * 32}"'})
-    await exchange.silence()  # a hang-up would be a reset, and overtake the answer
+    await exchange.silence()  # closing would be a reset, which would overtake the answer
 
 
 async def early_refusal(exchange: Exchange) -> None:
@@ -24,14 +24,14 @@ async def early_refusal(exchange: Exchange) -> None:
 
 
 async def continue_only(exchange: Exchange) -> None:
-    """Say 100 Continue, and nothing after it."""
+    """Answer 100 Continue, and nothing after it."""
     await exchange.write(b"HTTP/1.1 100 Continue\r\n\r\n")
     await exchange.read()
     await exchange.silence()
 
 
 async def garbage(exchange: Exchange) -> None:
-    """Answer what is no HTTP."""
+    """Answer something that is not HTTP."""
     await exchange.read()
     await exchange.write(b"\x00\xff no HTTP at all\r\n\r\n")
 
@@ -58,7 +58,7 @@ async def reading_a_byte_a_second(exchange: Exchange) -> None:
 
 
 async def late(exchange: Exchange) -> None:
-    """Answer well, but after the answer limit (60 s unless set, 3 s here)."""
+    """Answer success, but after the answer limit (60 s unless set, 3 s here)."""
     status, headers, content = await carried(exchange)
     await exchange.pause(6)
     await exchange.answer(status, content, headers=headers)
@@ -71,7 +71,7 @@ async def wrong_etag(exchange: Exchange) -> None:
 
 
 async def cut_short(exchange: Exchange) -> None:
-    """Store half of it, and answer as if that were all."""
+    """Store half of it, and answer success."""
     await exchange.read()
     status, headers, content = await carried(exchange, bytes(exchange.body[: exchange.length // 2]))
     await exchange.answer(status, content, headers=headers)
@@ -83,7 +83,7 @@ async def cut_short_and_gone(exchange: Exchange) -> None:
     await carried(exchange, bytes(exchange.body[: exchange.length // 2]))
 
 
-#: What passes by itself, and comes and goes in a soak. Those that wait for a limit are few: they hold a connection.
+#: Faults that pass by themselves, for the soak. Few of them wait for a time limit, since those occupy a connection.
 PASSING: dict[str, Script] = {
     "reset before the body": reset_after(0),
     "reset within the body": reset_after(2_000),

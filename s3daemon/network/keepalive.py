@@ -1,0 +1,131 @@
+"""What a server does with idle connections: for how long it keeps them, and after which small request at all.
+
+IdleLimit           how often to use each idle connection, from the closes that were seen; pure
+SMALL_REQUESTS      what may be sent over one to keep it
+find_small_request  tries which of them does
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Awaitable, Callable, Sequence
+
+import aiohttp
+
+from s3daemon.clock import Clock
+from s3daemon.network.connection import UNREADABLE, Connection
+
+#: How often the connections are looked at, seconds: an idle time at which a close was seen is too long by up to this.
+SWEEP_S = 1.0
+#: A server that closes what is idle for less than twice this has each connection opened anew for nearly every upload,
+#: kept alive or not; asking more often would only load it.
+INTERVAL_MIN_S = 1.0
+#: A connection that stays open for this long after an answer was kept, seconds.
+KEPT_S = 2 * INTERVAL_MIN_S
+#: A limit shows again as soon as the connections that were opened again have been idle for as long; or this much later,
+#: as uploads use them meanwhile. Seconds.
+SUSPECTED_FOR_S = 60.0
+#: How often one connection rests for longer than the limit that was learned, to find out whether it still holds.
+TRIAL_EVERY_S = 300.0
+
+#: Methods of a request for `/` without key or bucket, in the order in which they are tried: any answer, a refusal too,
+#: shows that the connection lives. Not HEAD first: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends
+#: the connection. But a page of megabytes in answer to GET does so as well.
+SMALL_REQUESTS = ("GET", "HEAD", "OPTIONS")
+
+
+class IdleLimit:
+    """Learns after which idle time the server closes a connection, and forgets it when one lives for longer.
+
+    A restart of the server closes connections too, all at one moment, and they may well have been idle for the same
+    time. So one close is a suspicion. A second one at the same idle time, while no connection lives longer, is a limit.
+
+    Args:
+        wanted_s: how often to use an idle connection while no limit is known, seconds.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, wanted_s: float, clock: Clock) -> None:
+        self._wanted_s = wanted_s
+        self._clock = clock
+        self._limit_s = math.inf
+        self._suspected_s = math.inf
+        self._suspected_at = -math.inf
+        self._trial_at = math.inf
+
+    @property
+    def interval_s(self) -> float:
+        """How often to use each idle connection, seconds."""
+        return min(self._wanted_s, max(INTERVAL_MIN_S, self._limit_s / 2))
+
+    @property
+    def limit_s(self) -> float | None:
+        """The idle time after which the server closes a connection, seconds; None when it is not known to."""
+        return self._limit_s if self._limit_s < math.inf else None
+
+    @property
+    def is_trial_due(self) -> bool:
+        """Whether one connection should rest as if there were no limit, to find out whether it still holds."""
+        return self._clock() >= self._trial_at
+
+    def observe(self, closed: Sequence[float], longest_open: float) -> bool:
+        """Take in what one look at the connections showed.
+
+        Args:
+            closed: for how long each that the server closed since the last look had been idle, seconds.
+            longest_open: for how long that which rests longest has been idle, seconds; 0 when none is open.
+
+        Returns:
+            Whether `interval_s` changed.
+        """
+        before = self.interval_s
+        if closed and min(closed) >= KEPT_S and max(closed) - min(closed) <= 2 * SWEEP_S:
+            self._note_close(min(closed))
+        if longest_open >= self._suspected_s + SWEEP_S / 2:
+            self._suspected_s = math.inf
+        if longest_open > self._limit_s + SWEEP_S:
+            self._limit_s = self._trial_at = math.inf
+        return self.interval_s != before
+
+    def _note_close(self, idle_s: float) -> None:
+        now = self._clock()
+        since_s = now - self._suspected_at
+        if abs(idle_s - self._suspected_s) > SWEEP_S or since_s > idle_s + SUSPECTED_FOR_S:
+            self._suspected_s, self._suspected_at = idle_s, now
+        elif since_s >= idle_s - SWEEP_S:  # else it is the same moment, seen in two looks
+            self._limit_s = min(self._limit_s, idle_s, self._suspected_s)
+            self._suspected_s, self._suspected_at = idle_s, now
+        self._trial_at = now + TRIAL_EVERY_S if self._limit_s < math.inf else math.inf
+
+
+async def find_small_request(
+    connection: Connection, send: Callable[[str], Awaitable[object]], pause_s: float = 0.0
+) -> str:
+    """Find out by which request the server keeps a connection.
+
+    Args:
+        connection: which may be open or not.
+        send: sends a request with the method given over `connection`.
+        pause_s: how long the connection must live after the answer, seconds.
+
+    Returns:
+        The first of `SMALL_REQUESTS` whose second one goes over the same connection; empty when there is none.
+
+    Raises:
+        aiohttp.ClientError, OSError, TimeoutError: there is no answer at all.
+    """
+    for method in SMALL_REQUESTS:
+        try:
+            await send(method)
+        except UNREADABLE:
+            continue  # an answer that is too long, or no HTTP, ended the connection
+        opened = connection.opened
+        await asyncio.sleep(pause_s)
+        try:
+            await send(method)
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            continue
+        if connection.opened == opened and connection.is_open and connection.persistent:
+            return method
+    return ""

@@ -1,0 +1,64 @@
+"""`s3daemon check` in a booted system: systemd reads the environment file, and says how the units are."""
+
+from collections.abc import Iterator
+
+import pytest
+from lab.box import Box
+from lab.installed import Service, installed
+from lab.s3 import S3Server
+
+
+@pytest.fixture(scope="module")
+def service(box: Box) -> Iterator[Service]:
+    with installed(box) as made:
+        yield made
+
+
+def check(service: Service, *words: str, status: int = 0) -> str:
+    """What it prints to root."""
+    done = service.box.exec("s3daemon", "check", *words, check=False)
+    assert (done.returncode, done.stderr) == (status, ""), done.stdout
+    return done.stdout
+
+
+def test_installed(service: Service, moto: S3Server) -> None:
+    """Before the socket is enabled that is a failure; afterwards all is well, to an object put and deleted."""
+    service.configure(moto)
+    assert "FAIL socket      s3daemon.socket is inactive" in check(service, status=1)
+    service.systemctl("enable", "--now", service.socket, service.unit)
+    found = check(service, moto.new_bucket())
+    assert "ok   settings    from /etc/sysconfig/s3daemon: " in found
+    assert "ok   socket      127.0.0.1:" in found
+    assert "ok   bucket      stored in" in found
+    assert "ok   daemon      " in found
+    assert "ok   journal     " in found
+
+
+def test_an_open_quote(service: Service, moto: S3Server) -> None:
+    """It swallows the next line, and systemd does not call that an error; the value shows it."""
+    service.configure(moto)
+    file = service.box.root / "etc/sysconfig/s3daemon"
+    text = file.read_text()
+    try:
+        file.write_text(f"{text}\nS3DAEMON_CONGESTION='x\nS3DAEMON_MAX_CONNECTIONS=7\n")
+        assert "is a quote left open" in check(service, status=1)
+        file.write_bytes(text.encode() + b"\nA=\xff\n")
+        assert "does not take /etc/sysconfig/s3daemon: see journalctl" in check(service, status=1)
+    finally:
+        file.write_text(text)
+
+
+def test_another_file_and_another_user(service: Service, moto: S3Server) -> None:
+    """`--env-file` is read likewise; other users are asked to run it as root."""
+    service.configure(moto)
+    text = (service.box.root / "etc/sysconfig/s3daemon").read_text()
+    other = service.box.root / "srv/new settings.env"
+    other.write_text(f"{text}\nS3DAEMON_MAX_CONNECTIONS=3\n")
+    other.chmod(0o644)
+    done = service.box.exec("s3daemon", "check", "--env-file", "/srv/new settings.env", check=False)
+    assert "from /srv/new settings.env: 3 connections" in done.stdout
+    user = ("runuser", "-u", "nobody", "--", "s3daemon", "check", "--env-file", "/srv/new settings.env")
+    assert (
+        "systemd reads /srv/new settings.env for root only: run it as root"
+        in service.box.exec(*user, check=False).stdout
+    )

@@ -1,0 +1,157 @@
+"""What is learned of a server that closes idle connections, and which small request keeps one open."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import aiohttp
+import pytest
+from lab.keeping import Clock
+from lab.scripted import Exchange, Script, Scripted, answering, hang_up_after, scripted
+from lab.sending import in_loop, settings_for
+
+from s3daemon.network.connection import ANSWER_MAX_BYTES, Connection
+from s3daemon.network.keepalive import (
+    SMALL_REQUESTS,
+    SUSPECTED_FOR_S,
+    TRIAL_EVERY_S,
+    IdleLimit,
+    find_small_request,
+)
+from s3daemon.network.pacing import Pacer
+
+WANTED_S = 10.0
+#: When, the idle times of those closed, and the longest of those still open, all in seconds.
+Look = tuple[float, list[float], float]
+LEARNED: list[Look] = [(0, [6.0] * 30, 0), (7, [6.2] * 30, 0)]
+
+
+@pytest.mark.parametrize(
+    ("looks", "interval_s"),
+    [
+        pytest.param([(0, [7.0] * 30, 0)], WANTED_S, id="a restart of an idle server"),
+        pytest.param([(0, [7.0] * 9, 7.0), (0.1, [7.1] * 9, 0)], WANTED_S, id="a restart that is seen in two looks"),
+        pytest.param([(0, [2.1, 7.0], 0), (9, [2.1, 7.0], 0)], WANTED_S, id="two restarts under uploads"),
+        pytest.param([(0, [7.0] * 30, 0), (8, [], 7.5), (20, [7.0] * 30, 0)], WANTED_S, id="connections lived longer"),
+        pytest.param([(0, [7.0] * 8, 7.5), (8, [], 7.5), (16, [7.0] * 8, 7.5)], WANTED_S, id="others live longer"),
+        pytest.param([(0, [7.0] * 30, 0), (9, [4.0] * 30, 0)], WANTED_S, id="two restarts at different idle times"),
+        pytest.param([(0, [7.0], 0), (8 + SUSPECTED_FOR_S, [7.0], 0)], WANTED_S, id="two restarts on different days"),
+        pytest.param([(0, [0.5], 0), (1, [0.5], 0), (2, [0.5], 0)], WANTED_S, id="closed after each answer"),
+        pytest.param([(0, [30.0], 0), (31, [30.0], 0)], WANTED_S, id="a limit that the interval serves"),
+        pytest.param(LEARNED, 3.0, id="twice after the same idle time"),
+        pytest.param([(0, [2.0], 0), (3, [2.0], 0)], 1.0, id="no more than one a second"),
+        pytest.param([(0, [6.0], 6.0), (7, [6.9], 6.0)], 3.0, id="seen up to a second late"),
+        pytest.param([(at, [6.0], 5.9) for at in range(6)], 3.0, id="one connection after the other"),
+        pytest.param([*LEARNED, (20, [], 6.5)], 3.0, id="at the limit"),
+        pytest.param([*LEARNED, (20, [], 7.5)], WANTED_S, id="beyond the limit"),
+        pytest.param([*LEARNED, (20, [4.0], 0), (25, [4.0], 0)], 2.0, id="a shorter limit"),
+        pytest.param([*LEARNED, (20, [2.9] * 30, 0)], 3.0, id="a restart after a limit was learned"),
+    ],
+)
+def test_the_interval(looks: list[Look], interval_s: float) -> None:
+    """A limit is two closes in a row at the same idle time while none lives longer; a longer life ends it."""
+    clock = Clock()
+    limit, start = IdleLimit(WANTED_S, clock), clock.now
+    for at, closed, longest_open in looks:
+        clock.now = start + at
+        before = limit.interval_s
+        assert limit.observe(closed, longest_open) == (limit.interval_s != before)
+    assert limit.interval_s == interval_s
+
+
+def test_a_limit_is_tried_again() -> None:
+    """While one is known, every few minutes one connection rests for longer; a close puts the next try off."""
+    clock = Clock()
+    limit = IdleLimit(WANTED_S, clock)
+    assert not limit.is_trial_due
+    for _ in range(2):
+        limit.observe([6.0], 0)
+        clock.now += 6
+    clock.now -= 6
+    for _ in range(2):
+        clock.now += TRIAL_EVERY_S - 1
+        assert not limit.is_trial_due
+        clock.now += 1
+        assert limit.is_trial_due
+        limit.observe([6.0], 0)
+    clock.now += TRIAL_EVERY_S
+    limit.observe([], 8.0)
+    assert (limit.is_trial_due, limit.interval_s) == (False, WANTED_S)
+
+
+@contextlib.asynccontextmanager
+async def sending(server: Scripted) -> AsyncIterator[tuple[Connection, Callable[[str], Awaitable[object]]]]:
+    """A connection, and what sends over it."""
+    connection = Connection(settings_for(server.url), None, Pacer(0), Clock())
+    connection.set_addresses(["127.0.0.1"])
+
+    async def send(method: str) -> None:
+        await connection.request(method, server.url, {}, None)
+
+    try:
+        yield connection, send
+    finally:
+        await connection.close()
+
+
+def only(*kept: str, otherwise: Script) -> Script:
+    """Keep the connection after these methods."""
+
+    async def script(exchange: Exchange) -> None:
+        await (answering() if exchange.method in kept else otherwise)(exchange)
+
+    return script
+
+
+async def close_silently(exchange: Exchange) -> None:
+    """Answer, and close unannounced."""
+    await exchange.answer()
+    exchange.kept = False
+
+
+async def with_a_body(exchange: Exchange) -> None:
+    """Send a body whatever the method, as Ceph RGW 16 does after `HEAD /`."""
+    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
+    await exchange.write(b"body")
+    exchange.kept = True
+
+
+OTHERWISE = {
+    "announced": answering(Connection="close"),
+    "silent": close_silently,
+    "4 MB": answering(404, bytes(4 * ANSWER_MAX_BYTES)),
+    "9 kB header": answering(X_Header="x" * 9000),
+    "70 kB header": answering(X_Header="x" * 70_000),
+    "body": with_a_body,
+}
+
+
+@pytest.mark.parametrize(
+    ("kept", "otherwise", "found"),
+    [
+        (SMALL_REQUESTS, "announced", "GET"),
+        (("HEAD", "OPTIONS"), "announced", "HEAD"),
+        (("HEAD", "OPTIONS"), "4 MB", "HEAD"),
+        (("OPTIONS",), "silent", "OPTIONS"),
+        (("GET",), "body", "GET"),
+        ((), "announced", ""),
+        ((), "silent", ""),
+        ((), "9 kB header", "GET"),
+        ((), "70 kB header", ""),
+    ],
+)
+@in_loop
+async def test_the_first_request_that_keeps_the_connection(kept: tuple[str, ...], otherwise: str, found: str) -> None:
+    """Each is sent twice: it keeps the connection if the second goes over the same one."""
+    script = only(*kept, otherwise=OTHERWISE[otherwise])
+    async with scripted(other=script) as server, sending(server) as (connection, send):
+        assert await find_small_request(connection, send) == found
+
+
+@in_loop
+async def test_a_server_that_is_away_says_nothing() -> None:
+    """No answer at all is an error, not a server that keeps nothing."""
+    async with scripted(other=hang_up_after()) as server, sending(server) as (connection, send):
+        with pytest.raises(aiohttp.ClientError):
+            await find_small_request(connection, send)
