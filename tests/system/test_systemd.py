@@ -226,11 +226,23 @@ def wait_for_one_more_each(loops: list[Process]) -> None:
     )
 
 
+def test_a_hang_up_changes_nothing(service: Service, rgw: Gateway, bucket: str) -> None:
+    """The same process goes on, and its journal says what to do instead."""
+    service.systemctl("start", service.socket, service.unit)
+    before = service.main_pid()
+    service.systemctl("kill", "--kill-who=main", "--signal=HUP", service.unit)
+    service.send(SMALL, f"store/{bucket}/hang-up")
+    assert service.main_pid() == before
+    assert any("systemctl reload s3daemon" in entry["MESSAGE"] for entry in service.journal("-p", "warning..warning"))
+
+
 @pytest.mark.parametrize(
     "end",
     [
         pytest.param("restart", id="restart"),
         pytest.param("kill --kill-who=main --signal=KILL", id="killed"),
+        # By hand, or by a guard against low memory: systemd did not ask for the end.
+        pytest.param("kill --kill-who=main --signal=TERM", id="terminated"),
         # An event loop that does not turn: nothing but the watchdog ends it.
         pytest.param("kill --kill-who=main --signal=STOP", id="stuck"),
     ],
