@@ -330,7 +330,8 @@ def test_the_journal_keeps_every_record(service: Service) -> None:
     write_file(service.box, "/data/burst.py", BURST.encode())
     burst = Service(service.box, f"s3daemon@{service.port + 1}", service.port + 1)
     try:
-        with burst.drop_in("Type=oneshot\nExecStart=\nExecStart=/usr/lib/s3daemon/bin/python3 /data/burst.py"):
+        program = "ExecStart=\nExecStart=/usr/lib/s3daemon/bin/python3 /data/burst.py"
+        with burst.drop_in(f"Type=oneshot\nRestart=no\n{program}"):
             burst.systemctl("start", burst.unit)
         service.box.exec("journalctl", "--sync")
         kept = service.box.exec("journalctl", "-u", burst.unit, "-o", "cat", "S3DAEMON_BUCKET=b").stdout
