@@ -168,7 +168,15 @@ class Service:
         settings, spool, start = self._settings.current, self._spool, self._background.start
         active_clock = ActiveClock(spool.active_base_s, time.monotonic)
         attempts = Attempts(self._settings, spool, lambda: self._endpoint.store)
-        self._uploader = uploader = Uploader(self._settings, spool, attempts, self._journal, active_clock)
+        self._uploader = uploader = Uploader(
+            self._settings,
+            spool,
+            attempts,
+            self._journal,
+            active_clock,
+            start=start,
+            ask=self._ask_neutrally,
+        )
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         exposures = watch_exposures(uploader)
@@ -271,6 +279,17 @@ class Service:
         except SpoolError as exc:
             _log.error("the transfers in memory cannot be written to the new spool: %s", exc)
 
+    async def _ask_neutrally(self) -> None:
+        """Send a neutral request to the store in use, which a reload may replace."""
+        await self._endpoint.store.ask_neutrally()
+
+    async def _retry(self, ids: set[str]) -> None:
+        """Try failed transfers again for which the keys before a reload may have been at fault."""
+        try:
+            await self._operations.retry({"ids": sorted(ids)})
+        except SpoolError as exc:
+            _log.error("%d transfers that were denied with the keys before cannot be retried: %s", len(ids), exc)
+
     async def _reload(self, arguments: Mapping[str, object]) -> Answer:
         """Reload, one at a time; STATUS shows a refusal until a reload is accepted."""
         try:
@@ -311,7 +330,8 @@ class Service:
             listener.resize(new.max_clients)
         retiring = before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all)
         self._background.start("retiring the endpoint before", retiring)
-        self._uploader.reload()
+        if denied := self._uploader.reload():
+            self._background.start("retrying what was denied", self._retry(denied))
         logging.getLogger("s3daemon").setLevel(new.log_level.upper())
         _log.info("reloaded; in force: %s", ", ".join(applied) or "nothing new")
         return {"applied": applied, "restart": restart}

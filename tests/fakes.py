@@ -14,7 +14,7 @@ from s3daemon.config.settings import Settings, SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.delivery.schedule import QueuedTransfer
-from s3daemon.delivery.uploader import Uploader
+from s3daemon.delivery.uploader import Start, Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.model.record import Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
@@ -115,6 +115,7 @@ class FakeStore:
     Args:
         answer: called for each PUT: returns the error to raise, or None to store the object. An error with a true
             `arrived` is raised although the object is stored.
+        neutral: called for each neutral request: returns the error to raise, or None to accept it.
         seconds: how long each request takes.
         objects: the id of the transfer stored last, by destination.
         puts: time and transfer id of each PUT.
@@ -126,6 +127,7 @@ class FakeStore:
     """
 
     answer: Callable[[Transfer], S3daemonError | None] = lambda _: None
+    neutral: Callable[[], AttemptError | None] = lambda: AttemptError("NoAnswer", "not a store's")
     seconds: float = 0.1
     objects: dict[Destination, str] = field(default_factory=dict)
     puts: list[tuple[float, str]] = field(default_factory=list)
@@ -160,6 +162,11 @@ class FakeStore:
             raise error
         self._keep(transfer)
         return Stored(etag="", size=source.state.size, address="of the store")
+
+    async def ask_neutrally(self) -> None:
+        await asyncio.sleep(self.seconds)
+        if (error := self.neutral()) is not None:
+            raise error
 
     def _keep(self, transfer: Transfer) -> None:
         self.objects[transfer.destination] = transfer.id
@@ -222,10 +229,13 @@ class House:
     Args:
         spool: kept from another house, or a real one; else a new FakeSpool.
         store: kept from another house; else a new FakeStore.
+        start: runs the attempts; else nobody watches them.
         changes: settings by variable.
     """
 
-    def __init__(self, *, spool: Any = None, store: FakeStore | None = None, **changes: str) -> None:
+    def __init__(
+        self, *, spool: Any = None, store: FakeStore | None = None, start: Start | None = None, **changes: str
+    ) -> None:
         environ = {
             "S3_ENDPOINT_URL": "http://store",
             "AWS_ACCESS_KEY_ID": "key",
@@ -249,9 +259,11 @@ class House:
             self.attempts,
             journal,
             ActiveClock(0.0, clock),
+            ask=lambda: self.store.ask_neutrally(),
             clock=clock,
             wall=self.wall,
             rng=random.Random(1),
+            start=start,
         )
         last_seq = self.spool.last_seq
         self.intake = Intake(self.holder, self.uploader, self.spool, last_seq, opener=self.files.open, wall=self.wall)

@@ -326,8 +326,7 @@ class SettingsHolder:
 
 #: The table by field name, in its order.
 VARIABLES: Mapping[str, Variable] = {f.name: f.metadata["variable"] for f in fields(Settings)}
-#: Variables of the original s3daemon that have no use here, and what replaces them: each is a warning, and the start
-#: goes on.
+#: Variables of the original s3daemon that have no use here, and what holds instead: a warning each, not a fault.
 RETIRED: Mapping[str, str] = {
     "S3DAEMON_MAX_RETRIES": "a transfer is tried for S3DAEMON_RETRY_FOR, however often that is",
     "S3DAEMON_ACCEPT_WAIT": "clients are accepted at once, up to S3DAEMON_MAX_CLIENTS",

@@ -6,12 +6,19 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     error                                              transfer                     endpoint    next attempt
     -----                                              --------                     --------    ------------
     the address is to blame, another one is enabled    stays as it is               NO_FINDING  at once, not to that one
+    the same address again                             backlog                      FAILING     after the back-off
     a connection closed before the request arrived     stays as it is               NO_FINDING  at once
     the same, twice in a row                           backlog                      NO_FINDING  after the back-off
-    transient, the endpoint is to blame                backlog                      FAILING     after the back-off
+    transient, the endpoint may be to blame            backlog                      FAILING     after the back-off
     transient, another answer of the store             backlog                      SERVING     after the back-off
+    transient, what is stored is not what was sent     backlog                      NO_FINDING  after the back-off
     permanent                                          failed                       SERVING     none
-    keys, account, quota, TLS                          backlog                      REFUSING    after the back-off
+    the bucket's quota                                 backlog                      FULL        after the back-off
+    keys, account, TLS; a neutral request is refused   backlog                      REFUSING    after the back-off
+    the same; a neutral request is accepted            backlog                      SERVING     after the back-off
+    the same; nothing is known from one                backlog                      SUSPICIOUS  after the back-off
+    denied; the keys have worked                       failed                       SERVING     none
+    denied; the keys have not worked yet               as for keys, account, TLS
     a file that changes or cannot be read              backlog                      NO_FINDING  after the back-off
     another error of a file, early after the start     backlog                      NO_FINDING  after the back-off
     another error of a file                            failed                       NO_FINDING  none
@@ -28,7 +35,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from s3daemon.errors import AttemptError, Code, FileError
-from s3daemon.model.verdict import Verdict, blames_endpoint, judge
+from s3daemon.model.verdict import Keys, Scope, Verdict, accuses_keys, blames_endpoint, judge, suspect
 
 #: A hook that waits gives up after 30 s, so the second and third attempt must come within seconds.
 BACKOFF_FIRST_S = 1.0
@@ -42,13 +49,28 @@ FILE_GRACE_S = 3600.0
 _PASSING = (Code.FILE_CHANGED, Code.READ_FAILED)
 
 
+#: A success with the wrong content, and what was never answered, say nothing of the keys or of other transfers.
+_FIRST_REFUSAL_STATUS = 300
+
+
 class Finding(Enum):
     """What a failed attempt says about the endpoint as a whole."""
 
     NO_FINDING = "it was not asked, or something else is to blame"
     SERVING = "it answered, and accepted the keys"
-    FAILING = "it does not answer, or cannot serve"
+    FULL = "it answered, and accepted the keys; the bucket takes no more"
+    FAILING = "it does not answer, or cannot serve, at least not this destination"
+    SUSPICIOUS = "it may refuse all transfers, or this destination: a second one will tell"
     REFUSING = "it would refuse all transfers: the queue must be held"
+
+
+_KEYS_FINDINGS = {
+    Keys.GOOD: Finding.SERVING,
+    Keys.BAD: Finding.REFUSING,
+    Keys.WORKED: Finding.SUSPICIOUS,
+    Keys.UNKNOWN: Finding.SUSPICIOUS,
+    Keys.REPLACED: Finding.NO_FINDING,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +99,7 @@ class FailureState:
         active_s: seconds since acceptance in which the daemon ran and the queue was not held.
         retry_for_s: the limit of `active_s`.
         uptime_s: seconds since this process started.
+        keys: what is known of them, where the error accuses them; None otherwise.
     """
 
     attempts: int
@@ -85,6 +108,7 @@ class FailureState:
     active_s: float
     retry_for_s: float
     uptime_s: float
+    keys: Keys | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +141,14 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
         rng: jitter of the delay.
     """
     recorded = LastError(error.code, error.text, error.address)
-    verdict, endpoint = _verdict(error, state), _finding(error)
+    elsewhere = error.other_address and error.address not in state.failed_addresses
+    verdict, endpoint = _verdict(error, state), Finding.NO_FINDING if elsewhere else _finding(error, state.keys)
     if verdict is Verdict.PERMANENT:
         return Decision(recorded, endpoint, final=True)
     if state.active_s > state.retry_for_s:
         text = f"given up after {state.attempts} attempts; the last error: {error.text}"
         return Decision(LastError(error.code, text, recorded.address), endpoint, final=True)
-    if error.other_address:  # each address once, then the back-off
+    if elsewhere:  # each address once, then the back-off
         return Decision(recorded, endpoint, failed_addresses=state.failed_addresses | {error.address})
     stale_again = error.code == state.previous_code
     if error.code == Code.STALE_CONNECTION and not stale_again:  # a closed one says nothing against another one
@@ -134,19 +159,23 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
 
 def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:
     if isinstance(error, AttemptError):
-        return judge(error)
+        return judge(error, state.keys)
     passing = error.code in _PASSING or state.uptime_s < FILE_GRACE_S
     return Verdict.TRANSIENT if passing else Verdict.PERMANENT
 
 
-def _finding(error: AttemptError | FileError) -> Finding:
-    if not isinstance(error, AttemptError) or error.code == Code.STALE_CONNECTION or error.other_address:
+def _finding(error: AttemptError | FileError, keys: Keys | None) -> Finding:
+    if not isinstance(error, AttemptError):
         return Finding.NO_FINDING
+    if accuses_keys(error) and keys is not None:
+        return _KEYS_FINDINGS[keys] if judge(error, keys) is not Verdict.PERMANENT else Finding.SERVING
     if judge(error) is Verdict.HOLD:
         return Finding.REFUSING
     if blames_endpoint(error):
         return Finding.FAILING
-    return Finding.SERVING if error.status else Finding.NO_FINDING
+    if suspect(error) is Scope.BUCKET:
+        return Finding.FULL
+    return Finding.SERVING if error.status >= _FIRST_REFUSAL_STATUS else Finding.NO_FINDING
 
 
 def backoff(attempts: int, rng: random.Random, retry_after: float = 0.0) -> float:

@@ -1,16 +1,31 @@
-"""What is known of the endpoint, and so how many attempts may start: a state machine with no sleep.
+"""What is known of the endpoint, and so how many attempts may start, and of the keys, when it refuses them.
 
-It keeps a queue of 54 000 transfers from hammering an endpoint that is down, and from spending its attempts on keys
-that are refused; and it says when waiting clients are better deferred at once.
+`Health` is a state machine with no sleep. It keeps a queue of 54 000 transfers from hammering an endpoint that is down,
+and from spending its attempts on keys that are refused; and it says when waiting clients are better deferred at once.
+
+`KeyEvidence` finds out whether the keys are at fault. One refusal may be this destination's: a proxy that normalizes
+paths breaks the signatures of some keys only, and a denial is usually the bucket's. So a neutral request of our own is
+sent, signed with the same keys, and its answer decides together with what the keys have done before
+(`model.verdict.keys_after`).
 """
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
 import random
+from collections.abc import Awaitable, Callable
 
 from s3daemon.clock import Clock
-from s3daemon.errors import AttemptError
+from s3daemon.errors import AttemptError, Code
+from s3daemon.model.request import Destination
+from s3daemon.model.verdict import UNREACHED, Keys, keys_after
+
+_log = logging.getLogger(__name__)
+
+Ask = Callable[[], Awaitable[None]]
+"""Sends a signed request that concerns no destination; AttemptError when it is refused or has no answer."""
 
 #: One failure may be bad luck of one transfer, two a lost connection; three without a success in between are an outage.
 AWAY_AFTER_FAILURES = 3
@@ -20,6 +35,9 @@ PROBE_FIRST_S = 1.0
 #: Half of the back-off's maximum: there are at most two probes, so they cost nothing, and all transfers wait for them.
 #: After an outage of any length, transfers go on within one exposure.
 PROBE_MAX_S = 30.0
+#: While no connection is to be had, a small request asks this often whether one is: it costs nothing, and transfers go
+#: on within five seconds of the store's return.
+ASK_EVERY_S = 3.0
 #: One probe first. From the fourth round on two, of different transfers: one that always fails, or hangs, must not hide
 #: the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
@@ -36,13 +54,15 @@ class Health:
         UP     failed, 3 times in a row                        AWAY
         AWAY   succeeded; reload                               UP     1 probe, later 2, after 1 s ... 30 s each
         AWAY   failed                                          AWAY
-        any    refused                                         HELD   1 probe each 5 minutes
+        AWAY   a small request is answered where none was      AWAY   the next probe at once
+        any    refused; or suspected at 2 destinations alike   HELD   1 probe each 5 minutes
         HELD   succeeded, if it started since; reload          UP
-        HELD   failed                                          HELD
+        HELD   failed or suspected                             HELD
 
-    A failure that has an answer counts once per transfer in a row: one object that the store cannot take is not an
-    outage. An attempt that started before the hold does not lift it when it succeeds; one that started before a reload
-    does not hold the queue when it is refused.
+    Failures and suspicions count since the last success. A failed connection always counts, since it concerns no
+    transfer; any other failure once per destination: one object that the store cannot take is not an outage. An attempt
+    that started before the hold does not lift it when it succeeds; one that started before a reload does not hold the
+    queue when it is refused.
 
     Args:
         rng: jitter.
@@ -60,9 +80,11 @@ class Health:
         self._held_at = 0.0
         self._away_since: float | None = None
         self._failures = 0
-        self._last_failed = ""
+        self._failed: set[Destination] = set()
+        self._suspects: dict[str, Destination] = {}  # by code, the first destination
         self._rounds = 0
         self._probe_at = 0.0
+        self.unreached = False  #: away, and the last attempt found no connection: a small request tells of a return
 
     @property
     def away(self) -> bool:
@@ -87,30 +109,49 @@ class Health:
             self.held, self._held_at, self._probe_at = f"{error.code}: {error.text}", now, now + HELD_PROBE_S
         self._delay_held_probe(now)
 
-    def failed(self, error: AttemptError, transfer_id: str) -> None:
-        """Note that an attempt ended in an error for which the endpoint is to blame."""
+    def suspected(self, error: AttemptError, destination: Destination, started_at: float) -> None:
+        """Note a refusal that may concern all transfers, or this destination alone."""
+        now = self._monotonic()
+        if started_at >= self._reloaded_at and not self.held:
+            suspects = self._suspects
+            if error.status:
+                self._set_up()  # whatever is refused, it answers
+            self._suspects = suspects
+            if suspects.setdefault(error.code, destination) != destination:
+                self.refused(error, started_at)
+        self._delay_held_probe(now)
+
+    def failed(self, error: AttemptError, destination: Destination) -> None:
+        """Note that an attempt ended in an error for which the endpoint may be to blame."""
         now = self._monotonic()
         if not self.held:
-            self._count(error, transfer_id, now)
+            self._count(error, destination, now)
         self._delay_held_probe(now)
 
     def _delay_held_probe(self, now: float) -> None:
         if self.held and now >= self._probe_at:
             self._probe_at = now + HELD_PROBE_S
 
-    def _count(self, error: AttemptError, transfer_id: str, now: float) -> None:
-        if error.status == 0 or transfer_id != self._last_failed:
+    def _count(self, error: AttemptError, destination: Destination, now: float) -> None:
+        if error.code in UNREACHED or destination not in self._failed:
             self._failures += 1
-        self._last_failed = transfer_id
+        if len(self._failed) < AWAY_AFTER_FAILURES:
+            self._failed.add(destination)
         if self._failures < AWAY_AFTER_FAILURES:
             return
         if self._away_since is None:
             self._away_since = now
         elif now < self._probe_at:
             return  # it belongs to the round that was counted already
+        self.unreached = error.code in UNREACHED
         delay = min(PROBE_FIRST_S * 2.0 ** min(self._rounds, 16), PROBE_MAX_S)
         self._probe_at = now + delay * self._rng.uniform(0.75, 1.0)
         self._rounds += 1
+
+    def reached(self) -> None:
+        """Note that a small request was answered: the next probe need not wait, unless PUTs are known to fail."""
+        if self.unreached:
+            self.unreached, self._probe_at = False, self._monotonic()
 
     def reload(self) -> None:
         """Forget what is known: new settings are in force."""
@@ -128,3 +169,85 @@ class Health:
         """Return the monotonic time from which `may_start` may be true without another event; None: there is none."""
         waits = (self.held or self.away) and self._monotonic() < self._probe_at
         return self._probe_at if waits else None
+
+
+async def ask_nothing() -> None:
+    """Be the neutral request where there is none: nothing is learned from it."""
+    raise AttemptError(Code.NO_ANSWER, "no neutral request was sent")
+
+
+class KeyEvidence:
+    """What is known of the keys in force. Belongs to the running event loop.
+
+    Args:
+        ask: sends the neutral request.
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, ask: Ask, clock: Clock) -> None:
+        self._ask = ask
+        self._clock = clock
+        self._lock = asyncio.Lock()
+        self._next: asyncio.Task[AttemptError | None] | None = None  # has not been sent yet
+        self._in_force_since = -math.inf
+        self._ever_accepted = False
+        self._ever_stored = False
+        self._doubtful: dict[str, float] = {}
+
+    def stored(self, started_at: float) -> None:
+        """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object."""
+        if started_at >= self._in_force_since:
+            self._ever_stored = True
+            self._doubtful = {id_: at for id_, at in self._doubtful.items() if at > started_at}
+
+    def reload(self) -> set[str]:
+        """Forget what is known: other keys may be in force.
+
+        Returns:
+            the ids of transfers that failed by a denial, if nothing was stored since: they deserve another attempt.
+        """
+        doubtful, self._doubtful = set(self._doubtful), {}
+        self._in_force_since = self._clock()
+        self._ever_accepted = self._ever_stored = False
+        return doubtful
+
+    def denied(self, transfer_id: str) -> None:
+        """Note that a transfer has failed by a denial although the neutral request did not confirm the keys."""
+        self._doubtful[transfer_id] = self._clock()
+
+    async def examine(self, refusal: AttemptError, started_at: float) -> Keys:
+        """Ask, and return what follows for the keys.
+
+        Args:
+            refusal: the attempt's error.
+            started_at: when the attempt started, monotonic seconds.
+        """
+        asked_at = self._clock()
+        neutral = None if started_at < self._in_force_since else await self.ask()
+        found = keys_after(
+            refusal,
+            neutral,
+            ever_accepted=self._ever_accepted,
+            ever_stored=self._ever_stored,
+            replaced=min(started_at, asked_at) < self._in_force_since,
+        )
+        self._ever_accepted |= found is Keys.GOOD
+        return found
+
+    async def ask(self) -> AttemptError | None:
+        """Return the error of a neutral request that is sent from now on; all who wait for its turn share it."""
+        if self._next is None:
+            self._next = asyncio.get_running_loop().create_task(self._send())
+        return await asyncio.shield(self._next)
+
+    async def _send(self) -> AttemptError | None:
+        async with self._lock:
+            self._next = None
+            try:
+                await self._ask()
+            except AttemptError as exc:
+                return exc
+            except Exception as exc:
+                _log.exception("a bug in the neutral request")
+                return AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}")
+        return None

@@ -30,7 +30,7 @@ class Ticket:
     Args:
         id: of the transfer that serves it.
         durable: done when the spool has the transfer; raises the SpoolError when it refused.
-        outcome: done at the transfer's end, or when it is deferred at once.
+        outcome: done at the transfer's end, or when it is deferred at once; never if the client does not wait.
         queued: the transfer and its state; once it is over, with its record.
     """
 
@@ -88,7 +88,8 @@ class Intake:
         else:
             durable = self._join(queued, request.tag)
             source.close()
-        return Ticket(queued.transfer.id, durable, self._uploader.waiters.wait(queued), queued)
+        outcome = self._uploader.waiters.wait(queued) if request.wait else self._loop.create_future()
+        return Ticket(queued.transfer.id, durable, outcome, queued)
 
     def resume(self, id_: str) -> Ticket | None:
         """Return the ticket of an earlier process's client; None when its transfer is not pending."""

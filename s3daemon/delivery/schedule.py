@@ -8,6 +8,8 @@ Rules, in this order:
    of its destination, which must go first, count as live with it.
 3. Among equals the one accepted first; but large ones never take the last connections, so that small ones, half of all
    objects, do not wait behind a row of large ones, nor live ones behind a backlog that is being delivered.
+
+Two limits apply to whatever comes next: the attempts of one transfer in a minute, and those at a full bucket.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from s3daemon.delivery.decision import LastError
@@ -23,6 +25,14 @@ from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.progress import Progress
+
+#: A last line, whatever the reason: a case that was overlooked once made 2383 attempts of a transfer within 102 s. The
+#: back-off makes at most 7 in the first minute; each of four addresses may be tried at once before that.
+ATTEMPTS_PER_MINUTE = 12
+MINUTE_S = 60.0
+#: A bucket whose quota is used up gets one attempt after this long, at first and at most, seconds: each costs the
+#: sending of a whole file, and space is made by people.
+FULL_FIRST_S, FULL_MAX_S = 5.0, 300.0
 
 
 @dataclass(slots=True)
@@ -51,7 +61,7 @@ class QueuedTransfer:
         live: accepted, or requested again, by this process; since then no attempt failed and no outage ended.
         not_before: monotonic seconds before which no attempt starts; 0 when it waits for no time.
         attempts: started so far.
-        last_attempt_at: monotonic seconds when the last attempt started.
+        started_at: monotonic seconds when the last attempts started, as many as the limit of a minute.
         last_error: of the last attempt that failed.
         attempt: the one in flight, else None.
         attempt_started: the spool has it that an attempt may have started.
@@ -72,7 +82,7 @@ class QueuedTransfer:
     live: bool = True
     not_before: float = 0.0
     attempts: int = 0
-    last_attempt_at: float = 0.0
+    started_at: tuple[float, ...] = ()
     last_error: LastError = LastError()  # noqa: RUF009 - frozen
     attempt: AttemptInFlight | None = None
     attempt_started: bool = False
@@ -89,6 +99,11 @@ class QueuedTransfer:
         return self.seq < other.seq
 
     @property
+    def last_attempt_at(self) -> float:
+        """Monotonic seconds when the last attempt started; 0 when none has."""
+        return self.started_at[-1] if self.started_at else 0.0
+
+    @property
     def small(self) -> bool:
         """It takes no bandwidth worth sharing."""
         return self.transfer.file_state.size <= SMALL_BYTES
@@ -98,6 +113,44 @@ class QueuedTransfer:
         if self.source is not None:
             self.source.close()
             self.source = None
+
+
+def earliest_attempt(started: Sequence[float]) -> float:
+    """Return the monotonic time from which a transfer's next attempt may start.
+
+    Args:
+        started: when its last `ATTEMPTS_PER_MINUTE` attempts, or all of them, have started.
+    """
+    return started[0] + MINUTE_S if len(started) >= ATTEMPTS_PER_MINUTE else 0.0
+
+
+class FullBuckets:
+    """The buckets that take no more, and when each is tried again: by one transfer at a time."""
+
+    def __init__(self) -> None:
+        self._delays: dict[str, tuple[float, float]] = {}  # when the next attempt may start, and the delay after it
+
+    def refused(self, bucket: str, now: float) -> None:
+        """Note that the bucket's quota is used up."""
+        self._delays.setdefault(bucket, (now + FULL_FIRST_S, FULL_FIRST_S))
+
+    def earliest(self, bucket: str) -> float:
+        """Return the monotonic time from which an attempt at `bucket` may start; 0 for one that is not full."""
+        return self._delays[bucket][0] if bucket in self._delays else 0.0
+
+    def started(self, bucket: str, now: float) -> None:
+        """Note that an attempt starts: until its outcome is known, the bucket's others wait."""
+        if bucket in self._delays:
+            delay_s = min(2 * self._delays[bucket][1], FULL_MAX_S)
+            self._delays[bucket] = now + delay_s, delay_s
+
+    def stored(self, bucket: str) -> bool:
+        """Note that the bucket has taken an object; return whether it was full."""
+        return self._delays.pop(bucket, None) is not None
+
+    def clear(self) -> None:
+        """Forget all of them: an operator has changed something."""
+        self._delays.clear()
 
 
 class Schedule:
@@ -217,6 +270,13 @@ class Schedule:
             for queued in chain:
                 queued.not_before = 0.0
             self._offer(chain[0])
+
+    def end_delays_of(self, bucket: str) -> None:
+        """End the delays of the transfers to a bucket: it takes objects again."""
+        for destination, chain in self._chains.items():
+            if destination.bucket == bucket:
+                chain[0].not_before = 0.0
+                self._offer(chain[0])
 
     def demote(self) -> None:
         """Make all of them backlog, which fresh transfers pass, and end their delays: an outage is over."""

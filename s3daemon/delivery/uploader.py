@@ -11,7 +11,8 @@ A transfer's states, and what moves it (`schedule` says which one is next, `deci
                                                                   spool
     in flight  transient error, within the retry limit            pending, after a delay
     in flight  permanent error, or past the retry limit           failed: recorded, listed, client notified
-    in flight  an error of keys, account, quota or TLS            pending, and the whole queue is held
+    in flight  its bucket is full                                 pending, and one of the bucket is tried at a time
+    in flight  an error of keys, account or TLS, confirmed        pending, and the whole queue is held
     in flight  the service stops                                  pending in the spool; the next process goes on
     any        an operator drops it                               over: recorded as failed, client notified, not listed
     failed     an operator's retry                                pending
@@ -24,27 +25,38 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from dataclasses import replace
 
 from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
-from s3daemon.delivery.health import Health
-from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer, Schedule
+from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, ask_nothing
+from s3daemon.delivery.schedule import (
+    ATTEMPTS_PER_MINUTE,
+    AttemptInFlight,
+    FullBuckets,
+    QueuedTransfer,
+    Schedule,
+    earliest_attempt,
+)
 from s3daemon.delivery.waiters import Waiters, notify
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
-from s3daemon.journal import Journal
+from s3daemon.journal import Journal, WarningLimit
 from s3daemon.model.record import AttemptFailure, MessageId, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
+from s3daemon.model.verdict import ACCESS_DENIED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import Stored
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
+
+Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
+"""Starts a task under a name; whoever gave it learns of the task's death by an exception."""
 
 
 class Uploader:
@@ -56,6 +68,9 @@ class Uploader:
         attempts: makes the attempts.
         journal: gets the records.
         active_clock: the time in which transfers can go on, from what the spool has of it.
+        start: runs the attempts; a bug in what follows from one then ends the service, and the next process goes on.
+            None: nobody watches them.
+        ask: sends a neutral request, which tells whether the keys are good when an attempt is refused.
         clock: monotonic seconds; the event loop's own clock must run with it.
         wall: seconds since the epoch, for people.
         rng: jitter.
@@ -74,6 +89,8 @@ class Uploader:
         journal: Journal,
         active_clock: ActiveClock,
         *,
+        start: Start | None = None,
+        ask: Ask = ask_nothing,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
         rng: random.Random | None = None,
@@ -87,11 +104,16 @@ class Uploader:
         self._wall = wall
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._loop = asyncio.get_running_loop()
+        self._start = start or (lambda name, work: self._loop.create_task(work, name=name))
         self._health = Health(self._rng, clock)
+        self._keys = KeyEvidence(ask, clock)
+        self._full_buckets = FullBuckets()
+        self._warnings = WarningLimit()
         self.schedule = Schedule(settings.current.max_connections)
         self.waiters = Waiters(self._health, journal.write)
         self.observers: list[Callable[[TransferRecord], None]] = []
         self._started_at = clock()
+        self._returning: asyncio.Task[None] | None = None
         self._listing: set[asyncio.Task[None]] = set()  # of failures in the spool
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -166,17 +188,25 @@ class Uploader:
         """
         known = self.schedule.transfers if ids is None else map(self.schedule.get, ids)
         found = [queued for queued in known if queued is not None]
+        self._full_buckets.clear()
         for queued in found:
             if queued.attempt is None:
                 self.schedule.end_delay(queued)
         return {queued.transfer.id for queued in found}
 
-    def reload(self) -> None:
-        """Act on new settings: whatever was known of the endpoint is void, so nothing is held or delayed."""
+    def reload(self) -> set[str]:
+        """Act on new settings: whatever was known of the endpoint is void, so nothing is held or delayed.
+
+        Returns:
+            the ids of failed transfers that deserve another attempt: by what is known, the keys may have been at fault.
+        """
         self.schedule.resize(self._settings.current.max_connections)
         self._health.reload()
+        self._full_buckets.clear()
         self.schedule.end_delays()
+        doubtful = self._keys.reload()
         self.pump()
+        return doubtful
 
     def pump(self) -> None:
         """Start the attempts that may start, and set a timer for when more may."""
@@ -186,15 +216,28 @@ class Uploader:
             queued = self.schedule.take(self._clock())
             if queued is None:
                 break
-            progress = Progress()
-            queued.last_attempt_at = self._clock()
-            queued.attempt = AttemptInFlight(self._loop.create_task(self._run(queued, progress)), progress)
+            self._start_attempt(queued)
         if self._health.held:
             self._active_clock.hold()
         else:
             self._active_clock.resume()
         self.waiters.defer_if_away()
         self._set_timer()
+        if self._health.unreached and (self._returning is None or self._returning.done()):
+            self._returning = self._start("asking whether the endpoint is back", self._await_return())
+
+    def _start_attempt(self, queued: QueuedTransfer) -> None:
+        """Start an attempt, unless a limit has it wait."""
+        now, bucket = self._clock(), queued.transfer.destination.bucket
+        earliest = max(earliest_attempt(queued.started_at), self._full_buckets.earliest(bucket))
+        if earliest > now:
+            self.schedule.release(queued, earliest)
+            return
+        queued.started_at = (*queued.started_at, now)[-ATTEMPTS_PER_MINUTE:]
+        self._full_buckets.started(bucket, now)
+        progress = Progress()
+        task = self._start(f"the attempt of {queued.transfer.id}", self._run(queued, progress))
+        queued.attempt = AttemptInFlight(task, progress)
 
     def _may_start(self) -> bool:
         return self._health.may_start(len(self.schedule.running))
@@ -207,31 +250,49 @@ class Uploader:
         if at is not None:
             self._timer = self._loop.call_later(max(0.0, at - self._clock()), self.pump)
 
+    async def _await_return(self) -> None:
+        """While no connection is to be had, ask whether one is; then have the next probe at once."""
+        while self._health.unreached:
+            await asyncio.sleep(ASK_EVERY_S)
+            error = await self._keys.ask()
+            if error is None or error.status:
+                self._health.reached()
+                self.schedule.end_delays()  # the outage was the reason of most of them
+                self.pump()
+
     async def _run(self, queued: QueuedTransfer, progress: Progress) -> None:
+        keys: Keys | None = None
         try:
             outcome: Stored | AttemptError | FileError = await self._attempts.make(queued, progress)
         except (AttemptError, FileError) as exc:
             outcome = exc
+            if isinstance(exc, AttemptError) and accuses_keys(exc):
+                keys = await self._keys.examine(exc, queued.last_attempt_at)
         finally:
             queued.attempt = None
         if isinstance(outcome, Stored):
             self._stored(queued, outcome)
         else:
-            self._failed(queued, outcome)
+            self._failed(queued, outcome, keys)
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
         was_away, outage = self._health.away, self._health.known_away or self._health.held
         self._health.succeeded(queued.last_attempt_at)
+        self._keys.stored(queued.last_attempt_at)
+        bucket = queued.transfer.destination.bucket
+        was_full = self._full_buckets.stored(bucket)
         if outage:
             self.schedule.demote()
         elif was_away:
             self.schedule.end_delays()
         waiters = self._end(queued)
+        if was_full:
+            self.schedule.end_delays_of(bucket)
         notify(waiters, Reply(Outcome.STORED, queued.transfer.id))
         self._record(queued, stored)
 
-    def _failed(self, queued: QueuedTransfer, error: AttemptError | FileError) -> None:
+    def _failed(self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None) -> None:
         now = self._clock()
         state = FailureState(
             attempts=queued.attempts,
@@ -240,12 +301,15 @@ class Uploader:
             active_s=self._active_clock.now() - queued.accepted_active_s,
             retry_for_s=self._settings.current.retry_for_s,
             uptime_s=now - self._started_at,
+            keys=keys,
         )
         decision = decide(error, state, self._rng)
         queued.last_error = decision.error
         if isinstance(error, AttemptError):
             self._update_health(queued, error, decision.endpoint)
         if decision.final:
+            if error.code == ACCESS_DENIED and keys is not Keys.GOOD:
+                self._keys.denied(queued.transfer.id)
             self._fail(queued)
             return
         queued.live = queued.live and not decision.backlog
@@ -259,17 +323,29 @@ class Uploader:
             code=queued.last_error.code,
             text=queued.last_error.text,
         )
-        delay_s = None if self._health.held else decision.delay_s
-        self._journal.write(failure_of(queued, delay_s).fields())
+        self._warn(queued, None if self._health.held else decision.delay_s)
         self.schedule.release(queued, now + decision.delay_s)
+
+    def _warn(self, queued: QueuedTransfer, delay_s: float | None) -> None:
+        """Write a journal entry about the failed attempt, unless there were too many like it in this second."""
+        error = queued.last_error
+        skipped = self._warnings.admit((error.code, error.address), self._clock())
+        if skipped is not None:
+            self._journal.write(failure_of(queued, delay_s, skipped).fields())
 
     def _update_health(self, queued: QueuedTransfer, error: AttemptError, finding: Finding) -> None:
         was_held = self._health.held
+        destination = queued.transfer.destination
         match finding:
             case Finding.SERVING:
                 self._health.succeeded(queued.last_attempt_at)
+            case Finding.FULL:
+                self._health.succeeded(queued.last_attempt_at)
+                self._full_buckets.refused(destination.bucket, self._clock())
             case Finding.FAILING:
-                self._health.failed(error, queued.transfer.id)
+                self._health.failed(error, destination)
+            case Finding.SUSPICIOUS:
+                self._health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:
                 self._health.refused(error, queued.last_attempt_at)
         if self._health.held and not was_held:
@@ -279,7 +355,7 @@ class Uploader:
     def _fail(self, queued: QueuedTransfer) -> None:
         """End a transfer that has failed for good: recorded and listed; its clients are notified once it is listed."""
         waiters = self._end(queued)
-        listing = self._loop.create_task(self._list_failure(queued, waiters))
+        listing = self._start(f"listing the failure of {queued.transfer.id}", self._list_failure(queued, waiters))
         self._listing.add(listing)
         listing.add_done_callback(self._listing.discard)
         self._record(queued, None)
@@ -341,6 +417,8 @@ class Uploader:
         self._stopping = True
         if self._timer is not None:
             self._timer.cancel()
+        if self._returning is not None:
+            self._returning.cancel()
         tasks = self.tasks
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout_s)
@@ -390,12 +468,13 @@ def record_of(
     )
 
 
-def failure_of(queued: QueuedTransfer, delay_s: float | None) -> AttemptFailure:
+def failure_of(queued: QueuedTransfer, delay_s: float | None, skipped: int = 0) -> AttemptFailure:
     """Return the journal entry about an attempt that failed and will be followed by another.
 
     Args:
         queued: with the error.
         delay_s: seconds until the next attempt; None when no time is set for it.
+        skipped: how many such entries were not written since the last one.
     """
     return AttemptFailure(
         transfer_id=queued.transfer.id,
@@ -406,6 +485,7 @@ def failure_of(queued: QueuedTransfer, delay_s: float | None) -> AttemptFailure:
         text=queued.last_error.text,
         receiver=queued.last_error.address,
         delay_usec=None if delay_s is None else _usec(delay_s),
+        skipped=skipped,
     )
 
 

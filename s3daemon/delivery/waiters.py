@@ -42,7 +42,8 @@ class Waiters:
         if self._health.held or self._health.known_away:
             waiting, self._waiting = self._waiting, {}
             for queued, waiters in waiting.items():
-                notify(waiters, self._deferral(queued))
+                if not all(waiter.done() for waiter in waiters):  # of clients that are gone there is nothing to log
+                    notify(waiters, self._deferral(queued))
 
     def defer(self, queued: QueuedTransfer, waiter: asyncio.Future[Reply]) -> Reply:
         """Return the reply to a client that has waited long enough, and waits no longer."""

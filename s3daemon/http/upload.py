@@ -180,11 +180,15 @@ class Uploads:
     async def _wait(self, ticket: Ticket) -> Reply:
         """The end; `deferred`, once it is durable, when the client may wait no longer or the service stops."""
         events: set[asyncio.Future[Any]] = {ticket.outcome, self._leaving}
-        await asyncio.wait(events, timeout=self._settings.current.wait_limit_s, return_when=asyncio.FIRST_COMPLETED)
-        await ticket.durable
-        if not ticket.outcome.done() and (reply := self._intake.deferral(ticket)):
-            return reply
-        return await ticket.outcome
+        limit_s = self._settings.current.wait_limit_s
+        try:
+            await asyncio.wait(events, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            await ticket.durable
+            if not ticket.outcome.done() and (reply := self._intake.deferral(ticket)):
+                return reply
+            return await ticket.outcome
+        finally:
+            ticket.outcome.cancel()  # unless it is done: this client waits no longer
 
 
 def status_of(reply: Reply) -> HTTPStatus:

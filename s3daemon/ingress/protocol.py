@@ -59,10 +59,8 @@ class LineReader:
         more = bytes(self._buffer).strip()
         self._buffer.clear()
         if more:
-            raise RequestError(
-                Code.BAD_REQUEST,
-                f"{one_line(repr(more[:100]))} follows a plain request, which must be the last one; nothing was done",
-            )
+            text = f"{more[:100]!r} follows a plain request, the only one of its connection; nothing was done"
+            raise RequestError(Code.BAD_REQUEST, text)
 
     @property
     def finished(self) -> bool:

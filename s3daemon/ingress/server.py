@@ -176,6 +176,7 @@ class Server:
                 return None
             return self._intake.deferral(ticket) or await ticket.outcome
         finally:
+            ticket.outcome.cancel()  # unless it is done: this client waits no longer
             if stored:
                 self._notifier.forget(name)
 

@@ -183,6 +183,7 @@ class AttemptFailure:
         code, text: the error's, one line.
         receiver: the address where it failed; empty when no address was reached.
         delay_usec: from the failure to the next attempt, microseconds; None when that waits for something else.
+        skipped: how many such entries were not written since the last one.
     """
 
     transfer_id: str
@@ -193,11 +194,13 @@ class AttemptFailure:
     text: str
     receiver: str = ""
     delay_usec: int | None
+    skipped: int = 0
 
     def message(self) -> str:
         """Return the line for people."""
         then = "kept" if self.delay_usec is None else f"next in {self.delay_usec / _MICROSECONDS:.1f} s"
-        return f"{self.bucket}/{self.key} attempt {self.attempt} failed, {then}, {self.code}: {self.text}"
+        more = f" ({self.skipped} more like this were not logged)" if self.skipped else ""
+        return f"{self.bucket}/{self.key} attempt {self.attempt} failed, {then}, {self.code}: {self.text}{more}"
 
     def fields(self) -> list[Field]:
         """Return the journal entry."""

@@ -1,9 +1,26 @@
-"""What an error of an attempt means for its transfer.
+"""What an error of an attempt means: whom it blames, and what follows for its transfer.
 
-There are three verdicts. *Transient*: the same transfer is tried again, later. *Permanent*: this transfer has failed,
-at once. *Hold*: the configuration or the account is at fault, so all other transfers would fail too; the queue is held
-until that is fixed. When in doubt, the verdict is transient: that costs attempts, where a wrong permanent one costs
-data and a wrong hold costs the night.
+One error alone accuses a party, its `Scope`; each scope may stop no more than its own:
+
+    scope     evidence                                                          what may be stopped
+    --------  ----------------------------------------------------------------  ------------------------------------
+    REQUEST   refused for good; refused before it was sent; a file's error;     this transfer
+              another ETag; overwritten; our bug; a closed idle connection;
+              an S3 code that is not listed here
+    BUCKET    the bucket's quota is used up                                     the transfers to this bucket
+    KEYS      keys, account, region, certificate                                this transfer; everything, once a
+                                                                                neutral request is refused alike, or
+                                                                                a second destination
+    ADDRESS   no connection: nothing was sent, so no transfer is at fault       the address; everything, once all
+                                                                                addresses have failed
+    SERVICE   5xx, 408, 429; an answer that is not S3's; none, although         the address, after two transfers;
+              it was connected                                                  everything, after three destinations
+
+What stops everything needs evidence that it is everybody's, and a success refutes it (`delivery.health`).
+
+There are three verdicts for the transfer itself. *Transient*: it is tried again, later. *Permanent*: it has failed, at
+once. *Hold*: all other transfers would fail too, so the queue is held until that is fixed. When in doubt, the verdict
+is transient: that costs attempts, where a wrong permanent one costs data and a wrong hold costs the night.
 """
 
 from __future__ import annotations
@@ -21,16 +38,41 @@ class Verdict(Enum):
     HOLD = "hold"
 
 
-#: S3's codes that fail one transfer; what is in neither table is transient. Sources: "Error responses" in the Amazon
-#: S3 API Reference, and rgw_http_s3_errors in Ceph's rgw_common.cc.
+class Scope(Enum):
+    """Whom one error alone accuses."""
+
+    REQUEST = "this transfer"
+    BUCKET = "the bucket"
+    KEYS = "the keys, the account or the certificate"
+    ADDRESS = "the address"
+    SERVICE = "the address, the endpoint, or this destination"
+
+
+class Keys(Enum):
+    """What is known of the keys when the store refuses an attempt as it refuses bad keys."""
+
+    GOOD = "it has accepted a neutral request with them since"
+    BAD = "it refuses a neutral request in the same way"
+    WORKED = "no neutral request tells, and they have stored something since the start or the last reload"
+    UNKNOWN = "no neutral request tells, and they have stored nothing yet"
+    REPLACED = "a reload has replaced them since the attempt began"
+
+
+#: S3's codes that fail one transfer. What is listed nowhere is transient. Sources: "Error responses" in the Amazon S3
+#: API Reference, rgw_http_s3_errors in Ceph's rgw_common.cc, api-errors.go of MinIO, s3err of versitygw.
 _PERMANENT = frozenset(
     {
-        "AccessDenied",  # on this bucket: the keys themselves were good, else it would be one of the codes below
         "AllAccessDisabled",
+        Code.BAD_REQUEST,  # refused here, by botocore, before anything was sent
+        "DirectoryObjectContainsData",  # versitygw's, as the next two
         "EntityTooLarge",
+        "ExistingObjectIsDirectory",
+        "InvalidArgument",
         "InvalidBucketName",
         "InvalidObjectName",  # Ceph's
+        "InvalidRequest",
         "InvalidStorageClass",
+        "InvalidTenantName",  # Ceph's
         "InvalidURI",
         "KeyTooLong",
         "KeyTooLongError",
@@ -39,11 +81,17 @@ _PERMANENT = frozenset(
         "MethodNotAllowed",
         "NoSuchBucket",
         "NotImplemented",
+        "ObjectParentIsFile",
         "PermanentRedirect",  # the bucket lives behind another endpoint; a TemporaryRedirect is transient
+        "XMinioInvalidObjectName",
+        "XMinioInvalidResourceName",
     }
 )
-#: Codes that all transfers would get: keys, account, quota, signing region; the last two are our own codes.
-_HOLD = frozenset(
+#: Of this bucket, if the keys are good; Ceph RGW with `rgw_s3_auth_use_sts` gives it for wrong keys too.
+ACCESS_DENIED = "AccessDenied"
+#: Codes that all transfers would get if the keys, the account, the region or the certificate are at fault. A proxy that
+#: normalizes paths causes SignatureDoesNotMatch for single keys, though.
+_KEYS = frozenset(
     {
         "AccountProblem",
         "AuthorizationHeaderMalformed",  # the region in the signature is not the store's
@@ -54,7 +102,6 @@ _HOLD = frozenset(
         "InvalidSecurity",
         "InvalidToken",
         "NotSignedUp",
-        "QuotaExceeded",  # Ceph's
         "SignatureDoesNotMatch",
         "TokenRefreshRequired",
         "UserSuspended",  # Ceph's
@@ -62,29 +109,100 @@ _HOLD = frozenset(
         Code.TLS_REFUSED,
     }
 )
+_BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
+#: With these nothing was sent, so no transfer can be at fault.
+UNREACHED = frozenset({Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.NAME_NOT_RESOLVED, Code.TLS_FAILED})
+#: The way to the store, or what answers there, does not work, at least for this transfer.
+_SERVICE = frozenset(
+    {
+        Code.BAD_ANSWER,
+        Code.CONNECTION_CLOSED,
+        Code.NO_ANSWER,
+        Code.STALLED,
+        "RequestTimeout",
+        "SlowDown",
+        "Throttling",
+        "ThrottlingException",
+        "TooManyRequests",
+        "XMinioStorageFull",
+    }
+)
+_SERVICE_STATUSES = frozenset({408, 429})
+_FIRST_SERVER_STATUS = 500
 #: Statuses that are clear even without an S3 code. A proxy's 413 will be the same for the same file.
 #: A 401, 403, 404, 405 or redirect without a code is left out on purpose: S3 always gives a code, so it was not the
 #: store that answered but something in front of it, which says nothing about this transfer and may be fixed soon.
 _PERMANENT_STATUSES = frozenset({413})
-
-#: The store, or what is in front of it, is overloaded or down.
-_ENDPOINT_STATUSES = frozenset({408, 429})
-_ENDPOINT_CODES = frozenset(
-    {"SlowDown", "RequestTimeout", "Throttling", "ThrottlingException", "TooManyRequests", Code.BAD_ANSWER}
-)
-_FIRST_SERVER_STATUS = 500
+_CLIENT_STATUSES = range(400, 500)
 
 
-def judge(error: AttemptError | FileError) -> Verdict:
+def suspect(error: AttemptError | FileError) -> Scope:
+    """Return whom `error` alone accuses."""
+    if not isinstance(error, AttemptError) or error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES:
+        return Scope.REQUEST
+    for scope, codes in ((Scope.KEYS, _KEYS), (Scope.BUCKET, _BUCKET), (Scope.ADDRESS, UNREACHED)):
+        if error.code in codes:
+            return scope
+    is_service_status = error.status in _SERVICE_STATUSES or error.status >= _FIRST_SERVER_STATUS
+    return Scope.SERVICE if error.code in _SERVICE or is_service_status or _bare_status(error) else Scope.REQUEST
+
+
+def judge(error: AttemptError | FileError, keys: Keys | None = None) -> Verdict:
     """Return what `error` means for its transfer.
 
     A file that is gone, unreadable, stale or changed is transient here; `delivery.decision` limits that in time.
+
+    Args:
+        error: why the attempt failed.
+        keys: what is known of the keys; None where nobody has asked: what the error says is then taken as it is.
     """
-    if error.code in _HOLD:
-        return Verdict.HOLD
+    if suspect(error) is Scope.KEYS:
+        return Verdict.HOLD if keys in (None, Keys.BAD) else Verdict.TRANSIENT
+    if error.code == ACCESS_DENIED:
+        return _judge_denial(keys)
     if error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES:
         return Verdict.PERMANENT
     return Verdict.TRANSIENT
+
+
+def _judge_denial(keys: Keys | None) -> Verdict:
+    if keys is Keys.BAD:
+        return Verdict.HOLD
+    return Verdict.TRANSIENT if keys in (Keys.UNKNOWN, Keys.REPLACED) else Verdict.PERMANENT
+
+
+def accuses_keys(error: AttemptError | FileError) -> bool:
+    """Return whether bad keys may be the reason, so that a neutral request should be asked."""
+    return suspect(error) is Scope.KEYS or (isinstance(error, AttemptError) and error.code == ACCESS_DENIED)
+
+
+def keys_after(
+    refusal: AttemptError, neutral: AttemptError | None, *, ever_accepted: bool, ever_stored: bool, replaced: bool
+) -> Keys:
+    """Return what is known of the keys after the store has refused an attempt.
+
+    Args:
+        refusal: the attempt's error, which `accuses_keys`.
+        neutral: the error of a neutral signed request that was sent after that; None: it was accepted.
+        ever_accepted: a neutral request was accepted with these keys before.
+        ever_stored: something was stored with these keys.
+        replaced: a reload has come since the attempt began.
+    """
+    if replaced:
+        return Keys.REPLACED
+    if neutral is None:
+        return Keys.GOOD
+    if neutral.code == refusal.code:
+        # Keys that may write need not be allowed the neutral request: a denial tells only if it was accepted before.
+        tells = refusal.code != ACCESS_DENIED or ever_accepted or not ever_stored
+        return Keys.BAD if tells else Keys.WORKED
+    if _is_s3_refusal(neutral) and suspect(neutral) is not Scope.KEYS:
+        return Keys.GOOD  # such as AccessDenied after SignatureDoesNotMatch: the signature was good
+    return Keys.WORKED if ever_stored else Keys.UNKNOWN
+
+
+def _is_s3_refusal(error: AttemptError) -> bool:
+    return error.status in _CLIENT_STATUSES and not _bare_status(error) and suspect(error) is not Scope.SERVICE
 
 
 def _bare_status(error: AttemptError | FileError) -> int:
@@ -93,14 +211,28 @@ def _bare_status(error: AttemptError | FileError) -> int:
 
 
 def blames_endpoint(error: AttemptError | FileError) -> bool:
-    """Return whether the endpoint as a whole seems to be down or overloaded, rather than this transfer at fault.
+    """Return whether the address, or the endpoint as a whole, may be down, overloaded or replaced by something else."""
+    return suspect(error) in (Scope.ADDRESS, Scope.SERVICE)
 
-    That is so without any answer (no connection, no address, timeouts, stalls), for 5xx, 408 and 429, and for any error
-    status without an S3 code (something in front of the store answered in its place). It is not so for an error that is
-    permanent for a transfer or holds the queue.
-    """
-    if not isinstance(error, AttemptError) or judge(error) is not Verdict.TRANSIENT:
-        return False
-    if error.status == 0 or error.status >= _FIRST_SERVER_STATUS or _bare_status(error):
-        return True
-    return error.status in _ENDPOINT_STATUSES or error.code in _ENDPOINT_CODES
+
+def is_unlisted(code: str, status: int) -> bool:
+    """Return whether an answer has a 4xx status with a code of which nothing is known here, so that it is retried."""
+    error = AttemptError(code, "", status=status)
+    is_listed = code in _LISTED or judge(error) is not Verdict.TRANSIENT or suspect(error) is not Scope.REQUEST
+    return status in _CLIENT_STATUSES and not is_listed
+
+
+#: 4xx codes that are transient although the store means this transfer: the next attempt is another one, or comes later.
+_LISTED = frozenset(
+    {
+        "BadDigest",
+        "EntityTooSmall",
+        "IncompleteBody",
+        "InvalidPart",
+        "InvalidPartOrder",
+        "NoSuchKey",
+        "NoSuchUpload",
+        "OperationAborted",
+        "RequestTimeTooSkewed",
+    }
+)

@@ -28,8 +28,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from s3daemon.clock import Clock
-from s3daemon.errors import AttemptError, Code
-from s3daemon.model.verdict import blames_endpoint
+from s3daemon.errors import AttemptError
+from s3daemon.model.verdict import UNREACHED, blames_endpoint
 
 #: How long an address is disabled at first, and at most, seconds: a glitch costs half an exposure, and one that is
 #: broken for hours is probed a dozen times an hour.
@@ -39,8 +39,6 @@ DISABLED_FIRST_S, DISABLED_MAX_S = 5.0, 300.0
 UPLOADS_COUNT_S = 300.0
 #: One failed transfer may be that transfer's fault; the next one's failure at the same address is not.
 TRANSFERS_IN_A_ROW = 2
-#: With these nothing reached the address, so no transfer can be at fault.
-_NOT_CONNECTED = (Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.TLS_FAILED)
 
 
 class Outcome(Enum):
@@ -193,14 +191,14 @@ class Addresses:
             error: why it failed.
             address: where it failed.
             transfer: the id of the transfer, or the name of what else was asked.
-            tried: the addresses where it failed before.
+            tried: the addresses where it failed before, those included that did not accept this connection.
 
         Returns:
             Whether the address is to blame, and the transfer can be tried at another one at once.
         """
-        if not blames_endpoint(error) or error.code == Code.STALE_CONNECTION:
+        if not blames_endpoint(error):
             return False
-        self.failed(address, f"{error.code}, {error}", "" if error.code in _NOT_CONNECTED else transfer)
+        self.failed(address, f"{error.code}, {error}", "" if error.code in UNREACHED else transfer)
         return self.has_alternative({*tried, address})
 
     def _disable(self, state: _State) -> None:

@@ -30,8 +30,8 @@ _log = logging.getLogger(__name__)
 
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
-#: An address that no look-up gave for this long is gone, seconds: its connections move. A name of many addresses may
-#: have only some of them in each answer, and a connection is not closed for that.
+#: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
+#: each answer may have only some, and no connection is closed for that.
 GONE_AFTER_S = 300.0
 #: One connection of reserve for so many that uploads can use. The keeper works on as many as are in reserve.
 CONNECTIONS_PER_RESERVE = 6

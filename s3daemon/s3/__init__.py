@@ -3,5 +3,5 @@
 The only room that knows aiobotocore and botocore. It sends over the connections of `network`, reads the file that it is
 given, and keeps uploads in parts in `spool.open_uploads`; it knows no queue and no client.
 Begin reading with `store` (`put` and `find`), then `sender`, through which every request goes; `multipart` is for large
-files, `failures` for what an error means, `endpoint` for what a reload replaces.
+files, `answers` for what an answer means, `endpoint` for what a reload replaces.
 """

@@ -164,7 +164,7 @@ def _digest_of_authorities(settings: Settings) -> bytes:
     with contextlib.suppress(OSError):  # what cannot be read is not trusted either
         digest.update(Path(file).read_bytes() if file else b"")
     with contextlib.suppress(OSError):
-        for path in sorted(Path(directory).iterdir()) if directory else []:
+        for path in sorted(Path(directory).iterdir()) if directory else ():
             with contextlib.suppress(OSError):
                 found = path.stat()
                 digest.update(f"{path} {found.st_mtime_ns} {found.st_size} {found.st_ino}\n".encode(errors="replace"))

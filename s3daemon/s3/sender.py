@@ -27,10 +27,9 @@ from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
-from s3daemon.s3.answers import decoded, differs, flaw_of
+from s3daemon.s3.answers import SENDING_ERRORS, decoded, differs, failure_of, flaw_of, refusal_of, stall_of
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
-from s3daemon.s3.failures import SENDING_ERRORS, failure_of, refusal_of, stall_of
 
 _T = TypeVar("_T")
 #: The connection that requests of this context are sent over.
@@ -229,10 +228,19 @@ class Sender:
         try:
             yield connection
         except AttemptError as exc:
-            other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, failed_addresses)
+            tried = {*failed_addresses, *self._blame_unconnected(connection)}
+            other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, tried)
             raise exc.replace(address=connection.address, other_address=other_address) from exc
         finally:
+            self._blame_unconnected(connection)
             _connection.reset(token)
+
+    def _blame_unconnected(self, connection: Connection) -> list[str]:
+        """Return the addresses that did not accept the connection, which tries all in turn; each is to blame."""
+        found = connection.pop_failed_addresses()
+        for address in found:
+            self.pool.addresses.failed(address, "no connection")
+        return found
 
     @contextlib.asynccontextmanager
     async def _acquire(

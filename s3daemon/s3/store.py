@@ -209,6 +209,16 @@ class Store:
                 return LookupResult.NOT_FOUND
         return Stored(etag, size, parts=parts_of(etag) or 1)
 
+    async def ask_neutrally(self) -> None:
+        """Send a signed request that concerns no destination: it tells whether the store accepts the keys.
+
+        Not HEAD, whose errors have no code; and a list of buckets has no key that a proxy could fold.
+
+        Raises:
+            AttemptError: it was refused, or had no clear answer.
+        """
+        await self.sender.call("list_buckets", MaxBuckets=1)
+
     async def abort(self, upload: MultipartUpload) -> None:
         """Have the store forget an upload in parts, and delete the parts that it has.
 

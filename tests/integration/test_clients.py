@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+import pytest
 from lab.daemon import Daemon, daemon
 from lab.flaky import FlakyS3
 
@@ -86,6 +87,7 @@ def bad_clients(served: Daemon) -> Iterator[None]:
             one.result()
 
 
+@pytest.mark.timed
 def test_bad_clients_do_not_slow_down_the_others(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
     """A hundred files take the same time beside clients of every bad behaviour, whose slots are freed."""
     s3.latency_s = 0.02  # as a near store's; otherwise the time would be that of this test's own threads
@@ -118,6 +120,7 @@ def test_bad_clients_do_not_slow_down_the_others(s3: FlakyS3, tmp_path: Path, fi
     assert len([put for put in s3.puts if not put.name.startswith("bucket/warming")]) == 2 * ROUNDS * FILES
 
 
+@pytest.mark.timed
 def test_no_client_uses_a_slot_for_long(s3: FlakyS3, tmp_path: Path) -> None:
     """The daemon disconnects each within little more than the time that a line may take."""
     with daemon(tmp_path / "state", s3.server) as served, ThreadPoolExecutor(len(BEHAVIOURS)) as pool:

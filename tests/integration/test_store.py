@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import hashlib
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from urllib.parse import unquote
 import pytest
 from lab.schemes import PLAIN, Scheme, scheme_of
 from lab.scripted import (
+    Exchange,
     Script,
     answering,
     etag_of,
@@ -146,7 +148,7 @@ async def test_finding_what_was_stored(tmp_path: Path) -> None:
         assert await sender.store.find(ours) == Stored(etag_of(file.read_bytes()).strip('"'), SMALL)
         assert await sender.store.find(transfer()) is LookupResult.NOT_FOUND
         for other in ({"size": SMALL + 1}, {"mtime_ns": 1}, {"inode": 1}):
-            now = replace(ours.seen, **other)
+            now = replace(ours.file_state, **other)
             assert await sender.store.find(replace(ours, file_state=now)) is LookupResult.NOT_FOUND
 
 

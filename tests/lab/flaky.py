@@ -41,7 +41,7 @@ class Fault(Enum):
     DENIED = auto()
     """Read, dropped, answered 403 AccessDenied: a permanent error."""
     KEY_UNKNOWN = auto()
-    """Read, dropped, answered 403 InvalidAccessKeyId: the queue is held until a reload."""
+    """Read, dropped, answered 403 InvalidAccessKeyId, as every signed request that concerns no bucket then is."""
     HUNG_UP = auto()
     """Read, dropped, closed without an answer."""
     HUNG_UP_KEPT = auto()
@@ -178,6 +178,10 @@ class FlakyS3:
         answer = self.assembly.answer(method, name, query, headers, b"")
         if answer is not None:
             _answer_with(writer, *answer)
+            await writer.drain()
+            return True
+        if not name and "authorization" in headers and Fault.KEY_UNKNOWN in self.faults:
+            _answer_with(writer, *_FAULT_ANSWERS[Fault.KEY_UNKNOWN])
             await writer.drain()
             return True
         found = self.objects.get(name)

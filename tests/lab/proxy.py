@@ -45,6 +45,7 @@ class Proxy:
     Attributes:
         scripts: those of the next PUTs, in their order; after that `choose` decides.
         choose: returns the script of a PUT; by default all pass.
+        neutral: the script of signed requests that concern no bucket; by default they pass.
         whole: numbers of PUTs of which the store got the whole body and answered that it is stored, by target.
         signatures: all signatures that were seen.
         alert: the bytes that every client gets instead of a handshake; None: a handshake.
@@ -55,6 +56,7 @@ class Proxy:
         self.store = store
         self.scripts: deque[Script] = deque()
         self.choose: Callable[[Exchange], Script] = lambda _: passing
+        self.neutral: Script = passing
         self.whole: Counter[str] = Counter()
         self.signatures: set[str] = set()
         self.alert: bytes | None = None
@@ -151,7 +153,8 @@ class Proxy:
         await self._treat(exchange, self.scripts.popleft() if self.scripts else self.choose(exchange))
 
     async def _other(self, exchange: Exchange) -> None:
-        await self._treat(exchange, passing)
+        is_neutral = "authorization" in exchange.headers and exchange.target.partition("?")[0] == "/"
+        await self._treat(exchange, self.neutral if is_neutral else passing)
 
     async def _treat(self, exchange: Exchange, script: Script) -> None:
         self.signatures.update(_SIGNATURE.findall(exchange.headers.get("authorization", "")))

@@ -31,6 +31,14 @@ ERRORS = {
     "forbidden": AttemptError("AccessDenied", "no", status=403),
     "bad keys": AttemptError("InvalidAccessKeyId", "who", status=403),
     "stale": AttemptError("StaleConnection", "closed"),
+    "full": AttemptError("QuotaExceeded", "full", status=403),
+    "wrong": AttemptError("ETagMismatch", "wrong"),
+}
+NEUTRAL = {
+    "accepted": None,
+    "no answer": AttemptError("NoAnswer", "silent"),
+    "bad keys": AttemptError("InvalidAccessKeyId", "who", status=403),
+    "forbidden": AttemptError("AccessDenied", "no", status=403),
 }
 
 
@@ -41,6 +49,7 @@ class Walk(RuleBasedStateMachine):
         super().__init__()
         self.loop = FlyingLoop()
         self.answers: list[str] = []
+        self.neutral = "no answer"
         self.accepted: dict[str, tuple[Destination, int]] = {}  # destination and order of acceptance
         self.dropped: set[str] = set()
         self.waiting: list[tuple[str, asyncio.Future[Any]]] = []
@@ -51,11 +60,16 @@ class Walk(RuleBasedStateMachine):
         house = House(**kept, S3DAEMON_MAX_CONNECTIONS="3")
         house.store.in_flight = 0
         house.store.answer = self._answer
+        house.store.neutral = lambda: NEUTRAL[self.neutral]
         house.uploader.recover(sorted(house.spool.rows.values(), key=lambda entry: entry.seq))
         return house
 
     def _answer(self, _: object) -> AttemptError | None:
         return ERRORS[self.answers.pop(0)] if self.answers else None
+
+    @rule(neutral=st.sampled_from(sorted(NEUTRAL)))
+    def a_neutral_request_is_answered(self, neutral: str) -> None:
+        self.neutral = neutral
 
     def _run(self, seconds: float = 0.0) -> None:
         self.loop.run_until_complete(asyncio.sleep(seconds))

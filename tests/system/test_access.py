@@ -221,7 +221,22 @@ def test_the_http_socket(service: Service, moto: S3Server, bucket: str) -> None:
             over = [pool.submit(lambda: urlopen(f"http://localhost:{port}/version").status) for _ in range(200)]
             service.systemctl("restart", service.unit)
             assert {one.result() for one in over} == {200}
-        service.systemctl("stop", HTTP, service.socket, service.unit)
+        with ThreadPoolExecutor(1) as pool:
+            scraping = [pool.submit(scrape, port) for _ in range(500)]
+            service.systemctl("stop", service.socket, service.unit)
+            assert scrape(port) == 0
+            states = [service.show("ActiveState", unit) for unit in (HTTP, service.socket, service.unit)]
+            for one in scraping:
+                one.cancel()
+        assert states == ["inactive"] * 3, "no scraper starts it again"
+
+
+def scrape(port: int) -> int:
+    """The status of an answer, 0 when there is none."""
+    try:
+        return int(urlopen(f"http://localhost:{port}/metrics", timeout=10).status)
+    except OSError:
+        return 0
 
 
 _POST = """

@@ -25,7 +25,7 @@ def test_installed(service: Service, moto: S3Server) -> None:
     """Before the socket is enabled that is a failure; afterwards all is well, to an object put and deleted."""
     service.configure(moto)
     assert "FAIL socket      s3daemon.socket is inactive" in check(service, status=1)
-    service.systemctl("enable", "--now", service.door, service.unit)
+    service.systemctl("enable", "--now", service.socket, service.unit)
     found = check(service, moto.new_bucket())
     assert "ok   settings    from /etc/sysconfig/s3daemon: " in found
     assert "ok   socket      127.0.0.1:" in found

@@ -15,7 +15,17 @@ from pathlib import Path
 
 import pytest
 
-from s3daemon.journal import MAX_VALUE_BYTES, WARN_EVERY_S, Journal, Sink, choose_sink, journal_sink, text_sink, warn_on
+from s3daemon.journal import (
+    MAX_VALUE_BYTES,
+    WARN_EVERY_S,
+    Journal,
+    Sink,
+    WarningLimit,
+    choose_sink,
+    journal_sink,
+    text_sink,
+    warn_on,
+)
 from s3daemon.model.record import TransferRecord
 
 #: Ample for a thread to do what it has to; reached only by a test that fails.
@@ -411,3 +421,11 @@ def test_a_warning_on_standard_error_never_blocks() -> None:
         os.set_blocking(err, True)
         warn_on(err)("the pipe is full")
     warn_on(err)("standard error is closed")
+
+
+def test_of_equal_warnings_five_a_second_are_written_and_the_others_counted() -> None:
+    """Each kind by itself; the next one that is written has the number."""
+    limit = WarningLimit()
+    assert [limit.admit("a", 10.0 + n / 100) for n in range(8)] == [0] * 5 + [None] * 3
+    assert limit.admit("b", 10.5) == 0
+    assert [limit.admit("a", 11.5) for _ in range(2)] == [3, 0]

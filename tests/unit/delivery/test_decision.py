@@ -18,6 +18,7 @@ from s3daemon.delivery.decision import (
     decide,
 )
 from s3daemon.errors import AttemptError, FileError
+from s3daemon.model.verdict import Keys
 
 DAY_S = 86400.0
 FIRST = FailureState(
@@ -25,7 +26,8 @@ FIRST = FailureState(
 )
 """A transfer whose first attempt has failed, a day after the daemon's start."""
 
-NO_FINDING, SERVING, FAILING, REFUSING = Finding.NO_FINDING, Finding.SERVING, Finding.FAILING, Finding.REFUSING
+NO_FINDING, SERVING, FULL = Finding.NO_FINDING, Finding.SERVING, Finding.FULL
+FAILING, SUSPICIOUS, REFUSING = Finding.FAILING, Finding.SUSPICIOUS, Finding.REFUSING
 DOWN = AttemptError("ConnectionFailed", "refused")
 BUSY = AttemptError("SlowDown", "busy", status=503)
 STALE = AttemptError("StaleConnection", "closed")
@@ -52,6 +54,11 @@ class Row:
     avoided: frozenset[str] = frozenset()
 
 
+def with_keys(keys: Keys) -> FailureState:
+    """Return the state in which so much is known of the keys."""
+    return replace(FIRST, keys=keys)
+
+
 TWO_FAILED = replace(FIRST, attempts=3, failed_addresses=frozenset("ab"))
 TABLE = {
     "the address is to blame": Row(at("a", other_serves=True), FIRST, NO_FINDING, avoided=frozenset("a")),
@@ -67,7 +74,23 @@ TABLE = {
     "the store is overloaded": Row(BUSY, FIRST, FAILING, seconds=1.0, backlog=True),
     "the same error again": Row(BUSY, replace(FIRST, attempts=5, previous_code="SlowDown"), FAILING, False, 16.0, True),
     "a code that is new to us": Row(AttemptError("New", "?", status=409), FIRST, SERVING, seconds=1.0, backlog=True),
-    "a late arrival": Row(AttemptError("Overwritten", "older"), FIRST, FAILING, seconds=1.0, backlog=True),
+    "a late arrival": Row(AttemptError("Overwritten", "older"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
+    "the same address again": Row(
+        at("a", other_serves=True), replace(FIRST, failed_addresses=frozenset("a")), FAILING, seconds=1.0, backlog=True
+    ),
+    "another ETag": Row(AttemptError("ETagMismatch", "x"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
+    "a bug": Row(AttemptError("Internal", "a bug"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
+    "refused before it was sent": Row(AttemptError("BadRequest", "arn:x"), FIRST, NO_FINDING, final=True),
+    "a full bucket": Row(AttemptError("QuotaExceeded", "x", status=403), FIRST, FULL, seconds=1.0, backlog=True),
+    "good keys, refused for this key": Row(BAD_KEY, with_keys(Keys.GOOD), SERVING, seconds=1.0, backlog=True),
+    "bad keys, confirmed": Row(BAD_KEY, with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True),
+    "bad keys, suspected": Row(BAD_KEY, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0, backlog=True),
+    "bad keys, which have worked": Row(BAD_KEY, with_keys(Keys.WORKED), SUSPICIOUS, seconds=1.0, backlog=True),
+    "bad keys, replaced since": Row(BAD_KEY, with_keys(Keys.REPLACED), NO_FINDING, seconds=1.0, backlog=True),
+    "denied with good keys": Row(DENIED, with_keys(Keys.GOOD), SERVING, final=True),
+    "denied with keys that have worked": Row(DENIED, with_keys(Keys.WORKED), SERVING, final=True),
+    "denied with keys that may be bad": Row(DENIED, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0, backlog=True),
+    "denied with bad keys": Row(DENIED, with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True),
     "permanent": Row(DENIED, FIRST, SERVING, final=True),
     "bad keys": Row(BAD_KEY, FIRST, REFUSING, seconds=1.0, backlog=True),
     "TLS refused, without an answer": Row(AttemptError("TLSRefused", "no"), FIRST, REFUSING, seconds=1.0, backlog=True),

@@ -1,15 +1,22 @@
-"""The endpoint's health: the table in the class's docstring, row by row, on a clock that the test moves."""
+"""The endpoint's health: the table in the class's docstring, row by row, on a clock that the test moves; and
+what is found out about its keys."""
 
+import asyncio
 import math
 import random
+from collections.abc import Awaitable, Callable
 
 import pytest
+from fakes import fly
 
-from s3daemon.delivery.health import HELD_PROBE_S, PROBE_MAX_S, Health
+from s3daemon.delivery.health import HELD_PROBE_S, PROBE_MAX_S, Health, KeyEvidence
 from s3daemon.errors import AttemptError
+from s3daemon.model.request import Destination
+from s3daemon.model.verdict import Keys
 
 DOWN = AttemptError("ConnectionFailed", "connection refused")
 BUSY = AttemptError("SlowDown", "slow down", status=503)
+HERE, THERE, ELSEWHERE = (Destination("bucket", key) for key in ("here", "there", "elsewhere"))
 BAD_KEY = AttemptError("InvalidAccessKeyId", "no such key", status=403)
 
 NOW = math.inf
@@ -38,7 +45,7 @@ def health(clock: Clock) -> Health:
 
 def away(health: Health) -> None:
     for _ in range(3):
-        health.failed(DOWN, "aa")
+        health.failed(DOWN, HERE)
 
 
 def state(health: Health) -> str:
@@ -55,32 +62,77 @@ def test_up_starts_everything_and_waits_for_nothing(health: Health) -> None:
 
 
 def test_three_failures_in_a_row_are_an_outage_and_a_success_ends_it(health: Health) -> None:
-    health.failed(DOWN, "aa")
-    health.failed(DOWN, "aa")
+    health.failed(DOWN, HERE)
+    health.failed(DOWN, HERE)
     health.succeeded(NOW)
-    health.failed(DOWN, "aa")
-    health.failed(DOWN, "aa")
+    health.failed(DOWN, HERE)
+    health.failed(DOWN, HERE)
     assert state(health) == "UP"
-    health.failed(DOWN, "aa")
+    health.failed(DOWN, HERE)
     assert state(health) == "AWAY"
     health.succeeded(NOW)
     assert state(health) == "UP"
     assert health.may_start(24)
 
 
-def test_one_object_that_the_store_cannot_take_is_not_an_outage(health: Health) -> None:
-    for _ in range(10):
-        health.failed(BUSY, "aa")
+@pytest.mark.parametrize("error", [BUSY, AttemptError("BadAnswer", "a page"), AttemptError("Stalled", "no byte")])
+def test_what_the_store_cannot_take_is_no_outage(health: Health, error: AttemptError) -> None:
+    """Two objects that always fail are not; a third destination without a success in between makes it one."""
+    for destination in (HERE, THERE) * 10:
+        health.failed(error, destination)
     assert state(health) == "UP"
-    health.failed(BUSY, "bb")
-    health.failed(BUSY, "aa")
+    health.failed(error, ELSEWHERE)
     assert state(health) == "AWAY"
 
 
-def test_without_any_answer_one_transfer_is_enough(health: Health) -> None:
+def test_a_success_between_shows_that_it_is_the_destinations_fault(health: Health) -> None:
+    for destination in (HERE, THERE, ELSEWHERE) * 10:
+        health.failed(BUSY, destination)
+        health.succeeded(NOW)
+    assert state(health) == "UP"
+
+
+def test_without_a_connection_one_transfer_is_enough(health: Health) -> None:
     for _ in range(3):
-        health.failed(DOWN, "aa")
+        health.failed(DOWN, HERE)
     assert state(health) == "AWAY"
+
+
+def test_a_refusal_at_one_destination_holds_nothing(health: Health) -> None:
+    for _ in range(10):
+        health.suspected(BAD_KEY, HERE, NOW)
+    assert state(health) == "UP"
+    assert health.may_start(24)
+
+
+def test_the_same_refusal_at_a_second_destination_holds_the_queue(health: Health) -> None:
+    health.suspected(BAD_KEY, HERE, NOW)
+    health.suspected(AttemptError("ExpiredToken", "old", status=400), THERE, NOW)
+    assert state(health) == "UP", "another refusal"
+    health.suspected(BAD_KEY, THERE, NOW)
+    assert health.held == "InvalidAccessKeyId: no such key"
+
+
+def test_a_success_between_two_refusals_clears_the_keys(health: Health) -> None:
+    health.suspected(BAD_KEY, HERE, NOW)
+    health.succeeded(NOW)
+    health.suspected(BAD_KEY, THERE, NOW)
+    assert state(health) == "UP"
+
+
+def test_a_refusal_from_before_a_reload_is_no_suspicion(health: Health, clock: Clock) -> None:
+    started_at = clock.now
+    clock.now += 1
+    health.reload()
+    for destination in (HERE, THERE):
+        health.suspected(BAD_KEY, destination, started_at)
+    assert state(health) == "UP"
+
+
+def test_an_endpoint_that_refuses_is_not_away(health: Health) -> None:
+    away(health)
+    health.suspected(BAD_KEY, HERE, NOW)
+    assert state(health) == "UP"
 
 
 def test_away_is_known_after_five_seconds(health: Health, clock: Clock) -> None:
@@ -104,8 +156,8 @@ def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, cloc
         clock.now = wake
         assert health.wake_at() is None
         limits.append(next(n for n in range(5) if not health.may_start(n)))
-        health.failed(DOWN, "aa")
-        health.failed(DOWN, "aa")  # another one of the same round, which counts once
+        health.failed(DOWN, HERE)
+        health.failed(DOWN, HERE)  # another one of the same round, which counts once
     for delay, whole in zip(delays, [1, 2, 4, 8, 16, 30, 30, 30, 30, 30], strict=True):
         assert 0.75 * whole <= delay <= whole
     assert limits == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
@@ -120,7 +172,7 @@ def test_48_hours_of_outage_cost_a_bounded_number_of_probes(health: Health, cloc
             in_flight += 1
         probes += in_flight
         for _ in range(in_flight):
-            health.failed(DOWN, "aa")
+            health.failed(DOWN, HERE)
         clock.now = health.wake_at() or clock.now
     assert 2 * 48 * 3600 / PROBE_MAX_S <= probes <= 2 * 48 * 3600 / (0.75 * PROBE_MAX_S) + 20
 
@@ -145,7 +197,7 @@ def test_held_is_probed_every_five_minutes(health: Health, clock: Clock) -> None
         if error is BAD_KEY:
             health.refused(error, NOW)
         else:
-            health.failed(error, "aa")
+            health.failed(error, HERE)
         assert not health.may_start(0)
     clock.now += HELD_PROBE_S
     health.succeeded(started_at=clock.now)
@@ -174,7 +226,103 @@ def test_an_attempt_with_the_old_keys_does_not_hold_the_queue_after_a_reload(hea
     assert state(health) == "HELD"
 
 
+def test_an_answer_where_there_was_no_connection_brings_the_next_probe_forward(health: Health) -> None:
+    """Not while PUTs are known to fail: that the endpoint answers is then no news."""
+    away(health)
+    assert not health.may_start(0)
+    health.reached()
+    assert health.may_start(0)
+    for destination in (HERE, THERE, ELSEWHERE):
+        health.failed(BUSY, destination)
+    health.reached()
+    assert not health.may_start(0)
+
+
 def test_reload_ends_an_outage_too(health: Health) -> None:
     away(health)
     health.reload()
     assert health.may_start(24)
+
+
+DENIED = AttemptError("AccessDenied", "denied", status=403)
+
+
+class Asked:
+    """A neutral request that is answered as the test says, and counted."""
+
+    def __init__(self) -> None:
+        self.error: Exception | None = None
+        self.count = 0
+
+    async def __call__(self) -> None:
+        self.count += 1
+        await asyncio.sleep(0.2)
+        if self.error is not None:
+            raise self.error
+
+
+def with_evidence(test: Callable[[KeyEvidence, Asked, asyncio.AbstractEventLoop], Awaitable[None]]) -> None:
+    async def main() -> None:
+        asked, loop = Asked(), asyncio.get_running_loop()
+        await test(KeyEvidence(asked, loop.time), asked, loop)
+
+    fly(main)
+
+
+def test_refusals_share_a_neutral_request_that_was_sent_after_them() -> None:
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        first = [asyncio.create_task(evidence.examine(BAD_KEY, loop.time())) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        asked.error = BAD_KEY
+        later = [asyncio.create_task(evidence.examine(BAD_KEY, loop.time())) for _ in range(20)]
+        assert set(await asyncio.gather(*first, *later)) == {Keys.BAD}
+        assert asked.count == 2
+
+    with_evidence(test)
+
+
+def test_a_denial_of_the_neutral_request_tells_only_of_keys_that_it_was_accepted_with() -> None:
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        evidence.stored(loop.time())
+        asked.error = DENIED
+        assert await evidence.examine(DENIED, loop.time()) is Keys.WORKED
+        asked.error = None
+        assert await evidence.examine(DENIED, loop.time()) is Keys.GOOD
+        asked.error = DENIED
+        assert await evidence.examine(DENIED, loop.time()) is Keys.BAD
+
+    with_evidence(test)
+
+
+def test_a_refusal_from_before_a_reload_or_overtaken_by_one_says_nothing_of_the_new_keys() -> None:
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        started_at = loop.time()
+        overtaken = asyncio.create_task(evidence.examine(DENIED, started_at))
+        await asyncio.sleep(0.1)
+        evidence.reload()
+        assert await overtaken is Keys.REPLACED
+        assert await evidence.examine(DENIED, started_at) is Keys.REPLACED
+
+    with_evidence(test)
+
+
+def test_what_was_denied_since_the_last_success_deserves_another_attempt_after_a_reload() -> None:
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        evidence.denied("before")
+        await asyncio.sleep(1)
+        evidence.stored(loop.time())
+        await asyncio.sleep(1)
+        evidence.denied("after")
+        assert evidence.reload() == {"after"}
+        assert evidence.reload() == set()
+
+    with_evidence(test)
+
+
+def test_a_bug_in_the_neutral_request_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        asked.error = RuntimeError("a bug")
+        assert await evidence.examine(BAD_KEY, loop.time()) is Keys.UNKNOWN
+
+    with_evidence(test)
+    assert "a bug in the neutral request" in caplog.text

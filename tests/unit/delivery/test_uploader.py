@@ -1,7 +1,9 @@
 """What becomes of a transfer, and when: the uploader and the intake with fake collaborators, in a FlyingLoop."""
 
 import asyncio
+import itertools
 import logging
+import re
 from typing import Any
 
 import pytest
@@ -10,9 +12,11 @@ from fakes import FakeSpool, House, away, fly
 from s3daemon.errors import AttemptError, SpoolError
 from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome
-from s3daemon.model.request import Transfer
+from s3daemon.model.request import Destination, Request, Transfer
 
 HOUR = 3600.0
+BAD_KEY = AttemptError("InvalidAccessKeyId", "no such key", status=403)
+DENIED = AttemptError("AccessDenied", "denied", status=403)
 
 
 def test_a_stored_transfer_leaves_one_record_and_nothing_else() -> None:
@@ -38,7 +42,7 @@ def test_a_stored_transfer_leaves_one_record_and_nothing_else() -> None:
         ("Stalled", 0, Outcome.STORED, 3),
         ("SomethingNew", 418, Outcome.STORED, 3),
         ("NoSuchBucket", 404, Outcome.FAILED, 1),
-        ("AccessDenied", 403, Outcome.FAILED, 1),
+        ("XMinioInvalidObjectName", 400, Outcome.FAILED, 1),
     ],
 )
 def test_an_error_is_permanent_or_tried_again(code: str, status: int, outcome: Outcome, attempts: int) -> None:
@@ -59,11 +63,12 @@ def test_an_error_is_permanent_or_tried_again(code: str, status: int, outcome: O
 
 
 def test_bad_keys_hold_the_queue_until_a_reload() -> None:
-    """One attempt is enough; the others wait, and their clients are deferred."""
+    """One attempt and a neutral request are enough; the others wait, and their clients are deferred."""
 
     async def main() -> None:
         house = House(S3DAEMON_MAX_CONNECTIONS="1")
-        house.store.answer = lambda _: AttemptError("InvalidAccessKeyId", "no such key", status=403)
+        house.store.answer = lambda _: BAD_KEY
+        house.store.neutral = lambda: BAD_KEY
         tickets = [await house.intake.submit(house.request(key=f"k{n}")) for n in range(50)]
         replies = [await ticket.outcome for ticket in tickets]
         assert {reply.outcome for reply in replies} == {Outcome.DEFERRED}
@@ -77,6 +82,182 @@ def test_bad_keys_hold_the_queue_until_a_reload() -> None:
         house.uploader.reload()
         await asyncio.sleep(60)
         assert len(house.store.objects) == 50
+
+    fly(main)
+
+
+def test_keys_that_one_destination_refuses_stop_that_destination_alone() -> None:
+    """A proxy that normalizes paths refuses `x//y` for ever; the neutral request and the others pass."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda transfer: BAD_KEY if "//" in transfer.destination.key else None
+        house.store.neutral = lambda: None
+        for key in ("x//y", "x//z"):
+            await house.intake.submit(house.request(key=key, wait=False))
+        await asyncio.sleep(600)
+        tickets = [await house.intake.submit(house.request(key=f"k{n}")) for n in range(20)]
+        assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
+        assert max(record.total_usec for record in house.journal.records) == 100_000
+        assert not house.uploader.held
+        assert len(house.uploader.schedule) == 2
+
+    fly(main)
+
+
+def test_without_a_neutral_answer_a_second_destination_tells_that_the_keys_are_bad() -> None:
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: BAD_KEY
+        await house.intake.submit(house.request(key="a", wait=False))
+        await asyncio.sleep(60)
+        assert not house.uploader.held
+        await house.intake.submit(house.request(key="b", wait=False))
+        await asyncio.sleep(1)
+        assert house.uploader.held == "InvalidAccessKeyId: no such key"
+
+    fly(main)
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_wrong_keys_that_look_like_a_denial_fail_nothing(others: int) -> None:
+    """Ceph RGW with rgw_s3_auth_use_sts answers so; the queue is held, and after a reload all is stored."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: DENIED
+        house.store.neutral = lambda: DENIED
+        for n in range(1 + others):
+            await house.intake.submit(house.request(key=f"k{n}", wait=False))
+        await asyncio.sleep(HOUR)
+        assert house.uploader.held == "AccessDenied: denied"
+        house.store.answer = lambda _: None
+        assert house.uploader.reload() == set()
+        await asyncio.sleep(60)
+        assert len(house.store.objects) == 1 + others
+        assert not house.spool.failed
+
+    fly(main)
+
+
+def test_a_denial_is_final_where_the_keys_are_good() -> None:
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: DENIED
+        house.store.neutral = lambda: None
+        ticket = await house.intake.submit(house.request())
+        assert (await ticket.outcome).code == "AccessDenied"
+        assert len(house.store.puts) == 1
+        assert house.uploader.reload() == set()
+
+    fly(main)
+
+
+def test_what_was_denied_after_the_keys_have_worked_is_named_by_a_reload() -> None:
+    """The neutral request told nothing, so the keys may have been changed at the store."""
+
+    async def main() -> None:
+        house = House()
+        await (await house.intake.submit(house.request(key="good"))).outcome
+        await asyncio.sleep(1)
+        house.store.answer = lambda _: DENIED
+        ticket = await house.intake.submit(house.request(key="denied"))
+        assert (await ticket.outcome).code == "AccessDenied"
+        assert house.uploader.reload() == {ticket.id}
+
+    fly(main)
+
+
+def test_a_full_bucket_stops_its_own_transfers_alone() -> None:
+    """One of them is tried at a time, ever less often; all are stored soon after it has room again."""
+
+    async def main() -> None:
+        house = House(S3DAEMON_MAX_CONNECTIONS="3")
+        full = AttemptError("QuotaExceeded", "no room", status=403)
+        house.store.answer = lambda transfer: full if transfer.destination.bucket == "full" else None
+        for n in range(100):
+            destination = Destination("full", f"k{n}")
+            await house.intake.submit(Request("/f", destination, wait=False))
+        await asyncio.sleep(HOUR)
+        assert not house.uploader.held
+        assert not house.uploader.away
+        assert len(house.store.puts) < 3 + 6 + 12 + 1
+        ticket = await house.intake.submit(house.request())
+        assert (await ticket.outcome).outcome is Outcome.STORED
+        house.store.answer = lambda _: None
+        await asyncio.sleep(300 + 100)
+        assert len(house.store.objects) == 101
+
+    fly(main)
+
+
+def test_an_object_that_comes_back_wrong_defers_no_other() -> None:
+    """Another ETag, an overwritten object, a bug: none of them makes the endpoint away."""
+
+    async def main() -> None:
+        house = House()
+        codes = itertools.cycle(["ETagMismatch", "Overwritten", "Internal"])
+        house.store.answer = lambda it: AttemptError(next(codes), "x") if it.destination.key == "bad" else None
+        await house.intake.submit(house.request(key="bad", wait=False))
+        await asyncio.sleep(600)
+        assert not house.uploader.away
+        ticket = await house.intake.submit(house.request(key="good"))
+        assert (await ticket.outcome).outcome is Outcome.STORED
+
+    fly(main)
+
+
+@pytest.mark.parametrize("error", [AttemptError("SlowDown", "x", address="a", other_address=True), None])
+def test_no_transfer_makes_more_than_12_attempts_in_a_minute(error: AttemptError | None) -> None:
+    """Whatever the reason, even if the store and every client ask for the next one at once."""
+
+    async def main() -> None:
+        house = House()
+        failures = (AttemptError("SlowDown", "x", address=f"{n}", other_address=True) for n in itertools.count())
+        house.store.answer = lambda _: error or next(failures)
+        for _ in range(300):
+            await house.intake.submit(house.request(wait=False))
+            await asyncio.sleep(1)
+        starts = [at for at, _ in house.store.puts]
+        assert len(starts) >= 20
+        assert min(later - earlier for earlier, later in zip(starts, starts[12:], strict=False)) > 59.9
+
+    fly(main)
+
+
+def test_equal_warnings_are_counted_beyond_a_handful_a_second() -> None:
+    async def main() -> None:
+        house = House()
+        house.store.answer = away
+        for n in range(200):
+            await house.intake.submit(house.request(key=f"k{n}", wait=False))
+        await asyncio.sleep(60)
+        warnings = house.journal.of(MessageId.ATTEMPT_FAILED)
+        assert len(warnings) < 30
+        (counting,) = [entry for entry in warnings if "were not logged" in entry["MESSAGE"]]
+        assert re.search(r"refused \(2\d more like this were not logged\)$", counting["MESSAGE"])
+
+    fly(main)
+
+
+def test_a_bug_after_an_attempt_ends_the_service() -> None:
+    """Its task is one that the supervisor watches; the spool has the transfer for the next process."""
+
+    async def main() -> None:
+        names: list[str] = []
+
+        def start(name: str, work: Any) -> asyncio.Task[None]:
+            names.append(name)
+            return asyncio.get_running_loop().create_task(work)
+
+        house = House(start=start)
+        house.uploader.observers.append(lambda _: 1 / 0)
+        ticket = await house.intake.submit(house.request())
+        (task,) = house.uploader.tasks
+        await asyncio.wait({task})
+        assert isinstance(task.exception(), ZeroDivisionError)
+        assert names == [f"the attempt of {ticket.id}"]
+        assert ticket.id in house.spool.rows
 
     fly(main)
 
@@ -97,6 +278,22 @@ def test_an_endpoint_that_is_away_gets_a_few_probes_until_it_serves_again() -> N
         house.store.answer = lambda _: None
         await asyncio.sleep(90)
         assert len(house.store.objects) == 501
+
+    fly(main)
+
+
+def test_a_store_that_can_be_connected_to_again_gets_its_transfers_within_five_seconds() -> None:
+    """However long the outage was: a small request tells it, not the next probe."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = away
+        await house.intake.submit(house.request(wait=False))
+        await asyncio.sleep(HOUR)
+        assert len(house.store.puts) < HOUR / 20, "no file is sent to find that out"
+        house.store.answer, house.store.neutral = lambda _: None, lambda: None
+        await asyncio.sleep(5)
+        assert len(house.store.objects) == 1
 
     fly(main)
 
@@ -342,18 +539,19 @@ def test_a_hold_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
     async def main() -> None:
         house = House()
-        house.store.answer = lambda _: AttemptError("QuotaExceeded", "no room", status=403)
+        suspended = AttemptError("UserSuspended", "no more", status=403)
+        house.store.answer, house.store.neutral = lambda _: suspended, lambda: suspended
         for key in "ab":
             await house.intake.submit(house.request(key=key))
         await asyncio.sleep(HOUR)
-        assert house.uploader.held == "QuotaExceeded: no room"
+        assert house.uploader.held == "UserSuspended: no more"
         warnings = house.journal.of(MessageId.ATTEMPT_FAILED)
         assert len(warnings) > 2
         assert not any("S3DAEMON_DELAY_USEC" in entry for entry in warnings), "no time is set for the next attempts"
 
     fly(main)
     (record,) = caplog.records
-    assert record.getMessage() == "the queue is held: QuotaExceeded: no room; nothing is lost, fix it and reload"
+    assert record.getMessage() == "the queue is held: UserSuspended: no more; nothing is lost, fix it and reload"
     assert record.levelno == logging.CRITICAL
     assert record.__dict__["journal"] == {"MESSAGE_ID": MessageId.HELD.value}
 

@@ -40,7 +40,7 @@ class Room:
 
     async def lose_the_endpoint(self) -> None:
         for _ in range(3):
-            self.health.failed(DOWN, "")
+            self.health.failed(DOWN, transfer(1).destination)
         await asyncio.sleep(KNOWN_AWAY_AFTER_S)
 
 
@@ -137,6 +137,31 @@ def test_a_client_that_was_deferred_does_not_wait_any_longer_and_another_does() 
         assert room.waiters.remove(queued) == []
 
     in_room(test)
+
+
+def test_clients_that_are_gone_are_not_logged_as_deferred() -> None:
+    async def test(room: Room) -> None:
+        room.waiters.wait(room.queued()).cancel()
+        await room.lose_the_endpoint()
+        room.waiters.defer_if_away()
+        assert room.entries == []
+
+    in_room(test)
+
+
+def test_clients_that_do_not_wait_are_not_logged_as_deferred() -> None:
+    """They were told that it is accepted, and nothing since."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = away
+        await house.intake.submit(house.request(wait=False))
+        await asyncio.sleep(60)
+        assert house.uploader.away
+        await house.intake.submit(house.request(key="late", wait=False))
+        assert house.journal.of(MessageId.DEFERRED) == []
+
+    fly(main)
 
 
 def deferral(number: int) -> Deferral:

@@ -3,7 +3,7 @@
 import pytest
 
 from s3daemon.errors import AttemptError, FileError
-from s3daemon.model.verdict import Verdict, blames_endpoint, judge
+from s3daemon.model.verdict import Keys, Scope, Verdict, blames_endpoint, is_unlisted, judge, keys_after, suspect
 
 T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
 
@@ -40,6 +40,25 @@ T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
         ("NoSuchUpload", 404, T, False),
         ("RequestTimeTooSkewed", 403, T, False),
         ("NeverHeardOf", 400, T, False),
+        ("BadRequest", 0, P, False),
+        ("InvalidArgument", 400, P, False),
+        ("InvalidRequest", 400, P, False),
+        ("InvalidTenantName", 400, P, False),
+        ("XMinioInvalidObjectName", 400, P, False),
+        ("XMinioInvalidResourceName", 400, P, False),
+        ("DirectoryObjectContainsData", 400, P, False),
+        ("ExistingObjectIsDirectory", 409, P, False),
+        ("ObjectParentIsFile", 400, P, False),
+        ("ETagMismatch", 0, T, False),
+        ("Overwritten", 0, T, False),
+        ("Internal", 0, T, False),
+        ("StaleConnection", 0, T, False),
+        # the store, about a bucket
+        ("QuotaExceeded", 403, T, False),
+        # the store, full
+        ("InsufficientStorage", 507, T, True),
+        ("XMinioStorageFull", 507, T, True),
+        ("507", 507, T, True),
         # the store, about all transfers
         ("InvalidAccessKeyId", 403, H, False),
         ("SignatureDoesNotMatch", 403, H, False),
@@ -47,7 +66,6 @@ T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
         ("InvalidToken", 400, H, False),
         ("TokenRefreshRequired", 400, H, False),
         ("AccountProblem", 403, H, False),
-        ("QuotaExceeded", 403, H, False),
         ("UserSuspended", 403, H, False),
         # something in front of the store: no S3 code, or the status in its place
         ("403", 403, T, True),
@@ -76,3 +94,96 @@ def test_a_files_error_is_transient_and_never_the_endpoints_fault(code: str) -> 
 def test_a_status_counts_only_without_a_code() -> None:
     """A 413 with S3's SlowDown is transient."""
     assert judge(AttemptError("SlowDown", "text", status=413)) is Verdict.TRANSIENT
+
+
+def refused(code: str, status: int = 403) -> AttemptError:
+    return AttemptError(code, "no", status=status)
+
+
+@pytest.mark.parametrize(
+    ("error", "scope"),
+    [
+        (FileError("NoSuchFile", "gone"), Scope.REQUEST),
+        (refused("NoSuchBucket", 404), Scope.REQUEST),
+        (refused("NeverHeardOf", 400), Scope.REQUEST),
+        (AttemptError("BadRequest", "arn:x"), Scope.REQUEST),
+        (AttemptError("ETagMismatch", "other"), Scope.REQUEST),
+        (refused("QuotaExceeded"), Scope.BUCKET),
+        (refused("SignatureDoesNotMatch"), Scope.KEYS),
+        (AttemptError("TLSRefused", "expired"), Scope.KEYS),
+        (AttemptError("ConnectionFailed", "refused"), Scope.ADDRESS),
+        (AttemptError("NameNotResolved", "gone"), Scope.ADDRESS),
+        (AttemptError("ConnectionClosed", "reset"), Scope.SERVICE),
+        (AttemptError("BadAnswer", "a page"), Scope.SERVICE),
+        (refused("SlowDown", 503), Scope.SERVICE),
+        (refused("404", 404), Scope.SERVICE),
+    ],
+    ids=lambda value: value.code if isinstance(value, AttemptError | FileError) else None,
+)
+def test_whom_one_error_accuses(error: AttemptError | FileError, scope: Scope) -> None:
+    assert suspect(error) is scope
+
+
+WRONG, DENIED, SILENT = refused("SignatureDoesNotMatch"), refused("AccessDenied"), AttemptError("NoAnswer", "silent")
+
+
+@pytest.mark.parametrize(
+    ("refusal", "neutral", "ever", "keys", "verdict"),
+    [
+        # one key through a proxy that normalizes paths
+        (WRONG, None, "", Keys.GOOD, T),
+        (WRONG, refused("AccessDenied"), "", Keys.GOOD, T),
+        # a wrong secret
+        (WRONG, WRONG, "", Keys.BAD, H),
+        (WRONG, WRONG, "accepted stored", Keys.BAD, H),
+        # nothing is learned: a second destination has to tell
+        (WRONG, SILENT, "", Keys.UNKNOWN, T),
+        (WRONG, refused("403"), "", Keys.UNKNOWN, T),
+        (WRONG, refused("SlowDown", 503), "stored", Keys.WORKED, T),
+        (WRONG, refused("ExpiredToken", 400), "stored", Keys.WORKED, T),
+        # a bucket that is not ours
+        (DENIED, None, "", Keys.GOOD, P),
+        (DENIED, SILENT, "stored", Keys.WORKED, P),
+        # ... of keys that may write and may not list buckets
+        (DENIED, DENIED, "stored", Keys.WORKED, P),
+        # wrong keys at Ceph RGW with rgw_s3_auth_use_sts, from the start and after they were changed at the store
+        (DENIED, DENIED, "", Keys.BAD, H),
+        (DENIED, DENIED, "accepted stored", Keys.BAD, H),
+        (DENIED, SILENT, "", Keys.UNKNOWN, T),
+        # the keys that were refused are no longer in force
+        (DENIED, None, "replaced", Keys.REPLACED, T),
+        (WRONG, WRONG, "replaced", Keys.REPLACED, T),
+        # a certificate that is not trusted
+        (AttemptError("TLSRefused", "no"), AttemptError("TLSRefused", "no"), "", Keys.BAD, H),
+    ],
+)  # fmt: skip
+def test_what_follows_for_the_keys(
+    refusal: AttemptError, neutral: AttemptError | None, ever: str, keys: Keys, verdict: Verdict
+) -> None:
+    """A neutral request decides where it can; what the keys have done before where it cannot."""
+    found = keys_after(
+        refusal,
+        neutral,
+        ever_accepted="accepted" in ever,
+        ever_stored="stored" in ever,
+        replaced="replaced" in ever,
+    )
+    assert found is keys
+    assert judge(refusal, found) is verdict
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "unlisted"),
+    [
+        ("NeverHeardOf", 400, True),
+        ("NeverHeardOf", 500, False),
+        ("BadDigest", 400, False),
+        ("NoSuchBucket", 404, False),
+        ("AccessDenied", 403, False),
+        ("SignatureDoesNotMatch", 403, False),
+        ("QuotaExceeded", 403, False),
+        ("404", 404, False),
+    ],
+)
+def test_a_4xx_code_that_is_listed_nowhere_is_noticed(code: str, status: int, unlisted: bool) -> None:
+    assert is_unlisted(code, status) is unlisted

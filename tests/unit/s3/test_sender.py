@@ -31,9 +31,14 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.aborted = 0
+        self.unconnected: list[str] = []
 
     def abort(self, transport: object) -> None:
         self.aborted += 1
+
+    def pop_failed_addresses(self) -> list[str]:
+        found, self.unconnected = self.unconnected, []
+        return found
 
 
 @dataclass
@@ -41,11 +46,15 @@ class FakeAddresses:
     """Notes what fails and succeeds, and knows whether there is another address."""
 
     has_other: bool = False
-    failed: list[tuple[str, str, str, Collection[str]]] = field(default_factory=list)
+    failed_at: list[tuple[str, str, str, Collection[str]]] = field(default_factory=list)
     succeeded_at: list[str] = field(default_factory=list)
+    unconnected: list[str] = field(default_factory=list)
+
+    def failed(self, address: str, reason: str, transfer: str = "") -> None:
+        self.unconnected.append(address)
 
     def attempt_failed(self, error: AttemptError, address: str, transfer: str, tried: Collection[str]) -> bool:
-        self.failed.append((error.code, address, transfer, tried))
+        self.failed_at.append((error.code, address, transfer, tried))
         return self.has_other
 
     def succeeded(self, address: str) -> None:
@@ -126,7 +135,31 @@ async def test_an_error_has_the_address_where_it_happened(
     scene.pool.addresses.has_other = has_other
     found = await failure(scene.sender.call("head_object", failed_addresses=["a"]))
     assert (found.code, found.status, found.address, found.other_address) == (code, status, ADDRESS, has_other)
-    assert scene.pool.addresses.failed == [(code, ADDRESS, "head_object", ["a"])]
+    assert scene.pool.addresses.failed_at == [(code, ADDRESS, "head_object", {"a"})]
+
+
+@in_loop
+async def test_all_addresses_that_did_not_accept_the_connection_are_to_blame() -> None:
+    """And count as tried, so that nobody is sent back to them at once."""
+    scene = Scene(raising(ConnectionRefusedError()))
+    scene.pool.connection.unconnected = ["b", "c"]
+    await failure(scene.sender.call("head_object", failed_addresses=["a"]))
+    assert scene.pool.addresses.unconnected == ["b", "c"]
+    assert scene.pool.addresses.failed_at[0][3] == {"a", "b", "c"}
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (botocore.exceptions.ParamValidationError(report="arn:x"), "BadRequest"),
+        (UnicodeEncodeError("utf-8", "\udcff", 0, 1, "surrogates not allowed"), "BadRequest"),
+        (botocore.exceptions.NoCredentialsError(), "NoCredentials"),
+    ],
+)
+@in_loop
+async def test_what_fails_before_anything_is_sent_blames_the_request(error: Exception, code: str) -> None:
+    scene = Scene(raising(error))
+    assert (await failure(scene.sender.call("put_object"))).code == code
 
 
 @in_loop
@@ -145,7 +178,7 @@ async def test_a_name_that_does_not_resolve_has_no_address(error: OSError) -> No
     scene = Scene(raising(ValueError()))
     scene.pool.error = error
     found = await failure(scene.sender.call("head_object"))
-    assert (found.code, found.address, scene.pool.addresses.failed) == ("NameNotResolved", "", [])
+    assert (found.code, found.address, scene.pool.addresses.failed_at) == ("NameNotResolved", "", [])
 
 
 @in_loop

@@ -159,7 +159,8 @@ def test_file_that_others_may_read(looked: Looked, closed: str) -> None:
 
 def test_command(tmp_path: Path) -> None:
     """As an operator calls it: nothing on standard error, findings on standard output."""
-    environ = {"PATH": os.environ["PATH"], "S3_ENDPOINT_URL": "http://127.0.0.1:9", "S3DAEMON_STATE_DIR": str(tmp_path)}
+    libraries = {name: os.environ[name] for name in ("PATH", "PYTHONPATH") if name in os.environ}
+    environ = libraries | {"S3_ENDPOINT_URL": "http://127.0.0.1:9", "S3DAEMON_STATE_DIR": str(tmp_path)}
     command = [sys.executable, "-m", "s3daemon", "check"]
     top = Path(check.__file__).parents[3]
     done = subprocess.run(command, env=environ, cwd=top, capture_output=True, text=True, check=False)
