@@ -154,7 +154,9 @@ async def test_a_body_that_was_answered_too_early_does_not_arrive_later(
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 @in_loop
 async def test_redirects_are_not_followed(tmp_path: Path, status: int) -> None:
-    """A redirect without S3's document is not a store's: the host that it names gets no connection, the redirecting one no second request."""
+    """A redirect without S3's document is not a store's: the host that it names gets no connection, the redirecting
+    one no second request.
+    """
     file = a_file(tmp_path / "file", SMALL)
     async with scripted() as other, PLAIN.store() as (server, sender):
         server.put = answering(status, Location=f"{other.url}/bucket/key", x_amz_bucket_region="elsewhere")

@@ -142,7 +142,9 @@ def test_a_transfer_that_waits_out_a_delay_says_how_long() -> None:
 
 def test_while_the_queue_is_held_no_time_is_set() -> None:
     async def main(desk: Desk) -> None:
-        desk.house.store.answer = lambda _: AttemptError("InvalidAccessKeyId", "unknown key", status=403)
+        refusal = AttemptError("InvalidAccessKeyId", "unknown key", status=403)
+        desk.house.store.answer = lambda _: refusal
+        desk.house.store.neutral = lambda: refusal
         await desk.submit("a")
         await asyncio.sleep(1)
         (row,) = await desk.rows()
