@@ -52,10 +52,12 @@ try:
     main(sys.argv[1:])
 except SystemExit as exc:
     status = exc.code
+# Of this program: ru_maxrss still has that of the process which it was forked from.
+peak = 1024 * int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1])
 own, others = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
 print(json.dumps({"wall_s": time.monotonic() - began, "cpu_s": own.ru_utime + own.ru_stime,
                   "journalctl_cpu_s": others.ru_utime + others.ru_stime,
-                  "resident_bytes": own.ru_maxrss * 1024}), file=sys.stderr)
+                  "resident_bytes": peak}), file=sys.stderr)
 sys.exit(status)
 """
 

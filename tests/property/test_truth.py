@@ -33,7 +33,7 @@ from s3daemon.network.progress import Progress
 #: Attempts of a transfer in one history; the store tells the truth from then on.
 ATTEMPTS = 4
 #: About a minute in CI; by hand `S3DAEMON_TEST_HISTORIES=100000`.
-HISTORIES = int(os.environ.get("S3DAEMON_TEST_HISTORIES", "1000"))
+HISTORIES = int(os.environ.get("S3DAEMON_TEST_HISTORIES", "400"))
 #: Histories that run side by side: those without an answer wait for a limit of a second.
 AT_ONCE = 10
 #: The least that the settings allow.

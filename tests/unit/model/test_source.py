@@ -212,7 +212,8 @@ def test_replacing_the_path_opens_nothing_else(tmp_path: Path) -> None:
                 with opened(path, data) as source:
                     outcomes.add(source.content)
             except FileError as error:
-                outcomes.add(error.code.encode())
+                if error.code != "FileChanged":  # a link that was made or removed in that moment shows in its ctime
+                    outcomes.add(error.code.encode())
     finally:
         stop.set()
         thread.join()
