@@ -164,7 +164,7 @@ class Liar:
 
     async def _end(self, exchange: Exchange, lie: Behaviour, headers: dict[str, str]) -> None:
         if lie.end is End.RESET:
-            # Longer than the kernel's delayed acknowledgement: a body that was never acknowledged counts as not arrived.
+            # Longer than a delayed acknowledgement: a body that was never acknowledged counts as not arrived.
             await asyncio.sleep(0.1)
             exchange.connection.reset()
         elif lie.end is End.HALF_AN_ANSWER:
