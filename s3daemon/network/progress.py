@@ -77,13 +77,14 @@ class Upload:
     def may_have_arrived(self) -> bool:
         """Whether as many bytes as the body has were acknowledged.
 
-        Or some were, all were sent, and then came a reset: that acknowledges nothing of what the peer read last.
+        Or all were sent, and then came a reset: that acknowledges nothing of what the peer read last, which of a small
+        body can be all of it.
         """
         now = self.info()
         if now is None or self._before is None:
             return False
         acked, sent = now.acked - self._before.acked, now.sent - self._before.sent
-        return acked >= self.size or (now.closed and acked > 0 and sent >= self.size)
+        return acked >= self.size or (now.closed and sent >= self.size)
 
     def retransmits(self, now: TcpInfo) -> int:
         """Return the segments sent again since the body began."""

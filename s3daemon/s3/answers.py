@@ -140,8 +140,8 @@ def differs(etag: str, expected: str) -> bool:
     return int(found[2]) != int(ours[2]) or bool(found[1] and ours[1] and found[1] != ours[1])
 
 
-#: From this status on, a proxy may have answered for a store that has carried the request out.
-_FIRST_AMBIGUOUS_STATUS = 500
+#: Only these are a clear refusal: anything else a proxy may answer for a store that has carried the request out.
+_CLEAR_STATUSES = range(400, 500)
 #: What an operator can do about it.
 _HINTS = {
     "NoSuchBucket": "create the bucket, or fix the destination",
@@ -187,7 +187,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
         code,
         ": ".join(filter(None, (f"the store answered {status}", message, hint))),
         status=status,
-        ambiguous=arrived and status >= _FIRST_AMBIGUOUS_STATUS,
+        ambiguous=arrived and status not in _CLEAR_STATUSES,
         retry_after=_seconds(str(headers.get("retry-after", ""))),
     )
 
@@ -202,7 +202,7 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> Attempt
     Args:
         error: what aiohttp, the kernel or botocore raised.
         ambiguous: the whole body may have arrived.
-        stale: the connection was an idle one, and too little was acknowledged for anything to have been stored.
+        stale: the connection was an idle one, and nothing, or not all, of what was sent was acknowledged.
     """
     match error:
         case S3daemonError():
@@ -217,7 +217,7 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> Attempt
         case aiohttp.ClientConnectorError():
             code, text = Code.CONNECTION_FAILED, f"no connection to the store: {_reason(error.os_error)}"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
-            code = Code.STALE_CONNECTION if stale and not ambiguous else Code.CONNECTION_CLOSED
+            code = Code.STALE_CONNECTION if stale else Code.CONNECTION_CLOSED
             text = "the store closed the connection"
         case TimeoutError():
             code, text = Code.NO_ANSWER, "the store did not answer in time"

@@ -205,8 +205,9 @@ class Sender:
         except SENDING_ERRORS as exc:
             if body.error is not None:
                 raise body.error from exc
-            stale = upload.connection_state == "warm" and upload.acked() < len(body)
-            raise failure_of(exc, ambiguous=upload.may_have_arrived, stale=stale) from exc
+            ambiguous, acked = upload.may_have_arrived, upload.acked()
+            stale = upload.connection_state == "warm" and acked < len(body) and not (ambiguous and acked)
+            raise failure_of(exc, ambiguous=ambiguous, stale=stale) from exc
         finally:
             if not task.done():
                 connection.abort(body.transport)

@@ -152,7 +152,7 @@ def test_a_connection_with_nothing_outstanding_ends_without_a_reset(pair: tuple[
 
 
 def test_a_reset_does_not_acknowledge_what_was_read_last(pair: tuple[socket.socket, socket.socket]) -> None:
-    """All sent, some of it acknowledged, then a reset: it may have arrived. Nothing acknowledged: it has not."""
+    """All sent, some of it acknowledged or nothing, then a reset: it may have arrived."""
     here, there = pair
     upload = upload_of(2000)
     upload.begin(FakeTransport(here))
@@ -169,7 +169,7 @@ def test_a_reset_does_not_acknowledge_what_was_read_last(pair: tuple[socket.sock
     # The kernel may be quick to acknowledge, though it was asked not to be.
     assert upload.acked() in (1000, 2000)
     assert upload.may_have_arrived
-    assert unacknowledged.may_have_arrived is (unacknowledged.acked() == 1000)
+    assert unacknowledged.may_have_arrived
     upload.close()
     unacknowledged.close()
 
