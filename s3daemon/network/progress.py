@@ -49,6 +49,7 @@ class Upload:
         self._connection = connection
         self._sock: socket.socket | None = None
         self._before: TcpInfo | None = None
+        self._aborted = False
 
     def begin(self, transport: asyncio.BaseTransport) -> None:
         """Start to count: the body is about to be written to `transport`.
@@ -90,12 +91,21 @@ class Upload:
         """Return the segments sent again since the body began."""
         return now.retransmits - self._before.retransmits if self._before else 0
 
+    def abort(self, transport: asyncio.BaseTransport | None) -> None:
+        """End the connection with a reset, which also drops what the peer has acknowledged and not yet read.
+
+        Args:
+            transport: that of the request to end; None when it never got as far as writing.
+        """
+        self._aborted = True
+        self._connection.abort(transport)
+
     def close(self) -> None:
         """Close the descriptor; only now can the kernel tell the peer that the connection is over."""
         if self._sock is not None:
             self._progress.end(self)
             self._connection.pacer.end(self._sock)
-            if TcpInfo.of(self._sock).outstanding == 0:
+            if not self._aborted and TcpInfo.of(self._sock).outstanding == 0:
                 reset_on_close(self._sock, enabled=False)  # the connection may be kept, and later end without a reset
             self._sock.close()
 

@@ -126,13 +126,13 @@ class Sender:
             body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=upload.begin)
             try:
                 request = getattr(self._signer.client, operation)(Body=body, **params)
-                answer = await self._watch(used, body, upload, request)
+                answer = await self._watch(body, upload, request)
                 info = upload.info()
                 if not (body.finished and upload.may_have_arrived):
                     raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
             finally:
                 if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
-                    used.abort(body.transport)
+                    upload.abort(body.transport)
                 if body.finished:
                     on_sent(body.md5)
                 upload.close()
@@ -178,9 +178,7 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    async def _watch(
-        self, connection: Connection, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]
-    ) -> _T:
+    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]) -> _T:
         """Carry `request` out as long as it makes progress.
 
         Raises:
@@ -210,7 +208,7 @@ class Sender:
             raise failure_of(exc, ambiguous=ambiguous, stale=stale) from exc
         finally:
             if not task.done():
-                connection.abort(body.transport)
+                upload.abort(body.transport)
                 task.cancel()
             await asyncio.gather(task, return_exceptions=True)  # it may have failed just as we were cancelled
 

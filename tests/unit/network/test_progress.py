@@ -7,6 +7,7 @@ import asyncio
 import signal
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -32,6 +33,10 @@ class FakeConnection:
     is_open: bool
     address: str = "192.0.2.1"
     pacer: Pacer = field(default_factory=lambda: Pacer(0))
+    aborted: int = 0
+
+    def abort(self, transport: asyncio.BaseTransport | None) -> None:
+        self.aborted += 1
 
 
 class FakeTransport(asyncio.BaseTransport):
@@ -102,6 +107,27 @@ def test_what_arrived_is_known_after_the_connection_was_closed(pair: tuple[socke
     here.close()
     assert upload.may_have_arrived
     upload.close()
+
+
+@pytest.mark.parametrize("aborted", [True, False])
+def test_an_abort_ends_with_a_reset_though_all_was_acknowledged(
+    pair: tuple[socket.socket, socket.socket], aborted: bool
+) -> None:
+    """A body that the peer's kernel has and the peer has not read is dropped by it; a kept connection ends politely."""
+    here, there = pair
+    upload = upload_of(10)
+    transport = FakeTransport(here)
+    upload.begin(transport)
+    here.sendall(b"x" * 10)
+    until = time.monotonic() + 10
+    while not upload.may_have_arrived and time.monotonic() < until:
+        time.sleep(0.01)  # a delayed acknowledgement
+    assert upload.may_have_arrived
+    if aborted:
+        upload.abort(transport)
+    here.close()
+    upload.close()
+    assert read_to_the_end(there)[1] is aborted
 
 
 def test_what_was_not_acknowledged_does_not_arrive_after_the_end(pair: tuple[socket.socket, socket.socket]) -> None:
