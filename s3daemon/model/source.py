@@ -15,9 +15,11 @@ import os
 import re
 import stat
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import Code, FileError, one_line
+from s3daemon.model.file_calls import call_file_system
 from s3daemon.model.request import FileState
 
 #: Up to this size a file is read whole by the thread that opens it, and hashed in the event loop: one switch to a
@@ -193,9 +195,12 @@ async def open_file(
     Raises:
         FileError: it cannot be sent, or its file system does not answer.
     """
-    opening = asyncio.get_running_loop().run_in_executor(None, opener, path, roots, closed)
+    opening = call_file_system(partial(opener, path, roots, closed))
     try:
         return await asyncio.wait_for(asyncio.shield(opening), timeout_s)
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_late)
+        raise
     except TimeoutError as exc:
         opening.add_done_callback(_close_late)
         text = f"{one_line(path)}: its file system did not answer for {timeout_s:g} s"
