@@ -80,7 +80,7 @@ class FileCalls:
     def _carry_out(self, future: asyncio.Future[Any], call: Callable[[], Any]) -> None:
         try:
             self._results.append((future, call(), None))
-        except BaseException as exc:  # noqa: BLE001 - whoever waits for it gets it
+        except BaseException as exc:
             self._results.append((future, None, exc))
 
     def _carry_out_alone(
