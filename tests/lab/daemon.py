@@ -91,6 +91,7 @@ class Daemon:
         self.set(**settings)
         self._prefix = prefix
         self._module = module
+        self._tree = tree
         self._listeners = listeners
         self.kept: dict[str, int] | None = {} if keeping else None
         self._running: AbstractContextManager[Process] | None = None
@@ -117,7 +118,14 @@ class Daemon:
             names = ":".join([*self._listeners, *kept])
             environ = environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names}
         running = start(
-            *self._prefix, *command, name="s3daemon", env=environ, notify=True, store=self.kept, pass_fds=descriptors
+            *self._prefix,
+            *command,
+            name="s3daemon",
+            env=environ,
+            cwd=self._tree,  # where `python -m` looks first
+            notify=True,
+            store=self.kept,
+            pass_fds=descriptors,
         )
         self._processes.append(running.__enter__())
         self._running = running
