@@ -157,7 +157,12 @@ class Request:
         if "/" not in self.name:
             return "neutral" if "authorization" in self.headers else "small"
         in_upload = "uploadId=" in self.query
-        table = {"PUT": ("put", "part"), "POST": ("create", "complete"), "GET": ("get", "list"), "HEAD": ("head", "head")}
+        table = {
+            "PUT": ("put", "part"),
+            "POST": ("create", "complete"),
+            "GET": ("get", "list"),
+            "HEAD": ("head", "head"),
+        }
         return table.get(self.method, ("other", "abort"))[in_upload]
 
 

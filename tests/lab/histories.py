@@ -1,24 +1,14 @@
 """Generated histories of the whole daemon: clients, a store that misbehaves as a plan says, kills; and their judge.
 
-    PYTHONPATH=tests python tests/property/histories.py [--histories 100000] [--seed N] [--kind KIND] [--tree DIR]
+    PYTHONPATH=tests python -m lab.histories [--histories 100000] [--seed N] [--kind KIND] [--tree DIR]
 
-A *world* is a plan of one daemon's life: what which client sends when, what the store does to which request, which of
-its addresses die, and when the daemon is killed, reloaded or stopped. What happens to one transfer in it is a history;
-a world has dozens, since most of them wait for a time limit most of the time. The daemon runs as a program, and is
-driven by nothing but its wire, its HTTP server, its control socket and the store: so another checkout can be tried.
-
-There are four kinds of world, by what must hold in each beside the truth:
-
-    rough     any behaviour of the store, kills, dead addresses; from a moment on the store is honest
-    own       some destinations are refused or spoilt for ever, the store is odd to small requests: no other destination
-              is deferred, held or failed
-    denied    the store refuses the keys; after a reload nothing has failed for good
-    dead      every address is dead: away within 10 s, few lines, few attempts; back soon
+What happens to one transfer in a world (`worlds`) is a history; a world has dozens of them, since most wait for a time
+limit most of the time. The daemon runs as a program, and is driven by nothing but its wire, its HTTP server, its control
+socket and the store: so another checkout can be tried.
 
 The store's history is the judge. *Stored* is said only when the store has this content there, whole; in the end, each
 destination has what was accepted last. Every client is answered within its patience. Attempts of a transfer, log lines,
-memory and descriptors are bounded. A world that is not so is shrunk and printed as JSON; those that were found are kept
-in `worlds/`, and run with the tests.
+memory and descriptors are bounded. A world that is not so is shrunk, and printed as JSON.
 """
 
 from __future__ import annotations
@@ -26,15 +16,14 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
-import os
 import random
 import re
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, replace
 from hashlib import md5
 from pathlib import Path
 from typing import Any
@@ -42,11 +31,12 @@ from urllib.parse import quote
 
 from lab.daemon import Daemon, daemon
 from lab.env import TREE
-from lab.liar import Behaviour, Body, Death, Destination, End, Keep, LyingStore, Tag, lying_store, port_for
+from lab.liar import Death, Destination, LyingStore, lying_store, port_for
 from lab.s3 import S3Server
+from lab.worlds import KINDS, Event, Sent, Version, World, refusal, world_of
 
 WAIT_LIMIT_S = 6.0
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "stall_timeout": "1s", "answer_timeout": "1s", "connect_timeout": "1s", "wait_limit": f"{WAIT_LIMIT_S:g}s",
     "drain_timeout": "1s", "max_connections": "100", "multipart_threshold": "5MiB", "part_size": "5MiB",
 }  # fmt: skip
@@ -59,274 +49,6 @@ ATTEMPTS_PER_MINUTE = 12
 LINES_PER_S = 60
 MEMORY_BYTES = 250 << 20
 DESCRIPTORS = 250
-IN_PARTS = (5 << 20) + 1000
-#: S3's codes that may fail a transfer for good, and a status that does it without one.
-FINAL_CODES = ("AccessDenied", "NoSuchBucket", "InvalidRequest", "EntityTooLarge", "MethodNotAllowed")
-KEYS_CODES = ("SignatureDoesNotMatch", "InvalidAccessKeyId", "ExpiredToken")
-OTHER_CODES = ("SlowDown", "InternalError", "RequestTimeout", "Strange", "NoSuchUpload", "InvalidPart")
-FINAL_STATUS = 413
-
-
-@dataclass(frozen=True)
-class Version:
-    """One content for a destination, sent when the one before was answered.
-
-    Args:
-        size: bytes.
-        way: how it is sent: plain, extended, unwaited or http.
-    """
-
-    size: int
-    way: str = "plain"
-
-
-@dataclass(frozen=True)
-class Sent:
-    """A destination, what is sent there, and what the store does to it.
-
-    Args:
-        name: bucket/key.
-        at: when the first version is sent, seconds.
-        versions: what is sent.
-        scripts: behaviours one after the other, by operation.
-        constant: for ever, by operation.
-        spoilt: other destinations must not suffer from it.
-    """
-
-    name: str
-    at: float
-    versions: tuple[Version, ...]
-    scripts: dict[str, tuple[Behaviour, ...]] = field(default_factory=dict)
-    constant: dict[str, Behaviour] = field(default_factory=dict)
-    spoilt: bool = False
-
-    @property
-    def behaviours(self) -> Iterator[Behaviour]:
-        """All of them."""
-        yield from (plan for plans in self.scripts.values() for plan in plans)
-        yield from self.constant.values()
-
-    @property
-    def may_fail(self) -> bool:
-        """Whether the store gives a reason for it."""
-        return self.name.startswith("arn:") or any(
-            plan.body in FINAL_CODES or plan.status == FINAL_STATUS for plan in self.behaviours
-        )
-
-
-@dataclass(frozen=True)
-class Event:
-    """What happens beside: kill, terminate, reload, dead, alive, denied, granted.
-
-    Args:
-        at: when, seconds.
-        what: one of these.
-        addresses: which ones die or come back; the last numbers of 127.0.0.N.
-        how: they die.
-    """
-
-    at: float
-    what: str
-    addresses: tuple[int, ...] = ()
-    how: str = Death.REFUSED
-
-
-@dataclass(frozen=True)
-class World:
-    """The plan of one daemon's life."""
-
-    kind: str
-    addresses: int
-    sent: tuple[Sent, ...]
-    events: tuple[Event, ...] = ()
-    constant: dict[str, Behaviour] = field(default_factory=dict)
-
-    @property
-    def histories(self) -> int:
-        """How many transfers it has."""
-        return sum(len(one.versions) for one in self.sent)
-
-    def to_json(self) -> str:
-        """Return it as text; what has its default is left out."""
-        return json.dumps(_brief(asdict(self)), indent=1)
-
-    @staticmethod
-    def from_json(text: str) -> World:
-        """Read it from text."""
-        given = json.loads(text)
-        sent = tuple(
-            Sent(
-                one["name"],
-                one["at"],
-                tuple(Version(**version) for version in one["versions"]),
-                {name: tuple(Behaviour(**plan) for plan in plans) for name, plans in one.get("scripts", {}).items()},
-                _behaviours(one.get("constant", {})),
-                one.get("spoilt", False),
-            )
-            for one in given["sent"]
-        )
-        events = tuple(Event(**{**one, "addresses": tuple(one.get("addresses", ()))}) for one in given.get("events", ()))
-        return World(given["kind"], given["addresses"], sent, events, _behaviours(given.get("constant", {})))
-
-
-def _behaviours(given: dict[str, Any]) -> dict[str, Behaviour]:
-    return {name: Behaviour(**plan) for name, plan in given.items()}
-
-
-def _brief(value: Any) -> Any:
-    if isinstance(value, dict):
-        default = asdict(Behaviour()) if "take" in value else {}
-        kept = {name: _brief(one) for name, one in value.items() if name not in default or one != default[name]}
-        return {name: one for name, one in kept.items() if one not in ({}, [], False)} if not default else kept
-    return [_brief(one) for one in value] if isinstance(value, (list, tuple)) else value
-
-
-# ---- the generator ----
-
-
-def behaviour(rng: random.Random) -> Behaviour:
-    """Return any behaviour that a store can have."""
-    codes = (*FINAL_CODES, *KEYS_CODES, *OTHER_CODES)
-    return Behaviour(
-        take=rng.choice((1.0, 1.0, 1.0, 1.0, 0.5, 0.0)),
-        keep=rng.choice((Keep.NOTHING, Keep.NOTHING, Keep.FLIPPED, Keep.WHOLE, Keep.WHOLE)),
-        status=rng.choice((200, 200, 200, 200, 201, 204, 206, 302, 400, 403, 404, 408, 413, 429, 500, 502, 503, 504)),
-        tag=rng.choice((*Tag, Tag.TRUE, Tag.TRUE, Tag.NONE)),
-        body=rng.choice((Body.OWN, Body.OWN, Body.OWN, Body.NONE, Body.HTML, Body.GARBAGE, rng.choice(codes))),
-        gzip=rng.random() < 0.15,
-        end=rng.choice((*[End.ANSWER] * 8, End.ANSWER_AND_CLOSE, End.CLOSE, End.RESET, End.HALF, End.SILENCE))
-        if rng.random() > 0.003
-        else End.ENDLESS,
-        twice=rng.random() < 0.1,
-    ).possible()
-
-
-def few(rng: random.Random, least: int, most: int) -> tuple[Behaviour, ...]:
-    """Return some behaviours."""
-    return tuple(behaviour(rng) for _ in range(rng.randint(least, most)))
-
-
-def versions(rng: random.Random) -> tuple[Version, ...]:
-    """Return what is sent to one destination."""
-    ways = ("plain", "plain", "extended", "unwaited", "http")
-    count = rng.choice((1, 1, 1, 2, 3))
-    return tuple(Version(rng.choice((1, 3_000, 3_000, 200_000)), rng.choice(ways)) for _ in range(count))
-
-
-def rough(rng: random.Random, count: int) -> World:
-    """Return a world of any behaviours."""
-    addresses = rng.choice((1, 1, 2, 4))
-    sent = list[Sent]()
-    for number in range(count):
-        made = Sent(f"bucket/{number}", round(rng.uniform(0, 3), 2), versions(rng))
-        dice = rng.random()
-        if dice < 0.03:
-            operations = {"create": 1, "part": 2, "complete": 2, "list": 1, "head": 1}
-            scripts = {name: few(rng, 0, most) for name, most in operations.items()}
-            made = replace(made, versions=(Version(IN_PARTS, "extended"),), scripts=scripts)
-        elif dice < 0.6:
-            made = replace(made, scripts={"put": few(rng, 1, 3), "head": few(rng, 0, 2)})
-        sent.append(made)
-    events = list[Event]()
-    for _ in range(rng.choice((0, 1, 1, 2))):
-        events.append(Event(round(rng.uniform(0.5, 4), 2), rng.choice(("kill", "kill", "terminate", "reload"))))
-    if rng.random() < 0.4:
-        dead = tuple(rng.sample(range(1, addresses + 1), rng.randint(1, addresses)))
-        at = round(rng.uniform(0.5, 3), 2)
-        events += [Event(at, "dead", dead, str(rng.choice(list(Death)))), Event(round(at + rng.uniform(0.5, 2), 2), "alive")]
-    return World("rough", addresses, tuple(sent), tuple(sorted(events, key=lambda event: event.at)))
-
-
-def _refusal(status: int, code: str) -> Behaviour:
-    return Behaviour(keep=Keep.NOTHING, tag=Tag.NONE, status=status, body=code)
-
-
-#: What a store may do to one destination for ever, whoever is to blame.
-SPOILT: dict[str, Behaviour] = {
-    "SignatureDoesNotMatch": _refusal(403, "SignatureDoesNotMatch"),
-    "AccessDenied": _refusal(403, "AccessDenied"),
-    "QuotaExceeded": _refusal(403, "QuotaExceeded"),
-    "NoSuchBucket": _refusal(404, "NoSuchBucket"),
-    "InvalidRequest": _refusal(400, "InvalidRequest"),
-    "Strange": _refusal(400, "Strange"),
-    "503": _refusal(503, "SlowDown"),
-    "200 without an ETag": Behaviour(keep=Keep.NOTHING, tag=Tag.NONE),
-    "200 with HTML": Behaviour(keep=Keep.NOTHING, tag=Tag.NONE, body=Body.HTML),
-    "201": Behaviour(keep=Keep.NOTHING, tag=Tag.NONE, status=201),
-    "another ETag": Behaviour(tag=Tag.WRONG),
-    "arn": Behaviour(),
-}
-#: What it may answer to small requests while it serves all others.
-ODD: dict[str, Behaviour] = {
-    "503": Behaviour(keep=Keep.NOTHING, status=503, body=Body.NONE),
-    "404 with a large page": Behaviour(keep=Keep.NOTHING, status=404, body=Body.LARGE),
-    "a long header": Behaviour(header_bytes=9_000),
-    "403": _refusal(403, "AccessDenied"),
-    "closes": Behaviour(end=End.CLOSE),
-}
-_ACCUSE_THE_SERVICE = ("503", "200 without an ETag", "200 with HTML", "201")
-
-
-def own(rng: random.Random, count: int) -> World:
-    """Return a world in which some destinations are spoilt, each for itself, and others are not.
-
-    A refusal that accuses the keys, of two destinations, may hold the queue where the store does not take the small
-    request that would tell; and three destinations without a good answer may be an outage: so there are fewer.
-    """
-    odd = rng.choice((None, None, *ODD))
-    kinds = rng.sample(list(SPOILT), rng.randint(1, 5))
-    accusing = [kind for kind in kinds if kind in ("SignatureDoesNotMatch", "AccessDenied")]
-    serving = [kind for kind in kinds if kind in _ACCUSE_THE_SERVICE]
-    kinds = [kind for kind in kinds if kind not in (*(accusing[1:] if odd else ()), *serving[2:])]
-    spoilt = list[Sent]()
-    for kind in kinds:
-        more = 1 if kind in _ACCUSE_THE_SERVICE or odd else rng.randint(1, 4)
-        for number in range(more):
-            bucket = "arn:x" if kind == "arn" else f"spoilt-{len(spoilt)}"
-            name = f"{bucket}/{number}{'//' if kind == 'SignatureDoesNotMatch' else '-'}{kind.replace(' ', '-')}"
-            plan = {} if kind == "arn" else {"put": SPOILT[kind]}
-            at = round(rng.uniform(0, 2), 2)
-            spoilt.append(Sent(name, at, (Version(3_000, "unwaited"),), constant=plan, spoilt=True))
-    good = [Sent(f"bucket/{n}", round(rng.uniform(0, 5), 2), (Version(3_000, rng.choice(("plain", "http"))),)) for n in range(count)]
-    constant = {"small": ODD[odd], "neutral": ODD[odd]} if odd else {}
-    return World("own", rng.choice((1, 2, 4)), (*spoilt, *good), constant=constant)
-
-
-def denied(rng: random.Random, count: int) -> World:
-    """Return a world in which the store refuses the keys for a while."""
-    code = rng.choice((*KEYS_CODES, "AccessDenied", "AccessDenied"))
-    rotated_at = rng.choice((0.0, 1.5))
-    sent = [Sent(f"bucket/{n}", round(rng.uniform(0, 3), 2), (Version(3_000, rng.choice(("plain", "unwaited"))),)) for n in range(count)]
-    events = (Event(rotated_at, "denied", how=code), Event(4.0, "granted"))
-    return World("denied", rng.choice((1, 2)), tuple(sent), events)
-
-
-def dead(rng: random.Random, _: int) -> World:
-    """Return a world without a store."""
-    addresses = rng.choice((1, 2, 2, 4))
-    how = rng.choice(list(Death))
-    sent = [Sent(f"bucket/{n}", 0.2 * n, (Version(3_000, rng.choice(("plain", "unwaited"))),)) for n in range(rng.randint(1, 5))]
-    return World("dead", addresses, tuple(sent), (Event(0.0, "dead", tuple(range(1, addresses + 1)), str(how)),))
-
-
-KINDS: dict[str, Callable[[random.Random, int], World]] = {"rough": rough, "own": own, "denied": denied, "dead": dead}
-_SHARES = {"rough": 14, "own": 4, "denied": 1, "dead": 1}
-
-
-def world_of(seed: int, kind: str = "", count: int = 120) -> World:
-    """Return the world of a seed.
-
-    Args:
-        seed: of everything.
-        kind: of world; any when empty.
-        count: how many destinations a rough one has; the others have fewer.
-    """
-    rng = random.Random(seed)
-    chosen = kind or rng.choices(list(_SHARES), list(_SHARES.values()))[0]
-    return KINDS[chosen](rng, count if chosen == "rough" else min(count, 40))
-
-
-# ---- the player, and the judge ----
 
 
 @dataclass
@@ -358,7 +80,7 @@ class Player:
     async def play(self) -> None:
         """Play it to its end."""
         for one in self.world.sent:
-            destination = Destination({name: _deque(plans) for name, plans in one.scripts.items()}, dict(one.constant))
+            destination = Destination({name: deque(plans) for name, plans in one.scripts.items()}, dict(one.constant))
             self.store.destinations[one.name] = destination
         self.store.constant |= self.world.constant
         self.began = time.monotonic()
@@ -394,7 +116,7 @@ class Player:
                 await self.store.revive()
             case "denied":
                 every = ("put", "head", "create", "part", "complete", "list", "neutral", "small")
-                self.store.constant |= {name: _refusal(403, event.how) for name in every}
+                self.store.constant |= {name: refusal(403, event.how) for name in every}
             case "granted":
                 self.store.constant.clear()
                 await self._reload()
@@ -424,7 +146,9 @@ class Player:
                     told.result = ""  # nothing is known, so it is sent again
                     await asyncio.sleep(0.1)
                 elif time.monotonic() - asked_at > WAIT_LIMIT_S + SLACK_S and not was_killed:
-                    self.wrong.append(f"{one.name} was answered {told.result} after {time.monotonic() - asked_at:.1f} s")
+                    self.wrong.append(
+                        f"{one.name} was answered {told.result} after {time.monotonic() - asked_at:.1f} s"
+                    )
             self._judge_answer(one, told)
 
     def _judge_answer(self, one: Sent, told: Told) -> None:
@@ -503,7 +227,7 @@ class Player:
         await self.store.revive()
         how = self.world.events[0].how
         revived, limit = time.monotonic(), BACK_WITHIN_S + 1 if how == Death.REFUSED else 35.0
-        while (status := await self._ask("status"))["away"] or status["pending"]:
+        while (status := await self._ask("status"))["away"] or status["pending"] or status["in_flight"]:
             if time.monotonic() - revived > limit:
                 self.wrong.append(f"not delivered {limit:g} s after the store's return ({how}): {status['status']}")
                 break
@@ -520,11 +244,13 @@ class Player:
         await self.store.revive()
         until = time.monotonic() + DELIVERED_WITHIN_S
         reload_at = 0.0
-        while (await self._ask("status"))["pending"]:
+        while (status := await self._ask("status"))["pending"] or status["in_flight"]:
             now = time.monotonic()
             if now > until:
                 rows = (await self._ask("queue"))["transfers"]
-                shown = [f"{row['destination']} {row['state']} {row['text']}" for row in rows if row["state"] != "failed"]
+                shown = [
+                    f"{row['destination']} {row['state']} {row['text']}" for row in rows if row["state"] != "failed"
+                ]
                 self.wrong.append(f"not delivered {DELIVERED_WITHIN_S:g} s after the store became honest: {shown[:3]}")
                 return
             if now > reload_at:
@@ -572,12 +298,6 @@ class Player:
             self.wrong.append(f"{self.served.descriptors()} descriptors")
 
 
-def _deque(plans: tuple[Behaviour, ...]) -> Any:
-    from collections import deque
-
-    return deque(plans)
-
-
 def run(world: World, tree: Path = TREE) -> list[str]:
     """Play a world with a daemon of its own; return what was wrong.
 
@@ -588,7 +308,7 @@ def run(world: World, tree: Path = TREE) -> list[str]:
     addresses = [f"127.0.0.{number}" for number in range(1, world.addresses + 1)]
     port = port_for(addresses)
     url = f"http://store.invalid:{port}" if world.addresses > 1 else f"http://127.0.0.1:{port}"
-    more = {"receivers": ",".join(addresses)} if world.addresses > 1 else {}
+    more: dict[str, Any] = {"receivers": ",".join(addresses)} if world.addresses > 1 else {}
     with tempfile.TemporaryDirectory(prefix="s3daemon-worlds-") as folder:
         (Path(folder) / "files").mkdir()
         made = daemon(
@@ -604,9 +324,6 @@ def run(world: World, tree: Path = TREE) -> list[str]:
                     return player
 
             return asyncio.run(play()).wrong
-
-
-# ---- the shrinker ----
 
 
 def shrunk(world: World, is_wrong: Callable[[World], bool], tries: int = 40) -> World:
@@ -629,9 +346,9 @@ def shrunk(world: World, is_wrong: Callable[[World], bool], tries: int = 40) -> 
         while items and size and left[0] > 0:
             for start in range(0, len(items), size):
                 fewer = items[:start] + items[start + size :]
-                if (fewer or name == "events") and still(replace(world, **{name: fewer})):
+                if (fewer or name == "events") and still(_with(world, name, fewer)):
                     items = fewer
-                    world = replace(world, **{name: items})
+                    world = _with(world, name, items)
                     break
             else:
                 size //= 2
@@ -642,6 +359,10 @@ def shrunk(world: World, is_wrong: Callable[[World], bool], tries: int = 40) -> 
                 world = tried
                 break
     return world
+
+
+def _with(world: World, name: str, items: tuple[Any, ...]) -> World:
+    return replace(world, sent=items) if name == "sent" else replace(world, events=items)
 
 
 def _simpler(one: Sent) -> Iterator[Sent]:
@@ -683,7 +404,9 @@ def main() -> int:
 
             def is_wrong(smaller: World, words: set[str] = words) -> bool:
                 now = run(smaller, args.tree)
-                return any(re.sub(r"\d+|[0-9a-f]{8,}", "N", line.partition(":")[2] or line)[:40] in words for line in now)
+                return any(
+                    re.sub(r"\d+|[0-9a-f]{8,}", "N", line.partition(":")[2] or line)[:40] in words for line in now
+                )
 
             print(shrunk(world, is_wrong, args.shrink).to_json(), flush=True)
         found += bool(wrong)
@@ -694,6 +417,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if os.environ.get("PYTHONPATH") is None:
-        sys.path.insert(0, str(TREE / "tests"))
     sys.exit(main())
