@@ -193,10 +193,17 @@ class KeyEvidence:
         self._ever_accepted = False
         self._ever_stored = False
         self._doubtful: dict[str, float] = {}
+        self._learning: asyncio.Task[None] | None = None
 
     def stored(self, started_at: float) -> None:
-        """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object."""
+        """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object.
+
+        After the first one the neutral request is sent, once: where good keys are allowed it, a later denial of it
+        tells that the keys are bad. Ceph with `rgw_s3_auth_use_sts` says nothing else of keys that were replaced.
+        """
         if started_at >= self._in_force_since:
+            if not (self._ever_stored or self._ever_accepted):
+                self._learning = asyncio.get_running_loop().create_task(self._learn())
             self._ever_stored = True
             self._doubtful = {id_: at for id_, at in self._doubtful.items() if at > started_at}
 
@@ -233,6 +240,11 @@ class KeyEvidence:
         )
         self._ever_accepted |= found is Keys.GOOD
         return found
+
+    async def _learn(self) -> None:
+        since = self._in_force_since
+        if await self.ask() is None and since == self._in_force_since:
+            self._ever_accepted = True
 
     async def ask(self) -> AttemptError | None:
         """Return the error of a neutral request that is sent from now on; all who wait for its turn share it."""

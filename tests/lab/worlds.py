@@ -187,6 +187,10 @@ def rough(rng: random.Random, count: int) -> World:
         if dice < 0.03:
             operations = {"create": 1, "part": 2, "complete": 2, "list": 1, "head": 1}
             scripts = {name: few(rng, 0, most) for name, most in operations.items()}
+            # A completion may take ten minutes, so silence would: it takes longer than a world.
+            scripts["complete"] = tuple(
+                replace(plan, end=End.CLOSE) if plan.end == End.SILENCE else plan for plan in scripts["complete"]
+            )
             made = replace(made, versions=(Version(IN_PARTS, "extended"),), scripts=scripts)
         elif dice < 0.6:
             made = replace(made, scripts={"put": few(rng, 1, 3), "head": few(rng, 0, 2)})

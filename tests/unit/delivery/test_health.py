@@ -294,6 +294,35 @@ def test_a_denial_of_the_neutral_request_tells_only_of_keys_that_it_was_accepted
     with_evidence(test)
 
 
+def test_after_the_first_success_it_is_learned_whether_a_denial_will_tell() -> None:
+    """By one neutral request: keys that were good, and are denied it later, have been replaced at the store."""
+
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        for _ in range(3):
+            evidence.stored(loop.time())
+        await asyncio.sleep(1)
+        assert asked.count == 1
+        asked.error = DENIED
+        assert await evidence.examine(DENIED, loop.time()) is Keys.BAD
+
+    with_evidence(test)
+
+
+def test_what_was_learned_of_keys_is_forgotten_with_them() -> None:
+    """Even when they are replaced by a reload while the neutral request is under way."""
+
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        evidence.stored(loop.time())
+        await asyncio.sleep(0.05)
+        evidence.reload()
+        await asyncio.sleep(1)
+        asked.error = DENIED
+        evidence.stored(loop.time())
+        assert await evidence.examine(DENIED, loop.time()) is Keys.WORKED
+
+    with_evidence(test)
+
+
 def test_a_refusal_from_before_a_reload_or_overtaken_by_one_says_nothing_of_the_new_keys() -> None:
     async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
         started_at = loop.time()
