@@ -70,6 +70,7 @@ class FakeSpool:
         self.rows: dict[str, Entry] = {}
         self.open_uploads = OpenUploads()
         self.failed: dict[str, tuple[str, str]] = {}
+        self.failures: dict[str, Entry] = {}
         self.started: list[str] = []
         self.full = False
         self.last_seq = 0
@@ -100,12 +101,28 @@ class FakeSpool:
         if transfer_id in self.rows:
             self.rows[transfer_id] = replace(self.rows[transfer_id], **columns)
 
-    def stored(self, transfer_id: str, destination: Destination) -> None:
+    def clear_failures(self, destination: Destination, before: int) -> None:
+        for entry in [entry for entry in self.failures.values() if entry.seq < before]:
+            if entry.transfer.destination == destination:
+                del self.failures[entry.transfer.id], self.failed[entry.transfer.id]
+
+    def remove(self, transfer_id: str) -> None:
         self.rows.pop(transfer_id, None)
 
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
         self.failed[transfer_id] = (code, text)
-        self.rows.pop(transfer_id, None)
+        if (entry := self.rows.pop(transfer_id, None)) is not None:
+            self.failures[transfer_id] = replace(entry, attempts=attempts, code=code, text=text, failed=True)
+
+    def entries(self, *, failed: bool) -> list[Entry]:
+        return list((self.failures if failed else self.rows).values())
+
+    async def retry(self, ids: Collection[str], active_now_s: float) -> set[str]:
+        found = {id_ for id_ in ids if id_ in self.failures}
+        for id_ in found:
+            self.failed.pop(id_)
+            self.rows[id_] = replace(self.failures.pop(id_), failed=False, accepted_active_s=active_now_s)
+        return found
 
 
 @dataclass
