@@ -246,12 +246,19 @@ class House:
     Args:
         spool: kept from another house, or a real one; else a new FakeSpool.
         store: kept from another house; else a new FakeStore.
+        journal: another one than a new FakeJournal.
         start: runs the attempts; else nobody watches them.
         changes: settings by variable.
     """
 
     def __init__(
-        self, *, spool: Any = None, store: FakeStore | None = None, start: Start | None = None, **changes: str
+        self,
+        *,
+        spool: Any = None,
+        store: FakeStore | None = None,
+        journal: Any = None,
+        start: Start | None = None,
+        **changes: str,
     ) -> None:
         environ = {
             "S3_ENDPOINT_URL": "http://store",
@@ -264,17 +271,16 @@ class House:
         self.loop = asyncio.get_running_loop()
         self.spool = FakeSpool() if spool is None else spool
         self.store = FakeStore() if store is None else store
-        self.journal, self.files = FakeJournal(), FakeFiles()
+        self.journal, self.files = FakeJournal() if journal is None else journal, FakeFiles()
         clock = self.loop.time
         current_store: Any = lambda: self.store  # noqa: E731
-        journal: Any = self.journal
         self.wall_offset = 1e9
         self.attempts = Attempts(self.holder, self.spool, current_store, self.files.open, clock)
         self.uploader = Uploader(
             self.holder,
             self.spool,
             self.attempts,
-            journal,
+            self.journal,
             ActiveClock(0.0, clock),
             ask=lambda: self.store.ask_neutrally(),
             clock=clock,
