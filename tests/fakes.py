@@ -141,6 +141,7 @@ class FakeStore:
         ever: ids of all transfers that were ever stored.
         in_flight: PUTs now.
         most: of them at once so far.
+        url: of the endpoint.
     """
 
     answer: Callable[[Transfer], S3daemonError | None] = lambda _: None
@@ -153,6 +154,7 @@ class FakeStore:
     ever: set[str] = field(default_factory=set)
     in_flight: int = 0
     most: int = 0
+    url: str = "http://store"
 
     async def put(
         self,

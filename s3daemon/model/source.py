@@ -195,11 +195,15 @@ async def open_file(
     """
     opening = asyncio.get_running_loop().run_in_executor(None, opener, path, roots, closed)
     try:
-        return await asyncio.wait_for(asyncio.shield(opening), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(opening)
     except TimeoutError as exc:
         opening.add_done_callback(_close_late)
         text = f"{one_line(path)}: its file system did not answer for {timeout_s:g} s"
         raise FileError(Code.READ_FAILED, text) from exc
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_late)
+        raise
 
 
 def _close_late(opening: asyncio.Future[Source]) -> None:

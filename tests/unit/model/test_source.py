@@ -323,3 +323,23 @@ async def test_a_file_system_that_does_not_answer_in_time(tmp_path: Path) -> Non
     async with asyncio.timeout(5):
         while not (opened and opened[0].fd < 0):
             await asyncio.sleep(0.01)
+
+
+@in_loop
+async def test_what_opens_after_its_attempt_was_cancelled_is_closed(tmp_path: Path) -> None:
+    answers, opened = threading.Event(), list[Source]()
+
+    def slowly(path: str, roots: Sequence[str], closed: Sequence[str]) -> Source:
+        answers.wait()
+        opened.append(Source.open(path))
+        return opened[0]
+
+    opening = asyncio.create_task(open_file(str(a_file(tmp_path / "file", 5)), [], [], 60.0, slowly))
+    await asyncio.sleep(0.05)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    answers.set()
+    async with asyncio.timeout(10):
+        while not (opened and opened[0].fd < 0):
+            await asyncio.sleep(0.01)
