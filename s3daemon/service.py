@@ -17,6 +17,7 @@ import socket
 import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
@@ -33,11 +34,12 @@ from s3daemon.errors import SettingsError, SpoolError
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.http.server import HttpServer
-from s3daemon.http.upload import Uploads
+from s3daemon.http.upload import FORM_NAME, Uploads
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.server import Server
+from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.journal import Journal
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
@@ -185,11 +187,12 @@ class Service:
         self._janitor.forget_other_endpoints()
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
+        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, failures)
         self._server = server = Server(
             self._settings,
             intake,
             self._access,
-            self._notifier,
+            waiting,
             spool.mark_notified,
             http_addresses=[name_of(sock) for sock in http_listeners],
         )
@@ -201,9 +204,9 @@ class Service:
             lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients}, name=state_dir.name
         )
         uploader.observers.append(metrics.see)
-        self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.now)
+        uploads = Uploads(intake, self._access, waiting, spool.mark_notified, clock=uploader.now)
         pages = routes(self._settings, operations, metrics)
-        self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
+        self._http = HttpServer(self._settings, pages, {"/upload": uploads.handle})
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -213,7 +216,11 @@ class Service:
         }
         control = ControlServer(control_path(self._environ, state_dir), handlers)
         await control.start()
-        server.resume(clients, failures)
+        for name, sock in clients.items():
+            if form_of(name) == FORM_NAME:
+                self._http.resume(sock, partial(uploads.resume, name, sock))
+            else:
+                server.resume(name, sock)
         if pending:
             _log.info("%d transfers of an earlier process are continued", len(pending))
         sockets = [(name_of(sock), sock, server.listener) for sock in listeners]
@@ -239,9 +246,10 @@ class Service:
             task.cancel()
         await asyncio.gather(self._server.listener.stop_reading(), self._http.listener.stop_reading())
         await self._uploader.drain(drain_s)
-        for_good = bool(self._server.clients) and await asyncio.to_thread(is_stopped_for_good)
-        self._uploads.leave()
-        await asyncio.gather(self._server.leave(for_good=for_good), self._http.listener.drain())
+        listeners = self._server.listener, self._http.listener
+        clients = any(listener.clients for listener in listeners)
+        self._waiting.leave(for_good=clients and await asyncio.to_thread(is_stopped_for_good))
+        await asyncio.gather(*(listener.drain() for listener in listeners))
         await control.close()
         self._spool.save_clock(self._uploader.active_now_s())
         left = len(self._uploader.schedule)

@@ -25,6 +25,9 @@ _log = logging.getLogger(__name__)
 ACCEPT_PAUSE_S = 0.1
 #: When the service stops, an accepted client may take this long to finish sending its first request, seconds.
 STOP_READ_TIMEOUT_S = 2.0
+#: A client must close within this time after it could take its last reply, seconds.
+CLOSE_LIMIT_S = 5.0
+_READ_BYTES = 16384
 #: At the end all clients have this long to take their replies and close, seconds; each has 5 s for either.
 DRAIN_TIMEOUT_S = 10.0
 
@@ -100,7 +103,7 @@ class Listener:
                 client = Client(listening.accept()[0])
             except BlockingIOError:  # no client; another socket may use the slot meanwhile
                 self._slots.release()
-                await _until_readable(listening)
+                await until_readable(listening)
             except OSError as exc:  # out of descriptors, or the client is gone already
                 self._slots.release()
                 _log.warning("cannot accept a client: %s", exc.strerror)
@@ -175,14 +178,32 @@ class _Slots:
         self._changed.set()
 
 
-async def _until_readable(listening: socket.socket) -> None:
+async def until_readable(sock: socket.socket) -> None:
+    """Wait until there is something to accept or to receive."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
-    loop.add_reader(listening, readable.set)
+    loop.add_reader(sock, readable.set)
     try:
         await readable.wait()
     finally:
-        loop.remove_reader(listening)
+        loop.remove_reader(sock)
+
+
+async def close_after_reply(sock: socket.socket) -> bool:
+    """Close our side first, and return whether the client closed its own after that: then it has its reply.
+
+    `shutdown` closes our side for every descriptor of the connection, systemd's included. Reading what the client may
+    still send keeps the kernel from resetting the connection before the reply was read.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(CLOSE_LIMIT_S):
+            while await loop.sock_recv(sock, _READ_BYTES):
+                pass
+    except (OSError, TimeoutError):
+        return False
+    return True
 
 
 def name_of(listening: socket.socket) -> str:
