@@ -22,6 +22,7 @@ import struct
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -273,6 +274,7 @@ def journal_sink(path: Path = JOURNAL_SOCKET) -> Sink:
         entry = [_native(name, value) for name, value in (*fields, ("SYSLOG_IDENTIFIER", b"s3daemon"))]
         sender.sendto(b"".join(entry), str(path))
 
+    weakref.finalize(send, sender.close)
     return send
 
 

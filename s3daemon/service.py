@@ -43,6 +43,7 @@ from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.journal import Journal
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
+from s3daemon.systemd.descriptors import clients_within, raise_limit
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
 from s3daemon.systemd.sockets import PassedSockets, bind
 
@@ -136,6 +137,10 @@ class Service:
             StartError, SettingsError: the service cannot start.
         """
         settings = self._settings.current
+        self._descriptors = raise_limit()
+        if (clients := self._max_clients(settings)) < settings.max_clients:
+            text = "with %d descriptors (LimitNOFILE=, ulimit -n) %d clients are served at a time, not %d"
+            _log.warning(text, self._descriptors, clients, settings.max_clients)
         executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         asyncio.get_running_loop().set_default_executor(executor)
         self._access = AccessControl(resolve_users(settings.allowed_users), PeerLookup())
@@ -214,6 +219,8 @@ class Service:
             "status": operations.status,
             "reload": self._reload,
         }
+        for listener in (server.listener, self._http.listener):
+            listener.resize(self._max_clients(settings))
         control = ControlServer(control_path(self._environ, state_dir), handlers)
         await control.start()
         for name, sock in clients.items():
@@ -236,6 +243,10 @@ class Service:
             await self._background.wait(stop)
         finally:
             await self._stop(until_stop, control)
+
+    def _max_clients(self, settings: Settings) -> int:
+        """Return how many clients each server may have."""
+        return clients_within(self._descriptors, settings.max_clients, settings.max_connections)
 
     async def _stop(self, until_stop: list[asyncio.Task[None]], control: ControlServer) -> None:
         drain_s = self._settings.current.drain_timeout_s
@@ -335,7 +346,7 @@ class Service:
         self._settings.current, self._endpoint = new, endpoint
         self._access.allow(allowed)
         for listener in (self._server.listener, self._http.listener):
-            listener.resize(new.max_clients)
+            listener.resize(self._max_clients(new))
         retiring = before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all)
         self._background.start("retiring the endpoint before", retiring)
         if denied := self._uploader.reload():

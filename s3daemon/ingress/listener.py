@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -23,6 +24,8 @@ _log = logging.getLogger(__name__)
 
 #: After accept failed, for example for want of descriptors, seconds until it is tried again.
 ACCEPT_PAUSE_S = 0.1
+#: The least seconds between two warnings of that.
+WARN_EVERY_S = 60.0
 #: When the service stops, an accepted client may take this long to finish sending its first request, seconds.
 STOP_READ_TIMEOUT_S = 2.0
 #: A client must close within this time after it could take its last reply, seconds.
@@ -80,6 +83,7 @@ class Listener:
         self._slots = _Slots(max_clients)
         self._tasks: dict[Client, asyncio.Task[None]] = {}
         self._stopping = False
+        self._warned_at = -math.inf
 
     @property
     def clients(self) -> int:
@@ -106,7 +110,7 @@ class Listener:
                 await until_readable(listening)
             except OSError as exc:  # out of descriptors, or the client is gone already
                 self._slots.release()
-                _log.warning("cannot accept a client: %s", exc.strerror)
+                self._warn(exc)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
             else:
                 self._start(client, self._serve).add_done_callback(lambda _: self._slots.release())
@@ -130,6 +134,13 @@ class Listener:
         """Wait until all clients have been served; a client that waits for its transfer must have been released."""
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=DRAIN_TIMEOUT_S)
+
+    def _warn(self, exc: OSError) -> None:
+        """Log that accept failed, not each time: it may go on as long as descriptors are scarce."""
+        now = asyncio.get_running_loop().time()
+        if now - self._warned_at >= WARN_EVERY_S:
+            self._warned_at = now
+            _log.warning("cannot accept a client, which waits: %s", exc.strerror)
 
     def _start(self, client: Client, serve: Serve) -> asyncio.Task[None]:
         async def serve_it() -> None:
