@@ -104,6 +104,7 @@ class Spool:
         lazy_s: float = LAZY_S,
         retry_s: float = RETRY_S,
         on_replaced: Callable[[], None] = lambda: None,
+        on_damaged: Callable[[], None] = lambda: None,
     ) -> Spool:
         """Lock the state directory and open the spool in it.
 
@@ -113,6 +114,7 @@ class Spool:
             lazy_s: how long a lazy change stays in the queue, so that others join its commit.
             retry_s: between two attempts while the disk fails.
             on_replaced: called in the event loop when a damaged file was replaced; never before a change was awaited.
+            on_damaged: called when this call finds the file damaged, and begins to replace it: that may take minutes.
 
         Raises:
             StartError: `SpoolLocked`, `SpoolDenied`, `SpoolNewer`, `SpoolBroken`, `BadStateDirectory`; without `create`
@@ -121,7 +123,8 @@ class Spool:
         if create:
             prepare(directory)
         lock = Lock(directory, create=create)
-        file = RecoverableFile(directory / "spool.db", create=create)
+        opening = True
+        file = RecoverableFile(directory / "spool.db", create=create, on_damaged=lambda: opening and on_damaged())
         try:
             contents = file.use(_Contents.read)
         except BaseException as exc:
@@ -130,6 +133,7 @@ class Spool:
             if not isinstance(exc, sqlite3.Error | OSError):
                 raise
             raise cannot_open(directory, exc) from exc
+        opening = False
         file.take_replaced()  # nothing in memory comes from the old file
         new_writer = partial(
             Writer, directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s, on_replaced=on_replaced

@@ -197,3 +197,17 @@ def test_a_tool_run_by_root_leaves_everything_to_the_services_user(tmp_path: Pat
 
     asyncio.run(main())
     assert owners == {(name, service_uid) for name in ("lock", "spool.db", "spool.db-wal", "ballast")}
+
+
+def test_opening_says_that_it_finds_the_file_damaged(tmp_path: Path) -> None:
+    """So that systemd can be asked for the time that it takes; what is found damaged later is no start."""
+
+    async def main() -> None:
+        damaged: list[str] = []
+        await Spool.open(tmp_path, on_damaged=lambda: damaged.append("sound")).close()
+        (tmp_path / "spool.db").write_bytes(b"not a database" * 1000)
+        spool = Spool.open(tmp_path, on_damaged=lambda: damaged.append("damaged"))
+        assert damaged == ["damaged"]
+        await spool.close()
+
+    asyncio.run(main())
