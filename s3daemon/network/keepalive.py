@@ -11,8 +11,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 
-import aiohttp
-
 from s3daemon.clock import Clock
 from s3daemon.network.connection import UNREADABLE, Connection
 
