@@ -60,7 +60,8 @@ class Health:
         HELD   failed or suspected                             HELD
 
     Failures and suspicions count since the last success. A failed connection always counts, since it concerns no
-    transfer; any other failure once per destination: one object that the store cannot take is not an outage. An attempt
+    transfer, and so does an attempt that is not answered if a neutral request is not answered either; any other failure
+    counts once per destination: one object that the store cannot take is not an outage. An attempt
     that started before the hold does not lift it when it succeeds; one that started before a reload does not hold the
     queue when it is refused.
 
@@ -121,19 +122,25 @@ class Health:
                 self.refused(error, started_at)
         self._delay_held_probe(now)
 
-    def failed(self, error: AttemptError, destination: Destination) -> None:
-        """Note that an attempt ended in an error for which the endpoint may be to blame."""
+    def failed(self, error: AttemptError, destination: Destination, *, is_unanswered: bool = False) -> None:
+        """Note that an attempt ended in an error for which the endpoint may be to blame.
+
+        Args:
+            error: the attempt's.
+            destination: of its transfer.
+            is_unanswered: a neutral request was not answered either, so it is as if no connection was to be had.
+        """
         now = self._monotonic()
         if not self.held:
-            self._count(error, destination, now)
+            self._count(destination, now, is_unreached=is_unanswered or error.code in UNREACHED)
         self._delay_held_probe(now)
 
     def _delay_held_probe(self, now: float) -> None:
         if self.held and now >= self._probe_at:
             self._probe_at = now + HELD_PROBE_S
 
-    def _count(self, error: AttemptError, destination: Destination, now: float) -> None:
-        if error.code in UNREACHED or destination not in self._failed:
+    def _count(self, destination: Destination, now: float, *, is_unreached: bool) -> None:
+        if is_unreached or destination not in self._failed:
             self._failures += 1
         if len(self._failed) < AWAY_AFTER_FAILURES:
             self._failed.add(destination)
@@ -143,7 +150,7 @@ class Health:
             self._away_since = now
         elif now < self._probe_at:
             return  # it belongs to the round that was counted already
-        self.unreached = error.code in UNREACHED
+        self.unreached = is_unreached
         delay = min(PROBE_FIRST_S * 2.0 ** min(self._rounds, 16), PROBE_MAX_S)
         self._probe_at = now + delay * self._rng.uniform(0.75, 1.0)
         self._rounds += 1

@@ -209,10 +209,12 @@ class Player:
 
     async def _watch_dead(self) -> None:
         """See it notice that the store is dead, keep quiet, and notice that it is back."""
-        began = time.monotonic()
+        began, how = time.monotonic(), self.world.events[0].how
+        # An address that takes a connection is asked again after each of its silences.
+        within_s = AWAY_WITHIN_S if how != Death.SILENT or len(self.world.sent) >= 3 else 3 * AWAY_WITHIN_S
         while not (await self._ask("status"))["away"]:
-            if time.monotonic() - began > AWAY_WITHIN_S:
-                self.wrong.append(f"not away {AWAY_WITHIN_S:g} s after all addresses died")
+            if time.monotonic() - began > within_s:
+                self.wrong.append(f"not away {within_s:g} s after all addresses died")
                 break
             await asyncio.sleep(0.1)
         lines, cpu, at = len(self.served.lines()), self._cpu_s(), time.monotonic()
@@ -224,8 +226,7 @@ class Player:
         if share > 0.10:  # of one processor, beside all the others
             self.wrong.append(f"{share:.0%} of a processor while away")
         await self.store.revive()
-        how = self.world.events[0].how
-        revived, limit = time.monotonic(), BACK_WITHIN_S + 1 if how == Death.REFUSED else 35.0
+        revived, limit = time.monotonic(), BACK_WITHIN_S + 1 if how != Death.SILENT else 35.0
         while (status := await self._ask("status"))["away"] or status["pending"] or status["in_flight"]:
             if time.monotonic() - revived > limit:
                 self.wrong.append(f"not delivered {limit:g} s after the store's return ({how}): {status['status']}")

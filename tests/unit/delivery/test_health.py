@@ -238,6 +238,17 @@ def test_an_answer_where_there_was_no_connection_brings_the_next_probe_forward(h
     assert not health.may_start(0)
 
 
+def test_without_any_answer_one_destination_is_enough(health: Health) -> None:
+    """A neutral request was not answered either, so it is not that destination's fault; a small request may end it."""
+    closed = AttemptError("ConnectionClosed", "closed")
+    for _ in range(3):
+        health.failed(closed, HERE)
+    assert not health.away
+    for _ in range(2):
+        health.failed(closed, HERE, is_unanswered=True)
+    assert (health.away, health.unreached) == (True, True)
+
+
 def test_reload_ends_an_outage_too(health: Health) -> None:
     away(health)
     health.reload()
