@@ -41,6 +41,8 @@ ASK_EVERY_S = 3.0
 #: One probe first. From the fourth round on two, of different transfers: one that always fails, or hangs, must not hide
 #: the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
+#: Of an answer to the neutral request after which there is no reason to send it again.
+_CLEAR_STATUSES = range(400, 500)
 #: People fix keys and quotas, and reload; this is for what is fixed at the store without notice to the daemon.
 HELD_PROBE_S = 300.0
 
@@ -200,16 +202,18 @@ class KeyEvidence:
         self._ever_accepted = False
         self._ever_stored = False
         self._doubtful: dict[str, float] = {}
+        self._must_learn = True
         self._learning: asyncio.Task[None] | None = None
 
     def stored(self, started_at: float) -> None:
         """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object.
 
-        After the first one the neutral request is sent, once: where good keys are allowed it, a later denial of it
+        After the first one the neutral request is sent, until it has a clear answer: where good keys are allowed it, a later denial of it
         tells that the keys are bad. Ceph with `rgw_s3_auth_use_sts` says nothing else of keys that were replaced.
         """
         if started_at >= self._in_force_since:
-            if not (self._ever_stored or self._ever_accepted):
+            if self._must_learn:
+                self._must_learn = False
                 self._learning = asyncio.get_running_loop().create_task(self._learn())
             self._ever_stored = True
             self._doubtful = {id_: at for id_, at in self._doubtful.items() if at > started_at}
@@ -223,6 +227,7 @@ class KeyEvidence:
         doubtful, self._doubtful = set(self._doubtful), {}
         self._in_force_since = self._clock()
         self._ever_accepted = self._ever_stored = False
+        self._must_learn = True
         return doubtful
 
     def denied(self, transfer_id: str) -> None:
@@ -250,8 +255,10 @@ class KeyEvidence:
 
     async def _learn(self) -> None:
         since = self._in_force_since
-        if await self.ask() is None and since == self._in_force_since:
-            self._ever_accepted = True
+        error = await self.ask()
+        if since == self._in_force_since:
+            self._ever_accepted |= error is None
+            self._must_learn = error is not None and error.status not in _CLEAR_STATUSES
 
     async def ask(self) -> AttemptError | None:
         """Return the error of a neutral request that is sent from now on; all who wait for its turn share it."""

@@ -319,6 +319,21 @@ def test_after_the_first_success_it_is_learned_whether_a_denial_will_tell() -> N
     with_evidence(test)
 
 
+@pytest.mark.parametrize(
+    ("error", "count"), [(DOWN, 2), (BUSY, 2), (AttemptError("AccessDenied", "no", status=403), 1)]
+)
+def test_it_is_asked_again_what_was_not_answered(error: AttemptError, count: int) -> None:
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        asked.error = error
+        for _ in range(2):
+            evidence.stored(loop.time())
+            await asyncio.sleep(1)
+            asked.error = None
+        assert asked.count == count
+
+    with_evidence(test)
+
+
 def test_what_was_learned_of_keys_is_forgotten_with_them() -> None:
     """Even when they are replaced by a reload while the neutral request is under way."""
 
