@@ -38,7 +38,8 @@ from lab.worlds import KINDS, Event, Sent, Version, World, refusal, world_of
 WAIT_LIMIT_S = 6.0
 LIMITS: dict[str, Any] = {
     "stall_timeout": "1s", "answer_timeout": "1s", "connect_timeout": "1s", "wait_limit": f"{WAIT_LIMIT_S:g}s",
-    "drain_timeout": "1s", "max_connections": "100", "multipart_threshold": "5MiB", "part_size": "5MiB",
+    "drain_timeout": "1s", "keepalive_interval": "1s", "max_connections": "100", "multipart_threshold": "5MiB",
+    "part_size": "5MiB",
 }  # fmt: skip
 #: What a busy machine may add to a limit.
 SLACK_S = 6.0
@@ -110,6 +111,8 @@ class Player:
                 self.killed_at, self.busy_killing = time.monotonic(), False
             case "reload":
                 await self._reload()
+            case "retry":
+                await self._ask("retry", all=True)
             case "dead":
                 await self.store.kill(addresses, event.how)
             case "alive":
@@ -269,15 +272,14 @@ class Player:
             accepted = told
         if name in failed and not may_fail:
             self.wrong.append(f"{name} has failed, and nothing says so for good")
-        if not accepted or (may_fail and accepted[-1].result != "stored"):
+        if not accepted or name in failed:
             return  # what failed for good is listed
-        kept = self.store.destinations[name].kept
-        if may_fail and told[-1] is not accepted[-1]:
-            return  # a later one failed, and may have been kept by a store that said otherwise
-        if kept is None or kept.md5 != accepted[-1].md5:
+        last, kept = told.index(accepted[-1]), self.store.destinations[name].kept
+        # A version that failed later may have been kept by a store that said otherwise.
+        if kept is None or kept.md5 not in [one.md5 for one in told[last:]]:
             older = next((n for n, one in enumerate(told) if kept and one.md5 == kept.md5), None)
             found = "nothing" if kept is None else f"version {older}" if older is not None else "another content"
-            self.wrong.append(f"{name}: version {told.index(accepted[-1])} was {accepted[-1].result}, there is {found}")
+            self.wrong.append(f"{name}: version {last} was {accepted[-1].result}, there is {found}")
 
     def _judge_bounds(self) -> None:
         for id_, times in self.store.attempts.items():
