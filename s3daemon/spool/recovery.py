@@ -24,9 +24,9 @@ from s3daemon.errors import Code, StartError, one_line
 from s3daemon.spool.database import SpoolFile, is_corrupt
 from s3daemon.spool.rows import Entry, Insert, OpenUpload, SaveClock
 
-#: The most reads that may fail while a damaged file is searched for rows, each some 50 us. It takes two for each row of
-#: a damaged page, so these are half a million rows, ten outages of 48 h; without a bound a file that lost its root would
-#: be searched for every seq there ever was.
+#: The most reads that may fail while a damaged file is searched for rows, each some 50 us. A row of a damaged page
+#: takes two, so these are half a million rows, as of ten outages of 48 h. Without a bound a file that lost its root
+#: would be searched for every seq there ever was.
 MAX_BAD_READS = 1_000_000
 
 T = TypeVar("T")

@@ -124,7 +124,12 @@ class Spool:
             prepare(directory)
         lock = Lock(directory, create=create)
         opening = True
-        file = RecoverableFile(directory / "spool.db", create=create, on_damaged=lambda: opening and on_damaged())
+
+        def damaged() -> None:
+            if opening:
+                on_damaged()
+
+        file = RecoverableFile(directory / "spool.db", create=create, on_damaged=damaged)
         try:
             contents = file.use(_Contents.read)
         except BaseException as exc:
