@@ -37,7 +37,7 @@ from lab.worlds import KINDS, Event, Sent, Version, World, refusal, world_of
 
 WAIT_LIMIT_S = 6.0
 LIMITS: dict[str, Any] = {
-    "stall_timeout": "1s", "answer_timeout": "1s", "connect_timeout": "1s", "wait_limit": f"{WAIT_LIMIT_S:g}s",
+    "stall_timeout": "2s", "answer_timeout": "1s", "connect_timeout": "1s", "wait_limit": f"{WAIT_LIMIT_S:g}s",
     "drain_timeout": "1s", "keepalive_interval": "1s", "max_connections": "100", "multipart_threshold": "5MiB",
     "part_size": "5MiB",
 }  # fmt: skip
