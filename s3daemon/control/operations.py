@@ -206,7 +206,7 @@ class Operations:
             oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
-            disabled=tuple(pool.addresses.disabled),
+            disabled=tuple(pool.addresses.unexpectedly_disabled),
             none_kept=not pool.small_request,
             held=uploader.held,
             away=uploader.away,

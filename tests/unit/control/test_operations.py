@@ -56,7 +56,7 @@ class Pool:
 
     open_count, opened, limit = 3, 7, 8
     small_request = "GET"
-    addresses = SimpleNamespace(disabled=["192.0.2.2"])
+    addresses = SimpleNamespace(unexpectedly_disabled=["192.0.2.2"])
 
     def idle(self) -> list[Any]:
         return [self, self]

@@ -305,7 +305,7 @@ def test_48_hours_of_outage_lose_nothing() -> None:
 
     async def main() -> None:
         house = House()
-        house.store.answer = away
+        house.store.answer = lambda _: AttemptError("SlowDown", "not now", status=503)
         for n in range(54_000 // 60):
             await house.intake.submit(house.request(key=f"k{n}", wait=False))
             await asyncio.sleep(48 * HOUR / 900)
