@@ -44,6 +44,8 @@ class IdleLimit:
 
     A restart of the server closes connections too, all at one moment, and they may well have been idle for the same
     time. So one close is a suspicion. A second one at the same idle time, while no connection lives longer, is a limit.
+    A server that is restarted again and again may close them after the same time as well; so while a limit is
+    suspected, one connection is used all the time: it outlives a limit, but no restart.
 
     Args:
         wanted_s: how often to use an idle connection while no limit is known, seconds.
@@ -67,6 +69,12 @@ class IdleLimit:
     def limit_s(self) -> float | None:
         """The idle time after which the server closes a connection, seconds; None when it is not known to."""
         return self._limit_s if self._limit_s < math.inf else None
+
+    @property
+    def is_suspected(self) -> bool:
+        """Whether the next closes may show a limit that is not known yet, so that one connection should not rest."""
+        is_new = self._suspected_s < self._limit_s
+        return is_new and self._clock() - self._suspected_at <= self._suspected_s + SUSPECTED_FOR_S
 
     @property
     def is_trial_due(self) -> bool:

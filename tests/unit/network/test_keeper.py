@@ -412,6 +412,28 @@ async def test_a_restart_of_an_idle_server_leaves_the_interval_as_it_is(caplog: 
     assert caplog.messages == []
 
 
+@pytest.mark.parametrize("restarts", [True, False], ids=["restarts", "a limit"])
+@in_loop
+async def test_restarts_at_regular_times_are_no_idle_limit(restarts: bool, caplog: pytest.LogCaptureFixture) -> None:
+    """After the first closes one connection is used all the time: a restart ends it too, an idle limit does not."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    async with scripted() as server, kept(server, clock) as pool:
+        for rounds in range(3):
+            await until(lambda: pool.open_count == CONNECTIONS)
+            for _ in range(6):
+                clock.now += SWEEP_S
+                await sweeps(1)
+            used_last = server.seen[-1].connection if rounds else None
+            for connection in server.open_connections:
+                if restarts or connection is not used_last:
+                    connection.close()
+            await until(lambda: pool.open_count < CONNECTIONS)
+            clock.now += SWEEP_S
+    learned = ["the store closes connections that are idle for 6.0 s: each is now used every 3.0 s"]
+    assert caplog.messages == ([] if restarts else learned)
+
+
 @in_loop
 async def test_a_restart_of_the_server_is_no_idle_timeout() -> None:
     """Connections closed together at very different ages say nothing of the server's timeout."""
