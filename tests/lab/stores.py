@@ -39,18 +39,22 @@ class Traits:
         lasting: what it stored is there after a restart.
         has_directories: `a/b` cannot be stored where `a` is an object, and some keys are refused or folded.
         has_accounts: it can have one that may do less.
+        keeps: connections stay open after an answer.
+        makes_buckets: a PUT to a bucket that does not exist makes it.
     """
 
     verifies: bool = True
     lasting: bool = True
     has_directories: bool = True
     has_accounts: bool = True
+    keeps: bool = True
+    makes_buckets: bool = False
 
 
 TRAITS: Mapping[str, Traits] = {
     "rgw": Traits(has_directories=False),
-    "seaweed": Traits(),
-    "moto": Traits(verifies=False, lasting=False, has_directories=False, has_accounts=False),
+    "seaweed": Traits(makes_buckets=True),
+    "moto": Traits(verifies=False, lasting=False, has_directories=False, has_accounts=False, keeps=False),
     "minio": Traits(),
     "versitygw": Traits(),
     "rclone": Traits(has_accounts=False),
