@@ -132,7 +132,7 @@ async def test_no_connection_is_opened_to_a_server_that_keeps_none(
     caplog.set_level(logging.INFO)
     clock, tries = Clock(), closes * len(SMALL_REQUESTS)
     async with scripted(other=script) as server, kept(server, clock) as pool:
-        for rounds in (1, 2, 3):
+        for rounds in (1, 2):
             await until(lambda: not pool.small_request)
             tried = len(server.connections)
             assert tried <= CONNECTIONS + rounds * tries
