@@ -62,6 +62,7 @@ class Code(StrEnum):
     NO_ANSWER = "NoAnswer"
     NO_CREDENTIALS = "NoCredentials"
     OVERWRITTEN = "Overwritten"
+    SLOW_CONNECTION = "SlowConnection"
     STALE_CONNECTION = "StaleConnection"
     STALLED = "Stalled"
     TLS_FAILED = "TLSFailed"

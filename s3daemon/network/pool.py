@@ -123,6 +123,10 @@ class ConnectionPool:
         idle = len(self.idle()) - self.reserve
         return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))
 
+    def has_spare(self) -> bool:
+        """Whether an open connection to an enabled address stands idle."""
+        return any(each.is_open and self.addresses.is_enabled(each.address) for each in self.idle())
+
     def per_address(self) -> Counter[str]:
         """Count the connections that lead to each address, or are about to."""
         idle = set(self.idle())

@@ -142,7 +142,9 @@ class PartSender:
                     except AttemptError as exc:
                         if open_upload.abandoned:
                             raise
-                        if exc.code == Code.STALE_CONNECTION and stale_allowed > 0:
+                        if exc.code == Code.SLOW_CONNECTION:
+                            numbers.appendleft(number)
+                        elif exc.code == Code.STALE_CONNECTION and stale_allowed > 0:
                             stale_allowed -= 1
                             numbers.appendleft(number)
                         else:

@@ -4,15 +4,18 @@ aiobotocore builds and signs every request and parses every answer, but does not
 each request over the connection that its context names. So nothing between here and the store sends a request twice,
 follows a redirect, waits for a `100 Continue`, or opens a connection by itself.
 
-A request with a body ends by an answer, by an error, or because it makes no progress. The error does not say whether
-the body arrived; TCP does: while fewer bytes than the body has were acknowledged, it cannot have.
+A request with a body ends by an answer, by an error, because it makes no progress, or because its connection is far
+slower than others (`SlowConnection`: the caller sends it again, over another one). The error does not say whether the
+body arrived; TCP does: while fewer bytes than the body has were acknowledged, it cannot have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -21,15 +24,19 @@ from typing import Any, TypeVar
 import botocore.exceptions
 from aiobotocore.awsrequest import AioAWSResponse
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
+from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, Move, Moved, Pace, Stragglers
 from s3daemon.s3.answers import SENDING_ERRORS, decoded, differs, failure_of, flaw_of, refusal_of, stall_of
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 #: The connection that requests of this context are sent over.
@@ -64,12 +71,19 @@ class Sender:
         settings: limits of a request, verification.
         pool: the connections to use.
         signer: creates and signs the requests.
+        clock: monotonic seconds.
+
+    Attributes:
+        can_look_up: an object can be looked up as far as is known. If not, what may have arrived is not moved.
     """
 
-    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer) -> None:
+    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer, clock: Clock = time.monotonic) -> None:
         self.settings = settings
         self.pool = pool
+        self.can_look_up = settings.verify != "no-etag"
         self._signer = signer
+        self._clock = clock
+        self._stragglers = Stragglers()
 
     async def open(self) -> None:
         """Make it ready to send.
@@ -113,24 +127,48 @@ class Sender:
             params: the operation's other parameters.
 
         Raises:
-            AttemptError: the store did not take it, or (`ambiguous`) may have.
+            AttemptError: the store did not take it, or (`ambiguous`) may have. `SlowConnection`: its connection is too
+                slow, and it should be sent again at once; `progress` knows where not.
             FileError: the file could not be read, or changed meanwhile.
         """
         length = source.state.size if size is None else size
+        progress = Progress() if progress is None else progress
         if connection is None:
-            using = self._acquire(transfer_id, failed_addresses, length)
+            using = self._acquire(transfer_id, {*failed_addresses, *progress.slow_addresses}, length)
         else:
             using = self._use(connection, transfer_id, failed_addresses)
         async with using as used:
             upload = Upload(used, length, progress)
-            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=upload.begin)
+            pace = Pace(length, progress.moved.get(offset, NEVER_MOVED))
+
+            def begin(transport: asyncio.BaseTransport) -> None:
+                upload.begin(transport)
+                self._stragglers.begin(pace, upload.address, self._clock())
+
+            def is_straggler() -> bool:
+                move = self._move_of(pace, body, upload, needs_lookup=operation == "put_object")
+                if move is not None:
+                    progress.moved[offset] = Moved(pace.moved.count + 1, move.reference)
+                    progress.slow_addresses.add(upload.address)
+                    if move.blames_address:
+                        self.pool.addresses.slow(upload.address, move.reason, transfer_id)
+                return move is not None
+
+            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=begin)
+            is_answered = False
             try:
                 request = getattr(self._signer.client, operation)(Body=body, **params)
-                answer = await self._watch(body, upload, request)
+                answer = await self._watch(body, upload, request, is_straggler)
                 info = upload.info()
-                if not (body.finished and upload.may_have_arrived):
+                is_answered = body.finished and upload.may_have_arrived
+                if not is_answered:
                     raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
+            except AttemptError as exc:
+                if exc.code == Code.SLOW_CONNECTION:
+                    raise exc.replace(ambiguous=upload.was_sent) from exc
+                raise
             finally:
+                self._stragglers.end(pace, self._clock(), answered=is_answered)
                 if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
                     upload.abort(body.transport)
                 if body.finished:
@@ -138,7 +176,7 @@ class Sender:
                 upload.close()
         etag = str(answer.get("ETag", "")).strip('"')
         self._verify(body.md5, etag)
-        self.pool.addresses.succeeded(used.address)
+        self.pool.addresses.succeeded(used.address, proves_speed=length >= RATED_BYTES)
         return SentBody(
             etag,
             length,
@@ -178,8 +216,29 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]) -> _T:
-        """Carry `request` out as long as it makes progress.
+    def _move_of(self, pace: Pace, body: FileBody, upload: Upload, *, needs_lookup: bool) -> Move | None:
+        """Return why a body has to go over another connection; None when it has not, or no connection stands idle."""
+        info = upload.info()
+        if info is None:
+            return None
+        move = self._stragglers.tick(
+            pace,
+            self._clock(),
+            upload.acked(),
+            rtt_s=info.least_rtt_usec / 1e6,
+            share=info.pacing_limit or None,
+            is_starved=body.reading or (info.outstanding == 0 and not body.finished),
+        )
+        is_lost = needs_lookup and not self.can_look_up and upload.was_sent
+        if move is None or is_lost or not self.pool.has_spare():
+            return None
+        _log.info("an upload to %s is moved to another connection: %s", upload.address, move.reason)
+        return move
+
+    async def _watch(
+        self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], is_straggler: Callable[[], bool]
+    ) -> _T:
+        """Carry `request` out as long as it makes progress, and not far less than others.
 
         Raises:
             AttemptError, FileError: as `send_file` does.
@@ -195,6 +254,8 @@ class Sender:
                         self.settings, len(body), upload.acked(),
                         arrived=arrived, reading=body.reading, ambiguous=upload.may_have_arrived,
                     )  # fmt: skip
+                if body.transport is not None and is_straggler():
+                    raise AttemptError(Code.SLOW_CONNECTION, "the connection is far slower than others")
             return task.result()
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc

@@ -226,6 +226,7 @@ class FakeUpload:
     size: int
     address: str = "192.0.2.1"
     got: int = 0
+    is_aborted: bool = False
 
     def acked(self) -> int:
         return self.got
