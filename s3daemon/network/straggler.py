@@ -19,7 +19,8 @@ same span of time (`Stragglers`), so a link that slows down or stalls makes all 
                                                                                       move before
     the same                           wait as long                                   no: that is the store
 
-A move starts the body again, so it must gain: what is left would take `GAIN` times as long as all of it elsewhere.
+A move starts the body again. So it must gain: what is left would take `GAIN` times as long as all of it elsewhere. And
+the more it costs the longer a body is watched: for half of the time that all of it takes elsewhere.
 """
 
 from __future__ import annotations
@@ -63,10 +64,10 @@ _COMPARABLE_BYTES, _COMPARABLE_SHARE, _FIRST_BYTES_S = 4 << 20, 2, 0.12
 _LATELY_S, _REMEMBERED = 120.0, 64
 #: A rate that was far ahead of this body holds for so long, seconds: those that moved at it have ended by now.
 _REFERENCE_S = 5.0
-#: So many ticks in a row.
-_SLOW_TICKS = 2
-#: With a longer gap between two samples this process was stopped: nothing before it counts.
-_GAP_S = 1.0
+#: It must be slow for so long without a break, seconds; and for this share of what a move costs, up to the maximum.
+SLOW_MIN_S, SLOW_SHARE, SLOW_MAX_S = 0.1, 0.5, 5.0
+#: With a longer gap between two samples this process was stopped, and no connection was silent or slow, seconds.
+_GAP_S = 0.5
 _SAMPLES = 64
 
 
@@ -107,9 +108,8 @@ class Pace:
         address: where it goes.
         began: when, monotonic seconds.
         reference: the rate that others have, bytes/s, as found at `reference_at`; None when that is unknown.
-        slow_ticks: how many ticks in a row it was far below that.
-        changed_at: when a byte was acknowledged last.
-        silent_s: for how long none was, at the last sample.
+        slow_since: from when on it was far below that at each tick; None when it was not at the last one.
+        silent_s: for how long no byte was acknowledged, up to the last sample.
         has_ended: it was answered.
     """
 
@@ -117,9 +117,9 @@ class Pace:
         self.size = size
         self.moved = moved
         self.address = ""
-        self.began = self.changed_at = self.reference_at = 0.0
+        self.began = self.reference_at = 0.0
         self.reference = moved.reference
-        self.slow_ticks = 0
+        self.slow_since: float | None = None
         self.silent_s = 0.0
         self.has_ended = False
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
@@ -127,7 +127,7 @@ class Pace:
     def begin(self, address: str, now: float) -> None:
         """Note that it begins, where to and when."""
         self.address = address
-        self.began = self.changed_at = self.reference_at = now
+        self.began = self.reference_at = now
         self._samples.append((now, 0))
 
     @property
@@ -142,14 +142,9 @@ class Pace:
 
     def sample(self, now: float, acked: int) -> None:
         """Note the bytes acknowledged at `now`."""
-        if now - self.at > _GAP_S:
-            self._samples.clear()
-            self._samples.append((now, acked))
-            self.began = self.changed_at = now
-            self.slow_ticks = 0
-        if acked != self.acked:
-            self.changed_at = now
-        self.silent_s = now - self.changed_at
+        gap_s = now - self.at
+        self.slow_since = None if gap_s > _GAP_S else self.slow_since
+        self.silent_s = 0.0 if acked != self.acked else self.silent_s + min(gap_s, _GAP_S)
         self._samples.append((now, acked))
 
     def rate(self, since: float, until: float) -> float:
@@ -191,9 +186,8 @@ class Stragglers:
             return
         self._moving.remove(pace)
         if answered:
-            silent_s = now - pace.changed_at if pace.acked >= pace.size else 0.0  # else it moved until now
             pace.sample(now, pace.size)
-            pace.silent_s, pace.has_ended = silent_s, True
+            pace.has_ended = True
             self._ended.append(pace)
 
     def tick(
@@ -211,7 +205,7 @@ class Stragglers:
         """
         pace.sample(now, min(acked, pace.size))
         if is_starved:
-            pace.slow_ticks, pace.changed_at = 0, now
+            pace.slow_since, pace.silent_s = None, 0.0
             return None
         if pace.moved.count >= MOVES_MAX:
             return None
@@ -233,10 +227,17 @@ class Stragglers:
         if now - pace.reference_at > _REFERENCE_S:
             pace.reference = None
         expected = min(pace.reference or 0.0, share or float("inf"))
-        is_slow = expected > FAR_SLOWER * rate
-        pace.slow_ticks = pace.slow_ticks + 1 if is_slow else 0
-        is_judged = pace.slow_ticks >= _SLOW_TICKS and now - pace.began >= max(MIN_AGE_S, MIN_AGE_ROUND_TRIPS * rtt_s)
-        if not is_judged or pace.is_speeding_up(window, rtt_s) or not _gains(pace, rate, expected, rtt_s):
+        if expected <= FAR_SLOWER * rate:
+            pace.slow_since = None
+            return None
+        pace.slow_since = now if pace.slow_since is None else pace.slow_since
+        again_s = pace.size / expected + MOVE_ROUND_TRIPS * rtt_s
+        is_young = now - pace.began < max(MIN_AGE_S, MIN_AGE_ROUND_TRIPS * rtt_s)
+        rate = pace.rate(max(pace.began, min(pace.slow_since, now - window)), now)
+        gains = pace.size - pace.acked > rate * (GAIN * again_s + GAIN_S)
+        if is_young or now - pace.slow_since < min(max(SLOW_MIN_S, SLOW_SHARE * again_s), SLOW_MAX_S) or not gains:
+            return None
+        if pace.is_speeding_up(window, rtt_s):
             return None
         reason = f"{rate / 1000:.0f} kB/s, where {expected / 1000:.0f} kB/s are usual"
         good = {peer.address for peer, _ in faster} or {peer.address for peer in self._lately(pace)}
@@ -287,9 +288,3 @@ def _compared(pace: Pace, other: Pace, window: float) -> tuple[float, float] | N
     if until - since < min(window, other.at - other.began) / 2 or until <= since:
         return None
     return pace.rate(since, until), other.rate(since, until)
-
-
-def _gains(pace: Pace, rate: float, expected: float, rtt_s: float) -> bool:
-    left = pace.size - pace.acked
-    again_s = pace.size / expected + MOVE_ROUND_TRIPS * rtt_s
-    return left > rate * (GAIN * again_s + GAIN_S)
