@@ -25,6 +25,7 @@ the more it costs the longer a body is watched: for half of the time that all of
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections import deque
 from collections.abc import Iterable
@@ -47,6 +48,8 @@ ALONE_S, ALONE_ROUND_TRIPS = 2.0, 10
 #: performance", on small requests).
 SILENT_S = 2.0
 SILENT_TIMES = 10
+#: A byte may have been acknowledged so long before it was seen, seconds.
+SAMPLED_S = 0.15
 #: Two must have been answered meanwhile: one may be an exception.
 SILENT_PEERS = 2
 #: So many times longer the rest must take than a move, and this much longer, seconds.
@@ -108,6 +111,7 @@ class Pace:
         address: where it goes.
         began: when, monotonic seconds.
         reference: the rate that others have, bytes/s, as found at `reference_at`; None when that is unknown.
+        speed: its rate of late, bytes/s; once it has ended, that of all of it.
         slow_since: from when on it was far below that at each tick; None when it was not at the last one.
         silent_s: for how long no byte was acknowledged, up to the last sample.
         has_ended: it was answered.
@@ -119,6 +123,7 @@ class Pace:
         self.address = ""
         self.began = self.reference_at = 0.0
         self.reference = moved.reference
+        self.speed = 0.0
         self.slow_since: float | None = None
         self.silent_s = 0.0
         self.has_ended = False
@@ -187,7 +192,7 @@ class Stragglers:
         self._moving.remove(pace)
         if answered:
             pace.sample(now, pace.size)
-            pace.has_ended = True
+            pace.speed, pace.has_ended = pace.rate(pace.began, now), True
             self._ended.append(pace)
 
     def tick(
@@ -212,36 +217,41 @@ class Stragglers:
         return self._too_slow(pace, rtt_s, share) or self._too_silent(pace, rtt_s)
 
     def _too_slow(self, pace: Pace, rtt_s: float, share: float | None) -> Move | None:
+        now, window = pace.at, max(WINDOW_S, WINDOW_ROUND_TRIPS * rtt_s)
+        pace.speed = pace.rate(max(pace.began, now - window), now)
         if pace.size < RATED_BYTES or pace.acked >= pace.size:
             return None
-        now, window = pace.at, max(WINDOW_S, WINDOW_ROUND_TRIPS * rtt_s)
-        rate, is_alone = pace.rate(max(pace.began, now - window), now), False
-        peers = [(peer, *rates) for peer in self._others(pace) if (rates := _compared(pace, peer, window))]
-        faster = [(peer, theirs) for peer, own, theirs in peers if theirs > FAR_SLOWER * own]
-        if faster and 2 * len(faster) >= len(peers):
-            pace.reference, pace.reference_at = statistics.median(theirs for _, theirs in faster), now
-        elif not pace.moved.count and not any(_is_comparable(pace, peer) for peer in self._others(pace, now - window)):
-            alone = self._reference_alone(pace, rate, rtt_s, share)
-            is_alone = alone is not None
-            pace.reference, pace.reference_at = (alone, now) if is_alone else (pace.reference, pace.reference_at)
-        if now - pace.reference_at > _REFERENCE_S:
-            pace.reference = None
-        expected = min(pace.reference or 0.0, share or float("inf"))
-        if expected <= FAR_SLOWER * rate:
+        fastest = max((other.speed for other in (*self._moving, *self._ended)), default=0.0)
+        if max(fastest, pace.reference or 0.0, share or 0.0) <= FAR_SLOWER * pace.speed:
+            pace.slow_since = None  # as nearly always: no more need be known
+            return None
+        faster, is_alone = self._compare(pace, window, rtt_s, share)
+        expected = min(pace.reference or 0.0, share or math.inf)
+        if expected <= FAR_SLOWER * pace.speed:
             pace.slow_since = None
             return None
         pace.slow_since = now if pace.slow_since is None else pace.slow_since
-        again_s = pace.size / expected + MOVE_ROUND_TRIPS * rtt_s
-        is_young = now - pace.began < max(MIN_AGE_S, MIN_AGE_ROUND_TRIPS * rtt_s)
         rate = pace.rate(max(pace.began, min(pace.slow_since, now - window)), now)
-        gains = pace.size - pace.acked > rate * (GAIN * again_s + GAIN_S)
-        if is_young or now - pace.slow_since < min(max(SLOW_MIN_S, SLOW_SHARE * again_s), SLOW_MAX_S) or not gains:
+        if not _is_worth_it(pace, rate, expected, rtt_s) or pace.is_speeding_up(window, rtt_s):
             return None
-        if pace.is_speeding_up(window, rtt_s):
-            return None
+        good = {peer.address for peer in faster or self._lately(pace)}
         reason = f"{rate / 1000:.0f} kB/s, where {expected / 1000:.0f} kB/s are usual"
-        good = {peer.address for peer, _ in faster} or {peer.address for peer in self._lately(pace)}
         return Move(reason, None if is_alone else pace.reference, blames_address=pace.address not in good)
+
+    def _compare(self, pace: Pace, window: float, rtt_s: float, share: float | None) -> tuple[list[Pace], bool]:
+        """Set the reference of a body; return the others that are far faster, and whether there are none to compare."""
+        compared = [(peer, *rates) for peer in self._others(pace) if (rates := _compared(pace, peer, window))]
+        faster = [(peer, theirs) for peer, own, theirs in compared if theirs > FAR_SLOWER * own]
+        alone = None
+        if faster and 2 * len(faster) >= len(compared):
+            pace.reference, pace.reference_at = statistics.median(theirs for _, theirs in faster), pace.at
+        elif not any(_is_comparable(pace, other) for other in self._others(pace, pace.at - window)):
+            alone = self._reference_alone(pace, rtt_s, share)
+        if alone is not None:
+            pace.reference, pace.reference_at = alone, pace.at
+        elif pace.at - pace.reference_at > _REFERENCE_S:
+            pace.reference = None
+        return [peer for peer, _ in faster], alone is not None
 
     def _others(self, pace: Pace, since: float = 0.0) -> Iterable[Pace]:
         """Return the other bodies in flight, and those that have ended after this one began and after `since`."""
@@ -252,19 +262,20 @@ class Stragglers:
         ended = [other for other in self._ended if other.at > pace.at - _LATELY_S]
         return [other for other in ended if _is_comparable(pace, other)]
 
-    def _reference_alone(self, pace: Pace, rate: float, rtt_s: float, share: float | None) -> float | None:
-        if pace.at - pace.began < ALONE_S + ALONE_ROUND_TRIPS * rtt_s:
+    def _reference_alone(self, pace: Pace, rtt_s: float, share: float | None) -> float | None:
+        if pace.moved.count or pace.at - pace.began < ALONE_S + ALONE_ROUND_TRIPS * rtt_s:
             return None
         if lately := self._lately(pace):
-            usual = statistics.median(other.rate(other.began, other.at) for other in lately)
-            return usual if usual > FAR_SLOWER_ALONE * rate else None
-        return share if share is not None and share > FAR_SLOWER_THAN_RATE * rate else None
+            usual = statistics.median(other.speed for other in lately)
+            return usual if usual > FAR_SLOWER_ALONE * pace.speed else None
+        return share if share is not None and share > FAR_SLOWER_THAN_RATE * pace.speed else None
 
     def _too_silent(self, pace: Pace, rtt_s: float) -> Move | None:
         silent_s = pace.silent_s
         if silent_s < (SILENT_S + WINDOW_ROUND_TRIPS * rtt_s) * 2**pace.moved.count:
             return None
-        similar = [other for other in self._others(pace) if other.size * _COMPARABLE_SHARE >= pace.size]
+        since = pace.at - silent_s - SAMPLED_S  # an answer before that says nothing of the path since
+        similar = [other for other in self._others(pace, since) if other.size * _COMPARABLE_SHARE >= pace.size]
         answered = [other for other in similar if other.has_ended]
         usual_s = statistics.median(other.silent_s for other in similar) if similar else silent_s
         if len(answered) < SILENT_PEERS or silent_s < SILENT_TIMES * usual_s:
@@ -288,3 +299,12 @@ def _compared(pace: Pace, other: Pace, window: float) -> tuple[float, float] | N
     if until - since < min(window, other.at - other.began) / 2 or until <= since:
         return None
     return pace.rate(since, until), other.rate(since, until)
+
+
+def _is_worth_it(pace: Pace, rate: float, expected: float, rtt_s: float) -> bool:
+    """Return whether a body that is slow was watched for long enough, and would gain by a move."""
+    age_s, slow_s = pace.at - pace.began, 0.0 if pace.slow_since is None else pace.at - pace.slow_since
+    again_s = pace.size / expected + MOVE_ROUND_TRIPS * rtt_s
+    is_watched = age_s >= max(MIN_AGE_S, MIN_AGE_ROUND_TRIPS * rtt_s)
+    is_watched &= slow_s >= min(max(SLOW_MIN_S, SLOW_SHARE * again_s), SLOW_MAX_S)
+    return is_watched and pace.size - pace.acked > rate * (GAIN * again_s + GAIN_S)
