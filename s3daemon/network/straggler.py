@@ -60,8 +60,8 @@ MOVE_ROUND_TRIPS = 8
 MOVES_MAX = 4
 #: Smaller bodies have no rate: they are a few packets.
 RATED_BYTES = 64 * 1024
-#: A body at least this large, or half as large as another one, tells at which rate that could move. The first bytes of a
-#: body are taken at any rate, by the buffers on the way; of one that is still moving they are left out, seconds.
+#: A body at least this large, or half as large as another one, tells at which rate that could move. The first bytes
+#: are taken at any rate, by the buffers on the way; of a body that still moves they are left out, seconds.
 _COMPARABLE_BYTES, _COMPARABLE_SHARE, _FIRST_BYTES_S = 4 << 20, 2, 0.12
 #: What ended longer ago tells nothing, seconds; and so many are remembered.
 _LATELY_S, _REMEMBERED = 120.0, 64

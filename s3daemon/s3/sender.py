@@ -31,7 +31,7 @@ from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
-from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, Move, Moved, Pace, Stragglers
+from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, Moved, Pace, Stragglers
 from s3daemon.s3.answers import SENDING_ERRORS, decoded, differs, failure_of, flaw_of, refusal_of, stall_of
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
@@ -64,6 +64,72 @@ class SentBody:
     address: str
 
 
+class _MoveWatch:
+    """Compares a body with others on the way, from its beginning to the end of the context.
+
+    Args:
+        sender: sends it.
+        upload: the body's.
+        progress: learns of a move.
+        offset: of the body in the file.
+        transfer_id: the transfer that it belongs to.
+        needs_lookup: once all of it has left, it must be looked up before it is sent again; parts need not.
+    """
+
+    def __init__(
+        self, sender: Sender, upload: Upload, progress: Progress, offset: int, transfer_id: str, *, needs_lookup: bool
+    ) -> None:
+        self._sender = sender
+        self._upload = upload
+        self._progress = progress
+        self._offset = offset
+        self._transfer_id = transfer_id
+        self._needs_lookup = needs_lookup
+        self._pace = Pace(upload.size, progress.moved.get(offset, NEVER_MOVED))
+
+    def begin(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the upload, and the comparison."""
+        self._upload.begin(transport)
+        self._sender.stragglers.begin(self._pace, self._upload.address, self._sender.clock())
+
+    def tick(self, body: FileBody) -> None:
+        """Compare them now.
+
+        Raises:
+            AttemptError: `SlowConnection`, it has to go over another connection, and one stands idle.
+        """
+        upload, sender = self._upload, self._sender
+        info = upload.info()
+        if info is None:
+            return
+        move = sender.stragglers.tick(
+            self._pace,
+            sender.clock(),
+            upload.acked(),
+            rtt_s=info.least_rtt_usec / 1e6,
+            share=info.pacing_limit or None,
+            is_starved=body.reading or (info.outstanding == 0 and not body.finished),
+        )
+        is_sendable = sender.can_look_up or not (self._needs_lookup and upload.was_sent)
+        if move is None or not (is_sendable and sender.pool.has_spare()):
+            return
+        _log.info("an upload to %s is moved to another connection: %s", upload.address, move.reason)
+        self._progress.moved[self._offset] = Moved(self._pace.moved.count + 1, move.reference)
+        self._progress.slow_addresses.add(upload.address)
+        if move.blames_address:
+            sender.pool.addresses.slow(upload.address, move.reason, self._transfer_id)
+        raise AttemptError(Code.SLOW_CONNECTION, move.reason)
+
+    def __enter__(self) -> None:
+        """Do nothing: it begins with the body."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """End the comparison. What has left of a moved body may still arrive, though it is not acknowledged yet."""
+        self._sender.stragglers.end(self._pace, self._sender.clock(), answered=error is None)
+        if isinstance(error, AttemptError) and error.code == Code.SLOW_CONNECTION:
+            raise error.replace(ambiguous=self._upload.was_sent) from error
+
+
 class Sender:
     """Sends the requests to one store.
 
@@ -75,6 +141,7 @@ class Sender:
 
     Attributes:
         can_look_up: an object can be looked up as far as is known. If not, what may have arrived is not moved.
+        stragglers: compares the bodies on the way.
     """
 
     def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer, clock: Clock = time.monotonic) -> None:
@@ -82,8 +149,8 @@ class Sender:
         self.pool = pool
         self.can_look_up = settings.verify != "no-etag"
         self._signer = signer
-        self._clock = clock
-        self._stragglers = Stragglers()
+        self.clock = clock
+        self.stragglers = Stragglers()
 
     async def open(self) -> None:
         """Make it ready to send.
@@ -139,36 +206,17 @@ class Sender:
             using = self._use(connection, transfer_id, failed_addresses)
         async with using as used:
             upload = Upload(used, length, progress)
-            pace = Pace(length, progress.moved.get(offset, NEVER_MOVED))
-
-            def begin(transport: asyncio.BaseTransport) -> None:
-                upload.begin(transport)
-                self._stragglers.begin(pace, upload.address, self._clock())
-
-            def is_straggler() -> bool:
-                move = self._move_of(pace, body, upload, needs_lookup=operation == "put_object")
-                if move is not None:
-                    progress.moved[offset] = Moved(pace.moved.count + 1, move.reference)
-                    progress.slow_addresses.add(upload.address)
-                    if move.blames_address:
-                        self.pool.addresses.slow(upload.address, move.reason, transfer_id)
-                return move is not None
-
-            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=begin)
-            is_answered = False
+            moving = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
+            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=moving.begin)
             try:
-                request = getattr(self._signer.client, operation)(Body=body, **params)
-                answer = await self._watch(body, upload, request, is_straggler)
-                info = upload.info()
-                is_answered = body.finished and upload.may_have_arrived
-                if not is_answered:
-                    raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
-            except AttemptError as exc:
-                if exc.code == Code.SLOW_CONNECTION:
-                    raise exc.replace(ambiguous=upload.was_sent) from exc
-                raise
+                with moving:
+                    request = getattr(self._signer.client, operation)(Body=body, **params)
+                    answer = await self._watch(body, upload, request, moving)
+                    info = upload.info()
+                    if not (body.finished and upload.may_have_arrived):
+                        text = "the store answered before it had the whole body"
+                        raise body.error or AttemptError(Code.BAD_ANSWER, text)
             finally:
-                self._stragglers.end(pace, self._clock(), answered=is_answered)
                 if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
                     upload.abort(body.transport)
                 if body.finished:
@@ -216,28 +264,7 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    def _move_of(self, pace: Pace, body: FileBody, upload: Upload, *, needs_lookup: bool) -> Move | None:
-        """Return why a body has to go over another connection; None when it has not, or no connection stands idle."""
-        info = upload.info()
-        if info is None:
-            return None
-        move = self._stragglers.tick(
-            pace,
-            self._clock(),
-            upload.acked(),
-            rtt_s=info.least_rtt_usec / 1e6,
-            share=info.pacing_limit or None,
-            is_starved=body.reading or (info.outstanding == 0 and not body.finished),
-        )
-        is_lost = needs_lookup and not self.can_look_up and upload.was_sent
-        if move is None or is_lost or not self.pool.has_spare():
-            return None
-        _log.info("an upload to %s is moved to another connection: %s", upload.address, move.reason)
-        return move
-
-    async def _watch(
-        self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], is_straggler: Callable[[], bool]
-    ) -> _T:
+    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], moving: _MoveWatch) -> _T:
         """Carry `request` out as long as it makes progress, and not far less than others.
 
         Raises:
@@ -254,8 +281,8 @@ class Sender:
                         self.settings, len(body), upload.acked(),
                         arrived=arrived, reading=body.reading, ambiguous=upload.may_have_arrived,
                     )  # fmt: skip
-                if body.transport is not None and is_straggler():
-                    raise AttemptError(Code.SLOW_CONNECTION, "the connection is far slower than others")
+                if body.transport is not None:
+                    moving.tick(body)
             return task.result()
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc

@@ -31,7 +31,8 @@ from lab.daemon import Daemon
 SLOW = Treatment(rate=100e3)
 ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
 NAME = "store.invalid"
-SIZES = (2 << 20, 8 << 20)
+MIB = 1 << 20
+SIZES = (2 * MIB, 8 * MIB)
 TIMES, PLUS_S = 1.5, 0.5
 APART_S = 3.0
 
