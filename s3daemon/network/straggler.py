@@ -38,7 +38,8 @@ FAR_SLOWER_ALONE = 8.0
 FAR_SLOWER_THAN_RATE = 32.0
 #: Younger bodies are not judged, seconds and round trips: by then a new connection has sent 30 times its first window.
 MIN_AGE_S, MIN_AGE_ROUND_TRIPS = 0.35, 5
-#: A connection that opens its window doubles its rate each round trip, for so many round trips at most.
+#: A connection that opens its window doubles its rate each round trip, for so many round trips at most; one whose slow
+#: start ended early crawls at first.
 OPENING_ROUND_TRIPS = 16
 #: Over so long a rate is measured, seconds and round trips; others are compared with if they moved within 4 times that.
 WINDOW_S, WINDOW_ROUND_TRIPS = 0.25, 4
@@ -82,11 +83,14 @@ class Move:
         reason: one line.
         reference: the rate that others have, bytes/s; it is expected of the next connection too. None when unknown.
         blames_address: no other upload moves well at the address.
+        window: what the next connection must be able to have in flight, bytes. While this one may still open its
+            window, over a long way, one that has to do so too is no better.
     """
 
     reason: str
     reference: float | None
     blames_address: bool
+    window: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,11 +170,14 @@ class Pace:
             later_at, later = at, acked
         return float(self._samples[0][1])
 
+    def may_be_opening(self, rtt_s: float) -> bool:
+        """Return whether its connection may still open its window."""
+        return self.at - self.began < OPENING_ROUND_TRIPS * rtt_s
+
     def is_speeding_up(self, window: float, rtt_s: float) -> bool:
         """Return whether it moves like a connection that opens its window."""
         middle = self.at - window / 2
-        is_young = self.at - self.began < OPENING_ROUND_TRIPS * rtt_s
-        return is_young and self.rate(middle, self.at) > 1.5 * self.rate(self.at - window, middle)
+        return self.may_be_opening(rtt_s) and self.rate(middle, self.at) > 1.5 * self.rate(self.at - window, middle)
 
 
 class Stragglers:
@@ -236,7 +243,8 @@ class Stragglers:
             return None
         good = {peer.address for peer in faster or self._lately(pace)}
         reason = f"{rate / 1000:.0f} kB/s, where {expected / 1000:.0f} kB/s are usual"
-        return Move(reason, None if is_alone else pace.reference, blames_address=pace.address not in good)
+        window_bytes = int(FAR_SLOWER * rate * rtt_s) if pace.may_be_opening(rtt_s) else 0
+        return Move(reason, None if is_alone else pace.reference, pace.address not in good, window_bytes)
 
     def _compare(self, pace: Pace, window: float, rtt_s: float, share: float | None) -> tuple[list[Pace], bool]:
         """Set the reference of a body; return the others that are far faster, and whether there are none to compare."""

@@ -111,7 +111,7 @@ class _MoveWatch:
             is_starved=body.reading or (info.outstanding == 0 and not body.finished),
         )
         is_sendable = sender.can_look_up or not (self._needs_lookup and upload.was_sent)
-        if move is None or not (is_sendable and sender.pool.has_spare()):
+        if move is None or not (is_sendable and sender.pool.has_spare(move.window)):
             return
         _log.info("an upload to %s is moved to another connection: %s", upload.address, move.reason)
         self._progress.moved[self._offset] = Moved(self._pace.moved.count + 1, move.reference)

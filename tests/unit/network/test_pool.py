@@ -51,7 +51,8 @@ async def test_a_spare_connection_is_idle_open_and_leads_somewhere_good() -> Non
         async with pool.acquire() as connection:
             await get(connection, str(pool.url))
             assert not pool.has_spare(), "it is in use"
-        assert pool.has_spare()
+        assert pool.has_spare(connection.window)
+        assert not pool.has_spare(connection.window + 1), "its window is not as wide"
         pool.addresses.failed(connection.address, "refused")
         assert not pool.has_spare(), "its address is disabled"
 

@@ -153,6 +153,17 @@ def test_alone_and_nothing_known_it_is_held_against_the_rate_in_force() -> None:
     assert not simulate([Body(rate=SLOW)]), "without a rate nothing is expected"
 
 
+def test_over_a_long_way_the_next_connection_must_be_open_already() -> None:
+    """One that crawls because its slow start ended early would crawl again over a new one; later anything is better."""
+    others = [Body(rate=5e6, rtt_s=0.2) for _ in range(9)]
+    (age, move) = simulate([Body(rate=250e3, rtt_s=0.2), *others])[0]
+    assert (age < 3.2, move.window) == (True, 200_000)
+    assert simulate([Body(rate=250e3), *copies(others)])[0][1].window == 0
+    (age, move) = simulate([Body(32 * MIB, turning(5, 5e6, 250e3), rtt_s=0.2), *(
+        Body(32 * MIB, 5e6, rtt_s=0.2) for _ in range(9))])[0]  # fmt: skip
+    assert (age > 3.2, move.window) == (True, 0)
+
+
 def test_a_share_that_was_lowered_is_not_slow() -> None:
     """Nobody expects more than may be sent."""
     before = [Body(at=n / 2) for n in range(4)]
