@@ -520,6 +520,7 @@ def record_of(
         connection=stored.connection if stored else "",
         receiver=stored.address if stored else error.address,
         changed=queued.file_changed,
+        moved=queued.moved or None,
         parts=stored.parts if stored and stored.parts > 1 else None,
     )
 
