@@ -145,7 +145,8 @@ class Player:
                 asked_at, busy = time.monotonic(), self.busy_killing
                 told.result, told.text = await self._request(file, one.name, version.way)
                 was_killed = busy or self.busy_killing or self.killed_at > asked_at
-                if was_killed and (told.result == "unanswered" or "Interrupted" in told.text):
+                is_overloaded = "ReadFailed" in told.text  # the machine: a file could not be opened in time
+                if is_overloaded or (was_killed and (told.result == "unanswered" or "Interrupted" in told.text)):
                     told.result = ""  # nothing is known, so it is sent again
                     await asyncio.sleep(0.1)
                 elif time.monotonic() - asked_at > WAIT_LIMIT_S + SLACK_S and not was_killed:
