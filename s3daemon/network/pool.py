@@ -24,7 +24,7 @@ from s3daemon.model.record import MessageId
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import SMALL_REQUESTS
-from s3daemon.network.pacing import Pacer
+from s3daemon.network.rate.pacing import Pacer
 
 _log = logging.getLogger(__name__)
 
