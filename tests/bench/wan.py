@@ -42,9 +42,10 @@ from lab.s3 import S3Server
 from lab.wan import FAR, wan
 
 OURS: dict[str, dict[str, str]] = {
-    "s3daemon": {"bwlimit": "{bwlimit}"},
+    "s3daemon": {},
+    "s3daemon, limit set": {"bwlimit": "{bwlimit}"},
     "s3daemon, primed": {"bwlimit": "{bwlimit}", "prime": "{bucket}/prime"},
-    "s3daemon, no limit": {},
+    "s3daemon, no limit": {"bwlimit": "off"},
 }
 PLAIN = "aiobotocore daemon"
 #: Programs keep nothing from one exposure to the next.

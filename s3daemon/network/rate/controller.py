@@ -1,0 +1,282 @@
+"""Finds the rate of the narrowest link from what all uploads together get delivered. Pure: samples in, a rate out.
+
+    STARTUP   nothing is known: no limit, while what is delivered grows
+    DRAIN     packets queue or are lost: what is delivered meanwhile is the link's rate. Send half of that until the
+              queue is empty
+    CRUISE    send a little less than the rate, so that no queue builds
+    PROBE     send more for half a round trip: if more is delivered, the rate has risen
+    SHARE     the queue stays whatever we do: someone else fills it. Send half of what the link carries
+
+A round is one round trip. What is delivered is never more than the link carries, so a window of it needs no filter; it
+is less whenever uploads have nothing to send, so it lowers the rate only while a queue shows that the link is full.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+#: How often the controller expects a sample, seconds. A late one does no harm: rates are over the time that passed.
+TICK_S = 0.02
+#: On shorter paths TCP finds the rate by itself within milliseconds, and a busy host's delays look like a queue.
+LEAST_RTT_S = 0.005
+#: A queue is one when packets wait this long in it: of the round trip, and at least, seconds. A machine under load
+#: delays acknowledgements by a few milliseconds.
+_QUEUED_SHARE, _QUEUED_S = 0.05, 0.004
+#: Of the link's rate, so that what else is sent, headers first of all, builds no queue.
+_CRUISE = 0.99
+#: Empties a queue of one round trip within two.
+_DRAIN = 0.5
+#: How much more a probe sends: a little while nothing is known, for a queue may have room for 1 MB only and 1.1 for
+#: 0.1 s at 1 Gbit/s is 1.25 MB; more and more as long as more is delivered.
+_GAINS = (1.1, 1.3, 1.6, 2.0)
+#: Of a probe's excess, what must be delivered to show that the rate has risen. Beside another sender a probe of 1.1
+#: yields half of its excess at half of the link: the share at which probing for more ends by itself.
+_SUCCESS = 0.5
+#: Lost packets of those sent in a round from which on the link counts as overrun; less is chance. BBRv2 takes 2 % too
+#: (draft-cardwell-iccrg-bbr-congestion-control, BBRLossThresh).
+_LOSSY = 0.02
+#: Rounds in which the rate was used before the next probe; and rounds without a queue after which the rate counts as
+#: what the link carries: at 200 ms, one exposure.
+_PROBE_EVERY, _SETTLED = 30, 20
+#: A probe that lost packets: this many times as many rounds before the next, up to a maximum.
+_PATIENCE, _MOST_PATIENCE = 4, 64
+#: Rounds beside another sender before it is tried whether it has gone, or never was.
+_SHARE_ROUNDS = 10
+#: Rounds in a crowded start without growth by a quarter after which the rate counts as found, as in BBR's STARTUP.
+_FULL_ROUNDS, _GROWTH = 3, 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All uploads together, at one moment.
+
+    Args:
+        now: monotonic seconds.
+        sent, delivered, lost: bytes since any moment; lost are those that were sent again.
+        rtt_s: the round trip without any queue, seconds.
+        queued_s: how much longer the round trip is at present, seconds.
+    """
+
+    now: float
+    sent: int
+    delivered: int
+    lost: int
+    rtt_s: float
+    queued_s: float
+
+
+class Phase(Enum):
+    """What the controller is doing; the module's docstring describes each."""
+
+    STARTUP = "startup"
+    DRAIN = "drain"
+    CRUISE = "cruise"
+    PROBE = "probe"
+    SHARE = "share"
+
+
+class Controller:
+    """The rate at which all uploads together should send.
+
+    Args:
+        known: the link's rate as found before, bytes/s; None when it is not known.
+
+    Attributes:
+        phase: what it is doing.
+        capacity: the link's rate, bytes/s; None until it is found.
+    """
+
+    def __init__(self, known: float | None = None) -> None:
+        self.capacity = known
+        self.phase = Phase.STARTUP if known is None else Phase.CRUISE
+        self._rate = known or 0.0
+        self._gain = 1.0
+        self._samples: deque[Sample] = deque()
+        self._since = 0.0  # when the phase began
+        self._queue_since: float | None = None
+        self._loaded_rounds = float(_PROBE_EVERY)  # used in full since the last probe: the first comes early
+        self._clean_rounds = 0.0
+        self._patience = 1
+        self._probe_gain = 0
+        self._found = 0.0
+        self._queue_at_start = 0.0
+        self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
+        self._lossy_at = 0.0
+        self._drain_s = 0.0
+        self._best = 0.0
+
+    @property
+    def pace(self) -> float | None:
+        """Bytes/s for all uploads together; None for no limit."""
+        return None if self.phase is Phase.STARTUP else self._rate * self._gain
+
+    def pause(self) -> None:
+        """Nothing is being sent any more; what was going on ends without a finding."""
+        if self.phase is Phase.DRAIN:  # what it was delivered in a queue is the best that is known
+            self._enter_cruise(self._found)
+        elif self.phase is not Phase.STARTUP:
+            self._rate = self.capacity or self._rate if self.phase is Phase.SHARE else self._rate
+            self._enter(Phase.CRUISE, _CRUISE)
+        self._samples.clear()
+        self._queue_since = None
+        self._probe_gain = 0
+        self._loaded_rounds += _PROBE_EVERY  # each exposure begins with a probe
+
+    def observe(self, sample: Sample) -> None:
+        """Take the next sample; `pace` may be another after it."""
+        if not self._samples:
+            self._since = self._full_at = sample.now
+            self._queue_at_start, self._full_rounds, self._full_best = sample.queued_s, 0, 0.0
+        self._samples.append(sample)
+        while len(self._samples) > 2 and self._samples[1].now <= sample.now - 2 * sample.rtt_s - sample.queued_s:
+            self._samples.popleft()
+        if self._is_queued(sample):
+            self._queue_since = sample.now if self._queue_since is None else self._queue_since
+        else:
+            self._queue_since = None
+        {
+            Phase.STARTUP: self._in_startup,
+            Phase.DRAIN: self._in_drain,
+            Phase.CRUISE: self._in_cruise,
+            Phase.PROBE: self._in_probe,
+            Phase.SHARE: self._in_share,
+        }[self.phase](sample)
+
+    # What is seen.
+
+    def _is_queued(self, sample: Sample) -> bool:
+        return sample.queued_s > max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s)
+
+    def _at(self, when: float) -> Sample:
+        """The last sample that was taken at `when` or before; the first when there is none."""
+        return next((each for each in reversed(self._samples) if each.now <= when), self._samples[0])
+
+    def _over(self, seconds: float) -> tuple[float, float, float]:
+        """Return bytes/s sent and delivered, and the share lost, over about the last `seconds`; 0 when not known."""
+        last = self._samples[-1]
+        first = self._at(last.now - seconds)
+        took = last.now - first.now
+        if took < seconds:
+            return 0.0, 0.0, 0.0
+        sent = last.sent - first.sent
+        return sent / took, (last.delivered - first.delivered) / took, (last.lost - first.lost) / max(1, sent)
+
+    def _half_round(self, sample: Sample) -> float:
+        return max(sample.rtt_s / 2, 3 * TICK_S)
+
+    def _round(self, sample: Sample) -> float:
+        return max(sample.rtt_s, 3 * TICK_S)
+
+    def _is_overrun(self, sample: Sample) -> bool:
+        """Whether more than chance was lost within a round, counted once a round."""
+        return self._over(self._round(sample))[2] > _LOSSY
+
+    # What is done.
+
+    def _enter(self, phase: Phase, gain: float) -> None:
+        self.phase, self._gain = phase, gain
+        self._since = self._samples[-1].now if self._samples else 0.0
+
+    def _enter_drain(self, sample: Sample) -> None:
+        self._found = self._over(self._half_round(sample))[1]
+        if not self._found:
+            return
+        self._drain_s = 2 * self._round(sample) + sample.queued_s / (1 - _DRAIN)
+        self._rate = self._found
+        self._enter(Phase.DRAIN, _DRAIN)
+
+    def _enter_cruise(self, rate: float) -> None:
+        self._rate = rate
+        self.capacity = max(self.capacity or 0.0, rate)
+        self._clean_rounds = 0.0
+        self._enter(Phase.CRUISE, _CRUISE)
+
+    def _enter_share(self) -> None:
+        self._rate = (self.capacity or self._found) / 2
+        self.capacity = self.capacity or self._found
+        self._enter(Phase.SHARE, 1.0)
+
+    def _in_startup(self, sample: Sample) -> None:
+        was_crowded = self._queue_at_start > max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s)
+        if was_crowded and sample.now - self._full_at >= self._round(sample):
+            delivered = self._over(self._round(sample))[1]
+            self._full_at = sample.now
+            grows = delivered > _GROWTH * self._full_best
+            self._full_rounds = 0 if grows else self._full_rounds + 1
+            self._full_best = max(self._full_best, delivered)
+        is_full = self._full_rounds >= _FULL_ROUNDS if was_crowded else self._queue_since is not None
+        if is_full or self._is_overrun(sample):
+            self._enter_drain(sample)
+
+    def _in_drain(self, sample: Sample) -> None:
+        passed = sample.now - self._since
+        if passed <= self._round(sample) or self._queue_since is not None:  # what arrives was queued
+            self._found = self._rate = max(self._found, self._over(self._half_round(sample))[1])
+        if passed >= self._round(sample) and self._queue_since is None:
+            self._enter_cruise(self._found)
+        elif passed >= self._drain_s:
+            self._enter_share()
+
+    def _in_cruise(self, sample: Sample) -> None:
+        sent, delivered, _ = self._over(self._round(sample))
+        pace = self._rate * self._gain
+        is_loaded = delivered >= 0.9 * pace
+        passed = (sample.now - self._samples[-2].now) / self._round(sample) if len(self._samples) > 1 else 0.0
+        is_standing = self._queue_since is not None and sample.now - self._queue_since >= self._round(sample)
+        if (is_standing or self._is_overrun(sample)) and sample.now - self._since >= 2 * self._round(sample):
+            if sent >= 0.8 * pace:
+                self._enter_drain(sample)
+            elif is_standing:
+                self._enter_share()
+            return
+        if not is_loaded or self._queue_since is not None:
+            return
+        self._loaded_rounds += passed
+        self._clean_rounds += passed
+        if self._clean_rounds >= _SETTLED:
+            self.capacity = self._rate
+        if self._loaded_rounds >= _PROBE_EVERY * self._patience:
+            self._enter(Phase.PROBE, _GAINS[self._probe_gain])
+            self._best = 0.0
+
+    def _in_probe(self, sample: Sample) -> None:
+        passed, half = sample.now - self._since, self._half_round(sample)
+        if passed >= half:
+            self._gain = 2 * _CRUISE - _GAINS[0]  # give back what a queue may have taken
+        if passed < self._round(sample) + half:
+            return
+        self._best = max(self._best, self._over(half)[1])
+        if passed < self._round(sample) + half + sample.queued_s + 2 * TICK_S:
+            return
+        gain, before = _GAINS[self._probe_gain], self._rate
+        is_lossy = self._is_overrun(sample)
+        self._loaded_rounds = 0.0
+        has_risen = self._best >= before * (1 + (gain - 1) * _SUCCESS)
+        rate = max(before, self._best)
+        self._enter_cruise(rate)
+        self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
+        if has_risen and not is_lossy:
+            self._probe_gain = min(self._probe_gain + 1, len(_GAINS) - 1)
+            self._enter(Phase.PROBE, _GAINS[self._probe_gain])
+            self._best = 0.0
+        else:
+            self._probe_gain = 0
+
+    def _in_share(self, sample: Sample) -> None:
+        half, step = (self.capacity or 0.0) / 2, self._round(sample)
+        passed = sample.now - self._since
+        if sample.now - self._lossy_at >= step:
+            self._lossy_at = sample.now
+            self._rate = self._rate * 0.8 if self._is_overrun(sample) else min(half, self._rate + half / 25)
+        if passed >= 2 * step and self._is_clear(2 * step):
+            self._enter_cruise(self.capacity or self._rate)
+        elif passed >= _SHARE_ROUNDS * step and self._queue_since is not None:
+            self._enter_drain(sample)
+
+    def _is_clear(self, seconds: float) -> bool:
+        """Whether no sample of the last `seconds` showed a queue."""
+        last = self._samples[-1].now
+        return not any(self._is_queued(each) for each in self._samples if each.now >= last - seconds)
+
