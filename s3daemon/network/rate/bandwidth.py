@@ -183,7 +183,8 @@ class _Meter:
         infos = list(self._last.values())
         least = statistics.median_low(info.least_rtt_usec for info in infos)
         queued = statistics.median_low(info.rtt_usec - info.least_rtt_usec for info in infos)
-        return Sample(now, self._sent, self._delivered, self._lost, least / 1e6, max(0, queued) / 1e6)
+        in_flight = sum(max(0, info.sent - info.delivered) for info in infos)
+        return Sample(now, self._sent, self._delivered, self._lost, in_flight, least / 1e6, max(0, queued) / 1e6)
 
     def _count(self, sock: socket.socket) -> None:
         try:

@@ -28,6 +28,9 @@ _QUEUED_SHARE, _QUEUED_S = 0.05, 0.004
 _CRUISE = 0.99
 #: Empties a queue of one round trip within two.
 _DRAIN = 0.5
+#: A queue is taken for empty when this share of what the way holds without one is in flight, and for others' when no
+#: more than this is: an own one adds to it. The rate is in use when this share of it is delivered.
+_DRAINED, _OURS, _LOADED = 0.95, 1.05, 0.9
 #: How much more a probe sends: a little while nothing is known, for a queue may have room for 1 MB only and 1.1 for
 #: 0.1 s at 1 Gbit/s is 1.25 MB; more and more as long as more is delivered.
 _GAINS = (1.1, 1.3, 1.6, 2.0)
@@ -55,6 +58,7 @@ class Sample:
     Args:
         now: monotonic seconds.
         sent, delivered, lost: bytes since any moment; lost are those that were sent again.
+        in_flight: bytes sent and not yet delivered.
         rtt_s: the round trip without any queue, seconds.
         queued_s: how much longer the round trip is at present, seconds.
     """
@@ -63,6 +67,7 @@ class Sample:
     sent: int
     delivered: int
     lost: int
+    in_flight: int
     rtt_s: float
     queued_s: float
 
@@ -104,7 +109,7 @@ class Controller:
         self._queue_at_start = 0.0
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
         self._lossy_at = 0.0
-        self._drain_s = 0.0
+        self._drained_at: float | None = None
         self._best = 0.0
 
     @property
@@ -181,11 +186,10 @@ class Controller:
 
     def _enter_drain(self, sample: Sample) -> None:
         self._found = self._over(self._half_round(sample))[1]
-        if not self._found:
-            return
-        self._drain_s = 2 * self._round(sample) + sample.queued_s / (1 - _DRAIN)
-        self._rate = self._found
-        self._enter(Phase.DRAIN, _DRAIN)
+        if self._found:
+            self._rate = self._found
+            self._drained_at = None
+            self._enter(Phase.DRAIN, _DRAIN)
 
     def _enter_cruise(self, rate: float) -> None:
         self._rate = rate
@@ -212,39 +216,48 @@ class Controller:
 
     def _in_drain(self, sample: Sample) -> None:
         passed = sample.now - self._since
-        if passed <= self._round(sample) or self._queue_since is not None:  # what arrives was queued
-            self._found = self._rate = max(self._found, self._over(self._half_round(sample))[1])
-        if passed >= self._round(sample) and self._queue_since is None:
+        if self._queue_since is not None and passed >= self._half_round(sample):  # what arrives was queued
+            self._found = self._rate = max(self._found, self._over(self._round(sample))[1])
+        if self._drained_at is None:
+            if sample.in_flight <= _DRAINED * self._found * sample.rtt_s:
+                self._drained_at, self._gain = sample.now, _CRUISE
+            return
+        if self._queue_since is None:
             self._enter_cruise(self._found)
-        elif passed >= self._drain_s:
+        elif sample.now - self._drained_at >= 2 * self._round(sample) and self._is_others(sample):
             self._enter_share()
 
+    def _is_others(self, sample: Sample) -> bool:
+        """Whether the queue is not made of our packets: no more are in flight than the way holds without one."""
+        return sample.in_flight <= _OURS * self._rate * sample.rtt_s
+
     def _in_cruise(self, sample: Sample) -> None:
-        sent, delivered, _ = self._over(self._round(sample))
-        pace = self._rate * self._gain
-        is_loaded = delivered >= 0.9 * pace
-        passed = (sample.now - self._samples[-2].now) / self._round(sample) if len(self._samples) > 1 else 0.0
-        is_standing = self._queue_since is not None and sample.now - self._queue_since >= self._round(sample)
-        if (is_standing or self._is_overrun(sample)) and sample.now - self._since >= 2 * self._round(sample):
-            if sent >= 0.8 * pace:
-                self._enter_drain(sample)
-            elif is_standing:
+        took = self._round(sample)
+        _, delivered, _ = self._over(took)
+        is_standing = self._queue_since is not None and sample.now - self._queue_since >= took
+        if (is_standing or self._is_overrun(sample)) and sample.now - self._since >= 2 * took:
+            if is_standing and self._is_others(sample):
                 self._enter_share()
-            return
-        if not is_loaded or self._queue_since is not None:
-            return
-        self._loaded_rounds += passed
-        self._clean_rounds += passed
+            else:
+                self._enter_drain(sample)
+        elif delivered >= _LOADED * self._rate * self._gain and self._queue_since is None:
+            self._count_rounds(sample)
+            if self._loaded_rounds >= _PROBE_EVERY * self._patience:
+                self._enter(Phase.PROBE, _GAINS[self._probe_gain])
+                self._best = 0.0
+
+    def _count_rounds(self, sample: Sample) -> None:
+        """Count rounds in which the rate was used and no queue built."""
+        rounds = (sample.now - self._samples[-2].now) / self._round(sample)
+        self._loaded_rounds += rounds
+        self._clean_rounds += rounds
         if self._clean_rounds >= _SETTLED:
             self.capacity = self._rate
-        if self._loaded_rounds >= _PROBE_EVERY * self._patience:
-            self._enter(Phase.PROBE, _GAINS[self._probe_gain])
-            self._best = 0.0
 
     def _in_probe(self, sample: Sample) -> None:
         passed, half = sample.now - self._since, self._half_round(sample)
-        if passed >= half:
-            self._gain = 2 * _CRUISE - _GAINS[0]  # give back what a queue may have taken
+        if passed >= half:  # give back what a queue may have taken, up to a tenth
+            self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * half else _CRUISE
         if passed < self._round(sample) + half:
             return
         self._best = max(self._best, self._over(half)[1])
