@@ -24,6 +24,8 @@ LEAST_RTT_S = 0.005
 #: A queue is one when packets wait this long in it: of the round trip, and at least, seconds. A machine under load
 #: delays acknowledgements by a few milliseconds.
 _QUEUED_SHARE, _QUEUED_S = 0.05, 0.004
+#: Others' queue is one from here on; of our own as much may be left when the rate was taken for a little too large.
+_OTHERS_SHARE, _OTHERS_S = 0.15, 0.010
 #: Of the link's rate, so that what else is sent, headers first of all, builds no queue.
 _CRUISE = 0.99
 #: Empties a queue of one round trip within two.
@@ -105,12 +107,12 @@ class Controller:
         self._clean_rounds = 0.0
         self._patience = 1
         self._probe_gain = 0
-        self._found = 0.0
         self._queue_at_start = 0.0
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
         self._lossy_at = 0.0
         self._drained_at: float | None = None
-        self._best = 0.0
+        self._queue_before = 0.0
+        self._from = Sample(0.0, 0, 0, 0, 0, 0.0, 0.0)  # where the measurement in a queue began
 
     @property
     def pace(self) -> float | None:
@@ -120,7 +122,7 @@ class Controller:
     def pause(self) -> None:
         """Nothing is being sent any more; what was going on ends without a finding."""
         if self.phase is Phase.DRAIN:  # what it was delivered in a queue is the best that is known
-            self._enter_cruise(self._found)
+            self._enter_cruise(self._rate)
         elif self.phase is not Phase.STARTUP:
             self._rate = self.capacity or self._rate if self.phase is Phase.SHARE else self._rate
             self._enter(Phase.CRUISE, _CRUISE)
@@ -185,10 +187,12 @@ class Controller:
         self._since = self._samples[-1].now if self._samples else 0.0
 
     def _enter_drain(self, sample: Sample) -> None:
-        self._found = self._over(self._half_round(sample))[1]
-        if self._found:
-            self._rate = self._found
-            self._drained_at = None
+        """Begin to empty the queue, if what is delivered meanwhile is known."""
+        queued = sample.now - self._queue_since if self._queue_since is not None else 0.0
+        found = self._over(max(queued, self._half_round(sample)))[1]
+        if found:
+            self._from = self._at(sample.now - max(queued, self._half_round(sample)))
+            self._rate, self._drained_at = found, None
             self._enter(Phase.DRAIN, _DRAIN)
 
     def _enter_cruise(self, rate: float) -> None:
@@ -198,8 +202,8 @@ class Controller:
         self._enter(Phase.CRUISE, _CRUISE)
 
     def _enter_share(self) -> None:
-        self._rate = (self.capacity or self._found) / 2
-        self.capacity = self.capacity or self._found
+        self.capacity = self.capacity or self._rate
+        self._rate = self.capacity / 2
         self._enter(Phase.SHARE, 1.0)
 
     def _in_startup(self, sample: Sample) -> None:
@@ -215,21 +219,24 @@ class Controller:
             self._enter_drain(sample)
 
     def _in_drain(self, sample: Sample) -> None:
-        passed = sample.now - self._since
-        if self._queue_since is not None and passed >= self._half_round(sample):  # what arrives was queued
-            self._found = self._rate = max(self._found, self._over(self._round(sample))[1])
+        took = self._round(sample)
+        if self._queue_since is not None or sample.now - self._since <= took:  # what arrives was queued
+            self._rate = (sample.delivered - self._from.delivered) / (sample.now - self._from.now)
         if self._drained_at is None:
-            if sample.in_flight <= _DRAINED * self._found * sample.rtt_s:
+            if sample.in_flight <= _DRAINED * self._rate * sample.rtt_s:
                 self._drained_at, self._gain = sample.now, _CRUISE
-            return
-        if self._queue_since is None:
-            self._enter_cruise(self._found)
-        elif sample.now - self._drained_at >= 2 * self._round(sample) and self._is_others(sample):
-            self._enter_share()
+        elif self._queue_since is None:
+            self._enter_cruise(self._rate)
+        elif sample.now - self._drained_at >= 2 * took:
+            if self._is_others(sample):
+                self._enter_share()
+            else:
+                self._enter_cruise(self._rate)
 
     def _is_others(self, sample: Sample) -> bool:
-        """Whether the queue is not made of our packets: no more are in flight than the way holds without one."""
-        return sample.in_flight <= _OURS * self._rate * sample.rtt_s
+        """Whether a large queue stays although no more of ours is in flight than the way holds without one."""
+        is_large = sample.queued_s > max(_OTHERS_S, _OTHERS_SHARE * sample.rtt_s)
+        return is_large and sample.in_flight <= _OURS * self._rate * sample.rtt_s
 
     def _in_cruise(self, sample: Sample) -> None:
         took = self._round(sample)
@@ -243,8 +250,7 @@ class Controller:
         elif delivered >= _LOADED * self._rate * self._gain and self._queue_since is None:
             self._count_rounds(sample)
             if self._loaded_rounds >= _PROBE_EVERY * self._patience:
-                self._enter(Phase.PROBE, _GAINS[self._probe_gain])
-                self._best = 0.0
+                self._enter_probe(sample)
 
     def _count_rounds(self, sample: Sample) -> None:
         """Count rounds in which the rate was used and no queue built."""
@@ -258,24 +264,24 @@ class Controller:
         passed, half = sample.now - self._since, self._half_round(sample)
         if passed >= half:  # give back what a queue may have taken, up to a tenth
             self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * half else _CRUISE
-        if passed < self._round(sample) + half:
+        if passed < self._round(sample) + half + self._queue_before:
             return
-        self._best = max(self._best, self._over(half)[1])
-        if passed < self._round(sample) + half + sample.queued_s + 2 * TICK_S:
-            return
-        gain, before = _GAINS[self._probe_gain], self._rate
+        gain, delivered = _GAINS[self._probe_gain], self._over(half)[1]
+        has_risen = delivered >= self._rate * (1 + (gain - 1) * _SUCCESS)
+        has_room = sample.queued_s - self._queue_before < (gain - 1) * _SUCCESS * half
         is_lossy = self._is_overrun(sample)
         self._loaded_rounds = 0.0
-        has_risen = self._best >= before * (1 + (gain - 1) * _SUCCESS)
-        rate = max(before, self._best)
-        self._enter_cruise(rate)
         self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
-        if has_risen and not is_lossy:
+        self._enter_cruise(delivered if has_risen and (has_room or self._probe_gain) else self._rate)
+        if has_risen and has_room and not is_lossy:
             self._probe_gain = min(self._probe_gain + 1, len(_GAINS) - 1)
-            self._enter(Phase.PROBE, _GAINS[self._probe_gain])
-            self._best = 0.0
+            self._enter_probe(sample)
         else:
             self._probe_gain = 0
+
+    def _enter_probe(self, sample: Sample) -> None:
+        self._queue_before = sample.queued_s
+        self._enter(Phase.PROBE, _GAINS[self._probe_gain])
 
     def _in_share(self, sample: Sample) -> None:
         half, step = (self.capacity or 0.0) / 2, self._round(sample)
