@@ -23,9 +23,10 @@ TICK_S = 0.02
 LEAST_RTT_S = 0.005
 #: A queue is one when packets wait this long in it: of the round trip, and at least, seconds. A machine under load
 #: delays acknowledgements by a few milliseconds.
-_QUEUED_SHARE, _QUEUED_S = 0.05, 0.004
-#: Others' queue is one from here on; of our own as much may be left when the rate was taken for a little too large.
-_OTHERS_SHARE, _OTHERS_S = 0.15, 0.010
+_QUEUED_SHARE, _QUEUED_S = 0.15, 0.004
+#: A queue stands after so many rounds, or after one if it is twice as long: a host under load delays some
+#: acknowledgements, and so does a burst of someone else's.
+_STANDING_ROUNDS, _STANDING_AT_ONCE = 4, 2
 #: Of the link's rate, so that what else is sent, headers first of all, builds no queue.
 _CRUISE = 0.99
 #: Empties a queue of one round trip within two.
@@ -45,6 +46,8 @@ _LOSSY = 0.02
 #: Rounds in which the rate was used before the next probe; and rounds without a queue after which the rate counts as
 #: what the link carries: at 200 ms, one exposure.
 _PROBE_EVERY, _SETTLED = 30, 20
+#: A probe for what was there a moment ago, more than this share below it, is repeated after so many rounds.
+_NEARLY, _AGAIN = 0.97, 3
 #: A probe that lost packets: this many times as many rounds before the next, up to a maximum.
 _PATIENCE, _MOST_PATIENCE = 4, 64
 #: Rounds beside another sender before it is tried whether it has gone, or never was.
@@ -107,7 +110,7 @@ class Controller:
         self._clean_rounds = 0.0
         self._patience = 1
         self._probe_gain = 0
-        self._queue_at_start = 0.0
+        self._was_crowded = False
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
         self._lossy_at = 0.0
         self._drained_at: float | None = None
@@ -135,7 +138,8 @@ class Controller:
         """Take the next sample; `pace` may be another after it."""
         if not self._samples:
             self._since = self._full_at = sample.now
-            self._queue_at_start, self._full_rounds, self._full_best = sample.queued_s, 0, 0.0
+            self._was_crowded = self._is_queued(sample)
+            self._full_rounds, self._full_best = 0, 0.0
         self._samples.append(sample)
         while len(self._samples) > 2 and self._samples[1].now <= sample.now - 2 * sample.rtt_s - sample.queued_s:
             self._samples.popleft()
@@ -153,8 +157,8 @@ class Controller:
 
     # What is seen.
 
-    def _is_queued(self, sample: Sample) -> bool:
-        return sample.queued_s > max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s)
+    def _is_queued(self, sample: Sample, times: float = 1.0) -> bool:
+        return sample.queued_s > times * max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s)
 
     def _at(self, when: float) -> Sample:
         """The last sample that was taken at `when` or before; the first when there is none."""
@@ -207,7 +211,7 @@ class Controller:
         self._enter(Phase.SHARE, 1.0)
 
     def _in_startup(self, sample: Sample) -> None:
-        was_crowded = self._queue_at_start > max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s)
+        was_crowded = self._was_crowded
         if was_crowded and sample.now - self._full_at >= self._round(sample):
             delivered = self._over(self._round(sample))[1]
             self._full_at = sample.now
@@ -235,13 +239,14 @@ class Controller:
 
     def _is_others(self, sample: Sample) -> bool:
         """Whether a large queue stays although no more of ours is in flight than the way holds without one."""
-        is_large = sample.queued_s > max(_OTHERS_S, _OTHERS_SHARE * sample.rtt_s)
-        return is_large and sample.in_flight <= _OURS * self._rate * sample.rtt_s
+        return self._is_queued(sample) and sample.in_flight <= _OURS * self._rate * sample.rtt_s
 
     def _in_cruise(self, sample: Sample) -> None:
         took = self._round(sample)
         _, delivered, _ = self._over(took)
-        is_standing = self._queue_since is not None and sample.now - self._queue_since >= took
+        queued = 0.0 if self._queue_since is None else (sample.now - self._queue_since) / took
+        is_large = self._is_queued(sample, _STANDING_AT_ONCE)
+        is_standing = queued >= (1 if is_large else _STANDING_ROUNDS)
         if (is_standing or self._is_overrun(sample)) and sample.now - self._since >= 2 * took:
             if is_standing and self._is_others(sample):
                 self._enter_share()
@@ -272,12 +277,15 @@ class Controller:
         is_lossy = self._is_overrun(sample)
         self._loaded_rounds = 0.0
         self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
+        before = self.capacity or 0.0
         self._enter_cruise(delivered if has_risen and (has_room or self._probe_gain) else self._rate)
         if has_risen and has_room and not is_lossy:
             self._probe_gain = min(self._probe_gain + 1, len(_GAINS) - 1)
             self._enter_probe(sample)
         else:
             self._probe_gain = 0
+            if self._rate < _NEARLY * before:
+                self._loaded_rounds = self._patience * (_PROBE_EVERY - _AGAIN)
 
     def _enter_probe(self, sample: Sample) -> None:
         self._queue_before = sample.queued_s
