@@ -238,8 +238,10 @@ class Controller:
                 self._enter_cruise(self._rate)
 
     def _is_others(self, sample: Sample) -> bool:
-        """Whether a large queue stays although no more of ours is in flight than the way holds without one."""
-        return self._is_queued(sample) and sample.in_flight <= _OURS * self._rate * sample.rtt_s
+        """Whether a queue stays although no more of ours was in flight, for a round, than the way holds without one."""
+        since = sample.now - self._round(sample)
+        most = max(each.in_flight for each in self._samples if each.now >= since)
+        return self._is_queued(sample) and most <= _OURS * self._rate * sample.rtt_s
 
     def _in_cruise(self, sample: Sample) -> None:
         took = self._round(sample)
@@ -278,7 +280,8 @@ class Controller:
         self._loaded_rounds = 0.0
         self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
         before = self.capacity or 0.0
-        self._enter_cruise(delivered if has_risen and (has_room or self._probe_gain) else self._rate)
+        is_measured = bool(self._probe_gain) and not has_room  # the link was full: that is its rate, or was
+        self._enter_cruise(delivered if (has_risen and has_room) or is_measured else self._rate)
         if has_risen and has_room and not is_lossy:
             self._probe_gain = min(self._probe_gain + 1, len(_GAINS) - 1)
             self._enter_probe(sample)
