@@ -31,9 +31,11 @@ _STANDING_ROUNDS, _STANDING_AT_ONCE = 4, 2
 _CRUISE = 0.99
 #: Empties a queue of one round trip within two.
 _DRAIN = 0.5
-#: A queue is taken for empty when this share of what the way holds without one is in flight, and for others' when no
-#: more than this is: an own one adds to it. The rate is in use when this share of it is delivered.
-_DRAINED, _OURS, _LOADED = 0.95, 1.05, 0.9
+#: Our queue is empty when this share of what the way holds without one is in flight, and a queue is others' when no
+#: more than this is. The rate is in use when this share of it is delivered.
+_DRAINED, _OTHERS, _LOADED = 0.95, 0.8, 0.9
+#: Beside another sender, of what the link carries: at first, and at most as long as nothing is lost.
+_SHARE = (0.5, 0.6)
 #: How much more a probe sends: a little while nothing is known, for a queue may have room for 1 MB only and 1.1 for
 #: 0.1 s at 1 Gbit/s is 1.25 MB; more and more as long as more is delivered.
 _GAINS = (1.1, 1.3, 1.6, 2.0)
@@ -51,7 +53,7 @@ _NEARLY, _AGAIN = 0.97, 3
 #: A probe that lost packets: this many times as many rounds before the next, up to a maximum.
 _PATIENCE, _MOST_PATIENCE = 4, 64
 #: Rounds beside another sender before it is tried whether it has gone, or never was.
-_SHARE_ROUNDS = 10
+_SHARE_ROUNDS = 30
 #: Rounds in a crowded start without growth by a quarter after which the rate counts as found, as in BBR's STARTUP.
 _FULL_ROUNDS, _GROWTH = 3, 1.25
 
@@ -114,6 +116,7 @@ class Controller:
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
         self._lossy_at = 0.0
         self._drained_at: float | None = None
+        self._measured: float | None = None  # by the last drain, not so long ago
         self._queue_before = 0.0
         self._from = Sample(0.0, 0, 0, 0, 0, 0.0, 0.0)  # where the measurement in a queue began
 
@@ -127,7 +130,6 @@ class Controller:
         if self.phase is Phase.DRAIN:  # what it was delivered in a queue is the best that is known
             self._enter_cruise(self._rate)
         elif self.phase is not Phase.STARTUP:
-            self._rate = self.capacity or self._rate if self.phase is Phase.SHARE else self._rate
             self._enter(Phase.CRUISE, _CRUISE)
         self._samples.clear()
         self._queue_since = None
@@ -193,9 +195,10 @@ class Controller:
     def _enter_drain(self, sample: Sample) -> None:
         """Begin to empty the queue, if what is delivered meanwhile is known."""
         queued = sample.now - self._queue_since if self._queue_since is not None else 0.0
-        found = self._over(max(queued, self._half_round(sample)))[1]
+        measured = min(max(queued, self._half_round(sample)), self._round(sample))
+        found = self._over(measured)[1]
         if found:
-            self._from = self._at(sample.now - max(queued, self._half_round(sample)))
+            self._from = self._at(sample.now - measured)
             self._rate, self._drained_at = found, None
             self._enter(Phase.DRAIN, _DRAIN)
 
@@ -207,7 +210,7 @@ class Controller:
 
     def _enter_share(self) -> None:
         self.capacity = self.capacity or self._rate
-        self._rate = self.capacity / 2
+        self._rate = _SHARE[0] * self.capacity
         self._enter(Phase.SHARE, 1.0)
 
     def _in_startup(self, sample: Sample) -> None:
@@ -230,18 +233,24 @@ class Controller:
             if sample.in_flight <= _DRAINED * self._rate * sample.rtt_s:
                 self._drained_at, self._gain = sample.now, _CRUISE
         elif self._queue_since is None:
+            self._end_drain()
+        elif sample.now - self._drained_at >= 2 * took:  # ours is gone, and there is still one
+            self._enter_share()
+
+    def _end_drain(self) -> None:
+        """Use what was measured; if that is less again, a little later, someone else is pushing us aside."""
+        is_pushed = self._measured is not None and self._rate < _NEARLY * self._measured
+        self._measured = self._rate
+        if is_pushed:
+            self._enter_share()
+        else:
             self._enter_cruise(self._rate)
-        elif sample.now - self._drained_at >= 2 * took:
-            if self._is_others(sample):
-                self._enter_share()
-            else:
-                self._enter_cruise(self._rate)
 
     def _is_others(self, sample: Sample) -> bool:
-        """Whether a queue stays although no more of ours was in flight, for a round, than the way holds without one."""
+        """Whether a queue stands before as much of ours was in flight, for a round, as the way holds without one."""
         since = sample.now - self._round(sample)
         most = max(each.in_flight for each in self._samples if each.now >= since)
-        return self._is_queued(sample) and most <= _OURS * self._rate * sample.rtt_s
+        return most <= _OTHERS * self._rate * sample.rtt_s
 
     def _in_cruise(self, sample: Sample) -> None:
         took = self._round(sample)
@@ -249,8 +258,9 @@ class Controller:
         queued = 0.0 if self._queue_since is None else (sample.now - self._queue_since) / took
         is_large = self._is_queued(sample, _STANDING_AT_ONCE)
         is_standing = queued >= (1 if is_large else _STANDING_ROUNDS)
-        if (is_standing or self._is_overrun(sample)) and sample.now - self._since >= 2 * took:
-            if is_standing and self._is_others(sample):
+        is_overrun = self._is_overrun(sample)
+        if (is_standing or is_overrun) and sample.now - self._since >= 2 * took:
+            if not is_overrun and self._is_others(sample):
                 self._enter_share()
             else:
                 self._enter_drain(sample)
@@ -265,7 +275,7 @@ class Controller:
         self._loaded_rounds += rounds
         self._clean_rounds += rounds
         if self._clean_rounds >= _SETTLED:
-            self.capacity = self._rate
+            self.capacity, self._measured = self._rate, None
 
     def _in_probe(self, sample: Sample) -> None:
         passed, half = sample.now - self._since, self._half_round(sample)
@@ -295,13 +305,16 @@ class Controller:
         self._enter(Phase.PROBE, _GAINS[self._probe_gain])
 
     def _in_share(self, sample: Sample) -> None:
-        half, step = (self.capacity or 0.0) / 2, self._round(sample)
+        capacity, step = self.capacity or 0.0, self._round(sample)
         passed = sample.now - self._since
         if sample.now - self._lossy_at >= step:
             self._lossy_at = sample.now
-            self._rate = self._rate * 0.8 if self._is_overrun(sample) else min(half, self._rate + half / 25)
+            more = min(_SHARE[1] * capacity, self._rate + 0.02 * capacity)
+            self._rate = 0.8 * self._rate if self._is_overrun(sample) else more
         if passed >= 2 * step and self._is_clear(2 * step):
-            self._enter_cruise(self.capacity or self._rate)
+            self._measured = None
+            self._loaded_rounds = float(_PROBE_EVERY * self._patience)  # whoever it was has gone: look for what is left
+            self._enter(Phase.CRUISE, _CRUISE)
         elif passed >= _SHARE_ROUNDS * step and self._queue_since is not None:
             self._enter_drain(sample)
 
