@@ -24,6 +24,8 @@ LEAST_RTT_S = 0.005
 #: A queue is one when packets wait this long in it: of the round trip, and at least, seconds. A machine under load
 #: delays acknowledgements by a few milliseconds.
 _QUEUED_SHARE, _QUEUED_S = 0.15, 0.004
+#: While the rate still doubles with each round, half of that is awaited.
+_FIRST = 0.5
 #: A queue stands after so many rounds, or after one if it is twice as long: a host under load delays some
 #: acknowledgements, and so does a burst of someone else's.
 _STANDING_ROUNDS, _STANDING_AT_ONCE = 4, 2
@@ -198,7 +200,7 @@ class Controller:
         measured = min(max(queued, self._half_round(sample)), self._round(sample))
         found = self._over(measured)[1]
         if found:
-            self._from = self._at(sample.now - measured)
+            self._from = self._at(sample.now - queued) if queued >= measured else sample
             self._rate, self._drained_at = found, None
             self._enter(Phase.DRAIN, _DRAIN)
 
@@ -221,13 +223,14 @@ class Controller:
             grows = delivered > _GROWTH * self._full_best
             self._full_rounds = 0 if grows else self._full_rounds + 1
             self._full_best = max(self._full_best, delivered)
-        is_full = self._full_rounds >= _FULL_ROUNDS if was_crowded else self._queue_since is not None
+        is_full = self._full_rounds >= _FULL_ROUNDS if was_crowded else self._is_queued(sample, _FIRST)
         if is_full or self._is_overrun(sample):
             self._enter_drain(sample)
 
     def _in_drain(self, sample: Sample) -> None:
         took = self._round(sample)
-        if self._queue_since is not None or sample.now - self._since <= took:  # what arrives was queued
+        is_queued = self._queue_since is not None or sample.now - self._since <= took  # what arrives was
+        if is_queued and sample.now - self._from.now >= self._half_round(sample):
             self._rate = (sample.delivered - self._from.delivered) / (sample.now - self._from.now)
         if self._drained_at is None:
             if sample.in_flight <= _DRAINED * self._rate * sample.rtt_s:
@@ -260,10 +263,10 @@ class Controller:
         is_standing = queued >= (1 if is_large else _STANDING_ROUNDS)
         is_overrun = self._is_overrun(sample)
         if (is_standing or is_overrun) and sample.now - self._since >= 2 * took:
-            if not is_overrun and self._is_others(sample):
-                self._enter_share()
-            else:
+            if is_overrun or not self._is_others(sample):
                 self._enter_drain(sample)
+            elif is_large:
+                self._enter_share()
         elif delivered >= _LOADED * self._rate * self._gain and self._queue_since is None:
             self._count_rounds(sample)
             if self._loaded_rounds >= _PROBE_EVERY * self._patience:
