@@ -1,7 +1,7 @@
 """The limit in force for all uploads together: set by hand, or found by a controller from the uploads in flight.
 
-    Bandwidth   one endpoint's limit: where it comes from, and the controller's rate put in force and kept
-    _Meter      TCP_INFO of the uploads in flight, summed up into the controller's samples
+Bandwidth   one endpoint's limit: where it comes from, and the controller's rate put in force and kept
+_Meter      TCP_INFO of the uploads in flight, summed up into the controller's samples
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ import contextlib
 import socket
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
 from s3daemon.clock import Clock
-from s3daemon.network.rate.controller import LEAST_RTT_S, TICK_S, Controller, Phase, Sample
+from s3daemon.network.rate.controller import LEAST_RTT_S, TICK_S, Controller, Sample
 from s3daemon.network.rate.kept import KeptRate
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.tcp import TcpInfo
 
 #: The file is written no more often than this, seconds, and only for a change by this share.
 KEEP_EVERY_S, KEEP_CHANGE = 10.0, 0.02
+
+Read = Callable[[socket.socket], TcpInfo]
+"""Returns TCP_INFO of a socket."""
 
 
 class Origin(StrEnum):
@@ -53,14 +57,17 @@ class Bandwidth:
         pacer: puts it in force.
         kept: the file that keeps what was found; None: it is not kept.
         clock: monotonic seconds.
+        read: returns TCP_INFO of a socket; OSError when that is closed.
     """
 
-    def __init__(self, pacer: Pacer, kept: KeptRate | None = None, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, pacer: Pacer, kept: KeptRate | None = None, clock: Clock = time.monotonic, *, read: Read = TcpInfo.of
+    ) -> None:
         self._pacer = pacer
         self._kept = kept
         self._clock = clock
         self._controller: Controller | None = None
-        self._meter = _Meter()
+        self._meter = _Meter(read)
         self._origin = Origin.NONE
         self._ticking: asyncio.TimerHandle | None = None
         self._written_bps = 0
@@ -121,7 +128,7 @@ class Bandwidth:
             controller.pause()
         elif (sample := self._meter.sample(self._clock())) is not None:
             controller.observe(sample)
-            if controller.phase is not Phase.STARTUP:
+            if controller.is_used:
                 self._origin = Origin.FOUND
         self._put_in_force(controller)
         if self._meter.is_busy:
@@ -150,7 +157,8 @@ class Bandwidth:
 class _Meter:
     """Adds up what the uploads in flight sent and got delivered. Those over a short path do not count."""
 
-    def __init__(self) -> None:
+    def __init__(self, read: Read) -> None:
+        self._read = read
         self._last: dict[socket.socket, TcpInfo] = {}
         self._sent = self._delivered = self._lost = 0
 
@@ -162,7 +170,7 @@ class _Meter:
     def begin(self, sock: socket.socket) -> bool:
         """Measure an upload that begins; return whether its path is long enough to."""
         with contextlib.suppress(OSError):  # it is being closed
-            info = TcpInfo.of(sock)
+            info = self._read(sock)
             if info.least_rtt_usec >= LEAST_RTT_S * 1e6:
                 self._last[sock] = info
                 return True
@@ -188,7 +196,7 @@ class _Meter:
 
     def _count(self, sock: socket.socket) -> None:
         try:
-            info = TcpInfo.of(sock)
+            info = self._read(sock)
         except OSError:
             self._last.pop(sock)
             return

@@ -24,8 +24,6 @@ LEAST_RTT_S = 0.005
 #: A queue is one when packets wait this long in it: of the round trip, and at least, seconds. A machine under load
 #: delays acknowledgements by a few milliseconds.
 _QUEUED_SHARE, _QUEUED_S = 0.15, 0.004
-#: While the rate still doubles with each round, half of that is awaited.
-_FIRST = 0.5
 #: A queue stands after so many rounds, or after one if it is twice as long: a host under load delays some
 #: acknowledgements, and so does a burst of someone else's.
 _STANDING_ROUNDS, _STANDING_AT_ONCE = 4, 2
@@ -51,7 +49,7 @@ _LOSSY = 0.02
 #: what the link carries: at 200 ms, one exposure.
 _PROBE_EVERY, _SETTLED = 30, 20
 #: A probe for what was there a moment ago, more than this share below it, is repeated after so many rounds.
-_NEARLY, _AGAIN = 0.97, 3
+_NEARLY, _AGAIN = 0.97, 4
 #: A probe that lost packets: this many times as many rounds before the next, up to a maximum.
 _PATIENCE, _MOST_PATIENCE = 4, 64
 #: Rounds beside another sender before it is tried whether it has gone, or never was.
@@ -100,13 +98,15 @@ class Controller:
     Attributes:
         phase: what it is doing.
         capacity: the link's rate, bytes/s; None until it is found.
+        is_used: the rate was found here, or, known from before, in use without a queue.
     """
 
     def __init__(self, known: float | None = None) -> None:
         self.capacity = known
         self.phase = Phase.STARTUP if known is None else Phase.CRUISE
         self._rate = known or 0.0
-        self._gain = 1.0
+        self._gain = _CRUISE
+        self.is_used = False
         self._samples: deque[Sample] = deque()
         self._since = 0.0  # when the phase began
         self._queue_since: float | None = None
@@ -114,7 +114,7 @@ class Controller:
         self._clean_rounds = 0.0
         self._patience = 1
         self._probe_gain = 0
-        self._was_crowded = False
+        self._was_crowded = self._is_lossy = False
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
         self._lossy_at = 0.0
         self._drained_at: float | None = None
@@ -207,6 +207,7 @@ class Controller:
     def _enter_cruise(self, rate: float) -> None:
         self._rate = rate
         self.capacity = max(self.capacity or 0.0, rate)
+        self.is_used = True
         self._clean_rounds = 0.0
         self._enter(Phase.CRUISE, _CRUISE)
 
@@ -223,8 +224,9 @@ class Controller:
             grows = delivered > _GROWTH * self._full_best
             self._full_rounds = 0 if grows else self._full_rounds + 1
             self._full_best = max(self._full_best, delivered)
-        is_full = self._full_rounds >= _FULL_ROUNDS if was_crowded else self._is_queued(sample, _FIRST)
-        if is_full or self._is_overrun(sample):
+        is_full = self._full_rounds >= _FULL_ROUNDS if was_crowded else self._queue_since is not None
+        self._is_lossy = self._is_overrun(sample)
+        if is_full or self._is_lossy:
             self._enter_drain(sample)
 
     def _in_drain(self, sample: Sample) -> None:
@@ -241,13 +243,19 @@ class Controller:
             self._enter_share()
 
     def _end_drain(self) -> None:
-        """Use what was measured; if that is less again, a little later, someone else is pushing us aside."""
+        """Use what was measured; if that is less again, a little later, someone else is pushing us aside.
+
+        What a queue told in the first exposure is tried at once: beside another sender it is a part of the rate.
+        """
+        is_first = self.capacity is None and not self._is_lossy
         is_pushed = self._measured is not None and self._rate < _NEARLY * self._measured
         self._measured = self._rate
         if is_pushed:
             self._enter_share()
         else:
             self._enter_cruise(self._rate)
+        if is_first:
+            self._probe_gain, self._loaded_rounds = 1, float(_PROBE_EVERY)
 
     def _is_others(self, sample: Sample) -> bool:
         """Whether a queue stands before as much of ours was in flight, for a round, as the way holds without one."""
@@ -275,20 +283,22 @@ class Controller:
     def _count_rounds(self, sample: Sample) -> None:
         """Count rounds in which the rate was used and no queue built."""
         rounds = (sample.now - self._samples[-2].now) / self._round(sample)
+        self.is_used = True
         self._loaded_rounds += rounds
         self._clean_rounds += rounds
         if self._clean_rounds >= _SETTLED:
             self.capacity, self._measured = self._rate, None
 
     def _in_probe(self, sample: Sample) -> None:
-        passed, half = sample.now - self._since, self._half_round(sample)
-        if passed >= half:  # give back what a queue may have taken, up to a tenth
-            self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * half else _CRUISE
-        if passed < self._round(sample) + half + self._queue_before:
+        passed = sample.now - self._since
+        most = self._half_round(sample) if self._probe_gain == 0 else self._round(sample)
+        if passed >= most:  # give back what a queue may have taken, up to a tenth
+            self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * most else _CRUISE
+        if passed < self._round(sample) + most + self._queue_before:
             return
-        gain, delivered = _GAINS[self._probe_gain], self._over(half)[1]
+        gain, delivered = _GAINS[self._probe_gain], self._over(most)[1]
         has_risen = delivered >= self._rate * (1 + (gain - 1) * _SUCCESS)
-        has_room = sample.queued_s - self._queue_before < (gain - 1) * _SUCCESS * half
+        has_room = sample.queued_s - self._queue_before < (gain - 1) * _SUCCESS * most
         is_lossy = self._is_overrun(sample)
         self._loaded_rounds = 0.0
         self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
@@ -300,8 +310,8 @@ class Controller:
             self._enter_probe(sample)
         else:
             self._probe_gain = 0
-            if self._rate < _NEARLY * before:
-                self._loaded_rounds = self._patience * (_PROBE_EVERY - _AGAIN)
+            if self._rate < _NEARLY * before or (has_room and not is_lossy):  # neither more nor a queue: no answer
+                self._loaded_rounds = float(self._patience * _PROBE_EVERY - _AGAIN)
 
     def _enter_probe(self, sample: Sample) -> None:
         self._queue_before = sample.queued_s
@@ -325,4 +335,3 @@ class Controller:
         """Whether no sample of the last `seconds` showed a queue."""
         last = self._samples[-1].now
         return not any(self._is_queued(each) for each in self._samples if each.now >= last - seconds)
-

@@ -44,7 +44,7 @@ class KeptRate:
                 raise ValueError(f"rate_bps is {rate!r}")
         except FileNotFoundError:
             return None
-        except (OSError, ValueError, KeyError, TypeError) as exc:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as exc:
             _log.warning("%s cannot be used, and the rate is found anew: %s", self._path, exc)
             return None
         return rate if endpoint == self._endpoint else None

@@ -54,7 +54,9 @@ class Link:
             self.delivered += ours
             self.rival_delivered += others
             self._rival_flying -= others
-            self.window += ours if self.window < 90e6 and pace is None or self.window < 2 * self.rate * self.rtt_s else 0
+            self.window += (
+                ours if self.window < 90e6 and pace is None or self.window < 2 * self.rate * self.rtt_s else 0
+            )
         room = max(0.0, self.window - (self.sent - self.delivered))
         most = min(room, self.window / self.rtt_s * 2 * STEP_S, left)
         sending = most if pace is None else min(most, pace * STEP_S)
