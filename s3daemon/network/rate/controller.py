@@ -50,6 +50,8 @@ _LOSSY = 0.02
 _PROBE_EVERY, _SETTLED = 30, 20
 #: A probe for what was there a moment ago, more than this share below it, is repeated after so many rounds.
 _NEARLY, _AGAIN = 0.97, 4
+#: What is measured again and is less than this share of the time before has gone to someone else.
+_PUSHED = 0.93
 #: A probe that lost packets: this many times as many rounds before the next, up to a maximum.
 _PATIENCE, _MOST_PATIENCE = 4, 64
 #: Rounds beside another sender before it is tried whether it has gone, or never was.
@@ -107,6 +109,7 @@ class Controller:
         self._rate = known or 0.0
         self._gain = _CRUISE
         self.is_used = False
+        self._is_sure = known is not None  # nobody else was on the link when it was found
         self._samples: deque[Sample] = deque()
         self._since = 0.0  # when the phase began
         self._queue_since: float | None = None
@@ -201,14 +204,13 @@ class Controller:
         found = self._over(measured)[1]
         if found:
             self._from = self._at(sample.now - queued) if queued >= measured else sample
-            self._rate, self._drained_at = found, None
+            self._rate, self._drained_at, self._clean_rounds = found, None, 0.0
             self._enter(Phase.DRAIN, _DRAIN)
 
     def _enter_cruise(self, rate: float) -> None:
         self._rate = rate
         self.capacity = max(self.capacity or 0.0, rate)
         self.is_used = True
-        self._clean_rounds = 0.0
         self._enter(Phase.CRUISE, _CRUISE)
 
     def _enter_share(self) -> None:
@@ -239,8 +241,11 @@ class Controller:
                 self._drained_at, self._gain = sample.now, _CRUISE
         elif self._queue_since is None:
             self._end_drain()
-        elif sample.now - self._drained_at >= 2 * took:  # ours is gone, and there is still one
-            self._enter_share()
+        elif sample.now - self._drained_at >= 2 * took:
+            if self._is_queued(sample, _STANDING_AT_ONCE):  # ours is gone, and there is still one
+                self._enter_share()
+            else:
+                self._end_drain()
 
     def _end_drain(self) -> None:
         """Use what was measured; if that is less again, a little later, someone else is pushing us aside.
@@ -248,7 +253,7 @@ class Controller:
         What a queue told in the first exposure is tried at once: beside another sender it is a part of the rate.
         """
         is_first = self.capacity is None and not self._is_lossy
-        is_pushed = self._measured is not None and self._rate < _NEARLY * self._measured
+        is_pushed = self._measured is not None and self._rate < _PUSHED * self._measured
         self._measured = self._rate
         if is_pushed:
             self._enter_share()
@@ -287,7 +292,7 @@ class Controller:
         self._loaded_rounds += rounds
         self._clean_rounds += rounds
         if self._clean_rounds >= _SETTLED:
-            self.capacity, self._measured = self._rate, None
+            self.capacity, self._measured, self._is_sure = self._rate, None, True
 
     def _in_probe(self, sample: Sample) -> None:
         passed = sample.now - self._since
@@ -303,11 +308,15 @@ class Controller:
         self._loaded_rounds = 0.0
         self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
         before = self.capacity or 0.0
-        is_measured = bool(self._probe_gain) and not has_room  # the link was full: that is its rate, or was
-        self._enter_cruise(delivered if (has_risen and has_room) or is_measured else self._rate)
+        is_full = bool(self._probe_gain) and not has_room
+        self._enter_cruise(delivered if has_risen and has_room else self._rate)
         if has_risen and has_room and not is_lossy:
+            self._measured = None
             self._probe_gain = min(self._probe_gain + 1, len(_GAINS) - 1)
             self._enter_probe(sample)
+        elif is_full and self._is_queued(sample):  # of our own: empty it, and what arrives meanwhile is the rate
+            self._probe_gain, self._measured = 0, None
+            self._enter_drain(sample)
         else:
             self._probe_gain = 0
             if self._rate < _NEARLY * before or (has_room and not is_lossy):  # neither more nor a queue: no answer
@@ -322,7 +331,7 @@ class Controller:
         passed = sample.now - self._since
         if sample.now - self._lossy_at >= step:
             self._lossy_at = sample.now
-            more = min(_SHARE[1] * capacity, self._rate + 0.02 * capacity)
+            more = min(_SHARE[1] * capacity, self._rate + 0.02 * capacity) if self._is_sure else 1.05 * self._rate
             self._rate = 0.8 * self._rate if self._is_overrun(sample) else more
         if passed >= 2 * step and self._is_clear(2 * step):
             self._measured = None
