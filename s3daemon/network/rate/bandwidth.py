@@ -77,7 +77,8 @@ class Bandwidth:
     @property
     def limit(self) -> Limit:
         """The limit in force."""
-        return Limit(self._pacer.limit_bps, self._origin if self._pacer.limit_bps else Origin.NONE)
+        rate = self._pacer.rate
+        return Limit(rate, self._origin) if rate else Limit(0, Origin.NONE)
 
     @property
     def found_bps(self) -> int | None:
