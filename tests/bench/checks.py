@@ -325,7 +325,8 @@ BULK_PORT, RIVAL_S = 5001, 30.0
 
 def rival(bench: Bench) -> Iterator[Finding]:
     """A bulk transfer over one connection with the kernel's congestion control, begun before and after ours."""
-    files = make_files(bench.directory(), 23, 8 << 20)
+    size = 8 << 20
+    files = make_files(bench.directory(), 23, size)
 
     @contextmanager
     def bulk() -> Iterator[None]:
@@ -343,7 +344,7 @@ def rival(bench: Bench) -> Iterator[Finding]:
                     await deliver(file, f"{bench.files.bucket}/rival/{file.name}")
                 except DeliveryError:  # too slow for its client, or for its attempt
                     continue
-                stored += file.stat().st_size if time.monotonic() - began < seconds else 0
+                stored += size if time.monotonic() - began < seconds else 0
 
         await asyncio.gather(*map(one, files))
         return stored

@@ -21,6 +21,8 @@ from enum import Enum
 TICK_S = 0.02
 #: On shorter paths TCP finds the rate by itself within milliseconds, and a busy host's delays look like a queue.
 LEAST_RTT_S = 0.005
+#: What counts as a rate at all, bytes/s: the least that S3DAEMON_BWLIMIT takes.
+_LEAST_RATE = 12_500.0
 #: A queue is one when packets wait this long in it: of the round trip, and at least, seconds. A machine under load
 #: delays acknowledgements by a few milliseconds.
 _QUEUED_SHARE, _QUEUED_S = 0.15, 0.004
@@ -148,12 +150,14 @@ class Controller:
             self._was_crowded = self._is_queued(sample)
             self._full_rounds, self._full_best = 0, 0.0
         self._samples.append(sample)
-        while len(self._samples) > 2 and self._samples[1].now <= sample.now - 2 * sample.rtt_s - sample.queued_s:
+        oldest = sample.now - 2 * self._round(sample) - sample.queued_s
+        while self._samples[0].now < oldest and self._samples[1].now <= oldest:
             self._samples.popleft()
-        if self._is_queued(sample):
-            self._queue_since = sample.now if self._queue_since is None else self._queue_since
-        else:
+        is_silent = sample.delivered == self._at(sample.now - self._round(sample)).delivered
+        if not self._is_queued(sample) or is_silent:  # nothing was acknowledged: the round trip is an old one
             self._queue_since = None
+        elif self._queue_since is None:
+            self._queue_since = sample.now
         {
             Phase.STARTUP: self._in_startup,
             Phase.DRAIN: self._in_drain,
@@ -202,7 +206,7 @@ class Controller:
         queued = sample.now - self._queue_since if self._queue_since is not None else 0.0
         measured = min(max(queued, self._half_round(sample)), self._round(sample))
         found = self._over(measured)[1]
-        if found:
+        if found >= _LEAST_RATE:
             self._from = self._at(sample.now - queued) if queued >= measured else sample
             self._rate, self._drained_at, self._clean_rounds = found, None, 0.0
             self._enter(Phase.DRAIN, _DRAIN)
@@ -235,7 +239,7 @@ class Controller:
         took = self._round(sample)
         is_queued = self._queue_since is not None or sample.now - self._since <= took  # what arrives was
         if is_queued and sample.now - self._from.now >= self._half_round(sample):
-            self._rate = (sample.delivered - self._from.delivered) / (sample.now - self._from.now)
+            self._rate = max(_LEAST_RATE, (sample.delivered - self._from.delivered) / (sample.now - self._from.now))
         if self._drained_at is None:
             if sample.in_flight <= _DRAINED * self._rate * sample.rtt_s:
                 self._drained_at, self._gain = sample.now, _CRUISE
@@ -332,7 +336,7 @@ class Controller:
         if sample.now - self._lossy_at >= step:
             self._lossy_at = sample.now
             more = min(_SHARE[1] * capacity, self._rate + 0.02 * capacity) if self._is_sure else 1.05 * self._rate
-            self._rate = 0.8 * self._rate if self._is_overrun(sample) else more
+            self._rate = max(_LEAST_RATE, 0.8 * self._rate) if self._is_overrun(sample) else more
         if passed >= 2 * step and self._is_clear(2 * step):
             self._measured = None
             self._loaded_rounds = float(_PROBE_EVERY * self._patience)  # whoever it was has gone: look for what is left

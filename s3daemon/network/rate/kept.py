@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 from pathlib import Path
 
 _log = logging.getLogger(__name__)
@@ -57,7 +56,7 @@ class KeptRate:
             new.replace(self._path)
         except OSError as exc:
             with contextlib.suppress(OSError):
-                os.unlink(new)
+                new.unlink()
             if not self._failed:
                 _log.info("%s cannot be written, and the rate will be found anew after a restart: %s", self._path, exc)
             self._failed = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 
@@ -42,6 +42,7 @@ class Link:
     dropped: float = 0.0
     rival_delivered: float = 0.0
     longest: float = 0.0
+    lost: float = 0.0
     _flying: list[tuple[float, float, float]] = field(default_factory=list)
     _rival_flying: float = 0.0
     _halved_at: float = -1.0
@@ -73,7 +74,7 @@ class Link:
         elif self.rival:
             self.rival += 1.5e6 * STEP_S
         self.sent += sending - lost
-        self._again = getattr(self, "_again", 0.0) + lost
+        self.lost += lost
         self.ours += sending - lost
         self.others += other * (1 - share)
         self._rival_flying += other * (1 - share)
@@ -92,7 +93,7 @@ class Link:
 
     def sample(self, queued_s: float) -> Sample:
         """What is seen of it."""
-        lost = round(getattr(self, "_again", 0.0))
+        lost = round(self.lost)
         flying = round(self.sent - self.delivered)
         return Sample(self.now, round(self.sent), round(self.delivered), lost, flying, self.rtt_s, queued_s)
 
@@ -205,3 +206,17 @@ def test_a_burst_of_delay_is_no_queue() -> None:
             link.step(controller.pace, 1e9)
         controller.observe(link.sample(0.04 if tick % 50 < 5 else 0.0))
         assert controller.phase in (Phase.CRUISE, Phase.PROBE)
+
+
+@pytest.mark.parametrize("outage_s", [1.0, 20.0])
+def test_an_outage_does_not_lower_the_rate_for_long(outage_s: float) -> None:
+    """Nothing arrives for a while, with the last round trip a long one; what was in flight is sent again afterwards."""
+    link = Link(1000 * MBIT, window=50e6)
+    controller = Controller(990 * MBIT)
+    expose(link, controller, 100e6)
+    for _ in range(round(outage_s / TICK_S)):
+        link.now += TICK_S
+        controller.observe(replace(link.sample(0.09), lost=link.sample(0.0).lost + 1_000_000))
+    assert controller.pace is not None
+    assert expose(link, controller) < 1.5
+    assert expose(link, controller) < 1.1
