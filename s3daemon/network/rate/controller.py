@@ -323,7 +323,7 @@ class Controller:
             self._enter_drain(sample)
         else:
             self._probe_gain = 0
-            if self._rate < _NEARLY * before or (has_room and not is_lossy):  # neither more nor a queue: no answer
+            if self._rate < _NEARLY * before or delivered < _LOADED * self._rate:  # or there was not enough to send
                 self._loaded_rounds = float(self._patience * _PROBE_EVERY - _AGAIN)
 
     def _enter_probe(self, sample: Sample) -> None:
