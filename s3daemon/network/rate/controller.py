@@ -38,6 +38,8 @@ _DRAIN = 0.5
 _DRAINED, _OTHERS, _LOADED = 0.95, 0.8, 0.9
 #: Beside another sender, of what the link carries: at first, and at most as long as nothing is lost.
 _SHARE = (0.5, 0.6)
+#: Likewise while that is not known: of what was measured, and by how much it grows in a round without losses.
+_SHARE_UNSURE = (0.7, 1.02)
 #: How much more a probe sends: a little while nothing is known, for a queue may have room for 1 MB only and 1.1 for
 #: 0.1 s at 1 Gbit/s is 1.25 MB; more and more as long as more is delivered.
 _GAINS = (1.1, 1.3, 1.6, 2.0)
@@ -219,7 +221,8 @@ class Controller:
 
     def _enter_share(self) -> None:
         self.capacity = self.capacity or self._rate
-        self._rate = _SHARE[0] * self.capacity
+        # What was found beside the other may be a part only: begin with most of that, and grow.
+        self._rate = _SHARE[0] * self.capacity if self._is_sure else _SHARE_UNSURE[0] * self._rate
         self._enter(Phase.SHARE, 1.0)
 
     def _in_startup(self, sample: Sample) -> None:
@@ -335,8 +338,12 @@ class Controller:
         passed = sample.now - self._since
         if sample.now - self._lossy_at >= step:
             self._lossy_at = sample.now
-            more = min(_SHARE[1] * capacity, self._rate + 0.02 * capacity) if self._is_sure else 1.05 * self._rate
-            self._rate = max(_LEAST_RATE, 0.8 * self._rate) if self._is_overrun(sample) else more
+            more = (
+                min(_SHARE[1] * capacity, self._rate + 0.02 * capacity)
+                if self._is_sure
+                else _SHARE_UNSURE[1] * self._rate
+            )
+            self._rate = max(_LEAST_RATE, 0.7 * self._rate) if self._is_overrun(sample) else more
         if passed >= 2 * step and self._is_clear(2 * step):
             self._measured = None
             self._loaded_rounds = float(_PROBE_EVERY * self._patience)  # whoever it was has gone: look for what is left
