@@ -77,7 +77,7 @@ class Bandwidth:
     @property
     def limit(self) -> Limit:
         """The limit in force."""
-        rate = self._pacer.rate
+        rate = self._pacer.limit_bps
         return Limit(rate, self._origin) if rate else Limit(0, Origin.NONE)
 
     @property
