@@ -155,7 +155,7 @@ class Keeper:
         return [each for each in self._pool.idle() if each.is_open and each.acked_bytes() < PRIMED_BYTES]
 
     def _learn_from_closes(self) -> None:
-        """Adapt to the server's idle limit, and doubt the small request, by what the server closed while it was idle."""
+        """Adapt to the idle limit, and doubt the small request, by the connections that the server closed."""
         idle, now = self._pool.idle(), self._clock()
         after = self._seen_open | self._asked_over
         unused = [each for each in idle if each.answered and after.get(each) == each.requests]
