@@ -171,8 +171,9 @@ class PartSender:
                     except AttemptError as exc:
                         if open_upload.abandoned:
                             raise
-                        if exc.code == Code.STALE_CONNECTION and stale_allowed > 0:
-                            stale_allowed -= 1
+                        is_stale = exc.code == Code.STALE_CONNECTION
+                        if exc.code == Code.SLOW_CONNECTION or (is_stale and stale_allowed > 0):
+                            stale_allowed -= is_stale
                             numbers.appendleft(number)
                         else:
                             failure = failure or exc

@@ -166,6 +166,14 @@ async def test_a_stale_connection_costs_no_attempt(upload: Upload) -> None:
     assert (await failure(upload.send())).code == "StaleConnection"
 
 
+@in_loop
+async def test_a_part_over_a_slow_connection_is_sent_again_and_no_other(upload: Upload) -> None:
+    """How often, the sender decides; it costs no attempt."""
+    upload.sender.errors = {2: [AttemptError("SlowConnection", "slow", ambiguous=True)] * 3}
+    assert sorted(await upload.send()) == [f"etag-{n}" for n in range(1, 7)]
+    assert sorted(number for number, _, _ in upload.sender.sent) == [1, 2, 3, 4, 5, 6]
+
+
 @pytest.mark.parametrize("code", ["NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall"])
 @in_loop
 async def test_an_unusable_upload_is_abandoned(tmp_path: Path, code: str) -> None:
