@@ -15,12 +15,13 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.control.exposures import LATE_S, LOST_S, Exposures
 from s3daemon.control.rows import Row, row_of
-from s3daemon.control.status import LISTED, Condition, Connections, Status, receivers_of, uploads_of
+from s3daemon.control.status import LISTED, Condition, Connections, RateLimit, Status, receivers_of, uploads_of
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
 from s3daemon.network.pool import ConnectionPool
+from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
 
 Answer = Mapping[str, object]
@@ -36,6 +37,7 @@ def entry_of(queued: QueuedTransfer) -> Entry:
         attempt_started=queued.attempt_started,
         code=queued.last_error.code,
         text=queued.last_error.text,
+        md5=queued.sent_md5,
     )
 
 
@@ -136,13 +138,18 @@ class Operations:
         """Try again: a delay ends, what failed is pending again."""
         ids = None if arguments.get("all") is True else _ids(arguments)
         known = self._uploader.retry(ids)
-        failed = await asyncio.to_thread(self._spool.entries, failed=True)
-        wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
-        now = self._uploader.active_now_s()
-        done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
+        with self._uploader.noting_stored() as stored:
+            failed = await asyncio.to_thread(self._spool.entries, failed=True)
+            wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
+            now = self._uploader.active_now_s()
+            done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
         again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
-        self._uploader.recover(again)
-        return {"ids": sorted(known | done)}
+        # A newer one was stored while the spool was busy with these: they would be sent over it.
+        overtaken = {entry.transfer.id for entry in again if stored.get(entry.transfer.destination, 0) > entry.seq}
+        for id_ in overtaken:
+            self._spool.remove(id_)
+        self._uploader.recover(entry for entry in again if entry.transfer.id not in overtaken)
+        return {"ids": sorted(known | done - overtaken)}
 
     async def drop(self, arguments: Mapping[str, object]) -> Answer:
         """Give up: an attempt in flight is cancelled and its clients are notified."""
@@ -181,6 +188,7 @@ class Operations:
             reload_fault=condition.reload_fault,
             clients=self._server.clients,
             connections=condition.connections,
+            limit=RateLimit(pool.bandwidth.limit.rate_bps, pool.bandwidth.limit.origin.value),
             receivers=receivers_of(pool.open_per_address(), uploads, condition.disabled),
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
@@ -200,7 +208,7 @@ class Operations:
             oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
-            disabled=tuple(pool.addresses.disabled),
+            disabled=tuple(pool.addresses.unexpectedly_disabled),
             none_kept=not pool.small_request,
             held=uploader.held,
             away=uploader.away,
@@ -234,5 +242,7 @@ class Operations:
             "s3daemon_connections_warm": sum(connection.is_open for connection in self._pool().idle()),
             "s3daemon_connections_limit": condition.connections.limit,
             "s3daemon_connections_opened": condition.connections.opened,
+            "s3daemon_bandwidth_limit_bytes_per_second": self._pool().bandwidth.limit.rate_bps / 8,
+            "s3daemon_bandwidth_limit_found": self._pool().bandwidth.limit.origin in (Origin.FOUND, Origin.KEPT),
             "s3daemon_receivers_aside": len(condition.disabled),
         }

@@ -262,8 +262,9 @@ class SpoolFile:
                 run(f"UPDATE transfer SET {names} WHERE seq = ?", (*columns.values(), seq))  # noqa: S608 - our names
             case Delete(seq):
                 run("DELETE FROM transfer WHERE seq = ?", (seq,))
-            case ClearFailures(destination):
-                removed = self._remove("failed = 1 AND bucket = ? AND key = ?", destination.bucket, destination.key)
+            case ClearFailures(destination, before):
+                where = "failed = 1 AND bucket = ? AND key = ? AND seq < ?"
+                removed = self._remove(where, destination.bucket, destination.key, before)
             case Expire(before):
                 removed = self._remove("failed = 1 AND failed_service < ?", before)
             case SaveClock(active_s):
