@@ -210,7 +210,7 @@ class Sender:
             body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=moving.begin)
             try:
                 with moving:
-                    request = getattr(self._signer.client, operation)(Body=body, **params)
+                    request = self._signer.call(operation, Body=body, **params)
                     answer = await self._watch(body, upload, request, moving)
                     info = upload.info()
                     if not (body.finished and upload.may_have_arrived):
@@ -257,7 +257,7 @@ class Sender:
         async with self._acquire(operation, failed_addresses):
             try:
                 async with asyncio.timeout(limit):
-                    answer: Mapping[str, Any] = await getattr(self._signer.client, operation)(**params)
+                    answer: Mapping[str, Any] = await self._signer.call(operation, **params)
             except botocore.exceptions.ClientError as exc:
                 raise refusal_of(exc, arrived=True) from exc
             except SENDING_ERRORS as exc:

@@ -17,7 +17,8 @@ from urllib.parse import urlsplit
 
 from bench.acked import watching
 from bench.common import make_files
-from bench.exposure import Burst, Deliver, DeliveryError, Files, Shape, ours
+from bench.contenders import Deliver, DeliveryError
+from bench.exposure import Burst, Files, Shape, ours
 from bench.gate import Fault, gate
 from lab.certs import Authority
 from lab.daemon import Daemon

@@ -3,6 +3,7 @@
     tests/bench/wan                                            # burst: the table, the picture, JSON
     tests/bench/wan --only stalls --only single                # single checks
     tests/bench/wan --tools ~/go/bin --contender rclone        # the alternatives
+    tests/bench/wan --daemon 'other=/opt/other --quiet'        # any daemon that answers POST /upload; see contenders.py
 
     burst      three exposures, 35 s apart, by s3daemon and by the alternatives
     idle       after ten minutes (--idle) without one
@@ -34,11 +35,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.checks import CHECKS, Bench, Finding, listed
-from bench.exposure import Deliver, Files, Shape, cores, left_out, plain, programs
+from bench.contenders import Deliver, given, plain, raw
+from bench.exposure import Files, Shape, cores, left_out, programs
 from bench.picture import draw
 from lab.certs import Authority
 from lab.nginx import nginx
@@ -52,7 +55,7 @@ OURS: dict[str, dict[str, str]] = {
     "s3daemon, primed": {"bwlimit": "{bwlimit}", "prime": "{bucket}/prime"},
     "s3daemon, no limit": {"bwlimit": "off"},
 }
-PLAIN = "aiobotocore daemon"
+PLAIN, RAW = "aiobotocore daemon", "raw aiohttp daemon"
 #: Programs keep nothing from one exposure to the next.
 PROGRAMS_APART_S = 5.0
 
@@ -63,12 +66,20 @@ def burst(bench: Bench) -> Iterator[Finding]:
     tools = programs(bench.server, bench.directory(), args.tools)
     print(f"the limit is {bench.shape.limit_s():.3f} s; {cores()} cores")
     print(f"{'':20} exposure  sidecar: p50    max   all: done  ratio   cores  dropped  late")
-    for name in args.contender or [*OURS, PLAIN, *tools]:
+    for name in args.contender or [*OURS, *_daemons(bench), *tools]:
         for _ in range(args.runs if name in OURS else 1):
             _run(bench, name, tools)
     for name in left_out(tools):
         print(f"{name:20} is not installed: left out")
     yield from _verdicts(bench)
+
+
+def _daemons(bench: Bench) -> dict[str, Callable[[], Any]]:
+    """The other daemons by name, and what starts each; the raw one is understood by a sink alone."""
+    found: dict[str, Callable[[], Any]] = {PLAIN: partial(plain, bench.server)}
+    if bench.args.store == "nginx":
+        found[RAW] = partial(raw, bench.server)
+    return found | {text.partition("=")[0]: partial(given, text, bench.server) for text in bench.args.daemon}
 
 
 def _run(bench: Bench, name: str, tools: dict[str, Deliver]) -> None:
@@ -79,8 +90,8 @@ def _run(bench: Bench, name: str, tools: dict[str, Deliver]) -> None:
             given = {"bwlimit": args.bwlimit, "bucket": bench.files.bucket}
             settings: dict[str, Any] = {key: text.format(**given) for key, text in OURS[name].items()}
             _, deliver = stack.enter_context(bench.daemon(**settings))
-        elif name == PLAIN:
-            deliver = stack.enter_context(plain(bench.server))
+        elif name in (others := _daemons(bench)):
+            _, deliver = stack.enter_context(others[name]())
         else:
             deliver = tools[name]
         was = bench.link.stats()["near_to_far"]
@@ -139,6 +150,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bwlimit", default="1G", help="S3DAEMON_BWLIMIT, at the link's rate (1G)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=TEXT", help="another of its settings")
     parser.add_argument("--store", choices=("nginx", "rgw"), default="nginx", help="the far end (nginx, a sink)")
+    parser.add_argument("--daemon", action="append", default=[], metavar="NAME=COMMAND", help="another contender")
     parser.add_argument("--tools", default="", help="directories with s5cmd, rclone, aws; colons between")
     parser.add_argument("--out", default="/var/tmp/s3daemon-wan", help="where .json and .png go")
     parser.add_argument("--add", action="store_true", help="to the exposures that are there already")
