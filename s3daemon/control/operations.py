@@ -15,12 +15,13 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.control.exposures import LATE_S, LOST_S, Exposures
 from s3daemon.control.rows import Row, row_of
-from s3daemon.control.status import LISTED, Condition, Connections, Status, receivers_of, uploads_of
+from s3daemon.control.status import LISTED, Condition, Connections, RateLimit, Status, receivers_of, uploads_of
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
 from s3daemon.network.pool import ConnectionPool
+from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
 
 Answer = Mapping[str, object]
@@ -187,6 +188,7 @@ class Operations:
             reload_fault=condition.reload_fault,
             clients=self._server.clients,
             connections=condition.connections,
+            limit=RateLimit(pool.bandwidth.limit.rate_bps, pool.bandwidth.limit.origin.value),
             receivers=receivers_of(pool.open_per_address(), uploads, condition.disabled),
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
@@ -240,5 +242,7 @@ class Operations:
             "s3daemon_connections_warm": sum(connection.is_open for connection in self._pool().idle()),
             "s3daemon_connections_limit": condition.connections.limit,
             "s3daemon_connections_opened": condition.connections.opened,
+            "s3daemon_bandwidth_limit_bytes_per_second": self._pool().bandwidth.limit.rate_bps / 8,
+            "s3daemon_bandwidth_limit_found": self._pool().bandwidth.limit.origin in (Origin.FOUND, Origin.KEPT),
             "s3daemon_receivers_aside": len(condition.disabled),
         }

@@ -15,6 +15,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
+from pathlib import Path
 
 from yarl import URL
 
@@ -24,7 +25,9 @@ from s3daemon.model.record import MessageId
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import SMALL_REQUESTS
-from s3daemon.network.pacing import Pacer
+from s3daemon.network.rate.bandwidth import Bandwidth
+from s3daemon.network.rate.kept import KeptRate
+from s3daemon.network.rate.pacing import Pacer
 
 _log = logging.getLogger(__name__)
 
@@ -47,6 +50,7 @@ class ConnectionPool:
 
     Attributes:
         pacer: shares the bandwidth among them.
+        bandwidth: the limit in force; none before `Bandwidth.use`.
         addresses: where they may lead.
         url: of the endpoint.
         small_request: the method of the request for `/` that keeps a connection open, as the keeper found out; empty
@@ -59,7 +63,8 @@ class ConnectionPool:
         self.url = URL(settings.endpoint_url)
         secure = self.url.scheme == "https"
         self._tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
-        self.pacer = Pacer(settings.bwlimit_bps)
+        self.pacer = Pacer(settings.bwlimit_bps or 0)
+        self.bandwidth = Bandwidth(self.pacer, KeptRate(Path(settings.state_dir), settings.endpoint_url), clock)
         self.addresses = Addresses(clock, _log_disabled, _log_enabled)
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
@@ -272,6 +277,7 @@ class ConnectionPool:
 
     async def close(self) -> None:
         """Close every connection."""
+        await self.bandwidth.close()
         await asyncio.gather(*self._closing, *(connection.close() for connection in self._all))
 
 

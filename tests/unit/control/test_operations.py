@@ -17,6 +17,7 @@ from s3daemon.control.status import LISTED, Status
 from s3daemon.errors import AttemptError, RequestError, SpoolError
 from s3daemon.http.metrics import LIVE
 from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.network.rate.bandwidth import Limit, Origin
 from s3daemon.spool.rows import Entry
 
 
@@ -57,6 +58,7 @@ class Pool:
     open_count, opened, limit = 3, 7, 8
     small_request = "GET"
     addresses = SimpleNamespace(unexpectedly_disabled=["192.0.2.2"])
+    bandwidth = SimpleNamespace(limit=Limit(994_000_000, Origin.FOUND))
 
     def idle(self) -> list[Any]:
         return [self, self]

@@ -16,7 +16,7 @@ from lab.sending import a_file, failure, in_loop, settings_for
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination
 from s3daemon.model.source import Source
-from s3daemon.network.pacing import Pacer
+from s3daemon.network.rate.pacing import Pacer
 from s3daemon.s3.parts import MAX_PARTS, PartSender, goes_in_parts, part_bytes, parts_at_once, parts_under_rate
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
@@ -69,7 +69,7 @@ def test_of_few_connections_a_file_gets_one(usable: int, at_once: int) -> None:
 @pytest.mark.parametrize(
     ("part", "rate", "rtt_s", "most"),
     [
-        (64 * MIB, None, 0.2, math.inf),
+        (64 * MIB, 0, 0.2, math.inf),
         (5 * MIB, 50_000_000, 0.0005, 2),
         (5 * MIB, 300_000_000, 0.0005, 14),
         (64 * MIB, 50_000_000, 0.0005, 2),
@@ -80,7 +80,7 @@ def test_of_few_connections_a_file_gets_one(usable: int, at_once: int) -> None:
         (64 * MIB, 1_000_000_000, 0.2, 25),
     ],
 )
-def test_parts_under_a_rate(part: int, rate: float | None, rtt_s: float, most: float) -> None:
+def test_parts_under_a_rate(part: int, rate: int, rtt_s: float, most: float) -> None:
     """No more are in flight than are sent in a few seconds, or than it takes to fill the link; never one alone."""
     assert parts_under_rate(part, rate, rtt_s) == most
 
