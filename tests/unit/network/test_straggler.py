@@ -96,7 +96,7 @@ def with_burst(rate: float, burst: int = 400_000) -> Rate:
 
 def in_lumps(phase: float) -> Rate:
     """300 kB/s in lumps, as a receiver takes them that opens its window seldom."""
-    return lambda age: 300e3 / 0.05 if (age + phase) % 1.0 < 0.05 else 0.0
+    return lambda age: 600e3 / 0.05 if (age + phase) % 2.0 < 0.05 else 0.0
 
 
 FAST_ONES = [Body() for _ in range(18)]
@@ -129,8 +129,8 @@ def copies(bodies: list[Body]) -> list[Body]:
         ("all slow", [Body(2 * MIB, with_burst(SLOW)) for _ in range(23)], set(), 0),
         ("all slow, and half of them fit into a buffer", [
             Body(2 * MIB, with_burst(SLOW, 3 * MIB if n % 2 else 400_000), answer_s=20) for n in range(23)], set(), 0),
-        ("all slow, and each moves once a second", [
-            Body(2 * MIB, in_lumps(n % 2 / 2)) for n in range(24)], set(), 0),
+        ("all slow, and each moves every other second", [
+            Body(2 * MIB, in_lumps(n % 2)) for n in range(24)], set(), 0),
         ("all slow, after one another", [Body(2 * MIB, with_burst(SLOW), at=n / 4) for n in range(23)], set(), 0),
         ("all slow, alone each", [Body(MIB, with_burst(SLOW), at=12.0 * n) for n in range(3)], set(), 0),
         ("the link stalls under the last eight", [*FAST_ONES, *(
