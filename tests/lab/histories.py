@@ -3,8 +3,8 @@
     PYTHONPATH=tests python -m lab.histories [--histories 100000] [--seed N] [--kind KIND] [--tree DIR]
 
 What happens to one transfer in a world (`worlds`) is a history; a world has dozens of them, since most wait for a time
-limit most of the time. The daemon runs as a program, and is driven by nothing but its wire, its HTTP server, its control
-socket and the store: so another checkout can be tried.
+limit most of the time. The daemon runs as a program, and is driven by nothing but its wire, its HTTP server, its
+control socket and the store: so another checkout can be tried.
 
 The store's history is the judge. *Stored* is said only when the store has this content there, whole; in the end, each
 destination has what was accepted last. Every client is answered within its patience. Attempts of a transfer, log lines,
