@@ -1,4 +1,4 @@
-"""A daemon that cannot start exits at once, and its last message says why."""
+"""A daemon that cannot start exits at once, and its last message says why; one that starts is ready for a burst."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from lab.daemon import daemon
+from lab.env import TREE
 from lab.processes import ProgramError
 from lab.s3 import S3Server
 
@@ -47,3 +48,10 @@ def test_a_damaged_spool_gets_more_time_from_systemd(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     with daemon(tmp_path / "again", NOWHERE) as served, pytest.raises(ProgramError):
         served.process.wait_status(lambda status: "EXTEND_TIMEOUT_USEC" in status, "extended", timeout=0.5)
+
+
+def test_what_is_loaded_at_the_start_is_not_looked_through_for_garbage(tmp_path: Path) -> None:
+    """There are some 95 000 objects: 80 ms and more in which no upload would go on."""
+    with daemon(tmp_path, NOWHERE, module="lab.collecting", PYTHONPATH=f"{TREE}:{TREE / 'tests'}") as served:
+        found = served.process.wait_line(r"(\d+) objects are looked through")
+    assert int(found[1]) < 5_000
