@@ -85,6 +85,27 @@ def test_bandwidth(tmp_path: Path, bwlimit: int, rtt_s: float | None, warned: bo
     assert any(line.startswith("warn limits S3DAEMON_BWLIMIT is not set") for line in looked.lines) == warned
 
 
+@pytest.mark.parametrize(
+    ("prime", "rtt_s", "level"),
+    [
+        ("", 0.2, "note"),
+        ("", 0.05, "note"),
+        ("", 0.049, ""),
+        ("", None, ""),
+        ("auto", 0.2, "ok"),
+        ("auto", 0.001, "ok"),
+        ("bucket/prefix", 0.2, ""),
+    ],
+)
+def test_priming(tmp_path: Path, prime: str, rtt_s: float | None, level: str) -> None:
+    """It is recommended where the path is long, with what a store's log then shows."""
+    looked = Looked(tmp_path)
+    checks_host.sysctls(looked.findings, looked.host, settings(prime=prime), rtt_s)
+    lines = [line for line in looked.lines if "PRIME" in line]
+    assert [line.split()[0] for line in lines] == [level] * bool(level)
+    assert all("must refuse" in line and "log" in line for line in lines)
+
+
 def test_users(tmp_path: Path) -> None:
     """With a name that no user has the service does not start."""
     looked = Looked(tmp_path)
