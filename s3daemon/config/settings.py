@@ -208,9 +208,9 @@ class Settings:
         "off",
         priming(),
         "How each new connection's window is widened, which makes the first exposure after a start a third shorter. "
-        "auto, for paths with a round trip of 50 ms or more: uploads of 1 MB that the store must refuse for their wrong "
-        "Content-MD5; nothing is stored, and the store's log has a BadDigest for each. bucket/key-prefix: scratch "
-        "objects there.",
+        "auto, for paths with a round trip of 50 ms or more: uploads of 1 MB that the store must refuse for their "
+        "wrong Content-MD5; nothing is stored, and the store's log has a BadDigest for each. bucket/key-prefix: "
+        "scratch objects there.",
     )
     # 5 GiB is S3's limit for one PUT, 5 MiB its least for a part ("Amazon S3 multipart upload limits").
     multipart_threshold_bytes: int = _var(

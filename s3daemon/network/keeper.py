@@ -135,8 +135,8 @@ class Keeper:
         """Return idle connections that are closed or were not used for the interval, those used last first.
 
         None of a server that keeps no connection: it would be opened for nothing. An open connection is used every
-        sweep until its first packets are behind it, unless it is to be primed: Linux does not pace them, and a peer that gets
-        an image's first packets all at once opens its window a round trip later.
+        sweep until its first packets are behind it, unless it is to be primed: Linux does not pace them, and a peer
+        that gets an image's first packets all at once opens its window a round trip later.
         """
         now, idle = self._clock(), self._pool.idle()
         still_open = [each for each in idle if each.is_open]

@@ -148,7 +148,7 @@ def test_primed_by_refused_uploads(store: Store, tmp_path: Path) -> None:
             else:  # it keeps no connection that could be primed
                 served.process.wait_line("S3DAEMON_PRIME has no effect")
             time.sleep(3.0)
-            assert sum("S3DAEMON_PRIME" in line for line in served.process.lines) == 1
+            assert sum("S3DAEMON_PRIME" in line for line in served.process.lines()) == 1
             served.restart()
     with client_of(store.server) as client:
         assert [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]] == ["key"]
@@ -164,7 +164,7 @@ def test_keys_that_may_not_prime(store: Store, tmp_path: Path) -> None:
     with daemon(state, stranger, prime="auto", max_connections="4") as served:
         served.process.wait_line("S3DAEMON_PRIME.*AccessDenied")
         time.sleep(3.0)
-        assert sum("S3DAEMON_PRIME" in line for line in served.process.lines) == 1
+        assert sum("S3DAEMON_PRIME" in line for line in served.process.lines()) == 1
         assert served.ask("status")["held"] == ""
 
 

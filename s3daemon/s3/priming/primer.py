@@ -21,7 +21,7 @@ from typing import Any
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import PRIME_AUTO, Settings
-from s3daemon.errors import AttemptError, Code
+from s3daemon.errors import AttemptError
 from s3daemon.model.request import FileState
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
