@@ -102,8 +102,9 @@ async def test_a_store_that_refuses_wrong_digests_is_primed(caplog: pytest.LogCa
 
 
 async def closing(exchange: Exchange) -> None:
-    """Refuse, and close the connection at once, without having said so."""
+    """Refuse, and close the connection soon after, without having said so."""
     await bad_digest(exchange)
+    await exchange.pause(KEPT_S / 4)
     exchange.connection.close()
 
 
@@ -210,6 +211,7 @@ async def test_an_object_that_cannot_be_deleted_is_named(caplog: pytest.LogCaptu
 async def test_a_server_error_is_waited_out(caplog: pytest.LogCaptureFixture, prime: str) -> None:
     """Longer each time; it says nothing of the addresses. Then connections are primed after all."""
     async with priming(refusing(503, "SlowDown"), prime=prime) as primed:
+        primed.store.pool.addresses.failed("127.0.0.1", "an upload failed", "another transfer")
         for wait_s in (PAUSE_FIRST_S, 2 * PAUSE_FIRST_S):
             assert primed.primer.at_once > 0
             await primed.prime()
@@ -223,12 +225,13 @@ async def test_a_server_error_is_waited_out(caplog: pytest.LogCaptureFixture, pr
     assert lines(caplog) == []
 
 
+@pytest.mark.parametrize("broken", [reset_after(1000), hang_up_after(), refusing(503, "SlowDown")])
 @in_loop
-async def test_a_connection_that_breaks_later_was_broken_by_something_else() -> None:
-    """The store is known to refuse what it must refuse."""
+async def test_a_connection_that_breaks_later_was_broken_by_something_else(broken: Script) -> None:
+    """The store is known to refuse what it must refuse, so nothing is looked up either."""
     async with priming(bad_digest) as primed:
         await primed.prime()
-        primed.server.put = reset_after(1000)
+        primed.server.put = broken
         await primed.prime()
         assert primed.primer.at_once == 0
         primed.clock.now += PAUSE_FIRST_S
