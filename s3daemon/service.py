@@ -20,10 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences, of_service
+from s3daemon.config.settings import (
+    MAX_CLIENTS,
+    MAX_CONNECTIONS,
+    Settings,
+    SettingsHolder,
+    differences,
+    of_service,
+)
 from s3daemon.control.client import control_path
-from s3daemon.control.exposures import LOST_S
-from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
+from s3daemon.control.exposures import LOST_S, watch_exposures
+from s3daemon.control.operations import Answer, Operations, entry_of
 from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
@@ -37,6 +44,7 @@ from s3daemon.http.upload import Uploads
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
 from s3daemon.journal import Journal
 from s3daemon.s3.endpoint import Endpoint
@@ -136,7 +144,9 @@ class Service:
         settings = self._settings.current
         executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         asyncio.get_running_loop().set_default_executor(executor)
-        self._access = AccessControl(resolve_users(settings.allowed_users), PeerLookup())
+        peers = PeerLookup()
+        self._access = AccessControl(resolve_users(settings.allowed_users), peers)
+        self._refusals = Refusals(peers, self._journal.write)
         passed_listeners, state_dir = passed.listening, Path(settings.state_dir)
         self._spool = spool = Spool.open(state_dir, on_replaced=self._restore)
         try:
@@ -179,7 +189,7 @@ class Service:
         )
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
-        exposures = watch_exposures(uploader)
+        exposures = watch_exposures(uploader, spool, self._refusals)
         uploader.recover(pending)
         self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._endpoint.store)
         self._janitor.forget_other_endpoints()
@@ -191,6 +201,7 @@ class Service:
             self._access,
             self._notifier,
             spool.mark_notified,
+            refusals=self._refusals,
             http_addresses=[name_of(sock) for sock in http_listeners],
         )
         self._operations = operations = Operations(
@@ -201,7 +212,9 @@ class Service:
             lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients}, name=state_dir.name
         )
         uploader.observers.append(metrics.see)
-        self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.now)
+        self._uploads = Uploads(
+            self._settings, intake, self._access, spool.mark_notified, refusals=self._refusals, clock=uploader.now
+        )
         pages = routes(self._settings, operations, metrics)
         self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
         handlers = {

@@ -13,13 +13,21 @@ from itertools import islice
 from s3daemon import __version__
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
-from s3daemon.control.exposures import LATE_S, LOST_S, Exposures
+from s3daemon.control.exposures import LATE_S, LOST_S, SHOWN, status_of
 from s3daemon.control.rows import Row, row_of
-from s3daemon.control.status import LISTED, Condition, Connections, Status, receivers_of, uploads_of
+from s3daemon.control.status import (
+    LISTED,
+    Condition,
+    Connections,
+    Status,
+    receivers_of,
+    uploads_of,
+)
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
+from s3daemon.model.exposure import Exposures
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.spool.spool import Entry, Spool
 
@@ -37,15 +45,6 @@ def entry_of(queued: QueuedTransfer) -> Entry:
         code=queued.last_error.code,
         text=queued.last_error.text,
     )
-
-
-def watch_exposures(uploader: Uploader) -> Exposures:
-    """Follow every transfer of the uploader from here on."""
-    exposures = Exposures()
-    uploader.schedule.on_added = lambda queued: exposures.added(queued.transfer)
-    uploader.schedule.on_removed = lambda queued: exposures.removed(queued.transfer)
-    uploader.observers.append(exposures.recorded)
-    return exposures
 
 
 def _ids(arguments: Mapping[str, object]) -> set[str]:
@@ -185,7 +184,7 @@ class Operations:
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             failures=tuple(self._rows([], self._failures)),
-            exposures=tuple(exposure.at(now_usec) for exposure in self._exposures),
+            exposures=tuple(status_of(exposure, now_usec) for exposure in self._exposures.last(SHOWN)),
             late_s=LATE_S,
             lost_s=LOST_S,
         )

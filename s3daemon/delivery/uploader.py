@@ -51,6 +51,7 @@ from s3daemon.model.source import Source
 from s3daemon.model.verdict import ACCESS_DENIED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import Stored
+from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
@@ -173,6 +174,7 @@ class Uploader:
         """Have a pending transfer serve another request as well: its delay ends."""
         if tag:
             queued.transfer = replace(queued.transfer, tags=(*queued.transfer.tags, tag))
+            self.schedule.on_added(queued)
         queued.live = True
         self.schedule.end_delay(queued)
         self.pump()
@@ -406,9 +408,11 @@ class Uploader:
         for observe in self.observers:
             observe(queued.record)
 
+        count = StoredCount.of(queued.record)
+
         def written() -> None:  # in the journal's thread; only now may the spool forget the transfer
             id_, to = queued.transfer.id, queued.transfer.destination
-            self._loop.call_soon_threadsafe(self._spool.stored, id_, to)
+            self._loop.call_soon_threadsafe(self._spool.stored, id_, to, count)
 
         self._journal.record(queued.record, written if stored else None)
 

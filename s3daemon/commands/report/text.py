@@ -6,7 +6,14 @@ from collections.abc import Iterator, Sequence
 from datetime import tzinfo
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.commands.report.stats import METHOD, Breakdown, Figures, Group, Report, Spread
+from s3daemon.commands.report.stats import (
+    METHOD,
+    Breakdown,
+    Figures,
+    Group,
+    Report,
+    Spread,
+)
 from s3daemon.commands.table import Column, Table, cut
 from s3daemon.commands.table import lines as table_lines
 from s3daemon.errors import one_line

@@ -10,7 +10,14 @@ import pytest
 from lab.records import START_USEC
 from lab.statuses import busy, empty
 
-from s3daemon.control.status import Condition, Connections, Receiver, Status, receivers_of, uploads_of
+from s3daemon.control.status import (
+    Condition,
+    Connections,
+    Receiver,
+    Status,
+    receivers_of,
+    uploads_of,
+)
 from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.progress import Progress

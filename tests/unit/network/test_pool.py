@@ -16,7 +16,11 @@ from lab.sending import in_loop, settings_for
 from s3daemon.model.record import MessageId
 from s3daemon.network.addresses import Outcome
 from s3daemon.network.connection import Connection
-from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, RESOLVE_EVERY_S, ConnectionPool
+from s3daemon.network.pool import (
+    CONNECTIONS_PER_RESERVE,
+    RESOLVE_EVERY_S,
+    ConnectionPool,
+)
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 from lab.records import START_USEC, failed, record
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.commands.report.stats import Breakdown, Figures, Report, Spread, busy_usec, grouping, groups, percentile
+from s3daemon.commands.report.stats import (
+    Breakdown,
+    Figures,
+    Report,
+    Spread,
+    busy_usec,
+    grouping,
+    groups,
+    percentile,
+)
 from s3daemon.model.record import TransferRecord
 
 SECOND = 1_000_000
