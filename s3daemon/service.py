@@ -47,6 +47,7 @@ from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
 from s3daemon.journal import Journal
+from s3daemon.model.record import MessageId
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
@@ -312,6 +313,9 @@ class Service:
         except SettingsError as exc:
             first, *others = exc.faults
             self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
+            kind = {"MESSAGE_ID": MessageId.RELOAD_REFUSED.value}
+            text = "the reload is refused, the settings before stay in force: %s"
+            _log.error(text, "; ".join(exc.faults), extra={"journal": kind})
             raise
         finally:
             self._notifier.status(self._operations.line())

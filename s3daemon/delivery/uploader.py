@@ -32,7 +32,7 @@ from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
-from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, ask_nothing
+from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, Outages, ask_nothing
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     AttemptInFlight,
@@ -44,7 +44,7 @@ from s3daemon.delivery.schedule import (
 from s3daemon.delivery.waiters import Waiters, notify
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.journal import Journal, WarningLimit
-from s3daemon.model.record import AttemptFailure, MessageId, TransferRecord
+from s3daemon.model.record import AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
@@ -107,6 +107,7 @@ class Uploader:
         self._loop = asyncio.get_running_loop()
         self._start = start or (lambda name, work: self._loop.create_task(work, name=name))
         self._health = Health(self._rng, clock)
+        self._outages = Outages(self._health, clock, wall)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
         self._warnings = WarningLimit()
@@ -128,6 +129,16 @@ class Uploader:
     def away(self) -> bool:
         """The endpoint does not answer, or answers that it cannot serve."""
         return self._health.away
+
+    @property
+    def outage_since_usec(self) -> int | None:
+        """Since when the endpoint is away or the queue is held, microseconds since the epoch; None when neither is."""
+        return self._outages.since_usec
+
+    @property
+    def next_probe_s(self) -> float | None:
+        """Seconds until the next attempt while the endpoint is away or the queue is held; None when neither is."""
+        return self._health.next_probe_s
 
     def now(self) -> float:
         """Return the time by the clock of `QueuedTransfer`'s moments, monotonic seconds."""
@@ -204,6 +215,7 @@ class Uploader:
         """
         self.schedule.resize(self._settings.current.max_connections)
         self._health.reload()
+        self._outages.note()
         self._full_buckets.clear()
         self.schedule.end_delays()
         doubtful = self._keys.reload()
@@ -281,6 +293,7 @@ class Uploader:
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
         was_away, outage = self._health.away, self._health.known_away or self._health.held
         self._health.succeeded(queued.last_attempt_at)
+        self._outages.note()
         self._keys.stored(queued.last_attempt_at)
         bucket = queued.transfer.destination.bucket
         was_full = self._full_buckets.stored(bucket)
@@ -336,7 +349,6 @@ class Uploader:
             self._journal.write(failure_of(queued, delay_s, skipped).fields())
 
     def _update_health(self, queued: QueuedTransfer, error: AttemptError, finding: Finding) -> None:
-        was_held = self._health.held
         destination = queued.transfer.destination
         match finding:
             case Finding.SERVING:
@@ -350,9 +362,7 @@ class Uploader:
                 self._health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:
                 self._health.refused(error, queued.last_attempt_at)
-        if self._health.held and not was_held:
-            kind = {"journal": {"MESSAGE_ID": MessageId.HELD.value}}
-            _log.critical("the queue is held: %s; nothing is lost, fix it and reload", self._health.held, extra=kind)
+        self._outages.note()
 
     def _fail(self, queued: QueuedTransfer) -> None:
         """End a transfer that has failed for good: recorded and listed; its clients are notified once it is listed."""

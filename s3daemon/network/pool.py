@@ -14,17 +14,18 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 
 from yarl import URL
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
-from s3daemon.model.record import MessageId
-from s3daemon.network.addresses import Addresses
+from s3daemon.model.record import MessageId, Priority
+from s3daemon.network.addresses import DISABLED_FIRST_S, Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import SMALL_REQUESTS
 from s3daemon.network.pacing import Pacer
+from s3daemon.units import span
 
 _log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class ConnectionPool:
         secure = self.url.scheme == "https"
         self._tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
         self.pacer = Pacer(settings.bwlimit_bps)
-        self.addresses = Addresses(clock, _log_disabled, _log_enabled)
+        self.addresses = Addresses(clock, *_address_log(clock))
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
         self._resolving = asyncio.Lock()
@@ -265,11 +266,25 @@ class ConnectionPool:
         await asyncio.gather(*self._closing, *(connection.close() for connection in self._all))
 
 
-def _log_disabled(address: str, reason: str, has_answered: bool) -> None:
-    kind = {"journal": {"MESSAGE_ID": MessageId.ADDRESS_DISABLED.value}}
-    level = logging.WARNING if has_answered else logging.INFO  # one that never answered is no news at each start
-    _log.log(level, "address %s of the store is temporarily disabled: %s", address, reason, extra=kind)
+def _address_log(clock: Clock) -> tuple[Callable[[str, str, bool], None], Callable[[str], None]]:
+    """Return what logs that an address is disabled, and that it is enabled again."""
+    since: dict[str, float] = {}
 
+    def disabled(address: str, reason: str, has_answered: bool) -> None:
+        since[address] = clock()
+        fields = {
+            "MESSAGE_ID": MessageId.ADDRESS_DISABLED.value,
+            "S3DAEMON_RECEIVER": address,
+            "S3DAEMON_DELAY_USEC": round(DISABLED_FIRST_S * 1e6),
+        }
+        level = logging.WARNING if has_answered else logging.INFO  # one that never answered is no news at each start
+        text = "address %s of the store is temporarily disabled: %s; next asked in %s"
+        _log.log(level, text, address, reason, span(DISABLED_FIRST_S), extra={"journal": fields})
 
-def _log_enabled(address: str) -> None:
-    _log.info("address %s of the store is enabled again", address)
+    def enabled(address: str) -> None:
+        fields = {"MESSAGE_ID": MessageId.ADDRESS_ENABLED.value, "S3DAEMON_RECEIVER": address}
+        seconds = clock() - since.pop(address, clock())
+        text = "address %s of the store is enabled again; it was disabled for %s"
+        _log.info(text, address, span(seconds), extra={"journal": fields | {"PRIORITY": int(Priority.NOTICE)}})
+
+    return disabled, enabled

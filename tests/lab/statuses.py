@@ -47,7 +47,8 @@ def empty() -> dict[str, Any]:
         "state": "ok", "status": "0 in flight; 0 pending; 25 of 25 connections open", "version": "1.0.0",
         "host": "camera-3", "endpoint": "https://s3.example.org", "now_usec": NOW_USEC,
         "started_usec": NOW_USEC - 60_000_000, "in_flight": 0, "pending": 0, "oldest_s": None, "failed": 0,
-        "held": "", "away": False, "spool": "", "refused": "", "clients": 0,
+        "held": "", "away": False, "since_usec": None, "next_probe_s": None,
+        "spool": "", "refused": "", "clients": 0,
         "connections": {"open": 25, "opened": 25, "limit": 25}, "receivers": [], "uploads": [], "waiting": [],
         "failures": [], "exposures": [], "late_s": 10.0, "lost_s": 30.0,
     }  # fmt: skip

@@ -551,9 +551,11 @@ def test_a_hold_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
     fly(main)
     (record,) = caplog.records
-    assert record.getMessage() == "the queue is held: UserSuspended: no more; nothing is lost, fix it and reload"
+    text = "the queue is held: UserSuspended: no more; nothing is lost, fix it and reload; next attempt in 5m00s"
+    assert record.getMessage() == text
     assert record.levelno == logging.CRITICAL
-    assert record.__dict__["journal"] == {"MESSAGE_ID": MessageId.HELD.value}
+    fields = record.__dict__["journal"]
+    assert (fields["MESSAGE_ID"], fields["S3DAEMON_DELAY_USEC"]) == (MessageId.HELD, 300_000_000)
 
 
 def test_the_client_of_a_failure_is_notified_once_the_failure_is_listed() -> None:

@@ -13,7 +13,7 @@ from lab.keeping import Clock, ResolvingLoop, run_resolving
 from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
-from s3daemon.model.record import MessageId
+from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.addresses import Outcome
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import (
@@ -230,10 +230,16 @@ async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture) ->
         pool.addresses.probed(ADDRESSES[0], Outcome.ANSWERED)
         pool.addresses.succeeded(ADDRESSES[0])
     disabled, enabled = caplog.records
-    assert disabled.getMessage() == "address 127.0.0.1 of the store is temporarily disabled: no connection"
+    text = "address 127.0.0.1 of the store is temporarily disabled: no connection; next asked in 5s"
+    assert disabled.getMessage() == text
     assert disabled.levelno == logging.WARNING
-    assert disabled.__dict__["journal"] == {"MESSAGE_ID": MessageId.ADDRESS_DISABLED.value}
-    assert enabled.getMessage() == "address 127.0.0.1 of the store is enabled again"
+    assert disabled.__dict__["journal"] == {
+        "MESSAGE_ID": MessageId.ADDRESS_DISABLED, "S3DAEMON_RECEIVER": ADDRESSES[0], "S3DAEMON_DELAY_USEC": 5_000_000,
+    }  # fmt: skip
+    assert enabled.getMessage() == "address 127.0.0.1 of the store is enabled again; it was disabled for 5s"
+    assert enabled.__dict__["journal"] == {
+        "MESSAGE_ID": MessageId.ADDRESS_ENABLED, "S3DAEMON_RECEIVER": ADDRESSES[0], "PRIORITY": Priority.NOTICE,
+    }  # fmt: skip
 
 
 def test_the_last_addresses_stay_when_the_name_no_longer_resolves(caplog: pytest.LogCaptureFixture) -> None:
