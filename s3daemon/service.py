@@ -210,9 +210,13 @@ class Service:
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
         metrics = Metrics(
-            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients}, name=state_dir.name
+            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients},
+            labelled=lambda: {"s3daemon_refused": self._refusals.counts, **operations.by_receiver()},
+            exposures=exposures,
+            name=state_dir.name,
         )
         uploader.observers.append(metrics.see)
+        uploader.attempt_observers.append(metrics.see_attempt)
         self._uploads = Uploads(
             self._settings, intake, self._access, spool.mark_notified, refusals=self._refusals, clock=uploader.now
         )

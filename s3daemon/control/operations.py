@@ -237,5 +237,24 @@ class Operations:
             "s3daemon_connections_warm": sum(connection.is_open for connection in self._pool().idle()),
             "s3daemon_connections_limit": condition.connections.limit,
             "s3daemon_connections_opened": condition.connections.opened,
-            "s3daemon_receivers_aside": len(condition.disabled),
+            "s3daemon_receivers_disabled": len(condition.disabled),
+            "s3daemon_deferrals": self._uploader.waiters.deferrals,
+            "s3daemon_reload_refused": bool(condition.reload_fault),
+            "s3daemon_tls_certificate_expiry_timestamp_seconds": self._pool().certificates.expiry_s,
+        }
+
+    def by_receiver(self) -> dict[str, dict[str, float]]:
+        """Return the values of `http.metrics.LABELLED` that have an address of the store as their label."""
+        pool = self._pool()
+        uploads = uploads_of(self._uploader.schedule.running, self._uploader.now())
+        receivers = receivers_of(pool.open_per_address(), uploads, pool.addresses.disabled)
+        rates: dict[str, float] = dict.fromkeys((one.address for one in receivers), 0.0)
+        for upload in uploads:
+            for address in upload.receivers:
+                rates[address] += upload.recent_bytes_per_s / len(upload.receivers)
+        return {
+            "s3daemon_receiver_connections": {one.address: one.connections for one in receivers},
+            "s3daemon_receiver_uploads": {one.address: one.uploads for one in receivers},
+            "s3daemon_receiver_disabled": {one.address: one.disabled for one in receivers},
+            "s3daemon_receiver_bytes_per_second": rates,
         }

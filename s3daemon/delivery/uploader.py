@@ -32,7 +32,14 @@ from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
-from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, Outages, ask_nothing
+from s3daemon.delivery.health import (
+    ASK_EVERY_S,
+    Ask,
+    Health,
+    KeyEvidence,
+    Outages,
+    ask_nothing,
+)
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     AttemptInFlight,
@@ -44,7 +51,7 @@ from s3daemon.delivery.schedule import (
 from s3daemon.delivery.waiters import Waiters, notify
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.journal import Journal, WarningLimit
-from s3daemon.model.record import AttemptFailure, TransferRecord
+from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
@@ -80,6 +87,7 @@ class Uploader:
         schedule: the transfers that are not over.
         waiters: the clients that wait for them.
         observers: called with every record that the journal gets.
+        attempt_observers: called with the end of every attempt that was not cancelled.
     """
 
     def __init__(
@@ -114,6 +122,7 @@ class Uploader:
         self.schedule = Schedule(settings.current.max_connections)
         self.waiters = Waiters(self._health, journal.write)
         self.observers: list[Callable[[TransferRecord], None]] = []
+        self.attempt_observers: list[Callable[[AttemptEnd], None]] = []
         self._started_at = clock()
         self._returning: asyncio.Task[None] | None = None
         self._listing: set[asyncio.Task[None]] = set()  # of failures in the spool
@@ -291,6 +300,7 @@ class Uploader:
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
+        self._count(AttemptEnd(status=200 if stored.address else 0, receiver=stored.address, size_bytes=stored.size))
         was_away, outage = self._health.away, self._health.known_away or self._health.held
         self._health.succeeded(queued.last_attempt_at)
         self._outages.note()
@@ -320,6 +330,8 @@ class Uploader:
         )
         decision = decide(error, state, self._rng)
         queued.last_error = decision.error
+        again = not decision.final
+        self._count(AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again))
         if isinstance(error, AttemptError):
             self._update_health(queued, error, decision.endpoint)
         if decision.final:
@@ -340,6 +352,10 @@ class Uploader:
         )
         self._warn(queued, None if self._health.held else decision.delay_s)
         self.schedule.release(queued, now + decision.delay_s)
+
+    def _count(self, end: AttemptEnd) -> None:
+        for observe in self.attempt_observers:
+            observe(end)
 
     def _warn(self, queued: QueuedTransfer, delay_s: float | None) -> None:
         """Write a journal entry about the failed attempt, unless there were too many like it in this second."""

@@ -228,6 +228,25 @@ class AttemptFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnd:
+    """How one attempt ended, for those who count.
+
+    Args:
+        code: the error's; empty when the object is stored.
+        status: of the store's answer, an HTTP status; 0 when there was none, or the object was found.
+        receiver: the address of the store; empty when none was reached, or the object was found.
+        size_bytes: stored.
+        again: another attempt follows.
+    """
+
+    code: str = ""
+    status: int = 0
+    receiver: str = ""
+    size_bytes: int = 0
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deferral:
     """The reply `deferred` to a client that waits: its transfer is kept, but not stored yet.
 

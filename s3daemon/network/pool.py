@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 
 from yarl import URL
 
@@ -31,6 +31,8 @@ _log = logging.getLogger(__name__)
 
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
+#: A certificate that no new connection was shown for this long, while others were, is in use no more, seconds.
+CERTIFICATES_KEPT_S = 3600.0
 #: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
 #: each answer may have only some, and no connection is closed for that.
 GONE_AFTER_S = 300.0
@@ -60,6 +62,9 @@ class ConnectionPool:
         self.url = URL(settings.endpoint_url)
         secure = self.url.scheme == "https"
         self._tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
+        self.certificates = Certificates(clock)
+        if self._tls is not None:
+            self.certificates.watch(self._tls)
         self.pacer = Pacer(settings.bwlimit_bps)
         self.addresses = Addresses(clock, *_address_log(clock))
         self.addresses.replace(settings.receivers)
@@ -264,6 +269,42 @@ class ConnectionPool:
     async def close(self) -> None:
         """Close every connection."""
         await asyncio.gather(*self._closing, *(connection.close() for connection in self._all))
+
+
+class Certificates:
+    """The certificates that the store showed, by the moment that they expire.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: dict[int, float] = {}
+
+    @property
+    def expiry_s(self) -> int:
+        """When the first of those that are in use expires, seconds since the epoch; 0 when none was shown."""
+        return min(self._seen, default=0)
+
+    def watch(self, tls: ssl.SSLContext) -> None:
+        """Note the certificate of every connection made with `tls` from now on."""
+        see = self.see
+
+        class Watched(ssl.SSLObject):
+            def do_handshake(self) -> None:
+                """Shake hands, and note the certificate."""
+                super().do_handshake()
+                see(self.getpeercert())
+
+        tls.sslobject_class = Watched
+
+    def see(self, certificate: Mapping[str, object] | None) -> None:
+        """Note a certificate, as `ssl.SSLObject.getpeercert` gives it."""
+        if not_after := (certificate or {}).get("notAfter"):
+            now = self._clock()
+            recent = {expiry: at for expiry, at in self._seen.items() if now - at < CERTIFICATES_KEPT_S}
+            self._seen = recent | {ssl.cert_time_to_seconds(str(not_after)): now}
 
 
 def _address_log(clock: Clock) -> tuple[Callable[[str, str, bool], None], Callable[[str], None]]:

@@ -184,7 +184,7 @@ def test_the_metrics_show_the_connections(served: Daemon, s3: FlakyS3, file: Pat
     assert served.send("--no-wait", file, "any/bucket/key").returncode == 0
     served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
     assert live("connections_warm") == live("connections_open") - 1
-    assert (live("in_flight"), live("pending"), live("receivers_aside")) == (1, 0, 0)
+    assert (live("in_flight"), live("pending"), live("receivers_disabled")) == (1, 0, 0)
     s3.release()
 
 

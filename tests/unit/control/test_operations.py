@@ -64,6 +64,7 @@ class Pool:
 
     open_count, opened, limit = 3, 7, 8
     small_request = "GET"
+    certificates = SimpleNamespace(expiry_s=1_800_000_000)
     addresses = SimpleNamespace(disabled=["192.0.2.2"])
 
     def idle(self) -> list[Any]:
@@ -277,7 +278,7 @@ def test_figures_are_those_of_the_metrics() -> None:
         assert figures.keys() | {"s3daemon_http_clients"} == LIVE.keys()
         assert (figures["s3daemon_in_flight"], figures["s3daemon_pending"]) == (1, 1)
         assert figures["s3daemon_oldest_pending_age_seconds"] == pytest.approx(4.0, abs=0.01)
-        assert (figures["s3daemon_connections_warm"], figures["s3daemon_receivers_aside"]) == (2, 1)
+        assert (figures["s3daemon_connections_warm"], figures["s3daemon_receivers_disabled"]) == (2, 1)
 
     at_desk(main)
 

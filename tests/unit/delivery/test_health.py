@@ -10,7 +10,13 @@ from collections.abc import Awaitable, Callable
 import pytest
 from fakes import fly
 
-from s3daemon.delivery.health import HELD_PROBE_S, PROBE_MAX_S, Health, KeyEvidence, Outages
+from s3daemon.delivery.health import (
+    HELD_PROBE_S,
+    PROBE_MAX_S,
+    Health,
+    KeyEvidence,
+    Outages,
+)
 from s3daemon.errors import AttemptError
 from s3daemon.model.record import MessageId
 from s3daemon.model.request import Destination
@@ -331,7 +337,7 @@ def test_a_bug_in_the_neutral_request_tells_nothing(caplog: pytest.LogCaptureFix
 
 
 def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) -> None:
-    """Away and back, held and released: one entry each however often it is looked at, with since when and until when."""
+    """Away and back, held and released: one entry each, however often looked at, with its times."""
     caplog.set_level(logging.INFO)
     clock = Clock()
     health = Health(random.Random(1), clock)
