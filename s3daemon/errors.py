@@ -61,6 +61,7 @@ class Code(StrEnum):
     NAME_NOT_RESOLVED = "NameNotResolved"
     NO_ANSWER = "NoAnswer"
     NO_CREDENTIALS = "NoCredentials"
+    OVERTAKEN = "Overtaken"
     OVERWRITTEN = "Overwritten"
     STALE_CONNECTION = "StaleConnection"
     STALLED = "Stalled"

@@ -1,8 +1,8 @@
 """One attempt to store one transfer: open the file, look for the object, send it, check that it was not overwritten.
 
-An attempt whose outcome is unknown has two consequences. The same transfer looks for its object before it sends again.
-And the next transfer to that destination looks for its own after it was stored: a body that arrives late could have
-overwritten it.
+An attempt whose outcome is unknown has two consequences. The same transfer looks for its object before it sends again:
+at the store in use, which after a reload may be another one, and hold a replica. And the next transfer to that
+destination of that store looks for its own after it was stored: a body that arrives late could have overwritten it.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ class Attempts:
         self._store = store
         self._opener = opener
         self._clock = clock
-        self._late_arrivals: dict[Destination, _LateArrival] = {}
+        #: By URL of the store and destination, the oldest first.
+        self._late_arrivals: dict[tuple[str, Destination], _LateArrival] = {}
 
     async def make(self, queued: QueuedTransfer, progress: Progress) -> Stored:
         """Make an attempt.
@@ -88,17 +89,18 @@ class Attempts:
             FileError: the file cannot be sent now.
         """
         queued.attempts += 1
+        store = self._store()
         try:
-            return await self._make(queued, self._store(), progress)
+            return await self._make(queued, store, progress)
         except AttemptError as exc:
             if exc.ambiguous:
-                self._expect_late_arrival(queued)
+                self._expect_late_arrival(queued, store)
             raise
         except FileError:
             raise
         except Exception as exc:
             _log.exception("a bug in an attempt of %s", queued.transfer.id)
-            self._expect_late_arrival(queued)
+            self._expect_late_arrival(queued, store)
             raise AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}", ambiguous=True) from exc
 
     async def _make(self, queued: QueuedTransfer, store: Store, progress: Progress) -> Stored:
@@ -162,18 +164,30 @@ class Attempts:
         queued.transfer = replace(queued.transfer, file_state=state)
         await _save_if_possible(self._spool.update(queued.transfer))
 
-    def _expect_late_arrival(self, queued: QueuedTransfer) -> None:
+    def _expect_late_arrival(self, queued: QueuedTransfer, store: Store) -> None:
         queued.outcome_unknown = True
-        self._late_arrivals[queued.transfer.destination] = _LateArrival(
-            queued.transfer.id, self._clock() + LATE_ARRIVAL_S
-        )
+        key = store.url, queued.transfer.destination
+        self._late_arrivals.pop(key, None)
+        self._late_arrivals[key] = _LateArrival(queued.transfer.id, self._clock() + LATE_ARRIVAL_S)
+        self._forget_arrivals()
+
+    def _forget_arrivals(self) -> None:
+        """Forget those that are ruled out by now, also of destinations that never come again."""
+        while self._late_arrivals:
+            first = next(iter(self._late_arrivals))
+            if self._clock() < self._late_arrivals[first].until:
+                break
+            del self._late_arrivals[first]
 
     async def _check_not_overwritten(self, queued: QueuedTransfer, store: Store) -> None:
-        transfer = queued.transfer
-        late = self._late_arrivals.get(transfer.destination)
+        self._forget_arrivals()
+        transfer, key = queued.transfer, (store.url, queued.transfer.destination)
+        late = self._late_arrivals.get(key)
         if late is None or late.transfer_id == transfer.id:
             return
-        found = await store.find(transfer, md5=queued.sent_md5) if self._clock() < late.until else None
+        queued.outcome_unknown = True  # it is stored: if the look-up has no answer, the next attempt looks again
+        found = await store.find(transfer, md5=queued.sent_md5)
+        queued.outcome_unknown = False
         if found is LookupResult.NOT_FOUND:
             raise AttemptError(Code.OVERWRITTEN, "a late arrival of an older transfer replaced the object")
-        del self._late_arrivals[transfer.destination]
+        self._late_arrivals.pop(key, None)

@@ -5,7 +5,8 @@ No client can do more than use its own slot, and that for a bounded time: its re
 connection for another request, but only while half of the slots are free, and for `IDLE_LIMIT_S`: it never keeps others
 out. A stop closes the connections that wait for a request.
 
-No connection is kept for the next process, as the line protocol's are: half of an HTTP exchange cannot be continued.
+A client that waits for its transfer is left to the next process, as the line protocol's are: its request has been read
+whole, and the answer ends the connection, so nothing else of the exchange needs to be known. Other connections end.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -27,7 +29,7 @@ from s3daemon.config.settings import SettingsHolder
 from s3daemon.errors import one_line
 from s3daemon.http.guard import HEADERS, page_policy, refusal
 from s3daemon.http.upload import MAX_FORM, Answer, Form
-from s3daemon.ingress.listener import Client, Listener
+from s3daemon.ingress.listener import Client, Listener, close_after_reply
 
 _log = logging.getLogger(__name__)
 #: aiohttp's own, to which it writes every client that does not speak HTTP as an error of ours, with a traceback.
@@ -46,8 +48,8 @@ FORM_METHODS = ("POST", "PUT", "PATCH")
 
 #: Answers GET and HEAD.
 Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
-#: Answers `FORM_METHODS`.
-Action = Callable[[Form], Awaitable[Answer]]
+#: Answers `FORM_METHODS`; with None the client is left to the next process.
+Action = Callable[[Form], Awaitable[Answer | None]]
 
 
 class _Connection:
@@ -170,6 +172,28 @@ class HttpServer:
         self.listener = Listener(self._serve, settings.current.max_clients)
         _aiohttp_log.disabled = True
 
+    def resume(self, sock: socket.socket, answer: Callable[[], Awaitable[Answer | None]]) -> None:
+        """Answer a client of an earlier process, and end its connection.
+
+        Args:
+            sock: the connection.
+            answer: returns what it gets; None when it is left to the next process.
+        """
+        self.listener.resume(sock, partial(self._resume, answer=answer))
+
+    async def _resume(self, client: Client, *, answer: Callable[[], Awaitable[Answer | None]]) -> None:
+        given = await answer()
+        if given is None:
+            return
+        response = _last(_rendered(given))
+        headers = {**response.headers, **HEADERS, "Content-Length": str(response.content_length), "Connection": "close"}
+        status = f"HTTP/1.1 {given.status.value} {given.status.phrase}"
+        head = "\r\n".join([status, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
+        async with asyncio.timeout(REPLY_LIMIT_S):
+            await asyncio.get_running_loop().sock_sendall(client.sock, head.encode() + given.encode())
+        if await close_after_reply(client.sock):
+            given.taken()
+
     async def _serve(self, client: Client) -> None:
         """Serve a connection to its end."""
         connection = _Connection(client)
@@ -187,7 +211,11 @@ class HttpServer:
             raise TypeError(request.protocol)
         connection = request.protocol.connection
         with connection.handling():
-            response, taken = await self._response(request, connection)
+            found = await self._response(request, connection)
+            if found is None:
+                connection.abort()  # for us alone: systemd has it too
+                return web.Response()
+            response, taken = found
             if response.content_type == "text/html":
                 response.headers["Content-Security-Policy"] = page_policy(response.text or "")
             for name, value in HEADERS.items():
@@ -207,8 +235,11 @@ class HttpServer:
 
     async def _response(
         self, request: web.BaseRequest, connection: _Connection
-    ) -> tuple[web.Response, Callable[[], None]]:
-        """The response, and what to call once the client has it. It ends the connection if the body was not read."""
+    ) -> tuple[web.Response, Callable[[], None]] | None:
+        """The response, and what to call once the client has it. It ends the connection if the body was not read.
+
+        None: the client is left to the next process.
+        """
         if refused := self._refusal(request, connection.client.sock):
             return _last(refused), _nothing
         try:
@@ -228,7 +259,7 @@ class HttpServer:
 
     async def _served(
         self, request: web.BaseRequest, connection: _Connection
-    ) -> tuple[web.Response, Callable[[], None]]:
+    ) -> tuple[web.Response, Callable[[], None]] | None:
         """The response of a page or an action, and what to call once the client has it."""
         body = await self._read(request)
         connection.request_read()
@@ -236,7 +267,7 @@ class HttpServer:
             return await self._pages[request.path](request), _nothing
         form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock)
         answer = await self._actions[request.path](form)
-        return _rendered(answer), answer.taken
+        return None if answer is None else (_rendered(answer), answer.taken)
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         """The body. A client that asks first whether it may send it, as curl does with a large form, may."""

@@ -111,6 +111,16 @@ class Addresses:
         return [address for address, state in self._states.items() if state.is_disabled]
 
     @property
+    def unexpectedly_disabled(self) -> list[str]:
+        """Those of the disabled addresses that an operator should hear of.
+
+        Not one of a family, IPv4 or IPv6, of which none ever answered: many a name has addresses of both, and the store
+        or this host's network serves only one. Before anything answers the endpoint itself is what is missing.
+        """
+        families = {_is_ipv6(address) for address, state in self._states.items() if state.has_answered}
+        return [address for address in self.disabled if _is_ipv6(address) in families]
+
+    @property
     def enabled(self) -> list[str]:
         """The addresses that are not disabled."""
         return [address for address, state in self._states.items() if not state.is_disabled]
@@ -258,3 +268,7 @@ class Addresses:
             state.on_trial = True
         else:
             self._disable(state)
+
+
+def _is_ipv6(address: str) -> bool:
+    return ":" in address

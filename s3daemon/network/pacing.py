@@ -34,6 +34,11 @@ class Pacer:
         """Whether there is a limit."""
         return self._limit_bps > 0
 
+    @property
+    def rate(self) -> float | None:
+        """What all uploads together are paced at, bit/s; None when they are not."""
+        return self._limit_bps or None
+
     def set_limit(self, limit_bps: int) -> None:
         """Replace the limit, for uploads in flight too."""
         if limit_bps != self._limit_bps:

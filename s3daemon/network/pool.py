@@ -112,6 +112,11 @@ class ConnectionPool:
         return self._opened_before + sum(connection.opened for connection in self._all)
 
     @property
+    def rtt_s(self) -> float:
+        """The least smoothed round-trip time of the open connections, seconds; 0 while none is known."""
+        return min((each.rtt_usec for each in self._all if each.is_open and each.rtt_usec), default=0) / 1e6
+
+    @property
     def in_use(self) -> int:
         """The number of connections that were acquired and not yet released."""
         return len(self._all) - len(self._free)

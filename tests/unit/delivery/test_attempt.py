@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -281,3 +282,92 @@ def test_what_was_sent_is_known_to_the_next_lookup() -> None:
 
     fly(main)
     assert given == ["md5"]
+
+
+class RefusingOnceStore(FakeStore):
+    """A store that answers the first look-up with 503."""
+
+    async def find(self, transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
+        if not self.finds:
+            self.finds.append(transfer.id)
+            raise AttemptError("503", "busy", status=503)
+        return await super().find(transfer, *args, **kwargs)
+
+
+def test_what_was_stored_after_an_unknown_outcome_is_not_sent_again_when_its_lookup_is_refused() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.house.store = bench.store = RefusingOnceStore()
+        older, newer = bench.accepted("/old"), bench.accepted("/new")
+        bench.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await bench.make(older)
+        bench.store.answer = lambda _: None
+        with pytest.raises(AttemptError) as caught:
+            await bench.make(newer)
+        assert caught.value.status == 503
+        assert await bench.make(newer)
+        assert [id_ for _, id_ in bench.store.puts] == [older.transfer.id, newer.transfer.id]
+
+    fly(main)
+
+
+def test_a_late_arrival_is_expected_at_the_store_that_got_the_attempt_alone() -> None:
+    """A reload to another store, and back: only there its object may be overwritten."""
+
+    async def test(bench: Bench) -> None:
+        older, newer, newest = (bench.accepted(file) for file in ("/old", "/new", "/newest"))
+        bench.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await bench.make(older)
+        bench.store.answer = lambda _: None
+        bench.house.store = other = FakeStore(url="http://other")
+        await bench.make(newer)
+        assert not other.finds
+        bench.house.store = bench.store
+        await bench.make(newest)
+        assert bench.store.finds == [newest.transfer.id]
+
+    on_bench(test)
+
+
+def test_after_a_reload_an_unknown_outcome_is_looked_up_at_the_new_store() -> None:
+    """Which has it if it is a replica; else the file is sent there."""
+
+    async def test(bench: Bench) -> None:
+        one, two = bench.accepted(), bench.accepted()
+        for queued in (one, two):
+            queued.outcome_unknown = True
+        bench.house.store = other = FakeStore(url="http://other")
+        other.objects[one.transfer.destination] = one.transfer.id
+        assert await bench.make(one)
+        assert not other.puts
+        assert await bench.make(two)
+        assert [id_ for _, id_ in other.puts] == [two.transfer.id]
+        assert not bench.store.finds
+
+    on_bench(test)
+
+
+def test_late_arrivals_at_destinations_that_never_come_again_are_forgotten() -> None:
+    async def test(bench: Bench) -> None:
+        bench.store.answer = lambda _: LOST
+
+        async def lose(count: int) -> None:
+            for number in range(count):
+                queued = bench.accepted()
+                to = replace(queued.transfer.destination, key=f"{number}/{asyncio.get_running_loop().time()}")
+                queued.transfer = replace(queued.transfer, destination=to)
+                with pytest.raises(AttemptError):
+                    await bench.make(queued)
+
+        await lose(2000)
+        await asyncio.sleep(LATE_ARRIVAL_S)
+        gc.collect()
+        before = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
+        await lose(1)
+        gc.collect()
+        after = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
+        assert before - after >= 1999
+
+    on_bench(test)

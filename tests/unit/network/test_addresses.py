@@ -298,3 +298,27 @@ def test_one_is_always_enabled(history: list[tuple[str, str]]) -> None:
         assert sorted(scene.addresses.in_order({})) == sorted(FOUR)
     scene.clock.now += DISABLED_MAX_S
     assert scene.addresses.to_probe() == scene.addresses.disabled
+
+
+@pytest.mark.parametrize(
+    ("addresses", "answered", "broken", "reported"),
+    [
+        (("::1", "127.0.0.1"), ["127.0.0.1"], ["::1"], []),
+        (("::1", "127.0.0.1"), ["::1"], ["127.0.0.1"], []),
+        (("::1", "127.0.0.1"), ["::1", "127.0.0.1"], ["::1"], ["::1"]),
+        (("::1", "127.0.0.1"), [], ["::1"], []),
+        (FOUR, [TWO], [ONE], [ONE]),
+        ((*FOUR, "::1"), [TWO], [ONE, "::1"], [ONE]),
+        (("fd00::1", "fd00::2", ONE), ["fd00::2"], ["fd00::1", ONE], ["fd00::1"]),
+    ],
+)
+def test_an_operator_hears_of_addresses_that_ought_to_work(
+    addresses: tuple[str, ...], answered: list[str], broken: list[str], reported: list[str]
+) -> None:
+    """Of a name with IPv4 and IPv6 often only one is served; a dead address among living ones of its kind counts."""
+    scene = Scene(addresses)
+    for address in answered:
+        scene.addresses.asked(address, Outcome.ANSWERED, "")
+    for address in broken:
+        scene.disable(address)
+    assert scene.addresses.unexpectedly_disabled == reported

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -155,3 +156,38 @@ async def test_a_server_that_is_away_says_nothing() -> None:
     async with scripted(other=hang_up_after()) as server, sending(server) as (connection, send):
         with pytest.raises(aiohttp.ClientError):
             await find_small_request(connection, send)
+
+
+class Cuts:
+    """Closes the connection of some requests, each so long after its answer, as a relay that is cut does."""
+
+    def __init__(self, *delays_s: float) -> None:
+        self._delays_s = list(delays_s)
+
+    async def __call__(self, exchange: Exchange) -> None:
+        await exchange.answer()
+        if self._delays_s:
+            asyncio.get_running_loop().call_later(self._delays_s.pop(0), exchange.connection.close)
+
+
+@pytest.mark.parametrize("delays_s", [(0.0,), (0.1, 0.2)], ids=["one", "two"])
+@in_loop
+async def test_a_connection_that_is_cut_is_no_store_that_closes_it(delays_s: tuple[float, ...]) -> None:
+    """Fewer closes than a habit needs: the next connection is kept."""
+    async with scripted(other=Cuts(*delays_s)) as server, sending(server) as (connection, send):
+        assert await find_small_request(connection, send, 0.5) == "GET"
+
+
+@in_loop
+async def test_closes_after_different_times_say_nothing() -> None:
+    """A store closes after each answer alike; a network that is cut again and again does not."""
+    async with scripted(other=Cuts(0.0, 0.4, 0.1)) as server, sending(server) as (connection, send):
+        with pytest.raises(ConnectionAbortedError):
+            await find_small_request(connection, send, 1.0)
+
+
+@in_loop
+async def test_a_short_idle_limit_keeps_no_connection() -> None:
+    """Closed after every answer, each time after the same short while: it would be opened anew for every upload."""
+    async with scripted(other=Cuts(*[0.1] * 9)) as server, sending(server) as (connection, send):
+        assert await find_small_request(connection, send, 1.0) == ""

@@ -33,7 +33,12 @@ from lab.sending import in_loop
 from s3daemon.errors import AttemptError
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
-from s3daemon.network.keepalive import SMALL_REQUESTS, SWEEP_S, TRIAL_EVERY_S
+from s3daemon.network.keepalive import (
+    SILENT_CLOSES,
+    SMALL_REQUESTS,
+    SWEEP_S,
+    TRIAL_EVERY_S,
+)
 from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES
 from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S
 from s3daemon.network.tcp import UNPACED_PACKETS
@@ -137,25 +142,27 @@ async def silent_close(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [http_1_0, answering(Connection="close"), silent_close], ids=["http-1.0", "close", "unannounced"]
+    ("script", "closes"),
+    [(http_1_0, 1), (answering(Connection="close"), 1), (silent_close, SILENT_CLOSES)],
+    ids=["http-1.0", "close", "unannounced"],
 )
 @in_loop
 async def test_no_connection_is_opened_to_a_server_that_keeps_none(
-    script: Script, caplog: pytest.LogCaptureFixture
+    script: Script, closes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That is logged once; one connection a minute finds out whether it keeps them now, and then all are opened."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
+    clock, tries = Clock(), closes * len(SMALL_REQUESTS)
     async with scripted(other=script) as server, kept(server, clock) as pool:
-        for rounds in (1, 2, 3):
+        for rounds in (1, 2):
             await until(lambda: not pool.small_request)
             tried = len(server.connections)
-            assert tried <= CONNECTIONS + rounds * 2 * len(SMALL_REQUESTS)
+            assert tried <= CONNECTIONS + rounds * tries
             clock.now += ASK_AGAIN_S - 1
             await sweeps(3)
             assert (len(server.connections), pool.open_count) == (tried, 0)
             clock.now += 1
-            await server.until(lambda tried=tried: len(server.connections) == tried + 6)  # type: ignore[misc]
+            await server.until(lambda tried=tried: len(server.connections) == tried + tries)  # type: ignore[misc]
             await sweeps(2)
         assert len(caplog.messages) == 1
         assert caplog.messages[0].startswith("the store closes each connection after its answer")

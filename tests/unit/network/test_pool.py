@@ -76,6 +76,18 @@ async def test_a_connection_is_used_by_one_at_a_time() -> None:
 
 
 @in_loop
+async def test_the_round_trip_time_is_that_of_an_open_connection() -> None:
+    """It is known after an answer, and while a connection is open."""
+    async with scripted() as server, pool_to(server.url) as pool:
+        assert pool.rtt_s == 0
+        async with pool.acquire() as connection:
+            await get(connection, server.url)
+        assert 0 < pool.rtt_s < 0.5
+        await connection.close()
+        assert pool.rtt_s == 0
+
+
+@in_loop
 async def test_half_of_the_connections_are_available_for_parts() -> None:
     """The other half is kept for further uploads; while an upload waits for a connection none is available."""
     async with pool_to("http://127.0.0.1:9", 5) as pool, contextlib.AsyncExitStack() as acquired:

@@ -1,0 +1,128 @@
+"""Clients that wait for their transfer's end, of both servers; a stop or a crash leaves them to the next process.
+
+A waiting client's connection is also stored with systemd, from before its transfer is durable until it has its reply,
+so that whichever process finishes the transfer can answer. Its name there is `FORM.TRANSFER.RANDOM`; the form says in
+which one the reply is written:
+
+    plain, extended     the line protocol's (`server`)
+    http                an answer to a form, complete in itself; the connection then ends (`http.server`)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from collections.abc import Mapping
+from typing import Any
+
+from s3daemon.config.settings import SettingsHolder
+from s3daemon.delivery.intake import Intake, Ticket
+from s3daemon.errors import Code
+from s3daemon.model.reply import Outcome, Reply
+from s3daemon.spool.spool import Entry
+from s3daemon.systemd.notify import Notifier
+
+
+def name_for(form: str, ticket: Ticket) -> str:
+    """Return a name for a connection that waits for a transfer."""
+    return f"{form}.{ticket.id}.{secrets.token_hex(4)}"
+
+
+def form_of(name: str) -> str:
+    """Return the form of the reply to a stored connection."""
+    return name.partition(".")[0]
+
+
+def transfer_of(name: str) -> str:
+    """Return the id of the transfer that a stored connection waits for."""
+    return name.partition(".")[2].partition(".")[0]
+
+
+class WaitingClients:
+    """Waits for them. Belongs to the running event loop.
+
+    Args:
+        settings: wait limit.
+        intake: has the transfers.
+        notifier: stores the connections with systemd.
+        failures: the transfers that had failed for good when this process started, by id.
+    """
+
+    def __init__(
+        self,
+        settings: SettingsHolder,
+        intake: Intake,
+        notifier: Notifier,
+        failures: Mapping[str, Entry] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._intake = intake
+        self._notifier = notifier
+        self._failures = failures or {}
+        #: Done when the service leaves its clients; whether no process will follow.
+        self._left: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    @property
+    def left(self) -> bool:
+        """Whether the service leaves its clients."""
+        return self._left.done()
+
+    def leave(self, *, for_good: bool) -> None:
+        """Leave the clients to the next process.
+
+        Args:
+            for_good: no process will follow: they are told that their transfers are kept.
+        """
+        if not self._left.done():
+            self._left.set_result(for_good)
+
+    async def wait(self, ticket: Ticket, sock: socket.socket, name: str) -> Reply | None:
+        """Return the end of a transfer, or `deferred` once it is durable and its client has waited as long as it may.
+
+        Returns:
+            None when the service stops and systemd has the connection for the next process.
+
+        Raises:
+            SpoolError: the spool refused the transfer.
+        """
+        stored = sock.fileno() >= 0 and self._notifier.store(name, sock)
+        try:
+            events: set[asyncio.Future[Any]] = {ticket.outcome, self._left}
+            limit_s = self._settings.current.wait_limit_s
+            await asyncio.wait(events, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
+            # A reply says `kept` only of what is durable; nor `stored` while a crash could bring back an older request.
+            await ticket.durable
+            if ticket.outcome.done():
+                return await ticket.outcome
+            if stored and self._left.done() and not self._left.result():
+                stored = False
+                return None
+            return self._intake.deferral(ticket) or await ticket.outcome
+        finally:
+            ticket.outcome.cancel()  # unless it is done: this client waits no longer
+            if stored:
+                self._notifier.forget(name)
+
+    async def resume(self, name: str, sock: socket.socket) -> tuple[Reply | None, Ticket | None]:
+        """Go on for a client of an earlier process.
+
+        Returns:
+            the reply, None as `wait` returns it; and the ticket, None when the transfer was over already.
+        """
+        id_ = transfer_of(name)
+        ticket, failure = self._intake.resume(id_), self._failures.get(id_)
+        if ticket is not None:
+            reply = await self.wait(ticket, sock, name)
+            if reply is not None:
+                self._notifier.forget(name)  # should this process not have been able to store it once more
+            return reply, ticket
+        self._notifier.forget(name)
+        if failure is not None:
+            return Reply(Outcome.FAILED, id_, failure.code, failure.text), None
+        text = "the daemon was interrupted, and it is not known here whether it had accepted or stored this"
+        return Reply(Outcome.FAILED, "", Code.INTERRUPTED, f"{text}; see journalctl S3DAEMON_TRANSFER_ID={id_}"), None
+
+    def failure(self, name: str) -> Entry | None:
+        """Return the transfer that a stored connection waits for, if it had failed when this process started."""
+        return self._failures.get(transfer_of(name))
