@@ -46,11 +46,13 @@ from s3daemon.http.upload import FORM_NAME, Uploads
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.questions import Questions
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
 from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.journal import Journal
 from s3daemon.model.record import MessageId
+from s3daemon.model.reply import Outcome, Reply
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.descriptors import clients_within, raise_limit
@@ -220,7 +222,12 @@ class Service:
         self._janitor.forget_other_endpoints()
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
-        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, failures)
+        stored = {id_ for _, id_ in spool.kept.ended}
+        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, failures, stored)
+        ended = {id_: Reply(Outcome.STORED, id_) for id_ in stored}
+        ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        self._questions = questions = Questions(exposures, uploader.schedule.__contains__, ended.items())
+        uploader.observers.append(questions.see)
         self._server = server = Server(
             self._settings,
             intake,
@@ -228,6 +235,7 @@ class Service:
             waiting,
             spool.mark_notified,
             refusals=self._refusals,
+            questions=questions,
             http_addresses=[name_of(sock) for sock in http_listeners],
         )
         self._operations = operations = Operations(
@@ -245,7 +253,7 @@ class Service:
         uploads = Uploads(
             intake, self._access, waiting, spool.mark_notified, refusals=self._refusals, clock=uploader.now
         )
-        pages = routes(self._settings, operations, metrics)
+        pages = routes(self._settings, operations, metrics, questions)
         self._http = HttpServer(self._settings, pages, {"/upload": uploads.handle})
         handlers = {
             "queue": operations.queue,
@@ -294,6 +302,7 @@ class Service:
         await self._uploader.drain(drain_s)
         listeners = self._server.listener, self._http.listener
         clients = any(listener.clients for listener in listeners)
+        self._questions.leave()
         self._waiting.leave(for_good=clients and await asyncio.to_thread(is_stopped_for_good))
         await asyncio.gather(*(listener.drain() for listener in listeners))
         await control.close()

@@ -32,7 +32,9 @@ from s3daemon.ingress.protocol import (
     is_extended,
     is_http,
     parse_request,
+    question_in,
 )
+from s3daemon.ingress.questions import Questions
 from s3daemon.ingress.refusals import Refusals, refusal_of
 from s3daemon.ingress.waiting import WaitingClients, form_of, name_for
 from s3daemon.model.reply import Outcome, Reply
@@ -56,6 +58,7 @@ class Server:
         waiting: has them wait for their transfers.
         client_notified: called with the id of a transfer whose failure a client has received.
         refusals: takes every request that is refused.
+        questions: answers the questions about tags.
         http_addresses: where HTTP is served, for clients that speak it here.
 
     Attributes:
@@ -71,11 +74,13 @@ class Server:
         client_notified: Callable[[str], None],
         *,
         refusals: Refusals,
+        questions: Questions,
         http_addresses: Sequence[str] = (),
     ) -> None:
         self._intake = intake
         self._access = access
         self._refusals = refusals
+        self._questions = questions
         self._waiting = waiting
         self._client_notified = client_notified
         self._http_answer = http_answer(http_addresses)
@@ -151,6 +156,10 @@ class Server:
     async def _answer(self, line: bytes, sock: socket.socket) -> Reply | None:
         """The reply to a request; None when the connection is left to the next process."""
         try:
+            if question := question_in(line):
+                await self._access.check(sock)
+                count = await self._questions.about_tag(question.tag, question.expect, question.timeout_s)
+                return None if count is None else count.reply()
             request = parse_request(line)
             ticket = await self._access.admit(sock, request, self._intake.submit)
             if request.wait:

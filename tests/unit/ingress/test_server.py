@@ -20,9 +20,11 @@ from s3daemon.delivery.intake import Ticket
 from s3daemon.errors import FileError, SpoolError
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.questions import Questions
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
 from s3daemon.ingress.waiting import WaitingClients
+from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Request
@@ -103,8 +105,16 @@ class House:
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
         failure = Entry(1, None, 0.0, code="NoSuchBucket", text="gone", failed=True)  # type: ignore[arg-type]
         self.waiting = WaitingClients(self.settings, intake, notifier, {"00000000000000bb": failure})
+        self.exposures = Exposures()
+        self.questions = Questions(self.exposures, lambda id_: False)
         self.server = Server(
-            self.settings, intake, self.access, self.waiting, self.notified.append, refusals=self.refusals
+            self.settings,
+            intake,
+            self.access,
+            self.waiting,
+            self.notified.append,
+            refusals=self.refusals,
+            questions=self.questions,
         )
         self.accepting = asyncio.create_task(self.server.listener.accept(self.listener))
 
