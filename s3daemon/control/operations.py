@@ -23,11 +23,12 @@ from s3daemon.control.status import (
     receivers_of,
     uploads_of,
 )
+from s3daemon.delivery.decision import DROPPED
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
-from s3daemon.model.exposure import Exposures
+from s3daemon.model.exposure import Exposures, loss_of
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.spool.spool import Entry, Spool
 
@@ -152,7 +153,10 @@ class Operations:
     async def drop(self, arguments: Mapping[str, object]) -> Answer:
         """Give up: an attempt in flight is cancelled and its clients are notified."""
         ids = _ids(arguments)
-        dropped = await self._spool.drop(ids)
+        pending = [queued.transfer for id_ in ids if (queued := self._uploader.schedule.get(id_))]
+        dropped = await self._spool.drop(
+            ids, [loss_of(transfer, f"{DROPPED.code}: {DROPPED.text}") for transfer in pending]
+        )
         for id_ in ids:
             queued = self._uploader.schedule.get(id_)
             if queued is not None and not await self._uploader.drop(queued):

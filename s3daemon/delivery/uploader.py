@@ -34,7 +34,7 @@ from dataclasses import replace
 from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
-from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
+from s3daemon.delivery.decision import DROPPED, FailureState, Finding, LastError, decide
 from s3daemon.delivery.health import (
     ASK_EVERY_S,
     Ask,
@@ -431,7 +431,7 @@ class Uploader:
 
     async def drop(self, queued: QueuedTransfer) -> bool:
         """End a transfer for an operator, as `abandon` does, and record that; the caller removes it from the spool."""
-        error = LastError(Code.DROPPED, "dropped by an operator")
+        error = DROPPED
         if not await self.abandon(queued, Reply(Outcome.FAILED, queued.transfer.id, error.code, error.text)):
             return False
         queued.last_error = replace(queued.last_error, code=error.code, text=error.text)

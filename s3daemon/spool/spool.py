@@ -264,15 +264,15 @@ class Spool:
         not_failed: dict[str, Value] = {"failed": False, "failed_active_s": 0.0, "client_notified": False}
         return await self._change(ids, {**not_failed, "accepted_active_s": active_now_s})
 
-    async def drop(self, ids: Iterable[str]) -> set[str]:
-        """Remove transfers, pending or failed.
+    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
+        """Remove transfers, pending or failed, and keep in one with that what is missing of exposures then.
 
         Returns:
             the ids that the spool held.
         """
         await self._settle()
         held = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
-        await self._apply(*(Delete(seq) for seq in held.values()))
+        await self._apply(*(Delete(seq) for seq in held.values()), *map(SaveLoss, losses))
         return set(held)
 
     def save_clock(self, active_now_s: float) -> None:

@@ -55,7 +55,8 @@ class Spool:
     async def retry(self, ids: Sequence[str], now: float) -> set[str]:
         return {id_ for id_ in ids if self.failed.pop(id_, None)}
 
-    async def drop(self, ids: Iterable[str]) -> set[str]:
+    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
+        self.losses += losses
         return {id_ for id_ in ids if id_ in self.pending or self.failed.pop(id_, None)}
 
 
