@@ -1,4 +1,4 @@
-"""Questions about what was accepted earlier: whether all of a tag, or one transfer, is stored; answered once that is so.
+"""Questions about what was accepted earlier: whether all of a tag, or one transfer, is stored; answered in time.
 
 A question waits until the last transfer that it is about has ended, or its time is up; it accepts nothing and may be
 asked again. So a stop leaves no question to the next process: its client asks that one.

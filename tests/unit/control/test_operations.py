@@ -194,6 +194,21 @@ def test_a_retry_makes_a_failed_transfer_pending_again(everything: bool) -> None
     at_desk(main)
 
 
+def test_a_dropped_transfer_is_missing_in_its_exposure() -> None:
+    """From the very commit that removes it: a crash after that must not make the exposure whole."""
+
+    async def main(desk: Desk) -> None:
+        desk.house.store.seconds = 1000.0
+        (id_,) = await desk.submit("night/a")
+        await asyncio.sleep(1)
+        await desk.operations.drop({"ids": [id_, "f" * 16]})
+        loss = desk.spool.losses[0]
+        assert (loss.what, loss.missing.outcome) == ("bucket/night/a", "failed")
+        assert loss.missing.reason == "Dropped: dropped by an operator"
+
+    at_desk(main)
+
+
 def test_a_drop_cancels_the_attempt_in_flight() -> None:
     async def main(desk: Desk) -> None:
         desk.house.store.seconds = 1000.0
