@@ -63,6 +63,7 @@ class Code(StrEnum):
     NO_CREDENTIALS = "NoCredentials"
     OVERTAKEN = "Overtaken"
     OVERWRITTEN = "Overwritten"
+    SLOW_CONNECTION = "SlowConnection"
     STALE_CONNECTION = "StaleConnection"
     STALLED = "Stalled"
     TLS_FAILED = "TLSFailed"

@@ -70,6 +70,7 @@ class QueuedTransfer:
         sent_md5: of what the last attempt has sent, as `Entry.md5`.
         lookups_refused: that the store has refused, one after the other.
         failed_addresses: the store's addresses that the next attempt avoids.
+        moved: how often its uploads were moved to another connection.
         file_changed: the file differed from what was accepted.
         source: the file as opened at acceptance, until the first attempt takes it.
         record: what was recorded, once it is over.
@@ -91,6 +92,7 @@ class QueuedTransfer:
     sent_md5: str = ""
     lookups_refused: int = 0
     failed_addresses: frozenset[str] = frozenset()
+    moved: int = 0
     file_changed: bool = False
     source: Source | None = None
     record: TransferRecord | None = None

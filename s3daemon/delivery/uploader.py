@@ -58,7 +58,7 @@ from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import Source
-from s3daemon.model.verdict import ACCESS_DENIED, Keys, accuses_keys
+from s3daemon.model.verdict import ACCESS_DENIED, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import Stored
 from s3daemon.spool.exposures import StoredCount
@@ -302,18 +302,22 @@ class Uploader:
 
     async def _run(self, queued: QueuedTransfer, progress: Progress) -> None:
         keys: Keys | None = None
+        is_unanswered = False
         try:
             outcome: Stored | AttemptError | FileError = await self._attempts.make(queued, progress)
         except (AttemptError, FileError) as exc:
             outcome = exc
             if isinstance(exc, AttemptError) and accuses_keys(exc):
                 keys = await self._keys.examine(exc, queued.last_attempt_at)
+            elif exc.code in UNANSWERED:
+                neutral = await self._keys.ask()
+                is_unanswered = neutral is not None and not neutral.status
         finally:
             queued.attempt = None
         if isinstance(outcome, Stored):
             self._stored(queued, outcome)
         else:
-            self._failed(queued, outcome, keys)
+            self._failed(queued, outcome, keys, is_unanswered=is_unanswered)
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
@@ -350,7 +354,9 @@ class Uploader:
             notify(self._end(older), Reply(Outcome.FAILED, older.transfer.id, Code.OVERTAKEN, text))
             _log.info("%s is not sent to %s: %s", older.transfer.id, destination, text)
 
-    def _failed(self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None) -> None:
+    def _failed(
+        self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None, *, is_unanswered: bool
+    ) -> None:
         now = self._clock()
         state = FailureState(
             attempts=queued.attempts,
@@ -366,7 +372,7 @@ class Uploader:
         again = not decision.final
         self._count(AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again))
         if isinstance(error, AttemptError):
-            self._update_health(queued, error, decision.endpoint)
+            self._update_health(queued, error, decision.endpoint, is_unanswered=is_unanswered)
         if decision.final:
             if error.code == ACCESS_DENIED and keys is not Keys.GOOD:
                 self._keys.denied(queued.transfer.id)
@@ -397,7 +403,9 @@ class Uploader:
         if skipped is not None:
             self._journal.write(failure_of(queued, delay_s, skipped).fields())
 
-    def _update_health(self, queued: QueuedTransfer, error: AttemptError, finding: Finding) -> None:
+    def _update_health(
+        self, queued: QueuedTransfer, error: AttemptError, finding: Finding, *, is_unanswered: bool
+    ) -> None:
         destination = queued.transfer.destination
         match finding:
             case Finding.SERVING:
@@ -406,7 +414,7 @@ class Uploader:
                 self._health.succeeded(queued.last_attempt_at)
                 self._full_buckets.refused(destination.bucket, self._clock())
             case Finding.FAILING:
-                self._health.failed(error, destination)
+                self._health.failed(error, destination, is_unanswered=is_unanswered)
             case Finding.SUSPICIOUS:
                 self._health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:
@@ -542,6 +550,7 @@ def record_of(
         connection=stored.connection if stored else "",
         receiver=stored.address if stored else error.address,
         changed=queued.file_changed,
+        moved=queued.moved or None,
         parts=stored.parts if stored and stored.parts > 1 else None,
     )
 

@@ -189,9 +189,13 @@ class HttpServer:
         headers = {**response.headers, **HEADERS, "Content-Length": str(response.content_length), "Connection": "close"}
         status = f"HTTP/1.1 {given.status.value} {given.status.phrase}"
         head = "\r\n".join([status, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
-        async with asyncio.timeout(REPLY_LIMIT_S):
-            await asyncio.get_running_loop().sock_sendall(client.sock, head.encode() + given.encode())
-        if await close_after_reply(client.sock):
+        try:
+            async with asyncio.timeout(REPLY_LIMIT_S):
+                await asyncio.get_running_loop().sock_sendall(client.sock, head.encode() + given.encode())
+            taken = await close_after_reply(client.sock)
+        finally:
+            given.sent()
+        if taken:
             given.taken()
 
     async def _serve(self, client: Client) -> None:
@@ -215,7 +219,7 @@ class HttpServer:
             if found is None:
                 connection.abort()  # for us alone: systemd has it too
                 return web.Response()
-            response, taken = found
+            response, answer = found
             if response.content_type == "text/html":
                 response.headers["Content-Security-Policy"] = page_policy(response.text or "")
             for name, value in HEADERS.items():
@@ -224,24 +228,27 @@ class HttpServer:
                 response.force_close()
             connection.request_read()
             connection.limit(REPLY_LIMIT_S)
-            with suppress(OSError):  # the client is gone
+            try:
                 await response.prepare(request)
                 await response.write_eof()
+            except OSError:
+                return response  # the client is gone
+            finally:
+                answer.sent()
+            with suppress(OSError):
                 if not connection.closed.done():
-                    taken()
+                    answer.taken()
                     if response.keep_alive:
                         connection.await_request()
         return response
 
-    async def _response(
-        self, request: web.BaseRequest, connection: _Connection
-    ) -> tuple[web.Response, Callable[[], None]] | None:
-        """The response, and what to call once the client has it. It ends the connection if the body was not read.
+    async def _response(self, request: web.BaseRequest, connection: _Connection) -> tuple[web.Response, Answer] | None:
+        """The response, and the answer that it renders. It ends the connection if the body was not read.
 
         None: the client is left to the next process.
         """
         if refused := self._refusal(request, connection.client.sock):
-            return _last(refused), _nothing
+            return _last(refused), _PAGE
         try:
             return await self._served(request, connection)
         except web.HTTPRequestEntityTooLarge:
@@ -255,21 +262,19 @@ class HttpServer:
             _log.exception("a bug while answering %s", one_line(request.path, 100))
             text = f"Internal: a bug in the daemon: {type(exc).__name__}; its journal says where"
             answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text)
-        return _last(_rendered(answer)), _nothing
+        return _last(_rendered(answer)), answer
 
-    async def _served(
-        self, request: web.BaseRequest, connection: _Connection
-    ) -> tuple[web.Response, Callable[[], None]] | None:
-        """The response of a page or an action, and what to call once the client has it."""
+    async def _served(self, request: web.BaseRequest, connection: _Connection) -> tuple[web.Response, Answer] | None:
+        """The response of a page or an action, and the answer that it renders."""
         body = await self._read(request)
         connection.request_read()
         if request.method not in FORM_METHODS:
             page = self._page(request.path)
             assert page, "see _refusal"
-            return await page(request), _nothing
+            return await page(request), _PAGE
         form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock)
         answer = await self._actions[request.path](form)
-        return None if answer is None else (_rendered(answer), answer.taken)
+        return None if answer is None else (_rendered(answer), answer)
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         """The body. A client that asks first whether it may send it, as curl does with a large form, may."""
@@ -303,8 +308,8 @@ class HttpServer:
             _log.warning("refused %s over HTTP: %s", one_line(what, 100), reason)
 
 
-def _nothing() -> None:
-    """Nothing is to be called once the client has its answer."""
+#: Stands for a page's answer: nothing is to be called once the client has it.
+_PAGE = Answer(HTTPStatus.OK, "")
 
 
 def _last(response: web.Response) -> web.Response:

@@ -106,12 +106,14 @@ class Answer:
         message: one line for people.
         task: the transfer, see `task_of`, or what was given of it; None when there is nothing to say of it.
         taken: to be called once the client has the answer.
+        sent: to be called before that, once the answer was sent or cannot be.
     """
 
     status: HTTPStatus
     message: str
     task: dict[str, Any] | None = None
     taken: Callable[[], None] = lambda: None
+    sent: Callable[[], None] = lambda: None
 
     def encode(self) -> bytes:
         """The JSON object, and a line feed: a shell script prints it, and then its own next line."""
@@ -165,7 +167,8 @@ class Uploads:
             pairs = await _read(form)
             request = request_of(pairs)
             ticket = await self._access.admit(form.sock, request, self._intake.submit)
-            reply = await self._waiting.wait(ticket, form.sock, name_for(FORM_NAME, ticket))
+            name = name_for(FORM_NAME, ticket)
+            reply = await self._waiting.wait(ticket, form.sock, name)
         except S3daemonError as exc:
             await self._refusals.add(refusal_of(exc, *_given_in(pairs)), form.sock)
             if isinstance(exc, RequestError):
@@ -174,8 +177,8 @@ class Uploads:
         if reply is None:
             return None
         if not reply.id:  # the spool refused it
-            return self._answer(reply, given_task(pairs))
-        return self._answer(reply, task_of(request, ticket.queued, self._clock()))
+            return self._answer(reply, given_task(pairs), name)
+        return self._answer(reply, task_of(request, ticket.queued, self._clock()), name)
 
     async def resume(self, name: str, sock: socket.socket) -> Answer | None:
         """Return the answer to a client of an earlier process; None when it is left to the next one.
@@ -193,14 +196,14 @@ class Uploads:
         elif failure is not None:
             queued = QueuedTransfer(failure.seq, failure.transfer, now, now, attempts=failure.attempts)
         if queued is None:
-            return self._answer(reply, None)
+            return self._answer(reply, None, name)
         transfer = queued.transfer  # its first tag: which of them this client gave is not known
         request = Request(transfer.file, transfer.destination, tag=next(iter(transfer.tags), ""), extended=True)
-        return self._answer(reply, task_of(request, queued, now))
+        return self._answer(reply, task_of(request, queued, now), name)
 
-    def _answer(self, reply: Reply, task: dict[str, Any] | None) -> Answer:
+    def _answer(self, reply: Reply, task: dict[str, Any] | None, name: str) -> Answer:
         message = f"{reply.code}: {reply.text}" if reply.code else "upload succeeded"
-        answer = Answer(status_of(reply), message, task)
+        answer = Answer(status_of(reply), message, task, sent=partial(self._waiting.forget, name))
         if reply.outcome is Outcome.FAILED and reply.id:
             return replace(answer, taken=partial(self._client_notified, reply.id))
         return answer

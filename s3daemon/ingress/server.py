@@ -124,11 +124,11 @@ class Server:
                 await self._send(client.sock, self._http_answer)
                 await close_after_reply(client.sock)
                 return
-            reply = await self._answer(line, client.sock)
+            reply, name = await self._answer(line, client.sock)
             if reply is None:
                 return
             first, extended = False, is_extended(line)
-            await self._deliver(client.sock, reply, extended=extended)
+            await self._deliver(client.sock, reply, name, extended=extended)
         if extended:  # a further request may be there already; a reset would take the last reply with it
             await close_after_reply(client.sock)
 
@@ -153,23 +153,24 @@ class Server:
         finally:
             client.request_read()
 
-    async def _answer(self, line: bytes, sock: socket.socket) -> Reply | None:
-        """The reply to a request; None when the connection is left to the next process."""
+    async def _answer(self, line: bytes, sock: socket.socket) -> tuple[Reply | None, str]:
+        """The reply to a request, None when the connection is left to the next process; and its name with systemd."""
         try:
             if question := question_in(line):
                 await self._access.check(sock)
                 count = await self._questions.about_tag(question.tag, question.expect, question.timeout_s)
-                return None if count is None else count.reply()
+                return (None if count is None else count.reply()), ""
             request = parse_request(line)
             ticket = await self._access.admit(sock, request, self._intake.submit)
             if request.wait:
                 form = "extended" if request.extended else "plain"
-                return await self._waiting.wait(ticket, sock, name_for(form, ticket))
+                name = name_for(form, ticket)
+                return await self._waiting.wait(ticket, sock, name), name
             await ticket.durable
-            return Reply(Outcome.ACCEPTED, ticket.id)
+            return Reply(Outcome.ACCEPTED, ticket.id), ""
         except S3daemonError as exc:
             await self._refusals.add(refusal_of(exc, *given_in(line)), sock)
-            return Reply.failed(exc)
+            return Reply.failed(exc), ""
 
     async def _resume(self, client: Client, *, name: str) -> None:
         """Answer a client of an earlier process, and serve its further requests."""
@@ -177,13 +178,25 @@ class Server:
         if reply is None:
             return
         extended = form_of(name) == "extended"
-        await self._deliver(client.sock, reply, extended=extended)
+        await self._deliver(client.sock, reply, name, extended=extended)
         if extended:
             await self._serve(client)
 
-    async def _deliver(self, sock: socket.socket, reply: Reply, *, extended: bool) -> None:
-        await self._send(sock, reply.encode(extended=extended))
-        taken = extended or await close_after_reply(sock)
+    async def _deliver(self, sock: socket.socket, reply: Reply, name: str, *, extended: bool) -> None:
+        """Send a reply.
+
+        After a kill between two steps here, the client of a plain request, whose connection ends with the reply, gets
+        it nevertheless; one of an extended request none, rather than two.
+        """
+        data = reply.encode(extended=extended)
+        if name and extended:
+            self._waiting.forget(name)
+        try:
+            await self._send(sock, data)
+            taken = extended or await close_after_reply(sock)
+        finally:
+            if name and not extended:
+                self._waiting.forget(name)
         if taken and reply.outcome is Outcome.FAILED and reply.id:
             self._client_notified(reply.id)
 

@@ -14,12 +14,14 @@ import asyncio
 import secrets
 import socket
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.errors import Code
 from s3daemon.model.reply import Outcome, Reply
+from s3daemon.network.tcp import TcpInfo
 from s3daemon.spool.spool import Entry
 from s3daemon.systemd.notify import Notifier
 
@@ -37,6 +39,11 @@ def form_of(name: str) -> str:
 def transfer_of(name: str) -> str:
     """Return the id of the transfer that a stored connection waits for."""
     return name.partition(".")[2].partition(".")[0]
+
+
+def _has_sent(sock: socket.socket) -> bool:
+    """Whether anything was ever sent over a connection; False for a Unix socket, which cannot tell."""
+    return sock.family != socket.AF_UNIX and TcpInfo.of(sock).sent > 0
 
 
 class WaitingClients:
@@ -62,7 +69,8 @@ class WaitingClients:
         self._intake = intake
         self._notifier = notifier
         self._failures = failures or {}
-        self._stored = stored
+        self._ended = stored
+        self._stored: set[str] = set()  # names of connections with systemd
         #: Done when the service leaves its clients; whether no process will follow.
         self._left: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -84,12 +92,14 @@ class WaitingClients:
         """Return the end of a transfer, or `deferred` once it is durable and its client has waited as long as it may.
 
         Returns:
-            None when the service stops and systemd has the connection for the next process.
+            the reply: call `forget` as soon as the client has it, or cannot get it. None when the service stops and
+            systemd has the connection for the next process.
 
         Raises:
             SpoolError: the spool refused the transfer.
         """
-        stored = sock.fileno() >= 0 and self._notifier.store(name, sock)
+        if sock.fileno() >= 0 and self._notifier.store(name, sock):
+            self._stored.add(name)
         try:
             events: set[asyncio.Future[Any]] = {ticket.outcome, self._left}
             limit_s = self._settings.current.wait_limit_s
@@ -98,32 +108,41 @@ class WaitingClients:
             await ticket.durable
             if ticket.outcome.done():
                 return await ticket.outcome
-            if stored and self._left.done() and not self._left.result():
-                stored = False
+            if name in self._stored and self._left.done() and not self._left.result():
                 return None
             return self._intake.deferral(ticket) or await ticket.outcome
+        except BaseException:
+            self.forget(name)
+            raise
         finally:
             ticket.outcome.cancel()  # unless it is done: this client waits no longer
-            if stored:
-                self._notifier.forget(name)
+
+    def forget(self, name: str) -> None:
+        """Have systemd forget a connection: the next process shall not answer it."""
+        if name in self._stored:
+            self._stored.discard(name)
+            self._notifier.forget(name)
 
     async def resume(self, name: str, sock: socket.socket) -> tuple[Reply | None, Ticket | None]:
         """Go on for a client of an earlier process.
 
         Returns:
-            the reply, None as `wait` returns it; and the ticket, None when the transfer was over already.
+            the reply, as `wait` returns it, None also when the client has it; and the ticket, None when the transfer
+            was over already.
         """
+        self._stored.add(name)
+        if form_of(name) == "plain" and _has_sent(sock):  # its reply; the process before was killed right then
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_WR)
+            self.forget(name)
+            return None, None
         id_ = transfer_of(name)
         ticket, failure = self._intake.resume(id_), self._failures.get(id_)
         if ticket is not None:
-            reply = await self.wait(ticket, sock, name)
-            if reply is not None:
-                self._notifier.forget(name)  # should this process not have been able to store it once more
-            return reply, ticket
-        self._notifier.forget(name)
+            return await self.wait(ticket, sock, name), ticket
         if failure is not None:
             return Reply(Outcome.FAILED, id_, failure.code, failure.text), None
-        if id_ in self._stored:
+        if id_ in self._ended:
             return Reply(Outcome.STORED, id_), None
         text = "the daemon was interrupted, and it is not known here whether it had accepted or stored this"
         return Reply(Outcome.FAILED, "", Code.INTERRUPTED, f"{text}; see journalctl S3DAEMON_TRANSFER_ID={id_}"), None

@@ -44,6 +44,8 @@ class IdleLimit:
 
     A restart of the server closes connections too, all at one moment, and they may well have been idle for the same
     time. So one close is a suspicion. A second one at the same idle time, while no connection lives longer, is a limit.
+    A server that is restarted again and again may close them after the same time as well; so while a limit is
+    suspected, one connection is used all the time: it outlives a limit, but no restart.
 
     Args:
         wanted_s: how often to use an idle connection while no limit is known, seconds.
@@ -69,6 +71,12 @@ class IdleLimit:
         return self._limit_s if self._limit_s < math.inf else None
 
     @property
+    def is_suspected(self) -> bool:
+        """Whether the next closes may show a limit that is not known yet, so that one connection should not rest."""
+        is_new = self._suspected_s < self._limit_s
+        return is_new and self._clock() - self._suspected_at <= self._suspected_s + SUSPECTED_FOR_S
+
+    @property
     def is_trial_due(self) -> bool:
         """Whether one connection should rest as if there were no limit, to find out whether it still holds."""
         return self._clock() >= self._trial_at
@@ -78,24 +86,26 @@ class IdleLimit:
 
         Args:
             closed: for how long each that the server closed since the last look had been idle, seconds.
-            longest_open: for how long that which rests longest has been idle, seconds; 0 when none is open.
+            longest_open: for how long that which rests longest has been idle, seconds; more than 0 when any is open.
 
         Returns:
             Whether `interval_s` changed.
         """
         before = self.interval_s
         if closed and min(closed) >= KEPT_S and max(closed) - min(closed) <= 2 * SWEEP_S:
-            self._note_close(min(closed))
+            self._note_close(min(closed), is_any_open=longest_open > 0)
         if longest_open >= self._suspected_s + SWEEP_S / 2:
             self._suspected_s = math.inf
         if longest_open > self._limit_s + SWEEP_S:
             self._limit_s = self._trial_at = math.inf
         return self.interval_s != before
 
-    def _note_close(self, idle_s: float) -> None:
+    def _note_close(self, idle_s: float, *, is_any_open: bool) -> None:
         now = self._clock()
         since_s = now - self._suspected_at
         if abs(idle_s - self._suspected_s) > SWEEP_S or since_s > idle_s + SUSPECTED_FOR_S:
+            self._suspected_s, self._suspected_at = idle_s, now
+        elif since_s >= idle_s - SWEEP_S and not is_any_open:  # another restart
             self._suspected_s, self._suspected_at = idle_s, now
         elif since_s >= idle_s - SWEEP_S:  # else it is the same moment, seen in two looks
             self._limit_s = min(self._limit_s, idle_s, self._suspected_s)

@@ -35,9 +35,9 @@ class Pacer:
         return self._limit_bps > 0
 
     @property
-    def rate(self) -> float | None:
-        """What all uploads together are paced at, bit/s; None when they are not."""
-        return self._limit_bps or None
+    def limit_bps(self) -> int:
+        """Bit/s for all together, 0 for no limit."""
+        return self._limit_bps
 
     def set_limit(self, limit_bps: int) -> None:
         """Replace the limit, for uploads in flight too."""

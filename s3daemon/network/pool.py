@@ -134,6 +134,11 @@ class ConnectionPool:
         idle = len(self.idle()) - self.reserve
         return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))
 
+    def has_spare(self, window: int = 0) -> bool:
+        """Return whether an open connection to an enabled address is idle that can have `window` bytes in flight."""
+        open_ = [each for each in self.idle() if each.is_open and each.window >= window]
+        return any(self.addresses.is_enabled(each.address) for each in open_)
+
     def per_address(self) -> Counter[str]:
         """Count the connections that lead to each address, or are about to."""
         idle = set(self.idle())

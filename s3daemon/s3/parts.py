@@ -50,17 +50,17 @@ def goes_in_parts(size: int, settings: Settings) -> bool:
     return size > settings.multipart_threshold_bytes and size > part_bytes(size, settings.part_size_bytes)
 
 
-def parts_under_rate(part_size: int, rate: float | None, rtt_s: float) -> float:
+def parts_under_rate(part_size: int, rate_bps: int, rtt_s: float) -> float:
     """Return how many parts are worth sending at a time, of all files together.
 
     Args:
         part_size: bytes.
-        rate: what all uploads together are paced at, bit/s; None when they are not.
+        rate_bps: what all uploads together are paced at, bit/s; 0 when they are not.
         rtt_s: the round-trip time to the store, seconds.
     """
-    if rate is None:
+    if not rate_bps:
         return math.inf
-    bytes_per_s = rate / 8
+    bytes_per_s = rate_bps / 8
     in_time = int((IN_FLIGHT_S + IN_FLIGHT_ROUND_TRIPS * rtt_s) * bytes_per_s / part_size)
     filling = math.ceil(rtt_s * bytes_per_s / WINDOW_BYTES)
     return max(_LEAST_PARTS, in_time, filling)
@@ -171,8 +171,9 @@ class PartSender:
                     except AttemptError as exc:
                         if open_upload.abandoned:
                             raise
-                        if exc.code == Code.STALE_CONNECTION and stale_allowed > 0:
-                            stale_allowed -= 1
+                        is_stale = exc.code == Code.STALE_CONNECTION
+                        if exc.code == Code.SLOW_CONNECTION or (is_stale and stale_allowed > 0):
+                            stale_allowed -= is_stale
                             numbers.appendleft(number)
                         else:
                             failure = failure or exc
@@ -188,7 +189,7 @@ class PartSender:
         if not running:
             return True
         pool = self._sender.pool
-        most = parts_under_rate(part_size, pool.pacer.rate, pool.rtt_s)
+        most = parts_under_rate(part_size, pool.pacer.limit_bps, pool.rtt_s)
         may_run = parts_at_once(running + waiting, pool.usable, self._files, most)
         return running < may_run and pool.available_for_parts > 0
 

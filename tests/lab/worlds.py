@@ -79,7 +79,7 @@ class Sent:
 
 @dataclass(frozen=True)
 class Event:
-    """What happens beside: kill, terminate, reload, dead, alive, denied, granted.
+    """What happens beside: kill, terminate, reload, retry, dead, alive, denied, granted.
 
     Args:
         at: when, seconds.
@@ -187,13 +187,19 @@ def rough(rng: random.Random, count: int) -> World:
         if dice < 0.03:
             operations = {"create": 1, "part": 2, "complete": 2, "list": 1, "head": 1}
             scripts = {name: few(rng, 0, most) for name, most in operations.items()}
+            # A completion may take ten minutes, so silence would: it takes longer than a world.
+            scripts["complete"] = tuple(
+                replace(plan, end=End.CLOSE) if plan.end == End.SILENCE else plan for plan in scripts["complete"]
+            )
             made = replace(made, versions=(Version(IN_PARTS, "extended"),), scripts=scripts)
         elif dice < 0.6:
             made = replace(made, scripts={"put": few(rng, 1, 3), "head": few(rng, 0, 2)})
         sent.append(made)
     events = list[Event]()
     for _ in range(rng.choice((0, 1, 1, 2))):
-        events.append(Event(round(rng.uniform(0.5, 4), 2), rng.choice(("kill", "kill", "terminate", "reload"))))
+        events.append(
+            Event(round(rng.uniform(0.5, 4), 2), rng.choice(("kill", "kill", "terminate", "reload", "retry")))
+        )
     if rng.random() < 0.4:
         dead = tuple(rng.sample(range(1, addresses + 1), rng.randint(1, addresses)))
         at = round(rng.uniform(0.5, 3), 2)
@@ -222,6 +228,8 @@ SPOILT: dict[str, Behaviour] = {
     "200 with HTML": Behaviour(keep=Keep.NOTHING, tag=Tag.NONE, body=Body.HTML),
     "201": Behaviour(keep=Keep.NOTHING, tag=Tag.NONE, status=201),
     "another ETag": Behaviour(tag=Tag.WRONG),
+    "reset": Behaviour(keep=Keep.NOTHING, tag=Tag.NONE, end=End.RESET),
+    "no answer": Behaviour(keep=Keep.NOTHING, tag=Tag.NONE, end=End.SILENCE),
     "arn": Behaviour(),
 }
 #: What it may answer to small requests while it serves all others.
@@ -232,7 +240,7 @@ ODD: dict[str, Behaviour] = {
     "403": refusal(403, "AccessDenied"),
     "closes": Behaviour(end=End.CLOSE),
 }
-_ACCUSE_THE_SERVICE = ("503", "200 without an ETag", "200 with HTML", "201")
+_ACCUSE_THE_SERVICE = ("503", "reset", "no answer", "200 without an ETag", "200 with HTML", "201")
 
 
 def own(rng: random.Random, count: int) -> World:

@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 from fakes import FakeSpool, FakeStore, House, fly
 
-from s3daemon.delivery.attempt import LATE_ARRIVAL_S
+from s3daemon.delivery.attempt import LATE_ARRIVAL_S, SETTLE_S
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, FileError, SpoolError
 from s3daemon.model.request import FileState, Transfer
 from s3daemon.network.progress import Progress
+from s3daemon.network.straggler import Moved
 from s3daemon.s3.store import Stored
 
 
@@ -209,6 +210,79 @@ def test_a_bug_counts_as_a_failure_with_an_unknown_outcome(caplog: pytest.LogCap
 
     on_bench(test)
     assert "a bug in an attempt of" in caplog.text
+
+
+class SlowStore(FakeStore):
+    """A store to which the first uploads go over slow connections."""
+
+    moves = 1
+    ambiguous = False
+    found: list[tuple[float, set[str]]]
+
+    async def put(
+        self, transfer: Transfer, source: Any, open_uploads: Any = None, failed_addresses: Any = (),
+        progress: Progress | None = None, **kwargs: Any,
+    ) -> Stored:  # fmt: skip
+        assert progress is not None
+        if progress.moves < self.moves:
+            progress.moved[0] = Moved(progress.moves + 1)
+            progress.slow_addresses.add("192.0.2.1")
+            error = AttemptError("SlowConnection", "slow", ambiguous=self.ambiguous)
+            self.answer = lambda _: error
+        else:
+            self.answer = lambda _: None
+        return await super().put(transfer, source, open_uploads, failed_addresses, progress, **kwargs)
+
+    async def find(self, transfer: Transfer, failed_addresses: Any = (), **kwargs: Any) -> Any:
+        self.found.append((asyncio.get_running_loop().time(), set(failed_addresses)))
+        return await super().find(transfer, failed_addresses, **kwargs)
+
+
+@pytest.mark.parametrize("ambiguous", [False, True])
+def test_a_moved_upload_is_sent_again_in_the_same_attempt(ambiguous: bool) -> None:
+    """At once; what may have arrived is looked up first, not at the slow address, and is guarded against its return."""
+
+    async def main() -> None:
+        store = SlowStore()
+        store.moves, store.ambiguous, store.found = 3, ambiguous, []
+        house = House(store=store)
+        source = house.files.open("/f")
+        queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
+        queued.moved = 2
+        began = asyncio.get_running_loop().time()
+        await house.attempts.make(queued, Progress())
+        assert (queued.attempts, queued.moved, len(store.puts)) == (1, 5, 4)
+        assert queued.outcome_unknown is ambiguous
+        assert [where for _, where in store.found] == [{"192.0.2.1"}] * (3 if ambiguous else 0)
+        if ambiguous:
+            assert store.found[0][0] - began == pytest.approx(store.seconds + SETTLE_S)
+        else:
+            assert asyncio.get_running_loop().time() - began == pytest.approx(4 * store.seconds)
+
+    fly(main)
+
+
+def test_a_moved_upload_that_had_arrived_is_found() -> None:
+    """It is not sent again."""
+
+    async def main() -> None:
+        store = SlowStore()
+        store.found = []
+        error = AttemptError("SlowConnection", "slow", ambiguous=True)
+        error.arrived = True  # type: ignore[attr-defined]
+        house = House(store=store)
+        source = house.files.open("/f")
+        queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
+        store.moves, store.answer = 0, lambda _: error
+
+        async def put(*args: Any, **kwargs: Any) -> Stored:
+            return await FakeStore.put(store, *args, **kwargs)
+
+        store.put = put  # type: ignore[method-assign]
+        assert (await house.attempts.make(queued, Progress())).size == 3000
+        assert (queued.attempts, len(store.puts), len(store.found)) == (1, 1, 1)
+
+    fly(main)
 
 
 def test_an_attempt_ends_at_the_store_where_it_started() -> None:

@@ -299,6 +299,26 @@ def test_a_store_that_can_be_connected_to_again_gets_its_transfers_within_five_s
     fly(main)
 
 
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_one_transfer_that_is_never_answered_is_an_outage_if_nothing_else_is_answered(is_answered: bool) -> None:
+    """A balancer without a store behind it takes connections, and resets them: one sidecar must find that out."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: AttemptError("ConnectionClosed", "reset", ambiguous=True)
+        house.store.neutral = lambda: None if is_answered else AttemptError("ConnectionClosed", "reset")
+        await house.intake.submit(house.request(wait=False))
+        await asyncio.sleep(20)
+        assert house.uploader.away is not is_answered
+        house.store.answer = lambda _: None
+        house.store.neutral = lambda: None
+        await asyncio.sleep(5 if not is_answered else 60)
+        assert not house.uploader.away
+        assert len(house.store.objects) == 1
+
+    fly(main)
+
+
 def test_48_hours_of_outage_lose_nothing() -> None:
     """Steps of the wall clock expire nothing, and there are at most two probes in each 22 to 30 s, spread over the
     transfers."""

@@ -326,8 +326,7 @@ class FakeNotifier:
         return self.works
 
     def forget(self, name: str) -> None:
-        if name in self.kept:
-            self.kept.remove(name)
+        self.kept = [other for other in self.kept if other != name]
 
 
 class Desk:
@@ -537,6 +536,8 @@ def test_a_client_that_waits_is_left_to_the_next_process_which_answers_it() -> N
         assert got.task
         assert (got.task["uri"], got.task["slug"]) == ("s3://bucket/k", "AB_1")
         assert (got.status, got.task["duration_seconds"]) == (504, 31.0), "it may wait as long as others"
+        assert desk.notifier.kept, "until the answer is sent: another process would have to send it"
+        got.sent()
         assert not desk.notifier.kept
 
     run(test)

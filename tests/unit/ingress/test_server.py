@@ -77,7 +77,7 @@ class FakeNotifier:
         return self.works
 
     def forget(self, name: str) -> None:
-        self.kept.remove(name)
+        self.kept = [other for other in self.kept if other != name]
 
 
 class House:
@@ -534,5 +534,53 @@ def test_of_two_requests_sent_at_once_only_the_first_is_taken(house: Run) -> Non
         writer.write(b"\n")
         assert json.loads(await reader.readline())["result"] == "stored"
         writer.close()
+
+    house(test)
+
+
+@pytest.mark.parametrize(("ask", "kept"), [(PLAIN, 1), (EXTENDED, 0)], ids=["plain", "extended"])
+def test_systemd_has_a_connection_until_its_last_reply_is_sent(
+    house: Run, monkeypatch: pytest.MonkeyPatch, ask: bytes, kept: int
+) -> None:
+    """A kill in that moment costs no answer. An extended request shall rather have none than two: others may follow."""
+    seen: list[int] = []
+
+    async def test(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        sendall = loop.sock_sendall
+
+        async def recording(sock: socket.socket, data: bytes) -> None:
+            seen.append(len(house.notifier.kept))
+            await sendall(sock, data)
+
+        monkeypatch.setattr(loop, "sock_sendall", recording)
+        house.intake.end()
+        reader, writer = await house.connect()
+        writer.write(ask)
+        assert await reader.readline() or await reader.read()
+        writer.close()
+        await house.until(lambda: not house.notifier.kept)
+        assert seen == [kept]
+
+    house(test)
+
+
+def test_a_plain_client_that_has_its_reply_gets_no_second_one(house: Run) -> None:
+    """The process before was killed when it had sent it; the connection ends with it."""
+
+    async def test(house: House) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            theirs = socket.create_connection(listening.getsockname())
+            ours, _ = listening.accept()
+        ours.sendall(b"Success")
+        name = f"plain.{ID}.x"
+        house.notifier.kept.append(name)
+        house.server.resume(name, ours)
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(theirs, 1000) == b"Success"
+        assert await loop.sock_recv(theirs, 1000) == b""
+        theirs.close()
+        assert house.notifier.kept == []
 
     house(test)

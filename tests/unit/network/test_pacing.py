@@ -42,11 +42,11 @@ def test_uploads_share_the_limit_evenly(socks: list[socket.socket]) -> None:
 
 
 def test_the_rate_in_force() -> None:
-    """That of all uploads together; none without a limit."""
+    """That of all uploads together; 0 without a limit."""
     pacer = Pacer(8_000_000)
-    assert pacer.rate == 8_000_000
+    assert pacer.limit_bps == 8_000_000
     pacer.set_limit(0)
-    assert pacer.rate is None
+    assert pacer.limit_bps == 0
 
 
 def test_a_small_upload_takes_no_share(socks: list[socket.socket]) -> None:

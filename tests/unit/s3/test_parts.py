@@ -76,7 +76,7 @@ def test_of_few_connections_a_file_gets_one(usable: int, at_once: int) -> None:
 @pytest.mark.parametrize(
     ("part", "rate", "rtt_s", "most"),
     [
-        (64 * MIB, None, 0.2, math.inf),
+        (64 * MIB, 0, 0.2, math.inf),
         (5 * MIB, 50_000_000, 0.0005, 2),
         (5 * MIB, 300_000_000, 0.0005, 14),
         (64 * MIB, 50_000_000, 0.0005, 2),
@@ -87,7 +87,7 @@ def test_of_few_connections_a_file_gets_one(usable: int, at_once: int) -> None:
         (64 * MIB, 1_000_000_000, 0.2, 25),
     ],
 )
-def test_parts_under_a_rate(part: int, rate: float | None, rtt_s: float, most: float) -> None:
+def test_parts_under_a_rate(part: int, rate: int, rtt_s: float, most: float) -> None:
     """No more are in flight than are sent in a few seconds, or than it takes to fill the link; never one alone."""
     assert parts_under_rate(part, rate, rtt_s) == most
 
@@ -171,6 +171,14 @@ async def test_a_stale_connection_costs_no_attempt(upload: Upload) -> None:
     upload.open_upload.etags.clear()
     upload.sender.errors = {1: [stale] * (upload.sender.pool.limit + 1)}
     assert (await failure(upload.send())).code == "StaleConnection"
+
+
+@in_loop
+async def test_a_part_over_a_slow_connection_is_sent_again_and_no_other(upload: Upload) -> None:
+    """How often, the sender decides; it costs no attempt."""
+    upload.sender.errors = {2: [AttemptError("SlowConnection", "slow", ambiguous=True)] * 3}
+    assert sorted(await upload.send()) == [f"etag-{n}" for n in range(1, 7)]
+    assert sorted(number for number, _, _ in upload.sender.sent) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("code", ["NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall"])
