@@ -127,7 +127,7 @@ def _question(query: Mapping[str, str]) -> Question:
 
 
 def _answer(reply: Reply | None, **more: str) -> web.Response:
-    """The answer to a question; None: the service stops."""
+    """The response to a question; None: the service stops."""
     if reply is None:
         return web.json_response({"result": "unknown"}, dumps=_dumps, status=503, headers={"Retry-After": "1"})
     if reply.code in (Code.BAD_REQUEST, Code.UNKNOWN_TRANSFER):
