@@ -128,7 +128,7 @@ def test_what_arrived_is_known_after_the_connection_was_closed(pair: tuple[socke
 def test_an_abort_ends_with_a_reset_though_all_was_acknowledged(
     pair: tuple[socket.socket, socket.socket], aborted: bool
 ) -> None:
-    """A body that the peer's kernel has and the peer has not read is dropped by it; a kept connection ends politely."""
+    """The peer is notified by an error, also when it has not read the body yet; a kept connection ends politely."""
     here, there = pair
     upload = upload_of(10)
     transport = FakeTransport(here)
