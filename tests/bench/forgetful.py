@@ -39,7 +39,7 @@ class ForgetfulSpool:
     def _nothing_lazily(self, *_: object, **__: object) -> None:
         pass
 
-    record_attempt = stored = mark_notified = save_clock = expire = _nothing_lazily
+    record_attempt = remove = clear_failures = mark_notified = save_clock = expire = _nothing_lazily
 
 
 def main() -> None:
