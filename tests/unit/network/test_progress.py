@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from lab import env, processes
 from lab.loopback import connected_pair, listening, read_to_the_end
 
-from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.progress import Progress, StallWatch, Upload
+from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.straggler import Moved
 from s3daemon.network.tcp import reset_on_close
 
