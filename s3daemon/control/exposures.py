@@ -18,6 +18,31 @@ from s3daemon.model.request import Transfer, prefix_of
 KEPT = 30
 #: From the first request to the last object stored: longer is late; later still, and the exposure is given up as lost.
 LATE_S, LOST_S = 10.0, 30.0
+#: The verdict on files that carry no tag: what they have in common is a folder, which may be that of a whole night.
+UNTAGGED = "untagged"
+
+
+def judge(
+    seconds: float | None, *, missing: int, tagged: bool, late_s: float = LATE_S, lost_s: float = LOST_S
+) -> str:
+    """The one verdict on an exposure, for status, page, metrics and report: the worst that applies.
+
+    Args:
+        seconds: from its first request to its last object, or to now while some are pending; None when none came.
+        missing: files that are known to be missing for good.
+        tagged: it is known to be one exposure, so its time can be judged.
+        late_s, lost_s: seconds after which it is late, and lost.
+
+    Returns:
+        `lost`, `incomplete`, `late`, or `in time`; without a tag `incomplete` or `untagged`.
+    """
+    if tagged and (seconds is None or seconds > max(late_s, lost_s)):
+        return "lost"
+    if missing:
+        return "incomplete"
+    if not tagged:
+        return UNTAGGED
+    return "late" if (seconds or 0.0) > late_s else "in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +55,7 @@ class ExposureStatus(JsonObject):
         first_usec: when its first request came, microseconds since the epoch.
         last_usec: when its last object so far was stored; None when none was.
         seconds: from the first request to the last object, or to now while transfers are pending; None when all failed.
-        verdict: the worst that applies: `lost`, `incomplete` because transfers failed, `late`; else `in time`.
+        verdict: of `judge`.
         stored, failed, pending: numbers of transfers.
         size_bytes: stored.
     """
@@ -80,7 +105,7 @@ class Exposure:
             first_usec=self.first_usec,
             last_usec=self.last_usec,
             seconds=seconds,
-            verdict=self._verdict(seconds),
+            verdict=judge(seconds, missing=len(self.failed), tagged=self.tagged),
             stored=self.stored,
             failed=len(self.failed),
             pending=len(self.pending),
@@ -90,13 +115,6 @@ class Exposure:
     def _seconds(self, now_usec: int) -> float | None:
         end_usec = now_usec if self.pending else self.last_usec
         return None if end_usec is None else max(0, end_usec - self.first_usec) / 1e6
-
-    def _verdict(self, seconds: float | None) -> str:
-        if seconds is None or seconds > LOST_S:
-            return "lost"
-        if self.failed:
-            return "incomplete"
-        return "late" if seconds > LATE_S else "in time"
 
 
 class Exposures:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 from lab.records import START_USEC, failed, record
 
-from s3daemon.control.exposures import Exposures
+from s3daemon.control.exposures import Exposures, judge
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, FileState, Transfer
 
@@ -58,6 +59,29 @@ def test_verdicts() -> None:
     assert (shown(exposures)[0]["seconds"], shown(exposures)[0]["verdict"]) == (None, "lost")
     exposures.recorded(after(2, 0, 1.0))
     assert (shown(exposures)[0]["failed"], shown(exposures)[0]["verdict"]) == (1, "incomplete")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "missing", "tagged", "verdict"),
+    [
+        (10.0, 0, True, "in time"),
+        (10.1, 0, True, "late"),
+        (10.1, 1, True, "incomplete"),
+        (30.1, 1, True, "lost"),
+        (None, 1, True, "lost"),
+        (36_000.0, 0, False, "untagged"),
+        (None, 1, False, "incomplete"),
+    ],
+)
+def test_the_verdict(seconds: float | None, missing: int, tagged: bool, verdict: str) -> None:
+    """The worst that applies; the time of files without a tag is never judged, for they may be a whole night's."""
+    assert judge(seconds, missing=missing, tagged=tagged) == verdict
+
+
+def test_limits_of_ones_own() -> None:
+    """The limits can be given; one that is late later than others are lost is never lost before."""
+    assert judge(4.0, missing=0, tagged=True, late_s=3, lost_s=5) == "late"
+    assert judge(50.0, missing=0, tagged=True, late_s=60) == "in time"
 
 
 def test_a_failure_that_is_retried_and_stored_does_not_count() -> None:
