@@ -25,6 +25,11 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things: `1 file`, `2 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def seconds(usec: float) -> str:
     """Return microseconds as seconds with four digits, milliseconds at most: `0.241 s`, `123.5 s`."""
     value = usec / 1e6

@@ -22,16 +22,15 @@ LATE_S, LOST_S = 10.0, 30.0
 UNTAGGED = "untagged"
 
 
-def judge(
-    seconds: float | None, *, missing: int, tagged: bool, late_s: float = LATE_S, lost_s: float = LOST_S
-) -> str:
+def judge(seconds: float | None, *, missing: int, tagged: bool, late_s: float = LATE_S, lost_s: float = LOST_S) -> str:
     """The one verdict on an exposure, for status, page, metrics and report: the worst that applies.
 
     Args:
         seconds: from its first request to its last object, or to now while some are pending; None when none came.
         missing: files that are known to be missing for good.
         tagged: it is known to be one exposure, so its time can be judged.
-        late_s, lost_s: seconds after which it is late, and lost.
+        late_s: after so many seconds it is late.
+        lost_s: after so many it is given up, though not before it is late.
 
     Returns:
         `lost`, `incomplete`, `late`, or `in time`; without a tag `incomplete` or `untagged`.

@@ -25,19 +25,23 @@ _UNIQUE = (
 _SHARED = (
     "MESSAGE_ID", "S3DAEMON_OUTCOME", "S3DAEMON_BUCKET", "S3DAEMON_TAG", "S3DAEMON_ATTEMPTS", "S3DAEMON_ENDPOINT",
     "S3DAEMON_ERROR", "S3DAEMON_RETRANSMITS", "S3DAEMON_CONNECTION", "S3DAEMON_RECEIVER", "S3DAEMON_CHANGED",
-    "_HOSTNAME", "_SYSTEMD_UNIT",
+    "S3DAEMON_DELAY_USEC", "_HOSTNAME", "_SYSTEMD_UNIT",
 )  # fmt: skip
 FIELDS = (*_UNIQUE, *_SHARED)
+#: The kinds of entries that tell what delayed transfers.
+DELAYS = (MessageId.ATTEMPT_FAILED,)
 #: Of 64 bits; more is not a time, and from some thousand on Python refuses it.
 _USEC_DIGITS = 20
 
 
 class ReportedTransfer(NamedTuple):
-    """A transfer's record and the host on which it was made."""
+    """A transfer's record, and where it was made."""
 
     record: TransferRecord
     #: What the entry's host called itself; empty when the entry does not say.
     host: str
+    #: The systemd unit of its daemon, likewise.
+    unit: str = ""
 
     @property
     def end_usec(self) -> int:
@@ -68,21 +72,20 @@ class Selection:
     units: tuple[str, ...] = ()
 
     def matches(self) -> list[str]:
-        """Return FIELD=VALUE for journalctl: values of one field are alternatives, each further field narrows."""
-        wanted = (
-            ("S3DAEMON_BUCKET", self.buckets),
-            ("S3DAEMON_TAG", self.tags),
-            ("_HOSTNAME", self.hosts),
-            ("_SYSTEMD_UNIT", self.units),
-        )
-        return [f"MESSAGE_ID={MessageId.RECORD}", *(f"{field}={value}" for field, values in wanted for value in values)]
+        """Return FIELD=VALUE for journalctl: values of one field are alternatives, each further field narrows.
 
-    def admits(self, transfer: ReportedTransfer, unit: str, recorded_usec: int) -> bool:
+        After the + is what delayed transfers, whose entries carry no tag.
+        """
+        where = _matches(("_HOSTNAME", self.hosts), ("_SYSTEMD_UNIT", self.units))
+        what = _matches(("S3DAEMON_BUCKET", self.buckets), ("S3DAEMON_TAG", self.tags))
+        delays = [f"MESSAGE_ID={kind}" for kind in DELAYS]
+        return [f"MESSAGE_ID={MessageId.RECORD}", *what, *where, "+", *delays, *where]
+
+    def admits(self, transfer: ReportedTransfer, recorded_usec: int) -> bool:
         """Whether a transfer meets every condition.
 
         Args:
-            transfer: the record and its host.
-            unit: the systemd unit that made the record.
+            transfer: the record, its host and its unit.
             recorded_usec: when journald took the record, microseconds since the epoch.
         """
         record = transfer.record
@@ -93,8 +96,12 @@ class Selection:
             and (not self.prefixes or record.key.startswith(self.prefixes))
             and (not self.tags or not set(self.tags).isdisjoint(record.tags))
             and (not self.hosts or transfer.host in self.hosts)
-            and (not self.units or unit in self.units)
+            and (not self.units or transfer.unit in self.units)
         )
+
+
+def _matches(*wanted: tuple[str, tuple[str, ...]]) -> list[str]:
+    return [f"{field}={value}" for field, values in wanted for value in values]
 
 
 class Collection:
@@ -125,9 +132,8 @@ class Collection:
         if record is None:
             self.unreadable += fields.get("MESSAGE_ID") == MessageId.RECORD
             return
-        transfer = ReportedTransfer(record, str(fields.get("_HOSTNAME", "")))
-        unit = str(fields.get("_SYSTEMD_UNIT", ""))
-        if not self._selection.admits(transfer, unit, _recorded_usec(entry, transfer)):
+        transfer = ReportedTransfer(record, str(fields.get("_HOSTNAME", "")), str(fields.get("_SYSTEMD_UNIT", "")))
+        if not self._selection.admits(transfer, _recorded_usec(entry, transfer)):
             return
         known = self._by_id.get(record.transfer_id)
         if known is None or _supersedes(transfer, known):
@@ -150,7 +156,10 @@ def _supersedes(new: ReportedTransfer, known: ReportedTransfer) -> bool:
 
 def _recorded_usec(entry: JournalEntry, transfer: ReportedTransfer) -> int:
     """When journald took the entry; the end of the transfer where the entry does not say."""
-    text = entry.get("__REALTIME_TIMESTAMP")
-    if isinstance(text, str) and text.isdecimal() and len(text) <= _USEC_DIGITS:
-        return int(text)
-    return transfer.end_usec
+    usec = decimal_of(entry.get("__REALTIME_TIMESTAMP"))
+    return transfer.end_usec if usec is None else usec
+
+
+def decimal_of(value: object) -> int | None:
+    """The number that a field of an entry has; None when it is none."""
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= _USEC_DIGITS else None

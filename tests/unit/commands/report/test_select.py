@@ -118,4 +118,5 @@ def test_what_journald_looks_up() -> None:
     assert wanted.matches() == [
         "MESSAGE_ID=59de861c00b54c97810d5760a3b1b9a0", "S3DAEMON_BUCKET=raw", "S3DAEMON_BUCKET=log", "S3DAEMON_TAG=t",
         "_HOSTNAME=h", "_SYSTEMD_UNIT=u.service",
+        "+", "MESSAGE_ID=e3e2e43e172e458d9cce4364dccb89e8", "_HOSTNAME=h", "_SYSTEMD_UNIT=u.service",
     ]  # fmt: skip
