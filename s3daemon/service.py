@@ -20,10 +20,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences, of_service
+from s3daemon.config.settings import (
+    MAX_CLIENTS,
+    MAX_CONNECTIONS,
+    Settings,
+    SettingsHolder,
+    differences,
+    of_service,
+)
 from s3daemon.control.client import control_path
-from s3daemon.control.exposures import LOST_S
-from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
+from s3daemon.control.exposures import LOST_S, watch_exposures
+from s3daemon.control.operations import Answer, Operations, entry_of
 from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
@@ -37,8 +44,10 @@ from s3daemon.http.upload import Uploads
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
 from s3daemon.journal import Journal
+from s3daemon.model.record import MessageId
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
@@ -136,7 +145,9 @@ class Service:
         settings = self._settings.current
         executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
         asyncio.get_running_loop().set_default_executor(executor)
-        self._access = AccessControl(resolve_users(settings.allowed_users), PeerLookup())
+        peers = PeerLookup()
+        self._access = AccessControl(resolve_users(settings.allowed_users), peers)
+        self._refusals = Refusals(peers, self._journal.write)
         passed_listeners, state_dir = passed.listening, Path(settings.state_dir)
         self._spool = spool = Spool.open(state_dir, on_replaced=self._restore)
         try:
@@ -179,7 +190,7 @@ class Service:
         )
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
-        exposures = watch_exposures(uploader)
+        exposures = watch_exposures(uploader, spool, self._refusals)
         uploader.recover(pending)
         self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._endpoint.store)
         self._janitor.forget_other_endpoints()
@@ -191,6 +202,7 @@ class Service:
             self._access,
             self._notifier,
             spool.mark_notified,
+            refusals=self._refusals,
             http_addresses=[name_of(sock) for sock in http_listeners],
         )
         self._operations = operations = Operations(
@@ -198,10 +210,16 @@ class Service:
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
         metrics = Metrics(
-            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients}, name=state_dir.name
+            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients},
+            labelled=lambda: {"s3daemon_refused": self._refusals.counts, **operations.by_receiver()},
+            exposures=exposures,
+            name=state_dir.name,
         )
         uploader.observers.append(metrics.see)
-        self._uploads = Uploads(self._settings, intake, self._access, spool.mark_notified, clock=uploader.now)
+        uploader.attempt_observers.append(metrics.see_attempt)
+        self._uploads = Uploads(
+            self._settings, intake, self._access, spool.mark_notified, refusals=self._refusals, clock=uploader.now
+        )
         pages = routes(self._settings, operations, metrics)
         self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
         handlers = {
@@ -299,6 +317,9 @@ class Service:
         except SettingsError as exc:
             first, *others = exc.faults
             self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
+            kind = {"MESSAGE_ID": MessageId.RELOAD_REFUSED.value}
+            text = "the reload is refused, the settings before stay in force: %s"
+            _log.error(text, "; ".join(exc.faults), extra={"journal": kind})
             raise
         finally:
             self._notifier.status(self._operations.line())

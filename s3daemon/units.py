@@ -49,6 +49,11 @@ def moment(usec: int, zone: tzinfo | None) -> str:
     return f"{datetime_of(usec, zone):%Y-%m-%d %H:%M:%S}"
 
 
+def clock_time(usec: int, zone: tzinfo | None = None) -> str:
+    """Return the time of day of a point in time, to the second, in a zone; None for the system's."""
+    return f"{datetime_of(usec, zone):%H:%M:%S}"
+
+
 def zone_name(usec: int, zone: tzinfo | None) -> str:
     """Return what the zone is called at that time."""
     return f"{datetime_of(usec, zone):%Z}"

@@ -21,6 +21,7 @@ from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import LookupResult, Stored
+from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.rows import Entry
 
@@ -100,7 +101,7 @@ class FakeSpool:
         if transfer_id in self.rows:
             self.rows[transfer_id] = replace(self.rows[transfer_id], **columns)
 
-    def stored(self, transfer_id: str, destination: Destination) -> None:
+    def stored(self, transfer_id: str, destination: Destination, count: StoredCount | None = None) -> None:
         self.rows.pop(transfer_id, None)
 
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:

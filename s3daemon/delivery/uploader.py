@@ -32,7 +32,14 @@ from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
-from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, ask_nothing
+from s3daemon.delivery.health import (
+    ASK_EVERY_S,
+    Ask,
+    Health,
+    KeyEvidence,
+    Outages,
+    ask_nothing,
+)
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     AttemptInFlight,
@@ -44,13 +51,14 @@ from s3daemon.delivery.schedule import (
 from s3daemon.delivery.waiters import Waiters, notify
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.journal import Journal, WarningLimit
-from s3daemon.model.record import AttemptFailure, MessageId, TransferRecord
+from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import ACCESS_DENIED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import Stored
+from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
@@ -79,6 +87,7 @@ class Uploader:
         schedule: the transfers that are not over.
         waiters: the clients that wait for them.
         observers: called with every record that the journal gets.
+        attempt_observers: called with the end of every attempt that was not cancelled.
     """
 
     def __init__(
@@ -106,12 +115,14 @@ class Uploader:
         self._loop = asyncio.get_running_loop()
         self._start = start or (lambda name, work: self._loop.create_task(work, name=name))
         self._health = Health(self._rng, clock)
+        self._outages = Outages(self._health, clock, wall)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
         self._warnings = WarningLimit()
         self.schedule = Schedule(settings.current.max_connections)
         self.waiters = Waiters(self._health, journal.write)
         self.observers: list[Callable[[TransferRecord], None]] = []
+        self.attempt_observers: list[Callable[[AttemptEnd], None]] = []
         self._started_at = clock()
         self._returning: asyncio.Task[None] | None = None
         self._listing: set[asyncio.Task[None]] = set()  # of failures in the spool
@@ -127,6 +138,16 @@ class Uploader:
     def away(self) -> bool:
         """The endpoint does not answer, or answers that it cannot serve."""
         return self._health.away
+
+    @property
+    def outage_since_usec(self) -> int | None:
+        """Since when the endpoint is away or the queue is held, microseconds since the epoch; None when neither is."""
+        return self._outages.since_usec
+
+    @property
+    def next_probe_s(self) -> float | None:
+        """Seconds until the next attempt while the endpoint is away or the queue is held; None when neither is."""
+        return self._health.next_probe_s
 
     def now(self) -> float:
         """Return the time by the clock of `QueuedTransfer`'s moments, monotonic seconds."""
@@ -173,6 +194,7 @@ class Uploader:
         """Have a pending transfer serve another request as well: its delay ends."""
         if tag:
             queued.transfer = replace(queued.transfer, tags=(*queued.transfer.tags, tag))
+            self.schedule.on_added(queued)
         queued.live = True
         self.schedule.end_delay(queued)
         self.pump()
@@ -202,6 +224,7 @@ class Uploader:
         """
         self.schedule.resize(self._settings.current.max_connections)
         self._health.reload()
+        self._outages.note()
         self._full_buckets.clear()
         self.schedule.end_delays()
         doubtful = self._keys.reload()
@@ -277,8 +300,10 @@ class Uploader:
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
+        self._count(AttemptEnd(status=200 if stored.address else 0, receiver=stored.address, size_bytes=stored.size))
         was_away, outage = self._health.away, self._health.known_away or self._health.held
         self._health.succeeded(queued.last_attempt_at)
+        self._outages.note()
         self._keys.stored(queued.last_attempt_at)
         bucket = queued.transfer.destination.bucket
         was_full = self._full_buckets.stored(bucket)
@@ -305,6 +330,8 @@ class Uploader:
         )
         decision = decide(error, state, self._rng)
         queued.last_error = decision.error
+        again = not decision.final
+        self._count(AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again))
         if isinstance(error, AttemptError):
             self._update_health(queued, error, decision.endpoint)
         if decision.final:
@@ -326,6 +353,10 @@ class Uploader:
         self._warn(queued, None if self._health.held else decision.delay_s)
         self.schedule.release(queued, now + decision.delay_s)
 
+    def _count(self, end: AttemptEnd) -> None:
+        for observe in self.attempt_observers:
+            observe(end)
+
     def _warn(self, queued: QueuedTransfer, delay_s: float | None) -> None:
         """Write a journal entry about the failed attempt, unless there were too many like it in this second."""
         error = queued.last_error
@@ -334,7 +365,6 @@ class Uploader:
             self._journal.write(failure_of(queued, delay_s, skipped).fields())
 
     def _update_health(self, queued: QueuedTransfer, error: AttemptError, finding: Finding) -> None:
-        was_held = self._health.held
         destination = queued.transfer.destination
         match finding:
             case Finding.SERVING:
@@ -348,9 +378,7 @@ class Uploader:
                 self._health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:
                 self._health.refused(error, queued.last_attempt_at)
-        if self._health.held and not was_held:
-            kind = {"journal": {"MESSAGE_ID": MessageId.HELD.value}}
-            _log.critical("the queue is held: %s; nothing is lost, fix it and reload", self._health.held, extra=kind)
+        self._outages.note()
 
     def _fail(self, queued: QueuedTransfer) -> None:
         """End a transfer that has failed for good: recorded and listed; its clients are notified once it is listed."""
@@ -406,9 +434,11 @@ class Uploader:
         for observe in self.observers:
             observe(queued.record)
 
+        count = StoredCount.of(queued.record)
+
         def written() -> None:  # in the journal's thread; only now may the spool forget the transfer
             id_, to = queued.transfer.id, queued.transfer.destination
-            self._loop.call_soon_threadsafe(self._spool.stored, id_, to)
+            self._loop.call_soon_threadsafe(self._spool.stored, id_, to, count)
 
         self._journal.record(queued.record, written if stored else None)
 

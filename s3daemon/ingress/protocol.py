@@ -28,6 +28,8 @@ from s3daemon.model.request import Destination, Request
 #: Room for a file name of PATH_MAX (4096 bytes) and a key; it bounds the memory that a client can use.
 MAX_LINE = 8192
 
+#: A member of an object and its text: also of one that was cut, or is not JSON for another reason.
+_MEMBER = re.compile(r'"(file|destination|tag)"\s*:\s*"((?:[^"\\]|\\.)*)')
 _HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|CONNECT|TRACE) \S+ HTTP/1\.[01]\r?")
 
 
@@ -66,6 +68,11 @@ class LineReader:
     def finished(self) -> bool:
         """Whether no more lines will come, and no incomplete one is left."""
         return self._ended and not self._buffer
+
+    @property
+    def rest(self) -> bytes:
+        """The bytes that are left, at most about `MAX_LINE`."""
+        return bytes(self._buffer[: 2 * MAX_LINE])
 
     @property
     def looks_extended(self) -> bool:
@@ -126,6 +133,25 @@ def parse_request(line: bytes) -> Request:
             "the request is not UTF-8; a file with such a name needs the extended form, which `send` uses",
         ) from exc
     return _parse_extended(text) if is_extended(line) else _parse_plain(text)
+
+
+def given_in(line: bytes) -> tuple[str, str, str]:
+    """Return file, bucket/key and tag of a request that is refused, as far as they can be read; empty otherwise."""
+    text = line.decode("utf-8", "surrogateescape")
+    if is_extended(line):
+        found = dict(_MEMBER.findall(text))
+        file, destination, tag = (_unescape(found.get(name, "")) for name in ("file", "destination", "tag"))
+    else:
+        file, _, destination = text.strip().partition(" ")
+        tag = ""
+    return file, destination.strip().partition("/")[2], tag
+
+
+def _unescape(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False))
+    except ValueError:
+        return text
 
 
 def _parse_plain(text: str) -> Request:

@@ -21,7 +21,15 @@ from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.errors import Code, RequestError, S3daemonError
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.listener import Client, Listener
-from s3daemon.ingress.protocol import LineReader, http_answer, is_extended, is_http, parse_request
+from s3daemon.ingress.protocol import (
+    LineReader,
+    given_in,
+    http_answer,
+    is_extended,
+    is_http,
+    parse_request,
+)
+from s3daemon.ingress.refusals import Refusals, refusal_of
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.spool.spool import Entry
 from s3daemon.systemd.notify import Notifier
@@ -44,6 +52,7 @@ class Server:
         access: decides who may ask.
         notifier: stores waiting clients' connections with systemd.
         client_notified: called with the id of a transfer whose failure a client has received.
+        refusals: takes every request that is refused.
         http_addresses: where HTTP is served, for clients that speak it here.
 
     Attributes:
@@ -58,11 +67,13 @@ class Server:
         notifier: Notifier,
         client_notified: Callable[[str], None],
         *,
+        refusals: Refusals,
         http_addresses: Sequence[str] = (),
     ) -> None:
         self._settings = settings
         self._intake = intake
         self._access = access
+        self._refusals = refusals
         self._notifier = notifier
         self._client_notified = client_notified
         self._http_answer = http_answer(http_addresses)
@@ -103,10 +114,12 @@ class Server:
         first = extended = True
         while extended and not self._leaving.done():
             try:
+                line = None  # of the request before
                 line = await self._line(client, reader, LINE_LIMIT_S if first else IDLE_LIMIT_S)
                 if line is not None and not is_extended(line) and not is_http(line):
                     reader.check_nothing_follows()
             except RequestError as exc:  # where the next line would begin is not known
+                await self._refusals.add(refusal_of(exc, *given_in(line or reader.rest)), client.sock)
                 await self._send(client.sock, Reply.failed(exc).encode(extended=reader.looks_extended))
                 await self._close(client.sock)
                 return
@@ -154,6 +167,7 @@ class Server:
             await ticket.durable
             return Reply(Outcome.ACCEPTED, ticket.id)
         except S3daemonError as exc:
+            await self._refusals.add(refusal_of(exc, *given_in(line)), sock)
             return Reply.failed(exc)
 
     async def _wait(self, ticket: Ticket, sock: socket.socket, name: str) -> Reply | None:
@@ -193,6 +207,7 @@ class Server:
         else:  # not accepted when the daemon died; had it been stored, the client would have its answer
             text = f"the daemon was interrupted before it accepted this; see journalctl S3DAEMON_TRANSFER_ID={id_}"
             reply = Reply(Outcome.FAILED, "", Code.INTERRUPTED, text)
+            await self._refusals.add(refusal_of(RequestError(reply.code, text)), client.sock)
         self._notifier.forget(name)
         await self._deliver(client.sock, reply, extended=extended)
         if extended:

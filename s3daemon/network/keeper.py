@@ -23,7 +23,13 @@ from s3daemon.errors import AttemptError
 from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.addresses import Outcome
 from s3daemon.network.connection import UNREADABLE, Connection
-from s3daemon.network.keepalive import KEPT_S, SMALL_REQUESTS, SWEEP_S, IdleLimit, find_small_request
+from s3daemon.network.keepalive import (
+    KEPT_S,
+    SMALL_REQUESTS,
+    SWEEP_S,
+    IdleLimit,
+    find_small_request,
+)
 from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)

@@ -27,7 +27,15 @@ from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
-from s3daemon.s3.answers import SENDING_ERRORS, decoded, differs, failure_of, flaw_of, refusal_of, stall_of
+from s3daemon.s3.answers import (
+    SENDING_ERRORS,
+    decoded,
+    differs,
+    failure_of,
+    flaw_of,
+    refusal_of,
+    stall_of,
+)
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
 

@@ -32,9 +32,11 @@ from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import SpoolError, one_line
+from s3daemon.model.exposure import Loss
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import Lock, prepare
+from s3daemon.spool.exposures import Kept, SaveLoss, StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.recovery import RecoverableFile, cannot_open
 from s3daemon.spool.rows import (
@@ -66,12 +68,13 @@ class _Contents:
 
     entries: list[Entry]
     uploads: list[OpenUpload]
+    kept: Kept
     active_base_s: float
     last_seq: int
 
     @classmethod
     def read(cls, file: SpoolFile) -> _Contents:
-        return cls(file.entries(), file.uploads(), file.active_base_s, file.last_seq)
+        return cls(file.entries(), file.uploads(), file.kept(), file.active_base_s, file.last_seq)
 
 
 class Spool:
@@ -86,6 +89,7 @@ class Spool:
         """Use `open` instead. `new_writer` makes the writer from `on_removed`."""
         self.active_base_s = contents.active_base_s  #: active seconds to start the `ActiveClock` from
         self.last_seq = contents.last_seq  #: the highest ever used, when it was opened
+        self.kept = contents.kept  #: the last exposures, when it was opened
         self._lock: Lock | None = lock
         self._contents: _Contents | None = contents  # until the first change
         self._seqs = itertools.count(contents.last_seq + 1)
@@ -207,17 +211,21 @@ class Spool:
         columns: dict[str, Value] = {"attempts": attempts, "attempt_started": attempt_started, "md5": md5}
         self._change_lazily(transfer_id, {**columns, **error})
 
-    def stored(self, transfer_id: str, destination: Destination) -> None:
-        """Remove a transfer whose object is stored, and the earlier failures of its destination.
+    def stored(self, transfer_id: str, destination: Destination, count: StoredCount | None = None) -> None:
+        """Remove a transfer whose object is stored, and the earlier failures of its destination; count it.
 
         An `add` that has not reached the disk yet never will: it returns as if it had, when the changes asked for
         before it are durable, such as the removal of older transfers to that destination.
         """
-        seq = self._seq_of.pop(transfer_id, None)
+        seq = self._seq_of.pop(transfer_id, 0)
         adding = self._adding.get(transfer_id)
-        clear = ClearFailures(destination)
-        if adding is None or not self._writer.amend(adding, [clear]):
-            self._apply_lazily(*([] if seq is None else [Delete(seq)]), clear)
+        changes = Delete(seq, count), ClearFailures(destination)
+        if adding is None or not self._writer.amend(adding, changes):
+            self._apply_lazily(*changes)
+
+    def save_loss(self, loss: Loss) -> None:
+        """Keep that a file of an exposure is missing."""
+        self._apply_lazily(SaveLoss(loss))
 
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
         """Save that the transfer failed for good."""

@@ -184,7 +184,7 @@ def test_the_metrics_show_the_connections(served: Daemon, s3: FlakyS3, file: Pat
     assert served.send("--no-wait", file, "any/bucket/key").returncode == 0
     served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
     assert live("connections_warm") == live("connections_open") - 1
-    assert (live("in_flight"), live("pending"), live("receivers_aside")) == (1, 0, 0)
+    assert (live("in_flight"), live("pending"), live("receivers_disabled")) == (1, 0, 0)
     s3.release()
 
 
@@ -300,7 +300,9 @@ def test_health_follows_the_store(served: Daemon, s3: FlakyS3, file: Path) -> No
     ids = [id_of(upload(served, file, f"s3://bucket/{number}")["task"]["id"]) for number in range(2)]
     status, _, line = curl(served, "/healthz")
     assert status == 503
-    assert line.startswith("endpoint AWAY; 0 in flight; 2 pending, the oldest ")
+    assert re.match(
+        r"endpoint AWAY, since \d\d:\d\d:\d\d, next attempt in \d+s; 0 in flight; 2 pending, the oldest ", line
+    )
     text = curl(served, "/metrics")[2]
     assert "\ns3daemon_away 1.0\n" in text
     assert "\ns3daemon_pending 2.0\n" in text

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.why import Delays
-from s3daemon.control.exposures import LOST_S, judge
+from s3daemon.model.exposure import LOST_S, verdict_of
 from s3daemon.model.request import prefix_of
 
 METHOD = "nearest rank"
@@ -370,9 +370,9 @@ class Report:
         if self.by in _PLACES:
             return ""
         to_last_usec = group.figures.to_last_usec
-        return judge(
+        return verdict_of(
             None if to_last_usec is None else to_last_usec / 1e6,
-            missing=self.missing(group),
+            missing=self.missing(group) > 0,
             tagged=group.name.exposure,
             late_s=self.late_usec / 1e6,
         )

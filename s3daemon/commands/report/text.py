@@ -12,8 +12,8 @@ from s3daemon.commands.report.stats import LOST_USEC, METHOD, WRONG, Figures, Gr
 from s3daemon.commands.report.why import Breakdown
 from s3daemon.commands.table import Column, Table
 from s3daemon.commands.table import lines as table_lines
-from s3daemon.control.exposures import UNTAGGED
 from s3daemon.errors import one_line
+from s3daemon.model.exposure import UNTAGGED
 from s3daemon.units import limit, moment, plural, seconds, size, zone_name
 
 #: Failures that are shown one by one; a bad night has thousands of one kind, and `--json` has them all.

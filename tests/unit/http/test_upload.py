@@ -40,10 +40,17 @@ from s3daemon.http.upload import (
 )
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.refusals import Refusals
 from s3daemon.model.ids import id_of, uuid_of
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.model.request import MAX_TAG_CHARS, Destination, FileState, Request, Transfer
+from s3daemon.model.request import (
+    MAX_TAG_CHARS,
+    Destination,
+    FileState,
+    Request,
+    Transfer,
+)
 
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=XX"
@@ -311,11 +318,15 @@ class Desk:
         self.house, self.notified = House(**changes), list[str]()
         self.sock, self.client = socket.socketpair()
         self.access = AccessControl((), PeerLookup(lambda socks: dict.fromkeys(socks, 12)))
+        self.refusals = Refusals(PeerLookup(lambda socks: {}))
+        self.refused: list[Refusal] = []
+        self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
         self.uploads = Uploads(
             SettingsHolder(self.house.settings),
             self.house.intake,
             self.access,
             self.notified.append,
+            refusals=self.refusals,
             clock=self.house.loop.time,
         )
 
@@ -370,6 +381,11 @@ def test_a_refused_request_is_400() -> None:
             task = {"file": "/f", "uri": "s3://bucket/k"} | fields
             assert (got.status, got.message, got.headers(), got.task) == (400, why, {"X-Error": why}, task)
         assert not desk.house.spool.rows
+        seen = [(one.code, one.file, one.destination, one.tag) for one in desk.refused]
+        assert seen == [
+            ("BadRequest", "/f", "b/k", "AB"), ("NoSuchFile", "/none", "bucket/k", ""),
+            ("NotAllowed", "/f", "other/k", ""),
+        ]  # fmt: skip
 
     run(test, S3DAEMON_ALLOWED_BUCKETS="bucket")
 

@@ -11,7 +11,13 @@ from hypothesis import strategies as st
 from lab.keeping import Clock
 
 from s3daemon.errors import AttemptError
-from s3daemon.network.addresses import DISABLED_FIRST_S, DISABLED_MAX_S, UPLOADS_COUNT_S, Addresses, Outcome
+from s3daemon.network.addresses import (
+    DISABLED_FIRST_S,
+    DISABLED_MAX_S,
+    UPLOADS_COUNT_S,
+    Addresses,
+    Outcome,
+)
 
 FOUR = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
 ONE, TWO = FOUR[:2]

@@ -9,8 +9,25 @@ from collections.abc import Callable, Iterator
 
 import aiohttp
 import pytest
-from lab.keeping import CONNECTIONS, INTERVAL_S, Clock, ResolvingLoop, answered, kept, run_resolving, sweeps
-from lab.scripted import Exchange, Script, Scripted, answering, hang_up_after, scripted, silent_after
+from lab.keeping import (
+    CONNECTIONS,
+    INTERVAL_S,
+    Clock,
+    ResolvingLoop,
+    answered,
+    kept,
+    run_resolving,
+    sweeps,
+)
+from lab.scripted import (
+    Exchange,
+    Script,
+    Scripted,
+    answering,
+    hang_up_after,
+    scripted,
+    silent_after,
+)
 from lab.sending import in_loop
 
 from s3daemon.errors import AttemptError

@@ -13,7 +13,12 @@ import pytest
 from lab.env import UnavailableError, clean_env, program
 from lab.records import START_USEC, entry, line, record
 
-from s3daemon.commands.report.read import from_journal, from_lines, host_directories, usec_of
+from s3daemon.commands.report.read import (
+    from_journal,
+    from_lines,
+    host_directories,
+    usec_of,
+)
 from s3daemon.commands.report.select import JournalEntry, Selection
 from s3daemon.errors import S3daemonError
 

@@ -147,7 +147,7 @@ def test_the_time_to_the_last_object() -> None:
 
 
 def test_late() -> None:
-    """A group is late when its last object came after the time for it, lost far later or when none came; not before."""
+    """A group is late when its last object came after the time for it, incomplete when none came; not late before."""
     found = report(
         record(1, tags=("in time",), total_usec=10 * SECOND),
         record(2, tags=("late",), total_usec=10 * SECOND + 1),
@@ -155,7 +155,7 @@ def test_late() -> None:
         by="tag",
     )
     verdicts = {group.name.text: found.verdict(group) for group in found.groups}
-    assert verdicts == {"in time": "in time", "late": "late", "never": "lost"}
+    assert verdicts == {"in time": "in time", "late": "late", "never": "incomplete"}
     night = report(record(1), record(2, start_usec=record(1).start_usec + 60 * SECOND), by="receiver")
     assert {night.verdict(group) for group in night.groups} == {""}
 

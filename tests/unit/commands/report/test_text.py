@@ -59,9 +59,9 @@ def test_a_whole_report() -> None:
         "",
         "TAG         FIRST REQUEST        LAST STORED  BETWEEN  STORED  FAILED   SIZE  SLOWEST  OVER",
         "exposure-1  2026-11-23 02:13:20  02:13:29     9.000 s       2       0  42 MB  8.000 s     1",
-        "exposure-2  2026-11-23 02:14:20  -                  -       0       1    0 B        -     0  LOST",
+        "exposure-2  2026-11-23 02:14:20  -                  -       0       1    0 B        -     0  INCOMPLETE",
         "    failed: 1 NoSuchBucket",
-        "2 groups: 1 in time, 1 lost; late after 10 s, lost after 30 s",
+        "2 groups: 1 in time, 1 incomplete; late after 10 s, lost after 30 s",
     ]
 
 
