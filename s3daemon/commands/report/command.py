@@ -100,7 +100,7 @@ def main(
         delays.sort()
         by = args.by or ("tag" if args.late_only or args.expect else "")
         limits = {"limit_usec": args.limit, "late_usec": args.late, "expect": args.expect}
-        report = Report.of(collection.transfers(), **limits, by=by, delays=delays)
+        report = Report.of(collection.transfers(), **limits, by=by, delays=delays, refused=collection.refused)
         if collection.unreadable:
             notes.append(f"records left out, cut (journalctl --all?) or of another version: {collection.unreadable}")
         if not report.transfers:

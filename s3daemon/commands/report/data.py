@@ -68,7 +68,8 @@ def _with_reason(report: Report, one: ReportedTransfer) -> dict[str, object]:
 
 def _group(report: Report, group: Group) -> dict[str, object]:
     verdict = report.verdict(group)
-    judged = {"verdict": verdict, "late": verdict in ("late", "lost"), "files": group.files}
+    judged: dict[str, object] = {"verdict": verdict, "late": verdict in ("late", "lost"), "files": group.files}
+    judged["refused"] = sum(count for _, count in group.refused)
     return {"name": group.name.text, **judged, "missing": report.missing(group), **_figures(group.figures)}
 
 

@@ -6,6 +6,7 @@ for it too; but whether an entry counts is decided here, for every source alike.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,11 +26,13 @@ _UNIQUE = (
 _SHARED = (
     "MESSAGE_ID", "S3DAEMON_OUTCOME", "S3DAEMON_BUCKET", "S3DAEMON_TAG", "S3DAEMON_ATTEMPTS", "S3DAEMON_ENDPOINT",
     "S3DAEMON_ERROR", "S3DAEMON_RETRANSMITS", "S3DAEMON_CONNECTION", "S3DAEMON_RECEIVER", "S3DAEMON_CHANGED",
-    "S3DAEMON_DELAY_USEC", "_HOSTNAME", "_SYSTEMD_UNIT",
+    "S3DAEMON_DELAY_USEC", "S3DAEMON_SINCE_USEC", "_HOSTNAME", "_SYSTEMD_UNIT",
 )  # fmt: skip
 FIELDS = (*_UNIQUE, *_SHARED)
-#: The kinds of entries that tell what delayed transfers.
-DELAYS = (MessageId.ATTEMPT_FAILED,)
+#: The kinds of entries that tell what delayed transfers, and what was refused.
+OTHERS = (
+    MessageId.ATTEMPT_FAILED, MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED, MessageId.REFUSED,
+)  # fmt: skip
 #: Of 64 bits; more is not a time, and from some thousand on Python refuses it.
 _USEC_DIGITS = 20
 
@@ -74,12 +77,12 @@ class Selection:
     def matches(self) -> list[str]:
         """Return FIELD=VALUE for journalctl: values of one field are alternatives, each further field narrows.
 
-        After the + is what delayed transfers, whose entries carry no tag.
+        After the + are the other kinds: what delayed transfers carries no tag.
         """
         where = _matches(("_HOSTNAME", self.hosts), ("_SYSTEMD_UNIT", self.units))
         what = _matches(("S3DAEMON_BUCKET", self.buckets), ("S3DAEMON_TAG", self.tags))
-        delays = [f"MESSAGE_ID={kind}" for kind in DELAYS]
-        return [f"MESSAGE_ID={MessageId.RECORD}", *what, *where, "+", *delays, *where]
+        others = [f"MESSAGE_ID={kind}" for kind in OTHERS]
+        return [f"MESSAGE_ID={MessageId.RECORD}", *what, *where, "+", *others, *where]
 
     def admits(self, transfer: ReportedTransfer, recorded_usec: int) -> bool:
         """Whether a transfer meets every condition.
@@ -121,9 +124,14 @@ class Collection:
         self._same: dict[str, str] = {}
         #: Entries that have the message id of a record and cannot be read as one.
         self.unreadable = 0
+        #: The code of each destination whose request was refused, by tag.
+        self.refused: defaultdict[str, dict[tuple[str, str], str]] = defaultdict(dict)
 
     def add(self, entry: JournalEntry) -> None:
-        """Take an entry of a journal; one that is not a record, or not selected, is ignored."""
+        """Take an entry of a journal; one that is no record and no refusal, or not selected, is ignored."""
+        if entry.get("MESSAGE_ID") == MessageId.REFUSED:
+            self._add_refused(entry)
+            return
         fields: dict[str, object] = {name: entry[name] for name in _UNIQUE if name in entry}
         for name in _SHARED:
             if name in entry:
@@ -138,6 +146,13 @@ class Collection:
         known = self._by_id.get(record.transfer_id)
         if known is None or _supersedes(transfer, known):
             self._by_id[record.transfer_id] = transfer
+
+    def _add_refused(self, entry: JournalEntry) -> None:
+        tag, host, unit = (str(entry.get(name, "")) for name in ("S3DAEMON_TAG", "_HOSTNAME", "_SYSTEMD_UNIT"))
+        of = self._selection
+        if tag and (not of.hosts or host in of.hosts) and (not of.units or unit in of.units):
+            to = (str(entry.get("S3DAEMON_BUCKET", "")), str(entry.get("S3DAEMON_KEY", "")))
+            self.refused[tag][to] = str(entry.get("S3DAEMON_ERROR", "")).partition(":")[0]
 
     def _shared(self, value: object) -> object:
         """Return one text for all that are alike; what is not a text is left to the record."""

@@ -10,8 +10,9 @@ stored the object, so earlier attempts are in it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import NamedTuple
 
 from s3daemon.commands.report.select import ReportedTransfer
@@ -153,6 +154,12 @@ def busy_usec(spans: Iterable[tuple[int, int]]) -> int:
     return busy
 
 
+Place = tuple[str, str]
+"""Bucket and key."""
+Refused = Mapping[str, Mapping[Place, str]]
+"""By tag the code of each destination whose request was refused."""
+
+
 class GroupName(NamedTuple):
     """A group that a transfer belongs to; its time is judged where it is known to be one exposure."""
 
@@ -201,32 +208,43 @@ class Group:
         figures: of its transfers.
         files: how many destinations it has objects at; one that was stored twice counts once.
         last: the transfer whose object was stored last; None when none was.
+        refused: the codes of requests that were refused and not stored later, each with their number.
     """
 
     name: GroupName
     figures: Figures
     files: int
     last: ReportedTransfer | None
+    refused: Sequence[tuple[str, int]]
 
     @classmethod
-    def of(cls, name: GroupName, transfers: Sequence[ReportedTransfer], limit_usec: int) -> Group:
-        """Count; arguments as of `Figures.of`."""
+    def of(
+        cls, name: GroupName, transfers: Sequence[ReportedTransfer], limit_usec: int, refused: Mapping[Place, str]
+    ) -> Group:
+        """Count; `refused` has the code by destination, the rest is as of `Figures.of`."""
         stored = [one for one in transfers if one.record.stored]
+        places = {(one.record.bucket, one.record.key) for one in transfers}
         return cls(
             name,
             Figures.of(transfers, limit_usec),
             files=len({(one.record.bucket, one.record.key) for one in stored}),
             last=max(stored, key=lambda one: one.end_usec, default=None),
+            refused=Counter(code for place, code in refused.items() if place not in places).most_common(),
         )
 
 
-def groups(transfers: Iterable[ReportedTransfer], of: Grouping, limit_usec: int) -> list[Group]:
+def groups(
+    transfers: Iterable[ReportedTransfer], of: Grouping, limit_usec: int, refused: Refused = MappingProxyType({})
+) -> list[Group]:
     """Return figures by group, in the order of the first request; a transfer counts in each of its groups."""
     members: defaultdict[GroupName, list[ReportedTransfer]] = defaultdict(list)
     for one in transfers:
         for name in of(one):
             members[name].append(one)
-    made = [Group.of(name, those, limit_usec) for name, those in members.items()]
+    made = [
+        Group.of(name, those, limit_usec, refused.get(name.text, {}) if name.exposure else {})
+        for name, those in members.items()
+    ]
     return sorted(made, key=lambda group: (group.figures.first_usec or 0, group.name))
 
 
@@ -288,6 +306,7 @@ class Report:
         groups: in the order of the first request; by host or receiver the worst at the head.
         expected: how many files an exposure has.
         delays: what delayed transfers.
+        refused: the requests that were refused.
     """
 
     transfers: Sequence[ReportedTransfer]
@@ -300,6 +319,7 @@ class Report:
     groups: Sequence[Group]
     expected: Expected
     delays: Delays
+    refused: Refused
 
     @classmethod
     def of(
@@ -311,6 +331,7 @@ class Report:
         by: str = "",
         expect: int = 0,
         delays: Delays | None = None,
+        refused: Refused = MappingProxyType({}),
     ) -> Report:
         """Make the report on some transfers, each given once.
 
@@ -321,6 +342,7 @@ class Report:
             by: how groups are made; empty: there are none.
             expect: how many files an exposure has; 0: it is learned where groups are made.
             delays: what delayed transfers.
+            refused: the requests that were refused.
 
         Raises:
             ValueError: `by` does not name a grouping.
@@ -337,12 +359,13 @@ class Report:
             groups=(),
             expected=Expected(expect, 0),
             delays=delays or Delays(),
+            refused=refused,
         )
         return report.by_groups(by) if by else report
 
     def by_groups(self, by: str) -> Report:
         """Return the same with groups."""
-        found = groups(self.transfers, grouping(by), self.limit_usec)
+        found = groups(self.transfers, grouping(by), self.limit_usec, self.refused if by == "tag" else {})
         if by in _PLACES:
             return replace(self, by=by, groups=sorted(found, key=worst_first))
         return replace(
@@ -363,7 +386,7 @@ class Report:
     def missing(self, group: Group) -> int:
         """How many files an exposure lacks, as far as is known."""
         short = self.expected.files - group.files if group.name.exposure and self.expected.files else 0
-        return max(short, group.figures.failed, 0)
+        return max(short, group.figures.failed + sum(count for _, count in group.refused))
 
     def verdict(self, group: Group) -> str:
         """The verdict on an exposure, as `status` and the page have it; "" for a host or a receiver."""

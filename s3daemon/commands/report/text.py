@@ -159,8 +159,9 @@ def _reason(report: Report, group: Group, verdict: str, zone: tzinfo | None) -> 
     found = []
     if group.name.exposure and group.files < report.expected.files:
         found.append(f"{group.files} of {plural(report.expected.files, 'file')}")
-    if group.figures.codes:
-        found.append("failed: " + ", ".join(f"{count} {one_line(code, 60)}" for code, count in group.figures.codes))
+    for what, codes in (("failed", group.figures.codes), ("refused", group.refused)):
+        if codes:
+            found.append(f"{what}: " + ", ".join(f"{count} {one_line(code, 60)}" for code, count in codes))
     if group.last is not None and verdict != "incomplete":
         host = _host(report, group.last)
         on = f" on {host}" if host else ""

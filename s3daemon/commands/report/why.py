@@ -10,18 +10,21 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from typing import NamedTuple
 
 from s3daemon.commands.report.select import JournalEntry, ReportedTransfer, decimal_of
 from s3daemon.model.record import MessageId, TransferRecord
-from s3daemon.units import plural, seconds, size
+from s3daemon.units import moment, plural, seconds, size
 
 #: A part below this share of the total is not given as a reason.
 _MATTERS = 0.1
-_DAY_USEC = 86_400_000_000
+_SECOND_USEC = 1_000_000
+#: A transfer that waited through more periods than this says only how many they were.
+_MOST_PERIODS = 3
+_DAY_CHARS = len("2026-11-23")
 
 _Service = tuple[str, str]
 
@@ -34,22 +37,67 @@ class Failure(NamedTuple):
     code: str
 
 
+class Period(NamedTuple):
+    """A time in which nothing was sent: microseconds since the epoch, and what it was.
+
+    Args:
+        begin_usec: when it began.
+        end_usec: when it was over; None when no entry says so, as after a crash.
+        state: `away` or `held`.
+    """
+
+    begin_usec: int
+    end_usec: int | None
+    state: str
+
+    def text(self, zone: tzinfo | None, day: str) -> str:
+        """Say from when to when, without the day where it is that one."""
+        begin, end = (moment(usec, zone).removeprefix(f"{day} ") for usec in (self.begin_usec, self.end_usec or 0))
+        return f"{self.state} from {begin}" + (f" to {end}" if self.end_usec else " on")
+
+
+_STATES = {
+    MessageId.AWAY: "away", MessageId.BACK: "away", MessageId.HELD: "held", MessageId.RELEASED: "held",
+}  # fmt: skip
+_ENDS = (MessageId.BACK, MessageId.RELEASED)
+
+
 class Delays:
     """What delayed transfers, as the journal has it. Takes entries in any order; questions come afterwards."""
 
     def __init__(self) -> None:
         self._by_transfer: defaultdict[str, list[Failure]] = defaultdict(list)
         self._by_service: defaultdict[_Service, list[Failure]] = defaultdict(list)
+        self._periods: defaultdict[_Service, dict[tuple[str, int], Period]] = defaultdict(dict)
 
     def add(self, entry: JournalEntry) -> None:
         """Take an entry; one of another kind is ignored."""
         at_usec = decimal_of(entry.get("__REALTIME_TIMESTAMP"))
-        if at_usec is None or entry.get("MESSAGE_ID") != MessageId.ATTEMPT_FAILED:
+        kind = entry.get("MESSAGE_ID")
+        if at_usec is None:
+            return
+        if kind in _STATES:
+            self._add_period(
+                _service(entry), MessageId(str(kind)), at_usec, decimal_of(entry.get("S3DAEMON_SINCE_USEC"))
+            )
+        if kind != MessageId.ATTEMPT_FAILED:
             return
         code = str(entry.get("S3DAEMON_ERROR", "")).partition(":")[0]
         failure = Failure(at_usec, decimal_of(entry.get("S3DAEMON_DELAY_USEC")) or 0, code)
         self._by_transfer[str(entry.get("S3DAEMON_TRANSFER_ID", ""))].append(failure)
         self._by_service[_service(entry)].append(failure)
+
+    def _add_period(self, service: _Service, kind: MessageId, at_usec: int, since_usec: int | None) -> None:
+        """Take the begin or the end of a period; the entry of its end says since when it was, to the second or so."""
+        state, begin_usec = _STATES[kind], at_usec if since_usec is None else since_usec
+        known = self._periods[service]
+        key = (state, round(begin_usec / _SECOND_USEC))
+        if kind in _ENDS:
+            for near in (-1, 0, 1):
+                known.pop((state, key[1] + near), None)
+            known[key] = Period(begin_usec, at_usec, state)
+        elif not any((state, key[1] + near) in known for near in (-1, 0, 1)):
+            known[key] = Period(begin_usec, None, state)
 
     def sort(self) -> None:
         """Put what was taken in order, which the answers take for granted."""
@@ -65,6 +113,15 @@ class Delays:
             costs[failure.code] += max(0, failure.at_usec - free_usec) + failure.delay_usec
             free_usec = failure.at_usec + failure.delay_usec
         return costs.most_common(1)[0][0] if costs else ""
+
+    def periods(self, one: ReportedTransfer) -> list[Period]:
+        """Return the periods in which a transfer waited for its last attempt, in order.
+
+        One that has no end counts only where it began while the transfer waited.
+        """
+        begin, end = one.record.start_usec, one.record.start_usec + one.record.queue_usec
+        known = self._periods.get((one.host, one.unit), {}).values()
+        return sorted(each for each in known if each.begin_usec < end and (each.end_usec or each.begin_usec) >= begin)
 
     def _meanwhile(self, one: ReportedTransfer, begin: int, end: int) -> Iterator[Failure]:
         failures = self._by_service.get((one.host, one.unit), ())
@@ -100,18 +157,27 @@ class Breakdown:
         rest = max(0, record.total_usec - record.queue_usec - upload)
         waited = "retried" if record.attempts > 1 else "queued"
         error = delays.blamed(one) if record.attempts > 1 else ""
+        waits = _waits(one, delays.periods(one), zone)
         parts = {waited: record.queue_usec, "network": upload, "after": rest}
         ordered = sorted(parts, key=lambda name: -parts[name])
         named = [name for name in ordered if name == ordered[0] or parts[name] > _MATTERS * record.total_usec]
-        return cls(ordered[0], error, "; ".join(_reason(name, parts[name], record, error) for name in named))
+        return cls(ordered[0], error, "; ".join(_reason(name, parts[name], record, error, waits) for name in named))
 
 
-def _reason(part: str, usec: int, record: TransferRecord, error: str) -> str:
+def _waits(one: ReportedTransfer, periods: Sequence[Period], zone: tzinfo | None) -> str:
+    if len(periods) > _MOST_PERIODS:
+        states = " or ".join(sorted({period.state for period in periods}))
+        return f"; {states} {len(periods)} times, first from {moment(periods[0].begin_usec, zone)}"
+    day = moment(one.record.start_usec, zone)[:_DAY_CHARS]
+    return "".join(f"; {period.text(zone, day)}" for period in periods)
+
+
+def _reason(part: str, usec: int, record: TransferRecord, error: str, waits: str) -> str:
     match part:
         case "retried":
-            return f"{record.attempts} attempts over {seconds(usec)}" + (f", {error}" if error else "")
+            return f"{record.attempts} attempts over {seconds(usec)}" + (f", {error}" if error else "") + waits
         case "queued":
-            return f"queued {seconds(usec)}"
+            return f"queued {seconds(usec)}{waits}"
         case "after":
             return f"{seconds(usec)} after the upload, for checking that the object is there or for the disk"
         case _:

@@ -88,6 +88,15 @@ def test_exposures_that_lack_files() -> None:
     assert found[-1] == "expected are 2 files each, as 3 exposures have; --expect N sets another number"
 
 
+def test_refused_files_are_missing() -> None:
+    """Their exposure is incomplete, and says why; one that was stored at another request is not missing."""
+    transfers = [ReportedTransfer(record(n, key=f"e/{n}", tags=("e",)), "n") for n in (1, 2)]
+    refused = {"e": {("raw", "e/2"): "NotReadable", ("raw", "e/3"): "NoSuchFile"}}
+    found = Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag", refused=refused)
+    assert [found.verdict(group) for group in found.groups] == ["incomplete"]
+    assert "    refused: 1 NoSuchFile" in list(lines(found, UTC))
+
+
 def test_hosts_at_80_columns() -> None:
     """The figures by which hosts are ordered are there; the time between a night's first and last object is not."""
     (head,) = (line for line in shown(*NIGHT, by="host", hosts="ab", width=80) if line.startswith("HOST"))

@@ -8,7 +8,7 @@ from lab.records import START_USEC, record
 
 from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.why import Breakdown, Delays
-from s3daemon.model.record import AttemptFailure
+from s3daemon.model.record import AttemptFailure, MessageId
 
 SECOND = 1_000_000
 
@@ -66,6 +66,33 @@ def test_a_first_attempt_blames_no_error() -> None:
     """It waited for its turn, whatever failed meanwhile."""
     why = Breakdown.of(retried(attempts=1), delays(attempt_failed(2, 50.0, "Stalled")), UTC)
     assert (why.cause, why.error, why.text) == ("queued", "", "queued 102.0 s")
+
+
+def outage(kind: MessageId, at_s: float, since_s: float) -> dict[str, object]:
+    at, since = (str(START_USEC + round(s * SECOND)) for s in (at_s, since_s))
+    return {"MESSAGE_ID": kind.value, "__REALTIME_TIMESTAMP": at, "S3DAEMON_SINCE_USEC": since, "_HOSTNAME": "n"}
+
+
+AWAY, BACK = outage(MessageId.AWAY, 20, 20), outage(MessageId.BACK, 101, 20.4)
+
+
+@pytest.mark.parametrize(
+    ("entries", "text"),
+    [
+        ([AWAY, BACK], "3 attempts over 102.0 s; away from 02:13:40 to 02:15:01"),
+        ([BACK, AWAY], "3 attempts over 102.0 s; away from 02:13:40 to 02:15:01"),
+        ([AWAY], "3 attempts over 102.0 s; away from 02:13:40 on"),
+        ([outage(MessageId.AWAY, -50, -50)], "3 attempts over 102.0 s"),
+        ([outage(MessageId.BACK, -5, -50)], "3 attempts over 102.0 s"),
+        ([outage(MessageId.BACK, 50, -86_400)], "3 attempts over 102.0 s; away from 2026-11-22 02:13:20 to 02:14:10"),
+        ([outage(MessageId.RELEASED, 50, 1)], "3 attempts over 102.0 s; held from 02:13:21 to 02:14:10"),
+        ([outage(MessageId.BACK, 10 * n + 5, 10 * n) for n in range(5)],
+         "3 attempts over 102.0 s; away 5 times, first from 2026-11-23 02:13:20"),
+    ],
+)  # fmt: skip
+def test_outages_in_which_it_waited(entries: list[dict[str, object]], text: str) -> None:
+    """Each is said once, from when to when, whichever entry comes first, and only if the transfer waited through it."""
+    assert Breakdown.of(retried(), delays(*entries), UTC).text == text
 
 
 @pytest.mark.parametrize(
