@@ -22,7 +22,7 @@ from s3daemon.control.client import Instance, NoDaemonError, add_instance, insta
 from s3daemon.control.rows import Row, row_of
 from s3daemon.errors import Code, S3daemonError, one_line
 from s3daemon.model.ids import id_of
-from s3daemon.units import size, span
+from s3daemon.units import plural, size, span
 
 if TYPE_CHECKING:
     from s3daemon.spool.rows import Entry
@@ -165,7 +165,7 @@ def total(rows: Sequence[Row]) -> str:
     states = Counter(row.state for row in rows)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     oldest = span(max(row.age_s for row in rows))
-    return f"{len(rows)} transfers, {size(sum(row.size_bytes for row in rows))}: {counts}; the oldest {oldest} old"
+    return f"{plural(len(rows), 'transfer')}, {size(sum(row.size_bytes for row in rows))}: {counts}; the oldest {oldest} old"
 
 
 def _rows(instance: Instance, *, failed_only: bool) -> list[Row]:
