@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 #: Ids in one request to the daemon, well below `control.client.MAX_REQUEST`.
 _BATCH = 10_000
 
-#: The file is the first to give way, its name being mostly the key's; a destination is never cut.
+#: The file is the first to give way, its name being mostly the key's; nothing else is ever cut.
 _COLUMNS = (
     Column("ID"),
     Column("STATE"),
@@ -42,7 +42,7 @@ _COLUMNS = (
     Column("NEXT", align="right"),
     Column("SIZE", align="right"),
     Column("DESTINATION", keep="end", place="fold"),
-    Column("LAST ERROR", least=16, place="fold"),
+    Column("LAST ERROR", place="fold"),
     Column("FILE", least=12, keep="end", place="drop"),
 )
 
