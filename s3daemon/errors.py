@@ -61,7 +61,9 @@ class Code(StrEnum):
     NAME_NOT_RESOLVED = "NameNotResolved"
     NO_ANSWER = "NoAnswer"
     NO_CREDENTIALS = "NoCredentials"
+    OVERTAKEN = "Overtaken"
     OVERWRITTEN = "Overwritten"
+    SLOW_CONNECTION = "SlowConnection"
     STALE_CONNECTION = "StaleConnection"
     STALLED = "Stalled"
     TLS_FAILED = "TLSFailed"
@@ -80,6 +82,8 @@ class Code(StrEnum):
 
     # Anyone's.
     DEFERRED = "Deferred"
+    INCOMPLETE = "Incomplete"
+    UNKNOWN_TRANSFER = "UnknownTransfer"
     DROPPED = "Dropped"
     INTERNAL = "Internal"
 

@@ -22,6 +22,7 @@ import struct
 import threading
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -263,13 +264,17 @@ def choose_sink(environ: Mapping[str, str], stderr: int = 2, path: Path = JOURNA
 
 
 def journal_sink(path: Path = JOURNAL_SOCKET) -> Sink:
-    """Return a sink that sends to the journal's native socket; by its name each time, so that it may be replaced."""
+    """Return a sink that sends to the journal's native socket; by its name each time, so that it may be replaced.
+
+    Our end is opened here, once: where clients have taken all descriptors, no record is lost.
+    """
+    sender = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
 
     def send(fields: Sequence[tuple[str, bytes]]) -> None:
         entry = [_native(name, value) for name, value in (*fields, ("SYSLOG_IDENTIFIER", b"s3daemon"))]
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.sendto(b"".join(entry), str(path))
+        sender.sendto(b"".join(entry), str(path))
 
+    weakref.finalize(send, sender.close)
     return send
 
 

@@ -12,11 +12,13 @@ transfers are kept; records and rows are flushed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import socket
 import time
 from collections.abc import Coroutine, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
@@ -40,16 +42,20 @@ from s3daemon.errors import SettingsError, SpoolError
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.http.server import HttpServer
-from s3daemon.http.upload import Uploads
+from s3daemon.http.upload import FORM_NAME, Uploads
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.questions import Questions
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
+from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.journal import Journal
 from s3daemon.model.record import MessageId
+from s3daemon.model.reply import Outcome, Reply
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
+from s3daemon.systemd.descriptors import clients_within, raise_limit
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
 from s3daemon.systemd.sockets import PassedSockets, bind
 
@@ -60,9 +66,23 @@ STATUS_EVERY_S, TICK_EVERY_S = 2.0, 30.0
 #: What a stop may take beside the drain: clients' requests and replies, the journal, the last commit.
 STOP_MARGIN_S = 20.0
 JOURNAL_FLUSH_S = 5.0
+#: What a start may take when the spool is damaged: of 200 000 rows, most of them damaged, it took 15 s on an idle disk.
+RECOVERY_S = 600.0
 #: A call that blocks on a dead file system keeps its thread: there are as many as there can be such calls, whatever a
 #: reload sets. A thread is started only when none is idle.
 FILE_THREADS = 2 * MAX_CLIENTS + 4 * MAX_CONNECTIONS
+
+
+class Threads(ThreadPoolExecutor):
+    """Threads for calls that may block. Where the host allows no further one, a call waits until one is free.
+
+    The standard library's own would raise an error, and carry the call out all the same later. (The method is private
+    there; tried with Python 3.11 to 3.13.)
+    """
+
+    def _adjust_thread_count(self) -> None:
+        with contextlib.suppress(RuntimeError):  # "can't start new thread"
+            super()._adjust_thread_count()
 
 
 class Supervisor:
@@ -143,13 +163,19 @@ class Service:
             StartError, SettingsError: the service cannot start.
         """
         settings = self._settings.current
-        executor = ThreadPoolExecutor(FILE_THREADS, thread_name_prefix="file")
+        self._descriptors = raise_limit()
+        if (clients := self._max_clients(settings)) < settings.max_clients:
+            text = "with %d descriptors (LimitNOFILE=, ulimit -n) %d clients are served at a time, not %d"
+            _log.warning(text, self._descriptors, clients, settings.max_clients)
+        executor = Threads(FILE_THREADS, thread_name_prefix="file")
         asyncio.get_running_loop().set_default_executor(executor)
         peers = PeerLookup()
         self._access = AccessControl(resolve_users(settings.allowed_users), peers)
         self._refusals = Refusals(peers, self._journal.write)
         passed_listeners, state_dir = passed.listening, Path(settings.state_dir)
-        self._spool = spool = Spool.open(state_dir, on_replaced=self._restore)
+        self._spool = spool = Spool.open(
+            state_dir, on_replaced=self._restore, on_damaged=lambda: self._notifier.extend(RECOVERY_S)
+        )
         try:
             listeners = [*passed_listeners.get("wire", ()), *passed_listeners.get("unix", ())]
             listeners = listeners or bind(settings.host, settings.port)
@@ -196,13 +222,20 @@ class Service:
         self._janitor.forget_other_endpoints()
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
+        stored = {id_ for _, id_ in spool.kept.ended}
+        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, failures, stored)
+        ended = {id_: Reply(Outcome.STORED, id_) for id_ in stored}
+        ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        self._questions = questions = Questions(exposures, uploader.schedule.__contains__, ended.items())
+        uploader.observers.append(questions.see)
         self._server = server = Server(
             self._settings,
             intake,
             self._access,
-            self._notifier,
+            waiting,
             spool.mark_notified,
             refusals=self._refusals,
+            questions=questions,
             http_addresses=[name_of(sock) for sock in http_listeners],
         )
         self._operations = operations = Operations(
@@ -217,11 +250,11 @@ class Service:
         )
         uploader.observers.append(metrics.see)
         uploader.attempt_observers.append(metrics.see_attempt)
-        self._uploads = Uploads(
-            self._settings, intake, self._access, spool.mark_notified, refusals=self._refusals, clock=uploader.now
+        uploads = Uploads(
+            intake, self._access, waiting, spool.mark_notified, refusals=self._refusals, clock=uploader.now
         )
-        pages = routes(self._settings, operations, metrics)
-        self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
+        pages = routes(self._settings, operations, metrics, questions)
+        self._http = HttpServer(self._settings, pages, {"/upload": uploads.handle})
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -229,9 +262,15 @@ class Service:
             "status": operations.status,
             "reload": self._reload,
         }
+        for listener in (server.listener, self._http.listener):
+            listener.resize(self._max_clients(settings))
         control = ControlServer(control_path(self._environ, state_dir), handlers)
         await control.start()
-        server.resume(clients, failures)
+        for name, sock in clients.items():
+            if form_of(name) == FORM_NAME:
+                self._http.resume(sock, partial(uploads.resume, name, sock))
+            else:
+                server.resume(name, sock)
         if pending:
             _log.info("%d transfers of an earlier process are continued", len(pending))
         sockets = [(name_of(sock), sock, server.listener) for sock in listeners]
@@ -248,6 +287,10 @@ class Service:
         finally:
             await self._stop(until_stop, control)
 
+    def _max_clients(self, settings: Settings) -> int:
+        """Return how many clients each server may have."""
+        return clients_within(self._descriptors, settings.max_clients, settings.max_connections)
+
     async def _stop(self, until_stop: list[asyncio.Task[None]], control: ControlServer) -> None:
         drain_s = self._settings.current.drain_timeout_s
         self._notifier.extend(drain_s + STOP_MARGIN_S)
@@ -257,9 +300,11 @@ class Service:
             task.cancel()
         await asyncio.gather(self._server.listener.stop_reading(), self._http.listener.stop_reading())
         await self._uploader.drain(drain_s)
-        for_good = bool(self._server.clients) and await asyncio.to_thread(is_stopped_for_good)
-        self._uploads.leave()
-        await asyncio.gather(self._server.leave(for_good=for_good), self._http.listener.drain())
+        listeners = self._server.listener, self._http.listener
+        clients = any(listener.clients for listener in listeners)
+        self._questions.leave()
+        self._waiting.leave(for_good=clients and await asyncio.to_thread(is_stopped_for_good))
+        await asyncio.gather(*(listener.drain() for listener in listeners))
         await control.close()
         self._spool.save_clock(self._uploader.active_now_s())
         left = len(self._uploader.schedule)
@@ -348,7 +393,7 @@ class Service:
         self._settings.current, self._endpoint = new, endpoint
         self._access.allow(allowed)
         for listener in (self._server.listener, self._http.listener):
-            listener.resize(new.max_clients)
+            listener.resize(self._max_clients(new))
         retiring = before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all)
         self._background.start("retiring the endpoint before", retiring)
         if denied := self._uploader.reload():

@@ -29,9 +29,12 @@ def pytest_configure() -> None:
     env.scrub(os.environ)
 
 
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """A failing test shows what the programs wrote while it ran, and not what they wrote before."""
     processes.mark()
+    if item.path != _collected.get("for"):
+        _collected["for"] = item.path
+        _exempt_from_collection()
 
 
 @pytest.hookimpl(wrapper=True)
@@ -111,8 +114,12 @@ def box() -> Iterator[box_lab.Box]:
         yield made
 
 
-def pytest_collection_finish() -> None:
-    """Exempt what the imports left in memory from garbage collection: many tests collect all garbage at their end."""
+_collected: dict[str, Path] = {}
+"""The module for which that was done last."""
+
+
+def _exempt_from_collection() -> None:
+    """Exempt what imports and earlier modules left in memory from garbage collection: many tests end with one."""
     gc.collect()
     gc.freeze()
 

@@ -12,6 +12,7 @@ from lab.sending import settings_for
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
 from s3daemon.model.source import Source
+from s3daemon.network.pacing import Pacer
 from s3daemon.s3.sender import Sender, SentBody
 
 
@@ -22,6 +23,8 @@ class FakePool:
     usable: int = 25
     limit: int = 30
     available_for_parts: int = 12
+    pacer: Pacer = field(default_factory=lambda: Pacer(0))
+    rtt_s: float = 0.0
 
 
 @dataclass

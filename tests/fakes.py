@@ -71,6 +71,7 @@ class FakeSpool:
         self.rows: dict[str, Entry] = {}
         self.open_uploads = OpenUploads()
         self.failed: dict[str, tuple[str, str]] = {}
+        self.failures: dict[str, Entry] = {}
         self.started: list[str] = []
         self.full = False
         self.last_seq = 0
@@ -101,12 +102,28 @@ class FakeSpool:
         if transfer_id in self.rows:
             self.rows[transfer_id] = replace(self.rows[transfer_id], **columns)
 
-    def stored(self, transfer_id: str, destination: Destination, count: StoredCount | None = None) -> None:
+    def clear_failures(self, destination: Destination, before: int) -> None:
+        for entry in [entry for entry in self.failures.values() if entry.seq < before]:
+            if entry.transfer.destination == destination:
+                del self.failures[entry.transfer.id], self.failed[entry.transfer.id]
+
+    def remove(self, transfer_id: str, count: StoredCount | None = None) -> None:
         self.rows.pop(transfer_id, None)
 
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
         self.failed[transfer_id] = (code, text)
-        self.rows.pop(transfer_id, None)
+        if (entry := self.rows.pop(transfer_id, None)) is not None:
+            self.failures[transfer_id] = replace(entry, attempts=attempts, code=code, text=text, failed=True)
+
+    def entries(self, *, failed: bool) -> list[Entry]:
+        return list((self.failures if failed else self.rows).values())
+
+    async def retry(self, ids: Collection[str], active_now_s: float) -> set[str]:
+        found = {id_ for id_ in ids if id_ in self.failures}
+        for id_ in found:
+            self.failed.pop(id_)
+            self.rows[id_] = replace(self.failures.pop(id_), failed=False, accepted_active_s=active_now_s)
+        return found
 
 
 @dataclass
@@ -125,6 +142,7 @@ class FakeStore:
         ever: ids of all transfers that were ever stored.
         in_flight: PUTs now.
         most: of them at once so far.
+        url: of the endpoint.
     """
 
     answer: Callable[[Transfer], S3daemonError | None] = lambda _: None
@@ -137,6 +155,7 @@ class FakeStore:
     ever: set[str] = field(default_factory=set)
     in_flight: int = 0
     most: int = 0
+    url: str = "http://store"
 
     async def put(
         self,
@@ -230,12 +249,19 @@ class House:
     Args:
         spool: kept from another house, or a real one; else a new FakeSpool.
         store: kept from another house; else a new FakeStore.
+        journal: another one than a new FakeJournal.
         start: runs the attempts; else nobody watches them.
         changes: settings by variable.
     """
 
     def __init__(
-        self, *, spool: Any = None, store: FakeStore | None = None, start: Start | None = None, **changes: str
+        self,
+        *,
+        spool: Any = None,
+        store: FakeStore | None = None,
+        journal: Any = None,
+        start: Start | None = None,
+        **changes: str,
     ) -> None:
         environ = {
             "S3_ENDPOINT_URL": "http://store",
@@ -248,17 +274,16 @@ class House:
         self.loop = asyncio.get_running_loop()
         self.spool = FakeSpool() if spool is None else spool
         self.store = FakeStore() if store is None else store
-        self.journal, self.files = FakeJournal(), FakeFiles()
+        self.journal, self.files = FakeJournal() if journal is None else journal, FakeFiles()
         clock = self.loop.time
         current_store: Any = lambda: self.store  # noqa: E731
-        journal: Any = self.journal
         self.wall_offset = 1e9
         self.attempts = Attempts(self.holder, self.spool, current_store, self.files.open, clock)
         self.uploader = Uploader(
             self.holder,
             self.spool,
             self.attempts,
-            journal,
+            self.journal,
             ActiveClock(0.0, clock),
             ask=lambda: self.store.ask_neutrally(),
             clock=clock,

@@ -23,11 +23,12 @@ from s3daemon.control.status import (
     receivers_of,
     uploads_of,
 )
+from s3daemon.delivery.decision import DROPPED
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
-from s3daemon.model.exposure import Exposures
+from s3daemon.model.exposure import Exposures, loss_of
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.spool.spool import Entry, Spool
 
@@ -44,6 +45,7 @@ def entry_of(queued: QueuedTransfer) -> Entry:
         attempt_started=queued.attempt_started,
         code=queued.last_error.code,
         text=queued.last_error.text,
+        md5=queued.sent_md5,
     )
 
 
@@ -135,18 +137,26 @@ class Operations:
         """Try again: a delay ends, what failed is pending again."""
         ids = None if arguments.get("all") is True else _ids(arguments)
         known = self._uploader.retry(ids)
-        failed = await asyncio.to_thread(self._spool.entries, failed=True)
-        wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
-        now = self._uploader.active_now_s()
-        done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
+        with self._uploader.noting_stored() as stored:
+            failed = await asyncio.to_thread(self._spool.entries, failed=True)
+            wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
+            now = self._uploader.active_now_s()
+            done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
         again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
-        self._uploader.recover(again)
-        return {"ids": sorted(known | done)}
+        # A newer one was stored while the spool was busy with these: they would be sent over it.
+        overtaken = {entry.transfer.id for entry in again if stored.get(entry.transfer.destination, 0) > entry.seq}
+        for id_ in overtaken:
+            self._spool.remove(id_)
+        self._uploader.recover(entry for entry in again if entry.transfer.id not in overtaken)
+        return {"ids": sorted(known | done - overtaken)}
 
     async def drop(self, arguments: Mapping[str, object]) -> Answer:
         """Give up: an attempt in flight is cancelled and its clients are notified."""
         ids = _ids(arguments)
-        dropped = await self._spool.drop(ids)
+        pending = [queued.transfer for id_ in ids if (queued := self._uploader.schedule.get(id_))]
+        dropped = await self._spool.drop(
+            ids, [loss_of(transfer, f"{DROPPED.code}: {DROPPED.text}") for transfer in pending]
+        )
         for id_ in ids:
             queued = self._uploader.schedule.get(id_)
             if queued is not None and not await self._uploader.drop(queued):
@@ -201,7 +211,7 @@ class Operations:
             oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
-            disabled=tuple(pool.addresses.disabled),
+            disabled=tuple(pool.addresses.unexpectedly_disabled),
             none_kept=not pool.small_request,
             held=uploader.held,
             away=uploader.away,
@@ -247,7 +257,7 @@ class Operations:
         """Return the values of `http.metrics.LABELLED` that have an address of the store as their label."""
         pool = self._pool()
         uploads = uploads_of(self._uploader.schedule.running, self._uploader.now())
-        receivers = receivers_of(pool.open_per_address(), uploads, pool.addresses.disabled)
+        receivers = receivers_of(pool.open_per_address(), uploads, pool.addresses.unexpectedly_disabled)
         rates: dict[str, float] = dict.fromkeys((one.address for one in receivers), 0.0)
         for upload in uploads:
             for address in upload.receivers:

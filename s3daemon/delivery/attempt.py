@@ -1,12 +1,15 @@
 """One attempt to store one transfer: open the file, look for the object, send it, check that it was not overwritten.
 
-An attempt whose outcome is unknown has two consequences. The same transfer looks for its object before it sends again.
-And the next transfer to that destination looks for its own after it was stored: a body that arrives late could have
-overwritten it.
+An upload over a connection that is far slower than others is moved: it is sent again at once, in the same attempt.
+
+An attempt whose outcome is unknown has two consequences. The same transfer looks for its object before it sends again:
+at the store in use, which after a reload may be another one, and hold a replica. And the next transfer to that
+destination of that store looks for its own after it was stored: a body that arrives late could have overwritten it.
 """
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import logging
 import time
@@ -29,6 +32,8 @@ _log = logging.getLogger(__name__)
 LATE_ARRIVAL_S = 900.0
 #: So many look-ups in a row may be refused; then the file is sent, though its object may be there.
 LOOKUPS_MAX = 3
+#: After a reset, what the store has of a body is stored within this time, or never; seconds. Then it is looked up.
+SETTLE_S = 0.5
 
 
 async def _save_if_possible(change: Awaitable[None]) -> None:
@@ -74,7 +79,8 @@ class Attempts:
         self._store = store
         self._opener = opener
         self._clock = clock
-        self._late_arrivals: dict[Destination, _LateArrival] = {}
+        #: By URL of the store and destination, the oldest first.
+        self._late_arrivals: dict[tuple[str, Destination], _LateArrival] = {}
 
     async def make(self, queued: QueuedTransfer, progress: Progress) -> Stored:
         """Make an attempt.
@@ -88,18 +94,25 @@ class Attempts:
             FileError: the file cannot be sent now.
         """
         queued.attempts += 1
-        try:
-            return await self._make(queued, self._store(), progress)
-        except AttemptError as exc:
-            if exc.ambiguous:
-                self._expect_late_arrival(queued)
-            raise
-        except FileError:
-            raise
-        except Exception as exc:
-            _log.exception("a bug in an attempt of %s", queued.transfer.id)
-            self._expect_late_arrival(queued)
-            raise AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}", ambiguous=True) from exc
+        store, moved_before = self._store(), queued.moved
+        while True:
+            try:
+                return await self._make(queued, store, progress)
+            except AttemptError as exc:
+                if exc.ambiguous:
+                    self._expect_late_arrival(queued, store)
+                if exc.code != Code.SLOW_CONNECTION:
+                    raise
+                if exc.ambiguous:
+                    await asyncio.sleep(SETTLE_S)
+            except FileError:
+                raise
+            except Exception as exc:
+                _log.exception("a bug in an attempt of %s", queued.transfer.id)
+                self._expect_late_arrival(queued, store)
+                raise AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}", ambiguous=True) from exc
+            finally:
+                queued.moved = moved_before + progress.moves
 
     async def _make(self, queued: QueuedTransfer, store: Store, progress: Progress) -> Stored:
         def note_sent(md5: str) -> None:
@@ -108,14 +121,14 @@ class Attempts:
         try:
             source = queued.source or await self._open(queued.transfer.file)
         except FileError:
-            if (found := await self._find(queued, store)) is not None:
+            if (found := await self._find(queued, store, progress)) is not None:
                 return found  # it was stored, and its owner has removed the file since
             raise
         queued.source = None
         try:
             if not source.state.matches(queued.transfer.file_state):
                 await self._update_file_state(queued, source.state)
-            elif (found := await self._find(queued, store, source)) is not None:
+            elif (found := await self._find(queued, store, progress, source)) is not None:
                 return found
             if not queued.attempt_started:
                 await _save_if_possible(self._spool.start_attempt(queued.transfer.id))
@@ -138,7 +151,9 @@ class Attempts:
         roots, closed = settings.allowed_roots, settings.private_paths()
         return await open_file(path, roots, closed, settings.stall_timeout_s, self._opener)
 
-    async def _find(self, queued: QueuedTransfer, store: Store, source: Source | None = None) -> Stored | None:
+    async def _find(
+        self, queued: QueuedTransfer, store: Store, progress: Progress, source: Source | None = None
+    ) -> Stored | None:
         """Look for the object if an earlier attempt may have stored it.
 
         Where the file can be sent (`source`), a store that refuses one look-up after the other gets it in the end.
@@ -146,7 +161,8 @@ class Attempts:
         if not queued.outcome_unknown:
             return None
         try:
-            found = await store.find(queued.transfer, queued.failed_addresses, md5=queued.sent_md5, source=source)
+            avoided = queued.failed_addresses | progress.slow_addresses
+            found = await store.find(queued.transfer, avoided, md5=queued.sent_md5, source=source)
         except AttemptError as exc:
             queued.lookups_refused += bool(exc.status)
             if source is None or queued.lookups_refused < LOOKUPS_MAX:
@@ -162,18 +178,30 @@ class Attempts:
         queued.transfer = replace(queued.transfer, file_state=state)
         await _save_if_possible(self._spool.update(queued.transfer))
 
-    def _expect_late_arrival(self, queued: QueuedTransfer) -> None:
+    def _expect_late_arrival(self, queued: QueuedTransfer, store: Store) -> None:
         queued.outcome_unknown = True
-        self._late_arrivals[queued.transfer.destination] = _LateArrival(
-            queued.transfer.id, self._clock() + LATE_ARRIVAL_S
-        )
+        key = store.url, queued.transfer.destination
+        self._late_arrivals.pop(key, None)
+        self._late_arrivals[key] = _LateArrival(queued.transfer.id, self._clock() + LATE_ARRIVAL_S)
+        self._forget_arrivals()
+
+    def _forget_arrivals(self) -> None:
+        """Forget those that are ruled out by now, also of destinations that never come again."""
+        while self._late_arrivals:
+            first = next(iter(self._late_arrivals))
+            if self._clock() < self._late_arrivals[first].until:
+                break
+            del self._late_arrivals[first]
 
     async def _check_not_overwritten(self, queued: QueuedTransfer, store: Store) -> None:
-        transfer = queued.transfer
-        late = self._late_arrivals.get(transfer.destination)
+        self._forget_arrivals()
+        transfer, key = queued.transfer, (store.url, queued.transfer.destination)
+        late = self._late_arrivals.get(key)
         if late is None or late.transfer_id == transfer.id:
             return
-        found = await store.find(transfer, md5=queued.sent_md5) if self._clock() < late.until else None
+        queued.outcome_unknown = True  # it is stored: if the look-up has no answer, the next attempt looks again
+        found = await store.find(transfer, md5=queued.sent_md5)
+        queued.outcome_unknown = False
         if found is LookupResult.NOT_FOUND:
             raise AttemptError(Code.OVERWRITTEN, "a late arrival of an older transfer replaced the object")
-        del self._late_arrivals[transfer.destination]
+        self._late_arrivals.pop(key, None)

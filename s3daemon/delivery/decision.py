@@ -96,6 +96,10 @@ class LastError:
     address: str = ""
 
 
+#: The error of a transfer that an operator has given up.
+DROPPED = LastError(Code.DROPPED, "dropped by an operator")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FailureState:
     """The state of a transfer whose attempt has failed.

@@ -43,6 +43,8 @@ ASK_EVERY_S = 3.0
 #: One probe first. From the fourth round on two, of different transfers: one that always fails, or hangs, must not hide
 #: the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
+#: Of an answer to the neutral request after which there is no reason to send it again.
+_CLEAR_STATUSES = range(400, 500)
 #: People fix keys and quotas, and reload; this is for what is fixed at the store without notice to the daemon.
 HELD_PROBE_S = 300.0
 
@@ -62,7 +64,8 @@ class Health:
         HELD   failed or suspected                             HELD
 
     Failures and suspicions count since the last success. A failed connection always counts, since it concerns no
-    transfer; any other failure once per destination: one object that the store cannot take is not an outage. An attempt
+    transfer, and so does an attempt that is not answered if a neutral request is not answered either; any other failure
+    counts once per destination: one object that the store cannot take is not an outage. An attempt
     that started before the hold does not lift it when it succeeds; one that started before a reload does not hold the
     queue when it is refused.
 
@@ -86,7 +89,7 @@ class Health:
         self._suspects: dict[str, Destination] = {}  # by code, the first destination
         self._rounds = 0
         self._probe_at = 0.0
-        self.away_reason = ""  #: the failure that made it away, one line with its code
+        self.away_reason = ""  #: the failure that made it away, or came before that, one line with its code
         self.unreached = False  #: away, and the last attempt found no connection: a small request tells of a return
 
     @property
@@ -124,29 +127,38 @@ class Health:
                 self.refused(error, started_at)
         self._delay_held_probe(now)
 
-    def failed(self, error: AttemptError, destination: Destination) -> None:
-        """Note that an attempt ended in an error for which the endpoint may be to blame."""
+    def failed(self, error: AttemptError, destination: Destination, *, is_unanswered: bool = False) -> None:
+        """Note that an attempt ended in an error for which the endpoint may be to blame.
+
+        Args:
+            error: the attempt's.
+            destination: of its transfer.
+            is_unanswered: a neutral request was not answered either, so it is as if no connection was to be had.
+        """
         now = self._monotonic()
         if not self.held:
-            self._count(error, destination, now)
+            was_away = self.away
+            self._count(destination, now, is_unreached=is_unanswered or error.code in UNREACHED)
+            if not was_away:
+                self.away_reason = f"{error.code}: {error.text}"
         self._delay_held_probe(now)
 
     def _delay_held_probe(self, now: float) -> None:
         if self.held and now >= self._probe_at:
             self._probe_at = now + HELD_PROBE_S
 
-    def _count(self, error: AttemptError, destination: Destination, now: float) -> None:
-        if error.code in UNREACHED or destination not in self._failed:
+    def _count(self, destination: Destination, now: float, *, is_unreached: bool) -> None:
+        if is_unreached or destination not in self._failed:
             self._failures += 1
         if len(self._failed) < AWAY_AFTER_FAILURES:
             self._failed.add(destination)
         if self._failures < AWAY_AFTER_FAILURES:
             return
         if self._away_since is None:
-            self._away_since, self.away_reason = now, f"{error.code}: {error.text}"
+            self._away_since = now
         elif now < self._probe_at:
             return  # it belongs to the round that was counted already
-        self.unreached = error.code in UNREACHED
+        self.unreached = is_unreached
         delay = min(PROBE_FIRST_S * 2.0 ** min(self._rounds, 16), PROBE_MAX_S)
         self._probe_at = now + delay * self._rng.uniform(0.75, 1.0)
         self._rounds += 1
@@ -264,10 +276,19 @@ class KeyEvidence:
         self._ever_accepted = False
         self._ever_stored = False
         self._doubtful: dict[str, float] = {}
+        self._must_learn = True
+        self._learning: asyncio.Task[None] | None = None
 
     def stored(self, started_at: float) -> None:
-        """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object."""
+        """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object.
+
+        After the first one the neutral request is sent, until it has a clear answer: where good keys are allowed it, a later denial of it
+        tells that the keys are bad. Ceph with `rgw_s3_auth_use_sts` says nothing else of keys that were replaced.
+        """
         if started_at >= self._in_force_since:
+            if self._must_learn:
+                self._must_learn = False
+                self._learning = asyncio.get_running_loop().create_task(self._learn())
             self._ever_stored = True
             self._doubtful = {id_: at for id_, at in self._doubtful.items() if at > started_at}
 
@@ -280,6 +301,7 @@ class KeyEvidence:
         doubtful, self._doubtful = set(self._doubtful), {}
         self._in_force_since = self._clock()
         self._ever_accepted = self._ever_stored = False
+        self._must_learn = True
         return doubtful
 
     def denied(self, transfer_id: str) -> None:
@@ -304,6 +326,13 @@ class KeyEvidence:
         )
         self._ever_accepted |= found is Keys.GOOD
         return found
+
+    async def _learn(self) -> None:
+        since = self._in_force_since
+        error = await self.ask()
+        if since == self._in_force_since:
+            self._ever_accepted |= error is None
+            self._must_learn = error is not None and error.status not in _CLEAR_STATUSES
 
     async def ask(self) -> AttemptError | None:
         """Return the error of a neutral request that is sent from now on; all who wait for its turn share it."""

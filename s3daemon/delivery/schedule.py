@@ -4,6 +4,7 @@ Rules, in this order:
 
 1. One at a time for a destination, in the order accepted there, so that the newest content wins. Only the oldest
    pending transfer of a destination, its *head*, is a candidate; while it waits out a delay those behind it wait too.
+   A failed one that is retried takes its place among them again; if a newer one is in flight, it waits for its end.
 2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed. The older ones
    of its destination, which must go first, count as live with it.
 3. Among equals the one accepted first; but large ones never take the last connections, so that small ones, half of all
@@ -69,6 +70,7 @@ class QueuedTransfer:
         sent_md5: of what the last attempt has sent, as `Entry.md5`.
         lookups_refused: that the store has refused, one after the other.
         failed_addresses: the store's addresses that the next attempt avoids.
+        moved: how often its uploads were moved to another connection.
         file_changed: the file differed from what was accepted.
         source: the file as opened at acceptance, until the first attempt takes it.
         record: what was recorded, once it is over.
@@ -90,6 +92,7 @@ class QueuedTransfer:
     sent_md5: str = ""
     lookups_refused: int = 0
     failed_addresses: frozenset[str] = frozenset()
+    moved: int = 0
     file_changed: bool = False
     source: Source | None = None
     record: TransferRecord | None = None
@@ -171,6 +174,7 @@ class Schedule:
         self._chains: dict[Destination, deque[QueuedTransfer]] = {}
         self._by_id: dict[str, QueuedTransfer] = {}
         self._running: set[QueuedTransfer] = set()
+        self._busy: set[Destination] = set()  # of the running ones
         # Heaps by rank and size. An entry that is no longer true is dropped when it becomes the first.
         self._ready: dict[tuple[bool, bool], list[QueuedTransfer]] = {
             (live, small): [] for live in (True, False) for small in (True, False)
@@ -225,10 +229,15 @@ class Schedule:
         chain = self._chains.get(queued.transfer.destination)
         return chain is not None and chain[0] is queued
 
+    def older_than(self, queued: QueuedTransfer) -> list[QueuedTransfer]:
+        """Return the transfers for the destination of `queued` that were accepted before it."""
+        return [other for other in self._chains[queued.transfer.destination] if other.seq < queued.seq]
+
     def add(self, queued: QueuedTransfer) -> None:
-        """Add a transfer, behind the older ones for its destination."""
+        """Add a transfer, behind the older ones for its destination: one that is retried keeps its place."""
         chain = self._chains.setdefault(queued.transfer.destination, deque())
-        chain.append(queued)
+        newest = not chain or chain[-1].seq < queued.seq
+        chain.insert(len(chain) if newest else sum(other.seq < queued.seq for other in chain), queued)
         self._by_id[queued.transfer.id] = queued
         self._offer(chain[0])
         self.on_added(queued)
@@ -245,6 +254,7 @@ class Schedule:
             if free:
                 queued = min(free)
                 self._running.add(queued)
+                self._busy.add(queued.transfer.destination)
                 return queued
         return None
 
@@ -254,9 +264,10 @@ class Schedule:
 
     def release(self, queued: QueuedTransfer, not_before: float) -> None:
         """Make a transfer whose attempt has failed a candidate again from monotonic time `not_before` on."""
-        self._running.discard(queued)
+        self._stop_running(queued)
         queued.not_before = not_before
         heapq.heappush(self._delayed, (not_before, queued))
+        self._offer(self._chains[queued.transfer.destination][0])  # an older one, retried meanwhile
 
     def end_delay(self, queued: QueuedTransfer) -> None:
         """End its delay. If a request has made it live, that counts for the head of its destination too."""
@@ -286,7 +297,7 @@ class Schedule:
 
     def remove(self, queued: QueuedTransfer) -> None:
         """Remove a transfer that is over."""
-        self._running.discard(queued)
+        self._stop_running(queued)
         del self._by_id[queued.transfer.id]
         queued.not_before = 0.0
         chain = self._chains[queued.transfer.destination]
@@ -308,7 +319,12 @@ class Schedule:
         return any(other.live for other in self._chains[queued.transfer.destination])
 
     def _is_candidate(self, queued: QueuedTransfer) -> bool:
-        return self.is_head(queued) and queued not in self._running and queued.not_before == 0.0
+        return self.is_head(queued) and queued.transfer.destination not in self._busy and queued.not_before == 0.0
+
+    def _stop_running(self, queued: QueuedTransfer) -> None:
+        if queued in self._running:
+            self._running.discard(queued)
+            self._busy.discard(queued.transfer.destination)
 
     def _offer(self, queued: QueuedTransfer) -> None:
         if self._is_candidate(queued):

@@ -16,22 +16,25 @@ A transfer's states, and what moves it (`schedule` says which one is next, `deci
     in flight  the service stops                                  pending in the spool; the next process goes on
     any        an operator drops it                               over: recorded as failed, client notified, not listed
     failed     an operator's retry                                pending
-    failed     a success for its destination, or it expires       no longer listed
+    failed     a success of a newer one for its destination, or   no longer listed
+               it expires
+    pending    likewise, while an operator retries it             over: not sent, not listed
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
-from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
+from s3daemon.delivery.decision import DROPPED, FailureState, Finding, LastError, decide
 from s3daemon.delivery.health import (
     ASK_EVERY_S,
     Ask,
@@ -53,9 +56,9 @@ from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.journal import Journal, WarningLimit
 from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.model.request import Transfer
+from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import Source
-from s3daemon.model.verdict import ACCESS_DENIED, Keys, accuses_keys
+from s3daemon.model.verdict import ACCESS_DENIED, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import Stored
 from s3daemon.spool.exposures import StoredCount
@@ -126,6 +129,10 @@ class Uploader:
         self._started_at = clock()
         self._returning: asyncio.Task[None] | None = None
         self._listing: set[asyncio.Task[None]] = set()  # of failures in the spool
+        self._unrecorded: dict[
+            Destination, list[StoredCount]
+        ] = {}  # stored, in this order; the journal has no record yet
+        self._noting: list[dict[Destination, int]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
 
@@ -216,6 +223,16 @@ class Uploader:
                 self.schedule.end_delay(queued)
         return {queued.transfer.id for queued in found}
 
+    @contextlib.contextmanager
+    def noting_stored(self) -> Iterator[Mapping[Destination, int]]:
+        """Note what is stored within the block: by destination the seq of the last transfer."""
+        stored: dict[Destination, int] = {}
+        self._noting.append(stored)
+        try:
+            yield stored
+        finally:
+            self._noting = [other for other in self._noting if other is not stored]
+
     def reload(self) -> set[str]:
         """Act on new settings: whatever was known of the endpoint is void, so nothing is held or delayed.
 
@@ -285,18 +302,22 @@ class Uploader:
 
     async def _run(self, queued: QueuedTransfer, progress: Progress) -> None:
         keys: Keys | None = None
+        is_unanswered = False
         try:
             outcome: Stored | AttemptError | FileError = await self._attempts.make(queued, progress)
         except (AttemptError, FileError) as exc:
             outcome = exc
             if isinstance(exc, AttemptError) and accuses_keys(exc):
                 keys = await self._keys.examine(exc, queued.last_attempt_at)
+            elif exc.code in UNANSWERED:
+                neutral = await self._keys.ask()
+                is_unanswered = neutral is not None and not neutral.status
         finally:
             queued.attempt = None
         if isinstance(outcome, Stored):
             self._stored(queued, outcome)
         else:
-            self._failed(queued, outcome, keys)
+            self._failed(queued, outcome, keys, is_unanswered=is_unanswered)
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
@@ -311,13 +332,31 @@ class Uploader:
             self.schedule.demote()
         elif was_away:
             self.schedule.end_delays()
+        self._overtake(queued)
         waiters = self._end(queued)
         if was_full:
             self.schedule.end_delays_of(bucket)
         notify(waiters, Reply(Outcome.STORED, queued.transfer.id))
         self._record(queued, stored)
 
-    def _failed(self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None) -> None:
+    def _overtake(self, queued: QueuedTransfer) -> None:
+        """Give up what is older than a stored transfer, at its destination: failed ones, and those retried meanwhile.
+
+        At once, not only when the journal has the record: the old content must not be sent over the new one.
+        """
+        destination = queued.transfer.destination
+        for noted in self._noting:
+            noted[destination] = max(noted.get(destination, 0), queued.seq)
+        self._spool.clear_failures(destination, queued.seq)
+        for older in self.schedule.older_than(queued):
+            self._spool.remove(older.transfer.id)
+            text = f"a newer one, {queued.transfer.id}, was stored there"
+            notify(self._end(older), Reply(Outcome.FAILED, older.transfer.id, Code.OVERTAKEN, text))
+            _log.info("%s is not sent to %s: %s", older.transfer.id, destination, text)
+
+    def _failed(
+        self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None, *, is_unanswered: bool
+    ) -> None:
         now = self._clock()
         state = FailureState(
             attempts=queued.attempts,
@@ -333,7 +372,7 @@ class Uploader:
         again = not decision.final
         self._count(AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again))
         if isinstance(error, AttemptError):
-            self._update_health(queued, error, decision.endpoint)
+            self._update_health(queued, error, decision.endpoint, is_unanswered=is_unanswered)
         if decision.final:
             if error.code == ACCESS_DENIED and keys is not Keys.GOOD:
                 self._keys.denied(queued.transfer.id)
@@ -364,7 +403,9 @@ class Uploader:
         if skipped is not None:
             self._journal.write(failure_of(queued, delay_s, skipped).fields())
 
-    def _update_health(self, queued: QueuedTransfer, error: AttemptError, finding: Finding) -> None:
+    def _update_health(
+        self, queued: QueuedTransfer, error: AttemptError, finding: Finding, *, is_unanswered: bool
+    ) -> None:
         destination = queued.transfer.destination
         match finding:
             case Finding.SERVING:
@@ -373,7 +414,7 @@ class Uploader:
                 self._health.succeeded(queued.last_attempt_at)
                 self._full_buckets.refused(destination.bucket, self._clock())
             case Finding.FAILING:
-                self._health.failed(error, destination)
+                self._health.failed(error, destination, is_unanswered=is_unanswered)
             case Finding.SUSPICIOUS:
                 self._health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:
@@ -398,7 +439,7 @@ class Uploader:
 
     async def drop(self, queued: QueuedTransfer) -> bool:
         """End a transfer for an operator, as `abandon` does, and record that; the caller removes it from the spool."""
-        error = LastError(Code.DROPPED, "dropped by an operator")
+        error = DROPPED
         if not await self.abandon(queued, Reply(Outcome.FAILED, queued.transfer.id, error.code, error.text)):
             return False
         queued.last_error = replace(queued.last_error, code=error.code, text=error.text)
@@ -434,13 +475,28 @@ class Uploader:
         for observe in self.observers:
             observe(queued.record)
 
-        count = StoredCount.of(queued.record)
+        def written() -> None:  # in the journal's thread, or here
+            self._loop.call_soon_threadsafe(self._remove, queued.transfer)
 
-        def written() -> None:  # in the journal's thread; only now may the spool forget the transfer
-            id_, to = queued.transfer.id, queued.transfer.destination
-            self._loop.call_soon_threadsafe(self._spool.stored, id_, to, count)
-
+        if stored:
+            self._unrecorded.setdefault(queued.transfer.destination, []).append(StoredCount.of(queued.record))
         self._journal.record(queued.record, written if stored else None)
+
+    def _remove(self, transfer: Transfer) -> None:
+        """Have the spool forget a stored transfer, now that the journal has its record or has dropped it.
+
+        Those stored before it at its destination go first: should they stay, because their records still wait in the
+        queue of a journal that stands still, the process after a crash would send the old content over the new one.
+        """
+        waiting = self._unrecorded.get(transfer.destination, [])
+        end = next((at for at, count in enumerate(waiting, 1) if count.id == transfer.id), 0)
+        if not end:
+            return
+        for count in waiting[:end]:
+            self._spool.remove(count.id, count)
+        del waiting[:end]
+        if not waiting:
+            del self._unrecorded[transfer.destination]
 
     async def drain(self, timeout_s: float) -> None:
         """Start no more attempts, wait up to `timeout_s` seconds for those in flight, and cancel the others."""
@@ -494,6 +550,7 @@ def record_of(
         connection=stored.connection if stored else "",
         receiver=stored.address if stored else error.address,
         changed=queued.file_changed,
+        moved=queued.moved or None,
         parts=stored.parts if stored and stored.parts > 1 else None,
     )
 

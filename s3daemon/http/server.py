@@ -5,7 +5,8 @@ No client can do more than use its own slot, and that for a bounded time: its re
 connection for another request, but only while half of the slots are free, and for `IDLE_LIMIT_S`: it never keeps others
 out. A stop closes the connections that wait for a request.
 
-No connection is kept for the next process, as the line protocol's are: half of an HTTP exchange cannot be continued.
+A client that waits for its transfer is left to the next process, as the line protocol's are: its request has been read
+whole, and the answer ends the connection, so nothing else of the exchange needs to be known. Other connections end.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
@@ -27,7 +29,7 @@ from s3daemon.config.settings import SettingsHolder
 from s3daemon.errors import one_line
 from s3daemon.http.guard import HEADERS, page_policy, refusal
 from s3daemon.http.upload import MAX_FORM, Answer, Form
-from s3daemon.ingress.listener import Client, Listener
+from s3daemon.ingress.listener import Client, Listener, close_after_reply
 
 _log = logging.getLogger(__name__)
 #: aiohttp's own, to which it writes every client that does not speak HTTP as an error of ours, with a traceback.
@@ -46,8 +48,8 @@ FORM_METHODS = ("POST", "PUT", "PATCH")
 
 #: Answers GET and HEAD.
 Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
-#: Answers `FORM_METHODS`.
-Action = Callable[[Form], Awaitable[Answer]]
+#: Answers `FORM_METHODS`; with None the client is left to the next process.
+Action = Callable[[Form], Awaitable[Answer | None]]
 
 
 class _Connection:
@@ -146,7 +148,7 @@ class HttpServer:
 
     Args:
         settings: number of clients, names of the server.
-        pages: the handlers of GET and HEAD by path.
+        pages: the handlers of GET and HEAD by path; `/*` at its end stands for any name.
         actions: the handlers of `FORM_METHODS` by path.
         clock: monotonic seconds.
 
@@ -170,6 +172,32 @@ class HttpServer:
         self.listener = Listener(self._serve, settings.current.max_clients)
         _aiohttp_log.disabled = True
 
+    def resume(self, sock: socket.socket, answer: Callable[[], Awaitable[Answer | None]]) -> None:
+        """Answer a client of an earlier process, and end its connection.
+
+        Args:
+            sock: the connection.
+            answer: returns what it gets; None when it is left to the next process.
+        """
+        self.listener.resume(sock, partial(self._resume, answer=answer))
+
+    async def _resume(self, client: Client, *, answer: Callable[[], Awaitable[Answer | None]]) -> None:
+        given = await answer()
+        if given is None:
+            return
+        response = _last(_rendered(given))
+        headers = {**response.headers, **HEADERS, "Content-Length": str(response.content_length), "Connection": "close"}
+        status = f"HTTP/1.1 {given.status.value} {given.status.phrase}"
+        head = "\r\n".join([status, *(f"{name}: {value}" for name, value in headers.items()), "", ""])
+        try:
+            async with asyncio.timeout(REPLY_LIMIT_S):
+                await asyncio.get_running_loop().sock_sendall(client.sock, head.encode() + given.encode())
+            taken = await close_after_reply(client.sock)
+        finally:
+            given.sent()
+        if taken:
+            given.taken()
+
     async def _serve(self, client: Client) -> None:
         """Serve a connection to its end."""
         connection = _Connection(client)
@@ -187,7 +215,11 @@ class HttpServer:
             raise TypeError(request.protocol)
         connection = request.protocol.connection
         with connection.handling():
-            response, taken = await self._response(request, connection)
+            found = await self._response(request, connection)
+            if found is None:
+                connection.abort()  # for us alone: systemd has it too
+                return web.Response()
+            response, answer = found
             if response.content_type == "text/html":
                 response.headers["Content-Security-Policy"] = page_policy(response.text or "")
             for name, value in HEADERS.items():
@@ -196,21 +228,27 @@ class HttpServer:
                 response.force_close()
             connection.request_read()
             connection.limit(REPLY_LIMIT_S)
-            with suppress(OSError):  # the client is gone
+            try:
                 await response.prepare(request)
                 await response.write_eof()
+            except OSError:
+                return response  # the client is gone
+            finally:
+                answer.sent()
+            with suppress(OSError):
                 if not connection.closed.done():
-                    taken()
+                    answer.taken()
                     if response.keep_alive:
                         connection.await_request()
         return response
 
-    async def _response(
-        self, request: web.BaseRequest, connection: _Connection
-    ) -> tuple[web.Response, Callable[[], None]]:
-        """The response, and what to call once the client has it. It ends the connection if the body was not read."""
+    async def _response(self, request: web.BaseRequest, connection: _Connection) -> tuple[web.Response, Answer] | None:
+        """The response, and the answer that it renders. It ends the connection if the body was not read.
+
+        None: the client is left to the next process.
+        """
         if refused := self._refusal(request, connection.client.sock):
-            return _last(refused), _nothing
+            return _last(refused), _PAGE
         try:
             return await self._served(request, connection)
         except web.HTTPRequestEntityTooLarge:
@@ -224,19 +262,19 @@ class HttpServer:
             _log.exception("a bug while answering %s", one_line(request.path, 100))
             text = f"Internal: a bug in the daemon: {type(exc).__name__}; its journal says where"
             answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text)
-        return _last(_rendered(answer)), _nothing
+        return _last(_rendered(answer)), answer
 
-    async def _served(
-        self, request: web.BaseRequest, connection: _Connection
-    ) -> tuple[web.Response, Callable[[], None]]:
-        """The response of a page or an action, and what to call once the client has it."""
+    async def _served(self, request: web.BaseRequest, connection: _Connection) -> tuple[web.Response, Answer] | None:
+        """The response of a page or an action, and the answer that it renders."""
         body = await self._read(request)
         connection.request_read()
         if request.method not in FORM_METHODS:
-            return await self._pages[request.path](request), _nothing
+            page = self._page(request.path)
+            assert page, "see _refusal"
+            return await page(request), _PAGE
         form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock)
         answer = await self._actions[request.path](form)
-        return _rendered(answer), answer.taken
+        return None if answer is None else (_rendered(answer), answer)
 
     async def _read(self, request: web.BaseRequest) -> bytes:
         """The body. A client that asks first whether it may send it, as curl does with a large form, may."""
@@ -251,7 +289,7 @@ class HttpServer:
         if reason := refusal(request.headers, _own_address(sock), self._settings.current.http_names, reads=reads):
             self._warn(f"{method} {path}", reason)
             return _rendered(Answer(HTTPStatus.FORBIDDEN, f"NotAllowed: {reason}"))
-        methods = ("GET", "HEAD") if path in self._pages else FORM_METHODS if path in self._actions else ()
+        methods = ("GET", "HEAD") if self._page(path) else FORM_METHODS if path in self._actions else ()
         if method in methods:
             return None
         status = HTTPStatus.METHOD_NOT_ALLOWED if methods else HTTPStatus.NOT_FOUND
@@ -260,6 +298,9 @@ class HttpServer:
             response.headers["Allow"] = ", ".join(methods)
         return response
 
+    def _page(self, path: str) -> Page | None:
+        return self._pages.get(path) or self._pages.get(path.rpartition("/")[0] + "/*")
+
     def _warn(self, what: str, reason: str) -> None:
         """Log a refusal, but not each of a page that asks a thousand times a second."""
         if self._clock() - self._warned_at >= WARN_EVERY_S:
@@ -267,8 +308,8 @@ class HttpServer:
             _log.warning("refused %s over HTTP: %s", one_line(what, 100), reason)
 
 
-def _nothing() -> None:
-    """Nothing is to be called once the client has its answer."""
+#: Stands for a page's answer: nothing is to be called once the client has it.
+_PAGE = Answer(HTTPStatus.OK, "")
 
 
 def _last(response: web.Response) -> web.Response:

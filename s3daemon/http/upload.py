@@ -17,7 +17,8 @@ as the bytes that they are, plain or percent-encoded.
 
 The answer is a JSON object and a line feed: `code`, the status; `msg`, one line; `version`; `task`, the transfer. When
 nothing was accepted `task` has what was given, and no `id`; null when nothing was given. An answer other than 200 has
-`msg` in an `X-Error` header too. A client that waits when the service stops gets its 504 with the transfer's id.
+`msg` in an `X-Error` header too. A client that waits when the service restarts, or crashes, stays connected, and the
+next process answers it; one that waits when the service stops for good gets its 504 with the transfer's id.
 
 Hooks and clients of another service at the same sites read these answers, so the fields of both of its generations are
 there, with the same values under two names.
@@ -40,12 +41,12 @@ from urllib.parse import parse_qsl
 
 from s3daemon import __version__
 from s3daemon.clock import Clock
-from s3daemon.config.settings import SettingsHolder
-from s3daemon.delivery.intake import Intake, Ticket
+from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code, RequestError, S3daemonError, one_line
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.refusals import Refusals, refusal_of
+from s3daemon.ingress.waiting import WaitingClients, name_for
 from s3daemon.model.ids import uuid_of
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import MAX_TAG_CHARS, Destination, Request
@@ -70,6 +71,8 @@ _OWN_CODES = frozenset(
     }
 )
 
+#: The form of the reply to a waiting client, in the name of its connection with systemd.
+FORM_NAME = "http"
 _FIELDS = ("file", "uri", "slug")
 _NEEDED = ("file", "uri")
 _SCHEME = "s3://"
@@ -103,12 +106,14 @@ class Answer:
         message: one line for people.
         task: the transfer, see `task_of`, or what was given of it; None when there is nothing to say of it.
         taken: to be called once the client has the answer.
+        sent: to be called before that, once the answer was sent or cannot be.
     """
 
     status: HTTPStatus
     message: str
     task: dict[str, Any] | None = None
     taken: Callable[[], None] = lambda: None
+    sent: Callable[[], None] = lambda: None
 
     def encode(self) -> bytes:
         """The JSON object, and a line feed: a shell script prints it, and then its own next line."""
@@ -130,9 +135,9 @@ class Uploads:
     """Answers forms.
 
     Args:
-        settings: wait limit.
         intake: takes the requests.
         access: decides who may ask.
+        waiting: has clients wait for their transfers.
         client_notified: called with the id of a transfer whose failure a client has received.
         refusals: takes every request that is refused.
         clock: monotonic seconds, the same as the uploader's.
@@ -140,60 +145,68 @@ class Uploads:
 
     def __init__(
         self,
-        settings: SettingsHolder,
         intake: Intake,
         access: AccessControl,
+        waiting: WaitingClients,
         client_notified: Callable[[str], None],
         *,
         refusals: Refusals,
         clock: Clock = time.monotonic,
     ) -> None:
-        self._settings = settings
         self._intake = intake
         self._access = access
         self._refusals = refusals
+        self._waiting = waiting
         self._client_notified = client_notified
         self._clock = clock
-        self._leaving: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def leave(self) -> None:
-        """Tell the clients that wait that their transfers are kept: the service stops."""
-        if not self._leaving.done():
-            self._leaving.set_result(None)
-
-    async def handle(self, form: Form) -> Answer:
-        """Answer one form."""
+    async def handle(self, form: Form) -> Answer | None:
+        """Return the answer to one form; None when its client is left to the next process."""
         pairs: Pairs = []
         try:
             pairs = await _read(form)
             request = request_of(pairs)
             ticket = await self._access.admit(form.sock, request, self._intake.submit)
-            reply = await self._wait(ticket)
+            name = name_for(FORM_NAME, ticket)
+            reply = await self._waiting.wait(ticket, form.sock, name)
         except S3daemonError as exc:
             await self._refusals.add(refusal_of(exc, *_given_in(pairs)), form.sock)
             if isinstance(exc, RequestError):
                 return Answer(HTTPStatus.BAD_REQUEST, bad_request(exc), given_task(pairs))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))
-        message = f"{reply.code}: {reply.text}" if reply.code else "upload succeeded"
+        if reply is None:
+            return None
         if not reply.id:  # the spool refused it
-            return Answer(status_of(reply), message, given_task(pairs))
-        answer = Answer(status_of(reply), message, task_of(request, ticket.queued, self._clock()))
-        if reply.outcome is Outcome.FAILED:
+            return self._answer(reply, given_task(pairs), name)
+        return self._answer(reply, task_of(request, ticket.queued, self._clock()), name)
+
+    async def resume(self, name: str, sock: socket.socket) -> Answer | None:
+        """Return the answer to a client of an earlier process; None when it is left to the next one.
+
+        Args:
+            name: under which its connection was stored.
+            sock: the connection.
+        """
+        reply, ticket = await self._waiting.resume(name, sock)
+        if reply is None:
+            return None
+        queued, failure, now = None, self._waiting.failure(name), self._clock()
+        if ticket is not None:
+            queued = ticket.queued
+        elif failure is not None:
+            queued = QueuedTransfer(failure.seq, failure.transfer, now, now, attempts=failure.attempts)
+        if queued is None:
+            return self._answer(reply, None, name)
+        transfer = queued.transfer  # its first tag: which of them this client gave is not known
+        request = Request(transfer.file, transfer.destination, tag=next(iter(transfer.tags), ""), extended=True)
+        return self._answer(reply, task_of(request, queued, now), name)
+
+    def _answer(self, reply: Reply, task: dict[str, Any] | None, name: str) -> Answer:
+        message = f"{reply.code}: {reply.text}" if reply.code else "upload succeeded"
+        answer = Answer(status_of(reply), message, task, sent=partial(self._waiting.forget, name))
+        if reply.outcome is Outcome.FAILED and reply.id:
             return replace(answer, taken=partial(self._client_notified, reply.id))
         return answer
-
-    async def _wait(self, ticket: Ticket) -> Reply:
-        """The end; `deferred`, once it is durable, when the client may wait no longer or the service stops."""
-        events: set[asyncio.Future[Any]] = {ticket.outcome, self._leaving}
-        limit_s = self._settings.current.wait_limit_s
-        try:
-            await asyncio.wait(events, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            await ticket.durable
-            if not ticket.outcome.done() and (reply := self._intake.deferral(ticket)):
-                return reply
-            return await ticket.outcome
-        finally:
-            ticket.outcome.cancel()  # unless it is done: this client waits no longer
 
 
 def status_of(reply: Reply) -> HTTPStatus:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -23,8 +24,13 @@ _log = logging.getLogger(__name__)
 
 #: After accept failed, for example for want of descriptors, seconds until it is tried again.
 ACCEPT_PAUSE_S = 0.1
+#: The least seconds between two warnings of that.
+WARN_EVERY_S = 60.0
 #: When the service stops, an accepted client may take this long to finish sending its first request, seconds.
 STOP_READ_TIMEOUT_S = 2.0
+#: A client must close within this time after it could take its last reply, seconds.
+CLOSE_LIMIT_S = 5.0
+_READ_BYTES = 16384
 #: At the end all clients have this long to take their replies and close, seconds; each has 5 s for either.
 DRAIN_TIMEOUT_S = 10.0
 
@@ -77,6 +83,7 @@ class Listener:
         self._slots = _Slots(max_clients)
         self._tasks: dict[Client, asyncio.Task[None]] = {}
         self._stopping = False
+        self._warned_at = -math.inf
 
     @property
     def clients(self) -> int:
@@ -100,10 +107,10 @@ class Listener:
                 client = Client(listening.accept()[0])
             except BlockingIOError:  # no client; another socket may use the slot meanwhile
                 self._slots.release()
-                await _until_readable(listening)
+                await until_readable(listening)
             except OSError as exc:  # out of descriptors, or the client is gone already
                 self._slots.release()
-                _log.warning("cannot accept a client: %s", exc.strerror)
+                self._warn(exc)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
             else:
                 self._start(client, self._serve).add_done_callback(lambda _: self._slots.release())
@@ -127,6 +134,13 @@ class Listener:
         """Wait until all clients have been served; a client that waits for its transfer must have been released."""
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=DRAIN_TIMEOUT_S)
+
+    def _warn(self, exc: OSError) -> None:
+        """Log that accept failed, not each time: it may go on as long as descriptors are scarce."""
+        now = asyncio.get_running_loop().time()
+        if now - self._warned_at >= WARN_EVERY_S:
+            self._warned_at = now
+            _log.warning("cannot accept a client, which waits: %s", exc.strerror)
 
     def _start(self, client: Client, serve: Serve) -> asyncio.Task[None]:
         async def serve_it() -> None:
@@ -175,14 +189,32 @@ class _Slots:
         self._changed.set()
 
 
-async def _until_readable(listening: socket.socket) -> None:
+async def until_readable(sock: socket.socket) -> None:
+    """Wait until there is something to accept or to receive."""
     loop = asyncio.get_running_loop()
     readable = asyncio.Event()
-    loop.add_reader(listening, readable.set)
+    loop.add_reader(sock, readable.set)
     try:
         await readable.wait()
     finally:
-        loop.remove_reader(listening)
+        loop.remove_reader(sock)
+
+
+async def close_after_reply(sock: socket.socket) -> bool:
+    """Close our side first, and return whether the client closed its own after that: then it has its reply.
+
+    `shutdown` closes our side for every descriptor of the connection, systemd's included. Reading what the client may
+    still send keeps the kernel from resetting the connection before the reply was read.
+    """
+    loop = asyncio.get_running_loop()
+    try:
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(CLOSE_LIMIT_S):
+            while await loop.sock_recv(sock, _READ_BYTES):
+                pass
+    except (OSError, TimeoutError):
+        return False
+    return True
 
 
 def name_of(listening: socket.socket) -> str:

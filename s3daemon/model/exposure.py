@@ -142,6 +142,13 @@ class Loss:
     missing: Missing
 
 
+def loss_of(transfer: Transfer, reason: str) -> Loss:
+    """Return the loss of a transfer that fails for good."""
+    to = transfer.destination
+    names = names_of(transfer.tags, to.bucket, to.key)
+    return Loss(names, transfer.accepted_usec, str(to), Missing("failed", reason))
+
+
 class Exposures:
     """The last exposures, in the order of their first requests.
 

@@ -83,6 +83,8 @@ class TransferRecord:
         changed: the file that was sent differed in size, mtime, ctime or inode from the one that was accepted.
         parts: the number of parts; None when it was one PUT. `rtt_usec` is the median of the parts, `retransmits` their
             sum, and `connection` is "new" when at least one of them had to open its own.
+        moved: how often its upload, or one of its parts, was moved away from a connection that was far slower than
+            others; None when it never was. A move is no attempt.
 
     Raises:
         ValueError: a value is out of range; a bug of the caller.
@@ -109,6 +111,7 @@ class TransferRecord:
     receiver: str = ""
     changed: bool = False
     parts: int | None = None
+    moved: int | None = None
 
     def __post_init__(self) -> None:
         if self.outcome not in ("stored", "failed"):
@@ -324,7 +327,7 @@ class Refusal:
 
 _TEXTS = ("transfer_id", "outcome", "bucket", "key", "endpoint", "etag", "error", "connection", "receiver")
 _INTEGERS = ("size_bytes", "start_usec", "queue_usec", "total_usec", "attempts")
-_OPTIONAL_INTEGERS = ("upload_usec", "rtt_usec", "retransmits", "parts")
+_OPTIONAL_INTEGERS = ("upload_usec", "rtt_usec", "retransmits", "parts", "moved")
 _READ = ("file", *_TEXTS, *_INTEGERS, *_OPTIONAL_INTEGERS, "changed")
 
 

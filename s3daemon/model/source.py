@@ -3,7 +3,8 @@
 The checks are made on an `O_PATH` descriptor, and exactly the inode that passed them is opened: no FIFO is waited for,
 no device is touched, and no rename or symlink can come between. The file's location is the path that the kernel reports
 for the descriptor. For a mount in another mount namespace (reached by /proc/PID/root) that path is one of that
-namespace, so such a file lies under no root.
+namespace, so such a file lies under no root. The daemon's own files are known by device and inode too, which hard links
+and bind mounts share.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import pwd
 import re
 import stat
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from s3daemon.errors import Code, FileError, one_line
@@ -209,11 +210,15 @@ async def open_file(
     """
     opening = asyncio.get_running_loop().run_in_executor(None, opener, path, roots, closed)
     try:
-        return await asyncio.wait_for(asyncio.shield(opening), timeout_s)
+        async with asyncio.timeout(timeout_s):
+            return await asyncio.shield(opening)
     except TimeoutError as exc:
         opening.add_done_callback(_close_late)
         text = f"{one_line(path)}: its file system did not answer for {timeout_s:g} s"
         raise FileError(Code.READ_FAILED, text) from exc
+    except asyncio.CancelledError:
+        opening.add_done_callback(_close_late)
+        raise
 
 
 def _close_late(opening: asyncio.Future[Source]) -> None:
@@ -225,7 +230,7 @@ def _check_location(path: str, name: int, roots: Sequence[str], closed: Sequence
     if not (roots or closed):
         return
     real = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - as above
-    if _is_under(real, closed):
+    if _is_under(real, closed) or _is_one_of(os.fstat(name), closed):
         raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is the daemon's own")
     if roots and not (_is_under(real, roots) and _is_mounted_here(name)):
         raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
@@ -234,6 +239,29 @@ def _check_location(path: str, name: int, roots: Sequence[str], closed: Sequence
 def _is_under(real: str, directories: Sequence[str]) -> bool:
     # Resolved each time: a root may be a link whose target has changed, or a file system that is mounted late.
     return any(f"{real}/".startswith(os.path.realpath(directory).rstrip("/") + "/") for directory in directories)
+
+
+def _is_one_of(found: os.stat_result, closed: Sequence[str]) -> bool:
+    """Whether it is one of these files, or lies in one of these directories, by a hard link or a bind mount too."""
+    device, inode = found.st_dev, found.st_ino
+    return any((own.st_dev, own.st_ino) == (device, inode) for path in closed for own in _files_in(path, device))
+
+
+def _files_in(path: str, device: int) -> Iterator[os.stat_result]:
+    """Find the files in a directory that lie on a device; a path that is a file's finds that."""
+    try:
+        here = os.stat(path)  # noqa: PTH116 - as above
+        if not stat.S_ISDIR(here.st_mode):
+            yield here
+            return
+        with os.scandir(path) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):  # /run/credentials has a file system for each service
+                    yield from _files_in(entry.path, device)
+                elif here.st_dev == device:
+                    yield entry.stat()
+    except (FileNotFoundError, PermissionError):
+        pass  # what this user may not look into it cannot have put there, nor read
 
 
 def _is_mounted_here(name: int) -> bool:

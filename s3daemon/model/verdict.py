@@ -112,6 +112,8 @@ _KEYS = frozenset(
 _BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
 #: With these nothing was sent, so no transfer can be at fault.
 UNREACHED = frozenset({Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.NAME_NOT_RESOLVED, Code.TLS_FAILED})
+#: With these it may be the transfer's fault, unless a neutral request has no answer either.
+UNANSWERED = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.STALLED})
 #: The way to the store, or what answers there, does not work, at least for this transfer.
 _SERVICE = frozenset(
     {

@@ -3,7 +3,9 @@
     state     connections that go there   event                                           next state
     --------  --------------------------  ----------------------------------------------  -----------------------
     ENABLED   its share                   a connection fails; or uploads of two           DISABLED
-                                          transfers do, one after the other
+                                          transfers do, one after the other;
+              or uploads of two are far slower than
+              others, and none is not
                                           a small request is answered badly *             TRIAL
                                           a small request is not answered *               DISABLED
     DISABLED  none, but for a probe       the probe (a small request) is answered         TRIAL
@@ -12,6 +14,9 @@
                                           an upload or a connection fails                 DISABLED, twice as long
 
     * unless an upload succeeded there within `UPLOADS_COUNT_S`
+
+    An address that was disabled because it is slow stays so for `SLOW_FIRST_S` at first: it answers every probe. And
+    only an upload large enough to have a rate ends its trial.
 
 An address is judged by its uploads; a small request proves little. A gateway may answer it and still refuse every PUT,
 as Ceph's does while its notification queue is broken: so an address that answers again gets one connection until an
@@ -34,6 +39,8 @@ from s3daemon.model.verdict import UNREACHED, blames_endpoint
 #: How long an address is disabled at first, and at most, seconds: a glitch costs half an exposure, and one that is
 #: broken for hours is probed a dozen times an hour.
 DISABLED_FIRST_S, DISABLED_MAX_S = 5.0, 300.0
+#: Likewise for one that is slow: each trial makes an image late.
+SLOW_FIRST_S = 60.0
 #: While an upload was stored there within this time, small requests say nothing of an address, seconds. During a night
 #: that is always; after a quiet hour a small request may find out first that it is broken.
 UPLOADS_COUNT_S = 300.0
@@ -56,6 +63,8 @@ class _State:
 
     Args:
         failed_transfers: ids of the transfers that failed there since one succeeded.
+        slow_transfers: ids of those whose uploads were moved away since one was stored that was not.
+        is_slow: it was disabled for that.
         times_disabled: how often it was disabled without a successful upload in between.
         probe_at: when it is to be probed, monotonic seconds; None while it is not disabled.
         on_trial: it answers again, or badly, and no upload has succeeded yet.
@@ -65,6 +74,8 @@ class _State:
     """
 
     failed_transfers: set[str] = field(default_factory=set)
+    slow_transfers: set[str] = field(default_factory=set)
+    is_slow: bool = False
     times_disabled: int = 0
     probe_at: float | None = None
     on_trial: bool = False
@@ -109,6 +120,16 @@ class Addresses:
     def disabled(self) -> list[str]:
         """The addresses that are disabled."""
         return [address for address, state in self._states.items() if state.is_disabled]
+
+    @property
+    def unexpectedly_disabled(self) -> list[str]:
+        """Those of the disabled addresses that an operator should hear of.
+
+        Not one of a family, IPv4 or IPv6, of which none ever answered: many a name has addresses of both, and the store
+        or this host's network serves only one. Before anything answers the endpoint itself is what is missing.
+        """
+        families = {_is_ipv6(address) for address, state in self._states.items() if state.has_answered}
+        return [address for address in self.disabled if _is_ipv6(address) in families]
 
     @property
     def enabled(self) -> list[str]:
@@ -184,6 +205,25 @@ class Addresses:
             if state.times_disabled == 1:
                 self._on_disabled(address, reason, state.has_answered)
 
+    def slow(self, address: str, reason: str, transfer: str) -> None:
+        """Note that an upload there was far slower than those at other addresses.
+
+        Args:
+            address: where it went.
+            reason: one line.
+            transfer: the id of the transfer that it belonged to.
+        """
+        state = self._states.get(address)
+        if state is None or state.is_disabled:
+            return
+        state.slow_transfers.add(transfer)
+        is_bad = state.on_trial or len(state.slow_transfers) >= TRANSFERS_IN_A_ROW
+        if is_bad and self.has_alternative([address]):
+            state.is_slow = True
+            self._disable(state)
+            if state.times_disabled == 1:
+                self._on_disabled(address, f"it is far slower than others, {reason}", state.has_answered)
+
     def attempt_failed(self, error: AttemptError, address: str, transfer: str, tried: Collection[str]) -> bool:
         """Note the failure of an attempt.
 
@@ -202,11 +242,13 @@ class Addresses:
         return self.has_alternative({*tried, address})
 
     def _disable(self, state: _State) -> None:
-        state.probe_at = self._clock() + min(DISABLED_FIRST_S * 2.0 ** min(state.times_disabled, 16), DISABLED_MAX_S)
+        first_s = SLOW_FIRST_S if state.is_slow else DISABLED_FIRST_S
+        state.probe_at = self._clock() + min(first_s * 2.0 ** min(state.times_disabled, 16), DISABLED_MAX_S)
         state.times_disabled += 1
         state.on_trial = False
         state.uploaded_at = -math.inf
         state.failed_transfers.clear()
+        state.slow_transfers.clear()
 
     def asked(self, address: str, outcome: Outcome, reason: str) -> None:
         """Note what became of a small request.
@@ -230,14 +272,24 @@ class Addresses:
             elif self.has_alternative([address]):
                 state.on_trial = True
 
-    def succeeded(self, address: str) -> None:
-        """Note that an upload over it was stored."""
+    def succeeded(self, address: str, *, proves_speed: bool = True) -> None:
+        """Note that an upload over it was stored.
+
+        Args:
+            address: where it went.
+            proves_speed: it was large enough to have a rate, and was not moved away.
+        """
         state = self._states.get(address)
         if state is None or state.is_disabled:
             return  # the upload began before it was disabled
         state.has_answered = True
         state.uploaded_at = self._clock()
         state.failed_transfers.clear()
+        if proves_speed:
+            state.slow_transfers.clear()
+            state.is_slow = False
+        if state.is_slow:
+            return
         state.on_trial = False
         if state.times_disabled:
             state.times_disabled = 0
@@ -258,3 +310,7 @@ class Addresses:
             state.on_trial = True
         else:
             self._disable(state)
+
+
+def _is_ipv6(address: str) -> bool:
+    return ":" in address

@@ -99,6 +99,7 @@ class Connection:
         answered: the present connection, or the last one, has carried an answer.
         persistent: the server kept the connection after its last answer, as far as that said.
         window: bytes that could be in flight after its last answer.
+        rtt_usec: the smoothed round-trip time then, microseconds; 0 before the first answer.
         address: where it leads, or is about to; empty before the first.
     """
 
@@ -117,6 +118,7 @@ class Connection:
         self.answered = False
         self.persistent = True
         self.window = 0
+        self.rtt_usec = 0
         self.address = ""
         self._failed_addresses: list[str] = []
         self._clock = clock
@@ -216,7 +218,8 @@ class Connection:
         self.answered = True
         self.persistent = persistent
         if self._sock is not None and self.is_open:
-            self.window = tcp.TcpInfo.of(self._sock).window
+            info = tcp.TcpInfo.of(self._sock)
+            self.window, self.rtt_usec = info.window, info.rtt_usec
 
     async def _read(self, response: aiohttp.ClientResponse) -> bytes:
         body, transport = bytearray(), response.connection.transport if response.connection is not None else None

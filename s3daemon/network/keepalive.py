@@ -11,8 +11,6 @@ import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
 
-import aiohttp
-
 from s3daemon.clock import Clock
 from s3daemon.network.connection import UNREADABLE, Connection
 
@@ -33,6 +31,12 @@ TRIAL_EVERY_S = 300.0
 #: shows that the connection lives. Not HEAD first: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends
 #: the connection. But a page of megabytes in answer to GET does so as well.
 SMALL_REQUESTS = ("GET", "HEAD", "OPTIONS")
+#: Closes in a row that say that a server keeps no connection after a request, where the answer does not announce it: a
+#: relay that is cut, or a restart, closes one connection after its answer by chance.
+SILENT_CLOSES = 3
+#: They follow their answers after the same time, give or take this; what is cut from outside does not. Seconds.
+SAME_DELAY_S = 0.25
+_LOOKS = 40
 
 
 class IdleLimit:
@@ -40,6 +44,8 @@ class IdleLimit:
 
     A restart of the server closes connections too, all at one moment, and they may well have been idle for the same
     time. So one close is a suspicion. A second one at the same idle time, while no connection lives longer, is a limit.
+    A server that is restarted again and again may close them after the same time as well; so while a limit is
+    suspected, one connection is used all the time: it outlives a limit, but no restart.
 
     Args:
         wanted_s: how often to use an idle connection while no limit is known, seconds.
@@ -65,6 +71,12 @@ class IdleLimit:
         return self._limit_s if self._limit_s < math.inf else None
 
     @property
+    def is_suspected(self) -> bool:
+        """Whether the next closes may show a limit that is not known yet, so that one connection should not rest."""
+        is_new = self._suspected_s < self._limit_s
+        return is_new and self._clock() - self._suspected_at <= self._suspected_s + SUSPECTED_FOR_S
+
+    @property
     def is_trial_due(self) -> bool:
         """Whether one connection should rest as if there were no limit, to find out whether it still holds."""
         return self._clock() >= self._trial_at
@@ -74,24 +86,26 @@ class IdleLimit:
 
         Args:
             closed: for how long each that the server closed since the last look had been idle, seconds.
-            longest_open: for how long that which rests longest has been idle, seconds; 0 when none is open.
+            longest_open: for how long that which rests longest has been idle, seconds; more than 0 when any is open.
 
         Returns:
             Whether `interval_s` changed.
         """
         before = self.interval_s
         if closed and min(closed) >= KEPT_S and max(closed) - min(closed) <= 2 * SWEEP_S:
-            self._note_close(min(closed))
+            self._note_close(min(closed), is_any_open=longest_open > 0)
         if longest_open >= self._suspected_s + SWEEP_S / 2:
             self._suspected_s = math.inf
         if longest_open > self._limit_s + SWEEP_S:
             self._limit_s = self._trial_at = math.inf
         return self.interval_s != before
 
-    def _note_close(self, idle_s: float) -> None:
+    def _note_close(self, idle_s: float, *, is_any_open: bool) -> None:
         now = self._clock()
         since_s = now - self._suspected_at
         if abs(idle_s - self._suspected_s) > SWEEP_S or since_s > idle_s + SUSPECTED_FOR_S:
+            self._suspected_s, self._suspected_at = idle_s, now
+        elif since_s >= idle_s - SWEEP_S and not is_any_open:  # another restart
             self._suspected_s, self._suspected_at = idle_s, now
         elif since_s >= idle_s - SWEEP_S:  # else it is the same moment, seen in two looks
             self._limit_s = min(self._limit_s, idle_s, self._suspected_s)
@@ -113,19 +127,42 @@ async def find_small_request(
         The first of `SMALL_REQUESTS` whose second one goes over the same connection; empty when there is none.
 
     Raises:
-        aiohttp.ClientError, OSError, TimeoutError: there is no answer at all.
+        aiohttp.ClientError, OSError, TimeoutError: one got no answer at all, or the closes have another cause.
     """
     for method in SMALL_REQUESTS:
-        try:
-            await send(method)
-        except UNREADABLE:
-            continue  # an answer that is too long, or no HTTP, ended the connection
-        opened = connection.opened
-        await asyncio.sleep(pause_s)
-        try:
-            await send(method)
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            continue
-        if connection.opened == opened and connection.is_open and connection.persistent:
+        if await _is_kept_after(method, connection, send, pause_s):
             return method
     return ""
+
+
+async def _is_kept_after(
+    method: str, connection: Connection, send: Callable[[str], Awaitable[object]], pause_s: float
+) -> bool:
+    delays: list[float] = []  # between each answer and the close that followed, which nothing had announced
+    while len(delays) < SILENT_CLOSES:
+        try:
+            await send(method)
+            if not connection.persistent:
+                return False
+            opened = connection.opened
+            delay_s = await _open_for(connection, pause_s)
+            if delay_s is None:
+                await send(method)
+                if connection.opened == opened and connection.is_open and connection.persistent:
+                    return True
+                delay_s = pause_s
+        except UNREADABLE:  # an answer that is cut short, too long or no HTTP ended the connection
+            delay_s = 0.0
+        delays.append(delay_s)
+    if max(delays) - min(delays) > SAME_DELAY_S:
+        raise ConnectionAbortedError(f"connections ended at different times after {method} /")
+    return False
+
+
+async def _open_for(connection: Connection, at_most_s: float) -> float | None:
+    """Return how long the connection stays open from now on, seconds; None when it is open after `at_most_s`."""
+    for look in range(_LOOKS):
+        if not connection.is_open:
+            return look * at_most_s / _LOOKS
+        await asyncio.sleep(at_most_s / _LOOKS)
+    return None if connection.is_open else at_most_s

@@ -88,8 +88,7 @@ class Keeper:
         tasks: set[asyncio.Task[None]] = set()
         try:
             while True:
-                self._adapt_interval()
-                self._notice_closes()
+                self._learn_from_closes()
                 self._rebalance()
                 tasks.update(asyncio.create_task(work) for work in self._next_work(len(tasks)))
                 if tasks:
@@ -136,7 +135,9 @@ class Keeper:
         an image's first packets all at once opens its window a round trip later.
         """
         now, idle = self._clock(), self._pool.idle()
-        resting = next((each for each in idle if each.is_open), None) if self._idle_limit.is_trial_due else None
+        still_open = [each for each in idle if each.is_open]
+        resting = still_open[0] if still_open and self._idle_limit.is_trial_due else None
+        unresting = still_open[-1] if still_open and self._idle_limit.is_suspected else None
 
         def is_due(connection: Connection) -> bool:
             idle_s = now - connection.used_at
@@ -145,7 +146,7 @@ class Keeper:
             if connection is resting:
                 return False
             is_unready = self._prime is None and not connection.is_paced
-            return idle_s >= (SWEEP_S if is_unready else self._idle_limit.interval_s)
+            return idle_s >= (SWEEP_S if is_unready or connection is unresting else self._idle_limit.interval_s)
 
         if not self._pool.small_request:
             return []
@@ -157,10 +158,11 @@ class Keeper:
             return []
         return [each for each in self._pool.idle() if each.is_open and each.acked_bytes() < PRIMED_BYTES]
 
-    def _adapt_interval(self) -> None:
-        """Adapt to the server's idle limit, by the connections that it closed while nothing was sent over them."""
+    def _learn_from_closes(self) -> None:
+        """Adapt to the server's idle limit, and doubt the small request, by what the server closed while it was idle."""
         idle, now = self._pool.idle(), self._clock()
-        unused = [each for each in idle if each.answered and self._seen_open.get(each) == each.requests]
+        after = self._seen_open | self._asked_over
+        unused = [each for each in idle if each.answered and after.get(each) == each.requests]
         closed = [now - each.used_at for each in unused if not each.is_open and each.persistent]
         self._seen_open = {each: each.requests for each in idle if each.is_open}
         longest_open = max((now - each.used_at for each in self._seen_open if each.answered), default=0.0)
@@ -169,18 +171,15 @@ class Keeper:
             known = limit_s is not None
             what = f"closes connections that are idle for {limit_s:.1f} s" if known else "keeps idle connections"
             _log.info("the store %s: each is now used every %.1f s", what, self._idle_limit.interval_s)
-
-    def _notice_closes(self) -> None:
-        """Doubt the small request when a connection did not outlive the answer to it for long."""
-        now, too_early = self._clock(), {}
-        for connection in self._pool.idle():
-            requests = self._asked_over.get(connection)
-            if requests == connection.requests and now - connection.used_at < KEPT_S:
-                if connection.is_open:
-                    too_early[connection] = requests
-                else:
-                    self._is_in_doubt = True
-        self._asked_over = too_early
+        recent = {
+            each: requests
+            for each, requests in self._asked_over.items()
+            if each in idle and each.requests == requests and now - each.used_at < KEPT_S
+        }
+        # Where others that had rested for longer were closed as well, it was no answer that ended these.
+        if any(not each.is_open for each in recent) and max(closed, default=0.0) < KEPT_S:
+            self._is_in_doubt = True
+        self._asked_over = {each: requests for each, requests in recent.items() if each.is_open}
 
     def _rebalance(self) -> None:
         """Replace connections to disabled addresses, else one to an address with too many: they open elsewhere."""

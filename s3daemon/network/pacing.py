@@ -34,6 +34,11 @@ class Pacer:
         """Whether there is a limit."""
         return self._limit_bps > 0
 
+    @property
+    def limit_bps(self) -> int:
+        """Bit/s for all together, 0 for no limit."""
+        return self._limit_bps
+
     def set_limit(self, limit_bps: int) -> None:
         """Replace the limit, for uploads in flight too."""
         if limit_bps != self._limit_bps:

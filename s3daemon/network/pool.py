@@ -112,6 +112,11 @@ class ConnectionPool:
         return self._opened_before + sum(connection.opened for connection in self._all)
 
     @property
+    def rtt_s(self) -> float:
+        """The least smoothed round-trip time of the open connections, seconds; 0 while none is known."""
+        return min((each.rtt_usec for each in self._all if each.is_open and each.rtt_usec), default=0) / 1e6
+
+    @property
     def in_use(self) -> int:
         """The number of connections that were acquired and not yet released."""
         return len(self._all) - len(self._free)
@@ -128,6 +133,11 @@ class ConnectionPool:
         """
         idle = len(self.idle()) - self.reserve
         return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))
+
+    def has_spare(self, window: int = 0) -> bool:
+        """Return whether an open connection to an enabled address is idle that can have `window` bytes in flight."""
+        open_ = [each for each in self.idle() if each.is_open and each.window >= window]
+        return any(self.addresses.is_enabled(each.address) for each in open_)
 
     def per_address(self) -> Counter[str]:
         """Count the connections that lead to each address, or are about to."""

@@ -20,10 +20,11 @@ import socket
 from collections import deque
 
 from s3daemon.network.connection import Connection
+from s3daemon.network.straggler import Moved
 from s3daemon.network.tcp import TcpInfo, reset_on_close
 
-#: How often an upload is looked at. A quarter of a second is fine enough for limits of seconds and costs nothing.
-TICK_S = 0.25
+#: How often an upload is looked at: fine enough to see within half a second that one is far slower than others.
+TICK_S = 0.125
 #: Samples kept for the recent rate; with one each 2 s it is that of the last 4 to 6 s.
 _SAMPLES = 3
 
@@ -87,6 +88,20 @@ class Upload:
         acked, sent = now.acked - self._before.acked, now.sent - self._before.sent
         return acked >= self.size or (now.closed and sent >= self.size)
 
+    @property
+    def was_sent(self) -> bool:
+        """Whether as many bytes as the body has have left. If not, it cannot arrive, however long the way is.
+
+        While a body still moves, what is not acknowledged may arrive at this moment.
+        """
+        now = self.info()
+        return now is not None and self._before is not None and now.sent - self._before.sent >= self.size
+
+    @property
+    def is_aborted(self) -> bool:
+        """Whether it was ended, whatever was acknowledged."""
+        return self._aborted
+
     def retransmits(self, now: TcpInfo) -> int:
         """Return the segments sent again since the body began."""
         return now.retransmits - self._before.retransmits if self._before else 0
@@ -111,12 +126,19 @@ class Upload:
 
 
 class Progress:
-    """How far one attempt has come. It never reads a clock: the time is passed in."""
+    """How far one attempt has come. It never reads a clock: the time is passed in.
+
+    Attributes:
+        moved: of the bodies that were moved to another connection, by their offset in the file.
+        slow_addresses: the addresses where these were too slow.
+    """
 
     def __init__(self) -> None:
         self._uploads: list[Upload] = []
         self._arrived = 0
         self._last_address = ""
+        self.moved: dict[int, Moved] = {}
+        self.slow_addresses: set[str] = set()
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
     def __len__(self) -> int:
@@ -136,7 +158,12 @@ class Progress:
         """Remove an upload before it is closed. One that did not arrive whole has to be sent again and counts 0."""
         if upload in self._uploads:
             self._uploads.remove(upload)
-            self._arrived += upload.size if upload.acked() >= upload.size else 0
+            self._arrived += upload.size if upload.acked() >= upload.size and not upload.is_aborted else 0
+
+    @property
+    def moves(self) -> int:
+        """How often a body of this attempt was moved to another connection."""
+        return sum(moved.count for moved in self.moved.values())
 
     @property
     def acked_bytes(self) -> int:

@@ -14,8 +14,13 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
 UNPACED_PACKETS = 10
 
 # Offsets in struct tcp_info, include/uapi/linux/tcp.h; the structure only ever grows at its end.
-_MSS, _UNACKED, _RTT, _CWND, _RETRANS, _ACKED, _NOTSENT, _PACKETS, _SENT = 16, 24, 68, 80, 100, 120, 144, 156, 200
+_MSS, _UNACKED, _RTT, _CWND, _RETRANS, _PACING_LIMIT, _ACKED = 16, 24, 68, 80, 100, 112, 120
+_NOTSENT, _LEAST_RTT, _PACKETS, _SENT = 144, 148, 156, 200
 _TCP_INFO_BYTES = 216
+#: The least round-trip time before any was measured, net/ipv4/tcp.c, tcp_init_sock.
+_NO_RTT = (1 << 32) - 1
+#: A pacing rate from here on is none: without a limit all bits are set, of 32 or of 64.
+_NO_LIMIT = (1 << 32) - 1
 #: A connection's state after a reset, include/net/tcp_states.h.
 _TCP_CLOSE = 7
 
@@ -33,6 +38,8 @@ class TcpInfo:
         closed: the connection was reset, by either side, or timed out.
         window: bytes that the congestion window allows in flight.
         packets: packets with data, sent since it was opened.
+        least_rtt_usec: the least round-trip time of the last five minutes, microseconds; 0 when none was measured.
+        pacing_limit: SO_MAX_PACING_RATE, bytes/s; 0 without one.
     """
 
     acked: int
@@ -43,6 +50,8 @@ class TcpInfo:
     closed: bool
     window: int = 0
     packets: int = 0
+    least_rtt_usec: int = 0
+    pacing_limit: int = 0
 
     @classmethod
     def of(cls, sock: socket.socket) -> TcpInfo:
@@ -59,6 +68,8 @@ class TcpInfo:
         (rtt,) = struct.unpack_from("=I", raw, _RTT)
         (retransmits,) = struct.unpack_from("=I", raw, _RETRANS)
         (acked,) = struct.unpack_from("=Q", raw, _ACKED)
+        (least_rtt,) = struct.unpack_from("=I", raw, _LEAST_RTT)
+        (pacing_limit,) = struct.unpack_from("=Q", raw, _PACING_LIMIT)
         (packets,) = struct.unpack_from("=I", raw, _PACKETS)
         sent, sent_again = struct.unpack_from("=QQ", raw, _SENT)
         return cls(
@@ -70,6 +81,8 @@ class TcpInfo:
             closed=raw[0] == _TCP_CLOSE,
             window=cwnd * mss,
             packets=packets,
+            least_rtt_usec=0 if least_rtt == _NO_RTT else least_rtt,
+            pacing_limit=0 if pacing_limit >= _NO_LIMIT else pacing_limit,
         )
 
 

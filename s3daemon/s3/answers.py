@@ -42,12 +42,12 @@ class Form:
     Args:
         statuses: S3's.
         etag: it must have an ETag header.
-        document: name of the document's root element; empty where the operation's answer has no document.
+        documents: names of the document's root element, S3's own first; empty where the answer has no document.
     """
 
     statuses: tuple[int, ...] = (HTTPStatus.OK,)
     etag: bool = False
-    document: str = ""
+    documents: tuple[str, ...] = ()
 
 
 #: By S3's name of the operation. Sources: the "Response Syntax" of each in the Amazon S3 API Reference. Operations that
@@ -55,8 +55,8 @@ class Form:
 FORMS: Mapping[str, Form] = {
     "PutObject": Form(etag=True),
     "UploadPart": Form(etag=True),
-    "CreateMultipartUpload": Form(document="InitiateMultipartUploadResult"),
-    "CompleteMultipartUpload": Form(document="CompleteMultipartUploadResult"),
+    "CreateMultipartUpload": Form(documents=("InitiateMultipartUploadResult", "InitiateMultipartUpload")),  # rclone's
+    "CompleteMultipartUpload": Form(documents=("CompleteMultipartUploadResult",)),
     "AbortMultipartUpload": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK)),
     "DeleteObject": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK)),
 }
@@ -82,8 +82,8 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
         return f"the answer {status} is not S3's"
     if form.etag and not headers.get("etag", "").strip('" '):
         return f"the answer {status} has no ETag, so it is not S3's"
-    if form.document and root != form.document:
-        return f"the answer {status} is not S3's {form.document}"
+    if form.documents and root not in form.documents:
+        return f"the answer {status} is not S3's {form.documents[0]}"
     return ""
 
 

@@ -3,12 +3,16 @@
 **How many connections a file gets.** Every large file has one, as any upload has. More parts take a connection only
 while more than half of all are idle, so other transfers find half of them free at any time, and a large file is back to
 its one connection as its parts end. Several large files share the other half evenly.
+
+Where uploads are paced, parts side by side only make each of them slower, and those in flight are what a crash costs.
+So there are no more than are sent in a few seconds, or than it takes to fill the link: see `parts_under_rate`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 from collections import deque
 from collections.abc import Collection, Iterator
 from typing import Any
@@ -24,6 +28,13 @@ from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 MAX_PARTS = 10_000
 #: Where parts must be larger than the setting, their size is a multiple of this: easier to read in a bucket's listing.
 _ROUND_BYTES = 1 << 20
+#: What is in flight under a rate, in seconds of sending: this much, and so many round trips. Parts that began together
+#: end together, and then a round trip passes before the next ones' first bytes arrive: it should be a tenth at most.
+IN_FLIGHT_S, IN_FLIGHT_ROUND_TRIPS = 2.0, 10
+#: What one connection can be relied on to have in flight: a long link at a high rate takes many to fill.
+WINDOW_BYTES = 1_000_000
+#: The store answers one part while the next is sent.
+_LEAST_PARTS = 2
 #: No attempt can succeed with this upload: the store lost it, or will not make an object of the parts that it has.
 UNUSABLE_CODES = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall"})
 
@@ -39,15 +50,32 @@ def goes_in_parts(size: int, settings: Settings) -> bool:
     return size > settings.multipart_threshold_bytes and size > part_bytes(size, settings.part_size_bytes)
 
 
-def parts_at_once(remaining: int, usable: int, files: int) -> int:
+def parts_under_rate(part_size: int, rate_bps: int, rtt_s: float) -> float:
+    """Return how many parts are worth sending at a time, of all files together.
+
+    Args:
+        part_size: bytes.
+        rate_bps: what all uploads together are paced at, bit/s; 0 when they are not.
+        rtt_s: the round-trip time to the store, seconds.
+    """
+    if not rate_bps:
+        return math.inf
+    bytes_per_s = rate_bps / 8
+    in_time = int((IN_FLIGHT_S + IN_FLIGHT_ROUND_TRIPS * rtt_s) * bytes_per_s / part_size)
+    filling = math.ceil(rtt_s * bytes_per_s / WINDOW_BYTES)
+    return max(_LEAST_PARTS, in_time, filling)
+
+
+def parts_at_once(remaining: int, usable: int, files: int, most: float = math.inf) -> int:
     """Return how many parts of one file may be in flight.
 
     Args:
         remaining: parts that are in flight or still to be sent, at least 1.
         usable: connections that uploads can use at once.
         files: large files that are being sent.
+        most: how many parts are worth sending at a time, of all files together.
     """
-    share = max(1, usable // 2 // max(1, files))
+    share = max(1, int(min(usable // 2, most)) // max(1, files))
     # Rounds of equal width: 16 parts go 8 at a time, not 12 and then 4 that leave the link half empty.
     rounds = -(-remaining // share)
     return -(-remaining // rounds)
@@ -115,6 +143,7 @@ class PartSender:
             AttemptError: one failed; those that were in flight then are finished.
             FileError: the file could not be read, or changed meanwhile.
         """
+        part_size = open_upload.upload.part_bytes
         numbers = deque(n for n in range(1, open_upload.upload.count + 1) if n not in open_upload.etags)
         sent: list[SentBody] = []
         running: dict[asyncio.Task[SentBody], int] = {}
@@ -130,7 +159,7 @@ class PartSender:
 
         try:
             while running or (numbers and failure is None):
-                while numbers and failure is None and self._may_start(len(running), len(numbers)):
+                while numbers and failure is None and self._may_start(len(running), len(numbers), part_size):
                     number = numbers.popleft()
                     running[asyncio.create_task(send_part(number))] = number
                     await asyncio.sleep(0)  # it takes its connection before the next one counts those that are idle
@@ -142,8 +171,9 @@ class PartSender:
                     except AttemptError as exc:
                         if open_upload.abandoned:
                             raise
-                        if exc.code == Code.STALE_CONNECTION and stale_allowed > 0:
-                            stale_allowed -= 1
+                        is_stale = exc.code == Code.STALE_CONNECTION
+                        if exc.code == Code.SLOW_CONNECTION or (is_stale and stale_allowed > 0):
+                            stale_allowed -= is_stale
                             numbers.appendleft(number)
                         else:
                             failure = failure or exc
@@ -155,11 +185,13 @@ class PartSender:
             raise failure
         return sent
 
-    def _may_start(self, running: int, waiting: int) -> bool:
+    def _may_start(self, running: int, waiting: int, part_size: int) -> bool:
         if not running:
             return True
         pool = self._sender.pool
-        return running < parts_at_once(running + waiting, pool.usable, self._files) and pool.available_for_parts > 0
+        most = parts_under_rate(part_size, pool.pacer.limit_bps, pool.rtt_s)
+        may_run = parts_at_once(running + waiting, pool.usable, self._files, most)
+        return running < may_run and pool.available_for_parts > 0
 
     async def _send_part(self, open_upload: OpenUpload, number: int, source: Source, **how: Any) -> SentBody:
         upload = open_upload.upload

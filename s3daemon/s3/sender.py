@@ -4,15 +4,18 @@ aiobotocore builds and signs every request and parses every answer, but does not
 each request over the connection that its context names. So nothing between here and the store sends a request twice,
 follows a redirect, waits for a `100 Continue`, or opens a connection by itself.
 
-A request with a body ends by an answer, by an error, or because it makes no progress. The error does not say whether
-the body arrived; TCP does: while fewer bytes than the body has were acknowledged, it cannot have.
+A request with a body ends by an answer, by an error, because it makes no progress, or because its connection is far
+slower than others (`SlowConnection`: the caller sends it again, over another one). The error does not say whether the
+body arrived; TCP does: while fewer bytes than the body has were acknowledged, it cannot have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -21,23 +24,19 @@ from typing import Any, TypeVar
 import botocore.exceptions
 from aiobotocore.awsrequest import AioAWSResponse
 
+from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
-from s3daemon.s3.answers import (
-    SENDING_ERRORS,
-    decoded,
-    differs,
-    failure_of,
-    flaw_of,
-    refusal_of,
-    stall_of,
-)
+from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, Moved, Pace, Stragglers
+from s3daemon.s3.answers import SENDING_ERRORS, decoded, differs, failure_of, flaw_of, refusal_of, stall_of
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
+
+_log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 #: The connection that requests of this context are sent over.
@@ -65,6 +64,72 @@ class SentBody:
     address: str
 
 
+class _MoveWatch:
+    """Compares a body with others on the way, from its beginning to the end of the context.
+
+    Args:
+        sender: sends it.
+        upload: the body's.
+        progress: learns of a move.
+        offset: of the body in the file.
+        transfer_id: the transfer that it belongs to.
+        needs_lookup: once all of it has left, it must be looked up before it is sent again; parts need not.
+    """
+
+    def __init__(
+        self, sender: Sender, upload: Upload, progress: Progress, offset: int, transfer_id: str, *, needs_lookup: bool
+    ) -> None:
+        self._sender = sender
+        self._upload = upload
+        self._progress = progress
+        self._offset = offset
+        self._transfer_id = transfer_id
+        self._needs_lookup = needs_lookup
+        self._pace = Pace(upload.size, progress.moved.get(offset, NEVER_MOVED))
+
+    def begin(self, transport: asyncio.BaseTransport) -> None:
+        """Begin the upload, and the comparison."""
+        self._upload.begin(transport)
+        self._sender.stragglers.begin(self._pace, self._upload.address, self._sender.clock())
+
+    def tick(self, body: FileBody) -> None:
+        """Compare them now.
+
+        Raises:
+            AttemptError: `SlowConnection`, it has to go over another connection, and one stands idle.
+        """
+        upload, sender = self._upload, self._sender
+        info = upload.info()
+        if info is None:
+            return
+        move = sender.stragglers.tick(
+            self._pace,
+            sender.clock(),
+            upload.acked(),
+            rtt_s=info.least_rtt_usec / 1e6,
+            share=info.pacing_limit or None,
+            is_starved=body.reading or (info.outstanding == 0 and not body.finished),
+        )
+        is_sendable = sender.can_look_up or not (self._needs_lookup and upload.was_sent)
+        if move is None or not (is_sendable and sender.pool.has_spare(move.window)):
+            return
+        _log.info("an upload to %s is moved to another connection: %s", upload.address, move.reason)
+        self._progress.moved[self._offset] = Moved(self._pace.moved.count + 1, move.reference)
+        self._progress.slow_addresses.add(upload.address)
+        if move.blames_address:
+            sender.pool.addresses.slow(upload.address, move.reason, self._transfer_id)
+        raise AttemptError(Code.SLOW_CONNECTION, move.reason)
+
+    def __enter__(self) -> None:
+        """Do nothing: it begins with the body."""
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        """End the comparison. What has left of a moved body may still arrive, though it is not acknowledged yet."""
+        self._sender.stragglers.end(self._pace, self._sender.clock(), answered=error is None)
+        if isinstance(error, AttemptError) and error.code == Code.SLOW_CONNECTION:
+            raise error.replace(ambiguous=self._upload.was_sent) from error
+
+
 class Sender:
     """Sends the requests to one store.
 
@@ -72,12 +137,20 @@ class Sender:
         settings: limits of a request, verification.
         pool: the connections to use.
         signer: creates and signs the requests.
+        clock: monotonic seconds.
+
+    Attributes:
+        can_look_up: an object can be looked up as far as is known. If not, what may have arrived is not moved.
+        stragglers: compares the bodies on the way.
     """
 
-    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer) -> None:
+    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer, clock: Clock = time.monotonic) -> None:
         self.settings = settings
         self.pool = pool
+        self.can_look_up = settings.verify != "no-etag"
         self._signer = signer
+        self.clock = clock
+        self.stragglers = Stragglers()
 
     async def open(self) -> None:
         """Make it ready to send.
@@ -121,23 +194,28 @@ class Sender:
             params: the operation's other parameters.
 
         Raises:
-            AttemptError: the store did not take it, or (`ambiguous`) may have.
+            AttemptError: the store did not take it, or (`ambiguous`) may have. `SlowConnection`: its connection is too
+                slow, and it should be sent again at once; `progress` knows where not.
             FileError: the file could not be read, or changed meanwhile.
         """
         length = source.state.size if size is None else size
+        progress = Progress() if progress is None else progress
         if connection is None:
-            using = self._acquire(transfer_id, failed_addresses, length)
+            using = self._acquire(transfer_id, {*failed_addresses, *progress.slow_addresses}, length)
         else:
             using = self._use(connection, transfer_id, failed_addresses)
         async with using as used:
             upload = Upload(used, length, progress)
-            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=upload.begin)
+            moving = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
+            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=moving.begin)
             try:
-                request = getattr(self._signer.client, operation)(Body=body, **params)
-                answer = await self._watch(body, upload, request)
-                info = upload.info()
-                if not (body.finished and upload.may_have_arrived):
-                    raise body.error or AttemptError(Code.BAD_ANSWER, "the store answered before it had the whole body")
+                with moving:
+                    request = getattr(self._signer.client, operation)(Body=body, **params)
+                    answer = await self._watch(body, upload, request, moving)
+                    info = upload.info()
+                    if not (body.finished and upload.may_have_arrived):
+                        text = "the store answered before it had the whole body"
+                        raise body.error or AttemptError(Code.BAD_ANSWER, text)
             finally:
                 if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
                     upload.abort(body.transport)
@@ -146,7 +224,7 @@ class Sender:
                 upload.close()
         etag = str(answer.get("ETag", "")).strip('"')
         self._verify(body.md5, etag)
-        self.pool.addresses.succeeded(used.address)
+        self.pool.addresses.succeeded(used.address, proves_speed=length >= RATED_BYTES)
         return SentBody(
             etag,
             length,
@@ -186,8 +264,8 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T]) -> _T:
-        """Carry `request` out as long as it makes progress.
+    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], moving: _MoveWatch) -> _T:
+        """Carry `request` out as long as it makes progress, and not far less than others.
 
         Raises:
             AttemptError, FileError: as `send_file` does.
@@ -203,6 +281,8 @@ class Sender:
                         self.settings, len(body), upload.acked(),
                         arrived=arrived, reading=body.reading, ambiguous=upload.may_have_arrived,
                     )  # fmt: skip
+                if body.transport is not None:
+                    moving.tick(body)
             return task.result()
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc

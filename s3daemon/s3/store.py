@@ -195,6 +195,7 @@ class Store:
             if exc.status == HTTPStatus.NOT_FOUND:
                 return LookupResult.NOT_FOUND
             if exc.status in (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
+                self.sender.can_look_up = False
                 return LookupResult.FORBIDDEN
             raise exc.replace(ambiguous=False) from exc
         size, mark, metadata = transfer.file_state.size, transfer.file_state.mark, head.get("Metadata", {})

@@ -275,8 +275,9 @@ class SpoolFile:
                     exposures.count_stored(self._db, seq, count)
             case exposures.SaveLoss() | exposures.SaveExposure():
                 exposures.save(self._db, change)
-            case ClearFailures(destination):
-                removed = self._remove("failed = 1 AND bucket = ? AND key = ?", destination.bucket, destination.key)
+            case ClearFailures(destination, before):
+                where = "failed = 1 AND bucket = ? AND key = ? AND seq < ?"
+                removed = self._remove(where, destination.bucket, destination.key, before)
             case Expire(before):
                 removed = self._remove("failed = 1 AND failed_service < ?", before)
             case SaveClock(active_s):

@@ -25,9 +25,10 @@ from s3daemon.spool.database import SpoolFile, is_corrupt
 from s3daemon.spool.exposures import Kept, SaveExposure
 from s3daemon.spool.rows import Entry, Insert, OpenUpload, SaveClock
 
-#: The most reads that may fail while a damaged file is searched for rows. A page holds some tens of rows, so these are
-#: thousands of pages; without a bound a file that lost its root would be searched for every seq there ever was.
-_MAX_BAD_READS = 100_000
+#: The most reads that may fail while a damaged file is searched for rows, each some 50 us. A row of a damaged page
+#: takes two, so these are half a million rows, as of ten outages of 48 h. Without a bound a file that lost its root
+#: would be searched for every seq there ever was.
+MAX_BAD_READS = 1_000_000
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -48,10 +49,11 @@ class RecoverableFile:
         path: of the file.
         create: create it when there is none, replace it when it is damaged; False for an operator's tool, whose files
             the service's user could not open.
+        on_damaged: called, by the thread that uses it, before it is replaced, which may take minutes.
     """
 
-    def __init__(self, path: Path, *, create: bool) -> None:
-        self._path, self._create = path, create
+    def __init__(self, path: Path, *, create: bool, on_damaged: Callable[[], None] = lambda: None) -> None:
+        self._path, self._create, self._on_damaged = path, create, on_damaged
         self._lock = threading.Lock()
         self._file: SpoolFile | None = None
         self._replaced = False
@@ -103,6 +105,7 @@ class RecoverableFile:
             Path(f"{_new(self._path)}{suffix}").unlink(missing_ok=True)
 
     def _replace(self, reason: sqlite3.Error) -> None:
+        self._on_damaged()
         self._finish_interrupted()
         entries, uploads, kept, lost, active_s = _salvage(self._path)
         replacement = SpoolFile(_new(self._path), create=True)
@@ -118,8 +121,8 @@ class RecoverableFile:
         old_file = _swap_in(self._path)
         self._replaced = True
         _log.error(
-            "the spool was damaged (%s): %d transfers carried over, up to %d could not be read; the old file is %s",
-            *(one_line(str(reason)), len(entries), lost, old_file),
+            "the spool was damaged (%s): %d transfers carried over, %s could not be read; the old file is %s",
+            *(one_line(str(reason)), len(entries), "an unknown number" if lost is None else f"up to {lost}", old_file),
         )
 
 
@@ -154,12 +157,12 @@ def _swap_in(path: Path) -> Path:
     return old_file
 
 
-def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], Kept, int, float]:
+def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], Kept, int | None, float]:
     """Read what can be read of a damaged file.
 
     Returns:
-        the rows in order, the multipart uploads, the last exposures, how many rows could not be read (at
-        most), the active seconds.
+        the rows in order, the multipart uploads, the last exposures, how many rows could not be read (at most; None
+        when nothing tells), the active seconds.
 
     A range of rows that cannot be read is halved until the damaged rows are isolated. Uploads are read all or not at
     all: a transfer without its upload starts from the first part again.
@@ -167,13 +170,13 @@ def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], Kept, int, floa
     try:
         file = SpoolFile(path, create=False, damaged=True)
     except sqlite3.Error:
-        return [], [], Kept(), 0, 0.0
+        return [], [], Kept(), None, 0.0
     entries: list[Entry] = []
     uploads: list[OpenUpload] = []
     kept = Kept()
     bad_reads, bad_rows = 0, 0
     ranges = [(1, file.last_seq)] if file.last_seq else []
-    while ranges and bad_reads < _MAX_BAD_READS:
+    while ranges and bad_reads < MAX_BAD_READS:
         first, last = ranges.pop()
         try:
             entries += file.entries(first, last)
@@ -189,4 +192,5 @@ def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], Kept, int, floa
     with contextlib.suppress(sqlite3.Error):
         kept = file.kept()
     file.close()
-    return entries, uploads, kept, bad_rows, file.active_base_s
+    unread = sum(last - first + 1 for first, last in ranges)  # the search was given up
+    return entries, uploads, kept, bad_rows + unread if file.last_seq else None, file.active_base_s

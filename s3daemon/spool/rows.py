@@ -222,9 +222,10 @@ class Delete:
 
 @dataclass(frozen=True, slots=True)
 class ClearFailures:
-    """Remove the failed rows of `destination`."""
+    """Remove the failed rows of `destination` that were accepted before the one with seq `before`."""
 
     destination: Destination
+    before: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +277,7 @@ Change = Insert | Update | Delete | ClearFailures | Expire | SaveClock | UploadC
 
 
 def compact(changes: Iterable[Change]) -> list[Change]:
-    """Return fewer changes with the same effect: at most one for each row, destination and purpose.
+    """Return fewer changes with the same effect: at most one for each row and purpose.
 
     A change to a row that was changed before moves behind what came in between, so that `ClearFailures` never removes a
     failure that came after it.
@@ -303,8 +304,8 @@ def _compact_key(change: Change) -> object:
             key = ("row", seq)
         case SaveLoss(loss):
             key = (loss.names, loss.what)
-        case ClearFailures(destination):
-            key = destination
+        case ClearFailures():
+            key = change
         case BeginUpload(MultipartUpload(id=upload_id)) | EndUpload(upload_id):
             key = ("upload", upload_id)
         case SavePart(upload_id, number):

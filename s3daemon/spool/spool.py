@@ -7,7 +7,8 @@
     fail                                    pending             failed
     mark_notified                           failed              failed
     retry                                   failed              pending
-    stored                                  pending             (none), as the failed rows of its destination
+    clear_failures                          failed              (none), when a newer one was stored there
+    remove                                  pending             (none)
     drop                                    pending, failed     (none)
     expire                                  failed              (none), when it was kept long enough
     restore                                 (none)              as in memory
@@ -107,6 +108,7 @@ class Spool:
         lazy_s: float = LAZY_S,
         retry_s: float = RETRY_S,
         on_replaced: Callable[[], None] = lambda: None,
+        on_damaged: Callable[[], None] = lambda: None,
     ) -> Spool:
         """Lock the state directory and open the spool in it.
 
@@ -116,6 +118,7 @@ class Spool:
             lazy_s: how long a lazy change stays in the queue, so that others join its commit.
             retry_s: between two attempts while the disk fails.
             on_replaced: called in the event loop when a damaged file was replaced; never before a change was awaited.
+            on_damaged: called when this call finds the file damaged, and begins to replace it: that may take minutes.
 
         Raises:
             StartError: `SpoolLocked`, `SpoolDenied`, `SpoolNewer`, `SpoolBroken`, `BadStateDirectory`; without `create`
@@ -124,7 +127,13 @@ class Spool:
         if create:
             prepare(directory)
         lock = Lock(directory, create=create)
-        file = RecoverableFile(directory / "spool.db", create=create)
+        opening = True
+
+        def damaged() -> None:
+            if opening:
+                on_damaged()
+
+        file = RecoverableFile(directory / "spool.db", create=create, on_damaged=damaged)
         try:
             contents = file.use(_Contents.read)
         except BaseException as exc:
@@ -133,6 +142,7 @@ class Spool:
             if not isinstance(exc, sqlite3.Error | OSError):
                 raise
             raise cannot_open(directory, exc) from exc
+        opening = False
         file.take_replaced()  # nothing in memory comes from the old file
         new_writer = partial(
             Writer, directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s, on_replaced=on_replaced
@@ -211,17 +221,24 @@ class Spool:
         columns: dict[str, Value] = {"attempts": attempts, "attempt_started": attempt_started, "md5": md5}
         self._change_lazily(transfer_id, {**columns, **error})
 
-    def stored(self, transfer_id: str, destination: Destination, count: StoredCount | None = None) -> None:
-        """Remove a transfer whose object is stored, and the earlier failures of its destination; count it.
+    def clear_failures(self, destination: Destination, before: int) -> None:
+        """Remove what failed to reach `destination`: the transfer with seq `before` was stored there.
+
+        Failures of newer ones stay: their content is not there.
+        """
+        self._apply_lazily(ClearFailures(destination, before))
+
+    def remove(self, transfer_id: str, count: StoredCount | None = None) -> None:
+        """Remove a transfer that is over, since its object is stored, or a newer one at its destination; count it.
 
         An `add` that has not reached the disk yet never will: it returns as if it had, when the changes asked for
         before it are durable, such as the removal of older transfers to that destination.
         """
         seq = self._seq_of.pop(transfer_id, 0)
         adding = self._adding.get(transfer_id)
-        changes = Delete(seq, count), ClearFailures(destination)
-        if adding is None or not self._writer.amend(adding, changes):
-            self._apply_lazily(*changes)
+        change = Delete(seq, count)
+        if adding is None or not self._writer.amend(adding, [change]):
+            self._apply_lazily(change)
 
     def save_loss(self, loss: Loss) -> None:
         """Keep that a file of an exposure is missing."""
@@ -247,15 +264,15 @@ class Spool:
         not_failed: dict[str, Value] = {"failed": False, "failed_active_s": 0.0, "client_notified": False}
         return await self._change(ids, {**not_failed, "accepted_active_s": active_now_s})
 
-    async def drop(self, ids: Iterable[str]) -> set[str]:
-        """Remove transfers, pending or failed.
+    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
+        """Remove transfers, pending or failed, and keep in one with that what is missing of exposures then.
 
         Returns:
             the ids that the spool held.
         """
         await self._settle()
         held = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
-        await self._apply(*(Delete(seq) for seq in held.values()))
+        await self._apply(*(Delete(seq) for seq in held.values()), *map(SaveLoss, losses))
         return set(held)
 
     def save_clock(self, active_now_s: float) -> None:

@@ -118,15 +118,15 @@ def _sender(address: str, queue_wait_s: float) -> Send | None:
     def send(data: bytes, descriptors: Sequence[int]) -> bool:
         nonlocal wait_s
         rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-            sock.settimeout(wait_s)
-            try:
+        try:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+                sock.settimeout(wait_s)
                 # poll() reports no room in the queue of a socket that this one is not connected to.
                 sock.connect(target)
                 sock.sendmsg([data], rights)
                 wait_s = queue_wait_s
-            except OSError:
-                wait_s = 0.0
+        except OSError:
+            wait_s = 0.0
         return wait_s > 0
 
     return send if address else None

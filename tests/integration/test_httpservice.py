@@ -55,7 +55,8 @@ def upload(served: Daemon, file: Path | str, uri: str, *options: str, slug: str 
 
 @pytest.fixture
 def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
-    with daemon(tmp_path / "state", s3.server, activated=True, http=True, stall_timeout="10min") as made:
+    limits = {"stall_timeout": "10min"}
+    with daemon(tmp_path / "state", s3.server, activated=True, http=True, keeping=True, **limits) as made:
         yield made
 
 
@@ -171,20 +172,23 @@ def test_a_failure_is_reported(served: Daemon, s3: FlakyS3, file: Path) -> None:
 def test_the_metrics_show_the_connections(served: Daemon, s3: FlakyS3, file: Path) -> None:
     """Each idle open connection is warm; that of an upload is only open."""
 
-    def live(name: str) -> float:
-        found = re.search(rf"^s3daemon_{name} (.*)$", curl(served, "/metrics")[2], re.MULTILINE)
-        assert found
-        return float(found[1])
+    def live(*names: str) -> list[float]:
+        """Return the values of one scrape: those of many within a second are alike."""
+        text = curl(served, "/metrics")[2]
+        found = [re.search(rf"^s3daemon_{name} (.*)$", text, re.MULTILINE) for name in names]
+        return [float(match[1]) for match in found if match]
 
     served.set(max_connections="1", keepalive_interval="10min")
     served.restart()
     served.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "all connections open")
-    assert live("connections_warm") == live("connections_open") == live("connections_limit")
+    warm, opened, limit = live("connections_warm", "connections_open", "connections_limit")
+    assert warm == opened == limit
     s3.hold_bodies()
     assert served.send("--no-wait", file, "any/bucket/key").returncode == 0
     served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
-    assert live("connections_warm") == live("connections_open") - 1
-    assert (live("in_flight"), live("pending"), live("receivers_disabled")) == (1, 0, 0)
+    warm, opened = live("connections_warm", "connections_open")
+    assert warm == opened - 1
+    assert live("in_flight", "pending", "receivers_disabled") == [1, 0, 0]
     s3.release()
 
 
@@ -223,7 +227,7 @@ def test_wire_and_http_with_a_file_that_changes(served: Daemon, s3: FlakyS3, fil
 
 
 def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, file: Path) -> None:
-    """The client gets its 504 and the id, and the next process stores the file. New clients wait for that process."""
+    """The next process stores the file and answers the client. New clients wait for that process."""
     served.set(drain_timeout="200ms")
     served.restart()
     s3.hold_bodies()
@@ -231,16 +235,13 @@ def test_the_service_stops_while_a_client_waits(served: Daemon, s3: FlakyS3, fil
         waiting = pool.submit(upload, served, file, "s3://bucket/kept")
         served.wait_status(lambda now: now["in_flight"] == 1, "in flight")
         assert served.terminate() == 0
-        answer = waiting.result()
-        id_ = id_of(answer["task"]["id"])
-        assert answer["code"] == 504
-        assert answer["msg"] == f"Deferred: {id_} is kept and being tried; it is still on its way"
         early = pool.submit(curl, served, "/version")
         s3.release()
         served.start()
         assert early.result()[0] == 200
-    served.wait_idle()
-    assert s3.objects["bucket/kept"].id == id_
+        answer = waiting.result()
+    assert (answer["code"], answer["X-Error"]) == (200, None)
+    assert s3.objects["bucket/kept"].id == id_of(answer["task"]["id"])
 
 
 def test_no_client_is_refused_during_restarts(served: Daemon, s3: FlakyS3, file: Path) -> None:
@@ -263,8 +264,7 @@ def test_no_client_is_refused_during_restarts(served: Daemon, s3: FlakyS3, file:
             served.start()
         stop.set()
         seen = [one.result() for one in loops]
-    assert all(codes <= {200, 504} for codes in seen[:2])
-    assert seen[2:] == [{200}, {200}]
+    assert seen == [{200}] * 4
     words = ["ss", "-Hltn", f"sport = {served.http_port}"]
     listening = subprocess.run(words, capture_output=True, text=True, check=True)
     assert listening.stdout.split()[2] == "4096"

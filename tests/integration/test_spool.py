@@ -32,7 +32,7 @@ async def main():
             await spool.add(transfer(n), 1.0, attempt_started=True)
             print(f"added {n}", flush=True)
             if n % 3 == 0:
-                spool.stored(transfer(n).id, transfer(n).destination)
+                spool.remove(transfer(n).id)
             if n % 3 == 1:
                 await spool.fail(transfer(n).id, 1, "NoSuchBucket", "none", 1.0)
                 print(f"failed {n}", flush=True)

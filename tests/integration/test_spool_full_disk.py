@@ -93,7 +93,7 @@ async def main():
     accepted = await fill(spool)
     result["accepted"] = len(accepted)
     for done in accepted[: len(accepted) // 2]:
-        spool.stored(done.id, done.destination)
+        spool.remove(done.id)
     spool.record_attempt(accepted[-1].id, 7, attempt_started=False, code="SlowDown", text="slow down")
     await spool.fail(accepted[-2].id, 3, "NoSuchBucket", "no such bucket", 2.0)
     await settled(spool)
@@ -175,7 +175,7 @@ async def main():
     fill_other()
     await fill(spool, 1000)
     for done in accepted[:150]:
-        spool.stored(done.id, done.destination)
+        spool.remove(done.id)
     await spool.fail(accepted[150].id, 3, "NoSuchBucket", "no such bucket", 2.0)
     result["left"] = len(ids(spool))
     result["still"] = spool.fault
@@ -210,7 +210,7 @@ async def main():
     for n in range(500):
         spool.record_attempt(transfer(n % 10).id, n, attempt_started=False, code="SlowDown", text="slow down")
     for n in range(20, 30):
-        spool.stored(transfer(n).id, transfer(n).destination)
+        spool.remove(transfer(n).id)
     try:
         await spool.fail(transfer(30).id, 3, "NoSuchBucket", "no such bucket", 2.0)
     except SpoolError as error:
@@ -247,7 +247,7 @@ async def main():
     accepted = await fill(spool)
     fill_other()
     for done in accepted:
-        spool.stored(done.id, done.destination)
+        spool.remove(done.id)
     try:
         await spool.drop([])
     except SpoolError as error:

@@ -37,3 +37,13 @@ def test_a_second_daemon(tmp_path: Path) -> None:
         with pytest.raises(ProgramError, match=r"cannot start: .* is in use: process"):
             second.start()
         assert first.ask("status")["pending"] == 0
+
+
+def test_a_damaged_spool_gets_more_time_from_systemd(tmp_path: Path) -> None:
+    """Reading what is left of it may take longer than TimeoutStartSec=."""
+    (tmp_path / "spool.db").write_bytes(b"not a database" * 1000)
+    with daemon(tmp_path, NOWHERE) as served:
+        served.process.wait_status(lambda status: int(status.get("EXTEND_TIMEOUT_USEC", 0)) >= 10 * 60e6, "extended")
+    (tmp_path / "again").mkdir()
+    with daemon(tmp_path / "again", NOWHERE) as served, pytest.raises(ProgramError):
+        served.process.wait_status(lambda status: "EXTEND_TIMEOUT_USEC" in status, "extended", timeout=0.5)

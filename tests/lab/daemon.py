@@ -74,6 +74,7 @@ class Daemon:
         listeners: dict[str, socket.socket],
         keeping: bool,
         module: str = "s3daemon",
+        tree: Path = TREE,
     ) -> None:
         """Describe it; nothing runs before ``start``."""
         self.state_dir = state_dir
@@ -81,7 +82,7 @@ class Daemon:
         self.port = ports.get("wire") or free_ports(1)[0]
         self.http_port = ports.get("http", 0)
         self.environ = clean_env(
-            PYTHONPATH=str(TREE),
+            PYTHONPATH=str(tree),
             **server.settings(),
             S3DAEMON_HOST="127.0.0.1",
             S3DAEMON_PORT=str(self.port),
@@ -90,6 +91,7 @@ class Daemon:
         self.set(**settings)
         self._prefix = prefix
         self._module = module
+        self._tree = tree
         self._listeners = listeners
         self.kept: dict[str, int] | None = {} if keeping else None
         self._running: AbstractContextManager[Process] | None = None
@@ -116,7 +118,14 @@ class Daemon:
             names = ":".join([*self._listeners, *kept])
             environ = environ | {"LISTEN_FDS": str(len(descriptors)), "LISTEN_FDNAMES": names}
         running = start(
-            *self._prefix, *command, name="s3daemon", env=environ, notify=True, store=self.kept, pass_fds=descriptors
+            *self._prefix,
+            *command,
+            name="s3daemon",
+            env=environ,
+            cwd=self._tree,  # where `python -m` looks first
+            notify=True,
+            store=self.kept,
+            pass_fds=descriptors,
         )
         self._processes.append(running.__enter__())
         self._running = running
@@ -269,6 +278,7 @@ def daemon(
     running: bool = True,
     keeping: bool = False,
     module: str = "s3daemon",
+    tree: Path = TREE,
     **settings: str,
 ) -> Iterator[Daemon]:
     """A daemon for the time of a ``with`` block; at the end it is killed if it is still there.
@@ -284,11 +294,12 @@ def daemon(
         keeping: waiting clients' connections are kept from one process to the next, as systemd's descriptor store does
             it; takes `activated`.
         module: the program that runs, such as a benchmark's variant of the daemon.
+        tree: the checkout that it is of.
         settings: as for ``Daemon.set``.
     """
     names = [name for name, wanted in (("wire", activated), ("http", http)) if wanted]
     listeners = {name: socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) for name in names}
-    made = Daemon(state_dir, server, settings, prefix, listeners, keeping, module)
+    made = Daemon(state_dir, server, settings, prefix, listeners, keeping, module, tree)
     try:
         if running:
             made.start()

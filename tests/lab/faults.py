@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+import re
+
 from lab.proxy import carried, kept_then
 from lab.scripted import Exchange, Script, answering, hang_up_after, refusing, reset_after, silent_after
 
+ENDLESS_BYTES = 200 << 20
+"""Of an endless answer; no client may read them all."""
 WITHIN = 100_000
 """Bytes; less than the body of the PUTs that these scripts are for."""
 
@@ -83,6 +88,31 @@ async def cut_short_and_gone(exchange: Exchange) -> None:
     await carried(exchange, bytes(exchange.body[: exchange.length // 2]))
 
 
+async def endless(exchange: Exchange) -> None:
+    """Answer 200, and never come to the end of the answer."""
+    await exchange.read()
+    await exchange.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n")
+    for _ in range(ENDLESS_BYTES >> 16):
+        await exchange.write(b" " * (1 << 16))
+
+
+async def another_part_count(exchange: Exchange) -> None:
+    """Complete an upload, and answer the ETag of one that has other parts."""
+    status, headers, content = await carried(exchange)
+    other = re.sub(rb"-\d+(?=&quot;|&#34;|\"|<)", b"-77", content)
+    await exchange.answer(status, other, headers=headers | {"Content-Length": str(len(other))})
+
+
+HTML = b"<html><body>Please log in to the guest network.</body></html>"
+COMPRESSED = {"Content_Encoding": "gzip", "Content_Type": "text/html"}
+#: Faults of a completion, likewise.
+COMPLETING: dict[str, Script] = {
+    "complete: another part count": another_part_count,
+    "complete: 200 with HTML": answering(200, HTML),
+    "complete: empty 200, done": kept_then(answering(200)),
+    "complete: hung up on, done": kept_then(hang_up_after()),
+    "complete: 500": refusing(500, "InternalError"),
+}
 #: Faults that pass by themselves, for the soak. Few of them wait for a time limit, since those occupy a connection.
 PASSING: dict[str, Script] = {
     "reset before the body": reset_after(0),
@@ -113,4 +143,12 @@ PASSING: dict[str, Script] = {
     "no answer, stored": kept_then(silent_after()),
     "late answer": late,
     "stops reading": silent_after(2_000),
+    "200 without an ETag": answering(200),
+    "200 without an ETag, stored": kept_then(answering(200)),
+    "200 with HTML": answering(200, HTML),
+    "200 with compressed HTML": answering(200, gzip.compress(HTML), **COMPRESSED),
+    "201": answering(201),
+    "204": answering(204),
+    "204, stored": kept_then(answering(204)),
+    "endless answer": endless,
 }

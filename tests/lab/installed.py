@@ -122,7 +122,7 @@ class Service:
 
 @contextmanager
 def installed(box: Box) -> Iterator[Service]:
-    """Install units, user and catalog for the time of a ``with`` block."""
+    """Install units, user and catalog for the time of a ``with`` block; at its end the service is stopped."""
     with ExitStack() as stack:
         stack.callback(box.exec, "systemctl", "daemon-reload")
         for place, name in _PLACES.items():
@@ -137,7 +137,9 @@ def installed(box: Box) -> Iterator[Service]:
         stack.callback(shutil.rmtree, folder)
         (folder / "port.conf").write_text(f"[Socket]\nListenStream=\nListenStream=127.0.0.1:{port}\n")
         box.exec("systemctl", "daemon-reload")
-        yield Service(box, "s3daemon", port)
+        service = Service(box, "s3daemon", port)
+        stack.callback(service.stop)
+        yield service
 
 
 def until(look: Callable[[], Found], fits: Callable[[Found], bool], what: str, timeout: float = 60.0) -> Found:

@@ -6,6 +6,7 @@ keeps the body, and the one in front of it answers.
 """
 
 import os
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from pathlib import Path
 
 from lab.certs import Authority
 from lab.env import free_ports, program
-from lab.processes import start
+from lab.processes import Process, start
 from lab.s3 import S3Server
 
 _CONFIG = """\
@@ -64,6 +65,21 @@ http {{
 """
 
 
+_FRONT = """\
+daemon off;
+{user}
+worker_processes 1;
+pid {dir}/nginx.pid;
+error_log stderr;
+events {{ worker_connections 256; }}
+http {{
+    access_log off;
+    client_max_body_size 0;
+    client_body_temp_path {dir}/incoming; proxy_temp_path {dir}/unused; fastcgi_temp_path {dir}/unused;
+    uwsgi_temp_path {dir}/unused; scgi_temp_path {dir}/unused;
+    {rest}
+}}
+"""
 NAME = "sink.invalid"
 """A name that its certificate has and no resolver."""
 
@@ -122,3 +138,41 @@ def nginx(
         plain = S3Server(f"http://{host}:{http}", "any", "any")
         name = "localhost" if host == "127.0.0.1" else host
         yield Sink(f"https://{name}:{https}", "any", "any", authority.ca, plain=plain, objects=objects)
+
+
+class Front:
+    """An nginx that stands in front of a store as a site might set it up. Made by `front`."""
+
+    def __init__(self, store: S3Server, directory: Path) -> None:
+        self.server = S3Server(f"http://127.0.0.1:{free_ports(1)[0]}", store.access_key, store.secret_key)
+        self.config = directory / "front.conf"
+        self._directory = directory
+        self.process: Process | None = None
+
+    def configure(self, location: str, http: str = "", server: str = "") -> None:
+        """Take a configuration, from now on.
+
+        Args:
+            location: what is in `location / {}`.
+            http: what is beside the server.
+            server: what is beside that location.
+        """
+        listen = self.server.url.removeprefix("http://")
+        user = "user root;" if os.geteuid() == 0 else ""
+        location = f"location / {{ proxy_set_header Host $http_host; {location} }}"
+        rest = f"{http} server {{ listen {listen}; {server} {location} }}"
+        self.config.write_text(_FRONT.format(dir=self._directory, user=user, rest=rest))
+        if self.process is not None:
+            self.process.popen.send_signal(signal.SIGHUP)
+
+
+@contextmanager
+def front(store: S3Server, directory: Path, location: str, http: str = "", server: str = "") -> Iterator[Front]:
+    """Run an nginx with a configuration as for `Front.configure`; raises UnavailableError without nginx."""
+    made = Front(store, directory)
+    made.configure(location, http, server)
+    words = ("-p", directory, "-c", made.config, "-e", "stderr")
+    with start(program("nginx"), *words, name="nginx in front") as process:
+        process.wait_port(int(made.server.url.rpartition(":")[2]))
+        made.process = process
+        yield made

@@ -19,7 +19,7 @@ import socket
 import ssl
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
 
 import aiohttp
@@ -45,17 +45,27 @@ class Proxy:
     Attributes:
         scripts: those of the next PUTs, in their order; after that `choose` decides.
         choose: returns the script of a PUT; by default all pass.
+        completing: returns the script of a completion of an upload in parts; by default all pass.
         neutral: the script of signed requests that concern no bucket; by default they pass.
         whole: numbers of PUTs of which the store got the whole body and answered that it is stored, by target.
         signatures: all signatures that were seen.
         alert: the bytes that every client gets instead of a handshake; None: a handshake.
     """
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, port: int, store: S3Server, tls: ssl.SSLContext | None) -> None:
+    def __init__(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        port: int,
+        store: S3Server,
+        tls: ssl.SSLContext | None,
+        addresses: Sequence[str],
+    ) -> None:
         """Prepare it; it listens from ``open`` on."""
+        self._addresses = addresses
         self.store = store
         self.scripts: deque[Script] = deque()
         self.choose: Callable[[Exchange], Script] = lambda _: passing
+        self.completing: Callable[[Exchange], Script] = lambda _: passing
         self.neutral: Script = passing
         self.whole: Counter[str] = Counter()
         self.signatures: set[str] = set()
@@ -65,7 +75,7 @@ class Proxy:
         self._port = port
         self._scripted = Scripted(self._put, self._other)
         self._scripted.proxy = self  # type: ignore[attr-defined]
-        self._listening: asyncio.Task[None] | None = None
+        self._listening: dict[str, asyncio.Task[None]] = {}
         self._accepted: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None
 
@@ -73,9 +83,9 @@ class Proxy:
         """Start to listen."""
         self._do(self._open())
 
-    def refuse(self) -> None:
-        """Stop to listen, and close all connections."""
-        self._do(self._refuse())
+    def refuse(self, *addresses: str) -> None:
+        """Stop to listen, and close all connections; of these addresses, or of all."""
+        self._do(self._refuse(addresses or self._addresses))
 
     def close_idle(self) -> None:
         """Close every connection without a request in progress, as a server with a short keep-alive timeout does."""
@@ -88,14 +98,14 @@ class Proxy:
         if self._session is None:
             connector = aiohttp.TCPConnector(limit=64)
             self._session = aiohttp.ClientSession(connector=connector, auto_decompress=False)
-        if self._listening is None:
+        for address in set(self._addresses) - set(self._listening):
             listener = socket.socket()
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
-            listener.bind(("127.0.0.1", self._port))
+            listener.bind((address, self._port))
             listener.listen(1024)
             listener.setblocking(False)
-            self._listening = self._loop.create_task(self._accept(listener))
+            self._listening[address] = self._loop.create_task(self._accept(listener))
 
     async def _accept(self, listener: socket.socket) -> None:
         with listener:
@@ -123,13 +133,14 @@ class Proxy:
         self._scripted.connections[:] = kept  # forget those that are closed
         self._scripted.take(reader, asyncio.StreamWriter(transport, protocol, reader, self._loop))
 
-    async def _refuse(self) -> None:
-        if self._listening is not None:
-            self._listening.cancel()
-            await asyncio.wait({self._listening})
-            self._listening = None
+    async def _refuse(self, addresses: Sequence[str]) -> None:
+        for address in set(addresses) & set(self._listening):
+            listening = self._listening.pop(address)
+            listening.cancel()
+            await asyncio.wait({listening})
         for connection in self._scripted.open_connections:
-            connection.reset()
+            if connection.writer.get_extra_info("sockname", ("",))[0] in (*addresses, ""):
+                connection.reset()
 
     async def _close_idle(self) -> None:
         busy = {exchange.connection for exchange in self._scripted.seen}
@@ -139,7 +150,7 @@ class Proxy:
 
     async def close(self) -> None:
         """Stop for good; raises what a script raised."""
-        await self._refuse()
+        await self._refuse(self._addresses)
         for task in self._accepted:
             task.cancel()
         await asyncio.gather(*self._accepted, return_exceptions=True)
@@ -154,7 +165,9 @@ class Proxy:
 
     async def _other(self, exchange: Exchange) -> None:
         is_neutral = "authorization" in exchange.headers and exchange.target.partition("?")[0] == "/"
-        await self._treat(exchange, self.neutral if is_neutral else passing)
+        is_completion = exchange.method == "POST" and "uploadId=" in exchange.target
+        script = self.completing(exchange) if is_completion else passing
+        await self._treat(exchange, self.neutral if is_neutral else script)
 
     async def _treat(self, exchange: Exchange, script: Script) -> None:
         self.signatures.update(_SIGNATURE.findall(exchange.headers.get("authorization", "")))
@@ -173,7 +186,7 @@ class Proxy:
             exchange.method,
             URL(self.store.url + exchange.target, encoded=True),
             headers=headers,
-            data=data if exchange.method == "PUT" else None,
+            data=data if exchange.method in ("PUT", "POST") else None,
             skip_auto_headers=("Accept", "Accept-Encoding", "User-Agent", "Content-Type"),
             allow_redirects=False,
         ) as answer:
@@ -217,12 +230,16 @@ def kept_then(script: Script) -> Script:
 
 
 @contextlib.contextmanager
-def proxy(store: S3Server, authority: Authority | None = None) -> Iterator[tuple[Proxy, S3Server]]:
+def proxy(
+    store: S3Server, authority: Authority | None = None, *, addresses: Sequence[str] = ("127.0.0.1",)
+) -> Iterator[tuple[Proxy, S3Server]]:
     """Run a proxy in front of a store; yield it, and the store as it is reached through it.
 
     Args:
         store: reached over plain HTTP: that side is not part of any test.
         authority: issues the certificate for the daemon's side; without one that is plain HTTP too.
+        addresses: where it listens; with several the endpoint's name is ``store.invalid``, for a daemon that is given
+            them as its receivers.
     """
     (port,) = free_ports(1)
     tls = None
@@ -231,10 +248,11 @@ def proxy(store: S3Server, authority: Authority | None = None) -> Iterator[tuple
         certificate = authority.issue(f"proxy{port}")
         tls.load_cert_chain(certificate.cert, certificate.key)
     scheme, host, ca = ("https", "localhost", authority.ca) if authority else ("http", "127.0.0.1", None)
+    host = host if len(addresses) == 1 else "store.invalid"
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="proxy")
     thread.start()
-    made = Proxy(loop, port, store, tls)
+    made = Proxy(loop, port, store, tls, addresses)
     try:
         made.open()
         yield made, S3Server(f"{scheme}://{host}:{port}", store.access_key, store.secret_key, ca)

@@ -53,6 +53,7 @@ mon max pg per osd = 1000
 rgw frontends = beast endpoint={host}:{http} ssl_endpoint={host}:{https} ssl_certificate={cert} \
 ssl_private_key={key}
 rgw data = {dir}/rgw
+{options}
 """
 
 
@@ -81,8 +82,15 @@ class Gateway(S3Server):
 
 
 @contextmanager
-def rgw(directory: Path, authority: Authority, *, host: str = "127.0.0.1") -> Iterator[Gateway]:
-    """Run the cluster, its gateway on the address `host`; raises UnavailableError where Ceph's packages are missing."""
+def rgw(directory: Path, authority: Authority, *, host: str = "127.0.0.1", options: str = "") -> Iterator[Gateway]:
+    """Run the cluster; raises UnavailableError where Ceph's packages are missing.
+
+    Args:
+        directory: takes its files.
+        authority: signs its certificate.
+        host: the address that the gateway listens on.
+        options: further lines of its section of ceph.conf.
+    """
     mon, osd, gateway = program("ceph-mon"), program("ceph-osd"), program("radosgw")
     mon_port, http, https = free_ports(3)
     certificate = authority.issue("rgw", "DNS:localhost", f"IP:{host}")
@@ -101,6 +109,7 @@ def rgw(directory: Path, authority: Authority, *, host: str = "127.0.0.1") -> It
             memory=_MEMORY_BYTES,
             cert=certificate.cert,
             key=certificate.key,
+            options=options,
         )
     )
     keyring, monmap, conf = directory / "keyring", directory / "monmap", ("-c", str(config))

@@ -19,6 +19,8 @@ class S3Server:
     secret_key: str
     ca: Path | None = None
     """The certificate to trust; None for plain HTTP."""
+    token: str = ""
+    """Of a temporary account."""
 
     def settings(self) -> dict[str, str]:
         """The daemon's variables for this server."""
@@ -28,6 +30,8 @@ class S3Server:
             "AWS_SECRET_ACCESS_KEY": self.secret_key,
             "AWS_DEFAULT_REGION": "us-east-1",
         }
+        if self.token:
+            named["AWS_SESSION_TOKEN"] = self.token
         if self.ca is not None:
             named["AWS_CA_BUNDLE"] = str(self.ca)
         return named

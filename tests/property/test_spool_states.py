@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 from fakes import transfer
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+)
 
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.spool import Entry, Spool
@@ -59,10 +66,11 @@ class Machine(RuleBasedStateMachine):
         if transfer_id in self.live:
             self.live[transfer_id] = dataclasses.replace(self.live[transfer_id], **columns)
 
-    def clear_failures(self, transfer_id: str, place: Destination) -> None:
-        self.live.pop(transfer_id, None)
+    def clear_failures(self, place: Destination, before: int) -> None:
+        self.spool.clear_failures(place, before)
         for other in [e for e in self.live.values() if e.failed and e.transfer.destination == place]:
-            del self.live[other.transfer.id]
+            if other.seq < before:
+                del self.live[other.transfer.id]
 
     def new(self, key: str) -> Entry:
         """The entry of a new transfer, but for its seq."""
@@ -96,11 +104,12 @@ class Machine(RuleBasedStateMachine):
         async def both() -> int:
             adding = asyncio.create_task(self.spool.add(entry.transfer, entry.accepted_active_s, attempt_started=True))
             await asyncio.sleep(0)
-            self.spool.stored(entry.transfer.id, entry.transfer.destination)
+            self.spool.remove(entry.transfer.id)
             return await adding
 
-        assert self.run(both()) > self.highest
-        self.clear_failures(entry.transfer.id, entry.transfer.destination)
+        seq = self.run(both())
+        assert seq > self.highest
+        self.clear_failures(entry.transfer.destination, seq)
         self.run(self.spool.drop([]))
         self.committed()
 
@@ -147,8 +156,9 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=consumes(known))
     def stored(self, which: Transfer) -> None:
-        self.spool.stored(which.id, which.destination)
-        self.clear_failures(which.id, which.destination)
+        if which.id in self.live:
+            self.clear_failures(which.destination, self.live.pop(which.id).seq)
+        self.spool.remove(which.id)
 
     @rule(which=st.lists(known, max_size=3))
     def drop(self, which: list[Transfer]) -> None:

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from s3daemon.config.settings import MAX_CLIENTS
+from s3daemon.journal import QUEUE_LIMIT
 from s3daemon.model.record import MessageId
+from s3daemon.service import FILE_THREADS
+from s3daemon.systemd.descriptors import WANTED
 from s3daemon.systemd.sockets import BACKLOG, SOCKET_NAMES
 
 SYSTEMD = Path(__file__).resolve().parents[2] / "systemd"
@@ -26,8 +30,8 @@ OF_INSTANCES = {
 }
 UNITS = [SERVICE, *SOCKETS, UNIX, HTTP, SYSTEMD / "s3daemon-unix@.socket", SYSTEMD / "s3daemon-http@.socket"]
 
-#: The defaults of S3DAEMON_MAX_CLIENTS and S3DAEMON_DRAIN_TIMEOUT.
-MAX_CLIENTS, DRAIN_S = 1024, 20
+#: The default of S3DAEMON_DRAIN_TIMEOUT.
+DRAIN_S = 20
 
 
 def settings(path: Path) -> dict[str, list[str]]:
@@ -137,8 +141,17 @@ def test_notification_watchdog_and_limits() -> None:
     assert (service("Service.Type"), service("Service.NotifyAccess")) == ("notify", "main")
     assert service("Service.WatchdogSec") == "30"
     assert int(service("Service.TimeoutStopSec")) > DRAIN_S
-    assert int(service("Service.FileDescriptorStoreMax")) > MAX_CLIENTS
-    assert int(service("Service.LimitNOFILE")) > 4 * MAX_CLIENTS
+    # Of both servers, those of the process before, and new ones; at the highest setting.
+    assert int(service("Service.FileDescriptorStoreMax")) >= 2 * 2 * MAX_CLIENTS
+    assert int(service("Service.LimitNOFILE")) == WANTED
+
+
+def test_memory_and_threads_are_bounded_far_above_what_is_right() -> None:
+    """Seven days of outage and a full journal fit, and all calls that a dead file system may block."""
+    high, most = (int(service(f"Service.Memory{name}").removesuffix("G")) << 30 for name in ("High", "Max"))
+    needed = (67 << 20) + 7 * 27_000 * 2200 + QUEUE_LIMIT * 2000 + 25 * (64 << 20)
+    assert needed < high < most
+    assert int(service("Service.TasksMax")) > FILE_THREADS + 100
 
 
 def test_the_journal_drops_no_record() -> None:

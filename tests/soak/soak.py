@@ -4,8 +4,9 @@
 
 Every 4 to 6 s an exposure: 23 images, for each the JSON and then the FITS file, waiting for each, as the hooks do it:
 one host's cadence ten times as fast, with files small enough for loopback and two cores. Some keys get newer content
-again and again. In front of the store, SeaweedFS, a proxy injects faults into PUTs (`lab.faults`), is unreachable for
-seconds, or refuses the keys, which holds the queue until a reload. The daemon is killed, terminated and reloaded;
+again and again, some files go in parts. In front of the store, SeaweedFS, a proxy with two addresses injects faults into
+PUTs and completions (`lab.faults`), is unreachable at one address or both for seconds, refuses the keys, which holds the
+queue until a reload, or breaks the signatures of some keys, which stops no other. The daemon is killed, terminated and reloaded;
 waiting clients' connections go from one process to the next, as under systemd. Clients remove some files once the reply
 was *stored*.
 
@@ -41,7 +42,7 @@ from typing import Any
 
 from lab import processes
 from lab.daemon import Daemon, HungUpError, daemon
-from lab.faults import PASSING
+from lab.faults import COMPLETING, PASSING
 from lab.proxy import Proxy, passing, proxy
 from lab.s3 import S3Server
 from lab.scripted import Exchange, Script, refusing
@@ -50,14 +51,23 @@ from lab.seaweed import seaweed
 IMAGES, CADENCE_S = 23, (4.0, 6.0)
 #: Bytes of a FITS and of a JSON file, from and to.
 FITS, JSON = (10_000, 500_000), (2_000, 4_000)
+#: A share of the FITS files is so large that it goes in parts.
+LARGE, IN_PARTS = 0.004, (6_000_000, 11_000_000)
+#: A share of the images goes to keys whose signatures are broken at times.
+FOLDED = 0.03
+ADDRESSES = ("127.0.0.1", "127.0.0.2")
 #: A share of the images goes to keys that are written again, by the program `send`, or without waiting.
 AGAIN, BY_SEND, UNWAITED = 0.15, 0.08, 0.1
 LIMITS: dict[str, Any] = {"stall_timeout": "2s", "answer_timeout": "3s", "connect_timeout": "2s", "wait_limit": "10s",
-          "drain_timeout": "2s", "max_connections": "25"}  # fmt: skip
+          "drain_timeout": "2s", "max_connections": "25", "multipart_threshold": "5MiB", "part_size": "5MiB",
+          "receivers": ",".join(ADDRESSES)}  # fmt: skip
 #: Events, one every few seconds, and their relative frequency.
-EVENTS = {"kill": 4, "terminate": 2, "reload": 3, "outage": 2, "hold": 1, "calm": 2, "rough": 4}
+EVENTS = {"kill": 4, "terminate": 2, "reload": 3, "outage": 2, "address": 2, "hold": 1, "fold": 1, "calm": 2,
+          "rough": 4}  # fmt: skip
 EVERY_S = (1.0, 6.0)
-REFUSED = refusing(403, "ExpiredToken")
+#: What the keys are refused with: as most stores do, and as Ceph with its Security Token Service does.
+REFUSALS = {code: refusing(403, code) for code in ("ExpiredToken", "AccessDenied")}
+BROKEN = refusing(403, "SignatureDoesNotMatch")
 
 
 @dataclass
@@ -84,26 +94,39 @@ class Soak:
         self.again = [Key(f"again/{number}") for number in range(12)]
         self.counts, self.answers, self.faults = Counter[str](), Counter[str](), Counter[str]()
         self.false: list[str] = []
-        self.rate, self.refusing_keys, self.killed_at = 0.02, False, 0.0
+        self.rate, self.refusing_keys, self.killed_at = 0.02, "", 0.0
+        self.folding = False
         self._lock = threading.Lock()
         self._fates = random.Random(seed + 1)  # the proxy's thread's own
         between.choose = self.choose
+        between.completing = self.choose_completion
 
     def choose(self, exchange: Exchange) -> Script:
         """Choose what the proxy does to a PUT."""
         if self.refusing_keys:
-            self.faults["403 ExpiredToken"] += 1
-            return REFUSED
+            self.faults[f"403 {self.refusing_keys}"] += 1
+            return REFUSALS[self.refusing_keys]
+        if self.folding and "/folded/" in exchange.target:
+            self.faults["403 SignatureDoesNotMatch"] += 1
+            return BROKEN
         if self._fates.random() >= self.rate:
             return passing
         name = self._fates.choice(list(PASSING))
         self.faults[name] += 1
         return PASSING[name]
 
+    def choose_completion(self, _: Exchange) -> Script:
+        """Choose what the proxy does to the completion of an upload in parts: there are few."""
+        if self._fates.random() >= min(10 * self.rate, 0.7):
+            return passing
+        name = self._fates.choice(list(COMPLETING))
+        self.faults[name] += 1
+        return COMPLETING[name]
+
     def image(self, exposure: int, number: int, rng: random.Random) -> None:
         """One image: its JSON file, then its FITS file."""
-        stem = f"exposure{exposure:05}/image{number:02}"
-        for kind, sizes in (("json", JSON), ("fits", FITS)):
+        stem = f"{'folded/' if rng.random() < FOLDED else ''}exposure{exposure:05}/image{number:02}"
+        for kind, sizes in (("json", JSON), ("fits", IN_PARTS if rng.random() < LARGE else FITS)):
             if rng.random() < AGAIN:
                 key = rng.choice(self.again)
             else:
@@ -214,11 +237,22 @@ class Soak:
         time.sleep(rng.uniform(0.5, 8))
         self.between.open()
 
+    def _address(self, rng: random.Random) -> None:
+        self.between.refuse(rng.choice(ADDRESSES))
+        time.sleep(rng.uniform(0.5, 8))
+        self.between.open()
+
     def _hold(self, rng: random.Random) -> None:
-        self.refusing_keys = True
+        self.refusing_keys = rng.choice(list(REFUSALS))
+        self.between.neutral = REFUSALS[self.refusing_keys]
         time.sleep(rng.uniform(1, 4))
-        self.refusing_keys = False
+        self.refusing_keys, self.between.neutral = "", passing
         self._reload(rng)
+
+    def _fold(self, rng: random.Random) -> None:
+        self.folding = True
+        time.sleep(rng.uniform(1, 8))
+        self.folding = False
 
     def _calm(self, _: random.Random) -> None:
         self.rate = 0.0
@@ -268,7 +302,7 @@ def run(minutes: float, seed: int, note: Callable[[str], None]) -> dict[str, Any
         for name in ("store", "files"):
             (folder / name).mkdir()
         store = stack.enter_context(seaweed(folder / "store"))
-        between, through = stack.enter_context(proxy(store))
+        between, through = stack.enter_context(proxy(store, addresses=ADDRESSES))
         served = stack.enter_context(daemon(folder / "state", through, activated=True, keeping=True, **LIMITS))
         soak = Soak(served, between, store, folder / "files", seed)
         stack.callback(soak.client.close)

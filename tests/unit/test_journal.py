@@ -5,6 +5,7 @@ A journal that blocks is a sink that waits. The sinks are tested on real descrip
 
 import logging
 import os
+import resource
 import socket
 import struct
 import threading
@@ -429,3 +430,20 @@ def test_of_equal_warnings_five_a_second_are_written_and_the_others_counted() ->
     assert [limit.admit("a", 10.0 + n / 100) for n in range(8)] == [0] * 5 + [None] * 3
     assert limit.admit("b", 10.5) == 0
     assert [limit.admit("a", 11.5) for _ in range(2)] == [3, 0]
+
+
+def test_the_journal_takes_entries_when_there_is_no_descriptor_left(tmp_path: Path) -> None:
+    """Idle clients may have taken all of them: the record is not lost, nor with it the row in the spool."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with journald(tmp_path / "journal") as receiver:
+        send = journal_sink(tmp_path / "journal")
+        free = os.dup(0)
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+        try:
+            with pytest.raises(OSError, match="Too many open files"):
+                os.dup(0)
+            send([("MESSAGE", b"one")])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert receiver.recv(65536).startswith(b"MESSAGE=one\n")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from s3daemon.service import FILE_THREADS, Supervisor
+from s3daemon.service import FILE_THREADS, Supervisor, Threads
 
 
 async def forever() -> None:
@@ -92,3 +93,21 @@ def test_cancelling_waits_for_every_task() -> None:
 def test_there_is_a_thread_for_each_call_that_may_block() -> None:
     """Also after a reload that sets the most clients and connections that there can be."""
     assert FILE_THREADS >= 2 * 8192 + 4 * 1024
+
+
+def test_a_call_waits_where_no_further_thread_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By TasksMax= or the kernel: it is not refused, and carried out once."""
+    done: list[int] = []
+    go_on = threading.Event()
+    with Threads(10) as threads:
+        first = threads.submit(go_on.wait)
+
+        def refuse(_: threading.Thread) -> None:
+            raise RuntimeError("can't start new thread")
+
+        monkeypatch.setattr(threading.Thread, "start", refuse)
+        later = [threads.submit(done.append, number) for number in range(3)]
+        go_on.set()
+        for future in (first, *later):
+            future.result(10)
+    assert done == [0, 1, 2]

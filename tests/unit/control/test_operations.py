@@ -19,7 +19,7 @@ from s3daemon.errors import AttemptError, RequestError, SpoolError
 from s3daemon.http.metrics import LIVE
 from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.refusals import Refusals
-from s3daemon.model.exposure import Loss
+from s3daemon.model.exposure import Exposures, Loss
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.exposures import Kept
 from s3daemon.spool.rows import Entry
@@ -55,7 +55,8 @@ class Spool:
     async def retry(self, ids: Sequence[str], now: float) -> set[str]:
         return {id_ for id_ in ids if self.failed.pop(id_, None)}
 
-    async def drop(self, ids: Iterable[str]) -> set[str]:
+    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
+        self.losses += losses
         return {id_ for id_ in ids if id_ in self.pending or self.failed.pop(id_, None)}
 
 
@@ -65,7 +66,7 @@ class Pool:
     open_count, opened, limit = 3, 7, 8
     small_request = "GET"
     certificates = SimpleNamespace(expiry_s=1_800_000_000)
-    addresses = SimpleNamespace(disabled=["192.0.2.2"])
+    addresses = SimpleNamespace(unexpectedly_disabled=["192.0.2.2"])
 
     def idle(self) -> list[Any]:
         return [self, self]
@@ -193,6 +194,21 @@ def test_a_retry_makes_a_failed_transfer_pending_again(everything: bool) -> None
     at_desk(main)
 
 
+def test_a_dropped_transfer_is_missing_in_its_exposure() -> None:
+    """From the very commit that removes it: a crash after that must not make the exposure whole."""
+
+    async def main(desk: Desk) -> None:
+        desk.house.store.seconds = 1000.0
+        (id_,) = await desk.submit("night/a")
+        await asyncio.sleep(1)
+        await desk.operations.drop({"ids": [id_, "f" * 16]})
+        loss = desk.spool.losses[0]
+        assert (loss.what, loss.missing.outcome) == ("bucket/night/a", "failed")
+        assert loss.missing.reason == "Dropped: dropped by an operator"
+
+    at_desk(main)
+
+
 def test_a_drop_cancels_the_attempt_in_flight() -> None:
     async def main(desk: Desk) -> None:
         desk.house.store.seconds = 1000.0
@@ -312,3 +328,91 @@ def test_exposures_follow_every_transfer() -> None:
         assert [exposure.name for exposure in exposures] == ["e1"]
 
     fly(main)
+
+
+class OrderDesk:
+    """Operations over a house's own spool, with a failed transfer to `bucket/k`."""
+
+    def __init__(self) -> None:
+        self.house = House()
+        pool: Any = Pool()
+        server: Any = type("Server", (), {"clients": 2})()
+        self.operations = Operations(
+            self.house.holder,
+            self.house.uploader,
+            self.house.spool,
+            server,
+            lambda: pool,
+            exposures=Exposures(),
+            wall=self.house.wall,
+        )
+
+    async def fail_one(self) -> str:
+        self.house.store.answer = lambda _: AttemptError("NoSuchBucket", "none", status=404)
+        ticket = await self.house.intake.submit(self.house.request(file="/old"))
+        await ticket.outcome
+        self.house.store.answer = lambda _: None
+        return ticket.id
+
+    def puts(self) -> list[str]:
+        return [id_ for _, id_ in self.house.store.puts]
+
+
+def in_order(main: Callable[[OrderDesk], Awaitable[None]]) -> None:
+    async def run() -> None:
+        await main(OrderDesk())
+
+    fly(run)
+
+
+def test_what_is_retried_is_sent_before_a_newer_pending_transfer() -> None:
+    """The newer content wins, as if the older one had not failed."""
+
+    async def main(desk: OrderDesk) -> None:
+        old = await desk.fail_one()
+        desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503)
+        new = await desk.house.intake.submit(desk.house.request(file="/new"))
+        await asyncio.sleep(2)
+        desk.house.store.answer = lambda _: None
+        sent = len(desk.puts())
+        assert await desk.operations.retry({"all": True}) == {"ids": sorted([old, new.id])}
+        assert (await new.outcome).id == new.id
+        assert desk.puts()[sent:] == [old, new.id]
+
+    in_order(main)
+
+
+def test_what_is_retried_is_not_sent_over_a_newer_one_in_flight() -> None:
+    async def main(desk: OrderDesk) -> None:
+        old = await desk.fail_one()
+        new = await desk.house.intake.submit(desk.house.request(file="/new"))
+        await desk.operations.retry({"all": True})
+        await asyncio.sleep(60)
+        assert desk.puts() == [old, new.id]
+        assert not desk.house.spool.rows
+        assert not desk.house.spool.failed
+        assert not len(desk.house.uploader.schedule)
+
+    in_order(main)
+
+
+def test_what_is_retried_is_not_sent_over_a_newer_one_that_is_stored_meanwhile() -> None:
+    """The spool takes its time to make it pending."""
+
+    async def main(desk: OrderDesk) -> None:
+        old = await desk.fail_one()
+        retry = desk.house.spool.retry
+
+        async def slow_retry(ids: Any, now: float) -> set[str]:
+            done = await retry(ids, now)
+            await asyncio.sleep(1)
+            return done
+
+        desk.house.spool.retry = slow_retry
+        new = await desk.house.intake.submit(desk.house.request(file="/new"))
+        assert await desk.operations.retry({"all": True}) == {"ids": [new.id]}
+        await asyncio.sleep(60)
+        assert desk.puts() == [old, new.id]
+        assert not desk.house.spool.rows
+
+    in_order(main)

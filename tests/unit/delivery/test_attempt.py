@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 from fakes import FakeSpool, FakeStore, House, fly
 
-from s3daemon.delivery.attempt import LATE_ARRIVAL_S
+from s3daemon.delivery.attempt import LATE_ARRIVAL_S, SETTLE_S
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, FileError, SpoolError
 from s3daemon.model.request import FileState, Transfer
 from s3daemon.network.progress import Progress
+from s3daemon.network.straggler import Moved
 from s3daemon.s3.store import Stored
 
 
@@ -210,6 +212,79 @@ def test_a_bug_counts_as_a_failure_with_an_unknown_outcome(caplog: pytest.LogCap
     assert "a bug in an attempt of" in caplog.text
 
 
+class SlowStore(FakeStore):
+    """A store to which the first uploads go over slow connections."""
+
+    moves = 1
+    ambiguous = False
+    found: list[tuple[float, set[str]]]
+
+    async def put(
+        self, transfer: Transfer, source: Any, open_uploads: Any = None, failed_addresses: Any = (),
+        progress: Progress | None = None, **kwargs: Any,
+    ) -> Stored:  # fmt: skip
+        assert progress is not None
+        if progress.moves < self.moves:
+            progress.moved[0] = Moved(progress.moves + 1)
+            progress.slow_addresses.add("192.0.2.1")
+            error = AttemptError("SlowConnection", "slow", ambiguous=self.ambiguous)
+            self.answer = lambda _: error
+        else:
+            self.answer = lambda _: None
+        return await super().put(transfer, source, open_uploads, failed_addresses, progress, **kwargs)
+
+    async def find(self, transfer: Transfer, failed_addresses: Any = (), **kwargs: Any) -> Any:
+        self.found.append((asyncio.get_running_loop().time(), set(failed_addresses)))
+        return await super().find(transfer, failed_addresses, **kwargs)
+
+
+@pytest.mark.parametrize("ambiguous", [False, True])
+def test_a_moved_upload_is_sent_again_in_the_same_attempt(ambiguous: bool) -> None:
+    """At once; what may have arrived is looked up first, not at the slow address, and is guarded against its return."""
+
+    async def main() -> None:
+        store = SlowStore()
+        store.moves, store.ambiguous, store.found = 3, ambiguous, []
+        house = House(store=store)
+        source = house.files.open("/f")
+        queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
+        queued.moved = 2
+        began = asyncio.get_running_loop().time()
+        await house.attempts.make(queued, Progress())
+        assert (queued.attempts, queued.moved, len(store.puts)) == (1, 5, 4)
+        assert queued.outcome_unknown is ambiguous
+        assert [where for _, where in store.found] == [{"192.0.2.1"}] * (3 if ambiguous else 0)
+        if ambiguous:
+            assert store.found[0][0] - began == pytest.approx(store.seconds + SETTLE_S)
+        else:
+            assert asyncio.get_running_loop().time() - began == pytest.approx(4 * store.seconds)
+
+    fly(main)
+
+
+def test_a_moved_upload_that_had_arrived_is_found() -> None:
+    """It is not sent again."""
+
+    async def main() -> None:
+        store = SlowStore()
+        store.found = []
+        error = AttemptError("SlowConnection", "slow", ambiguous=True)
+        error.arrived = True  # type: ignore[attr-defined]
+        house = House(store=store)
+        source = house.files.open("/f")
+        queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
+        store.moves, store.answer = 0, lambda _: error
+
+        async def put(*args: Any, **kwargs: Any) -> Stored:
+            return await FakeStore.put(store, *args, **kwargs)
+
+        store.put = put  # type: ignore[method-assign]
+        assert (await house.attempts.make(queued, Progress())).size == 3000
+        assert (queued.attempts, len(store.puts), len(store.found)) == (1, 1, 1)
+
+    fly(main)
+
+
 def test_an_attempt_ends_at_the_store_where_it_started() -> None:
     """A reload with another endpoint counts from the next attempt on."""
 
@@ -281,3 +356,92 @@ def test_what_was_sent_is_known_to_the_next_lookup() -> None:
 
     fly(main)
     assert given == ["md5"]
+
+
+class RefusingOnceStore(FakeStore):
+    """A store that answers the first look-up with 503."""
+
+    async def find(self, transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
+        if not self.finds:
+            self.finds.append(transfer.id)
+            raise AttemptError("503", "busy", status=503)
+        return await super().find(transfer, *args, **kwargs)
+
+
+def test_what_was_stored_after_an_unknown_outcome_is_not_sent_again_when_its_lookup_is_refused() -> None:
+    async def main() -> None:
+        bench = Bench()
+        bench.house.store = bench.store = RefusingOnceStore()
+        older, newer = bench.accepted("/old"), bench.accepted("/new")
+        bench.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await bench.make(older)
+        bench.store.answer = lambda _: None
+        with pytest.raises(AttemptError) as caught:
+            await bench.make(newer)
+        assert caught.value.status == 503
+        assert await bench.make(newer)
+        assert [id_ for _, id_ in bench.store.puts] == [older.transfer.id, newer.transfer.id]
+
+    fly(main)
+
+
+def test_a_late_arrival_is_expected_at_the_store_that_got_the_attempt_alone() -> None:
+    """A reload to another store, and back: only there its object may be overwritten."""
+
+    async def test(bench: Bench) -> None:
+        older, newer, newest = (bench.accepted(file) for file in ("/old", "/new", "/newest"))
+        bench.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await bench.make(older)
+        bench.store.answer = lambda _: None
+        bench.house.store = other = FakeStore(url="http://other")
+        await bench.make(newer)
+        assert not other.finds
+        bench.house.store = bench.store
+        await bench.make(newest)
+        assert bench.store.finds == [newest.transfer.id]
+
+    on_bench(test)
+
+
+def test_after_a_reload_an_unknown_outcome_is_looked_up_at_the_new_store() -> None:
+    """Which has it if it is a replica; else the file is sent there."""
+
+    async def test(bench: Bench) -> None:
+        one, two = bench.accepted(), bench.accepted()
+        for queued in (one, two):
+            queued.outcome_unknown = True
+        bench.house.store = other = FakeStore(url="http://other")
+        other.objects[one.transfer.destination] = one.transfer.id
+        assert await bench.make(one)
+        assert not other.puts
+        assert await bench.make(two)
+        assert [id_ for _, id_ in other.puts] == [two.transfer.id]
+        assert not bench.store.finds
+
+    on_bench(test)
+
+
+def test_late_arrivals_at_destinations_that_never_come_again_are_forgotten() -> None:
+    async def test(bench: Bench) -> None:
+        bench.store.answer = lambda _: LOST
+
+        async def lose(count: int) -> None:
+            for number in range(count):
+                queued = bench.accepted()
+                to = replace(queued.transfer.destination, key=f"{number}/{asyncio.get_running_loop().time()}")
+                queued.transfer = replace(queued.transfer, destination=to)
+                with pytest.raises(AttemptError):
+                    await bench.make(queued)
+
+        await lose(2000)
+        await asyncio.sleep(LATE_ARRIVAL_S)
+        gc.collect()
+        before = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
+        await lose(1)
+        gc.collect()
+        after = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
+        assert before - after >= 1999
+
+    on_bench(test)

@@ -246,6 +246,17 @@ def test_an_answer_where_there_was_no_connection_brings_the_next_probe_forward(h
     assert not health.may_start(0)
 
 
+def test_without_any_answer_one_destination_is_enough(health: Health) -> None:
+    """A neutral request was not answered either, so it is not that destination's fault; a small request may end it."""
+    closed = AttemptError("ConnectionClosed", "closed")
+    for _ in range(3):
+        health.failed(closed, HERE)
+    assert not health.away
+    for _ in range(2):
+        health.failed(closed, HERE, is_unanswered=True)
+    assert (health.away, health.unreached) == (True, True)
+
+
 def test_reload_ends_an_outage_too(health: Health) -> None:
     away(health)
     health.reload()
@@ -298,6 +309,50 @@ def test_a_denial_of_the_neutral_request_tells_only_of_keys_that_it_was_accepted
         assert await evidence.examine(DENIED, loop.time()) is Keys.GOOD
         asked.error = DENIED
         assert await evidence.examine(DENIED, loop.time()) is Keys.BAD
+
+    with_evidence(test)
+
+
+def test_after_the_first_success_it_is_learned_whether_a_denial_will_tell() -> None:
+    """By one neutral request: keys that were good, and are denied it later, have been replaced at the store."""
+
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        for _ in range(3):
+            evidence.stored(loop.time())
+        await asyncio.sleep(1)
+        assert asked.count == 1
+        asked.error = DENIED
+        assert await evidence.examine(DENIED, loop.time()) is Keys.BAD
+
+    with_evidence(test)
+
+
+@pytest.mark.parametrize(
+    ("error", "count"), [(DOWN, 2), (BUSY, 2), (AttemptError("AccessDenied", "no", status=403), 1)]
+)
+def test_it_is_asked_again_what_was_not_answered(error: AttemptError, count: int) -> None:
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        asked.error = error
+        for _ in range(2):
+            evidence.stored(loop.time())
+            await asyncio.sleep(1)
+            asked.error = None
+        assert asked.count == count
+
+    with_evidence(test)
+
+
+def test_what_was_learned_of_keys_is_forgotten_with_them() -> None:
+    """Even when they are replaced by a reload while the neutral request is under way."""
+
+    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
+        evidence.stored(loop.time())
+        await asyncio.sleep(0.05)
+        evidence.reload()
+        await asyncio.sleep(1)
+        asked.error = DENIED
+        evidence.stored(loop.time())
+        assert await evidence.examine(DENIED, loop.time()) is Keys.WORKED
 
     with_evidence(test)
 

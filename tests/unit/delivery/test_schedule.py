@@ -242,3 +242,28 @@ def test_a_full_bucket_is_tried_at_growing_distance_until_it_takes_something() -
     assert buckets.stored("full")
     assert not buckets.stored("full")
     assert buckets.earliest("full") == 0.0
+
+
+def test_a_retried_transfer_keeps_its_place_before_newer_ones() -> None:
+    schedule = Schedule(10)
+    old, middle, new = queued("k", live=False), queued("k"), queued("k")
+    for each in (middle, new, old):
+        schedule.add(each)
+    order = []
+    while each := schedule.take(0.0):
+        order.append(each)
+        schedule.remove(each)
+    assert order == [old, middle, new]
+
+
+def test_a_retried_transfer_waits_for_a_newer_one_in_flight() -> None:
+    schedule = Schedule(10)
+    old, new = queued("k", live=False), queued("k")
+    schedule.add(new)
+    assert taken(schedule) == [new]
+    schedule.add(old)
+    assert taken(schedule) == []
+    assert schedule.older_than(new) == [old]
+    schedule.release(new, 5.0)
+    assert taken(schedule, 4.0) == [old]
+    assert taken(schedule, 6.0) == [], "and the newer one waits for it then"

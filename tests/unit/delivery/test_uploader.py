@@ -4,10 +4,11 @@ import asyncio
 import itertools
 import logging
 import re
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import FakeSpool, House, away, fly
+from fakes import FakeJournal, FakeSpool, House, away, fly
 
 from s3daemon.errors import AttemptError, SpoolError
 from s3daemon.model.record import AttemptEnd, MessageId
@@ -298,13 +299,33 @@ def test_a_store_that_can_be_connected_to_again_gets_its_transfers_within_five_s
     fly(main)
 
 
+@pytest.mark.parametrize("is_answered", [False, True])
+def test_one_transfer_that_is_never_answered_is_an_outage_if_nothing_else_is_answered(is_answered: bool) -> None:
+    """A balancer without a store behind it takes connections, and resets them: one sidecar must find that out."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: AttemptError("ConnectionClosed", "reset", ambiguous=True)
+        house.store.neutral = lambda: None if is_answered else AttemptError("ConnectionClosed", "reset")
+        await house.intake.submit(house.request(wait=False))
+        await asyncio.sleep(20)
+        assert house.uploader.away is not is_answered
+        house.store.answer = lambda _: None
+        house.store.neutral = lambda: None
+        await asyncio.sleep(5 if not is_answered else 60)
+        assert not house.uploader.away
+        assert len(house.store.objects) == 1
+
+    fly(main)
+
+
 def test_48_hours_of_outage_lose_nothing() -> None:
     """Steps of the wall clock expire nothing, and there are at most two probes in each 22 to 30 s, spread over the
     transfers."""
 
     async def main() -> None:
         house = House()
-        house.store.answer = away
+        house.store.answer = lambda _: AttemptError("SlowDown", "not now", status=503)
         for n in range(54_000 // 60):
             await house.intake.submit(house.request(key=f"k{n}", wait=False))
             await asyncio.sleep(48 * HOUR / 900)
@@ -720,5 +741,67 @@ def test_every_attempt_is_reported_when_it_ends() -> None:
         await house.intake.submit(house.request(key="other"))
         await asyncio.sleep(1)
         assert (ends[-1].code, ends[-1].again, ends[-1].size_bytes) == ("", False, 3000)
+
+
+class StandingJournal(FakeJournal):
+    """A journal that stands still: it has room for so many records, and drops the others."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__()
+        self.room = room
+
+    def record(self, record: Any, done: Callable[[], None] | None = None) -> bool:
+        self.records.append(record)
+        if len(self.records) > self.room and done is not None:
+            done()
+        return len(self.records) <= self.room
+
+
+def test_the_spool_forgets_in_the_order_of_a_destination_when_the_journal_stands_still() -> None:
+    """Else a crash would leave the older row alone, and the next process would send it over the newer content."""
+
+    async def main() -> None:
+        journal = StandingJournal(room=2)
+        house = House(journal=journal)
+        for file, key in (("/other", "other"), ("/old", "k"), ("/new", "k")):
+            ticket = await house.intake.submit(house.request(file=file, key=key))
+            assert (await ticket.outcome).outcome is Outcome.STORED
+        await asyncio.sleep(1)
+        assert [entry.transfer.file for entry in house.spool.rows.values()] == ["/other"]
+
+    fly(main)
+
+
+def test_a_newer_success_clears_older_failures_before_the_journal_has_its_record() -> None:
+    """Whoever retries the failures meanwhile must not find them."""
+
+    async def main() -> None:
+        house = House(journal=StandingJournal(room=10))
+        house.store.answer = lambda _: AttemptError("NoSuchBucket", "none", status=404)
+        for key in ("k", "other"):
+            await (await house.intake.submit(house.request(key=key))).outcome
+        house.store.answer = lambda _: None
+        await (await house.intake.submit(house.request())).outcome
+        assert [entry.transfer.destination.key for entry in house.spool.entries(failed=True)] == ["other"]
+
+    fly(main)
+
+
+def test_a_success_leaves_the_failure_of_a_newer_transfer() -> None:
+    """Its content is not in the store, so it stays listed."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: AttemptError("NoSuchBucket", "none", status=404)
+        tickets = [await house.intake.submit(house.request(file=file, key="q")) for file in ("/1", "/2")]
+        for ticket in tickets:
+            await ticket.outcome
+        house.store.answer = lambda _: None
+        older, newer = house.spool.entries(failed=True)
+        await house.spool.retry([older.transfer.id], 0.0)
+        house.uploader.recover([older])
+        await asyncio.sleep(1)
+        assert house.store.objects[older.transfer.destination] == older.transfer.id
+        assert house.spool.entries(failed=True) == [newer]
 
     fly(main)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -511,5 +512,37 @@ def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
                 house.accepting = asyncio.create_task(house.server.listener.accept(house.listener))
                 client.setblocking(False)
                 assert status(await asyncio.get_running_loop().sock_recv(client, 1000)) == 200, moments
+
+    house(test)
+
+
+def test_a_client_that_is_left_to_the_next_process_gets_nothing_from_this_one(house: Run) -> None:
+    """Its connection stays open, since systemd has it too, and the next process writes the whole answer."""
+
+    async def test(house: House) -> None:
+        kept: list[socket.socket] = []
+
+        async def leave(form: Form) -> None:
+            kept.append(form.sock.dup())
+
+        house.actions["/act"] = leave  # type: ignore[assignment]
+        reader, writer = await house.connect()
+        writer.write(b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+        await house.until(lambda: bool(kept) and house.server.listener.clients == 0)
+        assert not reader.at_eof()
+
+        async def answer() -> Answer:
+            return Answer(HTTPStatus.BAD_GATEWAY, "AccessDenied: no", taken=house.took)
+
+        house.server.resume(kept[0], answer)
+        got = await reader.read()
+        writer.close()
+        head, _, body = got.partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+        assert b"\r\nX-Error: AccessDenied: no\r\n" in head
+        assert f"\r\nContent-Length: {len(body)}\r\n".encode() in head + b"\r\n"
+        assert b"Connection: close" in head
+        assert json.loads(body)["code"] == 502
+        await house.until(lambda: house.taken == 1)
 
     house(test)

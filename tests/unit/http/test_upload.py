@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote_from_bytes, urlencode
 
 import pytest
@@ -41,6 +42,7 @@ from s3daemon.http.upload import (
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.refusals import Refusals
+from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.model.ids import id_of, uuid_of
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
@@ -311,6 +313,22 @@ def test_a_message_in_a_header_is_one_line_of_ascii() -> None:
     assert answer.encode().endswith(b"}\n")
 
 
+class FakeNotifier:
+    """Keeps the names of the connections that systemd would keep, if it works."""
+
+    def __init__(self) -> None:
+        self.kept: list[str] = []
+        self.works = False
+
+    def store(self, name: str, sock: socket.socket) -> bool:
+        if self.works:
+            self.kept.append(name)
+        return self.works
+
+    def forget(self, name: str) -> None:
+        self.kept = [other for other in self.kept if other != name]
+
+
 class Desk:
     """Uploads over a House."""
 
@@ -321,10 +339,13 @@ class Desk:
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
         self.refused: list[Refusal] = []
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
+        self.notifier = FakeNotifier()
+        notifier: Any = self.notifier
+        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier)
         self.uploads = Uploads(
-            SettingsHolder(self.house.settings),
             self.house.intake,
             self.access,
+            self.waiting,
             self.notified.append,
             refusals=self.refusals,
             clock=self.house.loop.time,
@@ -332,7 +353,9 @@ class Desk:
 
     async def ask(self, **fields: str) -> Answer:
         body = urlencode({"file": "/f", "uri": "s3://bucket/k"} | fields).encode()
-        return await self.uploads.handle(Form("application/x-www-form-urlencoded", body, self.sock))
+        answer = await self.uploads.handle(Form("application/x-www-form-urlencoded", body, self.sock))
+        assert answer is not None
+        return answer
 
     def close(self) -> None:
         self.sock.close()
@@ -458,15 +481,17 @@ def test_a_deferred_transfer_is_504(slow: bool) -> None:
     run(test, S3DAEMON_WAIT_LIMIT="20s")
 
 
-def test_clients_that_wait_get_504_when_the_service_stops() -> None:
+@pytest.mark.parametrize(("works", "for_good"), [(False, False), (True, True)])
+def test_clients_that_wait_get_504_when_no_process_follows(works: bool, for_good: bool) -> None:
     """At once, but not before their transfers are durable."""
 
     async def test(desk: Desk) -> None:
+        desk.notifier.works = works
         desk.house.store.seconds = 100.0
         desk.house.spool.commit = asyncio.Event()
         asking = asyncio.create_task(desk.ask())
         await asyncio.sleep(1.0)
-        desk.uploads.leave()
+        desk.waiting.leave(for_good=for_good)
         await asyncio.sleep(1.0)
         assert not asking.done()
         desk.house.spool.commit.set()
@@ -475,6 +500,76 @@ def test_clients_that_wait_get_504_when_the_service_stops() -> None:
         wanted = f"Deferred: {id_of(got.task['id'])} is kept and being tried; it is still on its way"
         assert (got.status, got.message) == (504, wanted)
         assert got.task["duration_seconds"] == pytest.approx(2.0)
+
+    run(test)
+
+
+def test_a_client_that_waits_is_left_to_the_next_process_which_answers_it() -> None:
+    """Systemd has the connection under the transfer's id; the answer has the transfer as if nothing had happened."""
+
+    async def test(desk: Desk) -> None:
+        desk.notifier.works = True
+        desk.house.store.seconds = 100.0
+        body = urlencode({"file": "/f", "uri": "s3://bucket/k", "slug": "AB_1"}).encode()
+        form = Form("application/x-www-form-urlencoded", body, desk.sock)
+        asking = asyncio.create_task(desk.uploads.handle(form))
+        await asyncio.sleep(1.0)
+        desk.waiting.leave(for_good=False)
+        assert await asking is None
+        (name,) = desk.notifier.kept
+        assert form_of(name) == "http"
+        notifier: Any = desk.notifier
+        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier)
+        uploads = Uploads(
+            desk.house.intake,
+            desk.access,
+            later,
+            desk.notified.append,
+            refusals=desk.refusals,
+            clock=desk.house.loop.time,
+        )
+        desk.house.uploader.waiters.defer_if_away()
+        resuming = asyncio.create_task(uploads.resume(name, desk.sock))
+        await asyncio.sleep(200.0)
+        got = await resuming
+        assert got
+        assert got.task
+        assert (got.task["uri"], got.task["slug"]) == ("s3://bucket/k", "AB_1")
+        assert (got.status, got.task["duration_seconds"]) == (504, 31.0), "it may wait as long as others"
+        assert desk.notifier.kept, "until the answer is sent: another process would have to send it"
+        got.sent()
+        assert not desk.notifier.kept
+
+    run(test)
+
+
+def test_a_client_of_an_earlier_process_gets_the_failure() -> None:
+    """Or that no more is known of its transfer."""
+
+    async def test(desk: Desk) -> None:
+        desk.house.store.answer = lambda _: AttemptError("NoSuchBucket", "none", status=404)
+        id_ = id_of(str((await desk.ask()).task["id"]))  # type: ignore[index]
+        notifier: Any = desk.notifier
+        failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
+        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, failures)
+        uploads = Uploads(
+            desk.house.intake,
+            desk.access,
+            later,
+            desk.notified.append,
+            refusals=desk.refusals,
+            clock=desk.house.loop.time,
+        )
+        got = await uploads.resume(f"http.{id_}.x", desk.sock)
+        assert got
+        assert got.task
+        assert (got.status, got.message, id_of(got.task["id"])) == (404, "NoSuchBucket: none", id_)
+        got.taken()
+        assert desk.notified == [id_]
+        got = await uploads.resume("http.00000000000000ff.x", desk.sock)
+        assert got
+        assert (got.status, got.task) == (500, None)
+        assert "it is not known here whether" in got.message
 
     run(test)
 

@@ -45,14 +45,14 @@ def listening(stack: ExitStack, host: str) -> socket.socket:
 
 
 def connection(
-    stack: ExitStack, listener: socket.socket, host: str, port: int = 0
+    stack: ExitStack, listener: socket.socket, host: str, source: tuple[str, int] | None = None
 ) -> tuple[socket.socket, socket.socket]:
-    """Returns the client's end and ours; the client's port is `port` if that is given."""
+    """Returns the client's end and ours; the client's end has the address `source` if that is given."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     client = stack.enter_context(socket.socket(family))
-    if port:
+    if source:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        client.bind((host, port))
+        client.bind(source)
     client.connect((host, listener.getsockname()[1]))
     return client, stack.enter_context(listener.accept()[0])
 
@@ -116,15 +116,15 @@ def test_a_client_that_closed_has_its_user_or_none(stack: ExitStack) -> None:
 def test_a_connection_that_was_reset_does_not_get_the_next_user_of_its_port(stack: ExitStack, during: bool) -> None:
     listener = listening(stack, "127.0.0.1")
     with another_user():
-        thief, stolen = connection(stack, listener, "127.0.0.1")
+        thief, stolen = connection(stack, listener, "127.0.0.1", ("127.0.0.77", 0))  # no other program's address
         thief.sendall(b"/etc/passwd a/b/k\n")
-        port = thief.getsockname()[1]
+        source = thief.getsockname()
     accepted: list[socket.socket] = []
 
     def give_away() -> None:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         thief.close()
-        accepted.extend(connection(stack, listener, "127.0.0.1", port))
+        accepted.extend(connection(stack, listener, "127.0.0.1", source))
 
     def owners_after_that(table: str, rows: Collection[bytes]) -> dict[bytes, int]:
         if not accepted:

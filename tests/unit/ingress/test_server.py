@@ -20,8 +20,11 @@ from s3daemon.delivery.intake import Ticket
 from s3daemon.errors import FileError, SpoolError
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.questions import Questions
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
+from s3daemon.ingress.waiting import WaitingClients
+from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Request
@@ -65,14 +68,16 @@ class FakeNotifier:
 
     def __init__(self) -> None:
         self.kept: list[str] = []
+        self.socks: list[socket.socket] = []
         self.works = True
 
     def store(self, name: str, sock: socket.socket) -> bool:
         self.kept.append(name)
+        self.socks.append(sock)
         return self.works
 
     def forget(self, name: str) -> None:
-        self.kept.remove(name)
+        self.kept = [other for other in self.kept if other != name]
 
 
 class House:
@@ -98,14 +103,30 @@ class House:
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
         self.refused: list[Refusal] = []
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
-        self.server = Server(self.settings, intake, self.access, notifier, self.notified.append, refusals=self.refusals)
+        failure = Entry(1, None, 0.0, code="NoSuchBucket", text="gone", failed=True)  # type: ignore[arg-type]
+        self.waiting = WaitingClients(self.settings, intake, notifier, {"00000000000000bb": failure})
+        self.exposures = Exposures()
+        self.questions = Questions(self.exposures, lambda id_: False)
+        self.server = Server(
+            self.settings,
+            intake,
+            self.access,
+            self.waiting,
+            self.notified.append,
+            refusals=self.refusals,
+            questions=self.questions,
+        )
         self.accepting = asyncio.create_task(self.server.listener.accept(self.listener))
 
     async def close(self) -> None:
         self.accepting.cancel()
         await self.server.listener.stop_reading()
-        await self.server.leave()
+        await self.leave()
         self.listener.close()
+
+    async def leave(self, *, for_good: bool = False) -> None:
+        self.waiting.leave(for_good=for_good)
+        await self.server.listener.drain()
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_unix_connection(self.path)
@@ -131,7 +152,8 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
     """Runs a test with a House; limits are short."""
     for name in ("LINE_LIMIT_S", "IDLE_LIMIT_S", "REPLY_LIMIT_S"):
         monkeypatch.setattr(s3daemon.ingress.server, name, 0.3)
-    monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0.3)
+    for name in ("STOP_READ_TIMEOUT_S", "CLOSE_LIMIT_S"):
+        monkeypatch.setattr(s3daemon.ingress.listener, name, 0.3)
 
     def run(test: Callable[[House], Awaitable[None]], **changes: str) -> None:
         async def main() -> None:
@@ -409,7 +431,7 @@ def test_clients_that_wait_are_left_to_the_next_process(house: Run, works: bool,
         house.notifier.works = works
         asking = asyncio.create_task(house.say(ask))
         await house.until(lambda: bool(house.notifier.kept))
-        await house.server.leave(for_good=for_good)
+        await house.leave(for_good=for_good)
         left = works and not for_good
         assert (b"eferred" in await asking) != left
         assert len(house.notifier.kept) == (left or not works)
@@ -427,13 +449,12 @@ def test_clients_that_wait_are_left_to_the_next_process(house: Run, works: bool,
     ],
 )
 def test_clients_of_an_earlier_process_are_answered(house: Run, name: str, answer: bytes) -> None:
-    """In their form: with the end of the transfer, its failure, or the fact that it was not accepted."""
+    """In their form: with the end of the transfer, its failure, or that no more is known of it."""
 
     async def test(house: House) -> None:
         ours, theirs = socket.socketpair()
         house.notifier.kept.append(name)
-        failure = Entry(1, None, 0.0, code="NoSuchBucket", text="gone", failed=True)  # type: ignore[arg-type]
-        house.server.resume({name: ours}, {"00000000000000bb": failure})
+        house.server.resume(name, ours)
         house.intake.end()
         theirs.setblocking(False)
         loop = asyncio.get_running_loop()
@@ -480,5 +501,86 @@ def test_a_request_that_arrived_before_a_stop_is_answered(
         assert await reader.read() == b"Success"
         writer.close()
         silent.close()
+
+    house(test)
+
+
+def test_the_next_process_serves_what_came_behind_a_waiting_request(house: Run) -> None:
+
+    async def test(house: House) -> None:
+        ours, theirs = socket.socketpair()
+        theirs.sendall(EXTENDED + EXTENDED)
+        name = f"extended.{ID}.x"
+        house.notifier.kept.append(name)
+        house.server.resume(name, ours)
+        house.intake.end()
+        await house.until(lambda: len(house.intake.requests) == 2)
+        theirs.close()
+
+    house(test)
+
+
+def test_of_two_requests_sent_at_once_only_the_first_is_taken(house: Run) -> None:
+    """A process that is killed while it waits takes no other request with it."""
+
+    async def test(house: House) -> None:
+        reader, writer = await house.connect()
+        writer.write(EXTENDED + EXTENDED[:-1])
+        await house.until(lambda: bool(house.notifier.kept))
+        (sock,) = house.notifier.socks
+        assert sock.recv(1000, socket.MSG_PEEK) == EXTENDED[:-1], "what the next process reads"
+        house.intake.end()
+        assert json.loads(await reader.readline())["result"] == "stored"
+        writer.write(b"\n")
+        assert json.loads(await reader.readline())["result"] == "stored"
+        writer.close()
+
+    house(test)
+
+
+@pytest.mark.parametrize(("ask", "kept"), [(PLAIN, 1), (EXTENDED, 0)], ids=["plain", "extended"])
+def test_systemd_has_a_connection_until_its_last_reply_is_sent(
+    house: Run, monkeypatch: pytest.MonkeyPatch, ask: bytes, kept: int
+) -> None:
+    """A kill in that moment costs no answer. An extended request shall rather have none than two: others may follow."""
+    seen: list[int] = []
+
+    async def test(house: House) -> None:
+        loop = asyncio.get_running_loop()
+        sendall = loop.sock_sendall
+
+        async def recording(sock: socket.socket, data: bytes) -> None:
+            seen.append(len(house.notifier.kept))
+            await sendall(sock, data)
+
+        monkeypatch.setattr(loop, "sock_sendall", recording)
+        house.intake.end()
+        reader, writer = await house.connect()
+        writer.write(ask)
+        assert await reader.readline() or await reader.read()
+        writer.close()
+        await house.until(lambda: not house.notifier.kept)
+        assert seen == [kept]
+
+    house(test)
+
+
+def test_a_plain_client_that_has_its_reply_gets_no_second_one(house: Run) -> None:
+    """The process before was killed when it had sent it; the connection ends with it."""
+
+    async def test(house: House) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            theirs = socket.create_connection(listening.getsockname())
+            ours, _ = listening.accept()
+        ours.sendall(b"Success")
+        name = f"plain.{ID}.x"
+        house.notifier.kept.append(name)
+        house.server.resume(name, ours)
+        theirs.setblocking(False)
+        loop = asyncio.get_running_loop()
+        assert await loop.sock_recv(theirs, 1000) == b"Success"
+        assert await loop.sock_recv(theirs, 1000) == b""
+        theirs.close()
+        assert house.notifier.kept == []
 
     house(test)

@@ -35,6 +35,7 @@ STORED = TransferRecord(
     receiver="192.0.2.1",
     changed=True,
     parts=12,
+    moved=2,
 )
 FAILED = TransferRecord(
     transfer_id="fedcba9876543210",

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import itertools
 import os
 import pwd
 import socket
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -331,3 +334,74 @@ async def test_a_file_system_that_does_not_answer_in_time(tmp_path: Path) -> Non
     async with asyncio.timeout(5):
         while not (opened and opened[0].fd < 0):
             await asyncio.sleep(0.01)
+
+
+@in_loop
+async def test_what_opens_after_its_attempt_was_cancelled_is_closed(tmp_path: Path) -> None:
+    answers, opened = threading.Event(), list[Source]()
+
+    def slowly(path: str, roots: Sequence[str], closed: Sequence[str]) -> Source:
+        answers.wait()
+        opened.append(Source.open(path))
+        return opened[0]
+
+    opening = asyncio.create_task(open_file(str(a_file(tmp_path / "file", 5)), [], [], 60.0, slowly))
+    await asyncio.sleep(0.05)
+    opening.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    answers.set()
+    async with asyncio.timeout(10):
+        while not (opened and opened[0].fd < 0):
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "own", ["state/spool.db", "state/spool.db-wal", "credentials", "link", "services/s3daemon/key"]
+)
+def test_the_daemons_own_files_are_refused_by_any_hard_link(tmp_path: Path, own: str) -> None:
+    """Their path is another one then, their device and inode are not."""
+    for name in ("state", "services/s3daemon", "public"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("state/spool.db", "state/spool.db-wal", "credentials", "services/s3daemon/key", "public/other"):
+        a_file(tmp_path / name, 5)
+    (tmp_path / "link").symlink_to("credentials")
+    closed = [str(tmp_path / name) for name in ("missing", "services", "state", "link")]
+    os.link((tmp_path / own).resolve(), tmp_path / "public/innocent")
+    with pytest.raises(FileError) as caught:
+        Source.open(str(tmp_path / "public/innocent"), [str(tmp_path / "public")], closed)
+    assert (caught.value.code, "it is the daemon's own" in caught.value.text) == ("NotAllowed", True)
+    Source.open(str(tmp_path / "public/other"), [str(tmp_path / "public")], closed).close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount takes root")
+@pytest.mark.parametrize(("mounted", "path"), [("state", "public/spool.db"), ("state/spool.db", "public")])
+def test_the_daemons_own_files_are_refused_by_a_bind_mount(tmp_path: Path, mounted: str, path: str) -> None:
+    """Of the directory or of the file."""
+    (tmp_path / "state").mkdir()
+    a_file(tmp_path / "state/spool.db", 5)
+    if mounted == "state":
+        (tmp_path / "public").mkdir()
+    else:
+        (tmp_path / "public").touch()
+    script = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5" "$6"'
+    code = "import sys; from s3daemon.model.source import Source; Source.open(sys.argv[1], (), sys.argv[2:])"
+    words = [tmp_path / mounted, tmp_path / "public", sys.executable, code, tmp_path / path, tmp_path / "state"]
+    command = ["unshare", "--mount", "bash", "-c", script, "mount", *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("mounting is not allowed here")
+    assert "it is the daemon's own" in done.stderr
+
+
+def test_what_cannot_be_looked_up_is_not_taken_for_a_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a descriptor to list the daemon's own files, none is sent."""
+    (tmp_path / "state").mkdir()
+
+    def no_descriptor(path: str) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(os, "scandir", no_descriptor)
+    with pytest.raises(FileError, match="Too many open files") as caught:
+        Source.open(str(a_file(tmp_path / "file", 5)), [], [str(tmp_path / "state")])
+    assert caught.value.code == "ReadFailed"

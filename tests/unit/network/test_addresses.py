@@ -14,6 +14,7 @@ from s3daemon.errors import AttemptError
 from s3daemon.network.addresses import (
     DISABLED_FIRST_S,
     DISABLED_MAX_S,
+    SLOW_FIRST_S,
     UPLOADS_COUNT_S,
     Addresses,
     Outcome,
@@ -63,6 +64,44 @@ def test_a_success_between_two_failures_keeps_it_enabled() -> None:
     scene.addresses.failed(ONE, "500", "a")
     scene.addresses.succeeded(ONE)
     scene.addresses.failed(ONE, "500", "b")
+    assert scene.addresses.disabled == []
+
+
+def test_an_address_is_disabled_that_is_slow_for_two_transfers() -> None:
+    """Small uploads that are stored there between say nothing of its speed; a larger one does."""
+    scene = Scene()
+    for transfer in ("a", "a", "b"):
+        assert scene.addresses.disabled == []
+        scene.addresses.succeeded(ONE, proves_speed=False)
+        scene.addresses.slow(ONE, "9 kB/s", transfer)
+    assert scene.disabled == [(ONE, "it is far slower than others, 9 kB/s", True)]
+    scene.addresses.slow(TWO, "9 kB/s", "a")
+    scene.addresses.succeeded(TWO)
+    scene.addresses.slow(TWO, "9 kB/s", "b")
+    assert scene.addresses.disabled == [ONE]
+
+
+def test_a_slow_address_is_tried_later_and_by_a_large_upload() -> None:
+    """It answers every probe, and each trial makes an image late; slow again, it is disabled for twice as long."""
+    scene = Scene()
+    for seconds in (SLOW_FIRST_S, 2 * SLOW_FIRST_S):
+        scene.addresses.slow(ONE, "9 kB/s", "a")
+        scene.addresses.slow(ONE, "9 kB/s", "b")
+        scene.clock.now += seconds - 1
+        assert not scene.addresses.to_probe()
+        scene.clock.now += 1
+        scene.addresses.probed(ONE, Outcome.ANSWERED)
+        scene.addresses.succeeded(ONE, proves_speed=False)
+        assert scene.enabled == []
+    scene.addresses.succeeded(ONE)
+    assert scene.enabled == [ONE]
+
+
+def test_the_last_enabled_address_may_be_slow() -> None:
+    """There is no other."""
+    scene = Scene((ONE,))
+    for transfer in ("a", "b", "c"):
+        scene.addresses.slow(ONE, "9 kB/s", transfer)
     assert scene.addresses.disabled == []
 
 
@@ -298,3 +337,27 @@ def test_one_is_always_enabled(history: list[tuple[str, str]]) -> None:
         assert sorted(scene.addresses.in_order({})) == sorted(FOUR)
     scene.clock.now += DISABLED_MAX_S
     assert scene.addresses.to_probe() == scene.addresses.disabled
+
+
+@pytest.mark.parametrize(
+    ("addresses", "answered", "broken", "reported"),
+    [
+        (("::1", "127.0.0.1"), ["127.0.0.1"], ["::1"], []),
+        (("::1", "127.0.0.1"), ["::1"], ["127.0.0.1"], []),
+        (("::1", "127.0.0.1"), ["::1", "127.0.0.1"], ["::1"], ["::1"]),
+        (("::1", "127.0.0.1"), [], ["::1"], []),
+        (FOUR, [TWO], [ONE], [ONE]),
+        ((*FOUR, "::1"), [TWO], [ONE, "::1"], [ONE]),
+        (("fd00::1", "fd00::2", ONE), ["fd00::2"], ["fd00::1", ONE], ["fd00::1"]),
+    ],
+)
+def test_an_operator_hears_of_addresses_that_ought_to_work(
+    addresses: tuple[str, ...], answered: list[str], broken: list[str], reported: list[str]
+) -> None:
+    """Of a name with IPv4 and IPv6 often only one is served; a dead address among living ones of its kind counts."""
+    scene = Scene(addresses)
+    for address in answered:
+        scene.addresses.asked(address, Outcome.ANSWERED, "")
+    for address in broken:
+        scene.disable(address)
+    assert scene.addresses.unexpectedly_disabled == reported

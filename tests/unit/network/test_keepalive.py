@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 
@@ -24,7 +25,7 @@ from s3daemon.network.pacing import Pacer
 WANTED_S = 10.0
 #: When, the idle times of those closed, and the longest of those still open, all in seconds.
 Look = tuple[float, list[float], float]
-LEARNED: list[Look] = [(0, [6.0] * 30, 0), (7, [6.2] * 30, 0)]
+LEARNED: list[Look] = [(0, [6.0] * 30, 0), (7, [6.2] * 29, 0.5)]
 
 
 @pytest.mark.parametrize(
@@ -38,14 +39,18 @@ LEARNED: list[Look] = [(0, [6.0] * 30, 0), (7, [6.2] * 30, 0)]
         pytest.param([(0, [7.0] * 30, 0), (9, [4.0] * 30, 0)], WANTED_S, id="two restarts at different idle times"),
         pytest.param([(0, [7.0], 0), (8 + SUSPECTED_FOR_S, [7.0], 0)], WANTED_S, id="two restarts on different days"),
         pytest.param([(0, [0.5], 0), (1, [0.5], 0), (2, [0.5], 0)], WANTED_S, id="closed after each answer"),
-        pytest.param([(0, [30.0], 0), (31, [30.0], 0)], WANTED_S, id="a limit that the interval serves"),
+        pytest.param([(0, [7.0] * 30, 0), (8, [7.0] * 30, 0)], WANTED_S, id="two restarts, one after the other"),
+        pytest.param(
+            [(0, [7.0] * 30, 0), (8, [0.9, *[7.0] * 29], 0.1)], WANTED_S, id="what was used lately closed too"
+        ),
+        pytest.param([(0, [30.0], 0), (31, [30.0], 0.5)], WANTED_S, id="a limit that the interval serves"),
         pytest.param(LEARNED, 3.0, id="twice after the same idle time"),
-        pytest.param([(0, [2.0], 0), (3, [2.0], 0)], 1.0, id="no more than one a second"),
+        pytest.param([(0, [2.0], 0), (3, [2.0], 0.5)], 1.0, id="no more than one a second"),
         pytest.param([(0, [6.0], 6.0), (7, [6.9], 6.0)], 3.0, id="seen up to a second late"),
         pytest.param([(at, [6.0], 5.9) for at in range(6)], 3.0, id="one connection after the other"),
         pytest.param([*LEARNED, (20, [], 6.5)], 3.0, id="at the limit"),
         pytest.param([*LEARNED, (20, [], 7.5)], WANTED_S, id="beyond the limit"),
-        pytest.param([*LEARNED, (20, [4.0], 0), (25, [4.0], 0)], 2.0, id="a shorter limit"),
+        pytest.param([*LEARNED, (20, [4.0], 0), (25, [4.0], 0.5)], 2.0, id="a shorter limit"),
         pytest.param([*LEARNED, (20, [2.9] * 30, 0)], 3.0, id="a restart after a limit was learned"),
     ],
 )
@@ -66,7 +71,7 @@ def test_a_limit_is_tried_again() -> None:
     limit = IdleLimit(WANTED_S, clock)
     assert not limit.is_trial_due
     for _ in range(2):
-        limit.observe([6.0], 0)
+        limit.observe([6.0], 0.5)
         clock.now += 6
     clock.now -= 6
     for _ in range(2):
@@ -155,3 +160,38 @@ async def test_a_server_that_is_away_says_nothing() -> None:
     async with scripted(other=hang_up_after()) as server, sending(server) as (connection, send):
         with pytest.raises(aiohttp.ClientError):
             await find_small_request(connection, send)
+
+
+class Cuts:
+    """Closes the connection of some requests, each so long after its answer, as a relay that is cut does."""
+
+    def __init__(self, *delays_s: float) -> None:
+        self._delays_s = list(delays_s)
+
+    async def __call__(self, exchange: Exchange) -> None:
+        await exchange.answer()
+        if self._delays_s:
+            asyncio.get_running_loop().call_later(self._delays_s.pop(0), exchange.connection.close)
+
+
+@pytest.mark.parametrize("delays_s", [(0.0,), (0.1, 0.2)], ids=["one", "two"])
+@in_loop
+async def test_a_connection_that_is_cut_is_no_store_that_closes_it(delays_s: tuple[float, ...]) -> None:
+    """Fewer closes than a habit needs: the next connection is kept."""
+    async with scripted(other=Cuts(*delays_s)) as server, sending(server) as (connection, send):
+        assert await find_small_request(connection, send, 0.5) == "GET"
+
+
+@in_loop
+async def test_closes_after_different_times_say_nothing() -> None:
+    """A store closes after each answer alike; a network that is cut again and again does not."""
+    async with scripted(other=Cuts(0.0, 0.4, 0.1)) as server, sending(server) as (connection, send):
+        with pytest.raises(ConnectionAbortedError):
+            await find_small_request(connection, send, 1.0)
+
+
+@in_loop
+async def test_a_short_idle_limit_keeps_no_connection() -> None:
+    """Closed after every answer, each time after the same short while: it would be opened anew for every upload."""
+    async with scripted(other=Cuts(*[0.1] * 9)) as server, sending(server) as (connection, send):
+        assert await find_small_request(connection, send, 1.0) == ""

@@ -33,9 +33,14 @@ from lab.sending import in_loop
 from s3daemon.errors import AttemptError
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
-from s3daemon.network.keepalive import SMALL_REQUESTS, SWEEP_S, TRIAL_EVERY_S
+from s3daemon.network.keepalive import (
+    SILENT_CLOSES,
+    SMALL_REQUESTS,
+    SWEEP_S,
+    TRIAL_EVERY_S,
+)
 from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES
-from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S
+from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S, ConnectionPool
 from s3daemon.network.tcp import UNPACED_PACKETS
 
 
@@ -137,25 +142,27 @@ async def silent_close(exchange: Exchange) -> None:
 
 
 @pytest.mark.parametrize(
-    "script", [http_1_0, answering(Connection="close"), silent_close], ids=["http-1.0", "close", "unannounced"]
+    ("script", "closes"),
+    [(http_1_0, 1), (answering(Connection="close"), 1), (silent_close, SILENT_CLOSES)],
+    ids=["http-1.0", "close", "unannounced"],
 )
 @in_loop
 async def test_no_connection_is_opened_to_a_server_that_keeps_none(
-    script: Script, caplog: pytest.LogCaptureFixture
+    script: Script, closes: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """That is logged once; one connection a minute finds out whether it keeps them now, and then all are opened."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
+    clock, tries = Clock(), closes * len(SMALL_REQUESTS)
     async with scripted(other=script) as server, kept(server, clock) as pool:
-        for rounds in (1, 2, 3):
+        for rounds in (1, 2):
             await until(lambda: not pool.small_request)
             tried = len(server.connections)
-            assert tried <= CONNECTIONS + rounds * 2 * len(SMALL_REQUESTS)
+            assert tried <= CONNECTIONS + rounds * tries
             clock.now += ASK_AGAIN_S - 1
             await sweeps(3)
             assert (len(server.connections), pool.open_count) == (tried, 0)
             clock.now += 1
-            await server.until(lambda tried=tried: len(server.connections) == tried + 6)  # type: ignore[misc]
+            await server.until(lambda tried=tried: len(server.connections) == tried + tries)  # type: ignore[misc]
             await sweeps(2)
         assert len(caplog.messages) == 1
         assert caplog.messages[0].startswith("the store closes each connection after its answer")
@@ -374,22 +381,43 @@ async def idle_until_closed(server: Scripted, clock: Clock, idle_s: float) -> No
         connection.close()
 
 
+async def rest_and_close(server: Scripted, clock: Clock, pool: ConnectionPool, *, restart: bool = False) -> None:
+    """Let all connections rest for 6 s, then close them: all, or those that nothing was sent over meanwhile."""
+    await until(lambda: pool.open_count == CONNECTIONS)
+    await sweeps(1)
+    before = len(server.seen)
+    for _ in range(6):
+        clock.now += SWEEP_S
+        await sweeps(1)
+    clock.now += 0.2
+    used = {seen.connection for seen in server.seen[before:]}
+    for connection in server.open_connections:
+        if restart or connection not in used:
+            connection.close()
+    await sweeps(1)
+    clock.now += SWEEP_S if restart else 0  # what was used just now is opened again a sweep later
+
+
+LEARNED = "the store closes connections that are idle for 6.2 s: each is now used every 3.1 s"
+
+
 @in_loop
 async def test_an_idle_limit_of_the_server_shortens_the_interval(caplog: pytest.LogCaptureFixture) -> None:
     """After two closes in a row at age T each connection is used every T/2, before the server's limit."""
     caplog.set_level(logging.INFO)
     clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
-        for rounds in (1, 2):
-            await answered(server, rounds * CONNECTIONS)
-            await idle_until_closed(server, clock, 6.0)
-        await answered(server, 3 * CONNECTIONS)
-        clock.now += 2.9
-        await no_more_than(server, 3 * CONNECTIONS)
-        clock.now += 0.2
-        await answered(server, 4 * CONNECTIONS)
-        assert (pool.opened, pool.open_count) == (3 * CONNECTIONS, CONNECTIONS)
-    assert caplog.messages == ["the store closes connections that are idle for 6.0 s: each is now used every 3.0 s"]
+        for _ in range(2):
+            await rest_and_close(server, clock, pool)
+        await until(lambda: pool.open_count == CONNECTIONS)
+        await sweeps(1)
+        opened, before = pool.opened, len(server.seen)
+        clock.now += 3.2
+        await answered(server, before + CONNECTIONS)
+        await sweeps(1)
+        assert {seen.connection for seen in server.seen[before:]} == set(server.open_connections)
+        assert (len(server.seen), pool.opened) == (before + CONNECTIONS, opened)
+    assert caplog.messages == [LEARNED]
 
 
 @in_loop
@@ -397,17 +425,16 @@ async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(caplo
     """Every few minutes one connection rests; if it is still open beyond the limit the interval grows back."""
     caplog.set_level(logging.INFO)
     clock = Clock()
-    async with scripted() as server, kept(server, clock):
-        for rounds in (1, 2):
-            await answered(server, rounds * CONNECTIONS)
-            await idle_until_closed(server, clock, 6.0)
-        await answered(server, 3 * CONNECTIONS)
+    async with scripted() as server, kept(server, clock) as pool:
+        for _ in range(2):
+            await rest_and_close(server, clock, pool)
+        await until(lambda: pool.open_count == CONNECTIONS)
         clock.now += TRIAL_EVERY_S
         await sweeps(1)
         for _ in range(3):
             clock.now += 2.9
             await sweeps(1)
-        assert caplog.messages[-1] == "the store keeps idle connections: each is now used every 10.0 s"
+        assert caplog.messages == [LEARNED, "the store keeps idle connections: each is now used every 10.0 s"]
 
 
 @in_loop
@@ -424,6 +451,17 @@ async def test_a_restart_of_an_idle_server_leaves_the_interval_as_it_is(caplog: 
             await no_more_than(server, 2 * rounds * CONNECTIONS)
             clock.now += 0.1
         assert pool.opened == 4 * CONNECTIONS
+    assert caplog.messages == []
+
+
+@in_loop
+async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCaptureFixture) -> None:
+    """After the first closes one connection is used all the time: a restart ends it too, an idle limit does not."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    async with scripted() as server, kept(server, clock) as pool:
+        for _ in range(4):
+            await rest_and_close(server, clock, pool, restart=True)
     assert caplog.messages == []
 
 

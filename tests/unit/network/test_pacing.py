@@ -41,6 +41,14 @@ def test_uploads_share_the_limit_evenly(socks: list[socket.socket]) -> None:
     assert rate(socks[3]) == 1_000_000
 
 
+def test_the_rate_in_force() -> None:
+    """That of all uploads together; 0 without a limit."""
+    pacer = Pacer(8_000_000)
+    assert pacer.limit_bps == 8_000_000
+    pacer.set_limit(0)
+    assert pacer.limit_bps == 0
+
+
 def test_a_small_upload_takes_no_share(socks: list[socket.socket]) -> None:
     """It is over before a share could matter."""
     pacer = Pacer(8_000_000)

@@ -54,6 +54,20 @@ async def get(connection: Connection, url: str) -> None:
 
 
 @in_loop
+async def test_a_spare_connection_is_idle_open_and_leads_somewhere_good() -> None:
+    """Only to such a one an upload is moved."""
+    async with scripted(address="0.0.0.0") as server, pool_to(count=2, **two_addresses(server)) as pool:
+        assert not pool.has_spare(), "none is open"
+        async with pool.acquire() as connection:
+            await get(connection, str(pool.url))
+            assert not pool.has_spare(), "it is in use"
+        assert pool.has_spare(connection.window)
+        assert not pool.has_spare(connection.window + 1), "its window is not as wide"
+        pool.addresses.failed(connection.address, "refused")
+        assert not pool.has_spare(), "its address is disabled"
+
+
+@in_loop
 async def test_a_connection_is_used_by_one_at_a_time() -> None:
     """While all are in use others wait, and get one in the order in which they asked."""
     async with pool_to("http://127.0.0.1:9") as pool:
@@ -73,6 +87,18 @@ async def test_a_connection_is_used_by_one_at_a_time() -> None:
         await asyncio.gather(*tasks)
         assert order == [0, 1, 2, 3, 4]
         assert pool.in_use == 0
+
+
+@in_loop
+async def test_the_round_trip_time_is_that_of_an_open_connection() -> None:
+    """It is known after an answer, and while a connection is open."""
+    async with scripted() as server, pool_to(server.url) as pool:
+        assert pool.rtt_s == 0
+        async with pool.acquire() as connection:
+            await get(connection, server.url)
+        assert 0 < pool.rtt_s < 0.5
+        await connection.close()
+        assert pool.rtt_s == 0
 
 
 @in_loop

@@ -21,6 +21,7 @@ from lab.loopback import connected_pair, listening, read_to_the_end
 
 from s3daemon.network.pacing import Pacer
 from s3daemon.network.progress import Progress, StallWatch, Upload
+from s3daemon.network.straggler import Moved
 from s3daemon.network.tcp import reset_on_close
 
 SIZE = 512 * 1024
@@ -96,6 +97,20 @@ def test_only_bytes_of_this_upload_count(pair: tuple[socket.socket, socket.socke
         assert upload.acked() == size
         assert upload.may_have_arrived is (size == 1000)
         upload.close()
+
+
+def test_a_body_of_which_some_bytes_have_not_left_cannot_arrive(pair: tuple[socket.socket, socket.socket]) -> None:
+    """What has left may, though it is not acknowledged yet."""
+    here, _ = pair
+    here.setblocking(False)
+    upload = upload_of(10 * SIZE)
+    assert not upload.was_sent, "it has not begun"
+    upload.begin(FakeTransport(here))
+    taken = here.send(b"x" * 10 * SIZE)
+    assert not upload.was_sent
+    upload.size = min(taken, upload.acked()) or 1
+    assert upload.was_sent
+    upload.close()
 
 
 def test_what_arrived_is_known_after_the_connection_was_closed(pair: tuple[socket.socket, socket.socket]) -> None:
@@ -226,6 +241,7 @@ class FakeUpload:
     size: int
     address: str = "192.0.2.1"
     got: int = 0
+    is_aborted: bool = False
 
     def acked(self) -> int:
         return self.got
@@ -267,6 +283,24 @@ def test_parts_add_up() -> None:
     progress.end(again)
     progress.end(again)
     assert progress.acked_bytes == 2000
+
+
+def test_a_body_that_was_moved_counts_once() -> None:
+    """Though all of it was acknowledged over the connection that it was moved away from."""
+    progress = Progress()
+    (moved,) = begun(progress, FakeUpload(1000, got=1000, is_aborted=True))
+    progress.end(moved)
+    (again,) = begun(progress, FakeUpload(1000, got=1000))
+    progress.end(again)
+    assert progress.acked_bytes == 1000
+
+
+def test_moves_of_all_bodies_add_up() -> None:
+    """Of a file in parts each may be moved."""
+    progress = Progress()
+    assert progress.moves == 0
+    progress.moved |= {0: Moved(2), 1000: Moved(1)}
+    assert progress.moves == 3
 
 
 def test_parts_of_an_earlier_attempt_count_as_acknowledged() -> None:

@@ -77,6 +77,18 @@ def test_what_the_peer_does_not_take_is_outstanding(pair: tuple[socket.socket, s
     assert info.acked < sent
 
 
+def test_round_trip_time_and_pacing_limit(pair: tuple[socket.socket, socket.socket]) -> None:
+    """The limit is that of SO_MAX_PACING_RATE (47); by default there is none."""
+    here, _ = pair
+    info = TcpInfo.of(here)
+    assert 0 < info.least_rtt_usec < 1_000_000
+    assert info.pacing_limit == 0
+    here.setsockopt(socket.SOL_SOCKET, 47, struct.pack("=Q", 125_000))
+    assert TcpInfo.of(here).pacing_limit == 125_000
+    with socket.socket() as sock:
+        assert TcpInfo.of(sock).least_rtt_usec == 0
+
+
 def test_a_closed_socket_has_no_tcp_info(pair: tuple[socket.socket, socket.socket]) -> None:
     """Asking for it is an OSError."""
     here, _ = pair

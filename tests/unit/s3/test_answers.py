@@ -79,6 +79,7 @@ def test_a_sink_succeeds_by_its_status(status: int, good: bool) -> None:
         ("CompleteMultipartUpload", 200, b"<html><body/></html>", False),
         ("CompleteMultipartUpload", 201, COMPLETED, False),
         ("CreateMultipartUpload", 200, b"<x:InitiateMultipartUploadResult/>", True),
+        ("CreateMultipartUpload", 200, b"<InitiateMultipartUpload><Bucket>b</Bucket>", True),
         ("CreateMultipartUpload", 200, PAGE, False),
         ("AbortMultipartUpload", 204, b"", True),
         ("HeadObject", 200, b"", True),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from pathlib import Path
 
@@ -15,12 +16,14 @@ from lab.sending import a_file, failure, in_loop, settings_for
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination
 from s3daemon.model.source import Source
+from s3daemon.network.pacing import Pacer
 from s3daemon.s3.parts import (
     MAX_PARTS,
     PartSender,
     goes_in_parts,
     part_bytes,
     parts_at_once,
+    parts_under_rate,
 )
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
@@ -70,6 +73,33 @@ def test_of_few_connections_a_file_gets_one(usable: int, at_once: int) -> None:
     assert parts_at_once(10_000, usable=usable, files=1) == at_once
 
 
+@pytest.mark.parametrize(
+    ("part", "rate", "rtt_s", "most"),
+    [
+        (64 * MIB, 0, 0.2, math.inf),
+        (5 * MIB, 50_000_000, 0.0005, 2),
+        (5 * MIB, 300_000_000, 0.0005, 14),
+        (64 * MIB, 50_000_000, 0.0005, 2),
+        (64 * MIB, 1_000_000_000, 0.0005, 3),
+        (5 * MIB, 50_000_000, 0.2, 4),
+        (5 * MIB, 100_000_000, 0.2, 9),
+        (64 * MIB, 100_000_000, 0.2, 3),
+        (64 * MIB, 1_000_000_000, 0.2, 25),
+    ],
+)
+def test_parts_under_a_rate(part: int, rate: int, rtt_s: float, most: float) -> None:
+    """No more are in flight than are sent in a few seconds, or than it takes to fill the link; never one alone."""
+    assert parts_under_rate(part, rate, rtt_s) == most
+
+
+@pytest.mark.parametrize(
+    ("count", "files", "most", "at_once"), [(10, 1, 2, 2), (10, 1, 4, 4), (10, 3, 2, 1), (16, 1, 25, 8), (16, 2, 7, 3)]
+)
+def test_a_rate_lowers_what_a_file_may_have(count: int, files: int, most: float, at_once: int) -> None:
+    """All files share what the rate allows, and no file has more than it had without one."""
+    assert parts_at_once(count, usable=25, files=files, most=most) == at_once
+
+
 class Upload:
     """A file of six parts, its upload, and a sender that takes the parts."""
 
@@ -113,6 +143,15 @@ async def test_a_part_more_only_over_a_connection_that_is_available(
 
 
 @in_loop
+async def test_few_parts_at_a_time_under_a_rate_and_the_first_ones_first(upload: Upload) -> None:
+    """What a crash costs is what is in flight: two parts, and all before them are stored."""
+    upload.sender.pool.pacer = Pacer(80)  # a part of 10 bytes in a second
+    arrived = await upload.send()
+    assert [sorted(arrived[at : at + 2]) for at in (0, 2, 4)] == [[f"etag-{n}", f"etag-{n + 1}"] for n in (1, 3, 5)]
+    assert upload.sender.most_at_once == 2
+
+
+@in_loop
 async def test_parts_in_flight_are_finished_when_one_fails(upload: Upload) -> None:
     """The first error is raised once all that is in flight is finished; no further part is started."""
     upload.sender.pool.available_for_parts = 2
@@ -132,6 +171,14 @@ async def test_a_stale_connection_costs_no_attempt(upload: Upload) -> None:
     upload.open_upload.etags.clear()
     upload.sender.errors = {1: [stale] * (upload.sender.pool.limit + 1)}
     assert (await failure(upload.send())).code == "StaleConnection"
+
+
+@in_loop
+async def test_a_part_over_a_slow_connection_is_sent_again_and_no_other(upload: Upload) -> None:
+    """How often, the sender decides; it costs no attempt."""
+    upload.sender.errors = {2: [AttemptError("SlowConnection", "slow", ambiguous=True)] * 3}
+    assert sorted(await upload.send()) == [f"etag-{n}" for n in range(1, 7)]
+    assert sorted(number for number, _, _ in upload.sender.sent) == [1, 2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("code", ["NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall"])

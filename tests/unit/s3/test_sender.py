@@ -192,7 +192,7 @@ async def test_an_answer_before_the_body_is_no_success(tmp_path: Path) -> None:
     error = await failure(scene.sender.send_file("put_object", "id", source))
     source.close()
     assert (error.code, error.ambiguous, error.address) == ("BadAnswer", False, ADDRESS)
-    assert (scene.pool.acquired, scene.pool.connection.aborted) == ([(True, ())], 1)
+    assert (scene.pool.acquired, scene.pool.connection.aborted) == ([(True, set())], 1)
     assert scene.pool.addresses.succeeded_at == []
 
 

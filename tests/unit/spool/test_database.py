@@ -103,7 +103,8 @@ def test_each_change_does_what_the_table_says(tmp_path: Path) -> None:
         [],
     ]
     assert seqs(file) == [1, 3, 4]
-    gone = file.commit([[ClearFailures(Destination("bucket", "other")), ClearFailures(PLACE)]])
+    assert file.commit([[ClearFailures(PLACE, 3)]]) == [[]], "a failure that is newer than what was stored stays"
+    gone = file.commit([[ClearFailures(Destination("bucket", "other"), 5), ClearFailures(PLACE, 5)]])
     assert gone == [[rows[2].transfer.id, rows[3].transfer.id]]
     file.commit([[Delete(1), Delete(77), Update(77, {"client_notified": True}), SaveClock(12.5)]])
     file.close()

@@ -93,11 +93,11 @@ def test_a_spool_knows_them_after_a_restart_and_after_a_crash(tmp_path: Path) ->
         spool = Spool.open(tmp_path / "one")
         for each in (one, two):
             await spool.add(each, 1.0, attempt_started=True)
-        spool.stored(one.id, one.destination, StoredCount.of(stored(1, tags=("a",))))
+        spool.remove(one.id, StoredCount.of(stored(1, tags=("a",))))
         spool.save_loss(Loss(((True, "a"),), START_USEC, "raw/x", Missing("refused", "NoSuchFile: gone")))
         await spool.start_attempt(two.id)  # with all that came before it
         shutil.copytree(tmp_path / "one", tmp_path / "two")
-        spool.stored(two.id, two.destination, StoredCount.of(stored(2, tags=("a",))))
+        spool.remove(two.id, StoredCount.of(stored(2, tags=("a",))))
         await spool.close()
 
     async def again(name: str, count: int) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import s3daemon.spool.recovery
 from s3daemon.errors import StartError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.database import SpoolFile, is_corrupt
@@ -106,6 +107,27 @@ def test_not_a_database(path: Path, content: bytes) -> None:
     assert (entries, active_s, replaced) == ([], 0.0, True)
     (name,) = {other.removesuffix("-wal") for other in renamed(path)}
     assert path.with_name(f"spool.db.corrupt-{name}").read_bytes() == content
+
+
+@pytest.mark.parametrize("reads", [20, 500, 1_000_000])
+def test_what_could_not_be_read_is_not_under_reported(
+    path: Path, reads: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when the search of a large file is given up."""
+    monkeypatch.setattr(s3daemon.spool.recovery, "MAX_BAD_READS", reads)
+    pages = path.stat().st_size // PAGE
+    for page in range(10, pages, 3):
+        garbage(path, page)
+    with caplog.at_level(logging.ERROR):
+        entries, *_ = open_all(path)
+    assert f"{len(entries)} transfers carried over, up to {ROWS - len(entries)} could not be read" in caplog.text
+
+
+def test_that_nothing_is_known_of_what_was_lost_is_reported(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path.write_bytes(b"not a database" * 1000)
+    with caplog.at_level(logging.ERROR):
+        open_all(path)
+    assert "0 transfers carried over, an unknown number could not be read" in caplog.text
 
 
 def test_the_root_page_is_gone(path: Path) -> None:

@@ -43,7 +43,7 @@ def test_lazy_changes_are_durable_soon_by_themselves(tmp_path: Path) -> None:
     async def main() -> None:
         spool = Spool.open(tmp_path, lazy_s=0.01)
         await asyncio.gather(*(spool.add(transfer(n), 1.0, attempt_started=True) for n in range(3)))
-        spool.stored(transfer(0).id, transfer(0).destination)
+        spool.remove(transfer(0).id)
         spool.record_attempt(transfer(1).id, 4, attempt_started=False, code="SlowDown", text="slow down")
         while len(spool.entries()) == 3 or spool.entries()[0].attempts == 0:
             await asyncio.sleep(0.005)
@@ -81,7 +81,10 @@ def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
         spool.expire(10.0, 6.0)
         assert (await row()).failed  # as old as may be
         await spool.add(two, 5.0, attempt_started=True)
-        spool.stored(two.id, two.destination)
+        spool.clear_failures(two.destination, 1)
+        assert (await row()).failed, "it is not older than what was stored"
+        spool.clear_failures(two.destination, 2)
+        spool.remove(two.id)
         await spool.drop([])
         assert spool.entries() == []
         spool.save_clock(12.5)
@@ -101,7 +104,7 @@ def test_what_the_spool_does_not_hold_is_ignored(tmp_path: Path) -> None:
         await spool.fail("f" * 16, 1, "c", "t", 1.0)
         spool.record_attempt("f" * 16, 1, attempt_started=False, code="c", text="t")
         spool.mark_notified("f" * 16)
-        spool.stored("f" * 16, transfer(1).destination)
+        spool.remove("f" * 16)
         assert await spool.retry(["f" * 16], 1.0) == set()
         await spool.add(transfer(1), 1.0, attempt_started=False)
         with pytest.raises(ValueError, match="in the spool already"):
@@ -142,7 +145,7 @@ def test_a_file_damaged_at_work_is_restored_from_memory(tmp_path: Path, connecti
             file.seek(4096)
             file.write(os.urandom((tmp_path / "spool.db").stat().st_size - 4096))
         seq = await spool.add(transfer(1000), 3.0, attempt_started=True)
-        spool.stored(transfer(8).id, transfer(8).destination)
+        spool.remove(transfer(8).id)
         await asyncio.wait_for(replaced.wait(), 20)
         memory = [entry for entry in memory if entry.transfer.id != transfer(8).id]
         other_seqs = [dataclasses.replace(entry, seq=entry.seq + 1) for entry in memory]
@@ -194,3 +197,17 @@ def test_a_tool_run_by_root_leaves_everything_to_the_services_user(tmp_path: Pat
 
     asyncio.run(main())
     assert owners == {(name, service_uid) for name in ("lock", "spool.db", "spool.db-wal", "ballast")}
+
+
+def test_opening_says_that_it_finds_the_file_damaged(tmp_path: Path) -> None:
+    """So that systemd can be asked for the time that it takes; what is found damaged later is no start."""
+
+    async def main() -> None:
+        damaged: list[str] = []
+        await Spool.open(tmp_path, on_damaged=lambda: damaged.append("sound")).close()
+        (tmp_path / "spool.db").write_bytes(b"not a database" * 1000)
+        spool = Spool.open(tmp_path, on_damaged=lambda: damaged.append("damaged"))
+        assert damaged == ["damaged"]
+        await spool.close()
+
+    asyncio.run(main())

@@ -262,7 +262,7 @@ def test_removed_ids_and_a_replaced_file_are_reported(tmp_path: Path) -> None:
     async def main() -> None:
         scene = Scene(tmp_path)
         await scene.writer.apply(Insert(entry(1, failed=True)), Insert(entry(2)))
-        await scene.writer.apply(ClearFailures(entry(1).transfer.destination))
+        await scene.writer.apply(ClearFailures(entry(1).transfer.destination, 3))
         assert scene.removed == [entry(1).transfer.id]
         assert not scene.replaced.is_set()
         scene.file.close()

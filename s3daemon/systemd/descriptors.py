@@ -1,0 +1,43 @@
+"""How many descriptors this process may have, and how many clients fit into that.
+
+A daemon started by hand often gets 1024, and idle clients would take all of them: every call that needs one would fail,
+to open a file, to reach the store, to write a status. So the soft limit is raised as far as it may be, and clients get
+no more than leaves the others their share; those beyond wait in the backlog.
+"""
+
+from __future__ import annotations
+
+import resource
+
+#: What the unit sets (LimitNOFILE=), ample for the highest settings.
+WANTED = 65536
+#: Listening sockets, the spool, the journal, the event loop, control connections, what libraries open for a moment.
+RESERVED = 96
+#: Of an upload: its connection, a second descriptor of that, its file.
+PER_CONNECTION = 3
+#: Of a client: its connection, and its file while that is checked. There are two servers.
+PER_CLIENT, SERVERS = 2, 2
+#: Fewer are of no use: an instance's hooks ask for two at a time.
+LEAST_CLIENTS = 4
+
+
+def raise_limit() -> int:
+    """Raise the soft limit to `WANTED`, if the hard one allows it; return the limit that holds now."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED if hard == resource.RLIM_INFINITY else min(WANTED, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+        soft = wanted
+    return WANTED if soft == resource.RLIM_INFINITY else soft
+
+
+def clients_within(limit: int, max_clients: int, max_connections: int) -> int:
+    """Return how many clients each server may have at once.
+
+    Args:
+        limit: of descriptors.
+        max_clients: how many the settings allow.
+        max_connections: uploads at once.
+    """
+    left = limit - RESERVED - PER_CONNECTION * max_connections
+    return min(max_clients, max(LEAST_CLIENTS, left // (PER_CLIENT * SERVERS)))

@@ -1,0 +1,64 @@
+"""The daemon with few descriptors and many clients that take one each and say nothing."""
+
+from __future__ import annotations
+
+import os
+import resource
+import time
+from pathlib import Path
+
+from lab.daemon import daemon
+from lab.flaky import FlakyS3
+
+LIMIT = 256
+
+
+def test_idle_clients_take_no_descriptor_that_the_daemon_needs(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """It reports its status to systemd, writes its records, reads files and reaches the store, and does not end."""
+    prefix = ("prlimit", f"--nofile={LIMIT}:{LIMIT}")
+    with daemon(tmp_path / "state", s3.server, prefix=prefix, activated=True, max_connections="5") as served:
+        idle = [served.connect() for _ in range(2 * LIMIT)]
+        served.wait_status(lambda now: now["clients"] > 20, "full of clients")
+        time.sleep(2.5)  # a status is reported each 2 s
+        pid = served.process.pid
+        assert len(os.listdir(f"/proc/{pid}/fd")) < LIMIT - 50
+        for client in idle:
+            client.close()
+        assert served.plain(file, "a/bucket/k") == b"Success"
+        assert served.process.pid == pid
+        assert not [line for line in served.lines() if " error " in line or "Too many" in line]
+        assert len(served.records()) == 1
+
+
+def test_no_call_that_gets_no_descriptor_ends_the_daemon(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """Not systemd's, a client's, a file's or one to reach the store; then all goes on."""
+    with (
+        daemon(tmp_path / "state", s3.server, activated=True, http=True, keepalive_interval="1s") as served,
+        served.connect() as client,
+        served.connect() as idle,
+    ):
+        assert served.plain(file, "a/bucket/before") == b"Success"
+        pid = served.process.pid
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        client.sendall(f"{file} a/bucket/k".encode())  # the rest comes when nothing can be opened any more
+        time.sleep(0.5)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        client.sendall(b"\n")
+        refused = client.recv(1000)
+        assert refused.startswith(b"ReadFailed: ")
+        assert b"Too many open files" in refused
+        s3.refuse()
+        waiting = [served.connect() for _ in range(3)]
+        idle.close()
+        time.sleep(6)  # of statuses, pings, attempts to accept
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        s3.open()
+        for sock in waiting:
+            sock.close()
+        assert served.plain(file, "a/bucket/after") == b"Success"
+        assert served.process.pid == pid
+        served.wait_idle()
+        until = time.monotonic() + 10
+        while len(served.records()) < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        assert [record.key for record in served.records()] == ["before", "after"]

@@ -1,0 +1,422 @@
+"""Generated histories of the whole daemon: clients, a store that misbehaves as a plan says, kills; and their judge.
+
+    PYTHONPATH=tests python -m lab.histories [--histories 100000] [--seed N] [--kind KIND] [--tree DIR]
+
+What happens to one transfer in a world (`worlds`) is a history; a world has dozens of them, since most wait for a time
+limit most of the time. The daemon runs as a program, and is driven by nothing but its wire, its HTTP server, its control
+socket and the store: so another checkout can be tried.
+
+The store's history is the judge. *Stored* is said only when the store has this content there, whole; in the end, each
+destination has what was accepted last. Every client is answered within its patience. Attempts of a transfer, log lines,
+memory and descriptors are bounded. A world that is not so is shrunk, and printed as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import re
+import sys
+import tempfile
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from hashlib import md5
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from lab.daemon import Daemon, daemon
+from lab.env import TREE
+from lab.liar import Death, Destination, LyingStore, lying_store, port_for
+from lab.s3 import S3Server
+from lab.worlds import KINDS, Event, Sent, Version, World, refusal, world_of
+
+WAIT_LIMIT_S = 6.0
+LIMITS: dict[str, Any] = {
+    "stall_timeout": "1s", "answer_timeout": "1s", "connect_timeout": "1s", "wait_limit": f"{WAIT_LIMIT_S:g}s",
+    "drain_timeout": "1s", "keepalive_interval": "1s", "max_connections": "100", "multipart_threshold": "5MiB",
+    "part_size": "5MiB",
+}  # fmt: skip
+#: What a busy machine may add to a limit.
+SLACK_S = 6.0
+#: Until then everything is delivered, once the store is honest.
+DELIVERED_WITHIN_S = 60.0
+AWAY_WITHIN_S, DEAD_FOR_S, BACK_WITHIN_S = 10.0, 8.0, 5.0
+ATTEMPTS_PER_MINUTE = 12
+LINES_PER_S = 60
+MEMORY_BYTES = 250 << 20
+DESCRIPTORS = 250
+
+
+@dataclass
+class Told:
+    """One version as it went: its content, and what its client was answered."""
+
+    name: str
+    version: Version
+    md5: str
+    result: str = ""
+    text: str = ""
+
+
+class Player:
+    """Plays one world, and judges it.
+
+    Attributes:
+        wrong: what must not be, one line each.
+    """
+
+    def __init__(self, world: World, served: Daemon, store: LyingStore, folder: Path) -> None:
+        self.world, self.served, self.store, self.folder = world, served, store, folder
+        self.wrong: list[str] = []
+        self.told: dict[str, list[Told]] = {}
+        self.began = self.killed_at = time.monotonic()
+        self.busy_killing = False
+        self.kills = 0
+
+    async def play(self) -> None:
+        """Play it to its end."""
+        for one in self.world.sent:
+            destination = Destination({name: deque(plans) for name, plans in one.scripts.items()}, dict(one.constant))
+            self.store.destinations[one.name] = destination
+        self.store.constant |= self.world.constant
+        self.began = time.monotonic()
+        clients = [asyncio.create_task(self._client(one)) for one in self.world.sent]
+        watch = asyncio.create_task(self._watch_dead() if self.world.kind == "dead" else self._watch())
+        for event in self.world.events:
+            await asyncio.sleep(self.began + event.at - time.monotonic())
+            await self._happen(event)
+        if self.world.kind == "dead":
+            await watch
+        await asyncio.gather(*clients)
+        if self.world.kind != "dead":
+            watch.cancel()
+            await asyncio.wait({watch})
+        if not watch.cancelled() and (exc := watch.exception()):
+            raise exc
+        await self._audit()
+
+    async def _happen(self, event: Event) -> None:
+        addresses = [f"127.0.0.{number}" for number in event.addresses] or None
+        match event.what:
+            case "kill" | "terminate":
+                self.busy_killing = True
+                await asyncio.to_thread(self.served.kill if event.what == "kill" else self.served.terminate)
+                await asyncio.to_thread(self.served.start)
+                self.kills += 1
+                self.killed_at, self.busy_killing = time.monotonic(), False
+            case "reload":
+                await self._reload()
+            case "retry":
+                await self._ask("retry", all=True)
+            case "dead":
+                await self.store.kill(addresses, event.how)
+            case "alive":
+                await self.store.revive()
+            case "denied":
+                every = ("put", "head", "create", "part", "complete", "list", "neutral", "small")
+                self.store.constant |= {name: refusal(403, event.how) for name in every}
+            case "granted":
+                self.store.constant.clear()
+                await self._reload()
+
+    async def _reload(self) -> None:
+        answer = await self._ask("reload", environ=self.served.environ)
+        if "applied" not in answer:
+            self.wrong.append(f"reload was answered {answer}")
+
+    async def _ask(self, command: str, **arguments: object) -> dict[str, Any]:
+        return await asyncio.to_thread(self.served.ask, command, **arguments)
+
+    async def _client(self, one: Sent) -> None:
+        await asyncio.sleep(self.began + one.at - time.monotonic())
+        self.told[one.name] = []
+        for number, version in enumerate(one.versions):
+            file = self.folder / f"{one.name.replace('/', '-')}.{number}"
+            content = random.Random(f"{one.name} {number}").randbytes(version.size)
+            file.write_bytes(content)
+            told = Told(one.name, version, md5(content, usedforsecurity=False).hexdigest())
+            self.told[one.name].append(told)
+            while not told.result:
+                asked_at, busy = time.monotonic(), self.busy_killing
+                told.result, told.text = await self._request(file, one.name, version.way)
+                was_killed = busy or self.busy_killing or self.killed_at > asked_at
+                if was_killed and (told.result == "unanswered" or "Interrupted" in told.text):
+                    told.result = ""  # nothing is known, so it is sent again
+                    await asyncio.sleep(0.1)
+                elif time.monotonic() - asked_at > WAIT_LIMIT_S + SLACK_S and not was_killed:
+                    self.wrong.append(
+                        f"{one.name} was answered {told.result} after {time.monotonic() - asked_at:.1f} s"
+                    )
+            self._judge_answer(one, told)
+
+    def _judge_answer(self, one: Sent, told: Told) -> None:
+        kept = self.store.destinations[one.name].kept
+        what = f"{one.name}, {told.version.size} bytes, {told.version.way}"
+        if told.result == "stored" and (kept is None or kept.md5 != told.md5):
+            found = "nothing" if kept is None else f"another content ({kept.md5}, {kept.size} bytes)"
+            self.wrong.append(f"{what}: answered stored, and the store has {found}")
+        if told.result == "failed" and not one.may_fail:
+            self.wrong.append(f"{what}: answered {told.text}, and nothing says so for good")
+        if told.result not in ("stored", "accepted", "deferred", "failed"):
+            self.wrong.append(f"{what}: answered {told.result} {told.text}")
+        if self.world.kind == "own" and not one.spoilt and told.result != "stored":
+            self.wrong.append(f"{what}: answered {told.result} {told.text}, and the store serves it")
+
+    async def _request(self, file: Path, name: str, way: str) -> tuple[str, str]:
+        """Send a request; return its result, and the text of the answer."""
+        if way == "http":
+            body = f"file={quote(str(file))}&uri={quote(f's3://{name}')}".encode()
+            head = "POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
+            kind = f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
+            answer = await self._exchange(self.served.http_port, (head + kind).encode() + body)
+            found = re.match(r"HTTP/1.1 (\d{3})", answer)
+            by_status = {"": "unanswered", "200": "stored", "504": "deferred"}
+            return by_status.get(found[1] if found else "", "failed"), answer[-300:]
+        if way == "plain":
+            answer = await self._exchange(self.served.port, f"{file} any/{name}\n".encode())
+            word = answer.partition(":")[0].strip()
+            return {"": "unanswered", "Success": "stored", "Deferred": "deferred"}.get(word, "failed"), answer
+        members = {"file": str(file), "destination": f"any/{name}", "wait": way == "extended"}
+        answer = await self._exchange(self.served.port, json.dumps(members).encode() + b"\n", line=True)
+        return (json.loads(answer)["result"], answer) if answer else ("unanswered", "")
+
+    async def _exchange(self, port: int, request: bytes, *, line: bool = False) -> str:
+        answer = b""
+        try:
+            async with asyncio.timeout(WAIT_LIMIT_S + 60):
+                reader, writer = await asyncio.open_connection("127.0.0.1", port)
+                try:
+                    writer.write(request)
+                    answer = await (reader.readline() if line else reader.read(-1))
+                finally:
+                    writer.close()
+        except (OSError, TimeoutError):
+            pass
+        return answer.decode(errors="replace")
+
+    async def _watch(self) -> None:
+        """Look at its status all the time."""
+        while True:
+            await asyncio.sleep(0.5)
+            if self.busy_killing or self.world.kind != "own":
+                continue
+            status = await self._ask("status")
+            if status["held"]:
+                self.wrong.append(f"held for another destination's sake: {status['held']}")
+                return
+
+    async def _watch_dead(self) -> None:
+        """See it notice that the store is dead, keep quiet, and notice that it is back."""
+        began, how = time.monotonic(), self.world.events[0].how
+        # An address that takes a connection is asked again after each of its silences.
+        within_s = AWAY_WITHIN_S if how != Death.SILENT or len(self.world.sent) >= 3 else 3 * AWAY_WITHIN_S
+        while not (await self._ask("status"))["away"]:
+            if time.monotonic() - began > within_s:
+                self.wrong.append(f"not away {within_s:g} s after all addresses died")
+                break
+            await asyncio.sleep(0.1)
+        lines, cpu, at = len(self.served.lines()), self._cpu_s(), time.monotonic()
+        await asyncio.sleep(DEAD_FOR_S)
+        passed = time.monotonic() - at
+        per_minute, share = (len(self.served.lines()) - lines) * 60 / passed, (self._cpu_s() - cpu) / passed
+        if per_minute > 60:  # 50, and the chance that one second more or less is seen
+            self.wrong.append(f"{per_minute:.0f} log lines a minute while away")
+        if share > 0.10:  # of one processor, beside all the others
+            self.wrong.append(f"{share:.0%} of a processor while away")
+        await self.store.revive()
+        revived, limit = time.monotonic(), BACK_WITHIN_S + 1 if how != Death.SILENT else 35.0
+        while (status := await self._ask("status"))["away"] or status["pending"] or status["in_flight"]:
+            if time.monotonic() - revived > limit:
+                self.wrong.append(f"not delivered {limit:g} s after the store's return ({how}): {status['status']}")
+                break
+            await asyncio.sleep(0.1)
+
+    def _cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.served.process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / 100
+
+    async def _audit(self) -> None:
+        """Have the rest delivered by an honest store, and compare."""
+        spoilt = {one.name: one for one in self.world.sent if one.spoilt or one.may_fail}
+        self.store.be_honest()
+        await self.store.revive()
+        until = time.monotonic() + DELIVERED_WITHIN_S
+        reload_at = 0.0
+        while (status := await self._ask("status"))["pending"] or status["in_flight"]:
+            now = time.monotonic()
+            if now > until:
+                rows = (await self._ask("queue"))["transfers"]
+                shown = [
+                    f"{row['destination']} {row['state']} {row['text']}" for row in rows if row["state"] != "failed"
+                ]
+                self.wrong.append(f"not delivered {DELIVERED_WITHIN_S:g} s after the store became honest: {shown[:3]}")
+                return
+            if now > reload_at:
+                await self._reload()
+                reload_at = now + 5
+            await asyncio.sleep(0.05)
+        rows = (await self._ask("queue"))["transfers"]
+        failed = {row["destination"] for row in rows if row["state"] == "failed"}
+        for name, told in self.told.items():
+            self._judge_end(name, told, failed, may_fail=name in spoilt and spoilt[name].may_fail)
+        self._judge_bounds()
+
+    def _judge_end(self, name: str, told: list[Told], failed: set[str], *, may_fail: bool) -> None:
+        accepted = [one for one in told if one.result in ("stored", "accepted", "deferred")]
+        if self.world.kind == "denied":
+            accepted = told
+        if name in failed and not may_fail:
+            self.wrong.append(f"{name} has failed, and nothing says so for good")
+        if not accepted or name in failed:
+            return  # what failed for good is listed
+        last, kept = told.index(accepted[-1]), self.store.destinations[name].kept
+        # A version that failed later may have been kept by a store that said otherwise.
+        if kept is None or kept.md5 not in [one.md5 for one in told[last:]]:
+            older = next((n for n, one in enumerate(told) if kept and one.md5 == kept.md5), None)
+            found = "nothing" if kept is None else f"version {older}" if older is not None else "another content"
+            self.wrong.append(f"{name}: version {last} was {accepted[-1].result}, there is {found}")
+
+    def _judge_bounds(self) -> None:
+        for id_, times in self.store.attempts.items():
+            windows = [sum(at <= other < at + 60 for other in times) for at in times]
+            if id_ and max(windows) > ATTEMPTS_PER_MINUTE:
+                self.wrong.append(f"{max(windows)} attempts of {id_} in a minute")
+        seconds = time.monotonic() - self.began
+        lines = [line for line in self.served.lines() if " sec - " not in line]
+        if len(lines) > LINES_PER_S * seconds:
+            common = Counter(re.sub(r"[0-9a-f]{8,}|\d+", "N", line)[:90] for line in lines).most_common(1)
+            self.wrong.append(f"{len(lines)} log lines in {seconds:.0f} s, most of them {common}")
+        bugs = [line for line in lines if "a bug" in line or "Traceback" in line]
+        self.wrong += [f"logged: {line[:200]}" for line in bugs[:3]]
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{self.served.process.pid}/status").read_text())
+        if found and int(found[1]) * 1024 > MEMORY_BYTES:
+            self.wrong.append(f"{int(found[1]) // 1024} MiB of memory")
+        if self.served.descriptors() > DESCRIPTORS:
+            self.wrong.append(f"{self.served.descriptors()} descriptors")
+
+
+def run(world: World, tree: Path = TREE) -> list[str]:
+    """Play a world with a daemon of its own; return what was wrong.
+
+    Args:
+        world: the plan.
+        tree: the checkout that the daemon is of.
+    """
+    addresses = [f"127.0.0.{number}" for number in range(1, world.addresses + 1)]
+    port = port_for(addresses)
+    url = f"http://store.invalid:{port}" if world.addresses > 1 else f"http://127.0.0.1:{port}"
+    more: dict[str, Any] = {"receivers": ",".join(addresses)} if world.addresses > 1 else {}
+    with tempfile.TemporaryDirectory(prefix="s3daemon-worlds-") as folder:
+        (Path(folder) / "files").mkdir()
+        made = daemon(
+            Path(folder) / "state", S3Server(url, "key", "secret"), activated=True, http=True, keeping=True, tree=tree,
+            **LIMITS, **more,
+        )  # fmt: skip
+        with made as served:
+
+            async def play() -> Player:
+                async with lying_store(addresses, port) as store:
+                    player = Player(world, served, store, Path(folder) / "files")
+                    await player.play()
+                    return player
+
+            return asyncio.run(play()).wrong
+
+
+def shrunk(world: World, is_wrong: Callable[[World], bool], tries: int = 40) -> World:
+    """Return a smaller world that is wrong as well.
+
+    Args:
+        world: one that is wrong.
+        is_wrong: plays one.
+        tries: how many worlds may be played.
+    """
+    left = [tries]
+
+    def still(smaller: World) -> bool:
+        left[0] -= 1
+        return left[0] >= 0 and is_wrong(smaller)
+
+    for name in ("sent", "events"):
+        items: tuple[Any, ...] = getattr(world, name)
+        size = max(1, len(items) // 2)
+        while items and size and left[0] > 0:
+            for start in range(0, len(items), size):
+                fewer = items[:start] + items[start + size :]
+                if (fewer or name == "events") and still(_with(world, name, fewer)):
+                    items = fewer
+                    world = _with(world, name, items)
+                    break
+            else:
+                size //= 2
+    for number, one in enumerate(world.sent):
+        for smaller in _simpler(one):
+            tried = replace(world, sent=(*world.sent[:number], smaller, *world.sent[number + 1 :]))
+            if left[0] > 0 and still(tried):
+                world = tried
+                break
+    return world
+
+
+def _with(world: World, name: str, items: tuple[Any, ...]) -> World:
+    return replace(world, sent=items) if name == "sent" else replace(world, events=items)
+
+
+def _simpler(one: Sent) -> Iterator[Sent]:
+    for name in one.scripts:
+        yield replace(one, scripts={other: plans for other, plans in one.scripts.items() if other != name})
+    if len(one.versions) > 1:
+        yield replace(one, versions=one.versions[:-1])
+        yield replace(one, versions=one.versions[1:])
+    for name, plans in one.scripts.items():
+        for at in range(len(plans)):
+            yield replace(one, scripts=one.scripts | {name: plans[:at] + plans[at + 1 :]})
+
+
+def main() -> int:
+    """Play worlds until there were so many histories; return the exit status."""
+    parser = argparse.ArgumentParser(description="Generated histories of the whole daemon, judged by the store's own.")
+    parser.add_argument("--histories", type=int, default=1000)
+    parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
+    parser.add_argument("--kind", choices=list(KINDS), default="", help="only worlds of this kind")
+    parser.add_argument("--count", type=int, default=120, help="destinations in a rough world")
+    parser.add_argument("--tree", type=Path, default=TREE, help="the checkout to try")
+    parser.add_argument("--shrink", type=int, default=40, metavar="N", help="worlds to play for a smaller one; 0: none")
+    parser.add_argument("--world", type=Path, help="play this one")
+    parser.add_argument("--stop", action="store_true", help="at the first world that is wrong")
+    args = parser.parse_args()
+    done = found = 0
+    seed = args.seed
+    while done < args.histories:
+        world = World.from_json(args.world.read_text()) if args.world else world_of(seed, args.kind, args.count)
+        began = time.monotonic()
+        wrong = run(world, args.tree)
+        done += world.histories
+        took = time.monotonic() - began
+        print(f"seed {seed}: {world.kind}, {world.histories} histories, {took:.0f} s; {done} so far", flush=True)
+        for line in wrong[:10]:
+            print(f"    {line}", flush=True)
+        if wrong and args.shrink and not args.world:
+            words = {re.sub(r"\d+|[0-9a-f]{8,}", "N", line.partition(":")[2] or line)[:40] for line in wrong}
+
+            def is_wrong(smaller: World, words: set[str] = words) -> bool:
+                now = run(smaller, args.tree)
+                return any(
+                    re.sub(r"\d+|[0-9a-f]{8,}", "N", line.partition(":")[2] or line)[:40] in words for line in now
+                )
+
+            print(shrunk(world, is_wrong, args.shrink).to_json(), flush=True)
+        found += bool(wrong)
+        if (wrong and args.stop) or args.world:
+            break
+        seed += 1
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
