@@ -167,7 +167,8 @@ def total(rows: Sequence[Row]) -> str:
     states = Counter(row.state for row in rows)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     oldest = span(max(row.age_s for row in rows))
-    return f"{plural(len(rows), 'transfer')}, {size(sum(row.size_bytes for row in rows))}: {counts}; the oldest {oldest} old"
+    transfers = f"{plural(len(rows), 'transfer')}, {size(sum(row.size_bytes for row in rows))}"
+    return f"{transfers}: {counts}; the oldest {oldest} old"
 
 
 def _rows(instance: Instance, *, failed_only: bool) -> list[Row]:

@@ -145,7 +145,8 @@ class Host:
         user: the account of a name, or None.
         show: some properties of a systemd unit, those that occur more than once joined by a blank; empty where systemd
             does not run.
-        last_error: the last error that the journal has of a systemd unit; empty when there is none, or none can be read.
+        last_error: the last error that the journal has of a systemd unit; empty when there is none or it cannot be
+            read.
         environment: the environment that systemd makes of an environment file, by reading it for a process of a moment;
             None where it does not: for others than root, or where it does not run, or of a file that it does not take.
     """
