@@ -30,6 +30,15 @@ def plural(count: int, noun: str) -> str:
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
+def rate(bits_per_s: float) -> str:
+    """Return a bandwidth for people, such as "994 Mbit/s"."""
+    for unit in ("bit/s", "kbit/s", "Mbit/s"):
+        if bits_per_s < 1000:  # noqa: PLR2004 - the prefixes of SI
+            return f"{bits_per_s:.3g} {unit}"
+        bits_per_s /= 1000
+    return f"{bits_per_s:.3g} Gbit/s"
+
+
 def seconds(usec: float) -> str:
     """Return microseconds as seconds with four digits, milliseconds at most: `0.241 s`, `123.5 s`."""
     value = usec / 1e6

@@ -19,6 +19,7 @@ from s3daemon.control.status import (
     LISTED,
     Condition,
     Connections,
+    RateLimit,
     Status,
     receivers_of,
     uploads_of,
@@ -30,6 +31,7 @@ from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
 from s3daemon.model.exposure import Exposures, loss_of
 from s3daemon.network.pool import ConnectionPool
+from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
 
 Answer = Mapping[str, object]
@@ -192,6 +194,7 @@ class Operations:
             reload_fault=condition.reload_fault,
             clients=self._server.clients,
             connections=condition.connections,
+            limit=RateLimit(pool.bandwidth.limit.rate_bps, pool.bandwidth.limit.origin.value),
             receivers=receivers_of(pool.open_per_address(), uploads, condition.disabled),
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
@@ -248,6 +251,8 @@ class Operations:
             "s3daemon_connections_limit": condition.connections.limit,
             "s3daemon_connections_opened": condition.connections.opened,
             "s3daemon_receivers_disabled": len(condition.disabled),
+            "s3daemon_bandwidth_limit_bytes_per_second": self._pool().bandwidth.limit.rate_bps / 8,
+            "s3daemon_bandwidth_limit_found": self._pool().bandwidth.limit.origin in (Origin.FOUND, Origin.KEPT),
             "s3daemon_deferrals": self._uploader.waiters.deferrals,
             "s3daemon_reload_refused": bool(condition.reload_fault),
             "s3daemon_tls_certificate_expiry_timestamp_seconds": self._pool().certificates.expiry_s,

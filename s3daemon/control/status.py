@@ -85,6 +85,19 @@ class Connections(JsonObject):
 
 
 @dataclass(frozen=True, slots=True)
+class RateLimit(JsonObject):
+    """What all uploads together may send.
+
+    Args:
+        rate_bps: bit/s; 0 for no limit.
+        origin: `set` by hand, `found` by this process, `kept` from an earlier one, or `none`.
+    """
+
+    rate_bps: int
+    origin: str
+
+
+@dataclass(frozen=True, slots=True)
 class Condition:
     """What is wrong and how much there is to do, at one moment.
 
@@ -172,6 +185,7 @@ class Status(JsonObject):
         spool_fault, reload_fault: likewise; `spool` and `refused` in JSON.
         clients: of the line protocol that are being served.
         connections: to the store.
+        limit: of the bandwidth.
         receivers: the store's addresses.
         uploads: one for each attempt in flight, the one begun first at the head.
         waiting, failures: the first transfers that wait, and the last that failed; at most `LISTED` each.
@@ -198,6 +212,7 @@ class Status(JsonObject):
     reload_fault: Annotated[str, Key("refused")]
     clients: int
     connections: Connections
+    limit: RateLimit
     receivers: tuple[Receiver, ...]
     uploads: tuple[Upload, ...]
     waiting: tuple[Row, ...]

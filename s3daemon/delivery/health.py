@@ -282,8 +282,9 @@ class KeyEvidence:
     def stored(self, started_at: float) -> None:
         """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object.
 
-        After the first one the neutral request is sent, until it has a clear answer: where good keys are allowed it, a later denial of it
-        tells that the keys are bad. Ceph with `rgw_s3_auth_use_sts` says nothing else of keys that were replaced.
+        After the first one the neutral request is sent, until it has a clear answer: where good keys are allowed it, a
+        later denial of it tells that the keys are bad. Ceph with `rgw_s3_auth_use_sts` says nothing else of keys that
+        were replaced.
         """
         if started_at >= self._in_force_since:
             if self._must_learn:

@@ -57,6 +57,10 @@ LIVE: Mapping[str, tuple[type[Metric], str]] = {
     "s3daemon_connections_limit": (GaugeMetricFamily, "The most connections to the store that are opened."),
     "s3daemon_connections_opened": (
         CounterMetricFamily, "Connections made to the store since the settings of connections last changed."),
+    "s3daemon_bandwidth_limit_bytes_per_second": (
+        GaugeMetricFamily, "What all uploads together may send; 0 for no limit."),
+    "s3daemon_bandwidth_limit_found": (
+        GaugeMetricFamily, "1 where that limit was found by the daemon, now or before a restart; 0 where it was set."),
     "s3daemon_receivers_disabled": (GaugeMetricFamily, "Addresses of the store that are temporarily disabled."),
     "s3daemon_deferrals": (CounterMetricFamily, "Transfers whose waiting clients were told that they are only kept."),
     "s3daemon_reload_refused": (GaugeMetricFamily, "1 from a reload that was refused until one is accepted."),

@@ -17,9 +17,11 @@ import pwd
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import Code, FileError, one_line
+from s3daemon.model.file_calls import call_file_system
 from s3daemon.model.request import FileState
 
 #: Up to this size a file is read whole by the thread that opens it, and hashed in the event loop: one switch to a
@@ -208,7 +210,7 @@ async def open_file(
     Raises:
         FileError: it cannot be sent, or its file system does not answer.
     """
-    opening = asyncio.get_running_loop().run_in_executor(None, opener, path, roots, closed)
+    opening = call_file_system(partial(opener, path, roots, closed))
     try:
         async with asyncio.timeout(timeout_s):
             return await asyncio.shield(opening)

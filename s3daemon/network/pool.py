@@ -15,16 +15,19 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from pathlib import Path
 
 from yarl import URL
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.model.record import MessageId, Priority
-from s3daemon.network.addresses import DISABLED_FIRST_S, Addresses
+from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import SMALL_REQUESTS
-from s3daemon.network.pacing import Pacer
+from s3daemon.network.rate.bandwidth import Bandwidth
+from s3daemon.network.rate.kept import KeptRate
+from s3daemon.network.rate.pacing import Pacer
 from s3daemon.units import span
 
 _log = logging.getLogger(__name__)
@@ -50,6 +53,7 @@ class ConnectionPool:
 
     Attributes:
         pacer: shares the bandwidth among them.
+        bandwidth: the limit in force; none before `Bandwidth.use`.
         addresses: where they may lead.
         url: of the endpoint.
         small_request: the method of the request for `/` that keeps a connection open, as the keeper found out; empty
@@ -65,8 +69,9 @@ class ConnectionPool:
         self.certificates = Certificates(clock)
         if self._tls is not None:
             self.certificates.watch(self._tls)
-        self.pacer = Pacer(settings.bwlimit_bps)
-        self.addresses = Addresses(clock, *_address_log(clock))
+        self.pacer = Pacer(settings.bwlimit_bps or 0)
+        self.bandwidth = Bandwidth(self.pacer, KeptRate(Path(settings.state_dir), settings.endpoint_url), clock)
+        self.addresses = Addresses(clock, *_address_log(clock, self._next_probe_s))
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
         self._resolving = asyncio.Lock()
@@ -276,8 +281,12 @@ class ConnectionPool:
                 self._found_at = recent | dict.fromkeys((str(item[4][0]) for item in found), now)
             self._resolved_at = self._clock()
 
+    def _next_probe_s(self, address: str) -> float:
+        return self.addresses.next_probe_s(address)
+
     async def close(self) -> None:
         """Close every connection."""
+        await self.bandwidth.close()
         await asyncio.gather(*self._closing, *(connection.close() for connection in self._all))
 
 
@@ -317,7 +326,9 @@ class Certificates:
             self._seen = recent | {ssl.cert_time_to_seconds(str(not_after)): now}
 
 
-def _address_log(clock: Clock) -> tuple[Callable[[str, str, bool], None], Callable[[str], None]]:
+def _address_log(
+    clock: Clock, next_probe_s: Callable[[str], float]
+) -> tuple[Callable[[str, str, bool], None], Callable[[str], None]]:
     """Return what logs that an address is disabled, and that it is enabled again."""
     since: dict[str, float] = {}
 
@@ -326,11 +337,11 @@ def _address_log(clock: Clock) -> tuple[Callable[[str, str, bool], None], Callab
         fields = {
             "MESSAGE_ID": MessageId.ADDRESS_DISABLED.value,
             "S3DAEMON_RECEIVER": address,
-            "S3DAEMON_DELAY_USEC": round(DISABLED_FIRST_S * 1e6),
+            "S3DAEMON_DELAY_USEC": round(next_probe_s(address) * 1e6),
         }
         level = logging.WARNING if has_answered else logging.INFO  # one that never answered is no news at each start
         text = "address %s of the store is temporarily disabled: %s; next asked in %s"
-        _log.log(level, text, address, reason, span(DISABLED_FIRST_S), extra={"journal": fields})
+        _log.log(level, text, address, reason, span(next_probe_s(address)), extra={"journal": fields})
 
     def enabled(address: str) -> None:
         fields = {"MESSAGE_ID": MessageId.ADDRESS_ENABLED.value, "S3DAEMON_RECEIVER": address}

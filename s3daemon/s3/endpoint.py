@@ -93,7 +93,8 @@ class Endpoint:
             self.pool.resolve_anew()
         else:
             self.pool = ConnectionPool(settings)
-        self.pool.pacer.set_limit(settings.bwlimit_bps)
+        same_store = before is not None and before._settings.endpoint_url == settings.endpoint_url
+        self._found_bps = before.pool.bandwidth.found_bps if before is not None and same_store else None
         self._signer = Signer(settings)
         self._sender = Sender(settings, self.pool, self._signer)
         self.store = Store(self._sender)
@@ -110,6 +111,7 @@ class Endpoint:
             SettingsError: there are no keys.
         """
         await self._sender.open()
+        self.pool.bandwidth.use(self._settings.bwlimit_bps, self._found_bps)
         if self._settings.verify == "no-etag":
             _log.warning("S3DAEMON_VERIFY=no-etag: %s", NO_ETAG_RISK)
         prime = Primer(self._settings, self._sender).prime if self._settings.prime else None

@@ -49,7 +49,8 @@ def empty() -> dict[str, Any]:
         "started_usec": NOW_USEC - 60_000_000, "in_flight": 0, "pending": 0, "oldest_s": None, "failed": 0,
         "held": "", "away": False, "since_usec": None, "next_probe_s": None,
         "spool": "", "refused": "", "clients": 0,
-        "connections": {"open": 25, "opened": 25, "limit": 25}, "receivers": [], "uploads": [], "waiting": [],
+        "connections": {"open": 25, "opened": 25, "limit": 25},
+        "limit": {"rate_bps": 0, "origin": "none"}, "receivers": [], "uploads": [], "waiting": [],
         "failures": [], "exposures": [], "late_s": 10.0, "lost_s": 30.0,
     }  # fmt: skip
 
@@ -68,6 +69,7 @@ def busy() -> dict[str, Any]:
         "status": "4 in flight; 12 pending, the oldest 4m02s; 3 failed (s3daemon queue); 25 of 25 connections open",
         "in_flight": 4, "pending": 12, "oldest_s": 242.0, "failed": 3, "clients": 18,
         "connections": {"open": 25, "opened": 61, "limit": 25},
+        "limit": {"rate_bps": 994_000_000, "origin": "found"},
         "uploads": [upload(number) for number in range(1, 5)],
         "waiting": [transfer(4, "pending", next_in_s=17.0, **slow), transfer(2, "behind"), transfer(1, "pending")],
         "failures": [transfer(number, "failed", **error, next_in_s=None) for number in (47, 46, 45)],

@@ -9,9 +9,9 @@ from datetime import datetime, tzinfo
 from s3daemon.commands.table import Bar, Cell, Column, Table
 from s3daemon.control.exposures import ExposureStatus
 from s3daemon.control.rows import Row
-from s3daemon.control.status import Receiver, Status, Upload
+from s3daemon.control.status import RateLimit, Receiver, Status, Upload
 from s3daemon.errors import one_line
-from s3daemon.units import size, span
+from s3daemon.units import rate, size, span
 
 _INDENT = 2
 _LEAST_BAR = 7
@@ -45,9 +45,15 @@ def view_of(status: Status, zone: tzinfo | None = None) -> View:
         status: what the daemon answered.
         zone: for points in time; None for the system's.
     """
-    about = one_line(f"s3daemon {status.version} on {status.host}, to {status.endpoint}")
+    about = one_line(f"s3daemon {status.version} on {status.host}, to {status.endpoint}{_limit(status.limit)}")
     line = one_line(status.line).removeprefix(f"{status.state.upper()}, ")
     return View(status.state, about, line, [table for table in _tables(status, zone) if table.rows])
+
+
+def _limit(limit: RateLimit) -> str:
+    """Say what uploads may send together, and how that is known."""
+    known = {"set": "set", "found": "found", "kept": "as found before the restart"}.get(limit.origin, limit.origin)
+    return f", at {rate(limit.rate_bps)} ({known})" if limit.rate_bps else ""
 
 
 def _tables(status: Status, zone: tzinfo | None) -> Iterator[Table]:

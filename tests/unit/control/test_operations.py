@@ -21,6 +21,7 @@ from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.model.exposure import Exposures, Loss
 from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.network.rate.bandwidth import Limit, Origin
 from s3daemon.spool.exposures import Kept
 from s3daemon.spool.rows import Entry
 
@@ -67,6 +68,7 @@ class Pool:
     small_request = "GET"
     certificates = SimpleNamespace(expiry_s=1_800_000_000)
     addresses = SimpleNamespace(unexpectedly_disabled=["192.0.2.2"])
+    bandwidth = SimpleNamespace(limit=Limit(994_000_000, Origin.FOUND))
 
     def idle(self) -> list[Any]:
         return [self, self]

@@ -67,8 +67,8 @@ def at_desk(test: Callable[[Desk], Awaitable[None]]) -> None:
         ),
         (
             Count("E"), Outcome.FAILED, "UnknownTransfer",
-            "E: 0 stored, 0 pending, 0 failed, 0 refused; nothing was requested under this tag, or it is among the last "
-            "exposures no more",
+            "E: 0 stored, 0 pending, 0 failed, 0 refused; nothing was requested under this tag, or it is among the "
+            "last exposures no more",
         ),
         (Count("E", expect=2), Outcome.DEFERRED, "Deferred", "E: 0 stored, 0 pending, 0 failed, 0 refused of 2"),
     ],

@@ -28,7 +28,10 @@ def column(table: Table, name: str) -> list[Any]:
 def test_a_busy_night() -> None:
     answer = busy()
     shown, found = view(answer), tables(answer)
-    assert (shown.state, shown.about) == ("ok", "s3daemon 1.0.0 on camera-3, to https://s3.example.org")
+    assert (shown.state, shown.about) == (
+        "ok",
+        "s3daemon 1.0.0 on camera-3, to https://s3.example.org, at 994 Mbit/s (found)",
+    )
     assert list(found) == ["IN FLIGHT", "WAITING", "FAILED", "RECEIVERS", "LAST EXPOSURES", "INCOMPLETE EXPOSURES"]
     flying = found["IN FLIGHT"]
     assert flying.rows[0][1:] == (
