@@ -399,5 +399,6 @@ class Service:
         if denied := self._uploader.reload():
             self._background.start("retrying what was denied", self._retry(denied))
         logging.getLogger("s3daemon").setLevel(new.log_level.upper())
-        _log.info("reloaded; in force: %s", ", ".join(applied) or "nothing new")
+        later = f"; at the next restart: {', '.join(restart)}" if restart else ""
+        _log.info("reloaded; in force: %s%s", ", ".join(applied) or "nothing new", later)
         return {"applied": applied, "restart": restart}

@@ -25,6 +25,11 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things: `1 file`, `2 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def rate(bits_per_s: float) -> str:
     """Return a bandwidth for people, such as "994 Mbit/s"."""
     for unit in ("bit/s", "kbit/s", "Mbit/s"):

@@ -23,7 +23,7 @@ from s3daemon.control.rows import Row, row_of
 from s3daemon.errors import Code, S3daemonError, one_line
 from s3daemon.model.exposure import loss_of
 from s3daemon.model.ids import id_of
-from s3daemon.units import size, span
+from s3daemon.units import plural, size, span
 
 if TYPE_CHECKING:
     from s3daemon.spool.rows import Entry
@@ -35,7 +35,7 @@ _T = TypeVar("_T")
 _BATCH = 10_000
 _DROPPED = "Dropped: dropped by an operator while the daemon was down"
 
-#: The file is the first to give way, its name being mostly the key's; a destination is never cut.
+#: The file is the first to give way, its name being mostly the key's; nothing else is ever cut.
 _COLUMNS = (
     Column("ID"),
     Column("STATE"),
@@ -44,7 +44,7 @@ _COLUMNS = (
     Column("NEXT", align="right"),
     Column("SIZE", align="right"),
     Column("DESTINATION", keep="end", place="fold"),
-    Column("LAST ERROR", least=16, place="fold"),
+    Column("LAST ERROR", place="fold"),
     Column("FILE", least=12, keep="end", place="drop"),
 )
 
@@ -167,7 +167,8 @@ def total(rows: Sequence[Row]) -> str:
     states = Counter(row.state for row in rows)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     oldest = span(max(row.age_s for row in rows))
-    return f"{len(rows)} transfers, {size(sum(row.size_bytes for row in rows))}: {counts}; the oldest {oldest} old"
+    transfers = f"{plural(len(rows), 'transfer')}, {size(sum(row.size_bytes for row in rows))}"
+    return f"{transfers}: {counts}; the oldest {oldest} old"
 
 
 def _rows(instance: Instance, *, failed_only: bool) -> list[Row]:

@@ -30,18 +30,32 @@ def names_of(tags: Iterable[str], bucket: str, key: str) -> tuple[Name, ...]:
     return tuple((True, tag) for tag in dict.fromkeys(tags)) or ((False, prefix_of(bucket, key)),)
 
 
-def verdict_of(seconds: float | None, *, missing: bool) -> str:
-    """Return the worst that is true of an exposure: `lost`, `incomplete`, `late`; else `in time`.
+#: The verdict on files that carry no tag: what they have in common is a folder, which may be that of a whole night.
+UNTAGGED = "untagged"
+
+
+def verdict_of(
+    seconds: float | None, *, missing: bool, tagged: bool = True, late_s: float = LATE_S, lost_s: float = LOST_S
+) -> str:
+    """Return the worst that is true of an exposure, for status, page, metrics and report.
 
     Args:
         seconds: from its first request to its last object, or to now while one is pending; None when none was stored.
-        missing: a file of it was refused or failed for good.
+        missing: a file of it was refused, failed for good, or is known to be missing.
+        tagged: it is known to be one exposure, so its time can be judged.
+        late_s: after so many seconds it is late.
+        lost_s: after so many it is given up, though not before it is late.
+
+    Returns:
+        `lost`, `incomplete`, `late`, or `in time`; without a tag `incomplete` or `untagged`.
     """
-    if seconds is not None and seconds > LOST_S:
+    if tagged and seconds is not None and seconds > max(late_s, lost_s):
         return "lost"
     if missing:
         return "incomplete"
-    return "late" if seconds is not None and seconds > LATE_S else "in time"
+    if not tagged:
+        return UNTAGGED
+    return "late" if seconds is not None and seconds > late_s else "in time"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +117,7 @@ class Exposure:
 
     def verdict(self, now_usec: int) -> str:
         """Return `verdict_of` at a moment of the wall clock, microseconds since the epoch."""
-        return verdict_of(self.seconds(now_usec), missing=bool(self.missing))
+        return verdict_of(self.seconds(now_usec), missing=bool(self.missing), tagged=self.tagged)
 
     def put_missing(self, what: str, missing: Missing) -> None:
         """Note that a file is missing."""

@@ -132,7 +132,7 @@ def _failures(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _error_column(name: str) -> Column:
-    return Column(name, least=16, place="fold", optional=True)
+    return Column(name, place="fold", optional=True)
 
 
 def _error(row: Row) -> str:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import pytest
 from lab.records import START_USEC, failed, record
 
 from s3daemon.control.exposures import status_of
-from s3daemon.model.exposure import KEPT, MISSING_KEPT, Exposures, Loss, Missing
+from s3daemon.model.exposure import KEPT, MISSING_KEPT, Exposures, Loss, Missing, verdict_of
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import Destination, FileState, Transfer
 
@@ -61,6 +62,29 @@ def test_verdicts() -> None:
     assert (shown(exposures)[0]["failed"], shown(exposures)[0]["verdict"]) == (1, "incomplete")
     exposures.recorded(after(3, 0, 31.0))
     assert shown(exposures)[0]["verdict"] == "lost"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "missing", "tagged", "verdict"),
+    [
+        (10.0, False, True, "in time"),
+        (10.1, False, True, "late"),
+        (10.1, True, True, "incomplete"),
+        (30.1, True, True, "lost"),
+        (None, True, True, "incomplete"),
+        (36_000.0, False, False, "untagged"),
+        (36_000.0, True, False, "incomplete"),
+    ],
+)
+def test_the_verdict(seconds: float | None, missing: bool, tagged: bool, verdict: str) -> None:
+    """The worst that applies; the time of files without a tag is never judged, for they may be a whole night's."""
+    assert verdict_of(seconds, missing=missing, tagged=tagged) == verdict
+
+
+def test_limits_of_ones_own() -> None:
+    """The limits can be given; one that is late later than others are lost is never lost before."""
+    assert verdict_of(4.0, missing=False, tagged=True, late_s=3, lost_s=5) == "late"
+    assert verdict_of(50.0, missing=False, tagged=True, late_s=60) == "in time"
 
 
 def test_a_failure_that_is_retried_and_stored_does_not_count() -> None:

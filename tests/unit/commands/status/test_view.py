@@ -88,9 +88,10 @@ def test_on_80_columns_a_row_has_its_figures_and_its_destination_beneath() -> No
         "  █████············   27%  8.39 MB  12.5 MB/s  9.1 MB/s   0s        1  192.0.2.2",
         "      raw/camera/20261123/MC_O_000123/MC_O_000123_R01.fits",
     ]
-    assert list(lines(tables(busy())["WAITING"], 80))[2:4] == [
-        "  4m00s  pending         3   17s  8.39 MB  SlowDown: the store answered 503: re…",
+    assert list(lines(tables(busy())["WAITING"], 80))[2:5] == [
+        "  4m00s  pending         3   17s  8.39 MB",
         "      raw/camera/20261123/MC_O_000123_R04.fits",
+        "      SlowDown: the store answered 503: reduce your request rate",
     ]
 
 
