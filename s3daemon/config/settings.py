@@ -190,11 +190,12 @@ class Settings:
         "How often an idle connection is used, so that it stays open and fast.",
     )
     # Below 100 kbit/s an image takes many minutes: someone wrote 4 for 4G.
-    bwlimit_bps: int = _var(
+    bwlimit_bps: int | None = _var(
         "S3DAEMON_BWLIMIT",
-        "0",
+        "auto",
         rate("100k", "1000G"),
-        "The most that all uploads together may send, such as 4G; 0 is no limit.",
+        "The most that all uploads together may send, such as 4G. auto: the rate of the narrowest link on the way, "
+        "which is found and kept over restarts. 0 or off: no limit.",
     )
     # TCP_CA_NAME_MAX is 16 with its NUL.
     congestion: str = _var(

@@ -150,13 +150,15 @@ def duration(low: str, high: str) -> Kind:
 
 
 def rate(low: str, high: str) -> Kind:
-    """Return a kind for bits per second, as an int; 0 for no limit."""
+    """Return a kind for bits per second, as an int: 0 for no limit, and None for one that is found."""
+    least, most = _whole(_RATES, low), _whole(_RATES, high)
 
-    def convert(text: str) -> int:
-        return _whole(_RATES, text)
+    def convert(text: str) -> int | None:
+        word = text.lower()
+        return None if word == "auto" else 0 if word == "off" else _whole(_RATES, text)
 
-    expected = f"0 for no limit, or {low} to {high}: a number of bit/s, or one with k, M or G (decimal)"
-    return Kind("bit/s", expected, convert, lambda v: v == 0 or convert(low) <= v <= convert(high))
+    expected = f"auto, off or 0 for no limit, or {low} to {high}: a number of bit/s, or one with k, M or G (decimal)"
+    return Kind("bit/s", expected, convert, lambda v: v is None or v == 0 or least <= v <= most)
 
 
 def size(low: str, high: str) -> Kind:

@@ -24,6 +24,9 @@ _log = logging.getLogger(__name__)
 
 #: After accept failed, for example for want of descriptors, seconds until it is tried again.
 ACCEPT_PAUSE_S = 0.1
+#: After so many clients at once the event loop serves what it has: else the first of a burst's bodies would leave as
+#: late as its last.
+ACCEPTS_A_TURN = 4
 #: The least seconds between two warnings of that.
 WARN_EVERY_S = 60.0
 #: When the service stops, an accepted client may take this long to finish sending its first request, seconds.
@@ -101,11 +104,13 @@ class Listener:
 
     async def accept(self, listening: socket.socket) -> None:
         """Serve the clients of a listening, non-blocking socket until cancelled; the socket stays as it is."""
+        accepted = 0
         while True:
             await self._slots.acquire()
             try:
                 client = Client(listening.accept()[0])
             except BlockingIOError:  # no client; another socket may use the slot meanwhile
+                accepted = 0
                 self._slots.release()
                 await until_readable(listening)
             except OSError as exc:  # out of descriptors, or the client is gone already
@@ -114,6 +119,9 @@ class Listener:
                 await asyncio.sleep(ACCEPT_PAUSE_S)
             else:
                 self._start(client, self._serve).add_done_callback(lambda _: self._slots.release())
+                accepted += 1
+                if accepted % ACCEPTS_A_TURN == 0:
+                    await asyncio.sleep(0)
 
     def resume(self, sock: socket.socket, serve: Serve) -> None:
         """Serve a client that an earlier process accepted. It takes no slot: it must not wait behind new clients."""

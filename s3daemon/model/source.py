@@ -13,12 +13,15 @@ import asyncio
 import errno
 import hashlib
 import os
+import pwd
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import Code, FileError, one_line
+from s3daemon.model.file_calls import call_file_system
 from s3daemon.model.request import FileState
 
 #: Up to this size a file is read whole by the thread that opens it, and hashed in the event loop: one switch to a
@@ -40,15 +43,28 @@ _REASONS = {
     errno.ENOTDIR: (Code.NO_SUCH_FILE, "no such file: part of the path is not a directory"),
     errno.ELOOP: (Code.NO_SUCH_FILE, "no such file: too many symbolic links"),
     errno.ENAMETOOLONG: (Code.NO_SUCH_FILE, "no such file: the name is too long"),
-    errno.EACCES: (Code.NOT_READABLE, "the daemon's user may not read it"),
-    errno.EPERM: (Code.NOT_READABLE, "the daemon's user may not read it"),
 }
 
 
 def file_error(path: str, exc: OSError) -> FileError:
-    """Return the error that `exc` means for the file at `path`."""
+    """Return the error that `exc` means for the file at `path`. Blocks like `Source.open`."""
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return FileError(Code.NOT_READABLE, f"{one_line(path)}: {_refusal(path)}")
     code, text = _REASONS.get(exc.errno or 0, (Code.READ_FAILED, exc.strerror or "read error"))
     return FileError(code, f"{one_line(path)}: {text}")
+
+
+def _refusal(path: str) -> str:
+    """Say who may not do what, at the first directory that refuses or at the file, and the cure."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    for directory in reversed(Path(path).parents):
+        if not os.access(directory, os.X_OK, effective_ids=True):
+            name = one_line(str(directory))
+            return f"user {user} may not enter {name}: setfacl -m u:{user}:x {name}"
+    return f"user {user} may not read it: setfacl -m u:{user}:r {one_line(path)}"
 
 
 class Source:
@@ -194,7 +210,7 @@ async def open_file(
     Raises:
         FileError: it cannot be sent, or its file system does not answer.
     """
-    opening = asyncio.get_running_loop().run_in_executor(None, opener, path, roots, closed)
+    opening = call_file_system(partial(opener, path, roots, closed))
     try:
         async with asyncio.timeout(timeout_s):
             return await asyncio.shield(opening)

@@ -2,5 +2,5 @@
 
 Touches sockets and aiohttp's client, and speaks no S3. Begin with `pool`, which hands out each `connection`;
 `addresses` decides where new ones lead, `keeper` keeps the idle ones ready. How far an upload has come is in
-`progress`; what the kernel reports of a socket and is set to, in `tcp` and `pacing`.
+`progress`; what the kernel reports of a socket and is set to, in `tcp`; how fast uploads may send together, in `rate/`.
 """

@@ -23,7 +23,7 @@ from yarl import URL
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.network import tcp
-from s3daemon.network.pacing import Pacer
+from s3daemon.network.rate.pacing import Pacer
 
 #: More of an answer is not read: the longest that S3 gives to what is asked here, a list of 1 000 parts, has about
 #: 500 kB; a server that goes on for ever would fill the memory, at gigabytes within seconds.

@@ -103,11 +103,11 @@ class IdleLimit:
     def _note_close(self, idle_s: float, *, is_any_open: bool) -> None:
         now = self._clock()
         since_s = now - self._suspected_at
-        if abs(idle_s - self._suspected_s) > SWEEP_S or since_s > idle_s + SUSPECTED_FOR_S:
+        is_another = since_s >= idle_s - SWEEP_S  # else it is the same moment, seen in two looks
+        is_restart = is_another and not is_any_open
+        if abs(idle_s - self._suspected_s) > SWEEP_S or since_s > idle_s + SUSPECTED_FOR_S or is_restart:
             self._suspected_s, self._suspected_at = idle_s, now
-        elif since_s >= idle_s - SWEEP_S and not is_any_open:  # another restart
-            self._suspected_s, self._suspected_at = idle_s, now
-        elif since_s >= idle_s - SWEEP_S:  # else it is the same moment, seen in two looks
+        elif is_another:
             self._limit_s = min(self._limit_s, idle_s, self._suspected_s)
             self._suspected_s, self._suspected_at = idle_s, now
         self._trial_at = now + TRIAL_EVERY_S if self._limit_s < math.inf else math.inf

@@ -22,7 +22,13 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.network.addresses import Outcome
 from s3daemon.network.connection import UNREADABLE, Connection
-from s3daemon.network.keepalive import KEPT_S, SMALL_REQUESTS, SWEEP_S, IdleLimit, find_small_request
+from s3daemon.network.keepalive import (
+    KEPT_S,
+    SMALL_REQUESTS,
+    SWEEP_S,
+    IdleLimit,
+    find_small_request,
+)
 from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
@@ -31,6 +37,8 @@ _log = logging.getLogger(__name__)
 PRIMED_BYTES = 1_000_000
 #: A store that keeps no connection is asked again this often whether it does now, over one connection, seconds.
 ASK_AGAIN_S = 60.0
+#: An unreachable store is tried again at least this often, seconds: it has its connections back soon after it listens.
+RETRY_MAX_S = 5.0
 #: The share of the connections that may be opened at once.
 OPENED_AT_ONCE = 1 / 2
 _FIRST_SERVER_ERROR = 500
@@ -167,7 +175,7 @@ class Keeper:
         return [each for each in self._pool.idle() if each.is_open and each.acked_bytes() < PRIMED_BYTES]
 
     def _learn_from_closes(self) -> None:
-        """Adapt to the server's idle limit, and doubt the small request, by what the server closed while it was idle."""
+        """Adapt to the idle limit, and doubt the small request, by the connections that the server closed."""
         idle, now = self._pool.idle(), self._clock()
         after = self._seen_open | self._asked_over
         unused = [each for each in idle if each.answered and after.get(each) == each.requests]
@@ -283,7 +291,7 @@ class Keeper:
         now = self._clock()
         if now >= self._retry_at:
             self._failures += 1
-            self._retry_at = now + min(SWEEP_S * 2 ** min(self._failures, 10), self._settings.keepalive_interval_s)
+            self._retry_at = now + min(SWEEP_S * 2 ** min(self._failures, 10), RETRY_MAX_S)
 
     async def _send(self, connection: Connection, method: str) -> int:
         """Send a request that needs no key and no bucket; return the status of its answer."""

@@ -107,7 +107,9 @@ class Upload:
         return now.retransmits - self._before.retransmits if self._before else 0
 
     def abort(self, transport: asyncio.BaseTransport | None) -> None:
-        """End the connection with a reset, which also drops what the peer has acknowledged and not yet read.
+        """End the connection with a reset, so that a server which is still at work on the request may give it up.
+
+        Its kernel hands it what was acknowledged all the same (Linux 6), so the object can still be stored.
 
         Args:
             transport: that of the request to end; None when it never got as far as writing.

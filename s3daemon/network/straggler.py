@@ -62,8 +62,11 @@ MOVES_MAX = 4
 #: Smaller bodies have no rate: they are a few packets.
 RATED_BYTES = 64 * 1024
 #: A body at least this large, or half as large as another one, tells at which rate that could move. The first bytes
-#: are taken at any rate, by the buffers on the way; of a body that still moves they are left out, seconds.
-_COMPARABLE_BYTES, _COMPARABLE_SHARE, _FIRST_BYTES_S = 4 << 20, 2, 0.12
+#: are taken at any rate, by the buffers on the way; of a body that is not answered yet they are left out, seconds.
+_COMPARABLE_BYTES, _COMPARABLE_SHARE, _FIRST_BYTES_S = 4 << 20, 2, 0.3
+#: A receiver that reads slowly opens its window seldom, for a few hundred kilobytes: the rate of what moves like that
+#: shows over so many bytes only, which what is fast moves within so many of the windows above.
+_RATE_BYTES, _RATE_WINDOWS = 1 << 20, 8
 #: What ended longer ago tells nothing, seconds; and so many are remembered.
 _LATELY_S, _REMEMBERED = 120.0, 64
 #: A rate that was far ahead of this body holds for so long, seconds: those that moved at it have ended by now.
@@ -155,6 +158,10 @@ class Pace:
         self.slow_since = None if gap_s > _GAP_S else self.slow_since
         self.silent_s = 0.0 if acked != self.acked else self.silent_s + min(gap_s, _GAP_S)
         self._samples.append((now, acked))
+
+    def moved_since(self, count: int) -> float | None:
+        """Return since when the last `count` bytes were acknowledged; None when there are not so many."""
+        return next((at for at, acked in reversed(self._samples) if acked <= self.acked - count), None)
 
     def rate(self, since: float, until: float) -> float:
         """Return bytes per second between two times, in a straight line between samples; 0 when that is no time."""
@@ -298,12 +305,16 @@ def _is_comparable(pace: Pace, other: Pace) -> bool:
 
 
 def _compared(pace: Pace, other: Pace, window: float) -> tuple[float, float] | None:
-    """Return the rates of a body and another one in the time that they shared last; None when that is too little."""
+    """Return the rates of a body and another one in the time that they shared last; None when that tells nothing."""
     until = min(pace.at, other.at)
-    first_s = 0.0 if other.has_ended else _FIRST_BYTES_S
-    since = max(pace.began, other.began + first_s, until - window)
     if not _is_comparable(pace, other) or until < pace.at - 4 * window:
         return None
+    moved_since = other.moved_since(_RATE_BYTES)
+    if not other.has_ended:
+        earliest = max(other.began + _FIRST_BYTES_S, until - _RATE_WINDOWS * window)
+        if moved_since is None or moved_since < earliest or other.acked >= other.size:
+            return None  # what it moved may all be in a buffer
+    since = max(pace.began, other.began, min(until - window, other.began if moved_since is None else moved_since))
     if until - since < min(window, other.at - other.began) / 2 or until <= since:
         return None
     return pace.rate(since, until), other.rate(since, until)

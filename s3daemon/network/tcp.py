@@ -14,7 +14,7 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
 UNPACED_PACKETS = 10
 
 # Offsets in struct tcp_info, include/uapi/linux/tcp.h; the structure only ever grows at its end.
-_MSS, _UNACKED, _RTT, _CWND, _RETRANS, _PACING_LIMIT, _ACKED = 16, 24, 68, 80, 100, 112, 120
+_MSS, _UNACKED, _SACKED, _RTT, _CWND, _RETRANS, _PACING_LIMIT, _ACKED = 16, 24, 28, 68, 80, 100, 112, 120
 _NOTSENT, _LEAST_RTT, _PACKETS, _SENT = 144, 148, 156, 200
 _TCP_INFO_BYTES = 216
 #: The least round-trip time before any was measured, net/ipv4/tcp.c, tcp_init_sock.
@@ -40,6 +40,8 @@ class TcpInfo:
         packets: packets with data, sent since it was opened.
         least_rtt_usec: the least round-trip time of the last five minutes, microseconds; 0 when none was measured.
         pacing_limit: SO_MAX_PACING_RATE, bytes/s; 0 without one.
+        sent_again: bytes of packets that were sent again.
+        delivered: bytes that arrived: what is acknowledged, and what was received after a gap.
     """
 
     acked: int
@@ -52,6 +54,8 @@ class TcpInfo:
     packets: int = 0
     least_rtt_usec: int = 0
     pacing_limit: int = 0
+    sent_again: int = 0
+    delivered: int = 0
 
     @classmethod
     def of(cls, sock: socket.socket) -> TcpInfo:
@@ -71,6 +75,7 @@ class TcpInfo:
         (least_rtt,) = struct.unpack_from("=I", raw, _LEAST_RTT)
         (pacing_limit,) = struct.unpack_from("=Q", raw, _PACING_LIMIT)
         (packets,) = struct.unpack_from("=I", raw, _PACKETS)
+        (sacked,) = struct.unpack_from("=I", raw, _SACKED)
         sent, sent_again = struct.unpack_from("=QQ", raw, _SENT)
         return cls(
             acked=acked,
@@ -83,6 +88,8 @@ class TcpInfo:
             packets=packets,
             least_rtt_usec=0 if least_rtt == _NO_RTT else least_rtt,
             pacing_limit=0 if pacing_limit >= _NO_LIMIT else pacing_limit,
+            sent_again=sent_again,
+            delivered=acked + sacked * mss,
         )
 
 

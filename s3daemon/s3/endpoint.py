@@ -65,7 +65,8 @@ class Endpoint:
             self.pool.resolve_anew()
         else:
             self.pool = ConnectionPool(settings)
-        self.pool.pacer.set_limit(settings.bwlimit_bps)
+        same_store = before is not None and before._settings.endpoint_url == settings.endpoint_url
+        self._found_bps = before.pool.bandwidth.found_bps if before is not None and same_store else None
         self._signer = Signer(settings)
         self._sender = Sender(settings, self.pool, self._signer)
         self._last_bucket = LastBucket(Path(settings.state_dir), settings.endpoint_url)
@@ -85,9 +86,10 @@ class Endpoint:
             SettingsError: there are no keys.
         """
         await self._sender.open()
+        await asyncio.to_thread(self._last_bucket.read)
+        self.pool.bandwidth.use(self._settings.bwlimit_bps, self._found_bps)
         if self._settings.verify == "no-etag":
             _log.warning("S3DAEMON_VERIFY=no-etag: %s", NO_ETAG_RISK)
-        await asyncio.to_thread(self._last_bucket.read)
         primer = Primer(self._settings, self._sender, self._last_bucket) if self._settings.prime else None
         self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, primer).run())
 

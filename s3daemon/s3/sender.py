@@ -32,7 +32,15 @@ from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, Moved, Pace, Stragglers
-from s3daemon.s3.answers import SENDING_ERRORS, decoded, differs, failure_of, flaw_of, refusal_of, stall_of
+from s3daemon.s3.answers import (
+    SENDING_ERRORS,
+    decoded,
+    differs,
+    failure_of,
+    flaw_of,
+    refusal_of,
+    stall_of,
+)
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
 
@@ -211,7 +219,7 @@ class Sender:
             body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=moving.begin)
             try:
                 with moving:
-                    request = getattr(self._signer.client, operation)(Body=body, **params)
+                    request = self._signer.call(operation, Body=body, **params)
                     answer = await self._watch(body, upload, request, moving)
                     info = upload.info()
                     if not (body.finished and upload.may_have_arrived):
@@ -261,7 +269,7 @@ class Sender:
         async with using:
             try:
                 async with asyncio.timeout(limit):
-                    answer: Mapping[str, Any] = await getattr(self._signer.client, operation)(**params)
+                    answer: Mapping[str, Any] = await self._signer.call(operation, **params)
             except botocore.exceptions.ClientError as exc:
                 raise refusal_of(exc, arrived=True) from exc
             except SENDING_ERRORS as exc:

@@ -25,8 +25,6 @@ from s3daemon.errors import Code, StartError, one_line
 QUEUE_WAIT_S = 0.05
 #: Seconds to wait for `systemctl`: PID 1 answers at once, or not at all, and the clients are not worth a longer wait.
 _SYSTEMCTL_TIMEOUT_S = 2.0
-#: Sends one datagram with these descriptors; False when it cannot be sent now.
-Send = Callable[[bytes, Sequence[int]], bool]
 Sleep = Callable[[float], Awaitable[None]]
 
 _FDNAME = re.compile(r"[ -9;-~]{1,255}")  # what sd_pid_notify_with_fds(3) takes
@@ -45,7 +43,8 @@ class Notifier:
     """
 
     def __init__(self, environ: MutableMapping[str, str], *, queue_wait_s: float = QUEUE_WAIT_S) -> None:
-        self._send = _sender(environ.pop("NOTIFY_SOCKET", ""), queue_wait_s)
+        address = environ.pop("NOTIFY_SOCKET", "")
+        self._channel = _Channel(address, queue_wait_s) if address else None
         usec, pid = environ.pop("WATCHDOG_USEC", ""), environ.pop("WATCHDOG_PID", "")
         self._watchdog_s = int(usec) / _MICROSECONDS if usec and pid in ("", str(os.getpid())) else 0.0
         self._unsent: deque[bytes] = deque()
@@ -99,37 +98,67 @@ class Notifier:
             await sleep(self._watchdog_s / 2)
 
     def _notify(self, text: str, descriptors: Sequence[int] = (), *, must_arrive: bool = False) -> bool:
-        if self._send is None:
+        if self._channel is None:
             return False
-        while self._unsent and self._send(self._unsent[0], ()):
+        while self._unsent and self._channel.send(self._unsent[0], ()):
             self._unsent.popleft()
-        sent = not self._unsent and self._send(text.encode(), descriptors)
+        sent = not self._unsent and self._channel.send(text.encode(), descriptors)
         if must_arrive and not sent:
             self._unsent.append(text.encode())
         return sent
 
 
-def _sender(address: str, queue_wait_s: float) -> Send | None:
-    if address and address[0] not in "/@":
-        raise StartError(Code.BAD_NOTIFY_SOCKET, f"NOTIFY_SOCKET is {address!r}, neither a path nor an abstract name")
-    target = "\0" + address[1:] if address.startswith("@") else address
-    wait_s = queue_wait_s
+class _Channel:
+    """The socket to systemd: connected when it is first needed, and anew when it has failed.
 
-    def send(data: bytes, descriptors: Sequence[int]) -> bool:
-        nonlocal wait_s
-        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+    Args:
+        address: NOTIFY_SOCKET.
+        queue_wait_s: longest wait for room in systemd's queue, once until there is room again.
+    """
+
+    def __init__(self, address: str, queue_wait_s: float) -> None:
+        self._sock: socket.socket | None = None
+        if address[0] not in "/@":
+            text = f"NOTIFY_SOCKET is {address!r}, neither a path nor an abstract name"
+            raise StartError(Code.BAD_NOTIFY_SOCKET, text)
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._queue_wait_s = self._wait_s = queue_wait_s
+
+    def send(self, data: bytes, descriptors: Sequence[int]) -> bool:
+        """Send one datagram with these descriptors; return False when it cannot be sent now."""
+        reused = self._sock is not None
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
-                sock.settimeout(wait_s)
-                # poll() reports no room in the queue of a socket that this one is not connected to.
-                sock.connect(target)
-                sock.sendmsg([data], rights)
-                wait_s = queue_wait_s
-        except OSError:
-            wait_s = 0.0
-        return wait_s > 0
+            self._try(data, descriptors)
+        except (BlockingIOError, TimeoutError):
+            self._wait_s = 0.0
+            return False
+        except OSError:  # systemd has another socket by now, or we have no descriptor left
+            self.close()
+            if reused:
+                return self.send(data, descriptors)
+            self._wait_s = 0.0
+            return False
+        self._wait_s = self._queue_wait_s
+        return True
 
-    return send if address else None
+    def _try(self, data: bytes, descriptors: Sequence[int]) -> None:
+        rights = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        if self._sock is None:
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+            # poll() reports no room in the queue of a socket that this one is not connected to.
+            self._sock.connect(self._address)
+        self._sock.settimeout(self._wait_s)
+        self._sock.sendmsg([data], rights)
+
+    def close(self) -> None:
+        """Close the socket; the next datagram opens another."""
+        if self._sock is not None:
+            self._sock.close()
+            self._sock = None
+
+    def __del__(self) -> None:
+        """Close the socket of a notifier that nothing uses any more."""
+        self.close()
 
 
 def is_stopped_for_good() -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,11 +17,13 @@ from urllib.parse import urlsplit
 
 from bench.acked import watching
 from bench.common import make_files
-from bench.exposure import Burst, Deliver, Files, Shape, ours
+from bench.contenders import Deliver, DeliveryError
+from bench.exposure import Burst, Files, Shape, ours
 from bench.gate import Fault, gate
 from lab.certs import Authority
 from lab.daemon import Daemon
 from lab.nginx import NAME, nginx
+from lab.processes import start
 from lab.s3 import S3Server
 from lab.wan import FAR, Wan
 
@@ -70,11 +73,14 @@ class Bench:
             yield started
 
     @contextmanager
-    def daemon(self, server: S3Server | None = None, **settings: Any) -> Iterator[tuple[Daemon, Deliver]]:
-        """s3daemon, its connections open."""
+    def daemon(
+        self, server: S3Server | None = None, *, quiet: bool = True, **settings: Any
+    ) -> Iterator[tuple[Daemon, Deliver]]:
+        """s3daemon, its connections open; without `quiet` the link need not be."""
         chosen = {**settings, **dict(word.split("=", 1) for word in self.args.set)}
         with ours(server or self.server, self.directory(), **chosen) as started:
-            self.settle()
+            if quiet:
+                self.settle()
             yield started
 
     def settle(self) -> None:
@@ -240,6 +246,145 @@ def receivers(bench: Bench) -> Iterator[Finding]:
     yield Finding("one receiver of four refuses: most attempts", str(attempts), "<= 2", attempts <= 2)
 
 
+@contextmanager
+def _link(bench: Bench, **options: Any) -> Iterator[Shape]:
+    """The link with other properties for the time of a block."""
+    chosen = {**bench.args.link, **options}
+    bench.link.shape(**chosen)
+    try:
+        yield Shape(chosen["rtt_ms"] / 1000, chosen["rate_mbit"] * 1e6)
+    finally:
+        bench.link.shape(**bench.args.link)
+
+
+def _dropped(bench: Bench) -> int:
+    dropped: int = bench.link.stats()["near_to_far"]["qdrop_pkts"]
+    return dropped
+
+
+def _exposures(bench: Bench, deliver: Deliver, name: str, shape: Shape, count: int) -> tuple[list[float], list[int]]:
+    """Return each exposure's ratio to the limit of that link, and the packets that it found the queue full with."""
+    ratios, drops, before = list[float](), list[int](), _dropped(bench)
+    for number in range(count):
+        (burst,) = bench.bursts(deliver, f"{name}/{number}", 1)
+        ratios.append(burst.done / shape.limit_s())
+        drops.append((now := _dropped(bench)) - before)
+        before = now
+        time.sleep(max(0.0, bench.args.apart - burst.done))
+    return ratios, drops
+
+
+def rates(bench: Bench) -> Iterator[Finding]:
+    """Links of other rates, nothing set."""
+    for mbit in (100, 300, 2500):
+        with _link(bench, rate_mbit=mbit) as shape, bench.daemon() as (_, deliver):
+            ratios, drops = _exposures(bench, deliver, f"rate{mbit}", shape, 3)
+        yield Finding(f"{mbit} Mbit/s: first two", listed(ratios[:2]))
+        yield _at_most(f"{mbit} Mbit/s: third exposure", ratios[2:], 1.15)
+        yield Finding(f"{mbit} Mbit/s: dropped", " ".join(map(str, drops)), "0 from the 2nd", not any(drops[1:]))
+
+
+def queue(bench: Bench) -> Iterator[Finding]:
+    """A queue of 1 MB, nothing set."""
+    with _link(bench, queue=1_000_000) as shape, bench.daemon() as (_, deliver):
+        ratios, drops = _exposures(bench, deliver, "queue", shape, 3)
+    yield Finding("a queue of 1 MB: first two", listed(ratios[:2]))
+    yield _at_most("a queue of 1 MB: third exposure", ratios[2:], 1.15)
+    yield Finding("a queue of 1 MB: dropped", " ".join(map(str, drops)))
+
+
+def change(bench: Bench) -> Iterator[Finding]:
+    """A link that narrows and widens, nothing set."""
+    with bench.daemon() as (_, deliver):
+        for number, mbit in enumerate((bench.args.rate, 0.3 * bench.args.rate, bench.args.rate)):
+            with _link(bench, rate_mbit=mbit) as shape:
+                ratios, drops = _exposures(bench, deliver, f"change{number}", shape, 3)
+            what = f"{'at' if not number else 'then'} {mbit:g} Mbit/s"
+            yield Finding(f"{what}: first and third", listed(ratios[::2]))
+            yield _at_most(f"{what}: second exposure", ratios[1:2], 1.2)
+            yield Finding(f"{what}: dropped", " ".join(map(str, drops)))
+
+
+#: A bulk transfer over one connection: to the address given, until it is ended.
+_BULK = """
+import socket, sys
+sock = socket.create_connection((sys.argv[1], int(sys.argv[2])))
+body = bytes(1 << 20)
+while True:
+    sock.sendall(body)
+"""
+_SINK = """
+import socket, sys
+server = socket.create_server((sys.argv[1], int(sys.argv[2])))
+while True:
+    sock, _ = server.accept()
+    while sock.recv(1 << 20):
+        pass
+"""
+BULK_PORT, RIVAL_S = 5001, 30.0
+
+
+def rival(bench: Bench) -> Iterator[Finding]:
+    """A bulk transfer over one connection with the kernel's congestion control, begun before and after ours."""
+    size = 8 << 20
+    files = make_files(bench.directory(), 23, size)
+
+    @contextmanager
+    def bulk() -> Iterator[None]:
+        with start(sys.executable, "-c", _BULK, FAR, str(BULK_PORT), name="bulk"):
+            yield
+
+    async def ours_for(deliver: Deliver, seconds: float) -> int:
+        """Upload the files again and again; return the bytes that were stored."""
+        began, stored = time.monotonic(), 0
+
+        async def one(file: Path) -> None:
+            nonlocal stored
+            while time.monotonic() - began < seconds:
+                try:
+                    await deliver(file, f"{bench.files.bucket}/rival/{file.name}")
+                except DeliveryError:  # too slow for its client, or for its attempt
+                    continue
+                stored += size if time.monotonic() - began < seconds else 0
+
+        await asyncio.gather(*map(one, files))
+        return stored
+
+    with bench.link.inside("far"), start(sys.executable, "-c", _SINK, FAR, str(BULK_PORT), name="sink") as sink:
+        sink.wait_port(BULK_PORT, FAR)
+        with bench.link.inside("near"):
+            for what in ("begun before us, the rate not known", "begun after us"):
+                with ExitStack() as stack:
+                    if "before" in what:
+                        stack.enter_context(bulk())
+                        time.sleep(RIVAL_S / 2)
+                    _, deliver = stack.enter_context(bench.daemon(quiet=False))
+                    if "after" in what:
+                        bench.bursts(deliver, "rival/before", 2)
+                        stack.enter_context(bulk())
+                        asyncio.run(ours_for(deliver, RIVAL_S / 3))
+                    before = bench.link.stats()["near_to_far"]["tx_bytes"]
+                    stored = asyncio.run(ours_for(deliver, RIVAL_S))
+                    passed = bench.link.stats()["near_to_far"]["tx_bytes"] - before
+                share = stored / passed
+                yield Finding(
+                    f"a bulk transfer {what}: our share", f"{share:.2f}", "0.35 to 0.65", 0.35 <= share <= 0.65
+                )
+
+
+def slowstart(bench: Bench) -> Iterator[Finding]:
+    """Where connections forget their windows in each pause, nothing set."""
+    with _link(bench, slow_start_after_idle=1) as shape, bench.daemon() as (_, deliver):
+        ratios, _ = _exposures(bench, deliver, "slowstart", shape, 3)
+    yield Finding("slow start after idle: first two", listed(ratios[:2]))
+    yield _at_most("slow start after idle: third exposure", ratios[2:], 1.3)
+
+
 CHECKS: dict[str, Callable[[Bench], Iterator[Finding]]] = {
-    check.__name__: check for check in (idle, idleclose, loss, single, bwlimit, stalls, receivers)
+    check.__name__: check
+    for checks in (
+        (idle, idleclose, loss, single, bwlimit, stalls, receivers),
+        (rates, queue, change, rival, slowstart),
+    )
+    for check in checks
 }

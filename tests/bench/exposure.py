@@ -10,52 +10,20 @@ import asyncio
 import os
 import shutil
 import statistics
-import sys
 import time
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bench.common import cpu_of_machine, make_files
+from bench.contenders import Deliver, DeliveryError, over_the_wire
 from lab.daemon import Daemon, daemon
-from lab.env import SYSTEM_PATH, clean_env, free_ports
-from lab.processes import start
+from lab.env import SYSTEM_PATH, clean_env
 from lab.s3 import S3Server
 
 HOOKS, SIDECAR_BYTES, IMAGE_BYTES = 23, 3_000, 8 << 20
-
-Deliver = Callable[[Path, str], Coroutine[Any, Any, None]]
-"""Have a file stored as BUCKET/KEY; DeliveryError when it was not."""
-
-#: What one would write with aiobotocore in an afternoon. It sets no more than Ceph and 23 hooks make it set.
-PLAIN = """
-import asyncio, sys
-from aiobotocore.config import AioConfig
-from aiobotocore.session import get_session
-url, ca, key, secret, port = sys.argv[1:]
-async def main():
-    config = AioConfig(max_pool_connections=25, s3={"addressing_style": "path"},
-                       request_checksum_calculation="when_required")
-    made = get_session().create_client("s3", endpoint_url=url, verify=ca, aws_access_key_id=key,
-                                       aws_secret_access_key=secret, region_name="us-east-1", config=config)
-    async with made as client:
-        async def serve(reader, writer):
-            file, destination = (await reader.readline()).decode().split()
-            _, bucket, key = destination.split("/", 2)
-            with open(file, "rb") as body:
-                await client.put_object(Bucket=bucket, Key=key, Body=body)
-            writer.write(b"Success")
-            writer.close()
-        server = await asyncio.start_server(serve, "127.0.0.1", int(port))
-        await server.serve_forever()
-asyncio.run(main())
-"""
-
-
-class DeliveryError(Exception):
-    """A contender did not deliver; the message is its output."""
 
 
 @dataclass(frozen=True)
@@ -145,23 +113,6 @@ class Files:
         return found
 
 
-def over_the_wire(port: int) -> Deliver:
-    """By a daemon on that port, each file asked for on a connection of its own, as hooks do."""
-
-    async def deliver(file: Path, destination: str) -> None:
-        try:
-            reader, writer = await asyncio.open_connection("127.0.0.1", port)
-            writer.write(f"{file} any/{destination}\n".encode())
-            answer = await reader.read()
-            writer.close()
-        except OSError as exc:
-            raise DeliveryError(str(exc)) from exc
-        if answer != b"Success":
-            raise DeliveryError(answer.decode() or "hung up")
-
-    return deliver
-
-
 def by_program(command: Callable[[Path, str], Sequence[str]], environ: dict[str, str]) -> Deliver:
     """By a program for each file."""
 
@@ -175,16 +126,6 @@ def by_program(command: Callable[[Path, str], Sequence[str]], environ: dict[str,
             raise DeliveryError(f"status {process.returncode}: {errors.decode(errors='replace')[-300:].strip()}")
 
     return deliver
-
-
-@contextmanager
-def plain(server: S3Server) -> Iterator[Deliver]:
-    """The aiobotocore daemon."""
-    (port,) = free_ports(1)
-    words = (server.url, str(server.ca), server.access_key, server.secret_key, str(port))
-    with start(sys.executable, "-c", PLAIN, *words, name="aiobotocore") as process:
-        process.wait_port(port)
-        yield over_the_wire(port)
 
 
 @contextmanager

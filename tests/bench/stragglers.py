@@ -24,7 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from bench.common import make_files
-from bench.exposure import HOOKS, Burst, Deliver, Files, ours
+from bench.contenders import Deliver
+from bench.exposure import HOOKS, Burst, Files, ours
 from lab.counting import GOOD, Request, Store, Treatment, counting
 from lab.daemon import Daemon
 

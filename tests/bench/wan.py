@@ -3,6 +3,7 @@
     tests/bench/wan                                            # burst: the table, the picture, JSON
     tests/bench/wan --only stalls --only single                # single checks
     tests/bench/wan --tools ~/go/bin --contender rclone        # the alternatives
+    tests/bench/wan --daemon 'other=/opt/other --quiet'        # any daemon that answers POST /upload; see contenders.py
 
     burst      three exposures, 35 s apart, by s3daemon and by the alternatives
     idle       after ten minutes (--idle) without one
@@ -12,6 +13,11 @@
     bwlimit    a limit of 200 Mbit/s, with 1 and with 25 uploads
     stalls     a receiver fails during one of 25 uploads, in each of four ways
     receivers  one of four receivers answers 503 to everything
+    rates      links of 100, 300 and 2 500 Mbit/s, nothing set
+    queue      a queue of 1 MB in front of the link, nothing set
+    change     a link of 1 000 Mbit/s that has 300 for some exposures, nothing set
+    rival      a bulk transfer on the link, begun before and after ours, nothing set
+    slowstart  tcp_slow_start_after_idle left on, nothing set
 
 The figure of an exposure is its ratio to the limit: its bytes through the link, and a round trip each for a sidecar and
 its image. Every check prints its figure, its bar and its verdict. A run in which the emulator did not keep up is
@@ -29,11 +35,13 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bench.checks import CHECKS, Bench, Finding, listed
-from bench.exposure import Deliver, Files, Shape, cores, left_out, plain, programs
+from bench.contenders import Deliver, given, plain, raw
+from bench.exposure import Files, Shape, cores, left_out, programs
 from bench.picture import draw
 from lab.certs import Authority
 from lab.nginx import nginx
@@ -42,11 +50,12 @@ from lab.s3 import S3Server
 from lab.wan import FAR, wan
 
 OURS: dict[str, dict[str, str]] = {
-    "s3daemon": {"bwlimit": "{bwlimit}"},
+    "s3daemon": {},
+    "s3daemon, limit set": {"bwlimit": "{bwlimit}"},
     "s3daemon, primed": {"bwlimit": "{bwlimit}", "prime": "{bucket}/prime"},
-    "s3daemon, no limit": {},
+    "s3daemon, no limit": {"bwlimit": "off"},
 }
-PLAIN = "aiobotocore daemon"
+PLAIN, RAW = "aiobotocore daemon", "raw aiohttp daemon"
 #: Programs keep nothing from one exposure to the next.
 PROGRAMS_APART_S = 5.0
 
@@ -57,12 +66,20 @@ def burst(bench: Bench) -> Iterator[Finding]:
     tools = programs(bench.server, bench.directory(), args.tools)
     print(f"the limit is {bench.shape.limit_s():.3f} s; {cores()} cores")
     print(f"{'':20} exposure  sidecar: p50    max   all: done  ratio   cores  dropped  late")
-    for name in args.contender or [*OURS, PLAIN, *tools]:
+    for name in args.contender or [*OURS, *_daemons(bench), *tools]:
         for _ in range(args.runs if name in OURS else 1):
             _run(bench, name, tools)
     for name in left_out(tools):
         print(f"{name:20} is not installed: left out")
     yield from _verdicts(bench)
+
+
+def _daemons(bench: Bench) -> dict[str, Callable[[], Any]]:
+    """The other daemons by name, and what starts each; the raw one is understood by a sink alone."""
+    found: dict[str, Callable[[], Any]] = {PLAIN: partial(plain, bench.server)}
+    if bench.args.store == "nginx":
+        found[RAW] = partial(raw, bench.server)
+    return found | {text.partition("=")[0]: partial(given, text, bench.server) for text in bench.args.daemon}
 
 
 def _run(bench: Bench, name: str, tools: dict[str, Deliver]) -> None:
@@ -73,8 +90,8 @@ def _run(bench: Bench, name: str, tools: dict[str, Deliver]) -> None:
             given = {"bwlimit": args.bwlimit, "bucket": bench.files.bucket}
             settings: dict[str, Any] = {key: text.format(**given) for key, text in OURS[name].items()}
             _, deliver = stack.enter_context(bench.daemon(**settings))
-        elif name == PLAIN:
-            deliver = stack.enter_context(plain(bench.server))
+        elif name in (others := _daemons(bench)):
+            _, deliver = stack.enter_context(others[name]())
         else:
             deliver = tools[name]
         was = bench.link.stats()["near_to_far"]
@@ -106,7 +123,9 @@ def _verdicts(bench: Bench) -> Iterator[Finding]:
         yield Finding(f"{name}: files not delivered", str(lost), "0", lost == 0)
         first, last = ([run["ratios"][n] for run in runs] for n in (0, -1))
         small = [seconds for run in runs for seconds in run["bursts"][-1]["sidecars"]]
-        bars = {"s3daemon": (1.6, 1.1), "s3daemon, primed": (1.25, 1.1)}.get(name)
+        bars = {
+            "s3daemon": (1.8, 1.1), "s3daemon, limit set": (1.6, 1.1), "s3daemon, primed": (1.25, 1.1)
+        }.get(name)  # fmt: skip
         for which, ratios, bar in (("first", first, bars and bars[0]), ("last", last, bars and bars[1])):
             middle = statistics.median(ratios)
             met = middle <= bar if bar else None
@@ -126,14 +145,22 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--idle", type=float, default=600.0, help="seconds of idleness (600)")
     parser.add_argument("--rtt", type=float, default=200.0, help="of the link, ms (200)")
     parser.add_argument("--rate", type=float, default=1000.0, help="of the link, Mbit/s (1000)")
+    parser.add_argument("--queue", type=int, help="before the link, bytes (what it carries in a round trip)")
+    parser.add_argument("--slow-start-after-idle", action="store_true", help="leave that sysctl on")
     parser.add_argument("--bwlimit", default="1G", help="S3DAEMON_BWLIMIT, at the link's rate (1G)")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=TEXT", help="another of its settings")
     parser.add_argument("--store", choices=("nginx", "rgw"), default="nginx", help="the far end (nginx, a sink)")
+    parser.add_argument("--daemon", action="append", default=[], metavar="NAME=COMMAND", help="another contender")
     parser.add_argument("--tools", default="", help="directories with s5cmd, rclone, aws; colons between")
     parser.add_argument("--out", default="/var/tmp/s3daemon-wan", help="where .json and .png go")
     parser.add_argument("--add", action="store_true", help="to the exposures that are there already")
     args = parser.parse_args()
-    args.link = {"rtt_ms": args.rtt, "rate_mbit": args.rate, "slow_start_after_idle": 0}
+    args.link = {
+        "rtt_ms": args.rtt,
+        "rate_mbit": args.rate,
+        "slow_start_after_idle": int(args.slow_start_after_idle),
+        **({"queue": args.queue} if args.queue else {}),
+    }
     return args
 
 

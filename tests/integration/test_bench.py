@@ -5,11 +5,27 @@ By hand, with numbers that mean something: tests/bench/local, tests/bench/load, 
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from lab.env import TREE, UnavailableError, clean_env, program
+
+#: Takes each form for stored, if it has all that it needs.
+OTHER = """
+import http.server, os, urllib.parse
+assert os.environ["S3_ENDPOINT_URL"].startswith("https://") and os.environ["AWS_CA_BUNDLE"]
+assert os.environ["AWS_ACCESS_KEY_ID"] and os.environ["AWS_SECRET_ACCESS_KEY"]
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        form = dict(urllib.parse.parse_qsl(self.rfile.read(int(self.headers["Content-Length"])).decode()))
+        good = self.path == "/upload" and os.path.isfile(form["file"]) and form["uri"].startswith("s3://bucket/")
+        self.send_response(200 if good and form["slug"] else 400)
+        self.end_headers()
+http.server.ThreadingHTTPServer(("127.0.0.1", int(os.environ["PORT"])), Handler).serve_forever()
+"""
 
 
 def run(name: str, *arguments: str) -> list[str]:
@@ -30,7 +46,17 @@ def test_local_prints_a_line_for_each_figure() -> None:
         except UnavailableError as missing:
             pytest.skip(str(missing))
     lines = run("local.py", "--store", "seaweed", "--rounds", "1", "--small", "5", "--large", "1")
-    assert [line.split()[0] for line in lines] == ["small", "durable", "send", "accept", "large", "curl", "verified"]
+    figures = ["small", "cpu", "durable", "send", "accept", "sidecars", "late", "large", "curl", "verified"]
+    assert [line.split()[0] for line in lines] == figures
+
+
+def test_a_daemon_that_answers_forms_is_a_contender(tmp_path: Path) -> None:
+    """It gets its port, endpoint, keys and certificates from the environment, and its figures are beside ours."""
+    program = tmp_path / "other.py"
+    program.write_text(OTHER)
+    lines = run("local.py", "--only", "sidecars", "--rounds", "1", "--daemon", f"other={sys.executable} {program}")
+    assert [line.split()[0] for line in lines] == ["sidecars", "late"]
+    assert all(re.search(r"\bother [0-9.-]+", line) for line in lines)
 
 
 def test_load_serves_every_client_and_transfer() -> None:

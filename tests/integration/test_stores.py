@@ -1,7 +1,7 @@
 """The matrix: the daemon as a program before every kind of store, as s3daemon-tuning(7) reports of it.
 
-Stores that `packaging/bootstrap` does not install are skipped where `tests/lab/install-stores` did not run, and in CI are
-no part of it. S3DAEMON_TEST_IDLE is how long connections rest, seconds; the manual's figures are of 70.
+Stores that `packaging/bootstrap` does not install are skipped where `tests/lab/install-stores` did not run, and are no
+part of CI. S3DAEMON_TEST_IDLE is how long connections rest, seconds; the manual's figures are of 70.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ODD_KEYS = ["a//b///c", "/leading", "back\\slash", "x" * 1024, "plain/as/an/obje
 
 
 def those(*in_ci: str, **traits: bool) -> pytest.MarkDecorator:
-    """Run a test with the stores that are so; in CI with those that it has, or with these, as others take long there."""
+    """Run a test with the stores that are so; in CI with those that it has, or only with these."""
     candidates = (in_ci or BUILT_IN) if IN_CI else tuple(TRAITS)
     names = [name for name in candidates if all(getattr(TRAITS[name], trait) is to for trait, to in traits.items())]
     return pytest.mark.parametrize("store", names, indirect=True)
@@ -222,7 +222,7 @@ def test_wrong_keys(store: Store, tmp_path: Path, wrong: str) -> None:
     assert_stored(store.server, bucket, "key", file)
 
 
-@those("rgw", "seaweed")
+@those("rgw")
 def test_parts_are_resumed_after_a_kill(store: Store, tmp_path: Path) -> None:
     """Killed at half of a paced file, at least 40 % of it is not sent again, and no upload is left.
 

@@ -1,8 +1,9 @@
 """A store that misbehaves as a plan says, on one address or more, and keeps the history that it is judged by.
 
-It lives in the caller's event loop. Each destination has scripts: what to do with its next PUT, look-up, part, creation,
-completion or list of parts; a `constant` behaviour applies to all requests of an operation. Without either, the store is
-an honest S3 server that checks no signature. Behaviours are plain values, so that a plan can be written to a file.
+It lives in the caller's event loop. Each destination has scripts: what to do with its next PUT, look-up, part,
+creation, completion or list of parts; a `constant` behaviour applies to all requests of an operation. Without either,
+the store is an honest S3 server that checks no signature. Behaviours are plain values, so that a plan can be written to
+a file.
 
 A store cannot do everything: it keeps only what it took, and it has no ETag of what it does not keep. Nothing on the
 wire would tell from the truth an answer that claims the right ETag for an object that is not there.
@@ -348,18 +349,8 @@ class LyingStore:
     async def _end(
         self, request: Request, plan: Behaviour, status: int, headers: dict[str, str], content: bytes
     ) -> bool:
-        writer = request.writer
-        if plan.end == End.RESET:
-            _reset(writer)
-        elif plan.end == End.SILENCE:
-            await request.reader.read(-1)
-        elif plan.end == End.HALF:
-            await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: ")
-        elif plan.end == End.ENDLESS:
-            await _write(writer, f"HTTP/1.1 {status} Whatever\r\nContent-Type: text/html\r\n\r\n".encode())
-            for _ in range(ENDLESS_BYTES // _PIECE_BYTES):
-                await _write(writer, HTML[:1] * _PIECE_BYTES)
         if plan.end not in (End.ANSWER, End.ANSWER_AND_CLOSE):
+            await _break(request, plan.end, status)
             return False
         if plan.gzip and content:
             content, headers = gzip.compress(content), headers | {"Content-Encoding": "gzip"}
@@ -371,12 +362,27 @@ class LyingStore:
             content = b""
         named = {"Content-Length": str(len(content))} | headers
         lines = [f"HTTP/1.1 {status} Whatever", *(f"{name}: {text}" for name, text in named.items()), "", ""]
-        await _write(writer, "\r\n".join(lines).encode() + (b"" if request.method == "HEAD" else content))
+        await _write(request.writer, "\r\n".join(lines).encode() + (b"" if request.method == "HEAD" else content))
         return plan.end == End.ANSWER
 
     def _assembled(self, name: str, content: bytes, metadata: dict[str, str], etag: str) -> None:
         whole = md5(content, usedforsecurity=False).hexdigest()
         self.destinations[name].kept = Kept(whole, len(content), metadata, etag)
+
+
+async def _break(request: Request, end: str, status: int) -> None:
+    """End an answer otherwise than whole."""
+    writer = request.writer
+    if end == End.RESET:
+        _reset(writer)
+    elif end == End.SILENCE:
+        await request.reader.read(-1)
+    elif end == End.HALF:
+        await _write(writer, b"HTTP/1.1 200 OK\r\nContent-Length: 1000\r\nETag: ")
+    elif end == End.ENDLESS:
+        await _write(writer, f"HTTP/1.1 {status} Whatever\r\nContent-Type: text/html\r\n\r\n".encode())
+        for _ in range(ENDLESS_BYTES // _PIECE_BYTES):
+            await _write(writer, HTML[:1] * _PIECE_BYTES)
 
 
 async def _write(writer: asyncio.StreamWriter, raw: bytes) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import boto3
+
 from lab.env import MACHINE_ENV, UnavailableError, clean_env, free_ports, program
 from lab.processes import start
 from lab.rgw import Gateway
@@ -140,8 +140,8 @@ def _rgw(directory: Path, cluster: Callable[[], Gateway]) -> Store:
     (port,) = free_ports(1)
     gateway = cluster()
     words: list[str | Path] = [
-        program("radosgw"), "-c", gateway.config, "-f", "-n", "client.rgw", "--admin-socket=", f"--rgw-data={directory}",
-        f"--rgw-frontends=beast endpoint=127.0.0.1:{port}",
+        program("radosgw"), "-c", gateway.config, "-f", "-n", "client.rgw", "--admin-socket=",
+        f"--rgw-data={directory}", f"--rgw-frontends=beast endpoint=127.0.0.1:{port}",
     ]  # fmt: skip
     made = _program("rgw", words, port)
 
@@ -240,7 +240,8 @@ def _s3proxy(directory: Path) -> Store:
     properties.write_text("".join(f"{name}={value}\n" for name, value in given.items()))
     jars = f"{_installed('s3proxy')}/*"
     words: list[str | Path] = [
-        program("java"), "-Xmx512m", "-DLOG_LEVEL=warn", "-cp", jars, "org.gaul.s3proxy.Main", "--properties", properties
+        program("java"), "-Xmx512m", "-DLOG_LEVEL=warn", "-cp", jars, "org.gaul.s3proxy.Main",
+        "--properties", properties
     ]  # fmt: skip
     return _program("s3proxy", words, port)
 

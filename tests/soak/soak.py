@@ -4,11 +4,11 @@
 
 Every 4 to 6 s an exposure: 23 images, for each the JSON and then the FITS file, waiting for each, as the hooks do it:
 one host's cadence ten times as fast, with files small enough for loopback and two cores. Some keys get newer content
-again and again, some files go in parts. In front of the store, SeaweedFS, a proxy with two addresses injects faults into
-PUTs and completions (`lab.faults`), is unreachable at one address or both for seconds, refuses the keys, which holds the
-queue until a reload, or breaks the signatures of some keys, which stops no other. The daemon is killed, terminated and reloaded;
-waiting clients' connections go from one process to the next, as under systemd. Clients remove some files once the reply
-was *stored*.
+again and again, some files go in parts. In front of the store, SeaweedFS, a proxy with two addresses injects faults
+into PUTs and completions (`lab.faults`), is unreachable at one address or both for seconds, refuses the keys, which
+holds the queue until a reload, or breaks the signatures of some keys, which stops no other. The daemon is killed,
+terminated and reloaded; waiting clients' connections go from one process to the next, as under systemd. Clients remove
+some files once the reply was *stored*.
 
 The audit reads every object from the store, past the proxy, and compares its MD5 with what was sent:
 

@@ -109,7 +109,7 @@ def test_the_first_send_starts_the_service(service: Service, rgw: Gateway, bucke
     assert record["PRIORITY"] == "6"
     assert record["_UID"] == service.box.exec("id", "-u", "s3daemon").stdout.strip()
 
-    # It is updated every two seconds. The gateway listens on 127.0.0.1; that localhost may also be ::1 is not mentioned.
+    # Updated every two seconds. The gateway listens on 127.0.0.1; that localhost may also be ::1 is not mentioned.
     idle = re.compile(r"0 in flight; 0 pending; \d+ of 30 connections open")
     service.wait_show("StatusText", lambda text: idle.fullmatch(text) is not None)
     explained = service.box.exec("journalctl", "-x", "-u", service.unit, "S3DAEMON_KEY=first").stdout

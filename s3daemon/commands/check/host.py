@@ -14,6 +14,8 @@ from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.config.settings import PRIME_AUTO, Settings
 from s3daemon.errors import SettingsError
 from s3daemon.ingress.access import resolve_users
+from s3daemon.network.rate.kept import KeptRate
+from s3daemon.units import rate
 
 #: On shorter paths than this the settings that are checked cost nothing.
 LONG_PATH_S = 0.01
@@ -50,11 +52,22 @@ def sysctls(findings: Findings, host: Host, settings: Settings, rtt_s: float | N
     elif idle:
         findings.ok("sysctl", f"net.ipv4.tcp_slow_start_after_idle = {idle}: connections stay fast while idle")
     _buffers(findings, host, settings, rtt_s)
-    if not settings.bwlimit_bps and (rtt_s is None or rtt_s >= LONG_PATH_S):
-        gain = "a burst over 200 ms takes 2.6 s instead of 2.1 s, and the first one 4.3 s instead of 3.1 s"
-        cure = "set it to what this host may send to the store, such as 4G, or 2 % less where queues are short"
-        findings.warn("limits", f"S3DAEMON_BWLIMIT is not set, and uploads overrun the path: {gain}; {cure}")
+    _limit(findings, host, settings, rtt_s)
     _priming(findings, settings.prime, rtt_s)
+
+
+def _limit(findings: Findings, host: Host, settings: Settings, rtt_s: float | None) -> None:
+    """Say what uploads may send together, and where that comes from."""
+    is_long = rtt_s is None or rtt_s >= LONG_PATH_S
+    if settings.bwlimit_bps:
+        findings.ok("limits", f"uploads share {rate(settings.bwlimit_bps)}, set by S3DAEMON_BWLIMIT")
+    elif settings.bwlimit_bps == 0 and is_long:
+        gain = "a burst over 200 ms takes 2.6 s instead of 2.1 s, and the first one 4.3 s instead of 3.1 s"
+        findings.warn("limits", f"S3DAEMON_BWLIMIT is off, and uploads overrun the path: {gain}; auto is right")
+    elif settings.bwlimit_bps is None and is_long:
+        kept = KeptRate(host.path(Path(settings.state_dir)), settings.endpoint_url).read()
+        known = f"{rate(kept)}, kept from before" if kept else "not known yet, or it cannot be read"
+        findings.ok("limits", f"uploads share the rate of the narrowest link, which the daemon finds: {known}")
 
 
 def _priming(findings: Findings, prime: str, rtt_s: float | None) -> None:

@@ -62,7 +62,7 @@ def test_the_least() -> None:
     assert times == [5, 10, 30, 60]
     assert [settings.retry_for_s, settings.keep_failed_s] == [7 * 86400, 7 * 86400]
     assert [settings.drain_timeout_s, settings.keepalive_interval_s] == [20, 10]
-    assert (settings.bwlimit_bps, settings.congestion) == (0, "")
+    assert (settings.bwlimit_bps, settings.congestion) == (None, "")
     assert (settings.verify, settings.log_level, settings.state_dir) == ("auto", "info", "/var/lib/s3daemon")
     assert settings.allowed_roots + settings.allowed_buckets + settings.allowed_users == ()
 

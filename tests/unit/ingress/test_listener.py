@@ -102,6 +102,24 @@ def test_clients_without_a_slot_wait_in_the_backlog(house: Run) -> None:
     house(test, max_clients=2)
 
 
+def test_the_first_of_a_burst_are_served_before_the_last_are_accepted(house: Run) -> None:
+    """Else the first body of a burst would leave as late as the last."""
+
+    async def test(house: House) -> None:
+        house.reply.set()
+        for _ in range(40):
+            house.call(b"x")
+        served_at: list[int] = []
+        async with asyncio.timeout(10):
+            while len(house.read) < 40:
+                await asyncio.sleep(0)
+                if house.read:
+                    served_at.append(house.listener.clients)
+        assert served_at[0] < 20
+
+    house(test, max_clients=100)
+
+
 def test_an_idle_socket_uses_no_slot(house: Run) -> None:
     """With one slot, the clients of either socket are served."""
 

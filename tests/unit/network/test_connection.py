@@ -17,7 +17,7 @@ from lab.scripted import Exchange, Script, answering, hang_up_after, scripted
 from lab.sending import in_loop, settings_for
 
 from s3daemon.network.connection import ANSWER_MAX_BYTES, Connection
-from s3daemon.network.pacing import Pacer
+from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.tcp import UNPACED_PACKETS
 
 

@@ -20,7 +20,7 @@ from s3daemon.network.keepalive import (
     IdleLimit,
     find_small_request,
 )
-from s3daemon.network.pacing import Pacer
+from s3daemon.network.rate.pacing import Pacer
 
 WANTED_S = 10.0
 #: When, the idle times of those closed, and the longest of those still open, all in seconds.

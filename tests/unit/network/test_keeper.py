@@ -9,14 +9,36 @@ from collections.abc import Callable, Iterator
 
 import aiohttp
 import pytest
-from lab.keeping import CONNECTIONS, INTERVAL_S, Clock, ResolvingLoop, answered, kept, run_resolving, sweeps
-from lab.scripted import Exchange, Script, Scripted, answering, hang_up_after, scripted, silent_after
+from lab.keeping import (
+    CONNECTIONS,
+    INTERVAL_S,
+    Clock,
+    ResolvingLoop,
+    answered,
+    kept,
+    run_resolving,
+    sweeps,
+)
+from lab.scripted import (
+    Exchange,
+    Script,
+    Scripted,
+    answering,
+    hang_up_after,
+    scripted,
+    silent_after,
+)
 from lab.sending import in_loop
 
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
-from s3daemon.network.keepalive import SILENT_CLOSES, SMALL_REQUESTS, SWEEP_S, TRIAL_EVERY_S
-from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES
+from s3daemon.network.keepalive import (
+    SILENT_CLOSES,
+    SMALL_REQUESTS,
+    SWEEP_S,
+    TRIAL_EVERY_S,
+)
+from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES, RETRY_MAX_S
 from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S, ConnectionPool
 from s3daemon.network.tcp import UNPACED_PACKETS
 
@@ -172,8 +194,8 @@ async def test_another_small_request_is_used_where_it_keeps_the_connection(caplo
 
 
 @in_loop
-async def test_a_server_that_hangs_up_is_tried_ever_less_often() -> None:
-    """One that accepts connections and closes them gets a single attempt at a time, after ever longer pauses."""
+async def test_a_server_that_hangs_up_is_tried_less_often() -> None:
+    """One that accepts connections and closes them gets a single attempt at a time, ever later, up to a limit."""
     clock, at_once = Clock(), 4
     settings = {"max_connections": 2 * at_once, "reserve": 0, "keepalive_interval_s": 100.0}
     async with scripted(other=hang_up_after()) as server, kept(server, clock, **settings):
@@ -185,7 +207,7 @@ async def test_a_server_that_hangs_up_is_tried_ever_less_often() -> None:
             assert len(server.connections) == 2 * count
 
         await attempts_are(at_once)
-        for number, pause_s in enumerate((2, 4, 8, 16)):
+        for number, pause_s in enumerate((2, 4, RETRY_MAX_S, RETRY_MAX_S)):
             clock.now += pause_s - 0.1
             await attempts_are(at_once + number)
             clock.now += 0.1

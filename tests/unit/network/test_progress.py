@@ -19,8 +19,8 @@ from hypothesis import strategies as st
 from lab import env, processes
 from lab.loopback import connected_pair, listening, read_to_the_end
 
-from s3daemon.network.pacing import Pacer
 from s3daemon.network.progress import Progress, StallWatch, Upload
+from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.straggler import Moved
 from s3daemon.network.tcp import reset_on_close
 
@@ -128,7 +128,7 @@ def test_what_arrived_is_known_after_the_connection_was_closed(pair: tuple[socke
 def test_an_abort_ends_with_a_reset_though_all_was_acknowledged(
     pair: tuple[socket.socket, socket.socket], aborted: bool
 ) -> None:
-    """A body that the peer's kernel has and the peer has not read is dropped by it; a kept connection ends politely."""
+    """The peer is notified by an error, also when it has not read the body yet; a kept connection ends politely."""
     here, there = pair
     upload = upload_of(10)
     transport = FakeTransport(here)

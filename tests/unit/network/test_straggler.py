@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from s3daemon.network.straggler import MOVES_MAX, SILENT_S, Move, Moved, Pace, Stragglers
+from s3daemon.network.straggler import (
+    MOVES_MAX,
+    SILENT_S,
+    Move,
+    Moved,
+    Pace,
+    Stragglers,
+)
 
 TICK_S = 0.125
 MIB = 1 << 20
@@ -94,6 +101,11 @@ def with_burst(rate: float, burst: int = 400_000) -> Rate:
     return lambda age: burst / 0.05 if age < 0.05 else rate
 
 
+def in_lumps(phase: float) -> Rate:
+    """300 kB/s in lumps, as a receiver takes them that opens its window seldom."""
+    return lambda age: 600e3 / 0.05 if (age + phase) % 2.0 < 0.05 else 0.0
+
+
 FAST_ONES = [Body() for _ in range(18)]
 
 
@@ -122,6 +134,10 @@ def copies(bodies: list[Body]) -> list[Body]:
         ("new among warm ones, over a long way", [Body(rate=opening(0.2), rtt_s=0.2), *(
             Body(rate=5e6, rtt_s=0.2) for _ in range(18))], set(), 0),
         ("all slow", [Body(2 * MIB, with_burst(SLOW)) for _ in range(23)], set(), 0),
+        ("all slow, and half of them fit into a buffer", [
+            Body(2 * MIB, with_burst(SLOW, 3 * MIB if n % 2 else 400_000), answer_s=20) for n in range(23)], set(), 0),
+        ("all slow, and each moves every other second", [
+            Body(2 * MIB, in_lumps(n % 2)) for n in range(24)], set(), 0),
         ("all slow, after one another", [Body(2 * MIB, with_burst(SLOW), at=n / 4) for n in range(23)], set(), 0),
         ("all slow, alone each", [Body(MIB, with_burst(SLOW), at=12.0 * n) for n in range(3)], set(), 0),
         ("the link stalls under the last eight", [*FAST_ONES, *(

@@ -16,7 +16,7 @@ from lab.loopback import connected_pair, read_to_the_end
 from lab.schemes import tls_with
 from lab.sending import in_loop
 
-from s3daemon.network.pacing import SO_MAX_PACING_RATE
+from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE
 from s3daemon.network.tcp import (
     UNPACED_PACKETS,
     TcpInfo,

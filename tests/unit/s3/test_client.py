@@ -52,7 +52,7 @@ async def signed(settings: Settings, recorder: Recorder, **params: Any) -> dict[
     signer = Signer(settings)
     await signer.open(recorder)
     try:
-        await signer.client.put_object(Bucket="bucket", Key="key", Body=b"x", **params)
+        await signer.call("put_object", Bucket="bucket", Key="key", Body=b"x", **params)
     finally:
         await signer.close()
     found = recorder.requests[-1].headers.items()
@@ -76,7 +76,7 @@ async def test_a_redirect_is_not_followed() -> None:
     signer = Signer(settings)
     await signer.open(recorder)
     with pytest.raises(signer.client.exceptions.ClientError):
-        await signer.client.put_object(Bucket="bucket", Key="key", Body=b"x")
+        await signer.call("put_object", Bucket="bucket", Key="key", Body=b"x")
     await signer.close()
     assert len(recorder.requests) == 1
 

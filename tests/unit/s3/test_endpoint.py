@@ -15,6 +15,7 @@ from lab.sending import in_loop, settings_for
 
 from s3daemon.config.settings import Settings
 from s3daemon.errors import SettingsError
+from s3daemon.network.rate.bandwidth import Limit, Origin
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.s3.store import Store
 
@@ -62,9 +63,27 @@ async def test_connections_are_kept_if_their_settings_are(change: dict[str, Any]
     before = endpoint_of(SETTINGS)
     after = endpoint_of(replace(SETTINGS, **change), before)
     assert (after.pool is before.pool) is kept
+    await after.open()
     assert after.pool.pacer.is_limited is ("bwlimit_bps" in change)
     await before.close(after)
     await after.close()
+
+
+@in_loop
+async def test_a_refused_reload_leaves_the_limit_as_it_was(tmp_path: Path) -> None:
+    """Without keys the new endpoint does not open, and what uploads may send stays."""
+    before = endpoint_of(replace(SETTINGS, bwlimit_bps=8_000_000))
+    await before.open()
+    file = tmp_path / "credentials"
+    file.write_text("")
+    faulty = replace(SETTINGS, access_key="", secret_key="", shared_credentials_file=str(file), bwlimit_bps=1_000_000)
+    after = endpoint_of(faulty, before)
+    with pytest.raises(SettingsError):
+        await after.open()
+    assert after.pool is before.pool
+    assert before.pool.bandwidth.limit == Limit(8_000_000, Origin.SET)
+    await after.close(before)
+    await before.close()
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ class Scene:
     def __init__(self, operation: Callable[..., Awaitable[Any]], **settings: Any) -> None:
         self.pool = FakePool()
         pool: Any = self.pool
-        signer: Any = SimpleNamespace(client=SimpleNamespace(put_object=operation, head_object=operation))
+        signer: Any = SimpleNamespace(call=lambda _, **params: operation(**params))
         self.sender = Sender(settings_for("http://store", **settings), pool, signer)
 
 

@@ -7,17 +7,24 @@ clients get at a stop is tested under a real systemd, in tests/system/test_syste
 import array
 import asyncio
 import os
+import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from s3daemon.errors import StartError
-from s3daemon.systemd.notify import QUEUE_WAIT_S, Notifier, has_stop_job, is_stopped_for_good, own_unit
+from s3daemon.systemd.notify import (
+    QUEUE_WAIT_S,
+    Notifier,
+    has_stop_job,
+    is_stopped_for_good,
+    own_unit,
+)
 
 
 class Systemd:
@@ -154,6 +161,50 @@ def test_a_burst_that_exceeds_the_queue_arrives_while_systemd_reads(systemd: Sys
     systemd.socket.setblocking(False)
     assert all(stored)
     assert received == [f"FDSTORE=1\nFDNAME=client{n}" for n in range(count)]
+
+
+def test_a_systemd_that_opened_another_socket_gets_the_next_notification(systemd: Systemd) -> None:
+    """As after an upgrade of systemd: the socket to the former one is given up."""
+    notifier = systemd.notifier()
+    notifier.status("before")
+    systemd.socket.close()
+    notifier.status("lost")
+    systemd.path.unlink()
+    systemd.socket = Systemd(systemd.path).socket
+    notifier.forget("two")
+    assert systemd.texts() == ["FDSTOREREMOVE=1\nFDNAME=two"]
+
+
+@contextmanager
+def no_free_descriptor() -> Iterator[None]:
+    """No descriptor can be opened within the block."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))  # with 0, poll() of one fails too
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_one_socket_serves_all_notifications(systemd: Systemd) -> None:
+    """So a daemon whose clients use up its descriptors still pings its watchdog."""
+    notifier = systemd.notifier()
+    notifier.status("first")
+    with no_free_descriptor():
+        notifier.status("second")
+    assert systemd.texts() == ["STATUS=first", "STATUS=second"]
+
+
+def test_without_a_free_descriptor_nothing_fails(systemd: Systemd) -> None:
+    """What must arrive does when there is one again, and a connection is reported as not stored."""
+    notifier = systemd.notifier()
+    ours, client = socket.socketpair()
+    with ours, client:
+        with no_free_descriptor():
+            assert not notifier.store("one", ours)
+            notifier.forget("two")
+        notifier.status("again")
+    assert systemd.texts() == ["FDSTOREREMOVE=1\nFDNAME=two", "STATUS=again"]
 
 
 def test_an_abstract_name(tmp_path: Path) -> None:

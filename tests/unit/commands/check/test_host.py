@@ -9,6 +9,7 @@ import pytest
 from fake_host import SYSCTLS, Looked, account, settings
 
 from s3daemon.commands.check import host as checks_host
+from s3daemon.network.rate.kept import KeptRate
 
 
 def test_tuned_host(tmp_path: Path) -> None:
@@ -22,7 +23,7 @@ def test_default_host(tmp_path: Path) -> None:
     """What an untuned kernel costs is said in seconds and Mbit/s: 4 MB over 200 ms are 168 Mbit/s."""
     sysctls = {"net.ipv4.tcp_slow_start_after_idle": "1", "net.ipv4.tcp_wmem": "4096 16384 4194304"}
     looked = Looked(tmp_path, **sysctls)
-    checks_host.sysctls(looked.findings, looked.host, settings(), 0.2)
+    checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=0), 0.2)
     assert looked.levels() == {"warn", "note"}
     assert looked.one("slow_start").startswith("warn sysctl net.ipv4.tcp_slow_start_after_idle = 1: ")
     assert "2.6 s instead of 2.1 s" in looked.one("slow_start")
@@ -72,17 +73,31 @@ def test_nothing_to_read(tmp_path: Path) -> None:
     """A container that hides /proc/sys is not a fault."""
     looked = Looked(tmp_path, **dict.fromkeys(SYSCTLS, ""))
     checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=10**9), None)
-    assert looked.lines == []
+    assert looked.lines == ["ok limits uploads share 1 Gbit/s, set by S3DAEMON_BWLIMIT"]
 
 
 @pytest.mark.parametrize(
-    ("bwlimit", "rtt_s", "warned"), [(0, 0.2, True), (0, None, True), (0, 0.001, False), (4 * 10**9, 0.2, False)]
+    ("bwlimit", "rtt_s", "found"),
+    [
+        (0, 0.2, "warn limits S3DAEMON_BWLIMIT is off"),
+        (0, None, "warn limits S3DAEMON_BWLIMIT is off"),
+        (0, 0.001, ""),
+        (4 * 10**9, 0.2, "ok limits uploads share 4 Gbit/s, set by S3DAEMON_BWLIMIT"),
+        (None, 0.2, "ok limits uploads share the rate of the narrowest link, which the daemon finds: 994 Mbit/s, kept"),
+        (None, 0.001, ""),
+    ],
 )
-def test_bandwidth(tmp_path: Path, bwlimit: int, rtt_s: float | None, warned: bool) -> None:
-    """A rate to share is recommended where the path is long."""
+def test_bandwidth(tmp_path: Path, bwlimit: int | None, rtt_s: float | None, found: str) -> None:
+    """The rate in force and where it comes from; auto is recommended where the path is long."""
     looked = Looked(tmp_path)
-    checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=bwlimit), rtt_s)
-    assert any(line.startswith("warn limits S3DAEMON_BWLIMIT is not set") for line in looked.lines) == warned
+    chosen = settings(bwlimit_bps=bwlimit)
+    directory = looked.host.path(Path(chosen.state_dir))
+    directory.mkdir(parents=True, exist_ok=True)
+    KeptRate(directory, chosen.endpoint_url).write(994_000_000)
+    checks_host.sysctls(looked.findings, looked.host, chosen, rtt_s)
+    lines = [line for line in looked.lines if " limits " in line]
+    assert len(lines) == bool(found)
+    assert all(line.startswith(found) for line in lines)
 
 
 @pytest.mark.parametrize(

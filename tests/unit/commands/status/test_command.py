@@ -39,7 +39,7 @@ def shown(view: View, out: io.StringIO, width: int | None = None) -> str:
 
 def test_a_pipe_gets_plain_text() -> None:
     head, state, blank, title, *rest = shown(view(busy()), io.StringIO()).splitlines()
-    assert head == "s3daemon 1.0.0 on camera-3, to https://s3.example.org"
+    assert head == "s3daemon 1.0.0 on camera-3, to https://s3.example.org, at 994 Mbit/s (found)"
     assert state.startswith("OK: 4 in flight; 12 pending")
     assert (blank, title) == ("", "IN FLIGHT")
     assert rest[1].endswith("  192.0.2.2  raw/camera/20261123/MC_O_000123/MC_O_000123_R01.fits")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from s3daemon.network.pacing import SHARED_FROM_BYTES, SO_MAX_PACING_RATE, Pacer
+from s3daemon.network.rate.pacing import SHARED_FROM_BYTES, SO_MAX_PACING_RATE, Pacer
 
 LARGE = 8 << 20
 FREE = (1 << 64) - 1

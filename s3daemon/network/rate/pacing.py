@@ -10,12 +10,22 @@ from __future__ import annotations
 import contextlib
 import socket
 import struct
+from collections.abc import Callable
 
 #: asm-generic/socket.h; not in Python's socket module.
 SO_MAX_PACING_RATE = 47
 #: A smaller upload takes no share: it fits into a few packets and is over before a share could matter.
 SHARED_FROM_BYTES = 64 * 1024
 _UNLIMITED = (1 << 64) - 1
+#: A rate that limits nothing, bytes/s; with any but the kernel's default a connection paces itself: it spreads what it
+#: sends over the round trip, where it would send a whole window at once (Linux, tcp_update_pacing_rate).
+_SMOOTH = 1 << 40
+#: Cubic ends slow start as soon as packets queue (HyStart), which leaves some connections of a burst with a narrow
+#: window for the next minutes. While the rate is not known, the queue is watched here, and slow start goes on.
+_HASTY, _STEADY = b"cubic", b"reno"
+
+Observe = Callable[[socket.socket], None]
+"""Told of an upload's socket."""
 
 
 class Pacer:
@@ -28,6 +38,13 @@ class Pacer:
     def __init__(self, limit_bps: int) -> None:
         self._limit_bps = limit_bps
         self._active: set[socket.socket] = set()
+        self._steady: set[socket.socket] = set()  # with another congestion control than usual
+        self._on_begin: Observe = lambda sock: None
+        self._on_end: Observe = lambda sock: None
+
+    def observe(self, on_begin: Observe, on_end: Observe) -> None:
+        """Have functions called as an upload that takes a share begins and ends."""
+        self._on_begin, self._on_end = on_begin, on_end
 
     @property
     def is_limited(self) -> bool:
@@ -44,6 +61,23 @@ class Pacer:
         if limit_bps != self._limit_bps:
             self._limit_bps = limit_bps
             self._share()
+        if limit_bps:
+            self._restore(*self._steady)
+
+    def smooth(self, sock: socket.socket) -> None:
+        """Let an upload without a limit grow fast and evenly, until it ends or there is a limit."""
+        _pace(sock, _SMOOTH)
+        with contextlib.suppress(OSError):
+            name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+            if name.rstrip(b"\0") == _HASTY:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _STEADY)
+                self._steady.add(sock)
+
+    def _restore(self, *socks: socket.socket) -> None:
+        for sock in self._steady.intersection(socks):
+            self._steady.remove(sock)
+            with contextlib.suppress(OSError):
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _HASTY)
 
     def prepare(self, sock: socket.socket) -> None:
         """Limit a socket without a share to the whole rate; else what it carries before its first would be unpaced."""
@@ -55,11 +89,14 @@ class Pacer:
         if size >= SHARED_FROM_BYTES:
             self._active.add(sock)
             self._share()
+            self._on_begin(sock)
 
     def end(self, sock: socket.socket) -> None:
         """Divide the share of `sock` among the others: its upload is over."""
         if sock in self._active:
             self._active.remove(sock)
+            self._on_end(sock)
+            self._restore(sock)
             self.prepare(sock)
             self._share()
 

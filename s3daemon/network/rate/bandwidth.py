@@ -1,0 +1,207 @@
+"""The limit in force for all uploads together: set by hand, or found by a controller from the uploads in flight.
+
+Bandwidth   one endpoint's limit: where it comes from, and the controller's rate put in force and kept
+_Meter      TCP_INFO of the uploads in flight, summed up into the controller's samples
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from s3daemon.clock import Clock
+from s3daemon.network.rate.controller import LEAST_RTT_S, TICK_S, Controller, Sample
+from s3daemon.network.rate.kept import KeptRate
+from s3daemon.network.rate.pacing import Pacer
+from s3daemon.network.tcp import TcpInfo
+
+#: The file is written no more often than this, seconds, and only for a change by this share.
+KEEP_EVERY_S, KEEP_CHANGE = 10.0, 0.02
+
+Read = Callable[[socket.socket], TcpInfo]
+"""Returns TCP_INFO of a socket."""
+
+
+class Origin(StrEnum):
+    """Where a limit comes from."""
+
+    SET = "set"  # by S3DAEMON_BWLIMIT
+    FOUND = "found"  # by this process
+    KEPT = "kept"  # found by an earlier process, not yet used by this one
+    NONE = "none"
+
+
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """What all uploads together may send.
+
+    Args:
+        rate_bps: bit/s; 0 for no limit.
+        origin: where it comes from.
+    """
+
+    rate_bps: int
+    origin: Origin
+
+
+class Bandwidth:
+    """The limit of the uploads to one endpoint.
+
+    Args:
+        pacer: puts it in force.
+        kept: the file that keeps what was found; None: it is not kept.
+        clock: monotonic seconds.
+        read: returns TCP_INFO of a socket; OSError when that is closed.
+    """
+
+    def __init__(
+        self, pacer: Pacer, kept: KeptRate | None = None, clock: Clock = time.monotonic, *, read: Read = TcpInfo.of
+    ) -> None:
+        self._pacer = pacer
+        self._kept = kept
+        self._clock = clock
+        self._controller: Controller | None = None
+        self._meter = _Meter(read)
+        self._origin = Origin.NONE
+        self._ticking: asyncio.TimerHandle | None = None
+        self._written_bps = 0
+        self._written_at = -KEEP_EVERY_S
+        self._pacer.observe(self._begin, self._end)
+
+    @property
+    def limit(self) -> Limit:
+        """The limit in force."""
+        rate = self._pacer.limit_bps
+        return Limit(rate, self._origin) if rate else Limit(0, Origin.NONE)
+
+    @property
+    def found_bps(self) -> int | None:
+        """The rate of the narrowest link, bit/s, as far as this process or an earlier one found it."""
+        capacity = self._controller.capacity if self._controller else None
+        return None if capacity is None else round(capacity * 8)
+
+    def use(self, limit_bps: int | None, known_bps: int | None = None) -> None:
+        """Put a limit in force, for uploads in flight too.
+
+        Args:
+            limit_bps: bit/s, 0 for no limit; None: it is found.
+            known_bps: what was found before; None: as the file says.
+        """
+        if limit_bps is not None:
+            self._controller, self._origin = None, Origin.SET
+            self._pacer.set_limit(limit_bps)
+        elif self._controller is None:
+            known_bps = known_bps or (self._kept.read() if self._kept else None)
+            self._controller, self._origin = Controller(known_bps / 8 if known_bps else None), Origin.KEPT
+            self._written_bps = known_bps or 0
+            self._put_in_force(self._controller)
+
+    async def close(self) -> None:
+        """Keep what was found."""
+        if self._ticking is not None:
+            self._ticking.cancel()
+        if rate := self._to_keep():
+            await asyncio.to_thread(self._write, rate)
+
+    def _begin(self, sock: socket.socket) -> None:
+        if self._controller is None or not self._meter.begin(sock):
+            return
+        if self._controller.pace is None:
+            self._pacer.smooth(sock)
+        if self._ticking is None:
+            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+
+    def _end(self, sock: socket.socket) -> None:
+        self._meter.end(sock)
+
+    def _tick(self) -> None:
+        self._ticking = None
+        controller = self._controller
+        if controller is None:
+            return
+        if not self._meter.is_busy:
+            controller.pause()
+        elif (sample := self._meter.sample(self._clock())) is not None:
+            controller.observe(sample)
+            if controller.is_used:
+                self._origin = Origin.FOUND
+        self._put_in_force(controller)
+        if self._meter.is_busy:
+            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+        elif (rate := self._to_keep()) and self._clock() - self._written_at >= KEEP_EVERY_S:
+            self._written_at = self._clock()
+            asyncio.get_running_loop().run_in_executor(None, self._write, rate)
+
+    def _put_in_force(self, controller: Controller) -> None:
+        pace = controller.pace
+        self._pacer.set_limit(0 if pace is None else max(1, round(pace * 8)))
+
+    def _to_keep(self) -> int | None:
+        """Return the rate to write; None when the file has it already."""
+        rate = self.found_bps
+        if rate is None or self._kept is None or abs(rate - self._written_bps) <= KEEP_CHANGE * self._written_bps:
+            return None
+        return rate
+
+    def _write(self, rate_bps: int) -> None:
+        if self._kept is not None:
+            self._kept.write(rate_bps)
+            self._written_bps = rate_bps
+
+
+class _Meter:
+    """Adds up what the uploads in flight sent and got delivered. Those over a short path do not count."""
+
+    def __init__(self, read: Read) -> None:
+        self._read = read
+        self._last: dict[socket.socket, TcpInfo] = {}
+        self._sent = self._delivered = self._lost = 0
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether there is anything to measure."""
+        return bool(self._last)
+
+    def begin(self, sock: socket.socket) -> bool:
+        """Measure an upload that begins; return whether its path is long enough to."""
+        with contextlib.suppress(OSError):  # it is being closed
+            info = self._read(sock)
+            if info.least_rtt_usec >= LEAST_RTT_S * 1e6:
+                self._last[sock] = info
+                return True
+        return False
+
+    def end(self, sock: socket.socket) -> None:
+        """Count the last of an upload that is over."""
+        if sock in self._last:
+            self._count(sock)
+            self._last.pop(sock, None)
+
+    def sample(self, now: float) -> Sample | None:
+        """Return the next sample; None when the last upload was ended by its peer."""
+        for sock in list(self._last):
+            self._count(sock)
+        if not self._last:
+            return None
+        infos = list(self._last.values())
+        least = statistics.median_low(info.least_rtt_usec for info in infos)
+        queued = statistics.median_low(info.rtt_usec - info.least_rtt_usec for info in infos)
+        in_flight = sum(max(0, info.sent - info.delivered) for info in infos)
+        return Sample(now, self._sent, self._delivered, self._lost, in_flight, least / 1e6, max(0, queued) / 1e6)
+
+    def _count(self, sock: socket.socket) -> None:
+        try:
+            info = self._read(sock)
+        except OSError:
+            self._last.pop(sock)
+            return
+        before, self._last[sock] = self._last[sock], info
+        self._sent += info.sent - before.sent
+        self._delivered += info.delivered - before.delivered
+        self._lost += info.sent_again - before.sent_again

@@ -1,0 +1,357 @@
+"""Finds the rate of the narrowest link from what all uploads together get delivered. Pure: samples in, a rate out.
+
+    STARTUP   nothing is known: no limit, while what is delivered grows
+    DRAIN     packets queue or are lost: what is delivered meanwhile is the link's rate. Send half of that until the
+              queue is empty
+    CRUISE    send a little less than the rate, so that no queue builds
+    PROBE     send more for half a round trip: if more is delivered, the rate has risen
+    SHARE     the queue stays whatever we do: someone else fills it. Send half of what the link carries
+
+A round is one round trip. What is delivered is never more than the link carries, so a window of it needs no filter; it
+is less whenever uploads have nothing to send, so it lowers the rate only while a queue shows that the link is full.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+#: How often the controller expects a sample, seconds. A late one does no harm: rates are over the time that passed.
+TICK_S = 0.02
+#: On shorter paths TCP finds the rate by itself within milliseconds, and a busy host's delays look like a queue.
+LEAST_RTT_S = 0.005
+#: What counts as a rate at all, bytes/s: the least that S3DAEMON_BWLIMIT takes.
+_LEAST_RATE = 12_500.0
+#: A queue is one when packets wait this long in it: of the round trip, and at least, seconds. A machine under load
+#: delays acknowledgements by a few milliseconds.
+_QUEUED_SHARE, _QUEUED_S = 0.15, 0.004
+#: A queue stands after so many rounds, or after one if it is twice as long: a host under load delays some
+#: acknowledgements, and so does a burst of someone else's.
+_STANDING_ROUNDS, _STANDING_AT_ONCE = 4, 2
+#: Of the link's rate, so that what else is sent, headers first of all, builds no queue.
+_CRUISE = 0.99
+#: Empties a queue of one round trip within two.
+_DRAIN = 0.5
+#: Our queue is empty when this share of what the way holds without one is in flight, and a queue is others' when no
+#: more than this is. The rate is in use when this share of it is delivered.
+_DRAINED, _OTHERS, _LOADED = 0.95, 0.8, 0.9
+#: Beside another sender, of what the link carries: at first, and at most as long as nothing is lost.
+_SHARE = (0.5, 0.6)
+#: Likewise while that is not known: of what was measured, and by how much it grows in a round without losses.
+_SHARE_UNSURE = (0.7, 1.02)
+#: How much more a probe sends: a little while nothing is known, for a queue may have room for 1 MB only and 1.1 for
+#: 0.1 s at 1 Gbit/s is 1.25 MB; more and more as long as more is delivered.
+_GAINS = (1.1, 1.3, 1.6, 2.0)
+#: Of a probe's excess, what must be delivered to show that the rate has risen. Beside another sender a probe of 1.1
+#: yields half of its excess at half of the link: the share at which probing for more ends by itself.
+_SUCCESS = 0.5
+#: Lost packets of those sent in a round from which on the link counts as overrun; less is chance. BBRv2 takes 2 % too
+#: (draft-cardwell-iccrg-bbr-congestion-control, BBRLossThresh).
+_LOSSY = 0.02
+#: Rounds in which the rate was used before the next probe; and rounds without a queue after which the rate counts as
+#: what the link carries: at 200 ms, one exposure.
+_PROBE_EVERY, _SETTLED = 30, 20
+#: A probe for what was there a moment ago, more than this share below it, is repeated after so many rounds.
+_NEARLY, _AGAIN = 0.97, 4
+#: What is measured again and is less than this share of the time before has gone to someone else.
+_PUSHED = 0.93
+#: A probe that lost packets: this many times as many rounds before the next, up to a maximum.
+_PATIENCE, _MOST_PATIENCE = 4, 64
+#: Rounds beside another sender before it is tried whether it has gone, or never was.
+_SHARE_ROUNDS = 30
+#: Rounds in a crowded start without growth by a quarter after which the rate counts as found, as in BBR's STARTUP.
+_FULL_ROUNDS, _GROWTH = 3, 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """All uploads together, at one moment.
+
+    Args:
+        now: monotonic seconds.
+        sent, delivered, lost: bytes since any moment; lost are those that were sent again.
+        in_flight: bytes sent and not yet delivered.
+        rtt_s: the round trip without any queue, seconds.
+        queued_s: how much longer the round trip is at present, seconds.
+    """
+
+    now: float
+    sent: int
+    delivered: int
+    lost: int
+    in_flight: int
+    rtt_s: float
+    queued_s: float
+
+
+class Phase(Enum):
+    """What the controller is doing; the module's docstring describes each."""
+
+    STARTUP = "startup"
+    DRAIN = "drain"
+    CRUISE = "cruise"
+    PROBE = "probe"
+    SHARE = "share"
+
+
+class Controller:
+    """The rate at which all uploads together should send.
+
+    Args:
+        known: the link's rate as found before, bytes/s; None when it is not known.
+
+    Attributes:
+        phase: what it is doing.
+        capacity: the link's rate, bytes/s; None until it is found.
+        is_used: the rate was found here, or, known from before, in use without a queue.
+    """
+
+    def __init__(self, known: float | None = None) -> None:
+        self.capacity = known
+        self.phase = Phase.STARTUP if known is None else Phase.CRUISE
+        self._rate = known or 0.0
+        self._gain = _CRUISE
+        self.is_used = False
+        self._is_sure = known is not None  # nobody else was on the link when it was found
+        self._samples: deque[Sample] = deque()
+        self._since = 0.0  # when the phase began
+        self._queue_since: float | None = None
+        self._loaded_rounds = float(_PROBE_EVERY)  # used in full since the last probe: the first comes early
+        self._clean_rounds = 0.0
+        self._patience = 1
+        self._probe_gain = 0
+        self._was_crowded = self._is_lossy = False
+        self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
+        self._lossy_at = 0.0
+        self._drained_at: float | None = None
+        self._measured: float | None = None  # by the last drain, not so long ago
+        self._queue_before = 0.0
+        self._from = Sample(0.0, 0, 0, 0, 0, 0.0, 0.0)  # where the measurement in a queue began
+
+    @property
+    def pace(self) -> float | None:
+        """Bytes/s for all uploads together; None for no limit."""
+        return None if self.phase is Phase.STARTUP else self._rate * self._gain
+
+    def pause(self) -> None:
+        """Nothing is being sent any more; what was going on ends without a finding."""
+        if self.phase is Phase.DRAIN:  # what it was delivered in a queue is the best that is known
+            self._enter_cruise(self._rate)
+        elif self.phase is not Phase.STARTUP:
+            self._enter(Phase.CRUISE, _CRUISE)
+        self._samples.clear()
+        self._queue_since = None
+        self._probe_gain = 0
+        self._loaded_rounds += _PROBE_EVERY  # each exposure begins with a probe
+
+    def observe(self, sample: Sample) -> None:
+        """Take the next sample; `pace` may be another after it."""
+        if not self._samples:
+            self._since = self._full_at = sample.now
+            self._was_crowded = self._is_queued(sample)
+            self._full_rounds, self._full_best = 0, 0.0
+        self._samples.append(sample)
+        oldest = sample.now - 2 * self._round(sample) - sample.queued_s
+        while self._samples[0].now < oldest and self._samples[1].now <= oldest:
+            self._samples.popleft()
+        is_silent = sample.delivered == self._at(sample.now - self._round(sample)).delivered
+        if not self._is_queued(sample) or is_silent:  # nothing was acknowledged: the round trip is an old one
+            self._queue_since = None
+        elif self._queue_since is None:
+            self._queue_since = sample.now
+        {
+            Phase.STARTUP: self._in_startup,
+            Phase.DRAIN: self._in_drain,
+            Phase.CRUISE: self._in_cruise,
+            Phase.PROBE: self._in_probe,
+            Phase.SHARE: self._in_share,
+        }[self.phase](sample)
+
+    # What is seen.
+
+    def _is_queued(self, sample: Sample, times: float = 1.0) -> bool:
+        return sample.queued_s > times * max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s)
+
+    def _at(self, when: float) -> Sample:
+        """The last sample that was taken at `when` or before; the first when there is none."""
+        return next((each for each in reversed(self._samples) if each.now <= when), self._samples[0])
+
+    def _over(self, seconds: float) -> tuple[float, float, float]:
+        """Return bytes/s sent and delivered, and the share lost, over about the last `seconds`; 0 when not known."""
+        last = self._samples[-1]
+        first = self._at(last.now - seconds)
+        took = last.now - first.now
+        if took < seconds:
+            return 0.0, 0.0, 0.0
+        sent = last.sent - first.sent
+        return sent / took, (last.delivered - first.delivered) / took, (last.lost - first.lost) / max(1, sent)
+
+    def _half_round(self, sample: Sample) -> float:
+        return max(sample.rtt_s / 2, 3 * TICK_S)
+
+    def _round(self, sample: Sample) -> float:
+        return max(sample.rtt_s, 3 * TICK_S)
+
+    def _is_overrun(self, sample: Sample) -> bool:
+        """Whether more than chance was lost within a round, counted once a round."""
+        return self._over(self._round(sample))[2] > _LOSSY
+
+    # What is done.
+
+    def _enter(self, phase: Phase, gain: float) -> None:
+        self.phase, self._gain = phase, gain
+        self._since = self._samples[-1].now if self._samples else 0.0
+
+    def _enter_drain(self, sample: Sample) -> None:
+        """Begin to empty the queue, if what is delivered meanwhile is known."""
+        queued = sample.now - self._queue_since if self._queue_since is not None else 0.0
+        measured = min(max(queued, self._half_round(sample)), self._round(sample))
+        found = self._over(measured)[1]
+        if found >= _LEAST_RATE:
+            self._from = self._at(sample.now - queued) if queued >= measured else sample
+            self._rate, self._drained_at, self._clean_rounds = found, None, 0.0
+            self._enter(Phase.DRAIN, _DRAIN)
+
+    def _enter_cruise(self, rate: float) -> None:
+        self._rate = rate
+        self.capacity = max(self.capacity or 0.0, rate)
+        self.is_used = True
+        self._enter(Phase.CRUISE, _CRUISE)
+
+    def _enter_share(self) -> None:
+        self.capacity = self.capacity or self._rate
+        # What was found beside the other may be a part only: begin with most of that, and grow.
+        self._rate = _SHARE[0] * self.capacity if self._is_sure else _SHARE_UNSURE[0] * self._rate
+        self._enter(Phase.SHARE, 1.0)
+
+    def _in_startup(self, sample: Sample) -> None:
+        was_crowded = self._was_crowded
+        if was_crowded and sample.now - self._full_at >= self._round(sample):
+            delivered = self._over(self._round(sample))[1]
+            self._full_at = sample.now
+            grows = delivered > _GROWTH * self._full_best
+            self._full_rounds = 0 if grows else self._full_rounds + 1
+            self._full_best = max(self._full_best, delivered)
+        is_full = self._full_rounds >= _FULL_ROUNDS if was_crowded else self._queue_since is not None
+        self._is_lossy = self._is_overrun(sample)
+        if is_full or self._is_lossy:
+            self._enter_drain(sample)
+
+    def _in_drain(self, sample: Sample) -> None:
+        took = self._round(sample)
+        is_queued = self._queue_since is not None or sample.now - self._since <= took  # what arrives was
+        if is_queued and sample.now - self._from.now >= self._half_round(sample):
+            self._rate = max(_LEAST_RATE, (sample.delivered - self._from.delivered) / (sample.now - self._from.now))
+        if self._drained_at is None:
+            if sample.in_flight <= _DRAINED * self._rate * sample.rtt_s:
+                self._drained_at, self._gain = sample.now, _CRUISE
+        elif self._queue_since is None:
+            self._end_drain()
+        elif sample.now - self._drained_at >= 2 * took:
+            if self._is_queued(sample, _STANDING_AT_ONCE):  # ours is gone, and there is still one
+                self._enter_share()
+            else:
+                self._end_drain()
+
+    def _end_drain(self) -> None:
+        """Use what was measured; if that is less again, a little later, someone else is pushing us aside.
+
+        What a queue told in the first exposure is tried at once: beside another sender it is a part of the rate.
+        """
+        is_first = self.capacity is None and not self._is_lossy
+        is_pushed = self._measured is not None and self._rate < _PUSHED * self._measured
+        self._measured = self._rate
+        if is_pushed:
+            self._enter_share()
+        else:
+            self._enter_cruise(self._rate)
+        if is_first:
+            self._probe_gain, self._loaded_rounds = 1, float(_PROBE_EVERY)
+
+    def _is_others(self, sample: Sample) -> bool:
+        """Whether a queue stands before as much of ours was in flight, for a round, as the way holds without one."""
+        since = sample.now - self._round(sample)
+        most = max(each.in_flight for each in self._samples if each.now >= since)
+        return most <= _OTHERS * self._rate * sample.rtt_s
+
+    def _in_cruise(self, sample: Sample) -> None:
+        took = self._round(sample)
+        _, delivered, _ = self._over(took)
+        queued = 0.0 if self._queue_since is None else (sample.now - self._queue_since) / took
+        is_large = self._is_queued(sample, _STANDING_AT_ONCE)
+        is_standing = queued >= (1 if is_large else _STANDING_ROUNDS)
+        is_overrun = self._is_overrun(sample)
+        if (is_standing or is_overrun) and sample.now - self._since >= 2 * took:
+            if is_overrun or not self._is_others(sample):
+                self._enter_drain(sample)
+            elif is_large:
+                self._enter_share()
+        elif delivered >= _LOADED * self._rate * self._gain and self._queue_since is None:
+            self._count_rounds(sample)
+            if self._loaded_rounds >= _PROBE_EVERY * self._patience:
+                self._enter_probe(sample)
+
+    def _count_rounds(self, sample: Sample) -> None:
+        """Count rounds in which the rate was used and no queue built."""
+        rounds = (sample.now - self._samples[-2].now) / self._round(sample)
+        self.is_used = True
+        self._loaded_rounds += rounds
+        self._clean_rounds += rounds
+        if self._clean_rounds >= _SETTLED:
+            self.capacity, self._measured, self._is_sure = self._rate, None, True
+
+    def _in_probe(self, sample: Sample) -> None:
+        passed = sample.now - self._since
+        most = self._half_round(sample) if self._probe_gain == 0 else self._round(sample)
+        if passed >= most:  # give back what a queue may have taken, up to a tenth
+            self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * most else _CRUISE
+        if passed < self._round(sample) + most + self._queue_before:
+            return
+        gain, delivered = _GAINS[self._probe_gain], self._over(most)[1]
+        has_risen = delivered >= self._rate * (1 + (gain - 1) * _SUCCESS)
+        has_room = sample.queued_s - self._queue_before < (gain - 1) * _SUCCESS * most
+        is_lossy = self._is_overrun(sample)
+        self._loaded_rounds = 0.0
+        self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
+        before = self.capacity or 0.0
+        is_full = bool(self._probe_gain) and not has_room
+        self._enter_cruise(delivered if has_risen and has_room else self._rate)
+        if has_risen and has_room and not is_lossy:
+            self._measured = None
+            self._probe_gain = min(self._probe_gain + 1, len(_GAINS) - 1)
+            self._enter_probe(sample)
+        elif is_full and self._is_queued(sample):  # of our own: empty it, and what arrives meanwhile is the rate
+            self._probe_gain, self._measured = 0, None
+            self._enter_drain(sample)
+        else:
+            self._probe_gain = 0
+            if self._rate < _NEARLY * before or delivered < _LOADED * self._rate:  # or there was not enough to send
+                self._loaded_rounds = float(self._patience * _PROBE_EVERY - _AGAIN)
+
+    def _enter_probe(self, sample: Sample) -> None:
+        self._queue_before = sample.queued_s
+        self._enter(Phase.PROBE, _GAINS[self._probe_gain])
+
+    def _in_share(self, sample: Sample) -> None:
+        capacity, step = self.capacity or 0.0, self._round(sample)
+        passed = sample.now - self._since
+        if sample.now - self._lossy_at >= step:
+            self._lossy_at = sample.now
+            more = (
+                min(_SHARE[1] * capacity, self._rate + 0.02 * capacity)
+                if self._is_sure
+                else _SHARE_UNSURE[1] * self._rate
+            )
+            self._rate = max(_LEAST_RATE, 0.7 * self._rate) if self._is_overrun(sample) else more
+        if passed >= 2 * step and self._is_clear(2 * step):
+            self._measured = None
+            self._loaded_rounds = float(_PROBE_EVERY * self._patience)  # whoever it was has gone: look for what is left
+            self._enter(Phase.CRUISE, _CRUISE)
+        elif passed >= _SHARE_ROUNDS * step and self._queue_since is not None:
+            self._enter_drain(sample)
+
+    def _is_clear(self, seconds: float) -> bool:
+        """Whether no sample of the last `seconds` showed a queue."""
+        last = self._samples[-1].now
+        return not any(self._is_queued(each) for each in self._samples if each.now >= last - seconds)

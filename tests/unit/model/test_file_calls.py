@@ -1,0 +1,119 @@
+"""Calls to file systems share a thread, and wait for none that is stuck."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lab.sending import in_loop
+
+from s3daemon.model.file_calls import FileCalls, call_file_system
+
+
+def count_wakes(monkeypatch: Any) -> list[object]:
+    """The callbacks that threads pass to the running loop from now on."""
+    loop, found = asyncio.get_running_loop(), list[object]()
+    call_soon = loop.call_soon_threadsafe
+
+    def counted(callback: Callable[..., object], *args: Any, **kwargs: Any) -> asyncio.Handle:
+        found.append(callback)
+        return call_soon(callback, *args, **kwargs)
+
+    monkeypatch.setattr(loop, "call_soon_threadsafe", counted)
+    return found
+
+
+async def within(seconds: float, *calls: asyncio.Future[Any]) -> list[Any]:
+    """What they return."""
+    async with asyncio.timeout(seconds):
+        return await asyncio.gather(*calls)
+
+
+def test_calls_share_a_thread_and_wake_the_loop_together(monkeypatch: Any) -> None:
+    """In their order. A wake for the end of the thread's work, and one for the pool's own future."""
+
+    @in_loop
+    async def test() -> None:
+        calls, wakes, begin = FileCalls(), count_wakes(monkeypatch), threading.Event()
+        futures = [calls.run(begin.wait), *(calls.run(threading.get_ident) for _ in range(50))]
+        begin.set()
+        _, *threads = await within(5, *futures)
+        assert len(set(threads)) == 1
+        assert threads[0] != threading.get_ident()
+        assert len(wakes) <= 2
+
+    test()
+
+
+@in_loop
+async def test_a_call_that_is_stuck_delays_no_other() -> None:
+    """Neither those behind it, nor those before it, nor later ones; and its own result comes when it ends."""
+    calls, answers = FileCalls(), threading.Event()
+    before = calls.run(lambda: "before")
+    stuck = [calls.run(answers.wait) for _ in range(3)]
+    behind = [calls.run(lambda: "behind") for _ in range(3)]
+    try:
+        assert await within(5, before, *behind) == ["before", *["behind"] * 3]
+        assert await within(5, calls.run(lambda: "later")) == ["later"]
+        assert not any(call.done() for call in stuck)
+    finally:
+        answers.set()
+    assert await within(5, *stuck) == [True] * 3
+
+
+@in_loop
+async def test_many_stuck_calls_are_passed_together() -> None:
+    """Each has a thread of its own, so that a call behind a hundred of them does not wait for one after the other."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(110))
+    calls, answers = FileCalls(), threading.Event()
+    stuck = [calls.run(answers.wait) for _ in range(100)]
+    try:
+        assert await within(0.5, calls.run(lambda: "behind")) == ["behind"]
+    finally:
+        answers.set()
+    await within(5, *stuck)
+
+
+@in_loop
+async def test_an_error_is_its_caller_s() -> None:
+    """The calls behind it are carried out."""
+    failing, behind = call_file_system(lambda: 1 // 0), call_file_system(lambda: "behind")
+    assert await within(5, behind) == ["behind"]
+    assert isinstance(failing.exception(), ZeroDivisionError)
+
+
+@in_loop
+async def test_a_caller_that_waits_no_longer() -> None:
+    """Its call is carried out, and its result dropped."""
+    begin, done = threading.Event(), threading.Event()
+    call_file_system(begin.wait)
+    left = call_file_system(done.set)
+    left.cancel()
+    begin.set()
+    await within(5, call_file_system(lambda: None))
+    assert done.is_set()
+
+
+def test_a_loop_that_ends_leaves_nothing() -> None:
+    """What is stuck when it ends finds no loop; and the calls of one loop are not another's."""
+    begin, ended = threading.Event(), threading.Event()
+
+    async def leave() -> None:
+        call_file_system(lambda: (begin.wait(), ended.set()))
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(leave())
+    loop.close()
+    begin.set()
+    assert ended.wait(5)
+    del loop
+    gc.collect()
+    assert asyncio.run(_answer()) == "answer"
+
+
+async def _answer() -> str:
+    return await call_file_system(lambda: "answer")

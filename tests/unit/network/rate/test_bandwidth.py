@@ -1,0 +1,148 @@
+"""The limit in force: by hand, found from uploads whose TCP_INFO is given here, kept, and where it comes from."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import socket
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+from lab.keeping import Clock
+from lab.sending import in_loop
+
+from s3daemon.network.rate.bandwidth import Bandwidth, Limit, Origin
+from s3daemon.network.rate.controller import TICK_S
+from s3daemon.network.rate.kept import NAME, KeptRate
+from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE, Pacer
+from s3daemon.network.tcp import TcpInfo
+
+STORE = "https://s3.example.org"
+IDLE = TcpInfo(acked=0, outstanding=0, rtt_usec=200_000, retransmits=0, sent=0, closed=False, least_rtt_usec=200_000)
+
+
+class Upload:
+    """One upload whose TCP_INFO is as it is told, and the limit that it is under.
+
+    Args:
+        directory: the state directory.
+        info: at first.
+    """
+
+    def __init__(self, directory: Path, info: TcpInfo = IDLE) -> None:
+        self.info = info
+        self.clock = Clock()
+        self.sock = socket.socket()
+        self.pacer = Pacer(0)
+        self.bandwidth = Bandwidth(self.pacer, KeptRate(directory, STORE), self.clock, read=lambda sock: self.info)
+
+    def __enter__(self) -> Upload:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.pacer.end(self.sock)
+        self.sock.close()
+
+    def begin(self) -> None:
+        self.pacer.begin(self.sock, 8 << 20)
+
+    async def tick(self, *, megabytes: float = 0.0, queued_s: float = 0.0) -> None:
+        """Let a tick pass in which so much was sent and delivered."""
+        await asyncio.sleep(TICK_S / 4)
+        count = round(megabytes * 1e6)
+        self.clock.now += TICK_S
+        sent, delivered = self.info.sent + count, self.info.delivered + count
+        self.info = replace(self.info, sent=sent, delivered=delivered, rtt_usec=round(200_000 + queued_s * 1e6))
+        for _ in range(20):
+            await asyncio.sleep(TICK_S / 10)
+
+    async def fill(self) -> None:
+        """Deliver 100 MB/s until a queue builds and goes again."""
+        for queued in [0.0] * 12 + [0.05] * 12 + [0.0] * 36:
+            await self.tick(megabytes=100 * TICK_S, queued_s=queued)
+
+    def pacing(self) -> int:
+        found: int = struct.unpack("=Q", self.sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))[0]
+        return found
+
+    def congestion(self) -> bytes:
+        return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
+
+
+@in_loop
+async def test_a_number_is_the_limit(tmp_path: Path) -> None:
+    """Uploads are not measured, and nothing is kept; off and 0 are none."""
+    with Upload(tmp_path) as upload:
+        upload.bandwidth.use(8_000_000)
+        upload.begin()
+        await upload.fill()
+        assert upload.bandwidth.limit == Limit(8_000_000, Origin.SET)
+        assert upload.pacing() == 1_000_000
+        upload.bandwidth.use(0)
+        assert upload.bandwidth.limit == Limit(0, Origin.NONE)
+        await upload.bandwidth.close()
+        assert os.listdir(tmp_path) == []
+
+
+@in_loop
+async def test_a_found_rate_is_put_in_force_and_kept(tmp_path: Path) -> None:
+    """Nothing is limited before; afterwards 99 % of what was delivered; the next process begins with it."""
+    with Upload(tmp_path) as upload:
+        upload.bandwidth.use(None)
+        usual = upload.congestion()
+        upload.begin()
+        assert upload.bandwidth.limit == Limit(0, Origin.NONE)
+        assert upload.congestion() == (b"reno" if usual == b"cubic" else usual)
+        await upload.fill()
+        assert upload.bandwidth.limit.origin is Origin.FOUND
+        assert abs(upload.bandwidth.limit.rate_bps / 792e6 - 1) < 0.02
+        assert abs(upload.pacing() / 99e6 - 1) < 0.02
+        assert upload.congestion() == usual
+        await upload.bandwidth.close()
+        assert abs(json.loads((tmp_path / NAME).read_text())["rate_bps"] / 800e6 - 1) < 0.02
+    with Upload(tmp_path) as after:
+        after.bandwidth.use(None)
+        assert after.bandwidth.limit.origin is Origin.KEPT
+        assert abs(after.bandwidth.limit.rate_bps / 792e6 - 1) < 0.02
+
+
+@in_loop
+async def test_a_short_path_is_left_alone(tmp_path: Path) -> None:
+    """On loopback nothing is measured, and sockets stay as they are."""
+    with Upload(tmp_path, replace(IDLE, rtt_usec=900, least_rtt_usec=100)) as upload:
+        upload.bandwidth.use(None)
+        before = upload.pacing(), upload.congestion()
+        upload.begin()
+        await upload.fill()
+        assert upload.bandwidth.limit == Limit(0, Origin.NONE)
+        assert before == (upload.pacing(), upload.congestion()) == ((1 << 64) - 1, before[1])
+
+
+@in_loop
+async def test_the_congestion_control_returns_with_the_end_of_an_upload(tmp_path: Path) -> None:
+    """Also when no rate was found."""
+    with Upload(tmp_path) as upload:
+        upload.bandwidth.use(None)
+        usual = upload.congestion()
+        upload.begin()
+        upload.pacer.end(upload.sock)
+        assert upload.congestion() == usual
+
+
+@in_loop
+async def test_a_socket_that_was_closed_does_not_disturb_the_others(tmp_path: Path) -> None:
+    """Nor does it stay with the limit."""
+    with Upload(tmp_path) as upload:
+
+        def read(sock: socket.socket) -> TcpInfo:
+            raise OSError
+
+        upload.bandwidth.use(None)
+        upload.begin()
+        closed = Bandwidth(pacer := Pacer(0), None, upload.clock, read=read)
+        closed.use(None)
+        pacer.begin(upload.sock, 8 << 20)
+        await upload.tick()
+        assert closed.limit == Limit(0, Origin.NONE)

@@ -1,0 +1,220 @@
+"""The controller against a simulated link: what it finds, how close it comes, and what must not mislead it."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from s3daemon.network.rate.controller import TICK_S, Controller, Phase, Sample
+
+MBIT = 1e6 / 8
+STEP_S = 0.002
+
+
+@dataclass
+class Link:
+    """A bottleneck with a queue, uploads in slow start before it, and perhaps a sender that fills the queue.
+
+    A fluid model: what is sent in a step joins the queue, which gives out `rate`, to each sender by its share in the
+    queue; acknowledgements return a round trip later. A full queue drops.
+
+    Args:
+        rate: of the link, bytes/s.
+        queue: room in front of it, bytes.
+        rtt_s: without a queue.
+        rival: another sender's window, bytes, which it keeps in flight, halves after a drop and widens else.
+        chance: share of what is sent that is lost by chance.
+    """
+
+    rate: float
+    queue: float = 25e6
+    rtt_s: float = 0.2
+    rival: float = 0.0
+    chance: float = 0.0
+    now: float = 0.0
+    window: float = 2e6
+    ours: float = 0.0  # in the queue
+    others: float = 0.0
+    sent: float = 0.0
+    delivered: float = 0.0
+    dropped: float = 0.0
+    rival_delivered: float = 0.0
+    longest: float = 0.0
+    lost: float = 0.0
+    _flying: list[tuple[float, float, float]] = field(default_factory=list)
+    _rival_flying: float = 0.0
+    _halved_at: float = -1.0
+
+    def step(self, pace: float | None, left: float) -> float:
+        """Pass some time; return what was sent of `left` bytes."""
+        self.now += STEP_S
+        while self._flying and self._flying[0][0] <= self.now:
+            _, ours, others = self._flying.pop(0)
+            self.delivered += ours
+            self.rival_delivered += others
+            self._rival_flying -= others
+            may_grow = (self.window < 90e6 and pace is None) or self.window < 2 * self.rate * self.rtt_s
+            self.window += ours if may_grow else 0
+        room = max(0.0, self.window - (self.sent - self.delivered))
+        most = min(room, self.window / self.rtt_s * 2 * STEP_S, left)
+        sending = most if pace is None else min(most, pace * STEP_S)
+        other = max(0.0, self.rival - self._rival_flying)
+        other = min(other, 2 * self.rate * STEP_S)
+        over = max(0.0, self.ours + self.others + sending + other - self.queue - self.rate * STEP_S)
+        share = over / (sending + other) if over else 0.0
+        lost = sending * (share + self.chance)
+        self.dropped += sending * share
+        if share and self.now - self._halved_at > self.rtt_s:
+            self.rival *= 0.7
+            self.window *= 0.7 if pace is None else 1
+            self._halved_at = self.now
+        elif self.rival:
+            self.rival += 1.5e6 * STEP_S
+        self.sent += sending - lost
+        self.lost += lost
+        self.ours += sending - lost
+        self.others += other * (1 - share)
+        self._rival_flying += other * (1 - share)
+        out = min(self.ours + self.others, self.rate * STEP_S)
+        mine = out * self.ours / (self.ours + self.others) if out else 0.0
+        self.ours -= mine
+        self.others -= out - mine
+        self._flying.append((self.now + self.rtt_s, mine, out - mine))
+        self.longest = max(self.longest, self.queued_s)
+        return sending - lost
+
+    @property
+    def queued_s(self) -> float:
+        """How long what is sent now will wait."""
+        return (self.ours + self.others) / self.rate
+
+    def sample(self, queued_s: float) -> Sample:
+        """What is seen of it."""
+        lost = round(self.lost)
+        flying = round(self.sent - self.delivered)
+        return Sample(self.now, round(self.sent), round(self.delivered), lost, flying, self.rtt_s, queued_s)
+
+
+def expose(link: Link, controller: Controller, size: float = 193e6, *, late: random.Random | None = None) -> float:
+    """Send one exposure; return how long it took, to its bytes through the link and half a round trip."""
+    began, left, look_at, waits = link.now, size, link.now, list[tuple[float, float]]()
+    link.dropped = link.longest = 0.0
+    while left > 1 or link.sent - link.delivered > 1:
+        left -= link.step(controller.pace, left)
+        waits.append((link.now + link.rtt_s, link.queued_s))
+        if link.now >= look_at:
+            while len(waits) > 1 and waits[0][0] + waits[0][1] <= link.now:
+                waits.pop(0)
+            controller.observe(link.sample(waits[0][1]))
+            look_at += TICK_S if late is None else late.choice((TICK_S, TICK_S, 5 * TICK_S))
+        assert link.now - began < 120
+    controller.pause()
+    took = link.now - began
+    link.now += 10
+    return took / (size / link.rate + link.rtt_s)
+
+
+@pytest.mark.parametrize("mbit", [100, 300, 1000, 2500])
+@pytest.mark.parametrize("late", [None, random.Random(1)], ids=["in time", "late"])
+def test_it_finds_the_rate_of_a_link(mbit: int, late: random.Random | None) -> None:
+    """Within 3 % in the first exposure, ticks late or not; from the second on nothing is dropped and no queue stays."""
+    link = Link(mbit * MBIT, queue=mbit * MBIT * 0.2)
+    controller = Controller()
+    expose(link, controller, late=late)
+    assert controller.capacity == pytest.approx(link.rate, rel=0.03)
+    for _ in range(2):
+        assert expose(link, controller, late=late) < 1.1
+        assert (link.dropped, link.longest < 0.05) == (0, True)
+
+
+def test_a_known_rate_is_used_at_once() -> None:
+    """After a restart the first exposure is as good as the third."""
+    link = Link(1000 * MBIT, window=50e6)
+    controller = Controller(990 * MBIT)
+    assert expose(link, controller) < 1.1
+    assert (controller.phase, link.dropped) == (Phase.CRUISE, 0)
+
+
+def test_a_short_queue() -> None:
+    """Where 1 MB is room for 8 ms the drops tell; the third exposure is in time."""
+    link = Link(1000 * MBIT, queue=1e6)
+    controller = Controller()
+    ratios = [expose(link, controller) for _ in range(3)]
+    assert controller.capacity == pytest.approx(link.rate, rel=0.05)
+    assert ratios[2] < 1.15
+
+
+def test_a_link_that_narrows_and_widens() -> None:
+    """After 1 000 to 300 Mbit/s the second exposure is in time, and after 300 to 1 000 too."""
+    link = Link(1000 * MBIT)
+    controller = Controller()
+    for mbit in (1000, 300, 1000):
+        link.rate, link.queue = mbit * MBIT, mbit * MBIT * 0.2
+        ratios = [expose(link, controller) for _ in range(2)]
+        assert ratios[1] < 1.2, mbit
+        assert controller.pace == pytest.approx(link.rate, rel=0.05), mbit
+
+
+@pytest.mark.parametrize("known", [None, 1000 * MBIT], ids=["not known", "known"])
+def test_it_shares_with_another_sender(known: float | None) -> None:
+    """Beside one that fills the queue it gets between 35 and 65 % of the link."""
+    link = Link(1000 * MBIT, rival=35e6)
+    for _ in range(1000):
+        link.step(1.0, 0)
+    controller = Controller(known)
+    before = link.rival_delivered
+    expose(link, controller, 2e9)
+    others = link.rival_delivered - before
+    assert 0.35 < 2e9 / (2e9 + others) < 0.65
+
+
+def test_chance_loss_is_no_narrow_link() -> None:
+    """0.01 %, and even 1 %, of the packets lost by chance change nothing."""
+    for chance in (0.0001, 0.01):
+        link = Link(1000 * MBIT, chance=chance)
+        controller = Controller(990 * MBIT)
+        link.window = 50e6
+        expose(link, controller)
+        assert controller.pace == pytest.approx(980 * MBIT, rel=0.03)
+
+
+def test_what_is_too_little_to_measure_changes_nothing() -> None:
+    """Sidecars, an upload that the store refuses early, and a source that gives little at a time."""
+    known, unknown = Controller(990 * MBIT), Controller()
+    for controller in (known, unknown):
+        link = Link(1000 * MBIT)
+        for _ in range(30):
+            expose(link, controller, 1e5)
+        for _ in range(2000):  # 5 Mbit/s for 40 s
+            for _ in range(10):
+                link.step(5 * MBIT, 1e9)
+            controller.observe(link.sample(0.0))
+        controller.pause()
+    assert known.pace == pytest.approx(0.99 * 990 * MBIT)
+    assert (unknown.pace, unknown.capacity) == (None, None)
+
+
+def test_a_burst_of_delay_is_no_queue() -> None:
+    """A host that delays acknowledgements for half a round trip does not lower the rate."""
+    link = Link(1000 * MBIT, window=50e6)
+    controller = Controller(990 * MBIT)
+    for tick in range(200):
+        for _ in range(10):
+            link.step(controller.pace, 1e9)
+        controller.observe(link.sample(0.04 if tick % 50 < 5 else 0.0))
+        assert controller.phase in (Phase.CRUISE, Phase.PROBE)
+
+
+@pytest.mark.parametrize("outage_s", [1.0, 20.0])
+def test_an_outage_does_not_lower_the_rate_for_long(outage_s: float) -> None:
+    """Nothing arrives for a while, with the last round trip a long one; what was in flight is sent again afterwards."""
+    link = Link(1000 * MBIT, window=50e6)
+    controller = Controller(990 * MBIT)
+    expose(link, controller, 100e6)
+    for _ in range(round(outage_s / TICK_S)):
+        link.now += TICK_S
+        controller.observe(replace(link.sample(0.09), lost=link.sample(0.0).lost + 1_000_000))
+    assert controller.pace == pytest.approx(0.99 * 990 * MBIT, rel=0.02)
+    assert expose(link, controller) < 1.1
