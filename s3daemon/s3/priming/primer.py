@@ -135,7 +135,7 @@ class Primer:
             if not self._is_known:
                 _log.info("S3DAEMON_PRIME=auto: new connections are primed, as the store %s", kind.value)
             self._is_known = True
-        elif not self._is_off:  # several may find out at the same time
+        else:
             self._stop(f"the store {kind.value}" + (f": {error.code}, {error}" if error is not None else ""))
 
     async def _send(self, connection: Connection, progress: Progress, **params: Any) -> None:
@@ -169,8 +169,9 @@ class Primer:
         return True
 
     def _stop(self, why: str) -> None:
+        if not self._is_off:  # several may find out at the same time
+            _log.warning("S3DAEMON_PRIME: %s: no connection is primed until a reload", why)
         self._is_off = True
-        _log.warning("S3DAEMON_PRIME: %s: no connection is primed until a reload", why)
 
     def _pause(self, error: AttemptError | None) -> None:
         """Wait before the next one; failures at the same time count once."""
