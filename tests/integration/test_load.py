@@ -56,7 +56,7 @@ def test_thousands_of_transfers_one_after_the_other(served: Daemon, s3: FlakyS3,
 
 
 def test_few_descriptors(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
-    """Few descriptors bound the clients: while silent ones take every place, another waits, and is served after them."""
+    """Few descriptors bound the clients: while silent ones take every place, another waits and is served later."""
     scarce = ("prlimit", "--nofile=128:128", "--")
     with daemon(tmp_path / "state", s3.server, prefix=scarce, max_connections="4") as served, ExitStack() as silent:
         for _ in range(200):
