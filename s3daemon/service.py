@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import socket
 import time
@@ -280,6 +281,10 @@ class Service:
         # These go on during a stop: systemd watches a stopping service too.
         start("the watchdog", self._notifier.watchdog())
         start("the status report", self._report())
+        # What is loaded by now stays for good. To look through it for garbage takes 80 ms, 240 ms where others use the
+        # CPU, in which nothing else is done: that made one exposure in ten late by as much.
+        gc.collect()
+        gc.freeze()
         self._notifier.ready(operations.line())
         _log.info("serving %s on %s", settings.endpoint_url, ", ".join(name for name, _, _ in sockets))
         try:
