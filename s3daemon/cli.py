@@ -11,7 +11,7 @@ import importlib
 import io
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import NoReturn
 
@@ -27,6 +27,22 @@ _COMMANDS = {
 }
 
 
+#: What `--help` of a command ends with: examples, then what its exit status means.
+_EPILOGS = {
+    "check": ("s3daemon check\ns3daemon check raw/tests --instance 15557", "1: something does not work"),
+    "queue": ("s3daemon queue --failed\ns3daemon queue retry 0123456789abcdef", "1: refused, or an id is unknown"),
+    "status": ("s3daemon status --watch", "1: the daemon cannot be asked"),
+    "report": (
+        "s3daemon report --since yesterday --by tag\n"
+        "s3daemon report --since -12h --late-only --expect 46 --plot night.png\n"
+        "ssh node2 journalctl -u s3daemon -o json --all | s3daemon report --stdin",
+        "1: the journal cannot be read, or the picture not drawn",
+    ),
+    "reload": ("systemctl reload s3daemon", "1: refused, the previous settings stay in force"),
+    "serve": ("systemctl start s3daemon.socket", "1: it cannot start; the journal says why"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status.
 
@@ -36,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command = _command_in(argv)
     name, _ = _COMMANDS.get(command, ("", ""))
     module = importlib.import_module(name) if name else None
-    args = _parser(command, module).parse_args(argv)
+    args = _parser({command: module} if module else {}).parse_args(argv)
     if module is None:
         _serve()
     for stream in (sys.stdout, sys.stderr):
@@ -61,17 +77,32 @@ def _command_in(argv: Sequence[str] | None) -> str:
     return str(parser.parse_known_args(argv)[0].command)
 
 
-def _parser(chosen: str, module: ModuleType | None) -> argparse.ArgumentParser:
-    """Make the full parser, in which only the chosen command has its options."""
+def full_parser() -> argparse.ArgumentParser:
+    """Make the parser in which every command has its options, for what is generated from it."""
+    return _parser({command: importlib.import_module(name) for command, (name, _) in _COMMANDS.items() if name})
+
+
+def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
+    """Make a parser of all commands, in which those of these modules have their options."""
     parser = argparse.ArgumentParser(
-        prog="s3daemon", description="Deliver files to S3 storage across long fat networks."
+        prog="s3daemon",
+        description="Deliver files to S3 storage across long fat networks.",
+        epilog="Exit status: 0 when all went well, 1 when not, 2 for a wrong command line.\nManual: man s3daemon",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"s3daemon {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command, (_, text) in _COMMANDS.items():
-        made = commands.add_parser(command, help=text)
-        if module is not None and command == chosen:
-            module.configure(made)
+        examples, status = _EPILOGS[command]
+        lines = "\n".join(f"  {line}" for line in examples.splitlines())
+        made = commands.add_parser(
+            command,
+            help=text,
+            epilog=f"examples:\n{lines}\n\nexit status:\n  0: done; {status}; 2: a wrong command line",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        if command in modules:
+            modules[command].configure(made)
     return parser
 
 

@@ -82,6 +82,8 @@ class Code(StrEnum):
 
     # Anyone's.
     DEFERRED = "Deferred"
+    INCOMPLETE = "Incomplete"
+    UNKNOWN_TRANSFER = "UnknownTransfer"
     DROPPED = "Dropped"
     INTERNAL = "Internal"
 

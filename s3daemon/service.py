@@ -23,10 +23,17 @@ from functools import partial
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS, Settings, SettingsHolder, differences, of_service
+from s3daemon.config.settings import (
+    MAX_CLIENTS,
+    MAX_CONNECTIONS,
+    Settings,
+    SettingsHolder,
+    differences,
+    of_service,
+)
 from s3daemon.control.client import control_path
-from s3daemon.control.exposures import LOST_S
-from s3daemon.control.operations import Answer, Operations, entry_of, watch_exposures
+from s3daemon.control.exposures import LOST_S, watch_exposures
+from s3daemon.control.operations import Answer, Operations, entry_of
 from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
@@ -40,9 +47,13 @@ from s3daemon.http.upload import FORM_NAME, Uploads
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.questions import Questions
+from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
 from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.journal import Journal
+from s3daemon.model.record import MessageId
+from s3daemon.model.reply import Outcome, Reply
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.descriptors import clients_within, raise_limit
@@ -159,7 +170,9 @@ class Service:
             _log.warning(text, self._descriptors, clients, settings.max_clients)
         executor = Threads(FILE_THREADS, thread_name_prefix="file")
         asyncio.get_running_loop().set_default_executor(executor)
-        self._access = AccessControl(resolve_users(settings.allowed_users), PeerLookup())
+        peers = PeerLookup()
+        self._access = AccessControl(resolve_users(settings.allowed_users), peers)
+        self._refusals = Refusals(peers, self._journal.write)
         passed_listeners, state_dir = passed.listening, Path(settings.state_dir)
         self._spool = spool = Spool.open(
             state_dir, on_replaced=self._restore, on_damaged=lambda: self._notifier.extend(RECOVERY_S)
@@ -204,19 +217,26 @@ class Service:
         )
         pending = spool.entries(failed=False)
         failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
-        exposures = watch_exposures(uploader)
+        exposures = watch_exposures(uploader, spool, self._refusals)
         uploader.recover(pending)
         self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._endpoint.store)
         self._janitor.forget_other_endpoints()
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
-        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, failures)
+        stored = {id_ for _, id_ in spool.kept.ended}
+        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, failures, stored)
+        ended = {id_: Reply(Outcome.STORED, id_) for id_ in stored}
+        ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        self._questions = questions = Questions(exposures, uploader.schedule.__contains__, ended.items())
+        uploader.observers.append(questions.see)
         self._server = server = Server(
             self._settings,
             intake,
             self._access,
             waiting,
             spool.mark_notified,
+            refusals=self._refusals,
+            questions=questions,
             http_addresses=[name_of(sock) for sock in http_listeners],
         )
         self._operations = operations = Operations(
@@ -224,11 +244,17 @@ class Service:
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
         metrics = Metrics(
-            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients}, name=state_dir.name
+            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients},
+            labelled=lambda: {"s3daemon_refused": self._refusals.counts, **operations.by_receiver()},
+            exposures=exposures,
+            name=state_dir.name,
         )
         uploader.observers.append(metrics.see)
-        uploads = Uploads(intake, self._access, waiting, spool.mark_notified, clock=uploader.now)
-        pages = routes(self._settings, operations, metrics)
+        uploader.attempt_observers.append(metrics.see_attempt)
+        uploads = Uploads(
+            intake, self._access, waiting, spool.mark_notified, refusals=self._refusals, clock=uploader.now
+        )
+        pages = routes(self._settings, operations, metrics, questions)
         self._http = HttpServer(self._settings, pages, {"/upload": uploads.handle})
         handlers = {
             "queue": operations.queue,
@@ -281,6 +307,7 @@ class Service:
         await self._uploader.drain(drain_s)
         listeners = self._server.listener, self._http.listener
         clients = any(listener.clients for listener in listeners)
+        self._questions.leave()
         self._waiting.leave(for_good=clients and await asyncio.to_thread(is_stopped_for_good))
         await asyncio.gather(*(listener.drain() for listener in listeners))
         await control.close()
@@ -340,6 +367,9 @@ class Service:
         except SettingsError as exc:
             first, *others = exc.faults
             self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
+            kind = {"MESSAGE_ID": MessageId.RELOAD_REFUSED.value}
+            text = "the reload is refused, the settings before stay in force: %s"
+            _log.error(text, "; ".join(exc.faults), extra={"journal": kind})
             raise
         finally:
             self._notifier.status(self._operations.line())
@@ -374,5 +404,6 @@ class Service:
         if denied := self._uploader.reload():
             self._background.start("retrying what was denied", self._retry(denied))
         logging.getLogger("s3daemon").setLevel(new.log_level.upper())
-        _log.info("reloaded; in force: %s", ", ".join(applied) or "nothing new")
+        later = f"; at the next restart: {', '.join(restart)}" if restart else ""
+        _log.info("reloaded; in force: %s%s", ", ".join(applied) or "nothing new", later)
         return {"applied": applied, "restart": restart}

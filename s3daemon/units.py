@@ -25,6 +25,11 @@ def size(count: float) -> str:
     return f"{count:.3g} TB"
 
 
+def plural(count: int, noun: str) -> str:
+    """A number of things: `1 file`, `2 files`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def rate(bits_per_s: float) -> str:
     """Return a bandwidth for people, such as "994 Mbit/s"."""
     for unit in ("bit/s", "kbit/s", "Mbit/s"):
@@ -51,6 +56,11 @@ def limit(usec: int) -> str:
 def moment(usec: int, zone: tzinfo | None) -> str:
     """Return a point in time, to the second, in a zone; None for the system's."""
     return f"{datetime_of(usec, zone):%Y-%m-%d %H:%M:%S}"
+
+
+def clock_time(usec: int, zone: tzinfo | None = None) -> str:
+    """Return the time of day of a point in time, to the second, in a zone; None for the system's."""
+    return f"{datetime_of(usec, zone):%H:%M:%S}"
 
 
 def zone_name(usec: int, zone: tzinfo | None) -> str:

@@ -47,7 +47,14 @@ class Looked:
     def __init__(self, root: Path, **sysctls: str) -> None:
         self.out = io.StringIO()
         self.findings = Findings(self.out)
-        self.host = Host(root, uid=0, user=lambda name: None, show=self._show, environment=self._environment)
+        self.host = Host(
+            root,
+            uid=0,
+            user=lambda name: None,
+            show=self._show,
+            environment=self._environment,
+            last_error=lambda unit: "",
+        )
         self.units = {kind: dict(shown) for kind, shown in UNITS.items()}
         for name, value in {**SYSCTLS, **sysctls}.items():
             if value:

@@ -21,6 +21,7 @@ from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import LookupResult, Stored
+from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.rows import Entry
 
@@ -106,7 +107,7 @@ class FakeSpool:
             if entry.transfer.destination == destination:
                 del self.failures[entry.transfer.id], self.failed[entry.transfer.id]
 
-    def remove(self, transfer_id: str) -> None:
+    def remove(self, transfer_id: str, count: StoredCount | None = None) -> None:
         self.rows.pop(transfer_id, None)
 
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:

@@ -21,8 +21,9 @@ from s3daemon.commands.table import Column, Table, console_of, print_table
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.control.rows import Row, row_of
 from s3daemon.errors import Code, S3daemonError, one_line
+from s3daemon.model.exposure import loss_of
 from s3daemon.model.ids import id_of
-from s3daemon.units import size, span
+from s3daemon.units import plural, size, span
 
 if TYPE_CHECKING:
     from s3daemon.spool.rows import Entry
@@ -32,8 +33,9 @@ _T = TypeVar("_T")
 
 #: Ids in one request to the daemon, well below `control.client.MAX_REQUEST`.
 _BATCH = 10_000
+_DROPPED = "Dropped: dropped by an operator while the daemon was down"
 
-#: The file is the first to give way, its name being mostly the key's; a destination is never cut.
+#: The file is the first to give way, its name being mostly the key's; nothing else is ever cut.
 _COLUMNS = (
     Column("ID"),
     Column("STATE"),
@@ -42,7 +44,7 @@ _COLUMNS = (
     Column("NEXT", align="right"),
     Column("SIZE", align="right"),
     Column("DESTINATION", keep="end", place="fold"),
-    Column("LAST ERROR", least=16, place="fold"),
+    Column("LAST ERROR", place="fold"),
     Column("FILE", least=12, keep="end", place="drop"),
 )
 
@@ -87,7 +89,7 @@ def record_dropped(entries: Sequence[Entry]) -> None:
                 total_usec=0,
                 attempts=entry.attempts,
                 tags=transfer.tags,
-                error="Dropped: dropped by an operator while the daemon was down",
+                error=_DROPPED,
             )
         )
     journal.close(5.0)
@@ -165,7 +167,8 @@ def total(rows: Sequence[Row]) -> str:
     states = Counter(row.state for row in rows)
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     oldest = span(max(row.age_s for row in rows))
-    return f"{len(rows)} transfers, {size(sum(row.size_bytes for row in rows))}: {counts}; the oldest {oldest} old"
+    transfers = f"{plural(len(rows), 'transfer')}, {size(sum(row.size_bytes for row in rows))}"
+    return f"{transfers}: {counts}; the oldest {oldest} old"
 
 
 def _rows(instance: Instance, *, failed_only: bool) -> list[Row]:
@@ -200,7 +203,8 @@ def _act(
     async def carry_out(spool: Spool) -> set[str]:
         entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
         chosen = [entry.transfer.id for entry in entries]
-        done = await (spool.retry(chosen, spool.active_base_s) if action == "retry" else spool.drop(chosen))
+        losses = [loss_of(one.transfer, _DROPPED) for one in entries if not one.failed]
+        done = await (spool.retry(chosen, spool.active_base_s) if action == "retry" else spool.drop(chosen, losses))
         if action == "drop":
             on_dropped([entry for entry in entries if entry.transfer.id in done])
         return done

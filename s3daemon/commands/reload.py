@@ -31,14 +31,19 @@ def main(args: argparse.Namespace, environ: Mapping[str, str], *, out: TextIO, e
     Returns:
         The exit status; other than 0, the previous settings stay in force.
     """
+    # What came of it the daemon itself logs; where systemd runs this, the output would go to the same journal again.
+    logged = "JOURNAL_STREAM" in environ
     try:
         answer = Instance.find(environ).ask("reload", environ=of_operator(environ))
     except SettingsError as exc:
-        print(*exc.faults, "refused: the previous settings stay in force", sep="\n", file=err)
+        if not logged:
+            print(*exc.faults, "refused: the previous settings stay in force", sep="\n", file=err)
         return 1
     except S3daemonError as exc:
         print(f"{exc.code}: {exc.text}", file=err)
         return 1
+    if logged:
+        return 0
     applied, restart = answer.get("applied"), answer.get("restart")
     if isinstance(applied, list) and applied:
         print("in force from the next attempt on:", ", ".join(map(str, applied)), file=out)

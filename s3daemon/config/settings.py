@@ -33,6 +33,7 @@ from s3daemon.config.values import (
     names,
     path,
     paths,
+    priming,
     rate,
     size,
 )
@@ -47,6 +48,8 @@ _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
 _TOKEN = matching("[!-~]{1,16384}", "text without spaces")
 #: Where systemd puts the credentials of services (systemd.exec(5)). The daemon can read its own; its clients must not.
 _CREDENTIALS = "/run/credentials"
+#: The value of S3DAEMON_PRIME that needs no scratch objects.
+PRIME_AUTO = "auto"
 #: The bounds of two settings that others are sized by.
 MAX_CONNECTIONS, MAX_CLIENTS = 1024, 8192
 _HOST_IS_ADDRESS = re.compile(r"//(\[|[0-9.]+(:|$))")
@@ -203,9 +206,12 @@ class Settings:
     )
     prime: str = _var(
         "S3DAEMON_PRIME",
-        "",
-        matching("[^/\\s=]+/[^\\s=]+", "bucket/key-prefix, no = or space in it"),
-        "Bucket and key prefix of scratch objects that widen each new connection's window. If not set, there are none.",
+        "off",
+        priming(),
+        "How each new connection's window is widened, which makes the first exposure after a start a third shorter. "
+        "auto, for paths with a round trip of 50 ms or more: uploads of 1 MB that the store must refuse for their "
+        "wrong Content-MD5; nothing is stored, and the store's log has a BadDigest for each. bucket/key-prefix: "
+        "scratch objects there.",
     )
     # 5 GiB is S3's limit for one PUT, 5 MiB its least for a part ("Amazon S3 multipart upload limits").
     multipart_threshold_bytes: int = _var(

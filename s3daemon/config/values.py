@@ -187,6 +187,18 @@ def matching(pattern: str, expected: str) -> Kind:
     return Kind("", expected, str, lambda v: compiled.fullmatch(v) is not None)
 
 
+def priming() -> Kind:
+    """Return a kind for the way to prime connections: `auto`, bucket/key-prefix, or empty for `off`."""
+    bucket_prefix = re.compile("[^/\\s=]+/[^\\s=]+")
+
+    def convert(text: str) -> str:
+        word = text.lower()
+        return "" if word == "off" else word if word == "auto" else text
+
+    expected = "off, auto, or bucket/key-prefix, no = or space in it"
+    return Kind("", expected, convert, lambda v: v in ("", "auto") or bucket_prefix.fullmatch(v) is not None)
+
+
 def _absolute(path: str) -> bool:
     return path.startswith("/") and ".." not in path.split("/")
 

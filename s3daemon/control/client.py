@@ -95,7 +95,8 @@ def ask(path: Path, command: str, *, timeout_s: float = _ANSWER_TIMEOUT_S, **arg
     try:
         line = _exchange(path, request, timeout_s)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
-        raise NoDaemonError(Code.NO_DAEMON, f"no daemon listens on {path}") from exc
+        text = f"no daemon listens on {path}: start it; s3daemon check says why it does not start"
+        raise NoDaemonError(Code.NO_DAEMON, text) from exc
     except PermissionError as exc:
         raise S3daemonError(
             Code.NOT_PERMITTED, f"{path} is not yours: run it as root or as the service's user"

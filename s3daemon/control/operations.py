@@ -13,13 +13,23 @@ from itertools import islice
 from s3daemon import __version__
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
-from s3daemon.control.exposures import LATE_S, LOST_S, Exposures
+from s3daemon.control.exposures import LATE_S, LOST_S, SHOWN, status_of
 from s3daemon.control.rows import Row, row_of
-from s3daemon.control.status import LISTED, Condition, Connections, RateLimit, Status, receivers_of, uploads_of
+from s3daemon.control.status import (
+    LISTED,
+    Condition,
+    Connections,
+    RateLimit,
+    Status,
+    receivers_of,
+    uploads_of,
+)
+from s3daemon.delivery.decision import DROPPED
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
+from s3daemon.model.exposure import Exposures, loss_of
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
@@ -39,15 +49,6 @@ def entry_of(queued: QueuedTransfer) -> Entry:
         text=queued.last_error.text,
         md5=queued.sent_md5,
     )
-
-
-def watch_exposures(uploader: Uploader) -> Exposures:
-    """Follow every transfer of the uploader from here on."""
-    exposures = Exposures()
-    uploader.schedule.on_added = lambda queued: exposures.added(queued.transfer)
-    uploader.schedule.on_removed = lambda queued: exposures.removed(queued.transfer)
-    uploader.observers.append(exposures.recorded)
-    return exposures
 
 
 def _ids(arguments: Mapping[str, object]) -> set[str]:
@@ -154,7 +155,10 @@ class Operations:
     async def drop(self, arguments: Mapping[str, object]) -> Answer:
         """Give up: an attempt in flight is cancelled and its clients are notified."""
         ids = _ids(arguments)
-        dropped = await self._spool.drop(ids)
+        pending = [queued.transfer for id_ in ids if (queued := self._uploader.schedule.get(id_))]
+        dropped = await self._spool.drop(
+            ids, [loss_of(transfer, f"{DROPPED.code}: {DROPPED.text}") for transfer in pending]
+        )
         for id_ in ids:
             queued = self._uploader.schedule.get(id_)
             if queued is not None and not await self._uploader.drop(queued):
@@ -184,6 +188,8 @@ class Operations:
             failed=condition.failed,
             held=condition.held,
             away=condition.away,
+            since_usec=condition.since_usec,
+            next_probe_s=condition.next_probe_s,
             spool_fault=condition.spool_fault,
             reload_fault=condition.reload_fault,
             clients=self._server.clients,
@@ -193,7 +199,7 @@ class Operations:
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             failures=tuple(self._rows([], self._failures)),
-            exposures=tuple(exposure.at(now_usec) for exposure in self._exposures),
+            exposures=tuple(status_of(exposure, now_usec) for exposure in self._exposures.last(SHOWN)),
             late_s=LATE_S,
             lost_s=LOST_S,
         )
@@ -212,6 +218,8 @@ class Operations:
             none_kept=not pool.small_request,
             held=uploader.held,
             away=uploader.away,
+            since_usec=uploader.outage_since_usec,
+            next_probe_s=uploader.next_probe_s,
             spool_fault=self._spool.fault,
             reload_fault=self.refused,
             stopping=self.draining,
@@ -242,7 +250,26 @@ class Operations:
             "s3daemon_connections_warm": sum(connection.is_open for connection in self._pool().idle()),
             "s3daemon_connections_limit": condition.connections.limit,
             "s3daemon_connections_opened": condition.connections.opened,
+            "s3daemon_receivers_disabled": len(condition.disabled),
             "s3daemon_bandwidth_limit_bytes_per_second": self._pool().bandwidth.limit.rate_bps / 8,
             "s3daemon_bandwidth_limit_found": self._pool().bandwidth.limit.origin in (Origin.FOUND, Origin.KEPT),
-            "s3daemon_receivers_aside": len(condition.disabled),
+            "s3daemon_deferrals": self._uploader.waiters.deferrals,
+            "s3daemon_reload_refused": bool(condition.reload_fault),
+            "s3daemon_tls_certificate_expiry_timestamp_seconds": self._pool().certificates.expiry_s,
+        }
+
+    def by_receiver(self) -> dict[str, dict[str, float]]:
+        """Return the values of `http.metrics.LABELLED` that have an address of the store as their label."""
+        pool = self._pool()
+        uploads = uploads_of(self._uploader.schedule.running, self._uploader.now())
+        receivers = receivers_of(pool.open_per_address(), uploads, pool.addresses.unexpectedly_disabled)
+        rates: dict[str, float] = dict.fromkeys((one.address for one in receivers), 0.0)
+        for upload in uploads:
+            for address in upload.receivers:
+                rates[address] += upload.recent_bytes_per_s / len(upload.receivers)
+        return {
+            "s3daemon_receiver_connections": {one.address: one.connections for one in receivers},
+            "s3daemon_receiver_uploads": {one.address: one.uploads for one in receivers},
+            "s3daemon_receiver_disabled": {one.address: one.disabled for one in receivers},
+            "s3daemon_receiver_bytes_per_second": rates,
         }

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated
 from s3daemon.control.codec import JsonObject, Key
 from s3daemon.control.exposures import ExposureStatus
 from s3daemon.control.rows import Row
-from s3daemon.units import span
+from s3daemon.units import clock_time, span
 
 if TYPE_CHECKING:  # commands read the status without a delivery
     from s3daemon.delivery.schedule import QueuedTransfer
@@ -111,6 +111,8 @@ class Condition:
         none_kept: the store closes each connection after its answer.
         held: why the queue is held, or "".
         away: the store does not answer, or cannot serve.
+        since_usec: since when it is held or away, microseconds since the epoch; None when it is neither.
+        next_probe_s: seconds until an attempt tries whether that is over; None when it is neither.
         spool_fault: why requests are refused, or "".
         reload_fault: why the last reload was refused, or "".
         stopping: says so while the service stops, else "".
@@ -125,6 +127,8 @@ class Condition:
     none_kept: bool = False
     held: str = ""
     away: bool = False
+    since_usec: int | None = None
+    next_probe_s: float | None = None
     spool_fault: str = ""
     reload_fault: str = ""
     stopping: str = ""
@@ -141,15 +145,20 @@ class Condition:
         return next((word for word, cause in causes if cause), "ok")
 
     @property
+    def _outage(self) -> str:
+        since = "" if self.since_usec is None else f", since {clock_time(self.since_usec)}"
+        return since if self.next_probe_s is None else f"{since}, next attempt in {span(self.next_probe_s)}"
+
+    @property
     def line(self) -> str:
         """The line that `systemctl status` shows: what is wrong, the worst first, then the counts."""
         parts = [self.stopping] if self.stopping else []
         if self.spool_fault:
             parts.append(f"refusing requests, {self.spool_fault}")
         if self.held:
-            parts.append(f"HELD, {self.held}")
+            parts.append(f"HELD, {self.held}{self._outage}")
         elif self.away:
-            parts.append("endpoint AWAY")
+            parts.append(f"endpoint AWAY{self._outage}")
         if self.reload_fault:
             parts.append(f"reload REFUSED, {self.reload_fault}")
         oldest = "" if self.oldest_s is None else f", the oldest {span(self.oldest_s)}"
@@ -172,7 +181,7 @@ class Status(JsonObject):
         state, line: as of `Condition`; `line` is `status` in JSON.
         version, host, endpoint: which daemon this is, and the store that it sends to.
         now_usec, started_usec: wall clock now and at the daemon's start, microseconds since the epoch.
-        in_flight, pending, oldest_s, failed, held, away: as of `Condition`.
+        in_flight, pending, oldest_s, failed, held, away, since_usec, next_probe_s: as of `Condition`.
         spool_fault, reload_fault: likewise; `spool` and `refused` in JSON.
         clients: of the line protocol that are being served.
         connections: to the store.
@@ -197,6 +206,8 @@ class Status(JsonObject):
     failed: int
     held: str
     away: bool
+    since_usec: int | None
+    next_probe_s: float | None
     spool_fault: Annotated[str, Key("spool")]
     reload_fault: Annotated[str, Key("refused")]
     clients: int

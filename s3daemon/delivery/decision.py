@@ -35,7 +35,15 @@ from dataclasses import dataclass
 from enum import Enum
 
 from s3daemon.errors import AttemptError, Code, FileError
-from s3daemon.model.verdict import Keys, Scope, Verdict, accuses_keys, blames_endpoint, judge, suspect
+from s3daemon.model.verdict import (
+    Keys,
+    Scope,
+    Verdict,
+    accuses_keys,
+    blames_endpoint,
+    judge,
+    suspect,
+)
 
 #: A hook that waits gives up after 30 s, so the second and third attempt must come within seconds.
 BACKOFF_FIRST_S = 1.0
@@ -86,6 +94,10 @@ class LastError:
     code: str = ""
     text: str = ""
     address: str = ""
+
+
+#: The error of a transfer that an operator has given up.
+DROPPED = LastError(Code.DROPPED, "dropped by an operator")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,8 +19,10 @@ from collections.abc import Awaitable, Callable
 
 from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
+from s3daemon.model.record import MessageId, Priority
 from s3daemon.model.request import Destination
 from s3daemon.model.verdict import UNREACHED, Keys, keys_after
+from s3daemon.units import clock_time, span
 
 _log = logging.getLogger(__name__)
 
@@ -87,6 +89,7 @@ class Health:
         self._suspects: dict[str, Destination] = {}  # by code, the first destination
         self._rounds = 0
         self._probe_at = 0.0
+        self.away_reason = ""  #: the failure that made it away, or came before that, one line with its code
         self.unreached = False  #: away, and the last attempt found no connection: a small request tells of a return
 
     @property
@@ -134,7 +137,10 @@ class Health:
         """
         now = self._monotonic()
         if not self.held:
+            was_away = self.away
             self._count(destination, now, is_unreached=is_unanswered or error.code in UNREACHED)
+            if not was_away:
+                self.away_reason = f"{error.code}: {error.text}"
         self._delay_held_probe(now)
 
     def _delay_held_probe(self, now: float) -> None:
@@ -174,10 +180,78 @@ class Health:
         more = self.away and self._rounds > PROBES_MORE_AFTER
         return in_flight < (PROBES_MAX if more else PROBES_FIRST) and self._monotonic() >= self._probe_at
 
+    @property
+    def next_probe_s(self) -> float | None:
+        """Seconds until an attempt tries whether the endpoint is back, or takes the keys; None while all may start."""
+        return max(0.0, self._probe_at - self._monotonic()) if self.held or self.away else None
+
     def wake_at(self) -> float | None:
         """Return the monotonic time from which `may_start` may be true without another event; None: there is none."""
         waits = (self.held or self.away) and self._monotonic() < self._probe_at
         return self._probe_at if waits else None
+
+
+class Outages:
+    """Notes when the endpoint goes away and is back, and when the queue is held and released: an entry for each.
+
+    Args:
+        health: to follow.
+        monotonic: monotonic seconds.
+        wall: seconds since the epoch.
+
+    Attributes:
+        since_usec: since when it is away or held, microseconds since the epoch; None while it is neither.
+    """
+
+    def __init__(self, health: Health, monotonic: Clock, wall: Clock) -> None:
+        self._health = health
+        self._monotonic = monotonic
+        self._wall = wall
+        self._state: tuple[bool, bool] = False, False
+        self._began: dict[str, float] = {}
+        self.since_usec: int | None = None
+
+    def note(self) -> None:
+        """Compare with what was last noted; called after whatever may have changed the health."""
+        before, self._state = self._state, (bool(self._health.held), self._health.away)
+        if before == self._state:
+            return
+        (was_held, was_away), (held, away) = before, self._state
+        if was_away and not away:
+            self._end(
+                "away", MessageId.BACK, "the endpoint is back" if not held else "the endpoint answers, and refuses"
+            )
+        if was_held and not held:
+            self._end("held", MessageId.RELEASED, "the queue is released")
+        if held and not was_held:
+            text = f"the queue is held: {self._health.held}; nothing is lost, fix it and reload"
+            self._begin("held", MessageId.HELD, text, logging.CRITICAL)
+        if away and not was_away:
+            text = f"the endpoint is away: {self._health.away_reason}; transfers are kept and tried until it is back"
+            self._begin("away", MessageId.AWAY, text, logging.ERROR)
+
+    def _begin(self, state: str, kind: MessageId, text: str, level: int) -> None:
+        self._began[state] = self._monotonic()
+        self.since_usec = round(self._wall() * 1e6)
+        fields: dict[str, int | str] = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": self.since_usec}
+        if (next_s := self._health.next_probe_s) is not None:
+            fields["S3DAEMON_DELAY_USEC"] = round(next_s * 1e6)
+            text += f"; next attempt in {span(next_s)}"
+        _log.log(level, "%s", text, extra={"journal": fields})
+
+    def _end(self, state: str, kind: MessageId, text: str) -> None:
+        seconds = self._monotonic() - self._began.pop(state)
+        since_usec = round((self._wall() - seconds) * 1e6)
+        self.since_usec = None
+        fields = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": since_usec, "PRIORITY": int(Priority.NOTICE)}
+        _log.warning(
+            "%s; it was %s for %s, since %s",
+            text,
+            state,
+            span(seconds),
+            clock_time(since_usec),
+            extra={"journal": fields},
+        )
 
 
 async def ask_nothing() -> None:

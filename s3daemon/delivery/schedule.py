@@ -163,7 +163,7 @@ class Schedule:
         slots: how many attempts may be in flight at once.
 
     Attributes:
-        on_added: called with each transfer that is added.
+        on_added: called with each transfer that is added, and again when it has one more tag.
         on_removed: called with each transfer that is removed.
     """
 

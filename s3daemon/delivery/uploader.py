@@ -34,8 +34,15 @@ from dataclasses import replace
 from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
-from s3daemon.delivery.decision import FailureState, Finding, LastError, decide
-from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, ask_nothing
+from s3daemon.delivery.decision import DROPPED, FailureState, Finding, LastError, decide
+from s3daemon.delivery.health import (
+    ASK_EVERY_S,
+    Ask,
+    Health,
+    KeyEvidence,
+    Outages,
+    ask_nothing,
+)
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     AttemptInFlight,
@@ -47,13 +54,14 @@ from s3daemon.delivery.schedule import (
 from s3daemon.delivery.waiters import Waiters, notify
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.journal import Journal, WarningLimit
-from s3daemon.model.record import AttemptFailure, MessageId, TransferRecord
+from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import ACCESS_DENIED, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import Stored
+from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
@@ -82,6 +90,7 @@ class Uploader:
         schedule: the transfers that are not over.
         waiters: the clients that wait for them.
         observers: called with every record that the journal gets.
+        attempt_observers: called with the end of every attempt that was not cancelled.
     """
 
     def __init__(
@@ -109,16 +118,20 @@ class Uploader:
         self._loop = asyncio.get_running_loop()
         self._start = start or (lambda name, work: self._loop.create_task(work, name=name))
         self._health = Health(self._rng, clock)
+        self._outages = Outages(self._health, clock, wall)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
         self._warnings = WarningLimit()
         self.schedule = Schedule(settings.current.max_connections)
         self.waiters = Waiters(self._health, journal.write)
         self.observers: list[Callable[[TransferRecord], None]] = []
+        self.attempt_observers: list[Callable[[AttemptEnd], None]] = []
         self._started_at = clock()
         self._returning: asyncio.Task[None] | None = None
         self._listing: set[asyncio.Task[None]] = set()  # of failures in the spool
-        self._unrecorded: dict[Destination, list[str]] = {}  # stored, in this order; the journal has no record yet
+        self._unrecorded: dict[
+            Destination, list[StoredCount]
+        ] = {}  # stored, in this order; the journal has no record yet
         self._noting: list[dict[Destination, int]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -132,6 +145,16 @@ class Uploader:
     def away(self) -> bool:
         """The endpoint does not answer, or answers that it cannot serve."""
         return self._health.away
+
+    @property
+    def outage_since_usec(self) -> int | None:
+        """Since when the endpoint is away or the queue is held, microseconds since the epoch; None when neither is."""
+        return self._outages.since_usec
+
+    @property
+    def next_probe_s(self) -> float | None:
+        """Seconds until the next attempt while the endpoint is away or the queue is held; None when neither is."""
+        return self._health.next_probe_s
 
     def now(self) -> float:
         """Return the time by the clock of `QueuedTransfer`'s moments, monotonic seconds."""
@@ -178,6 +201,7 @@ class Uploader:
         """Have a pending transfer serve another request as well: its delay ends."""
         if tag:
             queued.transfer = replace(queued.transfer, tags=(*queued.transfer.tags, tag))
+            self.schedule.on_added(queued)
         queued.live = True
         self.schedule.end_delay(queued)
         self.pump()
@@ -217,6 +241,7 @@ class Uploader:
         """
         self.schedule.resize(self._settings.current.max_connections)
         self._health.reload()
+        self._outages.note()
         self._full_buckets.clear()
         self.schedule.end_delays()
         doubtful = self._keys.reload()
@@ -296,8 +321,10 @@ class Uploader:
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
+        self._count(AttemptEnd(status=200 if stored.address else 0, receiver=stored.address, size_bytes=stored.size))
         was_away, outage = self._health.away, self._health.known_away or self._health.held
         self._health.succeeded(queued.last_attempt_at)
+        self._outages.note()
         self._keys.stored(queued.last_attempt_at)
         bucket = queued.transfer.destination.bucket
         was_full = self._full_buckets.stored(bucket)
@@ -342,6 +369,8 @@ class Uploader:
         )
         decision = decide(error, state, self._rng)
         queued.last_error = decision.error
+        again = not decision.final
+        self._count(AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again))
         if isinstance(error, AttemptError):
             self._update_health(queued, error, decision.endpoint, is_unanswered=is_unanswered)
         if decision.final:
@@ -363,6 +392,10 @@ class Uploader:
         self._warn(queued, None if self._health.held else decision.delay_s)
         self.schedule.release(queued, now + decision.delay_s)
 
+    def _count(self, end: AttemptEnd) -> None:
+        for observe in self.attempt_observers:
+            observe(end)
+
     def _warn(self, queued: QueuedTransfer, delay_s: float | None) -> None:
         """Write a journal entry about the failed attempt, unless there were too many like it in this second."""
         error = queued.last_error
@@ -373,7 +406,6 @@ class Uploader:
     def _update_health(
         self, queued: QueuedTransfer, error: AttemptError, finding: Finding, *, is_unanswered: bool
     ) -> None:
-        was_held = self._health.held
         destination = queued.transfer.destination
         match finding:
             case Finding.SERVING:
@@ -387,9 +419,7 @@ class Uploader:
                 self._health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:
                 self._health.refused(error, queued.last_attempt_at)
-        if self._health.held and not was_held:
-            kind = {"journal": {"MESSAGE_ID": MessageId.HELD.value}}
-            _log.critical("the queue is held: %s; nothing is lost, fix it and reload", self._health.held, extra=kind)
+        self._outages.note()
 
     def _fail(self, queued: QueuedTransfer) -> None:
         """End a transfer that has failed for good: recorded and listed; its clients are notified once it is listed."""
@@ -409,7 +439,7 @@ class Uploader:
 
     async def drop(self, queued: QueuedTransfer) -> bool:
         """End a transfer for an operator, as `abandon` does, and record that; the caller removes it from the spool."""
-        error = LastError(Code.DROPPED, "dropped by an operator")
+        error = DROPPED
         if not await self.abandon(queued, Reply(Outcome.FAILED, queued.transfer.id, error.code, error.text)):
             return False
         queued.last_error = replace(queued.last_error, code=error.code, text=error.text)
@@ -449,7 +479,7 @@ class Uploader:
             self._loop.call_soon_threadsafe(self._remove, queued.transfer)
 
         if stored:
-            self._unrecorded.setdefault(queued.transfer.destination, []).append(queued.transfer.id)
+            self._unrecorded.setdefault(queued.transfer.destination, []).append(StoredCount.of(queued.record))
         self._journal.record(queued.record, written if stored else None)
 
     def _remove(self, transfer: Transfer) -> None:
@@ -459,11 +489,11 @@ class Uploader:
         queue of a journal that stands still, the process after a crash would send the old content over the new one.
         """
         waiting = self._unrecorded.get(transfer.destination, [])
-        if transfer.id not in waiting:
+        end = next((at for at, count in enumerate(waiting, 1) if count.id == transfer.id), 0)
+        if not end:
             return
-        end = waiting.index(transfer.id) + 1
-        for id_ in waiting[:end]:
-            self._spool.remove(id_)
+        for count in waiting[:end]:
+            self._spool.remove(count.id, count)
         del waiting[:end]
         if not waiting:
             del self._unrecorded[transfer.destination]

@@ -23,9 +23,13 @@ class Waiters:
     Args:
         health: says when waiting is of no use.
         write: takes a journal entry about clients that were deferred; `Journal.write`.
+
+    Attributes:
+        deferrals: how many transfers' clients were deferred.
     """
 
     def __init__(self, health: Health, write: Callable[[Sequence[Field]], object]) -> None:
+        self.deferrals = 0
         self._health = health
         self._log = DeferralLog(write)
         self._waiting: dict[QueuedTransfer, list[asyncio.Future[Reply]]] = {}
@@ -60,6 +64,7 @@ class Waiters:
 
     def _deferral(self, queued: QueuedTransfer) -> Reply:
         """Return the reply that a transfer is kept, and why it is not stored yet; and log it."""
+        self.deferrals += 1
         error = queued.last_error
         if self._health.held:
             why = f"the queue is held: {self._health.held}"

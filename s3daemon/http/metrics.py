@@ -8,17 +8,24 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    disable_created_metrics,
+)
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.exposition import choose_encoder
 from prometheus_client.registry import Collector
 
 from s3daemon import __version__
 from s3daemon.clock import Clock
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.exposure import LOST_S, Exposure, Name, verdict_of
+from s3daemon.model.record import AttemptEnd, TransferRecord
 
 _US = 1_000_000
 
@@ -54,8 +61,34 @@ LIVE: Mapping[str, tuple[type[Metric], str]] = {
         GaugeMetricFamily, "What all uploads together may send; 0 for no limit."),
     "s3daemon_bandwidth_limit_found": (
         GaugeMetricFamily, "1 where that limit was found by the daemon, now or before a restart; 0 where it was set."),
-    "s3daemon_receivers_aside": (GaugeMetricFamily, "Addresses of the store that are temporarily disabled."),
+    "s3daemon_receivers_disabled": (GaugeMetricFamily, "Addresses of the store that are temporarily disabled."),
+    "s3daemon_deferrals": (CounterMetricFamily, "Transfers whose waiting clients were told that they are only kept."),
+    "s3daemon_reload_refused": (GaugeMetricFamily, "1 from a reload that was refused until one is accepted."),
+    "s3daemon_tls_certificate_expiry_timestamp_seconds": (
+        GaugeMetricFamily, "When the first certificate of the store in use expires, unix epoch; 0 without TLS."),
 }  # fmt: skip
+#: The present state by a label: kind, the label, meaning.
+LABELLED: Mapping[str, tuple[type[Metric], str, str]] = {
+    "s3daemon_refused": (CounterMetricFamily, "code", "Requests that were refused, by the error's code."),
+    "s3daemon_receiver_connections": (GaugeMetricFamily, "receiver", "Open connections to an address of the store."),
+    "s3daemon_receiver_uploads": (GaugeMetricFamily, "receiver", "Attempts in flight to an address of the store."),
+    "s3daemon_receiver_disabled": (GaugeMetricFamily, "receiver", "1 while an address is temporarily disabled."),
+    "s3daemon_receiver_bytes_per_second": (
+        GaugeMetricFamily, "receiver", "Bytes a second that an address of the store acknowledges now."),
+    "s3daemon_recent_exposures": (
+        GaugeMetricFamily, "verdict", "Exposures whose first request came within the last hour, by verdict."),
+}  # fmt: skip
+#: Verdicts of exposures, as of `model.exposure.verdict_of`.
+VERDICTS = ("in time", "late", "incomplete", "lost")
+#: An exposure is over when nothing of it is pending and no object came for this long, seconds.
+SETTLED_S = LOST_S
+#: What counts as recent, seconds.
+RECENT_S = 3600.0
+#: The exposition is encoded so often in a second, and is as it was then for those who ask more often: ten scrapes a
+#: second cost less than 1 % of a core.
+ENCODED_PER_S = 3
+#: More values of a label than this are counted as `other`: a proxy may answer with any code.
+LABELS = 100
 #: Likewise, of the process; names and texts are those that all clients of Prometheus use. The library's own collector
 #: is silent without /proc/stat, which the unit's ProcSubset=pid hides.
 PROCESS: Mapping[str, tuple[type[Metric], str]] = {
@@ -71,16 +104,32 @@ class Metrics:
 
     Args:
         figures: returns the values for `LIVE`; called at each scrape.
+        labelled: returns the values for `LABELLED` by their labels, without those of exposures; likewise.
+        exposures: the last ones.
         name: of this instance, `s3daemon` or `s3daemon@PORT`.
         wall: seconds since the epoch.
+        clock: monotonic seconds.
     """
 
     def __init__(
-        self, figures: Callable[[], Mapping[str, float]], *, name: str = "s3daemon", wall: Clock = time.time
+        self,
+        figures: Callable[[], Mapping[str, float]],
+        *,
+        labelled: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
+        exposures: Iterable[Exposure] = (),
+        name: str = "s3daemon",
+        wall: Clock = time.time,
+        clock: Clock = time.monotonic,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # of each counter the time of our start, which process_start_time_seconds says
         self.registry = registry = CollectorRegistry()
         registry.register(_Live(LIVE, figures))
+        registry.register(_Labelled(lambda: {**labelled(), "s3daemon_recent_exposures": self._exposures()}))
+        self._known = exposures
+        self._wall = wall
+        self._clock = clock
+        self._encoded_at: deque[float] = deque(maxlen=ENCODED_PER_S)
+        self._encoded: dict[str, bytes] = {}
         started = wall()
         registry.register(_Live(PROCESS, lambda: _process() | {"process_start_time_seconds": started}))
 
@@ -92,7 +141,15 @@ class Metrics:
 
         self._transfers = counter("transfers_total", "Transfers that are over, by outcome.", "outcome")
         self._bytes = counter("stored_bytes_total", "Bytes of the objects that were stored.")
-        self._attempts = counter("attempts_total", "Attempts of the transfers that are over, the first included.")
+        self._attempts = counter(
+            "attempts_total", "Attempts that ended, by their error's code, none if stored.", "code"
+        )
+        self._retries = counter("retries_total", "Attempts that ended and that another follows, by code.", "code")
+        self._answers = counter("answers_total", "Answers of the store to attempts, by HTTP status.", "status")
+        self._receiver_bytes = counter("receiver_stored_bytes_total", "Bytes stored at an address.", "receiver")
+        self._receiver_errors = counter("receiver_errors_total", "Attempts that failed at an address.", "receiver")
+        self._over = counter("exposures_total", "Exposures that are over, by verdict.", "verdict")
+        self._last_object = histogram("exposure_duration_seconds", "From the first request to the last object stored.")
         self._connections = counter(
             "uploads_total", "Objects stored, by whether their connection was already open (warm) or new.", "connection"
         )
@@ -102,6 +159,12 @@ class Metrics:
         self._upload = histogram("upload_duration_seconds", "The attempt that stored it, up to the store's answer.")
         self._size = histogram("object_size_bytes", "Sizes of the objects stored.", BYTES)
         self._rtt = histogram("rtt_seconds", "Smoothed round-trip time of the upload's connection.", RTT_SECONDS)
+        self._labels = set[str]()
+        self._settled = set[Name]()
+        self._exposures(count=False)
+        for verdict in VERDICTS:
+            self._over.labels(verdict)
+        self._attempts.labels("none")
         for outcome in ("stored", "failed"):  # rate() misses the first failure of a series that begins with it
             self._transfers.labels(outcome)
         for connection in ("new", "warm"):
@@ -115,7 +178,6 @@ class Metrics:
     def see(self, record: TransferRecord) -> None:
         """Count a transfer that is over."""
         self._transfers.labels(record.outcome).inc()
-        self._attempts.inc(record.attempts)
         if not record.stored:
             return
         self._bytes.inc(record.size_bytes)
@@ -130,6 +192,47 @@ class Metrics:
             self._connections.labels(record.connection).inc()
         self._retransmits.inc(record.retransmits or 0)
 
+    def see_attempt(self, end: AttemptEnd) -> None:
+        """Count an attempt that has ended."""
+        code = self._label(end.code or "none")
+        self._attempts.labels(code).inc()
+        if end.again:
+            self._retries.labels(code).inc()
+        if end.status:
+            self._answers.labels(str(end.status)).inc()
+        if end.receiver:
+            receiver = self._label(end.receiver)
+            self._receiver_bytes.labels(receiver).inc(end.size_bytes)
+            self._receiver_errors.labels(receiver).inc(bool(end.code))
+
+    def _label(self, value: str) -> str:
+        """Return the value of a label, `other` when there are too many."""
+        if len(self._labels) < LABELS:
+            self._labels.add(value)
+        return value if value in self._labels else "other"
+
+    def _exposures(self, *, count: bool = True) -> dict[str, float]:
+        """Return how many recent exposures there are by verdict; and count those that are over since the last call.
+
+        Only a tag makes an exposure whose time means something.
+        """
+        now_usec = round(self._wall() * _US)
+        recent, over = dict.fromkeys(VERDICTS, 0.0), set[Name]()
+        for one in self._known:
+            seconds = one.seconds(now_usec) if one.tagged else None
+            verdict = verdict_of(seconds, missing=bool(one.missing))
+            recent[verdict] += now_usec - one.first_usec < RECENT_S * _US
+            if one.pending or now_usec - max(one.first_usec, one.last_usec or 0) < SETTLED_S * _US:
+                continue
+            name = one.tagged, one.name
+            over.add(name)
+            if count and name not in self._settled:
+                self._over.labels(verdict).inc()
+                if seconds is not None:
+                    self._last_object.observe(seconds)
+        self._settled = over | self._settled & {(one.tagged, one.name) for one in self._known}
+        return recent
+
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type.
 
@@ -137,7 +240,31 @@ class Metrics:
             accept: the scraper's Accept header; without it the text format that every version reads.
         """
         encode, content_type = choose_encoder(accept)
-        return encode(self.registry), content_type
+        now = self._clock()
+        if len(self._encoded_at) < ENCODED_PER_S or now - self._encoded_at[0] >= 1.0:
+            self._encoded_at.append(now)
+            self._encoded.clear()
+        if content_type not in self._encoded:
+            self._encoded[content_type] = encode(self.registry)
+        return self._encoded[content_type], content_type
+
+
+class _Labelled(Collector):
+    def __init__(self, values: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
+        self._values = values
+
+    def describe(self) -> Iterator[Metric]:
+        """Name the metrics without asking for their values, which are not there yet when this is registered."""
+        for name, (kind, label, text) in LABELLED.items():
+            yield kind(name, text, labels=[label])  # type: ignore[call-arg]
+
+    def collect(self) -> Iterator[Metric]:
+        values = self._values()
+        for name, (kind, label, text) in LABELLED.items():
+            family = kind(name, text, labels=[label])  # type: ignore[call-arg]
+            for value, figure in values.get(name, {}).items():
+                family.add_metric([value], figure)  # type: ignore[attr-defined]
+            yield family
 
 
 class _Live(Collector):

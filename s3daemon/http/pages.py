@@ -5,6 +5,12 @@
     /healthz       200 while requests are accepted and delivered at once, else 503; the line of `status`
     /metrics       for Prometheus
     /status.json   what `s3daemon status` shows, for programs
+    /transfers     with `?tag=TAG`, and `&expect=N` where known: whether all that was accepted under a tag is stored
+    /transfers/ID  whether a transfer is stored
+
+The last two answer when that is known: at the moment when the last transfer ends, or after `&timeout=SECONDS`, 30 by
+default: 200 when stored, 404 when nothing is known, 502 when a file failed or was refused, 504 when it is not over.
+While the service stops it is 503, and the client asks again.
 
 Requests are accepted also while the queue is held or the store is away: a balancer, or anyone else who only wants to
 know whether the daemon is running, asks for `/version`.
@@ -17,6 +23,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from http import HTTPStatus
 from importlib import resources
 
@@ -25,8 +32,13 @@ from aiohttp import web
 from s3daemon import __version__
 from s3daemon.config.settings import VARIABLES, SettingsHolder
 from s3daemon.control.operations import Operations
+from s3daemon.errors import Code, RequestError
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.server import Page
+from s3daemon.ingress.protocol import QUESTION_TIMEOUT_S, Question
+from s3daemon.ingress.questions import Questions
+from s3daemon.model.ids import id_of, uuid_of
+from s3daemon.model.reply import Outcome, Reply
 
 #: A quote that is left open in the environment file makes a value continue with the next line, which may hold a key.
 _SECRET_NAMES = re.compile("|".join(v.name for v in VARIABLES.values() if v.secret))
@@ -49,13 +61,14 @@ def page_html() -> str:
     return resources.files(__package__).joinpath("page.html").read_text("utf-8")
 
 
-def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics) -> dict[str, Page]:
+def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics, questions: Questions) -> dict[str, Page]:
     """The handlers by path. `page.html` is read now: later an upgrade may have replaced it.
 
     Args:
         settings: to show.
         operations: gives the state.
         metrics: for Prometheus.
+        questions: answers those about transfers.
     """
     html = page_html()
 
@@ -81,4 +94,51 @@ def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics) -
     async def status(_: web.BaseRequest) -> web.Response:
         return web.json_response(dict(await operations.status({})), dumps=_dumps)
 
-    return {"/": page, "/version": version, "/healthz": healthz, "/metrics": expose, "/status.json": status}
+    async def by_tag(request: web.BaseRequest) -> web.Response:
+        try:
+            question = _question(request.query)
+        except RequestError as exc:
+            return _answer(Reply.failed(exc))
+        count = await questions.about_tag(question.tag, question.expect, question.timeout_s)
+        return _answer(None if count is None else count.reply(), tag=question.tag)
+
+    async def by_id(request: web.BaseRequest) -> web.Response:
+        try:
+            timeout_s = _question(dict(request.query) | {"tag": "-"}).timeout_s
+        except RequestError as exc:
+            return _answer(Reply.failed(exc))
+        return _answer(await questions.about_transfer(id_of(request.path.rpartition("/")[2]), timeout_s))
+
+    shown = {"/": page, "/version": version, "/healthz": healthz, "/metrics": expose, "/status.json": status}
+    return {**shown, "/transfers": by_tag, "/transfers/*": by_id}
+
+
+def _question(query: Mapping[str, str]) -> Question:
+    """Read a query.
+
+    Raises:
+        RequestError: `BadRequest`, with what is wrong.
+    """
+    expect, timeout = query.get("expect"), query.get("timeout", str(QUESTION_TIMEOUT_S))
+    try:
+        return Question.of(query.get("tag"), None if expect is None else int(expect), float(timeout))
+    except ValueError as exc:
+        raise RequestError(Code.BAD_REQUEST, "expect and timeout are numbers") from exc
+
+
+def _answer(reply: Reply | None, **more: str) -> web.Response:
+    """The response to a question; None: the service stops."""
+    if reply is None:
+        return web.json_response({"result": "unknown"}, dumps=_dumps, status=503, headers={"Retry-After": "1"})
+    if reply.code in (Code.BAD_REQUEST, Code.UNKNOWN_TRANSFER):
+        status = 400 if reply.code == Code.BAD_REQUEST else 404
+    else:
+        status = {Outcome.STORED: 200, Outcome.DEFERRED: 504}.get(reply.outcome, 502)
+    members = {
+        "result": reply.outcome.value,
+        "id": reply.id and uuid_of(reply.id),
+        "code": reply.code,
+        "msg": reply.text,
+    }
+    body = {key: value for key, value in members.items() if value} | dict(reply.counts) | more
+    return web.json_response(body, dumps=_dumps, status=status)

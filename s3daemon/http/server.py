@@ -148,7 +148,7 @@ class HttpServer:
 
     Args:
         settings: number of clients, names of the server.
-        pages: the handlers of GET and HEAD by path.
+        pages: the handlers of GET and HEAD by path; `/*` at its end stands for any name.
         actions: the handlers of `FORM_METHODS` by path.
         clock: monotonic seconds.
 
@@ -269,7 +269,9 @@ class HttpServer:
         body = await self._read(request)
         connection.request_read()
         if request.method not in FORM_METHODS:
-            return await self._pages[request.path](request), _PAGE
+            page = self._page(request.path)
+            assert page, "see _refusal"
+            return await page(request), _PAGE
         form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock)
         answer = await self._actions[request.path](form)
         return None if answer is None else (_rendered(answer), answer)
@@ -287,7 +289,7 @@ class HttpServer:
         if reason := refusal(request.headers, _own_address(sock), self._settings.current.http_names, reads=reads):
             self._warn(f"{method} {path}", reason)
             return _rendered(Answer(HTTPStatus.FORBIDDEN, f"NotAllowed: {reason}"))
-        methods = ("GET", "HEAD") if path in self._pages else FORM_METHODS if path in self._actions else ()
+        methods = ("GET", "HEAD") if self._page(path) else FORM_METHODS if path in self._actions else ()
         if method in methods:
             return None
         status = HTTPStatus.METHOD_NOT_ALLOWED if methods else HTTPStatus.NOT_FOUND
@@ -295,6 +297,9 @@ class HttpServer:
         if methods:
             response.headers["Allow"] = ", ".join(methods)
         return response
+
+    def _page(self, path: str) -> Page | None:
+        return self._pages.get(path) or self._pages.get(path.rpartition("/")[0] + "/*")
 
     def _warn(self, what: str, reason: str) -> None:
         """Log a refusal, but not each of a page that asks a thousand times a second."""

@@ -45,6 +45,7 @@ from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code, RequestError, S3daemonError, one_line
 from s3daemon.ingress.access import AccessControl
+from s3daemon.ingress.refusals import Refusals, refusal_of
 from s3daemon.ingress.waiting import WaitingClients, name_for
 from s3daemon.model.ids import uuid_of
 from s3daemon.model.reply import Outcome, Reply
@@ -138,6 +139,7 @@ class Uploads:
         access: decides who may ask.
         waiting: has clients wait for their transfers.
         client_notified: called with the id of a transfer whose failure a client has received.
+        refusals: takes every request that is refused.
         clock: monotonic seconds, the same as the uploader's.
     """
 
@@ -148,10 +150,12 @@ class Uploads:
         waiting: WaitingClients,
         client_notified: Callable[[str], None],
         *,
+        refusals: Refusals,
         clock: Clock = time.monotonic,
     ) -> None:
         self._intake = intake
         self._access = access
+        self._refusals = refusals
         self._waiting = waiting
         self._client_notified = client_notified
         self._clock = clock
@@ -165,9 +169,10 @@ class Uploads:
             ticket = await self._access.admit(form.sock, request, self._intake.submit)
             name = name_for(FORM_NAME, ticket)
             reply = await self._waiting.wait(ticket, form.sock, name)
-        except RequestError as exc:
-            return Answer(HTTPStatus.BAD_REQUEST, bad_request(exc), given_task(pairs))
         except S3daemonError as exc:
+            await self._refusals.add(refusal_of(exc, *_given_in(pairs)), form.sock)
+            if isinstance(exc, RequestError):
+                return Answer(HTTPStatus.BAD_REQUEST, bad_request(exc), given_task(pairs))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))
         if reply is None:
             return None
@@ -276,6 +281,13 @@ def given_task(pairs: Pairs) -> dict[str, Any] | None:
     if tag := _tag(pairs):
         found["slug"] = tag
     return found or None
+
+
+def _given_in(pairs: Pairs) -> tuple[str, str, str]:
+    """File, bucket/key and tag of a request that is refused, as far as they were given."""
+    given = given_task(pairs) or {}
+    uri = given.get("uri", "")
+    return given.get("file", ""), uri[len(_SCHEME) :] if uri[: len(_SCHEME)].lower() == _SCHEME else uri, _tag(pairs)
 
 
 def _tag(pairs: Pairs) -> str:

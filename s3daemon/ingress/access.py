@@ -1,8 +1,7 @@
-"""Who may ask: the users of S3DAEMON_ALLOWED_USERS. Each refusal of a user, file or bucket is logged."""
+"""Who may ask: the users of S3DAEMON_ALLOWED_USERS."""
 
 from __future__ import annotations
 
-import logging
 import pwd
 import socket
 from collections.abc import Awaitable, Callable, Collection, Iterable
@@ -10,10 +9,7 @@ from typing import TypeVar
 
 from s3daemon.errors import Code, RequestError, SettingsError, one_line
 from s3daemon.ingress.peer import MAX_UID, NAMELESS, PeerLookup
-from s3daemon.model.record import MessageId
 from s3daemon.model.request import Request
-
-_log = logging.getLogger(__name__)
 
 Accepted = TypeVar("Accepted")
 
@@ -82,7 +78,7 @@ class AccessControl:
     async def admit(
         self, sock: socket.socket, request: Request, accept: Callable[[Request], Awaitable[Accepted]]
     ) -> Accepted:
-        """Have a request accepted that came over `sock`; log it when its user, file or bucket is not allowed.
+        """Have a request accepted that came over `sock`, if its user is allowed.
 
         Returns:
             what `accept` returns.
@@ -90,30 +86,5 @@ class AccessControl:
         Raises:
             RequestError: `NotAllowed`, and whatever `accept` raises.
         """
-        try:
-            await self.check(sock)
-            return await accept(request)
-        except RequestError as exc:
-            if exc.code == Code.NOT_ALLOWED:
-                await self._log_refusal(sock, request, exc)
-            raise
-
-    async def _log_refusal(self, sock: socket.socket, request: Request, exc: RequestError) -> None:
-        uid = await self._peers.uid_of(sock)
-        destination = request.destination
-        _log.warning(
-            "refused %s to %s, asked by %s: %s",
-            one_line(request.file),
-            destination,
-            "an unknown user" if uid is None else f"user {uid}",
-            one_line(exc.text),
-            extra={
-                "journal": {
-                    "MESSAGE_ID": MessageId.REFUSED.value,
-                    "S3DAEMON_PEER_UID": "" if uid is None else uid,
-                    "S3DAEMON_FILE": request.file,
-                    "S3DAEMON_BUCKET": destination.bucket,
-                    "S3DAEMON_KEY": destination.key,
-                }
-            },
-        )
+        await self.check(sock)
+        return await accept(request)

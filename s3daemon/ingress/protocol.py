@@ -3,6 +3,7 @@
     request  = line LF                 at most 8192 bytes, UTF-8; without LF it is incomplete and refused
     plain    = file SP destination     neither contains a space
     extended = a JSON object           {"file": ..., "destination": ..., "wait": true|false, "tag": ...}
+    question = a JSON object           {"wait_for": tag, "expect": number, "timeout": seconds}, see `questions`
     destination = alias "/" bucket "/" key
 
 Blanks and a CR at the end of a plain line are ignored, and so is the alias, which may be empty: the original s3daemon
@@ -21,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from s3daemon.errors import Code, RequestError, one_line
 from s3daemon.model.request import Destination, Request
@@ -28,6 +30,10 @@ from s3daemon.model.request import Destination, Request
 #: Room for a file name of PATH_MAX (4096 bytes) and a key; it bounds the memory that a client can use.
 MAX_LINE = 8192
 
+#: A question that does not say how long its answer may take gets it after this time at the latest, seconds.
+QUESTION_TIMEOUT_S = 30.0
+#: A member of an object and its text: also of one that was cut, or is not JSON for another reason.
+_MEMBER = re.compile(r'"(file|destination|tag)"\s*:\s*"((?:[^"\\]|\\.)*)')
 _HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|CONNECT|TRACE) \S+ HTTP/1\.[01]\r?")
 
 
@@ -66,6 +72,11 @@ class LineReader:
     def finished(self) -> bool:
         """Whether no more lines will come, and no incomplete one is left."""
         return self._ended and not self._buffer
+
+    @property
+    def rest(self) -> bytes:
+        """The bytes that are left, at most about `MAX_LINE`."""
+        return bytes(self._buffer[: 2 * MAX_LINE])
 
     @property
     def looks_extended(self) -> bool:
@@ -126,6 +137,74 @@ def parse_request(line: bytes) -> Request:
             "the request is not UTF-8; a file with such a name needs the extended form, which `send` uses",
         ) from exc
     return _parse_extended(text) if is_extended(line) else _parse_plain(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """Whether all that was accepted under a tag is stored.
+
+    Args:
+        tag: the tag.
+        expect: how many files there should be; None when that is not said.
+        timeout_s: how long the answer may take, seconds.
+    """
+
+    tag: str
+    expect: int | None = None
+    timeout_s: float = QUESTION_TIMEOUT_S
+
+    @classmethod
+    def of(cls, tag: object, expect: object = None, timeout_s: object = QUESTION_TIMEOUT_S) -> Question:
+        """Check values from outside.
+
+        Raises:
+            RequestError: `BadRequest`, with what is wrong.
+        """
+        if not isinstance(tag, str) or not tag:
+            raise RequestError(Code.BAD_REQUEST, "a question needs a tag")
+        if expect is not None and (not isinstance(expect, int) or isinstance(expect, bool) or expect < 1):
+            raise RequestError(Code.BAD_REQUEST, '"expect" is the number of files, 1 or more')
+        if not isinstance(timeout_s, int | float) or isinstance(timeout_s, bool) or not timeout_s >= 0:
+            raise RequestError(Code.BAD_REQUEST, '"timeout" is a number of seconds')
+        return cls(tag, expect, float(timeout_s))
+
+
+def question_in(line: bytes) -> Question | None:
+    """Read a line that asks for the end of transfers; None when it asks for something else.
+
+    Raises:
+        RequestError: `BadRequest`, with what is wrong.
+    """
+    if b'"wait_for"' not in line or not is_extended(line):
+        return None
+    try:
+        members = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    if "wait_for" not in members:
+        return None
+    if unknown := sorted(members.keys() - {"wait_for", "expect", "timeout"}):
+        raise RequestError(Code.BAD_REQUEST, f"a question has no member {one_line(unknown[0], 100)!r}")
+    return Question.of(members["wait_for"], members.get("expect"), members.get("timeout", QUESTION_TIMEOUT_S))
+
+
+def given_in(line: bytes) -> tuple[str, str, str]:
+    """Return file, bucket/key and tag of a request that is refused, as far as they can be read; empty otherwise."""
+    text = line.decode("utf-8", "surrogateescape")
+    if is_extended(line):
+        found = dict(_MEMBER.findall(text))
+        file, destination, tag = (_unescape(found.get(name, "")) for name in ("file", "destination", "tag"))
+    else:
+        file, _, destination = text.strip().partition(" ")
+        tag = ""
+    return file, destination.strip().partition("/")[2], tag
+
+
+def _unescape(text: str) -> str:
+    try:
+        return str(json.loads(f'"{text}"', strict=False))
+    except ValueError:
+        return text
 
 
 def _parse_plain(text: str) -> Request:

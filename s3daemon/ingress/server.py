@@ -19,8 +19,23 @@ from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.intake import Intake
 from s3daemon.errors import Code, RequestError, S3daemonError
 from s3daemon.ingress.access import AccessControl
-from s3daemon.ingress.listener import Client, Listener, close_after_reply, until_readable
-from s3daemon.ingress.protocol import LineReader, http_answer, is_extended, is_http, parse_request
+from s3daemon.ingress.listener import (
+    Client,
+    Listener,
+    close_after_reply,
+    until_readable,
+)
+from s3daemon.ingress.protocol import (
+    LineReader,
+    given_in,
+    http_answer,
+    is_extended,
+    is_http,
+    parse_request,
+    question_in,
+)
+from s3daemon.ingress.questions import Questions
+from s3daemon.ingress.refusals import Refusals, refusal_of
 from s3daemon.ingress.waiting import WaitingClients, form_of, name_for
 from s3daemon.model.reply import Outcome, Reply
 
@@ -42,6 +57,8 @@ class Server:
         access: decides who may ask.
         waiting: has them wait for their transfers.
         client_notified: called with the id of a transfer whose failure a client has received.
+        refusals: takes every request that is refused.
+        questions: answers the questions about tags.
         http_addresses: where HTTP is served, for clients that speak it here.
 
     Attributes:
@@ -56,10 +73,14 @@ class Server:
         waiting: WaitingClients,
         client_notified: Callable[[str], None],
         *,
+        refusals: Refusals,
+        questions: Questions,
         http_addresses: Sequence[str] = (),
     ) -> None:
         self._intake = intake
         self._access = access
+        self._refusals = refusals
+        self._questions = questions
         self._waiting = waiting
         self._client_notified = client_notified
         self._http_answer = http_answer(http_addresses)
@@ -86,12 +107,14 @@ class Server:
         first = extended = True
         while extended and not self._waiting.left:
             try:
+                line = None  # of the request before
                 line = await self._line(client, reader, LINE_LIMIT_S if first else IDLE_LIMIT_S)
                 if line is not None and not is_extended(line) and not is_http(line):
                     with suppress(OSError):  # nothing more has come, or the client is gone
                         reader.feed(client.sock.recv(_READ_BYTES))
                     reader.check_nothing_follows()
             except RequestError as exc:  # where the next line would begin is not known
+                await self._refusals.add(refusal_of(exc, *given_in(line or reader.rest)), client.sock)
                 await self._send(client.sock, Reply.failed(exc).encode(extended=reader.looks_extended))
                 await close_after_reply(client.sock)
                 return
@@ -133,6 +156,10 @@ class Server:
     async def _answer(self, line: bytes, sock: socket.socket) -> tuple[Reply | None, str]:
         """The reply to a request, None when the connection is left to the next process; and its name with systemd."""
         try:
+            if question := question_in(line):
+                await self._access.check(sock)
+                count = await self._questions.about_tag(question.tag, question.expect, question.timeout_s)
+                return (None if count is None else count.reply()), ""
             request = parse_request(line)
             ticket = await self._access.admit(sock, request, self._intake.submit)
             if request.wait:
@@ -142,6 +169,7 @@ class Server:
             await ticket.durable
             return Reply(Outcome.ACCEPTED, ticket.id), ""
         except S3daemonError as exc:
+            await self._refusals.add(refusal_of(exc, *given_in(line)), sock)
             return Reply.failed(exc), ""
 
     async def _resume(self, client: Client, *, name: str) -> None:

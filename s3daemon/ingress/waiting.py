@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -54,6 +54,7 @@ class WaitingClients:
         intake: has the transfers.
         notifier: stores the connections with systemd.
         failures: the transfers that had failed for good when this process started, by id.
+        stored: ids of transfers that were stored before it started.
     """
 
     def __init__(
@@ -62,11 +63,13 @@ class WaitingClients:
         intake: Intake,
         notifier: Notifier,
         failures: Mapping[str, Entry] | None = None,
+        stored: Collection[str] = (),
     ) -> None:
         self._settings = settings
         self._intake = intake
         self._notifier = notifier
         self._failures = failures or {}
+        self._ended = stored
         self._stored: set[str] = set()  # names of connections with systemd
         #: Done when the service leaves its clients; whether no process will follow.
         self._left: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -139,6 +142,8 @@ class WaitingClients:
             return await self.wait(ticket, sock, name), ticket
         if failure is not None:
             return Reply(Outcome.FAILED, id_, failure.code, failure.text), None
+        if id_ in self._ended:
+            return Reply(Outcome.STORED, id_), None
         text = "the daemon was interrupted, and it is not known here whether it had accepted or stored this"
         return Reply(Outcome.FAILED, "", Code.INTERRUPTED, f"{text}; see journalctl S3DAEMON_TRANSFER_ID={id_}"), None
 

@@ -18,6 +18,8 @@ from enum import IntEnum, StrEnum
 from typing import Any
 from uuid import UUID
 
+from s3daemon.errors import one_line
+
 Field = tuple[str, str | bytes | int]
 
 _MICROSECONDS = 1_000_000
@@ -35,6 +37,11 @@ class MessageId(StrEnum):
     SPOOL_FULL = "8fddd14d9438493b8285f10ebc69eb78"
     SPOOL_WRITABLE = "cbb9ce6e3e7b49aa9becfd35516eb903"
     REFUSED = "339529112b20454a9cf8be29ffb8e24e"
+    AWAY = "18c83cb6a57d4eab8cf5e99f19e962e6"
+    BACK = "198c45b3375b446ba45940b1ab1fe4dd"
+    RELEASED = "aa050bc6fa4a45d49e5bcaa03ef010c5"
+    ADDRESS_ENABLED = "5aaa8b9e72dc45b0b9e235d450dc3aca"
+    RELOAD_REFUSED = "056c350a058746c88f2970399dfc4374"
 
 
 class Priority(IntEnum):
@@ -224,6 +231,25 @@ class AttemptFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AttemptEnd:
+    """How one attempt ended, for those who count.
+
+    Args:
+        code: the error's; empty when the object is stored.
+        status: of the store's answer, an HTTP status; 0 when there was none, or the object was found.
+        receiver: the address of the store; empty when none was reached, or the object was found.
+        size_bytes: stored.
+        again: another attempt follows.
+    """
+
+    code: str = ""
+    status: int = 0
+    receiver: str = ""
+    size_bytes: int = 0
+    again: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Deferral:
     """The reply `deferred` to a client that waits: its transfer is kept, but not stored yet.
 
@@ -249,6 +275,53 @@ class Deferral:
             (_name("bucket"), self.bucket),
             (_name("key"), self.key),
             (_name("attempts"), self.attempts),
+        ]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refusal:
+    """A request that was refused: nothing was accepted, and no client repeats a request.
+
+    Args:
+        code, text: the error's, one line.
+        file: as given; empty when it could not be read.
+        destination: bucket/key as given; empty when it could not be read.
+        tag: as given.
+        uid: the client's user; None when it is not known.
+        skipped: how many such entries were not written since the last one.
+    """
+
+    code: str
+    text: str
+    file: str = ""
+    destination: str = ""
+    tag: str = ""
+    uid: int | None = None
+    skipped: int = 0
+
+    def message(self) -> str:
+        """Return the line for people."""
+        what = " to ".join(one_line(word) for word in (self.file, self.destination) if word) or "a request"
+        who = "an unknown user" if self.uid is None else f"user {self.uid}"
+        tag = f" ({one_line(self.tag)})" if self.tag else ""
+        more = f" ({self.skipped} more like this were not logged)" if self.skipped else ""
+        return f"refused {what}{tag}, asked by {who}, {self.code}: {one_line(self.text)}{more}"
+
+    def fields(self) -> list[Field]:
+        """Return the journal entry."""
+        bucket, _, key = self.destination.partition("/")
+        texts = (("bucket", bucket), ("key", key), ("tag", self.tag))
+        file: list[Field] = [(_name("file"), self.file.encode("utf-8", "surrogateescape"))] if self.file else []
+        uid: list[Field] = [] if self.uid is None else [(_name("peer_uid"), self.uid)]
+        return [
+            ("MESSAGE", self.message()),
+            ("MESSAGE_ID", MessageId.REFUSED.value),
+            ("PRIORITY", int(Priority.WARNING)),
+            (_name("code"), self.code),
+            (_name("error"), f"{self.code}: {self.text}"),
+            *file,
+            *((_name(name), text) for name, text in texts if text),
+            *uid,
         ]
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import Enum
 
 from s3daemon.errors import S3daemonError, one_line
@@ -27,12 +28,14 @@ class Reply:
         id: the transfer's id; empty when nothing was accepted.
         code: the error's code when `failed` or `deferred`, else empty.
         text: one line for people when `failed` or `deferred`, else empty.
+        counts: how many transfers have which end, of the answer to a question about a tag.
     """
 
     outcome: Outcome
     id: str = ""
     code: str = ""
     text: str = ""
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
     def failed(cls, error: S3daemonError, id: str = "") -> Reply:  # noqa: A002 - the wire's word
@@ -43,7 +46,7 @@ class Reply:
         """Return the bytes to send: one JSON object where the request was extended, else the plain form."""
         if extended:
             members = {"result": self.outcome.value, "id": self.id, "code": self.code, "text": self.text}
-            return json.dumps({k: v for k, v in members.items() if v}).encode() + b"\n"
+            return json.dumps({k: v for k, v in members.items() if v} | dict(self.counts)).encode() + b"\n"
         if self.outcome in (Outcome.STORED, Outcome.ACCEPTED):
             return b"Success"
         return f"{self.code}: {self.text}\n".encode(errors="backslashreplace")

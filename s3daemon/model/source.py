@@ -13,6 +13,7 @@ import asyncio
 import errno
 import hashlib
 import os
+import pwd
 import re
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -42,15 +43,28 @@ _REASONS = {
     errno.ENOTDIR: (Code.NO_SUCH_FILE, "no such file: part of the path is not a directory"),
     errno.ELOOP: (Code.NO_SUCH_FILE, "no such file: too many symbolic links"),
     errno.ENAMETOOLONG: (Code.NO_SUCH_FILE, "no such file: the name is too long"),
-    errno.EACCES: (Code.NOT_READABLE, "the daemon's user may not read it"),
-    errno.EPERM: (Code.NOT_READABLE, "the daemon's user may not read it"),
 }
 
 
 def file_error(path: str, exc: OSError) -> FileError:
-    """Return the error that `exc` means for the file at `path`."""
+    """Return the error that `exc` means for the file at `path`. Blocks like `Source.open`."""
+    if exc.errno in (errno.EACCES, errno.EPERM):
+        return FileError(Code.NOT_READABLE, f"{one_line(path)}: {_refusal(path)}")
     code, text = _REASONS.get(exc.errno or 0, (Code.READ_FAILED, exc.strerror or "read error"))
     return FileError(code, f"{one_line(path)}: {text}")
+
+
+def _refusal(path: str) -> str:
+    """Say who may not do what, at the first directory that refuses or at the file, and the cure."""
+    try:
+        user = pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        user = str(os.geteuid())
+    for directory in reversed(Path(path).parents):
+        if not os.access(directory, os.X_OK, effective_ids=True):
+            name = one_line(str(directory))
+            return f"user {user} may not enter {name}: setfacl -m u:{user}:x {name}"
+    return f"user {user} may not read it: setfacl -m u:{user}:r {one_line(path)}"
 
 
 class Source:

@@ -136,6 +136,11 @@ class Addresses:
         """The addresses that are not disabled."""
         return [address for address, state in self._states.items() if not state.is_disabled]
 
+    def next_probe_s(self, address: str) -> float:
+        """Return the seconds until a disabled address is asked again; 0 when it is not disabled."""
+        state = self._states.get(address)
+        return max(0.0, state.probe_at - self._clock()) if state and state.probe_at is not None else 0.0
+
     def set_keeping(self, address: str, *, keeps: bool) -> bool:
         """Note whether it keeps connections open after its answers; return whether that is news."""
         state = self._states.get(address)

@@ -145,7 +145,7 @@ async def _is_kept_after(
             if not connection.persistent:
                 return False
             opened = connection.opened
-            delay_s = await _open_for(connection, pause_s)
+            delay_s = await open_for(connection, pause_s)
             if delay_s is None:
                 await send(method)
                 if connection.opened == opened and connection.is_open and connection.persistent:
@@ -159,7 +159,7 @@ async def _is_kept_after(
     return False
 
 
-async def _open_for(connection: Connection, at_most_s: float) -> float | None:
+async def open_for(connection: Connection, at_most_s: float) -> float | None:
     """Return how long the connection stays open from now on, seconds; None when it is open after `at_most_s`."""
     for look in range(_LOOKS):
         if not connection.is_open:

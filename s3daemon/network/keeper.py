@@ -2,7 +2,7 @@
 
 The keeper opens every connection before the first upload needs it, sends a cheap request over idle ones before the
 server's idle timeout ends, opens again what the server closed, moves connections away from disabled addresses and back
-when those are enabled again, and, if asked to, primes new connections: a scratch object opens their congestion window.
+when those are enabled again, and, if asked to, has new connections primed: what they carry then opens their windows.
 It never works on more open connections than the pool has in reserve.
 """
 
@@ -13,17 +13,22 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Coroutine
+from typing import Protocol
 
 import aiohttp
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
-from s3daemon.errors import AttemptError
-from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.addresses import Outcome
 from s3daemon.network.connection import UNREADABLE, Connection
-from s3daemon.network.keepalive import KEPT_S, SMALL_REQUESTS, SWEEP_S, IdleLimit, find_small_request
+from s3daemon.network.keepalive import (
+    KEPT_S,
+    SMALL_REQUESTS,
+    SWEEP_S,
+    IdleLimit,
+    find_small_request,
+)
 from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
@@ -39,8 +44,16 @@ OPENED_AT_ONCE = 1 / 2
 _FIRST_SERVER_ERROR = 500
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
 
-Prime = Callable[[Connection], Awaitable[None]]
-"""Has a connection carry `PRIMED_BYTES`; AttemptError when that fails."""
+
+class Primer(Protocol):
+    """Opens the windows of new connections."""
+
+    @property
+    def at_once(self) -> int:
+        """How many connections may be primed at the same time now; 0: none."""
+
+    async def prime(self, connection: Connection) -> None:
+        """Have an open connection, which the caller has taken, carry `PRIMED_BYTES`, or `at_once` be 0 for a while."""
 
 
 class Keeper:
@@ -49,7 +62,7 @@ class Keeper:
     Args:
         settings: timeouts, how often to use an idle connection.
         pool: whose connections to keep.
-        prime: opens the window of a new connection; None when that is not wanted.
+        primer: opens the windows of new connections; None when that is not wanted.
         clock: monotonic seconds; every decision is made by it.
         pause_s: how long to sleep when there is nothing to do, seconds.
     """
@@ -58,14 +71,14 @@ class Keeper:
         self,
         settings: Settings,
         pool: ConnectionPool,
-        prime: Prime | None = None,
+        primer: Primer | None = None,
         clock: Clock = time.monotonic,
         *,
         pause_s: float = SWEEP_S,
     ) -> None:
         self._settings = settings
         self._pool = pool
-        self._prime = prime
+        self._primer = primer
         self._clock = clock
         self._pause_s = pause_s
         self._idle_limit = IdleLimit(settings.keepalive_interval_s, clock)
@@ -116,7 +129,10 @@ class Keeper:
         room = max(0, self._pool.reserve - running - len(work))
         work += [self._refresh(connection) for connection in still_open[:room]]
         if not (due or running):
-            work += [self._prime_one(connection) for connection in self._unprimed()[: self._pool.reserve]]
+            work += [
+                self._prime_one(connection)
+                for connection in self._unprimed()[: min(self._prime_at_once, self._pool.reserve)]
+            ]
         return probes + find + work
 
     @property
@@ -127,8 +143,8 @@ class Keeper:
         """Return idle connections that are closed or were not used for the interval, those used last first.
 
         None of a server that keeps no connection: it would be opened for nothing. An open connection is used every
-        sweep until its first packets are behind it, unless it is primed: Linux does not pace them, and a peer that gets
-        an image's first packets all at once opens its window a round trip later.
+        sweep until its first packets are behind it, unless it is to be primed: Linux does not pace them, and a peer
+        that gets an image's first packets all at once opens its window a round trip later.
         """
         now, idle = self._clock(), self._pool.idle()
         still_open = [each for each in idle if each.is_open]
@@ -141,16 +157,20 @@ class Keeper:
                 return not connection.answered or idle_s >= SWEEP_S
             if connection is resting:
                 return False
-            is_unready = self._prime is None and not connection.is_paced
+            is_unready = not self._prime_at_once and not connection.is_paced
             return idle_s >= (SWEEP_S if is_unready or connection is unresting else self._idle_limit.interval_s)
 
         if not self._pool.small_request:
             return []
         return [connection for connection in reversed(idle) if is_due(connection)]
 
+    @property
+    def _prime_at_once(self) -> int:
+        return 0 if self._primer is None else self._primer.at_once
+
     def _unprimed(self) -> list[Connection]:
-        """Return idle connections to prime; none while any is in use: no upload waits behind a scratch object."""
-        if self._prime is None or self._pool.in_use:
+        """Return idle connections to prime; none while any is in use: no upload has to share the bandwidth."""
+        if not self._prime_at_once or self._pool.in_use:
             return []
         return [each for each in self._pool.idle() if each.is_open and each.acked_bytes() < PRIMED_BYTES]
 
@@ -247,7 +267,7 @@ class Keeper:
         if method == before:
             return
         if not method:
-            primed = "" if self._prime is None else ", and S3DAEMON_PRIME has no effect"
+            primed = "" if self._primer is None else ", and S3DAEMON_PRIME has no effect"
             text = "the store closes each connection after its answer: none is kept open%s; each upload opens its own"
             _log.warning(f"{text}. Enable keep-alive there", primed)
         elif not before:
@@ -298,16 +318,10 @@ class Keeper:
         self._pool.addresses.probed(address, outcome)
 
     async def _prime_one(self, connection: Connection) -> None:
-        if self._prime is None or self._pool.in_use or connection not in self._pool.idle():
+        if self._primer is None or self._pool.in_use or connection not in self._pool.idle():
             return
         with self._pool.maintain(connection):
-            try:
-                await self._prime(connection)
-            except AttemptError as exc:
-                self._back_off()
-                if judge(exc) is Verdict.PERMANENT:
-                    self._prime = None
-                    _log.warning("S3DAEMON_PRIME: %s, %s: no connection is primed until a reload", exc.code, exc)
+            await self._primer.prime(connection)
 
 
 def _outcome_of(error: BaseException) -> tuple[Outcome, str]:

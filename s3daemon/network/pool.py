@@ -14,25 +14,28 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
 from pathlib import Path
 
 from yarl import URL
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
-from s3daemon.model.record import MessageId
+from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import SMALL_REQUESTS
 from s3daemon.network.rate.bandwidth import Bandwidth
 from s3daemon.network.rate.kept import KeptRate
 from s3daemon.network.rate.pacing import Pacer
+from s3daemon.units import span
 
 _log = logging.getLogger(__name__)
 
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
+#: A certificate that no new connection was shown for this long, while others were, is in use no more, seconds.
+CERTIFICATES_KEPT_S = 3600.0
 #: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
 #: each answer may have only some, and no connection is closed for that.
 GONE_AFTER_S = 300.0
@@ -63,9 +66,12 @@ class ConnectionPool:
         self.url = URL(settings.endpoint_url)
         secure = self.url.scheme == "https"
         self._tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
+        self.certificates = Certificates(clock)
+        if self._tls is not None:
+            self.certificates.watch(self._tls)
         self.pacer = Pacer(settings.bwlimit_bps or 0)
         self.bandwidth = Bandwidth(self.pacer, KeptRate(Path(settings.state_dir), settings.endpoint_url), clock)
-        self.addresses = Addresses(clock, _log_disabled, _log_enabled)
+        self.addresses = Addresses(clock, *_address_log(clock, self._next_probe_s))
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
         self._resolving = asyncio.Lock()
@@ -275,17 +281,72 @@ class ConnectionPool:
                 self._found_at = recent | dict.fromkeys((str(item[4][0]) for item in found), now)
             self._resolved_at = self._clock()
 
+    def _next_probe_s(self, address: str) -> float:
+        return self.addresses.next_probe_s(address)
+
     async def close(self) -> None:
         """Close every connection."""
         await self.bandwidth.close()
         await asyncio.gather(*self._closing, *(connection.close() for connection in self._all))
 
 
-def _log_disabled(address: str, reason: str, has_answered: bool) -> None:
-    kind = {"journal": {"MESSAGE_ID": MessageId.ADDRESS_DISABLED.value}}
-    level = logging.WARNING if has_answered else logging.INFO  # one that never answered is no news at each start
-    _log.log(level, "address %s of the store is temporarily disabled: %s", address, reason, extra=kind)
+class Certificates:
+    """The certificates that the store showed, by the moment that they expire.
+
+    Args:
+        clock: monotonic seconds.
+    """
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._seen: dict[int, float] = {}
+
+    @property
+    def expiry_s(self) -> int:
+        """When the first of those that are in use expires, seconds since the epoch; 0 when none was shown."""
+        return min(self._seen, default=0)
+
+    def watch(self, tls: ssl.SSLContext) -> None:
+        """Note the certificate of every connection made with `tls` from now on."""
+        see = self.see
+
+        class Watched(ssl.SSLObject):
+            def do_handshake(self) -> None:
+                """Shake hands, and note the certificate."""
+                super().do_handshake()
+                see(self.getpeercert())
+
+        tls.sslobject_class = Watched
+
+    def see(self, certificate: Mapping[str, object] | None) -> None:
+        """Note a certificate, as `ssl.SSLObject.getpeercert` gives it."""
+        if not_after := (certificate or {}).get("notAfter"):
+            now = self._clock()
+            recent = {expiry: at for expiry, at in self._seen.items() if now - at < CERTIFICATES_KEPT_S}
+            self._seen = recent | {ssl.cert_time_to_seconds(str(not_after)): now}
 
 
-def _log_enabled(address: str) -> None:
-    _log.info("address %s of the store is enabled again", address)
+def _address_log(
+    clock: Clock, next_probe_s: Callable[[str], float]
+) -> tuple[Callable[[str, str, bool], None], Callable[[str], None]]:
+    """Return what logs that an address is disabled, and that it is enabled again."""
+    since: dict[str, float] = {}
+
+    def disabled(address: str, reason: str, has_answered: bool) -> None:
+        since[address] = clock()
+        fields = {
+            "MESSAGE_ID": MessageId.ADDRESS_DISABLED.value,
+            "S3DAEMON_RECEIVER": address,
+            "S3DAEMON_DELAY_USEC": round(next_probe_s(address) * 1e6),
+        }
+        level = logging.WARNING if has_answered else logging.INFO  # one that never answered is no news at each start
+        text = "address %s of the store is temporarily disabled: %s; next asked in %s"
+        _log.log(level, text, address, reason, span(next_probe_s(address)), extra={"journal": fields})
+
+    def enabled(address: str) -> None:
+        fields = {"MESSAGE_ID": MessageId.ADDRESS_ENABLED.value, "S3DAEMON_RECEIVER": address}
+        seconds = clock() - since.pop(address, clock())
+        text = "address %s of the store is enabled again; it was disabled for %s"
+        _log.info(text, address, span(seconds), extra={"journal": fields | {"PRIORITY": int(Priority.NOTICE)}})
+
+    return disabled, enabled

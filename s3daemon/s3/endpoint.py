@@ -14,12 +14,11 @@ from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
 from s3daemon.config.settings import Settings
-from s3daemon.model.request import FileState
-from s3daemon.model.source import Source
-from s3daemon.network.connection import Connection
-from s3daemon.network.keeper import PRIMED_BYTES, Keeper
+from s3daemon.network.keeper import Keeper
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
+from s3daemon.s3.priming.last_bucket import LastBucket
+from s3daemon.s3.priming.primer import Primer
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import Store
 
@@ -41,33 +40,6 @@ _CONNECTION_SETTINGS = (
     "stall_timeout_s",
     "congestion",
 )
-
-
-class Primer:
-    """Widens the congestion window of new connections by a scratch object, before the first exposure needs it.
-
-    TCP begins each connection with some ten packets in flight, and over 200 ms takes two seconds to reach a gigabit's
-    share. Each connection has a scratch object of its own, which is overwritten the next time; nothing ever reads or
-    deletes it.
-
-    Args:
-        settings: names the bucket and the prefix of the objects.
-        sender: sends them.
-    """
-
-    def __init__(self, settings: Settings, sender: Sender) -> None:
-        self._bucket, _, self._prefix = settings.prime.partition("/")
-        self._sender = sender
-
-    async def prime(self, connection: Connection) -> None:
-        """Send a scratch object over `connection`, which the caller has taken.
-
-        Raises:
-            AttemptError: the store did not take it.
-        """
-        source = Source("", -1, FileState(PRIMED_BYTES, 0, 0, 0), bytes(PRIMED_BYTES))
-        key = f"{self._prefix}{self._sender.pool.index(connection)}"
-        await self._sender.send_file("put_object", "prime", source, connection=connection, Bucket=self._bucket, Key=key)
 
 
 class Endpoint:
@@ -97,7 +69,10 @@ class Endpoint:
         self._found_bps = before.pool.bandwidth.found_bps if before is not None and same_store else None
         self._signer = Signer(settings)
         self._sender = Sender(settings, self.pool, self._signer)
-        self.store = Store(self._sender)
+        self._last_bucket = LastBucket(Path(settings.state_dir), settings.endpoint_url)
+        if before is not None and before._last_bucket.endpoint == settings.endpoint_url:
+            self._last_bucket = before._last_bucket
+        self.store = Store(self._sender, on_stored=self._last_bucket.note)
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -111,11 +86,12 @@ class Endpoint:
             SettingsError: there are no keys.
         """
         await self._sender.open()
+        await asyncio.to_thread(self._last_bucket.read)
         self.pool.bandwidth.use(self._settings.bwlimit_bps, self._found_bps)
         if self._settings.verify == "no-etag":
             _log.warning("S3DAEMON_VERIFY=no-etag: %s", NO_ETAG_RISK)
-        prime = Primer(self._settings, self._sender).prime if self._settings.prime else None
-        self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, prime).run())
+        primer = Primer(self._settings, self._sender, self._last_bucket) if self._settings.prime else None
+        self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, primer).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one has taken them over."""

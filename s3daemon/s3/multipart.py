@@ -22,7 +22,13 @@ from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
 from s3daemon.s3.answers import differs, etag_in_parts, parts_of
-from s3daemon.s3.parts import UNUSABLE_CODES, PartSender, never_ambiguous, part_bytes, upload_params
+from s3daemon.s3.parts import (
+    UNUSABLE_CODES,
+    PartSender,
+    never_ambiguous,
+    part_bytes,
+    upload_params,
+)
 from s3daemon.s3.sender import Sender, SentBody
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 

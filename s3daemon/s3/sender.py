@@ -32,7 +32,15 @@ from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, Moved, Pace, Stragglers
-from s3daemon.s3.answers import SENDING_ERRORS, decoded, differs, failure_of, flaw_of, refusal_of, stall_of
+from s3daemon.s3.answers import (
+    SENDING_ERRORS,
+    decoded,
+    differs,
+    failure_of,
+    flaw_of,
+    refusal_of,
+    stall_of,
+)
 from s3daemon.s3.body import FileBody
 from s3daemon.s3.client import Signer
 
@@ -187,7 +195,8 @@ class Sender:
             offset: start of the slice, bytes.
             size: length of the slice, bytes; None: the whole file.
             failed_addresses: addresses to avoid if another one is enabled.
-            connection: the connection to use, which the caller has taken; None: the best one that is idle.
+            connection: the connection to use, which the caller has taken; None: the best one that is idle. A failure
+                over a given one is not its address's.
             progress: counts the bytes.
             on_sent: called with the MD5 of the body (empty where none is computed) if all of it was handed over,
                 whatever came of it.
@@ -203,7 +212,7 @@ class Sender:
         if connection is None:
             using = self._acquire(transfer_id, {*failed_addresses, *progress.slow_addresses}, length)
         else:
-            using = self._use(connection, transfer_id, failed_addresses)
+            using = self._use(connection)
         async with using as used:
             upload = Upload(used, length, progress)
             moving = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
@@ -240,6 +249,7 @@ class Sender:
         *,
         answer_timeout_s: float | None = None,
         failed_addresses: Collection[str] = (),
+        connection: Connection | None = None,
         **params: object,
     ) -> Mapping[str, Any]:
         """Carry out an operation that sends no file, and return its parsed answer.
@@ -248,13 +258,15 @@ class Sender:
             operation: botocore's name for it, such as `head_object`.
             answer_timeout_s: how long it may take once there is a connection, seconds; None: the stall timeout.
             failed_addresses: addresses to avoid if another one is enabled.
+            connection: as for `send_file`.
             params: the operation's parameters.
 
         Raises:
             AttemptError: the store refused, or gave no clear answer.
         """
         limit = self.settings.connect_timeout_s + (answer_timeout_s or self.settings.stall_timeout_s)
-        async with self._acquire(operation, failed_addresses):
+        using = self._acquire(operation, failed_addresses) if connection is None else self._use(connection)
+        async with using:
             try:
                 async with asyncio.timeout(limit):
                     answer: Mapping[str, Any] = await self._signer.call(operation, **params)
@@ -301,26 +313,32 @@ class Sender:
             await asyncio.gather(task, return_exceptions=True)  # it may have failed just as we were cancelled
 
     @contextlib.asynccontextmanager
-    async def _use(
-        self, connection: Connection, purpose: str, failed_addresses: Collection[str]
-    ) -> AsyncIterator[Connection]:
-        """Send the block's requests over a connection, and note at which address they fail.
-
-        Args:
-            connection: the one to use.
-            purpose: the transfer's id, or the operation.
-            failed_addresses: the addresses where it failed before.
-        """
+    async def _use(self, connection: Connection) -> AsyncIterator[Connection]:
+        """Send the block's requests over a connection, and note which addresses do not accept it."""
         token = _connection.set(connection)
         try:
             yield connection
+        finally:
+            self._blame_unconnected(connection)
+            _connection.reset(token)
+
+    @contextlib.asynccontextmanager
+    async def _blame(
+        self, connection: Connection, purpose: str, failed_addresses: Collection[str]
+    ) -> AsyncIterator[None]:
+        """Note at which address the block's requests fail.
+
+        Args:
+            connection: in use.
+            purpose: the transfer's id, or the operation.
+            failed_addresses: the addresses where it failed before.
+        """
+        try:
+            yield
         except AttemptError as exc:
             tried = {*failed_addresses, *self._blame_unconnected(connection)}
             other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, tried)
             raise exc.replace(address=connection.address, other_address=other_address) from exc
-        finally:
-            self._blame_unconnected(connection)
-            _connection.reset(token)
 
     def _blame_unconnected(self, connection: Connection) -> list[str]:
         """Return the addresses that did not accept the connection, which tries all in turn; each is to blame."""
@@ -333,11 +351,12 @@ class Sender:
     async def _acquire(
         self, purpose: str, failed_addresses: Collection[str], size: int = 0
     ) -> AsyncIterator[Connection]:
-        """Take a connection from the pool, and use it as `_use` does."""
+        """Take a connection from the pool, use it, and blame its address for what fails."""
         try:
             async with (
                 self.pool.acquire(large=size > SMALL_BYTES, avoid=failed_addresses) as connection,
-                self._use(connection, purpose, failed_addresses),
+                self._use(connection),
+                self._blame(connection, purpose, failed_addresses),
             ):
                 yield connection
         except (socket.gaierror, TimeoutError) as exc:

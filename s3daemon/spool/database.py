@@ -15,6 +15,8 @@
                         as in `MultipartUpload`
         completing      the store was asked to create the object from it, and the answer is not known
     part            upload_id, number, etag: one row for each part that the store has acknowledged
+    exposure, missing, ended
+                    the last exposures, see `exposures`
     PRAGMA user_version     how many of `MIGRATIONS` have been applied
 
 There is no index over `id`: ids are random, so each acceptance would dirty an index page of its own; the spool knows
@@ -33,6 +35,7 @@ from urllib.parse import quote
 
 from s3daemon.errors import Code, RequestError, StartError
 from s3daemon.model.request import Destination
+from s3daemon.spool import exposures
 from s3daemon.spool.rows import (
     COLUMN_OF,
     COLUMNS,
@@ -82,6 +85,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE transfer ADD COLUMN ctime_ns INTEGER",
         "ALTER TABLE transfer ADD COLUMN md5 TEXT NOT NULL DEFAULT ''",
     ),
+    exposures.TABLES,
 )
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours
 _INSERT_IF_MISSING = _INSERT.replace("INSERT", "INSERT OR IGNORE", 1)
@@ -232,6 +236,11 @@ class SpoolFile:
                     found[id_].etags[int(number)] = str(etag)
         return list(found.values())
 
+    def kept(self) -> exposures.Kept:
+        """Read the last exposures, as `entries` reads transfers."""
+        with _invalid_is_damaged():
+            return exposures.read(self._db)
+
     def commit(self, batches: Sequence[Sequence[Change]]) -> list[list[str] | Exception]:
         """Carry out the changes of all `batches` in one commit: durable when this returns, undone when it raises.
 
@@ -260,8 +269,12 @@ class SpoolFile:
             case Update(seq, columns):
                 names = ", ".join(f"{COLUMN_OF.get(name, name)} = ?" for name in columns)
                 run(f"UPDATE transfer SET {names} WHERE seq = ?", (*columns.values(), seq))  # noqa: S608 - our names
-            case Delete(seq):
+            case Delete(seq, count):
                 run("DELETE FROM transfer WHERE seq = ?", (seq,))
+                if count is not None:
+                    exposures.count_stored(self._db, seq, count)
+            case exposures.SaveLoss() | exposures.SaveExposure():
+                exposures.save(self._db, change)
             case ClearFailures(destination, before):
                 where = "failed = 1 AND bucket = ? AND key = ? AND seq < ?"
                 removed = self._remove(where, destination.bucket, destination.key, before)

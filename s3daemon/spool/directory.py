@@ -5,6 +5,7 @@
         spool.db, -wal      the rows (`database`); no -shm, since the file is locked exclusively
         ballast             256 KiB of real blocks, released when the disk is full, so that removals can still commit
         rate.json           the bandwidth that was found (`network.rate.kept`); rate.json.new while it is written
+        bucket.json         the bucket last used (`s3.priming.last_bucket`); bucket.json.new while it is written
         spool.db.new        a replacement being built (`recovery`)
         spool.db.rescued    a complete replacement, about to become spool.db
         control             the operators' socket (`control.server`), only where there is no runtime directory
@@ -54,7 +55,10 @@ class Lock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
         except FileNotFoundError as exc:
-            raise StartError(Code.NO_SPOOL, f"there is no spool in {directory}") from exc
+            text = (
+                f"there is no spool in {directory}: the daemon's first start makes it; of an instance: --instance PORT"
+            )
+            raise StartError(Code.NO_SPOOL, text) from exc
         except OSError as exc:
             text = f"{path} cannot be opened: {exc.strerror} (run as root or as the service's user)"
             raise StartError(Code.SPOOL_DENIED, text) from exc

@@ -22,6 +22,7 @@ from typing import TypeVar
 
 from s3daemon.errors import Code, StartError, one_line
 from s3daemon.spool.database import SpoolFile, is_corrupt
+from s3daemon.spool.exposures import Kept, SaveExposure
 from s3daemon.spool.rows import Entry, Insert, OpenUpload, SaveClock
 
 #: The most reads that may fail while a damaged file is searched for rows, each some 50 us. A row of a damaged page
@@ -106,11 +107,13 @@ class RecoverableFile:
     def _replace(self, reason: sqlite3.Error) -> None:
         self._on_damaged()
         self._finish_interrupted()
-        entries, uploads, lost, active_s = _salvage(self._path)
+        entries, uploads, kept, lost, active_s = _salvage(self._path)
         replacement = SpoolFile(_new(self._path), create=True)
         try:
             rows = [Insert(entry, if_missing=True) for entry in entries]
-            replacement.commit([rows, *(upload.changes() for upload in uploads), [SaveClock(active_s)]])
+            exposures = [SaveExposure(exposure) for exposure in kept.exposures]
+            uploading = (upload.changes() for upload in uploads)
+            replacement.commit([rows, *uploading, exposures, [SaveClock(active_s)]])
             replacement.checkpoint()
         finally:
             replacement.close()
@@ -154,12 +157,12 @@ def _swap_in(path: Path) -> Path:
     return old_file
 
 
-def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], int | None, float]:
+def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], Kept, int | None, float]:
     """Read what can be read of a damaged file.
 
     Returns:
-        the rows in order, the multipart uploads, how many rows could not be read (at most; None when nothing tells),
-        the active seconds.
+        the rows in order, the multipart uploads, the last exposures, how many rows could not be read (at most; None
+        when nothing tells), the active seconds.
 
     A range of rows that cannot be read is halved until the damaged rows are isolated. Uploads are read all or not at
     all: a transfer without its upload starts from the first part again.
@@ -167,9 +170,10 @@ def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], int | None, flo
     try:
         file = SpoolFile(path, create=False, damaged=True)
     except sqlite3.Error:
-        return [], [], None, 0.0
+        return [], [], Kept(), None, 0.0
     entries: list[Entry] = []
     uploads: list[OpenUpload] = []
+    kept = Kept()
     bad_reads, bad_rows = 0, 0
     ranges = [(1, file.last_seq)] if file.last_seq else []
     while ranges and bad_reads < MAX_BAD_READS:
@@ -185,6 +189,8 @@ def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], int | None, flo
                 ranges += [(middle + 1, last), (first, middle)]
     with contextlib.suppress(sqlite3.Error):
         uploads = file.uploads()
+    with contextlib.suppress(sqlite3.Error):
+        kept = file.kept()
     file.close()
     unread = sum(last - first + 1 for first, last in ranges)  # the search was given up
-    return entries, uploads, bad_rows + unread if file.last_seq else None, file.active_base_s
+    return entries, uploads, kept, bad_rows + unread if file.last_seq else None, file.active_base_s

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.exposures import SaveExposure, SaveLoss, StoredCount
 
 #: What a column can hold.
 Value = int | float | str | bytes | None
@@ -213,9 +214,10 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove the row `seq`."""
+    """Remove the row `seq`, 0 when there is none; in one with that count what was stored, if it was."""
 
     seq: int
+    count: StoredCount | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,7 +273,7 @@ class EndUpload:
 
 
 UploadChange = BeginUpload | SavePart | MarkCompleting | EndUpload
-Change = Insert | Update | Delete | ClearFailures | Expire | SaveClock | UploadChange
+Change = Insert | Update | Delete | ClearFailures | Expire | SaveClock | UploadChange | SaveLoss | SaveExposure
 
 
 def compact(changes: Iterable[Change]) -> list[Change]:
@@ -296,8 +298,12 @@ def _compact_key(change: Change) -> object:
     match change:
         case Insert(entry):
             key = ("insert", entry.seq)
+        case Delete(0) | SaveExposure():
+            key = change
         case Update(seq) | Delete(seq):
             key = ("row", seq)
+        case SaveLoss(loss):
+            key = (loss.names, loss.what)
         case ClearFailures():
             key = change
         case BeginUpload(MultipartUpload(id=upload_id)) | EndUpload(upload_id):

@@ -33,9 +33,11 @@ from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import SpoolError, one_line
+from s3daemon.model.exposure import Loss
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import Lock, prepare
+from s3daemon.spool.exposures import Kept, SaveLoss, StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.recovery import RecoverableFile, cannot_open
 from s3daemon.spool.rows import (
@@ -67,12 +69,13 @@ class _Contents:
 
     entries: list[Entry]
     uploads: list[OpenUpload]
+    kept: Kept
     active_base_s: float
     last_seq: int
 
     @classmethod
     def read(cls, file: SpoolFile) -> _Contents:
-        return cls(file.entries(), file.uploads(), file.active_base_s, file.last_seq)
+        return cls(file.entries(), file.uploads(), file.kept(), file.active_base_s, file.last_seq)
 
 
 class Spool:
@@ -87,6 +90,7 @@ class Spool:
         """Use `open` instead. `new_writer` makes the writer from `on_removed`."""
         self.active_base_s = contents.active_base_s  #: active seconds to start the `ActiveClock` from
         self.last_seq = contents.last_seq  #: the highest ever used, when it was opened
+        self.kept = contents.kept  #: the last exposures, when it was opened
         self._lock: Lock | None = lock
         self._contents: _Contents | None = contents  # until the first change
         self._seqs = itertools.count(contents.last_seq + 1)
@@ -224,16 +228,21 @@ class Spool:
         """
         self._apply_lazily(ClearFailures(destination, before))
 
-    def remove(self, transfer_id: str) -> None:
-        """Remove a transfer that is over, since its object is stored, or a newer one at its destination.
+    def remove(self, transfer_id: str, count: StoredCount | None = None) -> None:
+        """Remove a transfer that is over, since its object is stored, or a newer one at its destination; count it.
 
         An `add` that has not reached the disk yet never will: it returns as if it had, when the changes asked for
         before it are durable, such as the removal of older transfers to that destination.
         """
-        seq = self._seq_of.pop(transfer_id, None)
+        seq = self._seq_of.pop(transfer_id, 0)
         adding = self._adding.get(transfer_id)
-        if seq is not None and (adding is None or not self._writer.amend(adding, [])):
-            self._apply_lazily(Delete(seq))
+        change = Delete(seq, count)
+        if adding is None or not self._writer.amend(adding, [change]):
+            self._apply_lazily(change)
+
+    def save_loss(self, loss: Loss) -> None:
+        """Keep that a file of an exposure is missing."""
+        self._apply_lazily(SaveLoss(loss))
 
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
         """Save that the transfer failed for good."""
@@ -255,15 +264,15 @@ class Spool:
         not_failed: dict[str, Value] = {"failed": False, "failed_active_s": 0.0, "client_notified": False}
         return await self._change(ids, {**not_failed, "accepted_active_s": active_now_s})
 
-    async def drop(self, ids: Iterable[str]) -> set[str]:
-        """Remove transfers, pending or failed.
+    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
+        """Remove transfers, pending or failed, and keep in one with that what is missing of exposures then.
 
         Returns:
             the ids that the spool held.
         """
         await self._settle()
         held = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
-        await self._apply(*(Delete(seq) for seq in held.values()))
+        await self._apply(*(Delete(seq) for seq in held.values()), *map(SaveLoss, losses))
         return set(held)
 
     def save_clock(self, active_now_s: float) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import s3daemon.service
 from s3daemon import cli
+from s3daemon.spool.exposures import Kept
 from s3daemon.spool.open_uploads import OpenUploads
 
 
@@ -20,6 +21,7 @@ class ForgetfulSpool:
 
     def __init__(self) -> None:
         self.open_uploads = OpenUploads()
+        self.kept = Kept()
 
     @classmethod
     def open(cls, directory: Path, **_: object) -> ForgetfulSpool:
@@ -39,7 +41,7 @@ class ForgetfulSpool:
     def _nothing_lazily(self, *_: object, **__: object) -> None:
         pass
 
-    record_attempt = remove = clear_failures = mark_notified = save_clock = expire = _nothing_lazily
+    record_attempt = remove = clear_failures = save_loss = mark_notified = save_clock = expire = _nothing_lazily
 
 
 def main() -> None:

@@ -35,7 +35,14 @@ from lab.faults import (
 from lab.proxy import Proxy, kept_then, proxy
 from lab.rgw import Gateway
 from lab.s3 import S3Server
-from lab.scripted import Script, answering, hang_up_after, refusing, reset_after, silent_after
+from lab.scripted import (
+    Script,
+    answering,
+    hang_up_after,
+    refusing,
+    reset_after,
+    silent_after,
+)
 from lab.sending import a_file
 
 from s3daemon.errors import AttemptError

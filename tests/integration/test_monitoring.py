@@ -16,9 +16,11 @@ from typing import Any
 
 import pytest
 
-from s3daemon.http.metrics import LIVE, SECONDS, Metrics
+from s3daemon.http.metrics import LABELLED, LIVE, SECONDS, Metrics
+from s3daemon.model.record import AttemptEnd
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
+MANUAL = PACKAGING / "man" / "s3daemon.8.rst"
 ALERTS = PACKAGING / "prometheus-alerts.yaml"
 DASHBOARD: dict[str, Any] = json.loads((PACKAGING / "grafana-dashboard.json").read_text())
 #: Metrics that Prometheus makes itself.
@@ -46,7 +48,10 @@ def conditions() -> list[str]:
 
 def exposed() -> set[str]:
     """Return the name of every sample that the daemon exposes."""
-    text = Metrics(lambda: dict.fromkeys(LIVE, 0.0)).expose()[0].decode()
+    labelled = {name: {"x": 1.0} for name in LABELLED}
+    made = Metrics(lambda: dict.fromkeys(LIVE, 0.0), labelled=lambda: labelled)
+    made.see_attempt(AttemptEnd(code="SlowDown", status=503, receiver="192.0.2.1", again=True))
+    text = made.expose()[0].decode()
     return {re.split("[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")}
 
 
@@ -80,6 +85,9 @@ def test_every_alert_says_what_to_do() -> None:
         assert re.search(r"^          severity: (critical|warning)$", rule, re.MULTILINE)
         assert re.search(r"^          summary: '.*\{\{ \$labels.instance \}\}", rule, re.MULTILINE)
         assert re.search(r"^          description: '.+'$", rule, re.MULTILINE)
+        name = rule.partition("\n")[0]
+        assert f"          runbook: 'man s3daemon, ALERTS, {name}'\n" in rule
+        assert re.search(rf"^{name}$", MANUAL.read_text(), re.MULTILINE), "the manual's section has no such entry"
 
 
 def test_the_panels_are_laid_out() -> None:
@@ -121,10 +129,18 @@ def test_promtool_reads_rules_and_queries(tmp_path: Path) -> None:
         ({"s3daemon_away": "0 1 0 1 0 0x20"}, set()),
         ({"s3daemon_spool_refusing": "0 0 0 1x20"}, {"S3daemonSpoolRefusing"}),
         ({"s3daemon_failed_listed": "0 0 0 1x20"}, {"S3daemonFailedListed"}),
-        ({"s3daemon_receivers_aside": "1x23"}, {"S3daemonReceiverAside"}),
+        ({"s3daemon_receivers_disabled": "1x23"}, {"S3daemonReceiverDisabled"}),
         ({"s3daemon_oldest_pending_age_seconds": "0+15x23"}, {"S3daemonPendingOld"}),
         ({"s3daemon_oldest_pending_age_seconds": "0 15 30 0 15 30 0 15 30 0 15 30 0 15 30 0 15 30 0 15 30"}, set()),
         ({"up": "1 1 1 0x20"}, {"S3daemonDown"}),
+        ({"s3daemon_reload_refused": "0 1x22"}, {"S3daemonReloadRefused"}),
+        ({"incomplete": "0 0 0 1x20"}, {"S3daemonExposureIncomplete"}),
+        ({"incomplete": "0 1 1 0x20"}, set()),
+        ({"refused": "0x10 3x13"}, {"S3daemonRefused"}),
+        ({"refused": "7x23"}, set()),
+        ({"s3daemon_tls_certificate_expiry_timestamp_seconds": "1000000x23"}, {"S3daemonCertificateExpires"}),
+        ({"s3daemon_tls_certificate_expiry_timestamp_seconds": "2000000x23"}, set()),
+        ({"s3daemon_tls_certificate_expiry_timestamp_seconds": "0x23"}, set()),
         # 46 objects every 15 s, all in time; then one more that takes 12 s; then one more that takes 40 s.
         ({"late": "0+46x23", "lost": "0+46x23", "all": "0+46x23"}, set()),
         ({"late": "0+46x22 1057", "lost": "0+46x22 1058", "all": "0+46x22 1058"}, {"S3daemonExposureLate"}),
@@ -138,6 +154,8 @@ def test_alerts_fire_when_they_should(series: dict[str, str], alerts: set[str], 
     """After six minutes of samples every 15 s, these alerts fire and no others."""
     name = "s3daemon_transfer_duration_seconds"
     long = {"late": f'{name}_bucket{{le="10.0",LABELS}}', "lost": f'{name}_bucket{{le="30.0",LABELS}}'}
+    long["incomplete"] = 's3daemon_recent_exposures{verdict="incomplete",LABELS}'
+    long["refused"] = 's3daemon_refused_total{code="NotReadable",LABELS}'
     long["all"] = f"{name}_count{{LABELS}}"
     labels = 'job="s3daemon",instance="node7:15556"'
     inputs = [

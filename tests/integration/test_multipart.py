@@ -13,7 +13,15 @@ from typing import Any
 
 import pytest
 from lab.scripted import Exchange, Script, Scripted, keep, scripted
-from lab.sending import OpenStore, a_file, failure, in_loop, sending, settings_for, transfer_of
+from lab.sending import (
+    OpenStore,
+    a_file,
+    failure,
+    in_loop,
+    sending,
+    settings_for,
+    transfer_of,
+)
 
 from s3daemon.errors import FileError
 from s3daemon.model.request import Transfer

@@ -1,18 +1,24 @@
-"""Priming: each connection carries a scratch object of its own, paced as an upload is, before uploads come."""
+"""Priming: each connection carries a scratch object, or an upload that is refused, before uploads come."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+from collections.abc import Coroutine
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lab.schemes import Scheme, scheme_of
-from lab.scripted import refusing, scripted
-from lab.sending import a_file, failure, in_loop, sending, settings_for
+from lab.scripted import Exchange, Scripted, keep, refusing, scripted
+from lab.sending import a_file, in_loop, sending, settings_for, transfer_of
 
+from s3daemon.model.source import Source
 from s3daemon.network.keepalive import SWEEP_S
 from s3daemon.network.keeper import PRIMED_BYTES
-from s3daemon.s3.endpoint import Endpoint, Primer
+from s3daemon.s3.endpoint import Endpoint
+from s3daemon.s3.priming.last_bucket import LastBucket
+from s3daemon.s3.priming.primer import KEY_PREFIX, Primer
 
 PREFIX = "scratch/prime-"
 
@@ -28,7 +34,7 @@ async def test_an_object_for_each_connection(scheme: Scheme) -> None:
     """Its key has the connection's number, so that no object is written twice at once; the same the next time."""
     async with scheme.store(max_connections=2, prime=PREFIX) as (server, sender):
         settings = settings_for(server.url, prime=PREFIX)
-        primer = Primer(settings, sender.store.sender)
+        primer = Primer(settings, sender.store.sender, LastBucket(Path("/nonexistent"), server.url))
         for _ in range(2):
             for connection in sender.pool.idle():
                 with sender.pool.maintain(connection):
@@ -40,14 +46,18 @@ async def test_an_object_for_each_connection(scheme: Scheme) -> None:
 
 
 @in_loop
-async def test_refused() -> None:
-    """It is the keeper's to judge."""
+async def test_a_bucket_that_is_not_there(caplog: pytest.LogCaptureFixture) -> None:
+    """It is said once, and not tried again."""
     async with scripted(put=refusing(404, "NoSuchBucket")) as server:
         settings = settings_for(server.url, prime=PREFIX)
         async with sending(settings) as sender:
+            primer = Primer(settings, sender.store.sender, LastBucket(Path("/nonexistent"), server.url))
             (connection,) = sender.pool.idle()
             await sender.pool.assign_address(connection)
-            assert (await failure(Primer(settings, sender.store.sender).prime(connection))).code == "NoSuchBucket"
+            await primer.prime(connection)
+            assert primer.at_once == 0
+    (line,) = [text for text in caplog.messages if "PRIME" in text]
+    assert "NoSuchBucket" in line
 
 
 @in_loop
@@ -68,3 +78,44 @@ async def test_an_endpoint_primes_when_told_to(tmp_path: Path) -> None:
                 async with endpoint.pool.acquire(large=True) as connection:
                     assert connection.window > a_file(tmp_path / "file", 100_000).stat().st_size
             await endpoint.close()
+
+
+@in_loop
+async def test_an_endpoint_primes_by_refused_uploads(tmp_path: Path) -> None:
+    """To the bucket last used: by an upload of this process, of an earlier one, or of the settings before."""
+
+    async def put(exchange: Exchange) -> None:
+        await (keep if exchange.length < PRIMED_BYTES else refusing(400, "BadDigest"))(exchange)
+
+    def primed(server: Scripted) -> list[Exchange]:
+        return [put for put in server.puts if put.over and put.target.startswith(f"/mine/{KEY_PREFIX}")]
+
+    def start(name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+        return asyncio.create_task(work, name=name)
+
+    async with scripted(put) as server:
+        settings = settings_for(server.url, max_connections=3, prime="auto", state_dir=str(tmp_path))
+        endpoint = Endpoint(settings, start)
+        await endpoint.open()
+        await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
+        await asyncio.sleep(SWEEP_S + 0.2)
+        assert not server.puts, "no bucket is known"
+        source = Source.open(os.fspath(a_file(tmp_path / "file", 3000)))
+        await endpoint.store.put(transfer_of(source, bucket="mine"), source)
+        source.close()
+        await server.until(lambda: len(primed(server)) == endpoint.pool.limit)
+        await endpoint.close()
+        before = len(primed(server))
+        started = Endpoint(settings, start)
+        await started.open()
+        await server.until(lambda: len(primed(server)) == before + started.pool.limit)
+        await asyncio.sleep(SWEEP_S + 0.2)
+        assert len(primed(server)) == before + started.pool.limit, "each once"
+        (tmp_path / "bucket.json").unlink()
+        before = len(primed(server))
+        reloaded = Endpoint(replace(settings, max_connections=2), start, started)
+        await reloaded.open()
+        await started.close(reloaded)
+        await server.until(lambda: len(primed(server)) == before + reloaded.pool.limit)
+        await reloaded.close()
+        assert list(server.objects) == ["/mine/key"]

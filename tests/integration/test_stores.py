@@ -6,6 +6,7 @@ part of CI. S3DAEMON_TEST_IDLE is how long connections rest, seconds; the manual
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -125,6 +126,46 @@ def test_files_and_names(store: Store, served: Daemon, tmp_path: Path) -> None:
         reply = served.extended(file, f"alias/{bucket}/{key}")
         assert reply["result"] == "stored", (key, reply)
         assert_stored(store.server, bucket, key, file)
+
+
+#: What `S3DAEMON_PRIME=auto` finds out about stores that it cannot prime.
+UNPRIMED = {"s3proxy": "closes the connection after", "moto": ""}
+
+
+@those()
+def test_primed_by_refused_uploads(store: Store, tmp_path: Path) -> None:
+    """Each connection, where the store refuses what it must refuse; else the journal says once why not.
+
+    Nothing is left there either way, and a restart knows the bucket.
+    """
+    bucket, file = store.server.new_bucket(), a_file(tmp_path / "file", 3_000)
+    found = UNPRIMED.get(store.name, "reads what has a wrong Content-MD5, refuses it, and keeps the connection")
+    with daemon(tmp_path / "state", store.server, prime="auto", max_connections="4") as served:
+        assert served.extended(file, f"alias/{bucket}/key")["result"] == "stored"
+        for _ in range(2):
+            if found:
+                served.process.wait_line(f"S3DAEMON_PRIME.*{found}")
+            else:  # it keeps no connection that could be primed
+                served.process.wait_line("S3DAEMON_PRIME has no effect")
+            time.sleep(3.0)
+            assert sum("S3DAEMON_PRIME" in line for line in served.process.lines()) == 1
+            served.restart()
+    with client_of(store.server) as client:
+        assert [one["Key"] for one in client.list_objects_v2(Bucket=bucket)["Contents"]] == ["key"]
+
+
+@those("rgw", has_accounts=True)
+def test_keys_that_may_not_prime(store: Store, tmp_path: Path) -> None:
+    """The journal says so once; nothing is held, and no outage is seen."""
+    bucket, state = store.server.new_bucket(), tmp_path / "state"
+    state.mkdir(mode=0o700)
+    stranger = store.stranger(bucket)
+    (state / "bucket.json").write_text(json.dumps({"endpoint": stranger.url, "bucket": bucket}))
+    with daemon(state, stranger, prime="auto", max_connections="4") as served:
+        served.process.wait_line("S3DAEMON_PRIME.*AccessDenied")
+        time.sleep(3.0)
+        assert sum("S3DAEMON_PRIME" in line for line in served.process.lines()) == 1
+        assert served.ask("status")["held"] == ""
 
 
 @those()

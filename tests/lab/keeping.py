@@ -10,7 +10,7 @@ from typing import Any
 
 from lab.scripted import Scripted
 from lab.sending import settings_for
-from s3daemon.network.keeper import Keeper, Prime
+from s3daemon.network.keeper import Keeper, Primer
 from s3daemon.network.pool import ConnectionPool
 
 CONNECTIONS = 4
@@ -36,14 +36,14 @@ async def kept(
     url: str = "",
     *,
     reserve: int = 1,
-    prime: Prime | None = None,
+    primer: Primer | None = None,
     **changes: Any,
 ) -> AsyncIterator[ConnectionPool]:
     """Connections to a server, `CONNECTIONS` with those in reserve, and their keeper at work."""
     given = {"max_connections": CONNECTIONS - reserve, "keepalive_interval_s": INTERVAL_S} | changes
     settings, clock = settings_for(url or server.url, **given), clock or Clock()
     pool = ConnectionPool(settings, clock, reserve=reserve)
-    keeper = asyncio.create_task(Keeper(settings, pool, prime, clock, pause_s=PAUSE_S).run())
+    keeper = asyncio.create_task(Keeper(settings, pool, primer, clock, pause_s=PAUSE_S).run())
     try:
         yield pool
     finally:

@@ -37,17 +37,19 @@ _LEFTOVERS = (
     "usr/lib/s3daemon*",
     "usr/bin/s3daemon",
     "usr/bin/send",
+    "usr/share/*/completions/s3daemon",
     "run/s3daemon*",
 )
 
 
 @dataclass(frozen=True)
 class Packages:
-    """One build: the packages of the daemon and the client, and the one for plots."""
+    """One build: the packages of the daemon and the client, the one for plots, and that of the SELinux module."""
 
     version: str
     files: tuple[Path, ...]
     report: tuple[Path, ...]
+    selinux: tuple[Path, ...]
 
     def install(self, box: Box) -> str:
         """``rpm -U`` in the box, whether anything is there before or not; the scriptlets' output."""
@@ -81,10 +83,15 @@ def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
     )  # fmt: skip
     if done.returncode != 0:
         raise ProgramError(f"build-rpm: status {done.returncode}\n{done.stdout}{done.stderr}")
-    report = tuple(directory.glob("s3daemon-report-*.rpm"))
-    files = tuple(sorted({*directory.glob("*.rpm")} - {*report}))
+    return built(directory)
+
+
+def built(directory: Path) -> Packages:
+    """The packages that were built into a directory."""
+    report, selinux = (tuple(directory.glob(f"s3daemon-{name}-*.rpm")) for name in ("report", "selinux"))
+    files = tuple(sorted({*directory.glob("*.rpm")} - {*report, *selinux}))
     match = re.search(r"-([0-9.]+)-[0-9]+\.", files[0].name)
-    return Packages(match[1] if match else "", files, report)
+    return Packages(match[1] if match else "", files, report, selinux)
 
 
 def query(package: Path, what: str) -> list[str]:
@@ -116,7 +123,7 @@ def render(page: Path) -> tuple[str, str]:
 
 def lint(packages: Packages) -> str:
     """Rpmlint's output for the packages and the spec; raises UnavailableError without it."""
-    what = [*map(str, packages.files + packages.report), "packaging/s3daemon.spec"]
+    what = [*map(str, packages.files + packages.report + packages.selinux), "packaging/s3daemon.spec"]
     done = subprocess.run(
         [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *what],
         cwd=TREE, env=clean_env(), capture_output=True, text=True, check=False, timeout=120,

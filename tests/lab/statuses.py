@@ -32,12 +32,11 @@ def transfer(number: int, state: str, **changes: Any) -> dict[str, Any]:
 def exposure(number: int, seconds: float | None = 2.1, **changes: Any) -> dict[str, Any]:
     """One exposure, asked for so many minutes before the last one, the thirtieth."""
     first_usec = NOW_USEC - (31 - number) * 60_000_000
-    late = seconds is None or seconds > 30
     made = {
         "name": f"MC_O_20261123_{94 + number:06}", "tagged": True, "first_usec": first_usec,
         "last_usec": None if seconds is None else first_usec + round(seconds * 1e6), "seconds": seconds,
-        "verdict": "lost" if late else "late" if (seconds or 0) > 10 else "in time", "stored": 46, "failed": 0,
-        "pending": 0, "size_bytes": 193_000_000,
+        "verdict": "lost" if (seconds or 0) > 30 else "late" if (seconds or 0) > 10 else "in time",
+        "stored": 46, "failed": 0, "refused": 0, "pending": 0, "size_bytes": 193_000_000, "reason": "",
     }  # fmt: skip
     return made | changes
 
@@ -48,7 +47,8 @@ def empty() -> dict[str, Any]:
         "state": "ok", "status": "0 in flight; 0 pending; 25 of 25 connections open", "version": "1.0.0",
         "host": "camera-3", "endpoint": "https://s3.example.org", "now_usec": NOW_USEC,
         "started_usec": NOW_USEC - 60_000_000, "in_flight": 0, "pending": 0, "oldest_s": None, "failed": 0,
-        "held": "", "away": False, "spool": "", "refused": "", "clients": 0,
+        "held": "", "away": False, "since_usec": None, "next_probe_s": None,
+        "spool": "", "refused": "", "clients": 0,
         "connections": {"open": 25, "opened": 25, "limit": 25},
         "limit": {"rate_bps": 0, "origin": "none"}, "receivers": [], "uploads": [], "waiting": [],
         "failures": [], "exposures": [], "late_s": 10.0, "lost_s": 30.0,
@@ -59,8 +59,9 @@ def busy() -> dict[str, Any]:
     """A night after an hour of trouble."""
     times = {n: 2.0 + 0.3 * (n * 7 % 5) for n in range(1, 31)} | {11: 12.5, 12: 741.0, 13: 95.0, 14: 31.0, 15: 14.2}
     exposures = [exposure(n, seconds) for n, seconds in times.items()]
-    exposures[8] |= {"failed": 1, "stored": 45, "verdict": "incomplete"}
-    exposures[19] |= {"failed": 46, "stored": 0, "verdict": "lost", "seconds": None, "last_usec": None}
+    exposures[8] |= {"failed": 1, "stored": 45, "verdict": "incomplete", "reason": "NoSuchBucket: it is not there"}
+    exposures[9] |= {"refused": 2, "stored": 44, "verdict": "incomplete", "reason": "NotReadable: /data/f: denied"}
+    exposures[19] |= {"failed": 46, "stored": 0, "verdict": "incomplete", "seconds": None, "last_usec": None}
     exposures[-1] |= {"pending": 16, "stored": 30, "seconds": 1.4, "last_usec": exposures[-1]["first_usec"] + 1_100_000}
     error = {"code": "NoSuchBucket", "text": "there is no bucket old-raw", "attempts": 1}
     slow = {"code": "SlowDown", "text": "the store answered 503: reduce your request rate", "attempts": 3}

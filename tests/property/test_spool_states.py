@@ -17,7 +17,14 @@ from typing import Any, TypeVar
 from fakes import transfer
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    invariant,
+    multiple,
+    rule,
+)
 
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.spool import Entry, Spool

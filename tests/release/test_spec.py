@@ -111,7 +111,7 @@ def test_the_shim_defines_what_the_spec_uses() -> None:
     """packaging/macros.systemd defines every systemd macro that the spec uses, and no other."""
     shim = set(re.findall(r"^%(\w+)", locked("macros.systemd"), re.M)) - {"_systemd_settle"}
     used = set(re.findall(r"%\{?((?:systemd|sysusers)_\w+|_\w+dir)\b", SPEC))
-    assert used - shim <= {"_bindir", "_mandir", "_sysconfdir"}
+    assert used - shim <= {"_bindir", "_datadir", "_mandir", "_sysconfdir"}
     assert shim <= used
 
 

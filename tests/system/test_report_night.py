@@ -210,7 +210,8 @@ def test_the_picture_agrees_with_the_clients(night: Night, tmp_path: Path) -> No
     texts = re.findall("<!-- (.*?) -->", (tmp_path / "night.svg").read_text(), re.S)
     # The bars' labels come first, one line each; matplotlib leaves every text that it draws as a comment.
     labels = [float(text[:-2]) for text in texts if re.fullmatch(r"\d+\.?\d* s", text)]
-    assert [name for name in night.exposures if name in texts] == list(night.exposures)
+    assert "exposure-…" in texts  # what their names have in common
+    assert [name for name in night.exposures if name.removeprefix("exposure-") in texts] == list(night.exposures)
     assert "1 failed" in texts
     for name, drawn_s in zip(list(night.exposures)[:2], labels, strict=False):
         assert abs(drawn_s - to_last_s(night, name)) < AGREE_S

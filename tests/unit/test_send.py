@@ -347,8 +347,11 @@ UNPRINTABLE = "must be UTF-8 without control characters, not"
         (["", "a/b/k"], "FILE is empty"),
         (["-", "a/b/k"], "standard input cannot be sent (a file named -: ./-)"),
         (["--", "-", "a/b/k"], "standard input cannot be sent (a file named -: ./-)"),
-        (["gone\n", "a/b/k"], r"NoSuchFile: gone\n: No such file or directory"),
-        (["f/", "a/b/k"], "NoSuchFile: f/: Not a directory"),
+        (["--wait-for"], "--wait-for needs a tag; see send --help"),
+        (["--wait-for=E", "f", "a/b/k"], "--wait-for takes no file and no other option than --expect and --timeout"),
+        (["--wait-for=E", "--expect=0"], "--expect takes a number of files, not '0'"),
+        (["--expect=2", "f", "a/b/k"], "--expect goes with --wait-for, --print-id with --no-wait; see send --help"),
+        (["--print-id", "f", "a/b/k"], "--expect goes with --wait-for, --print-id with --no-wait; see send --help"),
         (["f", "a/b/" + 9000 * "k"], "the names are too long: a request of {long} bytes, 8192 are allowed"),
     ],
 )

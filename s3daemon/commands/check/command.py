@@ -139,7 +139,7 @@ def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance
     """Check what needs neither the store nor settings."""
     with findings.guard("socket"):
         activated = unit is not None and checks_unit.units(findings, host, unit)
-        checks_unit.daemon(findings, instance.ask, activated=activated)
+        checks_unit.daemon(findings, host, unit, instance.ask, activated=activated)
     with findings.guard("state"):
         checks_host.state_directory(findings, host, instance.state_dir, unit.USER if unit else "")
     with findings.guard("journal"):

@@ -109,11 +109,21 @@ def _run(*command: str) -> str | None:
 
 
 def _show(unit: str) -> dict[str, str]:
-    shown = _run("systemctl", "show", "--property=LoadState,ActiveState,UnitFileState,Listen", unit) or ""
+    shown = (
+        _run(
+            "systemctl", "show", "--property=LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen", unit
+        )
+        or ""
+    )
     found: dict[str, str] = {}
     for name, _, value in (line.partition("=") for line in shown.splitlines()):
         found[name] = f"{found[name]} {value}" if name in found else value
     return found
+
+
+def _last_error(unit: str) -> str:
+    said = _run("journalctl", "--quiet", f"--unit={unit}", "--priority=err", "--lines=1", "--output=cat", "--no-pager")
+    return (said or "").strip()
 
 
 def _environment(file: Path) -> dict[str, str] | None:
@@ -135,6 +145,8 @@ class Host:
         user: the account of a name, or None.
         show: some properties of a systemd unit, those that occur more than once joined by a blank; empty where systemd
             does not run.
+        last_error: the last error that the journal has of a systemd unit; empty when there is none or it cannot be
+            read.
         environment: the environment that systemd makes of an environment file, by reading it for a process of a moment;
             None where it does not: for others than root, or where it does not run, or of a file that it does not take.
     """
@@ -143,6 +155,7 @@ class Host:
     uid: int = field(default_factory=os.geteuid)
     user: Callable[[str], pwd.struct_passwd | None] = _user
     show: Callable[[str], Mapping[str, str]] = _show
+    last_error: Callable[[str], str] = _last_error
     environment: Callable[[Path], Mapping[str, str] | None] = _environment
 
     def path(self, absolute: str | Path) -> Path:

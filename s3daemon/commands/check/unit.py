@@ -79,17 +79,23 @@ def _is_open(listening: str) -> bool:
         return False
 
 
-def daemon(findings: Findings, ask: Callable[[str], Mapping[str, object]], *, activated: bool) -> None:
-    """Check what the daemon says of itself.
+def daemon(
+    findings: Findings, host: Host, unit: Unit | None, ask: Callable[[str], Mapping[str, object]], *, activated: bool
+) -> None:
+    """Check what the daemon says of itself, and where there is none, why.
 
     Args:
         findings: takes what is found.
+        host: where it should run.
+        unit: the instance; None where its unit is not known.
         ask: asks it, as `Instance.ask` does.
         activated: systemd takes requests, and starts the daemon for the first.
     """
     try:
         status = ask("status")
     except NoDaemonError as exc:
+        if unit is not None and _failing(findings, host, unit):
+            return
         text = "it starts with the first request; started now, it also delivers what an earlier one left"
         findings.note("daemon", f"none runs: {text if activated else exc.text}")
     except S3daemonError as exc:
@@ -102,6 +108,19 @@ def daemon(findings: Findings, ask: Callable[[str], Mapping[str, object]], *, ac
             findings.warn("daemon", line)
         else:
             findings.ok("daemon", line)
+
+
+def _failing(findings: Findings, host: Host, unit: Unit) -> bool:
+    """Whether the service fails to start, as systemd sees it; say why, as the journal has it."""
+    shown = host.show(f"{unit.name}.service")
+    restarting = shown.get("SubState") == "auto-restart" or shown.get("NRestarts", "0") not in ("", "0")
+    if shown.get("ActiveState") != "failed" and not (shown.get("ActiveState") == "activating" and restarting):
+        return False
+    times = f", {shown['NRestarts']} times so far" if restarting and shown.get("NRestarts") else ""
+    why = host.last_error(f"{unit.name}.service") or f"Result={shown.get('Result', 'unknown')}"
+    see = f"journalctl -u {unit.name} -p err"
+    findings.fail("daemon", f"{unit.name}.service fails to start{times}: {why}; accepted transfers are kept; {see}")
+    return True
 
 
 def environment_file(findings: Findings, host: Host, unit: Unit) -> None:

@@ -15,12 +15,13 @@ from typing import TextIO
 
 from rich.progress import Progress, TextColumn
 
-from s3daemon.commands.report import plot
 from s3daemon.commands.report.data import write_csv, write_json
+from s3daemon.commands.report.plot import picture
 from s3daemon.commands.report.read import Note, from_journal, from_lines, usec_of
 from s3daemon.commands.report.select import Collection, JournalEntry, Selection
 from s3daemon.commands.report.stats import Report, grouping
 from s3daemon.commands.report.text import lines
+from s3daemon.commands.report.why import Delays
 from s3daemon.commands.table import console_of, width_of
 from s3daemon.config.values import duration
 from s3daemon.errors import Code, S3daemonError, one_line
@@ -28,7 +29,9 @@ from s3daemon.units import moment
 
 _DURATION = duration("1ms", "30d")
 _BY = """a line for each tag, host, receiver, prefix (the key up to its last slash) or prefix:N (its first N parts): the
-first request, the last object stored, the time between"""
+first request, the last object stored, the time between; files without a tag by prefix"""
+_LATE_ONLY = "only exposures that are late, lost or incomplete; by tag unless --by says otherwise"
+_EXPECT = "files of an exposure, to find those that lack some; else it is learned from what most have"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     shown.add_argument("--by", type=_by, metavar="HOW", help=_BY)
     shown.add_argument("--limit", type=_duration, default="7s", metavar="TIME", help="for a transfer; default 7s")
     shown.add_argument("--late", type=_duration, default="10s", metavar="TIME", help="for the last object; default 10s")
+    shown.add_argument("--late-only", action="store_true", help=_LATE_ONLY)
+    shown.add_argument("--expect", type=_count, default=0, metavar="N", help=_EXPECT)
     shown.add_argument("--utc", action="store_true", help="times in UTC; also those of --since and --until")
     form = shown.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one object; times in microseconds")
@@ -86,18 +91,24 @@ def main(
     notes: list[str] = []
     try:
         selection = _selection(args)
-        if args.plot and args.plot.suffix.lower() not in plot.SUFFIXES:
-            raise S3daemonError(Code.BAD_REQUEST, f"--plot takes a file that ends in {' or '.join(plot.SUFFIXES)}")
-        collection = Collection(selection)
+        if args.plot and args.plot.suffix.lower() not in picture.SUFFIXES:
+            raise S3daemonError(Code.BAD_REQUEST, f"--plot takes a file that ends in {' or '.join(picture.SUFFIXES)}")
+        collection, delays = Collection(selection), Delays()
         for entry in _with_progress(_entries(args, selection, stdin, notes.append), err):
             collection.add(entry)
-        report = Report.of(collection.transfers(), limit_usec=args.limit, late_usec=args.late, by=args.by or "")
+            delays.add(entry)
+        delays.sort()
+        by = args.by or ("tag" if args.late_only or args.expect else "")
+        limits = {"limit_usec": args.limit, "late_usec": args.late, "expect": args.expect}
+        report = Report.of(collection.transfers(), **limits, by=by, delays=delays, refused=collection.refused)
         if collection.unreadable:
             notes.append(f"records left out, cut (journalctl --all?) or of another version: {collection.unreadable}")
         if not report.transfers:
             notes.append(f"no transfer was recorded{_period(selection, zone)}")
         if args.plot:
-            plot.save(report.grouped(), args.plot, zone)
+            picture.save(report.grouped(), args.plot, zone)
+        if args.late_only:
+            report = report.late_only()
     except S3daemonError as exc:
         _print_notes(notes, err)
         print(f"{exc.code}: {one_line(exc.text)}", file=err)
@@ -177,6 +188,13 @@ def _duration(text: str) -> int:
     if value is None or not _DURATION.admits(value):
         raise argparse.ArgumentTypeError(f"expected {_DURATION.expected}")
     return round(value * 1e6)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise ValueError(text)
+    return value
 
 
 def _by(text: str) -> str:

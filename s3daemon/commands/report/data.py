@@ -9,10 +9,12 @@ import csv
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import UTC
 from typing import TextIO
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.commands.report.stats import METHOD, Breakdown, Figures, Report
+from s3daemon.commands.report.stats import METHOD, Figures, Group, Report
+from s3daemon.commands.report.why import Breakdown
 
 _RECORD = (
     "transfer_id", "outcome", "bucket", "key", "size_bytes", "start_usec", "queue_usec", "upload_usec", "total_usec",
@@ -22,20 +24,22 @@ _RECORD = (
 
 def write_json(report: Report, out: TextIO) -> None:
     """Write one object, indented."""
-    slowest = [_transfer(one) | {"why": asdict(Breakdown.of(one.record))} for one in report.slowest]
+    slowest = [_with_reason(report, one) for one in report.slowest]
     found: dict[str, object] = {
         "limit_usec": report.limit_usec,
         "late_usec": report.late_usec,
         "percentiles": METHOD,
         "hosts": report.hosts,
         **_figures(report.figures),
-        "failures": {"by_code": dict(report.codes), "transfers": [_transfer(one) for one in report.failed]},
+        "failures": {"by_code": dict(report.figures.codes), "transfers": [_transfer(one) for one in report.failed]},
         "slowest": slowest,
     }
     if report.by:
         found["by"] = report.by
+        found["expected_files"] = report.expected.files or None
         found["groups"] = [
-            {"name": group.name, "late": report.late(group), **_figures(group.figures)} for group in report.groups
+            {**_group(report, group), "last": group.last and _with_reason(report, group.last)}
+            for group in report.groups
         ]
     json.dump(found, out, indent=1)
     out.write("\n")
@@ -44,7 +48,7 @@ def write_json(report: Report, out: TextIO) -> None:
 def write_csv(report: Report, out: TextIO) -> None:
     """Write a heading and a line for each group; without groups one for each transfer, by the time of request."""
     if report.by:
-        rows = [{"name": g.name, "late": int(report.late(g)), **_flat(_figures(g.figures))} for g in report.groups]
+        rows = [_flat(_group(report, group)) for group in report.groups]
         head = list(rows[0]) if rows else ["name"]
     else:
         rows = [{**_transfer(one), "tags": ";".join(one.record.tags)} for one in report.transfers]
@@ -58,9 +62,22 @@ def _transfer(one: ReportedTransfer) -> dict[str, object]:
     return {"host": one.host, **{name: getattr(one.record, name) for name in _RECORD}, "tags": list(one.record.tags)}
 
 
+def _with_reason(report: Report, one: ReportedTransfer) -> dict[str, object]:
+    return _transfer(one) | {"why": asdict(Breakdown.of(one, report.delays, UTC))}
+
+
+def _group(report: Report, group: Group) -> dict[str, object]:
+    verdict = report.verdict(group)
+    judged: dict[str, object] = {"verdict": verdict, "late": verdict in ("late", "lost"), "files": group.files}
+    judged["refused"] = sum(count for _, count in group.refused)
+    return {"name": group.name.text, **judged, "missing": report.missing(group), **_figures(group.figures)}
+
+
 def _figures(figures: Figures) -> dict[str, object]:
     derived = {"to_last_usec": figures.to_last_usec, "rate_bytes_per_s": figures.rate_bytes_per_s}
-    return asdict(figures) | derived
+    members = asdict(figures)
+    del members["codes"]
+    return members | derived
 
 
 def _flat(members: Mapping[str, object]) -> dict[str, object]:

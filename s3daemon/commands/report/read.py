@@ -29,7 +29,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from s3daemon.commands.report.select import FIELDS, JournalEntry, Selection
+from s3daemon.commands.report.select import FIELDS, OTHERS, JournalEntry, Selection
 from s3daemon.errors import Code, S3daemonError, one_line
 from s3daemon.model.record import MessageId
 from s3daemon.units import moment, zone_name
@@ -47,7 +47,7 @@ Note = Callable[[str], None]
 def from_journal(
     place: Path | None, selection: Selection, note: Note, *, program: str = "journalctl"
 ) -> Iterator[JournalEntry]:
-    """Yield the records of a journal, by the time of recording.
+    """Yield the records of a journal, and what delayed or kept out others, by the time of recording.
 
     Args:
         place: a directory of journal files, or one file; None for this host's journal.
@@ -73,7 +73,7 @@ def from_journal(
 
 
 def from_lines(lines: Iterable[bytes], note: Note) -> Iterator[JournalEntry]:
-    """Yield the records among lines of `journalctl -o json --all`.
+    """Yield the records, and what delayed or kept out others, among lines of `journalctl -o json --all`.
 
     Args:
         lines: as they were printed.
@@ -216,15 +216,15 @@ def _printed(run: Sequence[str], note: Note) -> Generator[bytes, None, None]:
 
 
 def _parsed(lines: Iterable[bytes], note: Note, *, required: bool) -> Iterator[JournalEntry]:
-    """Yield the records among lines; no line at all is an error where some are `required`."""
+    """Yield what is wanted among lines; no line at all is an error where some are `required`."""
     good = bad = first_bad = 0
-    wanted = MessageId.RECORD.encode()
+    wanted = re.compile("|".join((MessageId.RECORD, *OTHERS)).encode())
     for number, line in enumerate(lines, 1):
         stripped = line.strip()
         if not stripped or stripped.startswith(b"-- "):  # "-- No entries --"
             good += bool(stripped)
             continue
-        entry = _object(stripped, parse=wanted in stripped)
+        entry = _object(stripped, parse=wanted.search(stripped) is not None)
         if entry is None:
             bad += 1
             first_bad = first_bad or number

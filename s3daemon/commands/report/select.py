@@ -6,6 +6,7 @@ for it too; but whether an entry counts is decided here, for every source alike.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -25,19 +26,25 @@ _UNIQUE = (
 _SHARED = (
     "MESSAGE_ID", "S3DAEMON_OUTCOME", "S3DAEMON_BUCKET", "S3DAEMON_TAG", "S3DAEMON_ATTEMPTS", "S3DAEMON_ENDPOINT",
     "S3DAEMON_ERROR", "S3DAEMON_RETRANSMITS", "S3DAEMON_CONNECTION", "S3DAEMON_RECEIVER", "S3DAEMON_CHANGED",
-    "_HOSTNAME", "_SYSTEMD_UNIT",
+    "S3DAEMON_DELAY_USEC", "S3DAEMON_SINCE_USEC", "_HOSTNAME", "_SYSTEMD_UNIT",
 )  # fmt: skip
 FIELDS = (*_UNIQUE, *_SHARED)
+#: The kinds of entries that tell what delayed transfers, and what was refused.
+OTHERS = (
+    MessageId.ATTEMPT_FAILED, MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED, MessageId.REFUSED,
+)  # fmt: skip
 #: Of 64 bits; more is not a time, and from some thousand on Python refuses it.
 _USEC_DIGITS = 20
 
 
 class ReportedTransfer(NamedTuple):
-    """A transfer's record and the host on which it was made."""
+    """A transfer's record, and where it was made."""
 
     record: TransferRecord
     #: What the entry's host called itself; empty when the entry does not say.
     host: str
+    #: The systemd unit of its daemon, likewise.
+    unit: str = ""
 
     @property
     def end_usec(self) -> int:
@@ -68,21 +75,20 @@ class Selection:
     units: tuple[str, ...] = ()
 
     def matches(self) -> list[str]:
-        """Return FIELD=VALUE for journalctl: values of one field are alternatives, each further field narrows."""
-        wanted = (
-            ("S3DAEMON_BUCKET", self.buckets),
-            ("S3DAEMON_TAG", self.tags),
-            ("_HOSTNAME", self.hosts),
-            ("_SYSTEMD_UNIT", self.units),
-        )
-        return [f"MESSAGE_ID={MessageId.RECORD}", *(f"{field}={value}" for field, values in wanted for value in values)]
+        """Return FIELD=VALUE for journalctl: values of one field are alternatives, each further field narrows.
 
-    def admits(self, transfer: ReportedTransfer, unit: str, recorded_usec: int) -> bool:
+        After the + are the other kinds: what delayed transfers carries no tag.
+        """
+        where = _matches(("_HOSTNAME", self.hosts), ("_SYSTEMD_UNIT", self.units))
+        what = _matches(("S3DAEMON_BUCKET", self.buckets), ("S3DAEMON_TAG", self.tags))
+        others = [f"MESSAGE_ID={kind}" for kind in OTHERS]
+        return [f"MESSAGE_ID={MessageId.RECORD}", *what, *where, "+", *others, *where]
+
+    def admits(self, transfer: ReportedTransfer, recorded_usec: int) -> bool:
         """Whether a transfer meets every condition.
 
         Args:
-            transfer: the record and its host.
-            unit: the systemd unit that made the record.
+            transfer: the record, its host and its unit.
             recorded_usec: when journald took the record, microseconds since the epoch.
         """
         record = transfer.record
@@ -93,8 +99,12 @@ class Selection:
             and (not self.prefixes or record.key.startswith(self.prefixes))
             and (not self.tags or not set(self.tags).isdisjoint(record.tags))
             and (not self.hosts or transfer.host in self.hosts)
-            and (not self.units or unit in self.units)
+            and (not self.units or transfer.unit in self.units)
         )
+
+
+def _matches(*wanted: tuple[str, tuple[str, ...]]) -> list[str]:
+    return [f"{field}={value}" for field, values in wanted for value in values]
 
 
 class Collection:
@@ -114,9 +124,14 @@ class Collection:
         self._same: dict[str, str] = {}
         #: Entries that have the message id of a record and cannot be read as one.
         self.unreadable = 0
+        #: The code of each destination whose request was refused, by tag.
+        self.refused: defaultdict[str, dict[tuple[str, str], str]] = defaultdict(dict)
 
     def add(self, entry: JournalEntry) -> None:
-        """Take an entry of a journal; one that is not a record, or not selected, is ignored."""
+        """Take an entry of a journal; one that is no record and no refusal, or not selected, is ignored."""
+        if entry.get("MESSAGE_ID") == MessageId.REFUSED:
+            self._add_refused(entry)
+            return
         fields: dict[str, object] = {name: entry[name] for name in _UNIQUE if name in entry}
         for name in _SHARED:
             if name in entry:
@@ -125,13 +140,19 @@ class Collection:
         if record is None:
             self.unreadable += fields.get("MESSAGE_ID") == MessageId.RECORD
             return
-        transfer = ReportedTransfer(record, str(fields.get("_HOSTNAME", "")))
-        unit = str(fields.get("_SYSTEMD_UNIT", ""))
-        if not self._selection.admits(transfer, unit, _recorded_usec(entry, transfer)):
+        transfer = ReportedTransfer(record, str(fields.get("_HOSTNAME", "")), str(fields.get("_SYSTEMD_UNIT", "")))
+        if not self._selection.admits(transfer, _recorded_usec(entry, transfer)):
             return
         known = self._by_id.get(record.transfer_id)
         if known is None or _supersedes(transfer, known):
             self._by_id[record.transfer_id] = transfer
+
+    def _add_refused(self, entry: JournalEntry) -> None:
+        tag, host, unit = (str(entry.get(name, "")) for name in ("S3DAEMON_TAG", "_HOSTNAME", "_SYSTEMD_UNIT"))
+        of = self._selection
+        if tag and (not of.hosts or host in of.hosts) and (not of.units or unit in of.units):
+            to = (str(entry.get("S3DAEMON_BUCKET", "")), str(entry.get("S3DAEMON_KEY", "")))
+            self.refused[tag][to] = str(entry.get("S3DAEMON_ERROR", "")).partition(":")[0]
 
     def _shared(self, value: object) -> object:
         """Return one text for all that are alike; what is not a text is left to the record."""
@@ -150,7 +171,10 @@ def _supersedes(new: ReportedTransfer, known: ReportedTransfer) -> bool:
 
 def _recorded_usec(entry: JournalEntry, transfer: ReportedTransfer) -> int:
     """When journald took the entry; the end of the transfer where the entry does not say."""
-    text = entry.get("__REALTIME_TIMESTAMP")
-    if isinstance(text, str) and text.isdecimal() and len(text) <= _USEC_DIGITS:
-        return int(text)
-    return transfer.end_usec
+    usec = decimal_of(entry.get("__REALTIME_TIMESTAMP"))
+    return transfer.end_usec if usec is None else usec
+
+
+def decimal_of(value: object) -> int | None:
+    """The number that a field of an entry has; None when it is none."""
+    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= _USEC_DIGITS else None

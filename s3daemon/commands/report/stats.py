@@ -9,23 +9,31 @@ stored the object, so earlier attempts are in it.
 
 from __future__ import annotations
 
-import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import NamedTuple
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.model.record import TransferRecord
+from s3daemon.commands.report.why import Delays
+from s3daemon.model.exposure import LOST_S, verdict_of
 from s3daemon.model.request import prefix_of
-from s3daemon.units import seconds, size
 
 METHOD = "nearest rank"
 #: The name of the group of transfers that are in no group.
 NONE = "-"
+#: What is not an exposure: a transfer is of a host, not for it.
+_PLACES = ("host", "receiver")
+LOST_USEC = round(LOST_S * 1e6)
+#: The verdicts on an exposure with which something is wrong.
+WRONG = ("late", "incomplete", "lost")
 #: How many of the slowest transfers a report lists.
 SLOWEST = 10
-#: A part below this share of the total is not given as a reason.
-_MATTERS = 0.1
+#: And how many of one exposure at most: more say no more, and hide the others.
+_OF_ONE = 2
+#: The number of files of an exposure is learned from so many exposures at least, and from more than half of all.
+_LEARNED_FROM = 3
 
 
 def percentile(ordered: Sequence[int], percent: int) -> int:
@@ -75,6 +83,7 @@ class Figures:
         total: from request to the end.
         queue: from request to the start of the attempt that stored it.
         upload: how long that attempt took.
+        codes: the error codes of the failed ones, each with the number of transfers that it ended, the most first.
     """
 
     transfers: int
@@ -90,6 +99,7 @@ class Figures:
     total: Spread | None
     queue: Spread | None
     upload: Spread | None
+    codes: Sequence[tuple[str, int]]
 
     @classmethod
     def of(cls, transfers: Sequence[ReportedTransfer], limit_usec: int) -> Figures:
@@ -115,6 +125,9 @@ class Figures:
             total=Spread.of(record.total_usec for record in records),
             queue=Spread.of(record.queue_usec for record in records),
             upload=Spread.of(record.upload_usec for record in records if record.upload_usec is not None),
+            codes=Counter(
+                one.record.error.partition(":")[0] for one in transfers if not one.record.stored
+            ).most_common(),
         )
 
     @property
@@ -141,7 +154,20 @@ def busy_usec(spans: Iterable[tuple[int, int]]) -> int:
     return busy
 
 
-Grouping = Callable[[ReportedTransfer], Iterable[str]]
+Place = tuple[str, str]
+"""Bucket and key."""
+Refused = Mapping[str, Mapping[Place, str]]
+"""By tag the code of each destination whose request was refused."""
+
+
+class GroupName(NamedTuple):
+    """A group that a transfer belongs to; its time is judged where it is known to be one exposure."""
+
+    text: str
+    exposure: bool
+
+
+Grouping = Callable[[ReportedTransfer], Iterable[GroupName]]
 """Gives the names of the groups that a transfer belongs to."""
 
 
@@ -149,44 +175,120 @@ def grouping(how: str) -> Grouping:
     """Return the grouping that `--by` names.
 
     Args:
-        how: `tag`; `host`; `receiver`; `prefix`, the key up to its last slash; or `prefix:N`, its first N parts.
+        how: `tag`, files without one by prefix; `host`; `receiver`; `prefix`, the key up to its last slash; or
+            `prefix:N`, its first N parts.
 
     Raises:
         ValueError: `how` is something else.
     """
     word, colon, depth = how.partition(":")
-    if how == "tag":
-        return lambda one: dict.fromkeys(one.record.tags) or (NONE,)
     if how == "host":
-        return lambda one: (one.host or NONE,)
+        return lambda one: (GroupName(one.host or NONE, exposure=False),)
     if how == "receiver":
-        return lambda one: (one.record.receiver or NONE,)
-    if word != "prefix" or (colon and not (depth.isdecimal() and int(depth))):
+        return lambda one: (GroupName(one.record.receiver or NONE, exposure=False),)
+    if how != "tag" and (word != "prefix" or (colon and not (depth.isdecimal() and int(depth)))):
         raise ValueError(f"{how!r} is not one of tag, host, receiver, prefix, prefix:N")
     parts = int(depth) if colon else None
 
-    def prefix(one: ReportedTransfer) -> tuple[str]:
-        return (prefix_of(one.record.bucket, one.record.key, parts),)
+    def prefix(one: ReportedTransfer) -> GroupName:
+        return GroupName(prefix_of(one.record.bucket, one.record.key, parts), exposure=word == "prefix")
 
-    return prefix
+    def tag(one: ReportedTransfer) -> Iterable[GroupName]:
+        return [GroupName(each, exposure=True) for each in dict.fromkeys(one.record.tags)] or [prefix(one)]
+
+    return tag if how == "tag" else lambda one: (prefix(one),)
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """The figures of one group, such as an exposure."""
+    """The figures of one group, such as an exposure.
 
-    name: str
+    Args:
+        name: of the group.
+        figures: of its transfers.
+        files: how many destinations it has objects at; one that was stored twice counts once.
+        last: the transfer whose object was stored last; None when none was.
+        refused: the codes of requests that were refused and not stored later, each with their number.
+    """
+
+    name: GroupName
     figures: Figures
+    files: int
+    last: ReportedTransfer | None
+    refused: Sequence[tuple[str, int]]
+
+    @classmethod
+    def of(
+        cls, name: GroupName, transfers: Sequence[ReportedTransfer], limit_usec: int, refused: Mapping[Place, str]
+    ) -> Group:
+        """Count; `refused` has the code by destination, the rest is as of `Figures.of`."""
+        stored = [one for one in transfers if one.record.stored]
+        places = {(one.record.bucket, one.record.key) for one in transfers}
+        return cls(
+            name,
+            Figures.of(transfers, limit_usec),
+            files=len({(one.record.bucket, one.record.key) for one in stored}),
+            last=max(stored, key=lambda one: one.end_usec, default=None),
+            refused=Counter(code for place, code in refused.items() if place not in places).most_common(),
+        )
 
 
-def groups(transfers: Iterable[ReportedTransfer], of: Grouping, limit_usec: int) -> list[Group]:
+def groups(
+    transfers: Iterable[ReportedTransfer], of: Grouping, limit_usec: int, refused: Refused = MappingProxyType({})
+) -> list[Group]:
     """Return figures by group, in the order of the first request; a transfer counts in each of its groups."""
-    members: defaultdict[str, list[ReportedTransfer]] = defaultdict(list)
+    members: defaultdict[GroupName, list[ReportedTransfer]] = defaultdict(list)
     for one in transfers:
         for name in of(one):
             members[name].append(one)
-    made = [Group(name, Figures.of(those, limit_usec)) for name, those in members.items()]
+    made = [
+        Group.of(name, those, limit_usec, refused.get(name.text, {}) if name.exposure else {})
+        for name, those in members.items()
+    ]
     return sorted(made, key=lambda group: (group.figures.first_usec or 0, group.name))
+
+
+def worst_first(group: Group) -> tuple[float, ...]:
+    """The order of hosts and receivers: what failed, what was over its limit, what took longest."""
+    figures = group.figures
+    return (-figures.failed, -figures.over_limit, -(figures.total.max_usec if figures.total else 0))
+
+
+class Expected(NamedTuple):
+    """The number of files that an exposure has.
+
+    Args:
+        files: the number; 0 when it is not known.
+        learned_from: how many exposures have just as many; 0 when the operator gave the number.
+    """
+
+    files: int
+    learned_from: int
+
+    @classmethod
+    def learn(cls, found: Sequence[Group]) -> Expected:
+        """Take the number that most exposures have, if more than half have it."""
+        counts = Counter(group.files for group in found if group.name.exposure)
+        for files, many in counts.most_common(1):
+            if many >= _LEARNED_FROM and 2 * many > counts.total():
+                return cls(files, many)
+        return cls(0, 0)
+
+
+def slowest(transfers: Iterable[ReportedTransfer], of: Grouping) -> list[ReportedTransfer]:
+    """The stored ones that took longest, the longest first, and no more than two of one exposure."""
+    found: list[ReportedTransfer] = []
+    listed: Counter[GroupName] = Counter()
+    stored = (one for one in transfers if one.record.stored)
+    for one in sorted(stored, key=lambda one: -one.record.total_usec):
+        names = list(of(one))
+        if any(name.exposure and listed[name] >= _OF_ONE for name in names):
+            continue
+        listed.update(names)
+        found.append(one)
+        if len(found) == SLOWEST:
+            break
+    return found
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,42 +300,76 @@ class Report:
         limit_usec: what a transfer may take.
         late_usec: what a group may take from its first request to its last object stored.
         figures: of all transfers.
-        codes: the error codes of failures, each with the number of transfers that it ended, the most frequent first.
         failed: the failures, the latest first.
-        slowest: the stored ones that took longest, the longest first.
+        slowest: of the function of that name.
         by: how groups are made; empty when they were not asked for.
-        groups: in the order of the first request.
+        groups: in the order of the first request; by host or receiver the worst at the head.
+        expected: how many files an exposure has.
+        delays: what delayed transfers.
+        refused: the requests that were refused.
     """
 
     transfers: Sequence[ReportedTransfer]
     limit_usec: int
     late_usec: int
     figures: Figures
-    codes: Sequence[tuple[str, int]]
     failed: Sequence[ReportedTransfer]
     slowest: Sequence[ReportedTransfer]
     by: str
     groups: Sequence[Group]
+    expected: Expected
+    delays: Delays
+    refused: Refused
 
     @classmethod
-    def of(cls, transfers: Sequence[ReportedTransfer], *, limit_usec: int, late_usec: int, by: str = "") -> Report:
+    def of(
+        cls,
+        transfers: Sequence[ReportedTransfer],
+        *,
+        limit_usec: int,
+        late_usec: int,
+        by: str = "",
+        expect: int = 0,
+        delays: Delays | None = None,
+        refused: Refused = MappingProxyType({}),
+    ) -> Report:
         """Make the report on some transfers, each given once.
+
+        Args:
+            transfers: by the time of request.
+            limit_usec: what a transfer may take.
+            late_usec: what an exposure may take.
+            by: how groups are made; empty: there are none.
+            expect: how many files an exposure has; 0: it is learned where groups are made.
+            delays: what delayed transfers.
+            refused: the requests that were refused.
 
         Raises:
             ValueError: `by` does not name a grouping.
         """
         failed = sorted((one for one in transfers if not one.record.stored), key=lambda one: -one.end_usec)
-        stored = (one for one in transfers if one.record.stored)
-        return cls(
+        report = cls(
             transfers=transfers,
             limit_usec=limit_usec,
             late_usec=late_usec,
             figures=Figures.of(transfers, limit_usec),
-            codes=Counter(one.record.error.partition(":")[0] for one in failed).most_common(),
             failed=failed,
-            slowest=heapq.nlargest(SLOWEST, stored, key=lambda one: one.record.total_usec),
-            by=by,
-            groups=groups(transfers, grouping(by), limit_usec) if by else (),
+            slowest=slowest(transfers, grouping("tag")),
+            by="",
+            groups=(),
+            expected=Expected(expect, 0),
+            delays=delays or Delays(),
+            refused=refused,
+        )
+        return report.by_groups(by) if by else report
+
+    def by_groups(self, by: str) -> Report:
+        """Return the same with groups."""
+        found = groups(self.transfers, grouping(by), self.limit_usec, self.refused if by == "tag" else {})
+        if by in _PLACES:
+            return replace(self, by=by, groups=sorted(found, key=worst_first))
+        return replace(
+            self, by=by, groups=found, expected=self.expected if self.expected.files else Expected.learn(found)
         )
 
     def grouped(self) -> Report:
@@ -241,66 +377,30 @@ class Report:
         if self.by:
             return self
         by = "tag" if any(one.record.tags for one in self.transfers) else "prefix"
-        return replace(self, by=by, groups=groups(self.transfers, grouping(by), self.limit_usec))
+        return self.by_groups(by)
 
-    def late(self, group: Group) -> bool:
-        """Whether a group's last object came too late, or never; groups by host or receiver have no last object."""
-        if self.by in ("host", "receiver"):
-            return False
+    def late_only(self) -> Report:
+        """Return the same without the groups with which nothing is wrong."""
+        return replace(self, groups=[group for group in self.groups if self.verdict(group) in WRONG])
+
+    def missing(self, group: Group) -> int:
+        """How many files an exposure lacks, as far as is known."""
+        short = self.expected.files - group.files if group.name.exposure and self.expected.files else 0
+        return max(short, group.figures.failed + sum(count for _, count in group.refused))
+
+    def verdict(self, group: Group) -> str:
+        """The verdict on an exposure, as `status` and the page have it; "" for a host or a receiver."""
+        if self.by in _PLACES:
+            return ""
         to_last_usec = group.figures.to_last_usec
-        return to_last_usec is None or to_last_usec > self.late_usec
+        return verdict_of(
+            None if to_last_usec is None else to_last_usec / 1e6,
+            missing=self.missing(group) > 0,
+            tagged=group.name.exposure,
+            late_s=self.late_usec / 1e6,
+        )
 
     @property
     def hosts(self) -> list[str]:
         """The hosts on which the records were made."""
         return sorted({one.host for one in self.transfers if one.host})
-
-
-@dataclass(frozen=True, slots=True)
-class Breakdown:
-    """Where one stored transfer's time went.
-
-    Args:
-        cause: the longest part of the time: "retried", "queued", "network" or "after".
-        text: each part that matters, the longest first, for people.
-    """
-
-    cause: str
-    text: str
-
-    @classmethod
-    def of(cls, record: TransferRecord) -> Breakdown:
-        """Say why a stored transfer took as long as it did."""
-        upload = record.upload_usec or 0
-        rest = max(0, record.total_usec - record.queue_usec - upload)
-        waited = "retried" if record.attempts > 1 else "queued"
-        parts = {waited: record.queue_usec, "network": upload, "after": rest}
-        ordered = sorted(parts, key=lambda name: -parts[name])
-        named = [name for name in ordered if name == ordered[0] or parts[name] > _MATTERS * record.total_usec]
-        return cls(ordered[0], "; ".join(_reason(name, parts[name], record) for name in named))
-
-
-def _reason(part: str, usec: int, record: TransferRecord) -> str:
-    match part:
-        case "retried":
-            return f"{record.attempts} attempts, the last began after {seconds(usec)}"
-        case "queued":
-            return f"queued {seconds(usec)}"
-        case "after":
-            return f"{seconds(usec)} after the upload, for checking that the object is there or for the disk"
-        case _:
-            return f"upload {seconds(usec)}{_network(usec, record)}"
-
-
-def _network(usec: int, record: TransferRecord) -> str:
-    """Say what the network did to an upload."""
-    found = [f"{size(record.size_bytes / usec * 1e6)}/s"] if usec else []
-    if record.rtt_usec is not None:
-        found.append(f"RTT {record.rtt_usec / 1000:.3g} ms")
-    if record.retransmits:
-        found.append(f"{record.retransmits} segment{'' if record.retransmits == 1 else 's'} sent again")
-    if record.connection == "new":
-        found.append("new connection")
-    if record.receiver:
-        found.append(f"to {record.receiver}")
-    return f" ({', '.join(found)})" if found else ""

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from datetime import tzinfo
+from textwrap import TextWrapper
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.commands.report.stats import METHOD, Breakdown, Figures, Group, Report, Spread
-from s3daemon.commands.table import Column, Table, cut
+from s3daemon.commands.report.stats import LOST_USEC, METHOD, WRONG, Figures, Group, Report, Spread
+from s3daemon.commands.report.why import Breakdown
+from s3daemon.commands.table import Column, Table
 from s3daemon.commands.table import lines as table_lines
 from s3daemon.errors import one_line
-from s3daemon.units import limit, moment, seconds, size, zone_name
+from s3daemon.model.exposure import UNTAGGED
+from s3daemon.units import limit, moment, plural, seconds, size, zone_name
 
 #: Failures that are shown one by one; a bad night has thousands of one kind, and `--json` has them all.
 _SHOWN_FAILURES = 10
 _DAY_CHARS = len("2026-11-23 ")
-#: Destinations and tags differ at their ends.
-_NAME_CHARS = 20
-_DESTINATION = Column("DESTINATION", least=_NAME_CHARS, keep="end")
+_DESTINATION = Column("DESTINATION", place="fold")
 _REASON = Column("", place="below")
+_HOST = Column("HOST", optional=True, place="fold")
 
 
 def lines(report: Report, zone: tzinfo | None, width: int | None = None) -> Iterator[str]:
@@ -31,7 +34,9 @@ def lines(report: Report, zone: tzinfo | None, width: int | None = None) -> Iter
     """
     figures = report.figures
     for line in _head(report, zone):
-        yield line if width is None else cut(line, width)
+        yield from (
+            [line] if width is None else TextWrapper(width, break_on_hyphens=False, break_long_words=False).wrap(line)
+        )
     yield ""
     yield from table_lines(_spreads(figures), width)
     yield f"of the stored; percentiles by {METHOD}"
@@ -50,15 +55,13 @@ def lines(report: Report, zone: tzinfo | None, width: int | None = None) -> Iter
     if report.by:
         yield ""
         yield from table_lines(_groups(report, zone), width)
-        if late := sum(map(report.late, report.groups)):
-            yield f"{len(report.groups)} groups; LATE, {late} of them: no last object within {limit(report.late_usec)}"
+        yield from _total(report)
 
 
 def _head(report: Report, zone: tzinfo | None) -> Iterator[str]:
     figures = report.figures
     failed = f"{figures.failed} FAILED" if figures.failed else "none failed"
-    plural = "" if figures.transfers == 1 else "s"
-    yield f"{figures.transfers} transfer{plural}: {figures.stored} stored, {failed}"
+    yield f"{plural(figures.transfers, 'transfer')}: {figures.stored} stored, {failed}"
     rate = figures.rate_bytes_per_s
     busy = f" in {seconds(figures.busy_usec)} with uploads under way: {size(rate)}/s" if rate is not None else ""
     yield f"{size(figures.size_bytes)} stored{busy}"
@@ -81,12 +84,14 @@ def _spread(spread: Spread | None) -> Sequence[str]:
 
 
 def _failures(report: Report, zone: tzinfo | None) -> Table:
-    columns = (Column("ATTEMPTS", align="right"), Column("ENDED"), _DESTINATION, _REASON)
+    columns = (Column("ATTEMPTS", align="right"), Column("ENDED"), _DESTINATION, _HOST, _REASON)
     rows = [
-        (str(one.record.attempts), moment(one.end_usec, zone), _destination(one), one.record.error)
+        (str(one.record.attempts), moment(one.end_usec, zone), _destination(one), _host(report, one), one.record.error)
         for one in report.failed[:_SHOWN_FAILURES]
     ]
-    return Table(columns, rows, "FAILED: " + ", ".join(f"{count} {one_line(code, 60)}" for code, count in report.codes))
+    return Table(
+        columns, rows, "FAILED: " + ", ".join(f"{count} {one_line(code, 60)}" for code, count in report.figures.codes)
+    )
 
 
 def _slowest(report: Report, zone: tzinfo | None) -> Table:
@@ -95,6 +100,7 @@ def _slowest(report: Report, zone: tzinfo | None) -> Table:
         Column("REQUESTED"),
         Column("SIZE", align="right"),
         _DESTINATION,
+        _HOST,
         _REASON,
     )
     rows = [
@@ -103,7 +109,8 @@ def _slowest(report: Report, zone: tzinfo | None) -> Table:
             moment(one.record.start_usec, zone),
             size(one.record.size_bytes),
             _destination(one),
-            Breakdown.of(one.record).text,
+            _host(report, one),
+            Breakdown.of(one, report.delays, zone).text,
         )
         for one in report.slowest
     ]
@@ -112,35 +119,72 @@ def _slowest(report: Report, zone: tzinfo | None) -> Table:
 
 def _groups(report: Report, zone: tzinfo | None) -> Table:
     columns = (
-        Column(report.by.upper(), least=_NAME_CHARS, keep="end"),
-        Column("FIRST REQUEST", place="drop"),
-        Column("LAST STORED", place="drop"),
-        Column("BETWEEN", align="right"),
+        Column(report.by.upper(), place="fold"),
+        Column("FIRST REQUEST", place="drop", optional=True),
+        Column("LAST STORED", place="drop", optional=True),
+        Column("BETWEEN", align="right", optional=True),
         Column("STORED", align="right"),
         Column("FAILED", align="right"),
         Column("SIZE", align="right", place="drop"),
         Column("SLOWEST", align="right", place="drop"),
         Column("OVER", align="right", place="drop"),
-        Column(""),
+        Column("", optional=True),
+        _REASON,
     )
     return Table(columns, [_group(report, group, zone) for group in report.groups])
 
 
 def _group(report: Report, group: Group, zone: tzinfo | None) -> Sequence[str]:
     figures = group.figures
-    notes = ("LATE",) * report.late(group) + ("INCOMPLETE",) * bool(figures.failed)
+    verdict = report.verdict(group)
+    last = "-" if figures.last_stored_usec is None else moment(figures.last_stored_usec, zone)[_DAY_CHARS:]
+    between = "-" if figures.to_last_usec is None else seconds(figures.to_last_usec)
+    # Those of a host or a receiver, of which the verdict is "", are the night's.
+    times = (moment(figures.first_usec or 0, zone), last, between) if verdict else ("",) * 3
     return (
-        group.name,
-        moment(figures.first_usec or 0, zone),
-        "-" if figures.last_stored_usec is None else moment(figures.last_stored_usec, zone)[_DAY_CHARS:],
-        "-" if figures.to_last_usec is None else seconds(figures.to_last_usec),
+        group.name.text,
+        *times,
         str(figures.stored),
         str(figures.failed),
         size(figures.size_bytes),
         "-" if figures.total is None else seconds(figures.total.max_usec),
         str(figures.over_limit),
-        " ".join(notes),
+        verdict.upper() if verdict in WRONG else "" if verdict == "in time" else verdict,
+        _reason(report, group, verdict, zone) if verdict in WRONG else "",
     )
+
+
+def _reason(report: Report, group: Group, verdict: str, zone: tzinfo | None) -> str:
+    """Say in one line what is wrong with an exposure: the files that it lacks, and what its last object waited for."""
+    found = []
+    if group.name.exposure and group.files < report.expected.files:
+        found.append(f"{group.files} of {plural(report.expected.files, 'file')}")
+    for what, codes in (("failed", group.figures.codes), ("refused", group.refused)):
+        if codes:
+            found.append(f"{what}: " + ", ".join(f"{count} {one_line(code, 60)}" for code, count in codes))
+    if group.last is not None and verdict != "incomplete":
+        host = _host(report, group.last)
+        on = f" on {host}" if host else ""
+        name = group.last.record.key.rpartition("/")[2]
+        found.append(f"last {name}{on}: {Breakdown.of(group.last, report.delays, zone).text}")
+    return "; ".join(found)
+
+
+def _total(report: Report) -> Iterator[str]:
+    """Say how many exposures are what, by which limits."""
+    verdicts = Counter(report.verdict(group) for group in report.groups)
+    many = [f"{verdicts[word]} {word}" for word in ("in time", *WRONG, UNTAGGED) if verdicts[word]]
+    if many:
+        limits = f"late after {limit(report.late_usec)}, lost after {limit(max(report.late_usec, LOST_USEC))}"
+        yield f"{plural(len(report.groups), 'group')}: {', '.join(many)}; {limits}"
+    if many and report.expected.learned_from:
+        what = f"{plural(report.expected.files, 'file')} each, as {report.expected.learned_from} exposures have"
+        yield f"expected are {what}; --expect N sets another number"
+
+
+def _host(report: Report, one: ReportedTransfer) -> str:
+    """The host of a transfer, where there are several."""
+    return one.host if len(report.hosts) > 1 else ""
 
 
 def _destination(one: ReportedTransfer) -> str:

@@ -14,7 +14,8 @@ from s3daemon.errors import one_line
 from s3daemon.units import rate, size, span
 
 _INDENT = 2
-_LEAST_BAR = 8
+_LEAST_BAR = 7
+_INCOMPLETE_SHOWN = 5
 #: Tenths of a second tell up to here; beyond, an exposure is lost anyway.
 _TENTHS_BELOW_S = 100
 _VERDICTS = {"in time": "cyan", "late": "orange3", "incomplete": "bold red", "lost": "bold red"}
@@ -61,6 +62,7 @@ def _tables(status: Status, zone: tzinfo | None) -> Iterator[Table]:
     yield _failures(_title("FAILED", status.failures, status.failed), status.failures[::-1])
     yield _receivers(status.receivers)
     yield _exposures(status, zone)
+    yield _incomplete([one for one in status.exposures if one.reason][-_INCOMPLETE_SHOWN:])
 
 
 def _title(title: str, shown: Sequence[object], count: int) -> str:
@@ -130,7 +132,7 @@ def _failures(title: str, rows: Sequence[Row]) -> Table:
 
 
 def _error_column(name: str) -> Column:
-    return Column(name, least=16, place="fold", optional=True)
+    return Column(name, place="fold", optional=True)
 
 
 def _error(row: Row) -> str:
@@ -153,7 +155,7 @@ def _exposures(status: Status, zone: tzinfo | None) -> Table:
         Column("", optional=True, style=_verdict_style),
         Column("STORED", align="right", place="drop", optional=True),
         _number("PENDING"),
-        _number("FAILED"),
+        _number("MISSING"),
         Column("FIRST REQUEST", place="drop"),
         Column("NAME", place="fold"),
     )
@@ -167,10 +169,22 @@ def _exposure(exposure: ExposureStatus, lost_s: float, zone: tzinfo | None) -> t
         Bar(1.0 if exposure.seconds is None else exposure.seconds / lost_s, beyond=exposure.verdict != "in time"),
         _last_object(exposure.seconds),
         exposure.verdict + (", pending" if exposure.pending else ""),
-        *(str(count) if count else "" for count in (exposure.stored, exposure.pending, exposure.failed)),
+        *(
+            str(count) if count else ""
+            for count in (exposure.stored, exposure.pending, exposure.failed + exposure.refused)
+        ),
         datetime.fromtimestamp(exposure.first_usec / 1e6, zone).strftime("%H:%M:%S"),
         exposure.name,
     )
+
+
+def _incomplete(exposures: Sequence[ExposureStatus]) -> Table:
+    columns = (*map(_number, ("FAILED", "REFUSED")), Column("NAME", place="fold"), _error_column("FIRST REASON"))
+    rows = [
+        (*(str(count) if count else "" for count in (one.failed, one.refused)), one.name, one.reason)
+        for one in exposures
+    ]
+    return Table(columns, rows, "INCOMPLETE EXPOSURES", _INDENT)
 
 
 def _last_object(seconds: float | None) -> str:

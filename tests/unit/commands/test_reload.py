@@ -48,4 +48,21 @@ def test_reload_without_a_daemon(tmp_path: Path) -> None:
     """One line, exit status 1."""
     errs = io.StringIO()
     assert main(NOTHING, {"S3DAEMON_STATE_DIR": os.fspath(tmp_path)}, out=io.StringIO(), err=errs) == 1
-    assert errs.getvalue() == f"NoDaemon: no daemon listens on {tmp_path}/control\n"
+    assert errs.getvalue().startswith(f"NoDaemon: no daemon listens on {tmp_path}/control: start it; s3daemon check")
+    assert errs.getvalue().count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        (b'{"ok": true, "applied": ["A"], "restart": []}\n', 0),
+        (b'{"ok": false, "code": "BadSettings", "text": "", "faults": ["a"]}\n', 1),
+    ],
+)
+def test_under_systemd_one_event_is_one_line(tmp_path: Path, answer: bytes, status: int) -> None:
+    """The daemon logs what came of a reload; ExecReload= adds nothing to the same journal."""
+    environ = {"RUNTIME_DIRECTORY": os.fspath(tmp_path), "JOURNAL_STREAM": "8:1"}
+    outs, errs = io.StringIO(), io.StringIO()
+    with answering(tmp_path / "control", answer):
+        assert main(NOTHING, environ, out=outs, err=errs) == status
+    assert outs.getvalue() + errs.getvalue() == ""

@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 from lab.control import answering
 
-from s3daemon.control.client import MAX_REQUEST, Instance, NoDaemonError, add_instance, ask, control_path, instance_of
+from s3daemon.control.client import (
+    MAX_REQUEST,
+    Instance,
+    NoDaemonError,
+    add_instance,
+    ask,
+    control_path,
+    instance_of,
+)
 from s3daemon.errors import S3daemonError, SettingsError
 
 

@@ -12,12 +12,17 @@ import pytest
 from fakes import House, away, fly
 
 from s3daemon import __version__
-from s3daemon.control.operations import Operations, watch_exposures
+from s3daemon.control.exposures import watch_exposures
+from s3daemon.control.operations import Operations
 from s3daemon.control.status import LISTED, Status
 from s3daemon.errors import AttemptError, RequestError, SpoolError
 from s3daemon.http.metrics import LIVE
+from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.refusals import Refusals
+from s3daemon.model.exposure import Exposures, Loss
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.rate.bandwidth import Limit, Origin
+from s3daemon.spool.exposures import Kept
 from s3daemon.spool.rows import Entry
 
 
@@ -29,6 +34,9 @@ class Spool:
         self.pending: set[str] = set()
         self.fault = ""
         self.broken = False
+        self.kept = Kept()
+        self.losses: list[Loss] = []
+        self.save_loss = self.losses.append
 
     def fail(self, number: int) -> str:
         """Add a failed transfer; return its id."""
@@ -48,7 +56,8 @@ class Spool:
     async def retry(self, ids: Sequence[str], now: float) -> set[str]:
         return {id_ for id_ in ids if self.failed.pop(id_, None)}
 
-    async def drop(self, ids: Iterable[str]) -> set[str]:
+    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
+        self.losses += losses
         return {id_ for id_ in ids if id_ in self.pending or self.failed.pop(id_, None)}
 
 
@@ -57,6 +66,7 @@ class Pool:
 
     open_count, opened, limit = 3, 7, 8
     small_request = "GET"
+    certificates = SimpleNamespace(expiry_s=1_800_000_000)
     addresses = SimpleNamespace(unexpectedly_disabled=["192.0.2.2"])
     bandwidth = SimpleNamespace(limit=Limit(994_000_000, Origin.FOUND))
 
@@ -78,7 +88,8 @@ class Desk:
         spool: Any = self.spool
         server: Any = type("Server", (), {"clients": 2})()
         pool: Any = Pool()
-        exposures = watch_exposures(self.house.uploader)
+        refusals = Refusals(PeerLookup(lambda socks: {}))
+        exposures = watch_exposures(self.house.uploader, spool, refusals)
         self.operations = Operations(
             self.house.holder,
             self.house.uploader,
@@ -185,6 +196,21 @@ def test_a_retry_makes_a_failed_transfer_pending_again(everything: bool) -> None
     at_desk(main)
 
 
+def test_a_dropped_transfer_is_missing_in_its_exposure() -> None:
+    """From the very commit that removes it: a crash after that must not make the exposure whole."""
+
+    async def main(desk: Desk) -> None:
+        desk.house.store.seconds = 1000.0
+        (id_,) = await desk.submit("night/a")
+        await asyncio.sleep(1)
+        await desk.operations.drop({"ids": [id_, "f" * 16]})
+        loss = desk.spool.losses[0]
+        assert (loss.what, loss.missing.outcome) == ("bucket/night/a", "failed")
+        assert loss.missing.reason == "Dropped: dropped by an operator"
+
+    at_desk(main)
+
+
 def test_a_drop_cancels_the_attempt_in_flight() -> None:
     async def main(desk: Desk) -> None:
         desk.house.store.seconds = 1000.0
@@ -270,7 +296,7 @@ def test_figures_are_those_of_the_metrics() -> None:
         assert figures.keys() | {"s3daemon_http_clients"} == LIVE.keys()
         assert (figures["s3daemon_in_flight"], figures["s3daemon_pending"]) == (1, 1)
         assert figures["s3daemon_oldest_pending_age_seconds"] == pytest.approx(4.0, abs=0.01)
-        assert (figures["s3daemon_connections_warm"], figures["s3daemon_receivers_aside"]) == (2, 1)
+        assert (figures["s3daemon_connections_warm"], figures["s3daemon_receivers_disabled"]) == (2, 1)
 
     at_desk(main)
 
@@ -280,7 +306,9 @@ def test_exposures_follow_every_transfer() -> None:
 
     async def main() -> None:
         house = House()
-        exposures = watch_exposures(house.uploader)
+        spool: Any = Spool()
+        refusals = Refusals(PeerLookup(lambda socks: {}))
+        exposures = watch_exposures(house.uploader, spool, refusals)
         house.store.answer = away
         tickets = [await house.intake.submit(house.request(key=f"k{n}", tag="e1")) for n in range(3)]
         (one,) = exposures
@@ -290,7 +318,7 @@ def test_exposures_follow_every_transfer() -> None:
         failing = AttemptError("NoSuchBucket", "no", status=404)
         house.store.answer = lambda transfer: failing if transfer.destination.key == "k2" else None
         await asyncio.sleep(120)
-        assert (one.stored, len(one.pending), one.failed) == (2, 0, {tickets[2].id})
+        assert (one.stored, len(one.pending), one.failed) == (2, 0, 1)
         last = max(record.start_usec + record.total_usec for record in house.journal.records if record.stored)
         assert one.last_usec == last
 
@@ -317,7 +345,7 @@ class OrderDesk:
             self.house.spool,
             server,
             lambda: pool,
-            exposures=watch_exposures(self.house.uploader),
+            exposures=Exposures(),
             wall=self.house.wall,
         )
 

@@ -10,10 +10,18 @@ import pytest
 from lab.records import START_USEC
 from lab.statuses import busy, empty
 
-from s3daemon.control.status import Condition, Connections, Receiver, Status, receivers_of, uploads_of
+from s3daemon.control.status import (
+    Condition,
+    Connections,
+    Receiver,
+    Status,
+    receivers_of,
+    uploads_of,
+)
 from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.progress import Progress
+from s3daemon.units import clock_time
 
 
 @dataclass(eq=False)
@@ -73,6 +81,16 @@ COUNTS = "2 in flight; 3 pending, the oldest 1m02s; 4 failed (s3daemon queue); 5
     [
         ({}, "ok", COUNTS),
         ({"away": True}, "away", f"endpoint AWAY; {COUNTS}"),
+        (
+            {"away": True, "since_usec": START_USEC, "next_probe_s": 12.4},
+            "away",
+            f"endpoint AWAY, since {clock_time(START_USEC)}, next attempt in 12s; {COUNTS}",
+        ),
+        (
+            {"held": "TLSRefused: no", "since_usec": START_USEC, "next_probe_s": 299.0},
+            "held",
+            f"HELD, TLSRefused: no, since {clock_time(START_USEC)}, next attempt in 4m59s; {COUNTS}",
+        ),
         ({"held": "TLSRefused: no"}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
         ({"held": "TLSRefused: no", "away": True}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
         (

@@ -2,6 +2,7 @@
 what is found out about its keys."""
 
 import asyncio
+import logging
 import math
 import random
 from collections.abc import Awaitable, Callable
@@ -9,8 +10,15 @@ from collections.abc import Awaitable, Callable
 import pytest
 from fakes import fly
 
-from s3daemon.delivery.health import HELD_PROBE_S, PROBE_MAX_S, Health, KeyEvidence
+from s3daemon.delivery.health import (
+    HELD_PROBE_S,
+    PROBE_MAX_S,
+    Health,
+    KeyEvidence,
+    Outages,
+)
 from s3daemon.errors import AttemptError
+from s3daemon.model.record import MessageId
 from s3daemon.model.request import Destination
 from s3daemon.model.verdict import Keys
 
@@ -381,3 +389,36 @@ def test_a_bug_in_the_neutral_request_tells_nothing(caplog: pytest.LogCaptureFix
 
     with_evidence(test)
     assert "a bug in the neutral request" in caplog.text
+
+
+def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) -> None:
+    """Away and back, held and released: one entry each, however often looked at, with its times."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    health = Health(random.Random(1), clock)
+    outages = Outages(health, clock, lambda: 1e9 + clock.now)
+    began_usec = round((1e9 + clock.now) * 1e6)
+    for key in "abcd":
+        health.failed(AttemptError("ConnectionFailed", "refused"), Destination("b", key))
+        outages.note()
+        outages.note()
+    assert outages.since_usec == began_usec
+    assert health.next_probe_s is not None
+    assert 0.75 <= health.next_probe_s <= 1.0
+    clock.now += 82
+    health.refused(AttemptError("InvalidAccessKeyId", "no", status=403), clock.now)
+    outages.note()
+    assert outages.since_usec == began_usec + 82_000_000
+    clock.now += 10
+    health.reload()
+    outages.note()
+    assert (outages.since_usec, health.next_probe_s) == (None, None)
+    kinds = [record.__dict__["journal"] for record in caplog.records]
+    order = [MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED]
+    assert [kind["MESSAGE_ID"] for kind in kinds] == order
+    assert [kind["S3DAEMON_SINCE_USEC"] - began_usec for kind in kinds] == [0, 0, 82_000_000, 82_000_000]
+    away, back, held, released = (record.getMessage() for record in caplog.records)
+    assert away.startswith("the endpoint is away: ConnectionFailed: refused; transfers are kept")
+    assert back.startswith("the endpoint answers, and refuses; it was away for 1m22s, since ")
+    assert held.endswith("; next attempt in 5m00s")
+    assert released.startswith("the queue is released; it was held for 10s, since ")

@@ -8,7 +8,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from s3daemon.delivery.schedule import FullBuckets, QueuedTransfer, Schedule, earliest_attempt
+from s3daemon.delivery.schedule import (
+    FullBuckets,
+    QueuedTransfer,
+    Schedule,
+    earliest_attempt,
+)
 from s3daemon.model.request import Destination, FileState, Transfer
 
 SMALL, LARGE = 3_000, 8 << 20

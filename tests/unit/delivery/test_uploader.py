@@ -11,7 +11,7 @@ import pytest
 from fakes import FakeJournal, FakeSpool, House, away, fly
 
 from s3daemon.errors import AttemptError, SpoolError
-from s3daemon.model.record import MessageId
+from s3daemon.model.record import AttemptEnd, MessageId
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request, Transfer
 
@@ -572,9 +572,11 @@ def test_a_hold_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
 
     fly(main)
     (record,) = caplog.records
-    assert record.getMessage() == "the queue is held: UserSuspended: no more; nothing is lost, fix it and reload"
+    text = "the queue is held: UserSuspended: no more; nothing is lost, fix it and reload; next attempt in 5m00s"
+    assert record.getMessage() == text
     assert record.levelno == logging.CRITICAL
-    assert record.__dict__["journal"] == {"MESSAGE_ID": MessageId.HELD.value}
+    fields = record.__dict__["journal"]
+    assert (fields["MESSAGE_ID"], fields["S3DAEMON_DELAY_USEC"]) == (MessageId.HELD, 300_000_000)
 
 
 def test_the_client_of_a_failure_is_notified_once_the_failure_is_listed() -> None:
@@ -718,6 +720,27 @@ def test_a_reload_takes_the_number_of_connections_from_the_settings() -> None:
         assert len(house.uploader.tasks) == 3
 
     fly(main)
+
+
+def test_every_attempt_is_reported_when_it_ends() -> None:
+    """During an outage too: with its code, and whether another follows; and the one that stores."""
+
+    async def main() -> None:
+        house = House()
+        ends: list[AttemptEnd] = []
+        house.uploader.attempt_observers.append(ends.append)
+        house.store.answer = away
+        await house.intake.submit(house.request())
+        await asyncio.sleep(60)
+        assert len(ends) >= 3
+        assert set(ends) == {AttemptEnd(code="ConnectionFailed", again=True)}
+        house.store.answer = lambda _: AttemptError("NoSuchBucket", "no", status=404)
+        await asyncio.sleep(60)
+        assert ends[-1] == AttemptEnd(code="NoSuchBucket", status=404)
+        house.store.answer = lambda _: None
+        await house.intake.submit(house.request(key="other"))
+        await asyncio.sleep(1)
+        assert (ends[-1].code, ends[-1].again, ends[-1].size_bytes) == ("", False, 3000)
 
 
 class StandingJournal(FakeJournal):

@@ -17,7 +17,13 @@ from fakes import House, away, fly, transfer
 from s3daemon.delivery.decision import LastError
 from s3daemon.delivery.health import KNOWN_AWAY_AFTER_S, Health
 from s3daemon.delivery.schedule import QueuedTransfer
-from s3daemon.delivery.waiters import PERIOD_LIMIT, PERIOD_S, DeferralLog, Waiters, notify
+from s3daemon.delivery.waiters import (
+    PERIOD_LIMIT,
+    PERIOD_S,
+    DeferralLog,
+    Waiters,
+    notify,
+)
 from s3daemon.errors import AttemptError
 from s3daemon.model.record import Deferral, Field, MessageId, Priority
 from s3daemon.model.reply import Outcome, Reply

@@ -13,8 +13,16 @@ from typing import Any
 import pytest
 
 from s3daemon import __version__
-from s3daemon.http.metrics import LIVE, RTT_SECONDS, SECONDS, Metrics
-from s3daemon.model.record import TransferRecord
+from s3daemon.http.metrics import (
+    ENCODED_PER_S,
+    LABELS,
+    LIVE,
+    RTT_SECONDS,
+    SECONDS,
+    Metrics,
+)
+from s3daemon.model.exposure import Exposures
+from s3daemon.model.record import AttemptEnd, Refusal, TransferRecord
 
 
 def record(**changes: Any) -> TransferRecord:
@@ -41,7 +49,7 @@ def samples(made: Metrics) -> dict[str, float]:
 
 
 def test_records_are_counted() -> None:
-    """By outcome; times, sizes and bytes are those of what was stored, attempts those of all."""
+    """By outcome; times, sizes and bytes are those of what was stored."""
     made = metrics()
     for one in (record(), record(size_bytes=8_000_000, attempts=3, connection="new"), record(**FAILED, attempts=5)):
         made.see(one)
@@ -49,7 +57,6 @@ def test_records_are_counted() -> None:
     assert found['s3daemon_transfers_total{outcome="stored"}'] == 2
     assert found['s3daemon_transfers_total{outcome="failed"}'] == 1
     assert found["s3daemon_stored_bytes_total"] == 8_003_000
-    assert found["s3daemon_attempts_total"] == 9
     assert found['s3daemon_uploads_total{connection="new"}'] == found['s3daemon_uploads_total{connection="warm"}'] == 1
     assert found["s3daemon_retransmits_total"] == 4
     for name in ("transfer_duration_seconds", "queue_duration_seconds", "upload_duration_seconds", "object_size_bytes"):
@@ -128,7 +135,85 @@ def test_promtool_finds_no_fault() -> None:
     made = metrics(pending=3)
     made.see(record())
     made.see(record(**FAILED))
+    made.see_attempt(AttemptEnd(code="SlowDown", status=503, receiver="192.0.2.1", again=True))
     done = subprocess.run(
         ["promtool", "check", "metrics"], input=made.expose()[0], capture_output=True, check=False, timeout=60
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_attempts_count_as_they_end() -> None:
+    """By code, status and address, during an outage too; an answer that is none has no status."""
+    made = metrics()
+    down = AttemptEnd(code="ConnectionFailed", receiver="192.0.2.2", again=True)
+    busy = AttemptEnd(code="SlowDown", status=503, receiver="192.0.2.1", again=False)
+    for end in (down, down, busy, AttemptEnd(status=200, receiver="192.0.2.1", size_bytes=7), AttemptEnd(size_bytes=9)):
+        made.see_attempt(end)
+    found = samples(made)
+    assert found['s3daemon_attempts_total{code="ConnectionFailed"}'] == 2
+    assert found['s3daemon_attempts_total{code="none"}'] == 2
+    assert found['s3daemon_retries_total{code="ConnectionFailed"}'] == 2
+    assert 's3daemon_retries_total{code="SlowDown"}' not in found
+    assert found['s3daemon_answers_total{status="503"}'] == found['s3daemon_answers_total{status="200"}'] == 1
+    assert found['s3daemon_receiver_stored_bytes_total{receiver="192.0.2.1"}'] == 7
+    assert found['s3daemon_receiver_errors_total{receiver="192.0.2.2"}'] == 2
+
+
+def test_a_store_with_endless_codes_makes_a_bounded_number_of_series() -> None:
+    made = metrics()
+    for number in range(3 * LABELS):
+        made.see_attempt(AttemptEnd(code=f"Code{number}"))
+    found = samples(made)
+    assert sum(name.startswith("s3daemon_attempts_total") for name in found) <= LABELS + 2
+    assert found['s3daemon_attempts_total{code="other"}'] >= 2 * LABELS
+
+
+def test_exposures_by_verdict() -> None:
+    """Recent ones as they are now; each that is over once, when nothing came for a while. What was over before is not
+    counted again."""
+    wall = [1e9]
+    exposures = Exposures()
+
+    def over(name: str, took_s: float, **changes: Any) -> None:
+        exposures.recorded(
+            record(tags=(name,), start_usec=round(wall[0] * 1e6), total_usec=round(took_s * 1e6), **changes)
+        )
+
+    over("before", 2.0)
+    wall[0] += 100
+    made = Metrics(
+        lambda: dict.fromkeys(LIVE, 0.0),
+        labelled=lambda: {"s3daemon_refused": {"NotReadable": 3}},
+        exposures=exposures,
+        wall=lambda: wall[0],
+        clock=lambda: wall[0],
+    )
+    over("a", 2.0)
+    over("b", 12.0)
+    over("c", 31.0)
+    exposures.refused(Refusal(code="NotReadable", text="", destination="b/x", tag="a"), round(wall[0] * 1e6))
+    recent = {"in time": 1.0, "incomplete": 1.0, "late": 1.0, "lost": 1.0}
+    for passed_s, counted in ((1, 0), (29, 0), (33, 3), (10, 3)):
+        wall[0] += passed_s
+        found = samples(made)
+        assert {verdict: found[f's3daemon_recent_exposures{{verdict="{verdict}"}}'] for verdict in recent} == recent
+        totals = {verdict: found[f's3daemon_exposures_total{{verdict="{verdict}"}}'] for verdict in recent}
+        assert sum(totals.values()) == counted == found["s3daemon_exposure_duration_seconds_count"]
+    assert totals == {"in time": 0, "incomplete": 1, "late": 1, "lost": 1}
+    assert found['s3daemon_refused_total{code="NotReadable"}'] == 3
+    wall[0] += 3600
+    assert samples(made)['s3daemon_recent_exposures{verdict="lost"}'] == 0
+
+
+def test_frequent_scrapes_are_answered_alike() -> None:
+    """What is encoded costs 1.7 ms: a few times a second, however often it is asked for, and in each format."""
+    now, figures = [5.0], dict.fromkeys(LIVE, 0.0)
+    made = Metrics(lambda: figures, clock=lambda: now[0])
+    values = []
+    for number in range(2 * ENCODED_PER_S):
+        figures["s3daemon_pending"] = number
+        values.append(samples(made)["s3daemon_pending"])
+    assert values == [*range(ENCODED_PER_S), *[ENCODED_PER_S - 1] * ENCODED_PER_S]
+    assert made.expose("application/openmetrics-text;version=1.0.0")[0].endswith(b"# EOF\n")
+    now[0] += 1.0
+    assert samples(made)["s3daemon_pending"] == 2 * ENCODED_PER_S - 1

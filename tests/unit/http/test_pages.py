@@ -14,6 +14,8 @@ from s3daemon import __version__
 from s3daemon.config.settings import VARIABLES, Settings, SettingsHolder
 from s3daemon.http.metrics import LIVE, Metrics
 from s3daemon.http.pages import routes
+from s3daemon.ingress.questions import Questions
+from s3daemon.model.exposure import Exposures
 
 
 class FakeOperations:
@@ -42,7 +44,9 @@ def ask(path: str, operations: FakeOperations, settings: Settings = SETTINGS) ->
     async def main() -> Any:
         asked: Any = operations
         request: Any = FakeRequest()
-        return await routes(SettingsHolder(settings), asked, Metrics(lambda: dict.fromkeys(LIVE, 0.0)))[path](request)
+        questions = Questions(Exposures(), lambda id_: False)
+        metrics = Metrics(lambda: dict.fromkeys(LIVE, 0.0))
+        return await routes(SettingsHolder(settings), asked, metrics, questions)[path](request)
 
     return asyncio.run(main())
 

@@ -41,11 +41,18 @@ from s3daemon.http.upload import (
 )
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.model.ids import id_of, uuid_of
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.model.request import MAX_TAG_CHARS, Destination, FileState, Request, Transfer
+from s3daemon.model.request import (
+    MAX_TAG_CHARS,
+    Destination,
+    FileState,
+    Request,
+    Transfer,
+)
 
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=XX"
@@ -329,6 +336,9 @@ class Desk:
         self.house, self.notified = House(**changes), list[str]()
         self.sock, self.client = socket.socketpair()
         self.access = AccessControl((), PeerLookup(lambda socks: dict.fromkeys(socks, 12)))
+        self.refusals = Refusals(PeerLookup(lambda socks: {}))
+        self.refused: list[Refusal] = []
+        self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
         self.notifier = FakeNotifier()
         notifier: Any = self.notifier
         self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier)
@@ -337,6 +347,7 @@ class Desk:
             self.access,
             self.waiting,
             self.notified.append,
+            refusals=self.refusals,
             clock=self.house.loop.time,
         )
 
@@ -393,6 +404,11 @@ def test_a_refused_request_is_400() -> None:
             task = {"file": "/f", "uri": "s3://bucket/k"} | fields
             assert (got.status, got.message, got.headers(), got.task) == (400, why, {"X-Error": why}, task)
         assert not desk.house.spool.rows
+        seen = [(one.code, one.file, one.destination, one.tag) for one in desk.refused]
+        assert seen == [
+            ("BadRequest", "/f", "b/k", "AB"), ("NoSuchFile", "/none", "bucket/k", ""),
+            ("NotAllowed", "/f", "other/k", ""),
+        ]  # fmt: skip
 
     run(test, S3DAEMON_ALLOWED_BUCKETS="bucket")
 
@@ -504,7 +520,14 @@ def test_a_client_that_waits_is_left_to_the_next_process_which_answers_it() -> N
         assert form_of(name) == "http"
         notifier: Any = desk.notifier
         later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier)
-        uploads = Uploads(desk.house.intake, desk.access, later, desk.notified.append, clock=desk.house.loop.time)
+        uploads = Uploads(
+            desk.house.intake,
+            desk.access,
+            later,
+            desk.notified.append,
+            refusals=desk.refusals,
+            clock=desk.house.loop.time,
+        )
         desk.house.uploader.waiters.defer_if_away()
         resuming = asyncio.create_task(uploads.resume(name, desk.sock))
         await asyncio.sleep(200.0)
@@ -529,7 +552,14 @@ def test_a_client_of_an_earlier_process_gets_the_failure() -> None:
         notifier: Any = desk.notifier
         failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
         later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, failures)
-        uploads = Uploads(desk.house.intake, desk.access, later, desk.notified.append, clock=desk.house.loop.time)
+        uploads = Uploads(
+            desk.house.intake,
+            desk.access,
+            later,
+            desk.notified.append,
+            refusals=desk.refusals,
+            clock=desk.house.loop.time,
+        )
         got = await uploads.resume(f"http.{id_}.x", desk.sock)
         assert got
         assert got.task

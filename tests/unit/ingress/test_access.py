@@ -1,18 +1,16 @@
-"""Who may ask: the listed users, or all; every refusal of a user, file or bucket is one warning in the journal."""
+"""Who may ask: the listed users, or all."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import socket
 from collections.abc import Iterable, Iterator
 
 import pytest
 
-from s3daemon.errors import FileError, RequestError, SettingsError, SpoolError
+from s3daemon.errors import RequestError, SettingsError
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.peer import PeerLookup
-from s3daemon.model.record import MessageId
 from s3daemon.model.request import Destination, Request
 
 REQUEST = Request("/data/f", Destination("bucket", "k"))
@@ -80,37 +78,3 @@ def test_a_reload_changes_the_list(sock: socket.socket) -> None:
     asyncio.run(control.check(sock))
     control.allow({7})
     refusal(control, sock)
-
-
-@pytest.mark.parametrize(
-    ("error", "logged_text"),
-    [
-        (None, "user 1000 is not in"),
-        (RequestError("NotAllowed", "the bucket bucket is not in S3DAEMON_ALLOWED_BUCKETS"), "the bucket"),
-        (FileError("NotAllowed", "/data/f: /etc/f is not under S3DAEMON_ALLOWED_ROOTS"), "/etc/f is not under"),
-        (FileError("NoSuchFile", "/data/f: no such file"), ""),
-        (SpoolError("SpoolFull", "no space"), ""),
-    ],
-)
-def test_a_refusal_for_want_of_permission_is_one_warning(
-    sock: socket.socket, caplog: pytest.LogCaptureFixture, error: Exception | None, logged_text: str
-) -> None:
-    """Of users, roots and buckets alike, with the user and the path; other errors are not logged."""
-
-    async def accept(_: Request) -> None:
-        assert error
-        raise error
-
-    control = access(5) if error is None else access()
-    with caplog.at_level(logging.DEBUG), pytest.raises((RequestError, SpoolError)):
-        asyncio.run(control.admit(sock, REQUEST, accept))
-    logged = [record for record in caplog.records if record.name == "s3daemon.ingress.access"]
-    assert len(logged) == bool(logged_text)
-    for record in logged:
-        assert record.levelno == logging.WARNING
-        assert record.getMessage().startswith("refused /data/f to bucket/k, asked by user 1000: ")
-        assert logged_text in record.getMessage()
-        assert record.journal == {  # type: ignore[attr-defined]
-            "MESSAGE_ID": MessageId.REFUSED,
-            "S3DAEMON_PEER_UID": 1000, "S3DAEMON_FILE": "/data/f", "S3DAEMON_BUCKET": "bucket", "S3DAEMON_KEY": "k",
-        }  # fmt: skip

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from s3daemon.errors import FileError, RequestError
-from s3daemon.ingress.protocol import MAX_LINE, LineReader, http_answer, is_http, parse_request
+from s3daemon.ingress.protocol import (
+    MAX_LINE,
+    LineReader,
+    http_answer,
+    is_http,
+    parse_request,
+)
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Request
 

@@ -20,8 +20,12 @@ from s3daemon.delivery.intake import Ticket
 from s3daemon.errors import FileError, SpoolError
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.peer import PeerLookup
+from s3daemon.ingress.questions import Questions
+from s3daemon.ingress.refusals import Refusals
 from s3daemon.ingress.server import Server
 from s3daemon.ingress.waiting import WaitingClients
+from s3daemon.model.exposure import Exposures
+from s3daemon.model.record import Refusal
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Request
 from s3daemon.spool.rows import Entry
@@ -96,9 +100,22 @@ class House:
         intake: Any = self.intake
         notifier: Any = self.notifier
         self.access = AccessControl((), PeerLookup())
+        self.refusals = Refusals(PeerLookup(lambda socks: {}))
+        self.refused: list[Refusal] = []
+        self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
         failure = Entry(1, None, 0.0, code="NoSuchBucket", text="gone", failed=True)  # type: ignore[arg-type]
         self.waiting = WaitingClients(self.settings, intake, notifier, {"00000000000000bb": failure})
-        self.server = Server(self.settings, intake, self.access, self.waiting, self.notified.append)
+        self.exposures = Exposures()
+        self.questions = Questions(self.exposures, lambda id_: False)
+        self.server = Server(
+            self.settings,
+            intake,
+            self.access,
+            self.waiting,
+            self.notified.append,
+            refusals=self.refusals,
+            questions=self.questions,
+        )
         self.accepting = asyncio.create_task(self.server.listener.accept(self.listener))
 
     async def close(self) -> None:
@@ -233,6 +250,34 @@ def test_a_refusal_is_one_line_in_the_form_of_the_request(house: Run) -> None:
         house.intake.ticket.durable.set_exception(error)
         house.intake.end(Reply.failed(error))
         assert await house.say(PLAIN) == b"SpoolFull: no space\n"
+        assert house.refusals.counts == {"BadRequest": 2, "NoSuchFile": 1, "SpoolFull": 1}
+
+    house(test)
+
+
+@pytest.mark.parametrize(
+    ("line", "known"),
+    [
+        (b"/data/f a/raw/night/" + b"k" * 1100 + b"\n", ("/data/f", "raw/night/" + "k" * 1100, "")),
+        (b"/data/f a/raw/night/" + b"k" * 9000, ("/data/f", None, "")),
+        (b"data/f a/raw/night/k\n", ("data/f", "raw/night/k", "")),
+        (b'{"file": "/data/f", "destination": "a/raw/..", "tag": "E 1"}\n', ("/data/f", "raw/..", "E 1")),
+        (b'{"file": "/d/\\udcff", "destination": "a/raw/k", "tag": "E1", "x": 1}\n', ("/d/\udcff", "raw/k", "E1")),
+        (b'{"tag": "E1", "file": "/data/f", "destination": "a/raw/' + b"k" * 9000, ("/data/f", None, "E1")),
+        (b'{"tag": "E1", "file": "/data/f", "dest\n', ("/data/f", "", "E1")),
+        (b"\n", ("", "", "")),
+    ],
+)
+def test_a_refusal_has_what_can_be_read_of_its_request(
+    house: Run, line: bytes, known: tuple[str, str | None, str]
+) -> None:
+    """A long key, a bad name, a line that never ends: file, destination and tag, so that its exposure is known."""
+
+    async def test(house: House) -> None:
+        await house.say(line, eof=True)
+        (refused,) = house.refused
+        destination = refused.destination if known[1] is not None else None
+        assert (refused.code, refused.file, destination, refused.tag) == ("BadRequest", *known)
 
     house(test)
 

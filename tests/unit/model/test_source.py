@@ -7,6 +7,7 @@ import contextlib
 import errno
 import itertools
 import os
+import pwd
 import socket
 import subprocess
 import sys
@@ -143,13 +144,20 @@ def test_an_error_is_one_line(tmp_path: Path) -> None:
 
 
 def test_files_without_permission_are_refused(public: Path) -> None:
-    """A file, or a directory in its path, that the daemon's user may not read is `NotReadable`."""
+    """A file, or a directory in its path, that the daemon's user may not read is `NotReadable`.
+
+    The text names the user, the first directory that refuses, and the cure.
+    """
     secret = a_file(public / "secret", 5)
     secret.chmod(0)
     (public / "closed").mkdir(mode=0)
     with not_as_root():
         assert refused(secret).code == "NotReadable"
         assert refused(public / "closed/file").code == "NotReadable"
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        assert refused(secret).text == f"{secret}: user {user} may not read it: setfacl -m u:{user}:r {secret}"
+        closed = public / "closed"
+        assert refused(closed / "a/file").text.endswith(f"may not enter {closed}: setfacl -m u:{user}:x {closed}")
 
 
 def test_files_with_permission_are_opened(public: Path) -> None:

@@ -3,7 +3,16 @@
 import pytest
 
 from s3daemon.errors import AttemptError, FileError
-from s3daemon.model.verdict import Keys, Scope, Verdict, blames_endpoint, is_unlisted, judge, keys_after, suspect
+from s3daemon.model.verdict import (
+    Keys,
+    Scope,
+    Verdict,
+    blames_endpoint,
+    is_unlisted,
+    judge,
+    keys_after,
+    suspect,
+)
 
 T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
 

@@ -9,14 +9,35 @@ from collections.abc import Callable, Iterator
 
 import aiohttp
 import pytest
-from lab.keeping import CONNECTIONS, INTERVAL_S, Clock, ResolvingLoop, answered, kept, run_resolving, sweeps
-from lab.scripted import Exchange, Script, Scripted, answering, hang_up_after, scripted, silent_after
+from lab.keeping import (
+    CONNECTIONS,
+    INTERVAL_S,
+    Clock,
+    ResolvingLoop,
+    answered,
+    kept,
+    run_resolving,
+    sweeps,
+)
+from lab.scripted import (
+    Exchange,
+    Script,
+    Scripted,
+    answering,
+    hang_up_after,
+    scripted,
+    silent_after,
+)
 from lab.sending import in_loop
 
-from s3daemon.errors import AttemptError
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
-from s3daemon.network.keepalive import SILENT_CLOSES, SMALL_REQUESTS, SWEEP_S, TRIAL_EVERY_S
+from s3daemon.network.keepalive import (
+    SILENT_CLOSES,
+    SMALL_REQUESTS,
+    SWEEP_S,
+    TRIAL_EVERY_S,
+)
 from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES, RETRY_MAX_S
 from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S, ConnectionPool
 from s3daemon.network.tcp import UNPACED_PACKETS
@@ -213,11 +234,14 @@ async def test_an_endpoint_is_found_when_it_is_back(unused_port: int) -> None:
 async def test_a_bug_ends_the_keeper() -> None:
     """Whatever is not an expected failure comes out of `run`, so that it can end the service."""
 
-    async def prime(connection: Connection) -> None:
-        raise ZeroDivisionError
+    class Faulty:
+        at_once = 1
+
+        async def prime(self, connection: Connection) -> None:
+            raise ZeroDivisionError
 
     async def keep() -> None:
-        async with scripted() as server, kept(server, prime=prime) as pool:
+        async with scripted() as server, kept(server, primer=Faulty()) as pool:
             await answered(server, CONNECTIONS)
             await sweeps(1)
             assert pool.in_use == 0
@@ -581,40 +605,63 @@ async def test_an_address_that_hangs_up_on_the_probe_stays_disabled() -> None:
             assert pool.addresses.disabled == [ADDRESSES[0]]
 
 
+class FakePrimer:
+    """Primes connections by a PUT, so many at the same time."""
+
+    def __init__(self, server: Scripted, at_once: int) -> None:
+        self.server = server
+        self.at_once = at_once
+        self.primed: list[Connection] = []
+        self.now = 0
+        self.most = 0
+
+    async def prime(self, connection: Connection) -> None:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        self.primed.append(connection)
+        await connection.request("PUT", self.server.url, {}, bytes(PRIMED_BYTES))
+        self.now -= 1
+
+
 @in_loop
 async def test_new_connections_are_primed_while_none_is_in_use() -> None:
     """Each once, and never beside an upload; small requests to get past its unpaced packets are not needed then."""
     clock = Clock()
     async with scripted() as server:
-        primed: list[Connection] = []
-
-        async def prime(connection: Connection) -> None:
-            primed.append(connection)
-            await connection.request("PUT", server.url, {}, bytes(PRIMED_BYTES))
-
-        async with kept(server, clock, prime=prime, bwlimit_bps=10**10) as pool:
+        primer = FakePrimer(server, 100)
+        async with kept(server, clock, primer=primer, bwlimit_bps=10**10) as pool:
             async with pool.acquire():
                 await sweeps(1)
                 clock.now += SWEEP_S
                 await sweeps(1)
-                assert not primed
-            await server.until(lambda: len(primed) >= CONNECTIONS)
+                assert not primer.primed
+            await server.until(lambda: len(primer.primed) >= CONNECTIONS)
             await sweeps(2)
-            assert len(primed) == len(set(primed)) == CONNECTIONS
-            assert all(connection.is_paced and connection.acked_bytes() >= PRIMED_BYTES for connection in primed)
+            assert len(primer.primed) == len(set(primer.primed)) == CONNECTIONS
+            assert all(connection.is_paced and connection.acked_bytes() >= PRIMED_BYTES for connection in primer.primed)
             assert [seen.method for seen in server.seen].count("GET") == CONNECTIONS, "priming is enough"
+    assert primer.most == 1, "not more than there are in reserve"
+
+
+@pytest.mark.parametrize("at_once", [1, 2])
+@in_loop
+async def test_as_many_are_primed_at_once_as_the_primer_allows(at_once: int) -> None:
+    async with scripted() as server:
+        primer = FakePrimer(server, at_once)
+        async with kept(server, primer=primer, reserve=3):
+            await server.until(lambda: len(primer.primed) >= CONNECTIONS)
+    assert primer.most == at_once
 
 
 @in_loop
-async def test_priming_that_fails(caplog: pytest.LogCaptureFixture) -> None:
-    """It is logged once, and connections are kept as before."""
-
-    async def prime(connection: Connection) -> None:
-        raise AttemptError("NoSuchBucket", "create the bucket")
-
-    async with scripted() as server, kept(server, prime=prime) as pool:
-        await answered(server, CONNECTIONS)
-        await sweeps(2)
-        assert pool.open_count == CONNECTIONS
-    (message,) = [text for text in caplog.messages if "PRIME" in text]
-    assert "NoSuchBucket" in message
+async def test_a_primer_that_is_off() -> None:
+    """Connections are kept as without it, and get past their unpaced packets by small requests."""
+    clock = Clock()
+    async with scripted() as server:
+        primer = FakePrimer(server, 0)
+        async with kept(server, clock, primer=primer, bwlimit_bps=10**10) as pool:
+            await answered(server, CONNECTIONS)
+            clock.now += SWEEP_S
+            await answered(server, 2 * CONNECTIONS)
+            assert pool.open_count == CONNECTIONS
+    assert not primer.primed

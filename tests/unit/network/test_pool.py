@@ -5,18 +5,28 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import ssl
+import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.certs import Authority
 from lab.keeping import Clock, ResolvingLoop, run_resolving
 from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
-from s3daemon.model.record import MessageId
+from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.addresses import Outcome
 from s3daemon.network.connection import Connection
-from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, RESOLVE_EVERY_S, ConnectionPool
+from s3daemon.network.pool import (
+    CERTIFICATES_KEPT_S,
+    CONNECTIONS_PER_RESERVE,
+    RESOLVE_EVERY_S,
+    Certificates,
+    ConnectionPool,
+)
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 
@@ -252,10 +262,16 @@ async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture) ->
         pool.addresses.probed(ADDRESSES[0], Outcome.ANSWERED)
         pool.addresses.succeeded(ADDRESSES[0])
     disabled, enabled = caplog.records
-    assert disabled.getMessage() == "address 127.0.0.1 of the store is temporarily disabled: no connection"
+    text = "address 127.0.0.1 of the store is temporarily disabled: no connection; next asked in 5s"
+    assert disabled.getMessage() == text
     assert disabled.levelno == logging.WARNING
-    assert disabled.__dict__["journal"] == {"MESSAGE_ID": MessageId.ADDRESS_DISABLED.value}
-    assert enabled.getMessage() == "address 127.0.0.1 of the store is enabled again"
+    assert disabled.__dict__["journal"] == {
+        "MESSAGE_ID": MessageId.ADDRESS_DISABLED, "S3DAEMON_RECEIVER": ADDRESSES[0], "S3DAEMON_DELAY_USEC": 5_000_000,
+    }  # fmt: skip
+    assert enabled.getMessage() == "address 127.0.0.1 of the store is enabled again; it was disabled for 5s"
+    assert enabled.__dict__["journal"] == {
+        "MESSAGE_ID": MessageId.ADDRESS_ENABLED, "S3DAEMON_RECEIVER": ADDRESSES[0], "PRIORITY": Priority.NOTICE,
+    }  # fmt: skip
 
 
 def test_the_last_addresses_stay_when_the_name_no_longer_resolves(caplog: pytest.LogCaptureFixture) -> None:
@@ -289,3 +305,42 @@ async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytes
         await get(first, server.url)
         await get(second, server.url)
     assert [text.startswith("congestion control nosuch") for text in caplog.messages] == [True]
+
+
+def test_the_first_certificate_to_expire_counts() -> None:
+    """Of those shown lately: one that was replaced is forgotten. Without one nothing is known."""
+    clock = Clock()
+    certificates = Certificates(clock)
+    assert certificates.expiry_s == 0
+    tls = ssl.create_default_context()
+    certificates.watch(tls)
+    for passed_s, not_after, expected in (
+        (0, "Jan  5 09:34:43 2018 GMT", 1515144883),
+        (1, "Jan  5 09:34:43 2028 GMT", 1515144883),
+        (CERTIFICATES_KEPT_S, "Jan  5 09:34:43 2027 GMT", 1799141683),
+    ):
+        clock.now += passed_s
+        certificates.see({"notAfter": not_after})
+        assert certificates.expiry_s == expected
+    certificates.see(None)
+    assert certificates.expiry_s == 1799141683
+
+
+def test_the_certificate_of_a_connection_is_noted(tmp_path: Path) -> None:
+    """One of thirty days, over the connections that asyncio makes with the pool's TLS context."""
+
+    async def main() -> None:
+        authority = Authority(tmp_path)
+        made = authority.issue("store")
+        server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        server_tls.load_cert_chain(made.cert, made.key)
+        client_tls = ssl.create_default_context(cafile=str(authority.ca))
+        certificates = Certificates(Clock())
+        certificates.watch(client_tls)
+        async with await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=server_tls) as server:
+            port = server.sockets[0].getsockname()[1]
+            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
+            writer.close()
+        assert 29 * 86400 < certificates.expiry_s - time.time() < 31 * 86400
+
+    asyncio.run(main())

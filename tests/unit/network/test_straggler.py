@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 import pytest
 
-from s3daemon.network.straggler import MOVES_MAX, SILENT_S, Move, Moved, Pace, Stragglers
+from s3daemon.network.straggler import (
+    MOVES_MAX,
+    SILENT_S,
+    Move,
+    Moved,
+    Pace,
+    Stragglers,
+)
 
 TICK_S = 0.125
 MIB = 1 << 20

@@ -17,7 +17,15 @@ import pytest
 from aiohttp.client_reqrep import ConnectionKey
 
 from s3daemon.errors import AttemptError, FileError
-from s3daemon.s3.answers import MAX_DECODED_BYTES, decoded, etag_in_parts, failure_of, flaw_of, parts_of, refusal_of
+from s3daemon.s3.answers import (
+    MAX_DECODED_BYTES,
+    decoded,
+    etag_in_parts,
+    failure_of,
+    flaw_of,
+    parts_of,
+    refusal_of,
+)
 
 ETAG = {"etag": '"5d41402abc4b2a76b9719d911017c592"'}
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fake_sender import FakeSender
 from lab.certs import Authority
 from lab.sending import in_loop, settings_for
 
 from s3daemon.config.settings import Settings
 from s3daemon.errors import SettingsError
-from s3daemon.network.keeper import PRIMED_BYTES
 from s3daemon.network.rate.bandwidth import Limit, Origin
-from s3daemon.s3.endpoint import Endpoint, Primer
+from s3daemon.s3.endpoint import Endpoint
 from s3daemon.s3.store import Store
 
 SETTINGS = settings_for("http://store")
@@ -208,16 +206,3 @@ async def test_secrets_are_known_once_open() -> None:
     await endpoint.open()
     assert endpoint.secrets == ("sesame",)
     await endpoint.close()
-
-
-@in_loop
-async def test_each_connection_has_a_scratch_object_of_its_own() -> None:
-    """Its key ends in the connection's number."""
-    sender: Any = FakeSender()
-    sender.pool.index = lambda connection: 4
-    connection: Any = object()
-    await Primer(replace(SETTINGS, prime="bucket/scratch-"), sender).prime(connection)
-    ((operation, params),) = sender.called
-    assert (operation, params["Bucket"], params["Key"]) == ("put_object", "bucket", "scratch-4")
-    assert params["connection"] is connection
-    assert sender.sent == [(0, 0, PRIMED_BYTES)]

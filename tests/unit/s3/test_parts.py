@@ -17,7 +17,14 @@ from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination
 from s3daemon.model.source import Source
 from s3daemon.network.rate.pacing import Pacer
-from s3daemon.s3.parts import MAX_PARTS, PartSender, goes_in_parts, part_bytes, parts_at_once, parts_under_rate
+from s3daemon.s3.parts import (
+    MAX_PARTS,
+    PartSender,
+    goes_in_parts,
+    part_bytes,
+    parts_at_once,
+    parts_under_rate,
+)
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 MIB, GIB = 1 << 20, 1 << 30

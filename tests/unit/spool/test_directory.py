@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import StartError
-from s3daemon.spool.directory import RESERVED_BYTES, Lock, ReservedSpace, disk_error, prepare
+from s3daemon.spool.directory import (
+    RESERVED_BYTES,
+    Lock,
+    ReservedSpace,
+    disk_error,
+    prepare,
+)
 
 
 def test_the_directory_is_made_or_closed_to_others(tmp_path: Path) -> None:

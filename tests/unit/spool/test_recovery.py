@@ -16,7 +16,15 @@ from s3daemon.errors import StartError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.database import SpoolFile, is_corrupt
 from s3daemon.spool.recovery import RecoverableFile
-from s3daemon.spool.rows import BeginUpload, Entry, Insert, MarkCompleting, MultipartUpload, SaveClock, SavePart
+from s3daemon.spool.rows import (
+    BeginUpload,
+    Entry,
+    Insert,
+    MarkCompleting,
+    MultipartUpload,
+    SaveClock,
+    SavePart,
+)
 
 ROWS = 2000
 PAGE = 4096

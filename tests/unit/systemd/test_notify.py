@@ -18,7 +18,13 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import StartError
-from s3daemon.systemd.notify import QUEUE_WAIT_S, Notifier, has_stop_job, is_stopped_for_good, own_unit
+from s3daemon.systemd.notify import (
+    QUEUE_WAIT_S,
+    Notifier,
+    has_stop_job,
+    is_stopped_for_good,
+    own_unit,
+)
 
 
 class Systemd:

@@ -20,7 +20,13 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import StartError
-from s3daemon.systemd.sockets import BACKLOG, PassedSockets, bind, passed_sockets, stop_signals
+from s3daemon.systemd.sockets import (
+    BACKLOG,
+    PassedSockets,
+    bind,
+    passed_sockets,
+    stop_signals,
+)
 
 
 class Passed:

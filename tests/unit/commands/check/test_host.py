@@ -13,9 +13,9 @@ from s3daemon.network.rate.kept import KeptRate
 
 
 def test_tuned_host(tmp_path: Path) -> None:
-    """With what the package's file sets, and a rate to share, everything is right."""
+    """With what the package's file sets, a rate to share and primed connections, everything is right."""
     looked = Looked(tmp_path)
-    checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=4 * 10**9), 0.2)
+    checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=4 * 10**9, prime="auto"), 0.2)
     assert looked.levels() == {"ok"}
 
 
@@ -24,7 +24,7 @@ def test_default_host(tmp_path: Path) -> None:
     sysctls = {"net.ipv4.tcp_slow_start_after_idle": "1", "net.ipv4.tcp_wmem": "4096 16384 4194304"}
     looked = Looked(tmp_path, **sysctls)
     checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=0), 0.2)
-    assert looked.levels() == {"warn"}
+    assert looked.levels() == {"warn", "note"}
     assert looked.one("slow_start").startswith("warn sysctl net.ipv4.tcp_slow_start_after_idle = 1: ")
     assert "2.6 s instead of 2.1 s" in looked.one("slow_start")
     assert "168 Mbit/s at best over 200 ms, of 1000; 67108864" in looked.one("wmem")
@@ -98,6 +98,27 @@ def test_bandwidth(tmp_path: Path, bwlimit: int | None, rtt_s: float | None, fou
     lines = [line for line in looked.lines if " limits " in line]
     assert len(lines) == bool(found)
     assert all(line.startswith(found) for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("prime", "rtt_s", "level"),
+    [
+        ("", 0.2, "note"),
+        ("", 0.05, "note"),
+        ("", 0.049, ""),
+        ("", None, ""),
+        ("auto", 0.2, "ok"),
+        ("auto", 0.001, "ok"),
+        ("bucket/prefix", 0.2, ""),
+    ],
+)
+def test_priming(tmp_path: Path, prime: str, rtt_s: float | None, level: str) -> None:
+    """It is recommended where the path is long, with what a store's log then shows."""
+    looked = Looked(tmp_path)
+    checks_host.sysctls(looked.findings, looked.host, settings(prime=prime), rtt_s)
+    lines = [line for line in looked.lines if "PRIME" in line]
+    assert [line.split()[0] for line in lines] == [level] * bool(level)
+    assert all("must refuse" in line and "log" in line for line in lines)
 
 
 def test_users(tmp_path: Path) -> None:

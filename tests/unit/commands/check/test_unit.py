@@ -95,7 +95,7 @@ def answers(status: dict[str, object] | S3daemonError) -> Callable[[str], dict[s
 def test_daemon(tmp_path: Path, status: dict[str, object] | S3daemonError, found: str) -> None:
     """What it says of itself decides the level."""
     looked = Looked(tmp_path)
-    checks_unit.daemon(looked.findings, answers(status), activated=True)
+    checks_unit.daemon(looked.findings, looked.host, PLAIN, answers(status), activated=True)
     (line,) = looked.lines
     assert line.startswith(found)
 
@@ -107,8 +107,29 @@ def test_no_daemon(tmp_path: Path, activated: bool, text: str) -> None:
     """Behind a socket of systemd's it starts by itself."""
     looked = Looked(tmp_path)
     absent = NoDaemonError(Code.NO_DAEMON, "no daemon listens on X")
-    checks_unit.daemon(looked.findings, answers(absent), activated=activated)
+    checks_unit.daemon(looked.findings, looked.host, PLAIN, answers(absent), activated=activated)
     assert looked.one("daemon").startswith(f"note daemon none runs: {text}")
+
+
+@pytest.mark.parametrize(
+    ("shown", "said", "found"),
+    [
+        ({"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "7"}, "cannot start: AWS_CA_BUNDLE: no",
+         "FAIL daemon s3daemon.service fails to start, 7 times so far: cannot start: AWS_CA_BUNDLE: no; accepted"),
+        ({"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "NRestarts": "0"}, "",
+         "FAIL daemon s3daemon.service fails to start: Result=exit-code; accepted"),
+        ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, "", "note daemon none runs"),
+        ({"ActiveState": "inactive", "SubState": "dead", "NRestarts": "0"}, "old", "note daemon none runs"),
+    ],
+)  # fmt: skip
+def test_a_service_that_fails_to_start(tmp_path: Path, shown: dict[str, str], said: str, found: str) -> None:
+    """It is not said to start with the first request: why it fails is said, as the journal has it."""
+    looked = Looked(tmp_path)
+    looked.units["service"] |= shown
+    looked.change(last_error={"s3daemon.service": said}.get)
+    absent = NoDaemonError(Code.NO_DAEMON, "no daemon listens on X")
+    checks_unit.daemon(looked.findings, looked.host, PLAIN, answers(absent), activated=True)
+    assert looked.one("daemon").startswith(found)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of root")

@@ -107,7 +107,36 @@ def test_by_and_limits() -> None:
         "LATE",
     ]
     found = json.loads(run("--by", "host", "--json")[1])
-    assert [(group["name"], group["failed"]) for group in found["groups"]] == [("node1", 0), ("node2", 1)]
+    assert [(group["name"], group["failed"]) for group in found["groups"]] == [("node2", 1), ("node1", 0)]
+
+
+def test_late_only() -> None:
+    """Only exposures with which something is wrong are shown, by tag unless told otherwise; figures are of all."""
+    found = json.loads(run("--late-only", "--json", "--late", "9s")[1])
+    assert (found["transfers"], found["by"], [group["name"] for group in found["groups"]]) == (3, "tag", ["exposure-2"])
+
+
+def test_expect() -> None:
+    """An exposure with fewer files than expected is incomplete; nonsense is refused."""
+    found = json.loads(run("--expect", "2", "--json")[1])
+    assert found["expected_files"] == 2
+    assert [(g["name"], g["verdict"], g["missing"]) for g in found["groups"]] == [
+        ("exposure-1", "incomplete", 1), ("exposure-2", "incomplete", 1),
+    ]  # fmt: skip
+    for nonsense in ("0", "-1", "many"):
+        with pytest.raises(SystemExit):
+            run("--expect", nonsense)
+
+
+def test_the_error_that_cost_the_time() -> None:
+    """Warnings about failed attempts are read too, and are no transfers."""
+    slow = line(record(1, attempts=2, queue_usec=8 * SECOND, total_usec=9 * SECOND))
+    warning = {
+        "MESSAGE_ID": "e3e2e43e172e458d9cce4364dccb89e8", "S3DAEMON_TRANSFER_ID": f"{1:016x}", "_HOSTNAME": "node1",
+        "S3DAEMON_ERROR": "ConnectionFailed: refused", "__REALTIME_TIMESTAMP": str(START_USEC + SECOND),
+    }  # fmt: skip
+    found = json.loads(run("--json", given=[slow, json.dumps(warning).encode()])[1])
+    assert (found["transfers"], found["slowest"][0]["why"]["error"]) == (1, "ConnectionFailed")
 
 
 def test_csv() -> None:

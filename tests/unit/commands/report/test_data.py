@@ -49,9 +49,13 @@ def test_json() -> None:
         ["a", "b"],
         "after",
     )
-    assert [(g["name"], g["stored"], g["failed"], g["to_last_usec"], g["late"]) for g in found["groups"]] == [
-        ("a", 1, 1, 8 * SECOND, False),
-        ("b", 1, 0, 8 * SECOND, False),
+    assert [(g["name"], g["stored"], g["failed"], g["missing"], g["to_last_usec"]) for g in found["groups"]] == [
+        ("a", 1, 1, 1, 8 * SECOND),
+        ("b", 1, 0, 0, 8 * SECOND),
+    ]
+    assert [(g["verdict"], g["late"], g["last"]["key"]) for g in found["groups"]] == [
+        ("incomplete", False, "night/f.fits"),
+        ("in time", False, "night/f.fits"),
     ]
 
 
@@ -60,7 +64,7 @@ def test_json_of_nothing() -> None:
     found = as_json(report())
     assert (found["transfers"], found["total"], found["first_usec"], found["slowest"]) == (0, None, None, [])
     assert "groups" not in found
-    assert found.keys() | {"by", "groups"} == as_json(report(*NIGHT, by="tag")).keys()
+    assert found.keys() | {"by", "groups", "expected_files"} == as_json(report(*NIGHT, by="tag")).keys()
 
 
 def test_csv_of_transfers() -> None:

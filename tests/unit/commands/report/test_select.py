@@ -3,8 +3,8 @@
 import pytest
 from lab.records import START_USEC, entry, failed, record
 
-from s3daemon.commands.report.select import Collection, Selection
-from s3daemon.model.record import MessageId
+from s3daemon.commands.report.select import OTHERS, Collection, Selection
+from s3daemon.model.record import MessageId, Refusal
 
 SECOND = 1_000_000
 
@@ -118,4 +118,14 @@ def test_what_journald_looks_up() -> None:
     assert wanted.matches() == [
         "MESSAGE_ID=59de861c00b54c97810d5760a3b1b9a0", "S3DAEMON_BUCKET=raw", "S3DAEMON_BUCKET=log", "S3DAEMON_TAG=t",
         "_HOSTNAME=h", "_SYSTEMD_UNIT=u.service",
+        "+", *(f"MESSAGE_ID={kind}" for kind in OTHERS), "_HOSTNAME=h", "_SYSTEMD_UNIT=u.service",
     ]  # fmt: skip
+
+
+def test_refused_requests_with_a_tag_are_kept() -> None:
+    """By tag and destination; those of other hosts are left out where hosts are chosen."""
+    refused = Refusal(code="NotReadable", text="x", destination="raw/night/f", tag="e")
+    fields = {name: str(value) for name, value in refused.fields()}
+    found = collected({**fields, "_HOSTNAME": "n1"}, {**fields, "S3DAEMON_TAG": "g", "_HOSTNAME": "n2"}, hosts=("n1",))
+    assert found.refused == {"e": {("raw", "night/f"): "NotReadable"}}
+    assert found.unreadable == 0

@@ -1,14 +1,12 @@
 """The figures of a report are what a patient person with the same records would count."""
 
-from typing import Any
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from lab.records import START_USEC, failed, record
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.commands.report.stats import Breakdown, Figures, Report, Spread, busy_usec, grouping, groups, percentile
+from s3daemon.commands.report.stats import Expected, Figures, Report, Spread, busy_usec, grouping, groups, percentile
 from s3daemon.model.record import TransferRecord
 
 SECOND = 1_000_000
@@ -76,6 +74,7 @@ def test_figures() -> None:
         total=Spread(LIMIT, LIMIT + 1, LIMIT + 1, LIMIT + 1),
         queue=Spread(1, 3, 3, 3),
         upload=Spread(5, 5, 5, 5),
+        codes=[("NoSuchBucket", 1)],
     )
     assert found.to_last_usec == LIMIT + 12
     assert found.rate_bytes_per_s == pytest.approx(40 / 7, rel=1e-3)
@@ -109,13 +108,17 @@ def test_figures_of_nothing() -> None:
 def test_grouping(how: str, names: list[str]) -> None:
     """A transfer belongs to each of its tags once, its host, its receiver, and its bucket with the head of its key."""
     made = record(1, key="2026/11/f.fits", tags=("a", "b", "a"), receiver="192.0.2.1")
-    assert list(grouping(how)(ReportedTransfer(made, "n"))) == names
+    found = grouping(how)(ReportedTransfer(made, "n"))
+    assert [name.text for name in found] == names
+    assert all(name.exposure for name in found) == (how not in ("host", "receiver"))
 
 
 def test_those_in_no_group() -> None:
     """What has no tag, no host or no slash in its key is shown too."""
     bare = ReportedTransfer(record(1, key="f", tags=()), "")
-    assert [list(grouping(how)(bare)) for how in ("tag", "host", "receiver", "prefix")] == [["-"]] * 3 + [["raw/"]]
+    found = {how: list(grouping(how)(bare)) for how in ("tag", "host", "receiver", "prefix")}
+    assert found == {"tag": [("raw/", False)], "host": [("-", False)], "receiver": [("-", False)],
+                     "prefix": [("raw/", True)]}  # fmt: skip
 
 
 @pytest.mark.parametrize("how", ["", "tags", "prefix:", "prefix:0", "prefix:x", "tag:1", "host:"])
@@ -137,28 +140,106 @@ def test_the_time_to_the_last_object() -> None:
         grouping("tag"),
         LIMIT,
     )
-    assert [(g.name, g.figures.to_last_usec, g.figures.stored, g.figures.failed) for g in found] == [
+    assert [(g.name.text, g.figures.to_last_usec, g.figures.stored, g.figures.failed) for g in found] == [
         ("a", 4 * SECOND, 2, 1),
         ("b", SECOND, 1, 0),
     ]
 
 
 def test_late() -> None:
-    """A group is late when its last object came after the time for it, or none came; not when just then."""
+    """A group is late when its last object came after the time for it, incomplete when none came; not late before."""
     found = report(
         record(1, tags=("in time",), total_usec=10 * SECOND),
         record(2, tags=("late",), total_usec=10 * SECOND + 1),
         failed(3, tags=("never",)),
         by="tag",
     )
-    assert {group.name for group in found.groups if found.late(group)} == {"late", "never"}
+    verdicts = {group.name.text: found.verdict(group) for group in found.groups}
+    assert verdicts == {"in time": "in time", "late": "late", "never": "incomplete"}
     night = report(record(1), record(2, start_usec=record(1).start_usec + 60 * SECOND), by="receiver")
-    assert not any(map(night.late, night.groups))
+    assert {night.verdict(group) for group in night.groups} == {""}
+
+
+def test_files_without_a_tag_are_no_exposure() -> None:
+    """They are grouped by folder, which may be that of a whole night: its time is not judged, its failures are."""
+    hours = [record(n, tags=(), key=f"{n % 2}/f{n}", start_usec=START_USEC + n * 3600 * SECOND) for n in range(4)]
+    found = report(*hours, failed(9, tags=(), key="1/g"), by="tag")
+    assert [(group.name.text, found.verdict(group)) for group in found.groups] == [
+        ("raw/0/", "untagged"), ("raw/1/", "incomplete"),
+    ]  # fmt: skip
+    assert [found.verdict(group) for group in report(*hours, by="prefix").groups] == ["lost", "lost"]
+
+
+def exposures(*counts: int) -> list[TransferRecord]:
+    """Exposures of so many files."""
+    return [
+        record(1000 * at + n, tags=(f"e{at}",), key=f"e{at}/{n}", start_usec=START_USEC + at * 60 * SECOND)
+        for at, count in enumerate(counts)
+        for n in range(count)
+    ]
+
+
+def expecting(expect: int, *records: TransferRecord) -> Report:
+    return Report.of(seen(*records), limit_usec=LIMIT, late_usec=10 * SECOND, by="tag", expect=expect)
+
+
+def test_short_exposures() -> None:
+    """With a number of files given, an exposure that has fewer is incomplete; a file stored twice is one file."""
+    again = record(9999, tags=("e1",), key="e1/0", start_usec=START_USEC + 61 * SECOND)
+    found = expecting(4, *exposures(4, 3, 5), again)
+    assert [(group.files, found.missing(group), found.verdict(group)) for group in found.groups] == [
+        (4, 0, "in time"), (3, 1, "incomplete"), (5, 0, "in time"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ((4, 4, 4, 3, 5), (4, 3)),
+        ((4, 4, 3), (0, 0)),  # too few to learn from
+        ((4, 4, 4, 1, 2, 3), (0, 0)),  # not more than half
+        ((), (0, 0)),
+    ],
+)
+def test_the_number_of_files_is_learned(counts: tuple[int, ...], expected: tuple[int, int]) -> None:
+    """What more than half of the exposures have, three at least, is what the others are short of."""
+    assert expecting(0, *exposures(*counts)).expected == Expected(*expected)
+    assert expecting(7, *exposures(*counts)).expected == Expected(7, 0)
+
+
+def test_files_without_a_tag_are_not_counted() -> None:
+    """Their folder has as many as it has."""
+    folder = [record(n, tags=(), key=f"f{n}") for n in range(3)]
+    found = expecting(4, *folder)
+    assert [(found.missing(group), found.verdict(group)) for group in found.groups] == [(0, "untagged")]
+
+
+def test_late_only() -> None:
+    """Groups with which nothing is wrong are left out, and so are files without a tag."""
+    slow = record(77, tags=("slow",), total_usec=11 * SECOND)
+    found = expecting(4, *exposures(4, 3), slow, record(78, tags=()), failed(79, tags=("none",)))
+    assert {group.name.text for group in found.late_only().groups} == {"e1", "slow", "none"}
+
+
+def test_hosts_come_the_worst_first() -> None:
+    """By failures, then by transfers over the limit, then by the longest."""
+    made = {"good": [record(1)], "slow": [record(2, total_usec=6 * SECOND)], "over": [record(3, total_usec=LIMIT + 1)],
+            "failing": [failed(4), record(5)]}  # fmt: skip
+    transfers = [one for host, records in made.items() for one in seen(*records, host=host)]
+    found = Report.of(transfers, limit_usec=LIMIT, late_usec=10 * SECOND, by="host")
+    assert [group.name.text for group in found.groups] == ["failing", "over", "slow", "good"]
+
+
+def test_the_slowest_are_of_many_exposures() -> None:
+    """No more than two of one exposure; files without a tag are not one."""
+    made = [record(n, total_usec=(n + 1) * SECOND, tags=("bad",)) for n in range(20)]
+    found = report(*made, record(90, tags=("other",)), *(record(91 + n, tags=()) for n in range(3)))
+    assert [one.record.tags for one in found.slowest] == [("bad",), ("bad",), ("other",), (), (), ()]
 
 
 def test_report() -> None:
     """Failures are listed by code and one by one, the latest first; the slowest are the ten longest of the stored."""
-    many = [record(n, total_usec=n * SECOND) for n in range(1, 13)]
+    many = [record(n, total_usec=n * SECOND, tags=()) for n in range(1, 13)]
     lost = [
         failed(20, "Stalled: a", total_usec=99 * SECOND),
         failed(21, "AccessDenied: b: c", total_usec=SECOND),
@@ -166,7 +247,7 @@ def test_report() -> None:
     ]
     found = report(*many, *lost)
     assert [s.record.total_usec // SECOND for s in found.slowest] == list(range(12, 2, -1))
-    assert found.codes == [("AccessDenied", 2), ("Stalled", 1)]
+    assert found.figures.codes == [("AccessDenied", 2), ("Stalled", 1)]
     assert [s.record for s in found.failed] == [lost[0], lost[2], lost[1]]
     assert (found.hosts, found.by, found.groups) == (["n"], "", ())
 
@@ -175,33 +256,5 @@ def test_charts_have_groups() -> None:
     """For charts there are groups: those asked for, else by tag, else by prefix."""
     assert report(record(1), by="prefix:1").grouped().by == "prefix:1"
     tagged = report(record(1), record(2, tags=())).grouped()
-    assert (tagged.by, [group.name for group in tagged.groups]) == ("tag", ["-", "exposure-1"])
+    assert (tagged.by, [group.name.text for group in tagged.groups]) == ("tag", ["exposure-1", "raw/night/"])
     assert report(record(1, tags=())).grouped().by == "prefix"
-
-
-@pytest.mark.parametrize(
-    ("times_s", "changes", "cause", "text"),
-    [
-        ((3.0, 0.2, 4.0), {}, "queued", "queued 3.000 s; 0.800 s after"),
-        ((9.0, 1.0, 10.0), {"attempts": 4}, "retried", "4 attempts, the last began after 9.000 s"),
-        ((9.0, 2.0, 11.0), {}, "queued", "queued 9.000 s; upload 2.000 s (4 MB/s, RTT 200 ms)"),
-        ((0.0, 8.0, 8.0), {"rtt_usec": 203_456, "retransmits": 34}, "network",
-         "upload 8.000 s (1 MB/s, RTT 203 ms, 34 segments sent again)"),
-        ((0.0, 8.0, 8.0), {"retransmits": 1, "connection": "new"}, "network",
-         "upload 8.000 s (1 MB/s, RTT 200 ms, 1 segment sent again, new connection)"),
-        ((0.0, 8.0, 8.0), {"receiver": "192.0.2.1"}, "network", "upload 8.000 s (1 MB/s, RTT 200 ms, to 192.0.2.1)"),
-        ((0.0, 8.0, 8.0), {"rtt_usec": None, "retransmits": None}, "network", "upload 8.000 s (1 MB/s)"),
-        ((0.001, 1.0, 9.0), {}, "after", "7.999 s after the upload"),
-        ((0.0, None, 0.0), {}, "queued", "queued 0.000 s"),
-        # The clocks of two processes: the parts may add up to more than the whole.
-        ((3.0, 2.0, 4.0), {}, "queued", "queued 3.000 s; upload 2.000 s"),
-    ],
-)  # fmt: skip
-def test_the_longest_part_comes_first(
-    times_s: tuple[float, float | None, float], changes: dict[str, Any], cause: str, text: str
-) -> None:
-    """The cause is the longest part; the others follow when they matter."""
-    queue_usec, upload_usec, total_usec = (None if s is None else round(s * 1e6) for s in times_s)
-    found = Breakdown.of(record(1, queue_usec=queue_usec, upload_usec=upload_usec, total_usec=total_usec, **changes))
-    assert found.cause == cause
-    assert found.text.startswith(text)

@@ -1,6 +1,7 @@
 """The text of a report says what the figures say, and fits its terminal."""
 
 import re
+from collections.abc import Sequence
 from datetime import UTC
 
 import pytest
@@ -14,7 +15,7 @@ from s3daemon.model.record import TransferRecord
 SECOND = 1_000_000
 
 
-def shown(*records: TransferRecord, by: str = "", width: int | None = None, hosts: str = "n") -> list[str]:
+def shown(*records: TransferRecord, by: str = "", width: int | None = None, hosts: Sequence[str] = "n") -> list[str]:
     transfers = [ReportedTransfer(made, hosts[n % len(hosts)]) for n, made in enumerate(records)]
     return list(lines(Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by=by), UTC, width))
 
@@ -45,22 +46,61 @@ def test_a_whole_report() -> None:
         "with more than one attempt: 1",
         "",
         "FAILED: 1 NoSuchBucket",
-        "ATTEMPTS  ENDED                DESTINATION",
-        "       1  2026-11-23 02:14:20  raw/night/lost.fits",
+        "ATTEMPTS  ENDED                DESTINATION          HOST",
+        "       1  2026-11-23 02:14:20  raw/night/lost.fits  a",
         r"    NoSuchBucket: no\nsuch",
         "",
         "SLOWEST",
-        "  TOTAL  REQUESTED             SIZE  DESTINATION",
-        "8.000 s  2026-11-23 02:13:21   2 MB  raw/night/slow.fits",
-        "    2 attempts, the last began after 7.000 s; upload 1.000 s (2 MB/s, RTT 200 ms)",
-        "1.000 s  2026-11-23 02:13:20  40 MB  raw/night/f.fits",
+        "  TOTAL  REQUESTED             SIZE  DESTINATION          HOST",
+        "8.000 s  2026-11-23 02:13:21   2 MB  raw/night/slow.fits  b",
+        "    2 attempts over 7.000 s; upload 1.000 s (2 MB/s, RTT 200 ms)",
+        "1.000 s  2026-11-23 02:13:20  40 MB  raw/night/f.fits     a",
         "    upload 1.000 s (40 MB/s, RTT 200 ms)",
         "",
         "TAG         FIRST REQUEST        LAST STORED  BETWEEN  STORED  FAILED   SIZE  SLOWEST  OVER",
         "exposure-1  2026-11-23 02:13:20  02:13:29     9.000 s       2       0  42 MB  8.000 s     1",
-        "exposure-2  2026-11-23 02:14:20  -                  -       0       1    0 B        -     0  LATE INCOMPLETE",
-        "2 groups; LATE, 1 of them: no last object within 10 s",
+        "exposure-2  2026-11-23 02:14:20  -                  -       0       1    0 B        -     0  INCOMPLETE",
+        "    failed: 1 NoSuchBucket",
+        "2 groups: 1 in time, 1 incomplete; late after 10 s, lost after 30 s",
     ]
+
+
+def test_one_line_of_why() -> None:
+    """An exposure that is late says which object came last, on which host, and what it waited for."""
+    made = [
+        record(n, key=f"e/{n}", tags=("e",), total_usec=n * 3 * SECOND, queue_usec=0, upload_usec=n * 3 * SECOND)
+        for n in (1, 4)
+    ]
+    found = shown(*made, by="tag", hosts="ab")
+    (at,) = (number for number, line in enumerate(found) if line.endswith("  LATE"))
+    assert found[at + 1] == "    last 4 on b: upload 12.00 s (667 kB/s, RTT 200 ms)"
+    assert "    last 4: upload" in "\n".join(shown(*made, by="tag", hosts="a"))
+
+
+def test_exposures_that_lack_files() -> None:
+    """How many they have and should have is said of each, and where the number comes from."""
+    made = [
+        record(10 * e + n, key=f"{e}/{n}", tags=(f"e{e}",), start_usec=START_USEC + e) for e in range(4) for n in (1, 2)
+    ]
+    found = shown(*made[:-1], by="tag")
+    assert [line.split()[-1] for line in found if line.startswith("e")][-2:] == ["INCOMPLETE", "number"]
+    assert "    1 of 2 files" in found
+    assert found[-1] == "expected are 2 files each, as 3 exposures have; --expect N sets another number"
+
+
+def test_refused_files_are_missing() -> None:
+    """Their exposure is incomplete, and says why; one that was stored at another request is not missing."""
+    transfers = [ReportedTransfer(record(n, key=f"e/{n}", tags=("e",)), "n") for n in (1, 2)]
+    refused = {"e": {("raw", "e/2"): "NotReadable", ("raw", "e/3"): "NoSuchFile"}}
+    found = Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag", refused=refused)
+    assert [found.verdict(group) for group in found.groups] == ["incomplete"]
+    assert "    refused: 1 NoSuchFile" in list(lines(found, UTC))
+
+
+def test_hosts_at_80_columns() -> None:
+    """The figures by which hosts are ordered are there; the time between a night's first and last object is not."""
+    (head,) = (line for line in shown(*NIGHT, by="host", hosts="ab", width=80) if line.startswith("HOST"))
+    assert head.split() == ["HOST", "STORED", "FAILED", "SIZE", "SLOWEST", "OVER"]
 
 
 def test_a_good_night() -> None:
@@ -88,15 +128,17 @@ def test_many_failures() -> None:
     assert "and 2490 before" in text
 
 
-@pytest.mark.parametrize("width", [60, 80, 100])
+@pytest.mark.parametrize("width", [70, 80, 100])
 def test_width(width: int) -> None:
-    """No row is longer than the terminal; a destination is cut at its beginning, since names differ at the end."""
+    """No row is longer than the terminal, and no name is cut: one that is too long has a line of its own."""
     key = "a/very/long/prefix/that/all/have/in/common/" + "x" * 60 + "tail.fits"
-    found = shown(record(1, key=key), failed(2, key=key), by="prefix", width=width)
+    made = [record(1, key=key), failed(2, key=key), *(record(n) for n in range(3, 12))]
+    found = shown(*made, by="prefix", width=width, hosts=[f"a-host-with-a-long-name-{n}" for n in range(9)])
     rows = [line for line in found if not re.match(r" {4}\S", line)]
     assert max(map(len, rows)) <= width
-    assert sum(line.endswith("xtail.fits") and "…" in line for line in rows) == 2
-    assert any(line.startswith("PREFIX") for line in rows)
+    assert found.count(f"    raw/{key}") == 2
+    assert "…" not in "".join(found)
+    assert all(f"a-host-with-a-long-name-{n}" in "".join(found[:9]) for n in range(9))
 
 
 def test_control_characters() -> None:

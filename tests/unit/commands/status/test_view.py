@@ -32,7 +32,7 @@ def test_a_busy_night() -> None:
         "ok",
         "s3daemon 1.0.0 on camera-3, to https://s3.example.org, at 994 Mbit/s (found)",
     )
-    assert list(found) == ["IN FLIGHT", "WAITING", "FAILED", "RECEIVERS", "LAST EXPOSURES"]
+    assert list(found) == ["IN FLIGHT", "WAITING", "FAILED", "RECEIVERS", "LAST EXPOSURES", "INCOMPLETE EXPOSURES"]
     flying = found["IN FLIGHT"]
     assert flying.rows[0][1:] == (
         "27%", "8.39 MB", "12.5 MB/s", "9.1 MB/s", "0s", "1", "192.0.2.2",
@@ -50,15 +50,18 @@ def test_a_busy_night() -> None:
 def test_exposures_against_their_limits() -> None:
     answer = empty() | {
         "exposures": [
-            exposure(1), exposure(2, 12.3), exposure(3, 741.0), exposure(4, None, failed=46, stored=0),
+            exposure(1), exposure(2, 12.3), exposure(3, 741.0),
+            exposure(4, None, failed=40, refused=6, stored=0, verdict="incomplete", reason="NoSuchFile: /f"),
             exposure(5, 1.0, pending=3),
         ]
     }  # fmt: skip
     table = tables(answer)["LAST EXPOSURES"]
     assert column(table, "LAST OBJECT") == ["2.1 s", "12.3 s", "12m21s", "never", "1.0 s"]
-    assert [row[2] for row in table.rows] == ["in time", "late", "lost", "lost", "in time, pending"]
+    assert [row[2] for row in table.rows] == ["in time", "late", "lost", "incomplete", "in time, pending"]
     assert [bar.beyond for bar in column(table, "")] == [False, True, True, True, False]
-    assert column(table, "FAILED") == ["", "", "", "46", ""]
+    assert column(table, "MISSING") == ["", "", "", "46", ""]
+    (missing,) = tables(answer)["INCOMPLETE EXPOSURES"].rows
+    assert missing == ("40", "6", "MC_O_20261123_000098", "NoSuchFile: /f")
     assert column(table, "FIRST REQUEST")[0] == "01:43:20"
 
 
@@ -85,16 +88,17 @@ def test_on_80_columns_a_row_has_its_figures_and_its_destination_beneath() -> No
         "  █████············   27%  8.39 MB  12.5 MB/s  9.1 MB/s   0s        1  192.0.2.2",
         "      raw/camera/20261123/MC_O_000123/MC_O_000123_R01.fits",
     ]
-    assert list(lines(tables(busy())["WAITING"], 80))[2:4] == [
-        "  4m00s  pending         3   17s  8.39 MB  SlowDown: the store answered 503: re…",
+    assert list(lines(tables(busy())["WAITING"], 80))[2:5] == [
+        "  4m00s  pending         3   17s  8.39 MB",
         "      raw/camera/20261123/MC_O_000123_R04.fits",
+        "      SlowDown: the store answered 503: reduce your request rate",
     ]
 
 
 def test_on_80_columns_an_exposure_is_one_line() -> None:
     shown = list(lines(tables(busy())["LAST EXPOSURES"], 80))
     assert len(shown) == 32
-    assert shown[10] == "  ▒·······        2.9 s  incomplete                      1  MC_O_20261123_000103"
+    assert shown[10] == "  ▒······        2.9 s  incomplete                       1  MC_O_20261123_000103"
 
 
 def test_no_name_moves_the_cursor() -> None:

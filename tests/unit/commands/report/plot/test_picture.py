@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from lab.records import START_USEC, failed, record
 
-from s3daemon.commands.report import plot as report_plot
+from s3daemon.commands.report.plot import picture as report_plot
 from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import Report
 from s3daemon.errors import S3daemonError
@@ -62,7 +62,7 @@ def test_png(tmp_path: Path) -> None:
     report_plot.save(night(5), tmp_path / "n.png", UTC)
     picture = pixels(tmp_path / "n.png")
     height, width, _ = picture.shape
-    assert (width, height) == (1430, 1320)
+    assert (width, height) == (1200, 1650)
     thirds = [picture[height * n // 3 : height * (n + 1) // 3, :, :3] for n in range(3)]
     blue, vermillion, sky = (0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0x56, 0xB4, 0xE9)
 
@@ -91,10 +91,10 @@ def test_svg_says_what_is_shown(tmp_path: Path) -> None:
     report_plot.save(night(5), tmp_path / "n.svg", UTC)
     said = texts(tmp_path / "n.svg")
     for text in (
-        "node1: 19 transfers stored, 1 failed, 152 MB; 2 over 7 s", "How long transfers took", "limit 7 s",
-        "p99 14.00 s",
-        "over the limit: 2", "at a later attempt: 1", "failed: 1", "Time to the last object, by tag", "late: 10 s",
-        "exposure_00002", "14 s", "1 failed", "time of request, from 2026-11-23 on, UTC",
+        "node1, 2026-11-23 02:13:20 to", "19 stored, 1 FAILED, 152 MB; 2 over 7 s", "How long transfers took",
+        "limit 7 s", "p99 14.00 s", "over the limit: 2", "at a later attempt: 1", "failed: 1",
+        "Time to the last object, by tag", "late 10 s", "exposure_…", "00002", "14 s", "1 failed",
+        "time of request, from 2026-11-23 on, UTC",
     ):  # fmt: skip
         assert text in said
 
@@ -106,8 +106,65 @@ def test_many_exposures_are_points(tmp_path: Path) -> None:
     assert "in time: 498" in said
     assert "late: 1" in said
     assert "incomplete: 1" in said
-    assert "exposure_00002" not in said
+    assert "exposure_00002, 14 s" in said  # the worst
+    assert "exposure_00000" not in said
     assert (tmp_path / "n.svg").stat().st_size < 500_000
+
+
+def overlaps(made: Report) -> list[tuple[str, str]]:
+    """Texts of the last chart that lie upon each other, or are cut by a line of a limit."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    picture = report_plot.drawn(made, UTC)
+    FigureCanvasAgg(picture).draw()
+    axes = picture.axes[2]
+    boxes = [(text.get_text(), text.get_window_extent()) for text in axes.texts]
+    lines = [(f"line {line.get_ydata()[0]:g}", line.get_window_extent()) for line in axes.lines]
+    named = {text for text, _ in boxes if text.startswith(("late", "lost", "limit"))}
+    assert named
+    found = [
+        (a, b) for n, (a, box) in enumerate(boxes) if a for b, other in boxes[n + 1 :] if b and box.overlaps(other)
+    ]
+    return found + [(a, b) for a, box in boxes if a in named for b, other in lines if box.x0 < other.x1]
+
+
+def outage(exposures: int, bad: slice) -> Report:
+    """Exposures of two seconds, and some of many minutes."""
+    made = []
+    for number in range(exposures):
+        start_usec, tag = START_USEC + number * 40 * SECOND, f"exposure_{number:05}"
+        usec = (700 - 40 * number) * SECOND if number in range(exposures)[bad] else 2 * SECOND
+        made.append(record(number, tags=(tag,), start_usec=start_usec, total_usec=usec))
+    return report(*made)
+
+
+@pytest.mark.parametrize("exposures", [1, 3, 9, 16, 24, 40, 200])
+def test_no_words_lie_upon_others(exposures: int) -> None:
+    """Neither times nor names of limits, whether the night is good or has an outage in it."""
+    assert overlaps(outage(exposures, slice(0, 0))) == []
+    assert overlaps(outage(exposures, slice(0, 12))) == []
+
+
+@pytest.mark.parametrize("exposures", [16, 60])
+def test_an_outage_does_not_flatten_the_night(exposures: int) -> None:
+    """The axis is logarithmic and says so; without an outage it is not."""
+    *_, good = report_plot.drawn(outage(exposures, slice(0, 0)), UTC).axes
+    *_, bad = report_plot.drawn(outage(exposures, slice(3, 5)), UTC).axes
+    assert (good.get_yscale(), good.get_ylabel()) == ("linear", "seconds")
+    assert (bad.get_yscale(), bad.get_ylabel()) == ("log", "seconds, logarithmic")
+    low, high = (bad.transData.transform((0, value))[1] for value in (bad.get_ylim()[0], bad.get_ylim()[1]))
+    assert bad.transData.transform((0, 2))[1] - low > (high - low) / 20
+
+
+def test_hosts_are_drawn_by_their_transfers(tmp_path: Path) -> None:
+    """The time between the first and the last object of a host is the night's; its transfers' times are the host's."""
+    made = [record(n, total_usec=(n + 1) * SECOND) for n in range(9)]
+    transfers = [ReportedTransfer(one, f"daq{n}") for n, one in enumerate(made)]
+    found = Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="host")
+    report_plot.save(found, tmp_path / "n.svg", UTC)
+    said = texts(tmp_path / "n.svg")
+    assert "How long transfers took, by host, the worst first" in said
+    assert said.index("daq8") < said.index("daq0")
 
 
 @pytest.mark.parametrize(

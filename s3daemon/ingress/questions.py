@@ -1,0 +1,156 @@
+"""Questions about what was accepted earlier: whether all of a tag, or one transfer, is stored; answered in time.
+
+A question waits until the last transfer that it is about has ended, or its time is up; it accepts nothing and may be
+asked again. So a stop leaves no question to the next process: its client asks that one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from s3daemon.clock import Clock
+from s3daemon.errors import Code
+from s3daemon.model.exposure import Exposures, Name
+from s3daemon.model.record import TransferRecord
+from s3daemon.model.reply import Outcome, Reply
+
+#: The longest that a question waits, seconds: a client that is gone keeps its slot no longer.
+LIMIT_S = 3600.0
+#: Ended transfers that are remembered.
+ENDED_KEPT = 5000
+#: A transfer that ends without a record, since a newer one was stored at its destination, is noticed within this time.
+_LOOK_EVERY_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """What became of the files that were requested under a tag.
+
+    Args:
+        tag: the tag.
+        stored, pending, failed, refused: how many.
+        reason: why the first that failed or was refused did; empty when none did.
+        expect: how many there should be; None when that is not known.
+    """
+
+    tag: str
+    stored: int = 0
+    pending: int = 0
+    failed: int = 0
+    refused: int = 0
+    reason: str = ""
+    expect: int | None = None
+
+    @property
+    def over(self) -> bool:
+        """Nothing is pending, and all that were expected have come."""
+        return not self.pending and self._ended >= (self.expect or 0)
+
+    @property
+    def _ended(self) -> int:
+        return self.stored + self.failed + self.refused
+
+    @property
+    def complete(self) -> bool:
+        """All of it is stored, and it is something."""
+        return self.over and self._ended > 0 and not (self.failed or self.refused)
+
+    def reply(self) -> Reply:
+        """Return the answer: `stored`, else `failed` when it is over, else `deferred`; with the counts."""
+        counts = {"stored": self.stored, "pending": self.pending, "failed": self.failed, "refused": self.refused}
+        if self.complete:
+            return Reply(Outcome.STORED, counts=counts)
+        text = ", ".join(f"{count} {word}" for word, count in counts.items())
+        text = f"{self.tag}: {text}" + ("" if self.expect is None else f" of {self.expect}")
+        text += f"; the first: {self.reason}" if self.reason else ""
+        if self.over and not self._ended:
+            text += "; nothing was requested under this tag, or it is among the last exposures no more"
+            return Reply(Outcome.FAILED, code=Code.UNKNOWN_TRANSFER, text=text, counts=counts)
+        if self.over:
+            return Reply(Outcome.FAILED, code=Code.INCOMPLETE, text=text, counts=counts)
+        return Reply(Outcome.DEFERRED, code=Code.DEFERRED, text=text, counts=counts)
+
+
+class Questions:
+    """Answers questions. Belongs to the running event loop.
+
+    Args:
+        exposures: have the counts of each tag; `on_change` of them is taken over.
+        is_pending: says of an id whether its transfer is not over.
+        ended: of the transfers that ended before the start, ids and replies.
+        clock: monotonic seconds.
+    """
+
+    def __init__(
+        self,
+        exposures: Exposures,
+        is_pending: Callable[[str], bool],
+        ended: Iterable[tuple[str, Reply]] = (),
+        *,
+        clock: Clock = time.monotonic,
+    ) -> None:
+        self._exposures = exposures
+        self._is_pending = is_pending
+        self._ended = dict(ended)
+        self._clock = clock
+        self._waiting: dict[Name | str, set[asyncio.Future[None]]] = {}
+        self._leaving = False
+        exposures.on_change = self._changed
+
+    def see(self, record: TransferRecord) -> None:
+        """Note a transfer that is over."""
+        code, _, text = record.error.partition(": ")
+        outcome = Outcome.STORED if record.stored else Outcome.FAILED
+        self._ended[record.transfer_id] = Reply(outcome, record.transfer_id, code, text)
+        if len(self._ended) > ENDED_KEPT:
+            del self._ended[next(iter(self._ended))]
+        self._changed(record.transfer_id)
+
+    def leave(self) -> None:
+        """End all questions: the service stops."""
+        self._leaving = True
+        for key in list(self._waiting):
+            self._changed(key)
+
+    async def about_tag(self, tag: str, expect: int | None, timeout_s: float) -> Count | None:
+        """Return the counts of a tag once all is over, or when `timeout_s` have passed; None when the service stops."""
+        await self._wait((True, tag), lambda: self._count(tag, expect).over, timeout_s)
+        count = self._count(tag, expect)
+        return None if self._leaving and not count.over else count
+
+    async def about_transfer(self, id_: str, timeout_s: float) -> Reply | None:
+        """Return the end of a transfer, or `deferred` when `timeout_s` have passed; None when the service stops."""
+        await self._wait(id_, lambda: not self._is_pending(id_), timeout_s)
+        if reply := self._ended.get(id_):
+            return reply
+        if self._is_pending(id_):
+            return None if self._leaving else Reply(Outcome.DEFERRED, id_, Code.DEFERRED, "kept, and not stored yet")
+        text = "no transfer of that id is known here: it ended long ago, or never was; see journalctl"
+        return Reply(Outcome.FAILED, "", Code.UNKNOWN_TRANSFER, f"{text} S3DAEMON_TRANSFER_ID={id_}")
+
+    def _count(self, tag: str, expect: int | None) -> Count:
+        one = self._exposures.get((True, tag))
+        if one is None:
+            return Count(tag, expect=expect)
+        return Count(tag, one.stored, len(one.pending), one.failed, one.refused, one.reason, expect)
+
+    async def _wait(self, key: Name | str, is_over: Callable[[], bool], timeout_s: float) -> None:
+        until = self._clock() + min(timeout_s, LIMIT_S)
+        while not self._leaving and not is_over() and (left := until - self._clock()) > 0:
+            change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            waiting = self._waiting.setdefault(key, set())
+            waiting.add(change)
+            try:
+                await asyncio.wait([change], timeout=min(left, _LOOK_EVERY_S))
+            finally:
+                waiting.discard(change)
+                if not waiting:
+                    self._waiting.pop(key, None)
+
+    def _changed(self, key: Name | str) -> None:
+        for change in self._waiting.get(key, ()):
+            if not change.done():
+                change.set_result(None)

@@ -1,0 +1,86 @@
+"""Requests that are refused: counted, reported to who keeps the exposures, and logged, a few a second of each code.
+
+No client repeats a request, so a file that is refused is not delivered, and nobody but this tells the operator.
+"""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+from s3daemon.clock import Clock
+from s3daemon.errors import S3daemonError, one_line
+from s3daemon.ingress.peer import PeerLookup
+from s3daemon.journal import WarningLimit
+from s3daemon.model.record import Field, Refusal
+from s3daemon.model.request import MAX_TAG_CHARS
+
+#: What is kept of a file or a destination as given, characters: a key and its bucket, or a path, in full.
+_GIVEN_CHARS = 4096
+
+
+def refusal_of(error: S3daemonError, file: str = "", destination: str = "", tag: str = "") -> Refusal:
+    """Describe a refusal.
+
+    Args:
+        error: why.
+        file: as given, where that is known.
+        destination: bucket/key, likewise.
+        tag: likewise.
+    """
+    return Refusal(
+        code=str(error.code),
+        text=one_line(error.text),
+        file=file[:_GIVEN_CHARS],
+        destination=one_line(destination, _GIVEN_CHARS),
+        tag=one_line(tag, MAX_TAG_CHARS),
+    )
+
+
+class Refusals:
+    """Every refusal of this process, over any socket.
+
+    Args:
+        peers: look up the client's user.
+        write: takes a journal entry; `Journal.write`.
+        clock: monotonic seconds.
+        wall: seconds since the epoch.
+
+    Attributes:
+        counts: refusals by code.
+        observers: called with each refusal and its time, microseconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        peers: PeerLookup,
+        write: Callable[[Sequence[Field]], object] = lambda fields: None,
+        *,
+        clock: Clock = time.monotonic,
+        wall: Clock = time.time,
+    ) -> None:
+        self.counts: Counter[str] = Counter()
+        self.observers: list[Callable[[Refusal, int], None]] = []
+        self._peers = peers
+        self._write = write
+        self._clock = clock
+        self._wall = wall
+        self._limit = WarningLimit()
+
+    async def add(self, refusal: Refusal, sock: socket.socket) -> None:
+        """Note a refusal. Its client's user is only looked up for an entry that is written.
+
+        Args:
+            refusal: without the user.
+            sock: the client's connection, still open.
+        """
+        self.counts[refusal.code] += 1
+        for observe in self.observers:
+            observe(refusal, round(self._wall() * 1e6))
+        skipped = self._limit.admit(refusal.code, self._clock())
+        if skipped is not None:
+            uid = await self._peers.uid_of(sock)
+            self._write(replace(refusal, uid=uid, skipped=skipped).fields())

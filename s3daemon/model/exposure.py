@@ -1,0 +1,271 @@
+"""The last exposures: how long each took up to its last object, and what is missing of it. No I/O, no clock.
+
+An exposure is the transfers that carry one tag; those without a tag are grouped by their key up to its last slash.
+The callers report every transfer that becomes pending, ceases to be, or ends, and every request that is refused, and
+pass the time. The spool keeps all of it over a restart but what is pending, which it has anyway.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+from s3daemon.model.record import Refusal, TransferRecord
+from s3daemon.model.request import Destination, Transfer, prefix_of
+
+#: The ones requested last are kept: at one a minute, five hours.
+KEPT = 300
+#: Of one exposure, files that are not stored: enough for any, and a bound for what a client can fill memory with.
+MISSING_KEPT = 1000
+#: From the first request to the last object stored: longer is late; later still, and the exposure is given up as lost.
+LATE_S, LOST_S = 10.0, 30.0
+
+#: Whether it is a tag, and the tag; or bucket and prefix.
+Name = tuple[bool, str]
+
+
+def names_of(tags: Iterable[str], bucket: str, key: str) -> tuple[Name, ...]:
+    """Return the names of the exposures that a transfer belongs to."""
+    return tuple((True, tag) for tag in dict.fromkeys(tags)) or ((False, prefix_of(bucket, key)),)
+
+
+#: The verdict on files that carry no tag: what they have in common is a folder, which may be that of a whole night.
+UNTAGGED = "untagged"
+
+
+def verdict_of(
+    seconds: float | None, *, missing: bool, tagged: bool = True, late_s: float = LATE_S, lost_s: float = LOST_S
+) -> str:
+    """Return the worst that is true of an exposure, for status, page, metrics and report.
+
+    Args:
+        seconds: from its first request to its last object, or to now while one is pending; None when none was stored.
+        missing: a file of it was refused, failed for good, or is known to be missing.
+        tagged: it is known to be one exposure, so its time can be judged.
+        late_s: after so many seconds it is late.
+        lost_s: after so many it is given up, though not before it is late.
+
+    Returns:
+        `lost`, `incomplete`, `late`, or `in time`; without a tag `incomplete` or `untagged`.
+    """
+    if tagged and seconds is not None and seconds > max(late_s, lost_s):
+        return "lost"
+    if missing:
+        return "incomplete"
+    if not tagged:
+        return UNTAGGED
+    return "late" if seconds is not None and seconds > late_s else "in time"
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Why a file of an exposure is not stored, and will not be.
+
+    Args:
+        outcome: `failed` or `refused`.
+        reason: `CODE: text`.
+    """
+
+    outcome: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Exposure:
+    """What is known of one exposure.
+
+    Args:
+        name: the tag, or bucket and prefix.
+        tagged: the name is a tag.
+        first_usec: when its first request came, microseconds since the epoch.
+        last_usec: when its last object so far was stored, likewise; None when none was.
+        stored: transfers whose object is in the store.
+        size_bytes: stored.
+        missing: by destination, in the order of time; at most `MISSING_KEPT`.
+        pending: ids of the transfers that are not over.
+    """
+
+    name: str
+    tagged: bool
+    first_usec: int
+    last_usec: int | None = None
+    stored: int = 0
+    size_bytes: int = 0
+    missing: dict[str, Missing] = field(default_factory=dict)
+    pending: set[str] = field(default_factory=set)
+
+    @property
+    def failed(self) -> int:
+        """The number of files whose transfer failed for good."""
+        return sum(missing.outcome == "failed" for missing in self.missing.values())
+
+    @property
+    def refused(self) -> int:
+        """The number of files whose request was refused."""
+        return len(self.missing) - self.failed
+
+    @property
+    def reason(self) -> str:
+        """Why the first missing file is missing; empty when none is."""
+        return next((missing.reason for missing in self.missing.values()), "")
+
+    def seconds(self, now_usec: int) -> float | None:
+        """Return the time up to the last object, or to `now_usec` while transfers are pending; None without either."""
+        end_usec = now_usec if self.pending else self.last_usec
+        return None if end_usec is None else max(0, end_usec - self.first_usec) / 1e6
+
+    def verdict(self, now_usec: int) -> str:
+        """Return `verdict_of` at a moment of the wall clock, microseconds since the epoch."""
+        return verdict_of(self.seconds(now_usec), missing=bool(self.missing), tagged=self.tagged)
+
+    def put_missing(self, what: str, missing: Missing) -> None:
+        """Note that a file is missing."""
+        if what in self.missing or len(self.missing) < MISSING_KEPT:
+            self.missing[what] = missing
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """A file that became missing, for who keeps the exposures.
+
+    Args:
+        names: of its exposures.
+        at_usec: when it was requested, microseconds since the epoch.
+        what: the destination, or as much as was given of it.
+        missing: why.
+    """
+
+    names: tuple[Name, ...]
+    at_usec: int
+    what: str
+    missing: Missing
+
+
+def loss_of(transfer: Transfer, reason: str) -> Loss:
+    """Return the loss of a transfer that fails for good."""
+    to = transfer.destination
+    names = names_of(transfer.tags, to.bucket, to.key)
+    return Loss(names, transfer.accepted_usec, str(to), Missing("failed", reason))
+
+
+class Exposures:
+    """The last exposures, in the order of their first requests.
+
+    Args:
+        known: the ones that were kept before.
+        kept: how many are kept.
+        on_loss: called with every file that becomes missing, so that it is kept.
+
+    Attributes:
+        on_change: called with the name of an exposure that has changed, before it may be read.
+    """
+
+    def __init__(
+        self,
+        known: Iterable[Exposure] = (),
+        *,
+        kept: int = KEPT,
+        on_loss: Callable[[Loss], None] = lambda loss: None,
+    ) -> None:
+        self.on_change: Callable[[Name], None] = lambda name: None
+        self._kept = kept
+        self._on_loss = on_loss
+        self._order = sorted(known, key=_first)
+        self._by_name: dict[Name, Exposure] = {(one.tagged, one.name): one for one in self._order}
+
+    def __iter__(self) -> Iterator[Exposure]:
+        return iter(self._order)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def last(self, count: int) -> list[Exposure]:
+        """Return the last `count` of them, in order."""
+        return self._order[-count:]
+
+    def get(self, name: Name) -> Exposure | None:
+        """Return the exposure of that name; None when nothing is known of it."""
+        return self._by_name.get(name)
+
+    def added(self, transfer: Transfer) -> None:
+        """Count a transfer that is pending: for the first time, again after it failed, or for one more tag."""
+        to = transfer.destination
+        for exposure in self._of(names_of(transfer.tags, to.bucket, to.key), transfer.accepted_usec):
+            exposure.missing.pop(str(to), None)
+            exposure.pending.add(transfer.id)
+
+    def removed(self, transfer: Transfer) -> None:
+        """Count a transfer that is no longer pending. One that was withdrawn without a record leaves no trace."""
+        to = transfer.destination
+        for name in names_of(transfer.tags, to.bucket, to.key):
+            exposure = self._by_name.get(name)
+            if exposure is not None and transfer.id in exposure.pending:
+                exposure.pending.remove(transfer.id)
+                if not (exposure.pending or exposure.stored or exposure.missing):
+                    self._forget(exposure)
+                self.on_change(name)
+
+    def recorded(self, record: TransferRecord) -> None:
+        """Count a transfer that is over."""
+        names = names_of(record.tags, record.bucket, record.key)
+        what = str(Destination(record.bucket, record.key))
+        if not record.stored:
+            self._lose(Loss(names, record.start_usec, what, Missing("failed", record.error)), record.transfer_id)
+            return
+        for exposure in self._of(names, record.start_usec):
+            exposure.pending.discard(record.transfer_id)
+            exposure.missing.pop(what, None)
+            exposure.stored += 1
+            exposure.size_bytes += record.size_bytes
+            exposure.last_usec = max(exposure.last_usec or 0, record.start_usec + record.total_usec)
+            self.on_change((exposure.tagged, exposure.name))
+
+    def refused(self, refusal: Refusal, at_usec: int) -> None:
+        """Count a file that was refused at `at_usec`, microseconds since the epoch, where its exposure is known."""
+        bucket, slash, key = refusal.destination.partition("/")
+        if refusal.tag or slash:
+            names = names_of([refusal.tag] if refusal.tag else [], bucket, key)
+            reason = f"{refusal.code}: {refusal.text}"
+            self._lose(Loss(names, at_usec, refusal.destination or refusal.file, Missing("refused", reason)))
+
+    def listed(self, transfer: Transfer, reason: str) -> None:
+        """Count a transfer that failed before the start, unless that is known."""
+        to = transfer.destination
+        for exposure in self._of(names_of(transfer.tags, to.bucket, to.key), transfer.accepted_usec):
+            if str(to) not in exposure.missing:
+                exposure.put_missing(str(to), Missing("failed", reason))
+
+    def _lose(self, loss: Loss, transfer_id: str = "") -> None:
+        for exposure in self._of(loss.names, loss.at_usec):
+            exposure.pending.discard(transfer_id)
+            exposure.put_missing(loss.what, loss.missing)
+            self.on_change((exposure.tagged, exposure.name))
+        self._on_loss(loss)
+
+    def _of(self, names: Iterable[Name], start_usec: int) -> Iterator[Exposure]:
+        """Yield the exposures of these names; none when they are older than all that are kept."""
+        for name in names:
+            exposure = self._by_name.get(name) or self._new(name, start_usec)
+            if exposure is not None:
+                if start_usec < exposure.first_usec:
+                    exposure.first_usec = start_usec
+                    self._order.sort(key=_first)
+                yield exposure
+
+    def _new(self, name: Name, start_usec: int) -> Exposure | None:
+        if len(self._order) >= self._kept:
+            if start_usec <= self._order[0].first_usec:
+                return None
+            self._forget(self._order[0])
+        exposure = self._by_name[name] = Exposure(name[1], name[0], start_usec)
+        insort(self._order, exposure, key=_first)
+        return exposure
+
+    def _forget(self, exposure: Exposure) -> None:
+        self._order.remove(exposure)
+        del self._by_name[exposure.tagged, exposure.name]
+
+
+def _first(exposure: Exposure) -> int:
+    return exposure.first_usec

@@ -1,0 +1,58 @@
+"""What a store does with an upload that it must refuse, whose Content-MD5 is not that of its body. Pure.
+
+    what came of it                                             kind
+    ----------------------------------------------------------  -------
+    stored, or stored with another ETag                         STORES
+    the wrong digest is refused, and not all of it was read     UNREAD
+    ... and all of it was read, and the connection was closed   CLOSES
+    ... and all of it was read, and the connection stays open   REFUSES
+    closed without an answer, and nothing is known yet          CLOSES
+    refused for another reason (keys, bucket)                   DENIES
+    anything else: no answer, a server error                    none: it is tried again later
+
+Only REFUSES primes a connection and leaves nothing behind. Ceph RGW 16, MinIO, versitygw and rclone are of that kind;
+s3proxy closes the connection.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from s3daemon.errors import AttemptError, Code
+from s3daemon.model.verdict import Scope, suspect
+
+#: S3's codes for a Content-MD5 that is not the body's, and for one that cannot be any body's.
+_WRONG_DIGEST = frozenset({"BadDigest", "InvalidDigest"})
+_CLOSED = frozenset({Code.CONNECTION_CLOSED, Code.STALE_CONNECTION})
+#: Answers that concern this request; a redirect is one too.
+_REFUSALS = range(300, 500)
+
+
+class StoreKind(Enum):
+    """What it does, in words that follow "the store"."""
+
+    REFUSES = "reads what has a wrong Content-MD5, refuses it, and keeps the connection"
+    STORES = "stores what has a wrong Content-MD5"
+    UNREAD = "refuses what has a wrong Content-MD5 before it has read it"
+    CLOSES = "closes the connection after what has a wrong Content-MD5"
+    DENIES = "refuses the upload for another reason"
+
+
+def kind_of(error: AttemptError | None, *, was_read: bool, is_kept: bool, is_known: bool) -> StoreKind | None:
+    """Return the kind of store that an upload with a wrong Content-MD5 shows; None when it shows none.
+
+    Args:
+        error: what came of it; None: it was stored.
+        was_read: all of it was acknowledged.
+        is_kept: the connection stays open.
+        is_known: an earlier upload has shown `REFUSES`: a connection that breaks now was broken by something else.
+    """
+    if error is None or error.code == Code.ETAG_MISMATCH:
+        return StoreKind.STORES
+    if error.code in _WRONG_DIGEST:
+        if not was_read:
+            return StoreKind.UNREAD
+        return StoreKind.REFUSES if is_kept else StoreKind.CLOSES
+    if error.code in _CLOSED:
+        return None if is_known else StoreKind.CLOSES
+    return StoreKind.DENIES if error.status in _REFUSALS and suspect(error) is not Scope.SERVICE else None

@@ -1,0 +1,192 @@
+"""The tables of the last exposures in the spool's file: what is over of them, so that a restart does not forget it.
+
+    exposure    one row for each of the last exposures: tagged, name, first_usec, last_usec, stored, size_bytes
+    missing     exposure, destination, outcome, reason: one row for each file of these that will not be stored
+    ended       seq, id: of the transfers stored last, so that it can be told later that they are
+
+Each is as in `model.exposure`. What is pending is not here: the transfers' own rows have it. A stored transfer is
+counted by the very commit that removes its row, so that no crash counts it twice or not at all.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from s3daemon.model.exposure import (
+    KEPT,
+    MISSING_KEPT,
+    Exposure,
+    Loss,
+    Missing,
+    Name,
+    names_of,
+)
+from s3daemon.model.record import TransferRecord
+from s3daemon.model.request import Destination
+
+#: Transfers that are known to be stored: a hundred exposures of one host.
+ENDED_KEPT = 5000
+
+#: The migration of `database.MIGRATIONS` that brings these tables.
+TABLES = (
+    """CREATE TABLE exposure (
+        id INTEGER PRIMARY KEY, tagged INTEGER NOT NULL, name TEXT NOT NULL, first_usec INTEGER NOT NULL,
+        last_usec INTEGER, stored INTEGER NOT NULL, size_bytes INTEGER NOT NULL, UNIQUE (tagged, name))""",
+    """CREATE TABLE missing (
+        exposure INTEGER NOT NULL, destination TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+        PRIMARY KEY (exposure, destination))""",
+    "CREATE TABLE ended (seq INTEGER PRIMARY KEY, id TEXT NOT NULL)",
+)
+_COLUMNS = "tagged, name, first_usec, last_usec, stored, size_bytes"
+_ADD = f"INSERT OR IGNORE INTO exposure ({_COLUMNS}) VALUES (?, ?, ?, NULL, 0, 0)"  # noqa: S608 - ours
+_PRUNE = (
+    "DELETE FROM exposure WHERE id NOT IN (SELECT id FROM exposure ORDER BY first_usec DESC LIMIT ?)",
+    "DELETE FROM missing WHERE exposure NOT IN (SELECT id FROM exposure)",
+)
+_ID = "(SELECT id FROM exposure WHERE tagged = ? AND name = ?)"
+_COUNT = """UPDATE exposure SET first_usec = min(first_usec, ?), last_usec = max(coalesce(last_usec, 0), ?),
+    stored = stored + 1, size_bytes = size_bytes + ? WHERE tagged = ? AND name = ?"""
+_FOUND = f"DELETE FROM missing WHERE exposure = {_ID} AND destination = ?"  # noqa: S608 - ours
+_LOSE = f"""INSERT OR REPLACE INTO missing (exposure, destination, outcome, reason)
+    SELECT id, ?, ?, ? FROM exposure WHERE tagged = ? AND name = ?
+    AND (SELECT count(*) FROM missing WHERE exposure = {_ID}) < ?"""  # noqa: S608 - ours
+
+
+@dataclass(frozen=True, slots=True)
+class StoredCount:
+    """What is counted when a stored transfer's row is removed.
+
+    Args:
+        id: the transfer's.
+        names: of its exposures.
+        destination: bucket and key.
+        at_usec, end_usec: when it was accepted and stored, microseconds since the epoch.
+        size_bytes: stored.
+    """
+
+    id: str
+    names: tuple[Name, ...]
+    destination: str
+    at_usec: int
+    end_usec: int
+    size_bytes: int
+
+    @classmethod
+    def of(cls, record: TransferRecord) -> StoredCount:
+        """Return what is counted of a stored transfer."""
+        names = names_of(record.tags, record.bucket, record.key)
+        end_usec = record.start_usec + record.total_usec
+        to = str(Destination(record.bucket, record.key))
+        return cls(record.transfer_id, names, to, record.start_usec, end_usec, record.size_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class SaveLoss:
+    """Keep that a file is missing."""
+
+    loss: Loss
+
+
+@dataclass(frozen=True, slots=True)
+class SaveExposure:
+    """Keep an exposure that a damaged file had."""
+
+    exposure: Exposure
+
+    def __hash__(self) -> int:
+        return hash((self.exposure.tagged, self.exposure.name))
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """What the tables have.
+
+    Args:
+        exposures: the last ones, without what is pending of them.
+        ended: ids of the transfers stored last, by seq.
+    """
+
+    exposures: tuple[Exposure, ...] = ()
+    ended: tuple[tuple[int, str], ...] = ()
+
+
+def count_stored(db: sqlite3.Connection, seq: int, count: StoredCount) -> None:
+    """Count a stored transfer.
+
+    Args:
+        db: in a transaction.
+        seq: of the row that is removed with it; 0 when there was none.
+        count: what is counted.
+    """
+    for tagged, name in count.names:
+        _add(db, (tagged, name), count.at_usec)
+        db.execute(_COUNT, (count.at_usec, count.end_usec, count.size_bytes, tagged, name))
+        db.execute(_FOUND, (tagged, name, count.destination))
+    if seq:
+        keep_ended(db, seq, count.id)
+
+
+def keep_ended(db: sqlite3.Connection, seq: int, id_: str) -> None:
+    """Keep that a transfer is stored."""
+    db.execute("INSERT OR REPLACE INTO ended (seq, id) VALUES (?, ?)", (seq, id_))
+    db.execute("DELETE FROM ended WHERE seq <= ?", (seq - ENDED_KEPT,))
+
+
+def save(db: sqlite3.Connection, change: SaveLoss | SaveExposure) -> None:
+    """Carry out a change, in a transaction."""
+    if isinstance(change, SaveLoss):
+        loss = change.loss
+        for name in loss.names:
+            _add(db, name, loss.at_usec)
+            _lose(db, name, loss.what, loss.missing)
+        return
+    one = change.exposure
+    name = (one.tagged, one.name)
+    _add(db, name, one.first_usec)
+    values = (one.first_usec, one.last_usec, one.stored, one.size_bytes, *name)
+    db.execute(
+        "UPDATE exposure SET first_usec = ?, last_usec = ?, stored = ?, size_bytes = ? WHERE tagged = ? AND name = ?",
+        values,
+    )
+    for what, missing in one.missing.items():
+        _lose(db, name, what, missing)
+
+
+def _add(db: sqlite3.Connection, name: Name, first_usec: int) -> None:
+    if db.execute(_ADD, (*name, first_usec)).rowcount > 0:
+        db.execute(_PRUNE[0], (KEPT,))
+        db.execute(_PRUNE[1])
+
+
+def _lose(db: sqlite3.Connection, name: Name, what: str, missing: Missing) -> None:
+    db.execute(_LOSE, (what, missing.outcome, missing.reason, *name, *name, MISSING_KEPT))
+
+
+def read(db: sqlite3.Connection) -> Kept:
+    """Read the tables.
+
+    Raises:
+        sqlite3.Error, ValueError, TypeError: they are damaged.
+    """
+    rows = db.execute(f"SELECT id, {_COLUMNS} FROM exposure ORDER BY first_usec")  # noqa: S608 - ours
+    found = {row[0]: _from_row(row) for row in rows}
+    for id_, what, missing in _missing(db):
+        if id_ in found:
+            found[id_].missing[what] = missing
+    ended = db.execute("SELECT seq, id FROM ended ORDER BY seq")
+    return Kept(tuple(found.values()), tuple((int(seq), str(id_)) for seq, id_ in ended))
+
+
+def _missing(db: sqlite3.Connection) -> Iterator[tuple[int, str, Missing]]:
+    for id_, what, outcome, reason in db.execute(
+        "SELECT exposure, destination, outcome, reason FROM missing ORDER BY rowid"
+    ):
+        yield int(id_), str(what), Missing(str(outcome), str(reason))
+
+
+def _from_row(row: tuple[int, int, str, int, int | None, int, int]) -> Exposure:
+    _, tagged, name, first, last, stored, size = row
+    last_usec = None if last is None else int(last)
+    return Exposure(str(name), bool(tagged), int(first), last_usec, int(stored), int(size))

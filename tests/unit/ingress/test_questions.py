@@ -1,0 +1,173 @@
+"""Questions: the counts of a tag and the end of a transfer, at the moment when the last one ends, and not before."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from fakes import fly
+from lab.records import START_USEC, failed, record
+
+from s3daemon.ingress.questions import ENDED_KEPT, LIMIT_S, Count, Questions
+from s3daemon.model.exposure import Exposures
+from s3daemon.model.record import Refusal, TransferRecord
+from s3daemon.model.reply import Outcome, Reply
+from s3daemon.model.request import Destination, FileState, Transfer
+
+
+class Desk:
+    """Questions over exposures that a test fills."""
+
+    def __init__(self) -> None:
+        self.exposures = Exposures()
+        self.pending: set[str] = set()
+        self.loop = asyncio.get_running_loop()
+        ended = [("old", Reply(Outcome.STORED, "old"))]
+        self.questions = Questions(self.exposures, self.pending.__contains__, ended, clock=self.loop.time)
+
+    def accept(self, number: int, tag: str = "e1") -> Transfer:
+        key = f"night/{number}"
+        made = Transfer(f"{number:016x}", "/f", Destination("raw", key), (tag,), FileState(1, 2, 3, 4), START_USEC)
+        self.exposures.added(made)
+        self.pending.add(made.id)
+        return made
+
+    def end(self, made: Transfer, error: str = "") -> None:
+        number = int(made.id, 16)
+        names = {"tags": made.tags, "key": made.destination.key}
+        ended: TransferRecord = failed(number, error, **names) if error else record(number, **names)
+        self.pending.discard(made.id)
+        self.exposures.removed(made)
+        self.exposures.recorded(ended)
+        self.questions.see(ended)
+
+
+def at_desk(test: Callable[[Desk], Awaitable[None]]) -> None:
+    async def main() -> None:
+        await test(Desk())
+
+    fly(main)
+
+
+@pytest.mark.parametrize(
+    ("count", "outcome", "code", "text"),
+    [
+        (Count("E", 46), Outcome.STORED, "", ""),
+        (Count("E", 46, expect=46), Outcome.STORED, "", ""),
+        (Count("E", 45, expect=46), Outcome.DEFERRED, "Deferred", "E: 45 stored, 0 pending, 0 failed, 0 refused of 46"),
+        (Count("E", 40, 6), Outcome.DEFERRED, "Deferred", "E: 40 stored, 6 pending, 0 failed, 0 refused"),
+        (
+            Count("E", 40, 3, 2, 1, "NoSuchFile: /f", 46), Outcome.DEFERRED, "Deferred",
+            "E: 40 stored, 3 pending, 2 failed, 1 refused of 46; the first: NoSuchFile: /f",
+        ),
+        (
+            Count("E", 44, 0, 1, 1, "NoSuchFile: /f", 46), Outcome.FAILED, "Incomplete",
+            "E: 44 stored, 0 pending, 1 failed, 1 refused of 46; the first: NoSuchFile: /f",
+        ),
+        (
+            Count("E"), Outcome.FAILED, "UnknownTransfer",
+            "E: 0 stored, 0 pending, 0 failed, 0 refused; nothing was requested under this tag, or it is among the "
+            "last exposures no more",
+        ),
+        (Count("E", expect=2), Outcome.DEFERRED, "Deferred", "E: 0 stored, 0 pending, 0 failed, 0 refused of 2"),
+    ],
+)  # fmt: skip
+def test_what_is_answered(count: Count, outcome: Outcome, code: str, text: str) -> None:
+    reply = count.reply()
+    assert (reply.outcome, reply.code, reply.text) == (outcome, code, text)
+    assert reply.counts["stored"] == count.stored
+
+
+def test_a_question_about_a_tag_is_answered_when_the_last_transfer_ends() -> None:
+    """At that moment; what comes under the tag meanwhile belongs to it; other tags do not."""
+
+    async def test(desk: Desk) -> None:
+        one, two, other = desk.accept(1), desk.accept(2), desk.accept(3, "e2")
+        asked = asyncio.create_task(desk.questions.about_tag("e1", None, 1000.0))
+        await asyncio.sleep(10)
+        desk.end(one)
+        desk.end(other)
+        three = desk.accept(4)
+        desk.end(two, "NoSuchBucket: none")
+        await asyncio.sleep(10)
+        assert not asked.done()
+        ended_at = desk.loop.time()
+        desk.end(three)
+        assert await asked == Count("e1", 2, 0, 1, 0, "NoSuchBucket: none")
+        assert desk.loop.time() == ended_at
+
+    at_desk(test)
+
+
+def test_a_question_that_expects_more_waits_for_them() -> None:
+    """A refused one is one of them."""
+
+    async def test(desk: Desk) -> None:
+        desk.end(desk.accept(1))
+        asked = asyncio.create_task(desk.questions.about_tag("e1", 2, 1000.0))
+        await asyncio.sleep(100)
+        assert not asked.done()
+        refusal = Refusal(code="NoSuchFile", text="gone", destination="raw/night/9", tag="e1")
+        desk.exposures.refused(refusal, START_USEC)
+        assert await asked == Count("e1", 1, 0, 0, 1, "NoSuchFile: gone", 2)
+
+    at_desk(test)
+
+
+def test_a_question_ends_with_its_time() -> None:
+    """With the counts as they are; none waits longer than the limit, and zero means now."""
+
+    async def test(desk: Desk) -> None:
+        desk.accept(1)
+        for timeout_s, waited_s in ((0.0, 0.0), (7.0, 7.0), (1e9, LIMIT_S)):
+            began = desk.loop.time()
+            count = await desk.questions.about_tag("e1", None, timeout_s)
+            assert count == Count("e1", 0, 1)
+            assert desk.loop.time() - began == pytest.approx(waited_s, abs=0.01)
+
+    at_desk(test)
+
+
+def test_a_stop_ends_questions_that_cannot_be_answered() -> None:
+    async def test(desk: Desk) -> None:
+        made = desk.accept(1)
+        asked = [
+            asyncio.create_task(desk.questions.about_tag("e1", None, 1000.0)),
+            asyncio.create_task(desk.questions.about_transfer(made.id, 1000.0)),
+        ]
+        await asyncio.sleep(1)
+        desk.questions.leave()
+        assert await asyncio.gather(*asked) == [None, None]
+        desk.end(made)
+        assert await desk.questions.about_tag("e1", None, 9.0) == Count("e1", 1)
+
+    at_desk(test)
+
+
+def test_the_end_of_a_transfer() -> None:
+    """Of one that is pending, of those that ended before, and of one that ends without a record."""
+
+    async def test(desk: Desk) -> None:
+        made, bad, gone = desk.accept(1), desk.accept(2), desk.accept(3)
+        asked = asyncio.create_task(desk.questions.about_transfer(made.id, 1000.0))
+        await asyncio.sleep(10)
+        at = desk.loop.time()
+        desk.end(made)
+        assert await asked == Reply(Outcome.STORED, made.id)
+        assert desk.loop.time() == at
+        desk.end(bad, "NoSuchBucket: none")
+        assert await desk.questions.about_transfer(bad.id, 9.0) == Reply(Outcome.FAILED, bad.id, "NoSuchBucket", "none")
+        assert await desk.questions.about_transfer("old", 9.0) == Reply(Outcome.STORED, "old")
+        assert (await desk.questions.about_transfer(gone.id, 5.0) or Reply(Outcome.STORED)).outcome is Outcome.DEFERRED
+        asked = asyncio.create_task(desk.questions.about_transfer(gone.id, 1000.0))
+        await asyncio.sleep(10)
+        desk.pending.discard(gone.id)
+        unknown = await asked
+        assert unknown
+        assert (unknown.outcome, unknown.id, unknown.code) == (Outcome.FAILED, "", "UnknownTransfer")
+        for number in range(10, 20 + ENDED_KEPT):
+            desk.questions.see(record(number))
+        assert (await desk.questions.about_transfer("old", 9.0) or unknown).code == "UnknownTransfer"
+
+    at_desk(test)

@@ -1,0 +1,112 @@
+"""The exposures in the spool's file: counted once whatever crashes, the last ones kept, never more than their bound."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from pathlib import Path
+
+import pytest
+from fakes import transfer
+from lab.records import START_USEC, record
+
+from s3daemon.model.exposure import KEPT, MISSING_KEPT, Exposure, Loss, Missing
+from s3daemon.model.record import TransferRecord
+from s3daemon.spool.database import SpoolFile
+from s3daemon.spool.exposures import ENDED_KEPT, SaveExposure, SaveLoss, StoredCount
+from s3daemon.spool.rows import Delete, Entry, Insert, compact
+from s3daemon.spool.spool import Spool
+
+S = 1_000_000
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> SpoolFile:
+    return SpoolFile(tmp_path / "spool.db", create=True)
+
+
+def stored(number: int, **changes: object) -> TransferRecord:
+    return record(number, **changes)
+
+
+def test_a_stored_transfer_is_counted_by_the_commit_that_removes_its_row(file: SpoolFile) -> None:
+    """For each of its tags; of one commit, so that a crash leaves both or neither."""
+    file.commit([[Insert(Entry(7, transfer(7), 1.0))]])
+    one = stored(7, tags=("a", "b"), total_usec=2 * S)
+    file.commit([[Delete(7, StoredCount.of(one))]])
+    kept = file.kept()
+    assert file.entries() == []
+    assert kept.exposures == tuple(Exposure(name, True, START_USEC, START_USEC + 2 * S, 1, 8_000_000) for name in "ab")
+    assert kept.ended == ((7, one.transfer_id),)
+    again = stored(8, tags=("a",), start_usec=START_USEC - S, total_usec=S)
+    file.commit([[Delete(0, StoredCount.of(again))]])
+    first, _ = sorted(file.kept().exposures, key=lambda each: each.name)
+    assert (first.stored, first.first_usec, first.last_usec) == (2, START_USEC - S, START_USEC + 2 * S)
+    assert file.kept().ended == kept.ended  # it never had a row
+
+
+def loss(what: str, name: str = "a", outcome: str = "refused", at_usec: int = START_USEC) -> SaveLoss:
+    return SaveLoss(Loss(((True, name),), at_usec, what, Missing(outcome, f"Code: {what}")))
+
+
+def test_what_is_missing_is_kept_until_it_is_stored(file: SpoolFile) -> None:
+    file.commit([[loss("raw/x"), loss("raw/night/f.fits", outcome="failed"), loss("raw/x")]])
+    (one,) = file.kept().exposures
+    assert (one.refused, one.failed, one.stored, one.last_usec) == (1, 1, 0, None)
+    file.commit([[Delete(0, StoredCount.of(stored(1, tags=("a",))))]])
+    (one,) = file.kept().exposures
+    assert (one.stored, one.missing) == (1, {"raw/x": Missing("refused", "Code: raw/x")})
+
+
+def test_the_last_ones_are_kept(file: SpoolFile) -> None:
+    """Of exposures, with what is missing of them, of files missing in one, and of transfers that are stored."""
+    file.commit([[loss("raw/x", f"e{number}", at_usec=number)] for number in range(KEPT + 20)])
+    kept = file.kept()
+    assert [one.name for one in kept.exposures] == [f"e{number}" for number in range(20, KEPT + 20)]
+    assert all(one.refused == 1 for one in kept.exposures)
+    file.commit([[loss(f"raw/{number}", "big", at_usec=KEPT + 20)] for number in range(MISSING_KEPT + 9)])
+    assert file.kept().exposures[-1].refused == MISSING_KEPT
+    count = StoredCount.of(stored(1))
+    file.commit([[Delete(seq, count) for seq in range(1, ENDED_KEPT + 50)]])
+    assert [seq for seq, _ in file.kept().ended] == list(range(50, ENDED_KEPT + 50))
+
+
+def test_counts_are_never_merged_while_the_disk_fails() -> None:
+    """What is retained loses no count, and no row that is removed comes back."""
+    counts = [StoredCount.of(stored(number)) for number in range(3)]
+    changes = [Delete(0, counts[0]), Delete(0, counts[1]), Delete(5, counts[2]), loss("x"), loss("x"), loss("y")]
+    assert compact(changes) == [Delete(0, counts[0]), Delete(0, counts[1]), Delete(5, counts[2]), loss("x"), loss("y")]
+
+
+def test_a_damaged_file_gives_its_exposures_to_the_next(file: SpoolFile, tmp_path: Path) -> None:
+    one = Exposure("a", True, 1, 2, 3, 4, {"raw/x": Missing("failed", "r")})
+    file.commit([[SaveExposure(one)], [SaveExposure(one)]])
+    assert file.kept().exposures == (one,)
+    file.close()
+
+
+def test_a_spool_knows_them_after_a_restart_and_after_a_crash(tmp_path: Path) -> None:
+    """The crash is a copy of the files as they are: a transfer is either pending there or counted."""
+    one, two = transfer(1), transfer(2)
+
+    async def live() -> None:
+        spool = Spool.open(tmp_path / "one")
+        for each in (one, two):
+            await spool.add(each, 1.0, attempt_started=True)
+        spool.remove(one.id, StoredCount.of(stored(1, tags=("a",))))
+        spool.save_loss(Loss(((True, "a"),), START_USEC, "raw/x", Missing("refused", "NoSuchFile: gone")))
+        await spool.start_attempt(two.id)  # with all that came before it
+        shutil.copytree(tmp_path / "one", tmp_path / "two")
+        spool.remove(two.id, StoredCount.of(stored(2, tags=("a",))))
+        await spool.close()
+
+    async def again(name: str, count: int) -> None:
+        spool = Spool.open(tmp_path / name)
+        (found,) = spool.kept.exposures
+        assert (found.stored, found.reason) == (count, "NoSuchFile: gone")
+        assert found.stored + len(spool.entries(failed=False)) == 2
+        await spool.close()
+
+    asyncio.run(live())
+    for name, count in (("one", 2), ("two", 1)):
+        asyncio.run(again(name, count))
