@@ -25,7 +25,7 @@ _T = TypeVar("_T")
 
 #: How much is read and encrypted at a time. More gains nothing (a TLS record holds 16 KiB), less costs wake-ups.
 CHUNK_BYTES = 256 * 1024
-#: So many are hashed by one call of a thread: at 25 uploads it then holds 25 MB more, and a call costs 2 % of its work.
+#: So many are hashed by one call of a thread: at most 2 MiB are held for it, and the calls cost little beside the MD5.
 CHUNKS_HASHED = 4
 
 
