@@ -394,6 +394,7 @@ class Service:
             await endpoint.close(before)
             raise
         self._journal.hide(endpoint.secrets)
+        applied += endpoint.reread_since(before)
         # From here on nothing is refused, and nothing waits: all of it is in force, or none.
         self._settings.current, self._endpoint = new, endpoint
         self._access.allow(allowed)

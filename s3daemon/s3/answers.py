@@ -1,9 +1,10 @@
 """What an answer of a store means, or that there is none: a success, or an error of our own.
 
 Which answers are a success: those of the operation's own form, and nothing else. A status line proves nothing. A
-captive portal, a balancer, or an nginx with `error_page 502 =200` answers 200 to a request that no store has seen. S3
-answers a PUT with 200 and an ETag, and a completion with a document of its own. Any other answer below 400 is
-`BadAnswer`: the object may be stored or not, so it is looked up.
+captive portal, a balancer, or an nginx with `error_page 502 =200` answers 200 to a request that no store has seen; if
+its page is a file, nginx gives that an ETag too. S3 answers a PUT with 200, an ETag and nothing else, and a completion
+with a document of its own. Any other answer below 400 is `BadAnswer`: the object may be stored or not, so it is looked
+up.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Form:
 
     Args:
         statuses: S3's.
-        etag: it must have an ETag header.
+        etag: it must have an ETag header, and no body.
         documents: names of the document's root element, S3's own first; empty where the answer has no document.
     """
 
@@ -82,6 +83,8 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
         return f"the answer {status} is not S3's"
     if form.etag and not headers.get("etag", "").strip('" '):
         return f"the answer {status} has no ETag, so it is not S3's"
+    if form.etag and body.strip():
+        return f"the answer {status} has a body, so it is not S3's: a page of something in front of the store"
     if form.documents and root not in form.documents:
         return f"the answer {status} is not S3's {form.documents[0]}"
     return ""

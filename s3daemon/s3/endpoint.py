@@ -13,7 +13,7 @@ import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 
-from s3daemon.config.settings import Settings
+from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.network.keeper import Keeper
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
@@ -78,6 +78,19 @@ class Endpoint:
     def secrets(self) -> tuple[str, ...]:
         """The secrets of the keys in use, once opened; no log may show them."""
         return self._signer.secrets
+
+    def reread_since(self, before: Endpoint) -> list[str]:
+        """Return the variables whose files have another content than `before` read; of an opened endpoint."""
+        ours, theirs = self._settings, before._settings
+        read = {
+            "ca_bundle": (self._authorities, before._authorities),
+            "shared_credentials_file": (self.secrets, before.secrets),
+        }
+        return [
+            VARIABLES[name].name
+            for name, (now, then) in read.items()
+            if getattr(ours, name) and getattr(ours, name) == getattr(theirs, name) and now != then
+        ]
 
     async def open(self) -> None:
         """Create the client, and begin to open the connections.

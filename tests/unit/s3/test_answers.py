@@ -42,6 +42,9 @@ ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
         (200, {}, b"", False),
         (200, {"etag": '""'}, b"", False),
         (200, {}, PAGE, False),
+        (200, ETAG, b"\r\n", True),
+        (200, {"etag": '"6b0b679a-30"'}, PAGE, False),
+        (200, {"etag": '"6b0b679a-30"'}, b'{"status": "maintenance"}', False),
         (201, ETAG, b"", False),
         (202, ETAG, b"", False),
         (204, ETAG, b"", False),
@@ -58,7 +61,7 @@ ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
 def test_a_body_is_taken_by_200_and_an_etag(
     operation: str, status: int, headers: dict[str, str], body: bytes, good: bool
 ) -> None:
-    """An error of S3 is no flaw either: it is read as what it is."""
+    """An error of S3 is no flaw either: it is read as what it is. A page is one, also with the ETag of a file."""
     assert (flaw_of(operation, status, headers, body) == "") is good
 
 

@@ -69,6 +69,45 @@ async def test_connections_are_kept_if_their_settings_are(change: dict[str, Any]
     await after.close()
 
 
+@pytest.mark.parametrize(
+    ("bundle", "secret", "expected"),
+    [
+        (0, "s", []),
+        (1, "s", ["AWS_CA_BUNDLE"]),
+        (0, "t", ["AWS_SHARED_CREDENTIALS_FILE"]),
+        (1, "t", ["AWS_CA_BUNDLE", "AWS_SHARED_CREDENTIALS_FILE"]),
+    ],
+)
+@in_loop
+async def test_a_reload_names_the_files_that_were_edited(
+    tmp_path: Path, authorities: tuple[str, str], bundle: int, secret: str, expected: list[str]
+) -> None:
+    """Their paths stay, so the variables do not differ. What the settings do not name is not named."""
+    ca, keys = tmp_path / "ca.pem", tmp_path / "keys"
+
+    def write(bundle: int, secret: str) -> None:
+        ca.write_text(authorities[bundle])
+        keys.write_text(f"[p]\naws_access_key_id = k\naws_secret_access_key = {secret}\n")
+
+    write(0, "s")
+    named = replace(
+        settings_for("https://store", ca_bundle=str(ca)),
+        access_key="", secret_key="", shared_credentials_file=str(keys), profile="p",
+    )  # fmt: skip
+    before = endpoint_of(named)
+    await before.open()
+    write(bundle, secret)
+    after = endpoint_of(named, before)
+    await after.open()
+    assert after.reread_since(before) == expected
+    other = endpoint_of(settings_for("https://store"), after)
+    await other.open()
+    assert other.reread_since(after) == []
+    await before.close(after)
+    await after.close(other)
+    await other.close()
+
+
 @in_loop
 async def test_a_refused_reload_leaves_the_limit_as_it_was(tmp_path: Path) -> None:
     """Without keys the new endpoint does not open, and what uploads may send stays."""
