@@ -75,9 +75,8 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
     """
     form, root = FORMS.get(operation, Form()), _root(body)
     is_refusal = root == "Error" and (status == HTTPStatus.OK or status > HTTPStatus.MULTIPLE_CHOICES)
-    if status >= HTTPStatus.BAD_REQUEST or is_refusal:
-        return ""
-    if form.etag and not needs_etag and status < HTTPStatus.MULTIPLE_CHOICES:
+    is_of_sink = form.etag and not needs_etag and status < HTTPStatus.MULTIPLE_CHOICES
+    if status >= HTTPStatus.BAD_REQUEST or is_refusal or is_of_sink:
         return ""
     if status not in form.statuses:
         return f"the answer {status} is not S3's"
