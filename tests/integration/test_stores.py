@@ -132,7 +132,7 @@ def test_files_and_names(store: Store, served: Daemon, tmp_path: Path) -> None:
 UNPRIMED = {"s3proxy": "closes the connection after", "moto": ""}
 
 
-@those()
+@those("rgw")
 def test_primed_by_refused_uploads(store: Store, tmp_path: Path) -> None:
     """Each connection, where the store refuses what it must refuse; else the journal says once why not.
 
@@ -201,7 +201,7 @@ def test_no_permission(store: Store, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["access_key", "secret_key"])
-@those(verifies=True)
+@those("seaweed", verifies=True)
 def test_wrong_keys(store: Store, tmp_path: Path, wrong: str) -> None:
     """They hold the queue, also behind a proxy that compresses; nothing fails."""
     bucket, file = store.server.new_bucket(), a_file(tmp_path / "file", 3_000)
@@ -253,7 +253,7 @@ def test_parts_are_resumed_after_a_kill(store: Store, tmp_path: Path) -> None:
     assert uploads(store.server, bucket) == []
 
 
-@those("rgw", "seaweed")
+@those("seaweed")
 def test_parts_are_aborted_after_a_drop(store: Store, tmp_path: Path) -> None:
     """Nothing is left of a large file that an operator drops."""
     bucket, file = store.server.new_bucket(), a_file(tmp_path / "file", 48 * MIB)
