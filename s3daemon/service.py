@@ -368,7 +368,7 @@ class Service:
             first, *others = exc.faults
             self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
             kind = {"MESSAGE_ID": MessageId.RELOAD_REFUSED.value}
-            text = "the reload is refused, the settings before stay in force: %s"
+            text = "the reload is refused, the previous settings stay in force: %s"
             _log.error(text, "; ".join(exc.faults), extra={"journal": kind})
             raise
         finally:
