@@ -17,6 +17,7 @@ the levels are in `tests/release/test_house.py`. Each room's `__init__` says whe
     systemd/    sockets that systemd passes, notifications to it
     model/      requests, replies, records, verdicts, files: values without I/O (files: opening them)
     config/     the settings, from the environment
+    hints       what was found about a store, kept over restarts in files of the state directory
     errors, clock, units: what every room may import
 
 The package never deletes or changes a source file, and never lists or reads a bucket beyond looking up an object or an

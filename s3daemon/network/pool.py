@@ -25,8 +25,7 @@ from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import SMALL_REQUESTS
-from s3daemon.network.rate.bandwidth import Bandwidth
-from s3daemon.network.rate.kept import KeptRate
+from s3daemon.network.rate.bandwidth import Bandwidth, kept_rate
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.units import span
 
@@ -70,7 +69,7 @@ class ConnectionPool:
         if self._tls is not None:
             self.certificates.watch(self._tls)
         self.pacer = Pacer(settings.bwlimit_bps or 0)
-        self.bandwidth = Bandwidth(self.pacer, KeptRate(Path(settings.state_dir), settings.endpoint_url), clock)
+        self.bandwidth = Bandwidth(self.pacer, kept_rate(Path(settings.state_dir), settings.endpoint_url), clock)
         self.addresses = Addresses(clock, *_address_log(clock, self._next_probe_s))
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
