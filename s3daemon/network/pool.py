@@ -33,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
+#: And after this long while the store cannot be reached: it may have moved.
+RESOLVE_AGAIN_S = 5.0
 #: A certificate that no new connection was shown for this long, while others were, is in use no more, seconds.
 CERTIFICATES_KEPT_S = 3600.0
 #: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
@@ -246,6 +248,10 @@ class ConnectionPool:
         """Have the name looked up at the next sweep; what it does not give then is gone at once."""
         self._resolved_at = -RESOLVE_EVERY_S
         self._found_at.clear()
+
+    def resolve_soon(self) -> None:
+        """Have the name looked up within `RESOLVE_AGAIN_S`: the store cannot be reached at the addresses known."""
+        self._resolved_at = min(self._resolved_at, self._clock() - RESOLVE_EVERY_S + RESOLVE_AGAIN_S)
 
     def is_gone(self, address: str) -> bool:
         """Whether the endpoint's name no longer has an address."""

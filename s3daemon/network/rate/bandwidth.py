@@ -214,9 +214,10 @@ class _Meter:
             return None
         infos = list(self._last.values())
         least = statistics.median_low(info.least_rtt_usec for info in infos)
-        queued = statistics.median_low(info.rtt_usec - info.least_rtt_usec for info in infos)
+        queued = max(0, statistics.median_low(info.rtt_usec - info.least_rtt_usec for info in infos))
         in_flight = sum(max(0, info.sent - info.delivered) for info in infos)
-        return Sample(now, self._sent, self._delivered, self._lost, in_flight, least / 1e6, max(0, queued) / 1e6)
+        packets = sum(info.mss for info in infos)
+        return Sample(now, self._sent, self._delivered, self._lost, in_flight, least / 1e6, queued / 1e6, packets)
 
     def _count(self, sock: socket.socket) -> None:
         try:
