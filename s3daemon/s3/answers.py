@@ -221,9 +221,10 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     message = one_line(str(described.get("Message") or ""), 200)
     hint = _HINTS.get(code) or ("this code is not known here, so it is retried" if is_unlisted(code, status) else "")
     headers = meta.get("HTTPHeaders", {})
+    said = ": ".join(filter(None, (f"the store answered {status}", message)))
     return AttemptError(
         code,
-        ": ".join(filter(None, (f"the store answered {status}", message, hint))),
+        "; ".join(filter(None, (said, hint))),
         status=status,
         ambiguous=arrived and status not in _CLEAR_STATUSES,
         retry_after=_seconds(str(headers.get("retry-after", ""))),
