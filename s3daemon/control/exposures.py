@@ -75,5 +75,5 @@ def watch_exposures(uploader: Uploader, spool: Spool, refusals: Refusals) -> Exp
     uploader.observers.append(exposures.recorded)
     refusals.observers.append(exposures.refused)
     for entry in spool.entries(failed=True):
-        exposures.listed(entry.transfer, f"{entry.code}: {entry.text}")
+        exposures.failed_before(entry.transfer, f"{entry.code}: {entry.text}")
     return exposures

@@ -134,7 +134,9 @@ def test_rooms_name_each_of_their_modules() -> None:
     for path in PACKAGE.rglob("*/__init__.py"):
         quoted = re.findall(r"`([\w./]+)`", ast.get_docstring(ast.parse(path.read_text())) or "")
         named = {word for name in quoted for word in re.split(r"[./]", name)}
-        inside = {module.stem for module in path.parent.glob("*.py")} | {it.parent.name for it in path.parent.glob("*/*.py")}
+        inside = {module.stem for module in path.parent.glob("*.py")} | {
+            it.parent.name for it in path.parent.glob("*/*.py")
+        }
         assert inside - {"__init__"} <= named, path
 
 
