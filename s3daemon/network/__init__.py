@@ -3,5 +3,5 @@
 Touches sockets and aiohttp's client, and speaks no S3. Begin with `pool`, which hands out each `connection`;
 `addresses` decides where new ones lead, `keeper` keeps the idle ones ready, as `keepalive` learns from the server. How
 far an upload has come is in `progress`; which one is so much slower than others that it should be moved, in
-`straggler`; what the kernel reports of a socket and is set to, in `tcp`; how fast uploads may send together, in `rate/`.
+`straggler`; what the kernel reports of a socket and is set to, in `tcp`; how fast all uploads may send, in `rate/`.
 """

@@ -2,7 +2,7 @@
 
 A record says how long each part took and how many attempts there were. Which error cost the time is in the warnings
 about failed attempts; when the endpoint was away or the queue was held is in other entries. Of equal warnings only a
-few are written in a second, so that of this transfer may be missing: then the warnings about other transfers of the
+few are written in a second, so those of this transfer may be missing: then the warnings about other transfers of the
 same service at the same time are used.
 """
 
