@@ -59,6 +59,7 @@ from s3daemon.spool.spool import Spool
 from s3daemon.systemd.descriptors import clients_within, raise_limit
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
 from s3daemon.systemd.sockets import PassedSockets, bind
+from s3daemon.units import plural
 
 _log = logging.getLogger(__name__)
 
@@ -313,7 +314,8 @@ class Service:
         await control.close()
         self._spool.save_clock(self._uploader.active_now_s())
         left = len(self._uploader.schedule)
-        _log.info("stopped; %s", f"{left} transfers are kept for the next start" if left else "nothing is left to do")
+        kept = f"{plural(left, 'transfer')} kept for the next start"
+        _log.info("stopped; %s", kept if left else "nothing is left to do")
 
     async def _report(self) -> None:
         """Keep STATUS and the seconds of service up to date."""

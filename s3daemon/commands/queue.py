@@ -122,11 +122,12 @@ def main(
             return 0
         if bool(args.ids) == args.every:
             raise S3daemonError(Code.BAD_REQUEST, f"{args.action} takes either ids or the option for all")
-        done = _act(instance, args.action, None if args.every else args.ids, on_dropped)
+        done, held = _act(instance, args.action, None if args.every else args.ids, on_dropped)
     except S3daemonError as exc:
         print(f"{exc.code}: {one_line(exc.text)}", file=err)
         return 1
-    print(f"{len(done)} {'will be tried again' if args.action == 'retry' else 'dropped'}", file=out)
+    what = "will be tried again" if args.action == "retry" else "dropped"
+    print(f"{len(done)} {what}{f' once the queue is no longer held: {held}' if held else ''}", file=out)
     unknown = sorted(set(args.ids) - done)
     for id_ in unknown:
         print(f"NoSuchTransfer: {one_line(id_, 40)} is not in the queue", file=err)
@@ -188,14 +189,18 @@ def _ask_rows(instance: Instance, *, failed_only: bool) -> list[Row]:
 
 def _act(
     instance: Instance, action: str, ids: Sequence[str] | None, on_dropped: Callable[[Sequence[Entry]], None]
-) -> set[str]:
-    """Carry out `action` on those ids, or on all that it is meant for; return the ids that were found."""
+) -> tuple[set[str], str]:
+    """Carry out `action` on those ids, or on all that it is meant for.
+
+    Returns:
+        The ids that were found; and why the daemon holds the queue, one line, empty when it does not.
+    """
     try:
         if ids is None and action == "retry":
-            return _ids(instance.ask("retry", all=True))
+            return _result([instance.ask("retry", all=True)])
         given = [row.id for row in _ask_rows(instance, failed_only=True)] if ids is None else ids
         batches = [given[at : at + _BATCH] for at in range(0, len(given), _BATCH)]
-        return {id_ for batch in batches for id_ in _ids(instance.ask(action, ids=batch))}
+        return _result([instance.ask(action, ids=batch) for batch in batches])
     except NoDaemonError:
         pass
     wanted = None if ids is None else set(ids)
@@ -209,12 +214,16 @@ def _act(
             on_dropped([entry for entry in entries if entry.transfer.id in done])
         return done
 
-    return _with_spool(instance, carry_out)
+    return _with_spool(instance, carry_out), ""
 
 
-def _ids(answer: Mapping[str, object]) -> set[str]:
-    ids = answer.get("ids")
-    return {str(id_) for id_ in ids} if isinstance(ids, list) else set()
+def _result(answers: Iterable[Mapping[str, object]]) -> tuple[set[str], str]:
+    ids: set[str] = set()
+    held = ""
+    for answer in answers:
+        found, held = answer.get("ids"), one_line(str(answer.get("held") or ""))
+        ids.update(map(str, found if isinstance(found, list) else ()))
+    return ids, held
 
 
 async def _entries(spool: Spool) -> list[Entry]:

@@ -150,7 +150,8 @@ class Operations:
         for id_ in overtaken:
             self._spool.remove(id_)
         self._uploader.recover(entry for entry in again if entry.transfer.id not in overtaken)
-        return {"ids": sorted(known | done - overtaken)}
+        held = {"held": self._uploader.held} if self._uploader.held else {}
+        return {"ids": sorted(known | done - overtaken), **held}
 
     async def drop(self, arguments: Mapping[str, object]) -> Answer:
         """Give up: an attempt in flight is cancelled and its clients are notified."""

@@ -292,6 +292,7 @@ class Keeper:
         if now >= self._retry_at:
             self._failures += 1
             self._retry_at = now + min(SWEEP_S * 2 ** min(self._failures, 10), RETRY_MAX_S)
+            self._pool.resolve_soon()
 
     async def _send(self, connection: Connection, method: str) -> int:
         """Send a request that needs no key and no bucket; return the status of its answer."""

@@ -25,8 +25,7 @@ from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import SMALL_REQUESTS
-from s3daemon.network.rate.bandwidth import Bandwidth
-from s3daemon.network.rate.kept import KeptRate
+from s3daemon.network.rate.bandwidth import Bandwidth, kept_rate
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.units import span
 
@@ -34,6 +33,8 @@ _log = logging.getLogger(__name__)
 
 #: The endpoint's name is resolved again after this long, seconds.
 RESOLVE_EVERY_S = 30.0
+#: And after this long while the store cannot be reached: it may have moved.
+RESOLVE_AGAIN_S = 5.0
 #: A certificate that no new connection was shown for this long, while others were, is in use no more, seconds.
 CERTIFICATES_KEPT_S = 3600.0
 #: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
@@ -70,7 +71,7 @@ class ConnectionPool:
         if self._tls is not None:
             self.certificates.watch(self._tls)
         self.pacer = Pacer(settings.bwlimit_bps or 0)
-        self.bandwidth = Bandwidth(self.pacer, KeptRate(Path(settings.state_dir), settings.endpoint_url), clock)
+        self.bandwidth = Bandwidth(self.pacer, kept_rate(Path(settings.state_dir), settings.endpoint_url), clock)
         self.addresses = Addresses(clock, *_address_log(clock, self._next_probe_s))
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
@@ -247,6 +248,10 @@ class ConnectionPool:
         """Have the name looked up at the next sweep; what it does not give then is gone at once."""
         self._resolved_at = -RESOLVE_EVERY_S
         self._found_at.clear()
+
+    def resolve_soon(self) -> None:
+        """Have the name looked up within `RESOLVE_AGAIN_S`: the store cannot be reached at the addresses known."""
+        self._resolved_at = min(self._resolved_at, self._clock() - RESOLVE_EVERY_S + RESOLVE_AGAIN_S)
 
     def is_gone(self, address: str) -> bool:
         """Whether the endpoint's name no longer has an address."""

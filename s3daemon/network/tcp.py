@@ -42,6 +42,7 @@ class TcpInfo:
         pacing_limit: SO_MAX_PACING_RATE, bytes/s; 0 without one.
         sent_again: bytes of packets that were sent again.
         delivered: bytes that arrived: what is acknowledged, and what was received after a gap.
+        mss: bytes of a full packet's data.
     """
 
     acked: int
@@ -56,6 +57,7 @@ class TcpInfo:
     pacing_limit: int = 0
     sent_again: int = 0
     delivered: int = 0
+    mss: int = 0
 
     @classmethod
     def of(cls, sock: socket.socket) -> TcpInfo:
@@ -90,6 +92,7 @@ class TcpInfo:
             pacing_limit=0 if pacing_limit >= _NO_LIMIT else pacing_limit,
             sent_again=sent_again,
             delivered=acked + sacked * mss,
+            mss=mss,
         )
 
 

@@ -2,9 +2,9 @@
 
 Which answers are a success: those of the operation's own form, and nothing else. A status line proves nothing. A
 captive portal, a balancer, or an nginx with `error_page 502 =200` answers 200 to a request that no store has seen; if
-its page is a file, nginx gives that an ETag too. S3 answers a PUT with 200, an ETag and nothing else, and a completion
-with a document of its own. Any other answer below 400 is `BadAnswer`: the object may be stored or not, so it is looked
-up.
+its page is a file, web servers give that an ETag too, also when the file is empty. S3 answers a PUT with 200, an ETag
+and nothing else, and a completion with a document of its own. Any other answer below 400 is `BadAnswer`: the object may
+be stored or not, so it is looked up.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import md5
 from http import HTTPStatus
+from typing import Any
 
 import aiohttp
 import botocore.exceptions
@@ -31,6 +32,11 @@ MAX_DECODED_BYTES = 1 << 20
 _MULTIPART_ETAG = re.compile(r"([0-9a-f]{32}|)-([0-9]{1,5})")
 #: The ETag of an object stored by one PUT. One of another form (some encryptions) says nothing about the content.
 _MD5 = re.compile(r"[0-9a-f]{32}")
+#: What web servers give their files: nginx and lighttpd the time and the size, Apache also the inode, in hexadecimal
+#: (nginx's ngx_http_set_etag, Apache's FileETag); and any weak validator, which S3 never gives (RFC 9110, 8.8.1).
+_FILE_ETAG = re.compile(r"W/.*|[0-9a-f]{1,16}(-[0-9a-f]{1,16}){1,2}", re.IGNORECASE)
+#: Encryption by S3 under which an ETag is not the MD5 of what was sent ("Object", Amazon S3 API Reference, on ETag).
+_KMS = "aws:kms"
 _ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
 #: zlib's window size for gzip and zlib streams alike.
 _ANY_HEADER = zlib.MAX_WBITS | 32
@@ -42,24 +48,26 @@ class Form:
 
     Args:
         statuses: S3's.
-        etag: it must have an ETag header, and no body.
+        etag: it must have an ETag header.
+        empty: it has no body.
         documents: names of the document's root element, S3's own first; empty where the answer has no document.
     """
 
     statuses: tuple[int, ...] = (HTTPStatus.OK,)
     etag: bool = False
+    empty: bool = False
     documents: tuple[str, ...] = ()
 
 
 #: By S3's name of the operation. Sources: the "Response Syntax" of each in the Amazon S3 API Reference. Operations that
 #: are not named here have no effect of which anything is said, and succeed by a 200.
 FORMS: Mapping[str, Form] = {
-    "PutObject": Form(etag=True),
-    "UploadPart": Form(etag=True),
+    "PutObject": Form(etag=True, empty=True),
+    "UploadPart": Form(etag=True, empty=True),
     "CreateMultipartUpload": Form(documents=("InitiateMultipartUploadResult", "InitiateMultipartUpload")),  # rclone's
     "CompleteMultipartUpload": Form(documents=("CompleteMultipartUploadResult",)),
-    "AbortMultipartUpload": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK)),
-    "DeleteObject": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK)),
+    "AbortMultipartUpload": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
+    "DeleteObject": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
 }
 
 
@@ -80,12 +88,20 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
         return ""
     if status not in form.statuses:
         return f"the answer {status} is not S3's"
-    if form.etag and not headers.get("etag", "").strip('" '):
-        return f"the answer {status} has no ETag, so it is not S3's"
-    if form.etag and body.strip():
+    if form.empty and body.strip():
         return f"the answer {status} has a body, so it is not S3's: a page of something in front of the store"
     if form.documents and root not in form.documents:
         return f"the answer {status} is not S3's {form.documents[0]}"
+    return _flaw_of_etag(status, headers.get("etag", "")) if form.etag else ""
+
+
+def _flaw_of_etag(status: int, etag: str) -> str:
+    if not etag.strip('" '):
+        return f"the answer {status} has no ETag, so it is not S3's"
+    if _FILE_ETAG.fullmatch(etag.strip('" ')):
+        return (
+            f"the answer {status} has the ETag {etag} of a web server's file: something in front of the store gave it"
+        )
     return ""
 
 
@@ -125,6 +141,26 @@ def parts_of(etag: str) -> int | None:
 def is_md5(etag: str) -> bool:
     """Return whether an ETag has the form of an MD5 sum."""
     return _MD5.fullmatch(etag.lower()) is not None
+
+
+def etag_of(answer: Mapping[str, Any]) -> str:
+    """Return the ETag in a parsed answer, without quotes; empty when it has none."""
+    return str(answer.get("ETag", "")).strip('"')
+
+
+def is_encrypted(answer: Mapping[str, Any]) -> bool:
+    """Return whether the object of a parsed answer is encrypted so that its ETag is not made of MD5 sums."""
+    return str(answer.get("ServerSideEncryption", "")).startswith(_KMS) or bool(answer.get("SSECustomerAlgorithm"))
+
+
+def contradicts(answer: Mapping[str, Any], expected: str) -> bool:
+    """Return whether a parsed answer shows that the object is not what was sent; False where it cannot show that.
+
+    Args:
+        answer: the store's.
+        expected: as `differs` takes it.
+    """
+    return not is_encrypted(answer) and differs(etag_of(answer), expected)
 
 
 def differs(etag: str, expected: str) -> bool:
@@ -185,9 +221,10 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     message = one_line(str(described.get("Message") or ""), 200)
     hint = _HINTS.get(code) or ("this code is not known here, so it is retried" if is_unlisted(code, status) else "")
     headers = meta.get("HTTPHeaders", {})
+    said = ": ".join(filter(None, (f"the store answered {status}", message)))
     return AttemptError(
         code,
-        ": ".join(filter(None, (f"the store answered {status}", message, hint))),
+        "; ".join(filter(None, (said, hint))),
         status=status,
         ambiguous=arrived and status not in _CLEAR_STATUSES,
         retry_after=_seconds(str(headers.get("retry-after", ""))),

@@ -151,7 +151,10 @@ class _PutObject:
         answer = await self._send(request=request.prepare(), event_name="before-send.s3.PutObject")
         body = await answer.content
         if not body and HTTPStatus.OK <= answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
-            return {"ETag": answer.headers.get("etag", "")}
+            return {
+                "ETag": answer.headers.get("etag", ""),
+                "ServerSideEncryption": answer.headers.get("x-amz-server-side-encryption", ""),
+            }
         given = {
             "headers": answer.headers,
             "status_code": answer.status_code,

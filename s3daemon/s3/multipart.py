@@ -21,7 +21,7 @@ from s3daemon.errors import AttemptError, Code, SpoolError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
-from s3daemon.s3.answers import differs, etag_in_parts, parts_of
+from s3daemon.s3.answers import contradicts, etag_in_parts, etag_of, parts_of
 from s3daemon.s3.parts import (
     UNUSABLE_CODES,
     PartSender,
@@ -217,12 +217,12 @@ class Multipart:
         except AttemptError as exc:
             open_upload.abandoned = exc.code in UNUSABLE_CODES
             raise exc.replace(ambiguous=exc.ambiguous or exc.code in _AMBIGUOUS_CODES) from exc
-        etag = str(answer.get("ETag", "")).strip('"')
+        etag = etag_of(answer)
         if self._settings.verify == "auto":
             if parts_of(etag) not in (None, open_upload.upload.count):
                 text = f"the store's ETag is {etag}, and {open_upload.upload.count} parts were sent"
                 raise AttemptError(Code.BAD_ANSWER, text, ambiguous=True)
-            if differs(etag, expected):
+            if contradicts(answer, expected):
                 open_uploads.over(open_upload)
                 text = f"the store's ETag is {etag}, that of the parts that were sent {expected}"
                 raise AttemptError(Code.ETAG_MISMATCH, text)

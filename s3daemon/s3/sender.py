@@ -34,8 +34,9 @@ from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, MoveHistory, Stragglers, TrackedBody
 from s3daemon.s3.answers import (
     SENDING_ERRORS,
+    contradicts,
     decoded,
-    differs,
+    etag_of,
     failure_of,
     flaw_of,
     refusal_of,
@@ -233,8 +234,8 @@ class Sender:
                 if body.finished:
                     on_sent(body.md5)
                 upload.close()
-        etag = str(answer.get("ETag", "")).strip('"')
-        self._verify(body.md5, etag)
+        etag = etag_of(answer)
+        self._verify(body.md5, answer)
         self.pool.addresses.succeeded(used.address, proves_speed=length >= RATED_BYTES)
         return SentBody(
             etag,
@@ -365,15 +366,16 @@ class Sender:
             reason = exc.strerror or "no answer in time"
             raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
 
-    def _verify(self, md5: str, etag: str) -> None:
+    def _verify(self, md5: str, answer: Mapping[str, Any]) -> None:
         """Compare the ETag of an answer with what was sent; `_send` has checked the rest of the answer.
 
         Raises:
             AttemptError: there is no ETag, or that of something else.
         """
+        etag = etag_of(answer)
         if not etag and self._needs_etag:
             raise AttemptError(Code.BAD_ANSWER, "the store's answer has no ETag", ambiguous=True)
-        if differs(etag, md5):
+        if contradicts(answer, md5):
             advice = "S3DAEMON_VERIFY=off if its ETags are not MD5"
             raise AttemptError(
                 Code.ETAG_MISMATCH, f"the store's ETag is {etag}, the MD5 of what was sent {md5}; {advice}"

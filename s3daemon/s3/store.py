@@ -21,7 +21,7 @@ from s3daemon.model.file_calls import call_file_system
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
-from s3daemon.s3.answers import differs, is_md5, parts_of
+from s3daemon.s3.answers import contradicts, etag_of, is_encrypted, is_md5, parts_of
 from s3daemon.s3.multipart import Multipart
 from s3daemon.s3.parts import goes_in_parts, upload_params
 from s3daemon.s3.sender import Sender
@@ -208,11 +208,11 @@ class Store:
         found = (metadata.get(ID_KEY), metadata.get(FILE_KEY, mark), head.get("ContentLength"))
         if found != (transfer.id, mark, size):
             return LookupResult.NOT_FOUND
-        etag = str(head.get("ETag", "")).strip('"')
+        etag = etag_of(head)
         if self.sender.settings.verify == "auto":
-            if is_md5(etag) and not is_md5(md5) and source is not None:
+            if is_md5(etag) and not (is_encrypted(head) or is_md5(md5)) and source is not None:
                 md5 = await asyncio.get_running_loop().run_in_executor(None, source.md5)
-            if differs(etag, md5):
+            if contradicts(head, md5):
                 return LookupResult.NOT_FOUND
         return Stored(etag, size, parts=parts_of(etag) or 1)
 

@@ -63,6 +63,16 @@ def test_the_queue_of_a_daemon_that_is_up(served: Daemon, s3: FlakyS3, file: Pat
     assert (record.outcome, record.error) == ("failed", "Dropped: dropped by an operator")
 
 
+def test_a_retry_says_that_the_queue_is_held(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """And why: nothing is tried before that is fixed."""
+    s3.faults = {Fault.KEY_UNKNOWN: 1.0}
+    kept = accepted(served, file, "kept")
+    served.wait_status(lambda now: bool(now["held"]), "held")
+    done = served.command("queue", "retry", kept)
+    assert done.stdout.startswith("1 will be tried again once the queue is no longer held: InvalidAccessKeyId: ")
+    assert done.stdout.count("\n") == 1
+
+
 def test_the_queue_of_a_daemon_that_is_down(served: Daemon, s3: FlakyS3, file: Path) -> None:
     """The same commands change the spool, and the next daemon acts on that."""
     s3.faults = {Fault.DENIED: 1.0}

@@ -51,7 +51,7 @@ def test_a_file_system_that_hangs(sick: SickFs, s3: FlakyS3, tmp_path: Path, fil
 
         began = time.monotonic()
         served.process.popen.terminate()
-        served.process.wait_line("stopped; 3 transfers are kept for the next start")
+        served.process.wait_line("stopped; 3 transfers kept for the next start")
         assert time.monotonic() - began < 12  # the drain's 3 s, and what a busy machine takes
         # The kernel ends the process only when the file system answers; the next process need not wait for that.
         with daemon(tmp_path / "state", s3.server, **LIMITS) as following:

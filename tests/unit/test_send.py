@@ -325,9 +325,9 @@ UNPRINTABLE = "must be UTF-8 without control characters, not"
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
-        ([], "FILE and ALIAS/BUCKET/KEY are needed, not 0 names; see send --help"),
-        (["f"], "FILE and ALIAS/BUCKET/KEY are needed, not 1 names; see send --help"),
-        (["f", "f", "a/b/k"], "FILE and ALIAS/BUCKET/KEY are needed, not 3 names; see send --help"),
+        ([], "two words are needed, FILE and ALIAS/BUCKET/KEY, not 0; see send --help"),
+        (["f"], "two words are needed, FILE and ALIAS/BUCKET/KEY, not 1; see send --help"),
+        (["f", "f", "a/b/k"], "two words are needed, FILE and ALIAS/BUCKET/KEY, not 3; see send --help"),
         (["f", "k"], f"{MALFORMED} 'k'"),
         (["f", "a/b"], f"{MALFORMED} 'a/b'"),
         (["f", "a//k"], f"{MALFORMED} 'a//k'"),

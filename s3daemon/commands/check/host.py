@@ -14,7 +14,7 @@ from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.config.settings import PRIME_AUTO, Settings
 from s3daemon.errors import SettingsError
 from s3daemon.ingress.access import resolve_users
-from s3daemon.network.rate.kept import KeptRate
+from s3daemon.network.rate.bandwidth import kept_rate
 from s3daemon.units import rate
 
 #: On shorter paths than this the settings that are checked cost nothing.
@@ -65,7 +65,7 @@ def _limit(findings: Findings, host: Host, settings: Settings, rtt_s: float | No
         gain = "a burst over 200 ms takes 2.6 s instead of 2.1 s, and the first one 4.3 s instead of 3.1 s"
         findings.warn("limits", f"S3DAEMON_BWLIMIT is off, and uploads overrun the path: {gain}; auto is right")
     elif settings.bwlimit_bps is None and is_long:
-        kept = KeptRate(host.path(Path(settings.state_dir)), settings.endpoint_url).read()
+        kept = kept_rate(host.path(Path(settings.state_dir)), settings.endpoint_url).read()
         known = f"{rate(kept)}, kept from before" if kept else "not known yet, or it cannot be read"
         findings.ok("limits", f"uploads share the rate of the narrowest link, which the daemon finds: {known}")
 

@@ -14,10 +14,11 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
+from pathlib import Path
 
 from s3daemon.clock import Clock
+from s3daemon.hints import HintFile
 from s3daemon.network.rate.controller import LEAST_RTT_S, TICK_S, Controller, Sample
-from s3daemon.network.rate.kept import KeptRate
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.tcp import TcpInfo
 
@@ -26,6 +27,28 @@ KEEP_EVERY_S, KEEP_CHANGE = 10.0, 0.02
 
 Read = Callable[[socket.socket], TcpInfo]
 """Returns TCP_INFO of a socket."""
+
+
+#: The file that keeps what was found, in the state directory.
+RATE_FILE = "rate.json"
+#: Rates outside of these bounds are damage, bit/s: those that S3DAEMON_BWLIMIT takes.
+LEAST_BPS, MOST_BPS = 100_000, 10**12
+
+
+def kept_rate(directory: Path, endpoint: str) -> HintFile[int]:
+    """Return the file that keeps the rate of the links to an endpoint, bit/s.
+
+    Args:
+        directory: the state directory.
+        endpoint: URL of the store.
+    """
+
+    def check(found: object) -> int:
+        if isinstance(found, bool) or not (isinstance(found, int) and LEAST_BPS <= found <= MOST_BPS):
+            raise ValueError(f"rate_bps is {found!r}")
+        return found
+
+    return HintFile(directory / RATE_FILE, endpoint, "rate_bps", check)
 
 
 class Origin(StrEnum):
@@ -61,7 +84,7 @@ class Bandwidth:
     """
 
     def __init__(
-        self, pacer: Pacer, kept: KeptRate | None = None, clock: Clock = time.monotonic, *, read: Read = TcpInfo.of
+        self, pacer: Pacer, kept: HintFile[int] | None = None, clock: Clock = time.monotonic, *, read: Read = TcpInfo.of
     ) -> None:
         self._pacer = pacer
         self._kept = kept
@@ -191,9 +214,10 @@ class _Meter:
             return None
         infos = list(self._last.values())
         least = statistics.median_low(info.least_rtt_usec for info in infos)
-        queued = statistics.median_low(info.rtt_usec - info.least_rtt_usec for info in infos)
+        queued = max(0, statistics.median_low(info.rtt_usec - info.least_rtt_usec for info in infos))
         in_flight = sum(max(0, info.sent - info.delivered) for info in infos)
-        return Sample(now, self._sent, self._delivered, self._lost, in_flight, least / 1e6, max(0, queued) / 1e6)
+        packets = sum(info.mss for info in infos)
+        return Sample(now, self._sent, self._delivered, self._lost, in_flight, least / 1e6, queued / 1e6, packets)
 
     def _count(self, sock: socket.socket) -> None:
         try:

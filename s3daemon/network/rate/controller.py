@@ -74,6 +74,7 @@ class Sample:
         in_flight: bytes sent and not yet delivered.
         rtt_s: the round trip without any queue, seconds.
         queued_s: how much longer the round trip is at present, seconds.
+        packets: bytes of one packet of each upload.
     """
 
     now: float
@@ -83,6 +84,7 @@ class Sample:
     in_flight: int
     rtt_s: float
     queued_s: float
+    packets: int = 0
 
 
 class Phase(Enum):
@@ -171,7 +173,10 @@ class Controller:
     # What is seen.
 
     def _is_queued(self, sample: Sample, times: float = 1.0) -> bool:
-        return sample.queued_s > times * max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s)
+        # On a slow link the packets of several uploads wait for each other, which takes long where they are large.
+        rate = self._rate or (self._over(self._round(sample))[1] if self._samples else 0.0)
+        packets_s = sample.packets / rate if rate else 0.0
+        return sample.queued_s > times * max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s) + packets_s
 
     def _at(self, when: float) -> Sample:
         """The last sample that was taken at `when` or before; the first when there is none."""

@@ -293,6 +293,29 @@ def test_the_last_addresses_stay_when_the_name_no_longer_resolves(caplog: pytest
     assert message.startswith("store.example no longer resolves")
 
 
+def test_the_name_is_looked_up_soon_while_no_address_can_be_reached() -> None:
+    """The store may have moved; however often that is noticed, there is one look-up every five seconds."""
+
+    async def main(loop: ResolvingLoop) -> None:
+        clock = Clock()
+        loop.addresses = (ADDRESSES[0],)
+        async with pool_to("http://store.example", clock=clock) as pool:
+            async with pool.acquire() as connection:
+                assert connection.address == ADDRESSES[0]
+            loop.addresses = (ADDRESSES[1],)
+            for second in range(1, 13):
+                clock.now += 1
+                pool.resolve_soon()
+                assert pool.must_resolve is (second in (6, 12)), "five seconds after it was noticed"
+                if pool.must_resolve:
+                    await pool.resolve()
+            assert loop.lookups == 3
+            async with pool.acquire() as connection:
+                assert connection.address == ADDRESSES[1]
+
+    run_resolving(main)
+
+
 @in_loop
 async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Not for each connection."""

@@ -19,6 +19,7 @@ from aiohttp.client_reqrep import ConnectionKey
 from s3daemon.errors import AttemptError, FileError
 from s3daemon.s3.answers import (
     MAX_DECODED_BYTES,
+    contradicts,
     decoded,
     etag_in_parts,
     failure_of,
@@ -43,7 +44,13 @@ ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
         (200, {"etag": '""'}, b"", False),
         (200, {}, PAGE, False),
         (200, ETAG, b"\r\n", True),
+        (200, ETAG, PAGE, False),
         (200, {"etag": '"6b0b679a-30"'}, PAGE, False),
+        (200, {"etag": '"6b0b679a-0"'}, b"", False),
+        (200, {"etag": '"2d-432a5e4a73a80"'}, b"", False),
+        (200, {"etag": '"1a3f-2d-432a5e4a73a80"'}, b"", False),
+        (200, {"etag": 'W/"6b0b679a-0"'}, b"", False),
+        (200, {"etag": '"5d41402abc4b2a76b9719d911017c592-3"'}, b"", True),
         (200, {"etag": '"6b0b679a-30"'}, b'{"status": "maintenance"}', False),
         (201, ETAG, b"", False),
         (202, ETAG, b"", False),
@@ -63,6 +70,33 @@ def test_a_body_is_taken_by_200_and_an_etag(
 ) -> None:
     """An error of S3 is no flaw either: it is read as what it is. A page is one, also with the ETag of a file."""
     assert (flaw_of(operation, status, headers, body) == "") is good
+
+
+@pytest.mark.parametrize("operation", ["AbortMultipartUpload", "DeleteObject"])
+@pytest.mark.parametrize(("status", "body", "good"), [(204, b"", True), (200, b"", True), (200, PAGE, False)])
+def test_an_abort_and_a_delete_are_answered_by_nothing(operation: str, status: int, body: bytes, good: bool) -> None:
+    """A page in front of a dead store has aborted and deleted nothing."""
+    assert (flaw_of(operation, status, {}, body) == "") is good
+
+
+OTHER = "0" * 32
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ({}, True),
+        ({"ServerSideEncryption": ""}, True),
+        ({"ServerSideEncryption": "AES256"}, True),
+        ({"ServerSideEncryption": "aws:kms"}, False),
+        ({"ServerSideEncryption": "aws:kms:dsse"}, False),
+        ({"SSECustomerAlgorithm": "AES256"}, False),
+    ],
+)
+def test_an_encrypted_object_has_an_etag_that_proves_nothing(answer: dict[str, str], expected: bool) -> None:
+    """Though it looks like an MD5 sum, also where the object is made of parts."""
+    assert contradicts(answer | {"ETag": f'"{OTHER}"'}, "5d41402abc4b2a76b9719d911017c592") is expected
+    assert contradicts(answer | {"ETag": f'"{OTHER}-2"'}, "5d41402abc4b2a76b9719d911017c592-2") is expected
 
 
 @pytest.mark.parametrize(("status", "good"), [(200, True), (201, True), (204, True), (302, False)])
@@ -145,7 +179,7 @@ def test_a_refusal_has_the_stores_code_and_one_line() -> None:
     error = refusal(404, Code="NoSuchBucket", Message="no\nsuch\x07" + "x" * 1000)
     assert (error.code, error.status, error.ambiguous, error.retry_after) == ("NoSuchBucket", 404, False, 0.0)
     assert error.text.startswith(r"the store answered 404: no\nsuch\x07xxx")
-    assert error.text.endswith("...: create the bucket, or fix the destination")
+    assert error.text.endswith("...; create the bucket, or fix the destination")
     assert len(error.text) < 300
 
 

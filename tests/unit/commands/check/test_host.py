@@ -9,7 +9,7 @@ import pytest
 from fake_host import SYSCTLS, Looked, account, settings
 
 from s3daemon.commands.check import host as checks_host
-from s3daemon.network.rate.kept import KeptRate
+from s3daemon.network.rate.bandwidth import kept_rate
 
 
 def test_tuned_host(tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_bandwidth(tmp_path: Path, bwlimit: int | None, rtt_s: float | None, fou
     chosen = settings(bwlimit_bps=bwlimit)
     directory = looked.host.path(Path(chosen.state_dir))
     directory.mkdir(parents=True, exist_ok=True)
-    KeptRate(directory, chosen.endpoint_url).write(994_000_000)
+    kept_rate(directory, chosen.endpoint_url).write(994_000_000)
     checks_host.sysctls(looked.findings, looked.host, chosen, rtt_s)
     lines = [line for line in looked.lines if " limits " in line]
     assert len(lines) == bool(found)

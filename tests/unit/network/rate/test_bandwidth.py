@@ -13,9 +13,8 @@ from pathlib import Path
 from lab.keeping import Clock
 from lab.sending import in_loop
 
-from s3daemon.network.rate.bandwidth import Bandwidth, Limit, Origin
+from s3daemon.network.rate.bandwidth import RATE_FILE, Bandwidth, Limit, Origin, kept_rate
 from s3daemon.network.rate.controller import TICK_S
-from s3daemon.network.rate.kept import NAME, KeptRate
 from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE, Pacer
 from s3daemon.network.tcp import TcpInfo
 
@@ -36,7 +35,7 @@ class Upload:
         self.clock = Clock()
         self.sock = socket.socket()
         self.pacer = Pacer(0)
-        self.bandwidth = Bandwidth(self.pacer, KeptRate(directory, STORE), self.clock, read=lambda sock: self.info)
+        self.bandwidth = Bandwidth(self.pacer, kept_rate(directory, STORE), self.clock, read=lambda sock: self.info)
 
     def __enter__(self) -> Upload:
         return self
@@ -101,7 +100,7 @@ async def test_a_found_rate_is_put_in_force_and_kept(tmp_path: Path) -> None:
         assert abs(upload.pacing() / 99e6 - 1) < 0.02
         assert upload.congestion() == usual
         await upload.bandwidth.close()
-        assert abs(json.loads((tmp_path / NAME).read_text())["rate_bps"] / 800e6 - 1) < 0.02
+        assert abs(json.loads((tmp_path / RATE_FILE).read_text())["rate_bps"] / 800e6 - 1) < 0.02
     with Upload(tmp_path) as after:
         after.bandwidth.use(None)
         assert after.bandwidth.limit.origin is Origin.KEPT
