@@ -146,7 +146,7 @@ def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
     [
         ({"state": "away", "away": True}, ["The endpoint is away", "are kept and tried until it is back"]),
         ({"state": "held", "held": "AccessDenied: no"}, ["The queue is held", "AccessDenied: no. Nothing is lost"]),
-        ({"state": "refusing", "spool": "/var is full"}, ["Requests are refused", "/var is full. What was accepted"]),
+        ({"state": "refusing", "spool": "/var is full"}, ["Requests are refused", "/var is full. Transfers accepted before"]),
         ({"state": "stopping", "status": "draining for 20 s"}, ["The service is stopping", "draining for 20 s"]),
     ],
 )
@@ -188,7 +188,7 @@ AWAY = {"state": "away", "away": True, "since_usec": NOW_USEC - 80_000_000, "nex
     ],
 )  # fmt: skip
 def test_the_banner(tmp_path: Path, changes: dict[str, Any], kind: str, word: str, text: str) -> None:
-    """What matters most stands in it: never a tick over an exposure that was lost."""
+    """It shows what is most urgent: never a tick over an exposure that was lost."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
         found = await tab.evaluate(f"banner({json.dumps(empty() | changes)})")
