@@ -17,7 +17,7 @@ from lab.env import free_ports, program
 from lab.processes import Process, start
 from lab.s3 import S3Server
 
-_CONFIG = """\
+_HEAD = """\
 daemon off;
 {user}
 worker_processes 1;
@@ -27,10 +27,14 @@ events {{ worker_connections 1024; }}
 http {{
     access_log off;
     client_max_body_size 0;
-    client_body_buffer_size 1m;
     client_body_temp_path {dir}/incoming;
     proxy_temp_path {dir}/unused; fastcgi_temp_path {dir}/unused;
     uwsgi_temp_path {dir}/unused; scgi_temp_path {dir}/unused;
+"""
+_CONFIG = (
+    _HEAD
+    + """\
+    client_body_buffer_size 1m;
     keepalive_requests 1000000;
     keepalive_timeout {keepalive}s;
     map $args $answer {{
@@ -63,23 +67,8 @@ http {{
     {refusal}
 }}
 """
-
-
-_FRONT = """\
-daemon off;
-{user}
-worker_processes 1;
-pid {dir}/nginx.pid;
-error_log stderr;
-events {{ worker_connections 256; }}
-http {{
-    access_log off;
-    client_max_body_size 0;
-    client_body_temp_path {dir}/incoming; proxy_temp_path {dir}/unused; fastcgi_temp_path {dir}/unused;
-    uwsgi_temp_path {dir}/unused; scgi_temp_path {dir}/unused;
-    {rest}
-}}
-"""
+)
+_FRONT = _HEAD + "    {rest}\n}}\n"
 NAME = "sink.invalid"
 """A name that its certificate has and no resolver."""
 

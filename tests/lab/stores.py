@@ -6,7 +6,6 @@ RGW, SeaweedFS and moto come with `packaging/bootstrap ci`; the others with `tes
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -16,6 +15,7 @@ from pathlib import Path
 import boto3
 
 from lab.env import MACHINE_ENV, UnavailableError, clean_env, free_ports, program
+from lab.nginx import front
 from lab.processes import start
 from lab.rgw import Gateway
 from lab.s3 import S3Server
@@ -256,52 +256,17 @@ _MAKERS: Mapping[str, Callable[..., Store]] = {
     "s3proxy": _s3proxy,
 }
 
-_GZIPPING = """\
-daemon off;
-{user}
-worker_processes 1;
-pid {dir}/nginx.pid;
-error_log stderr;
-events {{ worker_connections 1024; }}
-http {{
-    access_log off;
-    client_max_body_size 0;
-    client_body_temp_path {dir}/incoming; proxy_temp_path {dir}/outgoing; fastcgi_temp_path {dir}/unused;
-    uwsgi_temp_path {dir}/unused; scgi_temp_path {dir}/unused;
-    gzip on;
-    gzip_types application/xml text/xml;
-    gzip_min_length 1;
-    gzip_proxied any;
-    upstream store {{ server {store}; keepalive 64; }}
-    server {{
-        listen 127.0.0.1:{port};
-        location / {{
-            proxy_pass http://store;
-            proxy_request_buffering off;
-            proxy_http_version 1.1;
-            proxy_set_header Connection "";
-            proxy_set_header Host $http_host;
-            proxy_set_header Accept-Encoding "{accept}";
-        }}
-    }}
-}}
-"""
-
 
 @contextmanager
 def gzipping(directory: Path, server: S3Server) -> Iterator[S3Server]:
     """Run an nginx in front of a store, which compresses XML for whoever takes it."""
-    (port,) = free_ports(1)
-    config = directory / "nginx.conf"
-    config.write_text(
-        _GZIPPING.format(
-            dir=directory,
-            user="user root;" if os.geteuid() == 0 else "",
-            store=server.url.removeprefix("http://"),
-            port=port,
-            accept="gzip",
-        )
+    http = (
+        "gzip on; gzip_types application/xml text/xml; gzip_min_length 1; gzip_proxied any; "
+        f"upstream store {{ server {server.url.removeprefix('http://')}; keepalive 64; }}"
     )
-    with start(program("nginx"), "-p", directory, "-c", config, "-e", "stderr", name="nginx") as process:
-        process.wait_port(port)
-        yield replace(server, url=f"http://127.0.0.1:{port}")
+    location = (
+        "proxy_pass http://store; proxy_request_buffering off; proxy_http_version 1.1; "
+        'proxy_set_header Connection ""; proxy_set_header Accept-Encoding gzip;'
+    )
+    with front(server, directory, location, http) as nginx:
+        yield nginx.server
