@@ -7,18 +7,33 @@ the levels are in `tests/release/test_house.py`. Each room's `__init__` says whe
     service     the daemon put together: start, reload, stop
     commands/   check, queue, reload, report, status: what operators run
     http/       the HTTP server: uploads by form, metrics, health, the status page
-    ingress/    clients: listening sockets, who may ask (for HTTP too), the line protocol
+    ingress/    clients: the line protocol; for HTTP too: sockets, who may ask, who waits, what was refused
     control/    the operators' socket, and what it answers: status, queue, exposures
     delivery/   transfers from acceptance to their end: order, attempts, what follows from an error, who waits
-    s3/         one file to the store: sign, send, verify, in parts where it is large
-    network/    warm connections: opened, kept, paced, watched, chosen by address
-    spool/      accepted transfers on disk: what makes the promise true
+    s3/         one file to the store: sign, send, verify, in parts where it is large; priming of new connections
+    network/    warm connections: opened, kept, paced, watched, chosen by address; which uploads are too slow
+    spool/      accepted transfers and the last exposures on disk: what makes the promise true
     journal     records and log entries to journald, never in the way of a transfer
     systemd/    sockets that systemd passes, notifications to it
-    model/      requests, replies, records, verdicts, files: values without I/O (files: opening them)
+    model/      requests, replies, records, verdicts, exposures: values without I/O; and users' files, opened
     config/     the settings, from the environment
     hints       what was found about a store, kept over restarts in files of the state directory
     errors, clock, units: what every room may import
+
+Where to find what is asked most:
+
+* whether an error is final: `delivery.decision`, from `model.verdict`, which classifies each code
+* whether an answer of the store means stored: `s3.answers`; the ETag: `s3.sender`; the whole of it: `s3.store`
+* what lies in the state directory, and which module writes each file: `spool.directory`
+* which settings need a restart: `config.settings`, the variables with `restart=True`
+* that an upload is too slow: `network.straggler`; it is stopped in `s3.sender`, sent again in `delivery.attempt`
+* the bandwidth limit: `network.rate.bandwidth`; how it is found: `network.rate.controller`
+* whether an exposure is late, lost or incomplete: `model.exposure`
+* priming: `s3.priming.primer`; when a connection is primed: `network.keeper`
+* refused requests, counted and logged: `ingress.refusals`
+* the answer to `send --wait-for`: `ingress.questions`
+* metrics: `http.metrics`, and for those of the present state `control.operations`
+* one more protocol for clients: a room beside `http`, see `ingress`
 
 The package never deletes or changes a source file, and never lists or reads a bucket beyond looking up an object or an
 upload that it may have stored itself.

@@ -5,7 +5,7 @@ all that botocore will ever need, so that an upgrade may replace the files under
 processes left, transfers and clients; and only then new clients.
 
 Stop: no new clients; accepted ones finish sending their requests; uploads in flight are finished within the drain
-timeout; clients that still wait are left to the next process, or, when no process will follow, told that their
+timeout; clients that still wait are left to the next process, or, when no process will follow, answered that their
 transfers are kept; records and rows are flushed.
 """
 

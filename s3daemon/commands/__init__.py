@@ -1,4 +1,4 @@
-"""The subcommands of `s3daemon` that run beside the daemon: queue, status, report, check, reload.
+"""The subcommands of `s3daemon` that run beside the daemon: `queue`, `reload`; and `check/`, `report/`, `status/`.
 
 They ask the daemon through `control.client`, read the journal, or, while no daemon runs, open the spool under its lock.
 They write to the terminal, always through `table` where there are columns; nothing here is imported by the daemon.

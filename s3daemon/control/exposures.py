@@ -1,4 +1,4 @@
-"""The last exposures as the status shows them, and what is told of them to those who keep them."""
+"""The last exposures as the status shows them, and from which parts of the daemon their counts come."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class ExposureStatus(JsonObject):
         verdict: as of `verdict_of`.
         stored, failed, refused, pending: numbers of transfers, or of requests that were refused.
         size_bytes: stored.
-        reason: why the first file that is missing is; empty when none is.
+        reason: why the first missing file is missing; empty when none is.
     """
 
     name: str
@@ -68,12 +68,12 @@ def status_of(exposure: Exposure, now_usec: int) -> ExposureStatus:
 
 
 def watch_exposures(uploader: Uploader, spool: Spool, refusals: Refusals) -> Exposures:
-    """Follow every transfer of the uploader and every refusal from here on, and what the spool kept of those before."""
+    """Return the exposures that the spool kept, to which every transfer and every refusal is added from now on."""
     exposures = Exposures(spool.kept.exposures, on_loss=spool.save_loss)
     uploader.schedule.on_added = lambda queued: exposures.added(queued.transfer)
     uploader.schedule.on_removed = lambda queued: exposures.removed(queued.transfer)
     uploader.observers.append(exposures.recorded)
     refusals.observers.append(exposures.refused)
     for entry in spool.entries(failed=True):
-        exposures.listed(entry.transfer, f"{entry.code}: {entry.text}")
+        exposures.failed_before(entry.transfer, f"{entry.code}: {entry.text}")
     return exposures

@@ -1,12 +1,14 @@
-"""What is known of the endpoint, and so how many attempts may start, and of the keys, when it refuses them.
+"""Whether the endpoint is away or the queue held, and so how many attempts may start; and whether the keys are valid.
 
-`Health` is a state machine with no sleep. It keeps a queue of 54 000 transfers from hammering an endpoint that is down,
-and from spending its attempts on keys that are refused; and it says when waiting clients are better deferred at once.
+`Health` is a state machine that never sleeps. Without it a queue of 54 000 transfers would overload an endpoint that
+was down, and make attempts with keys that are refused. It also says when waiting clients should be deferred at once.
 
-`KeyEvidence` finds out whether the keys are at fault. One refusal may be this destination's: a proxy that normalizes
-paths breaks the signatures of some keys only, and a denial is usually the bucket's. So a neutral request of our own is
-sent, signed with the same keys, and its answer decides together with what the keys have done before
-(`model.verdict.keys_after`).
+`Outages` writes a journal entry when a state begins or ends.
+
+`KeyEvidence` finds out whether the access keys are at fault. One refusal may concern its destination alone: a proxy
+that normalizes paths breaks the signatures of some object keys only, and a denial usually concerns the bucket. So a
+neutral request, which names no destination, is sent with the same access keys. Its answer, together with what these
+keys were accepted for before, decides (`model.verdict.keys_after`).
 """
 
 from __future__ import annotations
@@ -27,30 +29,31 @@ from s3daemon.units import clock_time, span
 _log = logging.getLogger(__name__)
 
 Ask = Callable[[], Awaitable[None]]
-"""Sends a signed request that concerns no destination; AttemptError when it is refused or has no answer."""
+"""Sends the neutral request, which is signed and names no destination; AttemptError: it is refused or unanswered."""
 
 #: One failure may be bad luck of one transfer, two a lost connection; three without a success in between are an outage.
 AWAY_AFTER_FAILURES = 3
-#: A shorter outage is not noticed by a waiting client; in a longer one, hooks must not wait 30 s for each image.
+#: A waiting client does not notice a shorter outage; in a longer one, hooks must not wait 30 s for each image. Seconds.
 KNOWN_AWAY_AFTER_S = 5.0
 PROBE_FIRST_S = 1.0
-#: Half of the back-off's maximum: there are at most two probes, so they cost nothing, and all transfers wait for them.
-#: After an outage of any length, transfers go on within one exposure.
+#: The longest time between probes, seconds: half of the back-off's maximum, since there are at most two probes and all
+#: transfers wait for them. After an outage of any length, transfers continue within one exposure.
 PROBE_MAX_S = 30.0
-#: While no connection is to be had, a small request asks this often whether one is: it costs nothing, and transfers go
-#: on within five seconds of the store's return.
+#: While no connection can be opened, a small request tries this often whether one can, seconds: it costs nothing, and
+#: transfers continue within five seconds of the store's return.
 ASK_EVERY_S = 3.0
-#: One probe first. From the fourth round on two, of different transfers: one that always fails, or hangs, must not hide
-#: the recovery.
+#: The number of probes at a time: one in the first three rounds, then two, of different transfers, so that one that
+#: always fails, or hangs, does not hide the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
-#: Of an answer to the neutral request after which there is no reason to send it again.
+#: The statuses of a refusal of the neutral request that is clear: it is not sent again to learn more.
 _CLEAR_STATUSES = range(400, 500)
-#: People fix keys and quotas, and reload; this is for what is fixed at the store without notice to the daemon.
+#: The time between probes while the queue is held, seconds. People correct settings and reload; a probe finds out what
+#: was corrected at the store, of which the daemon has no notice.
 HELD_PROBE_S = 300.0
 
 
 class Health:
-    """What is known of the endpoint, and so how many attempts may start.
+    """The state of the endpoint, and so how many attempts may start.
 
         state  event                                           next   what may start in it
         -----  -----                                           ----   -------------------
@@ -58,16 +61,17 @@ class Health:
         UP     failed, 3 times in a row                        AWAY
         AWAY   succeeded; reload                               UP     1 probe, later 2, after 1 s ... 30 s each
         AWAY   failed                                          AWAY
-        AWAY   a small request is answered where none was      AWAY   the next probe at once
-        any    refused; or suspected at 2 destinations alike   HELD   1 probe each 5 minutes
+        AWAY   a small request is answered, none was before    AWAY   the next probe at once
+        any    refused; or suspected at 2 destinations         HELD   1 probe each 5 minutes
+               with the same code
         HELD   succeeded, if it started since; reload          UP
         HELD   failed or suspected                             HELD
 
-    Failures and suspicions count since the last success. A failed connection always counts, since it concerns no
-    transfer, and so does an attempt that is not answered if a neutral request is not answered either; any other failure
-    counts once per destination: one object that the store cannot take is not an outage. An attempt
-    that started before the hold does not lift it when it succeeds; one that started before a reload does not hold the
-    queue when it is refused.
+    Failures and suspicions since the last success count. A failed connection always counts, since no transfer is to
+    blame for it, and so does an unanswered attempt if a neutral request is not answered either. Any other failure
+    counts once per destination: one object that the store cannot take is not an outage. A success ends the hold only if
+    its attempt started after the hold began, and a refusal holds the queue only if its attempt started after the last
+    reload.
 
     Args:
         rng: jitter.
@@ -89,17 +93,17 @@ class Health:
         self._suspects: dict[str, Destination] = {}  # by code, the first destination
         self._rounds = 0
         self._probe_at = 0.0
-        self.away_reason = ""  #: the failure that made it away, or came before that, one line with its code
-        self.unreached = False  #: away, and the last attempt found no connection: a small request tells of a return
+        self.away_reason = ""  #: the last failure up to that with which it became away, one line with its code
+        self.unreached = False  #: away, and the last attempt had no connection, so small requests test for its return
 
     @property
     def away(self) -> bool:
-        """The endpoint does not answer, or answers that it cannot serve."""
+        """Whether the endpoint does not answer, or answers that it cannot serve."""
         return self._away_since is not None
 
     @property
     def known_away(self) -> bool:
-        """It has been away for so long that waiting clients are better deferred at once."""
+        """Whether it has been away for so long that waiting clients should be deferred at once."""
         return self._away_since is not None and self._monotonic() - self._away_since >= KNOWN_AWAY_AFTER_S
 
     def succeeded(self, started_at: float) -> None:
@@ -133,7 +137,7 @@ class Health:
         Args:
             error: the attempt's.
             destination: of its transfer.
-            is_unanswered: a neutral request was not answered either, so it is as if no connection was to be had.
+            is_unanswered: a neutral request was not answered either, which counts like a failed connection.
         """
         now = self._monotonic()
         if not self.held:
@@ -164,7 +168,7 @@ class Health:
         self._rounds += 1
 
     def reached(self) -> None:
-        """Note that a small request was answered: the next probe need not wait, unless PUTs are known to fail."""
+        """Note that a small request was answered: a probe may start now, if the last attempt had no connection."""
         if self.unreached:
             self.unreached, self._probe_at = False, self._monotonic()
 
@@ -182,7 +186,7 @@ class Health:
 
     @property
     def next_probe_s(self) -> float | None:
-        """Seconds until an attempt tries whether the endpoint is back, or takes the keys; None while all may start."""
+        """Seconds until the next probe may start; None while every attempt may."""
         return max(0.0, self._probe_at - self._monotonic()) if self.held or self.away else None
 
     def wake_at(self) -> float | None:
@@ -192,7 +196,7 @@ class Health:
 
 
 class Outages:
-    """Notes when the endpoint goes away and is back, and when the queue is held and released: an entry for each.
+    """Writes a journal entry when the endpoint is away or back, and when the queue is held or released.
 
     Args:
         health: to follow.
@@ -212,7 +216,7 @@ class Outages:
         self.since_usec: int | None = None
 
     def note(self) -> None:
-        """Compare with what was last noted; called after whatever may have changed the health."""
+        """Write entries for what has changed since the last call; called after all that may change the health."""
         before, self._state = self._state, (bool(self._health.held), self._health.away)
         if before == self._state:
             return
@@ -254,13 +258,13 @@ class Outages:
         )
 
 
-async def ask_nothing() -> None:
-    """Be the neutral request where there is none: nothing is learned from it."""
+async def no_neutral_request() -> None:
+    """Stand in for the neutral request where none can be sent. Always raises AttemptError, `NoAnswer`."""
     raise AttemptError(Code.NO_ANSWER, "no neutral request was sent")
 
 
 class KeyEvidence:
-    """What is known of the keys in force. Belongs to the running event loop.
+    """Evidence on whether the access keys in force are valid. Belongs to the running event loop.
 
     Args:
         ask: sends the neutral request.
@@ -282,9 +286,9 @@ class KeyEvidence:
     def stored(self, started_at: float) -> None:
         """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object.
 
-        After the first one the neutral request is sent, until it has a clear answer: where good keys are allowed it, a
-        later denial of it tells that the keys are bad. Ceph with `rgw_s3_auth_use_sts` says nothing else of keys that
-        were replaced.
+        After the first one the neutral request is sent, again after later ones until its answer is clear. If valid keys
+        are allowed that request, a later denial of it means that the keys are no longer valid. It is the only sign
+        with Ceph's `rgw_s3_auth_use_sts`, which denies every request with keys that were replaced.
         """
         if started_at >= self._in_force_since:
             if self._must_learn:
@@ -297,7 +301,7 @@ class KeyEvidence:
         """Forget what is known: other keys may be in force.
 
         Returns:
-            the ids of transfers that failed by a denial, if nothing was stored since: they deserve another attempt.
+            the ids of transfers that failed by a denial since the last success; they should be tried again.
         """
         doubtful, self._doubtful = set(self._doubtful), {}
         self._in_force_since = self._clock()
@@ -310,7 +314,7 @@ class KeyEvidence:
         self._doubtful[transfer_id] = self._clock()
 
     async def examine(self, refusal: AttemptError, started_at: float) -> Keys:
-        """Ask, and return what follows for the keys.
+        """Send the neutral request, and return what follows for the keys.
 
         Args:
             refusal: the attempt's error.
@@ -336,7 +340,7 @@ class KeyEvidence:
             self._must_learn = error is not None and error.status not in _CLEAR_STATUSES
 
     async def ask(self) -> AttemptError | None:
-        """Return the error of a neutral request that is sent from now on; all who wait for its turn share it."""
+        """Send the neutral request, and return its error; None when it is accepted. Callers that wait share one."""
         if self._next is None:
             self._next = asyncio.get_running_loop().create_task(self._send())
         return await asyncio.shield(self._next)

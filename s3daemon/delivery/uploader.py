@@ -41,7 +41,7 @@ from s3daemon.delivery.health import (
     Health,
     KeyEvidence,
     Outages,
-    ask_nothing,
+    no_neutral_request,
 )
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
@@ -102,7 +102,7 @@ class Uploader:
         active_clock: ActiveClock,
         *,
         start: Start | None = None,
-        ask: Ask = ask_nothing,
+        ask: Ask = no_neutral_request,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
         rng: random.Random | None = None,

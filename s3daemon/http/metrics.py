@@ -62,7 +62,7 @@ LIVE: Mapping[str, tuple[type[Metric], str]] = {
     "s3daemon_bandwidth_limit_found": (
         GaugeMetricFamily, "1 where that limit was found by the daemon, now or before a restart; 0 where it was set."),
     "s3daemon_receivers_disabled": (GaugeMetricFamily, "Addresses of the store that are temporarily disabled."),
-    "s3daemon_deferrals": (CounterMetricFamily, "Transfers whose waiting clients were told that they are only kept."),
+    "s3daemon_deferrals": (CounterMetricFamily, "Transfers whose waiting clients were notified that they are kept."),
     "s3daemon_reload_refused": (GaugeMetricFamily, "1 from a reload that was refused until one is accepted."),
     "s3daemon_tls_certificate_expiry_timestamp_seconds": (
         GaugeMetricFamily, "When the first certificate of the store in use expires, unix epoch; 0 without TLS."),

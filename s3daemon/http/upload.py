@@ -45,7 +45,7 @@ from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code, RequestError, S3daemonError, one_line
 from s3daemon.ingress.access import AccessControl
-from s3daemon.ingress.refusals import Refusals, refusal_of
+from s3daemon.ingress.refusals import Refusals, describe_refusal
 from s3daemon.ingress.waiting import WaitingClients, name_for
 from s3daemon.model.ids import uuid_of
 from s3daemon.model.reply import Outcome, Reply
@@ -170,7 +170,7 @@ class Uploads:
             name = name_for(FORM_NAME, ticket)
             reply = await self._waiting.wait(ticket, form.sock, name)
         except S3daemonError as exc:
-            await self._refusals.add(refusal_of(exc, *_given_in(pairs)), form.sock)
+            await self._refusals.add(describe_refusal(exc, *_given_in(pairs)), form.sock)
             if isinstance(exc, RequestError):
                 return Answer(HTTPStatus.BAD_REQUEST, bad_request(exc), given_task(pairs))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))

@@ -1,6 +1,9 @@
-"""The wire: clients of the listening sockets, who they are, whether they may ask, their requests and the replies.
+"""Clients of the listening sockets: who they are, whether they may ask, their requests and the replies.
 
 It may touch clients' sockets, /proc/self/net/tcp and the user database, and it hands requests on to `delivery.intake`.
-The HTTP server takes its clients through the same `listener` and asks the same `access`. Begin with `server`, which
-serves the line protocol; `protocol` defines it without I/O, `peer` looks up whose connection one is.
+Begin with `server`, which serves the line protocol; `protocol` defines that without I/O. The HTTP server shares the
+rest, and so would a server of one more protocol, in a room of its own beside `http`, put together in `service`:
+`listener` accepts clients, `peer` looks up the user of a connection, `access` says who may ask, `refusals` counts and
+logs what was refused, `waiting` keeps clients until their transfer ends, over restarts too, and `questions` answers
+what became of a tag or a transfer (`send --wait-for`).
 """

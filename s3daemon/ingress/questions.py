@@ -1,7 +1,7 @@
-"""Questions about what was accepted earlier: whether all of a tag, or one transfer, is stored; answered in time.
+"""Questions about transfers that were accepted earlier: whether all files of a tag, or one transfer, are stored.
 
-A question waits until the last transfer that it is about has ended, or its time is up; it accepts nothing and may be
-asked again. So a stop leaves no question to the next process: its client asks that one.
+A question is answered when the last transfer that it is about has ended, or its time is up. It changes nothing and may
+be asked again. So a process that stops leaves no question to the next one: the client has to ask again.
 """
 
 from __future__ import annotations
@@ -17,23 +17,23 @@ from s3daemon.model.exposure import Exposures, Name
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 
-#: The longest that a question waits, seconds: a client that is gone keeps its slot no longer.
+#: The longest that a question waits, seconds: so long at most does a client that has vanished occupy a slot.
 LIMIT_S = 3600.0
-#: Ended transfers that are remembered.
+#: The number of ended transfers that are remembered.
 ENDED_KEPT = 5000
-#: A transfer that ends without a record, since a newer one was stored at its destination, is noticed within this time.
+#: A transfer may end without a record, since a newer one was stored at its destination: noticed within this time, s.
 _LOOK_EVERY_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class TagCounts:
     """What became of the files that were requested under a tag.
 
     Args:
         tag: the tag.
-        stored, pending, failed, refused: how many.
-        reason: why the first that failed or was refused did; empty when none did.
-        expect: how many there should be; None when that is not known.
+        stored, pending, failed, refused: numbers of files.
+        reason: why the first file failed or was refused, one line with its code; empty when none was.
+        expect: the number of files that there should be; None when that is not known.
     """
 
     tag: str
@@ -45,8 +45,8 @@ class Count:
     expect: int | None = None
 
     @property
-    def over(self) -> bool:
-        """Nothing is pending, and all that were expected have come."""
+    def is_over(self) -> bool:
+        """Whether no file is pending, and as many as expected are stored, failed or refused."""
         return not self.pending and self._ended >= (self.expect or 0)
 
     @property
@@ -54,22 +54,22 @@ class Count:
         return self.stored + self.failed + self.refused
 
     @property
-    def complete(self) -> bool:
-        """All of it is stored, and it is something."""
-        return self.over and self._ended > 0 and not (self.failed or self.refused)
+    def is_complete(self) -> bool:
+        """Whether there is at least one file, and all are stored."""
+        return self.is_over and self._ended > 0 and not (self.failed or self.refused)
 
     def reply(self) -> Reply:
-        """Return the answer: `stored`, else `failed` when it is over, else `deferred`; with the counts."""
+        """Return the answer with the counts: `stored` if complete, `failed` if otherwise over, else `deferred`."""
         counts = {"stored": self.stored, "pending": self.pending, "failed": self.failed, "refused": self.refused}
-        if self.complete:
+        if self.is_complete:
             return Reply(Outcome.STORED, counts=counts)
         text = ", ".join(f"{count} {word}" for word, count in counts.items())
         text = f"{self.tag}: {text}" + ("" if self.expect is None else f" of {self.expect}")
         text += f"; the first: {self.reason}" if self.reason else ""
-        if self.over and not self._ended:
-            text += "; nothing was requested under this tag, or it is among the last exposures no more"
+        if self.is_over and not self._ended:
+            text += "; nothing was requested under this tag, or it is no longer among the last exposures"
             return Reply(Outcome.FAILED, code=Code.UNKNOWN_TRANSFER, text=text, counts=counts)
-        if self.over:
+        if self.is_over:
             return Reply(Outcome.FAILED, code=Code.INCOMPLETE, text=text, counts=counts)
         return Reply(Outcome.DEFERRED, code=Code.DEFERRED, text=text, counts=counts)
 
@@ -78,9 +78,9 @@ class Questions:
     """Answers questions. Belongs to the running event loop.
 
     Args:
-        exposures: have the counts of each tag; `on_change` of them is taken over.
-        is_pending: says of an id whether its transfer is not over.
-        ended: of the transfers that ended before the start, ids and replies.
+        exposures: the counts of each tag; their `on_change` is set here.
+        is_pending: returns whether the transfer of an id is pending.
+        ended: the ids and replies of transfers that ended before the start.
         clock: monotonic seconds.
     """
 
@@ -110,32 +110,32 @@ class Questions:
         self._changed(record.transfer_id)
 
     def leave(self) -> None:
-        """End all questions: the service stops."""
+        """Stop waiting, in all questions: the service stops."""
         self._leaving = True
         for key in list(self._waiting):
             self._changed(key)
 
-    async def about_tag(self, tag: str, expect: int | None, timeout_s: float) -> Count | None:
-        """Return the counts of a tag once all is over, or when `timeout_s` have passed; None when the service stops."""
-        await self._wait((True, tag), lambda: self._count(tag, expect).over, timeout_s)
+    async def about_tag(self, tag: str, expect: int | None, timeout_s: float) -> TagCounts | None:
+        """Return the counts of a tag once they are over, or after `timeout_s`; None when the service stops before."""
+        await self._wait((True, tag), lambda: self._count(tag, expect).is_over, timeout_s)
         count = self._count(tag, expect)
-        return None if self._leaving and not count.over else count
+        return None if self._leaving and not count.is_over else count
 
     async def about_transfer(self, id_: str, timeout_s: float) -> Reply | None:
-        """Return the end of a transfer, or `deferred` when `timeout_s` have passed; None when the service stops."""
+        """Return how a transfer ended, or `deferred` after `timeout_s`; None when the service stops before."""
         await self._wait(id_, lambda: not self._is_pending(id_), timeout_s)
         if reply := self._ended.get(id_):
             return reply
         if self._is_pending(id_):
             return None if self._leaving else Reply(Outcome.DEFERRED, id_, Code.DEFERRED, "kept, and not stored yet")
-        text = "no transfer of that id is known here: it ended long ago, or never was; see journalctl"
+        text = "no transfer with that id is known here: it ended long ago, or never existed; see journalctl"
         return Reply(Outcome.FAILED, "", Code.UNKNOWN_TRANSFER, f"{text} S3DAEMON_TRANSFER_ID={id_}")
 
-    def _count(self, tag: str, expect: int | None) -> Count:
+    def _count(self, tag: str, expect: int | None) -> TagCounts:
         one = self._exposures.get((True, tag))
         if one is None:
-            return Count(tag, expect=expect)
-        return Count(tag, one.stored, len(one.pending), one.failed, one.refused, one.reason, expect)
+            return TagCounts(tag, expect=expect)
+        return TagCounts(tag, one.stored, len(one.pending), one.failed, one.refused, one.reason, expect)
 
     async def _wait(self, key: Name | str, is_over: Callable[[], bool], timeout_s: float) -> None:
         until = self._clock() + min(timeout_s, LIMIT_S)

@@ -1,6 +1,7 @@
-"""Requests that are refused: counted, reported to who keeps the exposures, and logged, a few a second of each code.
+"""Requests that are refused: counted, passed on to the exposures, and logged, of each code a few a second.
 
-No client repeats a request, so a file that is refused is not delivered, and nobody but this tells the operator.
+No client repeats a request, so a file that is refused is not delivered. This log and these counts are all that an
+operator sees of it.
 """
 
 from __future__ import annotations
@@ -18,16 +19,16 @@ from s3daemon.journal import WarningLimit
 from s3daemon.model.record import Field, Refusal
 from s3daemon.model.request import MAX_TAG_CHARS
 
-#: What is kept of a file or a destination as given, characters: a key and its bucket, or a path, in full.
+#: Longer names of files and destinations are cut off, characters; any valid path, and any bucket and key, is shorter.
 _GIVEN_CHARS = 4096
 
 
-def refusal_of(error: S3daemonError, file: str = "", destination: str = "", tag: str = "") -> Refusal:
-    """Describe a refusal.
+def describe_refusal(error: S3daemonError, file: str = "", destination: str = "", tag: str = "") -> Refusal:
+    """Return a refusal, without the client's user.
 
     Args:
-        error: why.
-        file: as given, where that is known.
+        error: why the request is refused.
+        file: as given; empty when it could not be read.
         destination: bucket/key, likewise.
         tag: likewise.
     """
@@ -41,10 +42,10 @@ def refusal_of(error: S3daemonError, file: str = "", destination: str = "", tag:
 
 
 class Refusals:
-    """Every refusal of this process, over any socket.
+    """Takes every refusal of this process, over any socket.
 
     Args:
-        peers: look up the client's user.
+        peers: looks up the client's user.
         write: takes a journal entry; `Journal.write`.
         clock: monotonic seconds.
         wall: seconds since the epoch.
@@ -71,7 +72,7 @@ class Refusals:
         self._limit = WarningLimit()
 
     async def add(self, refusal: Refusal, sock: socket.socket) -> None:
-        """Note a refusal. Its client's user is only looked up for an entry that is written.
+        """Count a refusal, pass it on and log it. The client's user is looked up only if an entry is written.
 
         Args:
             refusal: without the user.

@@ -35,7 +35,7 @@ from s3daemon.ingress.protocol import (
     question_in,
 )
 from s3daemon.ingress.questions import Questions
-from s3daemon.ingress.refusals import Refusals, refusal_of
+from s3daemon.ingress.refusals import Refusals, describe_refusal
 from s3daemon.ingress.waiting import WaitingClients, form_of, name_for
 from s3daemon.model.reply import Outcome, Reply
 
@@ -114,7 +114,7 @@ class Server:
                         reader.feed(client.sock.recv(_READ_BYTES))
                     reader.check_nothing_follows()
             except RequestError as exc:  # where the next line would begin is not known
-                await self._refusals.add(refusal_of(exc, *given_in(line or reader.rest)), client.sock)
+                await self._refusals.add(describe_refusal(exc, *given_in(line or reader.rest)), client.sock)
                 await self._send(client.sock, Reply.failed(exc).encode(extended=reader.looks_extended))
                 await close_after_reply(client.sock)
                 return
@@ -169,7 +169,7 @@ class Server:
             await ticket.durable
             return Reply(Outcome.ACCEPTED, ticket.id), ""
         except S3daemonError as exc:
-            await self._refusals.add(refusal_of(exc, *given_in(line)), sock)
+            await self._refusals.add(describe_refusal(exc, *given_in(line)), sock)
             return Reply.failed(exc), ""
 
     async def _resume(self, client: Client, *, name: str) -> None:

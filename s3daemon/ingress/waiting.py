@@ -1,11 +1,11 @@
-"""Clients that wait for their transfer's end, of both servers; a stop or a crash leaves them to the next process.
+"""Clients that wait for the end of their transfer, of both servers; after a stop or a crash the next process goes on.
 
-A waiting client's connection is also stored with systemd, from before its transfer is durable until it has its reply,
-so that whichever process finishes the transfer can answer. Its name there is `FORM.TRANSFER.RANDOM`; the form says in
-which one the reply is written:
+A copy of a waiting client's connection is stored with systemd, from before the transfer is durable until the client has
+its reply, so that the process that finishes the transfer can answer. Its name there is `FORM.TRANSFER.RANDOM`, where
+FORM is the form of the reply:
 
-    plain, extended     the line protocol's (`server`)
-    http                an answer to a form, complete in itself; the connection then ends (`http.server`)
+    plain, extended     of the line protocol (`server`)
+    http                a whole HTTP answer, after which the connection ends (`http.server`)
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def _has_sent(sock: socket.socket) -> bool:
 
 
 class WaitingClients:
-    """Waits for them. Belongs to the running event loop.
+    """Has clients wait, and returns the reply of each. Belongs to the running event loop.
 
     Args:
-        settings: wait limit.
+        settings: the wait limit.
         intake: has the transfers.
         notifier: stores the connections with systemd.
         failures: the transfers that had failed for good when this process started, by id.
@@ -69,9 +69,9 @@ class WaitingClients:
         self._intake = intake
         self._notifier = notifier
         self._failures = failures or {}
-        self._ended = stored
-        self._stored: set[str] = set()  # names of connections with systemd
-        #: Done when the service leaves its clients; whether no process will follow.
+        self._stored_before = stored
+        self._with_systemd: set[str] = set()  # names of the connections that are stored with systemd
+        #: Done when the service leaves its clients; the result is whether no process will follow.
         self._left: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     @property
@@ -83,32 +83,33 @@ class WaitingClients:
         """Leave the clients to the next process.
 
         Args:
-            for_good: no process will follow: they are told that their transfers are kept.
+            for_good: no process will follow, so the clients are answered that their transfers are kept.
         """
         if not self._left.done():
             self._left.set_result(for_good)
 
     async def wait(self, ticket: Ticket, sock: socket.socket, name: str) -> Reply | None:
-        """Return the end of a transfer, or `deferred` once it is durable and its client has waited as long as it may.
+        """Wait until a transfer has ended, or until it is durable and its client has waited as long as it may.
 
         Returns:
-            the reply: call `forget` as soon as the client has it, or cannot get it. None when the service stops and
-            systemd has the connection for the next process.
+            the reply, in the second case `deferred`: call `forget` as soon as the client has it, or cannot get it. None
+            when the service stops and systemd has the connection for the next process.
 
         Raises:
             SpoolError: the spool refused the transfer.
         """
         if sock.fileno() >= 0 and self._notifier.store(name, sock):
-            self._stored.add(name)
+            self._with_systemd.add(name)
         try:
             events: set[asyncio.Future[Any]] = {ticket.outcome, self._left}
             limit_s = self._settings.current.wait_limit_s
             await asyncio.wait(events, timeout=limit_s, return_when=asyncio.FIRST_COMPLETED)
-            # A reply says `kept` only of what is durable; nor `stored` while a crash could bring back an older request.
+            # A reply must not say `kept` before that is durable, nor `stored` while a crash could bring back an older
+            # request.
             await ticket.durable
             if ticket.outcome.done():
                 return await ticket.outcome
-            if name in self._stored and self._left.done() and not self._left.result():
+            if name in self._with_systemd and self._left.done() and not self._left.result():
                 return None
             return self._intake.deferral(ticket) or await ticket.outcome
         except BaseException:
@@ -118,20 +119,20 @@ class WaitingClients:
             ticket.outcome.cancel()  # unless it is done: this client waits no longer
 
     def forget(self, name: str) -> None:
-        """Have systemd forget a connection: the next process shall not answer it."""
-        if name in self._stored:
-            self._stored.discard(name)
+        """Have systemd drop its copy of a connection, so that the next process does not answer it."""
+        if name in self._with_systemd:
+            self._with_systemd.discard(name)
             self._notifier.forget(name)
 
     async def resume(self, name: str, sock: socket.socket) -> tuple[Reply | None, Ticket | None]:
-        """Go on for a client of an earlier process.
+        """Wait on behalf of a client whose connection an earlier process stored with systemd.
 
         Returns:
-            the reply, as `wait` returns it, None also when the client has it; and the ticket, None when the transfer
-            was over already.
+            the reply, as `wait` returns it, or None when the client has it already; and the ticket, None when the
+            transfer had ended before.
         """
-        self._stored.add(name)
-        if form_of(name) == "plain" and _has_sent(sock):  # its reply; the process before was killed right then
+        self._with_systemd.add(name)
+        if form_of(name) == "plain" and _has_sent(sock):  # the reply: the earlier process was killed after it
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_WR)
             self.forget(name)
@@ -142,7 +143,7 @@ class WaitingClients:
             return await self.wait(ticket, sock, name), ticket
         if failure is not None:
             return Reply(Outcome.FAILED, id_, failure.code, failure.text), None
-        if id_ in self._ended:
+        if id_ in self._stored_before:
             return Reply(Outcome.STORED, id_), None
         text = "the daemon was interrupted, and it is not known here whether it had accepted or stored this"
         return Reply(Outcome.FAILED, "", Code.INTERRUPTED, f"{text}; see journalctl S3DAEMON_TRANSFER_ID={id_}"), None

@@ -1,8 +1,9 @@
 """The last exposures: how long each took up to its last object, and what is missing of it. No I/O, no clock.
 
-An exposure is the transfers that carry one tag; those without a tag are grouped by their key up to its last slash.
-The callers report every transfer that becomes pending, ceases to be, or ends, and every request that is refused, and
-pass the time. The spool keeps all of it over a restart but what is pending, which it has anyway.
+An exposure is all transfers with the same tag; those without a tag are grouped by their key up to its last slash.
+Callers report each transfer when it becomes pending, when it no longer is, and when it ends, and each request that is
+refused; the time is passed in. The spool keeps exposures over a restart (`spool.exposures`); which transfers are
+pending follows from the transfers that it keeps.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from dataclasses import dataclass, field
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import Destination, Transfer, prefix_of
 
-#: The ones requested last are kept: at one a minute, five hours.
+#: So many exposures are kept, those requested last: at one a minute, of five hours.
 KEPT = 300
-#: Of one exposure, files that are not stored: enough for any, and a bound for what a client can fill memory with.
+#: So many missing files are kept of one exposure: more than any has, and a limit to the memory that clients can fill.
 MISSING_KEPT = 1000
-#: From the first request to the last object stored: longer is late; later still, and the exposure is given up as lost.
+#: The longest times from the first request to the last object stored, seconds: beyond the first an exposure is late,
+#: beyond the second it is lost.
 LATE_S, LOST_S = 10.0, 30.0
 
-#: Whether it is a tag, and the tag; or bucket and prefix.
+#: The name of an exposure: True and a tag, or False and bucket/prefix.
 Name = tuple[bool, str]
 
 
@@ -30,21 +32,21 @@ def names_of(tags: Iterable[str], bucket: str, key: str) -> tuple[Name, ...]:
     return tuple((True, tag) for tag in dict.fromkeys(tags)) or ((False, prefix_of(bucket, key)),)
 
 
-#: The verdict on files that carry no tag: what they have in common is a folder, which may be that of a whole night.
+#: The verdict on files without a tag, whose time is not judged: they may be all files of a night, in one folder.
 UNTAGGED = "untagged"
 
 
 def verdict_of(
     seconds: float | None, *, missing: bool, tagged: bool = True, late_s: float = LATE_S, lost_s: float = LOST_S
 ) -> str:
-    """Return the worst that is true of an exposure, for status, page, metrics and report.
+    """Return the verdict on an exposure, the worst that is true, for status, page, metrics and report.
 
     Args:
         seconds: from its first request to its last object, or to now while one is pending; None when none was stored.
         missing: a file of it was refused, failed for good, or is known to be missing.
-        tagged: it is known to be one exposure, so its time can be judged.
-        late_s: after so many seconds it is late.
-        lost_s: after so many it is given up, though not before it is late.
+        tagged: it has a tag, so it is one exposure and its time is judged.
+        late_s: it is late after so many seconds.
+        lost_s: it is lost after so many, or after `late_s` where that is longer.
 
     Returns:
         `lost`, `incomplete`, `late`, or `in time`; without a tag `incomplete` or `untagged`.
@@ -111,7 +113,11 @@ class Exposure:
         return next((missing.reason for missing in self.missing.values()), "")
 
     def seconds(self, now_usec: int) -> float | None:
-        """Return the time up to the last object, or to `now_usec` while transfers are pending; None without either."""
+        """Return the seconds from the first request to the last object, or to `now_usec` while transfers are pending.
+
+        Returns:
+            None when nothing is pending and no object was stored.
+        """
         end_usec = now_usec if self.pending else self.last_usec
         return None if end_usec is None else max(0, end_usec - self.first_usec) / 1e6
 
@@ -120,14 +126,14 @@ class Exposure:
         return verdict_of(self.seconds(now_usec), missing=bool(self.missing), tagged=self.tagged)
 
     def put_missing(self, what: str, missing: Missing) -> None:
-        """Note that a file is missing."""
+        """Note that the file for the destination `what` is missing, and why."""
         if what in self.missing or len(self.missing) < MISSING_KEPT:
             self.missing[what] = missing
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """A file that became missing, for who keeps the exposures.
+    """A file that has just become missing, to be kept on disk.
 
     Args:
         names: of its exposures.
@@ -153,9 +159,9 @@ class Exposures:
     """The last exposures, in the order of their first requests.
 
     Args:
-        known: the ones that were kept before.
-        kept: how many are kept.
-        on_loss: called with every file that becomes missing, so that it is kept.
+        known: the exposures that an earlier process kept.
+        kept: the number of exposures to keep.
+        on_loss: called with every file that becomes missing; writes it to disk.
 
     Attributes:
         on_change: called with the name of an exposure that has changed, before it may be read.
@@ -181,7 +187,7 @@ class Exposures:
         return len(self._order)
 
     def last(self, count: int) -> list[Exposure]:
-        """Return the last `count` of them, in order."""
+        """Return the last `count` exposures, in order."""
         return self._order[-count:]
 
     def get(self, name: Name) -> Exposure | None:
@@ -189,14 +195,14 @@ class Exposures:
         return self._by_name.get(name)
 
     def added(self, transfer: Transfer) -> None:
-        """Count a transfer that is pending: for the first time, again after it failed, or for one more tag."""
+        """Add a transfer that became pending: for the first time, again after it failed, or for one more tag."""
         to = transfer.destination
         for exposure in self._of(names_of(transfer.tags, to.bucket, to.key), transfer.accepted_usec):
             exposure.missing.pop(str(to), None)
             exposure.pending.add(transfer.id)
 
     def removed(self, transfer: Transfer) -> None:
-        """Count a transfer that is no longer pending. One that was withdrawn without a record leaves no trace."""
+        """Remove a transfer that is no longer pending, and an exposure that has nothing else."""
         to = transfer.destination
         for name in names_of(transfer.tags, to.bucket, to.key):
             exposure = self._by_name.get(name)
@@ -207,7 +213,7 @@ class Exposures:
                 self.on_change(name)
 
     def recorded(self, record: TransferRecord) -> None:
-        """Count a transfer that is over."""
+        """Count a transfer that has ended: stored, or failed for good."""
         names = names_of(record.tags, record.bucket, record.key)
         what = str(Destination(record.bucket, record.key))
         if not record.stored:
@@ -222,15 +228,15 @@ class Exposures:
             self.on_change((exposure.tagged, exposure.name))
 
     def refused(self, refusal: Refusal, at_usec: int) -> None:
-        """Count a file that was refused at `at_usec`, microseconds since the epoch, where its exposure is known."""
+        """Count a file that was refused, if it had a tag or a destination; `at_usec`: microseconds since the epoch."""
         bucket, slash, key = refusal.destination.partition("/")
         if refusal.tag or slash:
             names = names_of([refusal.tag] if refusal.tag else [], bucket, key)
             reason = f"{refusal.code}: {refusal.text}"
             self._lose(Loss(names, at_usec, refusal.destination or refusal.file, Missing("refused", reason)))
 
-    def listed(self, transfer: Transfer, reason: str) -> None:
-        """Count a transfer that failed before the start, unless that is known."""
+    def failed_before(self, transfer: Transfer, reason: str) -> None:
+        """Count a transfer that had failed before this process started, unless the exposure that was kept has it."""
         to = transfer.destination
         for exposure in self._of(names_of(transfer.tags, to.bucket, to.key), transfer.accepted_usec):
             if str(to) not in exposure.missing:

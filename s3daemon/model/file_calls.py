@@ -1,9 +1,9 @@
-"""Short calls that may block on a file system, such as opening a file: one thread carries out all that wait.
+"""Short calls that may block on a file system, such as opening a file: carried out in one thread, one after another.
 
-A thread for each call costs more than the calls do: each switch waits for Python's lock and wakes the event loop, and
-23 files that are sent at once were open only after 30 ms. So one thread takes call after call, and wakes the loop when
-none is left. When a call takes long, every call behind it gets a thread of its own: a file system that never answers
-delays nothing but its own files.
+A thread for each call would cost more than the calls: each switch of threads waits for Python's lock and wakes the
+event loop, so 23 files that were sent at once were open only after 30 ms. So one thread takes call after call, and
+wakes the loop when none is left. When a call takes long, every call that waits behind it gets a thread of its own: a
+file system that never answers delays only its own files.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from weakref import WeakKeyDictionary
 _T = TypeVar("_T")
 _Call = tuple[asyncio.Future[Any], Callable[[], Any]]
 
-#: A call that takes longer than this delays no other, seconds; on a local disk one takes 0.1 ms.
+#: When no call has begun for this long, seconds, those that wait get threads. On a local disk a call takes 0.1 ms.
 STUCK_S = 0.01
 
 
@@ -35,7 +35,7 @@ class FileCalls:
         self._timer: asyncio.TimerHandle | None = None
 
     def run(self, call: Callable[[], _T]) -> asyncio.Future[_T]:
-        """Begin a call; what it returns or raises is the future's."""
+        """Begin a call, and return a future that gets its result or its exception."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[_T] = loop.create_future()
         with self._lock:
@@ -108,7 +108,7 @@ _calls: WeakKeyDictionary[asyncio.AbstractEventLoop, FileCalls] = WeakKeyDiction
 
 
 def call_file_system(call: Callable[[], _T]) -> asyncio.Future[_T]:
-    """Begin a call in the running loop's own `FileCalls`; what it returns or raises is the future's."""
+    """Begin a call in a thread for the running loop, and return a future that gets its result or its exception."""
     loop = asyncio.get_running_loop()
     if loop not in _calls:
         _calls[loop] = FileCalls()

@@ -268,7 +268,7 @@ class Deferral:
     def fields(self) -> list[Field]:
         """Return the journal entry."""
         return [
-            ("MESSAGE", f"{self.bucket}/{self.key} deferred, its client was told that it is kept; {self.why}"),
+            ("MESSAGE", f"{self.bucket}/{self.key} deferred, its client was notified that it is kept; {self.why}"),
             ("MESSAGE_ID", MessageId.DEFERRED.value),
             ("PRIORITY", int(Priority.NOTICE)),
             (_name("transfer_id"), self.transfer_id),

@@ -20,7 +20,7 @@ import socket
 from collections import deque
 
 from s3daemon.network.connection import Connection
-from s3daemon.network.straggler import Moved
+from s3daemon.network.straggler import MoveHistory
 from s3daemon.network.tcp import TcpInfo, reset_on_close
 
 #: How often an upload is looked at: fine enough to see within half a second that one is far slower than others.
@@ -139,7 +139,7 @@ class Progress:
         self._uploads: list[Upload] = []
         self._arrived = 0
         self._last_address = ""
-        self.moved: dict[int, Moved] = {}
+        self.moved: dict[int, MoveHistory] = {}
         self.slow_addresses: set[str] = set()
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 

@@ -4,9 +4,9 @@ aiobotocore builds and signs every request and parses every answer, but does not
 each request over the connection that its context names. So nothing between here and the store sends a request twice,
 follows a redirect, waits for a `100 Continue`, or opens a connection by itself.
 
-A request with a body ends by an answer, by an error, because it makes no progress, or because its connection is far
-slower than others (`SlowConnection`: the caller sends it again, over another one). The error does not say whether the
-body arrived; TCP does: while fewer bytes than the body has were acknowledged, it cannot have.
+A request with a body ends with an answer, with an error, because it makes no progress, or because its connection is
+far slower than others (`SlowConnection`: the caller sends it again, over another one). An error does not show whether
+the body arrived; the kernel does: while TCP has fewer bytes acknowledged than the body has, it cannot have arrived.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
-from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, Moved, Pace, Stragglers
+from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, MoveHistory, Stragglers, TrackedBody
 from s3daemon.s3.answers import (
     SENDING_ERRORS,
     contradicts,
@@ -74,15 +74,16 @@ class SentBody:
 
 
 class _MoveWatch:
-    """Compares a body with others on the way, from its beginning to the end of the context.
+    """Ends an upload that should be moved: compares it with others from its beginning to the end of the context.
 
     Args:
-        sender: sends it.
-        upload: the body's.
-        progress: learns of a move.
+        sender: sends the body.
+        upload: that of the body.
+        progress: of the attempt; gets the move and the slow address.
         offset: of the body in the file.
         transfer_id: the transfer that it belongs to.
-        needs_lookup: once all of it has left, it must be looked up before it is sent again; parts need not.
+        needs_lookup: once all of the body was sent, the object must be looked up before it is sent again; False for a
+            part.
     """
 
     def __init__(
@@ -94,25 +95,25 @@ class _MoveWatch:
         self._offset = offset
         self._transfer_id = transfer_id
         self._needs_lookup = needs_lookup
-        self._pace = Pace(upload.size, progress.moved.get(offset, NEVER_MOVED))
+        self._tracked = TrackedBody(upload.size, progress.moved.get(offset, NEVER_MOVED))
 
     def begin(self, transport: asyncio.BaseTransport) -> None:
-        """Begin the upload, and the comparison."""
+        """Begin the upload over `transport`, and the comparison."""
         self._upload.begin(transport)
-        self._sender.stragglers.begin(self._pace, self._upload.address, self._sender.clock())
+        self._sender.stragglers.begin(self._tracked, self._upload.address, self._sender.clock())
 
     def tick(self, body: FileBody) -> None:
-        """Compare them now.
+        """Compare the upload with others now.
 
         Raises:
-            AttemptError: `SlowConnection`, it has to go over another connection, and one stands idle.
+            AttemptError: `SlowConnection`, it should be sent over another connection, and one is idle.
         """
         upload, sender = self._upload, self._sender
         info = upload.info()
         if info is None:
             return
         move = sender.stragglers.tick(
-            self._pace,
+            self._tracked,
             sender.clock(),
             upload.acked(),
             rtt_s=info.least_rtt_usec / 1e6,
@@ -123,18 +124,18 @@ class _MoveWatch:
         if move is None or not (is_sendable and sender.pool.has_spare(move.window)):
             return
         _log.info("an upload to %s is moved to another connection: %s", upload.address, move.reason)
-        self._progress.moved[self._offset] = Moved(self._pace.moved.count + 1, move.reference)
+        self._progress.moved[self._offset] = MoveHistory(self._tracked.moved.count + 1, move.reference)
         self._progress.slow_addresses.add(upload.address)
         if move.blames_address:
             sender.pool.addresses.slow(upload.address, move.reason, self._transfer_id)
         raise AttemptError(Code.SLOW_CONNECTION, move.reason)
 
     def __enter__(self) -> None:
-        """Do nothing: it begins with the body."""
+        """Do nothing: the comparison begins with the body."""
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        """End the comparison. What has left of a moved body may still arrive, though it is not acknowledged yet."""
-        self._sender.stragglers.end(self._pace, self._sender.clock(), answered=error is None)
+        """End the comparison. A moved body that was sent whole may still arrive, so that error is ambiguous."""
+        self._sender.stragglers.end(self._tracked, self._sender.clock(), answered=error is None)
         if isinstance(error, AttemptError) and error.code == Code.SLOW_CONNECTION:
             raise error.replace(ambiguous=self._upload.was_sent) from error
 
@@ -149,8 +150,9 @@ class Sender:
         clock: monotonic seconds.
 
     Attributes:
-        can_look_up: an object can be looked up as far as is known. If not, what may have arrived is not moved.
-        stragglers: compares the bodies on the way.
+        can_look_up: whether objects can be looked up, as far as is known. If not, a body that was sent whole is not
+            moved.
+        stragglers: compares the bodies that are being sent.
     """
 
     def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer, clock: Clock = time.monotonic) -> None:
@@ -196,16 +198,16 @@ class Sender:
             offset: start of the slice, bytes.
             size: length of the slice, bytes; None: the whole file.
             failed_addresses: addresses to avoid if another one is enabled.
-            connection: the connection to use, which the caller has taken; None: the best one that is idle. A failure
-                over a given one is not its address's.
-            progress: counts the bytes.
-            on_sent: called with the MD5 of the body (empty where none is computed) if all of it was handed over,
-                whatever came of it.
+            connection: the connection to use, which the caller has taken; its address is not blamed for a failure.
+                None: the best one that is idle.
+            progress: of the attempt.
+            on_sent: called with the MD5 of the body (empty where none is computed) if all of it was handed to the
+                kernel, whether the request succeeded or not.
             params: the operation's other parameters.
 
         Raises:
-            AttemptError: the store did not take it, or (`ambiguous`) may have. `SlowConnection`: its connection is too
-                slow, and it should be sent again at once; `progress` knows where not.
+            AttemptError: the store did not store it, or (`ambiguous`) may have. `SlowConnection`: its connection is too
+                slow, and it should be sent again at once, not to the `slow_addresses` of `progress`.
             FileError: the file could not be read, or changed meanwhile.
         """
         length = source.state.size if size is None else size
@@ -227,7 +229,7 @@ class Sender:
                         text = "the store answered before it had the whole body"
                         raise body.error or AttemptError(Code.BAD_ANSWER, text)
             finally:
-                if not (body.finished and upload.may_have_arrived):  # what was not acknowledged must not arrive later
+                if not (body.finished and upload.may_have_arrived):  # the rest must not arrive later
                     upload.abort(body.transport)
                 if body.finished:
                     on_sent(body.md5)
@@ -278,7 +280,7 @@ class Sender:
         return answer
 
     async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], moving: _MoveWatch) -> _T:
-        """Carry `request` out as long as it makes progress, and not far less than others.
+        """Carry out `request` while it makes progress and should not be moved, and return its answer.
 
         Raises:
             AttemptError, FileError: as `send_file` does.
@@ -365,7 +367,11 @@ class Sender:
             raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
 
     def _verify(self, md5: str, answer: Mapping[str, Any]) -> None:
-        """Check the answer to a body that was sent whole, beyond what `_send` has checked."""
+        """Compare the ETag of an answer with what was sent; `_send` has checked the rest of the answer.
+
+        Raises:
+            AttemptError: there is no ETag, or that of something else.
+        """
         etag = etag_of(answer)
         if not etag and self._needs_etag:
             raise AttemptError(Code.BAD_ANSWER, "the store's answer has no ETag", ambiguous=True)

@@ -236,7 +236,7 @@ class SpoolFile:
                     found[id_].etags[int(number)] = str(etag)
         return list(found.values())
 
-    def kept(self) -> exposures.Kept:
+    def kept(self) -> exposures.KeptExposures:
         """Read the last exposures, as `entries` reads transfers."""
         with _invalid_is_damaged():
             return exposures.read(self._db)

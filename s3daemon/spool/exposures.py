@@ -1,11 +1,11 @@
-"""The tables of the last exposures in the spool's file: what is over of them, so that a restart does not forget it.
+"""The tables of the last exposures in the spool's file: what has ended of each, so that it is known after a restart.
 
-    exposure    one row for each of the last exposures: tagged, name, first_usec, last_usec, stored, size_bytes
-    missing     exposure, destination, outcome, reason: one row for each file of these that will not be stored
-    ended       seq, id: of the transfers stored last, so that it can be told later that they are
+    exposure    tagged, name, first_usec, last_usec, stored, size_bytes: a row for each of the last exposures
+    missing     exposure, destination, outcome, reason: a row for each file of these that failed or was refused
+    ended       seq, id: a row for each of the transfers stored last, to answer questions about them
 
-Each is as in `model.exposure`. What is pending is not here: the transfers' own rows have it. A stored transfer is
-counted by the very commit that removes its row, so that no crash counts it twice or not at all.
+The columns are as in `model.exposure`. Pending transfers are not here: they have rows of their own. A stored transfer
+is counted in the same commit that removes its row, so that no crash counts it twice or not at all.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from s3daemon.model.exposure import (
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination
 
-#: Transfers that are known to be stored: a hundred exposures of one host.
+#: So many stored transfers are kept: a hundred exposures of one host.
 ENDED_KEPT = 5000
 
-#: The migration of `database.MIGRATIONS` that brings these tables.
+#: The statements that create these tables, one of `database.MIGRATIONS`.
 TABLES = (
     """CREATE TABLE exposure (
         id INTEGER PRIMARY KEY, tagged INTEGER NOT NULL, name TEXT NOT NULL, first_usec INTEGER NOT NULL,
@@ -56,7 +56,7 @@ _LOSE = f"""INSERT OR REPLACE INTO missing (exposure, destination, outcome, reas
 
 @dataclass(frozen=True, slots=True)
 class StoredCount:
-    """What is counted when a stored transfer's row is removed.
+    """What is added to the exposures when a stored transfer's row is removed.
 
     Args:
         id: the transfer's.
@@ -75,7 +75,7 @@ class StoredCount:
 
     @classmethod
     def of(cls, record: TransferRecord) -> StoredCount:
-        """Return what is counted of a stored transfer."""
+        """Return what is added for a stored transfer."""
         names = names_of(record.tags, record.bucket, record.key)
         end_usec = record.start_usec + record.total_usec
         to = str(Destination(record.bucket, record.key))
@@ -84,14 +84,14 @@ class StoredCount:
 
 @dataclass(frozen=True, slots=True)
 class SaveLoss:
-    """Keep that a file is missing."""
+    """The change that adds a missing file."""
 
     loss: Loss
 
 
 @dataclass(frozen=True, slots=True)
 class SaveExposure:
-    """Keep an exposure that a damaged file had."""
+    """The change that adds an exposure which was read from a damaged file."""
 
     exposure: Exposure
 
@@ -100,11 +100,11 @@ class SaveExposure:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
-    """What the tables have.
+class KeptExposures:
+    """The content of the tables.
 
     Args:
-        exposures: the last ones, without what is pending of them.
+        exposures: the last ones, without pending transfers.
         ended: ids of the transfers stored last, by seq.
     """
 
@@ -117,8 +117,8 @@ def count_stored(db: sqlite3.Connection, seq: int, count: StoredCount) -> None:
 
     Args:
         db: in a transaction.
-        seq: of the row that is removed with it; 0 when there was none.
-        count: what is counted.
+        seq: of the row that is removed in the same transaction; 0 when there was none.
+        count: what is added.
     """
     for tagged, name in count.names:
         _add(db, (tagged, name), count.at_usec)
@@ -129,7 +129,7 @@ def count_stored(db: sqlite3.Connection, seq: int, count: StoredCount) -> None:
 
 
 def keep_ended(db: sqlite3.Connection, seq: int, id_: str) -> None:
-    """Keep that a transfer is stored."""
+    """Add a transfer to those stored last, and remove the oldest, in a transaction."""
     db.execute("INSERT OR REPLACE INTO ended (seq, id) VALUES (?, ?)", (seq, id_))
     db.execute("DELETE FROM ended WHERE seq <= ?", (seq - ENDED_KEPT,))
 
@@ -164,8 +164,8 @@ def _lose(db: sqlite3.Connection, name: Name, what: str, missing: Missing) -> No
     db.execute(_LOSE, (what, missing.outcome, missing.reason, *name, *name, MISSING_KEPT))
 
 
-def read(db: sqlite3.Connection) -> Kept:
-    """Read the tables.
+def read(db: sqlite3.Connection) -> KeptExposures:
+    """Return the content of the tables.
 
     Raises:
         sqlite3.Error, ValueError, TypeError: they are damaged.
@@ -176,7 +176,7 @@ def read(db: sqlite3.Connection) -> Kept:
         if id_ in found:
             found[id_].missing[what] = missing
     ended = db.execute("SELECT seq, id FROM ended ORDER BY seq")
-    return Kept(tuple(found.values()), tuple((int(seq), str(id_)) for seq, id_ in ended))
+    return KeptExposures(tuple(found.values()), tuple((int(seq), str(id_)) for seq, id_ in ended))
 
 
 def _missing(db: sqlite3.Connection) -> Iterator[tuple[int, str, Missing]]:

@@ -22,7 +22,7 @@ from typing import TypeVar
 
 from s3daemon.errors import Code, StartError, one_line
 from s3daemon.spool.database import SpoolFile, is_corrupt
-from s3daemon.spool.exposures import Kept, SaveExposure
+from s3daemon.spool.exposures import KeptExposures, SaveExposure
 from s3daemon.spool.rows import Entry, Insert, OpenUpload, SaveClock
 
 #: The most reads that may fail while a damaged file is searched for rows, each some 50 us. A row of a damaged page
@@ -157,7 +157,7 @@ def _swap_in(path: Path) -> Path:
     return old_file
 
 
-def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], Kept, int | None, float]:
+def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], KeptExposures, int | None, float]:
     """Read what can be read of a damaged file.
 
     Returns:
@@ -170,10 +170,10 @@ def _salvage(path: Path) -> tuple[list[Entry], list[OpenUpload], Kept, int | Non
     try:
         file = SpoolFile(path, create=False, damaged=True)
     except sqlite3.Error:
-        return [], [], Kept(), None, 0.0
+        return [], [], KeptExposures(), None, 0.0
     entries: list[Entry] = []
     uploads: list[OpenUpload] = []
-    kept = Kept()
+    kept = KeptExposures()
     bad_reads, bad_rows = 0, 0
     ranges = [(1, file.last_seq)] if file.last_seq else []
     while ranges and bad_reads < MAX_BAD_READS:

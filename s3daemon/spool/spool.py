@@ -37,7 +37,7 @@ from s3daemon.model.exposure import Loss
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import Lock, prepare
-from s3daemon.spool.exposures import Kept, SaveLoss, StoredCount
+from s3daemon.spool.exposures import KeptExposures, SaveLoss, StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.recovery import RecoverableFile, cannot_open
 from s3daemon.spool.rows import (
@@ -69,7 +69,7 @@ class _Contents:
 
     entries: list[Entry]
     uploads: list[OpenUpload]
-    kept: Kept
+    kept: KeptExposures
     active_base_s: float
     last_seq: int
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import s3daemon.service
 from s3daemon import cli
-from s3daemon.spool.exposures import Kept
+from s3daemon.spool.exposures import KeptExposures
 from s3daemon.spool.open_uploads import OpenUploads
 
 
@@ -21,7 +21,7 @@ class ForgetfulSpool:
 
     def __init__(self) -> None:
         self.open_uploads = OpenUploads()
-        self.kept = Kept()
+        self.kept = KeptExposures()
 
     @classmethod
     def open(cls, directory: Path, **_: object) -> ForgetfulSpool:

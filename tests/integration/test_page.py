@@ -146,7 +146,7 @@ def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
     [
         ({"state": "away", "away": True}, ["The endpoint is away", "are kept and tried until it is back"]),
         ({"state": "held", "held": "AccessDenied: no"}, ["The queue is held", "AccessDenied: no. Nothing is lost"]),
-        ({"state": "refusing", "spool": "/var is full"}, ["Requests are refused", "/var is full. What was accepted"]),
+        ({"state": "refusing", "spool": "/var is full"}, ["Requests are refused", "/var is full. Transfers accepted before"]),
         ({"state": "stopping", "status": "draining for 20 s"}, ["The service is stopping", "draining for 20 s"]),
     ],
 )
@@ -170,8 +170,8 @@ AWAY = {"state": "away", "away": True, "since_usec": NOW_USEC - 80_000_000, "nex
 @pytest.mark.parametrize(
     ("changes", "kind", "word", "text"),
     [
-        ({}, "ok", "Ready", "Files go out as they are asked for."),
-        ({"pending": 1}, "ok", "Delivering", "Files go out as they are asked for."),
+        ({}, "ok", "Ready", "Files are delivered as soon as they are requested."),
+        ({"pending": 1}, "ok", "Delivering", "Files are delivered as soon as they are requested."),
         ({"exposures": [GOOD]}, "ok", "Ready", "was complete after 2.1 s."),
         ({"exposures": [LOST]}, "lost", "The last exposure was lost", f"{LOST['name']}: 46 stored"),
         ({"exposures": [LOST], "in_flight": 3}, "lost", "The last exposure was lost", "95.0 s."),
@@ -188,7 +188,7 @@ AWAY = {"state": "away", "away": True, "since_usec": NOW_USEC - 80_000_000, "nex
     ],
 )  # fmt: skip
 def test_the_banner(tmp_path: Path, changes: dict[str, Any], kind: str, word: str, text: str) -> None:
-    """What matters most stands in it: never a tick over an exposure that was lost."""
+    """It shows what is most urgent: never a tick over an exposure that was lost."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
         found = await tab.evaluate(f"banner({json.dumps(empty() | changes)})")
@@ -253,7 +253,7 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
         served.status = None
         await tab.until("document.querySelector('h1').textContent === 'The daemon does not answer'")
-        assert "What is below was so at" in await text(tab, "#headline")
+        assert "The status below is that of" in await text(tab, "#headline")
         assert await tab.evaluate("document.querySelectorAll('#uploads li').length") == 4
         assert await tab.evaluate("getComputedStyle(document.getElementById('figures')).opacity") < "0.5"
         await shown(tab, served, busy())

@@ -129,6 +129,24 @@ def test_rooms_introduce_themselves() -> None:
         assert len((ast.get_docstring(tree) or "").splitlines()) >= 3, path
 
 
+def test_rooms_name_each_of_their_modules() -> None:
+    """Between backquotes, as do folders within a room: a reader of its `__init__` learns where to go."""
+    for path in PACKAGE.rglob("*/__init__.py"):
+        quoted = re.findall(r"`([\w./]+)`", ast.get_docstring(ast.parse(path.read_text())) or "")
+        named = {word for name in quoted for word in re.split(r"[./]", name)}
+        inside = {module.stem for module in path.parent.glob("*.py")} | {
+            it.parent.name for it in path.parent.glob("*/*.py")
+        }
+        assert inside - {"__init__"} <= named, path
+
+
+def test_the_map_names_only_modules_that_exist() -> None:
+    """Each of its `room.module` is one."""
+    named = set(re.findall(r"`([a-z0-9_]+(?:\.[a-z0-9_]+)+)`", s3daemon.__doc__ or ""))
+    assert named
+    assert named <= modules().keys()
+
+
 def _run(*command: str) -> None:
     done = subprocess.run([sys.executable, "-m", *command], cwd=TOP, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -59,7 +59,7 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     reply = service.send("/data/f.fits", "any/bucket/deferred", check=False).stderr
     assert "is kept and being tried" in reply
     (deferred,) = entries(service, MessageId.DEFERRED, 1)
-    assert deferred.startswith("bucket/deferred deferred, its client was told that it is kept; the last error: ")
+    assert deferred.startswith("bucket/deferred deferred, its client was notified that it is kept; the last error: ")
     entries(service, MessageId.AWAY, 1)
     s3.open()
     entries(service, MessageId.BACK, 1)

@@ -1,9 +1,9 @@
 """Why a transfer took as long as it did: pure, from its record and from what was logged meanwhile.
 
 A record says how long each part took and how many attempts there were. Which error cost the time is in the warnings
-about failed attempts, and since when the endpoint was away or the queue held in entries of their own. A warning may be
-missing: beyond some in a second they are only counted. Then those about other transfers of the same service at the
-same time tell.
+about failed attempts; when the endpoint was away or the queue was held is in other entries. Of equal warnings only a
+few are written in a second, so those of this transfer may be missing: then the warnings about other transfers of the
+same service at the same time are used.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from s3daemon.commands.report.select import JournalEntry, ReportedTransfer, deci
 from s3daemon.model.record import MessageId, TransferRecord
 from s3daemon.units import moment, plural, seconds, size
 
-#: A part below this share of the total is not given as a reason.
-_MATTERS = 0.1
+#: A part that took less than this share of the total is not mentioned.
+_LEAST_SHARE = 0.1
 _SECOND_USEC = 1_000_000
-#: A transfer that waited through more periods than this says only how many they were.
+#: Of a transfer that waited through more periods than this, only their number is shown.
 _MOST_PERIODS = 3
 _DAY_CHARS = len("2026-11-23")
 
@@ -51,7 +51,7 @@ class Period(NamedTuple):
     state: str
 
     def text(self, zone: tzinfo | None, day: str) -> str:
-        """Say from when to when, without the day where it is that one."""
+        """Return the state and from when to when, as text; a time on `day` without its date."""
         begin, end = (moment(usec, zone).removeprefix(f"{day} ") for usec in (self.begin_usec, self.end_usec or 0))
         return f"{self.state} from {begin}" + (f" to {end}" if self.end_usec else " on")
 
@@ -63,7 +63,7 @@ _ENDS = (MessageId.BACK, MessageId.RELEASED)
 
 
 class Delays:
-    """What delayed transfers, as the journal has it. Takes entries in any order; questions come afterwards."""
+    """What delayed transfers, by the entries of the journal. Add these in any order, call `sort`, and only then ask."""
 
     def __init__(self) -> None:
         self._by_transfer: defaultdict[str, list[Failure]] = defaultdict(list)
@@ -71,7 +71,7 @@ class Delays:
         self._periods: defaultdict[_Service, dict[tuple[str, int], Period]] = defaultdict(dict)
 
     def add(self, entry: JournalEntry) -> None:
-        """Take an entry; one of another kind is ignored."""
+        """Add an entry of the journal; those of other kinds are ignored."""
         at_usec = decimal_of(entry.get("__REALTIME_TIMESTAMP"))
         kind = entry.get("MESSAGE_ID")
         if at_usec is None:
@@ -88,7 +88,7 @@ class Delays:
         self._by_service[_service(entry)].append(failure)
 
     def _add_period(self, service: _Service, kind: MessageId, at_usec: int, since_usec: int | None) -> None:
-        """Take the begin or the end of a period; the entry of its end says since when it was, to the second or so."""
+        """Add the beginning or the end of a period. The entry of an end has the beginning too, exact to a second."""
         state, begin_usec = _STATES[kind], at_usec if since_usec is None else since_usec
         known = self._periods[service]
         key = (state, round(begin_usec / _SECOND_USEC))
@@ -100,12 +100,12 @@ class Delays:
             known[key] = Period(begin_usec, None, state)
 
     def sort(self) -> None:
-        """Put what was taken in order, which the answers take for granted."""
+        """Sort the failures by time, as `costliest_error` requires."""
         for failures in (*self._by_transfer.values(), *self._by_service.values()):
             failures.sort()
 
-    def blamed(self, one: ReportedTransfer) -> str:
-        """The code of the error that cost a transfer most time before its last attempt; "" when none is known."""
+    def costliest_error(self, one: ReportedTransfer) -> str:
+        """Return the code of the error that cost most of the time before the last attempt; "" when none is known."""
         begin, end = one.record.start_usec, one.record.start_usec + one.record.queue_usec
         costs: Counter[str] = Counter()
         free_usec = begin
@@ -115,9 +115,9 @@ class Delays:
         return costs.most_common(1)[0][0] if costs else ""
 
     def periods(self, one: ReportedTransfer) -> list[Period]:
-        """Return the periods in which a transfer waited for its last attempt, in order.
+        """Return the periods through which a transfer waited before its last attempt, in order.
 
-        One that has no end counts only where it began while the transfer waited.
+        A period without an end counts only if it began while the transfer waited.
         """
         begin, end = one.record.start_usec, one.record.start_usec + one.record.queue_usec
         known = self._periods.get((one.host, one.unit), {}).values()
@@ -141,8 +141,8 @@ class Breakdown:
 
     Args:
         cause: the longest part of the time: "retried", "queued", "network" or "after".
-        error: the code of the error that cost most of it; "" where none did, or none is known.
-        text: each part that matters, the longest first, for people.
+        error: the code of the error that cost most of it; "" when no attempt failed, or none is known.
+        text: one line for people: each part but the smallest, the longest first.
     """
 
     cause: str
@@ -151,16 +151,16 @@ class Breakdown:
 
     @classmethod
     def of(cls, one: ReportedTransfer, delays: Delays, zone: tzinfo | None) -> Breakdown:
-        """Say why a stored transfer took as long as it did; `zone` is for points in time."""
+        """Return the breakdown of a stored transfer's time; points in time are shown in `zone`, None: local time."""
         record = one.record
         upload = record.upload_usec or 0
         rest = max(0, record.total_usec - record.queue_usec - upload)
         waited = "retried" if record.attempts > 1 else "queued"
-        error = delays.blamed(one) if record.attempts > 1 else ""
+        error = delays.costliest_error(one) if record.attempts > 1 else ""
         waits = _waits(one, delays.periods(one), zone)
         parts = {waited: record.queue_usec, "network": upload, "after": rest}
         ordered = sorted(parts, key=lambda name: -parts[name])
-        named = [name for name in ordered if name == ordered[0] or parts[name] > _MATTERS * record.total_usec]
+        named = [name for name in ordered if name == ordered[0] or parts[name] > _LEAST_SHARE * record.total_usec]
         return cls(ordered[0], error, "; ".join(_reason(name, parts[name], record, error, waits) for name in named))
 
 
@@ -185,7 +185,7 @@ def _reason(part: str, usec: int, record: TransferRecord, error: str, waits: str
 
 
 def _network(usec: int, record: TransferRecord) -> str:
-    """Say what the network did to an upload."""
+    """Return what the record has of the network, in parentheses; empty when it has nothing."""
     found = [f"{size(record.size_bytes / usec * 1e6)}/s"] if usec else []
     if record.rtt_usec is not None:
         found.append(f"RTT {record.rtt_usec / 1000:.3g} ms")

@@ -1,7 +1,7 @@
 """The limit in force for all uploads together: set by hand, or found by a controller from the uploads in flight.
 
-Bandwidth   one endpoint's limit: where it comes from, and the controller's rate put in force and kept
-_Meter      TCP_INFO of the uploads in flight, summed up into the controller's samples
+Bandwidth   one endpoint's limit and its origin; puts the controller's rate in force, and writes it to a file
+_Meter      TCP_INFO of the uploads in flight, added up to samples for the controller
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Origin(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limit:
-    """What all uploads together may send.
+    """The most that all uploads together may send.
 
     Args:
         rate_bps: bit/s; 0 for no limit.
@@ -113,8 +113,8 @@ class Bandwidth:
         """Put a limit in force, for uploads in flight too.
 
         Args:
-            limit_bps: bit/s, 0 for no limit; None: it is found.
-            known_bps: what was found before; None: as the file says.
+            limit_bps: bit/s, 0 for no limit; None: the controller finds it.
+            known_bps: the rate that was found before, bit/s; None: that of the file, if there is one.
         """
         if limit_bps is not None:
             self._controller, self._origin = None, Origin.SET
@@ -126,7 +126,7 @@ class Bandwidth:
             self._put_in_force(self._controller)
 
     async def close(self) -> None:
-        """Keep what was found."""
+        """Stop, and write the rate that was found to the file."""
         if self._ticking is not None:
             self._ticking.cancel()
         if rate := self._to_keep():
@@ -166,7 +166,7 @@ class Bandwidth:
         self._pacer.set_limit(0 if pace is None else max(1, round(pace * 8)))
 
     def _to_keep(self) -> int | None:
-        """Return the rate to write; None when the file has it already."""
+        """Return the rate to write, bit/s; None when none was found, or the file has it already."""
         rate = self.found_bps
         if rate is None or self._kept is None or abs(rate - self._written_bps) <= KEEP_CHANGE * self._written_bps:
             return None
@@ -179,7 +179,7 @@ class Bandwidth:
 
 
 class _Meter:
-    """Adds up what the uploads in flight sent and got delivered. Those over a short path do not count."""
+    """Adds up what the uploads in flight sent, got delivered and lost. Those over a short path do not count."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
@@ -192,7 +192,7 @@ class _Meter:
         return bool(self._last)
 
     def begin(self, sock: socket.socket) -> bool:
-        """Measure an upload that begins; return whether its path is long enough to."""
+        """Measure an upload that begins; return False when its path is too short for that, or it is closed."""
         with contextlib.suppress(OSError):  # it is being closed
             info = self._read(sock)
             if info.least_rtt_usec >= LEAST_RTT_S * 1e6:
@@ -201,13 +201,13 @@ class _Meter:
         return False
 
     def end(self, sock: socket.socket) -> None:
-        """Count the last of an upload that is over."""
+        """Add up an upload for the last time: it is over."""
         if sock in self._last:
             self._count(sock)
             self._last.pop(sock, None)
 
     def sample(self, now: float) -> Sample | None:
-        """Return the next sample; None when the last upload was ended by its peer."""
+        """Return the next sample at monotonic time `now`; None when no upload is left to measure."""
         for sock in list(self._last):
             self._count(sock)
         if not self._last:

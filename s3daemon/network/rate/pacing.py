@@ -1,8 +1,8 @@
 """The daemon's bandwidth limit, shared among the uploads in flight as they begin and end.
 
-TCP paces itself at SO_MAX_PACING_RATE, without any queueing discipline. Shared out like this, a burst neither overruns
-the queue in front of the slowest link nor leaves some of its uploads far behind the others: over 200 ms the last object
-of a burst arrives within a few percent of what the link allows, where unpaced ones took up to twice that.
+The kernel paces each socket at its SO_MAX_PACING_RATE, whatever the queueing discipline. With even shares a burst of
+uploads does not overrun the queue in front of the slowest link, and none falls far behind the others: over 200 ms the
+last object of a burst arrives within a few percent of what the link allows; without pacing it took up to twice as long.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ SO_MAX_PACING_RATE = 47
 #: A smaller upload takes no share: it fits into a few packets and is over before a share could matter.
 SHARED_FROM_BYTES = 64 * 1024
 _UNLIMITED = (1 << 64) - 1
-#: A rate that limits nothing, bytes/s; with any but the kernel's default a connection paces itself: it spreads what it
-#: sends over the round trip, where it would send a whole window at once (Linux, tcp_update_pacing_rate).
+#: A rate too high to limit anything, bytes/s. With any rate but the kernel's default a connection spreads its packets
+#: over the round trip, instead of sending a whole window at once (Linux, tcp_update_pacing_rate).
 _SMOOTH = 1 << 40
 #: Cubic ends slow start as soon as packets queue (HyStart), which leaves some connections of a burst with a narrow
-#: window for the next minutes. While the rate is not known, the queue is watched here, and slow start goes on.
-_HASTY, _STEADY = b"cubic", b"reno"
+#: window for the next minutes. While no rate is known, reno is used in its place; `controller` watches the queue.
+_CUBIC, _RENO = b"cubic", b"reno"
 
 Observe = Callable[[socket.socket], None]
-"""Told of an upload's socket."""
+"""Called with the socket of an upload."""
 
 
 class Pacer:
@@ -65,22 +65,22 @@ class Pacer:
             self._restore(*self._steady)
 
     def smooth(self, sock: socket.socket) -> None:
-        """Let an upload without a limit grow fast and evenly, until it ends or there is a limit."""
+        """Let an upload without a limit speed up fast and without bursts, until it ends or there is a limit."""
         _pace(sock, _SMOOTH)
         with contextlib.suppress(OSError):
             name = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
-            if name.rstrip(b"\0") == _HASTY:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _STEADY)
+            if name.rstrip(b"\0") == _CUBIC:
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _RENO)
                 self._steady.add(sock)
 
     def _restore(self, *socks: socket.socket) -> None:
         for sock in self._steady.intersection(socks):
             self._steady.remove(sock)
             with contextlib.suppress(OSError):
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _HASTY)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, _CUBIC)
 
     def prepare(self, sock: socket.socket) -> None:
-        """Limit a socket without a share to the whole rate; else what it carries before its first would be unpaced."""
+        """Limit a socket that has no share to the whole limit: what it sends before its first upload is paced too."""
         if self._limit_bps:
             _pace(sock, self._limit_bps / 8)
 
@@ -92,7 +92,7 @@ class Pacer:
             self._on_begin(sock)
 
     def end(self, sock: socket.socket) -> None:
-        """Divide the share of `sock` among the others: its upload is over."""
+        """End the share of `sock`, whose upload is over; the others get it."""
         if sock in self._active:
             self._active.remove(sock)
             self._on_end(sock)

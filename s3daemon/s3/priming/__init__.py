@@ -1,4 +1,5 @@
 """Priming: new connections carry a megabyte before the first upload needs them, so that their windows are open.
 
-Begin with `primer`, which sends; `kind` says what a store's answer means for it, `last_bucket` where it goes.
+Begin with `primer`, which sends; `kind` says from a store's answer whether that store can be primed, `last_bucket`
+which bucket the upload is sent to. `network.keeper` decides when a connection is primed.
 """

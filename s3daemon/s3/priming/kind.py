@@ -1,11 +1,11 @@
-"""What a store does with an upload that it must refuse, whose Content-MD5 is not that of its body. Pure.
+"""What a store does with an upload that it must refuse, because its Content-MD5 is not that of its body. Pure.
 
-    what came of it                                             kind
+    outcome of the upload                                       kind
     ----------------------------------------------------------  -------
     stored, or stored with another ETag                         STORES
     the wrong digest is refused, and not all of it was read     UNREAD
-    ... and all of it was read, and the connection was closed   CLOSES
-    ... and all of it was read, and the connection stays open   REFUSES
+    the same, all of it was read, the connection was closed     CLOSES
+    the same, all of it was read, the connection stays open     REFUSES
     closed without an answer, and nothing is known yet          CLOSES
     refused for another reason (keys, bucket)                   DENIES
     anything else: no answer, a server error                    none: it is tried again later
@@ -24,12 +24,12 @@ from s3daemon.model.verdict import Scope, suspect
 #: S3's codes for a Content-MD5 that is not the body's, and for one that cannot be any body's.
 _WRONG_DIGEST = frozenset({"BadDigest", "InvalidDigest"})
 _CLOSED = frozenset({Code.CONNECTION_CLOSED, Code.STALE_CONNECTION})
-#: Answers that concern this request; a redirect is one too.
+#: The statuses of answers that refuse this request alone, redirects included.
 _REFUSALS = range(300, 500)
 
 
 class StoreKind(Enum):
-    """What it does, in words that follow "the store"."""
+    """What a store does; the values are predicates for a sentence that begins with "the store"."""
 
     REFUSES = "reads what has a wrong Content-MD5, refuses it, and keeps the connection"
     STORES = "stores what has a wrong Content-MD5"
@@ -39,10 +39,10 @@ class StoreKind(Enum):
 
 
 def kind_of(error: AttemptError | None, *, was_read: bool, is_kept: bool, is_known: bool) -> StoreKind | None:
-    """Return the kind of store that an upload with a wrong Content-MD5 shows; None when it shows none.
+    """Return the kind of store, from the outcome of an upload with a wrong Content-MD5; None when that is no evidence.
 
     Args:
-        error: what came of it; None: it was stored.
+        error: how the upload failed; None: it was stored.
         was_read: all of it was acknowledged.
         is_kept: the connection stays open.
         is_known: an earlier upload has shown `REFUSES`: a connection that breaks now was broken by something else.

@@ -1,13 +1,13 @@
 """Widens the congestion windows of new connections before the first exposure needs them.
 
-TCP begins each connection with some ten packets in flight, and over 200 ms takes two seconds to reach a gigabit's
-share. So each new connection carries a megabyte, paced as an upload is, either way:
+TCP begins each connection with ten packets in flight, and over 200 ms takes two seconds to reach its share of a
+gigabit. So each new connection carries a megabyte, paced as an upload is, in one of two ways:
 
     S3DAEMON_PRIME=bucket/prefix    a scratch object for each connection, which is overwritten the next time
     S3DAEMON_PRIME=auto             an upload to the bucket last used that the store must refuse, since its Content-MD5
                                     is not that of its body: nothing is stored, as far as the store checks (`kind`)
 
-What a store answers to these says nothing of its addresses: they are judged by uploads that should be stored.
+No answer to such an upload disables an address: addresses are judged by uploads that should be stored.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from s3daemon.s3.sender import Sender
 
 _log = logging.getLogger(__name__)
 
-#: What begins the key of an upload that must be refused; random characters follow, so that no other object has it.
+#: The beginning of the key of an upload that must be refused; random characters follow, so no other object has the key.
 KEY_PREFIX = "s3daemon-prime-"
-#: The MD5 sum of no known content, and not of what is sent.
+#: A sum that is not the MD5 of what is sent, nor of any known content.
 _WRONG_MD5 = base64.b64encode(bytes(16)).decode()
-#: After an upload that shows nothing, such as one that a server error ends, the next one waits so long: at first, and
-#: at most, twice as long each time, seconds.
+#: The time until the next upload after one that was no evidence, such as one that a server error ended, seconds: at
+#: first and at most; it doubles each time.
 PAUSE_FIRST_S, PAUSE_MAX_S = 30.0, 3600.0
 
 
@@ -70,7 +70,7 @@ class Primer:
         self._clock = clock
         self._kept_s = kept_s
         self._is_auto = settings.prime == PRIME_AUTO
-        self._is_known = False  # the store refuses what it must refuse
+        self._is_known = False  # an upload has shown that the store is of the kind REFUSES
         self._is_off = False
         self._pauses = 0
         self._retry_at = 0.0
@@ -83,7 +83,7 @@ class Primer:
         return self._sender.pool.reserve if self._is_known or not self._is_auto else 1
 
     async def prime(self, connection: Connection) -> None:
-        """Prime an open connection, which the caller has taken. A failure is dealt with here."""
+        """Prime an open connection, which the caller has taken. A failure is not raised: it pauses or ends priming."""
         if self._is_auto:
             await self._send_refusable(connection)
         else:
@@ -118,7 +118,7 @@ class Primer:
             error = exc
         was_read = progress.acked_bytes >= PRIMED_BYTES
         if not self._is_known:
-            await open_for(connection, self._kept_s)  # a close that nothing has announced follows the answer
+            await open_for(connection, self._kept_s)  # wait for a close after the answer, which may come unannounced
         is_kept = connection.is_open and connection.persistent
         kind = kind_of(error, was_read=was_read, is_kept=is_kept, is_known=self._is_known)
         is_stored = kind is StoreKind.STORES
@@ -143,12 +143,12 @@ class Primer:
         await self._sender.send_file("put_object", "prime", source, connection=connection, progress=progress, **params)
 
     async def _remove(self, connection: Connection, bucket: str, key: str) -> bool:
-        """Delete an object that may have come of an upload that was to be refused.
+        """Delete the object of an upload that should have been refused, and may have been stored.
 
-        In a bucket with versions that version is deleted: else a mark would hide it, and it would stay.
+        In a bucket with versions the version itself is deleted: otherwise S3 would only hide it by a delete marker.
 
         Returns:
-            Whether there may be one.
+            False when the store says that there is no such object, else True.
         """
         named: dict[str, Any] = {"Bucket": bucket, "Key": key}
         try:
@@ -174,7 +174,7 @@ class Primer:
         self._is_off = True
 
     def _pause(self, error: AttemptError | None) -> None:
-        """Wait before the next one; failures at the same time count once."""
+        """Put off the next upload; failures at the same time count once."""
         now = self._clock()
         if now >= self._retry_at:
             self._retry_at = now + min(PAUSE_FIRST_S * 2.0**self._pauses, PAUSE_MAX_S)

@@ -22,7 +22,7 @@ from s3daemon.ingress.refusals import Refusals
 from s3daemon.model.exposure import Exposures, Loss
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.rate.bandwidth import Limit, Origin
-from s3daemon.spool.exposures import Kept
+from s3daemon.spool.exposures import KeptExposures
 from s3daemon.spool.rows import Entry
 
 
@@ -34,7 +34,7 @@ class Spool:
         self.pending: set[str] = set()
         self.fault = ""
         self.broken = False
-        self.kept = Kept()
+        self.kept = KeptExposures()
         self.losses: list[Loss] = []
         self.save_loss = self.losses.append
 

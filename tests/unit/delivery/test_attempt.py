@@ -17,7 +17,7 @@ from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, FileError, SpoolError
 from s3daemon.model.request import FileState, Transfer
 from s3daemon.network.progress import Progress
-from s3daemon.network.straggler import Moved
+from s3daemon.network.straggler import MoveHistory
 from s3daemon.s3.store import Stored
 
 
@@ -225,7 +225,7 @@ class SlowStore(FakeStore):
     ) -> Stored:  # fmt: skip
         assert progress is not None
         if progress.moves < self.moves:
-            progress.moved[0] = Moved(progress.moves + 1)
+            progress.moved[0] = MoveHistory(progress.moves + 1)
             progress.slow_addresses.add("192.0.2.1")
             error = AttemptError("SlowConnection", "slow", ambiguous=self.ambiguous)
             self.answer = lambda _: error

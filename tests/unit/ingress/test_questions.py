@@ -9,7 +9,7 @@ import pytest
 from fakes import fly
 from lab.records import START_USEC, failed, record
 
-from s3daemon.ingress.questions import ENDED_KEPT, LIMIT_S, Count, Questions
+from s3daemon.ingress.questions import ENDED_KEPT, LIMIT_S, Questions, TagCounts
 from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
@@ -53,27 +53,30 @@ def at_desk(test: Callable[[Desk], Awaitable[None]]) -> None:
 @pytest.mark.parametrize(
     ("count", "outcome", "code", "text"),
     [
-        (Count("E", 46), Outcome.STORED, "", ""),
-        (Count("E", 46, expect=46), Outcome.STORED, "", ""),
-        (Count("E", 45, expect=46), Outcome.DEFERRED, "Deferred", "E: 45 stored, 0 pending, 0 failed, 0 refused of 46"),
-        (Count("E", 40, 6), Outcome.DEFERRED, "Deferred", "E: 40 stored, 6 pending, 0 failed, 0 refused"),
+        (TagCounts("E", 46), Outcome.STORED, "", ""),
+        (TagCounts("E", 46, expect=46), Outcome.STORED, "", ""),
         (
-            Count("E", 40, 3, 2, 1, "NoSuchFile: /f", 46), Outcome.DEFERRED, "Deferred",
+            TagCounts("E", 45, expect=46), Outcome.DEFERRED, "Deferred",
+            "E: 45 stored, 0 pending, 0 failed, 0 refused of 46",
+        ),
+        (TagCounts("E", 40, 6), Outcome.DEFERRED, "Deferred", "E: 40 stored, 6 pending, 0 failed, 0 refused"),
+        (
+            TagCounts("E", 40, 3, 2, 1, "NoSuchFile: /f", 46), Outcome.DEFERRED, "Deferred",
             "E: 40 stored, 3 pending, 2 failed, 1 refused of 46; the first: NoSuchFile: /f",
         ),
         (
-            Count("E", 44, 0, 1, 1, "NoSuchFile: /f", 46), Outcome.FAILED, "Incomplete",
+            TagCounts("E", 44, 0, 1, 1, "NoSuchFile: /f", 46), Outcome.FAILED, "Incomplete",
             "E: 44 stored, 0 pending, 1 failed, 1 refused of 46; the first: NoSuchFile: /f",
         ),
         (
-            Count("E"), Outcome.FAILED, "UnknownTransfer",
-            "E: 0 stored, 0 pending, 0 failed, 0 refused; nothing was requested under this tag, or it is among the "
-            "last exposures no more",
+            TagCounts("E"), Outcome.FAILED, "UnknownTransfer",
+            "E: 0 stored, 0 pending, 0 failed, 0 refused; nothing was requested under this tag, or it is no "
+            "longer among the last exposures",
         ),
-        (Count("E", expect=2), Outcome.DEFERRED, "Deferred", "E: 0 stored, 0 pending, 0 failed, 0 refused of 2"),
+        (TagCounts("E", expect=2), Outcome.DEFERRED, "Deferred", "E: 0 stored, 0 pending, 0 failed, 0 refused of 2"),
     ],
 )  # fmt: skip
-def test_what_is_answered(count: Count, outcome: Outcome, code: str, text: str) -> None:
+def test_what_is_answered(count: TagCounts, outcome: Outcome, code: str, text: str) -> None:
     reply = count.reply()
     assert (reply.outcome, reply.code, reply.text) == (outcome, code, text)
     assert reply.counts["stored"] == count.stored
@@ -94,7 +97,7 @@ def test_a_question_about_a_tag_is_answered_when_the_last_transfer_ends() -> Non
         assert not asked.done()
         ended_at = desk.loop.time()
         desk.end(three)
-        assert await asked == Count("e1", 2, 0, 1, 0, "NoSuchBucket: none")
+        assert await asked == TagCounts("e1", 2, 0, 1, 0, "NoSuchBucket: none")
         assert desk.loop.time() == ended_at
 
     at_desk(test)
@@ -110,7 +113,7 @@ def test_a_question_that_expects_more_waits_for_them() -> None:
         assert not asked.done()
         refusal = Refusal(code="NoSuchFile", text="gone", destination="raw/night/9", tag="e1")
         desk.exposures.refused(refusal, START_USEC)
-        assert await asked == Count("e1", 1, 0, 0, 1, "NoSuchFile: gone", 2)
+        assert await asked == TagCounts("e1", 1, 0, 0, 1, "NoSuchFile: gone", 2)
 
     at_desk(test)
 
@@ -123,7 +126,7 @@ def test_a_question_ends_with_its_time() -> None:
         for timeout_s, waited_s in ((0.0, 0.0), (7.0, 7.0), (1e9, LIMIT_S)):
             began = desk.loop.time()
             count = await desk.questions.about_tag("e1", None, timeout_s)
-            assert count == Count("e1", 0, 1)
+            assert count == TagCounts("e1", 0, 1)
             assert desk.loop.time() - began == pytest.approx(waited_s, abs=0.01)
 
     at_desk(test)
@@ -140,7 +143,7 @@ def test_a_stop_ends_questions_that_cannot_be_answered() -> None:
         desk.questions.leave()
         assert await asyncio.gather(*asked) == [None, None]
         desk.end(made)
-        assert await desk.questions.about_tag("e1", None, 9.0) == Count("e1", 1)
+        assert await desk.questions.about_tag("e1", None, 9.0) == TagCounts("e1", 1)
 
     at_desk(test)
 

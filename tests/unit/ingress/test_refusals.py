@@ -11,7 +11,7 @@ import pytest
 
 from s3daemon.errors import RequestError
 from s3daemon.ingress.peer import PeerLookup
-from s3daemon.ingress.refusals import Refusals, refusal_of
+from s3daemon.ingress.refusals import Refusals, describe_refusal
 from s3daemon.journal import WARNINGS_PER_SECOND
 from s3daemon.model.record import MessageId, Priority, Refusal
 
@@ -47,7 +47,7 @@ def sock() -> Iterator[socket.socket]:
 
 def test_a_refusal_is_a_warning_with_all_that_is_known(sock: socket.socket) -> None:
     desk = Desk()
-    refusal = refusal_of(UNREADABLE, "/data/f", "raw/night/f", "exposure-1")
+    refusal = describe_refusal(UNREADABLE, "/data/f", "raw/night/f", "exposure-1")
     asyncio.run(desk.refusals.add(refusal, sock))
     (entry,) = desk.entries
     assert entry == {
@@ -65,7 +65,7 @@ def test_a_refusal_is_a_warning_with_all_that_is_known(sock: socket.socket) -> N
 def test_what_is_not_known_is_left_out(sock: socket.socket) -> None:
     """Nothing could be read of the request, and its client is gone."""
     desk = Desk(uid=None)
-    asyncio.run(desk.refusals.add(refusal_of(RequestError("BadRequest", "too\nlong")), sock))
+    asyncio.run(desk.refusals.add(describe_refusal(RequestError("BadRequest", "too\nlong")), sock))
     (entry,) = desk.entries
     assert entry["MESSAGE"] == r"refused a request, asked by an unknown user, BadRequest: too\nlong"
     assert not [name for name in entry if name.startswith("S3DAEMON_") and name[9:] not in ("CODE", "ERROR")]
@@ -77,10 +77,10 @@ def test_all_are_counted_and_few_are_logged(sock: socket.socket) -> None:
 
     async def flood() -> None:
         for _ in range(100):
-            await desk.refusals.add(refusal_of(UNREADABLE, "/f"), sock)
-        await desk.refusals.add(refusal_of(RequestError("BadRequest", "b"), "/f"), sock)
+            await desk.refusals.add(describe_refusal(UNREADABLE, "/f"), sock)
+        await desk.refusals.add(describe_refusal(RequestError("BadRequest", "b"), "/f"), sock)
         desk.now += 1.0
-        await desk.refusals.add(refusal_of(UNREADABLE, "/f"), sock)
+        await desk.refusals.add(describe_refusal(UNREADABLE, "/f"), sock)
 
     asyncio.run(flood())
     assert desk.refusals.counts == {"NotReadable": 101, "BadRequest": 1}
@@ -93,7 +93,9 @@ def test_hostile_words_are_shown_and_bounded(sock: socket.socket) -> None:
     """Control characters, bytes that are not UTF-8, a megabyte: one entry, and its message one line."""
     desk = Desk()
     long = "x" * 1_000_000
-    asyncio.run(desk.refusals.add(refusal_of(UNREADABLE, "/\udcff\n" + long, "raw/\x1b" + long, "t\n" + long), sock))
+    asyncio.run(
+        desk.refusals.add(describe_refusal(UNREADABLE, "/\udcff\n" + long, "raw/\x1b" + long, "t\n" + long), sock)
+    )
     (entry,) = desk.entries
     assert entry["MESSAGE"].isprintable()
     assert sum(len(str(value)) for value in entry.values()) < 20_000

@@ -21,7 +21,7 @@ from lab.loopback import connected_pair, listening, read_to_the_end
 
 from s3daemon.network.progress import Progress, StallWatch, Upload
 from s3daemon.network.rate.pacing import Pacer
-from s3daemon.network.straggler import Moved
+from s3daemon.network.straggler import MoveHistory
 from s3daemon.network.tcp import reset_on_close
 
 SIZE = 512 * 1024
@@ -299,7 +299,7 @@ def test_moves_of_all_bodies_add_up() -> None:
     """Of a file in parts each may be moved."""
     progress = Progress()
     assert progress.moves == 0
-    progress.moved |= {0: Moved(2), 1000: Moved(1)}
+    progress.moved |= {0: MoveHistory(2), 1000: MoveHistory(1)}
     assert progress.moves == 3
 
 

@@ -12,9 +12,9 @@ from s3daemon.network.straggler import (
     MOVES_MAX,
     SILENT_S,
     Move,
-    Moved,
-    Pace,
+    MoveHistory,
     Stragglers,
+    TrackedBody,
 )
 
 TICK_S = 0.125
@@ -48,7 +48,7 @@ class Body:
     rtt_s: float = 0.0
     share: float | None = None
     starved: Callable[[float], bool] = lambda _: False
-    moved: Moved = Moved()  # noqa: RUF009 - frozen
+    moved: MoveHistory = MoveHistory()  # noqa: RUF009 - frozen
     acked: float = 0.0
     whole_at: float = math.inf
 
@@ -56,31 +56,31 @@ class Body:
 def simulate(bodies: list[Body], until: float = 30.0) -> dict[int, tuple[float, Move]]:
     """The moves: by the body's place, its age then and the move."""
     stragglers, step = Stragglers(), TICK_S / 5
-    paces = [Pace(body.size, body.moved) for body in bodies]
+    all_tracked = [TrackedBody(body.size, body.moved) for body in bodies]
     moves: dict[int, tuple[float, Move]] = {}
     moving = set[int]()
     over = set[int]()
     for number in range(round(until / step)):
         now = number * step
-        for n, (body, pace) in enumerate(zip(bodies, paces, strict=True)):
+        for n, (body, tracked) in enumerate(zip(bodies, all_tracked, strict=True)):
             if n in over or now < body.at:
                 continue
             if n not in moving:
-                stragglers.begin(pace, body.address, now)
+                stragglers.begin(tracked, body.address, now)
                 moving.add(n)
             age = now - body.at
             body.acked += (body.rate(age) if callable(body.rate) else body.rate) * step
             if body.acked >= body.size:
                 body.acked, body.whole_at = body.size, min(body.whole_at, now)
             if now >= body.whole_at + body.answer_s:
-                stragglers.end(pace, now, answered=True)
+                stragglers.end(tracked, now, answered=True)
                 over.add(n)
             elif number % 5 == n % 5:
                 move = stragglers.tick(
-                    pace, now, int(body.acked), rtt_s=body.rtt_s, share=body.share, is_starved=body.starved(age)
+                    tracked, now, int(body.acked), rtt_s=body.rtt_s, share=body.share, is_starved=body.starved(age)
                 )
                 if move is not None:
-                    stragglers.end(pace, now, answered=False)
+                    stragglers.end(tracked, now, answered=False)
                     moves[n] = (age, move)
                     over.add(n)
     return moves
@@ -157,7 +157,7 @@ def test_alone_it_is_held_against_what_others_did_lately() -> None:
     before = [Body(at=n / 2) for n in range(4)]
     (age, move) = simulate([*before, Body(rate=SLOW, at=20.0)])[4]
     assert (2 <= age <= 3, move.reference) == (True, None)
-    assert not simulate([*copies(before), Body(rate=SLOW, at=20.0, moved=Moved(1))])
+    assert not simulate([*copies(before), Body(rate=SLOW, at=20.0, moved=MoveHistory(1))])
     assert not simulate([*copies(before), Body(rate=FAST / 5, at=20.0)])
     assert not simulate([*copies(before), Body(rate=SLOW, at=200.0)], until=210.0), "two minutes later it is unknown"
 
@@ -189,7 +189,7 @@ def test_a_share_that_was_lowered_is_not_slow() -> None:
 def test_what_was_expected_holds_for_the_next_connection() -> None:
     """A moved body that meets a slow connection again is moved again, though all others have ended; not for ever."""
     for count, moved in ((1, {0}), (MOVES_MAX, set())):
-        assert set(simulate([Body(rate=with_burst(SLOW), moved=Moved(count, FAST))], until=5.0)) == moved
+        assert set(simulate([Body(rate=with_burst(SLOW), moved=MoveHistory(count, FAST))], until=5.0)) == moved
 
 
 def test_the_address_is_blamed_unless_another_upload_moves_well_there() -> None:
@@ -223,19 +223,19 @@ def test_silence(case: str, bodies: list[Body], moved: set[int]) -> None:
 def test_a_second_silence_lasts_twice_as_long() -> None:
     """As the guidance for S3 says: two seconds, then four."""
     others = [Body(3000, answer_s=0.1, at=n / 10) for n in range(9)]
-    (age, _) = simulate([Body(3000, answer_s=20, moved=Moved(1)), *others])[0]
+    (age, _) = simulate([Body(3000, answer_s=20, moved=MoveHistory(1)), *others])[0]
     assert 2 * SILENT_S <= age <= 2 * SILENT_S + 1
 
 
 def test_a_process_that_was_stopped_finds_nothing_slow() -> None:
     """Answers wait to be read then, and no time has passed for a connection."""
-    stragglers, pace = Stragglers(), Pace(3000)
+    stragglers, tracked = Stragglers(), TrackedBody(3000)
     for _ in range(3):
-        other = Pace(3000)
+        other = TrackedBody(3000)
         stragglers.begin(other, "a", 0.0)
         if _ == 0:
-            stragglers.begin(pace, "a", 0.0)
+            stragglers.begin(tracked, "a", 0.0)
         stragglers.end(other, 0.1, answered=True)
-    assert stragglers.tick(pace, 0.125, 3000, rtt_s=0.0) is None
-    assert stragglers.tick(pace, 60.0, 3000, rtt_s=0.0) is None
-    assert stragglers.tick(pace, 60.125, 3000, rtt_s=0.0) is None
+    assert stragglers.tick(tracked, 0.125, 3000, rtt_s=0.0) is None
+    assert stragglers.tick(tracked, 60.0, 3000, rtt_s=0.0) is None
+    assert stragglers.tick(tracked, 60.125, 3000, rtt_s=0.0) is None
