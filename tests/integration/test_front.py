@@ -41,34 +41,30 @@ def size_of(gateway: Gateway, bucket: str, key: str) -> int | None:
     return size
 
 
-@pytest.mark.parametrize("page", [None, b"<html>Back soon</html>", b""], ids=["made", "a file", "an empty file"])
-def test_a_page_in_the_place_of_a_dead_store_is_no_success(
-    rgw: Gateway, bucket: str, tmp_path: Path, page: bytes | None
-) -> None:
+def test_a_page_in_the_place_of_a_dead_store_is_no_success(rgw: Gateway, bucket: str, tmp_path: Path) -> None:
     """With `error_page 502 =200` nginx answers every request by 200 while the gateway is away; a file with its ETag."""
     dead, sorry_port = free_ports(2)
-    (tmp_path / "sorry.html").write_bytes(page or b"")
-    answer = "return 200 '<html>Back soon</html>';" if page is None else f"root {tmp_path}; try_files /sorry.html =404;"
+    (tmp_path / "page").write_text("<html>Back soon</html>")
+    (tmp_path / "nothing").touch()
     sorry = f"error_page 502 =200 @sorry; proxy_pass http://127.0.0.1:{dead};"
-    server = f"server {{ listen 127.0.0.1:{sorry_port}; location / {{ {answer} }} }}"
-    file, key = a_file(tmp_path / "file", 3_000), "made" if page is None else f"page{len(page)}"
+    server = (
+        f"server {{ listen 127.0.0.1:{sorry_port}; root {tmp_path}; location ~ text {{ return 200 'Back soon'; }} "
+        "location ~ page { try_files /page =404; } location / { try_files /nothing =404; } }"
+    )
+    to_it = f"location @sorry {{ proxy_method GET; proxy_pass http://127.0.0.1:{sorry_port}; }}"
+    file, keys = a_file(tmp_path / "file", 3_000), ["text", "page", "nothing"]
     with (
-        front(
-            rgw.plain,
-            tmp_path,
-            sorry,
-            server,
-            f"location @sorry {{ proxy_method GET; proxy_pass http://127.0.0.1:{sorry_port}; }}",
-        ) as nginx,
+        front(rgw.plain, tmp_path, sorry, server, to_it) as nginx,
         daemon(tmp_path / "state", nginx.server, wait_limit="4s", **QUICK) as served,
+        ThreadPoolExecutor() as pool,
     ):
-        for n in range(2):
-            assert served.plain(file, f"alias/{bucket}/{key}{n}").startswith(b"Deferred: ")
-            assert size_of(rgw, bucket, f"{key}{n}") is None
+        for reply in pool.map(lambda key: served.plain(file, f"alias/{bucket}/{key}"), keys):
+            assert reply.startswith(b"Deferred: ")
+        assert [size_of(rgw, bucket, key) for key in keys] == [None] * 3
         nginx.configure(f"proxy_pass {rgw.plain.url};")
         served.ask("reload", environ=served.environ)  # which does not wait for the next probe
         served.wait_idle(timeout=60)
-        assert [size_of(rgw, bucket, f"{key}{n}") for n in range(2)] == [3_000] * 2
+        assert [size_of(rgw, bucket, key) for key in keys] == [3_000] * 3
         assert {record.outcome for record in served.records()} == {"stored"}
         assert served.plain(file, f"alias/{bucket}/later") == b"Success"
 

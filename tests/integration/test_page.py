@@ -146,7 +146,10 @@ def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
     [
         ({"state": "away", "away": True}, ["The endpoint is away", "are kept and tried until it is back"]),
         ({"state": "held", "held": "AccessDenied: no"}, ["The queue is held", "AccessDenied: no. Nothing is lost"]),
-        ({"state": "refusing", "spool": "/var is full"}, ["Requests are refused", "/var is full. Transfers accepted before"]),
+        (
+            {"state": "refusing", "spool": "/var is full"},
+            ["Requests are refused", "/var is full. Transfers accepted before"],
+        ),
         ({"state": "stopping", "status": "draining for 20 s"}, ["The service is stopping", "draining for 20 s"]),
     ],
 )
