@@ -97,6 +97,7 @@ class Connection:
         requests: how many it was given.
         used_at: monotonic seconds of its last answer, or of its making.
         answered: the present connection, or the last one, has carried an answer.
+        narrowed: losses made its window narrow, while too much was sent over all connections.
         persistent: the server kept the connection after its last answer, as far as that said.
         window: bytes that could be in flight after its last answer.
         rtt_usec: the smoothed round-trip time then, microseconds; 0 before the first answer.
@@ -116,6 +117,7 @@ class Connection:
         self.requests = 0
         self.used_at = clock()
         self.answered = False
+        self.narrowed = False
         self.persistent = True
         self.window = 0
         self.rtt_usec = 0
@@ -160,7 +162,7 @@ class Connection:
         self.pacer.prepare(sock)
         self._sock = sock
         self.opened += 1
-        self.answered = False
+        self.answered = self.narrowed = False
         return sock
 
     @property

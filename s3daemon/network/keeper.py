@@ -198,7 +198,11 @@ class Keeper:
         self._asked_over = {each: requests for each, requests in recent.items() if each.is_open}
 
     def _rebalance(self) -> None:
-        """Replace connections to disabled addresses, else one to an address with too many: they open elsewhere."""
+        """Replace connections to disabled addresses, else one to an address with too many: they open elsewhere.
+
+        Between exposures also those whose windows losses made narrow. With cubic such a window would grow back within
+        minutes of sending; that of a new connection opens within an exposure, and now the rate is known.
+        """
         pool = self._pool
         candidates = [connection for connection in pool.idle() if connection.is_open]
         moving = [connection for connection in candidates if not pool.addresses.is_enabled(connection.address)]
@@ -206,6 +210,8 @@ class Keeper:
             moving = [connection for connection in candidates if pool.is_gone(connection.address)][:1]
         if not moving and (overloaded := pool.addresses.overloaded(pool.per_address())):
             moving = [connection for connection in candidates if connection.address == overloaded][:1]
+        if not moving and not pool.in_use:
+            moving = [connection for connection in candidates if connection.narrowed]
         for connection in moving:
             pool.replace(connection)
 

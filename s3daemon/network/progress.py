@@ -121,7 +121,8 @@ class Upload:
         """Close the descriptor; only now can the kernel tell the peer that the connection is over."""
         if self._sock is not None:
             self._progress.end(self)
-            self._connection.pacer.end(self._sock)
+            if self._connection.pacer.end(self._sock):
+                self._connection.narrowed = True
             if not self._aborted and TcpInfo.of(self._sock).outstanding == 0:
                 reset_on_close(self._sock, enabled=False)  # the connection may be kept, and later end without a reset
             self._sock.close()

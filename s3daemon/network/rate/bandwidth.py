@@ -25,6 +25,9 @@ from s3daemon.network.tcp import TcpInfo
 #: The file is written no more often than this, seconds, and only for a change by this share.
 KEEP_EVERY_S, KEEP_CHANGE = 10.0, 0.02
 
+#: A window that is wider than its share of what the way holds by this factor has room for a rate that rises.
+ROOMY = 1.5
+
 Read = Callable[[socket.socket], TcpInfo]
 """Returns TCP_INFO of a socket."""
 
@@ -140,8 +143,9 @@ class Bandwidth:
         if self._ticking is None:
             self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
 
-    def _end(self, sock: socket.socket) -> None:
-        self._meter.end(sock)
+    def _end(self, sock: socket.socket) -> bool:
+        upload, rate = self._meter.end(sock), self._controller.capacity if self._controller else None
+        return upload is not None and rate is not None and upload.is_narrowed(rate)
 
     def _tick(self) -> None:
         self._ticking = None
@@ -152,6 +156,8 @@ class Bandwidth:
             controller.pause()
         elif (sample := self._meter.sample(self._clock())) is not None:
             controller.observe(sample)
+            if controller.is_overrun:
+                self._meter.note_overrun()
             if controller.is_used:
                 self._origin = Origin.FOUND
         self._put_in_force(controller)
@@ -178,41 +184,66 @@ class Bandwidth:
             self._written_bps = rate_bps
 
 
+@dataclass(slots=True)
+class _Upload:
+    """One that is in flight.
+
+    Args:
+        first, last: TCP_INFO at its begin and now.
+        overrun: how many were in flight when more was sent over all of them than the link carries; 0: it never was.
+    """
+
+    first: TcpInfo
+    last: TcpInfo
+    overrun: int = 0
+
+    def is_narrowed(self, rate: float) -> bool:
+        """Whether losses in an overrun made the window narrow for its share of `rate`, bytes/s."""
+        if not self.overrun or self.last.sent_again == self.first.sent_again:
+            return False
+        return self.last.window < ROOMY * rate * self.last.least_rtt_usec / 1e6 / self.overrun
+
+
 class _Meter:
     """Adds up what the uploads in flight sent, got delivered and lost. Those over a short path do not count."""
 
     def __init__(self, read: Read) -> None:
         self._read = read
-        self._last: dict[socket.socket, TcpInfo] = {}
+        self._uploads: dict[socket.socket, _Upload] = {}
         self._sent = self._delivered = self._lost = 0
 
     @property
     def is_busy(self) -> bool:
         """Whether there is anything to measure."""
-        return bool(self._last)
+        return bool(self._uploads)
 
     def begin(self, sock: socket.socket) -> bool:
         """Measure an upload that begins; return False when its path is too short for that, or it is closed."""
         with contextlib.suppress(OSError):  # it is being closed
             info = self._read(sock)
             if info.least_rtt_usec >= LEAST_RTT_S * 1e6:
-                self._last[sock] = info
+                self._uploads[sock] = _Upload(info, info)
                 return True
         return False
 
-    def end(self, sock: socket.socket) -> None:
-        """Add up an upload for the last time: it is over."""
-        if sock in self._last:
+    def note_overrun(self) -> None:
+        """Note that more is sent over the uploads in flight than the link carries."""
+        for upload in self._uploads.values():
+            upload.overrun = len(self._uploads)
+
+    def end(self, sock: socket.socket) -> _Upload | None:
+        """Add up an upload for the last time: it is over. Return it, if it was measured."""
+        if sock in self._uploads:
             self._count(sock)
-            self._last.pop(sock, None)
+        return self._uploads.pop(sock, None)
 
     def sample(self, now: float) -> Sample | None:
         """Return the next sample at monotonic time `now`; None when no upload is left to measure."""
-        for sock in list(self._last):
+        for sock in list(self._uploads):
             self._count(sock)
-        if not self._last:
+        if not self._uploads:
             return None
-        infos = list(self._last.values())
+        infos = [upload.last for upload in self._uploads.values()]
         least = statistics.median_low(info.least_rtt_usec for info in infos)
         queued = max(0, statistics.median_low(info.rtt_usec - info.least_rtt_usec for info in infos))
         in_flight = sum(max(0, info.sent - info.delivered) for info in infos)
@@ -223,9 +254,10 @@ class _Meter:
         try:
             info = self._read(sock)
         except OSError:
-            self._last.pop(sock)
+            self._uploads.pop(sock)
             return
-        before, self._last[sock] = self._last[sock], info
+        upload = self._uploads[sock]
+        before, upload.last = upload.last, info
         self._sent += info.sent - before.sent
         self._delivered += info.delivered - before.delivered
         self._lost += info.sent_again - before.sent_again

@@ -38,20 +38,24 @@ _DRAIN = 0.5
 _DRAINED, _OTHERS, _LOADED = 0.95, 0.8, 0.9
 #: Beside another sender, of what the link carries: at first, and at most as long as nothing is lost.
 _SHARE = (0.5, 0.6)
-#: Likewise while that is not known: of what was measured, and by how much it grows in a round without losses.
-_SHARE_UNSURE = (0.7, 1.02)
-#: How much more a probe sends: a little while nothing is known, for a queue may have room for 1 MB only and 1.1 for
-#: 0.1 s at 1 Gbit/s is 1.25 MB; more and more as long as more is delivered.
-_GAINS = (1.1, 1.3, 1.6, 2.0)
-#: Of a probe's excess, what must be delivered to show that the rate has risen. Beside another sender a probe of 1.1
-#: yields half of its excess at half of the link: the share at which probing for more ends by itself.
-_SUCCESS = 0.5
+#: Likewise while that is not known: of what was measured, and by how much it grows in a round of use without losses.
+_SHARE_UNSURE = (0.7, 1.07)
+#: How much more a probe sends: a little while nothing is known, for a queue may have room for 1 MB only and 1.08 for
+#: 0.1 s at 1 Gbit/s is 1 MB; more and more as long as all of it is delivered.
+_GAINS = (1.08, 1.3, 1.6, 2.0)
+#: Of a probe's excess, what must be delivered to show that the rate has risen; what must be delivered, and what may at
+#: most wait in a queue, to show that it may have risen by far more.
+#: Beside another sender a probe yields half of its excess at half of the link: the share at which probing for more
+#: ends by itself.
+_SUCCESS, _ALL, _UNQUEUED = 0.5, 0.7, 0.15
 #: Lost packets of those sent in a round from which on the link counts as overrun; less is chance. BBRv2 takes 2 % too
 #: (draft-cardwell-iccrg-bbr-congestion-control, BBRLossThresh).
 _LOSSY = 0.02
-#: Rounds in which the rate was used before the next probe; and rounds without a queue after which the rate counts as
-#: what the link carries: at 200 ms, one exposure.
-_PROBE_EVERY, _SETTLED = 30, 20
+#: Rounds in which the rate was used before the next probe.
+_PROBE_EVERY = 30
+#: Rounds without any queue after which the rate counts as what the link carries: at 200 ms, one exposure; and after
+#: which a rate far below what was found before does.
+_SETTLED, _LOWERED = 8, 20
 #: A probe for what was there a moment ago, more than this share below it, is repeated after so many rounds.
 _NEARLY, _AGAIN = 0.97, 4
 #: What is measured again and is less than this share of the time before has gone to someone else.
@@ -107,6 +111,7 @@ class Controller:
         phase: what it is doing.
         capacity: the link's rate, bytes/s; None until it is found.
         is_used: the rate was found here, or, known from before, in use without a queue.
+        is_overrun: too much is lost, in an unlimited start or at a rate that the link carried before.
     """
 
     def __init__(self, known: float | None = None) -> None:
@@ -123,10 +128,11 @@ class Controller:
         self._clean_rounds = 0.0
         self._patience = 1
         self._probe_gain = 0
-        self._was_crowded = self._is_lossy = False
+        self._was_crowded = self.is_overrun = False
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
         self._lossy_at = 0.0
         self._drained_at: float | None = None
+        self._shared = 0.0  # sent beside another sender, before it was tried whether that has gone
         self._measured: float | None = None  # by the last drain, not so long ago
         self._queue_before = 0.0
         self._from = Sample(0.0, 0, 0, 0, 0, 0.0, 0.0)  # where the measurement in a queue began
@@ -219,15 +225,18 @@ class Controller:
             self._enter(Phase.DRAIN, _DRAIN)
 
     def _enter_cruise(self, rate: float) -> None:
-        self._rate = rate
+        self._rate, self._shared = rate, 0.0
+        self.is_overrun = False
         self.capacity = max(self.capacity or 0.0, rate)
         self.is_used = True
         self._enter(Phase.CRUISE, _CRUISE)
 
     def _enter_share(self) -> None:
+        self.is_overrun = False
         self.capacity = self.capacity or self._rate
         # What was found beside the other may be a part only: begin with most of that, and grow.
-        self._rate = _SHARE[0] * self.capacity if self._is_sure else _SHARE_UNSURE[0] * self._rate
+        share = _SHARE[0] * self.capacity if self._is_sure else _SHARE_UNSURE[0] * self._rate
+        self._rate = max(share, self._shared)
         self._enter(Phase.SHARE, 1.0)
 
     def _in_startup(self, sample: Sample) -> None:
@@ -239,15 +248,17 @@ class Controller:
             self._full_rounds = 0 if grows else self._full_rounds + 1
             self._full_best = max(self._full_best, delivered)
         is_full = self._full_rounds >= _FULL_ROUNDS if was_crowded else self._queue_since is not None
-        self._is_lossy = self._is_overrun(sample)
-        if is_full or self._is_lossy:
+        self.is_overrun = self._is_overrun(sample)
+        if is_full or self.is_overrun:
             self._enter_drain(sample)
 
     def _in_drain(self, sample: Sample) -> None:
         took = self._round(sample)
         is_queued = self._queue_since is not None or sample.now - self._since <= took  # what arrives was
         if is_queued and sample.now - self._from.now >= self._half_round(sample):
-            self._rate = max(_LEAST_RATE, (sample.delivered - self._from.delivered) / (sample.now - self._from.now))
+            found = (sample.delivered - self._from.delivered) / (sample.now - self._from.now)
+            best = 0.0 if self.capacity else self._rate  # at first a small queue empties before a round has passed
+            self._rate = max(_LEAST_RATE, best, found)
         if self._drained_at is None:
             if sample.in_flight <= _DRAINED * self._rate * sample.rtt_s:
                 self._drained_at, self._gain = sample.now, _CRUISE
@@ -264,7 +275,7 @@ class Controller:
 
         What a queue told in the first exposure is tried at once: beside another sender it is a part of the rate.
         """
-        is_first = self.capacity is None and not self._is_lossy
+        is_first = self.capacity is None and not self.is_overrun
         is_pushed = self._measured is not None and self._rate < _PUSHED * self._measured
         self._measured = self._rate
         if is_pushed:
@@ -273,6 +284,11 @@ class Controller:
             self._enter_cruise(self._rate)
         if is_first:
             self._probe_gain, self._loaded_rounds = 1, float(_PROBE_EVERY)
+
+    @property
+    def _is_share_left(self) -> bool:
+        """Whether less than our share of what the link carries is sent, so that a queue is someone else's."""
+        return self._is_sure and self._rate < _SHARE[0] * (self.capacity or 0.0)
 
     def _is_others(self, sample: Sample) -> bool:
         """Whether a queue stands before as much of ours was in flight, for a round, as the way holds without one."""
@@ -288,7 +304,10 @@ class Controller:
         is_standing = queued >= (1 if is_large else _STANDING_ROUNDS)
         is_overrun = self._is_overrun(sample)
         if (is_standing or is_overrun) and sample.now - self._since >= 2 * took:
-            if is_overrun or not self._is_others(sample):
+            if self._is_share_left:
+                self._enter_share()
+            elif is_overrun or not self._is_others(sample):
+                self.is_overrun = is_overrun
                 self._enter_drain(sample)
             elif is_large:
                 self._enter_share()
@@ -302,8 +321,9 @@ class Controller:
         rounds = (sample.now - self._samples[-2].now) / self._round(sample)
         self.is_used = True
         self._loaded_rounds += rounds
-        self._clean_rounds += rounds
-        if self._clean_rounds >= _SETTLED:
+        is_lower = self._rate < _NEARLY * (self.capacity or 0.0)
+        self._clean_rounds = 0.0 if is_lower and sample.queued_s > _QUEUED_S else self._clean_rounds + rounds
+        if self._clean_rounds >= (_LOWERED if is_lower else _SETTLED):
             self.capacity, self._measured, self._is_sure = self._rate, None, True
 
     def _in_probe(self, sample: Sample) -> None:
@@ -314,16 +334,20 @@ class Controller:
         if passed < self._round(sample) + most + self._queue_before:
             return
         gain, delivered = _GAINS[self._probe_gain], self._over(most)[1]
-        has_risen = delivered >= self._rate * (1 + (gain - 1) * _SUCCESS)
-        has_room = sample.queued_s - self._queue_before < (gain - 1) * _SUCCESS * most
+        # Of the excess, the shares that were delivered, and that wait in a queue.
+        yielded = (delivered / self._rate - 1) / (gain - 1)
+        queued = (sample.queued_s - self._queue_before) / (gain - 1) / most
+        has_room = queued < 1 - _SUCCESS
+        has_risen = yielded >= _SUCCESS and has_room
         is_lossy = self._is_overrun(sample)
         self._loaded_rounds = 0.0
         self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
         before = self.capacity or 0.0
         is_full = bool(self._probe_gain) and not has_room
-        self._enter_cruise(delivered if has_risen and has_room else self._rate)
-        if has_risen and has_room and not is_lossy:
+        self._enter_cruise(delivered if has_risen else self._rate)
+        if has_risen and not is_lossy:
             self._measured = None
+        if has_risen and not is_lossy and yielded >= _ALL and queued < _UNQUEUED:
             self._probe_gain = min(self._probe_gain + 1, len(_GAINS) - 1)
             self._enter_probe(sample)
         elif is_full and self._is_queued(sample):  # of our own: empty it, and what arrives meanwhile is the rate
@@ -331,7 +355,8 @@ class Controller:
             self._enter_drain(sample)
         else:
             self._probe_gain = 0
-            if self._rate < _NEARLY * before or delivered < _LOADED * self._rate:  # or there was not enough to send
+            # Less than before, or there was not enough to send, or a little more may be left.
+            if self._rate < _NEARLY * before or delivered < _LOADED * self._rate or (has_risen and not is_lossy):
                 self._loaded_rounds = float(self._patience * _PROBE_EVERY - _AGAIN)
 
     def _enter_probe(self, sample: Sample) -> None:
@@ -343,17 +368,20 @@ class Controller:
         passed = sample.now - self._since
         if sample.now - self._lossy_at >= step:
             self._lossy_at = sample.now
-            more = (
-                min(_SHARE[1] * capacity, self._rate + 0.02 * capacity)
-                if self._is_sure
-                else _SHARE_UNSURE[1] * self._rate
-            )
-            self._rate = max(_LEAST_RATE, 0.7 * self._rate) if self._is_overrun(sample) else more
+            if self._is_overrun(sample):
+                self._rate = max(_LEAST_RATE, 0.7 * self._rate)
+            elif self._is_sure:
+                self._rate = min(_SHARE[1] * capacity, self._rate + 0.02 * capacity)
+            elif self._over(step)[1] >= _OTHERS * self._rate:
+                self._rate *= _SHARE_UNSURE[1]
         if passed >= 2 * step and self._is_clear(2 * step):
             self._measured = None
             self._loaded_rounds = float(_PROBE_EVERY * self._patience)  # whoever it was has gone: look for what is left
+            if self._is_share_left:
+                self._rate = _SHARE[0] * capacity
             self._enter(Phase.CRUISE, _CRUISE)
         elif passed >= _SHARE_ROUNDS * step and self._queue_since is not None:
+            self._shared = self._rate
             self._enter_drain(sample)
 
     def _is_clear(self, seconds: float) -> bool:

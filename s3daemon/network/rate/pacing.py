@@ -24,8 +24,10 @@ _SMOOTH = 1 << 40
 #: window for the next minutes. While no rate is known, reno is used in its place; `controller` watches the queue.
 _CUBIC, _RENO = b"cubic", b"reno"
 
-Observe = Callable[[socket.socket], None]
+OnBegin = Callable[[socket.socket], None]
 """Called with the socket of an upload."""
+OnEnd = Callable[[socket.socket], bool]
+"""Called with the socket of an upload; returns whether losses made its window narrow."""
 
 
 class Pacer:
@@ -39,10 +41,10 @@ class Pacer:
         self._limit_bps = limit_bps
         self._active: set[socket.socket] = set()
         self._steady: set[socket.socket] = set()  # with another congestion control than usual
-        self._on_begin: Observe = lambda sock: None
-        self._on_end: Observe = lambda sock: None
+        self._on_begin: OnBegin = lambda sock: None
+        self._on_end: OnEnd = lambda sock: False
 
-    def observe(self, on_begin: Observe, on_end: Observe) -> None:
+    def observe(self, on_begin: OnBegin, on_end: OnEnd) -> None:
         """Have functions called as an upload that takes a share begins and ends."""
         self._on_begin, self._on_end = on_begin, on_end
 
@@ -91,14 +93,20 @@ class Pacer:
             self._share()
             self._on_begin(sock)
 
-    def end(self, sock: socket.socket) -> None:
-        """End the share of `sock`, whose upload is over; the others get it."""
-        if sock in self._active:
-            self._active.remove(sock)
-            self._on_end(sock)
-            self._restore(sock)
-            self.prepare(sock)
-            self._share()
+    def end(self, sock: socket.socket) -> bool:
+        """End the share of `sock`, whose upload is over; the others get it.
+
+        Returns:
+            Too much was sent over all of them, and losses made its window narrow.
+        """
+        if sock not in self._active:
+            return False
+        self._active.remove(sock)
+        is_narrowed = self._on_end(sock)
+        self._restore(sock)
+        self.prepare(sock)
+        self._share()
+        return is_narrowed
 
     def _share(self) -> None:
         rate = self._limit_bps / 8 / max(1, len(self._active)) if self._limit_bps else _UNLIMITED

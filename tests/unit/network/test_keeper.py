@@ -44,6 +44,22 @@ from s3daemon.network.tcp import UNPACED_PACKETS
 
 
 @in_loop
+async def test_a_connection_with_a_narrowed_window_is_replaced_while_none_is_in_use() -> None:
+    """By a new one; the others stay."""
+    async with scripted() as server, kept(server) as pool:
+        await answered(server, CONNECTIONS)
+        narrow = pool.idle()[0]
+        async with pool.acquire():
+            narrow.narrowed = True
+            await sweeps(2)
+            assert pool.opened == CONNECTIONS
+        await answered(server, CONNECTIONS + 1)
+        await sweeps(2)
+        assert narrow not in pool.idle()
+        assert (pool.opened, pool.open_count) == (CONNECTIONS + 1, CONNECTIONS)
+
+
+@in_loop
 async def test_all_are_opened_before_they_are_needed() -> None:
     """Each is opened by one cheap, unsigned request, without a bucket; then the keeper rests."""
     async with scripted() as server, kept(server) as pool:

@@ -10,6 +10,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from lab.keeping import Clock
 from lab.sending import in_loop
 
@@ -47,13 +48,19 @@ class Upload:
     def begin(self) -> None:
         self.pacer.begin(self.sock, 8 << 20)
 
-    async def tick(self, *, megabytes: float = 0.0, queued_s: float = 0.0) -> None:
+    async def tick(self, *, megabytes: float = 0.0, queued_s: float = 0.0, lost: float = 0.0) -> None:
         """Let a tick pass in which so much was sent and delivered."""
         await asyncio.sleep(TICK_S / 4)
         count = round(megabytes * 1e6)
         self.clock.now += TICK_S
         sent, delivered = self.info.sent + count, self.info.delivered + count
-        self.info = replace(self.info, sent=sent, delivered=delivered, rtt_usec=round(200_000 + queued_s * 1e6))
+        self.info = replace(
+            self.info,
+            sent=sent,
+            delivered=delivered,
+            sent_again=self.info.sent_again + round(lost * count),
+            rtt_usec=round(200_000 + queued_s * 1e6),
+        )
         for _ in range(20):
             await asyncio.sleep(TICK_S / 10)
 
@@ -105,6 +112,28 @@ async def test_a_found_rate_is_put_in_force_and_kept(tmp_path: Path) -> None:
         after.bandwidth.use(None)
         assert after.bandwidth.limit.origin is Origin.KEPT
         assert abs(after.bandwidth.limit.rate_bps / 792e6 - 1) < 0.02
+
+
+@pytest.mark.parametrize(
+    ("lost", "window_mb", "narrowed"),
+    [(0.05, 20, True), (0.05, 40, False), (0.01, 20, False), (0.0, 20, False)],
+    ids=["too much lost", "a window with room all the same", "lost by chance", "nothing lost"],
+)
+@in_loop
+async def test_a_window_that_an_overrun_made_narrow_is_named(
+    tmp_path: Path, lost: float, window_mb: int, narrowed: bool
+) -> None:
+    """Its share of a way that holds 20 MB is all of it here."""
+    with Upload(tmp_path, replace(IDLE, window=window_mb * 1_000_000)) as upload:
+        upload.bandwidth.use(None)
+        upload.begin()
+        for _ in range(12):
+            await upload.tick(megabytes=100 * TICK_S)
+        for _ in range(12):
+            await upload.tick(megabytes=100 * TICK_S, lost=lost)
+        for _ in range(36):
+            await upload.tick(megabytes=100 * TICK_S)
+        assert upload.pacer.end(upload.sock) is narrowed
 
 
 @in_loop

@@ -170,6 +170,20 @@ def test_it_shares_with_another_sender(known: float | None) -> None:
     assert 0.35 < 2e9 / (2e9 + others) < 0.65
 
 
+def test_two_exposures_are_enough_to_share_with_a_sender_that_comes_then() -> None:
+    """Nothing was known at the start; what was found without the other is not forgotten while it is there."""
+    link, controller = Link(1000 * MBIT), Controller()
+    for _ in range(2):
+        expose(link, controller)
+    link.rival = 50e6
+    expose(link, controller, 1e9)
+    before = link.rival_delivered
+    expose(link, controller, 2e9)
+    others = link.rival_delivered - before
+    assert 0.35 < 2e9 / (2e9 + others) < 0.65
+    assert controller.capacity == pytest.approx(1000 * MBIT, rel=0.1)
+
+
 def test_chance_loss_is_no_narrow_link() -> None:
     """0.01 %, and even 1 %, of the packets lost by chance change nothing."""
     for chance in (0.0001, 0.01):
