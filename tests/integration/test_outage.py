@@ -1,6 +1,6 @@
 """The endpoint away: everything is kept in order, no client waits for nothing, and fresh files pass the backlog.
 
-The outage lasts 60 s with CI=true, else 15 s; S3DAEMON_TEST_OUTAGE sets another number of seconds.
+The outage lasts 40 s with CI=true, else 15 s; S3DAEMON_TEST_OUTAGE sets another number of seconds.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from lab.daemon import Daemon, daemon
 from lab.env import MACHINE_ENV
 from lab.flaky import FlakyS3
 
-OUTAGE_S = float(MACHINE_ENV.get("S3DAEMON_TEST_OUTAGE") or (60 if os.environ.get("CI") == "true" else 15))
+OUTAGE_S = float(MACHINE_ENV.get("S3DAEMON_TEST_OUTAGE") or (40 if os.environ.get("CI") == "true" else 15))
 UNWAITED, WAITING = 500, 50
 
 
