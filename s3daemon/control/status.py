@@ -111,6 +111,7 @@ class Condition:
         none_kept: the store closes each connection after its answer.
         held: why the queue is held, or "".
         away: the store does not answer, or cannot serve.
+        away_reason: the failure that showed it, one line with its code, or "".
         since_usec: since when it is held or away, microseconds since the epoch; None when it is neither.
         next_probe_s: seconds until an attempt tries whether that is over; None when it is neither.
         spool_fault: why requests are refused, or "".
@@ -127,6 +128,7 @@ class Condition:
     none_kept: bool = False
     held: str = ""
     away: bool = False
+    away_reason: str = ""
     since_usec: int | None = None
     next_probe_s: float | None = None
     spool_fault: str = ""
@@ -158,17 +160,19 @@ class Condition:
         if self.held:
             parts.append(f"HELD, {self.held}{self._outage}")
         elif self.away:
-            parts.append(f"endpoint AWAY{self._outage}")
+            reason = self.away_reason or "the endpoint does not answer"
+            parts.append(f"AWAY, {reason}{self._outage}")
         if self.reload_fault:
             parts.append(f"reload REFUSED, {self.reload_fault}")
-        oldest = "" if self.oldest_s is None else f", the oldest {span(self.oldest_s)}"
-        parts += [f"{self.in_flight} in flight", f"{self.pending} pending{oldest}"]
+        parts += [f"{self.in_flight} in flight", f"{self.pending} pending"]
+        if self.oldest_s is not None:
+            parts.append(f"the oldest is {span(self.oldest_s)} old")
         if self.failed:
             parts.append(f"{self.failed} failed (s3daemon queue)")
         parts.append(f"{self.connections.open} of {self.connections.limit} connections open")
         if self.none_kept:
             parts.append("the store closes each connection after its answer")
-        if self.disabled:
+        if self.disabled and not self.away:  # away, no address answers, whichever of them is disabled
             parts.append(f"receivers temporarily disabled: {', '.join(self.disabled)}")
         return "; ".join(parts)
 
@@ -181,7 +185,7 @@ class Status(JsonObject):
         state, line: as of `Condition`; `line` is `status` in JSON.
         version, host, endpoint: which daemon this is, and the store that it sends to.
         now_usec, started_usec: wall clock now and at the daemon's start, microseconds since the epoch.
-        in_flight, pending, oldest_s, failed, held, away, since_usec, next_probe_s: as of `Condition`.
+        in_flight, pending, oldest_s, failed, held, away, away_reason, since_usec, next_probe_s: as of `Condition`.
         spool_fault, reload_fault: likewise; `spool` and `refused` in JSON.
         clients: of the line protocol that are being served.
         connections: to the store.
@@ -206,6 +210,7 @@ class Status(JsonObject):
     failed: int
     held: str
     away: bool
+    away_reason: str
     since_usec: int | None
     next_probe_s: float | None
     spool_fault: Annotated[str, Key("spool")]

@@ -147,6 +147,11 @@ class Uploader:
         return self._health.away
 
     @property
+    def away_reason(self) -> str:
+        """The failure that showed that the endpoint is away, one line with its code; empty when it is not."""
+        return self._health.away_reason if self._health.away else ""
+
+    @property
     def outage_since_usec(self) -> int | None:
         """Since when the endpoint is away or the queue is held, microseconds since the epoch; None when neither is."""
         return self._outages.since_usec

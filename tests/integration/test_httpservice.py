@@ -301,7 +301,7 @@ def test_health_follows_the_store(served: Daemon, s3: FlakyS3, file: Path) -> No
     status, _, line = curl(served, "/healthz")
     assert status == 503
     assert re.match(
-        r"endpoint AWAY, since \d\d:\d\d:\d\d, next attempt in \d+s; 0 in flight; 2 pending, the oldest ", line
+        r"AWAY, \w+: .*, since \d\d:\d\d:\d\d, next attempt in \d+s; 0 in flight; 2 pending; the oldest is ", line
     )
     text = curl(served, "/metrics")[2]
     assert "\ns3daemon_away 1.0\n" in text

@@ -167,7 +167,13 @@ def test_the_headline_says_what_is_wrong(tmp_path: Path, changes: dict[str, Any]
 LOST = exposure(30, 95.0)
 SHORT = exposure(30, stored=44, refused=2, verdict="incomplete", reason="NotReadable: /data/f")
 GOOD = exposure(30)
-AWAY = {"state": "away", "away": True, "since_usec": NOW_USEC - 80_000_000, "next_probe_s": 12.0}
+AWAY = {
+    "state": "away",
+    "away": True,
+    "away_reason": "ConnectionFailed: refused",
+    "since_usec": NOW_USEC - 80_000_000,
+    "next_probe_s": 12.0,
+}
 
 
 @pytest.mark.parametrize(
@@ -188,6 +194,7 @@ AWAY = {"state": "away", "away": True, "since_usec": NOW_USEC - 80_000_000, "nex
         ({"refused": "S3_ENDPOINT_URL: no"}, "reload", "A reload was refused", "S3_ENDPOINT_URL: no. The previous"),
         ({"exposures": [LOST], "refused": "no"}, "lost", "The last exposure was lost", ""),
         (AWAY | {"exposures": [LOST]}, "away", "The endpoint is away", "for 1m20s. The next attempt is in 12s."),
+        (AWAY, "away", "The endpoint is away", "ConnectionFailed: refused. Accepted transfers are kept"),
     ],
 )  # fmt: skip
 def test_the_banner(tmp_path: Path, changes: dict[str, Any], kind: str, word: str, text: str) -> None:

@@ -47,7 +47,7 @@ def empty() -> dict[str, Any]:
         "state": "ok", "status": "0 in flight; 0 pending; 25 of 25 connections open", "version": "1.0.0",
         "host": "camera-3", "endpoint": "https://s3.example.org", "now_usec": NOW_USEC,
         "started_usec": NOW_USEC - 60_000_000, "in_flight": 0, "pending": 0, "oldest_s": None, "failed": 0,
-        "held": "", "away": False, "since_usec": None, "next_probe_s": None,
+        "held": "", "away": False, "away_reason": "", "since_usec": None, "next_probe_s": None,
         "spool": "", "refused": "", "clients": 0,
         "connections": {"open": 25, "opened": 25, "limit": 25},
         "limit": {"rate_bps": 0, "origin": "none"}, "receivers": [], "uploads": [], "waiting": [],
@@ -66,7 +66,7 @@ def busy() -> dict[str, Any]:
     error = {"code": "NoSuchBucket", "text": "there is no bucket old-raw", "attempts": 1}
     slow = {"code": "SlowDown", "text": "the store answered 503: reduce your request rate", "attempts": 3}
     return empty() | {
-        "status": "4 in flight; 12 pending, the oldest 4m02s; 3 failed (s3daemon queue); 25 of 25 connections open",
+        "status": "4 in flight; 12 pending; the oldest is 4m02s old; 3 failed (s3daemon queue); 25 of 25 connections open",
         "in_flight": 4, "pending": 12, "oldest_s": 242.0, "failed": 3, "clients": 18,
         "connections": {"open": 25, "opened": 61, "limit": 25},
         "limit": {"rate_bps": 994_000_000, "origin": "found"},

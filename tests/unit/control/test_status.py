@@ -73,18 +73,18 @@ def test_receivers_have_connections_or_uploads_or_are_disabled() -> None:
     )
 
 
-COUNTS = "2 in flight; 3 pending, the oldest 1m02s; 4 failed (s3daemon queue); 5 of 8 connections open"
+COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon queue); 5 of 8 connections open"
 
 
 @pytest.mark.parametrize(
     ("changes", "state", "line"),
     [
         ({}, "ok", COUNTS),
-        ({"away": True}, "away", f"endpoint AWAY; {COUNTS}"),
+        ({"away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
         (
-            {"away": True, "since_usec": START_USEC, "next_probe_s": 12.4},
+            {"away": True, "away_reason": "StallError: no", "since_usec": START_USEC, "next_probe_s": 12.4},
             "away",
-            f"endpoint AWAY, since {clock_time(START_USEC)}, next attempt in 12s; {COUNTS}",
+            f"AWAY, StallError: no, since {clock_time(START_USEC)}, next attempt in 12s; {COUNTS}",
         ),
         (
             {"held": "TLSRefused: no", "since_usec": START_USEC, "next_probe_s": 299.0},
@@ -96,7 +96,7 @@ COUNTS = "2 in flight; 3 pending, the oldest 1m02s; 4 failed (s3daemon queue); 5
         (
             {"spool_fault": "disk full", "away": True},
             "refusing",
-            f"refusing requests, disk full; endpoint AWAY; {COUNTS}",
+            f"refusing requests, disk full; AWAY, the endpoint does not answer; {COUNTS}",
         ),
         ({"reload_fault": "bad port"}, "ok", f"reload REFUSED, bad port; {COUNTS}"),
         (
@@ -105,12 +105,18 @@ COUNTS = "2 in flight; 3 pending, the oldest 1m02s; 4 failed (s3daemon queue); 5
             f"draining; refusing requests, x; HELD, y; reload REFUSED, z; {COUNTS}",
         ),
         ({"disabled": ("a", "b")}, "ok", f"{COUNTS}; receivers temporarily disabled: a, b"),
+        ({"disabled": ("a",), "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
         ({"none_kept": True}, "ok", f"{COUNTS}; the store closes each connection after its answer"),
     ],
 )
 def test_the_worst_comes_first(changes: dict[str, Any], state: str, line: str) -> None:
     condition = Condition(2, 3, 62.5, 4, Connections(open=5, opened=9, limit=8), **changes)
     assert (condition.state, condition.line) == (state, line)
+
+
+def test_the_oldest_is_not_among_the_pending_when_all_are_in_flight() -> None:
+    condition = Condition(2, 0, 3.4, 0, Connections(open=8, opened=9, limit=8))
+    assert condition.line == "2 in flight; 0 pending; the oldest is 3s old; 8 of 8 connections open"
 
 
 def test_with_nothing_to_do_only_counts_are_said() -> None:

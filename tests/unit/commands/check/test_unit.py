@@ -85,7 +85,7 @@ def answers(status: dict[str, object] | S3daemonError) -> Callable[[str], dict[s
         ({"status": "0 in flight", "held": "", "away": False, "failed": 0, "spool": ""}, "ok daemon 0 in flight"),
         ({"status": "HELD, TLSRefused", "held": "TLSRefused"}, "FAIL daemon HELD, TLSRefused: fix it"),
         ({"status": "refusing", "spool": "SpoolFull"}, "FAIL daemon refusing: fix it"),
-        ({"status": "endpoint AWAY", "away": True}, "warn daemon endpoint AWAY"),
+        ({"status": "AWAY, StallError: no", "away": True}, "warn daemon AWAY, StallError: no"),
         ({"status": "3 failed", "failed": 3}, "warn daemon 3 failed"),
         ({"status": "full", "refused": "too many clients"}, "warn daemon full"),
         (S3daemonError(Code.NOT_PERMITTED, "not yours"), "note daemon not yours"),
