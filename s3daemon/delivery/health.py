@@ -228,7 +228,8 @@ class Outages:
         if was_held and not held:
             self._end("held", MessageId.RELEASED, "the queue is released")
         if held and not was_held:
-            text = f"the queue is held: {self._health.held}; nothing is lost, fix it and reload"
+            cure = "" if "reload" in self._health.held else ", fix it and reload"
+            text = f"the queue is held: {self._health.held}; nothing is lost{cure}"
             self._begin("held", MessageId.HELD, text, logging.CRITICAL)
         if away and not was_away:
             text = f"the endpoint is away: {self._health.away_reason}; transfers are kept and tried until it is back"

@@ -184,8 +184,8 @@ _CLEAR_STATUSES = range(400, 500)
 _HINTS = {
     "NoSuchBucket": "create the bucket, or fix the destination",
     "AccessDenied": "these keys may not write there",
-    "InvalidAccessKeyId": "fix AWS_ACCESS_KEY_ID and reload",
-    "SignatureDoesNotMatch": "fix AWS_SECRET_ACCESS_KEY and reload",
+    "InvalidAccessKeyId": "fix the access key and reload",
+    "SignatureDoesNotMatch": "fix the secret key and reload",
     "ExpiredToken": "renew the keys and reload",
     "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clocks",

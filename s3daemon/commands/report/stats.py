@@ -363,6 +363,13 @@ class Report:
         )
         return report.by_groups(by) if by else report
 
+    @property
+    def refused_codes(self) -> Sequence[tuple[str, int]]:
+        """The codes of requests that were refused and whose destination has no transfer, each with their number."""
+        places = {(one.record.bucket, one.record.key) for one in self.transfers}
+        codes = {place: code for of_tag in self.refused.values() for place, code in of_tag.items()}
+        return Counter(code for place, code in codes.items() if place not in places).most_common()
+
     def by_groups(self, by: str) -> Report:
         """Return the same with groups."""
         found = groups(self.transfers, grouping(by), self.limit_usec, self.refused if by == "tag" else {})

@@ -61,7 +61,9 @@ def lines(report: Report, zone: tzinfo | None, width: int | None = None) -> Iter
 def _head(report: Report, zone: tzinfo | None) -> Iterator[str]:
     figures = report.figures
     failed = f"{figures.failed} FAILED" if figures.failed else "none failed"
-    yield f"{plural(figures.transfers, 'transfer')}: {figures.stored} stored, {failed}"
+    codes = ", ".join(f"{count} {code}" for code, count in report.refused_codes)
+    refused = f"; not accepted: {codes}" if codes else ""
+    yield f"{plural(figures.transfers, 'transfer')}: {figures.stored} stored, {failed}{refused}"
     rate = figures.rate_bytes_per_s
     busy = f" in {seconds(figures.busy_usec)} with uploads under way: {size(rate)}/s" if rate is not None else ""
     yield f"{size(figures.size_bytes)} stored{busy}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
 from typing import NamedTuple
@@ -117,11 +117,13 @@ class Delays:
     def periods(self, one: ReportedTransfer) -> list[Period]:
         """Return the periods through which a transfer waited before its last attempt, in order.
 
-        A period without an end counts only if it began while the transfer waited.
+        A period without an end counts only if it began while the transfer waited. What goes on after a restart of the
+        daemon is one period.
         """
         begin, end = one.record.start_usec, one.record.start_usec + one.record.queue_usec
         known = self._periods.get((one.host, one.unit), {}).values()
-        return sorted(each for each in known if each.begin_usec < end and (each.end_usec or each.begin_usec) >= begin)
+        waited = (each for each in known if each.begin_usec < end and (each.end_usec or each.begin_usec) >= begin)
+        return _join_over_restarts(sorted(waited, key=lambda each: each.begin_usec))
 
     def _meanwhile(self, one: ReportedTransfer, begin: int, end: int) -> Iterator[Failure]:
         failures = self._by_service.get((one.host, one.unit), ())
@@ -129,6 +131,18 @@ class Delays:
             if failures[at].at_usec > end:
                 return
             yield failures[at]
+
+
+def _join_over_restarts(periods: Iterable[Period]) -> list[Period]:
+    """Continue a period without an end in the next of its state: a restart while a transfer waits makes two of one."""
+    joined: list[Period] = []
+    for each in periods:
+        before = next((one for one in reversed(joined) if one.state == each.state), None)
+        if before is not None and before.end_usec is None:
+            joined[joined.index(before)] = before._replace(end_usec=each.end_usec)
+        else:
+            joined.append(each)
+    return joined
 
 
 def _service(entry: Mapping[str, object]) -> _Service:

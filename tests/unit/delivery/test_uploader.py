@@ -555,24 +555,27 @@ def test_after_two_closed_connections_in_a_row_there_is_a_back_off() -> None:
     fly(main)
 
 
-def test_a_hold_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("said", "cure"), [("no more", ", fix it and reload"), ("fix the access key and reload", "")], ids=["else", "said"]
+)
+def test_a_hold_is_logged_once(caplog: pytest.LogCaptureFixture, said: str, cure: str) -> None:
     """With the id by which the catalog explains it, and what to do."""
 
     async def main() -> None:
         house = House()
-        suspended = AttemptError("UserSuspended", "no more", status=403)
+        suspended = AttemptError("UserSuspended", said, status=403)
         house.store.answer, house.store.neutral = lambda _: suspended, lambda: suspended
         for key in "ab":
             await house.intake.submit(house.request(key=key))
         await asyncio.sleep(HOUR)
-        assert house.uploader.held == "UserSuspended: no more"
+        assert house.uploader.held == f"UserSuspended: {said}"
         warnings = house.journal.of(MessageId.ATTEMPT_FAILED)
         assert len(warnings) > 2
         assert not any("S3DAEMON_DELAY_USEC" in entry for entry in warnings), "no time is set for the next attempts"
 
     fly(main)
     (record,) = caplog.records
-    text = "the queue is held: UserSuspended: no more; nothing is lost, fix it and reload; next attempt in 5m00s"
+    text = f"the queue is held: UserSuspended: {said}; nothing is lost{cure}; next attempt in 5m00s"
     assert record.getMessage() == text
     assert record.levelno == logging.CRITICAL
     fields = record.__dict__["journal"]

@@ -94,7 +94,9 @@ def test_refused_files_are_missing() -> None:
     refused = {"e": {("raw", "e/2"): "NotReadable", ("raw", "e/3"): "NoSuchFile"}}
     found = Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag", refused=refused)
     assert [found.verdict(group) for group in found.groups] == ["incomplete"]
-    assert "    refused: 1 NoSuchFile" in list(lines(found, UTC))
+    shown_lines = list(lines(found, UTC))
+    assert "    refused: 1 NoSuchFile" in shown_lines
+    assert shown_lines[0] == "2 transfers: 2 stored, none failed; not accepted: 1 NoSuchFile"
 
 
 def test_hosts_at_80_columns() -> None:
