@@ -137,6 +137,7 @@ def test_promtool_reads_rules_and_queries(tmp_path: Path) -> None:
         ({"incomplete": "0 0 0 1x20"}, {"S3daemonExposureIncomplete"}),
         ({"incomplete": "0 1 1 0x20"}, set()),
         ({"refused": "0x10 3x13"}, {"S3daemonRefused"}),
+        ({"refused": "_x20 1x2"}, {"S3daemonRefused"}),
         ({"refused": "7x23"}, set()),
         ({"s3daemon_tls_certificate_expiry_timestamp_seconds": "1000000x23"}, {"S3daemonCertificateExpires"}),
         ({"s3daemon_tls_certificate_expiry_timestamp_seconds": "2000000x23"}, set()),
