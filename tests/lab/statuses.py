@@ -66,7 +66,8 @@ def busy() -> dict[str, Any]:
     error = {"code": "NoSuchBucket", "text": "there is no bucket old-raw", "attempts": 1}
     slow = {"code": "SlowDown", "text": "the store answered 503: reduce your request rate", "attempts": 3}
     return empty() | {
-        "status": "4 in flight; 12 pending; the oldest is 4m02s old; 3 failed (s3daemon queue); 25 of 25 connections open",
+        "status": "4 in flight; 12 pending; the oldest is 4m02s old; 3 failed (s3daemon queue); "
+        "25 of 25 connections open",
         "in_flight": 4, "pending": 12, "oldest_s": 242.0, "failed": 3, "clients": 18,
         "connections": {"open": 25, "opened": 61, "limit": 25},
         "limit": {"rate_bps": 994_000_000, "origin": "found"},
