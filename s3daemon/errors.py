@@ -58,6 +58,7 @@ class Code(StrEnum):
     CONNECTION_CLOSED = "ConnectionClosed"
     CONNECTION_FAILED = "ConnectionFailed"
     ETAG_MISMATCH = "ETagMismatch"
+    HOST_LIMIT = "HostLimit"
     NAME_NOT_RESOLVED = "NameNotResolved"
     NO_ANSWER = "NoAnswer"
     NO_CREDENTIALS = "NoCredentials"

@@ -55,6 +55,7 @@ class Outcome(Enum):
     ANSWERED_BADLY = "answered badly"  # a server error, or what cannot be read
     NOT_ANSWERED = "not answered"  # connected, and hung up on or left waiting
     NOT_CONNECTED = "no connection"
+    NOT_SENT = "not sent"  # for a limit of this host, which says nothing of the address
 
 
 @dataclass(slots=True)
@@ -264,7 +265,7 @@ class Addresses:
             reason: one line, for when the address is disabled.
         """
         state = self._states.get(address)
-        if state is None or state.is_disabled:
+        if state is None or state.is_disabled or outcome is Outcome.NOT_SENT:
             return
         state.has_answered |= outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY)
         if outcome is Outcome.ANSWERED:

@@ -21,7 +21,7 @@ import aiohttp
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.network.addresses import Outcome
-from s3daemon.network.connection import UNREADABLE, Connection
+from s3daemon.network.connection import UNREADABLE, Connection, is_host_limit
 from s3daemon.network.keepalive import (
     KEPT_S,
     SMALL_REQUESTS,
@@ -287,7 +287,7 @@ class Keeper:
         for address in connection.pop_failed_addresses():
             addresses.asked(address, Outcome.NOT_CONNECTED, "no connection")
         addresses.asked(connection.address, outcome, reason)
-        if outcome in (Outcome.NOT_CONNECTED, Outcome.NOT_ANSWERED):
+        if outcome in (Outcome.NOT_CONNECTED, Outcome.NOT_ANSWERED, Outcome.NOT_SENT):
             self._back_off()
         else:
             self._failures = 0
@@ -333,6 +333,8 @@ class Keeper:
 
 def _outcome_of(error: BaseException) -> tuple[Outcome, str]:
     name = type(error).__name__
+    if is_host_limit(error):
+        return Outcome.NOT_SENT, f"a limit of this host: {name}"
     if isinstance(error, UNREADABLE):
         return Outcome.ANSWERED_BADLY, f"its answer cannot be read: {name}"
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, socket.gaierror)):

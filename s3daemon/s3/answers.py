@@ -25,6 +25,7 @@ import botocore.parsers
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, one_line
 from s3daemon.model.verdict import is_unlisted
+from s3daemon.network.connection import is_host_limit
 
 #: An answer that is decoded may have so many bytes; S3's longest, a list of 1000 parts, has some 300 kB.
 MAX_DECODED_BYTES = 1 << 20
@@ -243,9 +244,18 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> Attempt
         ambiguous: the whole body may have arrived.
         stale: the connection was an idle one, and nothing, or not all, of what was sent was acknowledged.
     """
+    if isinstance(error, S3daemonError):
+        return error
+    if is_host_limit(error):
+        code, text = Code.HOST_LIMIT, "this host is out of descriptors or memory; see LimitNOFILE= and free"
+    else:
+        code, text = _cause_of(error, stale=stale)
+    return AttemptError(code, one_line(text), ambiguous=ambiguous)
+
+
+def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
+    """Return the code and the text for an error that the way to the store, or the store, caused."""
     match error:
-        case S3daemonError():
-            return error
         case aiohttp.ClientConnectorCertificateError():
             code = Code.TLS_REFUSED
             text = f"the store's certificate is not trusted: {error.certificate_error}; see AWS_CA_BUNDLE"
@@ -267,7 +277,7 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> Attempt
         case _:
             code = Code.BAD_ANSWER
             text = one_line(f"the store's answer cannot be read: {type(error).__name__}: {error}", 200)
-    return AttemptError(code, one_line(text), ambiguous=ambiguous)
+    return code, text
 
 
 def _reason(cause: OSError) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import resource
 import socket
 from collections.abc import Callable, Iterator
 
@@ -57,6 +58,32 @@ async def test_a_connection_with_a_narrowed_window_is_replaced_while_none_is_in_
         await sweeps(2)
         assert narrow not in pool.idle()
         assert (pool.opened, pool.open_count) == (CONNECTIONS + 1, CONNECTIONS)
+
+
+@in_loop
+async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> None:
+    """What the server closes is opened again once there are descriptors."""
+    clock = Clock()
+    async with (
+        scripted(address="0.0.0.0") as server,
+        kept(server, clock, named(server), receivers=ADDRESSES) as pool,
+    ):
+        await answered(server, CONNECTIONS)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            for connection in server.connections:
+                connection.close()
+            for _ in range(9):
+                clock.now += SWEEP_S
+                await sweeps(1)
+            assert (pool.open_count, pool.addresses.disabled) == (0, [])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        while pool.open_count < CONNECTIONS:
+            clock.now += RETRY_MAX_S
+            await sweeps(1)
+        assert loads(server) == [2, 2]
 
 
 @in_loop

@@ -235,10 +235,24 @@ def test_a_refusal_quotes_nothing_of_the_request() -> None:
     assert "sesame" not in repr(error) + error.text
 
 
+def caused(error: Exception, by: Exception) -> Exception:
+    """An error that another one caused."""
+    error.__cause__ = by
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
         (aiohttp.ClientConnectorError(KEY, REFUSED), "ConnectionFailed", "Connection refused"),
+        (aiohttp.ClientConnectorError(KEY, OSError(errno.EMFILE, "")), "HostLimit", "out of descriptors or memory"),
+        (aiohttp.ClientOSError(errno.ENOBUFS, ""), "HostLimit", "out of descriptors or memory"),
+        (OSError(errno.ENFILE, ""), "HostLimit", "out of descriptors or memory"),
+        (
+            caused(aiohttp.ClientConnectionError(), OSError(errno.ENOMEM, "")),
+            "HostLimit",
+            "out of descriptors or memory",
+        ),
         (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not accept a connection in time"),
         (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")), "TLSFailed", "WRONG_VERSION"),
         (aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("expired")), "TLSRefused", "expired"),
