@@ -85,7 +85,7 @@ class Health:
         self._set_up()
 
     def _set_up(self) -> None:
-        self.held = ""  #: why the queue is held, one line with its code; empty when it is not
+        self.held = ""  #: why the queue is held and what to do, one line with its code; empty when it is not
         self._held_at = 0.0
         self._away_since: float | None = None
         self._failures = 0
@@ -116,7 +116,8 @@ class Health:
         now = self._monotonic()
         if started_at >= self._reloaded_at and not self.held:
             self._set_up()
-            self.held, self._held_at, self._probe_at = f"{error.code}: {error.text}", now, now + HELD_PROBE_S
+            cure = "" if "reload" in error.text else "; fix it and reload"
+            self.held, self._held_at, self._probe_at = f"{error.code}: {error.text}{cure}", now, now + HELD_PROBE_S
         self._delay_held_probe(now)
 
     def suspected(self, error: AttemptError, destination: Destination, started_at: float) -> None:
@@ -228,8 +229,7 @@ class Outages:
         if was_held and not held:
             self._end("held", MessageId.RELEASED, "the queue is released")
         if held and not was_held:
-            cure = "" if "reload" in self._health.held else ", fix it and reload"
-            text = f"the queue is held: {self._health.held}; nothing is lost{cure}"
+            text = f"the queue is held: {self._health.held}; nothing is lost"
             self._begin("held", MessageId.HELD, text, logging.CRITICAL)
         if away and not was_away:
             text = f"the endpoint is away: {self._health.away_reason}; transfers are kept and tried until it is back"

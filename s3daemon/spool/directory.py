@@ -143,7 +143,7 @@ def disk_error(directory: Path, error: Exception) -> SpoolError:
     code = primary_code(error) if isinstance(error, sqlite3.Error) else 0
     number = error.errno if isinstance(error, OSError) else 0
     if read_only or code == sqlite3.SQLITE_READONLY or number == errno.EROFS:
-        return SpoolError(Code.SPOOL_READ_ONLY, f"nothing is accepted: {directory} is read-only")
+        return SpoolError(Code.SPOOL_READ_ONLY, f"nothing is accepted: {directory} is read-only; mount it writable")
     if full or code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT):
-        return SpoolError(Code.SPOOL_FULL, f"nothing is accepted: the disk of {directory} is full")
+        return SpoolError(Code.SPOOL_FULL, f"nothing is accepted: the disk of {directory} is full; free some of it")
     return SpoolError(Code.SPOOL_BROKEN, f"nothing is accepted: {directory} cannot be written: {one_line(str(error))}")

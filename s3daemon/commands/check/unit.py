@@ -93,17 +93,17 @@ def daemon(
     """
     try:
         status = ask("status")
-    except NoDaemonError as exc:
+    except NoDaemonError:
         if unit is not None and _failing(findings, host, unit):
             return
         text = "it starts with the first request; started now, it also delivers what an earlier one left"
-        findings.note("daemon", f"none runs: {text if activated else exc.text}")
+        findings.note("daemon", f"none runs: {text}" if activated else "none runs: start it")
     except S3daemonError as exc:
         (findings.note if exc.code == Code.NOT_PERMITTED else findings.fail)("daemon", exc.text)
     else:
         line = str(status.get("status", ""))
         if status.get("held") or status.get("spool"):
-            findings.fail("daemon", f"{line}: fix it, then systemctl reload")
+            findings.fail("daemon", line)
         elif status.get("away") or status.get("failed") or status.get("refused"):
             findings.warn("daemon", line)
         else:

@@ -118,7 +118,7 @@ def test_the_same_refusal_at_a_second_destination_holds_the_queue(health: Health
     health.suspected(AttemptError("ExpiredToken", "old", status=400), THERE, NOW)
     assert state(health) == "UP", "another refusal"
     health.suspected(BAD_KEY, THERE, NOW)
-    assert health.held == "InvalidAccessKeyId: no such key"
+    assert health.held == "InvalidAccessKeyId: no such key; fix it and reload"
 
 
 def test_a_success_between_two_refusals_clears_the_keys(health: Health) -> None:
@@ -187,7 +187,7 @@ def test_48_hours_of_outage_cost_a_bounded_number_of_probes(health: Health, cloc
 
 def test_bad_keys_hold_the_queue_from_any_state(health: Health) -> None:
     health.refused(BAD_KEY, NOW)
-    assert health.held == "InvalidAccessKeyId: no such key"
+    assert health.held == "InvalidAccessKeyId: no such key; fix it and reload"
     assert not health.may_start(0)
     health.reload()
     away(health)

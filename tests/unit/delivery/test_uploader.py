@@ -115,7 +115,7 @@ def test_without_a_neutral_answer_a_second_destination_tells_that_the_keys_are_b
         assert not house.uploader.held
         await house.intake.submit(house.request(key="b", wait=False))
         await asyncio.sleep(1)
-        assert house.uploader.held == "InvalidAccessKeyId: no such key"
+        assert house.uploader.held == "InvalidAccessKeyId: no such key; fix it and reload"
 
     fly(main)
 
@@ -131,7 +131,7 @@ def test_wrong_keys_that_look_like_a_denial_fail_nothing(others: int) -> None:
         for n in range(1 + others):
             await house.intake.submit(house.request(key=f"k{n}", wait=False))
         await asyncio.sleep(HOUR)
-        assert house.uploader.held == "AccessDenied: denied"
+        assert house.uploader.held == "AccessDenied: denied; fix it and reload"
         house.store.answer = lambda _: None
         assert house.uploader.reload() == set()
         await asyncio.sleep(60)
@@ -556,7 +556,7 @@ def test_after_two_closed_connections_in_a_row_there_is_a_back_off() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "cure"), [("no more", ", fix it and reload"), ("fix the access key and reload", "")], ids=["else", "said"]
+    ("said", "cure"), [("no more", "; fix it and reload"), ("fix the access key and reload", "")], ids=["else", "said"]
 )
 def test_a_hold_is_logged_once(caplog: pytest.LogCaptureFixture, said: str, cure: str) -> None:
     """With the id by which the catalog explains it, and what to do."""
@@ -568,14 +568,14 @@ def test_a_hold_is_logged_once(caplog: pytest.LogCaptureFixture, said: str, cure
         for key in "ab":
             await house.intake.submit(house.request(key=key))
         await asyncio.sleep(HOUR)
-        assert house.uploader.held == f"UserSuspended: {said}"
+        assert house.uploader.held == f"UserSuspended: {said}{cure}"
         warnings = house.journal.of(MessageId.ATTEMPT_FAILED)
         assert len(warnings) > 2
         assert not any("S3DAEMON_DELAY_USEC" in entry for entry in warnings), "no time is set for the next attempts"
 
     fly(main)
     (record,) = caplog.records
-    text = f"the queue is held: UserSuspended: {said}; nothing is lost{cure}; next attempt in 5m00s"
+    text = f"the queue is held: UserSuspended: {said}{cure}; nothing is lost; next attempt in 5m00s"
     assert record.getMessage() == text
     assert record.levelno == logging.CRITICAL
     fields = record.__dict__["journal"]

@@ -117,7 +117,11 @@ async def _refuse(room: Room) -> None:
         (_nothing, LastError("Stalled", "no byte for 10 s"), "the last error: Stalled, no byte for 10 s"),
         (Room.lose_the_endpoint, LastError(), "the endpoint is away"),
         (Room.lose_the_endpoint, LastError("Stalled", "10 s"), "the endpoint is away: Stalled, 10 s"),
-        (_refuse, LastError("Stalled", "10 s"), "the queue is held: InvalidAccessKeyId: unknown key"),
+        (
+            _refuse,
+            LastError("Stalled", "10 s"),
+            "the queue is held: InvalidAccessKeyId: unknown key; fix it and reload",
+        ),
     ],
 )
 def test_a_deferral_says_why(prepare: Callable[[Room], Awaitable[None]], error: LastError, why: str) -> None:
