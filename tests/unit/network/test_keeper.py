@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import aiohttp
 import pytest
@@ -42,48 +43,6 @@ from s3daemon.network.keepalive import (
 from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES, RETRY_MAX_S
 from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S, ConnectionPool
 from s3daemon.network.tcp import UNPACED_PACKETS
-
-
-@in_loop
-async def test_a_connection_with_a_narrowed_window_is_replaced_while_none_is_in_use() -> None:
-    """By a new one; the others stay."""
-    async with scripted() as server, kept(server) as pool:
-        await answered(server, CONNECTIONS)
-        narrow = pool.idle()[0]
-        async with pool.acquire():
-            narrow.narrowed = True
-            await sweeps(2)
-            assert pool.opened == CONNECTIONS
-        await answered(server, CONNECTIONS + 1)
-        await sweeps(2)
-        assert narrow not in pool.idle()
-        assert (pool.opened, pool.open_count) == (CONNECTIONS + 1, CONNECTIONS)
-
-
-@in_loop
-async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> None:
-    """What the server closes is opened again once there are descriptors."""
-    clock = Clock()
-    async with (
-        scripted(address="0.0.0.0") as server,
-        kept(server, clock, named(server), receivers=ADDRESSES) as pool,
-    ):
-        await answered(server, CONNECTIONS)
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        try:
-            for connection in server.connections:
-                connection.close()
-            for _ in range(9):
-                clock.now += SWEEP_S
-                await sweeps(1)
-            assert (pool.open_count, pool.addresses.disabled) == (0, [])
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-        while pool.open_count < CONNECTIONS:
-            clock.now += RETRY_MAX_S
-            await sweeps(1)
-        assert loads(server) == [2, 2]
 
 
 @in_loop
@@ -559,16 +518,61 @@ def loads(server: Scripted) -> list[int]:
     return [names.count(address) for address in ADDRESSES]
 
 
-@in_loop
-async def test_connections_move_away_from_a_disabled_address_and_back() -> None:
-    """All are opened elsewhere in the background; after a good answer one goes back, after an upload its share."""
-    clock = Clock()
+@contextlib.asynccontextmanager
+async def kept_at_two_addresses(clock: Clock) -> AsyncIterator[tuple[Scripted, ConnectionPool]]:
+    """A pool whose connections lead to both."""
     async with (
         scripted(address="0.0.0.0") as server,
         kept(server, clock, named(server), receivers=ADDRESSES) as pool,
     ):
         await answered(server, CONNECTIONS)
         assert loads(server) == [2, 2]
+        yield server, pool
+
+
+@in_loop
+async def test_a_connection_with_a_narrowed_window_is_replaced_while_none_is_in_use() -> None:
+    """By a new one; the others stay."""
+    async with scripted() as server, kept(server) as pool:
+        await answered(server, CONNECTIONS)
+        narrow = pool.idle()[0]
+        async with pool.acquire():
+            narrow.narrowed = True
+            await sweeps(2)
+            assert pool.opened == CONNECTIONS
+        await answered(server, CONNECTIONS + 1)
+        await sweeps(2)
+        assert narrow not in pool.idle()
+        assert (pool.opened, pool.open_count) == (CONNECTIONS + 1, CONNECTIONS)
+
+
+@in_loop
+async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> None:
+    """What the server closes is opened again once there are descriptors."""
+    clock = Clock()
+    async with kept_at_two_addresses(clock) as (server, pool):
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            for connection in server.connections:
+                connection.close()
+            for _ in range(9):
+                clock.now += SWEEP_S
+                await sweeps(1)
+            assert (pool.open_count, pool.addresses.disabled) == (0, [])
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        while pool.open_count < CONNECTIONS:
+            clock.now += RETRY_MAX_S
+            await sweeps(1)
+        assert loads(server) == [2, 2]
+
+
+@in_loop
+async def test_connections_move_away_from_a_disabled_address_and_back() -> None:
+    """All are opened elsewhere in the background; after a good answer one goes back, after an upload its share."""
+    clock = Clock()
+    async with kept_at_two_addresses(clock) as (server, pool):
         pool.addresses.failed("127.0.0.1", "refused")
         await server.until(lambda: loads(server) == [0, 4])
         clock.now += DISABLED_FIRST_S
