@@ -250,7 +250,7 @@ def test_parts_are_resumed_after_a_kill(store: Store, tmp_path: Path) -> None:
         again = way.passed - size
         print(f"{store.name}: killed at {before / MIB:.1f} MiB; {again / MIB:.1f} MiB sent again")
         assert before - again >= 0.4 * size
-        assert [record.outcome for record in served.records()] == ["stored"]
+        wait(lambda: [record.outcome for record in served.records()] == ["stored"], "recorded")
     assert_stored(store.server, bucket, "key", file)
     assert uploads(store.server, bucket) == []
 
