@@ -267,7 +267,7 @@ class Service:
         for listener in (server.listener, self._http.listener):
             listener.resize(self._max_clients(settings))
         control = ControlServer(control_path(self._environ, state_dir), handlers)
-        await control.start()
+        control.start(partial(start, "accepting commands"))
         for name, sock in clients.items():
             if form_of(name) == FORM_NAME:
                 self._http.resume(sock, partial(uploads.resume, name, sock))

@@ -23,18 +23,23 @@ import logging
 import os
 import socket
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 
 from s3daemon.control.client import MAX_REQUEST
 from s3daemon.errors import Code, S3daemonError, SettingsError, StartError, one_line
+from s3daemon.ingress.listener import Client, Listener
 from s3daemon.ingress.peer import peer_uid
 
 _log = logging.getLogger(__name__)
 
 #: A client sends its request at once; a command that hangs must not keep its connection for ever.
 _IDLE_S = 30.0
+#: Commands that are answered at a time; `systemd.descriptors` reserves their descriptors. Further ones wait.
+MAX_COMMANDS = 16
+#: Commands that may wait, as asyncio's servers have it.
+_BACKLOG = 100
 #: Rows that are encoded in one go: about 2 ms in which the event loop does nothing else.
 _SLICE = 256
 
@@ -64,46 +69,47 @@ class ControlServer:
         self._handlers = handlers
         self._peer = peer
         self._idle_s = idle_s
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._server: asyncio.Server | None = None
+        self._listener = Listener(self._serve, MAX_COMMANDS)
+        self._listening: socket.socket | None = None
+        self._accepting: asyncio.Task[None] | None = None
 
-    async def start(self) -> None:
+    def start(self, run: Callable[[Coroutine[object, object, None]], asyncio.Task[None]] = asyncio.create_task) -> None:
         """Listen; a socket that a crashed daemon left behind is replaced.
+
+        Args:
+            run: runs the accepting of clients in a task.
 
         Raises:
             StartError: `ControlSocket`, the path cannot be used.
         """
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             if self._path.is_socket():
                 self._path.unlink()
             sock.bind(os.fspath(self._path))
             # Before listen(): until then nobody can connect, so the mode was never too wide.
             self._path.chmod(0o600)
-            self._server = await asyncio.start_unix_server(self._connected, sock=sock, limit=MAX_REQUEST)
+            sock.listen(_BACKLOG)
         except OSError as exc:
             sock.close()
             raise StartError(Code.CONTROL_SOCKET, f"cannot listen on {self._path}: {exc.strerror or exc}") from exc
+        self._listening, self._accepting = sock, run(self._listener.accept(sock))
 
     async def close(self) -> None:
         """Stop listening, end what is being answered, remove the socket; to be called before the spool is unlocked."""
-        if self._server is None:
+        if self._listening is None or self._accepting is None:
             return
-        self._server.close()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
+        self._listening.close()
+        self._listening = None
+        await self._listener.disconnect()
         self._path.unlink(missing_ok=True)
-        self._server = None
 
-    def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(reader, writer))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, client: Client) -> None:
+        uid = self._peer(client.sock)
+        reader, writer = await asyncio.open_unix_connection(sock=client.sock, limit=MAX_REQUEST)
         try:
-            uid = self._peer(writer.get_extra_info("socket"))
             if uid in (0, os.geteuid()):
                 while line := await self._line(reader):
                     await self._send(writer, await self._answer(line))
@@ -112,13 +118,14 @@ class ControlServer:
                     writer, _refusal(Code.NOT_PERMITTED, f"user {uid} is neither root nor the service's user")
                 )
             writer.close()
+            async with asyncio.timeout(self._idle_s):
+                await writer.wait_closed()
         except (OSError, TimeoutError):
             pass  # the client went away or stopped reading, so no answer reaches it
         except Exception as exc:  # an answer that cannot be encoded is a bug, but must not end an upload
             _log_bug("the encoding of an answer", exc)
         finally:
-            if not writer.is_closing():
-                writer.transport.abort()
+            writer.transport.abort()
 
     async def _line(self, reader: asyncio.StreamReader) -> bytes:
         try:

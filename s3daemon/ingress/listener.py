@@ -1,10 +1,11 @@
 """Clients of listening sockets: accepted while there are slots, tracked while they are read, seen out at a stop.
 
-Both servers, of the wire and of HTTP, have a `Listener` of their own, which may accept from several sockets. Not
-`loop.create_server`, for two reasons: it accepts every client at once, while those without a slot shall wait in the
-backlog; and closing it while clients come loses those that it has accepted but not begun to serve. (It also calls
-`listen` with its own backlog, 100 by default, and so shrinks that of systemd's socket for good; a large `backlog=`
-would avoid this.) Not `loop.sock_accept` either: cancelled in the moment in which it has accepted a client, it drops
+Every server, of the wire, of HTTP and of the operators' commands, has a `Listener` of its own, which may accept from
+several sockets. Not `loop.create_server`, for three reasons: it accepts every client at once, while those without a
+slot shall wait in the backlog; closing it while clients come loses those that it has accepted but not begun to serve;
+and without a free descriptor it logs each failed attempt with its traceback, a thousand a second and more, since what
+it schedules to try later adds up (cpython#151615). (It also calls `listen` with its own backlog, 100 by default, and so
+shrinks that of systemd's socket for good; a large `backlog=` would avoid this.) Not `loop.sock_accept` either: cancelled in the moment in which it has accepted a client, it drops
 that client, and some restarts would disconnect one. Here nothing can be cancelled between `accept` and the task that
 serves the client.
 """
@@ -142,6 +143,13 @@ class Listener:
         """Wait until all clients have been served; a client that waits for its transfer must have been released."""
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=DRAIN_TIMEOUT_S)
+
+    async def disconnect(self) -> None:
+        """End the service of all clients at once, whatever is being answered."""
+        for task in (tasks := list(self._tasks.values())):
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
 
     def _warn(self, exc: OSError) -> None:
         """Log that accept failed, not each time: it may go on as long as descriptors are scarce."""

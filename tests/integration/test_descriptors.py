@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import resource
+import socket
 import time
 from pathlib import Path
 
-from lab.daemon import daemon
+import pytest
+from lab.daemon import Daemon, daemon
 from lab.flaky import FlakyS3
 
 LIMIT = 256
@@ -62,3 +64,45 @@ def test_no_call_that_gets_no_descriptor_ends_the_daemon(s3: FlakyS3, tmp_path: 
         while len(served.records()) < 2 and time.monotonic() < until:
             time.sleep(0.02)
         assert [record.key for record in served.records()] == ["before", "after"]
+
+
+@pytest.mark.parametrize("server", ["wire", "http", "control"])
+def test_a_server_without_descriptors_waits_in_silence(server: str, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """While clients wait and none can be accepted, a server logs a line or two and uses little CPU; then it serves."""
+    with daemon(tmp_path / "state", s3.server, activated=True, http=True, keepalive_interval="1s") as served:
+        assert served.plain(file, "a/bucket/before") == b"Success"
+        pid = served.process.pid
+        before = len(served.lines())
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        waiting = [_connected(served, server) for _ in range(5)]
+        time.sleep(0.5)
+        began = _cpu_s(pid)
+        time.sleep(4)
+        used = _cpu_s(pid) - began
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        for sock in waiting:
+            sock.close()
+        assert served.plain(file, "a/bucket/after") == b"Success"
+        assert served.ask("status")["clients"] >= 0
+        lines = served.lines()[before:]
+    assert len([line for line in lines if "cannot accept a client, which waits" in line]) == 1
+    assert len(lines) < 20, lines
+    assert used < 1.0
+
+
+def _connected(served: Daemon, server: str) -> socket.socket:
+    """A client of one of the servers."""
+    if server == "wire":
+        return served.connect()
+    if server == "http":
+        return socket.create_connection(("127.0.0.1", served.http_port))
+    sock = socket.socket(socket.AF_UNIX)
+    sock.connect(str(served.state_dir / "control"))
+    return sock
+
+
+def _cpu_s(pid: int) -> float:
+    """The CPU time that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

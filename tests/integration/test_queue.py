@@ -90,7 +90,7 @@ def daemon(path: Path, handlers: Mapping[str, Handler]) -> Iterator[None]:
 
     async def serve() -> None:
         server = ControlServer(path, handlers)
-        await server.start()
+        server.start()
         up.set()
         await end.wait()
         await server.close()

@@ -102,6 +102,15 @@ def test_rooms_are_few_and_not_crowded() -> None:
     assert {folder: count for folder, count in folders().items() if count > MODULES_IN_A_FOLDER} == {}
 
 
+def test_one_loop_accepts_all_clients() -> None:
+    """No server of asyncio's or aiohttp's accepts: without a free descriptor it floods the journal (`listener`)."""
+    servers = {"start_server", "start_unix_server", "create_server", "create_unix_server", "sock_accept"}
+    servers |= {"TCPSite", "UnixSite", "SockSite", "AppRunner", "run_app"}
+    for path in modules().values():
+        nodes = ast.walk(ast.parse(path.read_text()))
+        assert not servers & {node.attr for node in nodes if isinstance(node, ast.Attribute)}, path
+
+
 def test_s3_takes_only_open_uploads_of_the_spool() -> None:
     """What is in the spool is delivery's business; a multipart upload that the store may hold is also the store's."""
     taken = {pair.imported for pair in imports() if room(pair.importer) == "s3" and room(pair.imported) == "spool"}

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from s3daemon.control.client import MAX_REQUEST
-from s3daemon.control.server import ControlServer, Handler
+from s3daemon.control.server import MAX_COMMANDS, ControlServer, Handler
 from s3daemon.errors import S3daemonError, SettingsError, StartError
 from s3daemon.ingress.peer import peer_uid
 
@@ -31,7 +31,7 @@ def served(path: Path, handlers: Mapping[str, Handler], client: Callable[[], Awa
 
     async def run() -> Any:
         server = ControlServer(path, handlers, **options)
-        await server.start()
+        server.start()
         try:
             async with asyncio.timeout(20):
                 return await client()
@@ -211,12 +211,13 @@ def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
         reader, writer = await asyncio.open_unix_connection(path)
         assert await reader.read() == b""
         writer.close()
+        before = asyncio.all_tasks()
         with socket.socket(socket.AF_UNIX) as deaf:
             deaf.connect(os.fspath(path))
             deaf.sendall(b'{"command": "endless"}\n')
-            # The server's tasks are all but this one; it is done with the peer when they are.
+            # The server's task of this client is the only new one; it is done with the client when that ends.
             await asked.wait()
-            await asyncio.wait(asyncio.all_tasks() - {asyncio.current_task()})
+            await asyncio.wait(asyncio.all_tasks() - before)
 
     served(path, {"endless": endless}, client, idle_s=0.05)
 
@@ -233,7 +234,7 @@ def test_close_ends_what_is_being_answered(tmp_path: Path, caplog: pytest.LogCap
 
     async def run() -> bytes:
         server = ControlServer(path, {"hang": hang})
-        await server.start()
+        server.start()
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b'{"command": "hang"}\n')
         await started.wait()
@@ -246,3 +247,28 @@ def test_close_ends_what_is_being_answered(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level(logging.DEBUG, "s3daemon"):
         assert asyncio.run(asyncio.wait_for(run(), 20)) == b""
     assert not caplog.records
+
+
+def test_further_commands_wait_for_their_turn(tmp_path: Path) -> None:
+    """More connections than are served at a time are answered as soon as others end; none is refused."""
+    path = tmp_path / "control"
+    release = asyncio.Event()
+    served_now = most = 0
+
+    async def slow(request: Mapping[str, object]) -> Mapping[str, object]:
+        nonlocal served_now, most
+        served_now += 1
+        most = max(most, served_now)
+        await release.wait()
+        served_now -= 1
+        return {}
+
+    async def client() -> list[list[dict[str, Any]]]:
+        asking = [asyncio.create_task(exchange(path, b'{"command": "slow"}\n')) for _ in range(2 * MAX_COMMANDS)]
+        while served_now < MAX_COMMANDS:
+            await asyncio.sleep(0.001)
+        release.set()
+        return await asyncio.gather(*asking)
+
+    assert served(path, {"slow": slow}, client) == [[{"ok": True}]] * 2 * MAX_COMMANDS
+    assert most == MAX_COMMANDS
