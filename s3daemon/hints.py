@@ -8,8 +8,11 @@ It is a hint: a missing file, a damaged one and one of another endpoint mean tha
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
+import os
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -18,8 +21,10 @@ _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 _MAX_BYTES = 4096
-#: What reading a damaged file, and the values in it, can raise.
-_DAMAGE = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: What the content of a damaged file, and the values in it, can raise.
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
+#: Opening a pipe would wait for its other end.
+_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class HintFile(Generic[_T]):
@@ -42,21 +47,23 @@ class HintFile(Generic[_T]):
     def read(self) -> _T | None:
         """Return the value; None when none is known for this endpoint. Blocks on the disk."""
         try:
-            with self._path.open("rb") as file:
-                found = json.loads(file.read(_MAX_BYTES))
+            found = json.loads(_content(self._path))
             endpoint, value = found["endpoint"], self._check(found[self._name])
         except FileNotFoundError:
             return None
-        except _DAMAGE as exc:
-            _log.warning("%s cannot be used, and its content is found anew: %s", self._path, exc)
-            return None
+        except OSError as exc:
+            return self._refuse(exc.strerror or "it cannot be read")
+        except _DAMAGE:
+            return self._refuse("it is not a hint of this program")
         return value if endpoint == self._endpoint else None
 
     def write(self, value: _T) -> None:
         """Replace the file in one step. What cannot be written is found anew after a restart. Blocks on the disk."""
         new = self._path.with_name(f"{self._path.name}.new")
         try:
-            new.write_text(json.dumps({"endpoint": self._endpoint, self._name: value}) + "\n")
+            new.unlink(missing_ok=True)
+            with new.open("x") as file:  # a new one: a pipe of that name would block
+                file.write(json.dumps({"endpoint": self._endpoint, self._name: value}) + "\n")
             new.replace(self._path)
         except OSError as exc:
             with contextlib.suppress(OSError):
@@ -64,3 +71,21 @@ class HintFile(Generic[_T]):
             if not self._failed:
                 _log.info("%s cannot be written; its content is found anew after a restart: %s", self._path, exc)
             self._failed = True
+
+    def _refuse(self, why: str) -> None:
+        _log.warning("%s cannot be used, and its content is found anew: %s", self._path, why)
+
+
+def _content(path: Path) -> bytes:
+    """Return the start of a file, all of a hint.
+
+    Raises:
+        OSError: there is none, it cannot be read, or it is something else than a regular file.
+    """
+    if not stat.S_ISREG(path.lstat().st_mode):  # before it is opened, which some devices notice
+        raise OSError(errno.EINVAL, "it is not a regular file; remove it")
+    fd = os.open(path, _FLAGS)
+    try:
+        return os.read(fd, _MAX_BYTES)
+    finally:
+        os.close(fd)
