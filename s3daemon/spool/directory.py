@@ -100,7 +100,8 @@ class ReservedSpace:
             if self._path.stat().st_blocks * 512 >= RESERVED_BYTES:
                 return
         try:
-            with self._path.open("wb") as file:
+            self._path.unlink(missing_ok=True)
+            with self._path.open("xb") as file:  # a new one: a pipe of that name would block
                 # Random: a file system that compresses would reserve nothing for zeros.
                 file.write(os.urandom(RESERVED_BYTES))
                 file.flush()

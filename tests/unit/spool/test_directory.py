@@ -7,6 +7,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,17 @@ def test_the_reserved_space_has_real_blocks_and_is_created_once(tmp_path: Path) 
     reserved.release()
     reserved.release()
     assert not path.exists()
+
+
+def test_a_pipe_in_place_of_the_reserved_space_is_replaced(tmp_path: Path) -> None:
+    """It is not opened, which would wait for another end."""
+    path = tmp_path / "ballast"
+    os.mkfifo(path)
+    made = threading.Thread(target=ReservedSpace(path).ensure, daemon=True)
+    made.start()
+    made.join(5)
+    assert not made.is_alive()
+    assert path.stat().st_blocks * 512 >= RESERVED_BYTES
 
 
 def sqlite_error(code: int) -> sqlite3.Error:
