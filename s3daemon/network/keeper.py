@@ -122,7 +122,9 @@ class Keeper:
         find = [self._find_small_request()] if not is_waiting and self._must_find else []
         if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
             return probes + (find or [self._refresh(connection) for connection in due[: 0 if is_waiting else 1]])
-        closed = [connection for connection in due if not connection.is_open and not self._is_in_doubt]
+        # A failure puts off opening, also where others answer: without descriptors open connections do, all the while.
+        may_open = not self._is_in_doubt and self._clock() >= self._retry_at
+        closed = [connection for connection in due if not connection.is_open and may_open]
         still_open = [connection for connection in due if connection.is_open]
         at_once = max(1, int(self._pool.limit * OPENED_AT_ONCE))
         work = [self._refresh(connection) for connection in closed[: max(0, at_once - running)]]
@@ -291,6 +293,7 @@ class Keeper:
             self._back_off()
         else:
             self._failures = 0
+            self._retry_at = min(self._retry_at, self._clock() + SWEEP_S)
 
     def _back_off(self) -> None:
         """Try less often after a failure; failures at the same time count once."""

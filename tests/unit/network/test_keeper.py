@@ -8,6 +8,7 @@ import logging
 import resource
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
+from typing import Any
 
 import aiohttp
 import pytest
@@ -566,6 +567,33 @@ async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> Non
             clock.now += RETRY_MAX_S
             await sweeps(1)
         assert loads(server) == [2, 2]
+
+
+@in_loop
+async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while other connections are open and answer, which is no reason to try at once again."""
+    clock = Clock()
+    async with kept_at_two_addresses(clock) as (server, pool):
+        tried = 0
+        request = Connection.request
+
+        async def counted(connection: Connection, *args: Any, **options: Any) -> Any:
+            nonlocal tried
+            tried += not connection.is_open
+            return await request(connection, *args, **options)
+
+        monkeypatch.setattr(Connection, "request", counted)
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+        try:
+            server.connections[0].close()
+            for _ in range(10):
+                clock.now += SWEEP_S
+                await sweeps(10)
+            assert pool.open_count == CONNECTIONS - 1
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert 2 <= tried <= 10
 
 
 @in_loop
