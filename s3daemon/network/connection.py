@@ -48,6 +48,10 @@ def is_host_limit(error: BaseException | None) -> bool:
     return False
 
 
+class AnswerTooLongError(aiohttp.ClientPayloadError):
+    """An answer of more than `ANSWER_MAX_BYTES`."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A whole answer.
@@ -244,7 +248,7 @@ class Connection:
                 body += piece
                 if len(body) > ANSWER_MAX_BYTES:
                     self.abort(tcp.tcp_transport_of(transport) if transport is not None else None)
-                    raise aiohttp.ClientPayloadError(f"its body is longer than {ANSWER_MAX_BYTES >> 20} MiB")
+                    raise AnswerTooLongError(f"its body is longer than {ANSWER_MAX_BYTES >> 20} MiB")
             await response.read()  # nothing is left; it waits until the connection can be used again
         except BaseException:
             response.close()

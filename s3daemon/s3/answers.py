@@ -25,7 +25,7 @@ import botocore.parsers
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, one_line
 from s3daemon.model.verdict import is_unlisted
-from s3daemon.network.connection import is_host_limit
+from s3daemon.network.connection import AnswerTooLongError, is_host_limit
 
 #: An answer that is decoded may have so many bytes; S3's longest, a list of 1000 parts, has some 300 kB.
 MAX_DECODED_BYTES = 1 << 20
@@ -38,6 +38,8 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 _FILE_ETAG = re.compile(r"W/.*|[0-9a-f]{1,16}(-[0-9a-f]{1,16}){1,2}", re.IGNORECASE)
 #: Encryption by S3 under which an ETag is not the MD5 of what was sent ("Object", Amazon S3 API Reference, on ETag).
 _KMS = "aws:kms"
+#: What to look at when a handshake fails.
+_IS_IT_TLS = "is it https at that port?"
 _ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
 #: zlib's window size for gzip and zlib streams alike.
 _ANY_HEADER = zlib.MAX_WBITS | 32
@@ -260,7 +262,7 @@ def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
             code = Code.TLS_REFUSED
             text = f"the store's certificate is not trusted: {error.certificate_error}; see AWS_CA_BUNDLE"
         case aiohttp.ClientConnectorSSLError():
-            code, text = Code.TLS_FAILED, f"no TLS with the store: {error.os_error}"
+            code, text = Code.TLS_FAILED, f"no TLS with the store, {tls_reason(error.os_error)}: {_IS_IT_TLS}"
         case aiohttp.ConnectionTimeoutError():
             code, text = Code.CONNECT_TIMEOUT, "the store did not accept a connection in time"
         case aiohttp.ClientConnectorError():
@@ -275,16 +277,39 @@ def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
         case botocore.exceptions.BotoCoreError() | UnicodeEncodeError():  # it sends nothing: we do
             code, text = Code.BAD_REQUEST, f"S3 has no such request: {type(error).__name__}: {error}"
         case _:
-            code = Code.BAD_ANSWER
-            text = one_line(f"the store's answer cannot be read: {type(error).__name__}: {error}", 200)
+            code, text = Code.BAD_ANSWER, f"the store's answer cannot be read: {_flaw_in_form(error)}"
     return code, text
+
+
+def _flaw_in_form(error: BaseException) -> str:
+    """Return why an answer cannot be read, without a library's names for it."""
+    match error:
+        case AnswerTooLongError():
+            return str(error)
+        case aiohttp.ClientPayloadError():
+            return "its body ended early, or is not well formed"
+        case aiohttp.ClientResponseError():
+            return "it is not HTTP, or its header is too long"
+        case botocore.parsers.ResponseParserError():
+            return "it is not S3's XML"
+        case _:
+            return one_line(f"{type(error).__name__}: {error}", 200)
 
 
 def _reason(cause: OSError) -> str:
     """Return why a connection could not be made."""
     if cause.errno and cause.errno > 0:
         return os.strerror(cause.errno)
-    return cause.strerror or ("closed within the handshake" if isinstance(cause, ConnectionError) else "it failed")
+    if cause.strerror:
+        return cause.strerror
+    # asyncio has no other words for a peer that closes while TLS begins.
+    return f"closed within the handshake; {_IS_IT_TLS}" if isinstance(cause, ConnectionError) else "it failed"
+
+
+def tls_reason(cause: OSError) -> str:
+    """Return OpenSSL's reason, in words, for a handshake that failed."""
+    reason = getattr(cause, "reason", None) or cause.strerror or str(cause)
+    return str(reason).replace("_", " ").lower()
 
 
 def stall_of(

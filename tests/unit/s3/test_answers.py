@@ -6,6 +6,7 @@ import errno
 import gzip
 import hashlib
 import os
+import re
 import ssl
 import zlib
 from typing import Any
@@ -15,8 +16,11 @@ import botocore.exceptions
 import botocore.parsers
 import pytest
 from aiohttp.client_reqrep import ConnectionKey
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
 
 from s3daemon.errors import AttemptError, FileError
+from s3daemon.network.connection import AnswerTooLongError
 from s3daemon.s3.answers import (
     MAX_DECODED_BYTES,
     contradicts,
@@ -158,6 +162,7 @@ def test_the_etag_of_parts() -> None:
 
 
 KEY = ConnectionKey("store", 443, is_ssl=True, ssl=True, proxy=None, proxy_auth=None, proxy_headers_hash=None)
+REQUEST_INFO = aiohttp.RequestInfo(URL("http://store/"), "GET", CIMultiDictProxy(CIMultiDict()), URL("http://store/"))
 REFUSED = ConnectionRefusedError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
 
 
@@ -254,14 +259,29 @@ def caused(error: Exception, by: Exception) -> Exception:
             "out of descriptors or memory",
         ),
         (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not accept a connection in time"),
-        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")), "TLSFailed", "WRONG_VERSION"),
+        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")), "TLSFailed", "is it https at that port?"),
+        (
+            aiohttp.ClientConnectorError(KEY, ConnectionResetError()),
+            "ConnectionFailed",
+            "no connection to the store: closed within the handshake; is it https at that port?",
+        ),
         (aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("expired")), "TLSRefused", "expired"),
         (aiohttp.ServerDisconnectedError(), "ConnectionClosed", "closed the connection"),
         (aiohttp.ClientOSError(errno.EPIPE, "Broken pipe"), "ConnectionClosed", "closed the connection"),
         (ConnectionResetError(), "ConnectionClosed", "closed the connection"),
         (TimeoutError(), "NoAnswer", "did not answer in time"),
-        (aiohttp.ClientPayloadError("cut off"), "BadAnswer", "ClientPayloadError: cut off"),
-        (botocore.parsers.ResponseParserError("no XML"), "BadAnswer", "ResponseParserError: no XML"),
+        (
+            aiohttp.ClientPayloadError("Response payload is not completed: <ContentLengthError: 400, message='x'>"),
+            "BadAnswer",
+            "the store's answer cannot be read: its body ended early, or is not well formed",
+        ),
+        (AnswerTooLongError("its body is longer than 1 MiB"), "BadAnswer", "read: its body is longer than 1 MiB"),
+        (
+            aiohttp.ClientResponseError(REQUEST_INFO, (), status=400, message="Expected HTTP/:\n\n  b'SSH-2.0'\n"),
+            "BadAnswer",
+            "the store's answer cannot be read: it is not HTTP, or its header is too long",
+        ),
+        (botocore.parsers.ResponseParserError("no XML"), "BadAnswer", "cannot be read: it is not S3's XML"),
         (ValueError("what\r\never" + "x" * 1000), "BadAnswer", r"what\r\never"),
     ],
 )
@@ -270,6 +290,7 @@ def test_each_failure_has_its_code(error: BaseException, code: str, words: str) 
     found = failure(error)
     assert (found.code, found.status, found.ambiguous) == (code, 0, False)
     assert words in found.text
+    assert not re.search(r"[a-z]Error\b|<|\(_ssl", found.text.replace("ValueError", ""))
     assert len(found.text) <= 500
     assert found.text.isprintable()
 
