@@ -80,7 +80,6 @@ def test_a_server_without_descriptors_waits_in_silence(server: str, s3: FlakyS3,
         began = _cpu_s(pid)
         time.sleep(4)
         used = _cpu_s(pid) - began
-        print("USED", server, used)
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
         for sock in waiting:
             sock.close()
