@@ -39,7 +39,7 @@ _FILE_ETAG = re.compile(r"W/.*|[0-9a-f]{1,16}(-[0-9a-f]{1,16}){1,2}", re.IGNOREC
 #: Encryption by S3 under which an ETag is not the MD5 of what was sent ("Object", Amazon S3 API Reference, on ETag).
 _KMS = "aws:kms"
 #: What to look at when a handshake fails.
-_IS_IT_TLS = "is it https at that port?"
+IS_IT_TLS = "is it https at that port?"
 _ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
 #: zlib's window size for gzip and zlib streams alike.
 _ANY_HEADER = zlib.MAX_WBITS | 32
@@ -262,7 +262,7 @@ def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
             code = Code.TLS_REFUSED
             text = f"the store's certificate is not trusted: {error.certificate_error}; see AWS_CA_BUNDLE"
         case aiohttp.ClientConnectorSSLError():
-            code, text = Code.TLS_FAILED, f"no TLS with the store, {tls_reason(error.os_error)}: {_IS_IT_TLS}"
+            code, text = Code.TLS_FAILED, f"no TLS with the store, {tls_reason(error.os_error)}: {IS_IT_TLS}"
         case aiohttp.ConnectionTimeoutError():
             code, text = Code.CONNECT_TIMEOUT, "the store did not accept a connection in time"
         case aiohttp.ClientConnectorError():
@@ -302,13 +302,12 @@ def _reason(cause: OSError) -> str:
         return os.strerror(cause.errno)
     if cause.strerror:
         return cause.strerror
-    # asyncio has no other words for a peer that closes while TLS begins.
-    return f"closed within the handshake; {_IS_IT_TLS}" if isinstance(cause, ConnectionError) else "it failed"
+    return f"{tls_reason(cause)}; {IS_IT_TLS}" if isinstance(cause, ConnectionError) else "it failed"
 
 
 def tls_reason(cause: OSError) -> str:
-    """Return OpenSSL's reason, in words, for a handshake that failed."""
-    reason = getattr(cause, "reason", None) or cause.strerror or str(cause)
+    """Return why a handshake failed: OpenSSL's reason in words, or that the peer closed, for which asyncio has none."""
+    reason = getattr(cause, "reason", None) or cause.strerror or "closed within the handshake"
     return str(reason).replace("_", " ").lower()
 
 

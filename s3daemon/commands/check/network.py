@@ -7,6 +7,7 @@ certificate that has not been renewed.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
@@ -20,11 +21,15 @@ from s3daemon.clock import Clock
 from s3daemon.commands.check.findings import Findings
 from s3daemon.config.settings import Settings
 from s3daemon.network.tcp import TcpInfo
+from s3daemon.s3.answers import IS_IT_TLS, tls_reason
 
 #: Certificates are renewed a month before their end where that is automatic; two weeks are left for people.
 CERTIFICATE_DAYS = 14
 
 _DAY_S = 86400
+#: Of an answer that refuses a request, enough to see why: nginx's and Go's "sent to HTTPS port".
+_ANSWER_BYTES = 1000
+_BAD_REQUEST = b" 400"
 #: Enough of a certificate's names to know it by.
 _NAMES_SHOWN = 3
 
@@ -83,8 +88,10 @@ def _report(one: Reached, url: URL, findings: Findings, *, failed: bool) -> None
     at = f"{one.address} port {url.port}"
     if one.error:
         text = f"{at}: {one.error}"
-        if failed:
+        if failed and one.rtt_s is None:
             findings.fail("connect", f"{text}; is the store up, and does every firewall between let this host through?")
+        elif failed:
+            findings.fail("connect", text)
         else:
             findings.warn("connect", f"{text}: an attempt that goes there fails; fix it or the name's entry")
         return
@@ -112,7 +119,11 @@ async def _connect(item: tuple[Any, ...], url: URL, settings: Settings, wall: Cl
         # asyncio's own text only repeats the address.
         return Reached(address, error=os.strerror(exc.errno) if exc.errno else str(exc))
     reached = Reached(address, rtt_s)
-    return await _agree_on_tls(reached, url, settings, wall) if url.scheme == "https" else reached
+    if url.scheme == "https":
+        return await _agree_on_tls(reached, url, settings, wall)
+    if not await _speaks_http(address, url, limit_s) and await _speaks_tls(address, url, limit_s):
+        return replace(reached, error="that port speaks TLS: use https:// in S3_ENDPOINT_URL")
+    return reached
 
 
 async def _agree_on_tls(reached: Reached, url: URL, settings: Settings, wall: Clock) -> Reached:
@@ -124,13 +135,43 @@ async def _agree_on_tls(reached: Reached, url: URL, settings: Settings, wall: Cl
         writer.transport.abort()
     except ssl.SSLCertVerificationError as exc:
         return replace(reached, error=_distrust(exc))
-    except TimeoutError:
-        return replace(reached, error="no answer to TLS: does that port speak it?")
     except OSError as exc:
-        why = getattr(exc, "reason", "") or exc.strerror or str(exc)
-        return replace(reached, error=f"no TLS ({why}): does that port speak it?")
+        if await _speaks_http(reached.address, url, settings.connect_timeout_s):
+            text = "that port does not speak TLS: use http:// in S3_ENDPOINT_URL, or the port that does"
+            return replace(reached, error=text)
+        why = "no answer in time" if isinstance(exc, TimeoutError) else tls_reason(exc)
+        return replace(reached, error=f"no TLS, {why}: {IS_IT_TLS}")
     days = (ssl.cert_time_to_seconds(cert["notAfter"]) - wall()) / _DAY_S
     return replace(reached, tls=f"{version}, certificate of {_names(cert)}", valid_days=days)
+
+
+async def _speaks_http(address: str, url: URL, limit_s: float) -> bool:
+    """Return whether a port answers a request without TLS. One that only asks for TLS in its answer does not."""
+    answer = b""
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(limit_s):
+            reader, writer = await asyncio.open_connection(address, url.port)
+            try:
+                writer.write(f"GET / HTTP/1.1\r\nHost: {url.raw_authority}\r\nConnection: close\r\n\r\n".encode())
+                while len(answer) < _ANSWER_BYTES and (piece := await reader.read(_ANSWER_BYTES)):
+                    answer += piece
+                    if answer.startswith(b"HTTP/") and _BAD_REQUEST not in answer[: len("HTTP/1.1 400")]:
+                        break
+            finally:
+                writer.transport.abort()
+    return answer.startswith(b"HTTP/") and not (_BAD_REQUEST in answer and b"HTTPS" in answer)
+
+
+async def _speaks_tls(address: str, url: URL, limit_s: float) -> bool:
+    """Return whether a port agrees on TLS, whatever its certificate."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    with contextlib.suppress(OSError):
+        async with asyncio.timeout(limit_s):
+            _, writer = await asyncio.open_connection(address, url.port, ssl=context, server_hostname=url.host)
+        writer.transport.abort()
+        return True
+    return False
 
 
 def _names(cert: Mapping[str, Any]) -> str:

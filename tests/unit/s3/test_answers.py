@@ -259,7 +259,11 @@ def caused(error: Exception, by: Exception) -> Exception:
             "out of descriptors or memory",
         ),
         (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not accept a connection in time"),
-        (aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")), "TLSFailed", "is it https at that port?"),
+        (
+            aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")),
+            "TLSFailed",
+            "is it https at that port?",
+        ),
         (
             aiohttp.ClientConnectorError(KEY, ConnectionResetError()),
             "ConnectionFailed",

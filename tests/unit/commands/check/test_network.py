@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import socket
 import ssl
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from lab.certs import Authority
 
 from s3daemon.commands.check.network import reach
 from s3daemon.commands.check.store import StoreChecks
+from s3daemon.config.settings import Settings
 
 
 class Resolving(asyncio.SelectorEventLoop):
@@ -67,18 +70,122 @@ def test_certificate_ends(certs: Authority, tmp_path: Path, days: int, level: st
     assert "TLSv1.3, certificate of localhost, 127.0.0.1, valid for " in looked.one(" connect ")
 
 
-def test_no_tls(tmp_path: Path) -> None:
-    """A port that does not speak TLS is a failure."""
+#: What TLS servers of nginx and of Go say to a request without TLS.
+WANTS_TLS = [
+    b"HTTP/1.1 400 Bad Request\r\nContent-Length: 49\r\n\r\nThe plain HTTP request was sent to HTTPS port    ",
+    b"HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.\n",
+]
+
+
+def looked_at(tmp_path: Path, settings: Settings) -> list[str]:
+    """The failures of all checks, and what is said of the credentials."""
     looked = Looked(tmp_path)
+    asyncio.run(StoreChecks(settings, looked.findings).run("bucket"))
+    return [line for line in looked.lines if "FAIL" in line or "credentials" in line or "bucket" in line]
+
+
+class Port:
+    """A port on loopback, served by a thread: what it answers to what, and then closes.
+
+    Args:
+        answer: to the first bytes of a connection; a TLS record is ended without an answer.
+        tls: in whose place a TLS handshake is answered.
+    """
+
+    def __init__(self, answer: bytes, tls: ssl.SSLContext | None = None) -> None:
+        self._answer, self._tls = answer, tls
+        self._sock = socket.create_server(("127.0.0.1", 0))
+        self.port = self._sock.getsockname()[1]
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                self._serve_one(self._sock.accept()[0])
+
+    def _serve_one(self, sock: socket.socket) -> None:
+        with sock, contextlib.suppress(OSError):
+            sock.settimeout(5)
+            if sock.recv(1, socket.MSG_PEEK) != TLS_RECORD:
+                sock.recv(10_000)
+                sock.sendall(self._answer)
+            elif self._tls is not None:
+                with self._tls.wrap_socket(sock, server_side=True) as wrapped:
+                    wrapped.recv(1)
+            else:
+                sock.recv(10_000)  # so that the close is no reset
+
+    def __enter__(self) -> int:
+        return self.port
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.shutdown(socket.SHUT_RDWR)
+        self._sock.close()
+
+
+TLS_RECORD = b"\x16"
+
+
+@pytest.fixture
+def tls(certs: Authority) -> ssl.SSLContext:
+    """A server's, with a certificate of the tests' authority."""
+    issued = certs.issue("here")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(issued.cert, issued.key)
+    return context
+
+
+NOT_CHECKED = "note credentials not checked, nor is what needs them: there is no way to the store"
+
+
+@pytest.mark.parametrize("answer", [b"", b"\x15\x03\x01\x00\x02\x02\x46", *WANTS_TLS])
+def test_http_at_a_port_that_speaks_tls(tmp_path: Path, tls: ssl.SSLContext, answer: bytes) -> None:
+    """The port is to blame, not the keys, whatever such a port answers to a request without TLS."""
+    with Port(answer, tls) as port:
+        failed, credentials = looked_at(tmp_path, settings_for(f"http://127.0.0.1:{port}"))
+    what = "that port speaks TLS: use https:// in S3_ENDPOINT_URL"
+    assert failed == f"FAIL connect 127.0.0.1 port {port}: {what}"
+    assert credentials == NOT_CHECKED
+
+
+def test_https_at_a_port_that_does_not_speak_tls(tmp_path: Path) -> None:
+    """It is said what that port speaks, and no firewall is suspected."""
+    with Port(refusal(403, "AccessDenied")) as port:
+        failed, credentials = looked_at(tmp_path, settings_for(f"https://127.0.0.1:{port}"))
+    what = "that port does not speak TLS: use http:// in S3_ENDPOINT_URL, or the port that does"
+    assert failed == f"FAIL connect 127.0.0.1 port {port}: {what}"
+    assert credentials == NOT_CHECKED
+
+
+@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH_9.6\r\n", *WANTS_TLS])
+def test_https_at_a_port_that_ends_the_handshake(tmp_path: Path, answer: bytes) -> None:
+    """One that speaks no HTTP either, or wants TLS of another kind."""
+    with Port(answer) as port:
+        failed, credentials = looked_at(tmp_path, settings_for(f"https://127.0.0.1:{port}"))
+    what = "no TLS, closed within the handshake: is it https at that port?"
+    assert failed == f"FAIL connect 127.0.0.1 port {port}: {what}"
+    assert credentials == NOT_CHECKED
+
+
+def test_a_port_that_waits_within_the_handshake(tmp_path: Path) -> None:
+    """It waits for the end of a header that never comes; a request without TLS is answered."""
 
     async def run() -> None:
         async with serving(refusal(400, "X")) as url:
-            # It waits for the end of a header that never comes.
             settings = settings_for(url.replace("http:", "https:"), S3DAEMON_CONNECT_TIMEOUT="200ms")
             await StoreChecks(settings, looked.findings).run("")
 
+    looked = Looked(tmp_path)
     asyncio.run(run())
-    assert "does that port speak it?" in looked.one("FAIL connect")
+    assert "that port does not speak TLS" in looked.one("FAIL connect")
+
+
+def test_an_untrusted_certificate_has_advice_of_its_own(tmp_path: Path, tls: ssl.SSLContext) -> None:
+    """The store is up, and no firewall is between."""
+    with Port(b"", tls) as port:
+        failed, _ = looked_at(tmp_path, settings_for(f"https://127.0.0.1:{port}"))
+    assert "the certificate is not trusted" in failed
+    assert failed.endswith(": name the PEM file of its authority in AWS_CA_BUNDLE")
 
 
 def test_receiver_down(tmp_path: Path) -> None:
