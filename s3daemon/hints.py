@@ -52,10 +52,13 @@ class HintFile(Generic[_T]):
         except FileNotFoundError:
             return None
         except OSError as exc:
-            return self._refuse(exc.strerror or "it cannot be read")
+            why = exc.strerror or "it cannot be read"
         except _DAMAGE:
-            return self._refuse("it is not a hint of this program")
-        return value if endpoint == self._endpoint else None
+            why = "it is not a hint of this program"
+        else:
+            return value if endpoint == self._endpoint else None
+        _log.warning("%s cannot be used, and its content is found anew: %s", self._path, why)
+        return None
 
     def write(self, value: _T) -> None:
         """Replace the file in one step. What cannot be written is found anew after a restart. Blocks on the disk."""
@@ -71,9 +74,6 @@ class HintFile(Generic[_T]):
             if not self._failed:
                 _log.info("%s cannot be written; its content is found anew after a restart: %s", self._path, exc)
             self._failed = True
-
-    def _refuse(self, why: str) -> None:
-        _log.warning("%s cannot be used, and its content is found anew: %s", self._path, why)
 
 
 def _content(path: Path) -> bytes:
