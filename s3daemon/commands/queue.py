@@ -127,8 +127,9 @@ def main(
         print(f"{exc.code}: {one_line(exc.text)}", file=err)
         return 1
     what = "will be tried again" if args.action == "retry" else "dropped"
-    print(f"{len(done)} {what}{f' once the queue is no longer held: {held}' if held else ''}", file=out)
     unknown = sorted(set(args.ids) - done)
+    if done or not unknown:
+        print(f"{len(done)} {what}{f' once the queue is no longer held: {held}' if held else ''}", file=out)
     for id_ in unknown:
         print(f"NoSuchTransfer: {one_line(id_, 40)} is not in the queue", file=err)
     return 1 if unknown else 0

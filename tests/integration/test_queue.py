@@ -145,6 +145,12 @@ def test_down_it_retries(spooled: Path) -> None:
     assert run(spooled, "retry", "--all") == (0, "0 will be tried again\n", "")
 
 
+@pytest.mark.parametrize("action", ["retry", "drop"])
+def test_an_unknown_id_is_one_line(spooled: Path, action: str) -> None:
+    """That nothing was done goes without saying."""
+    assert run(spooled, action, "zzzz") == (1, "", "NoSuchTransfer: zzzz is not in the queue\n")
+
+
 def test_down_it_drops(spooled: Path) -> None:
     """What is dropped is gone, and goes on record."""
     records: list[Entry] = []
