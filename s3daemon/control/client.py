@@ -17,12 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3daemon.errors import Code, S3daemonError, SettingsError
+from s3daemon.errors import Code, S3daemonError, SettingsError, one_line
 
 #: A whole environment fits (ARG_MAX bounds one string of it to 128 KiB), and some 50 000 ids.
 MAX_REQUEST = 1 << 20
 #: A daemon answers at once; longer than its event loop is ever busy, shorter than systemd waits for ExecReload=.
 _ANSWER_TIMEOUT_S = 30.0
+_LAST_PORT = 65535
 
 
 class NoDaemonError(S3daemonError):
@@ -140,11 +141,25 @@ def _parse_reply(line: bytes, path: Path) -> dict[str, object]:
     raise S3daemonError(str(answer.get("code", "Refused")), str(answer.get("text", "")))
 
 
+def instance_port(text: str) -> str:
+    """Check that the name of an instance is one: the port that it listens on.
+
+    Raises:
+        argparse.ArgumentTypeError: it is not.
+    """
+    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= _LAST_PORT and text[0] != "0"):
+        shown = one_line(text, 40)
+        raise argparse.ArgumentTypeError(f"'{shown}' is not a port: an instance is named for its port, as in 15556")
+    return text
+
+
 def add_instance(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which daemon is meant, for `instance_of`."""
     # No default: a subcommand's would overwrite what was given before the subcommand.
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--instance", metavar="PORT", default=argparse.SUPPRESS, help="ask s3daemon@PORT")
+    which.add_argument(
+        "--instance", metavar="PORT", type=instance_port, default=argparse.SUPPRESS, help="ask s3daemon@PORT"
+    )
     which.add_argument(
         "--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="ask the daemon whose state is in DIR"
     )

@@ -25,7 +25,7 @@ from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.commands.check.unit import Unit
 from s3daemon.config.settings import VARIABLES, Settings, retired
-from s3daemon.control.client import Instance
+from s3daemon.control.client import Instance, instance_port
 from s3daemon.errors import SettingsError
 from s3daemon.journal import JOURNAL_SOCKET
 
@@ -39,7 +39,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="BUCKET[/PREFIX]",
         help="put a small object there with the service's keys, and delete it",
     )
-    parser.add_argument("--instance", metavar="PORT", default="", help="check s3daemon@PORT")
+    parser.add_argument("--instance", metavar="PORT", type=instance_port, help="check s3daemon@PORT")
     parser.add_argument("--env-file", metavar="FILE", type=Path, help="have systemd read the settings from FILE")
 
 

@@ -162,3 +162,14 @@ def test_where_the_daemon_listens() -> None:
     state = Path("/var/lib/x")
     assert control_path({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, state) == Path("/run/x/control")
     assert control_path({}, state) == Path("/var/lib/x/control")
+
+
+@pytest.mark.parametrize("text", ["foo", "0", "015556", "65536", "-1", "٣", "", "s3daemon@15556", "9" * 5000])
+def test_an_instance_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Anything else is refused as a wrong command line, which says so."""
+    parser = argparse.ArgumentParser()
+    add_instance(parser)
+    with pytest.raises(SystemExit) as caught:
+        parser.parse_args([f"--instance={text}"])
+    assert caught.value.code == 2
+    assert "is not a port: an instance is named for its port" in capsys.readouterr().err
