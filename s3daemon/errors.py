@@ -14,7 +14,7 @@ what to do where something can be done. `str()` gives the text alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 
@@ -186,6 +186,15 @@ class AttemptError(S3daemonError):
             address=self.address if address is None else address,
             other_address=self.other_address if other_address is None else other_address,
         )
+
+
+#: Redacting shorter words would garble half of a text; they are no secrets, and no store gives such keys.
+MIN_SECRET_CHARS = 4
+
+
+def to_redact(secrets: Iterable[str]) -> list[str]:
+    """Return the secrets that no text may show, the longest first, since one may be part of another."""
+    return sorted({secret for secret in secrets if len(secret) >= MIN_SECRET_CHARS}, key=len, reverse=True)
 
 
 def one_line(text: str, limit: int = 500) -> str:

@@ -27,7 +27,7 @@ from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from s3daemon.errors import one_line
+from s3daemon.errors import one_line, to_redact
 from s3daemon.model.record import Field, Priority, TransferRecord
 
 #: Takes one entry and may block as long as it likes; raises OSError when it cannot take it.
@@ -43,8 +43,6 @@ WARNINGS_PER_SECOND = 5
 WARNINGS_KEPT_S = 60.0
 #: Longer values are cut: only a traceback comes near, and an entry has to fit one datagram (212 992 bytes by default).
 MAX_VALUE_BYTES = 32 * 1024
-#: Redacting shorter words would garble half the text, and no real key is shorter.
-MIN_SECRET_CHARS = 8
 #: The least seconds between two warnings of lost entries.
 WARN_EVERY_S = 1.0
 
@@ -87,7 +85,7 @@ class Journal:
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Redact these too from now on; those known before stay hidden."""
-        words = {word.encode() for word in secrets if len(word) >= MIN_SECRET_CHARS}
+        words = {word.encode() for word in to_redact(secrets)}
         self._secrets = tuple(sorted(words.union(self._secrets), key=len, reverse=True))
 
     def write(self, fields: Sequence[Field], done: Callable[[], None] | None = None) -> bool:

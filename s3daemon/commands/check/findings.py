@@ -23,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from s3daemon.commands.table import console_of, width_of
-from s3daemon.errors import one_line
+from s3daemon.errors import one_line, to_redact
 
 _SUBJECT_CHARS = len("credentials")
 _STYLES = {"FAIL": "bold red", "warn": "yellow", "ok": "green", "note": ""}
@@ -44,11 +44,11 @@ class Findings:
     def __init__(self, out: TextIO) -> None:
         self.failed = False
         self._console = console_of(out)
-        self._secrets: tuple[str, ...] = ()
+        self._secrets: list[str] = []
 
     def hide(self, secrets: Iterable[str]) -> None:
         """Replace these texts wherever they occur: the last line of defence, as no check means to show one."""
-        self._secrets = tuple(secrets)
+        self._secrets = to_redact(secrets)
 
     def ok(self, subject: str, text: str) -> None:
         """Say that something works."""

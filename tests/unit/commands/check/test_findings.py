@@ -35,6 +35,24 @@ def test_lines_of_a_file() -> None:
     assert third == "FAIL state       gone"
 
 
+@pytest.mark.parametrize(
+    ("secrets", "shown"),
+    [
+        (["e"], "the secret seven"),  # a letter would leave nothing to read
+        (["", "sec"], "the secret seven"),
+        (["seven"], "the secret ***"),
+        (["secr", "secret"], "the *** seven"),  # no end of the longer one is left
+    ],
+)
+def test_a_secret_is_hidden_and_a_letter_is_not_one(secrets: list[str], shown: str) -> None:
+    """A secret has at least four characters; of two the longer one is hidden first."""
+    out = io.StringIO()
+    findings = Findings(out)
+    findings.hide(secrets)
+    findings.ok("clock", "the secret seven")
+    assert out.getvalue() == f"ok   clock       {shown}\n"
+
+
 def test_lines_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     """They are folded beneath their text, and nothing in them is markup."""
     monkeypatch.setenv("COLUMNS", "40")
