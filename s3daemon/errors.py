@@ -14,6 +14,7 @@ what to do where something can be done. `str()` gives the text alone.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
@@ -206,3 +207,20 @@ def one_line(text: str, limit: int = 500) -> str:
     """
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+
+
+#: What the kernel says when this host has no descriptor left, or no memory: it passes, and nobody else is to blame.
+_HOST_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
+#: The text of `HostLimit`.
+HOST_LIMIT_TEXT = "this host has no descriptor or no memory left: see LimitNOFILE= of the unit, and free"
+
+
+def is_host_limit(error: BaseException | None) -> bool:
+    """Return whether `error`, or what caused it, is such a limit of this host."""
+    seen = set[int]()
+    while error is not None and id(error) not in seen:
+        if isinstance(error, OSError) and error.errno in _HOST_LIMITS:
+            return True
+        seen.add(id(error))
+        error = error.__cause__ or error.__context__
+    return False

@@ -54,7 +54,7 @@ RETRY_AFTER_MAX_S = 300.0
 #: After a start a file may be missing because its file system is mounted late; after this long it does not exist.
 FILE_GRACE_S = 3600.0
 #: Errors of a file that may be over at any moment.
-_PASSING = (Code.FILE_CHANGED, Code.READ_FAILED)
+_PASSING = (Code.FILE_CHANGED, Code.HOST_LIMIT, Code.READ_FAILED)
 
 
 #: A success with the wrong content, and what was never answered, say nothing of the keys or of other transfers.

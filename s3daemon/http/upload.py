@@ -61,6 +61,7 @@ MAX_FIELDS = 1000
 _OWN_CODES = frozenset(
     {
         Code.FILE_CHANGED,
+        Code.HOST_LIMIT,
         Code.NO_SUCH_FILE,
         Code.NOT_READABLE,
         Code.NOT_REGULAR_FILE,

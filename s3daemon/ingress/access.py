@@ -7,8 +7,9 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Iterable
 from typing import TypeVar
 
-from s3daemon.errors import Code, RequestError, SettingsError, one_line
+from s3daemon.errors import HOST_LIMIT_TEXT, Code, RequestError, SettingsError, one_line
 from s3daemon.ingress.peer import MAX_UID, NAMELESS, PeerLookup
+from s3daemon.model.file_calls import outlast
 from s3daemon.model.request import Request
 
 Accepted = TypeVar("Accepted")
@@ -64,11 +65,14 @@ class AccessControl:
         """Check that the user at the other end is allowed.
 
         Raises:
-            RequestError: `NotAllowed`.
+            RequestError: `NotAllowed`, or `HostLimit` when nobody can be looked up.
         """
         if not self._allowed:
             return
-        uid = await self._peers.uid_of(sock)
+        try:
+            uid = await outlast(lambda: self._peers.uid_of(sock))
+        except OSError as exc:
+            raise RequestError(Code.HOST_LIMIT, HOST_LIMIT_TEXT) from exc
         if uid is None:
             text = "your user is not known: ask from this host, and keep the connection open until the answer"
             raise RequestError(Code.NOT_ALLOWED, f"S3DAEMON_ALLOWED_USERS is set, and {text}")

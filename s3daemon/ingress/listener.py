@@ -5,9 +5,9 @@ several sockets. Not `loop.create_server`, for three reasons: it accepts every c
 slot shall wait in the backlog; closing it while clients come loses those that it has accepted but not begun to serve;
 and without a free descriptor it logs each failed attempt with its traceback, a thousand a second and more, since what
 it schedules to try later adds up (cpython#151615). (It also calls `listen` with its own backlog, 100 by default, and so
-shrinks that of systemd's socket for good; a large `backlog=` would avoid this.) Not `loop.sock_accept` either: cancelled in the moment in which it has accepted a client, it drops
-that client, and some restarts would disconnect one. Here nothing can be cancelled between `accept` and the task that
-serves the client.
+shrinks that of systemd's socket for good; a large `backlog=` would avoid this.) Not `loop.sock_accept` either:
+cancelled in the moment in which it has accepted a client, it drops that client, and some restarts would disconnect one.
+Here nothing can be cancelled between `accept` and the task that serves the client.
 """
 
 from __future__ import annotations

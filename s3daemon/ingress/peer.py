@@ -25,6 +25,8 @@ import struct
 from collections.abc import Callable, Collection, Iterable
 from contextlib import suppress
 
+from s3daemon.errors import is_host_limit
+
 _log = logging.getLogger(__name__)
 
 #: The kernel's overflowuid, and the highest possible uid: the one above it means "none".
@@ -139,6 +141,9 @@ class PeerLookup:
         """The user at the other end of `sock`, None when not known.
 
         One look-up at a time, for all who asked before it began: 70 ms for 1 024 of 10 000 clients.
+
+        Raises:
+            OSError: this host has no descriptor left.
         """
         if sock.family == socket.AF_UNIX:
             return self._lookup([sock]).get(sock)
@@ -153,5 +158,7 @@ class PeerLookup:
             try:
                 return await asyncio.to_thread(self._lookup, asked)
             except OSError as exc:
+                if is_host_limit(exc):
+                    raise
                 _log.warning("cannot look up the users of connections: %s", exc.strerror)
                 return {}

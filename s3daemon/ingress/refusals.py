@@ -83,5 +83,8 @@ class Refusals:
             observe(refusal, round(self._wall() * 1e6))
         skipped = self._limit.admit(refusal.code, self._clock())
         if skipped is not None:
-            uid = await self._peers.uid_of(sock)
+            try:
+                uid = await self._peers.uid_of(sock)
+            except OSError:  # there is no descriptor to look
+                uid = None
             self._write(replace(refusal, uid=uid, skipped=skipped).fields())

@@ -11,16 +11,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
+
+from s3daemon.clock import Clock
+from s3daemon.errors import is_host_limit
 
 _T = TypeVar("_T")
 _Call = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 #: When no call has begun for this long, seconds, those that wait get threads. On a local disk a call takes 0.1 ms.
 STUCK_S = 0.01
+#: A call that got no descriptor is repeated for so long, and so often, seconds. A hook that waits gives up after 30 s.
+OUTLAST_S, AGAIN_S = 10.0, 0.25
 
 
 class FileCalls:
@@ -113,3 +119,28 @@ def call_file_system(call: Callable[[], _T]) -> asyncio.Future[_T]:
     if loop not in _calls:
         _calls[loop] = FileCalls()
     return _calls[loop].run(call)
+
+
+async def outlast(
+    call: Callable[[], Awaitable[_T]],
+    clock: Clock = time.monotonic,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> _T:
+    """Return what `call` returns; repeat it while it fails for a limit of this host, for `OUTLAST_S`.
+
+    Args:
+        call: what to carry out.
+        clock: monotonic seconds.
+        sleep: waits for so many seconds.
+
+    Raises:
+        Exception: what `call` raised for another reason, or at last.
+    """
+    until = clock() + OUTLAST_S
+    while True:
+        try:
+            return await call()
+        except Exception as exc:
+            if clock() >= until or not is_host_limit(exc):
+                raise
+        await sleep(AGAIN_S)

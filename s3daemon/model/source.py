@@ -20,8 +20,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from s3daemon.errors import Code, FileError, one_line
-from s3daemon.model.file_calls import call_file_system
+from s3daemon.errors import HOST_LIMIT_TEXT, Code, FileError, is_host_limit, one_line
+from s3daemon.model.file_calls import call_file_system, outlast
 from s3daemon.model.request import FileState
 
 #: Up to this size a file is read whole by the thread that opens it, and hashed in the event loop: one switch to a
@@ -50,6 +50,8 @@ def file_error(path: str, exc: OSError) -> FileError:
     """Return the error that `exc` means for the file at `path`. Blocks like `Source.open`."""
     if exc.errno in (errno.EACCES, errno.EPERM):
         return FileError(Code.NOT_READABLE, f"{one_line(path)}: {_refusal(path)}")
+    if is_host_limit(exc):
+        return FileError(Code.HOST_LIMIT, f"{one_line(path)}: {HOST_LIMIT_TEXT}")
     code, text = _REASONS.get(exc.errno or 0, (Code.READ_FAILED, exc.strerror or "read error"))
     return FileError(code, f"{one_line(path)}: {text}")
 
@@ -208,9 +210,13 @@ async def open_file(
         opener: `Source.open`, or a fake.
 
     Raises:
-        FileError: it cannot be sent, or its file system does not answer.
+        FileError: it cannot be sent, its file system does not answer, or this host has had no descriptor for long.
     """
-    opening = call_file_system(partial(opener, path, roots, closed))
+    return await outlast(lambda: _open_once(partial(opener, path, roots, closed), path, timeout_s))
+
+
+async def _open_once(opener: Callable[[], Source], path: str, timeout_s: float) -> Source:
+    opening = call_file_system(opener)
     try:
         async with asyncio.timeout(timeout_s):
             return await asyncio.shield(opening)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import socket
 import ssl
 from collections.abc import Callable, Mapping
@@ -33,19 +32,6 @@ ANSWER_MAX_BYTES = 1 << 20
 _HEADER_MAX_BYTES = 1 << 16
 #: What an answer raises that arrived and cannot be read: a header too long, a body cut short or too long.
 UNREADABLE = (aiohttp.ClientResponseError, aiohttp.ClientPayloadError)
-#: What the kernel says when this host, and no other, has too little: descriptors, of this process or of all, or memory.
-_HOST_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
-
-
-def is_host_limit(error: BaseException | None) -> bool:
-    """Return whether `error`, or what caused it, is a limit of this host, for which no address is to blame."""
-    seen = set[int]()
-    while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in _HOST_LIMITS:
-            return True
-        seen.add(id(error))
-        error = error.__cause__ or error.__context__
-    return False
 
 
 class AnswerTooLongError(aiohttp.ClientPayloadError):

@@ -20,8 +20,9 @@ import aiohttp
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
+from s3daemon.errors import is_host_limit
 from s3daemon.network.addresses import Outcome
-from s3daemon.network.connection import UNREADABLE, Connection, is_host_limit
+from s3daemon.network.connection import UNREADABLE, Connection
 from s3daemon.network.keepalive import (
     KEPT_S,
     SMALL_REQUESTS,

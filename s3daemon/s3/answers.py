@@ -23,9 +23,17 @@ import botocore.exceptions
 import botocore.parsers
 
 from s3daemon.config.settings import Settings
-from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, one_line
+from s3daemon.errors import (
+    HOST_LIMIT_TEXT,
+    AttemptError,
+    Code,
+    FileError,
+    S3daemonError,
+    is_host_limit,
+    one_line,
+)
 from s3daemon.model.verdict import is_unlisted
-from s3daemon.network.connection import AnswerTooLongError, is_host_limit
+from s3daemon.network.connection import AnswerTooLongError
 
 #: An answer that is decoded may have so many bytes; S3's longest, a list of 1000 parts, has some 300 kB.
 MAX_DECODED_BYTES = 1 << 20
@@ -249,7 +257,7 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> Attempt
     if isinstance(error, S3daemonError):
         return error
     if is_host_limit(error):
-        code, text = Code.HOST_LIMIT, "this host is out of descriptors or memory; see LimitNOFILE= and free"
+        code, text = Code.HOST_LIMIT, HOST_LIMIT_TEXT
     else:
         code, text = _cause_of(error, stale=stale)
     return AttemptError(code, one_line(text), ambiguous=ambiguous)

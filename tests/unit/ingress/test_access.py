@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import socket
 from collections.abc import Iterable, Iterator
 
@@ -62,6 +63,20 @@ def test_only_listed_users_may_ask(sock: socket.socket) -> None:
     asyncio.run(access(5, 1000).check(sock))
     assert "user 1000 is not in S3DAEMON_ALLOWED_USERS" in refusal(access(0, 5), sock)
     assert "keep the connection open until the answer" in refusal(access(0, lookup=Lookup(None)), sock)
+
+
+def test_a_user_is_looked_up_again_while_this_host_has_no_descriptor(sock: socket.socket) -> None:
+    """It passes, and a client that may ask is not refused for it."""
+    lookup = Lookup()
+    answer, left = lookup.__call__, [OSError(errno.EMFILE, "Too many open files")] * 2
+
+    def failing(socks: Iterable[socket.socket]) -> dict[socket.socket, int]:
+        if left:
+            raise left.pop()
+        return answer(socks)
+
+    asyncio.run(AccessControl([1000], PeerLookup(failing)).check(sock))
+    assert (left, lookup.looks) == ([], 1)
 
 
 def test_without_a_list_no_user_is_looked_up(sock: socket.socket) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
+from lab.keeping import Clock
 from lab.sending import in_loop
 
-from s3daemon.model.file_calls import FileCalls, call_file_system
+from s3daemon.model.file_calls import OUTLAST_S, FileCalls, call_file_system, outlast
 
 
 def count_wakes(monkeypatch: Any) -> list[object]:
@@ -117,3 +120,41 @@ def test_a_loop_that_ends_leaves_nothing() -> None:
 
 async def _answer() -> str:
     return await call_file_system(lambda: "answer")
+
+
+NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
+
+
+@pytest.mark.parametrize(
+    ("failures", "error", "expected"),
+    [
+        (0, NO_DESCRIPTOR, "done"),
+        (9, NO_DESCRIPTOR, "done"),
+        (9999, NO_DESCRIPTOR, "Too many open files"),
+        (1, ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "refused"),
+    ],
+    ids=["none", "passing", "lasting", "another"],
+)
+@in_loop
+async def test_it_is_outlasted(failures: int, error: OSError, expected: str) -> None:
+    """For a while; another error is not."""
+    clock, calls = Clock(), 0
+
+    async def call() -> str:
+        nonlocal calls
+        calls += 1
+        if calls <= failures:
+            raise error
+        return "done"
+
+    async def sleep(seconds: float) -> None:
+        clock.now += seconds
+
+    began = clock.now
+    try:
+        said = await outlast(call, clock, sleep)
+    except OSError as exc:
+        said = exc.strerror or ""
+    assert said == expected
+    assert calls <= failures + 1
+    assert clock.now - began <= OUTLAST_S + 1

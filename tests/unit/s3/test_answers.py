@@ -250,13 +250,13 @@ def caused(error: Exception, by: Exception) -> Exception:
     ("error", "code", "words"),
     [
         (aiohttp.ClientConnectorError(KEY, REFUSED), "ConnectionFailed", "Connection refused"),
-        (aiohttp.ClientConnectorError(KEY, OSError(errno.EMFILE, "")), "HostLimit", "out of descriptors or memory"),
-        (aiohttp.ClientOSError(errno.ENOBUFS, ""), "HostLimit", "out of descriptors or memory"),
-        (OSError(errno.ENFILE, ""), "HostLimit", "out of descriptors or memory"),
+        (aiohttp.ClientConnectorError(KEY, OSError(errno.EMFILE, "")), "HostLimit", "no descriptor or no memory left"),
+        (aiohttp.ClientOSError(errno.ENOBUFS, ""), "HostLimit", "no descriptor or no memory left"),
+        (OSError(errno.ENFILE, ""), "HostLimit", "no descriptor or no memory left"),
         (
             caused(aiohttp.ClientConnectionError(), OSError(errno.ENOMEM, "")),
             "HostLimit",
-            "out of descriptors or memory",
+            "no descriptor or no memory left",
         ),
         (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not accept a connection in time"),
         (

@@ -1,0 +1,39 @@
+"""What is a limit of this host."""
+
+from __future__ import annotations
+
+import errno
+
+import aiohttp
+import pytest
+
+from s3daemon.errors import FileError, is_host_limit
+
+NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
+
+
+def caused(error: Exception, by: Exception) -> Exception:
+    """An error that another one caused."""
+    error.__cause__ = by
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (NO_DESCRIPTOR, True),
+        (OSError(errno.ENFILE, ""), True),
+        (OSError(errno.ENOMEM, ""), True),
+        (OSError(errno.ENOBUFS, ""), True),
+        (caused(FileError("HostLimit", "none"), NO_DESCRIPTOR), True),
+        (caused(aiohttp.ClientConnectionError(), caused(RuntimeError(), NO_DESCRIPTOR)), True),
+        (OSError(errno.ENOSPC, ""), False),
+        (OSError(errno.EADDRNOTAVAIL, ""), False),  # also what connecting to ::1 is answered where there is no IPv6
+        (ConnectionRefusedError(errno.ECONNREFUSED, ""), False),
+        (TimeoutError(), False),
+        (None, False),
+    ],
+)
+def test_what_is_a_limit_of_this_host(error: Exception | None, expected: bool) -> None:
+    """By the number that the kernel gave, of the error or of what caused it."""
+    assert is_host_limit(error) is expected
