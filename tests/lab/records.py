@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.record import Refusal, TransferRecord
 
 START_USEC = 1_795_400_000_000_000
 """2026-11-23 02:13:20 UTC."""
@@ -54,3 +54,10 @@ def entry(made: TransferRecord, host: str = "node1", recorded_usec: int | None =
 def line(made: TransferRecord, host: str = "node1", **others: str) -> bytes:
     """That entry as a line."""
     return json.dumps(entry(made, host) | others).encode() + b"\n"
+
+
+def refusal(destination: str, tag: str = "", code: str = "NotReadable", second: int = 0, **others: str) -> bytes:
+    """The line of a refused request's entry, so many seconds after `START_USEC`; of node1 unless `others` say more."""
+    fields = Refusal(code=code, text="no", destination=destination, tag=tag).fields()
+    at = {"_HOSTNAME": "node1", "__REALTIME_TIMESTAMP": str(START_USEC + second * 1_000_000)}
+    return json.dumps({name: str(value) for name, value in fields} | at | others).encode() + b"\n"

@@ -158,7 +158,7 @@ def _write(report: Report, args: argparse.Namespace, zone: tzinfo | None, out: T
         write_json(report, out)
     elif args.csv:
         write_csv(report, out)
-    elif report.transfers:
+    elif report.transfers or report.refused:
         for line in lines(report, zone, width_of(console_of(out))):
             print(line, file=out)
         print("\nWhat is pending has no record yet: s3daemon queue", file=out)

@@ -32,13 +32,18 @@ def write_json(report: Report, out: TextIO) -> None:
         "hosts": report.hosts,
         **_figures(report.figures),
         "failures": {"by_code": dict(report.figures.codes), "transfers": [_transfer(one) for one in report.failed]},
+        "refused": dict(report.refused_codes),
         "slowest": slowest,
     }
     if report.by:
         found["by"] = report.by
         found["expected_files"] = report.expected.files or None
         found["groups"] = [
-            {**_group(report, group), "last": group.last and _with_reason(report, group.last)}
+            {
+                **_group(report, group),
+                "refused_codes": dict(group.refused),
+                "last": group.last and _with_reason(report, group.last),
+            }
             for group in report.groups
         ]
     json.dump(found, out, indent=1)

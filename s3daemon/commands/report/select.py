@@ -6,8 +6,7 @@ for it too; but whether an entry counts is decided here, for every source alike.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,6 +14,8 @@ from s3daemon.model.record import MessageId, TransferRecord
 
 JournalEntry = Mapping[str, object]
 """An entry as `journalctl -o json --all` gives it: by field a text, a list of byte values, or a list of these."""
+Place = tuple[str, str]
+"""Bucket and key."""
 
 #: The fields that are read. The file and the ETag are not among them: no report shows them, and they would be a third
 #: of what 200 000 records take in memory.
@@ -51,6 +52,35 @@ class ReportedTransfer(NamedTuple):
         """When the transfer ended: microseconds since the epoch."""
         return self.record.start_usec + self.record.total_usec
 
+    @property
+    def place(self) -> Place:
+        """Where the object belongs."""
+        return self.record.bucket, self.record.key
+
+    @property
+    def tags(self) -> Sequence[str]:
+        """Of the transfer, in the order given."""
+        return self.record.tags
+
+
+class RefusedRequest(NamedTuple):
+    """A request that was refused, so that there is no transfer.
+
+    Args:
+        place: where the object was to be stored; its parts are empty where the request did not say.
+        tags: none, or the one that was given.
+        code: the error's.
+        usec: when it was refused, microseconds since the epoch.
+        host, unit: as of `ReportedTransfer`.
+    """
+
+    place: Place
+    tags: Sequence[str]
+    code: str
+    usec: int
+    host: str = ""
+    unit: str = ""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
@@ -84,22 +114,22 @@ class Selection:
         others = [f"MESSAGE_ID={kind}" for kind in OTHERS]
         return [f"MESSAGE_ID={MessageId.RECORD}", *what, *where, "+", *others, *where]
 
-    def admits(self, transfer: ReportedTransfer, recorded_usec: int) -> bool:
-        """Whether a transfer meets every condition.
+    def admits(self, one: ReportedTransfer | RefusedRequest, recorded_usec: int) -> bool:
+        """Whether a transfer, or a refused request, meets every condition.
 
         Args:
-            transfer: the record, its host and its unit.
-            recorded_usec: when journald took the record, microseconds since the epoch.
+            one: which.
+            recorded_usec: when journald took its entry, microseconds since the epoch.
         """
-        record = transfer.record
+        bucket, key = one.place
         return (
             (self.since_usec is None or recorded_usec >= self.since_usec)
             and (self.until_usec is None or recorded_usec <= self.until_usec)
-            and (not self.buckets or record.bucket in self.buckets)
-            and (not self.prefixes or record.key.startswith(self.prefixes))
-            and (not self.tags or not set(self.tags).isdisjoint(record.tags))
-            and (not self.hosts or transfer.host in self.hosts)
-            and (not self.units or transfer.unit in self.units)
+            and (not self.buckets or bucket in self.buckets)
+            and (not self.prefixes or key.startswith(self.prefixes))
+            and (not self.tags or not set(self.tags).isdisjoint(one.tags))
+            and (not self.hosts or one.host in self.hosts)
+            and (not self.units or one.unit in self.units)
         )
 
 
@@ -124,8 +154,8 @@ class Collection:
         self._same: dict[str, str] = {}
         #: Entries that have the message id of a record and cannot be read as one.
         self.unreadable = 0
-        #: The code of each destination whose request was refused, by tag.
-        self.refused: defaultdict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+        #: The selected requests that were refused, if they had a tag or a destination.
+        self.refused: list[RefusedRequest] = []
 
     def add(self, entry: JournalEntry) -> None:
         """Take an entry of a journal; one that is no record and no refusal, or not selected, is ignored."""
@@ -148,11 +178,13 @@ class Collection:
             self._by_id[record.transfer_id] = transfer
 
     def _add_refused(self, entry: JournalEntry) -> None:
-        tag, host, unit = (str(entry.get(name, "")) for name in ("S3DAEMON_TAG", "_HOSTNAME", "_SYSTEMD_UNIT"))
-        of = self._selection
-        if tag and (not of.hosts or host in of.hosts) and (not of.units or unit in of.units):
-            to = (str(entry.get("S3DAEMON_BUCKET", "")), str(entry.get("S3DAEMON_KEY", "")))
-            self.refused[tag][to] = str(entry.get("S3DAEMON_ERROR", "")).partition(":")[0]
+        names = ("BUCKET", "KEY", "TAG", "ERROR")
+        bucket, key, tag, error = (str(entry.get(f"S3DAEMON_{name}", "")) for name in names)
+        host, unit = (str(entry.get(name, "")) for name in ("_HOSTNAME", "_SYSTEMD_UNIT"))
+        usec = decimal_of(entry.get("__REALTIME_TIMESTAMP")) or 0
+        one = RefusedRequest((bucket, key), (tag,) if tag else (), error.partition(":")[0], usec, host, unit)
+        if (tag or key) and self._selection.admits(one, usec):
+            self.refused.append(one)
 
     def _shared(self, value: object) -> object:
         """Return one text for all that are alike; what is not a text is left to the record."""

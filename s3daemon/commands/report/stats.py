@@ -10,12 +10,11 @@ stored the object, so earlier attempts are in it.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import NamedTuple
 
-from s3daemon.commands.report.select import ReportedTransfer
+from s3daemon.commands.report.select import RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.why import Delays
 from s3daemon.model.exposure import LOST_S, verdict_of
 from s3daemon.model.request import prefix_of
@@ -77,8 +76,8 @@ class Figures:
         busy_usec: the time by the wall clock in which at least one of the stored was under way.
         repeated: transfers that took more than one attempt, stored or failed.
         over_limit: stored ones that took longer than the limit.
-        first_usec: when the first was requested, since the epoch; None when there is none.
-        last_usec: when the last one ended, stored or failed, since the epoch.
+        first_usec: when the first was requested, or a request refused, since the epoch; None when there is none.
+        last_usec: when the last one ended, stored or failed, or a request was refused, since the epoch.
         last_stored_usec: when the last object was stored, since the epoch; None when none was.
         total: from request to the end.
         queue: from request to the start of the attempt that stored it.
@@ -102,13 +101,17 @@ class Figures:
     codes: Sequence[tuple[str, int]]
 
     @classmethod
-    def of(cls, transfers: Sequence[ReportedTransfer], limit_usec: int) -> Figures:
+    def of(
+        cls, transfers: Sequence[ReportedTransfer], limit_usec: int, refused: Sequence[RefusedRequest] = ()
+    ) -> Figures:
         """Count.
 
         Args:
             transfers: each given once.
             limit_usec: for `over_limit`.
+            refused: requests that belong to the period.
         """
+        refused_usec = [one.usec for one in refused]
         stored = [one for one in transfers if one.record.stored]
         records = [one.record for one in stored]
         return cls(
@@ -119,8 +122,8 @@ class Figures:
             busy_usec=busy_usec((one.record.start_usec, one.end_usec) for one in stored),
             repeated=sum(one.record.attempts > 1 for one in transfers),
             over_limit=sum(record.total_usec > limit_usec for record in records),
-            first_usec=min((one.record.start_usec for one in transfers), default=None),
-            last_usec=max((one.end_usec for one in transfers), default=None),
+            first_usec=min([one.record.start_usec for one in transfers] + refused_usec, default=None),
+            last_usec=max([one.end_usec for one in transfers] + refused_usec, default=None),
             last_stored_usec=max((one.end_usec for one in stored), default=None),
             total=Spread.of(record.total_usec for record in records),
             queue=Spread.of(record.queue_usec for record in records),
@@ -154,21 +157,26 @@ def busy_usec(spans: Iterable[tuple[int, int]]) -> int:
     return busy
 
 
-Place = tuple[str, str]
-"""Bucket and key."""
-Refused = Mapping[str, Mapping[Place, str]]
-"""By tag the code of each destination whose request was refused."""
+def refused_codes(
+    refused: Iterable[RefusedRequest], transfers: Iterable[ReportedTransfer]
+) -> Sequence[tuple[str, int]]:
+    """Count by code the destinations that were refused and have no transfer, the most first."""
+    places = {one.place for one in transfers}
+    return Counter({one.place: one.code for one in refused if one.place not in places}.values()).most_common()
 
 
 class GroupName(NamedTuple):
-    """A group that a transfer belongs to; its time is judged where it is known to be one exposure."""
+    """A group that a transfer or a refused request belongs to.
+
+    Its time is judged where it is known to be one exposure.
+    """
 
     text: str
     exposure: bool
 
 
-Grouping = Callable[[ReportedTransfer], Iterable[GroupName]]
-"""Gives the names of the groups that a transfer belongs to."""
+Grouping = Callable[[ReportedTransfer | RefusedRequest], Iterable[GroupName]]
+"""Gives the names of the groups that a transfer or a refused request belongs to."""
 
 
 def grouping(how: str) -> Grouping:
@@ -185,18 +193,23 @@ def grouping(how: str) -> Grouping:
     if how == "host":
         return lambda one: (GroupName(one.host or NONE, exposure=False),)
     if how == "receiver":
-        return lambda one: (GroupName(one.record.receiver or NONE, exposure=False),)
+        return _receiver
     if how != "tag" and (word != "prefix" or (colon and not (depth.isdecimal() and int(depth)))):
         raise ValueError(f"{how!r} is not one of tag, host, receiver, prefix, prefix:N")
     parts = int(depth) if colon else None
 
-    def prefix(one: ReportedTransfer) -> GroupName:
-        return GroupName(prefix_of(one.record.bucket, one.record.key, parts), exposure=word == "prefix")
+    def prefix(one: ReportedTransfer | RefusedRequest) -> GroupName:
+        return GroupName(prefix_of(*one.place, parts), exposure=word == "prefix")
 
-    def tag(one: ReportedTransfer) -> Iterable[GroupName]:
-        return [GroupName(each, exposure=True) for each in dict.fromkeys(one.record.tags)] or [prefix(one)]
+    def tag(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
+        return [GroupName(each, exposure=True) for each in dict.fromkeys(one.tags)] or [prefix(one)]
 
     return tag if how == "tag" else lambda one: (prefix(one),)
+
+
+def _receiver(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
+    """A refused request has no receiver, not even an unknown one."""
+    return (GroupName(one.record.receiver or NONE, exposure=False),) if isinstance(one, ReportedTransfer) else ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +221,7 @@ class Group:
         figures: of its transfers.
         files: how many destinations it has objects at; one that was stored twice counts once.
         last: the transfer whose object was stored last; None when none was.
-        refused: the codes of requests that were refused and not stored later, each with their number.
+        refused: as of `refused_codes`.
     """
 
     name: GroupName
@@ -219,39 +232,51 @@ class Group:
 
     @classmethod
     def of(
-        cls, name: GroupName, transfers: Sequence[ReportedTransfer], limit_usec: int, refused: Mapping[Place, str]
+        cls,
+        name: GroupName,
+        transfers: Sequence[ReportedTransfer],
+        limit_usec: int,
+        refused: Sequence[RefusedRequest] = (),
     ) -> Group:
-        """Count; `refused` has the code by destination, the rest is as of `Figures.of`."""
+        """Count; the arguments are as of `Figures.of`."""
         stored = [one for one in transfers if one.record.stored]
-        places = {(one.record.bucket, one.record.key) for one in transfers}
         return cls(
             name,
-            Figures.of(transfers, limit_usec),
-            files=len({(one.record.bucket, one.record.key) for one in stored}),
+            Figures.of(transfers, limit_usec, refused),
+            files=len({one.place for one in stored}),
             last=max(stored, key=lambda one: one.end_usec, default=None),
-            refused=Counter(code for place, code in refused.items() if place not in places).most_common(),
+            refused=refused_codes(refused, transfers),
         )
 
 
 def groups(
-    transfers: Iterable[ReportedTransfer], of: Grouping, limit_usec: int, refused: Refused = MappingProxyType({})
+    transfers: Iterable[ReportedTransfer], of: Grouping, limit_usec: int, refused: Iterable[RefusedRequest] = ()
 ) -> list[Group]:
-    """Return figures by group, in the order of the first request; a transfer counts in each of its groups."""
+    """Return figures by group, in the order of the first request; a transfer counts in each of its groups.
+
+    A group that has refused requests alone is a group too: nothing of it is stored.
+    """
     members: defaultdict[GroupName, list[ReportedTransfer]] = defaultdict(list)
     for one in transfers:
         for name in of(one):
             members[name].append(one)
-    made = [
-        Group.of(name, those, limit_usec, refused.get(name.text, {}) if name.exposure else {})
-        for name, those in members.items()
-    ]
+    kept_out: defaultdict[GroupName, list[RefusedRequest]] = defaultdict(list)
+    for request in refused:
+        for name in of(request):
+            kept_out[name].append(request)
+    names = dict.fromkeys([*members, *kept_out])
+    made = [Group.of(name, members.get(name, []), limit_usec, kept_out.get(name, [])) for name in names]
     return sorted(made, key=lambda group: (group.figures.first_usec or 0, group.name))
 
 
 def worst_first(group: Group) -> tuple[float, ...]:
-    """The order of hosts and receivers: what failed, what was over its limit, what took longest."""
+    """The order of hosts and receivers: what failed or was refused, was over its limit, took longest."""
     figures = group.figures
-    return (-figures.failed, -figures.over_limit, -(figures.total.max_usec if figures.total else 0))
+    return (
+        -figures.failed - sum(count for _, count in group.refused),
+        -figures.over_limit,
+        -(figures.total.max_usec if figures.total else 0),
+    )
 
 
 class Expected(NamedTuple):
@@ -270,7 +295,7 @@ class Expected(NamedTuple):
         """Take the number that most exposures have, if more than half have it."""
         counts = Counter(group.files for group in found if group.name.exposure)
         for files, many in counts.most_common(1):
-            if many >= _LEARNED_FROM and 2 * many > counts.total():
+            if files and many >= _LEARNED_FROM and 2 * many > counts.total():
                 return cls(files, many)
         return cls(0, 0)
 
@@ -319,7 +344,7 @@ class Report:
     groups: Sequence[Group]
     expected: Expected
     delays: Delays
-    refused: Refused
+    refused: Sequence[RefusedRequest]
 
     @classmethod
     def of(
@@ -331,7 +356,7 @@ class Report:
         by: str = "",
         expect: int = 0,
         delays: Delays | None = None,
-        refused: Refused = MappingProxyType({}),
+        refused: Sequence[RefusedRequest] = (),
     ) -> Report:
         """Make the report on some transfers, each given once.
 
@@ -352,7 +377,7 @@ class Report:
             transfers=transfers,
             limit_usec=limit_usec,
             late_usec=late_usec,
-            figures=Figures.of(transfers, limit_usec),
+            figures=Figures.of(transfers, limit_usec, refused),
             failed=failed,
             slowest=slowest(transfers, grouping("tag")),
             by="",
@@ -365,14 +390,12 @@ class Report:
 
     @property
     def refused_codes(self) -> Sequence[tuple[str, int]]:
-        """The codes of requests that were refused and whose destination has no transfer, each with their number."""
-        places = {(one.record.bucket, one.record.key) for one in self.transfers}
-        codes = {place: code for of_tag in self.refused.values() for place, code in of_tag.items()}
-        return Counter(code for place, code in codes.items() if place not in places).most_common()
+        """As of the function of that name."""
+        return refused_codes(self.refused, self.transfers)
 
     def by_groups(self, by: str) -> Report:
         """Return the same with groups."""
-        found = groups(self.transfers, grouping(by), self.limit_usec, self.refused if by == "tag" else {})
+        found = groups(self.transfers, grouping(by), self.limit_usec, self.refused)
         if by in _PLACES:
             return replace(self, by=by, groups=sorted(found, key=worst_first))
         return replace(
@@ -383,7 +406,7 @@ class Report:
         """Return the same with groups for a chart: those asked for, else by tag if there are tags, else by prefix."""
         if self.by:
             return self
-        by = "tag" if any(one.record.tags for one in self.transfers) else "prefix"
+        by = "tag" if any(one.tags for one in self.transfers) else "prefix"
         return self.by_groups(by)
 
     def late_only(self) -> Report:

@@ -28,7 +28,7 @@ def lines(report: Report, zone: tzinfo | None, width: int | None = None) -> Iter
     """Yield the report, line by line.
 
     Args:
-        report: at least one transfer in it.
+        report: at least one transfer or refused request in it.
         zone: for points in time; None for the system's.
         width: of the terminal; None leaves lines as long as they are.
     """
@@ -152,19 +152,19 @@ def _group(report: Report, group: Group, zone: tzinfo | None) -> Sequence[str]:
         "-" if figures.total is None else seconds(figures.total.max_usec),
         str(figures.over_limit),
         verdict.upper() if verdict in WRONG else "" if verdict == "in time" else verdict,
-        _reason(report, group, verdict, zone) if verdict in WRONG else "",
+        _reason(report, group, verdict, zone) if verdict in WRONG or group.refused else "",
     )
 
 
 def _reason(report: Report, group: Group, verdict: str, zone: tzinfo | None) -> str:
-    """Say in one line what is wrong with an exposure: the files that it lacks, and what its last object waited for."""
+    """Say in one line what is wrong with a group: the files that it lacks, and what its last object waited for."""
     found = []
     if group.name.exposure and group.files < report.expected.files:
         found.append(f"{group.files} of {plural(report.expected.files, 'file')}")
     for what, codes in (("failed", group.figures.codes), ("refused", group.refused)):
         if codes:
             found.append(f"{what}: " + ", ".join(f"{count} {one_line(code, 60)}" for code, count in codes))
-    if group.last is not None and verdict != "incomplete":
+    if group.last is not None and verdict in ("late", "lost"):
         host = _host(report, group.last)
         on = f" on {host}" if host else ""
         name = group.last.record.key.rpartition("/")[2]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from lab.env import TREE, clean_env
-from lab.records import START_USEC, failed, line, record
+from lab.records import START_USEC, failed, line, record, refusal
 
 from s3daemon.commands.report import command as report
 
@@ -114,6 +114,74 @@ def test_late_only() -> None:
     """Only exposures with which something is wrong are shown, by tag unless told otherwise; figures are of all."""
     found = json.loads(run("--late-only", "--json", "--late", "9s")[1])
     assert (found["transfers"], found["by"], [group["name"] for group in found["groups"]]) == (3, "tag", ["exposure-2"])
+
+
+REFUSED_NIGHT = [
+    line(record(1, bucket="raw", key="a/1", tags=("a",)), "node1"),
+    refusal("raw/b/1", "b", second=60),
+    refusal("raw/b/2", "b", code="NoSuchFile", second=61),
+    refusal("raw/b/2", "b", code="NoSuchFile", second=62, _HOSTNAME="node2"),
+    refusal("log/c/1", second=70, _HOSTNAME="node2"),
+]
+
+
+@pytest.mark.parametrize(
+    ("by", "groups"),
+    [
+        ("tag", [("a", 1, 0, {}), ("b", 0, 2, {"NoSuchFile": 1, "NotReadable": 1}), ("log/c/", 0, 1, {"NotReadable": 1})]),
+        ("prefix", [("raw/a/", 1, 0, {}), ("raw/b/", 0, 2, {"NoSuchFile": 1, "NotReadable": 1}),
+                    ("log/c/", 0, 1, {"NotReadable": 1})]),
+        ("prefix:1", [("raw/a/", 1, 0, {}), ("raw/b/", 0, 2, {"NoSuchFile": 1, "NotReadable": 1}),
+                    ("log/c/", 0, 1, {"NotReadable": 1})]),
+        ("host", [("node1", 1, 2, {"NoSuchFile": 1, "NotReadable": 1}), ("node2", 0, 2, {"NoSuchFile": 1, "NotReadable": 1})]),
+        ("receiver", [("-", 1, 0, {})]),
+    ],
+)  # fmt: skip
+def test_a_group_of_refused_requests_alone_is_there(by: str, groups: list[tuple[object, ...]]) -> None:
+    """With nothing stored and the codes; only a receiver has none, for nothing was sent to it."""
+    found = json.loads(run("--by", by, "--json", given=REFUSED_NIGHT)[1])["groups"]
+    shown = [(one["name"], one["stored"], one["missing"], one["refused_codes"]) for one in found]
+    assert shown == groups
+    assert all(one["refused"] == sum(one["refused_codes"].values()) for one in found)
+
+
+@pytest.mark.parametrize("words", [(), ("--by", "tag"), ("--late-only",), ("--expect", "2")])
+def test_an_exposure_of_refused_files_alone_is_incomplete(words: tuple[str, ...]) -> None:
+    """Its first time is that of the first refusal, in every form; also where the night has no transfer at all."""
+    for given in (REFUSED_NIGHT, REFUSED_NIGHT[1:3]):
+        words = words or ("--by", "tag")
+        found = json.loads(run(*words, "--json", given=given)[1])["groups"]
+        (one,) = (group for group in found if group["name"] == "b")
+        assert (one["verdict"], one["files"], one["stored"]) == ("incomplete", 0, 0)
+        assert (one["first_usec"], one["to_last_usec"]) == (START_USEC + 60 * SECOND, None)
+        out = run(*words, given=given)[1].splitlines()
+        (at,) = (number for number, text in enumerate(out) if text.startswith("b "))
+        assert out[at].split()[1:4] == ["2026-11-23", "02:14:20", "-"]
+        assert out[at].endswith("INCOMPLETE")
+        assert out[at + 1].endswith("refused: 1 NotReadable, 1 NoSuchFile")
+        assert any(text.startswith("b,") for text in run(*words, "--by", "tag", "--csv", given=given)[1].splitlines())
+
+
+def test_a_night_of_refused_requests_alone() -> None:
+    """There is a report of it, with its period, and a note that nothing was recorded."""
+    status, out, err = run(given=REFUSED_NIGHT[1:3])
+    assert status == 0
+    assert out.startswith("0 transfers: 0 stored, none failed; not accepted: 1 NotReadable, 1 NoSuchFile\n")
+    assert "from 2026-11-23 02:14:20 to 2026-11-23 02:14:21 UTC" in out
+    assert err == "note: no transfer was recorded\n"
+
+
+def test_a_host_whose_requests_were_refused_says_why() -> None:
+    """In the text too, and before hosts with which nothing is wrong."""
+    out = run("--by", "host", given=[REFUSED_NIGHT[0], *REFUSED_NIGHT[3:]])[1].splitlines()
+    at = next(number for number, text in enumerate(out) if text.startswith("node2 "))
+    assert out[at + 1].strip() == "refused: 1 NoSuchFile, 1 NotReadable"
+    assert out[at + 2].startswith("node1 ")
+
+
+def test_a_number_of_files_is_not_learned_from_exposures_without_any() -> None:
+    given = [refusal(f"raw/{tag}/{n}", tag) for tag in "abc" for n in (1, 2)]
+    assert json.loads(run("--by", "tag", "--json", given=given)[1])["expected_files"] is None
 
 
 def test_expect() -> None:

@@ -1,10 +1,12 @@
 """A report is about the transfers that were asked for, each of them once."""
 
-import pytest
-from lab.records import START_USEC, entry, failed, record
+import json
 
-from s3daemon.commands.report.select import OTHERS, Collection, Selection
-from s3daemon.model.record import MessageId, Refusal
+import pytest
+from lab.records import START_USEC, entry, failed, record, refusal
+
+from s3daemon.commands.report.select import OTHERS, Collection, RefusedRequest, Selection
+from s3daemon.model.record import MessageId
 
 SECOND = 1_000_000
 
@@ -122,10 +124,37 @@ def test_what_journald_looks_up() -> None:
     ]  # fmt: skip
 
 
-def test_refused_requests_with_a_tag_are_kept() -> None:
-    """By tag and destination; those of other hosts are left out where hosts are chosen."""
-    refused = Refusal(code="NotReadable", text="x", destination="raw/night/f", tag="e")
-    fields = {name: str(value) for name, value in refused.fields()}
-    found = collected({**fields, "_HOSTNAME": "n1"}, {**fields, "S3DAEMON_TAG": "g", "_HOSTNAME": "n2"}, hosts=("n1",))
-    assert found.refused == {"e": {("raw", "night/f"): "NotReadable"}}
-    assert found.unreadable == 0
+REFUSED = json.loads(refusal("raw/night/f", "e", second=2, _HOSTNAME="n", _SYSTEMD_UNIT="s3daemon.service"))
+
+
+def test_refused_requests_are_kept() -> None:
+    """With a tag or a destination; what has neither is a file of nothing."""
+    tagged = RefusedRequest(
+        ("raw", "night/f"), ("e",), "NotReadable", START_USEC + 2 * SECOND, "n", "s3daemon.service"
+    )  # fmt: skip
+    given = [json.loads(refusal(*words)) for words in (("raw/night/g",), ("", "e"), ("", ""))]
+    found = collected(REFUSED, *given).refused
+    assert found[0] == tagged
+    assert [(one.place, tuple(one.tags)) for one in found] == [
+        (("raw", "night/f"), ("e",)), (("raw", "night/g"), ()), (("", ""), ("e",)),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [
+        ({"buckets": ("raw",), "prefixes": ("night/",), "tags": ("e",), "hosts": ("n",)}, 1),
+        ({"since_usec": START_USEC + 2 * SECOND, "until_usec": START_USEC + 2 * SECOND}, 1),
+        ({"units": ("s3daemon.service",)}, 1),
+        ({"buckets": ("log",)}, 0),
+        ({"prefixes": ("day/",)}, 0),
+        ({"tags": ("d",)}, 0),
+        ({"hosts": ("m",)}, 0),
+        ({"units": ("s3daemon@15556.service",)}, 0),
+        ({"since_usec": START_USEC + 2 * SECOND + 1}, 0),
+        ({"until_usec": START_USEC + 2 * SECOND - 1}, 0),
+    ],
+)
+def test_refused_requests_meet_every_condition(wanted: dict[str, object], count: int) -> None:
+    """They are selected as transfers are, so that no exposure appears that was not asked for."""
+    assert len(collected(REFUSED, **wanted).refused) == count

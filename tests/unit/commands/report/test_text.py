@@ -7,7 +7,7 @@ from datetime import UTC
 import pytest
 from lab.records import START_USEC, failed, record
 
-from s3daemon.commands.report.select import ReportedTransfer
+from s3daemon.commands.report.select import RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.stats import Report
 from s3daemon.commands.report.text import lines
 from s3daemon.model.record import TransferRecord
@@ -88,10 +88,16 @@ def test_exposures_that_lack_files() -> None:
     assert found[-1] == "expected are 2 files each, as 3 exposures have; --expect N sets another number"
 
 
+REFUSED = ((2, "NotReadable"), (3, "NotReadable"), (3, "NoSuchFile"))
+
+
 def test_refused_files_are_missing() -> None:
-    """Their exposure is incomplete, and says why; one that was stored at another request is not missing."""
+    """Their exposure is incomplete, and says why; one that was stored at another request is not missing.
+
+    A file that was refused twice is one file, missing for the last reason.
+    """
     transfers = [ReportedTransfer(record(n, key=f"e/{n}", tags=("e",)), "n") for n in (1, 2)]
-    refused = {"e": {("raw", "e/2"): "NotReadable", ("raw", "e/3"): "NoSuchFile"}}
+    refused = [RefusedRequest(("raw", f"e/{n}"), ("e",), code, START_USEC) for n, code in REFUSED]
     found = Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag", refused=refused)
     assert [found.verdict(group) for group in found.groups] == ["incomplete"]
     shown_lines = list(lines(found, UTC))
