@@ -332,6 +332,7 @@ class Report:
         expected: how many files an exposure has.
         delays: what delayed transfers.
         refused: the requests that were refused.
+        wrong_only: groups and slowest are those of exposures with which something is wrong.
     """
 
     transfers: Sequence[ReportedTransfer]
@@ -345,6 +346,7 @@ class Report:
     expected: Expected
     delays: Delays
     refused: Sequence[RefusedRequest]
+    wrong_only: bool = False
 
     @classmethod
     def of(
@@ -410,8 +412,11 @@ class Report:
         return self.by_groups(by)
 
     def late_only(self) -> Report:
-        """Return the same without the groups with which nothing is wrong."""
-        return replace(self, groups=[group for group in self.groups if self.verdict(group) in WRONG])
+        """Return the same without the groups with which nothing is wrong, and the slowest of the others."""
+        wrong, of = [group for group in self.groups if self.verdict(group) in WRONG], grouping(self.by)
+        names = {group.name for group in wrong}
+        theirs = [one for one in self.transfers if not names.isdisjoint(of(one))]
+        return replace(self, groups=wrong, slowest=slowest(theirs, grouping("tag")), wrong_only=True)
 
     def missing(self, group: Group) -> int:
         """How many files an exposure lacks, as far as is known."""

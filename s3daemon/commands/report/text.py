@@ -32,6 +32,10 @@ def lines(report: Report, zone: tzinfo | None, width: int | None = None) -> Iter
         zone: for points in time; None for the system's.
         width: of the terminal; None leaves lines as long as they are.
     """
+    if report.wrong_only:
+        yield from table_lines(_groups(report, zone), width) if report.groups else [f"none is {', '.join(WRONG)}"]
+        yield from _total(report)
+        yield ""
     figures = report.figures
     for line in _head(report, zone):
         yield from (
@@ -52,7 +56,7 @@ def lines(report: Report, zone: tzinfo | None, width: int | None = None) -> Iter
     if report.slowest:
         yield ""
         yield from table_lines(_slowest(report, zone), width)
-    if report.by:
+    if report.by and not report.wrong_only:
         yield ""
         yield from table_lines(_groups(report, zone), width)
         yield from _total(report)

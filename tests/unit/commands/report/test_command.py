@@ -184,6 +184,16 @@ def test_a_number_of_files_is_not_learned_from_exposures_without_any() -> None:
     assert json.loads(run("--by", "tag", "--json", given=given)[1])["expected_files"] is None
 
 
+def test_late_only_begins_with_what_was_asked_for() -> None:
+    """First the exposures with which something is wrong, then the night; the slowest are those of the exposures."""
+    out = run("--late-only", "--late", "7s")[1].splitlines()
+    assert out[0].startswith("TAG ")
+    assert [text.split()[0] for text in out if text.startswith("exposure-")] == ["exposure-1", "exposure-2"]
+    assert run("--late-only", "--late", "9s", "--json")[1].count('"transfer_id": "0000000000000001"') == 0
+    assert "\n\n3 transfers: 2 stored, 1 FAILED\n" in run("--late-only")[1]
+    assert run("--late-only", given=NIGHT[:1])[1].startswith("none is late, incomplete, lost\n\n1 transfer: 1 stored")
+
+
 def test_expect() -> None:
     """An exposure with fewer files than expected is incomplete; nonsense is refused."""
     found = json.loads(run("--expect", "2", "--json")[1])
