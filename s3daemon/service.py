@@ -32,7 +32,7 @@ from s3daemon.config.settings import (
     of_service,
 )
 from s3daemon.control.client import control_path
-from s3daemon.control.exposures import LOST_S, watch_exposures
+from s3daemon.control.exposures import watch_exposures
 from s3daemon.control.operations import Answer, Operations, entry_of
 from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
@@ -330,14 +330,8 @@ class Service:
                 service_now = self._uploader.active_now_s()
                 self._spool.save_clock(service_now)
                 self._spool.expire(service_now, self._settings.current.keep_failed_s)
-                self._warn_of_late(ticked_at)
-
-    def _warn_of_late(self, now: float) -> None:
-        transfers = self._uploader.schedule.transfers
-        late = [queued for queued in transfers if queued.live and now - queued.accepted_at > LOST_S]
-        if late:
-            age_s, id_ = now - late[0].accepted_at, late[0].transfer.id
-            _log.warning("%d live transfers are late, the oldest, %s, is %.0f s old", len(late), id_, age_s)
+                if late := self._operations.late_line():
+                    _log.warning("%s", late)
 
     def _restore(self) -> None:
         """Write what is in memory to the spool's new file, after a damaged one was replaced."""

@@ -33,6 +33,7 @@ from s3daemon.model.exposure import Exposures, loss_of
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
+from s3daemon.units import plural, span
 
 Answer = Mapping[str, object]
 
@@ -236,6 +237,28 @@ class Operations:
     def line(self) -> str:
         """Return the line that `systemctl status` shows."""
         return self.condition().line
+
+    def late_line(self) -> str:
+        """Say how many accepted transfers are not over after `LOST_S`, and of the oldest what keeps it; "" for none.
+
+        Each counts, whatever its state: waiting for its first attempt, or for the end of a delay after one.
+        """
+        now_s = self._wall()
+        late = [
+            queued
+            for queued in self._uploader.schedule.transfers
+            if now_s - queued.transfer.accepted_usec / 1e6 > LOST_S
+        ]
+        if not late:
+            return ""
+        oldest = min(late, key=lambda queued: queued.transfer.accepted_usec)
+        transfer, error = oldest.transfer, oldest.last_error
+        age = span(now_s - transfer.accepted_usec / 1e6)
+        tag = f" ({transfer.tags[0]})" if transfer.tags else ""
+        state, _ = self._state(oldest, self._uploader.now())
+        why = f", last error {error.code}: {error.text}" if error.code else ""
+        count = f"{plural(len(late), 'transfer')} not stored after {LOST_S:g} s"
+        return f"{count}, the oldest after {age}: {transfer.destination}{tag}, {state}{why}; see s3daemon queue"
 
     def figures(self) -> dict[str, float]:
         """Return the values of `http.metrics.LIVE`, except for the HTTP server's clients."""

@@ -261,6 +261,43 @@ def test_the_status_has_everything() -> None:
     at_desk(main)
 
 
+def test_every_pending_transfer_that_is_late_is_counted() -> None:
+    """The one with a failed attempt is the oldest; the others wait for a first attempt, or have one in flight."""
+
+    async def main(desk: Desk) -> None:
+        desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=100.0)
+        await desk.house.intake.submit(desk.house.request(key="night/a", tag="e1"))
+        await asyncio.sleep(8)
+        desk.house.store.answer, desk.house.store.seconds = (lambda _: None), 1000.0
+        await desk.submit("b", "b")
+        await asyncio.sleep(21.9)
+        assert desk.operations.late_line() == ""
+        await asyncio.sleep(2)
+        oldest = "31s: bucket/night/a (e1), pending, last error SlowDown: busy; see s3daemon queue"
+        assert desk.operations.late_line() == f"1 transfer not stored after 30 s, the oldest after {oldest}"
+        await asyncio.sleep(8)
+        assert desk.operations.late_line().startswith("3 transfers not stored after 30 s, the oldest after 39s: ")
+
+    at_desk(main)
+
+
+@pytest.mark.parametrize(("ago_s", "line"), [
+    (29.0, ""),
+    (31.0, "1 transfer not stored after 30 s, the oldest after 31s: bucket/a, in flight; see s3daemon queue"),
+    (7200.0, "1 transfer not stored after 30 s, the oldest after 2h00m: bucket/a, in flight; see s3daemon queue"),
+])  # fmt: skip
+def test_a_transfer_is_late_since_its_acceptance_by_an_earlier_process(ago_s: float, line: str) -> None:
+    async def main(desk: Desk) -> None:
+        desk.house.store.seconds = 1000.0
+        accepted_usec = round((desk.house.wall() - ago_s) * 1e6)
+        transfer = Transfer("a" * 16, "/f", Destination("bucket", "a"), (), FileState(1000, 1, 1, 1), accepted_usec)
+        desk.house.uploader.recover([Entry(1, transfer, 0.0)])
+        await asyncio.sleep(0.1)
+        assert desk.operations.late_line() == line
+
+    at_desk(main)
+
+
 def test_a_disk_that_cannot_be_read_keeps_the_last_count() -> None:
     async def main(desk: Desk) -> None:
         desk.spool.fail(1)
