@@ -107,6 +107,18 @@ def _matches(*wanted: tuple[str, tuple[str, ...]]) -> list[str]:
     return [f"{field}={value}" for field, values in wanted for value in values]
 
 
+class RefusedFile(NamedTuple):
+    """A request that was refused.
+
+    Args:
+        code: of the last refusal.
+        at_usec: when it was refused first, microseconds since the epoch.
+    """
+
+    code: str
+    at_usec: int
+
+
 class Collection:
     """The selected transfers, each once, however often it was recorded.
 
@@ -124,8 +136,8 @@ class Collection:
         self._same: dict[str, str] = {}
         #: Entries that have the message id of a record and cannot be read as one.
         self.unreadable = 0
-        #: The code of each destination whose request was refused, by tag.
-        self.refused: defaultdict[str, dict[tuple[str, str], str]] = defaultdict(dict)
+        #: By tag and destination.
+        self.refused: defaultdict[str, dict[tuple[str, str], RefusedFile]] = defaultdict(dict)
 
     def add(self, entry: JournalEntry) -> None:
         """Take an entry of a journal; one that is no record and no refusal, or not selected, is ignored."""
@@ -152,7 +164,9 @@ class Collection:
         of = self._selection
         if tag and (not of.hosts or host in of.hosts) and (not of.units or unit in of.units):
             to = (str(entry.get("S3DAEMON_BUCKET", "")), str(entry.get("S3DAEMON_KEY", "")))
-            self.refused[tag][to] = str(entry.get("S3DAEMON_ERROR", "")).partition(":")[0]
+            code = str(entry.get("S3DAEMON_ERROR", "")).partition(":")[0]
+            at_usec = decimal_of(entry.get("__REALTIME_TIMESTAMP")) or 0
+            self.refused[tag][to] = RefusedFile(code, self.refused[tag].get(to, RefusedFile(code, at_usec)).at_usec)
 
     def _shared(self, value: object) -> object:
         """Return one text for all that are alike; what is not a text is left to the record."""

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple
 
-from s3daemon.commands.report.select import ReportedTransfer
+from s3daemon.commands.report.select import RefusedFile, ReportedTransfer
 from s3daemon.commands.report.why import Delays
 from s3daemon.model.exposure import LOST_S, verdict_of
 from s3daemon.model.request import prefix_of
@@ -156,8 +156,8 @@ def busy_usec(spans: Iterable[tuple[int, int]]) -> int:
 
 Place = tuple[str, str]
 """Bucket and key."""
-Refused = Mapping[str, Mapping[Place, str]]
-"""By tag the code of each destination whose request was refused."""
+Refused = Mapping[str, Mapping[Place, RefusedFile]]
+"""By tag the refusal of each destination whose request was refused."""
 
 
 class GroupName(NamedTuple):
@@ -209,6 +209,7 @@ class Group:
         files: how many destinations it has objects at; one that was stored twice counts once.
         last: the transfer whose object was stored last; None when none was.
         refused: the codes of requests that were refused and not stored later, each with their number.
+        first_usec: when the first of its requests was accepted or refused, microseconds since the epoch.
     """
 
     name: GroupName
@@ -216,36 +217,49 @@ class Group:
     files: int
     last: ReportedTransfer | None
     refused: Sequence[tuple[str, int]]
+    first_usec: int
 
     @classmethod
     def of(
-        cls, name: GroupName, transfers: Sequence[ReportedTransfer], limit_usec: int, refused: Mapping[Place, str]
+        cls,
+        name: GroupName,
+        transfers: Sequence[ReportedTransfer],
+        limit_usec: int,
+        refused: Mapping[Place, RefusedFile],
     ) -> Group:
-        """Count; `refused` has the code by destination, the rest is as of `Figures.of`."""
+        """Count transfers, as of `Figures.of`, and refusals, by destination; there is one of either at least."""
         stored = [one for one in transfers if one.record.stored]
         places = {(one.record.bucket, one.record.key) for one in transfers}
+        begun = [one.record.start_usec for one in transfers] + [one.at_usec for one in refused.values()]
         return cls(
             name,
             Figures.of(transfers, limit_usec),
             files=len({(one.record.bucket, one.record.key) for one in stored}),
             last=max(stored, key=lambda one: one.end_usec, default=None),
-            refused=Counter(code for place, code in refused.items() if place not in places).most_common(),
+            refused=Counter(one.code for place, one in refused.items() if place not in places).most_common(),
+            first_usec=min(begun),
         )
 
 
 def groups(
     transfers: Iterable[ReportedTransfer], of: Grouping, limit_usec: int, refused: Refused = MappingProxyType({})
 ) -> list[Group]:
-    """Return figures by group, in the order of the first request; a transfer counts in each of its groups."""
+    """Return figures by group, in the order of the first request; a transfer counts in each of its groups.
+
+    An exposure of which every file was refused is one too.
+    """
     members: defaultdict[GroupName, list[ReportedTransfer]] = defaultdict(list)
     for one in transfers:
         for name in of(one):
             members[name].append(one)
+    for tag, files in refused.items():
+        if files:
+            members.setdefault(GroupName(tag, exposure=True), [])
     made = [
         Group.of(name, those, limit_usec, refused.get(name.text, {}) if name.exposure else {})
         for name, those in members.items()
     ]
-    return sorted(made, key=lambda group: (group.figures.first_usec or 0, group.name))
+    return sorted(made, key=lambda group: (group.first_usec, group.name))
 
 
 def worst_first(group: Group) -> tuple[float, ...]:
@@ -367,7 +381,7 @@ class Report:
     def refused_codes(self) -> Sequence[tuple[str, int]]:
         """The codes of requests that were refused and whose destination has no transfer, each with their number."""
         places = {(one.record.bucket, one.record.key) for one in self.transfers}
-        codes = {place: code for of_tag in self.refused.values() for place, code in of_tag.items()}
+        codes = {place: one.code for of_tag in self.refused.values() for place, one in of_tag.items()}
         return Counter(code for place, code in codes.items() if place not in places).most_common()
 
     def by_groups(self, by: str) -> Report:

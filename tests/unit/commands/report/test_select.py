@@ -3,7 +3,7 @@
 import pytest
 from lab.records import START_USEC, entry, failed, record
 
-from s3daemon.commands.report.select import OTHERS, Collection, Selection
+from s3daemon.commands.report.select import OTHERS, Collection, RefusedFile, Selection
 from s3daemon.model.record import MessageId, Refusal
 
 SECOND = 1_000_000
@@ -126,6 +126,7 @@ def test_refused_requests_with_a_tag_are_kept() -> None:
     """By tag and destination; those of other hosts are left out where hosts are chosen."""
     refused = Refusal(code="NotReadable", text="x", destination="raw/night/f", tag="e")
     fields = {name: str(value) for name, value in refused.fields()}
-    found = collected({**fields, "_HOSTNAME": "n1"}, {**fields, "S3DAEMON_TAG": "g", "_HOSTNAME": "n2"}, hosts=("n1",))
-    assert found.refused == {"e": {("raw", "night/f"): "NotReadable"}}
+    first, again = ({**fields, "_HOSTNAME": "n1", "__REALTIME_TIMESTAMP": str(usec)} for usec in (5, 6))
+    found = collected(first, again, {**fields, "S3DAEMON_TAG": "g", "_HOSTNAME": "n2"}, hosts=("n1",))
+    assert found.refused == {"e": {("raw", "night/f"): RefusedFile("NotReadable", 5)}}
     assert found.unreadable == 0
