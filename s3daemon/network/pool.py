@@ -151,8 +151,10 @@ class ConnectionPool:
         return Counter(connection.address for connection in self._all if connection.is_open or connection not in idle)
 
     def open_per_address(self) -> Counter[str]:
-        """Count the open connections to each address."""
-        return Counter(sorted(connection.address for connection in self._all if connection.is_open))
+        """Count the open connections to each address, of the enabled ones also where there is none."""
+        found = Counter(dict.fromkeys(self.addresses.enabled, 0))
+        found.update(connection.address for connection in self._all if connection.is_open)
+        return found
 
     def index(self, connection: Connection) -> int:
         """Return its place among all, from 0; the connection that replaces it gets the same."""

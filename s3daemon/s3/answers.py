@@ -41,6 +41,9 @@ MAX_DECODED_BYTES = 1 << 20
 _MULTIPART_ETAG = re.compile(r"([0-9a-f]{32}|)-([0-9]{1,5})")
 #: The ETag of an object stored by one PUT. One of another form (some encryptions) says nothing about the content.
 _MD5 = re.compile(r"[0-9a-f]{32}")
+#: One entity tag (RFC 9110, 8.8.3): not two that contradict each other, and not the word for any. Some stores leave the
+#: quotes out.
+_ETAG = re.compile(r'"[!#-~]+"|[!#-)+-~][!#-~]*')
 #: What web servers give their files: nginx and lighttpd the time and the size, Apache also the inode, in hexadecimal
 #: (nginx's ngx_http_set_etag, Apache's FileETag); and any weak validator, which S3 never gives (RFC 9110, 8.8.1).
 _FILE_ETAG = re.compile(r"W/.*|[0-9a-f]{1,16}(-[0-9a-f]{1,16}){1,2}", re.IGNORECASE)
@@ -113,6 +116,8 @@ def _flaw_of_etag(status: int, etag: str) -> str:
         return (
             f"the answer {status} has the ETag {etag} of a web server's file: something in front of the store gave it"
         )
+    if not _ETAG.fullmatch(etag):
+        return f"the answer {status} has the ETag {etag}, which is none: something in front of the store gave it"
     return ""
 
 
@@ -202,6 +207,8 @@ _HINTS = {
     "RequestTimeTooSkewed": "set the clocks",
     **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
 }
+#: The status as it came: botocore makes a 500 of an error in an answer 200. No header of HTTP/1.1 has this name.
+STATUS_HEADER = ":status"
 #: What sending can raise: aiohttp's and the kernel's errors, botocore's where it cannot parse, and our own.
 SENDING_ERRORS = (
     aiohttp.ClientError,
@@ -232,7 +239,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     message = one_line(str(described.get("Message") or ""), 200)
     hint = _HINTS.get(code) or ("this code is not known here, so it is retried" if is_unlisted(code, status) else "")
     headers = meta.get("HTTPHeaders", {})
-    said = ": ".join(filter(None, (f"the store answered {status}", message)))
+    said = ": ".join(filter(None, (f"the store answered {headers.get(STATUS_HEADER, status)}", message)))
     return AttemptError(
         code,
         "; ".join(filter(None, (said, hint))),

@@ -150,7 +150,7 @@ class _PutObject:
         self._signature.add_auth(request)
         answer = await self._send(request=request.prepare(), event_name="before-send.s3.PutObject")
         body = await answer.content
-        if not body and HTTPStatus.OK <= answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
+        if not body.strip() and HTTPStatus.OK <= answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
             return {
                 "ETag": answer.headers.get("etag", ""),
                 "ServerSideEncryption": answer.headers.get("x-amz-server-side-encryption", ""),

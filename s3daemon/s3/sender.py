@@ -34,6 +34,7 @@ from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, MoveHistory, Stragglers, TrackedBody
 from s3daemon.s3.answers import (
     SENDING_ERRORS,
+    STATUS_HEADER,
     contradicts,
     decoded,
     etag_of,
@@ -400,6 +401,10 @@ class Sender:
         headers.pop("Expect", None)  # it costs a round trip, and aiohttp waits for ever when the 100 does not come
         response = await _connection.get().request(request.method, request.url, headers, request.body or None)
         raw = {name.decode().lower(): value.decode(errors="replace") for name, value in response.raw_headers}
+        etags = {value.decode(errors="replace") for name, value in response.raw_headers if name.lower() == b"etag"}
+        if len(etags) > 1:  # of which the last one would be believed
+            raw["etag"] = ", ".join(sorted(etags))
+        raw[STATUS_HEADER] = str(response.status)
         encoding = raw.pop("content-encoding", "")
         content = decoded(response.body, encoding)
         if content is None:

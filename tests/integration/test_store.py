@@ -115,6 +115,36 @@ async def test_no_answer_is_asked_for_in_compressed_form(tmp_path: Path) -> None
         assert (await failure(sender.put(tmp_path / "file"))).code == "NoSuchBucket"
 
 
+@pytest.mark.parametrize(
+    ("body", "etags", "code", "words"),
+    [
+        (b"<Error><Code>InternalError</Code></Error>", [], "InternalError", "the store answered 200"),
+        (b"", ['"' + "0" * 32 + '"', '"abc"'], "BadAnswer", "which is none"),
+        (b"", ['"abc"', "right"], "BadAnswer", "which is none"),
+        (b"", ["right", "right"], "", ""),
+        (b"\n", ["right"], "", ""),
+    ],
+    ids=["an error", "two ETags", "the right one last", "twice the same", "a line end"],
+)
+@in_loop
+async def test_odd_answers_200(tmp_path: Path, body: bytes, etags: list[str], code: str, words: str) -> None:
+    """An error is told with the status that came; ETags that contradict each other are none."""
+
+    async def odd(exchange: Exchange) -> None:
+        await exchange.read()
+        right = etag_of(bytes(exchange.body))
+        head = "".join(f"ETag: {right if etag == 'right' else etag}\r\n" for etag in etags)
+        await exchange.write(f"HTTP/1.1 200 OK\r\n{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
+
+    async with PLAIN.store(odd) as (_, sender):
+        file = a_file(tmp_path / "file", SMALL)
+        if not code:
+            assert (await sender.put(file)).etag
+            return
+        error = await failure(sender.put(file))
+        assert (error.code, words in error.text, error.ambiguous) == (code, True, True), error.text
+
+
 @in_loop
 async def test_verification_can_be_disabled(tmp_path: Path) -> None:
     """For a store whose ETags look like MD5s and are not."""

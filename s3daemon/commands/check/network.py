@@ -13,6 +13,7 @@ import socket
 import ssl
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from yarl import URL
@@ -54,7 +55,7 @@ class Reached:
 
 
 async def reach(settings: Settings, findings: Findings, wall: Clock) -> list[Reached]:
-    """Look the endpoint's name up, connect to each address, and agree on TLS there.
+    """Look the endpoint's name up, unless its addresses are set, connect to each address, and agree on TLS there.
 
     Args:
         settings: valid ones.
@@ -65,25 +66,26 @@ async def reach(settings: Settings, findings: Findings, wall: Clock) -> list[Rea
         What came of each address; nothing when the name does not resolve.
     """
     url, limit_s = URL(settings.endpoint_url), settings.connect_timeout_s
+    look_up = partial(asyncio.get_running_loop().getaddrinfo, port=url.port, type=socket.SOCK_STREAM)
     try:
         async with asyncio.timeout(limit_s):
-            found = await asyncio.get_running_loop().getaddrinfo(url.host, url.port, type=socket.SOCK_STREAM)
+            found = [item for host in settings.receivers or (url.host,) for item in await look_up(host)]
     except (OSError, UnicodeError) as exc:
         why = f"no answer within {limit_s:g} s" if isinstance(exc, TimeoutError) else getattr(exc, "strerror", str(exc))
         findings.fail("endpoint", f"{url.host} does not resolve, {why}: fix S3_ENDPOINT_URL or the host's resolver")
         return []
     addresses = {str(item[4][0]): item for item in found}
-    same = list(addresses) == [url.host]
-    findings.ok("endpoint", settings.endpoint_url + ("" if same else f" is {', '.join(addresses)}"))
+    same, by = list(addresses) == [url.host], " by S3DAEMON_RECEIVERS" if settings.receivers else ""
+    findings.ok("endpoint", settings.endpoint_url + ("" if same else f" is {', '.join(addresses)}{by}"))
     if url.scheme != "https":
         findings.note("tls", "none, by S3_ENDPOINT_URL: files can be read and changed on their way")
     reached = await asyncio.gather(*(_connect(item, url, settings, wall) for item in addresses.values()))
     for one in reached:
-        _report(one, url, findings, failed=all(other.error for other in reached))
+        _report(one, url, settings, findings, failed=all(other.error for other in reached))
     return reached
 
 
-def _report(one: Reached, url: URL, findings: Findings, *, failed: bool) -> None:
+def _report(one: Reached, url: URL, settings: Settings, findings: Findings, *, failed: bool) -> None:
     """Print what came of an address; that no request can be sent there is a failure when all have `failed`."""
     at = f"{one.address} port {url.port}"
     if one.error:
@@ -93,7 +95,8 @@ def _report(one: Reached, url: URL, findings: Findings, *, failed: bool) -> None
         elif failed:
             findings.fail("connect", text)
         else:
-            findings.warn("connect", f"{text}: an attempt that goes there fails; fix it or the name's entry")
+            cure = "S3DAEMON_RECEIVERS" if settings.receivers else "the name's entry"
+            findings.warn("connect", f"{text}: an attempt that goes there fails; fix it or {cure}")
         return
     text = f"{at}, RTT {(one.rtt_s or 0) * 1e3:.3g} ms"
     if not one.tls:

@@ -230,6 +230,11 @@ class Group:
     last: ReportedTransfer | None
     refused: Sequence[tuple[str, int]]
 
+    @property
+    def first_usec(self) -> int:
+        """When its first request was accepted or refused, microseconds since the epoch."""
+        return self.figures.first_usec or 0
+
     @classmethod
     def of(
         cls,
@@ -266,7 +271,7 @@ def groups(
             kept_out[name].append(request)
     names = dict.fromkeys([*members, *kept_out])
     made = [Group.of(name, members.get(name, []), limit_usec, kept_out.get(name, [])) for name in names]
-    return sorted(made, key=lambda group: (group.figures.first_usec or 0, group.name))
+    return sorted(made, key=lambda group: (group.first_usec, group.name))
 
 
 def worst_first(group: Group) -> tuple[float, ...]:

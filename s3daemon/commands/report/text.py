@@ -146,7 +146,7 @@ def _group(report: Report, group: Group, zone: tzinfo | None) -> Sequence[str]:
     last = "-" if figures.last_stored_usec is None else moment(figures.last_stored_usec, zone)[_DAY_CHARS:]
     between = "-" if figures.to_last_usec is None else seconds(figures.to_last_usec)
     # Those of a host or a receiver, of which the verdict is "", are the night's.
-    times = (moment(figures.first_usec or 0, zone), last, between) if verdict else ("",) * 3
+    times = (moment(group.first_usec, zone), last, between) if verdict else ("",) * 3
     return (
         group.name.text,
         *times,

@@ -225,6 +225,7 @@ async def test_much_goes_over_the_widest_window_and_little_over_the_narrowest() 
 async def test_connections_spread_over_the_addresses() -> None:
     """Each new one goes to the address that has the fewest."""
     async with scripted(address="0.0.0.0") as server, pool_to(**two_addresses(server), count=4) as pool:
+        assert pool.open_per_address() == {ADDRESSES[0]: 0, ADDRESSES[1]: 0}
         async with contextlib.AsyncExitStack() as acquired:
             for number in range(4):
                 connection = await acquired.enter_async_context(pool.acquire())

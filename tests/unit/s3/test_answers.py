@@ -44,6 +44,11 @@ ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
     [
         (200, ETAG, b"", True),
         (200, {"etag": "opaque"}, b"", True),
+        (200, {"etag": '"s3:a,b=="'}, b"", True),
+        (200, {"etag": "*"}, b"", False),
+        (200, {"etag": '"abc", "5d41402abc4b2a76b9719d911017c592"'}, b"", False),
+        (200, {"etag": "abc, def"}, b"", False),
+        (200, {"etag": '"abc'}, b"", False),
         (200, {}, b"", False),
         (200, {"etag": '""'}, b"", False),
         (200, {}, PAGE, False),

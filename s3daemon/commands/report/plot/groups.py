@@ -54,7 +54,7 @@ def draw(axes: Axes, report: Report, zone: tzinfo | None) -> None:
         _bars(axes, report, times)
     else:
         _points(axes, report, times)
-        usecs = [group.figures.first_usec or 0 for group in report.groups]
+        usecs = [group.first_usec for group in report.groups]
         time_axis(axes, min(usecs), max(usecs), zone)
     limit_line(axes, report.late_usec / 1e6, f"late {limit(report.late_usec)}")
     if max(times) > LOST_USEC / 1e6 > report.late_usec / 1e6:
@@ -129,7 +129,7 @@ def _names(axes: Axes, names: Sequence[str]) -> None:
 
 def _points(axes: Axes, report: Report, times: Sequence[float]) -> None:
     """Draw a point for each group, at the time of its first request, and name the worst."""
-    dates = [date(group.figures.first_usec or 0) for group in report.groups]
+    dates = [date(group.first_usec) for group in report.groups]
     floor = axes.get_ylim()[0]
     shown = [max(time, floor) for time in times]
     if len(times) <= _MOST_STICKS:

@@ -32,7 +32,7 @@ class Resolving(asyncio.SelectorEventLoop):
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> list[Any]:  # type: ignore[override]
         if self._fault is not None:
             raise self._fault
-        if host == "127.0.0.1":
+        if host.startswith("127."):
             return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port)) for address in self._addresses]
 
@@ -204,6 +204,23 @@ def test_receiver_down(tmp_path: Path) -> None:
     assert looked.one("ok connect").startswith("ok connect 127.0.0.1 port ")
     assert looked.one("credentials").startswith("ok")
     assert looked.one(" clock ") == "note clock not compared: the store's answer has no date"
+
+
+def test_receivers_that_are_set(tmp_path: Path) -> None:
+    """They are tried, and no address of the name; one that is down is that setting's."""
+    looked = Looked(tmp_path)
+
+    async def run() -> None:
+        async with serving(refusal(403, "AccessDenied")) as url:
+            port = int(url.rpartition(":")[2])
+            settings = settings_for(f"http://receivers.test:{port}", S3DAEMON_RECEIVERS="127.0.0.8,127.0.0.1")
+            await StoreChecks(settings, looked.findings).run("")
+
+    with asyncio.Runner(loop_factory=lambda: Resolving("127.0.0.9")) as runner:
+        runner.run(run())
+    assert looked.one("endpoint").endswith(" is 127.0.0.8, 127.0.0.1 by S3DAEMON_RECEIVERS")
+    assert looked.one("warn connect 127.0.0.8 ").endswith("fix it or S3DAEMON_RECEIVERS")
+    assert looked.one("ok connect").startswith("ok connect 127.0.0.1 port ")
 
 
 def test_no_listener(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_late_only() -> None:
     assert (found["transfers"], found["by"], [group["name"] for group in found["groups"]]) == (3, "tag", ["exposure-2"])
 
 
+BOTH = {"NoSuchFile": 1, "NotReadable": 1}
 REFUSED_NIGHT = [
     line(record(1, bucket="raw", key="a/1", tags=("a",)), "node1"),
     refusal("raw/b/1", "b", second=60),
@@ -128,12 +129,12 @@ REFUSED_NIGHT = [
 @pytest.mark.parametrize(
     ("by", "groups"),
     [
-        ("tag", [("a", 1, 0, {}), ("b", 0, 2, {"NoSuchFile": 1, "NotReadable": 1}), ("log/c/", 0, 1, {"NotReadable": 1})]),
-        ("prefix", [("raw/a/", 1, 0, {}), ("raw/b/", 0, 2, {"NoSuchFile": 1, "NotReadable": 1}),
+        ("tag", [("a", 1, 0, {}), ("b", 0, 2, BOTH), ("log/c/", 0, 1, {"NotReadable": 1})]),
+        ("prefix", [("raw/a/", 1, 0, {}), ("raw/b/", 0, 2, BOTH),
                     ("log/c/", 0, 1, {"NotReadable": 1})]),
-        ("prefix:1", [("raw/a/", 1, 0, {}), ("raw/b/", 0, 2, {"NoSuchFile": 1, "NotReadable": 1}),
+        ("prefix:1", [("raw/a/", 1, 0, {}), ("raw/b/", 0, 2, BOTH),
                     ("log/c/", 0, 1, {"NotReadable": 1})]),
-        ("host", [("node1", 1, 2, {"NoSuchFile": 1, "NotReadable": 1}), ("node2", 0, 2, {"NoSuchFile": 1, "NotReadable": 1})]),
+        ("host", [("node1", 1, 2, BOTH), ("node2", 0, 2, BOTH)]),
         ("receiver", [("-", 1, 0, {})]),
     ],
 )  # fmt: skip

@@ -1,5 +1,6 @@
 """The text of a report says what the figures say, and fits its terminal."""
 
+import io
 import re
 from collections.abc import Sequence
 from datetime import UTC
@@ -7,10 +8,12 @@ from datetime import UTC
 import pytest
 from lab.records import START_USEC, failed, record
 
+from s3daemon.commands.report.data import write_csv, write_json
 from s3daemon.commands.report.select import RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.stats import Report
 from s3daemon.commands.report.text import lines
 from s3daemon.model.record import TransferRecord
+from s3daemon.units import moment
 
 SECOND = 1_000_000
 
@@ -103,6 +106,26 @@ def test_refused_files_are_missing() -> None:
     shown_lines = list(lines(found, UTC))
     assert "    refused: 1 NoSuchFile" in shown_lines
     assert shown_lines[0] == "2 transfers: 2 stored, none failed; not accepted: 1 NoSuchFile"
+
+
+def test_an_exposure_of_which_every_file_was_refused_is_there() -> None:
+    """With the time of the first refusal, also where nothing else is shown, as JSON and as CSV."""
+    transfers = [ReportedTransfer(record(n, key=f"e/{n}", tags=("e",)), "n") for n in (1, 2)]
+    at_usec = transfers[0].record.start_usec + 60 * SECOND
+    refused = [RefusedRequest(("raw", f"f/{n}"), ("f",), "NotReadable", at_usec + n) for n in range(3)]
+    found = Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="tag", refused=refused)
+    assert [(group.name.text, found.verdict(group)) for group in found.groups] == [
+        ("e", "in time"),
+        ("f", "incomplete"),
+    ]
+    shown_lines = list(lines(found.late_only(), UTC))
+    (row,) = (line for line in shown_lines if line.startswith("f "))
+    assert moment(at_usec, UTC) in row
+    assert "    refused: 3 NotReadable" in shown_lines
+    for write in (write_json, write_csv):
+        out = io.StringIO()
+        write(found, out)
+        assert "incomplete" in out.getvalue()
 
 
 def test_hosts_at_80_columns() -> None:
