@@ -183,6 +183,7 @@ def test_a_host_whose_requests_were_refused_says_why() -> None:
 def test_a_number_of_files_is_not_learned_from_exposures_without_any() -> None:
     given = [refusal(f"raw/{tag}/{n}", tag) for tag in "abc" for n in (1, 2)]
     assert json.loads(run("--by", "tag", "--json", given=given)[1])["expected_files"] is None
+    assert "expected are" not in run("--by", "tag", given=given)[1]
 
 
 def test_late_only_begins_with_what_was_asked_for() -> None:
