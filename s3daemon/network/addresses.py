@@ -18,11 +18,14 @@
     An address that was disabled because it is slow stays so for `SLOW_FIRST_S` at first: it answers every probe. And
     only an upload large enough to have a rate ends its trial.
 
+    The last enabled one is never disabled; when it fails too, the endpoint is unreachable: an outage. The first success
+    at any of them ends it, and the disabled ones are probed at once: probably they were down for the same cause.
+
 An address is judged by its uploads; a small request proves little. A gateway may answer it and still refuse every PUT,
 as Ceph's does while its notification queue is broken: so an address that answers again gets one connection until an
 upload over it succeeded. A proxy may answer it with 503 or with what cannot be read, and pass every PUT on: so one that
-answers badly gets one connection too, and the first upload over it decides. The last enabled one is never disabled:
-when all fail the endpoint is unreachable, which `delivery.health` deals with.
+answers badly gets one connection too, and the first upload over it decides. What an outage means for transfers is
+`delivery.health`'s to decide.
 """
 
 from __future__ import annotations
@@ -109,6 +112,7 @@ class Addresses:
         self._on_disabled = on_disabled
         self._on_enabled = on_enabled
         self._states: dict[str, _State] = {}
+        self._is_outage = self._is_outage_of_uploads = False  # of uploads: small requests may be answered all the while
 
     def __bool__(self) -> bool:
         return bool(self._states)
@@ -206,10 +210,14 @@ class Addresses:
             return
         state.failed_transfers.add(transfer)
         is_broken = not transfer or state.on_trial or len(state.failed_transfers) >= TRANSFERS_IN_A_ROW
-        if is_broken and self.has_alternative([address]):
+        if not is_broken:
+            return
+        if self.has_alternative([address]):
             self._disable(state)
             if state.times_disabled == 1:
                 self._on_disabled(address, reason, state.has_answered)
+        else:
+            self._is_outage, self._is_outage_of_uploads = True, bool(transfer)
 
     def slow(self, address: str, reason: str, transfer: str) -> None:
         """Note that an upload there was far slower than those at other addresses.
@@ -247,6 +255,13 @@ class Addresses:
         self.failed(address, f"{error.code}, {error}", "" if error.code in UNREACHED else transfer)
         return self.has_alternative({*tried, address})
 
+    def _end_outage(self) -> None:
+        if self._is_outage:
+            for state in self._states.values():
+                if state.is_disabled and not state.is_slow:
+                    state.probe_at, state.times_disabled = self._clock(), 1
+        self._is_outage = False
+
     def _disable(self, state: _State) -> None:
         first_s = SLOW_FIRST_S if state.is_slow else DISABLED_FIRST_S
         state.probe_at = self._clock() + min(first_s * 2.0 ** min(state.times_disabled, 16), DISABLED_MAX_S)
@@ -265,7 +280,11 @@ class Addresses:
             reason: one line, for when the address is disabled.
         """
         state = self._states.get(address)
-        if state is None or state.is_disabled or outcome is Outcome.NOT_SENT:
+        if state is None or outcome is Outcome.NOT_SENT:
+            return
+        if outcome is Outcome.ANSWERED and not self._is_outage_of_uploads:
+            self._end_outage()
+        if state.is_disabled:
             return
         state.has_answered |= outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY)
         if outcome is Outcome.ANSWERED:
@@ -286,8 +305,11 @@ class Addresses:
             proves_speed: it was large enough to have a rate, and was not moved away.
         """
         state = self._states.get(address)
-        if state is None or state.is_disabled:
-            return  # the upload began before it was disabled
+        if state is None:
+            return
+        self._end_outage()
+        if state.is_disabled:
+            return  # the upload began before it was disabled, or went there since no other took it
         state.has_answered = True
         state.uploaded_at = self._clock()
         state.failed_transfers.clear()
@@ -314,6 +336,8 @@ class Addresses:
         if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY):
             state.probe_at = None
             state.on_trial = True
+            if outcome is Outcome.ANSWERED and not self._is_outage_of_uploads:
+                self._end_outage()
         else:
             self._disable(state)
 

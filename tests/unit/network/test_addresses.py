@@ -244,6 +244,102 @@ def test_where_all_answer_badly_all_are_used_alike() -> None:
     assert scene.addresses.in_order({ONE: 3, TWO: 1, FOUR[2]: 2, FOUR[3]: 2})[0] == TWO
 
 
+HOUR_S = 3600.0
+
+
+def out_for_an_hour(scene: Scene, last: str = TWO, transfer: str = "") -> None:
+    """The last enabled address fails too, and no probe of the others is answered."""
+    began = scene.clock.now
+    while scene.clock.now - began < HOUR_S:
+        scene.addresses.failed(last, "it fails", transfer and f"{transfer}{scene.clock.now}")
+        for address in scene.addresses.to_probe():
+            scene.addresses.probed(address, Outcome.NOT_ANSWERED)
+        scene.clock.now += 1.0
+    scene.clock.now += 0.5
+
+
+@pytest.mark.parametrize(
+    ("cause", "ending", "probed"),
+    [
+        ("", "an upload", True),
+        ("", "a small request", True),
+        ("", "a small request answered badly", False),
+        ("", "no answer", False),
+        ("upload", "an upload", True),
+        ("upload", "a small request", False),
+    ],
+)
+def test_after_an_outage_of_all_the_others_are_probed_at_once(cause: str, ending: str, probed: bool) -> None:
+    """A small request that is answered ends an outage of connections, not one in which uploads failed."""
+    scene = Scene((ONE, TWO))
+    scene.disable(ONE)
+    out_for_an_hour(scene, transfer=cause)
+    assert scene.addresses.next_probe_s(ONE) > 10.0, "its interval grew"
+    match ending:
+        case "an upload":
+            scene.addresses.succeeded(TWO)
+        case "a small request":
+            scene.addresses.asked(TWO, Outcome.ANSWERED, "")
+        case "a small request answered badly":
+            scene.addresses.asked(TWO, Outcome.ANSWERED_BADLY, "503")
+        case _:
+            scene.addresses.asked(TWO, Outcome.NOT_ANSWERED, "hung up")
+    assert scene.addresses.to_probe() == ([ONE] if probed else [])
+
+
+def test_one_that_comes_back_after_the_first_is_probed_soon() -> None:
+    """Its interval begins anew, its return is reported, and that it is disabled was reported once."""
+    scene = Scene((ONE, TWO))
+    scene.disable(ONE)
+    out_for_an_hour(scene)
+    scene.addresses.succeeded(TWO)
+    scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
+    assert scene.addresses.next_probe_s(ONE) == 2 * DISABLED_FIRST_S
+    scene.put_on_trial(ONE)
+    scene.addresses.succeeded(ONE)
+    assert ([address for address, *_ in scene.disabled], scene.enabled) == ([ONE], [ONE])
+
+
+def test_an_outage_ends_once() -> None:
+    scene = Scene((ONE, TWO))
+    scene.disable(ONE)
+    out_for_an_hour(scene)
+    scene.addresses.succeeded(TWO)
+    scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
+    scene.addresses.succeeded(TWO)
+    assert scene.addresses.to_probe() == []
+
+
+@pytest.mark.parametrize("by", ["an upload", "a small request"])
+def test_a_disabled_address_where_something_succeeds_in_an_outage_is_probed(by: str) -> None:
+    """A connection falls back on it when the last enabled one does not take it; however long it has been disabled."""
+    scene = Scene((ONE, TWO))
+    scene.disable(ONE)
+    scene.clock.now += HOUR_S
+    scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
+    out_for_an_hour(scene)
+    if by == "an upload":
+        scene.addresses.succeeded(ONE)
+    else:
+        scene.addresses.asked(ONE, Outcome.ANSWERED, "")
+    assert scene.addresses.to_probe() == [ONE]
+    scene.addresses.probed(ONE, Outcome.ANSWERED)
+    scene.addresses.failed(TWO, "refused")
+    assert scene.addresses.disabled == [TWO]
+
+
+def test_a_probe_that_is_answered_has_the_others_probed() -> None:
+    """Of three that failed together the first to answer may be a disabled one; a slow one has nothing to do with it."""
+    scene = Scene()
+    for transfer in ("a", "b"):
+        scene.addresses.slow(FOUR[3], "9 kB/s", transfer)
+    scene.disable(ONE)
+    scene.disable(FOUR[2])
+    out_for_an_hour(scene)
+    scene.addresses.probed(ONE, Outcome.ANSWERED)
+    assert scene.addresses.to_probe() == [FOUR[2]]
+
+
 def test_an_earlier_upload_does_not_enable_it() -> None:
     """An upload that began before it was disabled may still succeed or fail; neither changes anything."""
     scene = Scene()

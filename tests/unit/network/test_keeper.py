@@ -681,6 +681,24 @@ async def test_an_address_that_hangs_up_on_the_probe_stays_disabled() -> None:
             assert pool.addresses.disabled == [ADDRESSES[0]]
 
 
+@in_loop
+async def test_after_an_outage_all_addresses_are_found_at_once(unused_port: int) -> None:
+    """Also one whose next probe would be minutes away."""
+    clock = Clock()
+    async with (
+        scripted() as server,
+        kept(server, clock, f"http://localhost:{unused_port}", receivers=ADDRESSES) as pool,
+    ):
+        while not any(pool.addresses.next_probe_s(address) > 100 for address in ADDRESSES):
+            clock.now += INTERVAL_S
+            await sweeps(2)
+        assert len(pool.addresses.disabled) == 1
+        running = await asyncio.start_server(server.take, "0.0.0.0", unused_port)
+        clock.now += INTERVAL_S
+        await until(lambda: not pool.addresses.disabled)
+        running.close()
+
+
 class FakePrimer:
     """Primes connections by a PUT, so many at the same time."""
 
