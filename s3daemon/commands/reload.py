@@ -46,7 +46,7 @@ def main(args: argparse.Namespace, environ: Mapping[str, str], *, out: TextIO, e
         return 0
     applied, restart = answer.get("applied"), answer.get("restart")
     if isinstance(applied, list) and applied:
-        print("in force from the next attempt on:", ", ".join(map(str, applied)), file=out)
+        print("in force:", ", ".join(map(str, applied)), file=out)
     if isinstance(restart, list) and restart:
         print("takes effect at the next restart:", ", ".join(map(str, restart)), file=out)
     if not applied and not restart:

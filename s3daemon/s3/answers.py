@@ -82,6 +82,8 @@ FORMS: Mapping[str, Form] = {
     "CompleteMultipartUpload": Form(documents=("CompleteMultipartUploadResult",)),
     "AbortMultipartUpload": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
     "DeleteObject": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
+    "ListBuckets": Form(documents=("ListAllMyBucketsResult",)),
+    "ListParts": Form(documents=("ListPartsResult",)),
 }
 
 
@@ -205,6 +207,7 @@ _HINTS = {
     "ExpiredToken": "renew the keys and reload",
     "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clocks",
+    "407": "a proxy asks for a password: let this host through without one; until then it is retried",
     **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
 }
 #: The status as it came: botocore makes a 500 of an error in an answer 200. No header of HTTP/1.1 has this name.

@@ -114,7 +114,9 @@ def test_may_put_and_nothing_else(rgw: Gateway, tmp_path: Path) -> None:
     assert not looked.findings.failed
     assert "sent again" in looked.one("a HEAD does not show")
     (key,) = objects(rgw, bucket)
-    assert looked.one("stays there").startswith(f"warn bucket AccessDenied: {bucket}/{key} stays there")
+    assert looked.one("deleted,").startswith(
+        f"warn bucket it could not be deleted, AccessDenied: {bucket}/{key} is there"
+    )
 
 
 def test_keys_that_cannot_be_read(moto: S3Server, tmp_path: Path) -> None:

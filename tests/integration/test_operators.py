@@ -106,7 +106,7 @@ def test_a_reload_takes_what_waits_to_another_endpoint(served: Daemon, s3: Flaky
         assert [row["state"] for row in served.queue()] == ["in flight", "behind"]
         served.set(**other.server.settings())
         done = served.command("reload")
-        assert (done.returncode, done.stdout) == (0, "in force from the next attempt on: S3_ENDPOINT_URL\n")
+        assert (done.returncode, done.stdout) == (0, "in force: S3_ENDPOINT_URL\n")
         accepted(served, file, "comes")
         s3.release()
         assert waiting.result() == b"Success"

@@ -27,7 +27,7 @@ from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, SettingsError
 from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.source import Source
-from s3daemon.model.verdict import Verdict, judge
+from s3daemon.model.verdict import ACCESS_DENIED, Verdict, accuses_keys, judge, keys_after
 from s3daemon.network.keepalive import find_small_request
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.answers import is_md5
@@ -71,6 +71,7 @@ class StoreChecks:
         self._findings = findings
         self._wall = wall
         self._tries = 1
+        self._neutral: AttemptError | None = None  # why no buckets were listed
 
     async def run(self, target: str) -> None:
         """Run them all.
@@ -156,12 +157,14 @@ class StoreChecks:
             self._findings.fail("credentials", exc.text)
             return False
         except AttemptError as exc:
-            if exc.code == "AccessDenied":
-                self._findings.ok("credentials", "the store knows them; they may not list buckets, which is not needed")
+            self._neutral = exc
+            if exc.code == ACCESS_DENIED:
+                text = "they may not list buckets, which is not needed; some stores say so of wrong keys too"
+                self._findings.note("credentials", f"{text}: check with a BUCKET")
             elif exc.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
                 self._findings.note("credentials", f"{exc.code}: the store does not say; check with a BUCKET")
             else:
-                self._findings.fail("credentials", _complaint(exc))
+                self._findings.fail("credentials", self._complaint(exc))
         else:
             count = len(answer.get("Buckets", ()))
             self._findings.ok("credentials", f"the store accepts them; buckets of their own: {count}")
@@ -191,13 +194,14 @@ class StoreChecks:
                 source.close()
 
     async def _put(self, store: Store, transfer: Transfer, source: Source) -> None:
+        stored = None
         try:
             stored = await self._insist(lambda: store.put(transfer, source))
         except FileError as exc:
             self._findings.fail("bucket", exc.text)
             return
         except AttemptError as exc:
-            self._findings.fail("bucket", _complaint(exc))
+            self._findings.fail("bucket", self._complaint(exc))
             if not exc.ambiguous and exc.code != Code.ETAG_MISMATCH:
                 return
         else:
@@ -208,7 +212,8 @@ class StoreChecks:
         try:
             await store.sender.call("delete_object", Bucket=transfer.destination.bucket, Key=transfer.destination.key)
         except AttemptError as exc:
-            text = f"{exc.code}: {transfer.destination} stays there; delete it by other means. The daemon never deletes"
+            where = f"{transfer.destination} {'is' if stored else 'may be'} there"
+            text = f"it could not be deleted, {exc.code}: {where}; delete it by other means. The daemon never deletes"
             self._findings.warn("bucket", text)
 
     async def _look(self, store: Store, transfer: Transfer) -> None:
@@ -233,6 +238,8 @@ class StoreChecks:
                     raise
         return await call()
 
-
-def _complaint(error: AttemptError) -> str:
-    return f"{error.code}, {error.text}; {_CONSEQUENCES[judge(error)]}"
+    def _complaint(self, error: AttemptError) -> str:
+        keys = None
+        if accuses_keys(error):
+            keys = keys_after(error, self._neutral, ever_accepted=False, ever_stored=False, replaced=False)
+        return f"{error.code}, {error.text}; {_CONSEQUENCES[judge(error, keys)]}"

@@ -22,7 +22,7 @@ NOTHING = argparse.Namespace()
         (
             b'{"ok": true, "applied": ["A", "B"], "restart": ["C"]}\n',
             0,
-            "in force from the next attempt on: A, B\ntakes effect at the next restart: C\n",
+            "in force: A, B\ntakes effect at the next restart: C\n",
             "",
         ),
         (

@@ -131,6 +131,12 @@ def test_a_sink_succeeds_by_its_status(status: int, good: bool) -> None:
         ("HeadObject", 200, b"", True),
         ("HeadObject", 204, b"", False),
         ("ListParts", 206, b"", False),
+        ("ListParts", 200, PAGE, False),
+        ("ListParts", 200, b"<ListPartsResult/>", True),
+        ("ListBuckets", 200, PAGE, False),
+        ("ListBuckets", 200, b"", False),
+        ("ListBuckets", 200, b"<ListAllMyBucketsResult/>", True),
+        ("ListBuckets", 403, ERROR, True),
     ],
 )
 def test_other_operations_succeed_by_their_own_answer(operation: str, status: int, body: bytes, good: bool) -> None:

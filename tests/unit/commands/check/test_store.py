@@ -12,6 +12,8 @@ from fake_host import Looked, refusal, serving, settings_for
 
 from s3daemon.commands.check.store import StoreChecks
 
+PAGE = b'HTTP/1.1 200 OK\r\nETag: "abc"\r\nContent-Length: 13\r\n\r\n<html></html>'
+
 
 def checked(tmp_path: Path, answer: bytes, target: str = "", off_s: float = 0, **variables: str) -> Looked:
     """Run the checks with a store that gives every request that answer, by a clock that is so much ahead."""
@@ -65,7 +67,9 @@ def test_no_clock(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
-        (refusal(403, "AccessDenied"), "ok credentials the store knows them; they may not list"),
+        (refusal(403, "AccessDenied"), "note credentials they may not list buckets, which is not needed"),
+        (PAGE, "FAIL credentials BadAnswer, the answer 200 is not S3's ListAllMyBucketsResult; the daemon would go on"),
+        (refusal(403, "SignatureDoesNotMatch"), "FAIL credentials SignatureDoesNotMatch, "),
         (refusal(405, "MethodNotAllowed"), "note credentials MethodNotAllowed: the store does not say"),
         (refusal(503, "SlowDown"), "FAIL credentials SlowDown, the store answered 503; the daemon would go on trying"),
         (refusal(403, "QuotaExceeded"), "FAIL credentials QuotaExceeded, "),
@@ -92,3 +96,16 @@ def test_answers(tmp_path: Path, answer: bytes, found: str) -> None:
 def test_connections_are_kept_or_not(tmp_path: Path, answer: bytes, found: str) -> None:
     """Whether there can be warm connections at all; a warning says what to do."""
     assert checked(tmp_path, answer).one(" keep-alive ").startswith(found)
+
+
+def test_a_page_instead_of_a_store(tmp_path: Path) -> None:
+    """Nothing is known to be stored; what may be there is named all the same."""
+    looked = checked(tmp_path, PAGE, "bucket")
+    assert looked.one("FAIL bucket").startswith("FAIL bucket BadAnswer, ")
+    assert " may be there; delete it by other means" in looked.one("could not be deleted, BadAnswer")
+
+
+def test_all_is_denied(tmp_path: Path) -> None:
+    """Some stores refuse wrong keys so: while they have stored nothing, the daemon holds its queue."""
+    looked = checked(tmp_path, refusal(403, "AccessDenied"), "bucket")
+    assert looked.one("FAIL bucket").endswith("; the daemon would hold its queue")
