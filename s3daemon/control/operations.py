@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 
@@ -20,7 +20,9 @@ from s3daemon.control.status import (
     Condition,
     Connections,
     RateLimit,
+    Receiver,
     Status,
+    Upload,
     receivers_of,
     uploads_of,
 )
@@ -198,7 +200,7 @@ class Operations:
             clients=self._server.clients,
             connections=condition.connections,
             limit=RateLimit(pool.bandwidth.limit.rate_bps, pool.bandwidth.limit.origin.value),
-            receivers=receivers_of(pool.open_per_address(), uploads, condition.disabled),
+            receivers=self._receivers(uploads),
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             failures=tuple(self._rows([], self._failures)),
@@ -284,11 +286,15 @@ class Operations:
             "s3daemon_tls_certificate_expiry_timestamp_seconds": self._pool().certificates.expiry_s,
         }
 
+    def _receivers(self, uploads: Iterable[Upload]) -> tuple[Receiver, ...]:
+        pool = self._pool()
+        disabled = {one: pool.addresses.how_disabled(one) for one in pool.addresses.unexpectedly_disabled}
+        return receivers_of(pool.open_per_address(), uploads, disabled)
+
     def by_receiver(self) -> dict[str, dict[str, float]]:
         """Return the values of `http.metrics.LABELLED` that have an address of the store as their label."""
-        pool = self._pool()
         uploads = uploads_of(self._uploader.schedule.running, self._uploader.now())
-        receivers = receivers_of(pool.open_per_address(), uploads, pool.addresses.unexpectedly_disabled)
+        receivers = self._receivers(uploads)
         rates: dict[str, float] = dict.fromkeys((one.address for one in receivers), 0.0)
         for upload in uploads:
             for address in upload.receivers:

@@ -16,8 +16,9 @@ from s3daemon.control.exposures import ExposureStatus
 from s3daemon.control.rows import Row
 from s3daemon.units import clock_time, span
 
-if TYPE_CHECKING:  # commands read the status without a delivery
+if TYPE_CHECKING:  # commands read the status without delivery and network
     from s3daemon.delivery.schedule import QueuedTransfer
+    from s3daemon.network.addresses import Disabled
 
 #: Transfers that the status lists of those that wait, and of those that failed; `s3daemon queue` has them all.
 LISTED = 20
@@ -61,12 +62,18 @@ class Receiver(JsonObject):
         connections: open ones.
         uploads: attempts in flight to it.
         disabled: it failed, so nothing is sent there for a while; `aside` in JSON.
+        reason: why, one line, or "".
+        disabled_s: for how long it has been disabled, seconds; None when it is not.
+        next_probe_s: until it is asked again, seconds; likewise.
     """
 
     address: str
     connections: int
     uploads: int
     disabled: Annotated[bool, Key("aside")]
+    reason: str = ""
+    disabled_s: float | None = None
+    next_probe_s: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,7 +264,7 @@ def _upload(queued: QueuedTransfer, now: float) -> Upload:
 
 
 def receivers_of(
-    connections: Mapping[str, int], uploads: Iterable[Upload], disabled: Iterable[str] = ()
+    connections: Mapping[str, int], uploads: Iterable[Upload], disabled: Mapping[str, Disabled] | None = None
 ) -> tuple[Receiver, ...]:
     """Describe the store's addresses, in the order of their names.
 
@@ -267,6 +274,13 @@ def receivers_of(
         disabled: addresses that are temporarily disabled.
     """
     busy = Counter(address for upload in uploads for address in upload.receivers)
-    out = set(disabled)
-    addresses = sorted({*connections, *busy, *out})
-    return tuple(Receiver(one, connections.get(one, 0), busy[one], one in out) for one in addresses)
+    out = disabled or {}
+
+    def describe(address: str) -> Receiver:
+        counts = connections.get(address, 0), busy[address]
+        how = out.get(address)
+        if how is None:
+            return Receiver(address, *counts, disabled=False)
+        return Receiver(address, *counts, True, how.reason, round(how.for_s, 3), round(how.next_probe_s, 3))
+
+    return tuple(map(describe, sorted({*connections, *busy, *out})))

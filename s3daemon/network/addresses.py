@@ -70,6 +70,8 @@ class _State:
         slow_transfers: ids of those whose uploads were moved away since one was stored that was not.
         is_slow: it was disabled for that.
         times_disabled: how often it was disabled without a successful upload in between.
+        disabled_at: when it was disabled for the first of those times, monotonic seconds.
+        reason: why, one line.
         probe_at: when it is to be probed, monotonic seconds; None while it is not disabled.
         on_trial: it answers again, or badly, and no upload has succeeded yet.
         has_answered: it answered something, ever.
@@ -81,6 +83,8 @@ class _State:
     slow_transfers: set[str] = field(default_factory=set)
     is_slow: bool = False
     times_disabled: int = 0
+    disabled_at: float = 0.0
+    reason: str = ""
     probe_at: float | None = None
     on_trial: bool = False
     has_answered: bool = False
@@ -92,6 +96,21 @@ class _State:
         return self.probe_at is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Disabled:
+    """How it stands with an address that is disabled.
+
+    Args:
+        reason: why, one line.
+        for_s: since when, seconds.
+        next_probe_s: until it is asked again, seconds.
+    """
+
+    reason: str
+    for_s: float
+    next_probe_s: float
+
+
 class Addresses:
     """The addresses of one endpoint.
 
@@ -99,14 +118,15 @@ class Addresses:
         clock: monotonic seconds.
         on_disabled: called with the address, the reason, and whether it ever answered, when one is disabled for the
             first time in a row. Of a name's addresses one may be of a kind that this host cannot reach.
-        on_enabled: called with the address when an upload succeeded over one that had been disabled.
+        on_enabled: called with the address and how long it was disabled, seconds, when an upload succeeded over one
+            that had been.
     """
 
     def __init__(
         self,
         clock: Clock,
         on_disabled: Callable[[str, str, bool], None] = lambda address, reason, has_answered: None,
-        on_enabled: Callable[[str], None] = lambda address: None,
+        on_enabled: Callable[[str, float], None] = lambda address, disabled_s: None,
     ) -> None:
         self._clock = clock
         self._on_disabled = on_disabled
@@ -145,6 +165,11 @@ class Addresses:
         """Return the seconds until a disabled address is asked again; 0 when it is not disabled."""
         state = self._states.get(address)
         return max(0.0, state.probe_at - self._clock()) if state and state.probe_at is not None else 0.0
+
+    def how_disabled(self, address: str) -> Disabled:
+        """Return why and for how long an address that is disabled has been so."""
+        state = self._states[address]
+        return Disabled(state.reason, self._clock() - state.disabled_at, self.next_probe_s(address))
 
     def set_keeping(self, address: str, *, keeps: bool) -> bool:
         """Note whether it keeps connections open after its answers; return whether that is news."""
@@ -213,9 +238,7 @@ class Addresses:
         if not is_broken:
             return
         if self.has_alternative([address]):
-            self._disable(state)
-            if state.times_disabled == 1:
-                self._on_disabled(address, reason, state.has_answered)
+            self._disable(address, state, reason)
         else:
             self._is_outage, self._is_outage_of_uploads = True, bool(transfer)
 
@@ -234,9 +257,7 @@ class Addresses:
         is_bad = state.on_trial or len(state.slow_transfers) >= TRANSFERS_IN_A_ROW
         if is_bad and self.has_alternative([address]):
             state.is_slow = True
-            self._disable(state)
-            if state.times_disabled == 1:
-                self._on_disabled(address, f"it is far slower than others, {reason}", state.has_answered)
+            self._disable(address, state, f"it is far slower than others, {reason}")
 
     def attempt_failed(self, error: AttemptError, address: str, transfer: str, tried: Collection[str]) -> bool:
         """Note the failure of an attempt.
@@ -262,14 +283,18 @@ class Addresses:
                     state.probe_at, state.times_disabled = self._clock(), 1
         self._is_outage = False
 
-    def _disable(self, state: _State) -> None:
+    def _disable(self, address: str, state: _State, reason: str) -> None:
         first_s = SLOW_FIRST_S if state.is_slow else DISABLED_FIRST_S
+        is_first = not state.times_disabled
         state.probe_at = self._clock() + min(first_s * 2.0 ** min(state.times_disabled, 16), DISABLED_MAX_S)
         state.times_disabled += 1
         state.on_trial = False
         state.uploaded_at = -math.inf
         state.failed_transfers.clear()
         state.slow_transfers.clear()
+        if is_first:
+            state.disabled_at, state.reason = self._clock(), reason
+            self._on_disabled(address, reason, state.has_answered)
 
     def asked(self, address: str, outcome: Outcome, reason: str) -> None:
         """Note what became of a small request.
@@ -321,7 +346,7 @@ class Addresses:
         state.on_trial = False
         if state.times_disabled:
             state.times_disabled = 0
-            self._on_enabled(address)
+            self._on_enabled(address, self._clock() - state.disabled_at)
 
     def to_probe(self) -> list[str]:
         """Return the disabled addresses whose time is up."""
@@ -339,7 +364,7 @@ class Addresses:
             if outcome is Outcome.ANSWERED and not self._is_outage_of_uploads:
                 self._end_outage()
         else:
-            self._disable(state)
+            self._disable(address, state, state.reason)
 
 
 def _is_ipv6(address: str) -> bool:

@@ -72,7 +72,7 @@ class ConnectionPool:
             self.certificates.watch(self._tls)
         self.pacer = Pacer(settings.bwlimit_bps or 0)
         self.bandwidth = Bandwidth(self.pacer, kept_rate(Path(settings.state_dir), settings.endpoint_url), clock)
-        self.addresses = Addresses(clock, *_address_log(clock, self._next_probe_s))
+        self.addresses = Addresses(clock, *_address_log(self._next_probe_s))
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
         self._resolving = asyncio.Lock()
@@ -334,13 +334,11 @@ class Certificates:
 
 
 def _address_log(
-    clock: Clock, next_probe_s: Callable[[str], float]
-) -> tuple[Callable[[str, str, bool], None], Callable[[str], None]]:
+    next_probe_s: Callable[[str], float],
+) -> tuple[Callable[[str, str, bool], None], Callable[[str, float], None]]:
     """Return what logs that an address is disabled, and that it is enabled again."""
-    since: dict[str, float] = {}
 
     def disabled(address: str, reason: str, has_answered: bool) -> None:
-        since[address] = clock()
         fields = {
             "MESSAGE_ID": MessageId.ADDRESS_DISABLED.value,
             "S3DAEMON_RECEIVER": address,
@@ -350,10 +348,9 @@ def _address_log(
         text = "address %s of the store is temporarily disabled: %s; next asked in %s"
         _log.log(level, text, address, reason, span(next_probe_s(address)), extra={"journal": fields})
 
-    def enabled(address: str) -> None:
+    def enabled(address: str, disabled_s: float) -> None:
         fields = {"MESSAGE_ID": MessageId.ADDRESS_ENABLED.value, "S3DAEMON_RECEIVER": address}
-        seconds = clock() - since.pop(address, clock())
         text = "address %s of the store is enabled again; it was disabled for %s"
-        _log.info(text, address, span(seconds), extra={"journal": fields | {"PRIORITY": int(Priority.NOTICE)}})
+        _log.info(text, address, span(disabled_s), extra={"journal": fields | {"PRIORITY": int(Priority.NOTICE)}})
 
     return disabled, enabled

@@ -20,7 +20,7 @@ from lab.chromium import Tab, chromium
 from lab.daemon import daemon
 from lab.env import UnavailableError
 from lab.flaky import FlakyS3
-from lab.statuses import NOW_USEC, busy, empty, exposure, upload
+from lab.statuses import NOW_USEC, busy, empty, exposure, receiver, upload
 
 from s3daemon.http.pages import page_html
 
@@ -244,7 +244,7 @@ def test_markup_in_names_is_shown_as_text(tmp_path: Path) -> None:
         for row in (*status["waiting"], *status["failures"]):
             row["destination"], row["text"], row["code"] = HOSTILE, HOSTILE, "<b>Bold"
         status["exposures"] = [exposure(1, name=HOSTILE)]
-        status["receivers"] = [{"address": HOSTILE, "connections": 1, "uploads": 1, "aside": True}]
+        status["receivers"] = [receiver(HOSTILE, 1, 1, aside=True, reason=HOSTILE, disabled_s=1.0, next_probe_s=1.0)]
         for name in ("held", "status", "host", "endpoint", "version"):
             status[name] = HOSTILE
         await shown(tab, served, status | {"state": "held"})

@@ -55,6 +55,12 @@ def empty() -> dict[str, Any]:
     }  # fmt: skip
 
 
+def receiver(address: str, connections: int, uploads: int, **changes: object) -> dict[str, Any]:
+    """An address of the store, not disabled unless that is among the changes."""
+    members = {"address": address, "connections": connections, "uploads": uploads, "aside": False}
+    return members | {"reason": "", "disabled_s": None, "next_probe_s": None} | changes
+
+
 def busy() -> dict[str, Any]:
     """A night after an hour of trouble."""
     times = {n: 2.0 + 0.3 * (n * 7 % 5) for n in range(1, 31)} | {11: 12.5, 12: 741.0, 13: 95.0, 14: 31.0, 15: 14.2}
@@ -75,9 +81,8 @@ def busy() -> dict[str, Any]:
         "waiting": [transfer(4, "pending", next_in_s=17.0, **slow), transfer(2, "behind"), transfer(1, "pending")],
         "failures": [transfer(number, "failed", **error, next_in_s=None) for number in (47, 46, 45)],
         "receivers": [
-            {"address": "192.0.2.1", "connections": 9, "uploads": 1, "aside": False},
-            {"address": "192.0.2.2", "connections": 16, "uploads": 3, "aside": False},
-            {"address": "192.0.2.3", "connections": 0, "uploads": 0, "aside": True},
+            receiver("192.0.2.1", 9, 1), receiver("192.0.2.2", 16, 3),
+            receiver("192.0.2.3", 0, 0, aside=True, reason="no connection", disabled_s=65.0, next_probe_s=15.0),
         ],
         "exposures": exposures,
     }  # fmt: skip

@@ -8,7 +8,7 @@ from datetime import UTC
 from pathlib import Path
 
 from lab.records import START_USEC, record
-from lab.statuses import empty, exposure, upload
+from lab.statuses import empty, exposure, receiver, upload
 
 from s3daemon.commands.report.select import ReportedTransfer
 from s3daemon.commands.report.stats import Report
@@ -47,9 +47,7 @@ def test_status() -> None:
     answer = empty() | {
         "status": "3 in flight; 0 pending; the oldest is 3s old; 30 of 30 connections open",
         "host": "node1", "uploads": uploads, "exposures": [exposure(1, 3.4) | pending],
-        "receivers": [
-            {"address": f"203.0.113.{6 + n}", "connections": 10, "uploads": 1, "aside": False} for n in (1, 2, 3)
-        ],
+        "receivers": [receiver(f"203.0.113.{6 + n}", 10, 1) for n in (1, 2, 3)],
         "limit": {"rate_bps": 61_000_000, "origin": "found"},
     }  # fmt: skip
     out = io.StringIO()

@@ -140,12 +140,20 @@ def _error(row: Row) -> str:
 
 
 def _receivers(receivers: Sequence[Receiver]) -> Table:
-    columns = (_number("CONNECTIONS"), _number("UPLOADS"), Column("", optional=True), Column("ADDRESS"))
-    rows = [
-        (str(one.connections), str(one.uploads), "temporarily disabled" if one.disabled else "", one.address)
-        for one in receivers
-    ]
+    columns = (
+        _number("CONNECTIONS"),
+        _number("UPLOADS"),
+        Column("ADDRESS"),
+        Column("TEMPORARILY DISABLED", place="fold", optional=True),
+    )
+    rows = [(str(one.connections), str(one.uploads), one.address, _disabled(one)) for one in receivers]
     return Table(columns, rows, "RECEIVERS", _INDENT)
+
+
+def _disabled(receiver: Receiver) -> str:
+    if not receiver.disabled or receiver.disabled_s is None or receiver.next_probe_s is None:
+        return ""
+    return f"for {span(receiver.disabled_s)}, asked again in {span(receiver.next_probe_s)}: {receiver.reason}"
 
 
 def _exposures(status: Status, zone: tzinfo | None) -> Table:

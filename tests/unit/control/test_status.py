@@ -20,6 +20,7 @@ from s3daemon.control.status import (
 )
 from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.network.addresses import Disabled
 from s3daemon.network.progress import Progress
 from s3daemon.units import clock_time
 
@@ -65,11 +66,12 @@ def test_the_recent_rate_is_that_since_the_oldest_sample() -> None:
 
 def test_receivers_have_connections_or_uploads_or_are_disabled() -> None:
     uploads = uploads_of([job(1, 9.0, 500), job(2, 9.0, 200)], 10.0)
-    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads, ["192.0.2.9"]) == (
+    disabled = {"192.0.2.9": Disabled("no connection", 60.0001, 5.0)}
+    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads, disabled) == (
         Receiver("192.0.2.1", 4, 1, disabled=False),
         Receiver("192.0.2.2", 0, 1, disabled=False),
         Receiver("192.0.2.7", 1, 0, disabled=False),
-        Receiver("192.0.2.9", 0, 0, disabled=True),
+        Receiver("192.0.2.9", 0, 0, True, "no connection", 60.0, 5.0),
     )
 
 

@@ -17,6 +17,7 @@ from s3daemon.network.addresses import (
     SLOW_FIRST_S,
     UPLOADS_COUNT_S,
     Addresses,
+    Disabled,
     Outcome,
 )
 
@@ -32,7 +33,11 @@ class Scene:
         self.disabled: list[tuple[str, str, bool]] = []
         """Address, reason, and whether it ever answered."""
         self.enabled: list[str] = []
-        self.addresses = Addresses(self.clock, lambda *reported: self.disabled.append(reported), self.enabled.append)
+        self.addresses = Addresses(
+            self.clock,
+            lambda *reported: self.disabled.append(reported),
+            lambda address, disabled_s: self.enabled.append(address),
+        )
         self.addresses.replace(addresses)
 
     def disable(self, address: str = ONE) -> None:
@@ -298,6 +303,16 @@ def test_one_that_comes_back_after_the_first_is_probed_soon() -> None:
     scene.put_on_trial(ONE)
     scene.addresses.succeeded(ONE)
     assert ([address for address, *_ in scene.disabled], scene.enabled) == ([ONE], [ONE])
+
+
+def test_a_disabled_address_has_a_reason_and_times() -> None:
+    """Those of the first time in a row; a probe without an answer puts off the next."""
+    scene = Scene((ONE, TWO))
+    scene.addresses.failed(ONE, "refused")
+    scene.clock.now += DISABLED_FIRST_S
+    scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
+    scene.clock.now += 1.0
+    assert scene.addresses.how_disabled(ONE) == Disabled("refused", DISABLED_FIRST_S + 1, 2 * DISABLED_FIRST_S - 1)
 
 
 def test_an_outage_ends_once() -> None:

@@ -6,7 +6,7 @@ from datetime import UTC
 from typing import Any
 
 import pytest
-from lab.statuses import busy, empty, exposure, transfer, upload
+from lab.statuses import busy, empty, exposure, receiver, transfer, upload
 
 from s3daemon.commands.status.view import View, view_of
 from s3daemon.commands.table import Bar, Table, lines
@@ -44,7 +44,9 @@ def test_a_busy_night() -> None:
     assert found["WAITING"].title == "WAITING, 3 of 12; s3daemon queue has all"
     assert column(found["WAITING"], "NEXT") == ["17s", "0s", "0s"]
     assert column(found["FAILED"], "DESTINATION")[0].endswith("R45.fits")
-    assert [row[2] for row in found["RECEIVERS"].rows] == ["", "", "temporarily disabled"]
+    assert column(found["RECEIVERS"], "TEMPORARILY DISABLED") == [
+        "", "", "for 1m05s, asked again in 15s: no connection"
+    ]  # fmt: skip
 
 
 def test_exposures_against_their_limits() -> None:
@@ -67,7 +69,7 @@ def test_exposures_against_their_limits() -> None:
 
 def test_only_tables_with_rows_and_columns_with_content_are_shown() -> None:
     assert view(empty()).tables == []
-    answer = empty() | {"receivers": [{"address": "192.0.2.1", "connections": 1, "uploads": 0, "aside": False}]}
+    answer = empty() | {"receivers": [receiver("192.0.2.1", 1, 0)]}
     assert list(lines(tables(answer)["RECEIVERS"], 80))[1].split() == ["CONNECTIONS", "UPLOADS", "ADDRESS"]
 
 
