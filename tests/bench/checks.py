@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 from bench.acked import watching
 from bench.common import make_files
 from bench.contenders import Deliver, DeliveryError
-from bench.exposure import Burst, Files, Shape, ours
+from bench.exposure import Burst, Files, Shape, ours, over_the_wire
 from bench.gate import Fault, gate
 from lab.certs import Authority
 from lab.daemon import Daemon
@@ -380,11 +380,23 @@ def slowstart(bench: Bench) -> Iterator[Finding]:
     yield _at_most("slow start after idle: third exposure", ratios[2:], 1.3)
 
 
+def restart(bench: Bench) -> Iterator[Finding]:
+    """The first exposure after a restart, which knows the rate; with connections primed by refused requests too."""
+    for prime, bar in (("off", 1.6), ("auto", 1.2)):
+        with bench.daemon(prime=prime) as (daemon, deliver):
+            bench.bursts(deliver, f"restart/{prime}", 2)
+            daemon.restart()
+            daemon.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "open")
+            bench.settle()
+            after = bench.bursts(over_the_wire(daemon.port), f"restart/{prime}/after", 1)
+        yield _at_most(f"first exposure after a restart, PRIME={prime}", bench.ratios(after), bar)
+
+
 CHECKS: dict[str, Callable[[Bench], Iterator[Finding]]] = {
     check.__name__: check
     for checks in (
         (idle, idleclose, loss, single, bwlimit, stalls, receivers),
-        (rates, queue, change, rival, slowstart),
+        (rates, queue, change, rival, slowstart, restart),
     )
     for check in checks
 }

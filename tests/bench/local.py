@@ -181,7 +181,7 @@ def small_ones(store: S3Server, work: Path, rounds: int, count: int, daemons: Se
 def sends(served: Daemon, store: S3Server, bucket: str, files: Sequence[Path]) -> None:
     environ = clean_env(S3DAEMON_HOST="127.0.0.1", S3DAEMON_PORT=str(served.port))
     signed = ["--aws-sigv4", "aws:amz:us-east-1:s3", "--user", f"{store.access_key}:{store.secret_key}"]
-    signed += ["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD"]
+    signed += ["-H", "x-amz-content-sha256: UNSIGNED-PAYLOAD", *(["--cacert", str(store.ca)] if store.ca else [])]
 
     def timed(*command: str) -> float:
         began = time.monotonic()
