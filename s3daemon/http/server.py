@@ -254,6 +254,7 @@ class HttpServer:
         except web.HTTPRequestEntityTooLarge:
             text = f"bad request: a form has at most {MAX_FORM} bytes; a file's path is wanted, not its content"
             answer = Answer(HTTPStatus.BAD_REQUEST, text)
+            self._warn(f"{request.method} {request.path}", text)
         except web.RequestPayloadError as exc:
             answer = Answer(HTTPStatus.BAD_REQUEST, f"bad request: {exc}")
         except OSError:  # the client disconnected within its request

@@ -340,8 +340,8 @@ def test_a_page_is_served_without_a_host(house: Run) -> None:
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
-def test_large_forms_are_refused(house: Run, declared: bool) -> None:
-    """400 with a reason, for a client that sends a file instead of its name."""
+def test_large_forms_are_refused(house: Run, caplog: pytest.LogCaptureFixture, declared: bool) -> None:
+    """400 with a reason, for a client that sends a file instead of its name; it is logged."""
 
     async def test(house: House) -> None:
         size = MAX_FORM + 1
@@ -352,6 +352,7 @@ def test_large_forms_are_refused(house: Run, declared: bool) -> None:
         answer = await house.say(request)
         assert status(answer) == 400
         assert b"a file's path is wanted, not its content" in answer
+        assert "refused POST /act over HTTP: bad request: a form has at most" in caplog.text
         assert not house.acted
 
     house(test)
