@@ -16,6 +16,9 @@ Answer = tuple[int, dict[str, str], bytes]
 PAGE = 4
 """Parts in one listing; S3's 1000 would never be reached here."""
 
+BUCKETS = b"<ListAllMyBucketsResult><Buckets/></ListAllMyBucketsResult>"
+"""The body of an answer to ListBuckets."""
+
 
 @dataclass
 class Upload:

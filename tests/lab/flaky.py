@@ -19,7 +19,7 @@ from http import HTTPStatus
 from urllib.parse import unquote
 
 from lab.accepting import next_client
-from lab.assembly import Answer, Assembly
+from lab.assembly import BUCKETS, Answer, Assembly
 from lab.env import free_ports
 from lab.s3 import S3Server
 
@@ -182,6 +182,10 @@ class FlakyS3:
             return True
         if not name and "authorization" in headers and Fault.KEY_UNKNOWN in self.faults:
             _answer_with(writer, *_FAULT_ANSWERS[Fault.KEY_UNKNOWN])
+            await writer.drain()
+            return True
+        if not name and method == "GET":
+            _answer_with(writer, 200, {}, BUCKETS)
             await writer.drain()
             return True
         found = self.objects.get(name)

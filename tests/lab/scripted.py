@@ -20,7 +20,7 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import TypeAlias
 
-from lab.assembly import Assembly
+from lab.assembly import BUCKETS, Assembly
 from lab.loopback import handed_over, socket_of
 from s3daemon.network.tcp import tcp_transport_of
 
@@ -261,6 +261,9 @@ async def keep(exchange: Exchange) -> None:
         server.metadata[target] = {name: value for name, value in given if name.startswith("x-amz-meta-")}
     elif exchange.method == "HEAD" and target not in server.objects:
         await exchange.answer(404)
+        return
+    if exchange.method == "GET" and name == "/":
+        await exchange.answer(200, BUCKETS)
         return
     content = server.objects.get(target, b"")
     headers = {"ETag": server.etags.get(target) or etag_of(content)}
