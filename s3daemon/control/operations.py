@@ -220,6 +220,7 @@ class Operations:
             failed=self._failed,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.unexpectedly_disabled),
+            unreachable=pool.addresses.are_unreachable,
             none_kept=not pool.small_request,
             held=uploader.held,
             away=uploader.away,

@@ -115,6 +115,7 @@ class Condition:
         failed: transfers that failed for good and are listed.
         connections: to the store.
         disabled: receivers that are temporarily disabled.
+        unreachable: no address of the store answers.
         none_kept: the store closes each connection after its answer.
         held: why the queue is held, or "".
         away: the store does not answer, or cannot serve.
@@ -132,6 +133,7 @@ class Condition:
     failed: int
     connections: Connections
     disabled: Sequence[str] = ()
+    unreachable: bool = False
     none_kept: bool = False
     held: str = ""
     away: bool = False
@@ -177,7 +179,9 @@ class Condition:
         if self.failed:
             parts.append(f"{self.failed} failed (s3daemon queue)")
         parts.append(f"{self.connections.open} of {self.connections.limit} connections open")
-        if self.none_kept:
+        if self.unreachable and not self.away:
+            parts.append("no address of the store answers")
+        elif self.none_kept:
             parts.append("the store closes each connection after its answer")
         if self.disabled and not self.away:  # away, no address answers, whichever of them is disabled
             parts.append(f"receivers temporarily disabled: {', '.join(self.disabled)}")

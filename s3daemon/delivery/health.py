@@ -174,9 +174,12 @@ class Health:
             self.unreached, self._probe_at = False, self._monotonic()
 
     def reload(self) -> None:
-        """Forget what is known: new settings are in force."""
+        """Forget what is known: new settings are in force. While the endpoint is away the next attempt is a probe."""
+        reason = self.away_reason if self.away else ""
         self._reloaded_at = self._monotonic()
         self._set_up()
+        if reason:
+            self._away_since, self._failures, self.away_reason = self._reloaded_at, AWAY_AFTER_FAILURES, reason
 
     def may_start(self, in_flight: int) -> bool:
         """Return whether one more attempt may start while `in_flight` others are in flight."""

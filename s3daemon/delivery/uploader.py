@@ -159,7 +159,8 @@ class Uploader:
     @property
     def next_probe_s(self) -> float | None:
         """Seconds until the next attempt while the endpoint is away or the queue is held; None when neither is."""
-        return self._health.next_probe_s
+        probe_s, due = self._health.next_probe_s, self.schedule.next_time()
+        return probe_s if probe_s is None or due is None else max(probe_s, due - self._clock())
 
     def now(self) -> float:
         """Return the time by the clock of `QueuedTransfer`'s moments, monotonic seconds."""

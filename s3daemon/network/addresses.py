@@ -18,8 +18,8 @@
     An address that was disabled because it is slow stays so for `SLOW_FIRST_S` at first: it answers every probe. And
     only an upload large enough to have a rate ends its trial.
 
-    The last enabled one is never disabled; when it fails too, the endpoint is unreachable: an outage. The first success
-    at any of them ends it, and the disabled ones are probed at once: probably they were down for the same cause.
+    The last enabled one is never disabled; when it fails too, the endpoint is unreachable: an outage. The first answer
+    of any of them ends it, and the disabled ones are probed at once: probably they were down for the same cause.
 
 An address is judged by its uploads; a small request proves little. A gateway may answer it and still refuse every PUT,
 as Ceph's does while its notification queue is broken: so an address that answers again gets one connection until an
@@ -155,6 +155,11 @@ class Addresses:
         """
         families = {_is_ipv6(address) for address, state in self._states.items() if state.has_answered}
         return [address for address in self.disabled if _is_ipv6(address) in families]
+
+    @property
+    def are_unreachable(self) -> bool:
+        """Whether none accepted a connection and answered since the last enabled one failed."""
+        return self._is_outage and not self._is_outage_of_uploads
 
     @property
     def enabled(self) -> list[str]:
@@ -307,7 +312,7 @@ class Addresses:
         state = self._states.get(address)
         if state is None or outcome is Outcome.NOT_SENT:
             return
-        if outcome is Outcome.ANSWERED and not self._is_outage_of_uploads:
+        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY) and not self._is_outage_of_uploads:
             self._end_outage()
         if state.is_disabled:
             return
@@ -361,7 +366,7 @@ class Addresses:
         if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY):
             state.probe_at = None
             state.on_trial = True
-            if outcome is Outcome.ANSWERED and not self._is_outage_of_uploads:
+            if not self._is_outage_of_uploads:
                 self._end_outage()
         else:
             self._disable(address, state, state.reason)

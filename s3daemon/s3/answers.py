@@ -83,7 +83,6 @@ FORMS: Mapping[str, Form] = {
     "AbortMultipartUpload": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
     "DeleteObject": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
     "ListBuckets": Form(documents=("ListAllMyBucketsResult",)),
-    "ListParts": Form(documents=("ListPartsResult",)),
 }
 
 
@@ -204,9 +203,11 @@ _HINTS = {
     "AccessDenied": "these keys may not write there",
     "InvalidAccessKeyId": "fix the access key and reload",
     "SignatureDoesNotMatch": "fix the secret key and reload",
+    "AuthorizationHeaderMalformed": "set AWS_DEFAULT_REGION to the store's region and reload",
     "ExpiredToken": "renew the keys and reload",
     "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clocks",
+    **dict.fromkeys(("400", "401", "403", "404", "405"), "without an S3 error: a proxy or another server answered"),
     "407": "a proxy asks for a password: let this host through without one; until then it is retried",
     **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
 }

@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from bench.acked import watching
 from bench.common import make_files
-from bench.contenders import Deliver, DeliveryError
-from bench.exposure import Burst, Files, Shape, ours, over_the_wire
+from bench.contenders import Deliver, DeliveryError, over_the_wire
+from bench.exposure import Burst, Files, Shape, ours
 from bench.gate import Fault, gate
 from lab.certs import Authority
 from lab.daemon import Daemon

@@ -69,7 +69,9 @@ class Pool:
     small_request = "GET"
     certificates = SimpleNamespace(expiry_s=1_800_000_000)
     addresses = SimpleNamespace(
-        unexpectedly_disabled=["192.0.2.2"], how_disabled=lambda address: Disabled("refused", 9.0, 1.0)
+        unexpectedly_disabled=["192.0.2.2"],
+        are_unreachable=False,
+        how_disabled=lambda address: Disabled("refused", 9.0, 1.0),
     )
     bandwidth = SimpleNamespace(limit=Limit(994_000_000, Origin.FOUND))
 

@@ -106,6 +106,7 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
             "stopping",
             f"draining; refusing requests, x; HELD, y; reload REFUSED, z; {COUNTS}",
         ),
+        ({"unreachable": True}, "ok", f"{COUNTS}; no address of the store answers"),
         ({"disabled": ("a", "b")}, "ok", f"{COUNTS}; receivers temporarily disabled: a, b"),
         ({"disabled": ("a",), "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
         ({"none_kept": True}, "ok", f"{COUNTS}; the store closes each connection after its answer"),

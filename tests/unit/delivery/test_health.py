@@ -257,10 +257,14 @@ def test_without_any_answer_one_destination_is_enough(health: Health) -> None:
     assert (health.away, health.unreached) == (True, True)
 
 
-def test_reload_ends_an_outage_too(health: Health) -> None:
+def test_after_a_reload_in_an_outage_one_attempt_finds_out_at_once(health: Health) -> None:
+    """Nobody has answered yet, so the endpoint is not back; clients wait as they do when it has just gone."""
     away(health)
     health.reload()
-    assert health.may_start(24)
+    assert (health.away, health.known_away, bool(health.away_reason)) == (True, False, True)
+    assert (health.may_start(0), health.may_start(24)) == (True, False)
+    health.succeeded(0.0)
+    assert (health.away, health.may_start(24)) == (False, True)
 
 
 DENIED = AttemptError("AccessDenied", "denied", status=403)

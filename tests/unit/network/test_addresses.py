@@ -268,7 +268,7 @@ def out_for_an_hour(scene: Scene, last: str = TWO, transfer: str = "") -> None:
     [
         ("", "an upload", True),
         ("", "a small request", True),
-        ("", "a small request answered badly", False),
+        ("", "a small request answered badly", True),
         ("", "no answer", False),
         ("upload", "an upload", True),
         ("upload", "a small request", False),
@@ -280,6 +280,7 @@ def test_after_an_outage_of_all_the_others_are_probed_at_once(cause: str, ending
     scene.disable(ONE)
     out_for_an_hour(scene, transfer=cause)
     assert scene.addresses.next_probe_s(ONE) > 10.0, "its interval grew"
+    assert scene.addresses.are_unreachable is (not cause)
     match ending:
         case "an upload":
             scene.addresses.succeeded(TWO)
@@ -290,6 +291,7 @@ def test_after_an_outage_of_all_the_others_are_probed_at_once(cause: str, ending
         case _:
             scene.addresses.asked(TWO, Outcome.NOT_ANSWERED, "hung up")
     assert scene.addresses.to_probe() == ([ONE] if probed else [])
+    assert scene.addresses.are_unreachable is (not cause and not probed)
 
 
 def test_one_that_comes_back_after_the_first_is_probed_soon() -> None:
