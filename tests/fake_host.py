@@ -102,8 +102,10 @@ def refusal(status: int, code: str, date: str = "") -> bytes:
 
 
 @asynccontextmanager
-async def serving(answer: bytes, tls: ssl.SSLContext | None = None) -> AsyncIterator[str]:
-    """Serve on loopback, with the same answer to every request; yield the URL."""
+async def serving(
+    answer: bytes, tls: ssl.SSLContext | None = None, *, address: str = "127.0.0.1", port: int = 0
+) -> AsyncIterator[str]:
+    """Serve at an address of loopback, with the same answer to every request; yield the URL."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -113,9 +115,9 @@ async def serving(answer: bytes, tls: ssl.SSLContext | None = None) -> AsyncIter
         except (asyncio.IncompleteReadError, OSError):
             writer.close()
 
-    async with await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls) as server:
+    async with await asyncio.start_server(serve, address, port, ssl=tls) as server:
         port = server.sockets[0].getsockname()[1]
-        yield f"{'https' if tls else 'http'}://127.0.0.1:{port}"
+        yield f"{'https' if tls else 'http'}://{address}:{port}"
 
 
 def settings_for(url: str, **more: str) -> Settings:

@@ -10,8 +10,8 @@ import secrets
 import tempfile
 import time
 from asyncio import timeout
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -52,6 +52,17 @@ _CONSEQUENCES = {
 }
 
 
+@asynccontextmanager
+async def _store(settings: Settings) -> AsyncIterator[Store]:
+    pool = ConnectionPool(settings)
+    sender = Sender(settings, pool, Signer(settings))
+    try:
+        yield Store(sender)
+    finally:
+        await sender.close()
+        await pool.close()
+
+
 class StoreChecks:
     """The checks of the store, in the order in which a file depends on what they check.
 
@@ -72,6 +83,7 @@ class StoreChecks:
         self._wall = wall
         self._tries = 1
         self._neutral: AttemptError | None = None  # why no buckets were listed
+        self._at = ""  # of several addresses, the one where the object is put
 
     async def run(self, target: str) -> None:
         """Run them all.
@@ -81,27 +93,32 @@ class StoreChecks:
         """
         if self._settings.verify == "no-etag":
             self._findings.warn("bucket", f"S3DAEMON_VERIFY=no-etag: {NO_ETAG_RISK}")
+        answering: list[str] = []
         with self._findings.guard("connect"):
             reached = await reach(self._settings, self._findings, self._wall)
             self.rtt_s = max((one.rtt_s for one in reached if one.rtt_s is not None), default=None)
             self._tries = max(1, len(reached))
-            if all(one.error for one in reached):
+            answering = [one.address for one in reached if not one.error]
+            if not answering:
                 self._findings.note("credentials", "not checked, nor is what needs them: there is no way to the store")
                 return
-        pool = ConnectionPool(self._settings)
-        sender = Sender(self._settings, pool, Signer(self._settings))
-        store = Store(sender)
-        try:
+        has_keys = False
+        async with _store(self._settings) as store:
             with self._findings.guard("clock"):
-                await self._clock(pool)
+                await self._clock(store.sender.pool)
             with self._findings.guard("keep-alive"):
-                await self._keep_alive(pool)
+                await self._keep_alive(store.sender.pool)
             with self._findings.guard("credentials"):
-                if await self._credentials(sender) and target:
+                has_keys = await self._credentials(store.sender)
+        if not (has_keys and target):
+            return
+        for address in answering if len(answering) > 1 else [""]:
+            at = dataclasses.replace(self._settings, receivers=(address,)) if address else self._settings
+            self._at = f"{address}: " if address else ""
+            async with _store(at) as store:
+                with self._findings.guard("bucket"):
+                    await store.sender.open()
                     await self._bucket(store, target)
-        finally:
-            await sender.close()
-            await pool.close()
 
     async def _clock(self, pool: ConnectionPool) -> None:
         url = URL(self._settings.endpoint_url)
@@ -187,7 +204,8 @@ class StoreChecks:
                 self._findings.fail("bucket", exc.text)
                 return
             transfer = Transfer.accept(request, source.state, round(self._wall() * 1e6))
-            self._findings.note("bucket", f"putting a small object, and deleting it again: {transfer.destination}")
+            what = f"{self._at}putting a small object, and deleting it again: {transfer.destination}"
+            self._findings.note("bucket", what)
             try:
                 await self._put(store, transfer, source)
             finally:
@@ -201,20 +219,20 @@ class StoreChecks:
             self._findings.fail("bucket", exc.text)
             return
         except AttemptError as exc:
-            self._findings.fail("bucket", self._complaint(exc))
+            self._findings.fail("bucket", f"{self._at}{self._complaint(exc)}")
             if not exc.ambiguous and exc.code != Code.ETAG_MISMATCH:
                 return
         else:
             md5 = self._settings.verify != "off" and is_md5(stored.etag)
             how = "verified by its ETag" if md5 else "of the right length; no MD5 was compared"
-            self._findings.ok("bucket", f"stored in {stored.upload_usec / 1e3:.3g} ms, {how}")
+            self._findings.ok("bucket", f"{self._at}stored in {stored.upload_usec / 1e3:.3g} ms, {how}")
             await self._look(store, transfer)
         try:
             await store.sender.call("delete_object", Bucket=transfer.destination.bucket, Key=transfer.destination.key)
         except AttemptError as exc:
             where = f"{transfer.destination} {'is' if stored else 'may be'} there"
-            text = f"it could not be deleted, {exc.code}: {where}; delete it by other means. The daemon never deletes"
-            self._findings.warn("bucket", text)
+            cure = "delete it by other means. The daemon never deletes"
+            self._findings.warn("bucket", f"{self._at}it could not be deleted, {exc.code}: {where}; {cure}")
 
     async def _look(self, store: Store, transfer: Transfer) -> None:
         """Check whether the daemon can find out what became of an attempt that got no answer."""
@@ -226,7 +244,7 @@ class StoreChecks:
             why = " (the keys may not read there)" if found is LookupResult.FORBIDDEN else ""
         if found is None or isinstance(found, LookupResult):
             text = "an attempt that gets no answer will be sent again, and so will its object's notification"
-            self._findings.warn("bucket", f"a HEAD does not show what was put{why}: {text}")
+            self._findings.warn("bucket", f"{self._at}a HEAD does not show what was put{why}: {text}")
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Call, and call again where an address does not answer: the next try goes to the next address."""

@@ -223,6 +223,22 @@ def test_receivers_that_are_set(tmp_path: Path) -> None:
     assert looked.one("ok connect").startswith("ok connect 127.0.0.1 port ")
 
 
+def test_an_object_is_put_at_each_receiver(tmp_path: Path) -> None:
+    """One may refuse what another takes."""
+    looked = Looked(tmp_path)
+
+    async def run() -> None:
+        async with serving(refusal(403, "AccessDenied")) as url:
+            port = int(url.rpartition(":")[2])
+            async with serving(refusal(503, "SlowDown"), address="127.0.0.2", port=port):
+                settings = settings_for(f"http://receivers.test:{port}", S3DAEMON_RECEIVERS="127.0.0.1,127.0.0.2")
+                await StoreChecks(settings, looked.findings).run("bucket")
+
+    asyncio.run(run())
+    assert "AccessDenied, " in looked.one("FAIL bucket 127.0.0.1: ")
+    assert "SlowDown, " in looked.one("FAIL bucket 127.0.0.2: ")
+
+
 def test_no_listener(tmp_path: Path) -> None:
     """Refused by the only address: nothing more is tried."""
     with socket.socket() as unused:
