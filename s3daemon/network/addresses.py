@@ -132,7 +132,7 @@ class Addresses:
         self._on_disabled = on_disabled
         self._on_enabled = on_enabled
         self._states: dict[str, _State] = {}
-        self._is_outage = self._is_outage_of_uploads = False  # of uploads: small requests may be answered all the while
+        self._outage = ""  # of "connections", or of "uploads": small requests may be answered all the while
 
     def __bool__(self) -> bool:
         return bool(self._states)
@@ -159,7 +159,7 @@ class Addresses:
     @property
     def are_unreachable(self) -> bool:
         """Whether none accepted a connection and answered since the last enabled one failed."""
-        return self._is_outage and not self._is_outage_of_uploads
+        return self._outage == "connections"
 
     @property
     def enabled(self) -> list[str]:
@@ -245,7 +245,7 @@ class Addresses:
         if self.has_alternative([address]):
             self._disable(address, state, reason)
         else:
-            self._is_outage, self._is_outage_of_uploads = True, bool(transfer)
+            self._outage = "uploads" if transfer else "connections"
 
     def slow(self, address: str, reason: str, transfer: str) -> None:
         """Note that an upload there was far slower than those at other addresses.
@@ -282,11 +282,11 @@ class Addresses:
         return self.has_alternative({*tried, address})
 
     def _end_outage(self) -> None:
-        if self._is_outage:
+        if self._outage:
             for state in self._states.values():
                 if state.is_disabled and not state.is_slow:
                     state.probe_at, state.times_disabled = self._clock(), 1
-        self._is_outage = False
+        self._outage = ""
 
     def _disable(self, address: str, state: _State, reason: str) -> None:
         first_s = SLOW_FIRST_S if state.is_slow else DISABLED_FIRST_S
@@ -312,7 +312,7 @@ class Addresses:
         state = self._states.get(address)
         if state is None or outcome is Outcome.NOT_SENT:
             return
-        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY) and not self._is_outage_of_uploads:
+        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY) and self.are_unreachable:
             self._end_outage()
         if state.is_disabled:
             return
@@ -366,7 +366,7 @@ class Addresses:
         if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY):
             state.probe_at = None
             state.on_trial = True
-            if not self._is_outage_of_uploads:
+            if self.are_unreachable:
                 self._end_outage()
         else:
             self._disable(address, state, state.reason)

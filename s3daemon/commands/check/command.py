@@ -29,6 +29,8 @@ from s3daemon.control.client import Instance, instance_port
 from s3daemon.errors import SettingsError
 from s3daemon.journal import JOURNAL_SOCKET
 
+_ENVIRONMENT = "the environment"
+
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
@@ -72,7 +74,7 @@ def main(
     settings: Settings | None = None
     with findings.guard("settings"):
         variables = _variables(findings, host, unit) if unit else environ
-        settings = _settings(findings, variables, str(unit.env_file) if unit else "the environment")
+        settings = _settings(findings, variables, str(unit.env_file) if unit else _ENVIRONMENT)
     if settings:
         checks = StoreChecks(settings, findings, wall)
         asyncio.run(checks.run(args.target))
@@ -125,8 +127,9 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
     except SettingsError as exc:
         for fault in exc.faults:
             findings.fail("settings", f"{origin}: {fault}")
-        text = "systemd ignores a line that is not NAME=value, such as one with export"
-        findings.note("settings", f"{text}; its credentials are seen by root only, while the service runs")
+        if origin != _ENVIRONMENT:
+            text = "systemd ignores a line that is not NAME=value, such as one with export"
+            findings.note("settings", f"{text}; its credentials are seen by root only, while the service runs")
         return None
     for text in retired(variables):
         findings.warn("settings", f"{origin}: {text}")

@@ -301,7 +301,8 @@ def test_one_that_comes_back_after_the_first_is_probed_soon() -> None:
     out_for_an_hour(scene)
     scene.addresses.succeeded(TWO)
     scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
-    assert scene.addresses.next_probe_s(ONE) == 2 * DISABLED_FIRST_S
+    scene.addresses.succeeded(TWO)
+    assert scene.addresses.next_probe_s(ONE) == 2 * DISABLED_FIRST_S, "an outage ends once"
     scene.put_on_trial(ONE)
     scene.addresses.succeeded(ONE)
     assert ([address for address, *_ in scene.disabled], scene.enabled) == ([ONE], [ONE])
@@ -315,16 +316,6 @@ def test_a_disabled_address_has_a_reason_and_times() -> None:
     scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
     scene.clock.now += 1.0
     assert scene.addresses.how_disabled(ONE) == Disabled("refused", DISABLED_FIRST_S + 1, 2 * DISABLED_FIRST_S - 1)
-
-
-def test_an_outage_ends_once() -> None:
-    scene = Scene((ONE, TWO))
-    scene.disable(ONE)
-    out_for_an_hour(scene)
-    scene.addresses.succeeded(TWO)
-    scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
-    scene.addresses.succeeded(TWO)
-    assert scene.addresses.to_probe() == []
 
 
 @pytest.mark.parametrize("by", ["an upload", "a small request"])

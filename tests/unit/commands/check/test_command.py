@@ -134,6 +134,13 @@ def test_faults(looked: Looked, closed: str) -> None:
     assert SECRET not in looked.out.getvalue()
 
 
+def test_faults_of_the_environment_are_not_of_a_file(looked: Looked) -> None:
+    """What systemd does with a file has nothing to do with them."""
+    assert run(looked, S3_ENDPOINT_URL="nonsense") == 1
+    assert looked.one("S3_ENDPOINT_URL is ").startswith("FAIL settings the environment: ")
+    assert not [line for line in looked.lines if "systemd ignores" in line]
+
+
 def test_a_variable_of_the_original_daemon_is_a_warning(looked: Looked, closed: str) -> None:
     """As in the service's journal, which starts without it."""
     put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_MAX_RETRIES=2")
