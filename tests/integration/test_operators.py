@@ -59,7 +59,7 @@ def test_the_queue_of_a_daemon_that_is_up(served: Daemon, s3: FlakyS3, file: Pat
     served.wait_idle()
     assert set(s3.objects) == {"bucket/kept", "bucket/denied"}
     assert served.queue() == []
-    (record,) = (record for record in served.records() if record.key == "dropped")
+    (record,) = (record for record in served.records(3) if record.key == "dropped")
     assert (record.outcome, record.error) == ("failed", "Dropped: dropped by an operator")
 
 

@@ -223,8 +223,16 @@ class Daemon:
         """What its processes wrote, from the first one's on."""
         return [line for process in self._processes for line in process.lines()]
 
-    def records(self) -> list[Record]:
-        """The records among these lines."""
+    def records(self, count: int = 0) -> list[Record]:
+        """The records among these lines, once there are so many: each comes after its client's answer."""
+        until = time.monotonic() + PATIENCE_S
+        while len(records := self._recorded()) < count:
+            if time.monotonic() > until:
+                raise ProgramError(f"{len(records)} of {count} records within {PATIENCE_S:g} s\n{self.process.tail()}")
+            time.sleep(0.02)  # there is no event for it
+        return records
+
+    def _recorded(self) -> list[Record]:
         found = (_RECORD.fullmatch(line) for line in self.lines())
         return [
             Record(

@@ -286,6 +286,7 @@ def test_access_is_checked_at_each_request(tmp_path: Path, moto: S3Server, bucke
         assert "names nosuch, which is not a user here" in made.command("reload").stderr
         assert made.plain(tmp_path / "f", destination) == b"Success"
         answers.close()
+        made.terminate()
         (warning, _) = [text for text in made.lines() if "asked by user" in text]
         reason = f"asked by user {ours}, NotAllowed: user {ours} is not in"
         assert f"refused {tmp_path}/f to {bucket}/each, {reason}" in warning
