@@ -289,8 +289,7 @@ class Operations:
 
     def _receivers(self, uploads: Iterable[Upload]) -> tuple[Receiver, ...]:
         pool = self._pool()
-        disabled = {one: pool.addresses.how_disabled(one) for one in pool.addresses.unexpectedly_disabled}
-        return receivers_of(pool.open_per_address(), uploads, disabled)
+        return receivers_of(pool.open_per_address(), uploads, pool.addresses.limited)
 
     def by_receiver(self) -> dict[str, dict[str, float]]:
         """Return the values of `http.metrics.LABELLED` that have an address of the store as their label."""

@@ -18,7 +18,7 @@ from s3daemon.units import clock_time, span
 
 if TYPE_CHECKING:  # commands read the status without delivery and network
     from s3daemon.delivery.schedule import QueuedTransfer
-    from s3daemon.network.addresses import Disabled
+    from s3daemon.network.addresses import Limited
 
 #: Transfers that the status lists of those that wait, and of those that failed; `s3daemon queue` has them all.
 LISTED = 20
@@ -61,18 +61,20 @@ class Receiver(JsonObject):
         address: its IP address.
         connections: open ones.
         uploads: attempts in flight to it.
-        disabled: it failed, so nothing is sent there for a while; `aside` in JSON.
-        reason: why, one line, or "".
-        disabled_s: for how long it has been disabled, seconds; None when it is not.
-        next_probe_s: until it is asked again, seconds; likewise.
+        disabled: it failed, so nothing is sent there for a while.
+        on_trial: it gets one connection until an upload over it is stored.
+        reason: of either, one line, or "".
+        limited_s: how long it has been the one or the other, seconds; None when it is neither.
+        next_probe_s: until it is asked again, seconds; None when it is not disabled.
     """
 
     address: str
     connections: int
     uploads: int
-    disabled: Annotated[bool, Key("aside")]
+    disabled: bool
+    on_trial: bool = False
     reason: str = ""
-    disabled_s: float | None = None
+    limited_s: float | None = None
     next_probe_s: float | None = None
 
 
@@ -268,23 +270,24 @@ def _upload(queued: QueuedTransfer, now: float) -> Upload:
 
 
 def receivers_of(
-    connections: Mapping[str, int], uploads: Iterable[Upload], disabled: Mapping[str, Disabled] | None = None
+    connections: Mapping[str, int], uploads: Iterable[Upload], limited: Mapping[str, Limited]
 ) -> tuple[Receiver, ...]:
     """Describe the store's addresses, in the order of their names.
 
     Args:
         connections: open ones by address.
         uploads: those in flight.
-        disabled: addresses that are temporarily disabled.
+        limited: addresses that do not get their share.
     """
     busy = Counter(address for upload in uploads for address in upload.receivers)
-    out = disabled or {}
 
     def describe(address: str) -> Receiver:
         counts = connections.get(address, 0), busy[address]
-        how = out.get(address)
+        how = limited.get(address)
         if how is None:
             return Receiver(address, *counts, disabled=False)
-        return Receiver(address, *counts, True, how.reason, round(how.for_s, 3), round(how.next_probe_s, 3))
+        on_trial, probe_s = how.next_probe_s is None, how.next_probe_s
+        next_probe_s = None if probe_s is None else round(probe_s, 3)
+        return Receiver(address, *counts, not on_trial, on_trial, how.reason, round(how.for_s, 3), next_probe_s)
 
-    return tuple(map(describe, sorted({*connections, *busy, *out})))
+    return tuple(map(describe, sorted({*connections, *busy, *limited})))

@@ -204,6 +204,7 @@ class Outages:
 
     Args:
         health: to follow.
+        next_attempt_s: seconds until the next attempt while it is away or held, else None.
         monotonic: monotonic seconds.
         wall: seconds since the epoch.
 
@@ -211,8 +212,11 @@ class Outages:
         since_usec: since when it is away or held, microseconds since the epoch; None while it is neither.
     """
 
-    def __init__(self, health: Health, monotonic: Clock, wall: Clock) -> None:
+    def __init__(
+        self, health: Health, next_attempt_s: Callable[[], float | None], monotonic: Clock, wall: Clock
+    ) -> None:
         self._health = health
+        self._next_attempt_s = next_attempt_s
         self._monotonic = monotonic
         self._wall = wall
         self._state: tuple[bool, bool] = False, False
@@ -242,7 +246,7 @@ class Outages:
         self._began[state] = self._monotonic()
         self.since_usec = round(self._wall() * 1e6)
         fields: dict[str, int | str] = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": self.since_usec}
-        if (next_s := self._health.next_probe_s) is not None:
+        if (next_s := self._next_attempt_s()) is not None:
             fields["S3DAEMON_DELAY_USEC"] = round(next_s * 1e6)
             text += f"; next attempt in {span(next_s)}"
         _log.log(level, "%s", text, extra={"journal": fields})

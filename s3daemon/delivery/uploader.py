@@ -118,7 +118,7 @@ class Uploader:
         self._loop = asyncio.get_running_loop()
         self._start = start or (lambda name, work: self._loop.create_task(work, name=name))
         self._health = Health(self._rng, clock)
-        self._outages = Outages(self._health, clock, wall)
+        self._outages = Outages(self._health, lambda: self.next_probe_s, clock, wall)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
         self._warnings = WarningLimit()
@@ -324,13 +324,13 @@ class Uploader:
             self._stored(queued, outcome)
         else:
             self._failed(queued, outcome, keys, is_unanswered=is_unanswered)
+        self._outages.note()
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
         self._count(AttemptEnd(status=200 if stored.address else 0, receiver=stored.address, size_bytes=stored.size))
         was_away, outage = self._health.away, self._health.known_away or self._health.held
         self._health.succeeded(queued.last_attempt_at)
-        self._outages.note()
         self._keys.stored(queued.last_attempt_at)
         bucket = queued.transfer.destination.bucket
         was_full = self._full_buckets.stored(bucket)
@@ -425,7 +425,6 @@ class Uploader:
                 self._health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:
                 self._health.refused(error, queued.last_attempt_at)
-        self._outages.note()
 
     def _fail(self, queued: QueuedTransfer) -> None:
         """End a transfer that has failed for good: recorded and listed; its clients are notified once it is listed."""

@@ -70,7 +70,7 @@ class _State:
         slow_transfers: ids of those whose uploads were moved away since one was stored that was not.
         is_slow: it was disabled for that.
         times_disabled: how often it was disabled without a successful upload in between.
-        disabled_at: when it was disabled for the first of those times, monotonic seconds.
+        limited_at: when it was disabled for the first of those times, or put on trial, monotonic seconds.
         reason: why, one line.
         probe_at: when it is to be probed, monotonic seconds; None while it is not disabled.
         on_trial: it answers again, or badly, and no upload has succeeded yet.
@@ -83,7 +83,7 @@ class _State:
     slow_transfers: set[str] = field(default_factory=set)
     is_slow: bool = False
     times_disabled: int = 0
-    disabled_at: float = 0.0
+    limited_at: float = 0.0
     reason: str = ""
     probe_at: float | None = None
     on_trial: bool = False
@@ -97,18 +97,18 @@ class _State:
 
 
 @dataclass(frozen=True, slots=True)
-class Disabled:
-    """How it stands with an address that is disabled.
+class Limited:
+    """How it stands with an address that does not get its share of connections.
 
     Args:
-        reason: why, one line.
-        for_s: since when, seconds.
-        next_probe_s: until it is asked again, seconds.
+        reason: what happened there first, one line.
+        for_s: how long ago that was, seconds.
+        next_probe_s: until it is asked again, seconds; None: it is on trial.
     """
 
     reason: str
     for_s: float
-    next_probe_s: float
+    next_probe_s: float | None
 
 
 class Addresses:
@@ -171,10 +171,18 @@ class Addresses:
         state = self._states.get(address)
         return max(0.0, state.probe_at - self._clock()) if state and state.probe_at is not None else 0.0
 
-    def how_disabled(self, address: str) -> Disabled:
-        """Return why and for how long an address that is disabled has been so."""
-        state = self._states[address]
-        return Disabled(state.reason, self._clock() - state.disabled_at, self.next_probe_s(address))
+    @property
+    def limited(self) -> dict[str, Limited]:
+        """Those that do not get their share: disabled, as far as an operator should hear of it, or on trial."""
+        now = self._clock()
+        unexpected = {*self.unexpectedly_disabled}
+        return {
+            address: Limited(
+                state.reason, now - state.limited_at, self.next_probe_s(address) if state.is_disabled else None
+            )
+            for address, state in self._states.items()
+            if state.on_trial or address in unexpected
+        }
 
     def set_keeping(self, address: str, *, keeps: bool) -> bool:
         """Note whether it keeps connections open after its answers; return whether that is news."""
@@ -298,7 +306,7 @@ class Addresses:
         state.failed_transfers.clear()
         state.slow_transfers.clear()
         if is_first:
-            state.disabled_at, state.reason = self._clock(), reason
+            state.limited_at, state.reason = self._clock(), reason
             self._on_disabled(address, reason, state.has_answered)
 
     def asked(self, address: str, outcome: Outcome, reason: str) -> None:
@@ -324,8 +332,8 @@ class Addresses:
         elif self._clock() - state.uploaded_at > UPLOADS_COUNT_S:
             if outcome is Outcome.NOT_ANSWERED:
                 self.failed(address, reason)
-            elif self.has_alternative([address]):
-                state.on_trial = True
+            elif self.has_alternative([address]) and not state.on_trial:
+                state.on_trial, state.limited_at, state.reason = True, self._clock(), reason
 
     def succeeded(self, address: str, *, proves_speed: bool = True) -> None:
         """Note that an upload over it was stored.
@@ -351,7 +359,7 @@ class Addresses:
         state.on_trial = False
         if state.times_disabled:
             state.times_disabled = 0
-            self._on_enabled(address, self._clock() - state.disabled_at)
+            self._on_enabled(address, self._clock() - state.limited_at)
 
     def to_probe(self) -> list[str]:
         """Return the disabled addresses whose time is up."""

@@ -244,7 +244,7 @@ def test_markup_in_names_is_shown_as_text(tmp_path: Path) -> None:
         for row in (*status["waiting"], *status["failures"]):
             row["destination"], row["text"], row["code"] = HOSTILE, HOSTILE, "<b>Bold"
         status["exposures"] = [exposure(1, name=HOSTILE)]
-        status["receivers"] = [receiver(HOSTILE, 1, 1, aside=True, reason=HOSTILE, disabled_s=1.0, next_probe_s=1.0)]
+        status["receivers"] = [receiver(HOSTILE, 1, 1, disabled=True, reason=HOSTILE, limited_s=1.0, next_probe_s=1.0)]
         for name in ("held", "status", "host", "endpoint", "version"):
             status[name] = HOSTILE
         await shown(tab, served, status | {"state": "held"})

@@ -214,8 +214,9 @@ class Player:
     async def _watch_dead(self) -> None:
         """See it notice that the store is dead, keep quiet, and notice that it is back."""
         began, how = time.monotonic(), self.world.events[0].how
-        # An address that takes a connection is asked again after each of its silences.
-        within_s = AWAY_WITHIN_S if how != Death.SILENT or len(self.world.sent) >= 3 else 3 * AWAY_WITHIN_S
+        # An address that takes a connection is asked again after each of its silences, and each transfer tries all.
+        is_slow = how == Death.SILENT and (len(self.world.sent) < 3 or self.world.addresses > 1)
+        within_s = 3 * AWAY_WITHIN_S if is_slow else AWAY_WITHIN_S
         while not (await self._ask("status"))["away"]:
             if time.monotonic() - began > within_s:
                 self.wrong.append(f"not away {within_s:g} s after all addresses died")
@@ -349,7 +350,7 @@ def shrunk(world: World, is_wrong: Callable[[World], bool], tries: int = 40) -> 
         while items and size and left[0] > 0:
             for start in range(0, len(items), size):
                 fewer = items[:start] + items[start + size :]
-                if (fewer or name == "events") and still(_with(world, name, fewer)):
+                if (fewer or (name == "events" and world.kind != "dead")) and still(_with(world, name, fewer)):
                     items = fewer
                     world = _with(world, name, items)
                     break

@@ -57,8 +57,8 @@ def empty() -> dict[str, Any]:
 
 def receiver(address: str, connections: int, uploads: int, **changes: object) -> dict[str, Any]:
     """An address of the store, not disabled unless that is among the changes."""
-    members = {"address": address, "connections": connections, "uploads": uploads, "aside": False}
-    return members | {"reason": "", "disabled_s": None, "next_probe_s": None} | changes
+    members = {"address": address, "connections": connections, "uploads": uploads, "disabled": False}
+    return members | {"on_trial": False, "reason": "", "limited_s": None, "next_probe_s": None} | changes
 
 
 def busy() -> dict[str, Any]:
@@ -82,7 +82,8 @@ def busy() -> dict[str, Any]:
         "failures": [transfer(number, "failed", **error, next_in_s=None) for number in (47, 46, 45)],
         "receivers": [
             receiver("192.0.2.1", 9, 1), receiver("192.0.2.2", 16, 3),
-            receiver("192.0.2.3", 0, 0, aside=True, reason="no connection", disabled_s=65.0, next_probe_s=15.0),
+            receiver("192.0.2.3", 0, 0, disabled=True, reason="no connection", limited_s=65.0, next_probe_s=15.0),
+            receiver("192.0.2.4", 1, 0, on_trial=True, reason="answered 503", limited_s=7.0),
         ],
         "exposures": exposures,
     }  # fmt: skip

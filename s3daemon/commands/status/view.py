@@ -144,16 +144,19 @@ def _receivers(receivers: Sequence[Receiver]) -> Table:
         _number("CONNECTIONS"),
         _number("UPLOADS"),
         Column("ADDRESS"),
-        Column("TEMPORARILY DISABLED", place="fold", optional=True),
+        Column("STATE", place="fold", optional=True),
     )
-    rows = [(str(one.connections), str(one.uploads), one.address, _disabled(one)) for one in receivers]
+    rows = [(str(one.connections), str(one.uploads), one.address, _limited(one)) for one in receivers]
     return Table(columns, rows, "RECEIVERS", _INDENT)
 
 
-def _disabled(receiver: Receiver) -> str:
-    if not receiver.disabled or receiver.disabled_s is None or receiver.next_probe_s is None:
+def _limited(receiver: Receiver) -> str:
+    if receiver.limited_s is None:
         return ""
-    return f"for {span(receiver.disabled_s)}, asked again in {span(receiver.next_probe_s)}: {receiver.reason}"
+    since = f"for {span(receiver.limited_s)}"
+    if receiver.next_probe_s is None:
+        return f"on trial until an upload is stored there, in trouble {since}: {receiver.reason}"
+    return f"temporarily disabled {since}, asked again in {span(receiver.next_probe_s)}: {receiver.reason}"
 
 
 def _exposures(status: Status, zone: tzinfo | None) -> Table:

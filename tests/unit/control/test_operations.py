@@ -21,7 +21,7 @@ from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.model.exposure import Exposures, Loss
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.network.addresses import Disabled
+from s3daemon.network.addresses import Limited
 from s3daemon.network.rate.bandwidth import Limit, Origin
 from s3daemon.spool.exposures import KeptExposures
 from s3daemon.spool.rows import Entry
@@ -71,7 +71,7 @@ class Pool:
     addresses = SimpleNamespace(
         unexpectedly_disabled=["192.0.2.2"],
         are_unreachable=False,
-        how_disabled=lambda address: Disabled("refused", 9.0, 1.0),
+        limited={"192.0.2.2": Limited("refused", 9.0, 1.0)},
     )
     bandwidth = SimpleNamespace(limit=Limit(994_000_000, Origin.FOUND))
 
@@ -259,7 +259,7 @@ def test_the_status_has_everything() -> None:
         assert [row.destination for row in status.failures][-1] == f"bucket/failed-{LISTED + 4}"
         assert len(status.failures) == LISTED
         assert [(one.address, one.disabled) for one in status.receivers] == [("192.0.2.1", False), ("192.0.2.2", True)]
-        assert (status.receivers[1].reason, status.receivers[1].disabled_s) == ("refused", 9.0)
+        assert (status.receivers[1].reason, status.receivers[1].limited_s) == ("refused", 9.0)
         assert [(exposure.name, exposure.pending) for exposure in status.exposures] == [("bucket/", 2)]
         assert "reload REFUSED, bad port" in status.line
         assert Status.from_dict(await desk.operations.status({}) | {}).uploads == status.uploads

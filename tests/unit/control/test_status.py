@@ -20,7 +20,7 @@ from s3daemon.control.status import (
 )
 from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.network.addresses import Disabled
+from s3daemon.network.addresses import Limited
 from s3daemon.network.progress import Progress
 from s3daemon.units import clock_time
 
@@ -64,14 +64,16 @@ def test_the_recent_rate_is_that_since_the_oldest_sample() -> None:
     assert (upload.rate_bytes_per_s, upload.recent_bytes_per_s) == (750, 500)
 
 
-def test_receivers_have_connections_or_uploads_or_are_disabled() -> None:
+def test_receivers_have_connections_or_uploads_or_are_limited() -> None:
     uploads = uploads_of([job(1, 9.0, 500), job(2, 9.0, 200)], 10.0)
-    disabled = {"192.0.2.9": Disabled("no connection", 60.0001, 5.0)}
-    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads, disabled) == (
+    limited = {
+        "192.0.2.7": Limited("answered 503", 7.0, None), "192.0.2.9": Limited("no connection", 60.0001, 5.0)
+    }  # fmt: skip
+    assert receivers_of({"192.0.2.1": 4, "192.0.2.7": 1}, uploads, limited) == (
         Receiver("192.0.2.1", 4, 1, disabled=False),
         Receiver("192.0.2.2", 0, 1, disabled=False),
-        Receiver("192.0.2.7", 1, 0, disabled=False),
-        Receiver("192.0.2.9", 0, 0, True, "no connection", 60.0, 5.0),
+        Receiver("192.0.2.7", 1, 0, False, True, "answered 503", 7.0),
+        Receiver("192.0.2.9", 0, 0, True, False, "no connection", 60.0, 5.0),
     )
 
 

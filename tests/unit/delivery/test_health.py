@@ -400,7 +400,7 @@ def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) 
     caplog.set_level(logging.INFO)
     clock = Clock()
     health = Health(random.Random(1), clock)
-    outages = Outages(health, clock, lambda: 1e9 + clock.now)
+    outages = Outages(health, lambda: health.next_probe_s, clock, lambda: 1e9 + clock.now)
     began_usec = round((1e9 + clock.now) * 1e6)
     for key in "abcd":
         health.failed(AttemptError("ConnectionFailed", "refused"), Destination("b", key))

@@ -17,7 +17,7 @@ from s3daemon.network.addresses import (
     SLOW_FIRST_S,
     UPLOADS_COUNT_S,
     Addresses,
-    Disabled,
+    Limited,
     Outcome,
 )
 
@@ -311,11 +311,25 @@ def test_one_that_comes_back_after_the_first_is_probed_soon() -> None:
 def test_a_disabled_address_has_a_reason_and_times() -> None:
     """Those of the first time in a row; a probe without an answer puts off the next."""
     scene = Scene((ONE, TWO))
+    scene.addresses.succeeded(TWO)
     scene.addresses.failed(ONE, "refused")
     scene.clock.now += DISABLED_FIRST_S
     scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
     scene.clock.now += 1.0
-    assert scene.addresses.how_disabled(ONE) == Disabled("refused", DISABLED_FIRST_S + 1, 2 * DISABLED_FIRST_S - 1)
+    assert scene.addresses.limited == {ONE: Limited("refused", DISABLED_FIRST_S + 1, 2 * DISABLED_FIRST_S - 1)}
+    scene.clock.now += 2.0
+    scene.addresses.probed(ONE, Outcome.ANSWERED)
+    assert scene.addresses.limited == {ONE: Limited("refused", DISABLED_FIRST_S + 3, None)}
+    scene.addresses.succeeded(ONE)
+    assert scene.addresses.limited == {}
+
+
+def test_an_address_on_trial_for_a_bad_answer_has_the_first_as_its_reason() -> None:
+    scene = Scene((ONE, TWO))
+    scene.addresses.asked(ONE, Outcome.ANSWERED_BADLY, "503")
+    scene.clock.now += 1.0
+    scene.addresses.asked(ONE, Outcome.ANSWERED_BADLY, "502")
+    assert scene.addresses.limited == {ONE: Limited("503", 1.0, None)}
 
 
 @pytest.mark.parametrize("by", ["an upload", "a small request"])

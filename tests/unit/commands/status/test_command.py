@@ -54,7 +54,7 @@ def test_a_terminal_gets_the_same_words_in_colours() -> None:
         "IN FLIGHT",
         "12.5 MB/s",
         "MC_O_000123_R01.fits",
-        "TEMPORARILY DISABLED",
+        "disabled",
         "never",
         "NoSuchBucket",
     ):

@@ -44,8 +44,9 @@ def test_a_busy_night() -> None:
     assert found["WAITING"].title == "WAITING, 3 of 12; s3daemon queue has all"
     assert column(found["WAITING"], "NEXT") == ["17s", "0s", "0s"]
     assert column(found["FAILED"], "DESTINATION")[0].endswith("R45.fits")
-    assert column(found["RECEIVERS"], "TEMPORARILY DISABLED") == [
-        "", "", "for 1m05s, asked again in 15s: no connection"
+    assert column(found["RECEIVERS"], "STATE") == [
+        "", "", "temporarily disabled for 1m05s, asked again in 15s: no connection",
+        "on trial until an upload is stored there, in trouble for 7s: answered 503",
     ]  # fmt: skip
 
 
