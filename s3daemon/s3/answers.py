@@ -197,6 +197,7 @@ def differs(etag: str, expected: str) -> bool:
 
 #: Only these are a clear refusal: anything else a proxy may answer for a store that has carried the request out.
 _CLEAR_STATUSES = range(400, 500)
+_REDIRECTS = range(300, 400)
 #: What an operator can do about it.
 _HINTS = {
     "NoSuchBucket": "create the bucket, or fix the destination",
@@ -243,6 +244,9 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     message = one_line(str(described.get("Message") or ""), 200)
     hint = _HINTS.get(code) or ("this code is not known here, so it is retried" if is_unlisted(code, status) else "")
     headers = meta.get("HTTPHeaders", {})
+    location = one_line(str(headers.get("location", "")).partition("?")[0], 100)
+    if status in _REDIRECTS and location:
+        hint = f"it redirects to {location}, which is not followed: set S3_ENDPOINT_URL to where S3 is served"
     said = ": ".join(filter(None, (f"the store answered {headers.get(STATUS_HEADER, status)}", message)))
     return AttemptError(
         code,

@@ -84,7 +84,8 @@ def main(
             checks_host.access(findings, host, settings)
     else:
         findings.note("store", "not checked: that takes settings without a fault")
-    _local(findings, host, unit, Instance.find({**(unit.environ(host) if unit else {}), **variables}))
+    instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
+    _local(findings, host, unit, instance, settings.endpoint_url if settings else "")
     return 1 if findings.failed else 0
 
 
@@ -138,11 +139,11 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
     return settings
 
 
-def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance) -> None:
+def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance, endpoint: str) -> None:
     """Check what needs neither the store nor settings."""
     with findings.guard("socket"):
         activated = unit is not None and checks_unit.units(findings, host, unit)
-        checks_unit.daemon(findings, host, unit, instance.ask, activated=activated)
+        checks_unit.daemon(findings, host, unit, instance.ask, activated=activated, endpoint=endpoint)
     with findings.guard("state"):
         checks_host.state_directory(findings, host, instance.state_dir, unit.USER if unit else "")
     with findings.guard("journal"):

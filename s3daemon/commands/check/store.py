@@ -109,7 +109,7 @@ class StoreChecks:
             with self._findings.guard("keep-alive"):
                 await self._keep_alive(store.sender.pool)
             with self._findings.guard("credentials"):
-                has_keys = await self._credentials(store.sender)
+                has_keys = await self._credentials(store.sender, target)
         if not (has_keys and target):
             return
         for address in answering if len(answering) > 1 else [""]:
@@ -165,8 +165,12 @@ class StoreChecks:
             text = "the store closes each connection after its answer: none is warm, and each upload opens its own"
             self._findings.warn("keep-alive", f"{text}; enable keep-alive at the store, or at the proxy in front of it")
 
-    async def _credentials(self, sender: Sender) -> bool:
-        """Whether there are keys to go on with, valid or not."""
+    async def _credentials(self, sender: Sender, target: str) -> bool:
+        """Whether there are keys to go on with, valid or not.
+
+        Only a refusal that accuses the keys fails the check where an object is put after it: what else is answered to
+        this request, by a proxy say, stops no upload.
+        """
         try:
             await sender.open()
             answer = await self._insist(lambda: sender.call("list_buckets"))
@@ -180,6 +184,8 @@ class StoreChecks:
                 self._findings.note("credentials", f"{text}: check with a BUCKET")
             elif exc.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
                 self._findings.note("credentials", f"{exc.code}: the store does not say; check with a BUCKET")
+            elif target and not accuses_keys(exc):
+                self._findings.warn("credentials", f"{exc.code}, {exc.text}; whether they are good, the object shows")
             else:
                 self._findings.fail("credentials", self._complaint(exc))
         else:

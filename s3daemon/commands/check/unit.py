@@ -80,7 +80,13 @@ def _is_open(listening: str) -> bool:
 
 
 def daemon(
-    findings: Findings, host: Host, unit: Unit | None, ask: Callable[[str], Mapping[str, object]], *, activated: bool
+    findings: Findings,
+    host: Host,
+    unit: Unit | None,
+    ask: Callable[[str], Mapping[str, object]],
+    *,
+    activated: bool,
+    endpoint: str = "",
 ) -> None:
     """Check what the daemon says of itself, and where there is none, why.
 
@@ -90,6 +96,7 @@ def daemon(
         unit: the instance; None where its unit is not known.
         ask: asks it, as `Instance.ask` does.
         activated: systemd takes requests, and starts the daemon for the first.
+        endpoint: of the settings that were checked; empty where they are not valid.
     """
     try:
         status = ask("status")
@@ -101,7 +108,10 @@ def daemon(
     except S3daemonError as exc:
         (findings.note if exc.code == Code.NOT_PERMITTED else findings.fail)("daemon", exc.text)
     else:
-        line = str(status.get("status", ""))
+        line, in_use = str(status.get("status", "")), status.get("endpoint", endpoint)
+        if endpoint not in ("", in_use):
+            name = unit.name if unit else "s3daemon"
+            findings.warn("daemon", f"it still sends to {in_use}, not to {endpoint}: systemctl reload {name}")
         if status.get("held") or status.get("spool"):
             findings.fail("daemon", line)
         elif status.get("away") or status.get("failed") or status.get("refused"):

@@ -197,6 +197,22 @@ def test_a_refusal_has_the_stores_code_and_one_line() -> None:
     assert len(error.text) < 300
 
 
+@pytest.mark.parametrize(
+    ("headers", "hint"),
+    [
+        (
+            {"location": "https://store/bucket/key?X-Amz-Signature=0"},
+            "; it redirects to https://store/bucket/key, which is not followed: "
+            "set S3_ENDPOINT_URL to where S3 is served",
+        ),
+        ({}, ""),
+    ],
+)
+def test_a_redirect_names_its_target(headers: dict[str, str], hint: str) -> None:
+    """As of a proxy that sends all of HTTP to HTTPS."""
+    assert refusal(301, headers).text == f"the store answered 301{hint}"
+
+
 def test_a_refusal_without_a_code_is_named_by_its_status() -> None:
     """What did not come from an S3 server still has a code."""
     error = refusal(413)

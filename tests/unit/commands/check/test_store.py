@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from fake_host import Looked, refusal, serving, settings_for
+from lab.scripted import Exchange, answering, keep, scripted
 
 from s3daemon.commands.check.store import StoreChecks
 
@@ -103,6 +104,26 @@ def test_a_page_instead_of_a_store(tmp_path: Path) -> None:
     looked = checked(tmp_path, PAGE, "bucket")
     assert looked.one("FAIL bucket").startswith("FAIL bucket BadAnswer, ")
     assert " may be there; delete it by other means" in looked.one("could not be deleted, BadAnswer")
+
+
+def test_another_server_answers_for_the_root_only(tmp_path: Path) -> None:
+    """The daemon stores there, so the check does not fail for that; without an object nothing is known."""
+    looked = Looked(tmp_path)
+
+    async def page(exchange: Exchange) -> None:
+        """Answer as a proxy that has a page of its own at /, and passes all else on."""
+        await (answering(200, b"<html></html>") if exchange.target.partition("?")[0] == "/" else keep)(exchange)
+
+    async def run(target: str) -> None:
+        async with scripted(other=page) as store:
+            await StoreChecks(settings_for(store.url), looked.findings).run(target)
+
+    asyncio.run(run("bucket"))
+    assert looked.one("credentials").startswith("warn credentials BadAnswer, ")
+    assert looked.one("ok bucket").startswith("ok bucket stored in ")
+    assert not looked.findings.failed
+    asyncio.run(run(""))
+    assert looked.findings.failed
 
 
 def test_all_is_denied(tmp_path: Path) -> None:

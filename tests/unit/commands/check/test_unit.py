@@ -100,6 +100,16 @@ def test_daemon(tmp_path: Path, status: dict[str, object] | S3daemonError, found
     assert line.startswith(found)
 
 
+@pytest.mark.parametrize("in_use", ["http://new", "http://old"])
+def test_a_daemon_with_another_endpoint_than_the_file_has(tmp_path: Path, in_use: str) -> None:
+    looked = Looked(tmp_path)
+    status = {"status": "0 in flight", "endpoint": in_use}
+    checks_unit.daemon(looked.findings, looked.host, PLAIN, answers(status), activated=True, endpoint="http://new")
+    warned = [line for line in looked.lines if line.startswith("warn")]
+    expected = "warn daemon it still sends to http://old, not to http://new: systemctl reload s3daemon"
+    assert warned == ([expected] if in_use == "http://old" else [])
+
+
 @pytest.mark.parametrize(("activated", "text"), [(True, "it starts with the first request"), (False, "start it")])
 def test_no_daemon(tmp_path: Path, activated: bool, text: str) -> None:
     """Behind a socket of systemd's it starts by itself."""
