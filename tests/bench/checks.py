@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import statistics
 import sys
 import tempfile
@@ -392,11 +393,53 @@ def restart(bench: Bench) -> Iterator[Finding]:
         yield _at_most(f"first exposure after a restart, PRIME={prime}", bench.ratios(after), bar)
 
 
+async def _ask(port: int, request: dict[str, object]) -> dict[str, Any]:
+    """Send a request in its extended form; the answer."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(json.dumps(request).encode() + b"\n")
+    answer: dict[str, Any] = json.loads(await reader.readline())
+    writer.close()
+    return answer
+
+
+def nowait(bench: Bench) -> Iterator[Finding]:
+    """Exposures by hooks that do not wait, and one question at the end: no image waits for its sidecar's answer."""
+
+    async def expose(port: int, tag: str) -> float:
+        """Seconds until everything is known to be stored."""
+        files = bench.files
+        began = time.monotonic()
+
+        async def hook(pair: Sequence[Path]) -> None:
+            for file in pair:
+                destination = f"any/{files.bucket}/{tag}/{file.name}"
+                answer = await _ask(port, {"file": str(file), "destination": destination, "tag": tag, "wait": False})
+                if answer["result"] != "accepted":
+                    raise DeliveryError(str(answer))
+
+        await asyncio.gather(*map(hook, files.pairs))
+        answer = await _ask(port, {"wait_for": tag, "expect": 2 * len(files.pairs)})
+        if answer["result"] != "stored":
+            raise DeliveryError(str(answer))
+        return time.monotonic() - began
+
+    least = bench.shape.limit_s() - bench.shape.rtt_s
+    ratios = []
+    with bench.daemon() as (daemon, _):
+        for number in range(bench.args.bursts):
+            began = time.monotonic()
+            ratios.append(asyncio.run(expose(daemon.port, f"nowait/{number}")) / least)
+            if number < bench.args.bursts - 1:
+                time.sleep(max(0.0, began + bench.args.apart - time.monotonic()))
+    yield Finding("hooks that do not wait, one round trip: all", listed(ratios))
+    yield _at_most("hooks that do not wait: last exposure", ratios[-1:], 1.1)
+
+
 CHECKS: dict[str, Callable[[Bench], Iterator[Finding]]] = {
     check.__name__: check
     for checks in (
         (idle, idleclose, loss, single, bwlimit, stalls, receivers),
-        (rates, queue, change, rival, slowstart, restart),
+        (rates, queue, change, rival, slowstart, restart, nowait),
     )
     for check in checks
 }

@@ -18,6 +18,7 @@
     change     a link of 1 000 Mbit/s that has 300 for some exposures, nothing set
     rival      a bulk transfer on the link, begun before and after ours, nothing set
     slowstart  tcp_slow_start_after_idle left on, nothing set
+    nowait     exposures by hooks that do not wait, and one question about all at the end; the limit has one round trip
     restart    the rate known from before; PRIME=auto needs --store rgw
 
 The figure of an exposure is its ratio to the limit: its bytes through the link, and a round trip each for a sidecar and
