@@ -80,7 +80,10 @@ class Endpoint:
         return self._signer.secrets
 
     def reread_since(self, before: Endpoint) -> list[str]:
-        """Return the variables whose files have another content than `before` read; of an opened endpoint."""
+        """Return the variables whose files have another content than `before` read; of an opened endpoint.
+
+        Authorities are read with an https:// endpoint only.
+        """
         ours, theirs = self._settings, before._settings
         read = {
             "ca_bundle": (self._authorities, before._authorities),
@@ -89,7 +92,7 @@ class Endpoint:
         return [
             VARIABLES[name].name
             for name, (now, then) in read.items()
-            if getattr(ours, name) and getattr(ours, name) == getattr(theirs, name) and now != then
+            if getattr(ours, name) and getattr(ours, name) == getattr(theirs, name) and now and then and now != then
         ]
 
     async def open(self) -> None:

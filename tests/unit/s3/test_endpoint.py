@@ -103,9 +103,13 @@ async def test_a_reload_names_the_files_that_were_edited(
     other = endpoint_of(settings_for("https://store"), after)
     await other.open()
     assert other.reread_since(after) == []
+    plain = endpoint_of(replace(named, endpoint_url="http://store"), after)
+    await plain.open()
+    assert plain.reread_since(after) == [], "without TLS no authorities are read"
     await before.close(after)
     await after.close(other)
     await other.close()
+    await plain.close()
 
 
 @in_loop
