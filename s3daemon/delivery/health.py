@@ -17,7 +17,8 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 
 from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
@@ -27,6 +28,7 @@ from s3daemon.model.verdict import UNREACHED, Keys, keys_after
 from s3daemon.units import clock_time, span
 
 _log = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 Ask = Callable[[], Awaitable[None]]
 """Sends the neutral request, which is signed and names no destination; AttemptError: it is refused or unanswered."""
@@ -277,9 +279,13 @@ class KeyEvidence:
     Args:
         ask: sends the neutral request.
         clock: monotonic seconds.
+
+    Attributes:
+        tasks: those in which neutral requests are sent; they use the store.
     """
 
     def __init__(self, ask: Ask, clock: Clock) -> None:
+        self.tasks: set[asyncio.Task[Any]] = set()
         self._ask = ask
         self._clock = clock
         self._lock = asyncio.Lock()
@@ -289,7 +295,6 @@ class KeyEvidence:
         self._ever_stored = False
         self._doubtful: dict[str, float] = {}
         self._must_learn = True
-        self._learning: asyncio.Task[None] | None = None
 
     def stored(self, started_at: float) -> None:
         """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object.
@@ -301,7 +306,7 @@ class KeyEvidence:
         if started_at >= self._in_force_since:
             if self._must_learn:
                 self._must_learn = False
-                self._learning = asyncio.get_running_loop().create_task(self._learn())
+                self._start(self._learn())
             self._ever_stored = True
             self._doubtful = {id_: at for id_, at in self._doubtful.items() if at > started_at}
 
@@ -340,6 +345,12 @@ class KeyEvidence:
         self._ever_accepted |= found is Keys.GOOD
         return found
 
+    def _start(self, work: Coroutine[object, object, _T]) -> asyncio.Task[_T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+        return task
+
     async def _learn(self) -> None:
         since = self._in_force_since
         error = await self.ask()
@@ -350,7 +361,7 @@ class KeyEvidence:
     async def ask(self) -> AttemptError | None:
         """Send the neutral request, and return its error; None when it is accepted. Callers that wait share one."""
         if self._next is None:
-            self._next = asyncio.get_running_loop().create_task(self._send())
+            self._next = self._start(self._send())
         return await asyncio.shield(self._next)
 
     async def _send(self) -> AttemptError | None:

@@ -30,6 +30,7 @@ import random
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from dataclasses import replace
+from typing import Any
 
 from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
@@ -171,9 +172,9 @@ class Uploader:
         return self._active_clock.now()
 
     @property
-    def tasks(self) -> set[asyncio.Task[None]]:
-        """The attempts in flight."""
-        return {queued.attempt.task for queued in self.schedule.running if queued.attempt is not None}
+    def tasks(self) -> set[asyncio.Task[Any]]:
+        """What uses the store now: the attempts in flight, and neutral requests."""
+        return {queued.attempt.task for queued in self.schedule.running if queued.attempt} | self._keys.tasks
 
     def recover(self, entries: Iterable[Entry]) -> None:
         """Take over what earlier processes accepted, and failed transfers that an operator retries."""
@@ -513,6 +514,7 @@ class Uploader:
         tasks = self.tasks
         if tasks:
             _, late = await asyncio.wait(tasks, timeout=timeout_s)
+            late |= self._keys.tasks  # of attempts that have failed meanwhile
             for task in late:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)

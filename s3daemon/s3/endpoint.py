@@ -12,6 +12,7 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.network.keeper import Keeper
@@ -117,13 +118,13 @@ class Endpoint:
             await self.pool.close()
 
     async def retire(
-        self, after: Endpoint, in_flight: set[asyncio.Task[None]], leave: Callable[[Store], Awaitable[None]]
+        self, after: Endpoint, in_flight: set[asyncio.Task[Any]], leave: Callable[[Store], Awaitable[None]]
     ) -> None:
-        """Close once the attempts that use this endpoint have ended.
+        """Close once what uses this endpoint has ended.
 
         Args:
             after: the endpoint that replaces this one; its keeper is at work already.
-            in_flight: those attempts.
+            in_flight: the tasks that may use it.
             leave: called with the store before it is closed, to abort there what will not be resumed.
         """
         self._stop_keeper()

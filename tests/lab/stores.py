@@ -10,6 +10,7 @@ import subprocess
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import boto3
@@ -202,7 +203,8 @@ def _versitygw(directory: Path) -> Store:
     ]  # fmt: skip
     made = _program("versitygw", words, port)
 
-    def stranger(_: str) -> S3Server:
+    @cache
+    def stranger() -> S3Server:
         command = [
             str(gateway), "admin", f"--access={KEY}", f"--secret={SECRET}", f"--endpoint-url={made.server.url}",
             "create-user", "--access=stranger", f"--secret={SECRET}", "--role=user",
@@ -210,7 +212,7 @@ def _versitygw(directory: Path) -> Store:
         subprocess.run(command, env=clean_env(), check=True, capture_output=True, timeout=30)
         return replace(made.server, access_key="stranger")
 
-    made.make_stranger = stranger
+    made.make_stranger = lambda _: stranger()
     return made
 
 
