@@ -71,7 +71,9 @@ class Health:
 
     Failures and suspicions since the last success count. A failed connection always counts, since no transfer is to
     blame for it, and so does an unanswered attempt if a neutral request is not answered either. Any other failure
-    counts once per destination: one object that the store cannot take is not an outage. A success ends the hold only if
+    counts once per destination: one object that the store cannot take is not an outage; and not at all if its transfer
+    had failed before that success already. For the same reason transfers that have not failed yet may start while the
+    endpoint is away but answers: the first that succeeds ends the outage. A success ends the hold only if
     its attempt started after the hold began, and a refusal holds the queue only if its attempt started after the last
     reload.
 
@@ -83,7 +85,7 @@ class Health:
     def __init__(self, rng: random.Random, monotonic: Clock) -> None:
         self._rng = rng
         self._monotonic = monotonic
-        self._reloaded_at = -math.inf
+        self._reloaded_at = self._succeeded_at = -math.inf
         self._set_up()
 
     def _set_up(self) -> None:
@@ -108,8 +110,14 @@ class Health:
         """Whether it has been away for so long that waiting clients should be deferred at once."""
         return self._away_since is not None and self._monotonic() - self._away_since >= KNOWN_AWAY_AFTER_S
 
+    @property
+    def admits_new(self) -> bool:
+        """Whether transfers that have not failed yet may start: it is not held, and answers, if only with errors."""
+        return not self.held and not (self.away and self.unreached)
+
     def succeeded(self, started_at: float) -> None:
         """Note that the endpoint answered an attempt that started at `started_at` (monotonic seconds)."""
+        self._succeeded_at = self._monotonic()
         if not self.held or started_at >= self._held_at:
             self._set_up()
 
@@ -134,18 +142,28 @@ class Health:
                 self.refused(error, started_at)
         self._delay_held_probe(now)
 
-    def failed(self, error: AttemptError, destination: Destination, *, is_unanswered: bool = False) -> None:
+    def failed(
+        self,
+        error: AttemptError,
+        destination: Destination,
+        *,
+        is_unanswered: bool = False,
+        failed_since: float = math.inf,
+    ) -> None:
         """Note that an attempt ended in an error for which the endpoint may be to blame.
 
         Args:
             error: the attempt's.
             destination: of its transfer.
             is_unanswered: a neutral request was not answered either, which counts like a failed connection.
+            failed_since: when its transfer failed for the first time, monotonic seconds; infinite if never before.
         """
         now = self._monotonic()
-        if not self.held:
+        is_unreached = is_unanswered or error.code in UNREACHED
+        is_its_own = not self.away and not is_unreached and failed_since < self._succeeded_at
+        if not self.held and not is_its_own:
             was_away = self.away
-            self._count(destination, now, is_unreached=is_unanswered or error.code in UNREACHED)
+            self._count(destination, now, is_unreached=is_unreached)
             if not was_away:
                 self.away_reason = f"{error.code}: {error.text}"
         self._delay_held_probe(now)

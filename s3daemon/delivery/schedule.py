@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import asyncio
 import heapq
+import math
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -64,6 +65,7 @@ class QueuedTransfer:
         attempts: started so far.
         started_at: monotonic seconds when the last attempts started, as many as the limit of a minute.
         last_error: of the last attempt that failed.
+        failed_since: monotonic seconds when the first attempt failed for which the endpoint may be to blame, else inf.
         attempt: the one in flight, else None.
         attempt_started: the spool has it that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
@@ -86,6 +88,7 @@ class QueuedTransfer:
     attempts: int = 0
     started_at: tuple[float, ...] = ()
     last_error: LastError = LastError()  # noqa: RUF009 - frozen
+    failed_since: float = math.inf
     attempt: AttemptInFlight | None = None
     attempt_started: bool = False
     outcome_unknown: bool = False
@@ -242,13 +245,18 @@ class Schedule:
         self._offer(chain[0])
         self.on_added(queued)
 
-    def take(self, now: float) -> QueuedTransfer | None:
-        """Return the transfer to start next at monotonic time `now`, or None; it counts as running from here on."""
+    def take(self, now: float, *, live_only: bool = False) -> QueuedTransfer | None:
+        """Return the transfer to start next at monotonic time `now`, or None; it counts as running from here on.
+
+        Args:
+            now: monotonic seconds.
+            live_only: none of the backlog.
+        """
         while self._delayed and self._delayed[0][0] <= now:
             not_before, queued = heapq.heappop(self._delayed)
             if queued.not_before == not_before:
                 self.end_delay(queued)
-        for live in (True, False):
+        for live in (True,) if live_only else (True, False):
             heads = {small: head for small in (True, False) if (head := self._peek(live, small))}
             free = [head for small, head in heads.items() if self._may_run(live, small)]
             if free:

@@ -259,10 +259,9 @@ class Uploader:
         """Start the attempts that may start, and set a timer for when more may."""
         if self._stopping:
             return
-        while self._may_start():
-            queued = self.schedule.take(self._clock())
-            if queued is None:
-                break
+        while (self._may_start() or self._health.admits_new) and (
+            queued := self.schedule.take(self._clock(), live_only=not self._may_start())
+        ):
             self._start_attempt(queued)
         if self._health.held:
             self._active_clock.hold()
@@ -421,7 +420,9 @@ class Uploader:
                 self._health.succeeded(queued.last_attempt_at)
                 self._full_buckets.refused(destination.bucket, self._clock())
             case Finding.FAILING:
-                self._health.failed(error, destination, is_unanswered=is_unanswered)
+                failed_since = queued.failed_since
+                queued.failed_since = min(failed_since, self._clock())
+                self._health.failed(error, destination, is_unanswered=is_unanswered, failed_since=failed_since)
             case Finding.SUSPICIOUS:
                 self._health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:

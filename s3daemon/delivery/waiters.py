@@ -42,10 +42,14 @@ class Waiters:
         return waiter
 
     def defer_if_away(self) -> None:
-        """Defer all clients at once in an outage: hooks must not wait the whole limit, twice for each image."""
+        """Defer clients at once in an outage: hooks must not wait the whole limit, twice for each image.
+
+        Not those of transfers that may start all the same, since they have not failed yet.
+        """
         if self._health.held or self._health.known_away:
-            waiting, self._waiting = self._waiting, {}
-            for queued, waiters in waiting.items():
+            may_start = self._health.admits_new
+            for queued in [queued for queued in self._waiting if not (may_start and queued.live)]:
+                waiters = self._waiting.pop(queued)
                 if not all(waiter.done() for waiter in waiters):  # of clients that are gone there is nothing to log
                     notify(waiters, self._deferral(queued))
 

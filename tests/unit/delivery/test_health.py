@@ -100,6 +100,29 @@ def test_a_success_between_shows_that_it_is_the_destinations_fault(health: Healt
     assert state(health) == "UP"
 
 
+@pytest.mark.parametrize(
+    ("error", "is_unanswered", "counts"),
+    [
+        (AttemptError("503", "", status=503), False, False),
+        (AttemptError("NoAnswer", ""), False, False),
+        (AttemptError("NoAnswer", ""), True, True),
+        (AttemptError("ConnectionFailed", ""), False, True),
+    ],
+)
+def test_what_had_failed_since_a_success_too_is_the_transfers_fault(
+    health: Health, clock: Clock, error: AttemptError, is_unanswered: bool, counts: bool
+) -> None:
+    before, clock.now = clock.now, clock.now + 1
+    health.succeeded(clock.now)
+    for key in "abc":
+        destination = Destination("bucket", key)
+        health.failed(error, destination, is_unanswered=is_unanswered, failed_since=before)
+    assert (health.away, health.admits_new) == (counts, not counts)
+    for key in "abc":
+        health.failed(error, Destination("bucket", key), failed_since=clock.now + 1)
+    assert health.away
+
+
 def test_without_a_connection_one_transfer_is_enough(health: Health) -> None:
     for _ in range(3):
         health.failed(DOWN, HERE)

@@ -106,6 +106,69 @@ def test_keys_that_one_destination_refuses_stop_that_destination_alone() -> None
     fly(main)
 
 
+@pytest.mark.parametrize(
+    ("error", "seconds"),
+    [
+        (AttemptError("503", "a page", status=503), 0.1),
+        (AttemptError("BadAnswer", "a page", status=200), 0.1),
+        (AttemptError("409", "a proxy", status=409), 0.1),
+        (AttemptError("NoAnswer", "nothing came"), 20.0),
+    ],
+    ids=lambda value: getattr(value, "code", ""),
+)
+def test_destinations_that_fail_for_ever_cost_the_others_nothing(
+    error: AttemptError, seconds: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """However many they are, and though the endpoint counts as away while nothing else is sent."""
+    caplog.set_level(logging.INFO)
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda transfer: error if "bad" in transfer.destination.key else None
+        house.store.neutral = lambda: None
+
+        put = house.store.put
+
+        async def slow(transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
+            await asyncio.sleep(seconds if "bad" in transfer.destination.key else 0)
+            return await put(transfer, *args, **kwargs)
+
+        house.store.put = slow  # type: ignore[method-assign]
+        for n in range(6):
+            await house.intake.submit(house.request(key=f"bad{n}", wait=False))
+        await asyncio.sleep(120)
+        assert house.uploader.away
+        for n in range(30):
+            ticket = await house.intake.submit(house.request(key=f"good{n}"))
+            assert (await asyncio.wait_for(ticket.outcome, 1.0)).outcome is Outcome.STORED
+            await asyncio.sleep(20)
+        assert not house.uploader.away
+        assert len(house.uploader.schedule) == 6
+
+    fly(main)
+    assert sum("the endpoint is away" in record.message for record in caplog.records) == 1
+
+
+def test_a_store_that_refuses_everything_gets_each_file_once_and_its_clients_hear_at_once() -> None:
+    """Its small requests may be answered all the while."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda _: AttemptError("503", "a page", status=503)
+        house.store.neutral = lambda: None
+        for n in range(3):
+            await house.intake.submit(house.request(key=f"first{n}", wait=False))
+        await asyncio.sleep(20)
+        assert house.uploader.away
+        ticket = await house.intake.submit(house.request(key="k"))
+        reply = await asyncio.wait_for(ticket.outcome, 1.0)
+        assert (reply.outcome, "the endpoint is away: 503, a page" in reply.text) == (Outcome.DEFERRED, True)
+        assert house.queued(ticket).attempts == 1
+        assert house.uploader.away
+
+    fly(main)
+
+
 def test_without_a_neutral_answer_a_second_destination_tells_that_the_keys_are_bad() -> None:
     async def main() -> None:
         house = House()
