@@ -198,6 +198,9 @@ def differs(etag: str, expected: str) -> bool:
 #: Only these are a clear refusal: anything else a proxy may answer for a store that has carried the request out.
 _CLEAR_STATUSES = range(400, 500)
 _REDIRECTS = range(300, 400)
+#: With an ETag that is not of what was sent.
+VERIFY_ADVICE = "S3DAEMON_VERIFY=off if its ETags are not MD5"
+_NOT_S3 = "without an S3 error: a proxy or another server answered"
 #: What an operator can do about it.
 _HINTS = {
     "NoSuchBucket": "create the bucket, or fix the destination",
@@ -208,7 +211,7 @@ _HINTS = {
     "ExpiredToken": "renew the keys and reload",
     "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clocks",
-    **dict.fromkeys(("400", "401", "403", "404", "405"), "without an S3 error: a proxy or another server answered"),
+    "413": f"{_NOT_S3}: its limit is less than the file, or a part of S3DAEMON_PART_SIZE; nginx: client_max_body_size",
     "407": "a proxy asks for a password: let this host through without one; until then it is retried",
     **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
 }
@@ -242,7 +245,9 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     status = int(meta.get("HTTPStatusCode", 0))
     code = str(described.get("Code") or status)
     message = one_line(str(described.get("Message") or ""), 200)
-    hint = _HINTS.get(code) or ("this code is not known here, so it is retried" if is_unlisted(code, status) else "")
+    hint = _HINTS.get(code) or (_NOT_S3 if code == str(status) and status in _CLEAR_STATUSES else "")
+    if not hint and is_unlisted(code, status):
+        hint = "this code is not known here, so it is retried"
     headers = meta.get("HTTPHeaders", {})
     location = one_line(str(headers.get("location", "")).partition("?")[0], 100)
     if status in _REDIRECTS and location:

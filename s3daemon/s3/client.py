@@ -44,7 +44,7 @@ class Signer:
 
     Attributes:
         client: aiobotocore's client, once opened.
-        secrets: the secrets of the keys in use, once opened; no log may show them.
+        keys: access key, secret key and session token in use, once opened; no log may show the last two.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -52,7 +52,7 @@ class Signer:
         self._exit = contextlib.AsyncExitStack()
         self.client: Any = None
         self._put: _PutObject | None = None
-        self.secrets: tuple[str, ...] = ()
+        self.keys = ("", "", "")
 
     async def open(self, send: Send) -> None:
         """Create the client; this loads all that botocore will ever read from disk.
@@ -64,8 +64,7 @@ class Signer:
             SettingsError: the shared credentials file gives no keys.
         """
         settings = self._settings
-        access_key, secret_key, token = _keys(settings)
-        self.secrets = tuple(filter(None, (secret_key, token)))
+        self.keys = access_key, secret_key, token = _keys(settings)
         session = AioSession()
         session.register_component("data_loader", _loader())
         for name in ("config_file", "credentials_file"):

@@ -78,7 +78,7 @@ class Endpoint:
     @property
     def secrets(self) -> tuple[str, ...]:
         """The secrets of the keys in use, once opened; no log may show them."""
-        return self._signer.secrets
+        return tuple(filter(None, self._signer.keys[1:]))
 
     def reread_since(self, before: Endpoint) -> list[str]:
         """Return the variables whose files have another content than `before` read; of an opened endpoint.
@@ -88,7 +88,7 @@ class Endpoint:
         ours, theirs = self._settings, before._settings
         read = {
             "ca_bundle": (self._authorities, before._authorities),
-            "shared_credentials_file": (self.secrets, before.secrets),
+            "shared_credentials_file": (self._signer.keys, before._signer.keys),
         }
         return [
             VARIABLES[name].name

@@ -21,7 +21,7 @@ from s3daemon.errors import AttemptError, Code, SpoolError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
-from s3daemon.s3.answers import contradicts, etag_in_parts, etag_of, parts_of
+from s3daemon.s3.answers import VERIFY_ADVICE, contradicts, etag_in_parts, etag_of, parts_of
 from s3daemon.s3.parts import (
     UNUSABLE_CODES,
     PartSender,
@@ -224,6 +224,6 @@ class Multipart:
                 raise AttemptError(Code.BAD_ANSWER, text, ambiguous=True)
             if contradicts(answer, expected):
                 open_uploads.over(open_upload)
-                text = f"the store's ETag is {etag}, that of the parts that were sent {expected}"
+                text = f"the store's ETag is {etag}, that of the parts that were sent {expected}; {VERIFY_ADVICE}"
                 raise AttemptError(Code.ETAG_MISMATCH, text)
         return etag

@@ -35,6 +35,7 @@ from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, MoveHistory, St
 from s3daemon.s3.answers import (
     SENDING_ERRORS,
     STATUS_HEADER,
+    VERIFY_ADVICE,
     contradicts,
     decoded,
     etag_of,
@@ -377,10 +378,8 @@ class Sender:
         if not etag and self._needs_etag:
             raise AttemptError(Code.BAD_ANSWER, "the store's answer has no ETag", ambiguous=True)
         if contradicts(answer, md5):
-            advice = "S3DAEMON_VERIFY=off if its ETags are not MD5"
-            raise AttemptError(
-                Code.ETAG_MISMATCH, f"the store's ETag is {etag}, the MD5 of what was sent {md5}; {advice}"
-            )
+            text = f"the store's ETag is {etag}, the MD5 of what was sent {md5}; {VERIFY_ADVICE}"
+            raise AttemptError(Code.ETAG_MISMATCH, text)
 
     @property
     def _needs_etag(self) -> bool:

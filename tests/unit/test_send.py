@@ -182,6 +182,8 @@ OLDER = "gave no proper answer to --no-wait, --tag or an unusual name (is it an 
         (["--no-wait"], b'{"result": "accepted"}', ""),
         (["--tag=n"], DEFERRED, "Deferred: 7 is kept"),
         (["--tag=n"], b'{"result": "failed", "code": "A", "text": "b\\nc\\u001b"}\n', r"A: b\nc\x1b"),
+        ([], b"413: the store answered 413: too large", "413: the store answered 413: too large"),
+        ([], b"Odd-Code.1: no", "Odd-Code.1: no"),
     ],
 )
 def test_each_answer_is_silent_or_one_line(cwd: Path, options: list[str], reply: bytes, complaint: str) -> None:
@@ -197,6 +199,7 @@ def test_each_answer_is_silent_or_one_line(cwd: Path, options: list[str], reply:
     [
         ([], b"Success\n", "'Success'"),
         ([], b"Succ", "'Succ'"),
+        ([], b"HTTP/1.0 400 no: x", "'HTTP/1.0 400 no: x'"),
         ([], b"ValueError('no')", "\"ValueError('no')\""),
         ([], b"\xff\0" * 300, "'" + r"\\xff\x00" * 40 + "'"),
         (["--tag=n"], b"Success", "'Success'"),

@@ -213,10 +213,17 @@ def test_a_redirect_names_its_target(headers: dict[str, str], hint: str) -> None
     assert refusal(301, headers).text == f"the store answered 301{hint}"
 
 
+@pytest.mark.parametrize("status", [400, 409, 413, 418, 451, 499])
+def test_a_4xx_without_a_code_is_not_the_stores(status: int) -> None:
+    text = refusal(status).text
+    assert text.startswith(f"the store answered {status}; without an S3 error: a proxy or another server answered")
+    assert ("client_max_body_size" in text) == (status == 413)
+
+
 def test_a_refusal_without_a_code_is_named_by_its_status() -> None:
     """What did not come from an S3 server still has a code."""
-    error = refusal(413)
-    assert (error.code, error.status, error.text) == ("413", 413, "the store answered 413")
+    error = refusal(502)
+    assert (error.code, error.status, error.text) == ("502", 502, "the store answered 502")
 
 
 @pytest.mark.parametrize(

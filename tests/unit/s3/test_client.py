@@ -101,7 +101,7 @@ async def test_keys_from_a_shared_credentials_file(
     signer = Signer(settings)
     await signer.open(Recorder())
     await signer.close()
-    assert signer.secrets == secrets
+    assert tuple(filter(None, signer.keys[1:])) == secrets
 
 
 @in_loop

@@ -85,9 +85,9 @@ async def test_a_reload_names_the_files_that_were_edited(
     """Their paths stay, so the variables do not differ. What the settings do not name is not named."""
     ca, keys = tmp_path / "ca.pem", tmp_path / "keys"
 
-    def write(bundle: int, secret: str) -> None:
+    def write(bundle: int, secret: str, key: str = "k") -> None:
         ca.write_text(authorities[bundle])
-        keys.write_text(f"[p]\naws_access_key_id = k\naws_secret_access_key = {secret}\n")
+        keys.write_text(f"[p]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
 
     write(0, "s")
     named = replace(
@@ -106,10 +106,15 @@ async def test_a_reload_names_the_files_that_were_edited(
     plain = endpoint_of(replace(named, endpoint_url="http://store"), after)
     await plain.open()
     assert plain.reread_since(after) == [], "without TLS no authorities are read"
+    write(bundle, secret, "another")
+    keyed = endpoint_of(named, plain)
+    await keyed.open()
+    assert keyed.reread_since(after) == ["AWS_SHARED_CREDENTIALS_FILE"], "the access key alone was replaced"
     await before.close(after)
     await after.close(other)
     await other.close()
-    await plain.close()
+    await plain.close(keyed)
+    await keyed.close()
 
 
 @in_loop
