@@ -249,10 +249,14 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     if not hint and is_unlisted(code, status):
         hint = "this code is not known here, so it is retried"
     headers = meta.get("HTTPHeaders", {})
+    came = str(headers.get(STATUS_HEADER, status))
+    if came != str(status) == code:  # botocore makes a 500 of an answer 200 in which it finds neither result nor error
+        text = f"the answer {came} has neither S3's result nor an error of S3's in it"
+        return AttemptError(Code.BAD_ANSWER, text, status=status, ambiguous=arrived)
     location = one_line(str(headers.get("location", "")).partition("?")[0], 100)
     if status in _REDIRECTS and location:
         hint = f"it redirects to {location}, which is not followed: set S3_ENDPOINT_URL to where S3 is served"
-    said = ": ".join(filter(None, (f"the store answered {headers.get(STATUS_HEADER, status)}", message)))
+    said = ": ".join(filter(None, (f"the store answered {came}", message)))
     return AttemptError(
         code,
         "; ".join(filter(None, (said, hint))),

@@ -378,7 +378,7 @@ async def completed_after_white_space(exchange: Exchange) -> None:
     [
         (completed_in_silence, "ConnectionClosed", True),
         (completed_with_an_error, "InternalError", False),
-        (completed_after_white_space, "500", True),
+        (completed_after_white_space, "BadAnswer", True),
         (refuse(500, "InternalError"), "InternalError", False),
     ],
 )

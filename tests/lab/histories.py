@@ -257,6 +257,9 @@ class Player:
                     f"{row['destination']} {row['state']} {row['text']}" for row in rows if row["state"] != "failed"
                 ]
                 self.wrong.append(f"not delivered {DELIVERED_WITHIN_S:g} s after the store became honest: {shown[:3]}")
+                first = shown[0].split()[0]
+                self.wrong += [line for line in self.served.lines() if f"{first} " in line][-5:]
+                self.wrong += [str(status["uploads"]), str(status["status"])]
                 return
             if now > reload_at:
                 await self._reload()

@@ -220,6 +220,13 @@ def test_a_4xx_without_a_code_is_not_the_stores(status: int) -> None:
     assert ("client_max_body_size" in text) == (status == 413)
 
 
+def test_what_cannot_be_read_in_an_answer_200_is_not_put_into_the_stores_mouth() -> None:
+    error = refusal(500, {":status": "200"}, Code="500", Message="Internal Server Error")
+    assert (error.code, error.status, error.ambiguous) == ("BadAnswer", 500, True)
+    assert error.text == "the answer 200 has neither S3's result nor an error of S3's in it"
+    assert refusal(500, {":status": "200"}, Code="InternalError").code == "InternalError"
+
+
 def test_a_refusal_without_a_code_is_named_by_its_status() -> None:
     """What did not come from an S3 server still has a code."""
     error = refusal(502)
