@@ -199,9 +199,10 @@ class LyingStore:
             destination.constant.clear()
 
     async def revive(self, addresses: Iterable[str] | None = None) -> None:
-        """Serve on these addresses, or all."""
+        """Serve on these addresses, or all. A host that is back knows nothing of connections that it swallowed."""
         for address in self._addresses if addresses is None else addresses:
-            self._dead.pop(address, None)
+            if self._dead.pop(address, None) == Death.SILENT:
+                self._reset(address)
             if address not in self._listening:
                 listener = socket.create_server((address, self.port), backlog=1024)
                 listener.setblocking(False)
@@ -215,9 +216,12 @@ class LyingStore:
                 task = self._listening.pop(address)
                 task.cancel()
                 await asyncio.wait({task})
-            for writer, at in list(self._writers.items()):
-                if at == address:
-                    _reset(writer)
+            self._reset(address)
+
+    def _reset(self, address: str) -> None:
+        for writer, at in list(self._writers.items()):
+            if at == address:
+                _reset(writer)
 
     async def close(self) -> None:
         """End everything."""
