@@ -6,6 +6,7 @@ Keys in JSON are the names of fields here, except where a field says otherwise; 
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ class Condition:
     @property
     def _outage(self) -> str:
         since = "" if self.since_usec is None else f", since {clock_time(self.since_usec)}"
-        return since if self.next_probe_s is None else f"{since}, next attempt in {span(self.next_probe_s)}"
+        return since if self.next_probe_s is None else f"{since}, next attempt in {span(math.ceil(self.next_probe_s))}"
 
     @property
     def line(self) -> str:

@@ -268,7 +268,7 @@ class Outages:
         fields: dict[str, int | str] = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": self.since_usec}
         if (next_s := self._next_attempt_s()) is not None:
             fields["S3DAEMON_DELAY_USEC"] = round(next_s * 1e6)
-            text += f"; next attempt in {span(next_s)}"
+            text += f"; next attempt in {span(math.ceil(next_s))}"
         _log.log(level, "%s", text, extra={"journal": fields})
 
     def _end(self, state: str, kind: MessageId, text: str) -> None:

@@ -88,7 +88,7 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
         (
             {"away": True, "away_reason": "StallError: no", "since_usec": START_USEC, "next_probe_s": 12.4},
             "away",
-            f"AWAY, StallError: no, since {clock_time(START_USEC)}, next attempt in 12s; {COUNTS}",
+            f"AWAY, StallError: no, since {clock_time(START_USEC)}, next attempt in 13s; {COUNTS}",
         ),
         (
             {"held": "TLSRefused: no", "since_usec": START_USEC, "next_probe_s": 299.0},
