@@ -24,6 +24,8 @@ Where to find what is asked most:
 
 * whether an error is final: `delivery.decision`, from `model.verdict`, which classifies each code
 * whether an answer of the store means stored: `s3.answers`; the ETag: `s3.sender`; the whole of it: `s3.store`
+* whether the endpoint is away or the queue held: `delivery.health`
+* the journal's fields and MESSAGE_IDs: `model.record`
 * what lies in the state directory, and which module writes each file: `spool.directory`
 * which settings need a restart: `config.settings`, the variables with `restart=True`
 * that an upload is too slow: `network.straggler`; it is stopped in `s3.sender`, sent again in `delivery.attempt`

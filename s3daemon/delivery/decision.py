@@ -6,18 +6,19 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     error                                              transfer                     endpoint    next attempt
     -----                                              --------                     --------    ------------
     the address is to blame, another one is enabled    stays as it is               NO_FINDING  at once, not to that one
-    the same address again                             backlog                      FAILING     after the back-off
+    that address is to blame again                     backlog                      FAILING     after the back-off
     a connection closed before the request arrived     stays as it is               NO_FINDING  at once
-    the same, twice in a row                           backlog                      NO_FINDING  after the back-off
+    such a connection, twice in a row                  backlog                      NO_FINDING  after the back-off
     transient, the endpoint may be to blame            backlog                      FAILING     after the back-off
     transient, another answer of the store             backlog                      SERVING     after the back-off
     transient, what is stored is not what was sent     backlog                      NO_FINDING  after the back-off
     permanent                                          failed                       SERVING     none
     the bucket's quota                                 backlog                      FULL        after the back-off
     keys, account, TLS; a neutral request is refused   backlog                      REFUSING    after the back-off
-    the same; a neutral request is accepted            backlog                      SERVING     after the back-off
-    the same; nothing is known from one                backlog                      SUSPICIOUS  after the back-off
-    denied; the keys have worked                       failed                       SERVING     none
+    keys ...; a neutral request is accepted            backlog                      SERVING     after the back-off
+    keys ...; nothing is known from one                backlog                      SUSPICIOUS  after the back-off
+    denied; the keys have worked, or a neutral         failed                       SERVING     none
+    request is accepted
     denied; the keys have not worked yet               as for keys, account, TLS
     a file that changes or cannot be read              backlog                      NO_FINDING  after the back-off
     another error of a file, early after the start     backlog                      NO_FINDING  after the back-off

@@ -61,8 +61,9 @@ class Health:
         -----  -----                                           ----   -------------------
         UP     succeeded                                       UP     everything
         UP     failed, 3 times in a row                        AWAY
-        AWAY   succeeded; reload                               UP     1 probe, later 2, after 1 s ... 30 s each
-        AWAY   failed                                          AWAY
+        AWAY   succeeded, or refused with an answer            UP     1 probe, later 2, after 1 s ... 30 s each; live
+        AWAY   failed                                          AWAY   transfers too while it answers
+        AWAY   reload                                          AWAY   the next probe at once
         AWAY   a small request is answered, none was before    AWAY   the next probe at once
         any    refused; or suspected at 2 destinations         HELD   1 probe each 5 minutes
                with the same code
@@ -72,10 +73,10 @@ class Health:
     Failures and suspicions since the last success count. A failed connection always counts, since no transfer is to
     blame for it, and so does an unanswered attempt if a neutral request is not answered either. Any other failure
     counts once per destination: one object that the store cannot take is not an outage; and not at all if its transfer
-    had failed before that success already. For the same reason transfers that have not failed yet may start while the
-    endpoint is away but answers: the first that succeeds ends the outage. A success ends the hold only if
-    its attempt started after the hold began, and a refusal holds the queue only if its attempt started after the last
-    reload.
+    had failed before the last success already. Nor may such objects stop others: live transfers, which have not failed
+    yet, may start while the endpoint is away but answers, and the first success ends the outage. A success ends the
+    hold only if its attempt started after the hold began, and a refusal holds the queue only if its attempt started
+    after the last reload.
 
     Args:
         rng: jitter.
@@ -97,7 +98,7 @@ class Health:
         self._suspects: dict[str, Destination] = {}  # by code, the first destination
         self._rounds = 0
         self._probe_at = 0.0
-        self.away_reason = ""  #: the last failure up to that with which it became away, one line with its code
+        self.away_reason = ""  #: the latest failure; once away, the one that made it so; one line with its code
         self.unreached = False  #: away, and the last attempt had no connection, so small requests test for its return
 
     @property

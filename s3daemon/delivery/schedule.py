@@ -5,8 +5,8 @@ Rules, in this order:
 1. One at a time for a destination, in the order accepted there, so that the newest content wins. Only the oldest
    pending transfer of a destination, its *head*, is a candidate; while it waits out a delay those behind it wait too.
    A failed one that is retried takes its place among them again; if a newer one is in flight, it waits for its end.
-2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed. The older ones
-   of its destination, which must go first, count as live with it.
+2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed, but at one of
+   several addresses. The older ones of its destination, which must go first, count as live with it.
 3. Among equals the one accepted first; but large ones never take the last connections, so that small ones, half of all
    objects, do not wait behind a row of large ones, nor live ones behind a backlog that is being delivered.
 
@@ -200,7 +200,7 @@ class Schedule:
 
     @property
     def oldest(self) -> QueuedTransfer | None:
-        """The transfer accepted first; None when there is none."""
+        """The transfer accepted first, but for failed ones that were retried since; None when there is none."""
         return next(iter(self._by_id.values()), None)
 
     @property

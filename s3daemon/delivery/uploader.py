@@ -6,7 +6,7 @@ A transfer's states, and what moves it (`schedule` says which one is next, `deci
     ---------  -------------------------------------------------  -----------------------------------------------------
     (request)  it is given to the spool                           pending; an attempt may start before the commit
     pending    the spool refuses it                               none: its attempt is cancelled, its client notified
-    pending    its turn, and the endpoint neither away nor held   in flight
+    pending    its turn, and `health` lets it start               in flight
     in flight  stored, or found stored after an unknown outcome   stored: client notified, recorded, removed from the
                                                                   spool
     in flight  transient error, within the retry limit            pending, after a delay

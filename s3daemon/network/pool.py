@@ -114,7 +114,7 @@ class ConnectionPool:
 
     @property
     def opened(self) -> int:
-        """How many connections were made since the start."""
+        """How many connections were made by this pool; a reload of what concerns them makes another one."""
         return self._opened_before + sum(connection.opened for connection in self._all)
 
     @property
@@ -135,7 +135,7 @@ class ConnectionPool:
     def available_for_parts(self) -> int:
         """How many the further parts of large files may take: those idle beyond half of the usable ones.
 
-        None while an upload waits for a connection.
+        0 while an upload waits for a connection.
         """
         idle = len(self.idle()) - self.reserve
         return 0 if self._waiting else max(0, idle - (self.usable - self.usable // 2))

@@ -35,7 +35,7 @@ from s3daemon.errors import (
 from s3daemon.model.verdict import is_unlisted
 from s3daemon.network.connection import AnswerTooLongError
 
-#: An answer that is decoded may have so many bytes; S3's longest, a list of 1000 parts, has some 300 kB.
+#: An answer that is decoded may have so many bytes; S3's longest, a list of 1 000 parts, has some 500 kB.
 MAX_DECODED_BYTES = 1 << 20
 #: The ETag of an object stored in parts, on S3 and compatible stores: MD5 of the parts' MD5s, and how many there were.
 _MULTIPART_ETAG = re.compile(r"([0-9a-f]{32}|)-([0-9]{1,5})")

@@ -240,28 +240,26 @@ ODD: dict[str, Behaviour] = {
     "403": refusal(403, "AccessDenied"),
     "closes": Behaviour(end=End.CLOSE),
 }
-_ACCUSE_THE_SERVICE = ("503", "reset", "no answer", "200 without an ETag", "200 with HTML", "201")
 
 
 def own(rng: random.Random, count: int) -> World:
     """Return a world in which some destinations are spoilt, each for itself, and others are not.
 
     A refusal that accuses the keys, of two destinations, may hold the queue where the store does not take the small
-    request that would tell; and three destinations without a good answer may be an outage: so there are fewer.
+    request that would tell; so there is one, and a denial comes only once something is stored.
     """
     odd = rng.choice((None, None, *ODD))
     kinds = rng.sample(list(SPOILT), rng.randint(1, 5))
     accusing = [kind for kind in kinds if kind in ("SignatureDoesNotMatch", "AccessDenied")]
-    serving = [kind for kind in kinds if kind in _ACCUSE_THE_SERVICE]
-    kinds = [kind for kind in kinds if kind not in (*(accusing[1:] if odd else ()), *serving[2:])]
+    kinds = [kind for kind in kinds if not odd or kind not in accusing[1:]]
     spoilt = list[Sent]()
     for kind in kinds:
-        more = 1 if kind in _ACCUSE_THE_SERVICE or odd else rng.randint(1, 4)
+        more = 1 if kind in accusing and odd else rng.randint(1, 4)
         for number in range(more):
             bucket = "arn:x" if kind == "arn" else f"spoilt-{len(spoilt)}"
             name = f"{bucket}/{number}{'//' if kind == 'SignatureDoesNotMatch' else '-'}{kind.replace(' ', '-')}"
             plan = {} if kind == "arn" else {"put": SPOILT[kind]}
-            at = round(rng.uniform(0, 2), 2)
+            at = round(rng.uniform(3, 5) if kind == "AccessDenied" and odd else rng.uniform(0, 2), 2)
             spoilt.append(Sent(name, at, (Version(3_000, "unwaited"),), constant=plan, spoilt=True))
     good = [
         Sent(f"bucket/{n}", round(rng.uniform(0, 5), 2), (Version(3_000, rng.choice(("plain", "http"))),))
