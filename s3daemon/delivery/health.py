@@ -24,7 +24,7 @@ from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.model.request import Destination
-from s3daemon.model.verdict import UNREACHED, Keys, keys_after
+from s3daemon.model.verdict import ACCESS_DENIED, UNREACHED, Keys, keys_after
 from s3daemon.units import clock_time, span
 
 _log = logging.getLogger(__name__)
@@ -65,8 +65,8 @@ class Health:
         AWAY   failed                                          AWAY   transfers too while it answers
         AWAY   reload                                          AWAY   the next probe at once
         AWAY   a small request is answered, none was before    AWAY   the next probe at once
-        any    refused; or suspected at 2 destinations         HELD   1 probe each 5 minutes
-               with the same code
+        any    refused; or suspected at 2 destinations         HELD   1 probe each 5 minutes; live transfers too
+               with the same code                                     after a denial
         HELD   succeeded, if it started since; reload          UP
         HELD   failed or suspected                             HELD
 
@@ -74,9 +74,9 @@ class Health:
     blame for it, and so does an unanswered attempt if a neutral request is not answered either. Any other failure
     counts once per destination: one object that the store cannot take is not an outage; and not at all if its transfer
     had failed before the last success already. Nor may such objects stop others: live transfers, which have not failed
-    yet, may start while the endpoint is away but answers, and the first success ends the outage. A success ends the
-    hold only if its attempt started after the hold began, and a refusal holds the queue only if its attempt started
-    after the last reload.
+    yet, may start while the endpoint is away but answers, and while the queue is held for a denial, which keys that may
+    write elsewhere get too. The first success ends either; a hold only if its attempt started after the hold began. A
+    refusal holds the queue only if its attempt started after the last reload.
 
     Args:
         rng: jitter.
@@ -91,6 +91,7 @@ class Health:
 
     def _set_up(self) -> None:
         self.held = ""  #: why the queue is held and what to do, one line with its code; empty when it is not
+        self._is_denial = False  # it is held for what may concern some destinations only
         self._held_at = 0.0
         self._away_since: float | None = None
         self._failures = 0
@@ -113,8 +114,8 @@ class Health:
 
     @property
     def admits_new(self) -> bool:
-        """Whether transfers that have not failed yet may start: it is not held, and answers, if only with errors."""
-        return not self.held and not (self.away and self.unreached)
+        """Whether live transfers may start: it answers, if only with errors, and is not held but for a denial."""
+        return (not self.held or self._is_denial) and not (self.away and self.unreached)
 
     def succeeded(self, started_at: float) -> None:
         """Note that the endpoint answered an attempt that started at `started_at` (monotonic seconds)."""
@@ -129,6 +130,7 @@ class Health:
             self._set_up()
             cure = "" if "reload" in error.text else "; fix it and reload"
             self.held, self._held_at, self._probe_at = f"{error.code}: {error.text}{cure}", now, now + HELD_PROBE_S
+            self._is_denial = error.code == ACCESS_DENIED
         self._delay_held_probe(now)
 
     def suspected(self, error: AttemptError, destination: Destination, started_at: float) -> None:

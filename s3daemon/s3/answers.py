@@ -211,8 +211,8 @@ _HINTS = {
     "ExpiredToken": "renew the keys and reload",
     "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clocks",
-    "413": f"{_NOT_S3}: its limit is less than the file, or a part of S3DAEMON_PART_SIZE; nginx: client_max_body_size",
     "407": "a proxy asks for a password: let this host through without one; until then it is retried",
+    "413": f"{_NOT_S3}: its limit is less than the file, or a part of S3DAEMON_PART_SIZE; nginx: client_max_body_size",
     **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
 }
 #: The status as it came: botocore makes a 500 of an error in an answer 200. No header of HTTP/1.1 has this name.

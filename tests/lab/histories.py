@@ -201,15 +201,17 @@ class Player:
         return answer.decode(errors="replace")
 
     async def _watch(self) -> None:
-        """Look at its status all the time."""
+        """Look at its status all the time. A hold that a healthy transfer ends at once harms nobody."""
+        before = ""
         while True:
             await asyncio.sleep(0.5)
             if self.busy_killing or self.world.kind != "own":
                 continue
-            status = await self._ask("status")
-            if status["held"]:
-                self.wrong.append(f"held for another destination's sake: {status['held']}")
+            held = (await self._ask("status"))["held"]
+            if held and before:
+                self.wrong.append(f"held for another destination's sake: {held}")
                 return
+            before = held
 
     async def _watch_dead(self) -> None:
         """See it notice that the store is dead, keep quiet, and notice that it is back."""

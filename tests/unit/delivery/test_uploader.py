@@ -183,6 +183,24 @@ def test_without_a_neutral_answer_a_second_destination_tells_that_the_keys_are_b
     fly(main)
 
 
+def test_a_denial_of_the_first_destination_costs_the_others_nothing() -> None:
+    """Keys that may write need not be allowed the neutral request; so any user could hold the queue after a restart."""
+
+    async def main() -> None:
+        house = House()
+        house.store.answer = lambda transfer: DENIED if "denied" in transfer.destination.key else None
+        house.store.neutral = lambda: DENIED
+        for n in range(3):
+            await house.intake.submit(house.request(key=f"denied{n}", wait=False))
+        await asyncio.sleep(60)
+        assert house.uploader.held
+        ticket = await house.intake.submit(house.request(key="k"))
+        assert (await asyncio.wait_for(ticket.outcome, 1.0)).outcome is Outcome.STORED
+        assert not house.uploader.held
+
+    fly(main)
+
+
 @pytest.mark.parametrize("others", [0, 3])
 def test_wrong_keys_that_look_like_a_denial_fail_nothing(others: int) -> None:
     """Ceph RGW with rgw_s3_auth_use_sts answers so; the queue is held, and after a reload all is stored."""
