@@ -7,7 +7,7 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
 
 from s3daemon import __version__
@@ -22,6 +22,7 @@ from s3daemon.control.status import (
     RateLimit,
     Receiver,
     Status,
+    Summary,
     Upload,
     receivers_of,
     uploads_of,
@@ -179,6 +180,7 @@ class Operations:
         uploads = uploads_of(uploader.schedule.running, uploader.now())
         now_usec = round(self._wall() * 1e6)
         return Status(
+            **{each.name: getattr(condition, each.name) for each in fields(Summary)},
             state=condition.state,
             line=condition.line,
             version=__version__,
@@ -186,19 +188,6 @@ class Operations:
             endpoint=self._settings.current.endpoint_url,
             now_usec=now_usec,
             started_usec=self._started_usec,
-            in_flight=condition.in_flight,
-            pending=condition.pending,
-            oldest_s=condition.oldest_s,
-            failed=condition.failed,
-            held=condition.held,
-            away=condition.away,
-            away_reason=condition.away_reason,
-            since_usec=condition.since_usec,
-            next_probe_s=condition.next_probe_s,
-            spool_fault=condition.spool_fault,
-            reload_fault=condition.reload_fault,
-            clients=self._server.clients,
-            connections=condition.connections,
             limit=RateLimit(pool.bandwidth.limit.rate_bps, pool.bandwidth.limit.origin.value),
             receivers=self._receivers(uploads),
             uploads=uploads,
@@ -218,6 +207,7 @@ class Operations:
             pending=len(uploader.schedule) - in_flight,
             oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
+            clients=self._server.clients,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.unexpectedly_disabled),
             unreachable=pool.addresses.are_unreachable,
@@ -274,7 +264,7 @@ class Operations:
             "s3daemon_held": bool(condition.held),
             "s3daemon_away": condition.away,
             "s3daemon_spool_refusing": bool(condition.spool_fault),
-            "s3daemon_clients": self._server.clients,
+            "s3daemon_clients": condition.clients,
             "s3daemon_connections_open": condition.connections.open,
             "s3daemon_connections_warm": sum(connection.is_open for connection in self._pool().idle()),
             "s3daemon_connections_limit": condition.connections.limit,
