@@ -43,9 +43,9 @@ _COLUMNS = (
     Column("ATTEMPTS", align="right"),
     Column("NEXT", align="right"),
     Column("SIZE", align="right"),
-    Column("DESTINATION", keep="end", place="fold"),
+    Column("DESTINATION", place="fold"),
     Column("LAST ERROR", place="fold"),
-    Column("FILE", least=12, keep="end", place="drop"),
+    Column("FILE", least=12, place="drop"),
 )
 
 
@@ -103,18 +103,7 @@ def main(
     err: TextIO,
     on_dropped: Callable[[Sequence[Entry]], None] = record_dropped,
 ) -> int:
-    """Carry out the command.
-
-    Args:
-        args: as `configure` described them.
-        environ: says where the daemon is, as `Instance.find` reads it; the settings are not needed.
-        out: takes the table.
-        err: takes one line when something is wrong.
-        on_dropped: gets the transfers that are dropped while no daemon runs; writes their records.
-
-    Returns:
-        The exit status: 0, or 1 when it could not be done or an id is unknown.
-    """
+    """Carry out the command."""
     instance = instance_of(args, environ)
     try:
         if args.action is None:

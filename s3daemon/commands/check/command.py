@@ -53,18 +53,7 @@ def main(
     host: Host | None = None,
     wall: Clock = time.time,
 ) -> int:
-    """Carry out the command.
-
-    Args:
-        args: as `configure` described them.
-        environ: the process's.
-        out: takes the findings.
-        host: what is checked; this one unless another is given.
-        wall: seconds since the epoch.
-
-    Returns:
-        The exit status: 0, or 1 when something does not work.
-    """
+    """Carry out the command; `host` is what is checked, this one unless another is given."""
     host = host or Host()
     # What the store's client logs about a failure is in our lines already.
     logging.getLogger().addHandler(logging.NullHandler())

@@ -106,18 +106,7 @@ def main(
     err: TextIO,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Carry out the command.
-
-    Args:
-        args: as `configure` described them.
-        environ: says where the daemon is, as `Instance.find` reads it.
-        out: takes what is shown.
-        err: takes one line when the daemon could not be asked.
-        sleep: waits so many seconds; KeyboardInterrupt ends a watch.
-
-    Returns:
-        The exit status: 0, or 1 when the daemon could not be asked.
-    """
+    """Carry out the command."""
     instance = instance_of(args, environ)
     try:
         if args.watch is None:
