@@ -368,13 +368,9 @@ class Report:
         """Make the report on some transfers, each given once.
 
         Args:
-            transfers: by the time of request.
-            limit_usec: what a transfer may take.
-            late_usec: what an exposure may take.
+            transfers, limit_usec, late_usec, delays, refused: as of the class.
             by: how groups are made; empty: there are none.
             expect: how many files an exposure has; 0: it is learned where groups are made.
-            delays: what delayed transfers.
-            refused: the requests that were refused.
 
         Raises:
             ValueError: `by` does not name a grouping.
