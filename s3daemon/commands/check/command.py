@@ -48,12 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(
     args: argparse.Namespace,
     environ: Mapping[str, str],
-    out: TextIO,
     *,
+    out: TextIO,
+    err: TextIO,
     host: Host | None = None,
     wall: Clock = time.time,
 ) -> int:
-    """Carry out the command; `host` is what is checked, this one unless another is given."""
+    """Carry out the command on this host, or another that is given; all that is wrong is a finding, for `out`."""
     host = host or Host()
     # What the store's client logs about a failure is in our lines already.
     logging.getLogger().addHandler(logging.NullHandler())
