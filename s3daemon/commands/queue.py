@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from s3daemon.commands.table import Column, Table, console_of, print_table
+from s3daemon.commands.table import Column, Table, console_of, lines, width_of
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.control.rows import Row, row_of
 from s3daemon.errors import Code, S3daemonError, one_line
@@ -128,7 +128,7 @@ def _list(rows: Sequence[Row], *, as_json: bool, out: TextIO) -> None:
     if as_json:  # one array with an object on each line, so that line tools can read it too
         print("[\n" + ",\n".join(json.dumps(row.as_dict()) for row in rows) + "\n]", file=out)
         return
-    print_table(console_of(out), table(rows))
+    out.writelines(f"{line}\n" for line in lines(table(rows), width_of(console_of(out))))
     print(total(rows), file=out)
 
 

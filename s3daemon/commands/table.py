@@ -1,7 +1,8 @@
 """Draw tables and bars for every command: one layout, for terminals of any width, pipes and files.
 
-    console = console_of(out)
-    print_table(console, Table([Column("SIZE", align="right"), Column("DESTINATION", place="fold")], rows))
+    table = Table([Column("SIZE", align="right"), Column("DESTINATION", place="fold")], rows)
+    for line in lines(table, width_of(console_of(out))):
+        print(line, file=out)
 
 On a terminal a table that is too wide gives way in this order: columns with a `least` are cut, the last one first;
 columns with `place="drop"` are left out, the last one first; columns with `place="fold"` move to lines of their own
@@ -101,16 +102,6 @@ def console_of(out: TextIO, width: int | None = None) -> Console:
 def width_of(console: Console) -> int | None:
     """The columns of its terminal; None for a pipe or a file, whose lines may be of any length."""
     return console.width if console.file.isatty() else None
-
-
-def print_table(console: Console, table: Table) -> None:
-    """Print it, as wide as the console is."""
-    layout = _Layout(table, width_of(console))
-    if any(column.style for column in table.columns) and console.color_system:
-        for text in layout.texts():
-            console.print(text, soft_wrap=True)
-    else:  # as fast as a listing of many thousand rows needs
-        console.file.writelines(f"{line}\n" for line in layout.lines())
 
 
 def lines(table: Table, width: int | None) -> Iterator[str]:

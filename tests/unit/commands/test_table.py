@@ -18,7 +18,6 @@ from s3daemon.commands.table import (
     console_of,
     cut,
     lines,
-    print_table,
     texts,
     width_of,
 )
@@ -146,25 +145,25 @@ def test_colours_change_no_word(rows: list[tuple[str, ...]], width: int | None) 
     assert [text.plain for text in texts(table, width)] == list(lines(table, width))
 
 
-def test_a_pipe_gets_whole_lines_without_colours(colours: None) -> None:
-    out = io.StringIO()
-    console = console_of(out, 20)
-    assert width_of(console) is None
-    print_table(console, Table([Column("A", style=lambda _: "red"), *COLUMNS[1:]], ROWS))
-    assert out.getvalue().splitlines() == list(lines(Table([Column("A"), *COLUMNS[1:]], ROWS), None))
-
-
 STYLED = Table([Column("STATE", style=lambda cell: "red" if cell == "late" else "")], [("late",), ("[bold]:smile:",)])
 
 
+def printed(out: io.StringIO, width: int | None = None) -> list[str]:
+    console = console_of(out, width)
+    for text in texts(STYLED, width_of(console)):
+        console.print(text, soft_wrap=True)
+    return out.getvalue().splitlines()
+
+
+def test_a_pipe_gets_whole_lines_without_colours(colours: None) -> None:
+    assert width_of(console_of(io.StringIO(), 5)) is None
+    assert printed(io.StringIO(), 5) == list(lines(STYLED, None)) == ["STATE", "late", "[bold]:smile:"]
+
+
 def test_a_terminal_gets_colours_and_no_markup(colours: None) -> None:
-    out = Terminal()
-    print_table(console_of(out, 80), STYLED)
-    assert out.getvalue().splitlines() == ["\x1b[2mSTATE\x1b[0m", "\x1b[31mlate\x1b[0m", "[bold]:smile:"]
+    assert printed(Terminal(), 80) == ["\x1b[2mSTATE\x1b[0m", "\x1b[31mlate\x1b[0m", "[bold]:smile:"]
 
 
 def test_no_colours_where_none_are_wanted(colours: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
-    out = Terminal()
-    print_table(console_of(out, 80), STYLED)
-    assert "31m" not in out.getvalue()
+    assert "31m" not in "".join(printed(Terminal(), 80))
