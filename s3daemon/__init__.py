@@ -17,7 +17,6 @@ the levels are in `tests/release/test_house.py`. Each room's `__init__` says whe
     systemd/    sockets that systemd passes, notifications to it
     model/      requests, replies, records, verdicts, exposures: values without I/O; and users' files, opened
     config/     the settings, from the environment
-    hints       what was found about a store, kept over restarts in files of the state directory
     errors, clock, units: what every room may import
 
 Where to find what is asked most:

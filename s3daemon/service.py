@@ -181,7 +181,7 @@ class Service:
         try:
             listeners = [*passed_listeners.get("wire", ()), *passed_listeners.get("unix", ())]
             listeners = listeners or bind(settings.host, settings.port)
-            self._endpoint = Endpoint(settings, self._background.start)
+            self._endpoint = Endpoint(settings, self._background.start, hint=spool.hint)
             await self._endpoint.open()
             self._journal.hide(self._endpoint.secrets)
             try:
@@ -315,6 +315,7 @@ class Service:
         await asyncio.gather(*(listener.drain() for listener in listeners))
         await control.close()
         self._spool.save_clock(self._uploader.active_now_s())
+        self._spool.save_hint(self._endpoint.hint)
         left = len(self._uploader.schedule)
         kept = f"{plural(left, 'transfer')} kept for the next start"
         _log.info("stopped; %s", kept if left else "nothing is left to do")
@@ -331,6 +332,7 @@ class Service:
                 ticked_at = time.monotonic()
                 service_now = self._uploader.active_now_s()
                 self._spool.save_clock(service_now)
+                self._spool.save_hint(self._endpoint.hint)
                 self._spool.expire(service_now, self._settings.current.keep_failed_s)
                 if late := self._operations.late_line():
                     _log.warning("%s", late)

@@ -15,7 +15,6 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
-from pathlib import Path
 
 from yarl import URL
 
@@ -25,7 +24,7 @@ from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import SMALL_REQUESTS
-from s3daemon.network.rate.bandwidth import Bandwidth, kept_rate
+from s3daemon.network.rate.bandwidth import Bandwidth
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.units import span
 
@@ -71,7 +70,7 @@ class ConnectionPool:
         if self._tls is not None:
             self.certificates.watch(self._tls)
         self.pacer = Pacer(settings.bwlimit_bps or 0)
-        self.bandwidth = Bandwidth(self.pacer, kept_rate(Path(settings.state_dir), settings.endpoint_url), clock)
+        self.bandwidth = Bandwidth(self.pacer, clock)
         self.addresses = Addresses(clock, *_address_log(self._next_probe_s))
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
@@ -293,7 +292,7 @@ class ConnectionPool:
 
     async def close(self) -> None:
         """Close every connection."""
-        await self.bandwidth.close()
+        self.bandwidth.close()
         await asyncio.gather(*self._closing, *(connection.close() for connection in self._all))
 
 

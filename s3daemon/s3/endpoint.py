@@ -18,10 +18,10 @@ from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.network.keeper import Keeper
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.client import Signer
-from s3daemon.s3.priming.last_bucket import LastBucket
 from s3daemon.s3.priming.primer import Primer
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import Store
+from s3daemon.spool.rows import Hint
 
 _log = logging.getLogger(__name__)
 
@@ -50,13 +50,16 @@ class Endpoint:
         settings: the store and the keys.
         start: starts the keeper of the connections as a background task, and reports it if it dies.
         before: the endpoint that this one replaces; its connections are taken over where the settings allow.
+        hint: what was found about a store before; with `before` what that found counts.
 
     Attributes:
         pool: the connections.
         store: the store that they lead to.
     """
 
-    def __init__(self, settings: Settings, start: Start, before: Endpoint | None = None) -> None:
+    def __init__(
+        self, settings: Settings, start: Start, before: Endpoint | None = None, *, hint: Hint | None = None
+    ) -> None:
         self._settings = settings
         self._start = start
         self._keeping: asyncio.Task[None] | None = None
@@ -66,14 +69,16 @@ class Endpoint:
             self.pool.resolve_anew()
         else:
             self.pool = ConnectionPool(settings)
-        same_store = before is not None and before._settings.endpoint_url == settings.endpoint_url
-        self._found_bps = before.pool.bandwidth.found_bps if before is not None and same_store else None
+        known = hint if before is None else before.hint
+        self._known = known if known and known.endpoint == settings.endpoint_url else Hint(settings.endpoint_url)
         self._signer = Signer(settings)
         self._sender = Sender(settings, self.pool, self._signer)
-        self._last_bucket = LastBucket(Path(settings.state_dir), settings.endpoint_url)
-        if before is not None and before._last_bucket.endpoint == settings.endpoint_url:
-            self._last_bucket = before._last_bucket
-        self.store = Store(self._sender, on_stored=self._last_bucket.note)
+        self.store = Store(self._sender, last_bucket=self._known.bucket)
+
+    @property
+    def hint(self) -> Hint:
+        """What was found about the store, by this endpoint, once opened, or before it."""
+        return Hint(self.store.url, self.pool.bandwidth.found_bps, self.store.last_bucket)
 
     @property
     def secrets(self) -> tuple[str, ...]:
@@ -103,11 +108,10 @@ class Endpoint:
             SettingsError: there are no keys.
         """
         await self._sender.open()
-        await asyncio.to_thread(self._last_bucket.read)
-        self.pool.bandwidth.use(self._settings.bwlimit_bps, self._found_bps)
+        self.pool.bandwidth.use(self._settings.bwlimit_bps, self._known.rate_bps)
         if self._settings.verify == "no-etag":
             _log.warning("S3DAEMON_VERIFY=no-etag: %s", NO_ETAG_RISK)
-        primer = Primer(self._settings, self._sender, self._last_bucket) if self._settings.prime else None
+        primer = Primer(self._settings, self._sender, lambda: self.store.last_bucket) if self._settings.prime else None
         self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, primer).run())
 
     async def close(self, after: Endpoint | None = None) -> None:

@@ -75,20 +75,19 @@ class Store:
     Args:
         sender: carries the requests.
         clock: monotonic seconds.
-        on_stored: called with the bucket of each object that was sent and is stored.
+        last_bucket: the bucket that an object was stored in last, as far as it is known; else empty.
 
     Attributes:
+        last_bucket: the same, by now.
         url: URL of the endpoint.
         sender: as given, for operations beside those of this class.
     """
 
-    def __init__(
-        self, sender: Sender, clock: Clock = time.monotonic, on_stored: Callable[[str], None] = lambda _: None
-    ) -> None:
+    def __init__(self, sender: Sender, clock: Clock = time.monotonic, *, last_bucket: str = "") -> None:
         self.url = sender.settings.endpoint_url
         self.sender = sender
         self._clock = clock
-        self._on_stored = on_stored
+        self.last_bucket = last_bucket
         self._multipart = Multipart(sender)
 
     async def put(
@@ -147,7 +146,7 @@ class Store:
             )
             etag, count, sent = whole.etag, 1, [whole]
         await call_file_system(source.check_unchanged)
-        self._on_stored(transfer.destination.bucket)
+        self.last_bucket = transfer.destination.bucket
         return Stored(
             etag,
             source.state.size,

@@ -8,7 +8,10 @@
         accepted_service, attempts, begun, code, text, failed, failed_service, told, md5
                         as in `Entry`; see `COLUMN_OF`
     transfer_overtaken  index over the failed rows alone, by bucket and key: what a success for a destination clears
-    state           one row: service, the active seconds when it was last written
+    state           one row
+        service         the active seconds when it was last written
+        endpoint, rate_bps, bucket
+                        as in `Hint`
     upload          one row for each multipart upload that a store may still hold
         id, endpoint    the store's name for it, and the URL of that store
         transfer_id, bucket, key, size_bytes, mark, part_bytes
@@ -29,6 +32,7 @@ import contextlib
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -46,11 +50,13 @@ from s3daemon.spool.rows import (
     EndUpload,
     Entry,
     Expire,
+    Hint,
     Insert,
     MarkCompleting,
     MultipartUpload,
     OpenUpload,
     SaveClock,
+    SaveHint,
     SavePart,
     Update,
     UploadChange,
@@ -86,6 +92,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE transfer ADD COLUMN md5 TEXT NOT NULL DEFAULT ''",
     ),
     exposures.TABLES,
+    (
+        "ALTER TABLE state ADD COLUMN endpoint TEXT NOT NULL DEFAULT ''",
+        "ALTER TABLE state ADD COLUMN rate_bps INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE state ADD COLUMN bucket TEXT NOT NULL DEFAULT ''",
+    ),
 )
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours
 _INSERT_IF_MISSING = _INSERT.replace("INSERT", "INSERT OR IGNORE", 1)
@@ -154,6 +165,7 @@ class SpoolFile:
         self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
         self.active_base_s = 0.0  #: active seconds as last saved
         self.last_seq = 0  #: the highest ever used
+        self.hint = Hint()  #: as last saved; of no store when it cannot be read
         try:
             # Exclusive: the lock file keeps others out already, and so the WAL's index lives in memory, not in a shared
             # mapping that a full tmpfs would answer with SIGBUS.
@@ -185,6 +197,8 @@ class SpoolFile:
         with _invalid_is_damaged():
             self.active_base_s = float(self._db.execute("SELECT service FROM state").fetchone()[0])
             self.last_seq = self._number("SELECT max(seq) FROM sqlite_sequence")
+        with contextlib.suppress(sqlite3.Error, RequestError, ValueError, TypeError):
+            self.hint = Hint.from_row(*self._db.execute("SELECT endpoint, rate_bps, bucket FROM state").fetchone())
 
     def _read_what_is_left(self) -> None:
         """Read the clock and the highest seq from a damaged file, as far as they can be read."""
@@ -282,6 +296,8 @@ class SpoolFile:
                 removed = self._remove("failed = 1 AND failed_service < ?", before)
             case SaveClock(active_s):
                 run("UPDATE state SET service = ?", (active_s,))
+            case SaveHint(hint):
+                run("UPDATE state SET endpoint = ?, rate_bps = ?, bucket = ?", astuple(hint))
             case _:
                 self._carry_out_upload(change)
         return removed

@@ -4,8 +4,6 @@
         lock                the daemon or tool that uses the directory holds a flock on it; the file contains its pid
         spool.db, -wal      the rows (`database`); no -shm, since the file is locked exclusively
         ballast             256 KiB of real blocks, released when the disk is full, so that removals can still commit
-        rate.json           the bandwidth that was found (`network.rate.bandwidth`); rate.json.new while it is written
-        bucket.json         the bucket last used (`s3.priming.last_bucket`); bucket.json.new while it is written
         spool.db.new        a replacement being built (`recovery`)
         spool.db.rescued    a complete replacement, about to become spool.db
         control             the operators' socket (`control.server`), only where there is no runtime directory

@@ -33,6 +33,8 @@ COLUMN_OF = {
     "client_notified": "told",
 }
 _SIGN, _WORD = 1 << 63, 1 << 64
+#: Rates outside of these are damage, bit/s: `Hint`. S3DAEMON_BWLIMIT takes the same.
+_LEAST_BPS, _MOST_BPS = 100_000, 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,32 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         client_notified=bool(client_notified),
         md5=str(md5),
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """What was found about a store. It is kept over restarts; where it is lost it is found anew.
+
+    Args:
+        endpoint: URL of the store.
+        rate_bps: of the narrowest link to it, bit/s; 0: not known.
+        bucket: that something was stored in last; empty: not known.
+    """
+
+    endpoint: str = ""
+    rate_bps: int = 0
+    bucket: str = ""
+
+    @classmethod
+    def from_row(cls, endpoint: Any, rate_bps: Any, bucket: Any) -> Hint:
+        """Read the columns.
+
+        Raises:
+            ValueError, TypeError, RequestError: they hold what the daemon never writes.
+        """
+        if rate_bps and not (isinstance(rate_bps, int) and _LEAST_BPS <= rate_bps <= _MOST_BPS):
+            raise ValueError(f"a rate of {rate_bps!r}")
+        return cls(str(endpoint), rate_bps, Destination(bucket, "key").bucket if bucket else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -243,6 +271,13 @@ class SaveClock:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveHint:
+    """Save what was found about the store in place of what was saved before."""
+
+    hint: Hint
+
+
+@dataclass(frozen=True, slots=True)
 class BeginUpload:
     """Add `upload`; nothing when it is there."""
 
@@ -273,7 +308,9 @@ class EndUpload:
 
 
 UploadChange = BeginUpload | SavePart | MarkCompleting | EndUpload
-Change = Insert | Update | Delete | ClearFailures | Expire | SaveClock | UploadChange | SaveLoss | SaveExposure
+Change = (
+    Insert | Update | Delete | ClearFailures | Expire | SaveClock | SaveHint | UploadChange | SaveLoss | SaveExposure
+)
 
 
 def compact(changes: Iterable[Change]) -> list[Change]:

@@ -46,9 +46,11 @@ from s3daemon.spool.rows import (
     Delete,
     Entry,
     Expire,
+    Hint,
     Insert,
     OpenUpload,
     SaveClock,
+    SaveHint,
     Update,
     Value,
     file_columns,
@@ -72,10 +74,11 @@ class _Contents:
     kept: KeptExposures
     active_base_s: float
     last_seq: int
+    hint: Hint
 
     @classmethod
     def read(cls, file: SpoolFile) -> _Contents:
-        return cls(file.entries(), file.uploads(), file.kept(), file.active_base_s, file.last_seq)
+        return cls(file.entries(), file.uploads(), file.kept(), file.active_base_s, file.last_seq, file.hint)
 
 
 class Spool:
@@ -91,6 +94,7 @@ class Spool:
         self.active_base_s = contents.active_base_s  #: active seconds to start the `ActiveClock` from
         self.last_seq = contents.last_seq  #: the highest ever used, when it was opened
         self.kept = contents.kept  #: the last exposures, when it was opened
+        self.hint = contents.hint  #: what was known about the store, when it was opened
         self._lock: Lock | None = lock
         self._contents: _Contents | None = contents  # until the first change
         self._seqs = itertools.count(contents.last_seq + 1)
@@ -278,6 +282,10 @@ class Spool:
     def save_clock(self, active_now_s: float) -> None:
         """Save the active seconds."""
         self._apply_lazily(SaveClock(active_now_s))
+
+    def save_hint(self, hint: Hint) -> None:
+        """Save what was found about the store."""
+        self._apply_lazily(SaveHint(hint))
 
     def expire(self, active_now_s: float, keep_s: float) -> None:
         """Remove what failed more than `keep_s` active seconds ago."""

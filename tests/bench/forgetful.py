@@ -12,6 +12,7 @@ import s3daemon.service
 from s3daemon import cli
 from s3daemon.spool.exposures import KeptExposures
 from s3daemon.spool.open_uploads import OpenUploads
+from s3daemon.spool.rows import Hint
 
 
 class ForgetfulSpool:
@@ -22,6 +23,7 @@ class ForgetfulSpool:
     def __init__(self) -> None:
         self.open_uploads = OpenUploads()
         self.kept = KeptExposures()
+        self.hint = Hint()
 
     @classmethod
     def open(cls, directory: Path, **_: object) -> ForgetfulSpool:
@@ -41,7 +43,9 @@ class ForgetfulSpool:
     def _nothing_lazily(self, *_: object, **__: object) -> None:
         pass
 
-    record_attempt = remove = clear_failures = save_loss = mark_notified = save_clock = expire = _nothing_lazily
+    record_attempt = remove = clear_failures = save_loss = mark_notified = save_clock = save_hint = expire = (
+        _nothing_lazily
+    )
 
 
 def main() -> None:

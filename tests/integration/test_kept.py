@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,9 @@ from urllib.request import urlopen
 import pytest
 from lab.daemon import Daemon, daemon
 from lab.flaky import FlakyS3
+
+from s3daemon.spool.rows import Hint
+from s3daemon.spool.spool import Spool
 
 
 def upload(port: int, file: Path) -> dict[str, Any]:
@@ -61,3 +65,23 @@ def test_a_request_behind_a_waiting_one_is_not_lost_by_a_kill(s3: FlakyS3, tmp_p
             found = [json.loads(answers.readline()) for _ in range(2)]
     assert [answer["result"] for answer in found] == ["stored", "stored"]
     assert [answer["id"] for answer in found] == [s3.objects[f"bucket/{key}"].id for key in ("first", "second")]
+
+
+def test_what_was_found_about_the_store_is_kept(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """The rate is in force from the start on; what was not found anew is not forgotten."""
+
+    async def keep(*hints: Hint) -> Hint:
+        spool = Spool.open(tmp_path / "state")
+        for hint in hints:
+            spool.save_hint(hint)
+        await spool.close()
+        return spool.hint
+
+    asyncio.run(keep(Hint(s3.server.url, 8_000_000)))
+    with daemon(tmp_path / "state", s3.server) as served:
+        limit = served.ask("status")["limit"]
+        assert limit["origin"] == "kept"
+        assert 0.95 < limit["rate_bps"] / 8_000_000 <= 1
+        assert served.extended(file, "a/bucket/key")["result"] == "stored"
+        served.terminate()
+        assert asyncio.run(keep()) == Hint(s3.server.url, 8_000_000, "bucket")

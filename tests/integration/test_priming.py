@@ -17,7 +17,6 @@ from s3daemon.model.source import Source
 from s3daemon.network.keepalive import SWEEP_S
 from s3daemon.network.keeper import PRIMED_BYTES
 from s3daemon.s3.endpoint import Endpoint
-from s3daemon.s3.priming.last_bucket import LastBucket
 from s3daemon.s3.priming.primer import KEY_PREFIX, Primer
 
 PREFIX = "scratch/prime-"
@@ -34,7 +33,7 @@ async def test_an_object_for_each_connection(scheme: Scheme) -> None:
     """Its key has the connection's number, so that no object is written twice at once; the same the next time."""
     async with scheme.store(max_connections=2, prime=PREFIX) as (server, sender):
         settings = settings_for(server.url, prime=PREFIX)
-        primer = Primer(settings, sender.store.sender, LastBucket(Path("/nonexistent"), server.url))
+        primer = Primer(settings, sender.store.sender, str)
         for _ in range(2):
             for connection in sender.pool.idle():
                 with sender.pool.maintain(connection):
@@ -51,7 +50,7 @@ async def test_a_bucket_that_is_not_there(caplog: pytest.LogCaptureFixture) -> N
     async with scripted(put=refusing(404, "NoSuchBucket")) as server:
         settings = settings_for(server.url, prime=PREFIX)
         async with sending(settings) as sender:
-            primer = Primer(settings, sender.store.sender, LastBucket(Path("/nonexistent"), server.url))
+            primer = Primer(settings, sender.store.sender, str)
             (connection,) = sender.pool.idle()
             await sender.pool.assign_address(connection)
             await primer.prime(connection)
@@ -94,7 +93,7 @@ async def test_an_endpoint_primes_by_refused_uploads(tmp_path: Path) -> None:
         return asyncio.create_task(work, name=name)
 
     async with scripted(put) as server:
-        settings = settings_for(server.url, max_connections=3, prime="auto", state_dir=str(tmp_path))
+        settings = settings_for(server.url, max_connections=3, prime="auto")
         endpoint = Endpoint(settings, start)
         await endpoint.open()
         await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
@@ -106,12 +105,11 @@ async def test_an_endpoint_primes_by_refused_uploads(tmp_path: Path) -> None:
         await server.until(lambda: len(primed(server)) == endpoint.pool.limit)
         await endpoint.close()
         before = len(primed(server))
-        started = Endpoint(settings, start)
+        started = Endpoint(settings, start, hint=endpoint.hint)
         await started.open()
         await server.until(lambda: len(primed(server)) == before + started.pool.limit)
         await asyncio.sleep(SWEEP_S + 0.2)
         assert len(primed(server)) == before + started.pool.limit, "each once"
-        (tmp_path / "bucket.json").unlink()
         before = len(primed(server))
         reloaded = Endpoint(replace(settings, max_connections=2), start, started)
         await reloaded.open()

@@ -6,7 +6,7 @@ part of CI. S3DAEMON_TEST_IDLE is how long connections rest, seconds; the manual
 
 from __future__ import annotations
 
-import json
+import asyncio
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +22,9 @@ from lab.relay import relay
 from lab.rgw import Gateway
 from lab.s3 import S3Server
 from lab.stores import BUILT_IN, TRAITS, Store, gzipping, store_of
+
+from s3daemon.spool.rows import Hint
+from s3daemon.spool.spool import Spool
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -160,9 +163,14 @@ def test_primed_by_refused_uploads(store: Store, tmp_path: Path) -> None:
 def test_keys_that_may_not_prime(store: Store, tmp_path: Path) -> None:
     """The journal says so once; nothing is held, and no outage is seen."""
     bucket, state = store.server.new_bucket(), tmp_path / "state"
-    state.mkdir(mode=0o700)
     stranger = store.stranger(bucket)
-    (state / "bucket.json").write_text(json.dumps({"endpoint": stranger.url, "bucket": bucket}))
+
+    async def save_hint() -> None:
+        spool = Spool.open(state)
+        spool.save_hint(Hint(stranger.url, bucket=bucket))
+        await spool.close()
+
+    asyncio.run(save_hint())
     with daemon(state, stranger, prime="auto", max_connections="4") as served:
         served.process.wait_line("S3DAEMON_PRIME.*AccessDenied")
         time.sleep(3.0)

@@ -15,7 +15,7 @@ TOP = Path(__file__).resolve().parents[2]
 #: The level of each room; a room imports only rooms of lower levels.
 LEVELS = {
     "errors": 0, "clock": 0, "units": 0,
-    "config": 1, "model": 1, "systemd": 1, "hints": 1,
+    "config": 1, "model": 1, "systemd": 1,
     "journal": 2, "spool": 2, "network": 2,
     "s3": 3,
     "delivery": 4,

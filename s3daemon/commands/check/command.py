@@ -65,16 +65,18 @@ def main(
     with findings.guard("settings"):
         variables = _variables(findings, host, unit) if unit else environ
         settings = _settings(findings, variables, str(unit.env_file) if unit else _ENVIRONMENT)
+    instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
     if settings:
         checks = StoreChecks(settings, findings, wall)
         asyncio.run(checks.run(args.target))
         with findings.guard("sysctl"):
             checks_host.sysctls(findings, host, settings, checks.rtt_s)
+        with findings.guard("limits"):
+            checks_host.limit(findings, settings, checks.rtt_s, instance.ask)
         with findings.guard("access"):
             checks_host.access(findings, host, settings)
     else:
         findings.note("store", "not checked: that takes settings without a fault")
-    instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
     _local(findings, host, unit, instance, settings.endpoint_url if settings else "")
     return 1 if findings.failed else 0
 

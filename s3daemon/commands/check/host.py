@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.config.settings import PRIME_AUTO, Settings
-from s3daemon.errors import SettingsError
+from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users
-from s3daemon.network.rate.bandwidth import kept_rate
 from s3daemon.units import rate
 
 #: On shorter paths than this the settings that are checked cost nothing.
@@ -48,12 +48,13 @@ def sysctls(findings: Findings, host: Host, settings: Settings, rtt_s: float | N
     elif idle:
         findings.ok("sysctl", f"net.ipv4.tcp_slow_start_after_idle = {idle}: connections stay fast while idle")
     _buffers(findings, host, settings, rtt_s)
-    _limit(findings, host, settings, rtt_s)
     _priming(findings, settings.prime, rtt_s)
 
 
-def _limit(findings: Findings, host: Host, settings: Settings, rtt_s: float | None) -> None:
-    """Say what uploads may send together, and where that comes from."""
+def limit(
+    findings: Findings, settings: Settings, rtt_s: float | None, ask: Callable[[str], Mapping[str, object]]
+) -> None:
+    """Say what uploads may send together, and where that comes from; `ask` asks the daemon, as `Instance.ask` does."""
     is_long = rtt_s is None or rtt_s >= LONG_PATH_S
     if settings.bwlimit_bps:
         findings.ok("limits", f"uploads share {rate(settings.bwlimit_bps)}, set by S3DAEMON_BWLIMIT")
@@ -61,9 +62,20 @@ def _limit(findings: Findings, host: Host, settings: Settings, rtt_s: float | No
         gain = "a burst over 200 ms takes 2.6 s instead of 2.1 s, and the first one 4.3 s instead of 3.1 s"
         findings.warn("limits", f"S3DAEMON_BWLIMIT is off, and uploads overrun the path: {gain}; auto is right")
     elif settings.bwlimit_bps is None and is_long:
-        kept = kept_rate(host.path(Path(settings.state_dir)), settings.endpoint_url).read()
-        known = f"{rate(kept)}, kept from before" if kept else "not known yet, or it cannot be read"
+        known = _found_rate(settings.endpoint_url, ask)
         findings.ok("limits", f"uploads share the rate of the narrowest link, which the daemon finds: {known}")
+
+
+def _found_rate(endpoint: str, ask: Callable[[str], Mapping[str, object]]) -> str:
+    """Return the rate in force to an endpoint, as the daemon says."""
+    try:
+        status = ask("status")
+    except S3daemonError:
+        return "not shown, as it does not answer"
+    found = status.get("limit")
+    if status.get("endpoint") == endpoint and isinstance(found, dict) and found.get("origin") in ("found", "kept"):
+        return rate(found["rate_bps"]) + (", kept from before" if found["origin"] == "kept" else "")
+    return "not known yet"
 
 
 def _priming(findings: Findings, prime: str, rtt_s: float | None) -> None:

@@ -1,6 +1,6 @@
 """The limit in force for all uploads together: set by hand, or found by a controller from the uploads in flight.
 
-Bandwidth   one endpoint's limit and its origin; puts the controller's rate in force, and writes it to a file
+Bandwidth   one endpoint's limit and its origin; puts the controller's rate in force
 _Meter      TCP_INFO of the uploads in flight, added up to samples for the controller
 """
 
@@ -14,44 +14,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
-from pathlib import Path
 
 from s3daemon.clock import Clock
-from s3daemon.hints import HintFile
 from s3daemon.network.rate.controller import LEAST_RTT_S, TICK_S, Controller, Sample
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.tcp import TcpInfo
-
-#: The file is written no more often than this, seconds, and only for a change by this share.
-KEEP_EVERY_S, KEEP_CHANGE = 10.0, 0.02
 
 #: A window that is wider than its share of what the way holds by this factor has room for a rate that rises.
 ROOMY = 1.5
 
 Read = Callable[[socket.socket], TcpInfo]
 """Returns TCP_INFO of a socket."""
-
-
-#: The file that keeps what was found, in the state directory.
-RATE_FILE = "rate.json"
-#: Rates outside of these bounds are damage, bit/s: those that S3DAEMON_BWLIMIT takes.
-LEAST_BPS, MOST_BPS = 100_000, 10**12
-
-
-def kept_rate(directory: Path, endpoint: str) -> HintFile[int]:
-    """Return the file that keeps the rate of the links to an endpoint, bit/s.
-
-    Args:
-        directory: the state directory.
-        endpoint: URL of the store.
-    """
-
-    def check(found: object) -> int:
-        if isinstance(found, bool) or not (isinstance(found, int) and LEAST_BPS <= found <= MOST_BPS):
-            raise ValueError(f"rate_bps is {found!r}")
-        return found
-
-    return HintFile(directory / RATE_FILE, endpoint, "rate_bps", check)
 
 
 class Origin(StrEnum):
@@ -81,23 +54,21 @@ class Bandwidth:
 
     Args:
         pacer: puts it in force.
-        kept: the file that keeps what was found; None: it is not kept.
         clock: monotonic seconds.
         read: returns TCP_INFO of a socket; OSError when that is closed.
+
+    Attributes:
+        found_bps: the rate of the narrowest link, bit/s, as far as this process or an earlier one found it; else 0.
     """
 
-    def __init__(
-        self, pacer: Pacer, kept: HintFile[int] | None = None, clock: Clock = time.monotonic, *, read: Read = TcpInfo.of
-    ) -> None:
+    def __init__(self, pacer: Pacer, clock: Clock = time.monotonic, *, read: Read = TcpInfo.of) -> None:
+        self.found_bps = 0
         self._pacer = pacer
-        self._kept = kept
         self._clock = clock
         self._controller: Controller | None = None
         self._meter = _Meter(read)
         self._origin = Origin.NONE
         self._ticking: asyncio.TimerHandle | None = None
-        self._written_bps = 0
-        self._written_at = -KEEP_EVERY_S
         self._pacer.observe(self._begin, self._end)
 
     @property
@@ -106,34 +77,25 @@ class Bandwidth:
         rate = self._pacer.limit_bps
         return Limit(rate, self._origin) if rate else Limit(0, Origin.NONE)
 
-    @property
-    def found_bps(self) -> int | None:
-        """The rate of the narrowest link, bit/s, as far as this process or an earlier one found it."""
-        capacity = self._controller.capacity if self._controller else None
-        return None if capacity is None else round(capacity * 8)
-
-    def use(self, limit_bps: int | None, known_bps: int | None = None) -> None:
+    def use(self, limit_bps: int | None, known_bps: int = 0) -> None:
         """Put a limit in force, for uploads in flight too.
 
         Args:
             limit_bps: bit/s, 0 for no limit; None: the controller finds it.
-            known_bps: the rate that was found before, bit/s; None: that of the file, if there is one.
+            known_bps: the rate that was found before, bit/s; 0: none.
         """
+        self.found_bps = self.found_bps or known_bps
         if limit_bps is not None:
             self._controller, self._origin = None, Origin.SET
             self._pacer.set_limit(limit_bps)
         elif self._controller is None:
-            known_bps = known_bps or (self._kept.read() if self._kept else None)
-            self._controller, self._origin = Controller(known_bps / 8 if known_bps else None), Origin.KEPT
-            self._written_bps = known_bps or 0
+            self._controller, self._origin = Controller(self.found_bps / 8 if self.found_bps else None), Origin.KEPT
             self._put_in_force(self._controller)
 
-    async def close(self) -> None:
-        """Stop, and write the rate that was found to the file."""
+    def close(self) -> None:
+        """Stop."""
         if self._ticking is not None:
             self._ticking.cancel()
-        if rate := self._to_keep():
-            await asyncio.to_thread(self._write, rate)
 
     def _begin(self, sock: socket.socket) -> None:
         if self._controller is None or not self._meter.begin(sock):
@@ -163,25 +125,12 @@ class Bandwidth:
         self._put_in_force(controller)
         if self._meter.is_busy:
             self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
-        elif (rate := self._to_keep()) and self._clock() - self._written_at >= KEEP_EVERY_S:
-            self._written_at = self._clock()
-            asyncio.get_running_loop().run_in_executor(None, self._write, rate)
 
     def _put_in_force(self, controller: Controller) -> None:
         pace = controller.pace
         self._pacer.set_limit(0 if pace is None else max(1, round(pace * 8)))
-
-    def _to_keep(self) -> int | None:
-        """Return the rate to write, bit/s; None when none was found, or the file has it already."""
-        rate = self.found_bps
-        if rate is None or self._kept is None or abs(rate - self._written_bps) <= KEEP_CHANGE * self._written_bps:
-            return None
-        return rate
-
-    def _write(self, rate_bps: int) -> None:
-        if self._kept is not None:
-            self._kept.write(rate_bps)
-            self._written_bps = rate_bps
+        if controller.capacity is not None:
+            self.found_bps = round(controller.capacity * 8)
 
 
 @dataclass(slots=True)

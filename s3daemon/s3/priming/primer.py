@@ -16,6 +16,7 @@ import base64
 import logging
 import secrets
 import time
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
@@ -30,7 +31,6 @@ from s3daemon.network.keepalive import KEPT_S, open_for
 from s3daemon.network.keeper import PRIMED_BYTES
 from s3daemon.network.progress import Progress
 from s3daemon.s3.priming.kind import StoreKind, kind_of
-from s3daemon.s3.priming.last_bucket import LastBucket
 from s3daemon.s3.sender import Sender
 
 _log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Primer:
     Args:
         settings: which of the two ways; where to.
         sender: sends the uploads.
-        last_bucket: the bucket last used.
+        get_bucket: returns the bucket last used; empty: it is not known.
         clock: monotonic seconds.
         kept_s: how long a connection must live after the first refusal, seconds.
     """
@@ -59,14 +59,14 @@ class Primer:
         self,
         settings: Settings,
         sender: Sender,
-        last_bucket: LastBucket,
+        get_bucket: Callable[[], str],
         clock: Clock = time.monotonic,
         *,
         kept_s: float = KEPT_S,
     ) -> None:
         self._settings = settings
         self._sender = sender
-        self._last_bucket = last_bucket
+        self._get_bucket = get_bucket
         self._clock = clock
         self._kept_s = kept_s
         self._is_auto = settings.prime == PRIME_AUTO
@@ -93,7 +93,7 @@ class Primer:
     def _bucket(self) -> str:
         if not self._is_auto:
             return self._settings.prime.partition("/")[0]
-        name, allowed = self._last_bucket.name, self._settings.allowed_buckets
+        name, allowed = self._get_bucket(), self._settings.allowed_buckets
         return name if not allowed or name in allowed else ""
 
     async def _send_scratch(self, connection: Connection) -> None:

@@ -18,6 +18,7 @@ from s3daemon.errors import SettingsError
 from s3daemon.network.rate.bandwidth import Limit, Origin
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.s3.store import Store
+from s3daemon.spool.rows import Hint
 
 SETTINGS = settings_for("http://store")
 
@@ -230,6 +231,27 @@ async def test_an_endpoint_retires_after_its_attempts() -> None:
         await retiring
     assert steps == ["attempt", "leave"]
     await after.close()
+
+
+@pytest.mark.parametrize("change", [{}, {"max_connections": 2}], ids=["connections kept", "new connections"])
+@in_loop
+async def test_what_was_found_is_used_at_the_next_start_and_after_a_reload(change: dict[str, Any]) -> None:
+    """Of the same store; of another one nothing is known."""
+    hint = Hint("http://store", 8_000_000, "images")
+    start = Endpoint(SETTINGS, Started(), hint=hint)
+    await start.open()
+    assert start.pool.bandwidth.limit.origin is Origin.KEPT
+    assert start.hint == hint
+    start.store.last_bucket = "other"
+    after = endpoint_of(replace(SETTINGS, **change), start)
+    await after.open()
+    assert after.pool.bandwidth.limit.origin is Origin.KEPT
+    assert after.hint == Hint("http://store", 8_000_000, "other")
+    elsewhere = endpoint_of(replace(SETTINGS, endpoint_url="http://other"), after)
+    await elsewhere.open()
+    assert elsewhere.hint == Hint("http://other")
+    for one, successor in ((start, after), (after, elsewhere), (elsewhere, None)):
+        await one.close(successor)
 
 
 @in_loop

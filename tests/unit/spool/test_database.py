@@ -17,9 +17,11 @@ from s3daemon.spool.rows import (
     Delete,
     Entry,
     Expire,
+    Hint,
     Insert,
     MultipartUpload,
     SaveClock,
+    SaveHint,
     Update,
 )
 
@@ -111,6 +113,44 @@ def test_each_change_does_what_the_table_says(tmp_path: Path) -> None:
     file = SpoolFile(tmp_path / "spool.db", create=False)
     assert (file.entries(), file.active_base_s) == ([], 12.5)
     assert file.last_seq == 4  # though the row is gone
+    file.close()
+
+
+def test_the_last_hint_is_kept(tmp_path: Path) -> None:
+    file = SpoolFile(tmp_path / "spool.db", create=True)
+    assert file.hint == Hint()
+    hint = Hint("https://store", 994_000_000, "tenant:images")
+    file.commit([[SaveHint(Hint("https://other", 1_000_000, "one")), SaveHint(hint), SaveClock(3.0)]])
+    file.close()
+    file = SpoolFile(tmp_path / "spool.db", create=False)
+    assert (file.hint, file.active_base_s) == (hint, 3.0)
+    file.close()
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("rate_bps", value) for value in (-1, 1, 10**13, "fast", 1.5, b"1000000")]
+    + [("bucket", value) for value in ("a/b", "a\n", b"\xff", "x" * 5000)]
+    + [("endpoint", "CAST(x'ff' AS TEXT)")],
+)
+def test_a_damaged_hint_costs_nothing_else(tmp_path: Path, column: str, value: object) -> None:
+    """It is found anew."""
+    path = tmp_path / "spool.db"
+    file = SpoolFile(path, create=True)
+    file.commit([[SaveClock(12.5), SaveHint(Hint("https://store", 994_000_000, "images")), Insert(entry(1))]])
+    file.close()
+    with sqlite3.connect(path) as db:
+        if column == "endpoint":
+            db.execute(f"UPDATE state SET endpoint = {value}")
+        else:
+            db.execute(f"UPDATE state SET {column} = ?", (value,))
+    db.close()
+    file = SpoolFile(path, create=False)
+    assert (file.hint, file.active_base_s, seqs(file)) == (Hint(), 12.5, [1])
+    file.commit([[SaveHint(Hint("https://store", 5_000_000))]])
+    file.close()
+    file = SpoolFile(path, create=False)
+    assert file.hint == Hint("https://store", 5_000_000)
     file.close()
 
 

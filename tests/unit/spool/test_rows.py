@@ -22,10 +22,12 @@ from s3daemon.spool.rows import (
     EndUpload,
     Entry,
     Expire,
+    Hint,
     Insert,
     MarkCompleting,
     MultipartUpload,
     SaveClock,
+    SaveHint,
     SavePart,
     Update,
     UploadChange,
@@ -97,6 +99,7 @@ changes = st.one_of(
     st.builds(Delete, seqs),
     st.builds(ClearFailures, st.sampled_from(DESTINATIONS), seqs),
     st.builds(SaveClock, st.floats(0, 9)),
+    st.builds(SaveHint, st.builds(Hint, st.just("https://store"), st.integers(0, 9))),
     st.builds(Expire, st.floats(0, 9)),
 )
 

@@ -13,6 +13,7 @@ import pytest
 from fakes import transfer
 
 from s3daemon.errors import SpoolError, StartError
+from s3daemon.spool.rows import Hint
 from s3daemon.spool.spool import Entry, Spool
 
 
@@ -87,10 +88,13 @@ def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
         spool.remove(two.id)
         await spool.drop([])
         assert spool.entries() == []
+        assert spool.hint == Hint()
         spool.save_clock(12.5)
+        spool.save_hint(Hint("https://store", 994_000_000, "images"))
         await spool.close()
         spool = Spool.open(tmp_path)
         assert (spool.active_base_s, spool.last_seq) == (12.5, 2)
+        assert spool.hint == Hint("https://store", 994_000_000, "images")
         await spool.close()
 
     asyncio.run(main())

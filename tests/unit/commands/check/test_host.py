@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
 from fake_host import SYSCTLS, Looked, account, settings
 
 from s3daemon.commands.check import host as checks_host
-from s3daemon.network.rate.bandwidth import kept_rate
+from s3daemon.control.client import NoDaemonError
+from s3daemon.errors import Code
+
+Ask = Callable[[str], Mapping[str, object]]
+ENDPOINT = settings().endpoint_url
+FOUND = "ok limits uploads share the rate of the narrowest link, which the daemon finds"
 
 
 def test_tuned_host(tmp_path: Path) -> None:
@@ -72,32 +78,42 @@ def test_congestion_chosen(tmp_path: Path, available: str, allowed: str, fault: 
 def test_nothing_to_read(tmp_path: Path) -> None:
     """A container that hides /proc/sys is not a fault."""
     looked = Looked(tmp_path, **dict.fromkeys(SYSCTLS, ""))
-    checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=10**9), None)
-    assert looked.lines == ["ok limits uploads share 1 Gbit/s, set by S3DAEMON_BWLIMIT"]
+    checks_host.sysctls(looked.findings, looked.host, settings(), None)
+    assert looked.lines == []
+
+
+def answering(rate_bps: int, origin: str, endpoint: str = ENDPOINT) -> Ask:
+    """A daemon with that limit in force."""
+    return lambda command: {"endpoint": endpoint, "limit": {"rate_bps": rate_bps, "origin": origin}}
+
+
+def absent(command: str) -> Mapping[str, object]:
+    """No daemon."""
+    raise NoDaemonError(Code.NO_DAEMON, "none listens")
 
 
 @pytest.mark.parametrize(
-    ("bwlimit", "rtt_s", "found"),
+    ("bwlimit", "rtt_s", "ask", "found"),
     [
-        (0, 0.2, "warn limits S3DAEMON_BWLIMIT is off"),
-        (0, None, "warn limits S3DAEMON_BWLIMIT is off"),
-        (0, 0.001, ""),
-        (4 * 10**9, 0.2, "ok limits uploads share 4 Gbit/s, set by S3DAEMON_BWLIMIT"),
-        (None, 0.2, "ok limits uploads share the rate of the narrowest link, which the daemon finds: 994 Mbit/s, kept"),
-        (None, 0.001, ""),
+        (0, 0.2, absent, "warn limits S3DAEMON_BWLIMIT is off"),
+        (0, None, absent, "warn limits S3DAEMON_BWLIMIT is off"),
+        (0, 0.001, absent, ""),
+        (4 * 10**9, 0.2, absent, "ok limits uploads share 4 Gbit/s, set by S3DAEMON_BWLIMIT"),
+        (None, 0.001, answering(994_000_000, "found"), ""),
+        (None, 0.2, answering(994_000_000, "found"), f"{FOUND}: 994 Mbit/s"),
+        (None, None, answering(994_000_000, "kept"), f"{FOUND}: 994 Mbit/s, kept from before"),
+        (None, 0.2, answering(0, "none"), f"{FOUND}: not known yet"),
+        (None, 0.2, answering(10**9, "set"), f"{FOUND}: not known yet"),
+        (None, 0.2, answering(10**9, "found", "https://other"), f"{FOUND}: not known yet"),
+        (None, 0.2, lambda command: {}, f"{FOUND}: not known yet"),
+        (None, 0.2, absent, f"{FOUND}: not shown, as it does not answer"),
     ],
 )
-def test_bandwidth(tmp_path: Path, bwlimit: int | None, rtt_s: float | None, found: str) -> None:
-    """The rate in force and where it comes from; auto is recommended where the path is long."""
+def test_bandwidth(tmp_path: Path, bwlimit: int | None, rtt_s: float | None, ask: Ask, found: str) -> None:
+    """The rate in force and where it comes from, as the daemon says; auto is recommended where the path is long."""
     looked = Looked(tmp_path)
-    chosen = settings(bwlimit_bps=bwlimit)
-    directory = looked.host.path(Path(chosen.state_dir))
-    directory.mkdir(parents=True, exist_ok=True)
-    kept_rate(directory, chosen.endpoint_url).write(994_000_000)
-    checks_host.sysctls(looked.findings, looked.host, chosen, rtt_s)
-    lines = [line for line in looked.lines if " limits " in line]
-    assert len(lines) == bool(found)
-    assert all(line.startswith(found) for line in lines)
+    checks_host.limit(looked.findings, settings(bwlimit_bps=bwlimit), rtt_s, ask)
+    assert [line[: len(found)] if bwlimit == 0 else line for line in looked.lines] == ([found] if found else [])
 
 
 @pytest.mark.parametrize(

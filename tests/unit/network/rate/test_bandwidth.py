@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
 import socket
 import struct
-from pathlib import Path
 
 import pytest
 from lab.keeping import Clock
 from lab.sending import in_loop
 
-from s3daemon.network.rate.bandwidth import RATE_FILE, Bandwidth, Limit, Origin, kept_rate
+from s3daemon.network.rate.bandwidth import Bandwidth, Limit, Origin
 from s3daemon.network.rate.controller import TICK_S
 from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE, Pacer
 from s3daemon.network.tcp import TcpInfo
 
-STORE = "https://s3.example.org"
 IDLE = TcpInfo(acked=0, outstanding=0, rtt_usec=200_000, retransmits=0, sent=0, closed=False, least_rtt_usec=200_000)
 
 
@@ -26,16 +22,15 @@ class Upload:
     """One upload whose TCP_INFO is as it is told, and the limit that it is under.
 
     Args:
-        directory: the state directory.
         info: at first.
     """
 
-    def __init__(self, directory: Path, info: TcpInfo = IDLE) -> None:
+    def __init__(self, info: TcpInfo = IDLE) -> None:
         self.info = info
         self.clock = Clock()
         self.sock = socket.socket()
         self.pacer = Pacer(0)
-        self.bandwidth = Bandwidth(self.pacer, kept_rate(directory, STORE), self.clock, read=lambda sock: self.info)
+        self.bandwidth = Bandwidth(self.pacer, self.clock, read=lambda sock: self.info)
 
     def __enter__(self) -> Upload:
         return self
@@ -76,9 +71,9 @@ class Upload:
 
 
 @in_loop
-async def test_a_number_is_the_limit(tmp_path: Path) -> None:
+async def test_a_number_is_the_limit() -> None:
     """Uploads are not measured, and nothing is kept; off and 0 are none."""
-    with Upload(tmp_path) as upload:
+    with Upload() as upload:
         upload.bandwidth.use(8_000_000)
         upload.begin()
         await upload.fill()
@@ -86,14 +81,16 @@ async def test_a_number_is_the_limit(tmp_path: Path) -> None:
         assert upload.pacing() == 1_000_000
         upload.bandwidth.use(0)
         assert upload.bandwidth.limit == Limit(0, Origin.NONE)
-        await upload.bandwidth.close()
-        assert os.listdir(tmp_path) == []
+        assert upload.bandwidth.found_bps == 0
+        upload.bandwidth.use(8_000_000, 994_000_000)
+        assert upload.bandwidth.limit == Limit(8_000_000, Origin.SET)
+        assert upload.bandwidth.found_bps == 994_000_000, "what was found before is kept for later"
 
 
 @in_loop
-async def test_a_found_rate_is_put_in_force_and_kept(tmp_path: Path) -> None:
+async def test_a_found_rate_is_put_in_force_and_kept() -> None:
     """Nothing is limited before; afterwards 99 % of what was delivered; the next process begins with it."""
-    with Upload(tmp_path) as upload:
+    with Upload() as upload:
         upload.bandwidth.use(None)
         usual = upload.congestion()
         upload.begin()
@@ -104,10 +101,11 @@ async def test_a_found_rate_is_put_in_force_and_kept(tmp_path: Path) -> None:
         assert abs(upload.bandwidth.limit.rate_bps / 792e6 - 1) < 0.02
         assert abs(upload.pacing() / 99e6 - 1) < 0.02
         assert upload.congestion() == usual
-        await upload.bandwidth.close()
-        assert abs(json.loads((tmp_path / RATE_FILE).read_text())["rate_bps"] / 800e6 - 1) < 0.02
-    with Upload(tmp_path) as after:
-        after.bandwidth.use(None)
+        found_bps = upload.bandwidth.found_bps
+        assert abs(found_bps / 800e6 - 1) < 0.02
+    with Upload() as after:
+        after.bandwidth.use(None, found_bps)
+        assert after.bandwidth.found_bps == found_bps
         assert after.bandwidth.limit.origin is Origin.KEPT
         assert abs(after.bandwidth.limit.rate_bps / 792e6 - 1) < 0.02
 
@@ -118,11 +116,9 @@ async def test_a_found_rate_is_put_in_force_and_kept(tmp_path: Path) -> None:
     ids=["too much lost", "a window with room all the same", "lost by chance", "nothing lost"],
 )
 @in_loop
-async def test_a_window_that_an_overrun_made_narrow_is_named(
-    tmp_path: Path, lost: float, window_mb: int, narrowed: bool
-) -> None:
+async def test_a_window_that_an_overrun_made_narrow_is_named(lost: float, window_mb: int, narrowed: bool) -> None:
     """Its share of a way that holds 20 MB is all of it here."""
-    with Upload(tmp_path, IDLE._replace(window=window_mb * 1_000_000)) as upload:
+    with Upload(IDLE._replace(window=window_mb * 1_000_000)) as upload:
         upload.bandwidth.use(None)
         upload.begin()
         for _ in range(12):
@@ -135,9 +131,9 @@ async def test_a_window_that_an_overrun_made_narrow_is_named(
 
 
 @in_loop
-async def test_a_short_path_is_left_alone(tmp_path: Path) -> None:
+async def test_a_short_path_is_left_alone() -> None:
     """On loopback nothing is measured, and sockets stay as they are."""
-    with Upload(tmp_path, IDLE._replace(rtt_usec=900, least_rtt_usec=100)) as upload:
+    with Upload(IDLE._replace(rtt_usec=900, least_rtt_usec=100)) as upload:
         upload.bandwidth.use(None)
         before = upload.pacing(), upload.congestion()
         upload.begin()
@@ -147,9 +143,9 @@ async def test_a_short_path_is_left_alone(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_the_congestion_control_returns_with_the_end_of_an_upload(tmp_path: Path) -> None:
+async def test_the_congestion_control_returns_with_the_end_of_an_upload() -> None:
     """Also when no rate was found."""
-    with Upload(tmp_path) as upload:
+    with Upload() as upload:
         upload.bandwidth.use(None)
         usual = upload.congestion()
         upload.begin()
@@ -158,16 +154,16 @@ async def test_the_congestion_control_returns_with_the_end_of_an_upload(tmp_path
 
 
 @in_loop
-async def test_a_socket_that_was_closed_does_not_disturb_the_others(tmp_path: Path) -> None:
+async def test_a_socket_that_was_closed_does_not_disturb_the_others() -> None:
     """Nor does it stay with the limit."""
-    with Upload(tmp_path) as upload:
+    with Upload() as upload:
 
         def read(sock: socket.socket) -> TcpInfo:
             raise OSError
 
         upload.bandwidth.use(None)
         upload.begin()
-        closed = Bandwidth(pacer := Pacer(0), None, upload.clock, read=read)
+        closed = Bandwidth(pacer := Pacer(0), upload.clock, read=read)
         closed.use(None)
         pacer.begin(upload.sock, 8 << 20)
         await upload.tick()

@@ -7,8 +7,7 @@ import base64
 import hashlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
@@ -18,7 +17,6 @@ from lab.sending import OpenStore, in_loop, sending, settings_for
 
 from s3daemon.network.connection import Connection
 from s3daemon.network.keeper import PRIMED_BYTES
-from s3daemon.s3.priming.last_bucket import LastBucket
 from s3daemon.s3.priming.primer import KEY_PREFIX, PAUSE_FIRST_S, Primer
 
 KEPT_S = 0.1
@@ -34,9 +32,9 @@ class Primed:
 
     server: Scripted
     store: OpenStore
-    primer: Primer
-    bucket: LastBucket
     clock: Clock
+    bucket: str  # the one last used
+    primer: Primer = field(init=False)
 
     @property
     def connection(self) -> Connection:
@@ -65,12 +63,11 @@ async def priming(
     async with scripted(put, other) as server:
         url = server.url.replace("127.0.0.1", "localhost")
         settings = settings_for(url, **{"prime": "auto", "receivers": ADDRESSES, **changes})
-        last = LastBucket(Path("/nonexistent"), url, clock)
-        last.name = bucket
         async with sending(settings) as store:
             store.pool.reserve = RESERVE
-            primer = Primer(settings, store.store.sender, last, clock, kept_s=KEPT_S)
-            yield Primed(server, store, primer, last, clock)
+            primed = Primed(server, store, clock, bucket)
+            primed.primer = Primer(settings, store.store.sender, lambda: primed.bucket, clock, kept_s=KEPT_S)
+            yield primed
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
@@ -244,9 +241,9 @@ async def test_without_a_bucket_nothing_is_sent() -> None:
     """Before anything was stored; and where the settings do not allow the bucket last used."""
     async with priming(bad_digest, bucket="", allowed_buckets=("mine",)) as primed:
         assert primed.primer.at_once == 0
-        primed.bucket.note("yours")
+        primed.bucket = "yours"
         assert primed.primer.at_once == 0
-        primed.bucket.note("mine")
+        primed.bucket = "mine"
         assert primed.primer.at_once == 1
 
 
