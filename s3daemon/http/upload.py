@@ -167,7 +167,8 @@ class Uploads:
         try:
             pairs = await _read(form)
             request = request_of(pairs)
-            ticket = await self._access.admit(form.sock, request, self._intake.submit)
+            await self._access.check(form.sock)
+            ticket = await self._intake.submit(request)
             name = name_for(FORM_NAME, ticket)
             reply = await self._waiting.wait(ticket, form.sock, name)
         except S3daemonError as exc:

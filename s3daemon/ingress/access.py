@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import pwd
 import socket
-from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import TypeVar
+from collections.abc import Callable, Collection, Iterable
 
 from s3daemon.errors import HOST_LIMIT_TEXT, Code, RequestError, SettingsError, one_line
 from s3daemon.ingress.peer import MAX_UID, NAMELESS, PeerLookup
 from s3daemon.model.file_calls import outlast
-from s3daemon.model.request import Request
-
-Accepted = TypeVar("Accepted")
 
 
 def _uid_of_name(name: str) -> int:
@@ -46,7 +42,7 @@ def resolve_users(names: Iterable[str], uid: Callable[[str], int] = _uid_of_name
 
 
 class AccessControl:
-    """Admits requests of the allowed users.
+    """Says whose requests are accepted: those of the allowed users.
 
     Args:
         allowed: numbers of users, see `resolve_users`; empty for all users, and then none is looked up.
@@ -78,17 +74,3 @@ class AccessControl:
             raise RequestError(Code.NOT_ALLOWED, f"S3DAEMON_ALLOWED_USERS is set, and {text}")
         if uid not in self._allowed:
             raise RequestError(Code.NOT_ALLOWED, f"user {uid} is not in S3DAEMON_ALLOWED_USERS")
-
-    async def admit(
-        self, sock: socket.socket, request: Request, accept: Callable[[Request], Awaitable[Accepted]]
-    ) -> Accepted:
-        """Have a request accepted that came over `sock`, if its user is allowed.
-
-        Returns:
-            what `accept` returns.
-
-        Raises:
-            RequestError: `NotAllowed`, and whatever `accept` raises.
-        """
-        await self.check(sock)
-        return await accept(request)

@@ -161,7 +161,8 @@ class Server:
                 count = await self._questions.about_tag(question.tag, question.expect, question.timeout_s)
                 return (None if count is None else count.reply()), ""
             request = parse_request(line)
-            ticket = await self._access.admit(sock, request, self._intake.submit)
+            await self._access.check(sock)
+            ticket = await self._intake.submit(request)
             if request.wait:
                 form = "extended" if request.extended else "plain"
                 name = name_for(form, ticket)
