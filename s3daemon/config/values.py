@@ -40,14 +40,12 @@ class Kind:
     """What a setting takes.
 
     Args:
-        unit: of a plain number; empty where there is none.
         expected: what is taken, in words.
         convert: text to value; ValueError when it is not such a thing at all.
         admits: whether a value is within bounds.
         empty: the value of a setting that is not set and has no default.
     """
 
-    unit: str
     expected: str
     convert: Callable[[str], Any]
     admits: Callable[[Any], bool]
@@ -146,7 +144,7 @@ def duration(low: str, high: str) -> Kind:
         return float(_scale(_DURATIONS, text))
 
     expected = f"a duration from {low} to {high}: a number of seconds, or one with ms, s, min, h or d"
-    return Kind("s", expected, convert, lambda v: convert(low) <= v <= convert(high))
+    return Kind(expected, convert, lambda v: convert(low) <= v <= convert(high))
 
 
 def rate(low: str, high: str) -> Kind:
@@ -158,7 +156,7 @@ def rate(low: str, high: str) -> Kind:
         return None if word == "auto" else 0 if word == "off" else _whole(_RATES, text)
 
     expected = f"auto, off or 0 for no limit, or {low} to {high}: a number of bit/s, or one with k, M or G (decimal)"
-    return Kind("bit/s", expected, convert, lambda v: v is None or v == 0 or least <= v <= most)
+    return Kind(expected, convert, lambda v: v is None or v == 0 or least <= v <= most)
 
 
 def size(low: str, high: str) -> Kind:
@@ -168,23 +166,23 @@ def size(low: str, high: str) -> Kind:
         return _whole(_SIZES, text)
 
     expected = f"a size from {low} to {high}: a number of bytes, or one with kB, MB, GB, KiB, MiB or GiB"
-    return Kind("byte", expected, convert, lambda v: convert(low) <= v <= convert(high))
+    return Kind(expected, convert, lambda v: convert(low) <= v <= convert(high))
 
 
 def count(low: int, high: int) -> Kind:
     """Return a kind for a plain number."""
-    return Kind("", f"a number from {low} to {high}", lambda text: _whole({"": 1}, text), lambda v: low <= v <= high)
+    return Kind(f"a number from {low} to {high}", lambda text: _whole({"": 1}, text), lambda v: low <= v <= high)
 
 
 def choice(*words: str) -> Kind:
     """Return a kind for one of a few words."""
-    return Kind("", f"one of {', '.join(words)}", str.lower, lambda v: v in words)
+    return Kind(f"one of {', '.join(words)}", str.lower, lambda v: v in words)
 
 
 def matching(pattern: str, expected: str) -> Kind:
     """Return a kind for text that a regular expression matches as a whole; it must not match the empty text."""
     compiled = re.compile(pattern)
-    return Kind("", expected, str, lambda v: compiled.fullmatch(v) is not None)
+    return Kind(expected, str, lambda v: compiled.fullmatch(v) is not None)
 
 
 def priming() -> Kind:
@@ -196,7 +194,7 @@ def priming() -> Kind:
         return "" if word == "off" else word if word == "auto" else text
 
     expected = "off, auto, or bucket/key-prefix, no = or space in it"
-    return Kind("", expected, convert, lambda v: v in ("", "auto") or bucket_prefix.fullmatch(v) is not None)
+    return Kind(expected, convert, lambda v: v in ("", "auto") or bucket_prefix.fullmatch(v) is not None)
 
 
 def _absolute(path: str) -> bool:
@@ -205,7 +203,7 @@ def _absolute(path: str) -> bool:
 
 def path() -> Kind:
     """Return a kind for an absolute path, kept as text; it need not exist."""
-    return Kind("", "an absolute path without ..", str, _absolute)
+    return Kind("an absolute path without ..", str, _absolute)
 
 
 def paths() -> Kind:
@@ -215,7 +213,7 @@ def paths() -> Kind:
         return tuple(part.rstrip("/") or "/" if part else part for part in text.split(":"))
 
     expected = "absolute paths without .., with colons between"
-    return Kind("", expected, convert, lambda v: all(_absolute(part) for part in v), empty=())
+    return Kind(expected, convert, lambda v: all(_absolute(part) for part in v), empty=())
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -224,13 +222,13 @@ def _words(text: str) -> tuple[str, ...]:
 
 def names() -> Kind:
     """Return a kind for words with commas or spaces between, as a tuple."""
-    return Kind("", "names with commas or spaces between", _words, bool, empty=())
+    return Kind("names with commas or spaces between", _words, bool, empty=())
 
 
 def hosts() -> Kind:
     """Return a kind for names of hosts, likewise."""
     expected = "names of hosts, without ports, with commas or spaces between"
-    return Kind("", expected, _words, lambda v: bool(v) and all(_HOST.fullmatch(word) for word in v), empty=())
+    return Kind(expected, _words, lambda v: bool(v) and all(_HOST.fullmatch(word) for word in v), empty=())
 
 
 def addresses() -> Kind:
@@ -239,7 +237,7 @@ def addresses() -> Kind:
     def convert(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(ip_address(word)) for word in _words(text)))
 
-    return Kind("", "IP addresses with commas or spaces between", convert, bool, empty=())
+    return Kind("IP addresses with commas or spaces between", convert, bool, empty=())
 
 
 def _is_host(host: str) -> bool:
@@ -276,4 +274,4 @@ def endpoint() -> Kind:
         "http:// or https://, a host name of letters, digits, hyphens and dots or an IP address, perhaps a port, "
         "and nothing after (no path, no query, no user)"
     )
-    return Kind("", expected, lambda text: text.removesuffix("/").lower(), admits)
+    return Kind(expected, lambda text: text.removesuffix("/").lower(), admits)
