@@ -137,12 +137,29 @@ def test_priming(tmp_path: Path, prime: str, rtt_s: float | None, level: str) ->
     assert all("must refuse" in line and "log" in line for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("limits", "not_set"),
+    [
+        ((), "S3DAEMON_ALLOWED_USERS, S3DAEMON_ALLOWED_ROOTS, S3DAEMON_ALLOWED_BUCKETS"),
+        (("users",), "S3DAEMON_ALLOWED_ROOTS, S3DAEMON_ALLOWED_BUCKETS"),
+        (("users", "roots"), "S3DAEMON_ALLOWED_BUCKETS"),
+        (("buckets",), "S3DAEMON_ALLOWED_USERS, S3DAEMON_ALLOWED_ROOTS"),
+        (("users", "roots", "buckets"), ""),
+    ],
+)
+def test_limits_that_are_not_set(tmp_path: Path, limits: tuple[str, ...], not_set: str) -> None:
+    looked = Looked(tmp_path)
+    given = {"users": ("1234",), "roots": ("/data",), "buckets": ("raw",)}
+    checks_host.access(looked.findings, looked.host, settings(**{f"allowed_{name}": given[name] for name in limits}))
+    assert looked.lines == ([f"note access {not_set}: not set, which means no limit"] if not_set else [])
+
+
 def test_users(tmp_path: Path) -> None:
     """With a name that no user has the service does not start."""
     looked = Looked(tmp_path)
     looked.change(user=lambda name: account(name, 1) if name == "ccs" else None)
     checks_host.access(looked.findings, looked.host, settings(allowed_users=("ccs", "1234", "typo")))
-    (line,) = looked.lines
+    line = looked.one("FAIL")
     assert line.startswith("FAIL access")
     assert "typo" in line
 
