@@ -126,7 +126,7 @@ class Attempts:
             raise
         queued.source = None
         try:
-            if not source.state.matches(queued.transfer.file_state):
+            if source.state != queued.transfer.file_state:
                 await self._update_file_state(queued, source.state)
             elif (found := await self._find(queued, store, progress, source)) is not None:
                 return found

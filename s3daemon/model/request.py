@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import secrets
 import unicodedata
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from s3daemon.errors import Code, RequestError, one_line
 
@@ -142,14 +142,14 @@ class FileState:
             times up to some billions of years ahead.
         inode: inode number.
         device: device number of its file system; not compared, since a reboot may change it.
-        ctime_ns: change time, likewise; None when it is not known, of a file that an earlier release accepted.
+        ctime_ns: change time, likewise.
     """
 
     size: int
     mtime_ns: int
     inode: int
     device: int = field(compare=False)
-    ctime_ns: int | None = None
+    ctime_ns: int = 0
 
     @classmethod
     def of(cls, stat: os.stat_result) -> FileState:
@@ -157,17 +157,10 @@ class FileState:
         ctime_ns = _signed64(stat.st_ctime_ns)
         return cls(stat.st_size, _signed64(stat.st_mtime_ns), stat.st_ino, stat.st_dev, ctime_ns)
 
-    def matches(self, other: FileState) -> bool:
-        """Return whether both are of one content, as far as is known of both."""
-        if self.ctime_ns is None or other.ctime_ns is None:
-            return replace(self, ctime_ns=None) == replace(other, ctime_ns=None)
-        return self == other
-
     @property
     def mark(self) -> str:
         """The text that an object's metadata has of it; without the device, whose number a reboot may change."""
-        known = f"{self.mtime_ns}-{self.inode}"
-        return known if self.ctime_ns is None else f"{known}-{self.ctime_ns}"
+        return f"{self.mtime_ns}-{self.inode}-{self.ctime_ns}"
 
 
 def _signed64(number: int) -> int:

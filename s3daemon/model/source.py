@@ -113,7 +113,7 @@ class Source:
         try:
             state = FileState.of(os.fstat(fd))
             content = os.pread(fd, state.size + 1, 0) if state.size <= SMALL_BYTES else None
-            if content is not None and (len(content) != state.size or not FileState.of(os.fstat(fd)).matches(state)):
+            if content is not None and (len(content) != state.size or FileState.of(os.fstat(fd)) != state):
                 raise FileError(Code.FILE_CHANGED, f"{one_line(path)}: it changed while it was read")
         except OSError as exc:
             os.close(fd)
@@ -137,7 +137,7 @@ class Source:
             now = FileState.of(os.stat(self.path))  # noqa: PTH116
         except OSError as exc:
             raise file_error(self.path, exc) from exc
-        if not now.matches(self.state):
+        if now != self.state:
             raise FileError(Code.FILE_CHANGED, f"{one_line(self.path)}: it changed while it was sent")
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:

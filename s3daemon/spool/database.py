@@ -2,9 +2,8 @@
 
     transfer        one row per transfer that is pending (failed = 0) or failed for good (failed = 1)
         seq             order of acceptance, never used twice: AUTOINCREMENT remembers the highest after its row is gone
-        id, file (bytes), bucket, key, tags (a JSON array), size_bytes, mtime_ns, ctime_ns, inode, device, accepted_usec
-                        the `Transfer`; inode and device are unsigned in the kernel, signed here; ctime_ns is NULL in a
-                        row of an earlier release
+        id, file (bytes), bucket, key, tags (a JSON array), size_bytes, mtime_ns, inode, device, ctime_ns, accepted_usec
+                        the `Transfer`; inode and device are unsigned in the kernel, signed here
         accepted_service, attempts, begun, code, text, failed, failed_service, told, md5
                         as in `Entry`; see `COLUMN_OF`
     transfer_overtaken  index over the failed rows alone, by bucket and key: what a success for a destination clears
@@ -20,7 +19,7 @@
     part            upload_id, number, etag: one row for each part that the store has acknowledged
     exposure, missing, ended
                     the last exposures, see `exposures`
-    PRAGMA user_version     how many of `MIGRATIONS` have been applied
+    PRAGMA user_version     of the schema: what the last of `MIGRATIONS` that was applied leads to
 
 There is no index over `id`: ids are random, so each acceptance would dirty an index page of its own; the spool knows
 the seq of every id that it holds. The dialect is SQLite 3.34's.
@@ -65,20 +64,21 @@ from s3daemon.spool.rows import (
     to_row,
 )
 
-#: Each brings the schema from the version of its index to the next; none is ever edited once released.
+#: The version that the first of `MIGRATIONS` leads to. Those before it were of builds that were never released.
+FIRST_VERSION = 4
+#: Each brings the schema to the next version, the first of them an empty file; none is ever edited once released.
 MIGRATIONS: tuple[tuple[str, ...], ...] = (
     (
         """CREATE TABLE transfer (
             seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, file BLOB NOT NULL, bucket TEXT NOT NULL,
             key TEXT NOT NULL, tags TEXT NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
-            inode INTEGER NOT NULL, device INTEGER NOT NULL, accepted_usec INTEGER NOT NULL,
+            inode INTEGER NOT NULL, device INTEGER NOT NULL, ctime_ns INTEGER, accepted_usec INTEGER NOT NULL,
             accepted_service REAL NOT NULL, attempts INTEGER NOT NULL, begun INTEGER NOT NULL, code TEXT NOT NULL,
-            text TEXT NOT NULL, failed INTEGER NOT NULL, failed_service REAL NOT NULL, told INTEGER NOT NULL)""",
+            text TEXT NOT NULL, failed INTEGER NOT NULL, failed_service REAL NOT NULL, told INTEGER NOT NULL,
+            md5 TEXT NOT NULL)""",
         "CREATE INDEX transfer_overtaken ON transfer (bucket, key) WHERE failed = 1",
         "CREATE TABLE state (service REAL NOT NULL)",
         "INSERT INTO state VALUES (0.0)",
-    ),
-    (
         """CREATE TABLE upload (
             id TEXT PRIMARY KEY, endpoint TEXT NOT NULL, transfer_id TEXT NOT NULL, bucket TEXT NOT NULL,
             key TEXT NOT NULL, size_bytes INTEGER NOT NULL, mark TEXT NOT NULL, part_bytes INTEGER NOT NULL,
@@ -86,18 +86,16 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         """CREATE TABLE part (
             upload_id TEXT NOT NULL, number INTEGER NOT NULL, etag TEXT NOT NULL,
             PRIMARY KEY (upload_id, number)) WITHOUT ROWID""",
+        *exposures.TABLES,
     ),
     (
-        "ALTER TABLE transfer ADD COLUMN ctime_ns INTEGER",
-        "ALTER TABLE transfer ADD COLUMN md5 TEXT NOT NULL DEFAULT ''",
-    ),
-    exposures.TABLES,
-    (
+        "UPDATE transfer SET ctime_ns = 0 WHERE ctime_ns IS NULL",  # of builds before FIRST_VERSION: read as changed
         "ALTER TABLE state ADD COLUMN endpoint TEXT NOT NULL DEFAULT ''",
         "ALTER TABLE state ADD COLUMN rate_bps INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE state ADD COLUMN bucket TEXT NOT NULL DEFAULT ''",
     ),
 )
+LAST_VERSION = FIRST_VERSION + len(MIGRATIONS) - 1
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours
 _INSERT_IF_MISSING = _INSERT.replace("INSERT", "INSERT OR IGNORE", 1)
 _SELECT = f"SELECT {COLUMNS} FROM transfer"  # noqa: S608 - the column names are ours
@@ -155,7 +153,7 @@ class SpoolFile:
         damaged: open it only to read what can be read, without any check.
 
     Raises:
-        StartError: `SpoolNewer`, a later release wrote it.
+        StartError: `SpoolNewer`, a release that has another schema wrote it.
         sqlite3.Error: damaged (`is_corrupt`), or it cannot be opened.
     """
 
@@ -180,13 +178,16 @@ class SpoolFile:
 
     def _prepare(self) -> None:
         version = self._number("PRAGMA user_version")
-        if version > len(MIGRATIONS):
-            text = f"the spool has schema {version}, this s3daemon knows {len(MIGRATIONS)}: install the newer one again"
+        if version and not FIRST_VERSION <= version <= LAST_VERSION:
+            known = f"{FIRST_VERSION} to {LAST_VERSION}"
+            text = f"the spool has schema {version}, this s3daemon knows {known}: install the one that wrote it again"
             raise StartError(Code.SPOOL_NEWER, text)
         limits = f"wal_autocheckpoint = {_WAL_PAGES}", f"journal_size_limit = {_WAL_PAGES * 4096}"
         for pragma in ("journal_mode = WAL", "synchronous = FULL", *limits):
             self._db.execute(f"PRAGMA {pragma}")
-        for number, statements in enumerate(MIGRATIONS[version:], version + 1):
+        for number, statements in enumerate(MIGRATIONS, FIRST_VERSION):
+            if number <= version:
+                continue
             with self._transaction():
                 for statement in statements:
                     self._db.execute(statement)
@@ -329,7 +330,7 @@ class SpoolFile:
             sqlite3.Error: what an acceptance would raise.
         """
         with self._transaction():
-            self._db.execute(f"PRAGMA user_version = {len(MIGRATIONS)}")
+            self._db.execute(f"PRAGMA user_version = {LAST_VERSION}")
 
     def checkpoint(self) -> None:
         """Write the WAL back into the file and truncate it.

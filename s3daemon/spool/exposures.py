@@ -29,7 +29,7 @@ from s3daemon.model.request import Destination
 #: So many stored transfers are kept: a hundred exposures of one host.
 ENDED_KEPT = 5000
 
-#: The statements that create these tables, one of `database.MIGRATIONS`.
+#: The statements that create these tables, in `database.MIGRATIONS`.
 TABLES = (
     """CREATE TABLE exposure (
         id INTEGER PRIMARY KEY, tagged INTEGER NOT NULL, name TEXT NOT NULL, first_usec INTEGER NOT NULL,

@@ -22,8 +22,8 @@ from s3daemon.spool.exposures import SaveExposure, SaveLoss, StoredCount
 Value = int | float | str | bytes | None
 #: In the order of `to_row` and `from_row`.
 COLUMNS = (
-    "seq, id, file, bucket, key, tags, size_bytes, mtime_ns, inode, device, accepted_usec, accepted_service, attempts, "
-    "begun, code, text, failed, failed_service, told, ctime_ns, md5"
+    "seq, id, file, bucket, key, tags, size_bytes, mtime_ns, inode, device, ctime_ns, accepted_usec, accepted_service, "
+    "attempts, begun, code, text, failed, failed_service, told, md5"
 )
 #: Columns whose names, those of the first schema, differ from the fields of `Entry`.
 COLUMN_OF = {
@@ -90,14 +90,13 @@ def _signed(unsigned: int) -> int:
 def to_row(entry: Entry) -> tuple[Value, ...]:
     """Return the values of `COLUMNS`."""
     transfer = entry.transfer
-    *columns, ctime_ns = file_columns(transfer).values()
     return (
         entry.seq,
         transfer.id,
         os.fsencode(transfer.file),
         transfer.destination.bucket,
         transfer.destination.key,
-        *columns,
+        *file_columns(transfer).values(),
         transfer.accepted_usec,
         entry.accepted_active_s,
         entry.attempts,
@@ -107,7 +106,6 @@ def to_row(entry: Entry) -> tuple[Value, ...]:
         entry.failed,
         entry.failed_active_s,
         entry.client_notified,
-        ctime_ns,
         entry.md5,
     )
 
@@ -118,10 +116,9 @@ def from_row(row: tuple[Any, ...]) -> Entry:
     Raises:
         ValueError, TypeError, RequestError: they hold what the daemon never writes.
     """
-    seq, id_, file, bucket, key, tags, size, mtime, inode, device, usec, accepted_active_s, attempts, *rest = row
-    attempt_started, code, text, failed, failed_active_s, client_notified, ctime, md5 = rest
-    ctime_ns = None if ctime is None else int(ctime)
-    state = FileState(int(size), int(mtime), inode % _WORD, device % _WORD, ctime_ns)
+    seq, id_, file, bucket, key, tags, size, mtime, inode, device, ctime, usec, accepted_active_s, *rest = row
+    attempts, attempt_started, code, text, failed, failed_active_s, client_notified, md5 = rest
+    state = FileState(int(size), int(mtime), inode % _WORD, device % _WORD, int(ctime))
     transfer = Transfer(id_, os.fsdecode(file), Destination(bucket, key), tuple(json.loads(tags)), state, int(usec))
     return Entry(
         seq,

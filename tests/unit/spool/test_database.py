@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 from s3daemon.errors import StartError
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.database import MIGRATIONS, Damaged, SpoolFile, is_corrupt
+from s3daemon.spool.database import FIRST_VERSION, LAST_VERSION, Damaged, SpoolFile, is_corrupt
 from s3daemon.spool.rows import (
     BeginUpload,
     ClearFailures,
@@ -26,11 +27,47 @@ from s3daemon.spool.rows import (
 )
 
 PLACE = Destination("bucket", "key")
+#: A file as the first version that was released left it.
+SCHEMA_4 = """
+CREATE TABLE transfer (
+    seq INTEGER PRIMARY KEY AUTOINCREMENT, id TEXT NOT NULL, file BLOB NOT NULL, bucket TEXT NOT NULL,
+    key TEXT NOT NULL, tags TEXT NOT NULL, size_bytes INTEGER NOT NULL, mtime_ns INTEGER NOT NULL,
+    inode INTEGER NOT NULL, device INTEGER NOT NULL, accepted_usec INTEGER NOT NULL,
+    accepted_service REAL NOT NULL, attempts INTEGER NOT NULL, begun INTEGER NOT NULL, code TEXT NOT NULL,
+    text TEXT NOT NULL, failed INTEGER NOT NULL, failed_service REAL NOT NULL, told INTEGER NOT NULL,
+    ctime_ns INTEGER, md5 TEXT NOT NULL DEFAULT '');
+CREATE INDEX transfer_overtaken ON transfer (bucket, key) WHERE failed = 1;
+CREATE TABLE state (service REAL NOT NULL);
+CREATE TABLE upload (
+    id TEXT PRIMARY KEY, endpoint TEXT NOT NULL, transfer_id TEXT NOT NULL, bucket TEXT NOT NULL,
+    key TEXT NOT NULL, size_bytes INTEGER NOT NULL, mark TEXT NOT NULL, part_bytes INTEGER NOT NULL,
+    completing INTEGER NOT NULL);
+CREATE TABLE part (
+    upload_id TEXT NOT NULL, number INTEGER NOT NULL, etag TEXT NOT NULL,
+    PRIMARY KEY (upload_id, number)) WITHOUT ROWID;
+CREATE TABLE exposure (
+    id INTEGER PRIMARY KEY, tagged INTEGER NOT NULL, name TEXT NOT NULL, first_usec INTEGER NOT NULL,
+    last_usec INTEGER, stored INTEGER NOT NULL, size_bytes INTEGER NOT NULL, UNIQUE (tagged, name));
+CREATE TABLE missing (
+    exposure INTEGER NOT NULL, destination TEXT NOT NULL, outcome TEXT NOT NULL, reason TEXT NOT NULL,
+    PRIMARY KEY (exposure, destination));
+CREATE TABLE ended (seq INTEGER PRIMARY KEY, id TEXT NOT NULL);
+INSERT INTO transfer VALUES
+    (1, '0000000000000001', x'2f646174612f31', 'bucket', 'key', '[]', 1, 2, 3, 4, 5,
+        1.0, 0, 0, '', '', 1, 9.0, 0, 6, '0f'),
+    (2, '0000000000000002', x'2f646174612f32', 'bucket', 'key', '[]', 1, 2, 3, 4, 5,
+        1.0, 0, 0, '', '', 0, 0.0, 0, NULL, '');
+UPDATE sqlite_sequence SET seq = 7;
+INSERT INTO state VALUES (77.0);
+INSERT INTO upload VALUES ('u', 'http://store', 'id', 'bucket', 'key', 12, '1-2', 5, 0);
+INSERT INTO exposure VALUES (1, 1, 'night', 5, 6, 2, 3000);
+PRAGMA user_version = 4;
+"""
 UPLOAD = MultipartUpload("u", "http://store", "id", PLACE, 12, "1-2", 5)
 
 
 def entry(seq: int, *, failed: bool = False, failed_active_s: float = 0.0) -> Entry:
-    transfer = Transfer(f"{seq:016x}", f"/data/{seq}", PLACE, (), FileState(1, 2, 3, 4), 5)
+    transfer = Transfer(f"{seq:016x}", f"/data/{seq}", PLACE, (), FileState(1, 2, 3, 4, 6), 5)
     return Entry(seq, transfer, 1.0, failed=failed, failed_active_s=failed_active_s)
 
 
@@ -48,38 +85,45 @@ def test_a_new_file_has_the_newest_schema(tmp_path: Path, connections: list[sqli
     assert not Path(f"{path}-shm").exists()
     file.close()
     with sqlite3.connect(path) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (len(MIGRATIONS),)
+        assert db.execute("PRAGMA user_version").fetchone() == (LAST_VERSION,)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     db.close()
 
 
-def test_every_old_schema_migrates(tmp_path: Path) -> None:
-    for version in range(len(MIGRATIONS)):
-        path = tmp_path / f"{version}.db"
-        db = sqlite3.connect(path)
-        for statement in [s for migration in MIGRATIONS[:version] for s in migration]:
-            db.execute(statement)
-        db.execute(f"PRAGMA user_version = {version}")
-        db.commit()
-        db.close()
-        file = SpoolFile(path, create=False)
-        file.commit([[Insert(entry(1)), BeginUpload(UPLOAD)]])
-        assert seqs(file) == [1]
-        assert [rows.upload for rows in file.uploads()] == [UPLOAD]
-        file.close()
+def test_a_spool_of_the_oldest_schema_is_read(tmp_path: Path) -> None:
+    """Rows are as they were; the one of a file whose change time was not noted is of another state than that file."""
+    path = tmp_path / "spool.db"
+    with sqlite3.connect(path) as db:
+        db.executescript(SCHEMA_4)
+    db.close()
+    file = SpoolFile(path, create=False)
+    later = dataclasses.replace(entry(2).transfer, file_state=FileState(1, 2, 3, 4, 0))
+    assert file.entries() == [
+        dataclasses.replace(entry(1, failed=True, failed_active_s=9.0), md5="0f"),
+        dataclasses.replace(entry(2), transfer=later),
+    ]
+    assert [rows.upload for rows in file.uploads()] == [UPLOAD]
+    assert [one.name for one in file.kept().exposures] == ["night"]
+    assert (file.active_base_s, file.last_seq, file.hint) == (77.0, 7, Hint())
+    file.commit([[Insert(entry(8)), BeginUpload(UPLOAD), SaveHint(Hint("http://store"))]])
+    file.close()
+    file = SpoolFile(path, create=False)
+    assert (seqs(file), file.hint) == ([1, 2, 8], Hint("http://store"))
+    file.close()
 
 
-def test_a_newer_schema_is_refused_and_left_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("version", [1, FIRST_VERSION - 1, LAST_VERSION + 1, 99])
+def test_another_schema_is_refused_and_left_alone(tmp_path: Path, version: int) -> None:
     path = tmp_path / "spool.db"
     SpoolFile(path, create=True).close()
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version = 99")
+    db.execute(f"PRAGMA user_version = {version}")
     db.close()
     before = path.read_bytes()
     with pytest.raises(StartError) as caught:
         SpoolFile(path, create=True)
     assert caught.value.code == "SpoolNewer"
-    assert "99" in caught.value.text
+    assert f"schema {version}, this s3daemon knows {FIRST_VERSION} to {LAST_VERSION}" in caught.value.text
     assert path.read_bytes() == before
 
 
