@@ -33,7 +33,7 @@ from s3daemon.config.settings import (
 )
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import watch_exposures
-from s3daemon.control.operations import Answer, Operations, entry_of
+from s3daemon.control.operations import Answer, Operations
 from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
@@ -339,7 +339,7 @@ class Service:
 
     async def _write_pending(self) -> None:
         try:
-            await self._spool.restore([entry_of(queued) for queued in self._uploader.schedule.transfers])
+            await self._spool.restore([queued.entry() for queued in self._uploader.schedule.transfers])
         except SpoolError as exc:
             _log.error("the transfers in memory cannot be written to the new spool: %s", exc)
 

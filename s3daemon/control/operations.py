@@ -40,20 +40,6 @@ from s3daemon.units import plural, span
 Answer = Mapping[str, object]
 
 
-def entry_of(queued: QueuedTransfer) -> Entry:
-    """Return a pending transfer as the spool would."""
-    return Entry(
-        queued.seq,
-        queued.transfer,
-        queued.accepted_active_s,
-        queued.attempts,
-        attempt_started=queued.attempt_started,
-        code=queued.last_error.code,
-        text=queued.last_error.text,
-        md5=queued.sent_md5,
-    )
-
-
 def _ids(arguments: Mapping[str, object]) -> set[str]:
     ids = arguments.get("ids")
     if not isinstance(ids, list) or not all(isinstance(id_, str) for id_ in ids):
@@ -125,7 +111,7 @@ class Operations:
         now_usec, now = round(self._wall() * 1e6), self._uploader.now()
         for queued in pending:
             state, next_in_s = self._state(queued, now)
-            yield row_of(entry_of(queued), state, now_usec=now_usec, next_in_s=next_in_s)
+            yield row_of(queued.entry(), state, now_usec=now_usec, next_in_s=next_in_s)
         for entry in failed:
             yield row_of(entry, "failed", now_usec=now_usec)
 

@@ -35,7 +35,7 @@ from typing import Any
 from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
-from s3daemon.delivery.decision import DROPPED, FailureState, Finding, LastError, decide
+from s3daemon.delivery.decision import DROPPED, FailureState, Finding, decide
 from s3daemon.delivery.health import (
     ASK_EVERY_S,
     Ask,
@@ -179,13 +179,7 @@ class Uploader:
     def recover(self, entries: Iterable[Entry]) -> None:
         """Take over what earlier processes accepted, and failed transfers that an operator retries."""
         for entry in entries:
-            queued = QueuedTransfer(entry.seq, entry.transfer, self._clock(), entry.accepted_active_s, recovered=True)
-            queued.live = False
-            queued.attempts = entry.attempts
-            queued.last_error = LastError(entry.code, entry.text)
-            queued.attempt_started = queued.outcome_unknown = entry.attempt_started
-            queued.sent_md5 = entry.md5
-            self.schedule.add(queued)
+            self.schedule.add(QueuedTransfer.of(entry, self._clock()))
         self.pump()
 
     def add(self, seq: int, transfer: Transfer, source: Source) -> QueuedTransfer:
