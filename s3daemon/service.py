@@ -253,7 +253,7 @@ class Service:
         uploader.observers.append(metrics.see)
         uploader.attempt_observers.append(metrics.see_attempt)
         uploads = Uploads(
-            intake, self._access, waiting, spool.mark_notified, refusals=self._refusals, clock=uploader.now
+            intake, self._access, waiting, spool.mark_notified, refusals=self._refusals, clock=uploader.clock
         )
         pages = routes(self._settings, operations, metrics, questions)
         self._http = HttpServer(self._settings, pages, {"/upload": uploads.handle})
@@ -312,7 +312,7 @@ class Service:
         self._waiting.leave(for_good=clients and await asyncio.to_thread(is_stopped_for_good))
         await asyncio.gather(*(listener.drain() for listener in listeners))
         await control.close()
-        self._spool.save_clock(self._uploader.active_now_s())
+        self._spool.save_clock(self._uploader.active_clock.now())
         left = len(self._uploader.schedule)
         kept = f"{plural(left, 'transfer')} kept for the next start"
         _log.info("stopped; %s", kept if left else "nothing is left to do")
@@ -327,7 +327,7 @@ class Service:
             self._notifier.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
-                service_now = self._uploader.active_now_s()
+                service_now = self._uploader.active_clock.now()
                 self._spool.save_clock(service_now)
                 self._spool.expire(service_now, self._settings.current.keep_failed_s)
                 if late := self._operations.late_line():

@@ -96,7 +96,7 @@ class Operations:
 
     def sample(self) -> None:
         """Note how far each upload is; called every 2 s, it gives their recent rates."""
-        now = self._uploader.now()
+        now = self._uploader.clock()
         for queued in self._uploader.schedule.running:
             if queued.attempt is not None:
                 queued.attempt.progress.sample(now)
@@ -108,7 +108,7 @@ class Operations:
         return {"transfers": (row.as_dict() for row in self._rows(pending, failed))}
 
     def _rows(self, pending: Sequence[QueuedTransfer], failed: Sequence[Entry]) -> Iterator[Row]:
-        now_usec, now = round(self._wall() * 1e6), self._uploader.now()
+        now_usec, now = round(self._wall() * 1e6), self._uploader.clock()
         for queued in pending:
             state, next_in_s = self._state(queued, now)
             yield row_of(queued.entry(), state, now_usec=now_usec, next_in_s=next_in_s)
@@ -120,7 +120,7 @@ class Operations:
             return "in flight", None
         if not self._uploader.schedule.is_head(queued):
             return "behind", None
-        if self._uploader.held:
+        if self._uploader.health.held:
             return "held", None
         return "pending", max(0.0, queued.not_before - now) if queued.not_before else 0.0
 
@@ -131,7 +131,7 @@ class Operations:
         with self._uploader.noting_stored() as stored:
             failed = await asyncio.to_thread(self._spool.entries, failed=True)
             wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
-            now = self._uploader.active_now_s()
+            now = self._uploader.active_clock.now()
             done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
         again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
         # A newer one was stored while the spool was busy with these: they would be sent over it.
@@ -139,7 +139,7 @@ class Operations:
         for id_ in overtaken:
             self._spool.remove(id_)
         self._uploader.recover(entry for entry in again if entry.transfer.id not in overtaken)
-        held = {"held": self._uploader.held} if self._uploader.held else {}
+        held = {"held": self._uploader.health.held} if self._uploader.health.held else {}
         return {"ids": sorted(known | done - overtaken), **held}
 
     async def drop(self, arguments: Mapping[str, object]) -> Answer:
@@ -162,7 +162,7 @@ class Operations:
     def snapshot(self) -> Status:
         """Describe the daemon as it is now, from its condition down to each upload."""
         condition, uploader, pool = self.condition(), self._uploader, self._pool()
-        uploads = uploads_of(uploader.schedule.running, uploader.now())
+        uploads = uploads_of(uploader.schedule.running, uploader.clock())
         now_usec = round(self._wall() * 1e6)
         return Status(
             state=condition.state,
@@ -208,10 +208,10 @@ class Operations:
             disabled=tuple(pool.addresses.unexpectedly_disabled),
             unreachable=pool.addresses.are_unreachable,
             none_kept=not pool.small_request,
-            held=uploader.held,
-            away=uploader.away,
-            away_reason=uploader.away_reason,
-            since_usec=uploader.outage_since_usec,
+            held=uploader.health.held,
+            away=uploader.health.away,
+            away_reason=uploader.health.away_reason,
+            since_usec=uploader.outages.since_usec,
             next_probe_s=uploader.next_probe_s,
             spool_fault=self._spool.fault,
             reload_fault=self.refused,
@@ -244,7 +244,7 @@ class Operations:
         transfer, error = oldest.transfer, oldest.last_error
         age = span(now_s - transfer.accepted_usec / 1e6)
         tag = f" ({transfer.tags[0]})" if transfer.tags else ""
-        state, _ = self._state(oldest, self._uploader.now())
+        state, _ = self._state(oldest, self._uploader.clock())
         why = f", last error {error.code}: {error.text}" if error.code else ""
         count = f"{plural(len(late), 'transfer')} not stored after {LOST_S:g} s"
         return f"{count}, the oldest after {age}: {transfer.destination}{tag}, {state}{why}; see s3daemon queue"
@@ -279,7 +279,7 @@ class Operations:
 
     def by_receiver(self) -> dict[str, dict[str, float]]:
         """Return the values of `http.metrics.LABELLED` that have an address of the store as their label."""
-        uploads = uploads_of(self._uploader.schedule.running, self._uploader.now())
+        uploads = uploads_of(self._uploader.schedule.running, self._uploader.clock())
         receivers = self._receivers(uploads)
         rates: dict[str, float] = dict.fromkeys((one.address for one in receivers), 0.0)
         for upload in uploads:

@@ -99,13 +99,18 @@ class Health:
         self._suspects: dict[str, Destination] = {}  # by code, the first destination
         self._rounds = 0
         self._probe_at = 0.0
-        self.away_reason = ""  #: the latest failure; once away, the one that made it so; one line with its code
+        self._last_failure = ""  # once away, the one that made it so
         self.unreached = False  #: away, and the last attempt had no connection, so small requests test for its return
 
     @property
     def away(self) -> bool:
         """Whether the endpoint does not answer, or answers that it cannot serve."""
         return self._away_since is not None
+
+    @property
+    def away_reason(self) -> str:
+        """The failure that showed that the endpoint is away, one line with its code; empty when it is not."""
+        return self._last_failure if self.away else ""
 
     @property
     def known_away(self) -> bool:
@@ -168,7 +173,7 @@ class Health:
             was_away = self.away
             self._count(destination, now, is_unreached=is_unreached)
             if not was_away:
-                self.away_reason = f"{error.code}: {error.text}"
+                self._last_failure = f"{error.code}: {error.text}"
         self._delay_held_probe(now)
 
     def _delay_held_probe(self, now: float) -> None:
@@ -198,11 +203,11 @@ class Health:
 
     def reload(self) -> None:
         """Forget what is known: new settings are in force. While the endpoint is away the next attempt is a probe."""
-        reason = self.away_reason if self.away else ""
+        reason = self.away_reason
         self._reloaded_at = self._monotonic()
         self._set_up()
         if reason:
-            self._away_since, self._failures, self.away_reason = self._reloaded_at, AWAY_AFTER_FAILURES, reason
+            self._away_since, self._failures, self._last_failure = self._reloaded_at, AWAY_AFTER_FAILURES, reason
 
     def may_start(self, in_flight: int) -> bool:
         """Return whether one more attempt may start while `in_flight` others are in flight."""

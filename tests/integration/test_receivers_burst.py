@@ -70,5 +70,5 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
         await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
         assert set(await burst(2)) == {1}
         assert len(server.objects) == 2 * BURST
-        assert not uploader.away
+        assert not uploader.health.away
         await endpoint.close()
