@@ -116,8 +116,9 @@ class Addresses:
 
     Args:
         clock: monotonic seconds.
-        on_disabled: called with the address, the reason, and whether it ever answered, when one is disabled for the
-            first time in a row. Of a name's addresses one may be of a kind that this host cannot reach.
+        on_disabled: called with the address, the reason, the seconds until it is asked again, and whether it ever
+            answered, when one is disabled for the first time in a row. Of a name's addresses one may be of a kind that
+            this host cannot reach.
         on_enabled: called with the address and how long it was disabled, seconds, when an upload succeeded over one
             that had been.
     """
@@ -125,7 +126,7 @@ class Addresses:
     def __init__(
         self,
         clock: Clock,
-        on_disabled: Callable[[str, str, bool], None] = lambda address, reason, has_answered: None,
+        on_disabled: Callable[[str, str, float, bool], None] = lambda address, reason, next_probe_s, has_answered: None,
         on_enabled: Callable[[str, float], None] = lambda address, disabled_s: None,
     ) -> None:
         self._clock = clock
@@ -307,7 +308,7 @@ class Addresses:
         state.slow_transfers.clear()
         if is_first:
             state.limited_at, state.reason = self._clock(), reason
-            self._on_disabled(address, reason, state.has_answered)
+            self._on_disabled(address, reason, self.next_probe_s(address), state.has_answered)
 
     def asked(self, address: str, outcome: Outcome, reason: str) -> None:
         """Note what became of a small request.

@@ -35,7 +35,7 @@ class Scene:
         self.enabled: list[str] = []
         self.addresses = Addresses(
             self.clock,
-            lambda *reported: self.disabled.append(reported),
+            lambda address, reason, _, has_answered: self.disabled.append((address, reason, has_answered)),
             lambda address, disabled_s: self.enabled.append(address),
         )
         self.addresses.replace(addresses)
