@@ -52,6 +52,8 @@ _KMS = "aws:kms"
 #: What to look at when a handshake fails.
 IS_IT_TLS = "is it https at that port?"
 _ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
+#: The only root element in which botocore sees an error of an answer 200; one with a namespace it takes for a success.
+_PLAIN_ERROR = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<Error\s*>")
 #: zlib's window size for gzip and zlib streams alike.
 _ANY_HEADER = zlib.MAX_WBITS | 32
 
@@ -97,7 +99,11 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
         needs_etag: False for a sink, which gives no ETag, and any success status.
     """
     form, root = FORMS.get(operation, Form()), _root(body)
-    is_refusal = root == "Error" and (status == HTTPStatus.OK or status > HTTPStatus.MULTIPLE_CHOICES)
+    is_refusal = (
+        _PLAIN_ERROR.match(body) is not None
+        if status == HTTPStatus.OK
+        else root == "Error" and status > HTTPStatus.MULTIPLE_CHOICES
+    )
     is_of_sink = form.etag and not needs_etag and status < HTTPStatus.MULTIPLE_CHOICES
     if status >= HTTPStatus.BAD_REQUEST or is_refusal or is_of_sink:
         return ""

@@ -237,7 +237,9 @@ class Sender:
                     on_sent(body.md5)
                 upload.close()
         etag = etag_of(answer)
-        self._verify(body.md5, answer)
+        if contradicts(answer, body.md5):
+            text = f"the store's ETag is {etag}, the MD5 of what was sent {body.md5}; {VERIFY_ADVICE}"
+            raise AttemptError(Code.ETAG_MISMATCH, text)
         self.pool.addresses.succeeded(used.address, proves_speed=length >= RATED_BYTES)
         return SentBody(
             etag,
@@ -368,23 +370,6 @@ class Sender:
             reason = exc.strerror or "no answer in time"
             raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
 
-    def _verify(self, md5: str, answer: Mapping[str, Any]) -> None:
-        """Compare the ETag of an answer with what was sent; `_send` has checked the rest of the answer.
-
-        Raises:
-            AttemptError: there is no ETag, or that of something else.
-        """
-        etag = etag_of(answer)
-        if not etag and self._needs_etag:
-            raise AttemptError(Code.BAD_ANSWER, "the store's answer has no ETag", ambiguous=True)
-        if contradicts(answer, md5):
-            text = f"the store's ETag is {etag}, the MD5 of what was sent {md5}; {VERIFY_ADVICE}"
-            raise AttemptError(Code.ETAG_MISMATCH, text)
-
-    @property
-    def _needs_etag(self) -> bool:
-        return self.settings.verify != "no-etag"
-
     async def _send(self, request: Any, event_name: str = "", **_: object) -> AioAWSResponse:
         """Send a signed request over the context's connection; aiobotocore calls this instead of its own session.
 
@@ -410,7 +395,8 @@ class Sender:
             flaw = f"the answer {response.status} has the Content-Encoding {encoding!r}, which was not asked for"
         else:
             operation = event_name.rpartition(".")[2]
-            flaw = flaw_of(operation, response.status, raw, content, needs_etag=self._needs_etag)
+            needs_etag = self.settings.verify != "no-etag"
+            flaw = flaw_of(operation, response.status, raw, content, needs_etag=needs_etag)
         if flaw or content is None:
             raise AttemptError(Code.BAD_ANSWER, one_line(flaw, 200), status=response.status, ambiguous=True)
         return AioAWSResponse(str(response.url), response.status, raw, replace(response, body=content))

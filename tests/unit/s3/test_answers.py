@@ -36,6 +36,7 @@ ETAG = {"etag": '"5d41402abc4b2a76b9719d911017c592"'}
 PAGE = b"<!DOCTYPE html><html><body>Please log in</body></html>"
 COMPLETED = b"<?xml version='1.0'?>\n<CompleteMultipartUploadResult><ETag>x</ETag></CompleteMultipartUploadResult>"
 ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
+NAMESPACED = b"<Error xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><Code>InternalError</Code></Error>"
 
 
 @pytest.mark.parametrize("operation", ["PutObject", "UploadPart"])
@@ -70,6 +71,8 @@ ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
         (307, {}, ERROR, True),
         (200, {}, ERROR, True),
         (201, {}, ERROR, False),
+        (200, ETAG, NAMESPACED, False),
+        (307, {}, NAMESPACED, True),
         (403, {}, PAGE, True),
         (503, {}, b"", True),
     ],
@@ -120,6 +123,7 @@ def test_a_sink_succeeds_by_its_status(status: int, good: bool) -> None:
         ("CompleteMultipartUpload", 200, COMPLETED, True),
         ("CompleteMultipartUpload", 200, b"\n  " + COMPLETED, True),
         ("CompleteMultipartUpload", 200, ERROR, True),
+        ("CompleteMultipartUpload", 200, NAMESPACED, False),
         ("CompleteMultipartUpload", 200, b"", False),
         ("CompleteMultipartUpload", 200, PAGE, False),
         ("CompleteMultipartUpload", 200, b"<html><body/></html>", False),
