@@ -348,7 +348,7 @@ class Uploader:
         again = not decision.final
         self._count(AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again))
         if isinstance(error, AttemptError):
-            self._update_health(queued, error, decision.endpoint, is_unanswered=is_unanswered)
+            self._update_health(queued, error, decision.finding, is_unanswered=is_unanswered)
         if decision.final:
             if error.code == ACCESS_DENIED and keys is not Keys.GOOD:
                 self._keys.denied(queued.transfer.id)
