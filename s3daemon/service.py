@@ -33,7 +33,7 @@ from s3daemon.config.settings import (
 )
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import watch_exposures
-from s3daemon.control.operations import Answer, Operations
+from s3daemon.control.operations import CommandAnswer, Operations
 from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
@@ -224,10 +224,9 @@ class Service:
         self._janitor.forget_other_endpoints()
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
-        stored = {id_ for _, id_ in spool.kept.ended}
-        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, failures, stored)
-        ended = {id_: Reply(Outcome.STORED, id_) for id_ in stored}
+        ended = {id_: Reply(Outcome.STORED, id_) for _, id_ in spool.kept.ended}
         ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, ended, failures)
         self._questions = questions = Questions(exposures, uploader.schedule.__contains__, ended.items())
         uploader.observers.append(questions.see)
         self._server = server = Server(
@@ -354,7 +353,7 @@ class Service:
         except SpoolError as exc:
             _log.error("%d transfers that were denied with the keys before cannot be retried: %s", len(ids), exc)
 
-    async def _reload(self, arguments: Mapping[str, object]) -> Answer:
+    async def _reload(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Reload, one at a time; STATUS shows a refusal until a reload is accepted."""
         try:
             async with self._reloading:
@@ -371,7 +370,7 @@ class Service:
             self._notifier.status(self._operations.line())
         return answer
 
-    async def _put_in_force(self, arguments: Mapping[str, object]) -> Answer:
+    async def _put_in_force(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Take new settings without dropping an upload.
 
         Raises:

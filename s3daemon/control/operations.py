@@ -37,7 +37,7 @@ from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
 from s3daemon.units import plural, span
 
-Answer = Mapping[str, object]
+CommandAnswer = Mapping[str, object]
 
 
 def _ids(arguments: Mapping[str, object]) -> set[str]:
@@ -101,7 +101,7 @@ class Operations:
             if queued.attempt is not None:
                 queued.attempt.progress.sample(now)
 
-    async def queue(self, arguments: Mapping[str, object]) -> Answer:
+    async def queue(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Answer with every transfer that is not over and the failed ones; with `failed` only with these."""
         failed = await asyncio.to_thread(self._spool.entries, failed=True)
         pending = [] if arguments.get("failed") is True else self._uploader.schedule.transfers
@@ -124,7 +124,7 @@ class Operations:
             return "held", None
         return "pending", max(0.0, queued.not_before - now) if queued.not_before else 0.0
 
-    async def retry(self, arguments: Mapping[str, object]) -> Answer:
+    async def retry(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Try again: a delay ends, what failed is pending again."""
         ids = None if arguments.get("all") is True else _ids(arguments)
         known = self._uploader.retry(ids)
@@ -142,7 +142,7 @@ class Operations:
         held = {"held": self._uploader.health.held} if self._uploader.health.held else {}
         return {"ids": sorted(known | done - overtaken), **held}
 
-    async def drop(self, arguments: Mapping[str, object]) -> Answer:
+    async def drop(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Give up: an attempt in flight is cancelled and its clients are notified."""
         ids = _ids(arguments)
         pending = [queued.transfer for id_ in ids if (queued := self._uploader.schedule.get(id_))]
@@ -155,7 +155,7 @@ class Operations:
                 dropped.discard(id_)  # it was stored before it could be dropped
         return {"ids": sorted(dropped)}
 
-    async def status(self, _: Mapping[str, object]) -> Answer:
+    async def status(self, _: Mapping[str, object]) -> CommandAnswer:
         """Answer with the status."""
         return self.snapshot().as_dict()
 

@@ -24,7 +24,7 @@ from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.model.request import Destination
-from s3daemon.model.verdict import ACCESS_DENIED, UNREACHED, Keys, keys_after
+from s3daemon.model.verdict import ACCESS_DENIED, CLIENT_STATUSES, UNREACHED, Keys, keys_after
 from s3daemon.units import clock_time, span
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,6 @@ ASK_EVERY_S = 3.0
 #: The number of probes at a time: one in the first three rounds, then two, of different transfers, so that one that
 #: always fails, or hangs, does not hide the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
-#: The statuses of a refusal of the neutral request that is clear: it is not sent again to learn more.
-_CLEAR_STATUSES = range(400, 500)
 #: The time between probes while the queue is held, seconds. People correct settings and reload; a probe finds out what
 #: was corrected at the store, of which the daemon has no notice.
 HELD_PROBE_S = 300.0
@@ -382,7 +380,7 @@ class KeyEvidence:
         error = await self.ask()
         if since == self._in_force_since:
             self._ever_accepted |= error is None
-            self._must_learn = error is not None and error.status not in _CLEAR_STATUSES
+            self._must_learn = error is not None and error.status not in CLIENT_STATUSES
 
     async def ask(self) -> AttemptError | None:
         """Send the neutral request, and return its error; None when it is accepted. Callers that wait share one."""

@@ -28,7 +28,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -61,14 +61,12 @@ from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import ACCESS_DENIED, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
+from s3daemon.s3.endpoint import Start
 from s3daemon.s3.store import Stored
 from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
-
-Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
-"""Starts a task under a name; whoever gave it learns of the task's death by an exception."""
 
 
 class Uploader:

@@ -135,7 +135,8 @@ _FIRST_SERVER_STATUS = 500
 #: A 401, 403, 404, 405 or redirect without a code is left out on purpose: S3 always gives a code, so it was not the
 #: store that answered but something in front of it, which says nothing about this transfer and may be fixed soon.
 _PERMANENT_STATUSES = frozenset({413})
-_CLIENT_STATUSES = range(400, 500)
+#: Only these are a clear refusal: anything else a proxy may answer for a store that has carried the request out.
+CLIENT_STATUSES = range(400, 500)
 
 
 def suspect(error: AttemptError | FileError) -> Scope:
@@ -204,7 +205,7 @@ def keys_after(
 
 
 def _is_s3_refusal(error: AttemptError) -> bool:
-    return error.status in _CLIENT_STATUSES and not _bare_status(error) and suspect(error) is not Scope.SERVICE
+    return error.status in CLIENT_STATUSES and not _bare_status(error) and suspect(error) is not Scope.SERVICE
 
 
 def _bare_status(error: AttemptError | FileError) -> int:
@@ -221,7 +222,7 @@ def is_unlisted(code: str, status: int) -> bool:
     """Return whether an answer has a 4xx status with a code of which nothing is known here, so that it is retried."""
     error = AttemptError(code, "", status=status)
     is_listed = code in _LISTED or judge(error) is not Verdict.TRANSIENT or suspect(error) is not Scope.REQUEST
-    return status in _CLIENT_STATUSES and not is_listed
+    return status in CLIENT_STATUSES and not is_listed
 
 
 #: 4xx codes that are transient although the store means this transfer: the next attempt is another one, or comes later.

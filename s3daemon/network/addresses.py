@@ -51,7 +51,7 @@ UPLOADS_COUNT_S = 300.0
 TRANSFERS_IN_A_ROW = 2
 
 
-class Outcome(Enum):
+class SmallRequestOutcome(Enum):
     """What became of a small request."""
 
     ANSWERED = "answered"
@@ -310,7 +310,7 @@ class Addresses:
             state.limited_at, state.reason = self._clock(), reason
             self._on_disabled(address, reason, self.next_probe_s(address), state.has_answered)
 
-    def asked(self, address: str, outcome: Outcome, reason: str) -> None:
+    def asked(self, address: str, outcome: SmallRequestOutcome, reason: str) -> None:
         """Note what became of a small request.
 
         Args:
@@ -319,19 +319,19 @@ class Addresses:
             reason: one line, for when the address is disabled.
         """
         state = self._states.get(address)
-        if state is None or outcome is Outcome.NOT_SENT:
+        if state is None or outcome is SmallRequestOutcome.NOT_SENT:
             return
-        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY) and self.are_unreachable:
+        if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY) and self.are_unreachable:
             self._end_outage()
         if state.is_disabled:
             return
-        state.has_answered |= outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY)
-        if outcome is Outcome.ANSWERED:
+        state.has_answered |= outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY)
+        if outcome is SmallRequestOutcome.ANSWERED:
             state.on_trial &= state.times_disabled > 0  # what only a small request put on trial
-        elif outcome is Outcome.NOT_CONNECTED:
+        elif outcome is SmallRequestOutcome.NOT_CONNECTED:
             self.failed(address, reason)
         elif self._clock() - state.uploaded_at > UPLOADS_COUNT_S:
-            if outcome is Outcome.NOT_ANSWERED:
+            if outcome is SmallRequestOutcome.NOT_ANSWERED:
                 self.failed(address, reason)
             elif self.has_alternative([address]) and not state.on_trial:
                 state.on_trial, state.limited_at, state.reason = True, self._clock(), reason
@@ -367,12 +367,12 @@ class Addresses:
         now = self._clock()
         return [address for address, s in self._states.items() if s.probe_at is not None and s.probe_at <= now]
 
-    def probed(self, address: str, outcome: Outcome) -> None:
+    def probed(self, address: str, outcome: SmallRequestOutcome) -> None:
         """Note the outcome of a small request to a disabled address."""
         state = self._states.get(address)
         if state is None or not state.is_disabled:
             return
-        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY):
+        if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY):
             state.probe_at = None
             state.on_trial = True
             if self.are_unreachable:

@@ -39,7 +39,7 @@ class AnswerTooLongError(aiohttp.ClientPayloadError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoreAnswer:
     """A whole answer.
 
     Args:
@@ -197,7 +197,7 @@ class Connection:
             return 0
         return tcp.TcpInfo.of(self._sock).acked
 
-    async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> Answer:
+    async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> StoreAnswer:
         """Send one request, opening the connection if need be, and read the answer whole.
 
         Redirects come back as they are: following one would carry the file to another host.
@@ -217,7 +217,7 @@ class Connection:
             raise
         wants_close = response.headers.get("Connection", "").lower() == "close"
         self._note_answer(persistent=not wants_close and response.version == aiohttp.HttpVersion11)
-        return Answer(response.url, response.status, response.headers, response.raw_headers, body)
+        return StoreAnswer(response.url, response.status, response.headers, response.raw_headers, body)
 
     def _note_answer(self, *, persistent: bool) -> None:
         self.used_at = self._clock()

@@ -32,7 +32,7 @@ from s3daemon.errors import (
     is_host_limit,
     one_line,
 )
-from s3daemon.model.verdict import is_unlisted
+from s3daemon.model.verdict import CLIENT_STATUSES, is_unlisted
 from s3daemon.network.connection import AnswerTooLongError
 
 #: An answer that is decoded may have so many bytes; S3's longest, a list of 1 000 parts, has some 500 kB.
@@ -201,8 +201,6 @@ def differs(etag: str, expected: str) -> bool:
     return int(found[2]) != int(ours[2]) or bool(found[1] and ours[1] and found[1] != ours[1])
 
 
-#: Only these are a clear refusal: anything else a proxy may answer for a store that has carried the request out.
-_CLEAR_STATUSES = range(400, 500)
 _REDIRECTS = range(300, 400)
 #: With an ETag that is not of what was sent.
 VERIFY_ADVICE = "S3DAEMON_VERIFY=off if its ETags are not MD5"
@@ -251,7 +249,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     status = int(meta.get("HTTPStatusCode", 0))
     code = str(described.get("Code") or status)
     message = one_line(str(described.get("Message") or ""), 200)
-    hint = _HINTS.get(code) or (_NOT_S3 if code == str(status) and status in _CLEAR_STATUSES else "")
+    hint = _HINTS.get(code) or (_NOT_S3 if code == str(status) and status in CLIENT_STATUSES else "")
     if not hint and is_unlisted(code, status):
         hint = "this code is not known here, so it is retried"
     headers = meta.get("HTTPHeaders", {})
@@ -267,7 +265,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
         code,
         "; ".join(filter(None, (said, hint))),
         status=status,
-        ambiguous=arrived and status not in _CLEAR_STATUSES,
+        ambiguous=arrived and status not in CLIENT_STATUSES,
         retry_after=_seconds(str(headers.get("retry-after", ""))),
     )
 

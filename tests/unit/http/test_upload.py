@@ -551,7 +551,8 @@ def test_a_client_of_an_earlier_process_gets_the_failure() -> None:
         id_ = id_of(str((await desk.ask()).task["id"]))  # type: ignore[index]
         notifier: Any = desk.notifier
         failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
-        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, failures)
+        ended = {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, ended, failures)
         uploads = Uploads(
             desk.house.intake,
             desk.access,

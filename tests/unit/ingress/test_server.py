@@ -28,7 +28,6 @@ from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Request
-from s3daemon.spool.rows import Entry
 
 ID = "00000000000000aa"
 
@@ -103,8 +102,8 @@ class House:
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
         self.refused: list[Refusal] = []
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
-        failure = Entry(1, None, 0.0, code="NoSuchBucket", text="gone", failed=True)  # type: ignore[arg-type]
-        self.waiting = WaitingClients(self.settings, intake, notifier, {"00000000000000bb": failure})
+        failure = Reply(Outcome.FAILED, "00000000000000bb", "NoSuchBucket", "gone")
+        self.waiting = WaitingClients(self.settings, intake, notifier, {failure.id: failure})
         self.exposures = Exposures()
         self.questions = Questions(self.exposures, lambda id_: False)
         self.server = Server(
