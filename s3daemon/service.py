@@ -63,7 +63,7 @@ from s3daemon.units import plural
 
 _log = logging.getLogger(__name__)
 
-#: How often STATUS is brought up to date, and how often the seconds of service are saved.
+#: How often STATUS is brought up to date, and how often the active seconds are saved.
 STATUS_EVERY_S, TICK_EVERY_S = 2.0, 30.0
 #: What a stop may take beside the drain: clients' requests and replies, the journal, the last commit.
 STOP_MARGIN_S = 20.0
@@ -317,7 +317,7 @@ class Service:
         _log.info("stopped; %s", kept if left else "nothing is left to do")
 
     async def _report(self) -> None:
-        """Keep STATUS and the seconds of service up to date."""
+        """Keep STATUS and the active seconds in the spool up to date."""
         ticked_at = time.monotonic()
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
@@ -326,9 +326,9 @@ class Service:
             self._notifier.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
-                service_now = self._uploader.active_clock.now()
-                self._spool.save_clock(service_now)
-                self._spool.expire(service_now, self._settings.current.keep_failed_s)
+                active_now_s = self._uploader.active_clock.now()
+                self._spool.save_clock(active_now_s)
+                self._spool.expire(active_now_s, self._settings.current.keep_failed_s)
                 if late := self._operations.late_line():
                     _log.warning("%s", late)
 

@@ -173,7 +173,7 @@ class Settings:
         "S3DAEMON_KEEP_FAILED",
         "7d",
         duration("1s", "3650d"),
-        "How long a failed transfer stays listed. Only time in which the daemon runs counts.",
+        "How long a failed transfer stays listed. Only time in which the daemon runs and the queue is not held counts.",
     )
     # systemd is asked for this much more time, so nothing but patience bounds it.
     drain_timeout_s: float = _var(
