@@ -95,9 +95,10 @@ class FakeSpool:
         self._change(transfer_id, attempt_started=True)
 
     def record_attempt(
-        self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, md5: str = ""
+        self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, sent_etag: str = ""
     ) -> None:
-        self._change(transfer_id, attempts=attempts, attempt_started=attempt_started, code=code, text=text, md5=md5)
+        state = {"attempt_started": attempt_started, "sent_etag": sent_etag}
+        self._change(transfer_id, attempts=attempts, code=code, text=text, **state)
 
     def _change(self, transfer_id: str, **columns: Any) -> None:
         if transfer_id in self.rows:
@@ -198,7 +199,7 @@ class FakeStore:
         transfer: Transfer,
         failed_addresses: Collection[str] = (),
         *,
-        md5: str = "",
+        expected: str = "",
         source: Source | None = None,
     ) -> Stored | LookupResult:
         self.finds.append(transfer.id)

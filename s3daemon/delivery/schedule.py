@@ -70,7 +70,7 @@ class QueuedTransfer:
         attempt: the one in flight, else None.
         attempt_started: the spool has it that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
-        sent_md5: of what the last attempt has sent, as `Entry.md5`.
+        sent_etag: of what the last attempt has sent, as in `Entry`.
         lookups_refused: that the store has refused, one after the other.
         failed_addresses: the store's addresses that the next attempt avoids.
         moved: how often its uploads were moved to another connection.
@@ -93,7 +93,7 @@ class QueuedTransfer:
     attempt: AttemptInFlight | None = None
     attempt_started: bool = False
     outcome_unknown: bool = False
-    sent_md5: str = ""
+    sent_etag: str = ""
     lookups_refused: int = 0
     failed_addresses: frozenset[str] = frozenset()
     moved: int = 0
@@ -115,7 +115,7 @@ class QueuedTransfer:
             last_error=LastError(entry.code, entry.text),
             attempt_started=entry.attempt_started,
             outcome_unknown=entry.attempt_started,
-            sent_md5=entry.md5,
+            sent_etag=entry.sent_etag,
         )
 
     def entry(self) -> Entry:
@@ -128,7 +128,7 @@ class QueuedTransfer:
             attempt_started=self.attempt_started,
             code=self.last_error.code,
             text=self.last_error.text,
-            md5=self.sent_md5,
+            sent_etag=self.sent_etag,
         )
 
     def __lt__(self, other: QueuedTransfer) -> bool:

@@ -359,7 +359,7 @@ class Uploader:
             queued.transfer.id,
             queued.attempts,
             attempt_started=queued.outcome_unknown,
-            md5=queued.sent_md5,
+            sent_etag=queued.sent_etag,
             code=queued.last_error.code,
             text=queued.last_error.text,
         )

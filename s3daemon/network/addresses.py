@@ -11,7 +11,11 @@
     DISABLED  none, but for a probe       the probe (a small request) is answered         TRIAL
               when its time is up         the probe is not answered                       DISABLED, twice as long
     TRIAL     one                         an upload succeeds                              ENABLED
-                                          an upload or a connection fails                 DISABLED, twice as long
+                                          a small request is answered, and only one that  ENABLED
+                                          was answered badly had led to the trial
+                                          an upload or a connection fails, or an upload   DISABLED, twice as long
+                                          is far slower than others                       if it was before
+                                          a small request is not answered *               likewise
 
     * unless an upload succeeded there within `UPLOADS_COUNT_S`
 

@@ -97,7 +97,7 @@ class _MoveWatch:
         self._offset = offset
         self._transfer_id = transfer_id
         self._needs_lookup = needs_lookup
-        self._tracked = TrackedBody(upload.size, progress.moved.get(offset, NEVER_MOVED))
+        self._tracked = TrackedBody(upload.size, progress.histories.get(offset, NEVER_MOVED))
 
     def begin(self, transport: asyncio.BaseTransport) -> None:
         """Begin the upload over `transport`, and the comparison."""
@@ -126,7 +126,7 @@ class _MoveWatch:
         if move is None or not (is_sendable and sender.pool.has_spare(move.window)):
             return
         _log.info("an upload to %s is moved to another connection: %s", upload.address, move.reason)
-        self._progress.moved[self._offset] = MoveHistory(self._tracked.moved.count + 1, move.reference)
+        self._progress.histories[self._offset] = MoveHistory(self._tracked.history.count + 1, move.reference)
         self._progress.slow_addresses.add(upload.address)
         if move.blames_address:
             sender.pool.addresses.slow(upload.address, move.reason, self._transfer_id)
@@ -220,12 +220,12 @@ class Sender:
             using = self._use(connection)
         async with using as used:
             upload = Upload(used, length, progress)
-            moving = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
-            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=moving.begin)
+            mover = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
+            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=mover.begin)
             try:
-                with moving:
+                with mover:
                     request = self._signer.call(operation, Body=body, **params)
-                    answer = await self._watch(body, upload, request, moving)
+                    answer = await self._watch(body, upload, request, mover)
                     info = upload.info()
                     if not (body.finished and upload.may_have_arrived):
                         text = "the store answered before it had the whole body"
@@ -283,7 +283,7 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], moving: _MoveWatch) -> _T:
+    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], mover: _MoveWatch) -> _T:
         """Carry out `request` while it makes progress and should not be moved, and return its answer.
 
         Raises:
@@ -301,7 +301,7 @@ class Sender:
                         arrived=arrived, reading=body.reading, ambiguous=upload.may_have_arrived,
                     )  # fmt: skip
                 if body.transport is not None:
-                    moving.tick(body)
+                    mover.tick(body)
             return task.result()
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc

@@ -34,7 +34,7 @@ def taken(schedule: Schedule, now: float = 0.0) -> list[QueuedTransfer]:
 def test_a_row_becomes_the_transfer_that_it_was_written_of() -> None:
     """As backlog; where an attempt may have started, the object is looked up first."""
     transfer = queued("k").transfer
-    row = Entry(7, transfer, 5.0, 2, attempt_started=True, code="SlowDown", text="no", md5="0" * 32)
+    row = Entry(7, transfer, 5.0, 2, attempt_started=True, code="SlowDown", text="no", sent_etag="0" * 32)
     found = QueuedTransfer.of(row, 100.0)
     assert found.entry() == row
     assert (found.accepted_at, found.recovered, found.live, found.outcome_unknown) == (100.0, True, False, True)
