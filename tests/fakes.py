@@ -291,7 +291,7 @@ class House:
             clock=clock,
             wall=self.wall,
             rng=random.Random(1),
-            start=start,
+            start=start or (lambda name, work: self.loop.create_task(work, name=name)),
         )
         last_seq = self.spool.last_seq
         self.intake = Intake(self.holder, self.uploader, self.spool, last_seq, opener=self.files.open, wall=self.wall)

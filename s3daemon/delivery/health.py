@@ -292,11 +292,6 @@ class Outages:
         )
 
 
-async def no_neutral_request() -> None:
-    """Stand in for the neutral request where none can be sent. Always raises AttemptError, `NoAnswer`."""
-    raise AttemptError(Code.NO_ANSWER, "no neutral request was sent")
-
-
 class KeyEvidence:
     """Evidence on whether the access keys in force are valid. Belongs to the running event loop.
 

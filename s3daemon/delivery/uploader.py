@@ -36,14 +36,7 @@ from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import DROPPED, FailureState, Finding, decide
-from s3daemon.delivery.health import (
-    ASK_EVERY_S,
-    Ask,
-    Health,
-    KeyEvidence,
-    Outages,
-    no_neutral_request,
-)
+from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, Outages
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     AttemptInFlight,
@@ -79,7 +72,6 @@ class Uploader:
         journal: gets the records.
         active_clock: the time in which transfers can go on, from what the spool has of it.
         start: runs the attempts; a bug in what follows from one then ends the service, and the next process goes on.
-            None: nobody watches them.
         ask: sends a neutral request, which tells whether the keys are good when an attempt is refused.
         clock: monotonic seconds; the event loop's own clock must run with it.
         wall: seconds since the epoch, for people.
@@ -104,8 +96,8 @@ class Uploader:
         journal: Journal,
         active_clock: ActiveClock,
         *,
-        start: Start | None = None,
-        ask: Ask = no_neutral_request,
+        start: Start,
+        ask: Ask,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
         rng: random.Random | None = None,
@@ -119,7 +111,7 @@ class Uploader:
         self._wall = wall
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._loop = asyncio.get_running_loop()
-        self._start = start or (lambda name, work: self._loop.create_task(work, name=name))
+        self._start = start
         self.health = Health(self._rng, clock)
         self.outages = Outages(self.health, lambda: self.next_probe_s, clock, wall)
         self._keys = KeyEvidence(ask, clock)

@@ -15,7 +15,6 @@ import secrets
 import socket
 from collections.abc import Mapping
 from contextlib import suppress
-from types import MappingProxyType
 from typing import Any
 
 from s3daemon.config.settings import SettingsHolder
@@ -63,8 +62,8 @@ class WaitingClients:
         settings: SettingsHolder,
         intake: Intake,
         notifier: Notifier,
-        ended: Mapping[str, Reply] = MappingProxyType({}),
-        failures: Mapping[str, Entry] = MappingProxyType({}),
+        ended: Mapping[str, Reply],
+        failures: Mapping[str, Entry],
     ) -> None:
         self._settings = settings
         self._intake = intake

@@ -130,8 +130,8 @@ class Addresses:
     def __init__(
         self,
         clock: Clock,
-        on_disabled: Callable[[str, str, float, bool], None] = lambda address, reason, next_probe_s, has_answered: None,
-        on_enabled: Callable[[str, float], None] = lambda address, disabled_s: None,
+        on_disabled: Callable[[str, str, float, bool], None],
+        on_enabled: Callable[[str, float], None],
     ) -> None:
         self._clock = clock
         self._on_disabled = on_disabled

@@ -91,7 +91,7 @@ class Desk:
         self.house = House()
         self.spool = Spool()
         spool: Any = self.spool
-        server: Any = type("Server", (), {"clients": 2})()
+        server: Any = SimpleNamespace(listener=SimpleNamespace(clients=2))
         pool: Any = Pool()
         refusals = Refusals(PeerLookup(lambda socks: {}))
         exposures = watch_exposures(self.house.uploader, spool, refusals)
@@ -381,7 +381,7 @@ class OrderDesk:
     def __init__(self) -> None:
         self.house = House()
         pool: Any = Pool()
-        server: Any = type("Server", (), {"clients": 2})()
+        server: Any = SimpleNamespace(listener=SimpleNamespace(clients=2))
         self.operations = Operations(
             self.house.holder,
             self.house.uploader,

@@ -341,7 +341,7 @@ class Desk:
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
         self.notifier = FakeNotifier()
         notifier: Any = self.notifier
-        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier)
+        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier, {}, {})
         self.uploads = Uploads(
             self.house.intake,
             self.access,
@@ -519,7 +519,7 @@ def test_a_client_that_waits_is_left_to_the_next_process_which_answers_it() -> N
         (name,) = desk.notifier.kept
         assert form_of(name) == "http"
         notifier: Any = desk.notifier
-        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier)
+        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, {}, {})
         uploads = Uploads(
             desk.house.intake,
             desk.access,
