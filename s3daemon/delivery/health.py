@@ -271,11 +271,13 @@ class Outages:
     def _begin(self, state: str, kind: MessageId, text: str, level: int) -> None:
         self._began[state] = self._monotonic()
         self.since_usec = round(self._wall() * 1e6)
-        fields: dict[str, int | str] = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": self.since_usec}
-        if (next_s := self._next_attempt_s()) is not None:
-            fields["S3DAEMON_DELAY_USEC"] = round(next_s * 1e6)
-            text += f"; next attempt in {span(math.ceil(next_s))}"
-        _log.log(level, "%s", text, extra={"journal": fields})
+        next_s = self._next_attempt_s() or 0.0  # None only while it is neither away nor held
+        fields = {
+            "MESSAGE_ID": kind.value,
+            "S3DAEMON_SINCE_USEC": self.since_usec,
+            "S3DAEMON_DELAY_USEC": round(next_s * 1e6),
+        }
+        _log.log(level, "%s; next attempt in %s", text, span(math.ceil(next_s)), extra={"journal": fields})
 
     def _end(self, state: str, kind: MessageId, text: str) -> None:
         seconds = self._monotonic() - self._began.pop(state)

@@ -347,10 +347,8 @@ def tls_reason(cause: OSError) -> str:
     return str(reason).replace("_", " ").lower()
 
 
-def stall_of(
-    settings: Settings, size: int, acked: int, *, arrived: bool, reading: bool, ambiguous: bool
-) -> AttemptError | FileError:
-    """Return the error for a request that made no progress for too long.
+def stall_of(settings: Settings, size: int, acked: int, *, arrived: bool, reading: bool) -> AttemptError | FileError:
+    """Return the error for a request that made no progress for too long. The caller says whether it is ambiguous.
 
     Args:
         settings: the limits that it exceeded.
@@ -358,12 +356,11 @@ def stall_of(
         acked: bytes that the peer acknowledged.
         arrived: the peer acknowledged all of the body, and did not answer.
         reading: the file system did not return what was to be sent next.
-        ambiguous: the whole body may have arrived.
     """
     if arrived:
         text = f"all was sent and no answer came for {settings.answer_timeout_s:g} s"
-        return AttemptError(Code.NO_ANSWER, text, ambiguous=True)
+        return AttemptError(Code.NO_ANSWER, text)
     if reading:
         return FileError(Code.READ_FAILED, f"the file system did not answer for {settings.stall_timeout_s:g} s")
     text = f"the store took no byte for {settings.stall_timeout_s:g} s, after {acked} of {size}"
-    return AttemptError(Code.STALLED, text, ambiguous=ambiguous)
+    return AttemptError(Code.STALLED, text)

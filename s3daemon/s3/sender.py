@@ -296,16 +296,14 @@ class Sender:
                 info = upload.info()
                 arrived = body.finished and info is not None and info.outstanding == 0
                 if body.transport is not None and watch.tick(upload.acked(), arrived=arrived):
-                    raise stall_of(
-                        self.settings, len(body), upload.acked(),
-                        arrived=arrived, reading=body.reading, ambiguous=upload.may_have_arrived,
-                    )  # fmt: skip
+                    acked, reading = upload.acked(), body.reading
+                    raise stall_of(self.settings, len(body), acked, arrived=arrived, reading=reading)
                 if body.transport is not None:
                     mover.tick(body)
             return task.result()
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc
-        except AttemptError as exc:  # `_send`'s, or the stall above, which is as ambiguous as it says
+        except AttemptError as exc:  # `_send`'s, or one of the above
             raise body.error or exc.replace(ambiguous=upload.may_have_arrived) from exc
         except SENDING_ERRORS as exc:
             if body.error is not None:

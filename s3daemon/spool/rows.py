@@ -299,14 +299,12 @@ def _compact_key(change: Change) -> object:
     match change:
         case Insert(entry):
             key = ("insert", entry.seq)
-        case Delete(0) | SaveExposure():
+        case Delete(0) | ClearFailures() | SaveExposure():
             key = change
         case Update(seq) | Delete(seq):
             key = ("row", seq)
         case SaveLoss(loss):
             key = (loss.names, loss.what)
-        case ClearFailures():
-            key = change
         case BeginUpload(MultipartUpload(id=upload_id)) | EndUpload(upload_id):
             key = ("upload", upload_id)
         case SavePart(upload_id, number):
