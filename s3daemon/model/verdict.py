@@ -130,7 +130,7 @@ _SERVICE = frozenset(
     }
 )
 _SERVICE_STATUSES = frozenset({408, 429})
-_FIRST_SERVER_STATUS = 500
+FIRST_SERVER_STATUS = 500
 #: Statuses that are clear even without an S3 code. A proxy's 413 will be the same for the same file.
 #: A 401, 403, 404, 405 or redirect without a code is left out on purpose: S3 always gives a code, so it was not the
 #: store that answered but something in front of it, which says nothing about this transfer and may be fixed soon.
@@ -146,7 +146,7 @@ def suspect(error: AttemptError | FileError) -> Scope:
     for scope, codes in ((Scope.KEYS, _KEYS), (Scope.BUCKET, _BUCKET), (Scope.ADDRESS, UNREACHED)):
         if error.code in codes:
             return scope
-    is_service_status = error.status in _SERVICE_STATUSES or error.status >= _FIRST_SERVER_STATUS
+    is_service_status = error.status in _SERVICE_STATUSES or error.status >= FIRST_SERVER_STATUS
     return Scope.SERVICE if error.code in _SERVICE or is_service_status or _bare_status(error) else Scope.REQUEST
 
 

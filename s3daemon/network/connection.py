@@ -25,8 +25,8 @@ from s3daemon.config.settings import Settings
 from s3daemon.network import tcp
 from s3daemon.network.rate.pacing import Pacer
 
-#: More of an answer is not read: the longest that S3 gives to what is asked here, a list of 1 000 parts, has about
-#: 500 kB; a server that goes on for ever would fill the memory, at gigabytes within seconds.
+#: More of an answer is not read, nor decoded: the longest that S3 gives to what is asked here, a list of 1 000 parts,
+#: has about 500 kB; a server that goes on for ever would fill the memory, at gigabytes within seconds.
 ANSWER_MAX_BYTES = 1 << 20
 #: A header of an answer may be as long; aiohttp's own limit of 8 kB makes good answers unreadable.
 _HEADER_MAX_BYTES = 1 << 16

@@ -21,6 +21,7 @@ import aiohttp
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import is_host_limit
+from s3daemon.model.verdict import FIRST_SERVER_STATUS
 from s3daemon.network.addresses import SmallRequestOutcome
 from s3daemon.network.connection import UNREADABLE, Connection
 from s3daemon.network.keepalive import (
@@ -42,7 +43,6 @@ ASK_AGAIN_S = 60.0
 RETRY_MAX_S = 5.0
 #: The share of the connections that may be opened at once.
 OPENED_AT_ONCE = 1 / 2
-_FIRST_SERVER_ERROR = 500
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -319,7 +319,7 @@ class Keeper:
             status = await self._send(connection, self._pool.small_request or SMALL_REQUESTS[0])
         except _FAILURES as exc:
             return _outcome_of(exc)
-        is_error = status >= _FIRST_SERVER_ERROR
+        is_error = status >= FIRST_SERVER_STATUS
         return (
             SmallRequestOutcome.ANSWERED_BADLY if is_error else SmallRequestOutcome.ANSWERED
         ), f"it answers {status}"

@@ -34,6 +34,8 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from s3daemon.model.source import SMALL_BYTES
+
 #: So many times slower is far slower. Flows that share a link without pacing differ by two or three times.
 FAR_SLOWER = 4.0
 FAR_SLOWER_ALONE = 8.0
@@ -64,8 +66,6 @@ GAIN, GAIN_S = 3.0, 0.5
 MOVE_ROUND_TRIPS = 8
 #: The most moves of one body.
 MOVES_MAX = 4
-#: Smaller bodies have no rate: they are a few packets.
-RATED_BYTES = 64 * 1024
 #: The rate of another body is compared if that has at least so many bytes, or this one's size divided by the second
 #: figure. Buffers on the way take the first bytes at any rate, so those of a body that has no answer yet are left out:
 #: of so many seconds.
@@ -254,7 +254,7 @@ class Stragglers:
     def _too_slow(self, body: TrackedBody, rtt_s: float, share: float | None) -> Move | None:
         now, window = body.sampled_at, max(WINDOW_S, WINDOW_ROUND_TRIPS * rtt_s)
         body.speed = body.rate(max(body.began, now - window), now)
-        if body.size < RATED_BYTES or body.acked >= body.size:
+        if body.size <= SMALL_BYTES or body.acked >= body.size:
             return None
         fastest = max((other.speed for other in (*self._in_flight, *self._ended)), default=0.0)
         if max(fastest, body.reference or 0.0, share or 0.0) <= FAR_SLOWER * body.speed:
@@ -324,7 +324,8 @@ class Stragglers:
 
 
 def _is_comparable(body: TrackedBody, other: TrackedBody) -> bool:
-    return other.size >= max(RATED_BYTES, min(body.size // _COMPARABLE_SHARE, _COMPARABLE_BYTES))
+    least = min(body.size // _COMPARABLE_SHARE, _COMPARABLE_BYTES)
+    return other.size > SMALL_BYTES and other.size >= least
 
 
 def _compared(body: TrackedBody, other: TrackedBody, window: float) -> tuple[float, float] | None:

@@ -33,10 +33,8 @@ from s3daemon.errors import (
     one_line,
 )
 from s3daemon.model.verdict import CLIENT_STATUSES, is_unlisted
-from s3daemon.network.connection import AnswerTooLongError
+from s3daemon.network.connection import ANSWER_MAX_BYTES, AnswerTooLongError
 
-#: An answer that is decoded may have so many bytes; S3's longest, a list of 1 000 parts, has some 500 kB.
-MAX_DECODED_BYTES = 1 << 20
 #: The ETag of an object stored in parts, on S3 and compatible stores: MD5 of the parts' MD5s, and how many there were.
 _MULTIPART_ETAG = re.compile(r"([0-9a-f]{32}|)-([0-9]{1,5})")
 #: The ETag of an object stored by one PUT. One of another form (some encryptions) says nothing about the content.
@@ -141,7 +139,7 @@ def decoded(body: bytes, encoding: str) -> bytes | None:
         return None
     decoder = zlib.decompressobj(_ANY_HEADER)
     try:
-        content = decoder.decompress(body, MAX_DECODED_BYTES)
+        content = decoder.decompress(body, ANSWER_MAX_BYTES)
     except zlib.error:
         return None
     return content if decoder.eof else None
@@ -231,8 +229,6 @@ SENDING_ERRORS = (
     botocore.parsers.ResponseParserError,
     ValueError,
 )
-#: A proxy's Retry-After may also be a date; only seconds are read.
-_MAX_RETRY_AFTER_S = 3600.0
 
 
 def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> AttemptError:
@@ -271,7 +267,8 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
 
 
 def _seconds(text: str) -> float:
-    return min(float(text), _MAX_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
+    """Return the seconds that a Retry-After gives; 0 for a proxy's, which may be a date."""
+    return float(text) if text.isascii() and text.isdigit() else 0.0
 
 
 def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> AttemptError | S3daemonError:

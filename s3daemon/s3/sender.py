@@ -31,7 +31,7 @@ from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
-from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, MoveHistory, Stragglers, TrackedBody
+from s3daemon.network.straggler import NEVER_MOVED, MoveHistory, Stragglers, TrackedBody
 from s3daemon.s3.answers import (
     SENDING_ERRORS,
     STATUS_HEADER,
@@ -240,7 +240,7 @@ class Sender:
         if contradicts(answer, body.md5):
             text = f"the store's ETag is {etag}, the MD5 of what was sent {body.md5}; {VERIFY_ADVICE}"
             raise AttemptError(Code.ETAG_MISMATCH, text)
-        self.pool.addresses.succeeded(used.address, proves_speed=length >= RATED_BYTES)
+        self.pool.addresses.succeeded(used.address, proves_speed=length > SMALL_BYTES)
         return SentBody(
             etag,
             length,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import gzip
 import hashlib
+import math
 import os
 import re
 import ssl
@@ -20,9 +21,8 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from s3daemon.errors import AttemptError, FileError
-from s3daemon.network.connection import AnswerTooLongError
+from s3daemon.network.connection import ANSWER_MAX_BYTES, AnswerTooLongError
 from s3daemon.s3.answers import (
-    MAX_DECODED_BYTES,
     contradicts,
     decoded,
     etag_in_parts,
@@ -157,7 +157,7 @@ def test_other_operations_succeed_by_their_own_answer(operation: str, status: in
         (b"text", "gzip", None),
         (gzip.compress(b"text")[:-3], "gzip", None),
         (b"text", "br", None),
-        (gzip.compress(bytes(MAX_DECODED_BYTES + 1)), "gzip", None),
+        (gzip.compress(bytes(ANSWER_MAX_BYTES + 1)), "gzip", None),
     ],
 )
 def test_compressed_answers_are_decoded_within_a_bound(body: bytes, encoding: str, content: bytes | None) -> None:
@@ -262,8 +262,8 @@ def test_which_statuses_are_ambiguous(status: int, ambiguous: bool) -> None:
     [
         ("7", 7.0),
         ("0", 0.0),
-        ("86400", 3600.0),
-        ("9" * 400, 3600.0),
+        ("86400", 86400.0),
+        ("9" * 400, math.inf),
         ("-5", 0.0),
         ("1.5", 0.0),
         ("²", 0.0),
@@ -272,7 +272,7 @@ def test_which_statuses_are_ambiguous(status: int, ambiguous: bool) -> None:
     ],
 )
 def test_retry_after(header: str, seconds: float) -> None:
-    """Whole seconds count, up to an hour; anything else counts as no header."""
+    """Whole seconds count; anything else counts as no header."""
     assert refusal(503, {"retry-after": header}, Code="SlowDown").retry_after == seconds
 
 
