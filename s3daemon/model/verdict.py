@@ -4,8 +4,8 @@ One error alone accuses a party, its `Scope`; each scope may stop no more than i
 
     scope     evidence                                                          what may be stopped
     --------  ----------------------------------------------------------------  ------------------------------------
-    REQUEST   refused for good; refused before it was sent; a file's error;     this transfer
-              another ETag; overwritten; our bug; a closed idle connection;
+    REQUEST   refused for good; refused before it was sent; another ETag;       this transfer
+              overwritten; our bug; a closed idle connection;
               an S3 code that is not listed here
     BUCKET    the bucket's quota is used up                                     the transfers to this bucket
     KEYS      keys, account, region, certificate                                this transfer; everything, once a
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from s3daemon.errors import AttemptError, Code, FileError
+from s3daemon.errors import AttemptError, Code
 
 
 class Verdict(Enum):
@@ -139,9 +139,9 @@ _PERMANENT_STATUSES = frozenset({413})
 CLIENT_STATUSES = range(400, 500)
 
 
-def suspect(error: AttemptError | FileError) -> Scope:
+def suspect(error: AttemptError) -> Scope:
     """Return whom `error` alone accuses."""
-    if not isinstance(error, AttemptError) or error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES:
+    if error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES:
         return Scope.REQUEST
     for scope, codes in ((Scope.KEYS, _KEYS), (Scope.BUCKET, _BUCKET), (Scope.ADDRESS, UNREACHED)):
         if error.code in codes:
@@ -150,10 +150,8 @@ def suspect(error: AttemptError | FileError) -> Scope:
     return Scope.SERVICE if error.code in _SERVICE or is_service_status or _bare_status(error) else Scope.REQUEST
 
 
-def judge(error: AttemptError | FileError, keys: Keys | None = None) -> Verdict:
+def judge(error: AttemptError, keys: Keys | None = None) -> Verdict:
     """Return what `error` means for its transfer.
-
-    A file that is gone, unreadable, stale or changed is transient here; `delivery.decision` limits that in time.
 
     Args:
         error: why the attempt failed.
@@ -174,9 +172,9 @@ def _judge_denial(keys: Keys | None) -> Verdict:
     return Verdict.TRANSIENT if keys in (Keys.UNKNOWN, Keys.REPLACED) else Verdict.PERMANENT
 
 
-def accuses_keys(error: AttemptError | FileError) -> bool:
+def accuses_keys(error: AttemptError) -> bool:
     """Return whether bad keys may be the reason, so that a neutral request should be asked."""
-    return suspect(error) is Scope.KEYS or (isinstance(error, AttemptError) and error.code == ACCESS_DENIED)
+    return suspect(error) is Scope.KEYS or error.code == ACCESS_DENIED
 
 
 def keys_after(
@@ -208,12 +206,12 @@ def _is_s3_refusal(error: AttemptError) -> bool:
     return error.status in CLIENT_STATUSES and not _bare_status(error) and suspect(error) is not Scope.SERVICE
 
 
-def _bare_status(error: AttemptError | FileError) -> int:
+def _bare_status(error: AttemptError) -> int:
     """Return the status of an answer without an S3 code (botocore then takes the status for one), else 0."""
     return error.status if not error.code or error.code.isdigit() else 0
 
 
-def blames_endpoint(error: AttemptError | FileError) -> bool:
+def blames_endpoint(error: AttemptError) -> bool:
     """Return whether the address, or the endpoint as a whole, may be down, overloaded or replaced by something else."""
     return suspect(error) in (Scope.ADDRESS, Scope.SERVICE)
 
