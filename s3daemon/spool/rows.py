@@ -15,6 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from s3daemon.config.values import LEAST_BPS, MOST_BPS
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.exposures import SaveExposure, SaveLoss, StoredCount
 
@@ -31,10 +32,9 @@ COLUMN_OF = {
     "attempt_started": "begun",
     "failed_active_s": "failed_service",
     "client_notified": "told",
+    "sent_etag": "md5",
 }
 _SIGN, _WORD = 1 << 63, 1 << 64
-#: Rates outside of these are damage, bit/s: `Hint`. S3DAEMON_BWLIMIT takes the same.
-_LEAST_BPS, _MOST_BPS = 100_000, 10**12
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class Entry:
         failed: for good; False while pending.
         failed_active_s: active seconds at that moment; 0 while pending.
         client_notified: a client has received the failure.
-        md5: of what an attempt of unknown outcome has sent, as the ETag that its object must have where that is made
+        sent_etag: of what an attempt of unknown outcome has sent: the ETag that its object must have where that is made
             of MD5 sums; empty when it is not known.
     """
 
@@ -66,7 +66,7 @@ class Entry:
     failed: bool = False
     failed_active_s: float = 0.0
     client_notified: bool = False
-    md5: str = ""
+    sent_etag: str = ""
 
 
 def file_columns(transfer: Transfer) -> dict[str, Value]:
@@ -106,7 +106,7 @@ def to_row(entry: Entry) -> tuple[Value, ...]:
         entry.failed,
         entry.failed_active_s,
         entry.client_notified,
-        entry.md5,
+        entry.sent_etag,
     )
 
 
@@ -117,7 +117,7 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         ValueError, TypeError, RequestError: they hold what the daemon never writes.
     """
     seq, id_, file, bucket, key, tags, size, mtime, inode, device, ctime, usec, accepted_active_s, *rest = row
-    attempts, attempt_started, code, text, failed, failed_active_s, client_notified, md5 = rest
+    attempts, attempt_started, code, text, failed, failed_active_s, client_notified, sent_etag = rest
     state = FileState(int(size), int(mtime), inode % _WORD, device % _WORD, int(ctime))
     transfer = Transfer(id_, os.fsdecode(file), Destination(bucket, key), tuple(json.loads(tags)), state, int(usec))
     return Entry(
@@ -131,7 +131,7 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         failed=bool(failed),
         failed_active_s=float(failed_active_s),
         client_notified=bool(client_notified),
-        md5=str(md5),
+        sent_etag=str(sent_etag),
     )
 
 
@@ -156,7 +156,7 @@ class Hint:
         Raises:
             ValueError, TypeError, RequestError: they hold what the daemon never writes.
         """
-        if rate_bps and not (isinstance(rate_bps, int) and _LEAST_BPS <= rate_bps <= _MOST_BPS):
+        if rate_bps and not (isinstance(rate_bps, int) and LEAST_BPS <= rate_bps <= MOST_BPS):
             raise ValueError(f"a rate of {rate_bps!r}")
         return cls(str(endpoint), rate_bps, Destination(bucket, "key").bucket if bucket else "")
 
@@ -332,14 +332,12 @@ def _compact_key(change: Change) -> object:
     match change:
         case Insert(entry):
             key = ("insert", entry.seq)
-        case Delete(0) | SaveExposure():
+        case Delete(0) | ClearFailures() | SaveExposure():
             key = change
         case Update(seq) | Delete(seq):
             key = ("row", seq)
         case SaveLoss(loss):
             key = (loss.names, loss.what)
-        case ClearFailures():
-            key = change
         case BeginUpload(MultipartUpload(id=upload_id)) | EndUpload(upload_id):
             key = ("upload", upload_id)
         case SavePart(upload_id, number):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from s3daemon.clock import Clock
-from s3daemon.network.rate.controller import LEAST_RTT_S, TICK_S, Controller, Sample
+from s3daemon.network.rate.controller import LEAST_RTT_S, SAMPLE_EVERY_S, Controller, Sample
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.tcp import TcpInfo
 
@@ -103,7 +103,7 @@ class Bandwidth:
         if self._controller.pace is None:
             self._pacer.smooth(sock)
         if self._ticking is None:
-            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+            self._ticking = asyncio.get_running_loop().call_later(SAMPLE_EVERY_S, self._tick)
 
     def _end(self, sock: socket.socket) -> bool:
         upload, rate = self._meter.end(sock), self._controller.capacity if self._controller else None
@@ -124,7 +124,7 @@ class Bandwidth:
                 self._origin = Origin.FOUND
         self._put_in_force(controller)
         if self._meter.is_busy:
-            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+            self._ticking = asyncio.get_running_loop().call_later(SAMPLE_EVERY_S, self._tick)
 
     def _put_in_force(self, controller: Controller) -> None:
         pace = controller.pace

@@ -158,7 +158,7 @@ def test_a_retry_makes_a_failed_transfer_pending_again(everything: bool) -> None
         assert set(desk.spool.failed) == (set() if everything else {other})
         pending = desk.house.uploader.schedule.transfers
         assert [queued.transfer.id for queued in pending] == answer["ids"]
-        assert {queued.accepted_active_s for queued in pending} == {desk.house.uploader.active_now_s()}
+        assert {queued.accepted_active_s for queued in pending} == {desk.house.uploader.active_clock.now()}
 
     at_desk(main)
 

@@ -341,7 +341,7 @@ class Desk:
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
         self.notifier = FakeNotifier()
         notifier: Any = self.notifier
-        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier)
+        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier, {}, {})
         self.uploads = Uploads(
             self.house.intake,
             self.access,
@@ -519,7 +519,7 @@ def test_a_client_that_waits_is_left_to_the_next_process_which_answers_it() -> N
         (name,) = desk.notifier.kept
         assert form_of(name) == "http"
         notifier: Any = desk.notifier
-        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier)
+        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, {}, {})
         uploads = Uploads(
             desk.house.intake,
             desk.access,
@@ -551,7 +551,8 @@ def test_a_client_of_an_earlier_process_gets_the_failure() -> None:
         id_ = id_of(str((await desk.ask()).task["id"]))  # type: ignore[index]
         notifier: Any = desk.notifier
         failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
-        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, failures)
+        ended = {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, ended, failures)
         uploads = Uploads(
             desk.house.intake,
             desk.access,

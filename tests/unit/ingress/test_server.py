@@ -28,7 +28,6 @@ from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Request
-from s3daemon.spool.rows import Entry
 
 ID = "00000000000000aa"
 
@@ -103,8 +102,8 @@ class House:
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
         self.refused: list[Refusal] = []
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
-        failure = Entry(1, None, 0.0, code="NoSuchBucket", text="gone", failed=True)  # type: ignore[arg-type]
-        self.waiting = WaitingClients(self.settings, intake, notifier, {"00000000000000bb": failure})
+        failure = Reply(Outcome.FAILED, "00000000000000bb", "NoSuchBucket", "gone")
+        self.waiting = WaitingClients(self.settings, intake, notifier, {failure.id: failure}, {})
         self.exposures = Exposures()
         self.questions = Questions(self.exposures, lambda id_: False)
         self.server = Server(
@@ -183,7 +182,7 @@ def test_a_plain_request_is_answered_with_success(house: Run) -> None:
         assert house.notifier.kept[0].startswith(f"plain.{ID}.")
         house.intake.end()
         assert await asking == b"Success"
-        await house.until(lambda: house.server.clients == 0)
+        await house.until(lambda: house.server.listener.clients == 0)
         assert house.notifier.kept == []
 
     house(test)
@@ -215,7 +214,7 @@ def test_an_extended_connection_serves_several_requests(house: Run) -> None:
         writer.write(EXTENDED * 2)
         assert [json.loads(await reader.readline())["result"] for _ in range(2)] == ["stored"] * 2
         writer.close()
-        await house.until(lambda: house.server.clients == 0)
+        await house.until(lambda: house.server.listener.clients == 0)
 
     house(test)
 
@@ -323,7 +322,7 @@ def test_a_client_counts_as_notified_of_a_failure_when_it_closed_after_it(house:
         reader, writer = await house.connect()
         writer.write(PLAIN)
         writer.transport.abort()
-        await house.until(lambda: len(house.intake.requests) == 2 and house.server.clients == 0)
+        await house.until(lambda: len(house.intake.requests) == 2 and house.server.listener.clients == 0)
         assert house.notified == [ID]
         assert reader is not None
 
@@ -339,7 +338,7 @@ def test_bad_clients_cost_a_bounded_time(house: Run, data: bytes) -> None:
     async def test(house: House) -> None:
         answer = await house.say(data)
         assert b"BadRequest" in answer
-        await house.until(lambda: house.server.clients == 0)
+        await house.until(lambda: house.server.listener.clients == 0)
 
     house(test)
 
@@ -353,7 +352,7 @@ def test_connections_that_close_at_once_cost_nothing(house: Run) -> None:
             writer.close()
         house.intake.end()
         assert await house.say(PLAIN) == b"Success"
-        await house.until(lambda: house.server.clients == 0)
+        await house.until(lambda: house.server.listener.clients == 0)
 
     house(test)
 
@@ -363,9 +362,9 @@ def test_more_clients_than_slots_wait(house: Run) -> None:
 
     async def test(house: House) -> None:
         asking = [asyncio.create_task(house.say(PLAIN)) for _ in range(10)]
-        await house.until(lambda: house.server.clients == 3)
+        await house.until(lambda: house.server.listener.clients == 3)
         await asyncio.sleep(0.05)
-        assert house.server.clients == 3
+        assert house.server.listener.clients == 3
         house.intake.end()
         assert await asyncio.gather(*asking) == [b"Success"] * 10
 
@@ -461,7 +460,7 @@ def test_clients_of_an_earlier_process_are_answered(house: Run, name: str, answe
         got = await loop.sock_recv(theirs, 1000)
         assert got.startswith(answer)
         theirs.close()
-        await house.until(lambda: house.server.clients == 0)
+        await house.until(lambda: house.server.listener.clients == 0)
         assert house.notifier.kept == []
 
     house(test)
@@ -494,7 +493,7 @@ def test_a_request_that_arrived_before_a_stop_is_answered(
     async def test(house: House) -> None:
         reader, writer = await house.connect()
         _, silent = await house.connect()
-        await house.until(lambda: house.server.clients == 2)
+        await house.until(lambda: house.server.listener.clients == 2)
         writer.write(b"/f a/b/k\n")
         await house.server.listener.stop_reading()
         house.intake.end()

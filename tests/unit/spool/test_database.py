@@ -99,7 +99,7 @@ def test_a_spool_of_the_oldest_schema_is_read(tmp_path: Path) -> None:
     file = SpoolFile(path, create=False)
     later = dataclasses.replace(entry(2).transfer, file_state=FileState(1, 2, 3, 4, 0))
     assert file.entries() == [
-        dataclasses.replace(entry(1, failed=True, failed_active_s=9.0), md5="0f"),
+        dataclasses.replace(entry(1, failed=True, failed_active_s=9.0), sent_etag="0f"),
         dataclasses.replace(entry(2), transfer=later),
     ]
     assert [rows.upload for rows in file.uploads()] == [UPLOAD]
