@@ -118,9 +118,9 @@ def _garbled(text: str) -> str:
     What that leaves behind is found here, in the values; it may hold another line's secret, so it is not shown.
     """
     if "\n" in text or "\r" in text:
-        return "it has a line break in it: is a quote left open, there or in the line above?"
+        return "it has a line break: is a quote left open in this line or the one above?"
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-        return "it has a control character in it or is not UTF-8"
+        return "it has a control character or is not UTF-8"
     if text and (text[0] in "'\"" or text[-1] in "'\""):
         return "it begins or ends with a quote: is one left open or doubled?"
     if text != text.strip():

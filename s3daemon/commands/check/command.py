@@ -73,7 +73,7 @@ def main(
         with findings.guard("access"):
             checks_host.access(findings, host, settings)
     else:
-        findings.note("store", "not checked: that takes settings without a fault")
+        findings.note("store", "not checked: the settings have faults")
     instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
     _local(findings, host, unit, instance, settings.endpoint_url if settings else "")
     return 1 if findings.failed else 0
@@ -104,7 +104,7 @@ def _variables(findings: Findings, host: Host, unit: Unit) -> Mapping[str, str]:
         if host.uid:
             text = f"systemd reads {unit.env_file} for root only: run it as root, {export}"
         else:
-            text = f"systemd does not run here, or does not take {unit.env_file}: see journalctl -e, {export}"
+            text = f"systemd does not run here, or does not accept {unit.env_file}: see journalctl -e, {export}"
         findings.fail("settings", text)
         return {}
     return {**read, **unit.environ(host)}
@@ -120,7 +120,7 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
             findings.fail("settings", f"{origin}: {fault}")
         if origin != _ENVIRONMENT:
             text = "systemd ignores a line that is not NAME=value, such as one with export"
-            findings.note("settings", f"{text}; its credentials are seen by root only, while the service runs")
+            findings.note("settings", f"{text}; its credentials are visible to root only, while the service runs")
         return None
     for text in retired(variables):
         findings.warn("settings", f"{origin}: {text}")

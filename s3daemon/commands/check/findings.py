@@ -74,7 +74,7 @@ class Findings:
             yield
         except Exception as exc:
             # Without its text, which may quote anything.
-            self.fail(subject, f"this check itself is at fault, please report it: {type(exc).__name__}")
+            self.fail(subject, f"a bug in this check, please report it: {type(exc).__name__}")
 
     def _print(self, level: str, subject: str, text: str) -> None:
         for secret in self._secrets:

@@ -34,14 +34,14 @@ _ALARM = "bold white on dark_red"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("--json", action="store_true", help="the whole answer as JSON")
+    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     parser.add_argument(
         "--watch",
         nargs="?",
         type=_interval,
         const=WATCH_S,
         metavar="SECONDS",
-        help=f"again every {WATCH_S:g} seconds, or as many as given",
+        help=f"repeat every {WATCH_S:g} seconds, or every SECONDS",
     )
     add_instance(parser)
 

@@ -174,7 +174,7 @@ async def test_what_was_stored_after_all_is_deleted(
     deleted, off = lines(caplog)
     assert put.target[1:] in deleted
     assert "is deleted" in deleted
-    assert "stores what has a wrong Content-MD5" in off
+    assert "stores an upload with a wrong Content-MD5" in off
 
 
 async def without_answer(exchange: Exchange) -> None:
