@@ -1,4 +1,4 @@
-"""The command line: `s3daemon [COMMAND]`, without one `serve`.
+"""The command line: `s3daemon [COMMAND]`; without a command, `serve`.
 
 Each command has a module with `configure(parser)` and `main(args, environ, ...)`. Only that of the command in question
 is imported: `reload`, for which systemd waits, takes 0.06 s, while importing `check` alone takes 0.3 s.

@@ -1,4 +1,4 @@
-"""Every variable of the environment: its name, its unit, its default, its bounds and the reasons for them.
+"""Every setting: its environment variable, unit, default and bounds, with reasons.
 
 `Settings` is the one table. `Settings.from_environ` reads a mapping that is passed in, once; a bad value, a missing one
 and an unknown `S3DAEMON_` name are faults, and all are reported at once. An empty value counts as not set.

@@ -1,6 +1,6 @@
-"""The operator's end of the control socket: where a daemon is found, and how it is asked.
+"""The client of the control socket: finds the daemon and sends it a command.
 
-Asking blocks, up to a limit, and is for commands; the daemon itself uses only what both ends agree on, the path of the
+Calls block, up to a limit, and are for commands; the daemon itself uses only the shared constants: the path of the
 socket and the largest request. Importing this module is cheap, since every `ExecReload=` waits for it.
 """
 

@@ -1,4 +1,4 @@
-"""Aborts the multipart uploads that no transfer needs, so that no store keeps parts of objects that never come.
+"""Aborts multipart uploads that no transfer needs, so that no store keeps the parts of abandoned objects.
 
 An upload is an orphan when its transfer is no longer pending, however and in whichever process that ended, or when its
 transfer has abandoned it. An upload that a crash leaves in the spool is aborted by the next process. Only what cannot

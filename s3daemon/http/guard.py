@@ -1,4 +1,4 @@
-"""Which requests the HTTP server takes: those of programs and of its own pages, never of other sites' pages. Pure.
+"""Decide which HTTP requests are served: those of programs and of our own pages, not of other sites' pages. Pure.
 
 A browser on the host can reach the server, and so can every page that it shows: by a form, a script or an image. A page
 cannot choose what the browser says of it:

@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: counters and histograms of the records that the journal gets, and the present state.
+"""Metrics for Prometheus: counters and histograms of the journal's records, and gauges of the present state.
 
 Each `Metrics` has a registry of its own, so tests may have several. Those of the present state are named and filled in
 by `Operations.figures`. Durations and sizes are those of stored objects, as in `s3daemon report`.

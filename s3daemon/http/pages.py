@@ -1,4 +1,4 @@
-"""What the HTTP server shows. All of it is read-only.
+"""The read-only pages of the HTTP server.
 
     /              what `s3daemon status` shows, for a browser; it polls `/status.json`
     /version       the version, and the settings in force except the keys, each as its value and as text

@@ -1,4 +1,4 @@
-"""The HTTP server: aiohttp's protocol over sockets of systemd's.
+"""The HTTP server: aiohttp's protocol over sockets that systemd passes.
 
 No client can do more than use its own slot, and that for a bounded time: its request must come whole within
 `READ_LIMIT_S`, a handler's time is its own, and the answer is taken within `REPLY_LIMIT_S`. A client may keep its

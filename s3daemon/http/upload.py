@@ -1,4 +1,4 @@
-"""`POST /upload`: the wire's requests as a form, with the same checks, the same promise and the same wait.
+"""`POST /upload`: a request as a form, with the same checks, promise and wait as in the line protocol.
 
     file    absolute path of a file on this host
     uri     s3://bucket/key, taken as it is: nothing in it is an escape

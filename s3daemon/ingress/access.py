@@ -1,4 +1,4 @@
-"""Who may ask: the users of S3DAEMON_ALLOWED_USERS."""
+"""Access control: which users may make requests, by S3DAEMON_ALLOWED_USERS."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Clients of listening sockets: accepted while there are slots, tracked while they are read, seen out at a stop.
+"""Accepts the clients of listening sockets while there are slots, tracks them, and lets them finish at a stop.
 
 Every server, of the wire, of HTTP and of the operators' commands, has a `Listener` of its own, which may accept from
 several sockets. Not `loop.create_server`, for three reasons: it accepts every client at once, while those without a

@@ -1,4 +1,4 @@
-"""Clients that wait for the end of their transfer, of both servers; after a stop or a crash the next process goes on.
+"""Clients of both servers that wait for their transfer; after a stop or a crash the next process answers them.
 
 A copy of a waiting client's connection is stored with systemd, from before the transfer is durable until the client has
 its reply, so that the process that finishes the transfer can answer. Its name there is `FORM.TRANSFER.RANDOM`, where

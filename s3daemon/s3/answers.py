@@ -1,4 +1,4 @@
-"""What an answer of a store means, or that there is none: a success, or an error of our own.
+"""Classify an answer of the store, or its absence, as a success or as one of our errors.
 
 Which answers are a success: those of the operation's own form, and nothing else. A status line proves nothing. A
 captive portal, a balancer, or an nginx with `error_page 502 =200` answers 200 to a request that no store has seen; if

@@ -1,11 +1,12 @@
 """`s3daemon check [BUCKET[/PREFIX]]`: its options, and the order of the checks.
 
-The settings are read as the service would: from the environment where S3_ENDPOINT_URL is set, else from the instance's
-environment file. systemd itself reads that file, whose rules are its own: an open quote swallows the next line, and is
-not an error. Every check runs, whatever came of the others; only what takes valid settings is left out without them.
+The settings are read as the service reads them: from the environment if S3_ENDPOINT_URL is set there, otherwise from
+the instance's environment file. systemd itself reads that file, because its rules are peculiar: an open quote swallows
+the next line without an error. Every check runs, whatever the others found; only checks that need valid settings are
+left out without them.
 
-Not seen: variables that a drop-in sets by Environment=, and credentials that systemd passes, unless the service runs
-and root checks it.
+The checks cannot see variables that a drop-in sets by Environment=. They see credentials that systemd passes only if
+the service runs and root runs the check.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Check the host: what the kernel and the limits cost, the state directory, the journal, and who may ask.
+"""Check the host: kernel settings, limits, the state directory, the journal, and the allowed users.
 
-What a setting costs is given in figures of a burst of 23 small and 23 large files over 200 ms at 1 Gbit/s, for which
-1.95 s would be enough; `tests/bench/wan` measured them.
+The cost of a wrong setting is given for a burst of 23 small and 23 large files over 200 ms at 1 Gbit/s, which takes
+1.95 s at best; `tests/bench/wan` measured these figures.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Check the path to the store: its name, and a connection and TLS with each of its addresses.
 
-They are tried one by one, as a daemon has connections to all of them: of four receivers one may be down, or have a
+Every address is tried, because the daemon has connections to all of them: one of four receivers may be down, or have a
 certificate that has not been renewed.
 """
 

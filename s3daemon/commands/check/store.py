@@ -1,6 +1,6 @@
-"""Check the store: its clock, the keys, and an object put there.
+"""Check the store: its clock, the keys, and whether an object can be put there.
 
-All goes over the product's own connections, signed by its own client: what passes here is what the daemon will do.
+The requests use the daemon's own connections and its own client, so a request that passes here passes in the daemon.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Check the service: its units, what takes requests, the daemon behind it, and who may read its keys."""
+"""Check the service: its units, its listening sockets, the running daemon, and who may read its keys."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`s3daemon report`: its options, and the way from the entries of a journal to what is shown.
+"""`s3daemon report`: its options, and the steps from journal entries to the output.
 
-Nothing here asks the daemon or the store: it reads records, of this host or of many.
+Nothing here asks the daemon or the store: the report reads records, of this host or of many.
 """
 
 from __future__ import annotations

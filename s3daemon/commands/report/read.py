@@ -1,4 +1,4 @@
-"""Read the entries of a report: lines of `journalctl -o json --all`, which is run here or was run elsewhere.
+"""Read the entries of a report from the output of `journalctl -o json --all`, run here or elsewhere.
 
     journal    this host's journal
     --file     a directory of journal files, or one file, copied from anywhere

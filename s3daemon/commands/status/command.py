@@ -1,4 +1,4 @@
-"""`s3daemon status`: what is in flight right now and how fast, what waits, where connections go, the last exposures.
+"""`s3daemon status`: transfers in flight and their rates, waiting transfers, receivers, and the last exposures.
 
     status                     once
     status --watch [SECONDS]   again and again, in place on a terminal, until interrupted

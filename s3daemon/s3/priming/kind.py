@@ -1,4 +1,4 @@
-"""What a store does with an upload that it must refuse, because its Content-MD5 is not that of its body. Pure.
+"""Classify what a store does with an upload that it must refuse, because its Content-MD5 is wrong. Pure.
 
     outcome of the upload                                       kind
     ----------------------------------------------------------  -------

@@ -1,4 +1,4 @@
-"""The bucket that something was stored in last, kept over restarts in a small file of the state directory.
+"""The bucket in which an object was stored last, kept over restarts in a small file of the state directory.
 
 {"endpoint": "https://s3.example.org", "bucket": "images"}
 """

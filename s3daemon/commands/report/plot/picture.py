@@ -1,4 +1,4 @@
-"""Draw a report as a picture: three charts, from the top how long transfers took, when, and their groups."""
+"""Draw a report as three charts: the distribution of transfer times, transfer times over the night, and groups."""
 
 from __future__ import annotations
 
