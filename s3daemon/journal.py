@@ -195,7 +195,7 @@ class Journal:
 
 
 def _loss(count: int) -> bytes:
-    return b"%d journal entries are lost: the journal did not take them, or not in time" % count
+    return b"%d journal entries are lost: the journal did not take them in time" % count
 
 
 class LogLimit:

@@ -123,7 +123,7 @@ def _question(query: Mapping[str, str]) -> Question:
     try:
         return Question.of(query.get("tag"), None if expect is None else int(expect), float(timeout))
     except ValueError as exc:
-        raise RequestError(Code.BAD_REQUEST, "expect and timeout are numbers") from exc
+        raise RequestError(Code.BAD_REQUEST, "expect and timeout must be numbers") from exc
 
 
 def _answer(reply: Reply | None, **more: str) -> web.Response:

@@ -252,7 +252,7 @@ class HttpServer:
         try:
             return await self._served(request, connection)
         except web.HTTPRequestEntityTooLarge:
-            text = f"bad request: a form has at most {MAX_FORM} bytes; a file's path is wanted, not its content"
+            text = f"bad request: a form has at most {MAX_FORM} bytes; send a file's path, not its content"
             answer = Answer(HTTPStatus.BAD_REQUEST, text)
             self._warn(f"{request.method} {request.path}", text)
         except web.RequestPayloadError as exc:

@@ -329,7 +329,7 @@ def _multipart(content_type: str, body: bytes) -> Pairs:
             continue
         if name in _NEEDED and part.get_filename() is not None:
             raise _bad_request(
-                f"the field {name!r} holds a file's content; its path is wanted: -F {name}=/path, without an @"
+                f"the field {name!r} holds a file's content; send its path: -F {name}=/path, without an @"
             )
         value = part.get_payload(decode=True)
         pairs.append((name, value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else ""))

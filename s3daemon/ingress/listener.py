@@ -156,7 +156,7 @@ class Listener:
         now = asyncio.get_running_loop().time()
         if now - self._warned_at >= WARN_EVERY_S:
             self._warned_at = now
-            _log.warning("cannot accept a client, which waits: %s", exc.strerror)
+            _log.warning("cannot accept a client, which has to wait: %s", exc.strerror)
 
     def _start(self, client: Client, serve: Serve) -> asyncio.Task[None]:
         async def serve_it() -> None:

@@ -142,7 +142,7 @@ class WaitingClients:
             return await self.wait(ticket, sock, name), ticket
         if (reply := self._ended.get(id_)) is not None:
             return reply, None
-        text = "the daemon was interrupted, and it is not known here whether it had accepted or stored this"
+        text = "the daemon was interrupted, and it is unknown whether it had accepted or stored this transfer"
         return Reply(Outcome.FAILED, "", Code.INTERRUPTED, f"{text}; see journalctl S3DAEMON_TRANSFER_ID={id_}"), None
 
     def failure(self, name: str) -> Entry | None:

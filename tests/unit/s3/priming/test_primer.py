@@ -261,7 +261,7 @@ async def test_it_takes_a_share_of_the_rate_as_an_upload_does() -> None:
 
 
 @in_loop
-async def test_a_sink_is_told_from_a_store() -> None:
+async def test_a_sink_is_distinguished_from_a_store() -> None:
     """What gives any success, and has no object then, is no store that refuses: nothing is to be deleted."""
 
     async def nothing(exchange: Exchange) -> None:
