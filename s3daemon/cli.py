@@ -1,4 +1,4 @@
-"""The command line: `s3daemon [COMMAND]`, without one `serve`.
+"""The command line: `s3daemon [COMMAND]`; without a command, `serve`.
 
 Each command has a module with `configure(parser)` and `main(args, environ, ...)`. Only that of the command in question
 is imported: `reload`, for which systemd waits, takes 0.06 s, while importing `check` alone takes 0.3 s.
@@ -21,9 +21,9 @@ _COMMANDS = {
     "serve": ("", "run the daemon (the default)"),
     "check": ("s3daemon.commands.check.command", "say what works and what does not"),
     "queue": ("s3daemon.commands.queue", "list, retry or drop transfers"),
-    "status": ("s3daemon.commands.status.command", "what is in flight right now, and what is wrong"),
-    "report": ("s3daemon.commands.report.command", "what became of transfers, and where the time went"),
-    "reload": ("s3daemon.commands.reload", "hand new settings to the running daemon (what ExecReload= runs)"),
+    "status": ("s3daemon.commands.status.command", "show what is in flight now, and what is wrong"),
+    "report": ("s3daemon.commands.report.command", "summarize how transfers ended, and where the time went"),
+    "reload": ("s3daemon.commands.reload", "pass new settings to the running daemon (ExecReload= runs it)"),
 }
 
 
@@ -31,12 +31,12 @@ _COMMANDS = {
 _EPILOGS = {
     "check": ("s3daemon check\ns3daemon check raw/tests --instance 15557", "1: something does not work"),
     "queue": ("s3daemon queue --failed\ns3daemon queue retry 0123456789abcdef", "1: refused, or an id is unknown"),
-    "status": ("s3daemon status --watch", "1: the daemon cannot be asked"),
+    "status": ("s3daemon status --watch", "1: the daemon cannot be reached"),
     "report": (
         "s3daemon report --since yesterday --by tag\n"
         "s3daemon report --since -12h --late-only --expect 46 --plot night.png\n"
         "ssh node2 journalctl -u s3daemon -o json --all | s3daemon report --stdin",
-        "1: the journal cannot be read, or the picture not drawn",
+        "1: the journal cannot be read, or the picture cannot be drawn",
     ),
     "reload": ("systemctl reload s3daemon", "1: refused, the previous settings stay in force"),
     "serve": ("systemctl start s3daemon.socket", "1: it cannot start; the journal says why"),
@@ -84,7 +84,7 @@ def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="s3daemon",
         description="Deliver files to S3 storage across long fat networks.",
-        epilog="Exit status: 0 when all went well, 1 when not, 2 for a wrong command line.\nManual: man s3daemon",
+        epilog="Exit status: 0 for success, 1 for a failure, 2 for a wrong command line.\nManual: man s3daemon",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"s3daemon {__version__}")

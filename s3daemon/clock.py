@@ -1,4 +1,4 @@
-"""The clock that is passed in, and the one that counts only the time in which transfers could go on."""
+"""The type of clocks that are passed in, and a clock that counts only time in which transfers can proceed."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@
     ├── SpoolError      the host's: the transfer cannot be made durable (disk full, read-only, corrupt)
     └── AttemptError    the network's or the store's: one attempt did not store the object
 
-Each carries `code`, a stable word for programs (S3's own where S3 has one), and a text of one line for people that says
-what to do where something can be done. `str()` gives the text alone.
+Each carries `code`, a stable word for programs (S3's own where S3 has one), and `text`, one line for people that says
+what to do if something can be done. `str()` returns only the text.
 """
 
 from __future__ import annotations

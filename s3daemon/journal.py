@@ -1,4 +1,4 @@
-"""Records and log lines to the journal, or to standard error where there is none; never from the event loop.
+"""Write records and log lines to the journal, or to standard error without one, never from the event loop.
 
 A caller's entry goes into a bounded queue, and one thread passes it to the sink: the journal in its native protocol, or
 lines of text on standard error. So a journal that blocks costs entries and a warning of how many, never an upload.
@@ -195,7 +195,7 @@ class Journal:
 
 
 def _loss(count: int) -> bytes:
-    return b"%d journal entries are lost: the journal did not take them, or not in time" % count
+    return b"%d journal entries are lost: the journal did not take them in time" % count
 
 
 class LogLimit:

@@ -1,6 +1,6 @@
-"""`s3daemon reload`: hand the operator's variables to the running daemon. ExecReload= runs it.
+"""`s3daemon reload`: pass the operator's variables to the running daemon. ExecReload= runs it.
 
-systemd reads the environment file anew for ExecReload=, so the environment of this process has the new settings.
+systemd reads the environment file again for ExecReload=, so the environment of this process has the new settings.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from s3daemon.errors import S3daemonError, SettingsError
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line: it takes nothing, for the environment says all."""
-    parser.description = "Hand the settings in the environment to the running daemon; systemctl reload does this."
+    parser.description = "Pass the settings in the environment to the running daemon; systemctl reload does this."
 
 
 def main(args: argparse.Namespace, environ: Mapping[str, str], *, out: TextIO, err: TextIO) -> int:

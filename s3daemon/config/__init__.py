@@ -1,4 +1,4 @@
-"""The settings: what an operator may write into the environment, and what it becomes.
+"""The settings: the environment variables that an operator may set, and the values that they become.
 
 The room reads a mapping that is passed in, systemd credentials and the certificates that a setting names; it writes
 nothing and imports no other room but the errors. A bad value cannot become a setting: every fault is raised, at once.

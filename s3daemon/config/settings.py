@@ -1,4 +1,4 @@
-"""Every variable of the environment: its name, its unit, its default, its bounds and the reasons for them.
+"""Every setting: its environment variable, unit, default and bounds, with reasons.
 
 `Settings` is the one table. `Settings.from_environ` reads a mapping that is passed in, once; a bad value, a missing one
 and an unknown `S3DAEMON_` name are faults, and all are reported at once. An empty value counts as not set.
@@ -41,7 +41,8 @@ from s3daemon.errors import SettingsError, one_line
 
 #: What botocore takes as the name of a region, a label of a host name (`validate_region_name`, botocore 1.43).
 _REGION = matching(
-    "(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)", "1 to 63 letters, digits and hyphens, as in us-east-1, not only digits"
+    "(?![0-9]+$)(?!-)[A-Za-z0-9-]{1,63}(?<!-)",
+    "1 to 63 letters, digits and hyphens, not only digits, such as us-east-1",
 )
 _NAME = matching("[A-Za-z0-9._:-]+", "a name without spaces")
 _KEY = matching("[!-~]{1,128}", "1 to 128 characters without spaces")
@@ -89,20 +90,22 @@ class Settings:
         "AWS_SHARED_CREDENTIALS_FILE",
         "",
         path(),
-        "A file with the keys, in the format of the AWS tools. It is used when the two key variables are not set.",
+        "A file with the keys, in the format of the AWS tools. It is used if the two key variables are not set.",
     )
-    profile: str = _var("AWS_PROFILE", "", _TOKEN, "The section of that file. If this is not set, [default] is used.")
+    profile: str = _var(
+        "AWS_PROFILE", "", _TOKEN, "The section of AWS_SHARED_CREDENTIALS_FILE. If this is not set, [default] is used."
+    )
     receivers: tuple[str, ...] = _var(
         "S3DAEMON_RECEIVERS",
         "",
         addresses(),
-        "IP addresses of the store, separated by commas. If this is not set, all addresses of its name are used.",
+        "IP addresses of the store, separated by commas. If this is not set, all addresses of its host name are used.",
     )
     region: str = _var(
         "AWS_DEFAULT_REGION",
         "us-east-1",
         _REGION,
-        "The region, which is part of every signature. Ceph accepts any. If this is not set, AWS_REGION is used.",
+        "The region, part of every signature. Ceph accepts any region. If this is not set, AWS_REGION is used.",
         fallback="AWS_REGION",
     )
     ca_bundle: str = _var(
@@ -115,14 +118,14 @@ class Settings:
         "S3DAEMON_HOST",
         "localhost",
         _NAME,
-        "The address to listen on. Not used when systemd passes the socket.",
+        "The address to listen on. It is not used if systemd passes the socket.",
         restart=True,
     )
     port: int = _var(
         "S3DAEMON_PORT",
         "15555",
         count(1, 65535),
-        "The port to listen on. Not used when systemd passes the socket.",
+        "The port to listen on. It is not used if systemd passes the socket.",
         restart=True,
     )
     max_connections: int = _var(
@@ -155,25 +158,25 @@ class Settings:
         "S3DAEMON_WAIT_LIMIT",
         "30s",
         duration("0s", "1h"),
-        'The longest time that a client waits. Then it is answered "deferred", and the transfer continues.',
+        'The longest time that a client waits. Then the client is answered "deferred", and the transfer continues.',
     )
     retry_for_s: float = _var(
         "S3DAEMON_RETRY_FOR",
         "7d",
         duration("1s", "365d"),
-        "How long a transfer is tried. Only time in which the daemon runs and the queue is not held counts.",
+        "How long a transfer is tried. Time counts only while the daemon runs and the queue is not held.",
     )
     answer_timeout_s: float = _var(
         "S3DAEMON_ANSWER_TIMEOUT",
         "60s",
         duration("1s", "1h"),
-        "The longest wait for the store's answer after it received the whole file.",
+        "The longest time to wait for the store's answer after it received the whole file.",
     )
     keep_failed_s: float = _var(
         "S3DAEMON_KEEP_FAILED",
         "7d",
         duration("1s", "3650d"),
-        "How long a failed transfer stays listed. Only time in which the daemon runs and the queue is not held counts.",
+        "How long a failed transfer stays listed. Time counts only while the daemon runs and the queue is not held.",
     )
     # systemd is asked for this much more time, so nothing but patience bounds it.
     drain_timeout_s: float = _var(
@@ -193,8 +196,8 @@ class Settings:
         "S3DAEMON_BWLIMIT",
         "auto",
         rate(),
-        "The most that all uploads together may send, such as 4G. auto: the rate of the narrowest link on the way, "
-        "which is found and kept over restarts. 0 or off: no limit.",
+        "The highest rate of all uploads together, such as 4G. auto: the rate of the narrowest link to the store, "
+        "which the daemon finds and keeps over restarts. 0 or off: no limit.",
     )
     # TCP_CA_NAME_MAX is 16 with its NUL.
     congestion: str = _var(
@@ -207,10 +210,10 @@ class Settings:
         "S3DAEMON_PRIME",
         "off",
         priming(),
-        "How each new connection's window is widened, which makes the first exposure after a start a third shorter. "
-        "auto, for paths with a round trip of 50 ms or more: uploads of 1 MB that the store must refuse for their "
-        "wrong Content-MD5; nothing is stored, and the store's log has a BadDigest for each. bucket/key-prefix: "
-        "scratch objects there.",
+        "How to widen the congestion window of each new connection, which makes the first exposure after a start a "
+        "third shorter. auto, for paths with a round trip of 50 ms or more: send 1 MB that the store must refuse for "
+        "its wrong Content-MD5. Nothing is stored, and the store's log has a BadDigest for each connection. "
+        "bucket/key-prefix: write scratch objects with that prefix.",
     )
     # 5 GiB is S3's limit for one PUT, 5 MiB its least for a part ("Amazon S3 multipart upload limits").
     multipart_threshold_bytes: int = _var(
@@ -229,39 +232,39 @@ class Settings:
         "S3DAEMON_VERIFY",
         "auto",
         choice("auto", "off", "no-etag"),
-        "auto: what was sent is compared with the store's ETag if that is an MD5 sum. off: only the length is. "
-        "no-etag: for sinks in benchmarks only: any answer from 200 to 299 counts as stored, which a proxy or a login "
-        "page can give without storing anything.",
+        "How a stored object is verified. auto: by the store's ETag, if that is an MD5 sum. off: only by its length. "
+        "no-etag, only for sinks in benchmarks: any answer from 200 to 299 counts as stored, even one that a proxy or "
+        "a login page gives without storing anything.",
     )
     allowed_roots: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_ROOTS",
         "",
         paths(),
-        "Directories, separated by colons. Only files below them may be sent. If this is not set, any file may be.",
+        "Directories, separated by colons. Only files below them may be sent. If this is not set, all files may be.",
     )
     allowed_buckets: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_BUCKETS",
         "",
         names(),
-        "Buckets that may be written, separated by commas. If this is not set, any bucket may be.",
+        "Buckets that may be written, separated by commas. If this is not set, all buckets may be.",
     )
     allowed_users: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_USERS",
         "",
         names(),
-        "Local users who may make requests, by name or number, separated by commas. If this is not set, any user may.",
+        "Users who may make requests, by name or number, separated by commas. If this is not set, all users may.",
     )
     http_names: tuple[str, ...] = _var(
         "S3DAEMON_HTTP_NAMES",
         "",
         hosts(),
-        "Host names, separated by commas, by which HTTP clients may address the daemon besides localhost.",
+        "Further host names, separated by commas, by which HTTP clients may address the daemon, besides localhost.",
     )
     state_dir: str = _var(
         "S3DAEMON_STATE_DIR",
         None,
         path(),
-        "The directory of accepted transfers. If this is not set, systemd's STATE_DIRECTORY is used.",
+        "The directory for accepted transfers. If this is not set, systemd's STATE_DIRECTORY is used.",
         restart=True,
     )
     log_level: str = _var(

@@ -116,9 +116,9 @@ def _garbled(text: str) -> str:
     What that leaves behind is found here, in the values; it may hold another line's secret, so it is not shown.
     """
     if "\n" in text or "\r" in text:
-        return "it has a line break in it: is a quote left open, there or in the line above?"
+        return "it has a line break: is a quote left open in this line or the one above?"
     if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-        return "it has a control character in it or is not UTF-8"
+        return "it has a control character or is not UTF-8"
     if text and (text[0] in "'\"" or text[-1] in "'\""):
         return "it begins or ends with a quote: is one left open or doubled?"
     if text != text.strip():
@@ -196,7 +196,7 @@ def priming() -> Kind:
         word = text.lower()
         return "" if word == "off" else word if word == "auto" else text
 
-    expected = "off, auto, or bucket/key-prefix, no = or space in it"
+    expected = "off, auto, or bucket/key-prefix without = or spaces"
     return Kind(expected, convert, lambda v: v in ("", "auto") or bucket_prefix.fullmatch(v) is not None)
 
 
@@ -215,7 +215,7 @@ def paths() -> Kind:
     def convert(text: str) -> tuple[str, ...]:
         return tuple(part.rstrip("/") or "/" if part else part for part in text.split(":"))
 
-    expected = "absolute paths without .., with colons between"
+    expected = "absolute paths without .., separated by colons"
     return Kind(expected, convert, lambda v: all(_absolute(part) for part in v), empty=())
 
 
@@ -225,12 +225,12 @@ def _words(text: str) -> tuple[str, ...]:
 
 def names() -> Kind:
     """Return a kind for words with commas or spaces between, as a tuple."""
-    return Kind("names with commas or spaces between", _words, bool, empty=())
+    return Kind("names separated by commas or spaces", _words, bool, empty=())
 
 
 def hosts() -> Kind:
     """Return a kind for names of hosts, likewise."""
-    expected = "names of hosts, without ports, with commas or spaces between"
+    expected = "host names without ports, separated by commas or spaces"
     return Kind(expected, _words, lambda v: bool(v) and all(_HOST.fullmatch(word) for word in v), empty=())
 
 
@@ -240,7 +240,7 @@ def addresses() -> Kind:
     def convert(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(ip_address(word)) for word in _words(text)))
 
-    return Kind("IP addresses with commas or spaces between", convert, bool, empty=())
+    return Kind("IP addresses separated by commas or spaces", convert, bool, empty=())
 
 
 def _is_host(host: str) -> bool:
@@ -274,7 +274,7 @@ def endpoint() -> Kind:
         return plain and parts.scheme in ("http", "https") and _is_host(parts.hostname or "") and port != 0
 
     expected = (
-        "http:// or https://, a host name of letters, digits, hyphens and dots or an IP address, perhaps a port, "
-        "and nothing after (no path, no query, no user)"
+        "http:// or https://, a host name of letters, digits, hyphens and dots or an IP address, an optional port, "
+        "and nothing else (no path, query or user)"
     )
     return Kind(expected, lambda text: text.removesuffix("/").lower(), admits)

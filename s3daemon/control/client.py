@@ -1,6 +1,6 @@
-"""The operator's end of the control socket: where a daemon is found, and how it is asked.
+"""The client of the control socket: finds the daemon and sends it a command.
 
-Asking blocks, up to a limit, and is for commands; the daemon itself uses only what both ends agree on, the path of the
+Calls block, up to a limit, and are for commands; the daemon itself uses only the shared constants: the path of the
 socket and the largest request. Importing this module is cheap, since every `ExecReload=` waits for it.
 """
 
@@ -92,7 +92,7 @@ def ask(path: Path, command: str, *, timeout_s: float = _ANSWER_TIMEOUT_S, **arg
     """
     request = json.dumps({"command": command, **arguments}).encode() + b"\n"
     if len(request) > MAX_REQUEST:
-        raise S3daemonError(Code.BAD_REQUEST, "that is more than fits in one request; give fewer at a time")
+        raise S3daemonError(Code.BAD_REQUEST, "the request is too long; give fewer ids at a time")
     try:
         line = _exchange(path, request, timeout_s)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
@@ -149,7 +149,7 @@ def instance_port(text: str) -> str:
     """
     if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= _LAST_PORT and text[0] != "0"):
         shown = one_line(text, 40)
-        raise argparse.ArgumentTypeError(f"'{shown}' is not a port: an instance is named for its port, as in 15556")
+        raise argparse.ArgumentTypeError(f"'{shown}' is not a port: an instance is named by its port, such as 15557")
     return text
 
 

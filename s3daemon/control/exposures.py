@@ -1,4 +1,4 @@
-"""The last exposures as the status shows them, and from which parts of the daemon their counts come."""
+"""The last exposures as the status shows them, counted from several parts of the daemon."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Transfers from acceptance to their end: who goes next, what a failed attempt means, which clients wait for it.
+"""Transfers from acceptance to their end: their order, the consequences of failed attempts, the clients that wait.
 
 It decides; it touches no socket and no SQL. It gives files to `s3`, keeps transfers in the `spool` and records to the
 `journal`, and files are opened only by `model.source`.

@@ -1,4 +1,4 @@
-"""What follows from a failed attempt: whether the transfer has failed for good, and if not, when and where it is tried.
+"""Decide after a failed attempt whether the transfer failed permanently, and otherwise when and where it is retried.
 
 Pure: `decide` takes the error and the state of the transfer, and returns a `Decision` that the uploader carries out.
 `model.verdict` classifies errors one by one; here the history of the transfer is added:

@@ -1,4 +1,4 @@
-"""Whether the endpoint is away or the queue held, and so how many attempts may start; and whether the keys are valid.
+"""Track whether the endpoint is away or the queue is held, how many attempts may start, and whether keys are valid.
 
 `Health` is a state machine that never sleeps. Without it a queue of 54 000 transfers would overload an endpoint that
 was down, and make attempts with keys that are refused. It also says when waiting clients should be deferred at once.

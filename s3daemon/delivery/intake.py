@@ -1,6 +1,6 @@
-"""Accepting requests: the file is opened and checked, the transfer made durable, and meanwhile its attempt started.
+"""Accept requests: open and check the file, make the transfer durable, and start its attempt in the meantime.
 
-The upload does not wait for the disk, the reply does. A request for the same file and destination as a pending transfer
+The upload does not wait for the disk; the reply does. A request for the same file and destination as a pending transfer
 that has no attempt in flight joins it: one upload serves both, and its delay ends.
 """
 

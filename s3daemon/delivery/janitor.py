@@ -1,4 +1,4 @@
-"""Aborts the multipart uploads that no transfer needs, so that no store keeps parts of objects that never come.
+"""Aborts multipart uploads that no transfer needs, so that no store keeps the parts of abandoned objects.
 
 An upload is an orphan when its transfer is no longer pending, however and in whichever process that ended, or when its
 transfer has abandoned it. An upload that a crash leaves in the spool is aborted by the next process. Only what cannot
@@ -83,7 +83,7 @@ class Janitor:
         """Abort all uploads at a store that is no longer in use, unless its endpoint is in use again."""
         for one in self._open_uploads:
             if one.upload.endpoint == store.url != self._store().url and not await self._abort(store, one):
-                self._give_up(one, "the endpoint has changed, and this one did not answer")
+                self._give_up(one, "the endpoint has changed, and the old one did not answer")
 
     def forget_other_endpoints(self) -> None:
         """Give up, at the start, the uploads that an earlier process left at another endpoint."""
@@ -110,7 +110,7 @@ class Janitor:
     def _give_up(self, one: OpenUpload, why: str) -> None:
         upload = one.upload
         _log.warning(
-            "the multipart upload %s of %s at %s cannot be aborted: %s; its parts take room there until it is",
+            "the multipart upload %s of %s at %s cannot be aborted: %s; its parts use space there until it is aborted",
             upload.id,
             upload.destination,
             upload.endpoint,

@@ -1,4 +1,4 @@
-"""From the spool to the store to the record: starts attempts, and carries out what follows from each.
+"""Starts attempts, and carries out the decision after each: store, retry, fail, record.
 
 A transfer's states, and what moves it (`schedule` says which one is next, `decision` what follows from an error):
 

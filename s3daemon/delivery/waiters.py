@@ -1,4 +1,4 @@
-"""The clients that wait for a transfer's end: the reply that each gets, and when waiting longer is of no use."""
+"""The clients that wait for a transfer's end: the reply that each gets, and when they are deferred."""
 
 from __future__ import annotations
 

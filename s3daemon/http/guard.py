@@ -1,4 +1,4 @@
-"""Which requests the HTTP server takes: those of programs and of its own pages, never of other sites' pages. Pure.
+"""Decide which HTTP requests are served: those of programs and of our own pages, not of other sites' pages. Pure.
 
 A browser on the host can reach the server, and so can every page that it shows: by a form, a script or an image. A page
 cannot choose what the browser says of it:
@@ -52,9 +52,9 @@ def refusal(headers: Mapping[str, str], local: str, names: Collection[str] = (),
             f"the host {one_line(host, 100)!r} is not a name of this server: use localhost, or see S3DAEMON_HTTP_NAMES"
         )
     if origin is not None and origin.lower() != f"http://{host}".lower():
-        return f"a page of {one_line(origin, 100)!r} may not ask"
+        return f"a page of {one_line(origin, 100)!r} may not send requests"
     if headers.get("Sec-Fetch-Site", "none") not in ("none", "same-origin"):
-        return "a page of another site may not ask; type the address"
+        return "a page of another site may not send requests; type the address"
     return ""
 
 

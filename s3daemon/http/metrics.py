@@ -1,4 +1,4 @@
-"""Metrics for Prometheus: counters and histograms of the records that the journal gets, and the present state.
+"""Metrics for Prometheus: counters and histograms of the journal's records, and gauges of the present state.
 
 Each `Metrics` has a registry of its own, so tests may have several. Those of the present state are named and filled in
 by `Operations.figures`. Durations and sizes are those of stored objects, as in `s3daemon report`.
@@ -91,24 +91,28 @@ class Metrics:
         def histogram(name: str, text: str, buckets: tuple[float, ...] = SECONDS) -> Histogram:
             return Histogram(f"s3daemon_{name}", text, buckets=buckets, registry=registry)
 
-        self._transfers = counter("transfers_total", "Transfers that are over, by outcome.", "outcome")
-        self._bytes = counter("stored_bytes_total", "Bytes of the objects that were stored.")
+        self._transfers = counter("transfers_total", "Transfers that ended, by outcome.", "outcome")
+        self._bytes = counter("stored_bytes_total", "Bytes of stored objects.")
         self._attempts = counter(
-            "attempts_total", "Attempts that ended, by their error's code, none if stored.", "code"
+            "attempts_total", "Attempts that ended, by error code; without a code if stored.", "code"
         )
-        self._retries = counter("retries_total", "Attempts that ended and that another follows, by code.", "code")
+        self._retries = counter("retries_total", "Attempts that are followed by another, by error code.", "code")
         self._answers = counter("answers_total", "Answers of the store to attempts, by HTTP status.", "status")
         self._receiver_bytes = counter("receiver_stored_bytes_total", "Bytes stored at an address.", "receiver")
         self._receiver_errors = counter("receiver_errors_total", "Attempts that failed at an address.", "receiver")
-        self._over = counter("exposures_total", "Exposures that are over, by verdict.", "verdict")
+        self._over = counter("exposures_total", "Exposures that ended, by verdict.", "verdict")
         self._last_object = histogram("exposure_duration_seconds", "From the first request to the last object stored.")
         self._connections = counter(
-            "uploads_total", "Objects stored, by whether their connection was already open (warm) or new.", "connection"
+            "uploads_total", "Objects stored, by connection: already open (warm) or new.", "connection"
         )
         self._retransmits = counter("retransmits_total", "TCP segments sent again while objects were stored.")
         self._total = histogram("transfer_duration_seconds", "From acceptance until the object was stored.")
-        self._queue = histogram("queue_duration_seconds", "From acceptance to the start of the attempt that stored it.")
-        self._upload = histogram("upload_duration_seconds", "The attempt that stored it, up to the store's answer.")
+        self._queue = histogram(
+            "queue_duration_seconds", "From acceptance to the start of the attempt that stored the object."
+        )
+        self._upload = histogram(
+            "upload_duration_seconds", "The attempt that stored the object, up to the store's answer."
+        )
         self._size = histogram("object_size_bytes", "Sizes of the objects stored.", BYTES)
         self._rtt = histogram("rtt_seconds", "Smoothed round-trip time of the upload's connection.", RTT_SECONDS)
         self._labels = set[str]()

@@ -1,4 +1,4 @@
-"""What the HTTP server shows. All of it is read-only.
+"""The read-only pages of the HTTP server.
 
     /              what `s3daemon status` shows, for a browser; it polls `/status.json`
     /version       the version, and the settings in force except the keys, each as its value and as text
@@ -123,7 +123,7 @@ def _question(query: Mapping[str, str]) -> Question:
     try:
         return Question.of(query.get("tag"), None if expect is None else int(expect), float(timeout))
     except ValueError as exc:
-        raise RequestError(Code.BAD_REQUEST, "expect and timeout are numbers") from exc
+        raise RequestError(Code.BAD_REQUEST, "expect and timeout must be numbers") from exc
 
 
 def _answer(reply: Reply | None, **more: str) -> web.Response:

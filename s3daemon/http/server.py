@@ -1,4 +1,4 @@
-"""The HTTP server: aiohttp's protocol over sockets of systemd's.
+"""The HTTP server: aiohttp's protocol over sockets that systemd passes.
 
 No client can do more than use its own slot, and that for a bounded time: its request must come whole within
 `READ_LIMIT_S`, a handler's time is its own, and the answer is taken within `REPLY_LIMIT_S`. A client may keep its
@@ -252,7 +252,7 @@ class HttpServer:
         try:
             return await self._served(request, connection)
         except web.HTTPRequestEntityTooLarge:
-            text = f"bad request: a form has at most {MAX_FORM} bytes; a file's path is wanted, not its content"
+            text = f"bad request: a form has at most {MAX_FORM} bytes; send a file's path, not its content"
             answer = Answer(HTTPStatus.BAD_REQUEST, text)
             self._warn(f"{request.method} {request.path}", text)
         except web.RequestPayloadError as exc:

@@ -1,4 +1,4 @@
-"""`POST /upload`: the wire's requests as a form, with the same checks, the same promise and the same wait.
+"""`POST /upload`: a request as a form, with the same checks, promise and wait as in the line protocol.
 
     file    absolute path of a file on this host
     uri     s3://bucket/key, taken as it is: nothing in it is an escape
@@ -330,7 +330,7 @@ def _multipart(content_type: str, body: bytes) -> Pairs:
             continue
         if name in _NEEDED and part.get_filename() is not None:
             raise _bad_request(
-                f"the field {name!r} holds a file's content; its path is wanted: -F {name}=/path, without an @"
+                f"the field {name!r} holds a file's content; send its path: -F {name}=/path, without an @"
             )
         value = part.get_payload(decode=True)
         pairs.append((name, value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else ""))

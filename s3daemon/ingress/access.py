@@ -1,4 +1,4 @@
-"""Who may ask: the users of S3DAEMON_ALLOWED_USERS."""
+"""Access control: which users may make requests, by S3DAEMON_ALLOWED_USERS."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ class AccessControl:
         except OSError as exc:
             raise RequestError(Code.HOST_LIMIT, HOST_LIMIT_TEXT) from exc
         if uid is None:
-            text = "your user is not known: ask from this host, and keep the connection open until the answer"
+            text = "your user is unknown: connect from this host, and keep the connection open until the answer"
             raise RequestError(Code.NOT_ALLOWED, f"S3DAEMON_ALLOWED_USERS is set, and {text}")
         if uid not in self._allowed:
             raise RequestError(Code.NOT_ALLOWED, f"user {uid} is not in S3DAEMON_ALLOWED_USERS")

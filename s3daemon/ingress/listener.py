@@ -1,4 +1,4 @@
-"""Clients of listening sockets: accepted while there are slots, tracked while they are read, seen out at a stop.
+"""Accepts the clients of listening sockets while there are slots, tracks them, and lets them finish at a stop.
 
 Every server, of the wire, of HTTP and of the operators' commands, has a `Listener` of its own, which may accept from
 several sockets. Not `loop.create_server`, for three reasons: it accepts every client at once, while those without a
@@ -156,7 +156,7 @@ class Listener:
         now = asyncio.get_running_loop().time()
         if now - self._warned_at >= WARN_EVERY_S:
             self._warned_at = now
-            _log.warning("cannot accept a client, which waits: %s", exc.strerror)
+            _log.warning("cannot accept a client, which has to wait: %s", exc.strerror)
 
     def _start(self, client: Client, serve: Serve) -> asyncio.Task[None]:
         async def serve_it() -> None:

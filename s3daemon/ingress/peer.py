@@ -1,4 +1,4 @@
-"""Whose connection it is: the user at the other end.
+"""Find the user at the other end of a connection.
 
 For a Unix socket the kernel says so (SO_PEERCRED). For a TCP socket it is the owner of the client's own end: a row of
 /proc/self/net/tcp, or of tcp6, where an IPv4 client may be too (`::ffff:127.0.0.1`). A row is believed only when

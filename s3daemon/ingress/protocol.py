@@ -65,7 +65,7 @@ class LineReader:
         more = bytes(self._buffer).strip()
         self._buffer.clear()
         if more:
-            text = f"{more[:100]!r} follows a plain request, the only one of its connection; nothing was done"
+            text = f"{more[:100]!r} follows a plain request, but a connection takes only one; nothing was done"
             raise RequestError(Code.BAD_REQUEST, text)
 
     @property
@@ -117,7 +117,7 @@ def http_answer(addresses: Sequence[str]) -> bytes:
     Args:
         addresses: of the sockets for HTTP; none while their unit is not enabled.
     """
-    where = ", ".join(addresses) or "none: enable s3daemon-http.socket, of an instance s3daemon-http@PORT.socket"
+    where = ", ".join(addresses) or "none: enable s3daemon-http.socket, for an instance s3daemon-http@PORT.socket"
     text = f"bad request: this is the port of the line protocol; the socket for HTTP is {where}\n".encode()
     head = f"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain\r\nContent-Length: {len(text)}\r\n"
     return f"{head}Connection: close\r\n\r\n".encode() + text
@@ -211,7 +211,7 @@ def _parse_plain(text: str) -> Request:
     words = text.rstrip(" \t\r").split(" ")
     if len(words) != 2 or not all(words):  # noqa: PLR2004 - the grammar: file SP destination
         raise RequestError(
-            Code.BAD_REQUEST, f"expected FILE alias/bucket/key with one space between, not {one_line(text, 100)!r}"
+            Code.BAD_REQUEST, f"expected FILE alias/bucket/key, separated by one space, not {one_line(text, 100)!r}"
         )
     return Request(words[0], Destination.parse(words[1]))
 

@@ -1,4 +1,4 @@
-"""Requests that are refused: counted, passed on to the exposures, and logged, of each code a few a second.
+"""Refused requests: counted, reported to the exposures, and logged, a few a second for each code.
 
 No client repeats a request, so a file that is refused is not delivered. This log and these counts are all that an
 operator sees of it.

@@ -1,4 +1,4 @@
-"""The server of the line protocol: clients' bytes to requests, outcomes to replies.
+"""The server of the line protocol: turns clients' bytes into requests, and outcomes into replies.
 
 No client can do more than use its own slot, and that for a bounded time: its line must be complete within
 `LINE_LIMIT_S`, its reply is taken within `REPLY_LIMIT_S`.

@@ -1,4 +1,4 @@
-"""Clients that wait for the end of their transfer, of both servers; after a stop or a crash the next process goes on.
+"""Clients of both servers that wait for their transfer; after a stop or a crash the next process answers them.
 
 A copy of a waiting client's connection is stored with systemd, from before the transfer is durable until the client has
 its reply, so that the process that finishes the transfer can answer. Its name there is `FORM.TRANSFER.RANDOM`, where
@@ -142,7 +142,7 @@ class WaitingClients:
             return await self.wait(ticket, sock, name), ticket
         if (reply := self._ended.get(id_)) is not None:
             return reply, None
-        text = "the daemon was interrupted, and it is not known here whether it had accepted or stored this"
+        text = "the daemon was interrupted, and it is unknown whether it had accepted or stored this transfer"
         return Reply(Outcome.FAILED, "", Code.INTERRUPTED, f"{text}; see journalctl S3DAEMON_TRANSFER_ID={id_}"), None
 
     def failure(self, name: str) -> Entry | None:

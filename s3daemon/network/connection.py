@@ -1,4 +1,4 @@
-"""One connection to the store, opened, used, watched and ended on its own.
+"""One connection to the store, with its own HTTP session.
 
 It is an aiohttp session over a connector that holds a single connection, never expires it, and connects to the address
 that was chosen for it. aiohttp's own pool hides its idle connections and hands them out first in, first out, so whether

@@ -1,4 +1,4 @@
-"""What a server does with idle connections: for how long it keeps them, and after which small request at all.
+"""Learn how long a server keeps idle connections, and after which small request it keeps them at all.
 
 IdleLimit           how often to use each idle connection, from the closes that were seen; pure
 SMALL_REQUESTS      what may be sent over one to keep it

@@ -1,4 +1,4 @@
-"""How far uploads have come, by what the peer's TCP acknowledged, and when one is stalled.
+"""How far uploads have come, counted in bytes that the peer's TCP acknowledged; and when one is stalled.
 
     Upload      one body over one connection: an object, or a part of a large one
     Progress    all uploads of one attempt together, and their rate

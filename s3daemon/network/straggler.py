@@ -1,4 +1,4 @@
-"""Decides when an upload is moved: its connection is far slower than others. Pure: the time is passed in.
+"""Decides when an upload is moved because its connection is far slower than others. Pure: the time is passed in.
 
 A body is what one request sends: a file, or a part of it. Once a tick the bytes acknowledged of each are sampled
 (`TrackedBody`), and compared with those of other bodies in the same span of time (`Stragglers`). A link that slows down

@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection, and what we ask of it: socket options, TCP_INFO, and how to end it."""
+"""A TCP connection as the kernel sees it: socket options, TCP_INFO, and how to reset it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an answer of a store means, or that there is none: a success, or an error of our own.
+"""Classify an answer of the store, or its absence, as a success or as one of our errors.
 
 Which answers are a success: those of the operation's own form, and nothing else. A status line proves nothing. A
 captive portal, a balancer, or an nginx with `error_page 502 =200` answers 200 to a request that no store has seen; if
@@ -48,7 +48,7 @@ _FILE_ETAG = re.compile(r"W/.*|[0-9a-f]{1,16}(-[0-9a-f]{1,16}){1,2}", re.IGNOREC
 #: Encryption by S3 under which an ETag is not the MD5 of what was sent ("Object", Amazon S3 API Reference, on ETag).
 _KMS = "aws:kms"
 #: What to look at when a handshake fails.
-IS_IT_TLS = "is it https at that port?"
+IS_IT_TLS = "does that port speak https?"
 _ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
 #: The only root element in which botocore sees an error of an answer 200; one with a namespace it takes for a success.
 _PLAIN_ERROR = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<Error\s*>")
@@ -108,7 +108,7 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
     if status not in form.statuses:
         return f"the answer {status} is not S3's"
     if form.empty and body.strip():
-        return f"the answer {status} has a body, so it is not S3's: a page of something in front of the store"
+        return f"the answer {status} has a body, so it is not S3's: it came from a proxy or another server"
     if form.documents and root not in form.documents:
         return f"the answer {status} is not S3's {form.documents[0]}"
     return _flaw_of_etag(status, headers.get("etag", "")) if form.etag else ""
@@ -118,11 +118,9 @@ def _flaw_of_etag(status: int, etag: str) -> str:
     if not etag.strip('" '):
         return f"the answer {status} has no ETag, so it is not S3's"
     if _FILE_ETAG.fullmatch(etag.strip('" ')):
-        return (
-            f"the answer {status} has the ETag {etag} of a web server's file: something in front of the store gave it"
-        )
+        return f"the answer {status} has the ETag {etag} of a web server's file: it came from a proxy or another server"
     if not _ETAG.fullmatch(etag):
-        return f"the answer {status} has the ETag {etag}, which is none: something in front of the store gave it"
+        return f"the answer {status} has the ETag {etag}, which is not valid: it came from a proxy or another server"
     return ""
 
 
@@ -213,7 +211,7 @@ _HINTS = {
     "ExpiredToken": "renew the keys and reload",
     "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clocks",
-    "407": "a proxy asks for a password: let this host through without one; until then it is retried",
+    "407": "a proxy asks for a password: let this host through without one; until then the transfer is retried",
     "413": f"{_NOT_S3}: its limit is less than the file, or a part of S3DAEMON_PART_SIZE; nginx: client_max_body_size",
     **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
 }
@@ -308,7 +306,7 @@ def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
         case botocore.exceptions.NoCredentialsError():
             code, text = Code.NO_CREDENTIALS, "there are no keys to sign with"
         case botocore.exceptions.BotoCoreError() | UnicodeEncodeError():  # it sends nothing: we do
-            code, text = Code.BAD_REQUEST, f"S3 has no such request: {type(error).__name__}: {error}"
+            code, text = Code.BAD_REQUEST, f"S3 cannot express this request: {type(error).__name__}: {error}"
         case _:
             code, text = Code.BAD_ANSWER, f"the store's answer cannot be read: {_flaw_in_form(error)}"
     return code, text
@@ -355,7 +353,7 @@ def stall_of(settings: Settings, size: int, acked: int, *, arrived: bool, readin
         reading: the file system did not return what was to be sent next.
     """
     if arrived:
-        text = f"all was sent and no answer came for {settings.answer_timeout_s:g} s"
+        text = f"the whole body was sent, and no answer came within {settings.answer_timeout_s:g} s"
         return AttemptError(Code.NO_ANSWER, text)
     if reading:
         return FileError(Code.READ_FAILED, f"the file system did not answer for {settings.stall_timeout_s:g} s")

@@ -1,4 +1,4 @@
-"""One store as the settings describe it: its connections, its keys, the client. A reload replaces all of it.
+"""One store as the settings describe it: its connections, its keys and the client. A reload replaces them together.
 
 The new endpoint takes over the old one's connections where the settings allow.
 """

@@ -1,4 +1,4 @@
-"""How many descriptors this process may have, and how many clients fit into that.
+"""How many descriptors this process may have, and how many clients it can serve with them.
 
 A daemon started by hand often gets 1024, and idle clients would take all of them: every call that needs one would fail,
 to open a file, to reach the store, to write a status. So the soft limit is raised as far as it may be, and clients get

@@ -1,4 +1,4 @@
-"""Notifications to systemd, connections stored with it, its watchdog, and whether it is stopping the service for good.
+"""Notifications to systemd, connections stored with it, its watchdog, and whether the service stops without a restart.
 
 The protocol, sd_notify(3), is spoken directly and not by systemd-python; the reason is in `journal`, which does so too.
 

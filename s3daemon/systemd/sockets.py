@@ -1,4 +1,4 @@
-"""The sockets to serve on, from systemd or our own, and the signals that ask for a stop.
+"""The listening sockets, passed by systemd or our own, and the signals that stop the daemon.
 
 systemd-python finds out what systemd passed (`listen_fds_with_names`, which implements sd_listen_fds_with_names(3));
 each descriptor is checked here before it is used.

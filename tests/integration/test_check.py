@@ -112,7 +112,7 @@ def test_may_put_and_nothing_else(rgw: Gateway, tmp_path: Path) -> None:
         client.close()
     looked = checked(tmp_path, settings_of(other), bucket)
     assert not looked.findings.failed
-    assert "sent again" in looked.one("a HEAD does not show")
+    assert "sent again" in looked.one("a HEAD request does not find")
     (key,) = objects(rgw, bucket)
     assert looked.one("deleted,").startswith(
         f"warn bucket it could not be deleted, AccessDenied: {bucket}/{key} is there"

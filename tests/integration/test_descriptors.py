@@ -86,7 +86,7 @@ def test_a_server_without_descriptors_waits_in_silence(server: str, s3: FlakyS3,
         assert served.plain(file, "a/bucket/after") == b"Success"
         assert served.ask("status")["clients"] >= 0
         lines = served.lines()[before:]
-    assert len([line for line in lines if "cannot accept a client, which waits" in line]) == 1
+    assert len([line for line in lines if "cannot accept a client, which has to wait" in line]) == 1
     assert len(lines) < 20, lines
     assert used < 1.0
 

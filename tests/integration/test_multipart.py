@@ -143,7 +143,7 @@ async def test_a_large_file_is_stored_whole_in_parts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("size", "parts"), [(PART, 0), (PART + 1, 2), (2 * PART, 2)])
 @in_loop
-async def test_only_what_is_larger_goes_in_parts(tmp_path: Path, size: int, parts: int) -> None:
+async def test_only_files_above_the_threshold_are_sent_in_parts(tmp_path: Path, size: int, parts: int) -> None:
     """Up to the threshold it is one PUT; the last part may be of any size, but it is never empty."""
     async with case(tmp_path) as it:
         it.file = a_file(tmp_path / "large", size)

@@ -144,7 +144,7 @@ def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"state": "away", "away": True}, ["The endpoint is away", "are kept and tried until it is back"]),
+        ({"state": "away", "away": True}, ["The endpoint is away", "are kept and tried until the store is back"]),
         ({"state": "held", "held": "AccessDenied: no"}, ["The queue is held", "AccessDenied: no. Nothing is lost"]),
         (
             {"state": "refusing", "spool": "/var is full"},

@@ -60,7 +60,7 @@ async def test_a_bucket_that_is_not_there(caplog: pytest.LogCaptureFixture) -> N
 
 
 @in_loop
-async def test_an_endpoint_primes_when_told_to(tmp_path: Path) -> None:
+async def test_an_endpoint_primes_connections_if_the_setting_says_so(tmp_path: Path) -> None:
     """Without S3DAEMON_PRIME nothing is written; with it the windows of all connections are open before long."""
     async with scripted() as server:
         for prime, count in (("", 0), (PREFIX, 4)):

@@ -27,7 +27,7 @@ def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
         yield made
 
 
-def test_what_is_in_flight(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+def test_status_shows_the_progress_of_uploads(served: Daemon, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
     """Progress is what was acknowledged: less than all while the store does not read, and nothing once it is over."""
     large = tmp_path / "large"
     large.write_bytes(bytes(SIZE))

@@ -119,8 +119,8 @@ async def test_no_answer_is_asked_for_in_compressed_form(tmp_path: Path) -> None
     ("body", "etags", "code", "words"),
     [
         (b"<Error><Code>InternalError</Code></Error>", [], "InternalError", "the store answered 200"),
-        (b"", ['"' + "0" * 32 + '"', '"abc"'], "BadAnswer", "which is none"),
-        (b"", ['"abc"', "right"], "BadAnswer", "which is none"),
+        (b"", ['"' + "0" * 32 + '"', '"abc"'], "BadAnswer", "which is not valid"),
+        (b"", ['"abc"', "right"], "BadAnswer", "which is not valid"),
         (b"", ["right", "right"], "", ""),
         (b"\n", ["right"], "", ""),
     ],

@@ -144,7 +144,7 @@ def test_primed_by_refused_uploads(store: Store, tmp_path: Path) -> None:
     Nothing is left there either way, and a restart knows the bucket.
     """
     bucket, file = store.server.new_bucket(), a_file(tmp_path / "file", 3_000)
-    found = UNPRIMED.get(store.name, "reads what has a wrong Content-MD5, refuses it, and keeps the connection")
+    found = UNPRIMED.get(store.name, "reads an upload with a wrong Content-MD5, refuses it, and keeps the connection")
     with daemon(tmp_path / "state", store.server, prime="auto", max_connections="4") as served:
         assert served.extended(file, f"alias/{bucket}/key")["result"] == "stored"
         for _ in range(2):

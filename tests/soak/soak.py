@@ -171,7 +171,7 @@ class Soak:
             if way < BY_SEND:
                 done = self.served.send(file, destination)
                 text = done.stdout + done.stderr
-                if " hung up (" in text:  # or the connection was reset before the request was read
+                if " closed the connection (" in text:  # or the connection was reset before the request was read
                     return "unanswered", text
                 return ("stored" if done.returncode == 0 else _word(text)), text
             if way < BY_SEND + UNWAITED:

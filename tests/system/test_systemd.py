@@ -381,7 +381,7 @@ def test_a_stopped_journal_stops_no_transfer(
     service.systemctl("start", *journald)
     service.send(SMALL, f"store/{bucket}/gone/after")
     service.records("gone/after")
-    text = "5 journal entries are lost: the journal did not take them, or not in time"
+    text = "5 journal entries are lost: the journal did not take them in time"
     until(lambda: service.journal(f"MESSAGE={text}"), lambda found: len(found) == 1, "warning of all that is lost")
 
 

@@ -43,7 +43,7 @@ def test_an_open_quote(service: Service, moto: S3Server) -> None:
         file.write_text(f"{text}\nS3DAEMON_CONGESTION='x\nS3DAEMON_MAX_CONNECTIONS=7\n")
         assert "is a quote left open" in check(service, status=1)
         file.write_bytes(text.encode() + b"\nA=\xff\n")
-        assert "does not take /etc/sysconfig/s3daemon: see journalctl" in check(service, status=1)
+        assert "does not accept /etc/sysconfig/s3daemon: see journalctl" in check(service, status=1)
     finally:
         file.write_text(text)
 

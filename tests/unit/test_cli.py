@@ -64,7 +64,7 @@ def test_each_command_has_its_own_options(
 @pytest.mark.parametrize(
     "argv", [("nonsense",), ("--nonsense",), ("--nonsense", "queue"), ("queue", "--nonsense"), ("serve", "more")]
 )
-def test_what_is_no_command_line_is_refused(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
+def test_a_wrong_command_line_is_refused(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
     code, _, err = leave(capsys, *argv)
     assert code == 2
     assert "usage: s3daemon" in err

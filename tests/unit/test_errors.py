@@ -34,6 +34,6 @@ def caused(error: Exception, by: Exception) -> Exception:
         (None, False),
     ],
 )
-def test_what_is_a_limit_of_this_host(error: Exception | None, expected: bool) -> None:
+def test_is_host_limit_recognizes_the_kernels_errors(error: Exception | None, expected: bool) -> None:
     """By the number that the kernel gave, of the error or of what caused it."""
     assert is_host_limit(error) is expected

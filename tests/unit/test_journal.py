@@ -78,7 +78,7 @@ class Warnings:
 
 
 def lost(count: int) -> str:
-    return f"{count} journal entries are lost: the journal did not take them, or not in time"
+    return f"{count} journal entries are lost: the journal did not take them in time"
 
 
 @contextmanager

@@ -224,8 +224,8 @@ def test_an_unexpected_answer_is_shown_in_one_line(cwd: Path, options: list[str]
     ("script", "complaint"),
     [
         (flooding, f"the answer of {{daemon}} is over 65536 bytes long; {FATE}"),
-        (answering(b""), f"{{daemon}} hung up (without an answer); {FATE}"),
-        (resetting, f"{{daemon}} hung up (Connection reset by peer); {FATE}"),
+        (answering(b""), f"{{daemon}} closed the connection (without an answer); {FATE}"),
+        (resetting, f"{{daemon}} closed the connection (Connection reset by peer); {FATE}"),
         (answering_at_once(b"NotAllowed: uid 7\n"), "NotAllowed: uid 7"),
     ],
 )

@@ -1,11 +1,12 @@
 """`s3daemon check [BUCKET[/PREFIX]]`: its options, and the order of the checks.
 
-The settings are read as the service would: from the environment where S3_ENDPOINT_URL is set, else from the instance's
-environment file. systemd itself reads that file, whose rules are its own: an open quote swallows the next line, and is
-not an error. Every check runs, whatever came of the others; only what takes valid settings is left out without them.
+The settings are read as the service reads them: from the environment if S3_ENDPOINT_URL is set there, otherwise from
+the instance's environment file. systemd itself reads that file, because its rules are peculiar: an open quote swallows
+the next line without an error. Every check runs, whatever the others found; only checks that need valid settings are
+left out without them.
 
-Not seen: variables that a drop-in sets by Environment=, and credentials that systemd passes, unless the service runs
-and root checks it.
+The checks cannot see variables that a drop-in sets by Environment=. They see credentials that systemd passes only if
+the service runs and root runs the check.
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def main(
         with findings.guard("access"):
             checks_host.access(findings, host, settings)
     else:
-        findings.note("store", "not checked: that takes settings without a fault")
+        findings.note("store", "not checked: the settings have faults")
     _local(findings, host, unit, instance, settings.endpoint_url if settings else "")
     return 1 if findings.failed else 0
 
@@ -106,7 +107,7 @@ def _variables(findings: Findings, host: Host, unit: Unit) -> Mapping[str, str]:
         if host.uid:
             text = f"systemd reads {unit.env_file} for root only: run it as root, {export}"
         else:
-            text = f"systemd does not run here, or does not take {unit.env_file}: see journalctl -e, {export}"
+            text = f"systemd does not run here, or does not accept {unit.env_file}: see journalctl -e, {export}"
         findings.fail("settings", text)
         return {}
     return {**read, **unit.environ(host)}
@@ -122,7 +123,7 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
             findings.fail("settings", f"{origin}: {fault}")
         if origin != _ENVIRONMENT:
             text = "systemd ignores a line that is not NAME=value, such as one with export"
-            findings.note("settings", f"{text}; its credentials are seen by root only, while the service runs")
+            findings.note("settings", f"{text}; its credentials are visible to root only, while the service runs")
         return None
     for text in retired(variables):
         findings.warn("settings", f"{origin}: {text}")

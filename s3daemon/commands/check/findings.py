@@ -1,11 +1,11 @@
-"""Print what `s3daemon check` finds, as lines for people; and the host that it looks at.
+"""Print the findings of `s3daemon check` as lines for people; and access to the host that is checked.
 
     ok    works
     note  is worth knowing; nothing is wrong
     warn  works, but worse than it could, or not for long
     FAIL  does not work; the line says what to do
 
-A line is printed as soon as it is known, since a store that does not answer takes its time.
+Each line is printed at once, because a store that does not answer delays those that follow.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class Findings:
             yield
         except Exception as exc:
             # Without its text, which may quote anything.
-            self.fail(subject, f"this check itself is at fault, please report it: {type(exc).__name__}")
+            self.fail(subject, f"a bug in this check, please report it: {type(exc).__name__}")
 
     def _print(self, level: str, subject: str, text: str) -> None:
         for secret in self._secrets:

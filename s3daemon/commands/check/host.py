@@ -1,7 +1,7 @@
-"""Check the host: what the kernel and the limits cost, the state directory, the journal, and who may ask.
+"""Check the host: kernel settings, limits, the state directory, the journal, and the allowed users.
 
-What a setting costs is given in figures of a burst of 23 small and 23 large files over 200 ms at 1 Gbit/s, for which
-1.95 s would be enough; `tests/bench/wan` measured them.
+The cost of a wrong setting is given for a burst of 23 small and 23 large files over 200 ms at 1 Gbit/s, which takes
+1.95 s at best; `tests/bench/wan` measured these figures.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _OVERHEAD = 2
 #: The outage to live through is 48 h, some 54 000 transfers, each good for a kilobyte of spool at most.
 SPOOL_BYTES = 64 << 20
 
-_APPLY = "set it with sysctl -w, and for good in /etc/sysctl.d or with the package's file"
+_APPLY = "set it with sysctl -w, and permanently in /etc/sysctl.d or with the package's file"
 
 
 def sysctls(findings: Findings, host: Host, settings: Settings, rtt_s: float | None) -> None:
@@ -40,7 +40,7 @@ def sysctls(findings: Findings, host: Host, settings: Settings, rtt_s: float | N
     in_use = _congestion(findings, host, settings.congestion)
     idle = host.sysctl("net.ipv4.tcp_slow_start_after_idle")
     if idle not in ("", "0") and in_use == "bbr":
-        text = f"net.ipv4.tcp_slow_start_after_idle = {idle}: connections with bbr stay fast while idle all the same"
+        text = f"net.ipv4.tcp_slow_start_after_idle = {idle}: connections with bbr stay fast while idle anyway"
         findings.ok("sysctl", text)
     elif idle not in ("", "0"):
         cost = "connections start slowly again after each pause: a burst over 200 ms takes 2.6 s instead of 2.1 s"
@@ -81,7 +81,9 @@ def _found_rate(endpoint: str, ask: Callable[[str], Mapping[str, object]]) -> st
 def _priming(findings: Findings, prime: str, rtt_s: float | None) -> None:
     """Recommend primed connections where the path is long, and say what they cost."""
     if prime == PRIME_AUTO:
-        text = "new connections carry 1 MB that the store must refuse, to the bucket last used; its log shows that"
+        text = (
+            "new connections carry 1 MB that the store must refuse, to the bucket last used; the store's log shows that"
+        )
         findings.ok("priming", f"S3DAEMON_PRIME=auto: {text}")
     elif not prime and rtt_s is not None and rtt_s >= PRIMED_RTT_S:
         gain = "the first exposure after a start over 200 ms takes 3.0 s; with auto, 2.1 s"
@@ -101,7 +103,7 @@ def _congestion(findings: Findings, host: Host, chosen: str) -> str:
         text = f"only root may choose it: add it to {allowed}"
     else:
         return chosen
-    findings.warn("sysctl", f"S3DAEMON_CONGESTION = {chosen}: uploads go with {default or 'the default'}, as {text}")
+    findings.warn("sysctl", f"S3DAEMON_CONGESTION = {chosen}: uploads use {default or 'the default'}, because {text}")
     return default
 
 
@@ -147,7 +149,7 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
         found, disk = here.stat(), os.statvfs(here)
         inside = [path.name for path in here.iterdir() if path.lstat().st_uid != found.st_uid]
     except FileNotFoundError:
-        findings.note("state", f"{directory} does not exist; the first start makes it")
+        findings.note("state", f"{directory} does not exist; the first start creates it")
         return
     except NotADirectoryError:
         findings.fail("state", f"{directory} is not a directory: rename or remove it")
@@ -176,11 +178,11 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
 def journal(findings: Findings, host: Host, socket: Path) -> None:
     """Say where records go, and whether the user who looks can read them."""
     if not host.path(socket).exists():
-        findings.note("journal", "there is none here: records go to standard error")
+        findings.note("journal", "journald does not run here: records go to standard error")
         return
     files = [file for top in ("/var/log", "/run/log") for file in host.path(top).glob("journal/*/system.journal")]
     if host.uid == 0 or any(os.access(file, os.R_OK) for file in files):
         findings.ok("journal", "records go there: journalctl -u s3daemon")
     else:
-        text = "records go there and you cannot read them, which looks as if there were none"
+        text = "records go there, but you cannot read them, and journalctl shows none"
         findings.warn("journal", f"{text}: usermod -aG systemd-journal YOU, and log in again")

@@ -1,6 +1,6 @@
-"""Check the way to the store: its name, and a connection and TLS with each of its addresses.
+"""Check the path to the store: its name, and a connection and TLS with each of its addresses.
 
-They are tried one by one, as a daemon has connections to all of them: of four receivers one may be down, or have a
+Every address is tried, because the daemon has connections to all of them: one of four receivers may be down, or have a
 certificate that has not been renewed.
 """
 
@@ -73,7 +73,7 @@ async def reach(settings: Settings, findings: Findings, wall: Clock) -> list[Rea
     same, by = list(addresses) == [url.host], " by S3DAEMON_RECEIVERS" if settings.receivers else ""
     findings.ok("endpoint", settings.endpoint_url + ("" if same else f" is {', '.join(addresses)}{by}"))
     if url.scheme != "https":
-        findings.note("tls", "none, by S3_ENDPOINT_URL: files can be read and changed on their way")
+        findings.note("tls", "S3_ENDPOINT_URL is http: files can be read and changed on their way")
     reached = await asyncio.gather(*(_connect(item, url, settings, wall) for item in addresses.values()))
     for one in reached:
         _report(one, url, settings, findings, failed=all(other.error for other in reached))
@@ -91,7 +91,7 @@ def _report(one: Reached, url: URL, settings: Settings, findings: Findings, *, f
             findings.fail("connect", text)
         else:
             cure = "S3DAEMON_RECEIVERS" if settings.receivers else "the name's entry"
-            findings.warn("connect", f"{text}: an attempt that goes there fails; fix it or {cure}")
+            findings.warn("connect", f"{text}: attempts that go there fail; fix the address or {cure}")
         return
     text = f"{at}, RTT {(one.rtt_s or 0) * 1e3:.3g} ms"
     if not one.tls:
@@ -180,7 +180,7 @@ def _names(cert: Mapping[str, Any]) -> str:
 def _distrust(error: ssl.SSLCertVerificationError) -> str:
     text = str(error.verify_message).rstrip(".")
     if "expired" in text or "not yet valid" in text:
-        return f"{text}: have it renewed, unless it is this host's clock"
+        return f"{text}: have the certificate renewed, unless this host's clock is wrong"
     if "match" in text:
         return f"{text}: S3_ENDPOINT_URL must have a name that the certificate has"
     return f"the certificate is not trusted, {text}: name the PEM file of its authority in AWS_CA_BUNDLE"

@@ -1,6 +1,6 @@
-"""Check the store: its clock, the keys, and an object put there.
+"""Check the store: its clock, the keys, and whether an object can be put there.
 
-All goes over the product's own connections, signed by its own client: what passes here is what the daemon will do.
+The requests use the daemon's own connections and its own client, so a request that passes here passes in the daemon.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SKEW_WARN_S = 30
 #: S3 refuses what was signed a quarter of an hour off. A clock that is five minutes off is not kept at all.
 SKEW_FAIL_S = 300
 
-_CLOCK_CURE = "set this host's clock, and see what keeps it: chronyc tracking"
+_CLOCK_CURE = "set this host's clock, and check its time service: chronyc tracking"
 _CONTENT = "Put by s3daemon check, which deletes it again.\n"
 _T = TypeVar("_T")
 
@@ -95,7 +95,7 @@ class StoreChecks:
             self._tries = max(1, len(reached))
             answering = [one.address for one in reached if not one.error]
             if not answering:
-                self._findings.note("credentials", "not checked, nor is what needs them: there is no way to the store")
+                self._findings.note("credentials", "not checked: the store cannot be reached")
                 return
         has_keys = False
         async with _store(self._settings) as store:
@@ -135,9 +135,9 @@ class StoreChecks:
         else:
             text = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the store's"
             if abs(skew) < SKEW_WARN_S:
-                self._findings.ok("clock", "with the store's, to the second or so" if abs(skew) < 2 else text)  # noqa: PLR2004 - the header has whole seconds
+                self._findings.ok("clock", "within about a second of the store's" if abs(skew) < 2 else text)  # noqa: PLR2004 - the header has whole seconds
             elif abs(skew) < SKEW_FAIL_S:
-                self._findings.warn("clock", f"{text}; from 15 min on it refuses all: {_CLOCK_CURE}")
+                self._findings.warn("clock", f"{text}; from 15 min on the store refuses every request: {_CLOCK_CURE}")
             else:
                 self._findings.fail("clock", f"{text}: RequestTimeTooSkewed, now or soon: {_CLOCK_CURE}")
 
@@ -175,17 +175,19 @@ class StoreChecks:
         except AttemptError as exc:
             self._neutral = exc
             if exc.code == ACCESS_DENIED:
-                text = "they may not list buckets, which is not needed; some stores say so of wrong keys too"
+                text = "the keys may not list buckets, which is not needed; some stores also answer this to wrong keys"
                 self._findings.note("credentials", f"{text}: check with a BUCKET")
             elif exc.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
-                self._findings.note("credentials", f"{exc.code}: the store does not say; check with a BUCKET")
+                self._findings.note("credentials", f"{exc.code}: the store does not list buckets; check with a BUCKET")
             elif target and not accuses_keys(exc):
-                self._findings.warn("credentials", f"{exc.code}, {exc.text}; whether they are good, the object shows")
+                self._findings.warn(
+                    "credentials", f"{exc.code}, {exc.text}; the object below shows whether the keys are valid"
+                )
             else:
                 self._findings.fail("credentials", self._complaint(exc))
         else:
             count = len(answer.get("Buckets", ()))
-            self._findings.ok("credentials", f"the store accepts them; buckets of their own: {count}")
+            self._findings.ok("credentials", f"the store accepts the keys; their own buckets: {count}")
         return True
 
     async def _bucket(self, store: Store, target: str) -> None:
@@ -232,7 +234,7 @@ class StoreChecks:
             await store.sender.call("delete_object", Bucket=transfer.destination.bucket, Key=transfer.destination.key)
         except AttemptError as exc:
             where = f"{transfer.destination} {'is' if stored else 'may be'} there"
-            cure = "delete it by other means. The daemon never deletes"
+            cure = "delete it with another client. The daemon never deletes objects"
             self._findings.warn("bucket", f"{self._at}it could not be deleted, {exc.code}: {where}; {cure}")
 
     async def _look(self, store: Store, transfer: Transfer) -> None:
@@ -245,7 +247,7 @@ class StoreChecks:
             why = " (the keys may not read there)" if found is LookupResult.FORBIDDEN else ""
         if found is None or isinstance(found, LookupResult):
             text = "an attempt that gets no answer will be sent again, and so will its object's notification"
-            self._findings.warn("bucket", f"{self._at}a HEAD does not show what was put{why}: {text}")
+            self._findings.warn("bucket", f"{self._at}a HEAD request does not find the object{why}: {text}")
 
     async def _insist(self, call: Callable[[], Awaitable[_T]]) -> _T:
         """Call, and call again where an address does not answer: the next try goes to the next address."""

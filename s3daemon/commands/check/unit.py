@@ -1,4 +1,4 @@
-"""Check the service: its units, what takes requests, the daemon behind it, and who may read its keys."""
+"""Check the service: its units, its listening sockets, the running daemon, and who may read its keys."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def daemon(
         if unit is not None and _failing(findings, host, unit):
             return
         text = "it starts with the first request; started now, it also delivers what an earlier one left"
-        findings.note("daemon", f"none runs: {text}" if activated else "none runs: start it")
+        findings.note("daemon", f"no daemon runs: {text}" if activated else "no daemon runs: start it")
     except S3daemonError as exc:
         (findings.note if exc.code == Code.NOT_PERMITTED else findings.fail)("daemon", exc.text)
     else:

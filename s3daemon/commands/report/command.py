@@ -1,6 +1,6 @@
-"""`s3daemon report`: its options, and the way from the entries of a journal to what is shown.
+"""`s3daemon report`: its options, and the steps from journal entries to the output.
 
-Nothing here asks the daemon or the store: it reads records, of this host or of many.
+Nothing here asks the daemon or the store: the report reads records, of this host or of many.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ from s3daemon.units import moment
 _DURATION = duration("1ms", "30d")
 _BY = """a line for each tag, host, receiver, prefix (the key up to its last slash) or prefix:N (its first N parts): the
 first request, the last object stored, the time between; files without a tag by prefix"""
-_LATE_ONLY = "only exposures that are late, lost or incomplete; by tag unless --by says otherwise"
-_EXPECT = "files of an exposure, to find those that lack some; else it is learned from what most have"
+_LATE_ONLY = "only exposures that are late, lost or incomplete; by tag unless --by is given"
+_EXPECT = "the number of files of an exposure; by default the number that most exposures have"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -44,13 +44,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group()
     source.add_argument("--file", type=Path, metavar="PATH", help="read a saved journal: a directory, or one file")
     source.add_argument("--stdin", action="store_true", help="read what `journalctl -o json --all` printed")
-    which = parser.add_argument_group("which transfers; options but the first two may be given more than once")
+    which = parser.add_argument_group("which transfers; all options except --since and --until may be repeated")
     when = _checked(partial(usec_of, utc=True))  # which moment it is depends on --utc
-    which.add_argument("-S", "--since", type=when, metavar="TIME", help="recorded then or later, as for journalctl")
-    which.add_argument("-U", "--until", type=when, metavar="TIME", help="recorded then or earlier")
+    which.add_argument(
+        "-S", "--since", type=when, metavar="TIME", help="recorded at TIME or later; formats as for journalctl"
+    )
+    which.add_argument("-U", "--until", type=when, metavar="TIME", help="recorded at TIME or earlier")
     for name, text in (
         ("bucket", "into this bucket"),
-        ("prefix", "with a key that begins so"),
+        ("prefix", "with a key that begins with PREFIX"),
         ("tag", "with this tag"),
         ("host", "of this host"),
         ("unit", "of this instance of the service, such as s3daemon@15557"),
@@ -58,11 +60,15 @@ def configure(parser: argparse.ArgumentParser) -> None:
         which.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=text)
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--by", type=_checked(grouping), metavar="HOW", help=_BY)
-    shown.add_argument("--limit", type=_duration, default="7s", metavar="TIME", help="for a transfer; default 7s")
-    shown.add_argument("--late", type=_duration, default="10s", metavar="TIME", help="for the last object; default 10s")
+    shown.add_argument(
+        "--limit", type=_duration, default="7s", metavar="TIME", help="the longest time a transfer may take; default 7s"
+    )
+    shown.add_argument(
+        "--late", type=_duration, default="10s", metavar="TIME", help="when an exposure is late; default 10s"
+    )
     shown.add_argument("--late-only", action="store_true", help=_LATE_ONLY)
     shown.add_argument("--expect", type=_count, default=0, metavar="N", help=_EXPECT)
-    shown.add_argument("--utc", action="store_true", help="times in UTC; also those of --since and --until")
+    shown.add_argument("--utc", action="store_true", help="show times in UTC, and read --since and --until so")
     form = shown.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="one object; times in microseconds")
     form.add_argument("--csv", action="store_true", help="a line for each transfer, or with --by for each group")
@@ -152,7 +158,7 @@ def _write(report: Report, args: argparse.Namespace, zone: tzinfo | None, out: T
     elif report.transfers or report.refused:
         for line in lines(report, zone, width_of(console_of(out))):
             print(line, file=out)
-        print("\nWhat is pending has no record yet: s3daemon queue", file=out)
+        print("\nPending transfers have no record yet: see s3daemon queue", file=out)
 
 
 def _period(selection: Selection, zone: tzinfo | None) -> str:

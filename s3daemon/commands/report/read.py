@@ -1,4 +1,4 @@
-"""Read the entries of a report: lines of `journalctl -o json --all`, which is run here or was run elsewhere.
+"""Read the entries of a report from the output of `journalctl -o json --all`, run here or elsewhere.
 
     journal    this host's journal
     --file     a directory of journal files, or one file, copied from anywhere
@@ -102,7 +102,7 @@ def usec_of(text: str, *, utc: bool, program: str = "systemd-analyze") -> int:
             [program, "timestamp", "--", text], env=environ, capture_output=True, text=True, check=False
         )
     except OSError as exc:
-        raise ValueError(f"{program}, which reads times, cannot be run: {exc.strerror}") from exc
+        raise ValueError(f"{program}, which parses times, cannot be run: {exc.strerror}") from exc
     found = re.search(r"UNIX seconds: @([0-9]+)(?:\.([0-9]{6}))?$", done.stdout, re.M)
     if found is None:
         raise ValueError(
@@ -185,7 +185,7 @@ def _check_begin(run: Sequence[str], since_usec: int | None, note: Note) -> None
         raise S3daemonError(Code.NO_JOURNAL, f"no journal file could be read: {'; '.join(said) or 'they are empty'}")
     if since_usec is not None and int(begin) > since_usec:
         at = f"{moment(int(begin), None)} {zone_name(int(begin), None)}"
-        note(f"the journal begins at {at}, later than what is asked for")
+        note(f"the journal begins at {at}, later than the time requested")
 
 
 def _printed(run: Sequence[str], note: Note) -> Generator[bytes, None, None]:
@@ -198,7 +198,7 @@ def _printed(run: Sequence[str], note: Note) -> Generator[bytes, None, None]:
         try:
             process = subprocess.Popen(run, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=complaints)  # noqa: S603 - matches are arguments of their own
         except OSError as exc:
-            text = f"{run[0]} cannot be run: {exc.strerror}; where it can: journalctl -o json --all, and --stdin here"
+            text = f"{run[0]} cannot be run: {exc.strerror}; pass the output of journalctl -o json --all to --stdin"
             raise S3daemonError(Code.NO_READER, text) from exc
         with process:
             try:
@@ -233,7 +233,7 @@ def _parsed(lines: Iterable[bytes], note: Note, *, required: bool) -> Iterator[J
         if entry:
             yield entry
     if required and not good and not bad:
-        text = "standard input is empty; journalctl prints no line also when it may not read the journal"
+        text = "standard input is empty; journalctl also prints nothing when it may not read the journal"
         raise S3daemonError(Code.NO_INPUT, text)
     if required and not good:
         raise S3daemonError(Code.BAD_INPUT, "standard input is not what journalctl -o json --all prints")

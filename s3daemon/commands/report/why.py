@@ -1,4 +1,4 @@
-"""Why a transfer took as long as it did: pure, from its record and from what was logged meanwhile.
+"""Why a transfer took as long as it did, from its record and other journal entries of that time. Pure.
 
 A record says how long each part took and how many attempts there were. Which error cost the time is in the warnings
 about failed attempts; when the endpoint was away or the queue was held is in other entries. Of equal warnings only a

@@ -1,4 +1,4 @@
-"""`s3daemon status`: what is in flight right now and how fast, what waits, where connections go, the last exposures.
+"""`s3daemon status`: transfers in flight and their rates, waiting transfers, receivers, and the last exposures.
 
     status                     once
     status --watch [SECONDS]   again and again, in place on a terminal, until interrupted
@@ -34,14 +34,14 @@ _ALARM = "bold white on dark_red"
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
-    parser.add_argument("--json", action="store_true", help="the whole answer as JSON")
+    parser.add_argument("--json", action="store_true", help="print the whole answer as JSON")
     parser.add_argument(
         "--watch",
         nargs="?",
         type=_interval,
         const=WATCH_S,
         metavar="SECONDS",
-        help=f"again every {WATCH_S:g} seconds, or as many as given",
+        help=f"repeat every {WATCH_S:g} seconds, or every SECONDS",
     )
     add_instance(parser)
 

@@ -1,4 +1,4 @@
-"""What a store does with an upload that it must refuse, because its Content-MD5 is not that of its body. Pure.
+"""Classify what a store does with an upload that it must refuse, because its Content-MD5 is wrong. Pure.
 
     outcome of the upload                                       kind
     ----------------------------------------------------------  -------
@@ -31,10 +31,10 @@ _REFUSALS = range(300, 500)
 class StoreKind(Enum):
     """What a store does; the values are predicates for a sentence that begins with "the store"."""
 
-    REFUSES = "reads what has a wrong Content-MD5, refuses it, and keeps the connection"
-    STORES = "stores what has a wrong Content-MD5"
-    UNREAD = "refuses what has a wrong Content-MD5 before it has read it"
-    CLOSES = "closes the connection after what has a wrong Content-MD5"
+    REFUSES = "reads an upload with a wrong Content-MD5, refuses it, and keeps the connection"
+    STORES = "stores an upload with a wrong Content-MD5"
+    UNREAD = "refuses an upload with a wrong Content-MD5 before it has read it"
+    CLOSES = "closes the connection after an upload with a wrong Content-MD5"
     DENIES = "refuses the upload for another reason"
 
 

@@ -73,7 +73,7 @@ def test_a_column_is_left_out_before_one_is_moved_beneath() -> None:
     ]
 
 
-def test_what_is_moved_beneath_is_never_cut() -> None:
+def test_columns_moved_below_a_row_are_never_cut() -> None:
     assert list(lines(TABLE, 15)) == [
         "ID   SIZE",
         "a1   8 MB",

@@ -102,7 +102,7 @@ def test_a_refusal_has_the_code_and_text_of_the_daemon(tmp_path: Path) -> None:
 
 def test_a_request_that_is_too_long_is_not_sent(tmp_path: Path) -> None:
     """The error comes before the daemon is asked."""
-    with pytest.raises(S3daemonError, match="more than fits in one request"):
+    with pytest.raises(S3daemonError, match="the request is too long"):
         ask(tmp_path / "control", "drop", ids=["0123456789abcdef"] * (MAX_REQUEST // 16))
 
 
@@ -172,4 +172,4 @@ def test_an_instance_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) ->
     with pytest.raises(SystemExit) as caught:
         parser.parse_args([f"--instance={text}"])
     assert caught.value.code == 2
-    assert "is not a port: an instance is named for its port" in capsys.readouterr().err
+    assert "is not a port: an instance is named by its port" in capsys.readouterr().err

@@ -85,6 +85,6 @@ def test_a_member_of_another_type_is_an_error(changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("members", [None, [], "x", {}])
-def test_what_is_no_object_is_an_error(members: object) -> None:
+def test_an_answer_that_is_not_an_object_is_an_error(members: object) -> None:
     with pytest.raises(S3daemonError, match="of another version"):
         Whole.from_dict(members)

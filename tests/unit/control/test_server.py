@@ -222,7 +222,7 @@ def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
     served(path, {"endless": endless}, client, idle_s=0.05)
 
 
-def test_close_ends_what_is_being_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_close_ends_commands_in_progress(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A command that hangs does not hold up the daemon's end; its client sees the connection close."""
     path = tmp_path / "control"
     started = asyncio.Event()

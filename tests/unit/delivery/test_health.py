@@ -357,7 +357,7 @@ def test_after_the_first_success_it_is_learned_whether_a_denial_will_tell() -> N
 @pytest.mark.parametrize(
     ("error", "count"), [(DOWN, 2), (BUSY, 2), (AttemptError("AccessDenied", "no", status=403), 1)]
 )
-def test_it_is_asked_again_what_was_not_answered(error: AttemptError, count: int) -> None:
+def test_an_unanswered_neutral_request_is_sent_again(error: AttemptError, count: int) -> None:
     async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
         asked.error = error
         for _ in range(2):

@@ -46,7 +46,7 @@ def test_only_a_read_may_lack_the_host() -> None:
     assert refusal({}, LOCAL, reads=True) == ""
     assert "is not a name of this server" in refusal({}, LOCAL)
     assert "is not a name of this server" in refusal({"Host": ""}, LOCAL, reads=True)
-    assert "may not ask" in refusal({"Origin": "http:"}, LOCAL, reads=True)
+    assert "may not send requests" in refusal({"Origin": "http:"}, LOCAL, reads=True)
     assert "another site" in refusal({"Sec-Fetch-Site": "cross-site"}, LOCAL, reads=True)
 
 
@@ -67,7 +67,7 @@ def test_addresses_of_other_families_are_understood() -> None:
 )  # fmt: skip
 def test_pages_of_other_origins_are_refused(origin: str) -> None:
     """Scheme, host and port must be those that were asked: another port of this host is another site."""
-    assert "may not ask" in refusal({"Host": "localhost:15556", "Origin": origin}, "127.0.0.1")
+    assert "may not send requests" in refusal({"Host": "localhost:15556", "Origin": origin}, "127.0.0.1")
 
 
 def test_our_own_pages_are_accepted() -> None:

@@ -351,7 +351,7 @@ def test_large_forms_are_refused(house: Run, caplog: pytest.LogCaptureFixture, d
             request = head + b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n"
         answer = await house.say(request)
         assert status(answer) == 400
-        assert b"a file's path is wanted, not its content" in answer
+        assert b"send a file's path, not its content" in answer
         assert "refused POST /act over HTTP: bad request: a form has at most" in caplog.text
         assert not house.acted
 

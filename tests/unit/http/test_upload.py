@@ -227,7 +227,7 @@ def test_a_form_that_would_take_long_is_refused(content_type: str, body: bytes, 
 def test_a_files_content_is_refused() -> None:
     """`-F file=@/data/f` instead of `-F file=/data/f`: the daemon reads files, it does not take them."""
     body = multipart(('file"; filename="f.fits', b"SIMPLE  ="), ("uri", b"s3://b/k"))
-    with pytest.raises(RequestError, match="holds a file's content; its path is wanted"):
+    with pytest.raises(RequestError, match="holds a file's content; send its path"):
         read(MULTIPART, body)
 
 
@@ -570,7 +570,7 @@ def test_a_client_of_an_earlier_process_gets_the_failure() -> None:
         got = await uploads.resume("http.00000000000000ff.x", desk.sock)
         assert got
         assert (got.status, got.task) == (500, None)
-        assert "it is not known here whether" in got.message
+        assert "it is unknown whether" in got.message
 
     run(test)
 

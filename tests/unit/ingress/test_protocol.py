@@ -249,7 +249,7 @@ def test_the_first_line_of_http_is_recognised(line: bytes, http: bool) -> None:
             parse_request(line)
 
 
-def test_a_client_that_speaks_http_is_told_where_it_is_served() -> None:
+def test_a_client_that_speaks_http_gets_the_address_of_the_http_socket() -> None:
     head, _, text = http_answer(["127.0.0.1:15556", "/run/http"]).partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
     assert f"Content-Length: {len(text)}\r\n".encode() in head

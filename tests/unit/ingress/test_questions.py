@@ -77,7 +77,7 @@ def at_desk(test: Callable[[Desk], Awaitable[None]]) -> None:
         (TagCounts("E", expect=2), Outcome.DEFERRED, "Deferred", "E: 0 stored, 0 pending, 0 failed, 0 refused of 2"),
     ],
 )  # fmt: skip
-def test_what_is_answered(count: TagCounts, outcome: Outcome, code: str, text: str) -> None:
+def test_the_reply_follows_from_the_counts(count: TagCounts, outcome: Outcome, code: str, text: str) -> None:
     reply = count.reply()
     assert (reply.outcome, reply.code, reply.text) == (outcome, code, text)
     assert reply.counts["stored"] == count.stored

@@ -195,7 +195,7 @@ def test_a_client_that_speaks_http_gets_an_http_answer(house: Run) -> None:
         answer = await house.say(b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n/f a\n")
         assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert answer.endswith(
-            b"; the socket for HTTP is none: enable s3daemon-http.socket, of an instance s3daemon-http@PORT.socket\n"
+            b"; the socket for HTTP is none: enable s3daemon-http.socket, for an instance s3daemon-http@PORT.socket\n"
         )
         assert not house.intake.requests
 

@@ -184,7 +184,7 @@ def test_what_was_kept_is_known_again() -> None:
     assert (one["stored"], one["failed"], one["pending"], one["reason"]) == (1, 2, 1, "NoSuchBucket: it is not there")
 
 
-def test_an_exposure_keeps_a_bounded_number_of_what_is_missing() -> None:
+def test_an_exposure_keeps_a_bounded_number_of_missing_files() -> None:
     exposures = Exposures()
     for number in range(MISSING_KEPT + 10):
         exposures.refused(refusal(destination=f"raw/{number}"), START_USEC)

@@ -136,8 +136,8 @@ NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
     ids=["none", "passing", "lasting", "another"],
 )
 @in_loop
-async def test_it_is_outlasted(failures: int, error: OSError, expected: str) -> None:
-    """For a while; another error is not."""
+async def test_a_host_limit_is_retried_for_a_while(failures: int, error: OSError, expected: str) -> None:
+    """Another error is raised at once."""
     clock, calls = Clock(), 0
 
     async def call() -> str:

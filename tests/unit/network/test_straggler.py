@@ -145,14 +145,14 @@ def copies(bodies: list[Body]) -> list[Body]:
         ("a few kilobytes", [Body(30_000, SLOW), *FAST_ONES], set(), 0),
     ],
 )  # fmt: skip
-def test_what_is_moved(case: str, bodies: list[Body], moved: set[int], by: float) -> None:
+def test_uploads_far_slower_than_others_are_moved(case: str, bodies: list[Body], moved: set[int], by: float) -> None:
     """Those that are far slower than others, once it is certain and worth it, and no other."""
     moves = simulate(copies(bodies))
     assert set(moves) == moved, (case, moves)
     assert all(age <= by for age, _ in moves.values()), (case, moves)
 
 
-def test_alone_it_is_held_against_what_others_did_lately() -> None:
+def test_a_lone_upload_is_compared_with_recent_ones() -> None:
     """After two seconds, once: a second time that is the path."""
     before = [Body(at=n / 2) for n in range(4)]
     (age, move) = simulate([*before, Body(rate=SLOW, at=20.0)])[4]
@@ -162,7 +162,7 @@ def test_alone_it_is_held_against_what_others_did_lately() -> None:
     assert not simulate([*copies(before), Body(rate=SLOW, at=200.0)], until=210.0), "two minutes later it is unknown"
 
 
-def test_alone_and_nothing_known_it_is_held_against_the_rate_in_force() -> None:
+def test_a_lone_first_upload_is_compared_with_the_rate_in_force() -> None:
     """A rate that is wrong by ten times convicts nobody."""
     assert set(simulate([Body(rate=SLOW, share=125e6)])) == {0}
     assert not simulate([Body(rate=4e6, size=200 * MIB, share=125e6)])

@@ -305,12 +305,12 @@ def caused(error: Exception, by: Exception) -> Exception:
         (
             aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")),
             "TLSFailed",
-            "is it https at that port?",
+            "does that port speak https?",
         ),
         (
             aiohttp.ClientConnectorError(KEY, ConnectionResetError()),
             "ConnectionFailed",
-            "no connection to the store: closed within the handshake; is it https at that port?",
+            "no connection to the store: closed within the handshake; does that port speak https?",
         ),
         (aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("expired")), "TLSRefused", "expired"),
         (aiohttp.ServerDisconnectedError(), "ConnectionClosed", "closed the connection"),

@@ -182,7 +182,7 @@ async def test_a_reload_sees_that_the_systems_authorities_have_changed(
 
 
 @in_loop
-async def test_a_reload_looks_the_name_up_anew() -> None:
+async def test_a_reload_looks_the_name_up_again() -> None:
     before = endpoint_of(SETTINGS)
     before.pool.addresses.replace(["192.0.2.1"])
     after = endpoint_of(SETTINGS, before)

@@ -44,7 +44,7 @@ lock = Lock(Path(sys.argv[1]), create=True); print("held", flush=True); sys.stdi
 """
 
 
-def test_a_second_user_is_told_the_pid_of_the_first_until_it_ends(tmp_path: Path) -> None:
+def test_a_second_daemon_gets_the_pid_of_the_first_until_that_ends(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("4711, as a longer one left it\n")
     holder = subprocess.Popen(
         [sys.executable, "-c", HOLD, tmp_path],

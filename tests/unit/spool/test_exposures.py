@@ -49,7 +49,7 @@ def loss(what: str, name: str = "a", outcome: str = "refused", at_usec: int = ST
     return SaveLoss(Loss(((True, name),), at_usec, what, Missing(outcome, f"Code: {what}")))
 
 
-def test_what_is_missing_is_kept_until_it_is_stored(file: SpoolFile) -> None:
+def test_missing_files_are_kept_until_they_are_stored(file: SpoolFile) -> None:
     file.commit([[loss("raw/x"), loss("raw/night/f.fits", outcome="failed"), loss("raw/x")]])
     (one,) = file.kept().exposures
     assert (one.refused, one.failed, one.stored, one.last_usec) == (1, 1, 0, None)

@@ -1,4 +1,4 @@
-"""The picture of a report, by matplotlib, which only `--plot FILE` needs and imports.
+"""The picture of a report, drawn by matplotlib, which only `--plot FILE` imports.
 
 `picture` puts three charts together: how long transfers took, when, and their groups, which `groups` draws; `axes` has
 what they share. A picture is looked at as a thumbnail in a chat first: it has few words, in large letters, and none

@@ -1,4 +1,4 @@
-"""The chart of a report's groups: of exposures the time to the last object, of hosts and receivers their transfers'.
+"""The chart of a report's groups: for exposures the time to the last object, for hosts and receivers transfer times.
 
 Few exposures are bars with their names, many are points over the time of the night. Where one took many times the
 limit, the axis is logarithmic and says so: an outage is seen, and the rest of the night is too.

@@ -1,4 +1,4 @@
-"""Draw a report as a picture: three charts, from the top how long transfers took, when, and their groups."""
+"""Draw a report as three charts: the distribution of transfer times, transfer times over the night, and groups."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def drawn(report: Report, zone: tzinfo | None) -> Picture:
     try:
         from matplotlib.figure import Figure
     except ImportError as exc:
-        text = "--plot takes the package s3daemon-report, or pip's s3daemon[report]"
+        text = "--plot needs the package s3daemon-report, or pip install 's3daemon[report]'"
         raise S3daemonError(Code.NO_PLOTTING, text) from exc
     picture = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     axes = picture.subplots(3, 1)
@@ -137,4 +137,4 @@ def _series(axes: Axes, report: Report, zone: tzinfo | None) -> None:
     log_ticks(axes.yaxis, *axes.get_ylim())
     axes.set_ylabel("seconds, logarithmic")
     time_axis(axes, report.transfers[0].record.start_usec, report.transfers[-1].record.start_usec, zone)
-    head(axes, "When they were asked for, and how long each took")
+    head(axes, "When transfers were requested, and how long each took")

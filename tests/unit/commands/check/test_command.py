@@ -59,7 +59,7 @@ def test_environment_file(looked: Looked) -> None:
     assert asyncio.run(run_beside()) == 0
     assert looked.one("settings").startswith("ok settings from /etc/sysconfig/s3daemon: 7 connections to http://127.")
     assert looked.one(" state ").startswith("note state /var/lib/s3daemon does not exist")
-    assert looked.one("note daemon").startswith("note daemon none runs: it starts with the first request")
+    assert looked.one("note daemon").startswith("note daemon no daemon runs: it starts with the first request")
     assert looked.one("credentials").startswith("note")
     assert SECRET not in looked.out.getvalue()
 
@@ -113,7 +113,7 @@ def test_file_that_cannot_be_read(looked: Looked) -> None:
 
 
 @pytest.mark.parametrize(
-    ("uid", "text"), [(0, "systemd does not run here, or does not take /etc/"), (4711, "for root only: run it as root")]
+    ("uid", "text"), [(0, "systemd does not run here, or does not accept /"), (4711, "for root only: run it as root")]
 )
 def test_file_that_systemd_does_not_read(looked: Looked, closed: str, uid: int, text: str) -> None:
     """For others than root, where systemd does not run, and a file with a NUL byte: no settings, and why."""

@@ -73,7 +73,7 @@ def test_a_bug_in_a_check_is_a_finding() -> None:
     with findings.guard("state"):
         raise ValueError(SECRET)
     assert findings.failed
-    assert out.getvalue() == "FAIL state       this check itself is at fault, please report it: ValueError\n"
+    assert out.getvalue() == "FAIL state       a bug in this check, please report it: ValueError\n"
 
 
 def test_sysctl(tmp_path: Path) -> None:

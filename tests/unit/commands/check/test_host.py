@@ -70,7 +70,7 @@ def test_congestion_chosen(tmp_path: Path, available: str, allowed: str, fault: 
     looked.put("/proc/sys/net/ipv4/tcp_slow_start_after_idle", "1")
     checks_host.sysctls(looked.findings, looked.host, settings(congestion="bbr"), 0.2)
     if fault:
-        assert looked.one("CONGESTION").startswith("warn sysctl S3DAEMON_CONGESTION = bbr: uploads go with cubic, as ")
+        assert looked.one("CONGESTION").startswith("warn sysctl S3DAEMON_CONGESTION = bbr: uploads use cubic, because ")
         assert fault in looked.one("CONGESTION")
     assert looked.one("slow_start").startswith("warn" if fault else "ok")
 

@@ -135,7 +135,7 @@ def tls(certs: Authority) -> ssl.SSLContext:
     return context
 
 
-NOT_CHECKED = "note credentials not checked, nor is what needs them: there is no way to the store"
+NOT_CHECKED = "note credentials not checked: the store cannot be reached"
 
 
 @pytest.mark.parametrize("answer", [b"", b"\x15\x03\x01\x00\x02\x02\x46", *WANTS_TLS])
@@ -162,7 +162,7 @@ def test_https_at_a_port_that_ends_the_handshake(tmp_path: Path, answer: bytes) 
     """One that speaks no HTTP either, or wants TLS of another kind."""
     with Port(answer) as port:
         failed, credentials = looked_at(tmp_path, settings_for(f"https://127.0.0.1:{port}"))
-    what = "no TLS, closed within the handshake: is it https at that port?"
+    what = "no TLS, closed within the handshake: does that port speak https?"
     assert failed == f"FAIL connect 127.0.0.1 port {port}: {what}"
     assert credentials == NOT_CHECKED
 
@@ -200,7 +200,7 @@ def test_receiver_down(tmp_path: Path) -> None:
     with asyncio.Runner(loop_factory=lambda: Resolving("127.0.0.9", "127.0.0.1")) as runner:
         runner.run(run())
     assert looked.one("endpoint").endswith(" is 127.0.0.9, 127.0.0.1")
-    assert f": {os.strerror(111)}: an attempt that goes there fails" in looked.one("warn connect 127.0.0.9 port ")
+    assert f": {os.strerror(111)}: attempts that go there fail" in looked.one("warn connect 127.0.0.9 port ")
     assert looked.one("ok connect").startswith("ok connect 127.0.0.1 port ")
     assert looked.one("credentials").startswith("note")
     assert looked.one(" clock ") == "note clock not compared: the store's answer has no date"
@@ -219,7 +219,7 @@ def test_receivers_that_are_set(tmp_path: Path) -> None:
     with asyncio.Runner(loop_factory=lambda: Resolving("127.0.0.9")) as runner:
         runner.run(run())
     assert looked.one("endpoint").endswith(" is 127.0.0.8, 127.0.0.1 by S3DAEMON_RECEIVERS")
-    assert looked.one("warn connect 127.0.0.8 ").endswith("fix it or S3DAEMON_RECEIVERS")
+    assert looked.one("warn connect 127.0.0.8 ").endswith("fix the address or S3DAEMON_RECEIVERS")
     assert looked.one("ok connect").startswith("ok connect 127.0.0.1 port ")
 
 

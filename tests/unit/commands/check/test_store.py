@@ -46,7 +46,7 @@ def test_target_refused(tmp_path: Path, target: str, allowed: str, found: str) -
 @pytest.mark.parametrize(
     ("off_s", "found"),
     [
-        (0, "ok clock with the store's"),
+        (0, "ok clock within about a second of the store's"),
         (60, "warn clock 60 s ahead of the store's"),
         (-60, "warn clock 60 s behind the store's"),
         (7200, "FAIL clock 7200 s ahead of the store's: RequestTimeTooSkewed"),
@@ -68,10 +68,10 @@ def test_no_clock(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("answer", "found"),
     [
-        (refusal(403, "AccessDenied"), "note credentials they may not list buckets, which is not needed"),
+        (refusal(403, "AccessDenied"), "note credentials the keys may not list buckets, which is not needed"),
         (PAGE, "FAIL credentials BadAnswer, the answer 200 is not S3's ListAllMyBucketsResult; the daemon would go on"),
         (refusal(403, "SignatureDoesNotMatch"), "FAIL credentials SignatureDoesNotMatch, "),
-        (refusal(405, "MethodNotAllowed"), "note credentials MethodNotAllowed: the store does not say"),
+        (refusal(405, "MethodNotAllowed"), "note credentials MethodNotAllowed: the store does not list buckets"),
         (refusal(503, "SlowDown"), "FAIL credentials SlowDown, the store answered 503; the daemon would go on trying"),
         (refusal(403, "QuotaExceeded"), "FAIL credentials QuotaExceeded, "),
         (b"220 mail.example.org ESMTP\r\n", "FAIL credentials "),
@@ -103,7 +103,7 @@ def test_a_page_instead_of_a_store(tmp_path: Path) -> None:
     """Nothing is known to be stored; what may be there is named all the same."""
     looked = checked(tmp_path, PAGE, "bucket")
     assert looked.one("FAIL bucket").startswith("FAIL bucket BadAnswer, ")
-    assert " may be there; delete it by other means" in looked.one("could not be deleted, BadAnswer")
+    assert " may be there; delete it with another client" in looked.one("could not be deleted, BadAnswer")
 
 
 def test_another_server_answers_for_the_root_only(tmp_path: Path) -> None:

@@ -116,7 +116,7 @@ def test_no_daemon(tmp_path: Path, activated: bool, text: str) -> None:
     looked = Looked(tmp_path)
     absent = NoDaemonError(Code.NO_DAEMON, "no daemon listens on X")
     checks_unit.daemon(looked.findings, looked.host, PLAIN, answers(absent), activated=activated)
-    assert looked.one("daemon").startswith(f"note daemon none runs: {text}")
+    assert looked.one("daemon").startswith(f"note daemon no daemon runs: {text}")
 
 
 @pytest.mark.parametrize(
@@ -126,8 +126,8 @@ def test_no_daemon(tmp_path: Path, activated: bool, text: str) -> None:
          "FAIL daemon s3daemon.service fails to start, 7 times so far: cannot start: AWS_CA_BUNDLE: no; accepted"),
         ({"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "NRestarts": "0"}, "",
          "FAIL daemon s3daemon.service fails to start: Result=exit-code; accepted"),
-        ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, "", "note daemon none runs"),
-        ({"ActiveState": "inactive", "SubState": "dead", "NRestarts": "0"}, "old", "note daemon none runs"),
+        ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, "", "note daemon no daemon runs"),
+        ({"ActiveState": "inactive", "SubState": "dead", "NRestarts": "0"}, "old", "note daemon no daemon runs"),
     ],
 )  # fmt: skip
 def test_a_service_that_fails_to_start(tmp_path: Path, shown: dict[str, str], said: str, found: str) -> None:

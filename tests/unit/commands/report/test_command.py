@@ -48,7 +48,7 @@ def test_text() -> None:
     assert out.startswith("3 transfers: 2 stored, 1 FAILED\n")
     assert "over the limit of 7 s: 1 " in out
     assert "FIRST REQUEST" not in out
-    assert out.endswith("\nWhat is pending has no record yet: s3daemon queue\n")
+    assert out.endswith("\nPending transfers have no record yet: see s3daemon queue\n")
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ def test_a_journal_that_begins_later(journalctl: Journalctl) -> None:
     notes: list[str] = []
     journalctl.read(notes, since_usec=START_USEC - 1)
     (note,) = notes
-    assert re.fullmatch(r"the journal begins at 2026-11-2\d \d\d:\d\d:20 \S+, later than what is asked for", note)
+    assert re.fullmatch(r"the journal begins at 2026-11-2\d \d\d:\d\d:20 \S+, later than the time requested", note)
     journalctl.read(since_usec=START_USEC)
 
 
@@ -271,7 +271,7 @@ def test_what_is_not_a_time(text: str) -> None:
 
 def test_no_systemd_analyze() -> None:
     """Without systemd times cannot be read, which is said."""
-    with pytest.raises(ValueError, match="/nowhere/analyze, which reads times, cannot be run"):
+    with pytest.raises(ValueError, match="/nowhere/analyze, which parses times, cannot be run"):
         usec_of("now", utc=True, program="/nowhere/analyze")
 
 

@@ -171,7 +171,7 @@ async def test_what_was_stored_after_all_is_deleted(
     deleted, off = lines(caplog)
     assert put.target[1:] in deleted
     assert "is deleted" in deleted
-    assert "stores what has a wrong Content-MD5" in off
+    assert "stores an upload with a wrong Content-MD5" in off
 
 
 async def without_answer(exchange: Exchange) -> None:
@@ -258,7 +258,7 @@ async def test_it_takes_a_share_of_the_rate_as_an_upload_does() -> None:
 
 
 @in_loop
-async def test_a_sink_is_told_from_a_store() -> None:
+async def test_a_sink_is_distinguished_from_a_store() -> None:
     """What gives any success, and has no object then, is no store that refuses: nothing is to be deleted."""
 
     async def nothing(exchange: Exchange) -> None:
