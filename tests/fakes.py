@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import inspect
 import random
 import selectors
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from s3daemon.clock import ActiveClock
 from s3daemon.config.settings import Settings, SettingsHolder
@@ -24,6 +26,9 @@ from s3daemon.s3.store import LookupResult, Stored
 from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.rows import Entry
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -62,6 +67,33 @@ def fly(main: Callable[[], Awaitable[None]]) -> None:
     """Run `main` in a FlyingLoop."""
     with asyncio.Runner(loop_factory=FlyingLoop) as runner:
         runner.run(main())  # type: ignore[arg-type]
+
+
+def flying(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Decorate an async test: it runs in a FlyingLoop."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        fly(lambda: test(*args, **kwargs))
+
+    return run
+
+
+def flying_with(
+    make: Callable[..., T], **options: Any
+) -> Callable[[Callable[Concatenate[T, P], Awaitable[None]]], Callable[P, None]]:
+    """Decorate an async test: it runs in a FlyingLoop, and its first argument is `make(**options)`, made there."""
+
+    def decorate(test: Callable[Concatenate[T, P], Awaitable[None]]) -> Callable[P, None]:
+        @functools.wraps(test)
+        async def with_made(*args: P.args, **kwargs: P.kwargs) -> None:
+            await test(make(**options), *args, **kwargs)
+
+        _, *fixtures = inspect.signature(test).parameters.values()
+        with_made.__signature__ = inspect.Signature(fixtures)  # type: ignore[attr-defined]
+        return flying(with_made)
+
+    return decorate
 
 
 class FakeSpool:
