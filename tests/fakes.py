@@ -8,6 +8,7 @@ import inspect
 import random
 import selectors
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
@@ -82,12 +83,17 @@ def flying(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
 def flying_with(
     make: Callable[..., T], **options: Any
 ) -> Callable[[Callable[Concatenate[T, P], Awaitable[None]]], Callable[P, None]]:
-    """Decorate an async test: it runs in a FlyingLoop, and its first argument is `make(**options)`, made there."""
+    """Decorate an async test: it runs in a FlyingLoop, and its first argument is `make(**options)`, made there.
+
+    If that has a method `close`, it is called at the end.
+    """
 
     def decorate(test: Callable[Concatenate[T, P], Awaitable[None]]) -> Callable[P, None]:
         @functools.wraps(test)
         async def with_made(*args: P.args, **kwargs: P.kwargs) -> None:
-            await test(make(**options), *args, **kwargs)
+            made = make(**options)
+            with closing(made) if hasattr(made, "close") else nullcontext():
+                await test(made, *args, **kwargs)
 
         _, *fixtures = inspect.signature(test).parameters.values()
         with_made.__signature__ = inspect.Signature(fixtures)  # type: ignore[attr-defined]
