@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import inspect
 import random
 import selectors
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from lab.sending import without_first
 
 from s3daemon.clock import ActiveClock
 from s3daemon.config.settings import Settings, SettingsHolder
@@ -89,15 +90,12 @@ def flying_with(
     """
 
     def decorate(test: Callable[Concatenate[T, P], Awaitable[None]]) -> Callable[P, None]:
-        @functools.wraps(test)
         async def with_made(*args: P.args, **kwargs: P.kwargs) -> None:
             made = make(**options)
             with closing(made) if hasattr(made, "close") else nullcontext():
                 await test(made, *args, **kwargs)
 
-        _, *fixtures = inspect.signature(test).parameters.values()
-        with_made.__signature__ = inspect.Signature(fixtures)  # type: ignore[attr-defined]
-        return flying(with_made)
+        return without_first(flying(with_made), test)
 
     return decorate
 

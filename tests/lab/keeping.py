@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from lab.scripted import Scripted
-from lab.sending import settings_for
+from lab.sending import settings_for, without_first
 from s3daemon.network.keeper import Keeper, Primer
 from s3daemon.network.pool import ConnectionPool
+
+P = ParamSpec("P")
 
 CONNECTIONS = 4
 INTERVAL_S = 10.0
@@ -80,13 +82,13 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
         return [(socket.AF_INET, kind, socket.IPPROTO_TCP, "", (address, port)) for address in self.addresses]
 
 
-def run_resolving(test: Callable[[ResolvingLoop], Coroutine[Any, Any, None]]) -> None:
-    """Run a test in such a loop, which it gets."""
+def resolving(test: Callable[Concatenate[ResolvingLoop, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Decorate an async test: it runs in such a loop, which is its first argument."""
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, ResolvingLoop)
-        await asyncio.wait_for(test(loop), 60)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with asyncio.Runner(loop_factory=ResolvingLoop) as runner:
+            loop = runner.get_loop()
+            assert isinstance(loop, ResolvingLoop)
+            runner.run(asyncio.wait_for(test(loop, *args, **kwargs), 60))
 
-    with asyncio.Runner(loop_factory=ResolvingLoop) as runner:
-        runner.run(main())
+    return without_first(run, test)

@@ -19,7 +19,7 @@ from lab.keeping import (
     ResolvingLoop,
     answered,
     kept,
-    run_resolving,
+    resolving,
     sweeps,
 )
 from lab.scripted import (
@@ -275,94 +275,82 @@ async def test_uploads_find_a_connection_while_the_keeper_works() -> None:
             assert connection.is_open
 
 
-def test_an_address_that_refuses_connections_is_skipped() -> None:
+@resolving
+async def test_an_address_that_refuses_connections_is_skipped(loop: ResolvingLoop) -> None:
     """A name may have an address without a listener, as localhost often has: no request fails for that."""
-
-    async def main(loop: ResolvingLoop) -> None:
-        async with scripted(address="127.0.0.2") as server:
-            loop.addresses = ("127.0.0.1", "127.0.0.2")
-            async with kept(server, url=server.url.replace("127.0.0.2", "store.example")) as pool:
-                await answered(server, CONNECTIONS)
-                assert pool.open_count == CONNECTIONS
-                async with pool.acquire() as connection:
-                    assert connection.is_open
-
-    run_resolving(main)
+    async with scripted(address="127.0.0.2") as server:
+        loop.addresses = ("127.0.0.1", "127.0.0.2")
+        async with kept(server, url=server.url.replace("127.0.0.2", "store.example")) as pool:
+            await answered(server, CONNECTIONS)
+            assert pool.open_count == CONNECTIONS
+            async with pool.acquire() as connection:
+                assert connection.is_open
 
 
-def test_a_name_that_does_not_resolve_yet() -> None:
+@resolving
+async def test_a_name_that_does_not_resolve_yet(loop: ResolvingLoop) -> None:
     """The keeper goes on trying; attempts to acquire a connection meanwhile fail and leave it in the pool."""
-
-    async def main(loop: ResolvingLoop) -> None:
-        async with scripted() as server:
-            url = server.url.replace("127.0.0.1", "store.example")
-            clock = Clock()
-            async with kept(server, clock, url) as pool:
-                for _ in range(2 * CONNECTIONS):
-                    with pytest.raises(socket.gaierror):
-                        async with pool.acquire():
-                            raise AssertionError("a connection without an address")
-                loop.addresses = ("127.0.0.1",)
-                clock.now += INTERVAL_S
-                await answered(server, CONNECTIONS)
-                assert pool.open_count == CONNECTIONS
-
-    run_resolving(main)
-
-
-def test_all_addresses_of_a_name_are_used_in_turn() -> None:
-    """Connections spread over them; the name is resolved once, and again when the result is old."""
-
-    async def main(loop: ResolvingLoop) -> None:
+    async with scripted() as server:
+        url = server.url.replace("127.0.0.1", "store.example")
         clock = Clock()
-        async with scripted(address="0.0.0.0") as server:
-            url = server.url.replace("0.0.0.0", "store.example")
-            loop.addresses = ("127.0.0.1", "127.0.0.2")
-            async with kept(server, clock, url) as pool:
-                await answered(server, CONNECTIONS)
-                local = [each.writer.get_extra_info("sockname")[0] for each in server.connections]
-                assert sorted(local) == ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]
-                assert {seen.headers["host"] for seen in server.seen} == {url.removeprefix("http://")}
-                assert loop.lookups == 1
-                loop.addresses = ("127.0.0.3",)
-                clock.now += 3600
-                for connection in server.connections:
-                    connection.close()
-                await answered(server, 2 * CONNECTIONS)
-                assert server.connections[-1].writer.get_extra_info("sockname")[0] == "127.0.0.3"
-                assert (loop.lookups, pool.open_count) == (2, CONNECTIONS)
-
-    run_resolving(main)
-
-
-def test_connections_move_one_after_the_other_when_the_name_has_other_addresses() -> None:
-    """After a reload at once; else when no look-up gave the address for a while, for an answer may be a selection."""
-
-    async def main(loop: ResolvingLoop) -> None:
-        clock = Clock()
-        async with scripted(address="0.0.0.0") as server:
+        async with kept(server, clock, url) as pool:
+            for _ in range(2 * CONNECTIONS):
+                with pytest.raises(socket.gaierror):
+                    async with pool.acquire():
+                        raise AssertionError("a connection without an address")
             loop.addresses = ("127.0.0.1",)
-            async with kept(server, clock, server.url.replace("0.0.0.0", "store.example")) as pool:
-                await answered(server, CONNECTIONS)
-                loop.addresses = ("127.0.0.2",)
-                clock.now += RESOLVE_EVERY_S
-                await server.until(lambda: loop.lookups == 2)
-                await sweeps(2)
-                assert loads(server) == [CONNECTIONS, 0]
-                pool.resolve_anew()
-                await server.until(lambda: loads(server) == [0, CONNECTIONS])
-                loop.addresses = ("127.0.0.1",)
-                clock.now += GONE_AFTER_S
-                await server.until(lambda: loads(server) == [CONNECTIONS, 0])
-                loop.addresses = ()
-                for _ in range(3):
-                    lookups = loop.lookups
-                    clock.now += GONE_AFTER_S
-                    await server.until(lambda before=lookups: loop.lookups > before)  # type: ignore[misc]
-                await sweeps(2)
-                assert loads(server) == [CONNECTIONS, 0]
+            clock.now += INTERVAL_S
+            await answered(server, CONNECTIONS)
+            assert pool.open_count == CONNECTIONS
 
-    run_resolving(main)
+
+@resolving
+async def test_all_addresses_of_a_name_are_used_in_turn(loop: ResolvingLoop) -> None:
+    """Connections spread over them; the name is resolved once, and again when the result is old."""
+    clock = Clock()
+    async with scripted(address="0.0.0.0") as server:
+        url = server.url.replace("0.0.0.0", "store.example")
+        loop.addresses = ("127.0.0.1", "127.0.0.2")
+        async with kept(server, clock, url) as pool:
+            await answered(server, CONNECTIONS)
+            local = [each.writer.get_extra_info("sockname")[0] for each in server.connections]
+            assert sorted(local) == ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]
+            assert {seen.headers["host"] for seen in server.seen} == {url.removeprefix("http://")}
+            assert loop.lookups == 1
+            loop.addresses = ("127.0.0.3",)
+            clock.now += 3600
+            for connection in server.connections:
+                connection.close()
+            await answered(server, 2 * CONNECTIONS)
+            assert server.connections[-1].writer.get_extra_info("sockname")[0] == "127.0.0.3"
+            assert (loop.lookups, pool.open_count) == (2, CONNECTIONS)
+
+
+@resolving
+async def test_connections_move_one_after_the_other_when_the_name_has_other_addresses(loop: ResolvingLoop) -> None:
+    """After a reload at once; else when no look-up gave the address for a while, for an answer may be a selection."""
+    clock = Clock()
+    async with scripted(address="0.0.0.0") as server:
+        loop.addresses = ("127.0.0.1",)
+        async with kept(server, clock, server.url.replace("0.0.0.0", "store.example")) as pool:
+            await answered(server, CONNECTIONS)
+            loop.addresses = ("127.0.0.2",)
+            clock.now += RESOLVE_EVERY_S
+            await server.until(lambda: loop.lookups == 2)
+            await sweeps(2)
+            assert loads(server) == [CONNECTIONS, 0]
+            pool.resolve_anew()
+            await server.until(lambda: loads(server) == [0, CONNECTIONS])
+            loop.addresses = ("127.0.0.1",)
+            clock.now += GONE_AFTER_S
+            await server.until(lambda: loads(server) == [CONNECTIONS, 0])
+            loop.addresses = ()
+            for _ in range(3):
+                lookups = loop.lookups
+                clock.now += GONE_AFTER_S
+                await server.until(lambda before=lookups: loop.lookups > before)  # type: ignore[misc]
+            await sweeps(2)
+            assert loads(server) == [CONNECTIONS, 0]
 
 
 async def until(condition: Callable[[], bool]) -> None:
