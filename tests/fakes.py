@@ -11,10 +11,11 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+from fake_host import settings_for
 from lab.sending import without_first
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.settings import Settings, SettingsHolder
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.delivery.schedule import QueuedTransfer
@@ -299,13 +300,7 @@ class House:
         start: Start | None = None,
         **changes: str,
     ) -> None:
-        environ = {
-            "S3_ENDPOINT_URL": "http://store",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "S3DAEMON_STATE_DIR": "/nowhere",
-        }
-        self.settings = Settings.from_environ(environ | changes)
+        self.settings = settings_for("http://store", **changes)
         self.holder = SettingsHolder(self.settings)
         self.loop = asyncio.get_running_loop()
         self.spool = FakeSpool() if spool is None else spool

@@ -1,16 +1,8 @@
 """The active clock counts only the time in which the daemon runs and is not held."""
 
+from lab.keeping import Clock
+
 from s3daemon.clock import ActiveClock
-
-
-class Clock:
-    """A monotonic clock that a test advances."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 def test_the_active_clock_runs_only_while_not_held() -> None:

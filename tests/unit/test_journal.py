@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from lab.records import record
 
 from s3daemon.journal import (
     MAX_VALUE_BYTES,
@@ -27,23 +28,11 @@ from s3daemon.journal import (
     text_sink,
     warn_on,
 )
-from s3daemon.model.record import TransferRecord
 
 #: Ample for a thread to do what it has to; reached only by a test that fails.
 PATIENCE_S = 10.0
 
-RECORD = TransferRecord(
-    transfer_id="0123456789abcdef",
-    outcome="stored",
-    file="/data/\udcff",
-    bucket="raw",
-    key="a",
-    tags=("one", "two"),
-    size_bytes=1,
-    start_usec=1,
-    total_usec=1,
-    attempts=1,
-)
+RECORD = record(1, file="/data/\udcff", tags=("one", "two"))
 
 
 class Gate:

@@ -24,8 +24,8 @@ from s3daemon.s3.store import Stored
 class Bench:
     """Attempts with fake collaborators."""
 
-    def __init__(self, spool: FakeSpool | None = None) -> None:
-        self.house = House(spool=spool)
+    def __init__(self, spool: FakeSpool | None = None, store: FakeStore | None = None) -> None:
+        self.house = House(spool=spool, store=store)
         self.store, self.spool, self.files = self.house.store, self.house.spool, self.house.files
 
     def accepted(self, file: str = "/f", *, attempt_started: bool = True) -> QueuedTransfer:
@@ -36,6 +36,13 @@ class Bench:
 
     def make(self, queued: QueuedTransfer) -> Coroutine[Any, Any, Stored]:
         return self.house.attempts.make(queued, Progress())
+
+    async def lose(self, queued: QueuedTransfer) -> None:
+        """Make an attempt of which it is not known whether it was stored; what is tried later is stored."""
+        self.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await self.make(queued)
+        self.store.answer = lambda _: None
 
 
 LOST = AttemptError("NoAnswer", "no answer", ambiguous=True)
@@ -140,10 +147,7 @@ async def test_addresses_that_failed_are_avoided(bench: Bench) -> None:
 async def test_a_late_arrival_of_an_older_transfer_is_noticed(bench: Bench) -> None:
     """The attempt fails, so that the newer content is sent again; once that is found, it is not looked up again."""
     older, newer = bench.accepted("/old"), bench.accepted("/new")
-    bench.store.answer = lambda _: LOST
-    with pytest.raises(AttemptError):
-        await bench.make(older)
-    bench.store.answer = lambda _: None
+    await bench.lose(older)
     making = asyncio.create_task(bench.make(newer))
     await asyncio.sleep(1.5 * bench.store.seconds)  # it is stored, and being looked up
     bench.store.objects[older.transfer.destination] = older.transfer.id
@@ -159,10 +163,7 @@ async def test_a_late_arrival_of_an_older_transfer_is_noticed(bench: Bench) -> N
 @flying_with(Bench)
 async def test_a_late_arrival_is_not_expected_for_ever(bench: Bench) -> None:
     older, newer = bench.accepted("/old"), bench.accepted("/new")
-    bench.store.answer = lambda _: LOST
-    with pytest.raises(AttemptError):
-        await bench.make(older)
-    bench.store.answer = lambda _: None
+    await bench.lose(older)
     await asyncio.sleep(LATE_ARRIVAL_S)
     assert await bench.make(newer)
     assert not bench.store.finds
@@ -217,12 +218,11 @@ async def test_a_moved_upload_is_sent_again_in_the_same_attempt(ambiguous: bool)
     """At once; what may have arrived is looked up first, not at the slow address, and is guarded against its return."""
     store = SlowStore()
     store.moves, store.ambiguous, store.found = 3, ambiguous, []
-    house = House(store=store)
-    source = house.files.open("/f")
-    queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
+    bench = Bench(store=store)
+    queued = bench.accepted()
     queued.moved = 2
     began = asyncio.get_running_loop().time()
-    await house.attempts.make(queued, Progress())
+    await bench.make(queued)
     assert (queued.attempts, queued.moved, len(store.puts)) == (1, 5, 4)
     assert queued.outcome_unknown is ambiguous
     assert [where for _, where in store.found] == [{"192.0.2.1"}] * (3 if ambiguous else 0)
@@ -239,16 +239,15 @@ async def test_a_moved_upload_that_had_arrived_is_found() -> None:
     store.found = []
     error = AttemptError("SlowConnection", "slow", ambiguous=True)
     error.arrived = True  # type: ignore[attr-defined]
-    house = House(store=store)
-    source = house.files.open("/f")
-    queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
+    bench = Bench(store=store)
+    queued = bench.accepted()
     store.moves, store.answer = 0, lambda _: error
 
     async def put(*args: Any, **kwargs: Any) -> Stored:
         return await FakeStore.put(store, *args, **kwargs)
 
     store.put = put  # type: ignore[method-assign]
-    assert (await house.attempts.make(queued, Progress())).size == 3000
+    assert (await bench.make(queued)).size == 3000
     assert (queued.attempts, len(store.puts), len(store.found)) == (1, 1, 1)
 
 
@@ -280,18 +279,16 @@ class RefusingStore(FakeStore):
 @flying
 async def test_the_third_refused_lookup_in_a_row_is_followed_by_a_put(status: int, puts: int) -> None:
     """Else a store that refuses all of them would hold the transfer; one that does not answer takes no PUT either."""
-    house = House(store=RefusingStore())
-    house.store.status = status  # type: ignore[attr-defined]
-    source = house.files.open("/f")
-    transfer = Transfer.accept(house.request(file="/f"), source.state, 0)
-    queued = QueuedTransfer(1, transfer, 0.0, 0.0, attempt_started=True)
+    bench = Bench(store=RefusingStore())
+    bench.store.status = status  # type: ignore[attr-defined]
+    queued = bench.accepted()
     queued.outcome_unknown = True
     for _ in range(2):
         with pytest.raises(AttemptError):
-            await house.attempts.make(queued, Progress())
+            await bench.make(queued)
     with contextlib.nullcontext() if puts else pytest.raises(AttemptError):
-        await house.attempts.make(queued, Progress())
-    assert (len(house.store.finds), len(house.store.puts)) == (3, puts)
+        await bench.make(queued)
+    assert (len(bench.store.finds), len(bench.store.puts)) == (3, puts)
 
 
 @flying
@@ -308,12 +305,11 @@ async def test_what_was_sent_is_known_to_the_next_lookup() -> None:
             given.append(md5)
             return Stored("md5", 3000)
 
-    house = House(store=KnowingStore())
-    source = house.files.open("/f")
-    queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
+    bench = Bench(store=KnowingStore())
+    queued = bench.accepted()
     with pytest.raises(AttemptError):
-        await house.attempts.make(queued, Progress())
-    await house.attempts.make(queued, Progress())
+        await bench.make(queued)
+    await bench.make(queued)
     assert given == ["md5"]
 
 
@@ -333,10 +329,7 @@ async def test_what_was_stored_after_an_unknown_outcome_is_not_sent_again_when_i
 ) -> None:
     bench.house.store = bench.store = RefusingOnceStore()
     older, newer = bench.accepted("/old"), bench.accepted("/new")
-    bench.store.answer = lambda _: LOST
-    with pytest.raises(AttemptError):
-        await bench.make(older)
-    bench.store.answer = lambda _: None
+    await bench.lose(older)
     with pytest.raises(AttemptError) as caught:
         await bench.make(newer)
     assert caught.value.status == 503
@@ -348,10 +341,7 @@ async def test_what_was_stored_after_an_unknown_outcome_is_not_sent_again_when_i
 async def test_a_late_arrival_is_expected_at_the_store_that_got_the_attempt_alone(bench: Bench) -> None:
     """A reload to another store, and back: only there its object may be overwritten."""
     older, newer, newest = (bench.accepted(file) for file in ("/old", "/new", "/newest"))
-    bench.store.answer = lambda _: LOST
-    with pytest.raises(AttemptError):
-        await bench.make(older)
-    bench.store.answer = lambda _: None
+    await bench.lose(older)
     bench.house.store = other = FakeStore(url="http://other")
     await bench.make(newer)
     assert not other.finds

@@ -8,6 +8,7 @@ import random
 
 import pytest
 from fakes import flying_with
+from lab.keeping import Clock
 
 from s3daemon.delivery.health import (
     HELD_PROBE_S,
@@ -28,16 +29,6 @@ BAD_KEY = AttemptError("InvalidAccessKeyId", "no such key", status=403)
 
 NOW = math.inf
 """Of an attempt: it started after all that the test did before."""
-
-
-class Clock:
-    """A monotonic clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture

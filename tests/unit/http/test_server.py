@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
+from fake_host import settings_for
 from lab.serving import Run, SocketHouse, in_house, run_with
 
 import s3daemon.http.server
 import s3daemon.ingress.listener
-from s3daemon.config.settings import Settings, SettingsHolder
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.http.server import HttpServer
 from s3daemon.http.upload import MAX_FORM, Answer, Form
 
@@ -29,18 +30,12 @@ class House(SocketHouse):
     """A server on a socket in a directory."""
 
     def __init__(self, directory: Path, **changes: str) -> None:
-        environ = {
-            "S3_ENDPOINT_URL": "http://store",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "S3DAEMON_STATE_DIR": "/nowhere",
-        }
         super().__init__(directory)
         self.now = 1000.0
         self.acted, self.taken = list[bytes](), 0
         self.go_on = asyncio.Event()
         self.go_on.set()
-        settings = SettingsHolder(Settings.from_environ(environ | changes))
+        settings = SettingsHolder(settings_for("http://store", **changes))
         pages = {"/page": self.page, "/html": self.html, "/bug": self.bug, "/large": self.large}
         self.actions = {"/act": self.act}
         self.server = HttpServer(settings, pages, self.actions, clock=lambda: self.now)

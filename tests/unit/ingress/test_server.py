@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_host import settings_for
 from lab.serving import Run, SocketHouse, in_house, run_with
 
 import s3daemon.ingress.listener
 import s3daemon.ingress.server
-from s3daemon.config.settings import Settings, SettingsHolder
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.intake import Ticket
 from s3daemon.errors import FileError, SpoolError
 from s3daemon.ingress.access import AccessControl
@@ -84,13 +85,7 @@ class House(SocketHouse):
     """A server on a socket in a directory."""
 
     def __init__(self, directory: Path, **changes: str) -> None:
-        environ = {
-            "S3_ENDPOINT_URL": "http://store",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "S3DAEMON_STATE_DIR": "/nowhere",
-        }
-        self.settings = SettingsHolder(Settings.from_environ(environ | changes))
+        self.settings = SettingsHolder(settings_for("http://store", **changes))
         super().__init__(directory)
         self.intake, self.notifier, self.notified = FakeIntake(), FakeNotifier(), list[str]()
         intake: Any = self.intake

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
@@ -32,6 +32,7 @@ from lab.scripted import (
     silent_after,
 )
 from lab.sending import in_loop
+from lab.serving import until
 
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
@@ -353,13 +354,6 @@ async def test_connections_move_one_after_the_other_when_the_name_has_other_addr
             assert loads(server) == [CONNECTIONS, 0]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
 async def no_more_than(server: Scripted, count: int) -> None:
     """So many requests are answered, and no more follow."""
     await answered(server, count)
@@ -535,22 +529,29 @@ async def test_a_connection_with_a_narrowed_window_is_replaced_while_none_is_in_
         assert (pool.opened, pool.open_count) == (CONNECTIONS + 1, CONNECTIONS)
 
 
+@contextlib.contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let this process open nothing more."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
 @in_loop
 async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> None:
     """What the server closes is opened again once there are descriptors."""
     clock = Clock()
     async with kept_at_two_addresses(clock) as (server, pool):
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        try:
+        with no_descriptors():
             for connection in server.connections:
                 connection.close()
             for _ in range(9):
                 clock.now += SWEEP_S
                 await sweeps(1)
             assert (pool.open_count, pool.addresses.disabled) == (0, [])
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         while pool.open_count < CONNECTIONS:
             clock.now += RETRY_MAX_S
             await sweeps(1)
@@ -572,16 +573,12 @@ async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: py
             return await request(connection, *args, **options)
 
         monkeypatch.setattr(Connection, "request", counted)
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        try:
+        with no_descriptors():
             server.connections[0].close()
             for _ in range(10):
                 clock.now += 11  # s; longer than an open one may be idle
                 await sweeps(2)
             assert pool.open_count == CONNECTIONS - 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert 2 <= tried <= 20
 
 
