@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from lab.certs import Authority
 from lab.faults import continue_only, garbage, half_an_answer
-from lab.schemes import PLAIN, Scheme, scheme_of, tls_with
+from lab.schemes import PLAIN, Scheme, tls_with
 from lab.scripted import (
     Exchange,
     Script,
@@ -32,12 +32,6 @@ SMALL = 3_000
 MIDDLE = 1 << 20
 #: More than any buffer holds: the sender waits for the receiver.
 LARGE = 12 << 20
-
-
-@pytest.fixture(params=["plain", "tls"])
-def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """HTTP and HTTPS."""
-    return scheme_of(request)
 
 
 async def too_early(exchange: Exchange) -> None:
