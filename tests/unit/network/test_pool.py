@@ -351,8 +351,7 @@ async def test_the_certificate_of_a_connection_is_noted(tmp_path: Path) -> None:
     """One of thirty days, over the connections that asyncio makes with the pool's TLS context."""
     authority = Authority(tmp_path)
     made = authority.issue("store")
-    server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    server_tls.load_cert_chain(made.cert, made.key)
+    server_tls = made.context()
     client_tls = ssl.create_default_context(cafile=str(authority.ca))
     certificates = Certificates(Clock())
     certificates.watch(client_tls)

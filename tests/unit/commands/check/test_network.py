@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from fake_host import Looked, refusal, serving, settings_for
-from lab.certs import Authority, Certificate
+from lab.certs import Authority
 from lab.sending import in_loop
 
 from s3daemon.commands.check.network import reach
@@ -38,18 +38,11 @@ class Resolving(asyncio.SelectorEventLoop):
         return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port)) for address in self._addresses]
 
 
-def server_of(issued: Certificate) -> ssl.SSLContext:
-    """A server's with that certificate."""
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(issued.cert, issued.key)
-    return context
-
-
 @in_loop
 async def test_certificate_of_another(certs: Authority, tmp_path: Path) -> None:
     """A certificate that is valid for another name is not accepted."""
     looked = Looked(tmp_path)
-    async with serving(b"", server_of(certs.issue("elsewhere", "DNS:elsewhere.example.org"))) as url:
+    async with serving(b"", certs.issue("elsewhere", "DNS:elsewhere.example.org").context()) as url:
         await reach(settings_for(url, AWS_CA_BUNDLE=str(certs.ca)), looked.findings, time.time)
     assert "S3_ENDPOINT_URL must have a name that the certificate has" in looked.one("FAIL connect")
 
@@ -125,7 +118,7 @@ TLS_RECORD = b"\x16"
 @pytest.fixture
 def tls(certs: Authority) -> ssl.SSLContext:
     """A server's, with a certificate of the tests' authority."""
-    return server_of(certs.issue("here"))
+    return certs.issue("here").context()
 
 
 NOT_CHECKED = "note credentials not checked, nor is what needs them: there is no way to the store"
