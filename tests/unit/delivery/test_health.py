@@ -12,7 +12,6 @@ from lab.keeping import Clock
 
 from s3daemon.delivery.health import (
     HELD_PROBE_S,
-    PROBE_MAX_S,
     Health,
     KeyEvidence,
     Outages,
@@ -182,20 +181,6 @@ def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, cloc
     for delay, whole in zip(delays, [1, 2, 4, 8, 16, 30, 30, 30, 30, 30], strict=True):
         assert 0.75 * whole <= delay <= whole
     assert limits == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
-
-
-def test_48_hours_of_outage_cost_a_bounded_number_of_probes(health: Health, clock: Clock) -> None:
-    away(health)
-    probes, end = 0, clock.now + 48 * 3600
-    while clock.now < end:
-        in_flight = 0
-        while health.may_start(in_flight):
-            in_flight += 1
-        probes += in_flight
-        for _ in range(in_flight):
-            health.failed(DOWN, HERE)
-        clock.now = health.wake_at() or clock.now
-    assert 2 * 48 * 3600 / PROBE_MAX_S <= probes <= 2 * 48 * 3600 / (0.75 * PROBE_MAX_S) + 20
 
 
 def test_bad_keys_hold_the_queue_from_any_state(health: Health) -> None:

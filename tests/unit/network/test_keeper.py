@@ -361,13 +361,6 @@ async def no_more_than(server: Scripted, count: int) -> None:
     assert len(server.seen) == count
 
 
-async def idle_until_closed(server: Scripted, clock: Clock, idle_s: float) -> None:
-    """Let the connections be idle, then close all."""
-    clock.now += idle_s
-    for connection in server.open_connections:
-        connection.close()
-
-
 async def rest_and_close(server: Scripted, clock: Clock, pool: ConnectionPool, *, restart: bool = False) -> None:
     """Let all connections rest for 6 s, then close them: all, or those that nothing was sent over meanwhile."""
     await until(lambda: pool.open_count == CONNECTIONS)
@@ -425,23 +418,6 @@ async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(caplo
 
 
 @in_loop
-async def test_a_restart_of_an_idle_server_leaves_the_interval_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    """All connections were idle for the same time when it closed them, once; they are opened again."""
-    caplog.set_level(logging.INFO)
-    clock = Clock()
-    async with scripted() as server, kept(server, clock) as pool:
-        for rounds in (1, 2, 3):
-            await answered(server, (2 * rounds - 1) * CONNECTIONS)
-            await idle_until_closed(server, clock, 7.0)
-            await answered(server, 2 * rounds * CONNECTIONS)
-            clock.now += INTERVAL_S - 0.1
-            await no_more_than(server, 2 * rounds * CONNECTIONS)
-            clock.now += 0.1
-        assert pool.opened == 4 * CONNECTIONS
-    assert caplog.messages == []
-
-
-@in_loop
 async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCaptureFixture) -> None:
     """After the first closes one connection is used all the time: a restart ends it too, an idle limit does not."""
     caplog.set_level(logging.INFO)
@@ -450,24 +426,6 @@ async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCap
         for _ in range(4):
             await rest_and_close(server, clock, pool, restart=True)
     assert caplog.messages == []
-
-
-@in_loop
-async def test_a_restart_of_the_server_is_no_idle_timeout() -> None:
-    """Connections closed together at very different ages say nothing of the server's timeout."""
-    clock = Clock()
-    async with scripted() as server, kept(server, clock) as pool:
-        await answered(server, CONNECTIONS)
-        clock.now += 6.0
-        async with pool.acquire() as connection:
-            await connection.request("GET", server.url, {}, None)
-        clock.now += SWEEP_S
-        await sweeps(1)
-        for connection in server.connections:
-            connection.close()
-        await answered(server, 2 * CONNECTIONS + 1)
-        clock.now += INTERVAL_S - 0.1
-        await no_more_than(server, 2 * CONNECTIONS + 1)
 
 
 @in_loop
