@@ -6,6 +6,7 @@ import asyncio
 import functools
 import random
 import selectors
+import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
@@ -264,6 +265,23 @@ class FakeJournal:
         if done is not None:
             done()
         return True
+
+
+class FakeNotifier:
+    """Keeps the names of the connections that systemd would keep, and says whether it `works`."""
+
+    def __init__(self, *, works: bool = True) -> None:
+        self.kept: list[str] = []
+        self.socks: list[socket.socket] = []
+        self.works = works
+
+    def store(self, name: str, sock: socket.socket) -> bool:
+        self.kept.append(name)
+        self.socks.append(sock)
+        return self.works
+
+    def forget(self, name: str) -> None:
+        self.kept = [other for other in self.kept if other != name]
 
 
 class FakeFiles:

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes, urlencode
 
 import pytest
-from fakes import House, away, flying_with
+from fakes import FakeNotifier, House, away, flying_with
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -314,22 +314,6 @@ def test_a_message_in_a_header_is_one_line_of_ascii() -> None:
     assert answer.encode().endswith(b"}\n")
 
 
-class FakeNotifier:
-    """Keeps the names of the connections that systemd would keep, if it works."""
-
-    def __init__(self) -> None:
-        self.kept: list[str] = []
-        self.works = False
-
-    def store(self, name: str, sock: socket.socket) -> bool:
-        if self.works:
-            self.kept.append(name)
-        return self.works
-
-    def forget(self, name: str) -> None:
-        self.kept = [other for other in self.kept if other != name]
-
-
 class Desk:
     """Uploads over a House."""
 
@@ -340,7 +324,7 @@ class Desk:
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
         self.refused: list[Refusal] = []
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
-        self.notifier = FakeNotifier()
+        self.notifier = FakeNotifier(works=False)
         self.begin_process({})
 
     def begin_process(self, failures: Mapping[str, Entry]) -> None:

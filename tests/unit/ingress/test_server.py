@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from fake_host import settings_for
+from fakes import FakeNotifier
 from lab.serving import Run, SocketHouse, in_house, run_with
 
 import s3daemon.ingress.listener
@@ -62,23 +63,6 @@ class FakeIntake:
 
     def end(self, reply: Reply = Reply(Outcome.STORED, ID)) -> None:  # noqa: B008 - frozen
         self.ticket.outcome.set_result(reply)
-
-
-class FakeNotifier:
-    """Keeps the names of the connections that systemd would keep."""
-
-    def __init__(self) -> None:
-        self.kept: list[str] = []
-        self.socks: list[socket.socket] = []
-        self.works = True
-
-    def store(self, name: str, sock: socket.socket) -> bool:
-        self.kept.append(name)
-        self.socks.append(sock)
-        return self.works
-
-    def forget(self, name: str) -> None:
-        self.kept = [other for other in self.kept if other != name]
 
 
 class House(SocketHouse):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 from lab.sending import in_loop
@@ -105,9 +105,7 @@ async def test_an_upload_outlives_its_transfer(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_a_replaced_spool_gets_the_uploads_from_memory(
-    tmp_path: Path, connections: list[sqlite3.Connection]
-) -> None:
+async def test_a_replaced_spool_gets_the_uploads_from_memory(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """The file is destroyed while the daemon runs: what is in memory goes into its replacement."""
     state = tmp_path / "state"
     replaced = asyncio.Event()
@@ -117,11 +115,7 @@ async def test_a_replaced_spool_gets_the_uploads_from_memory(
     (one,) = spool.open_uploads
     spool.open_uploads.part(one, 1, "etag")
     await spool.start_attempt(TRANSFER.id)
-    connections[-1].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    connections[-1].execute("PRAGMA shrink_memory")  # or the pages would be served from memory
-    with (state / "spool.db").open("r+b") as file:
-        file.seek(4096)
-        file.write(os.urandom((state / "spool.db").stat().st_size - 4096))
+    damage(state / "spool.db")
     await spool.start_attempt(TRANSFER.id)
     await asyncio.wait_for(replaced.wait(), 20)
     await spool.restore([])

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import os
-import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -124,19 +124,13 @@ async def test_a_cancelled_acceptance_does_not_disturb_the_next(tmp_path: Path) 
 
 
 @in_loop
-async def test_a_file_damaged_at_work_is_restored_from_memory(
-    tmp_path: Path, connections: list[sqlite3.Connection]
-) -> None:
+async def test_a_file_damaged_at_work_is_restored_from_memory(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     replaced = asyncio.Event()
     spool = Spool.open(tmp_path, on_replaced=replaced.set)
     await asyncio.gather(*(spool.add(transfer(n), 1.0, attempt_started=True) for n in range(500)))
     await spool.fail(transfer(7).id, 2, "NoSuchBucket", "none", 2.0)
     memory = spool.entries()
-    connections[-1].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-    connections[-1].execute("PRAGMA shrink_memory")  # or the pages would be served from memory
-    with (tmp_path / "spool.db").open("r+b") as file:
-        file.seek(4096)
-        file.write(os.urandom((tmp_path / "spool.db").stat().st_size - 4096))
+    damage(tmp_path / "spool.db")
     seq = await spool.add(transfer(1000), 3.0, attempt_started=True)
     spool.remove(transfer(8).id)
     await asyncio.wait_for(replaced.wait(), 20)
