@@ -59,10 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):  # an encoding without some character does not lose the line
             stream.reconfigure(errors="backslashreplace")
     try:
-        if command == "check":
-            status = module.main(args, os.environ, sys.stdout)
-        else:
-            status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr)
+        status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

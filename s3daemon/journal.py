@@ -39,8 +39,6 @@ JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 QUEUE_LIMIT = 20_000
 #: Equal warnings written in a second; the others are counted. A last line: 54 000 were written in 102 s once.
 WARNINGS_PER_SECOND = 5
-#: How long a kind of warning is remembered, seconds.
-WARNINGS_KEPT_S = 60.0
 #: Longer values are cut: only a traceback comes near, and an entry has to fit one datagram (212 992 bytes by default).
 MAX_VALUE_BYTES = 32 * 1024
 #: The least seconds between two warnings of lost entries.
@@ -200,32 +198,44 @@ def _loss(count: int) -> bytes:
     return b"%d journal entries are lost: the journal did not take them, or not in time" % count
 
 
-class WarningLimit:
-    """Says which of equal warnings are written: `WARNINGS_PER_SECOND`; it counts the others. Pure."""
+class LogLimit:
+    """Says which of equal entries are written: so many in a period, which begins with one; it counts the others. Pure.
 
-    def __init__(self) -> None:
-        self._seconds: dict[Hashable, tuple[float, int]] = {}  # the second's begin, and how many came in it
-        self._skipped: dict[Hashable, int] = {}
+    Args:
+        entries: of one kind that are written in a period.
+        period_s: its length, seconds.
+    """
+
+    def __init__(self, entries: int = WARNINGS_PER_SECOND, period_s: float = 1.0) -> None:
+        self._entries = entries
+        self._period_s = period_s
+        self._periods: dict[Hashable, tuple[float, int]] = {}  # the last one's begin, and how many came in it
 
     def admit(self, kind: Hashable, now: float) -> int | None:
         """Return how many were skipped since the last one of `kind` that was written; None: skip this one too.
 
         Args:
-            kind: what makes two warnings equal.
+            kind: what makes two entries equal.
             now: monotonic seconds.
         """
-        if kind not in self._seconds:
-            self._seconds = {
-                each: second for each, second in self._seconds.items() if now - second[0] < WARNINGS_KEPT_S
+        if kind not in self._periods:
+            self._periods = {
+                each: (begin, count)
+                for each, (begin, count) in self._periods.items()
+                if now - begin < self._period_s or count > self._entries
             }
-        begin, count = self._seconds.get(kind, (now, 0))
-        if now - begin >= 1.0:
+        begin, count = self._periods.get(kind, (now, 0))
+        skipped = 0
+        if now - begin >= self._period_s:
+            skipped = self.end_period(kind)
             begin, count = now, 0
-        self._seconds[kind] = begin, count + 1
-        if count >= WARNINGS_PER_SECOND:
-            self._skipped[kind] = self._skipped.get(kind, 0) + 1
-            return None
-        return self._skipped.pop(kind, 0)
+        self._periods[kind] = begin, count + 1
+        return skipped if count < self._entries else None
+
+    def end_period(self, kind: Hashable) -> int:
+        """Let the next entry of `kind` begin a period; return how many were skipped in this one."""
+        _, count = self._periods.pop(kind, (0.0, 0))
+        return max(0, count - self._entries)
 
 
 class _Handler(logging.Handler):

@@ -241,15 +241,17 @@ class Service:
             http_addresses=[name_of(sock) for sock in http_listeners],
         )
         self._operations = operations = Operations(
-            self._settings, uploader, spool, server, lambda: self._endpoint.pool, exposures=exposures
+            self._settings,
+            uploader,
+            spool,
+            server,
+            lambda: self._endpoint.pool,
+            exposures=exposures,
+            refused=self._refusals.counts,
+            http_clients=lambda: self._http.listener.clients,
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
-        metrics = Metrics(
-            lambda: operations.figures() | {"s3daemon_http_clients": self._http.listener.clients},
-            labelled=lambda: {"s3daemon_refused": self._refusals.counts, **operations.by_receiver()},
-            exposures=exposures,
-            name=state_dir.name,
-        )
+        metrics = Metrics(operations.figures, exposures=exposures, name=state_dir.name)
         uploader.observers.append(metrics.see)
         uploader.attempt_observers.append(metrics.see_attempt)
         uploads = Uploads(

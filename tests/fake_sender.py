@@ -36,6 +36,7 @@ class FakeSender:
         etags: of a part or a PUT; by default `etag-NUMBER`.
         answers: of a call, by its operation: a mapping, or an error to raise; without one it is empty.
         hold: bodies wait for it.
+        later_s: each part takes so much longer than the one before it.
         sent: number, offset and size of every body that was taken.
         called: operation and parameters of every call.
     """
@@ -46,6 +47,7 @@ class FakeSender:
     etags: dict[int, str] = field(default_factory=dict)
     answers: dict[str, Mapping[str, Any] | AttemptError] = field(default_factory=dict)
     hold: asyncio.Event | None = None
+    later_s: float = 0.0
     sent: list[tuple[int, int, int]] = field(default_factory=list)
     called: list[tuple[str, dict[str, object]]] = field(default_factory=list)
     in_flight: int = 0
@@ -65,7 +67,7 @@ class FakeSender:
         try:
             if self.hold is not None:
                 await self.hold.wait()
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001 + number * self.later_s)
             if errors := self.errors.get(number):
                 raise errors.pop(0)
         finally:

@@ -7,9 +7,11 @@ import functools
 import random
 import selectors
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from fake_host import settings_for
@@ -17,15 +19,20 @@ from lab.sending import without_first
 
 from s3daemon.clock import ActiveClock
 from s3daemon.config.settings import SettingsHolder
+from s3daemon.control.operations import Operations
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Start, Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
-from s3daemon.model.record import Field, MessageId
+from s3daemon.http.metrics import Metrics
+from s3daemon.model.exposure import Exposures
+from s3daemon.model.record import AttemptEnd, Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.model.source import Source
+from s3daemon.network.addresses import Limited
 from s3daemon.network.progress import Progress
+from s3daemon.network.rate.bandwidth import Limit, Origin
 from s3daemon.s3.store import LookupResult, Stored
 from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
@@ -107,6 +114,7 @@ class FakeSpool:
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}
+        self.fault = ""
         self.open_uploads = OpenUploads()
         self.failed: dict[str, tuple[str, str]] = {}
         self.failures: dict[str, Entry] = {}
@@ -375,3 +383,56 @@ def transfer(n: int, key: str = "") -> Transfer:
         FileState(8_000_000 + n, 1_763_862_735 * 10**9, n, 7),
         n,
     )
+
+
+class Pool:
+    """Connections to two addresses, one of them disabled."""
+
+    open_count, opened, limit = 3, 7, 8
+    small_request = "GET"
+    certificates = SimpleNamespace(expiry_s=1_800_000_000)
+    addresses = SimpleNamespace(
+        unexpectedly_disabled=["192.0.2.2"],
+        are_unreachable=False,
+        limited={"192.0.2.2": Limited("refused", 9.0, 1.0)},
+    )
+    bandwidth = SimpleNamespace(limit=Limit(994_000_000, Origin.FOUND))
+
+    def idle(self) -> list[Any]:
+        return [self, self]
+
+    def open_per_address(self) -> Counter[str]:
+        return Counter({"192.0.2.1": 3})
+
+    is_open = True
+
+
+def operations_of(house: House, spool: Any, exposures: Exposures) -> Operations:
+    """Return a house's operations, with two clients of the line protocol and five of HTTP."""
+    server: Any = SimpleNamespace(clients=2)
+    pool: Any = Pool()
+    return Operations(
+        house.holder,
+        house.uploader,
+        spool,
+        server,
+        lambda: pool,
+        exposures=exposures,
+        refused={"NotReadable": 3},
+        http_clients=lambda: 5,
+        wall=house.wall,
+    )
+
+
+def exposition() -> bytes:
+    """Return what Prometheus reads of a house: every metric."""
+    found: list[bytes] = []
+
+    async def expose() -> None:
+        house = House()
+        made = Metrics(operations_of(house, house.spool, Exposures()).figures)
+        made.see_attempt(AttemptEnd(code="SlowDown", status=503, receiver="192.0.2.1", again=True))
+        found.append(made.expose()[0])
+
+    fly(expose)
+    return found[0]

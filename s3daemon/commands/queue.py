@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
-from s3daemon.commands.table import Column, Table, console_of, print_table
+from s3daemon.commands.table import Column, Table, console_of, lines, width_of
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.control.rows import Row, row_of
 from s3daemon.errors import Code, S3daemonError, one_line
@@ -43,9 +43,9 @@ _COLUMNS = (
     Column("ATTEMPTS", align="right"),
     Column("NEXT", align="right"),
     Column("SIZE", align="right"),
-    Column("DESTINATION", keep="end", place="fold"),
+    Column("DESTINATION", place="fold"),
     Column("LAST ERROR", place="fold"),
-    Column("FILE", least=12, keep="end", place="drop"),
+    Column("FILE", least=12, place="drop"),
 )
 
 
@@ -103,18 +103,7 @@ def main(
     err: TextIO,
     on_dropped: Callable[[Sequence[Entry]], None] = record_dropped,
 ) -> int:
-    """Carry out the command.
-
-    Args:
-        args: as `configure` described them.
-        environ: says where the daemon is, as `Instance.find` reads it; the settings are not needed.
-        out: takes the table.
-        err: takes one line when something is wrong.
-        on_dropped: gets the transfers that are dropped while no daemon runs; writes their records.
-
-    Returns:
-        The exit status: 0, or 1 when it could not be done or an id is unknown.
-    """
+    """Carry out the command."""
     instance = instance_of(args, environ)
     try:
         if args.action is None:
@@ -139,7 +128,7 @@ def _list(rows: Sequence[Row], *, as_json: bool, out: TextIO) -> None:
     if as_json:  # one array with an object on each line, so that line tools can read it too
         print("[\n" + ",\n".join(json.dumps(row.as_dict()) for row in rows) + "\n]", file=out)
         return
-    print_table(console_of(out), table(rows))
+    out.writelines(f"{line}\n" for line in lines(table(rows), width_of(console_of(out))))
     print(total(rows), file=out)
 
 

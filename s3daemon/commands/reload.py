@@ -20,17 +20,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def main(args: argparse.Namespace, environ: Mapping[str, str], *, out: TextIO, err: TextIO) -> int:
-    """Carry out the command.
-
-    Args:
-        args: nothing.
-        environ: freshly read by systemd for ExecReload=.
-        out: takes what changed.
-        err: takes why it was refused, a line for each fault.
-
-    Returns:
-        The exit status; other than 0, the previous settings stay in force.
-    """
+    """Carry out the command."""
     # What came of it the daemon itself logs; where systemd runs this, the output would go to the same journal again.
     logged = "JOURNAL_STREAM" in environ
     try:

@@ -1,7 +1,8 @@
 """Draw tables and bars for every command: one layout, for terminals of any width, pipes and files.
 
-    console = console_of(out)
-    print_table(console, Table([Column("SIZE", align="right"), Column("DESTINATION", place="fold")], rows))
+    table = Table([Column("SIZE", align="right"), Column("DESTINATION", place="fold")], rows)
+    for line in lines(table, width_of(console_of(out))):
+        print(line, file=out)
 
 On a terminal a table that is too wide gives way in this order: columns with a `least` are cut, the last one first;
 columns with `place="drop"` are left out, the last one first; columns with `place="fold"` move to lines of their own
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TextIO
 
-from rich.cells import cell_len, set_cell_size
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -57,7 +58,6 @@ class Column:
         name: its heading.
         align: of its cells and heading.
         least: characters that it may be cut down to where the terminal is narrow; None: it is never cut.
-        keep: the end of a text that is kept when it is cut; names differ at their ends.
         place: `row`: always in the row; `fold`: beneath the row where the terminal is too narrow; `drop`: left out
             there; `below`: always beneath the row.
         optional: it is left out when no row has anything in it.
@@ -67,7 +67,6 @@ class Column:
     name: str
     align: Literal["left", "right"] = "left"
     least: int | None = None
-    keep: Literal["start", "end"] = "start"
     place: Literal["row", "fold", "drop", "below"] = "row"
     optional: bool = False
     style: Callable[[Cell], str] | None = None
@@ -105,16 +104,6 @@ def width_of(console: Console) -> int | None:
     return console.width if console.file.isatty() else None
 
 
-def print_table(console: Console, table: Table) -> None:
-    """Print it, as wide as the console is."""
-    layout = _Layout(table, width_of(console))
-    if any(column.style for column in table.columns) and console.color_system:
-        for text in layout.texts():
-            console.print(text, soft_wrap=True)
-    else:  # as fast as a listing of many thousand rows needs
-        console.file.writelines(f"{line}\n" for line in layout.lines())
-
-
 def lines(table: Table, width: int | None) -> Iterator[str]:
     """The table in plain characters, a line each.
 
@@ -136,16 +125,10 @@ def bar(fraction: float, width: int = BAR_CHARS, *, beyond: bool = False) -> str
     return (BEYOND if beyond else FULL) * filled + EMPTY * (width - filled)
 
 
-def cut(text: str, width: int, keep: Literal["start", "end"] = "start") -> str:
-    """At most `width` characters of a printable text, with an ellipsis in place of what is left out."""
-    if text.isascii():
-        if len(text) <= width:
-            return text
-        return text[: width - 1] + CUT if keep == "start" else CUT + text[len(text) - width + 1 :]
+def cut(text: str, width: int) -> str:
+    """The end of a printable text, in at most `width` characters with an ellipsis: names differ at their ends."""
     if cell_len(text) <= width:
         return text
-    if keep == "start":
-        return set_cell_size(text, width - 1).rstrip() + CUT
     while cell_len(text) >= width:
         text = text[max(1, len(text) - width) :]
     return CUT + text
@@ -194,9 +177,7 @@ class _Drawn:
         return itertools.repeat("") if style is None else map(style, self.cells)
 
     def _fitted(self, cell: Cell) -> str:
-        if isinstance(cell, Bar):
-            return bar(cell.fraction, self.width, beyond=cell.beyond)
-        return cut(cell, self.width, self.column.keep)
+        return bar(cell.fraction, self.width, beyond=cell.beyond) if isinstance(cell, Bar) else cut(cell, self.width)
 
     def _padded(self, text: str) -> str:
         blanks = " " * (self.width - cell_len(text))
@@ -244,30 +225,29 @@ class _Layout:
         """As `lines`."""
         yield from ([self._title] if self._title else [])
         yield self._head()
-        rows = (
-            (self._indent + _GAP.join(cells)).rstrip() for cells in zip(*map(_Drawn.padded, self._row), strict=True)
-        )
-        if not self._beneath:
-            yield from rows
-            return
-        for row, *beneath in zip(rows, *map(_Drawn.words, self._beneath), strict=True):
-            yield row
-            yield from (self._indent + _INDENT + text for text in beneath if text)
+        for cells, beneath in self._rows():
+            yield (self._indent + _GAP.join(cells)).rstrip()
+            yield from beneath
 
     def texts(self) -> Iterator[Text]:
         """As `texts`."""
         if self._title:
             yield Text(self._title, style="bold")
         yield Text(self._head(), style="dim")
-        rows = zip(*map(_Drawn.padded, self._row), strict=True)
         styles = zip(*map(_Drawn.styles, self._row), strict=False)  # those of a column without any are endless
-        below = zip(*map(_Drawn.words, self._beneath), strict=True) if self._beneath else itertools.repeat(())
-        for cells, styled, beneath in zip(rows, styles, below, strict=False):
+        for (cells, beneath), styled in zip(self._rows(), styles, strict=False):
             parts = [part for pair in zip(cells, styled, strict=True) for part in (pair, _GAP)]
             text = Text.assemble(self._indent, *parts[:-1])
             text.rstrip()
             yield text
-            yield from (Text(self._indent + _INDENT + words) for words in beneath if words)
+            yield from map(Text, beneath)
+
+    def _rows(self) -> Iterator[tuple[Sequence[str], Sequence[str]]]:
+        """Yield the cells of each row, and the lines beneath it."""
+        rows = zip(*map(_Drawn.padded, self._row), strict=True)
+        below = zip(*map(_Drawn.words, self._beneath), strict=True) if self._beneath else itertools.repeat(())
+        for cells, words in zip(rows, below, strict=False):
+            yield cells, [self._indent + _INDENT + word for word in words if word]
 
     def _head(self) -> str:
         return self._indent + _GAP.join(one.head() for one in self._row).rstrip()

@@ -53,15 +53,17 @@ class JsonObject:
         for at, key in enumerate(shape.keys):
             if key in shape.nested:
                 values[at] = _read(values[at], shape.nested[key])
-        return cls(*values)
+        return cls(**dict(zip(shape.names, values, strict=True)))
 
 
 class _Shape:
     """The fields of one class: keys, JSON's types, and what its arrays and objects hold."""
 
     def __init__(self, cls: type[JsonObject]) -> None:
-        hints = get_type_hints(cls)
+        # Its own fields before those of a base: JSON is read by people too.
+        hints = dict(sorted(get_type_hints(cls).items(), key=lambda item: item[0] not in cls.__annotations__))
         full = get_type_hints(cls, include_extras=True)
+        self.names = list(hints)
         self.keys = [_key(name, full[name]) for name in hints]
         self.types = [_types(hint) for hint in hints.values()]
         self.values = attrgetter(*hints)

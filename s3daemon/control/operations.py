@@ -7,8 +7,9 @@ import contextlib
 import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from itertools import islice
+from typing import NamedTuple
 
 from s3daemon import __version__
 from s3daemon.clock import Clock
@@ -22,6 +23,7 @@ from s3daemon.control.status import (
     RateLimit,
     Receiver,
     Status,
+    Summary,
     Upload,
     receivers_of,
     uploads_of,
@@ -38,6 +40,24 @@ from s3daemon.spool.spool import Entry, Spool
 from s3daemon.units import plural, span
 
 Answer = Mapping[str, object]
+
+
+class Figure(NamedTuple):
+    """A metric of the present state.
+
+    Args:
+        name: without the `_total` that Prometheus appends to that of a counter.
+        text: its meaning.
+        value: now, or its values by that of `label`.
+        label: its label; empty for none.
+        counter: it only grows; else it is a gauge.
+    """
+
+    name: str
+    text: str
+    value: float | Mapping[str, float]
+    label: str = ""
+    counter: bool = False
 
 
 def entry_of(queued: QueuedTransfer) -> Entry:
@@ -71,6 +91,8 @@ class Operations:
         server: knows its clients.
         pool: gives the connections in use now; a reload may replace them.
         exposures: the last ones.
+        refused: requests that were refused, by the error's code.
+        http_clients: returns how many clients of HTTP are being served.
         wall: seconds since the epoch.
 
     Attributes:
@@ -87,6 +109,8 @@ class Operations:
         pool: Callable[[], ConnectionPool],
         *,
         exposures: Exposures,
+        refused: Mapping[str, int],
+        http_clients: Callable[[], int],
         wall: Clock = time.time,
     ) -> None:
         self.draining = ""
@@ -97,6 +121,8 @@ class Operations:
         self._server = server
         self._pool = pool
         self._exposures = exposures
+        self._refused = refused
+        self._http_clients = http_clients
         self._wall = wall
         self._started_usec = round(wall() * 1e6)
         self._failed = 0  # as last counted
@@ -179,6 +205,7 @@ class Operations:
         uploads = uploads_of(uploader.schedule.running, uploader.now())
         now_usec = round(self._wall() * 1e6)
         return Status(
+            **{each.name: getattr(condition, each.name) for each in fields(Summary)},
             state=condition.state,
             line=condition.line,
             version=__version__,
@@ -186,19 +213,6 @@ class Operations:
             endpoint=self._settings.current.endpoint_url,
             now_usec=now_usec,
             started_usec=self._started_usec,
-            in_flight=condition.in_flight,
-            pending=condition.pending,
-            oldest_s=condition.oldest_s,
-            failed=condition.failed,
-            held=condition.held,
-            away=condition.away,
-            away_reason=condition.away_reason,
-            since_usec=condition.since_usec,
-            next_probe_s=condition.next_probe_s,
-            spool_fault=condition.spool_fault,
-            reload_fault=condition.reload_fault,
-            clients=self._server.clients,
-            connections=condition.connections,
             limit=RateLimit(pool.bandwidth.limit.rate_bps, pool.bandwidth.limit.origin.value),
             receivers=self._receivers(uploads),
             uploads=uploads,
@@ -218,6 +232,7 @@ class Operations:
             pending=len(uploader.schedule) - in_flight,
             oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
+            clients=self._server.clients,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.unexpectedly_disabled),
             unreachable=pool.addresses.are_unreachable,
@@ -263,45 +278,66 @@ class Operations:
         count = f"{plural(len(late), 'transfer')} not stored after {LOST_S:g} s"
         return f"{count}, the oldest after {age}: {transfer.destination}{tag}, {state}{why}; see s3daemon queue"
 
-    def figures(self) -> dict[str, float]:
-        """Return the values of `http.metrics.LIVE`, except for the HTTP server's clients."""
-        condition = self.condition()
-        return {
-            "s3daemon_in_flight": condition.in_flight,
-            "s3daemon_pending": condition.pending,
-            "s3daemon_oldest_pending_age_seconds": condition.oldest_s or 0.0,
-            "s3daemon_failed_listed": condition.failed,
-            "s3daemon_held": bool(condition.held),
-            "s3daemon_away": condition.away,
-            "s3daemon_spool_refusing": bool(condition.spool_fault),
-            "s3daemon_clients": self._server.clients,
-            "s3daemon_connections_open": condition.connections.open,
-            "s3daemon_connections_warm": sum(connection.is_open for connection in self._pool().idle()),
-            "s3daemon_connections_limit": condition.connections.limit,
-            "s3daemon_connections_opened": condition.connections.opened,
-            "s3daemon_receivers_disabled": len(condition.disabled),
-            "s3daemon_bandwidth_limit_bytes_per_second": self._pool().bandwidth.limit.rate_bps / 8,
-            "s3daemon_bandwidth_limit_found": self._pool().bandwidth.limit.origin in (Origin.FOUND, Origin.KEPT),
-            "s3daemon_deferrals": self._uploader.waiters.deferrals,
-            "s3daemon_reload_refused": bool(condition.reload_fault),
-            "s3daemon_tls_certificate_expiry_timestamp_seconds": self._pool().certificates.expiry_s,
-        }
-
-    def _receivers(self, uploads: Iterable[Upload]) -> tuple[Receiver, ...]:
-        pool = self._pool()
-        return receivers_of(pool.open_per_address(), uploads, pool.addresses.limited)
-
-    def by_receiver(self) -> dict[str, dict[str, float]]:
-        """Return the values of `http.metrics.LABELLED` that have an address of the store as their label."""
+    def figures(self) -> Sequence[Figure]:
+        """Return the metrics of the present state."""
+        condition, pool = self.condition(), self._pool()
+        limit = pool.bandwidth.limit
         uploads = uploads_of(self._uploader.schedule.running, self._uploader.now())
         receivers = self._receivers(uploads)
         rates: dict[str, float] = dict.fromkeys((one.address for one in receivers), 0.0)
         for upload in uploads:
             for address in upload.receivers:
                 rates[address] += upload.recent_bytes_per_s / len(upload.receivers)
-        return {
-            "s3daemon_receiver_connections": {one.address: one.connections for one in receivers},
-            "s3daemon_receiver_uploads": {one.address: one.uploads for one in receivers},
-            "s3daemon_receiver_disabled": {one.address: one.disabled for one in receivers},
-            "s3daemon_receiver_bytes_per_second": rates,
-        }
+        return (
+            Figure("s3daemon_in_flight", "Transfers with an attempt in flight.", condition.in_flight),
+            Figure("s3daemon_pending", "Accepted transfers that wait for an attempt.", condition.pending),
+            Figure("s3daemon_oldest_pending_age_seconds",
+                "Time since the oldest transfer that is not over was accepted; 0 when there is none.",
+                condition.oldest_s or 0.0),
+            Figure("s3daemon_failed_listed",
+                "Transfers that failed for good and are listed by s3daemon queue.", condition.failed),
+            Figure("s3daemon_held",
+                "1 while the queue is held for an error of the configuration.", bool(condition.held)),
+            Figure("s3daemon_away", "1 while the store does not answer, or cannot serve.", condition.away),
+            Figure("s3daemon_spool_refusing",
+                "1 while requests are refused because the spool cannot be written.", bool(condition.spool_fault)),
+            Figure("s3daemon_clients", "Clients of the line protocol that are being served.", condition.clients),
+            Figure("s3daemon_http_clients",
+                "Clients of HTTP that are being served, this one included.", self._http_clients()),
+            Figure("s3daemon_connections_open", "Open connections to the store.", condition.connections.open),
+            Figure("s3daemon_connections_warm", "Open and idle connections to the store, for the next uploads.",
+                sum(connection.is_open for connection in pool.idle())),
+            Figure("s3daemon_connections_limit",
+                "The most connections to the store that are opened.", condition.connections.limit),
+            Figure("s3daemon_connections_opened",
+                "Connections made to the store since the settings of connections last changed.",
+                condition.connections.opened, counter=True),
+            Figure("s3daemon_bandwidth_limit_bytes_per_second",
+                "What all uploads together may send; 0 for no limit.", limit.rate_bps / 8),
+            Figure("s3daemon_bandwidth_limit_found",
+                "1 where that limit was found by the daemon, now or before a restart; 0 where it was set.",
+                limit.origin in (Origin.FOUND, Origin.KEPT)),
+            Figure("s3daemon_receivers_disabled",
+                "Addresses of the store that are temporarily disabled.", len(condition.disabled)),
+            Figure("s3daemon_deferrals", "Transfers whose waiting clients were notified that they are kept.",
+                self._uploader.waiters.deferrals, counter=True),
+            Figure("s3daemon_reload_refused",
+                "1 from a reload that was refused until one is accepted.", bool(condition.reload_fault)),
+            Figure("s3daemon_tls_certificate_expiry_timestamp_seconds",
+                "When the first certificate of the store in use expires, unix epoch; 0 without TLS.",
+                pool.certificates.expiry_s),
+            Figure("s3daemon_refused",
+                "Requests that were refused, by the error's code.", self._refused, "code", counter=True),
+            Figure("s3daemon_receiver_connections", "Open connections to an address of the store.",
+                {one.address: one.connections for one in receivers}, "receiver"),
+            Figure("s3daemon_receiver_uploads", "Attempts in flight to an address of the store.",
+                {one.address: one.uploads for one in receivers}, "receiver"),
+            Figure("s3daemon_receiver_disabled", "1 while an address is temporarily disabled.",
+                {one.address: one.disabled for one in receivers}, "receiver"),
+            Figure("s3daemon_receiver_bytes_per_second",
+                "Bytes a second that an address of the store acknowledges now.", rates, "receiver"),
+        )  # fmt: skip
+
+    def _receivers(self, uploads: Iterable[Upload]) -> tuple[Receiver, ...]:
+        pool = self._pool()
+        return receivers_of(pool.open_per_address(), uploads, pool.addresses.limited)

@@ -107,44 +107,55 @@ class RateLimit(JsonObject):
     origin: str
 
 
-@dataclass(frozen=True, slots=True)
-class Condition:
-    """What is wrong and how much there is to do, at one moment.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Summary(JsonObject):
+    """How much there is to do and what keeps it, at one moment; part of `Condition` and of `Status`.
 
     Args:
         in_flight: transfers with an attempt under way.
         pending: accepted transfers that wait for an attempt.
         oldest_s: age of the oldest transfer that is not over, in seconds; None when there is none.
         failed: transfers that failed for good and are listed.
-        connections: to the store.
-        disabled: receivers that are temporarily disabled.
-        unreachable: no address of the store answers.
-        none_kept: the store closes each connection after its answer.
         held: why the queue is held, or "".
         away: the store does not answer, or cannot serve.
         away_reason: the failure that showed it, one line with its code, or "".
         since_usec: since when it is held or away, microseconds since the epoch; None when it is neither.
         next_probe_s: seconds until an attempt tries whether that is over; None when it is neither.
-        spool_fault: why requests are refused, or "".
-        reload_fault: why the last reload was refused, or "".
-        stopping: says so while the service stops, else "".
+        spool_fault: why requests are refused, or ""; `spool` in JSON.
+        reload_fault: why the last reload was refused, or ""; `refused` in JSON.
+        clients: of the line protocol that are being served.
+        connections: to the store.
     """
 
     in_flight: int
     pending: int
     oldest_s: float | None
     failed: int
-    connections: Connections
-    disabled: Sequence[str] = ()
-    unreachable: bool = False
-    none_kept: bool = False
     held: str = ""
     away: bool = False
     away_reason: str = ""
     since_usec: int | None = None
     next_probe_s: float | None = None
-    spool_fault: str = ""
-    reload_fault: str = ""
+    spool_fault: Annotated[str, Key("spool")] = ""
+    reload_fault: Annotated[str, Key("refused")] = ""
+    clients: int
+    connections: Connections
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Condition(Summary):
+    """What is wrong and how much there is to do, at one moment.
+
+    Args:
+        disabled: receivers that are temporarily disabled.
+        unreachable: no address of the store answers.
+        none_kept: the store closes each connection after its answer.
+        stopping: says so while the service stops, else "".
+    """
+
+    disabled: Sequence[str] = ()
+    unreachable: bool = False
+    none_kept: bool = False
     stopping: str = ""
 
     @property
@@ -191,18 +202,14 @@ class Condition:
         return "; ".join(parts)
 
 
-@dataclass(frozen=True, slots=True)
-class Status(JsonObject):
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Status(Summary):
     """The daemon's whole answer to `status`.
 
     Args:
         state, line: as of `Condition`; `line` is `status` in JSON.
         version, host, endpoint: which daemon this is, and the store that it sends to.
         now_usec, started_usec: wall clock now and at the daemon's start, microseconds since the epoch.
-        in_flight, pending, oldest_s, failed, held, away, away_reason, since_usec, next_probe_s: as of `Condition`.
-        spool_fault, reload_fault: likewise; `spool` and `refused` in JSON.
-        clients: of the line protocol that are being served.
-        connections: to the store.
         limit: of the bandwidth.
         receivers: the store's addresses.
         uploads: one for each attempt in flight, the one begun first at the head.
@@ -218,19 +225,6 @@ class Status(JsonObject):
     endpoint: str
     now_usec: int
     started_usec: int
-    in_flight: int
-    pending: int
-    oldest_s: float | None
-    failed: int
-    held: str
-    away: bool
-    away_reason: str
-    since_usec: int | None
-    next_probe_s: float | None
-    spool_fault: Annotated[str, Key("spool")]
-    reload_fault: Annotated[str, Key("refused")]
-    clients: int
-    connections: Connections
     limit: RateLimit
     receivers: tuple[Receiver, ...]
     uploads: tuple[Upload, ...]

@@ -54,7 +54,7 @@ from s3daemon.delivery.schedule import (
 )
 from s3daemon.delivery.waiters import Waiters, notify
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
-from s3daemon.journal import Journal, WarningLimit
+from s3daemon.journal import Journal, LogLimit
 from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Transfer
@@ -122,7 +122,7 @@ class Uploader:
         self._outages = Outages(self._health, lambda: self.next_probe_s, clock, wall)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
-        self._warnings = WarningLimit()
+        self._warnings = LogLimit()
         self.schedule = Schedule(settings.current.max_connections)
         self.waiters = Waiters(self._health, journal.write)
         self.observers: list[Callable[[TransferRecord], None]] = []

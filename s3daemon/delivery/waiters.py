@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterable, Sequence
 from s3daemon.delivery.health import Health
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code
+from s3daemon.journal import LogLimit
 from s3daemon.model.record import Deferral, Field, MessageId, Priority
 from s3daemon.model.reply import Outcome, Reply
 
-#: The period in which entries are counted, from its first one on; at its end those over the limit are summed up.
-PERIOD_S = 60.0
-#: Entries of a period: twice those of an exposure's hooks at one host.
+#: So many deferred clients have an entry of their own in a period; one more entry counts the others. The hooks of a
+#: camera that lost its store defer 46 transfers a minute, and each is worth an entry; a thousand clients that ask again
+#: and again are worth one number.
 PERIOD_LIMIT = 100
+#: The period, from its first entry on, seconds.
+PERIOD_S = 60.0
 
 
 class Waiters:
@@ -31,7 +34,9 @@ class Waiters:
     def __init__(self, health: Health, write: Callable[[Sequence[Field]], object]) -> None:
         self.deferrals = 0
         self._health = health
-        self._log = DeferralLog(write)
+        self._write = write
+        self._limit = LogLimit(PERIOD_LIMIT, PERIOD_S)
+        self._period: asyncio.TimerHandle | None = None
         self._waiting: dict[QueuedTransfer, list[asyncio.Future[Reply]]] = {}
 
     def wait(self, queued: QueuedTransfer) -> asyncio.Future[Reply]:
@@ -79,46 +84,24 @@ class Waiters:
         else:
             why = "it is still on its way"
         id_, to = queued.transfer.id, queued.transfer.destination
-        self._log.add(
-            Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=queued.attempts, why=why),
-        )
+        self._log(Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=queued.attempts, why=why))
         return Reply(Outcome.DEFERRED, id_, Code.DEFERRED, f"{id_} is kept and being tried; {why}")
 
-
-class DeferralLog:
-    """What the journal gets of deferred clients: one entry each, and in a flood one entry that counts the rest.
-
-    The hooks of a camera that lost its store defer 46 transfers a minute, and each is worth an entry; a thousand
-    clients that ask again and again are worth one number. Belongs to the running event loop.
-
-    Args:
-        write: takes an entry; `Journal.write`.
-    """
-
-    def __init__(self, write: Callable[[Sequence[Field]], object]) -> None:
-        self._write = write
-        self._loop = asyncio.get_running_loop()
-        self._count = 0
-        self._period: asyncio.TimerHandle | None = None
-
-    def add(self, deferral: Deferral) -> None:
-        """Log that the clients of one transfer were deferred, unless there were too many in this period."""
+    def _log(self, deferral: Deferral) -> None:
+        loop = asyncio.get_running_loop()
         if self._period is None:
-            self._period = self._loop.call_later(PERIOD_S, self._end_period)
-        self._count += 1
-        if self._count <= PERIOD_LIMIT:
+            self._period = loop.call_later(PERIOD_S, self._end_period)
+        if self._limit.admit(MessageId.DEFERRED, loop.time()) is not None:
             self._write(deferral.fields())
 
     def _end_period(self) -> None:
         """Log how many more there were in this period, if there were more."""
-        more, self._count, self._period = self._count - PERIOD_LIMIT, 0, None
-        if more > 0:
+        self._period = None
+        if more := self._limit.end_period(MessageId.DEFERRED):
+            text = f"{more} more transfers were deferred, their clients notified, within {PERIOD_S:.0f} s"
             self._write(
                 [
-                    (
-                        "MESSAGE",
-                        f"{more} more transfers were deferred, their clients notified, within {PERIOD_S:.0f} s",
-                    ),
+                    ("MESSAGE", text),
                     ("MESSAGE_ID", MessageId.DEFERRED.value),
                     ("PRIORITY", int(Priority.NOTICE)),
                     ("S3DAEMON_DEFERRED", more),

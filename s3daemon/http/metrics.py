@@ -1,7 +1,7 @@
 """Metrics for Prometheus: counters and histograms of the records that the journal gets, and the present state.
 
-Each `Metrics` has a registry of its own, so tests may have several. The table of the present state is `LIVE`, and
-`Operations.figures` gives its values. Durations and sizes are those of stored objects, as in `s3daemon report`.
+Each `Metrics` has a registry of its own, so tests may have several. Those of the present state are named and filled in
+by `Operations.figures`. Durations and sizes are those of stored objects, as in `s3daemon report`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from prometheus_client import (
     CollectorRegistry,
     Counter,
+    Gauge,
     Histogram,
     disable_created_metrics,
 )
@@ -24,6 +25,7 @@ from prometheus_client.registry import Collector
 
 from s3daemon import __version__
 from s3daemon.clock import Clock
+from s3daemon.control.operations import Figure
 from s3daemon.model.exposure import LOST_S, Exposure, Name, verdict_of
 from s3daemon.model.record import AttemptEnd, TransferRecord
 
@@ -39,45 +41,6 @@ BYTES = (1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 8e6, 16e6, 32e6, 64e6, 100 * 2**
 #: Seconds; dense about 200 ms, so that a detour of the route shows.
 RTT_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.18, 0.19, 0.2, 0.21, 0.22, 0.25, 0.3, 0.4, 0.6, 1)
 
-#: The present state, by name: kind and meaning. Prometheus appends `_total` to a counter's name.
-LIVE: Mapping[str, tuple[type[Metric], str]] = {
-    "s3daemon_in_flight": (GaugeMetricFamily, "Transfers with an attempt in flight."),
-    "s3daemon_pending": (GaugeMetricFamily, "Accepted transfers that wait for an attempt."),
-    "s3daemon_oldest_pending_age_seconds": (
-        GaugeMetricFamily, "Time since the oldest transfer that is not over was accepted; 0 when there is none."),
-    "s3daemon_failed_listed": (GaugeMetricFamily, "Transfers that failed for good and are listed by s3daemon queue."),
-    "s3daemon_held": (GaugeMetricFamily, "1 while the queue is held for an error of the configuration."),
-    "s3daemon_away": (GaugeMetricFamily, "1 while the store does not answer, or cannot serve."),
-    "s3daemon_spool_refusing": (GaugeMetricFamily, "1 while requests are refused because the spool cannot be written."),
-    "s3daemon_clients": (GaugeMetricFamily, "Clients of the line protocol that are being served."),
-    "s3daemon_http_clients": (GaugeMetricFamily, "Clients of HTTP that are being served, this one included."),
-    "s3daemon_connections_open": (GaugeMetricFamily, "Open connections to the store."),
-    "s3daemon_connections_warm": (
-        GaugeMetricFamily, "Open and idle connections to the store, for the next uploads."),
-    "s3daemon_connections_limit": (GaugeMetricFamily, "The most connections to the store that are opened."),
-    "s3daemon_connections_opened": (
-        CounterMetricFamily, "Connections made to the store since the settings of connections last changed."),
-    "s3daemon_bandwidth_limit_bytes_per_second": (
-        GaugeMetricFamily, "What all uploads together may send; 0 for no limit."),
-    "s3daemon_bandwidth_limit_found": (
-        GaugeMetricFamily, "1 where that limit was found by the daemon, now or before a restart; 0 where it was set."),
-    "s3daemon_receivers_disabled": (GaugeMetricFamily, "Addresses of the store that are temporarily disabled."),
-    "s3daemon_deferrals": (CounterMetricFamily, "Transfers whose waiting clients were notified that they are kept."),
-    "s3daemon_reload_refused": (GaugeMetricFamily, "1 from a reload that was refused until one is accepted."),
-    "s3daemon_tls_certificate_expiry_timestamp_seconds": (
-        GaugeMetricFamily, "When the first certificate of the store in use expires, unix epoch; 0 without TLS."),
-}  # fmt: skip
-#: The present state by a label: kind, the label, meaning.
-LABELLED: Mapping[str, tuple[type[Metric], str, str]] = {
-    "s3daemon_refused": (CounterMetricFamily, "code", "Requests that were refused, by the error's code."),
-    "s3daemon_receiver_connections": (GaugeMetricFamily, "receiver", "Open connections to an address of the store."),
-    "s3daemon_receiver_uploads": (GaugeMetricFamily, "receiver", "Attempts in flight to an address of the store."),
-    "s3daemon_receiver_disabled": (GaugeMetricFamily, "receiver", "1 while an address is temporarily disabled."),
-    "s3daemon_receiver_bytes_per_second": (
-        GaugeMetricFamily, "receiver", "Bytes a second that an address of the store acknowledges now."),
-    "s3daemon_recent_exposures": (
-        GaugeMetricFamily, "verdict", "Exposures whose first request came within the last hour, by verdict."),
-}  # fmt: skip
 #: Verdicts of exposures, as of `model.exposure.verdict_of`.
 VERDICTS = ("in time", "late", "incomplete", "lost")
 #: An exposure is over when nothing of it is pending and no object came for this long, seconds.
@@ -89,22 +52,13 @@ RECENT_S = 3600.0
 ENCODED_PER_S = 3
 #: More values of a label than this are counted as `other`: a proxy may answer with any code.
 LABELS = 100
-#: Likewise, of the process; names and texts are those that all clients of Prometheus use. The library's own collector
-#: is silent without /proc/stat, which the unit's ProcSubset=pid hides.
-PROCESS: Mapping[str, tuple[type[Metric], str]] = {
-    "process_cpu_seconds": (CounterMetricFamily, "Total user and system CPU time spent in seconds."),
-    "process_open_fds": (GaugeMetricFamily, "Number of open file descriptors."),
-    "process_resident_memory_bytes": (GaugeMetricFamily, "Resident memory size in bytes."),
-    "process_start_time_seconds": (GaugeMetricFamily, "Start time of the process since unix epoch in seconds."),
-}
 
 
 class Metrics:
     """One daemon's metrics.
 
     Args:
-        figures: returns the values for `LIVE`; called at each scrape.
-        labelled: returns the values for `LABELLED` by their labels, without those of exposures; likewise.
+        figures: returns the present state, as `Operations.figures`; called at each scrape.
         exposures: the last ones.
         name: of this instance, `s3daemon` or `s3daemon@PORT`.
         wall: seconds since the epoch.
@@ -113,9 +67,8 @@ class Metrics:
 
     def __init__(
         self,
-        figures: Callable[[], Mapping[str, float]],
+        figures: Callable[[], Iterable[Figure]] = tuple,
         *,
-        labelled: Callable[[], Mapping[str, Mapping[str, float]]] = dict,
         exposures: Iterable[Exposure] = (),
         name: str = "s3daemon",
         wall: Clock = time.time,
@@ -123,15 +76,14 @@ class Metrics:
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # of each counter the time of our start, which process_start_time_seconds says
         self.registry = registry = CollectorRegistry()
-        registry.register(_Live(LIVE, figures))
-        registry.register(_Labelled(lambda: {**labelled(), "s3daemon_recent_exposures": self._exposures()}))
+        registry.register(_Figures(figures))
+        registry.register(_Figures(self._own))
         self._known = exposures
         self._wall = wall
         self._clock = clock
         self._encoded_at: deque[float] = deque(maxlen=ENCODED_PER_S)
         self._encoded: dict[str, bytes] = {}
-        started = wall()
-        registry.register(_Live(PROCESS, lambda: _process() | {"process_start_time_seconds": started}))
+        self._started = wall()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"s3daemon_{name}", text, labels, registry=registry)
@@ -169,11 +121,8 @@ class Metrics:
             self._transfers.labels(outcome)
         for connection in ("new", "warm"):
             self._connections.labels(connection)
-        info = GaugeMetricFamily(
-            "s3daemon_build_info", "The daemon's version and its instance's name; always 1.", labels=["version", "name"]
-        )
-        info.add_metric([__version__, name], 1)
-        registry.register(_Fixed(info))
+        about = "The daemon's version and its instance's name; always 1."
+        Gauge("s3daemon_build_info", about, ("version", "name"), registry=registry).labels(__version__, name).set(1)
 
     def see(self, record: TransferRecord) -> None:
         """Count a transfer that is over."""
@@ -233,6 +182,13 @@ class Metrics:
         self._settled = over | self._settled & {(one.tagged, one.name) for one in self._known}
         return recent
 
+    def _own(self) -> Iterator[Figure]:
+        text = "Exposures whose first request came within the last hour, by verdict."
+        yield Figure("s3daemon_recent_exposures", text, self._exposures(), "verdict")
+        yield from _process()
+        text = "Start time of the process since unix epoch in seconds."
+        yield Figure("process_start_time_seconds", text, self._started)
+
     def expose(self, accept: str = "") -> tuple[bytes, str]:
         """The exposition and its content type.
 
@@ -249,49 +205,27 @@ class Metrics:
         return self._encoded[content_type], content_type
 
 
-class _Labelled(Collector):
-    def __init__(self, values: Callable[[], Mapping[str, Mapping[str, float]]]) -> None:
-        self._values = values
-
-    def describe(self) -> Iterator[Metric]:
-        """Name the metrics without asking for their values, which are not there yet when this is registered."""
-        for name, (kind, label, text) in LABELLED.items():
-            yield kind(name, text, labels=[label])  # type: ignore[call-arg]
-
-    def collect(self) -> Iterator[Metric]:
-        values = self._values()
-        for name, (kind, label, text) in LABELLED.items():
-            family = kind(name, text, labels=[label])  # type: ignore[call-arg]
-            for value, figure in values.get(name, {}).items():
-                family.add_metric([value], figure)  # type: ignore[attr-defined]
-            yield family
-
-
-class _Live(Collector):
-    def __init__(
-        self, table: Mapping[str, tuple[type[Metric], str]], figures: Callable[[], Mapping[str, float]]
-    ) -> None:
-        self._table = table
+class _Figures(Collector):
+    def __init__(self, figures: Callable[[], Iterable[Figure]]) -> None:
         self._figures = figures
 
     def collect(self) -> Iterator[Metric]:
-        figures = self._figures()
-        for name, (kind, text) in self._table.items():
-            yield kind(name, text, value=figures[name])  # type: ignore[call-arg]
+        for one in self._figures():
+            kind = CounterMetricFamily if one.counter else GaugeMetricFamily
+            family = kind(one.name, one.text, labels=[one.label] if one.label else [])
+            for label, value in one.value.items() if isinstance(one.value, Mapping) else [("", one.value)]:
+                family.add_metric([label] if one.label else [], value)
+            yield family
 
 
-def _process() -> dict[str, float]:
+def _process() -> Iterator[Figure]:
+    """Names and texts are those that all clients of Prometheus use.
+
+    The library's own collector is silent without /proc/stat, which the unit's ProcSubset=pid hides.
+    """
     pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return {
-        "process_cpu_seconds": time.process_time(),
-        "process_open_fds": len(list(Path("/proc/self/fd").iterdir())) - 1,  # the last is the listing's own
-        "process_resident_memory_bytes": pages * os.sysconf("SC_PAGE_SIZE"),
-    }
-
-
-class _Fixed(Collector):
-    def __init__(self, metric: Metric) -> None:
-        self._metric = metric
-
-    def collect(self) -> Iterator[Metric]:
-        yield self._metric
+    descriptors = len(list(Path("/proc/self/fd").iterdir())) - 1  # the last is the listing's own
+    cpu_s, memory = time.process_time(), pages * os.sysconf("SC_PAGE_SIZE")
+    yield Figure("process_cpu_seconds", "Total user and system CPU time spent in seconds.", cpu_s, counter=True)
+    yield Figure("process_open_fds", "Number of open file descriptors.", descriptors)
+    yield Figure("process_resident_memory_bytes", "Resident memory size in bytes.", memory)

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -30,6 +29,7 @@ from s3daemon.errors import one_line
 from s3daemon.http.guard import HEADERS, page_policy, refusal
 from s3daemon.http.upload import MAX_FORM, Answer, Form
 from s3daemon.ingress.listener import Client, Listener, close_after_reply
+from s3daemon.journal import LogLimit
 
 _log = logging.getLogger(__name__)
 #: aiohttp's own, to which it writes every client that does not speak HTTP as an error of ours, with a traceback.
@@ -167,7 +167,7 @@ class HttpServer:
         self._settings = settings
         self._pages, self._actions = pages, actions
         self._clock = clock
-        self._warned_at = -math.inf
+        self._warnings = LogLimit(1, WARN_EVERY_S)
         self._manager = web.Server(self._handle, request_factory=_make_request)
         self.listener = Listener(self._serve, settings.current.max_clients)
         _aiohttp_log.disabled = True
@@ -304,8 +304,7 @@ class HttpServer:
 
     def _warn(self, what: str, reason: str) -> None:
         """Log a refusal, but not each of a page that asks a thousand times a second."""
-        if self._clock() - self._warned_at >= WARN_EVERY_S:
-            self._warned_at = self._clock()
+        if self._warnings.admit("refused", self._clock()) is not None:
             _log.warning("refused %s over HTTP: %s", one_line(what, 100), reason)
 
 

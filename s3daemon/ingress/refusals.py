@@ -15,7 +15,7 @@ from dataclasses import replace
 from s3daemon.clock import Clock
 from s3daemon.errors import S3daemonError, one_line
 from s3daemon.ingress.peer import PeerLookup
-from s3daemon.journal import WarningLimit
+from s3daemon.journal import LogLimit
 from s3daemon.model.record import Field, Refusal
 from s3daemon.model.request import MAX_TAG_CHARS
 
@@ -69,7 +69,7 @@ class Refusals:
         self._write = write
         self._clock = clock
         self._wall = wall
-        self._limit = WarningLimit()
+        self._limit = LogLimit()
 
     async def add(self, refusal: Refusal, sock: socket.socket) -> None:
         """Count a refusal, pass it on and log it. The client's user is looked up only if an entry is written.

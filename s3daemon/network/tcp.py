@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
-from dataclasses import dataclass
+from typing import NamedTuple
 
 #: Idle for this long, the kernel asks whether the peer is alive; six unanswered probes end the connection.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
@@ -13,10 +13,10 @@ KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
 #: tcp_update_skb_after_send; all packets before leave at once.
 UNPACED_PACKETS = 10
 
-# Offsets in struct tcp_info, include/uapi/linux/tcp.h; the structure only ever grows at its end.
-_MSS, _UNACKED, _SACKED, _RTT, _CWND, _RETRANS, _PACING_LIMIT, _ACKED = 16, 24, 28, 68, 80, 100, 112, 120
-_NOTSENT, _LEAST_RTT, _PACKETS, _SENT = 144, 148, 156, 200
-_TCP_INFO_BYTES = 216
+#: struct tcp_info, include/uapi/linux/tcp.h, as far as `TcpInfo` has it: state 0, snd_mss 16, unacked 24, sacked 28,
+#: rtt 68, snd_cwnd 80, total_retrans 100, max_pacing_rate 112, bytes_acked 120, notsent_bytes 144, min_rtt 148,
+#: data_segs_out 156, bytes_sent 200, bytes_retrans 208. The structure only ever grows at its end.
+_TCP_INFO = struct.Struct("=B15xI4xII36xI8xI16xI8xQQ16xII4xI40xQQ")
 #: The least round-trip time before any was measured, net/ipv4/tcp.c, tcp_init_sock.
 _NO_RTT = (1 << 32) - 1
 #: A pacing rate from here on is none: without a limit all bits are set, of 32 or of 64.
@@ -25,8 +25,7 @@ _NO_LIMIT = (1 << 32) - 1
 _TCP_CLOSE = 7
 
 
-@dataclass(frozen=True, slots=True)
-class TcpInfo:
+class TcpInfo(NamedTuple):
     """What the kernel says of a connection.
 
     Args:
@@ -66,26 +65,18 @@ class TcpInfo:
         Raises:
             OSError: the socket is closed.
         """
-        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES).ljust(_TCP_INFO_BYTES, b"\0")
-        (unacked,) = struct.unpack_from("=I", raw, _UNACKED)
-        (notsent,) = struct.unpack_from("=I", raw, _NOTSENT)
-        (mss,) = struct.unpack_from("=I", raw, _MSS)
-        (cwnd,) = struct.unpack_from("=I", raw, _CWND)
-        (rtt,) = struct.unpack_from("=I", raw, _RTT)
-        (retransmits,) = struct.unpack_from("=I", raw, _RETRANS)
-        (acked,) = struct.unpack_from("=Q", raw, _ACKED)
-        (least_rtt,) = struct.unpack_from("=I", raw, _LEAST_RTT)
-        (pacing_limit,) = struct.unpack_from("=Q", raw, _PACING_LIMIT)
-        (packets,) = struct.unpack_from("=I", raw, _PACKETS)
-        (sacked,) = struct.unpack_from("=I", raw, _SACKED)
-        sent, sent_again = struct.unpack_from("=QQ", raw, _SENT)
+        raw = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO.size).ljust(_TCP_INFO.size, b"\0")
+        (
+            state, mss, unacked, sacked, rtt, cwnd, retransmits, pacing_limit, acked, notsent, least_rtt, packets,
+            sent, sent_again,
+        ) = _TCP_INFO.unpack(raw)  # fmt: skip
         return cls(
             acked=acked,
             outstanding=unacked + notsent,
             rtt_usec=rtt,
             retransmits=retransmits,
             sent=sent - sent_again,
-            closed=raw[0] == _TCP_CLOSE,
+            closed=state == _TCP_CLOSE,
             window=cwnd * mss,
             packets=packets,
             least_rtt_usec=0 if least_rtt == _NO_RTT else least_rtt,

@@ -66,19 +66,20 @@ def parts_under_rate(part_size: int, rate_bps: int, rtt_s: float) -> float:
     return max(_LEAST_PARTS, in_time, filling)
 
 
-def parts_at_once(remaining: int, usable: int, files: int, most: float = math.inf) -> int:
+def parts_at_once(count: int, usable: int, files: int, most: float = math.inf) -> int:
     """Return how many parts of one file may be in flight.
 
     Args:
-        remaining: parts that are in flight or still to be sent, at least 1.
+        count: parts of the file that the store did not have when the attempt began, at least 1. It must not shrink as
+            they are sent: a round that grows wider at its end takes connections that are not warm yet.
         usable: connections that uploads can use at once.
         files: large files that are being sent.
         most: how many parts are worth sending at a time, of all files together.
     """
     share = max(1, int(min(usable // 2, most)) // max(1, files))
     # Rounds of equal width: 16 parts go 8 at a time, not 12 and then 4 that leave the link half empty.
-    rounds = -(-remaining // share)
-    return -(-remaining // rounds)
+    rounds = -(-count // share)
+    return -(-count // rounds)
 
 
 def upload_params(upload: MultipartUpload) -> dict[str, Any]:
@@ -145,6 +146,7 @@ class PartSender:
         """
         part_size = open_upload.upload.part_bytes
         numbers = deque(n for n in range(1, open_upload.upload.count + 1) if n not in open_upload.etags)
+        count = len(numbers)
         sent: list[SentBody] = []
         running: dict[asyncio.Task[SentBody], int] = {}
         failure: AttemptError | None = None
@@ -159,7 +161,7 @@ class PartSender:
 
         try:
             while running or (numbers and failure is None):
-                while numbers and failure is None and self._may_start(len(running), len(numbers), part_size):
+                while numbers and failure is None and self._may_start(len(running), count, part_size):
                     number = numbers.popleft()
                     running[asyncio.create_task(send_part(number))] = number
                     await asyncio.sleep(0)  # it takes its connection before the next one counts those that are idle
@@ -185,12 +187,12 @@ class PartSender:
             raise failure
         return sent
 
-    def _may_start(self, running: int, waiting: int, part_size: int) -> bool:
+    def _may_start(self, running: int, count: int, part_size: int) -> bool:
         if not running:
             return True
         pool = self._sender.pool
         most = parts_under_rate(part_size, pool.pacer.limit_bps, pool.rtt_s)
-        may_run = parts_at_once(running + waiting, pool.usable, self._files, most)
+        may_run = parts_at_once(count, pool.usable, self._files, most)
         return running < may_run and pool.available_for_parts > 0
 
     async def _send_part(self, open_upload: OpenUpload, number: int, source: Source, **how: Any) -> SentBody:

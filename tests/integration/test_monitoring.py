@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fakes import exposition
 
-from s3daemon.http.metrics import LABELLED, LIVE, SECONDS, Metrics
-from s3daemon.model.record import AttemptEnd
+from s3daemon.http.metrics import SECONDS
 
 PACKAGING = Path(__file__).resolve().parents[2] / "packaging"
 MANUAL = PACKAGING / "man" / "s3daemon.8.rst"
@@ -48,10 +48,7 @@ def conditions() -> list[str]:
 
 def exposed() -> set[str]:
     """Return the name of every sample that the daemon exposes."""
-    labelled = {name: {"x": 1.0} for name in LABELLED}
-    made = Metrics(lambda: dict.fromkeys(LIVE, 0.0), labelled=lambda: labelled)
-    made.see_attempt(AttemptEnd(code="SlowDown", status=503, receiver="192.0.2.1", again=True))
-    text = made.expose()[0].decode()
+    text = exposition().decode()
     return {re.split("[{ ]", line)[0] for line in text.splitlines() if not line.startswith("#")}
 
 

@@ -21,8 +21,8 @@ from s3daemon.journal import (
     MAX_VALUE_BYTES,
     WARN_EVERY_S,
     Journal,
+    LogLimit,
     Sink,
-    WarningLimit,
     choose_sink,
     journal_sink,
     text_sink,
@@ -413,12 +413,30 @@ def test_a_warning_on_standard_error_never_blocks() -> None:
     warn_on(err)("standard error is closed")
 
 
-def test_of_equal_warnings_five_a_second_are_written_and_the_others_counted() -> None:
-    """Each kind by itself; the next one that is written has the number."""
-    limit = WarningLimit()
-    assert [limit.admit("a", 10.0 + n / 100) for n in range(8)] == [0] * 5 + [None] * 3
-    assert limit.admit("b", 10.5) == 0
-    assert [limit.admit("a", 11.5) for _ in range(2)] == [3, 0]
+@pytest.mark.parametrize(
+    ("limit", "entries"),
+    [
+        (LogLimit(), [("a", 10 + n / 100, 0 if n < 5 else None) for n in range(8)] + [("a", 11.5, 3), ("a", 11.5, 0)]),
+        (LogLimit(1), [("a", 10, 0), ("b", 10.5, 0), ("a", 10.9, None), ("b", 10.9, None), ("a", 11, 1), ("a", 12, 0)]),
+        (LogLimit(1, 60), [("a", 0, 0), ("a", 59, None), ("a", 60, 1), ("a", 119, None), ("a", 120, 1)]),
+        (
+            LogLimit(2),
+            [("a", 0, 0), *[("a", 0, r) for r in (0, None, None)], ("b", 900, 0), ("c", 901, 0), ("a", 902, 2)],
+        ),
+    ],
+    ids=["a period begins with an entry", "each kind by itself", "a minute", "what was skipped is kept for long"],
+)
+def test_of_equal_entries_so_many_a_period_are_written_and_the_others_counted(
+    limit: LogLimit, entries: list[tuple[str, float, int | None]]
+) -> None:
+    """The next one that is written has the number; None stands for one that is skipped."""
+    assert [limit.admit(kind, now) for kind, now, _ in entries] == [skipped for *_, skipped in entries]
+
+
+def test_a_period_of_log_entries_can_be_ended_early() -> None:
+    limit = LogLimit(2)
+    assert [limit.admit("a", 0.0) for _ in range(5)] == [0, 0, None, None, None]
+    assert [limit.end_period("a"), limit.end_period("a"), limit.admit("a", 0.1)] == [3, 0, 0]
 
 
 def test_the_journal_takes_entries_when_there_is_no_descriptor_left(tmp_path: Path) -> None:

@@ -48,23 +48,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def main(
     args: argparse.Namespace,
     environ: Mapping[str, str],
-    out: TextIO,
     *,
+    out: TextIO,
+    err: TextIO,
     host: Host | None = None,
     wall: Clock = time.time,
 ) -> int:
-    """Carry out the command.
-
-    Args:
-        args: as `configure` described them.
-        environ: the process's.
-        out: takes the findings.
-        host: what is checked; this one unless another is given.
-        wall: seconds since the epoch.
-
-    Returns:
-        The exit status: 0, or 1 when something does not work.
-    """
+    """Carry out the command on this host, or another that is given; all that is wrong is a finding, for `out`."""
     host = host or Host()
     # What the store's client logs about a failure is in our lines already.
     logging.getLogger().addHandler(logging.NullHandler())

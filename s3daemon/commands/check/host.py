@@ -36,14 +36,7 @@ _APPLY = "set it with sysctl -w, and for good in /etc/sysctl.d or with the packa
 
 
 def sysctls(findings: Findings, host: Host, settings: Settings, rtt_s: float | None) -> None:
-    """Name the settings that cost time on a long path.
-
-    Args:
-        findings: takes what is found.
-        host: whose kernel it is.
-        settings: valid ones.
-        rtt_s: the round trip to the store, seconds; None when it is not known.
-    """
+    """Name the settings that cost time on a path with a round trip of `rtt_s` seconds; None when it is not known."""
     in_use = _congestion(findings, host, settings.congestion)
     idle = host.sysctl("net.ipv4.tcp_slow_start_after_idle")
     if idle not in ("", "0") and in_use == "bbr":
@@ -133,14 +126,7 @@ def _uid(host: Host, name: str) -> int:
 
 
 def state_directory(findings: Findings, host: Host, directory: Path, owner: str) -> None:
-    """Check the directory in which accepted transfers are kept.
-
-    Args:
-        findings: takes what is found.
-        host: where it is.
-        directory: the directory.
-        owner: the user who must own it; empty where any user may run the daemon.
-    """
+    """Check the directory in which accepted transfers are kept; `owner` is empty where any user may run the daemon."""
     here = host.path(directory)
     try:
         found, disk = here.stat(), os.statvfs(here)

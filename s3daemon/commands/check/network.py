@@ -57,11 +57,6 @@ class Reached:
 async def reach(settings: Settings, findings: Findings, wall: Clock) -> list[Reached]:
     """Look the endpoint's name up, unless its addresses are set, connect to each address, and agree on TLS there.
 
-    Args:
-        settings: valid ones.
-        findings: takes what is found.
-        wall: seconds since the epoch.
-
     Returns:
         What came of each address; nothing when the name does not resolve.
     """

@@ -66,11 +66,6 @@ async def _store(settings: Settings) -> AsyncIterator[Store]:
 class StoreChecks:
     """The checks of the store, in the order in which a file depends on what they check.
 
-    Args:
-        settings: valid ones.
-        findings: takes what is found.
-        wall: seconds since the epoch.
-
     Attributes:
         rtt_s: the longest round trip to an address that answered; None when none did.
     """

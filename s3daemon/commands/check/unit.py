@@ -39,16 +39,7 @@ class Unit:
 
 
 def units(findings: Findings, host: Host, unit: Unit) -> bool:
-    """Check the units of an instance.
-
-    Args:
-        findings: takes what is found.
-        host: where they are installed.
-        unit: the instance.
-
-    Returns:
-        Whether systemd takes requests for it.
-    """
+    """Check the units of an instance; return whether systemd takes requests for it."""
     enable = f"systemctl enable --now {unit.name}.socket {unit.name}.service"
     shown = {kind: host.show(f"{unit.name}.{kind}") for kind in _UNITS}
     if any(found.get("LoadState") != "loaded" for found in shown.values()):
@@ -90,13 +81,8 @@ def daemon(
 ) -> None:
     """Check what the daemon says of itself, and where there is none, why.
 
-    Args:
-        findings: takes what is found.
-        host: where it should run.
-        unit: the instance; None where its unit is not known.
-        ask: asks it, as `Instance.ask` does.
-        activated: systemd takes requests, and starts the daemon for the first.
-        endpoint: of the settings that were checked; empty where they are not valid.
+    No `unit` is given where it is not known, and no `endpoint` where the settings are not valid. `ask` asks the daemon,
+    as `Instance.ask` does; where it is `activated`, systemd takes requests and starts it for the first.
     """
     try:
         status = ask("status")

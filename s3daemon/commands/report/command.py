@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import UTC, tzinfo
+from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -44,8 +45,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--file", type=Path, metavar="PATH", help="read a saved journal: a directory, or one file")
     source.add_argument("--stdin", action="store_true", help="read what `journalctl -o json --all` printed")
     which = parser.add_argument_group("which transfers; options but the first two may be given more than once")
-    which.add_argument("-S", "--since", type=_when, metavar="TIME", help="recorded then or later, as for journalctl")
-    which.add_argument("-U", "--until", type=_when, metavar="TIME", help="recorded then or earlier")
+    when = _checked(partial(usec_of, utc=True))  # which moment it is depends on --utc
+    which.add_argument("-S", "--since", type=when, metavar="TIME", help="recorded then or later, as for journalctl")
+    which.add_argument("-U", "--until", type=when, metavar="TIME", help="recorded then or earlier")
     for name, text in (
         ("bucket", "into this bucket"),
         ("prefix", "with a key that begins so"),
@@ -55,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         which.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=text)
     shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--by", type=_by, metavar="HOW", help=_BY)
+    shown.add_argument("--by", type=_checked(grouping), metavar="HOW", help=_BY)
     shown.add_argument("--limit", type=_duration, default="7s", metavar="TIME", help="for a transfer; default 7s")
     shown.add_argument("--late", type=_duration, default="10s", metavar="TIME", help="for the last object; default 10s")
     shown.add_argument("--late-only", action="store_true", help=_LATE_ONLY)
@@ -75,18 +77,7 @@ def main(
     err: TextIO,
     stdin: Iterable[bytes] | None = None,
 ) -> int:
-    """Carry out the command.
-
-    Args:
-        args: as `configure` described them.
-        environ: not used; every command is given it.
-        out: takes the report.
-        err: takes one line when something is wrong, and progress when it is a terminal.
-        stdin: what `--stdin` reads; without it, standard input.
-
-    Returns:
-        The exit status: 0, or 1 when there is no report.
-    """
+    """Carry out the command."""
     zone = UTC if args.utc else None
     notes: list[str] = []
     try:
@@ -170,13 +161,17 @@ def _period(selection: Selection, zone: tzinfo | None) -> str:
     return begin + ("" if until is None else f" until {moment(until, zone)}")
 
 
-def _when(text: str) -> str:
-    """Check that a text names a point in time; which one depends on --utc."""
-    try:
-        usec_of(text, utc=True)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-    return text
+def _checked(read: Callable[[str], object]) -> Callable[[str], str]:
+    """Return a function that returns a text as it is, if `read` takes it."""
+
+    def check(text: str) -> str:
+        try:
+            read(text)
+        except ValueError as exc:
+            raise argparse.ArgumentTypeError(str(exc)) from exc
+        return text
+
+    return check
 
 
 def _duration(text: str) -> int:
@@ -195,11 +190,3 @@ def _count(text: str) -> int:
     if value < 1:
         raise ValueError(text)
     return value
-
-
-def _by(text: str) -> str:
-    try:
-        grouping(text)
-    except ValueError as exc:
-        raise argparse.ArgumentTypeError(str(exc)) from exc
-    return text

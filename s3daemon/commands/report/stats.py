@@ -365,16 +365,9 @@ class Report:
         delays: Delays | None = None,
         refused: Sequence[RefusedRequest] = (),
     ) -> Report:
-        """Make the report on some transfers, each given once.
+        """Make the report on some transfers, each given once; the arguments are those of the class.
 
-        Args:
-            transfers: by the time of request.
-            limit_usec: what a transfer may take.
-            late_usec: what an exposure may take.
-            by: how groups are made; empty: there are none.
-            expect: how many files an exposure has; 0: it is learned where groups are made.
-            delays: what delayed transfers.
-            refused: the requests that were refused.
+        `expect` is how many files an exposure has; with 0 it is learned where groups are made.
 
         Raises:
             ValueError: `by` does not name a grouping.

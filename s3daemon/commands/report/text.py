@@ -14,11 +14,10 @@ from s3daemon.commands.table import Column, Table
 from s3daemon.commands.table import lines as table_lines
 from s3daemon.errors import one_line
 from s3daemon.model.exposure import UNTAGGED
-from s3daemon.units import limit, moment, plural, seconds, size, zone_name
+from s3daemon.units import clock_time, limit, moment, plural, seconds, size, zone_name
 
 #: Failures that are shown one by one; a bad night has thousands of one kind, and `--json` has them all.
 _SHOWN_FAILURES = 10
-_DAY_CHARS = len("2026-11-23 ")
 _DESTINATION = Column("DESTINATION", place="fold")
 _REASON = Column("", place="below")
 _HOST = Column("HOST", optional=True, place="fold")
@@ -65,8 +64,7 @@ def lines(report: Report, zone: tzinfo | None, width: int | None = None) -> Iter
 def _head(report: Report, zone: tzinfo | None) -> Iterator[str]:
     figures = report.figures
     failed = f"{figures.failed} FAILED" if figures.failed else "none failed"
-    codes = ", ".join(f"{count} {code}" for code, count in report.refused_codes)
-    refused = f"; not accepted: {codes}" if codes else ""
+    refused = f"; not accepted: {_counts(report.refused_codes)}" if report.refused_codes else ""
     yield f"{plural(figures.transfers, 'transfer')}: {figures.stored} stored, {failed}{refused}"
     rate = figures.rate_bytes_per_s
     busy = f" in {seconds(figures.busy_usec)} with uploads under way: {size(rate)}/s" if rate is not None else ""
@@ -92,12 +90,16 @@ def _spread(spread: Spread | None) -> Sequence[str]:
 def _failures(report: Report, zone: tzinfo | None) -> Table:
     columns = (Column("ATTEMPTS", align="right"), Column("ENDED"), _DESTINATION, _HOST, _REASON)
     rows = [
-        (str(one.record.attempts), moment(one.end_usec, zone), _destination(one), _host(report, one), one.record.error)
+        (
+            str(one.record.attempts),
+            moment(one.end_usec, zone),
+            "/".join(one.place),
+            _host(report, one),
+            one.record.error,
+        )
         for one in report.failed[:_SHOWN_FAILURES]
     ]
-    return Table(
-        columns, rows, "FAILED: " + ", ".join(f"{count} {one_line(code, 60)}" for code, count in report.figures.codes)
-    )
+    return Table(columns, rows, f"FAILED: {_counts(report.figures.codes)}")
 
 
 def _slowest(report: Report, zone: tzinfo | None) -> Table:
@@ -114,7 +116,7 @@ def _slowest(report: Report, zone: tzinfo | None) -> Table:
             seconds(one.record.total_usec),
             moment(one.record.start_usec, zone),
             size(one.record.size_bytes),
-            _destination(one),
+            "/".join(one.place),
             _host(report, one),
             Breakdown.of(one, report.delays, zone).text,
         )
@@ -143,7 +145,7 @@ def _groups(report: Report, zone: tzinfo | None) -> Table:
 def _group(report: Report, group: Group, zone: tzinfo | None) -> Sequence[str]:
     figures = group.figures
     verdict = report.verdict(group)
-    last = "-" if figures.last_stored_usec is None else moment(figures.last_stored_usec, zone)[_DAY_CHARS:]
+    last = "-" if figures.last_stored_usec is None else clock_time(figures.last_stored_usec, zone)
     between = "-" if figures.to_last_usec is None else seconds(figures.to_last_usec)
     # Those of a host or a receiver, of which the verdict is "", are the night's.
     times = (moment(group.first_usec, zone), last, between) if verdict else ("",) * 3
@@ -167,7 +169,7 @@ def _reason(report: Report, group: Group, verdict: str, zone: tzinfo | None) -> 
         found.append(f"{group.files} of {plural(report.expected.files, 'file')}")
     for what, codes in (("failed", group.figures.codes), ("refused", group.refused)):
         if codes:
-            found.append(f"{what}: " + ", ".join(f"{count} {one_line(code, 60)}" for code, count in codes))
+            found.append(f"{what}: {_counts(codes)}")
     if group.last is not None and verdict in ("late", "lost"):
         host = _host(report, group.last)
         on = f" on {host}" if host else ""
@@ -188,10 +190,10 @@ def _total(report: Report) -> Iterator[str]:
         yield f"expected are {what}; --expect N sets another number"
 
 
+def _counts(codes: Sequence[tuple[str, int]]) -> str:
+    return ", ".join(f"{count} {one_line(code, 60)}" for code, count in codes)
+
+
 def _host(report: Report, one: ReportedTransfer) -> str:
     """The host of a transfer, where there are several."""
     return one.host if len(report.hosts) > 1 else ""
-
-
-def _destination(one: ReportedTransfer) -> str:
-    return f"{one.record.bucket}/{one.record.key}"

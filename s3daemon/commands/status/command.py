@@ -20,7 +20,7 @@ from rich.live import Live
 from rich.text import Text
 
 from s3daemon.commands.status.view import View, view_of
-from s3daemon.commands.table import console_of, print_table, texts, width_of
+from s3daemon.commands.table import console_of, texts, width_of
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.control.status import Status
 from s3daemon.errors import S3daemonError, one_line
@@ -67,11 +67,8 @@ class Screen:
 
     def show(self, view: View) -> None:
         """Print a view below what is there."""
-        for text in _head(view):
+        for text in self._texts(view):
             self._console.print(text, soft_wrap=True)
-        for table in view.tables:
-            self._console.print()
-            print_table(self._console, table)
 
     def replace(self, view: View) -> None:
         """Put a view in the place of the one before; without a terminal, below it."""
@@ -83,19 +80,20 @@ class Screen:
         if self._live is None:
             self._live = Live(console=self._console, screen=True, auto_refresh=False)
             self._live.start()
-        tables = (text for table in view.tables for text in (Text(), *texts(table, width_of(self._console))))
-        self._live.update(Group(*_head(view), *tables), refresh=True)
+        self._live.update(Group(*self._texts(view)), refresh=True)
 
     def close(self) -> None:
         """Give the terminal back as it was."""
         if self._live is not None:
             self._live.stop()
 
-
-def _head(view: View) -> Iterator[Text]:
-    if view.about:
-        yield Text(view.about, style="dim")
-    yield Text.assemble((f"{view.state.upper()}:", _STATES.get(view.state, _ALARM)), " ", view.line)
+    def _texts(self, view: View) -> Iterator[Text]:
+        if view.about:
+            yield Text(view.about, style="dim")
+        yield Text.assemble((f"{view.state.upper()}:", _STATES.get(view.state, _ALARM)), " ", view.line)
+        for table in view.tables:
+            yield Text()
+            yield from texts(table, width_of(self._console))
 
 
 def main(
@@ -106,18 +104,7 @@ def main(
     err: TextIO,
     sleep: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Carry out the command.
-
-    Args:
-        args: as `configure` described them.
-        environ: says where the daemon is, as `Instance.find` reads it.
-        out: takes what is shown.
-        err: takes one line when the daemon could not be asked.
-        sleep: waits so many seconds; KeyboardInterrupt ends a watch.
-
-    Returns:
-        The exit status: 0, or 1 when the daemon could not be asked.
-    """
+    """Carry out the command."""
     instance = instance_of(args, environ)
     try:
         if args.watch is None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import tzinfo
 
 from s3daemon.commands.table import Bar, Cell, Column, Table
 from s3daemon.control.exposures import ExposureStatus
 from s3daemon.control.rows import Row
 from s3daemon.control.status import RateLimit, Receiver, Status, Upload
 from s3daemon.errors import one_line
-from s3daemon.units import rate, size, span
+from s3daemon.units import clock_time, rate, size, span
 
 _INDENT = 2
 _LEAST_BAR = 7
@@ -58,8 +58,8 @@ def _limit(limit: RateLimit) -> str:
 
 def _tables(status: Status, zone: tzinfo | None) -> Iterator[Table]:
     yield _uploads(status.uploads)
-    yield _waiting(_title("WAITING", status.waiting, status.pending), status.waiting)
-    yield _failures(_title("FAILED", status.failures, status.failed), status.failures[::-1])
+    yield _transfers(_title("WAITING", status.waiting, status.pending), status.waiting, "LAST ERROR")
+    yield _transfers(_title("FAILED", status.failures, status.failed), status.failures[::-1], "ERROR")
     yield _receivers(status.receivers)
     yield _exposures(status, zone)
     yield _incomplete([one for one in status.exposures if one.reason][-_INCOMPLETE_SHOWN:])
@@ -98,45 +98,32 @@ def _upload(upload: Upload) -> tuple[Cell, ...]:
     )
 
 
-def _waiting(title: str, rows: Sequence[Row]) -> Table:
+def _transfers(title: str, rows: Sequence[Row], error: str) -> Table:
+    """Make the table of those that wait, or of those that failed, which need no column for that."""
     columns = (
         _number("AGE"),
-        Column("STATE"),
+        Column("STATE", optional=True),
         *map(_number, ("ATTEMPTS", "NEXT", "SIZE")),
         Column("DESTINATION", place="fold"),
-        _error_column("LAST ERROR"),
+        _error_column(error),
     )
     cells = [
         (
             span(row.age_s),
-            row.state,
+            "" if row.state == "failed" else row.state,
             str(row.attempts),
             "" if row.next_in_s is None else span(row.next_in_s),
             size(row.size_bytes),
             row.destination,
-            _error(row),
+            f"{row.code}: {row.text}" if row.code else "",
         )
         for row in rows
     ]
     return Table(columns, cells, title, _INDENT)
 
 
-def _failures(title: str, rows: Sequence[Row]) -> Table:
-    columns = (
-        *map(_number, ("AGE", "ATTEMPTS", "SIZE")),
-        Column("DESTINATION", place="fold"),
-        _error_column("ERROR"),
-    )
-    cells = [(span(row.age_s), str(row.attempts), size(row.size_bytes), row.destination, _error(row)) for row in rows]
-    return Table(columns, cells, title, _INDENT)
-
-
 def _error_column(name: str) -> Column:
     return Column(name, place="fold", optional=True)
-
-
-def _error(row: Row) -> str:
-    return f"{row.code}: {row.text}" if row.code else ""
 
 
 def _receivers(receivers: Sequence[Receiver]) -> Table:
@@ -184,7 +171,7 @@ def _exposure(exposure: ExposureStatus, lost_s: float, zone: tzinfo | None) -> t
             str(count) if count else ""
             for count in (exposure.stored, exposure.pending, exposure.failed + exposure.refused)
         ),
-        datetime.fromtimestamp(exposure.first_usec / 1e6, zone).strftime("%H:%M:%S"),
+        clock_time(exposure.first_usec, zone),
         exposure.name,
     )
 

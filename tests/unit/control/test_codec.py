@@ -42,6 +42,17 @@ def test_members_have_the_names_and_order_of_the_fields() -> None:
     assert list(WHOLE.as_dict()) == list(MEMBERS)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Longer(Item):
+    size: int
+
+
+def test_members_of_a_base_come_last() -> None:
+    longer = Longer(name="a", shown_as=1, size=2)
+    assert list(longer.as_dict().items()) == [("size", 2), ("name", "a"), ("other", 1)]
+    assert Longer.from_dict(longer.as_dict()) == longer
+
+
 def test_through_json_and_back() -> None:
     assert Whole.from_dict(json.loads(json.dumps(WHOLE.as_dict()))) == WHOLE
 

@@ -115,17 +115,20 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
     ],
 )
 def test_the_worst_comes_first(changes: dict[str, Any], state: str, line: str) -> None:
-    condition = Condition(2, 3, 62.5, 4, Connections(open=5, opened=9, limit=8), **changes)
+    to_do: dict[str, Any] = {"in_flight": 2, "pending": 3, "oldest_s": 62.5, "failed": 4, "clients": 0}
+    condition = Condition(**to_do, connections=Connections(open=5, opened=9, limit=8), **changes)
     assert (condition.state, condition.line) == (state, line)
 
 
 def test_the_oldest_is_not_among_the_pending_when_all_are_in_flight() -> None:
-    condition = Condition(2, 0, 3.4, 0, Connections(open=8, opened=9, limit=8))
+    connections = Connections(open=8, opened=9, limit=8)
+    condition = Condition(in_flight=2, pending=0, oldest_s=3.4, failed=0, clients=0, connections=connections)
     assert condition.line == "2 in flight; 0 pending; the oldest is 3s old; 8 of 8 connections open"
 
 
 def test_with_nothing_to_do_only_counts_are_said() -> None:
-    condition = Condition(0, 0, None, 0, Connections(open=0, opened=0, limit=8))
+    connections = Connections(open=0, opened=0, limit=8)
+    condition = Condition(in_flight=0, pending=0, oldest_s=None, failed=0, clients=0, connections=connections)
     assert condition.line == "0 in flight; 0 pending; 0 of 8 connections open"
 
 
@@ -133,4 +136,5 @@ def test_with_nothing_to_do_only_counts_are_said() -> None:
 def test_keys_and_types_are_those_that_programs_read(answer: dict[str, Any]) -> None:
     status = Status.from_dict(json.loads(json.dumps(answer)))
     assert status.as_dict() == answer
+    assert list(status.as_dict())[:2] == ["state", "status"], "what people look for comes first"
     assert (status.line, status.reload_fault) == (answer["status"], answer["refused"])

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from fakes import House, away, flying, flying_with, transfer
+from fakes import House, away, flying_with, transfer
 
 from s3daemon.delivery.decision import LastError
 from s3daemon.delivery.health import KNOWN_AWAY_AFTER_S, Health
@@ -20,12 +20,11 @@ from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.waiters import (
     PERIOD_LIMIT,
     PERIOD_S,
-    DeferralLog,
     Waiters,
     notify,
 )
 from s3daemon.errors import AttemptError
-from s3daemon.model.record import Deferral, Field, MessageId, Priority
+from s3daemon.model.record import MessageId, Priority
 from s3daemon.model.reply import Outcome, Reply
 
 DOWN = AttemptError("ConnectionFailed", "refused")
@@ -151,42 +150,37 @@ async def test_clients_that_do_not_wait_are_not_logged_as_deferred(house: House)
     assert house.journal.of(MessageId.DEFERRED) == []
 
 
-def deferral(number: int) -> Deferral:
-    return Deferral(transfer_id=f"{number:016x}", bucket="b", key="k", attempts=1, why="the endpoint is away")
-
-
-@flying
-async def test_an_entry_names_the_transfer_and_the_reason() -> None:
-    written: list[Sequence[Field]] = []
-    DeferralLog(written.append).add(deferral(7))
-    (entry,) = map(dict, written)
-    assert "b/k deferred" in str(entry.pop("MESSAGE"))
+@flying_with(Room)
+async def test_an_entry_names_the_transfer_and_the_reason(room: Room) -> None:
+    queued = room.queued(7)
+    room.waiters.defer(queued, room.waiters.wait(queued))
+    (entry,) = room.entries
+    assert "deferred" in entry["MESSAGE"]
+    assert str(queued.transfer.destination) in entry.pop("MESSAGE")
     assert entry == {
         "MESSAGE_ID": MessageId.DEFERRED,
         "PRIORITY": Priority.NOTICE,
         "S3DAEMON_TRANSFER_ID": f"{7:016x}",
-        "S3DAEMON_BUCKET": "b",
-        "S3DAEMON_KEY": "k",
-        "S3DAEMON_ATTEMPTS": 1,
+        "S3DAEMON_BUCKET": queued.transfer.destination.bucket,
+        "S3DAEMON_KEY": queued.transfer.destination.key,
+        "S3DAEMON_ATTEMPTS": 0,
     }
 
 
-@flying
-async def test_a_flood_is_counted() -> None:
+@flying_with(Room)
+async def test_a_flood_is_counted(room: Room) -> None:
     """There are no more entries in a period than the limit, and then one with the number of the others."""
-    written: list[Sequence[Field]] = []
-    log = DeferralLog(written.append)
     for number in range(PERIOD_LIMIT + 5000):
-        log.add(deferral(number))
-    assert len(written) == PERIOD_LIMIT
+        room.waiters.defer(queued := room.queued(number), room.waiters.wait(queued))
+    assert len(room.entries) == PERIOD_LIMIT
     await asyncio.sleep(PERIOD_S + 1)
-    assert len(written) == PERIOD_LIMIT + 1
-    last: dict[str, Any] = dict(written[-1])
+    assert len(room.entries) == PERIOD_LIMIT + 1
+    last = room.entries[-1]
     assert last["MESSAGE"] == "5000 more transfers were deferred, their clients notified, within 60 s"
     assert (last["MESSAGE_ID"], last["S3DAEMON_DEFERRED"]) == (MessageId.DEFERRED, 5000)
-    log.add(deferral(1))
+    room.waiters.defer(queued, room.waiters.wait(queued))
     await asyncio.sleep(PERIOD_S + 1)
-    assert len(written) == PERIOD_LIMIT + 2
+    assert len(room.entries) == PERIOD_LIMIT + 2
 
 
 @flying_with(House)

@@ -12,7 +12,7 @@ import pytest
 
 from s3daemon import __version__
 from s3daemon.config.settings import VARIABLES, Settings, SettingsHolder
-from s3daemon.http.metrics import LIVE, Metrics
+from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.ingress.questions import Questions
 from s3daemon.model.exposure import Exposures
@@ -45,7 +45,7 @@ def ask(path: str, operations: FakeOperations, settings: Settings = SETTINGS) ->
         asked: Any = operations
         request: Any = FakeRequest()
         questions = Questions(Exposures(), lambda id_: False)
-        metrics = Metrics(lambda: dict.fromkeys(LIVE, 0.0))
+        metrics = Metrics()
         return await routes(SettingsHolder(settings), asked, metrics, questions)[path](request)
 
     return asyncio.run(main())
@@ -86,4 +86,4 @@ def test_status_and_metrics() -> None:
     assert json.loads(ask("/status.json", FakeOperations()).text) == {"in_flight": 3}
     response = ask("/metrics", FakeOperations())
     assert response.content_type == "text/plain"
-    assert b"\ns3daemon_pending 0.0\n" in response.body
+    assert b"\ns3daemon_stored_bytes_total 0.0\n" in response.body

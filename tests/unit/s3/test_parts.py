@@ -143,6 +143,15 @@ async def test_a_part_more_only_over_a_connection_that_is_available(
 
 
 @in_loop
+async def test_a_round_is_no_wider_at_its_end(upload: Upload) -> None:
+    """With half of eight connections six parts go three at a time, also when only four of them are left."""
+    upload.sender.pool.usable = 8
+    upload.sender.later_s = 0.002
+    await upload.send()
+    assert upload.sender.most_at_once == 3
+
+
+@in_loop
 async def test_few_parts_at_a_time_under_a_rate_and_the_first_ones_first(upload: Upload) -> None:
     """What a crash costs is what is in flight: two parts, and all before them are stored."""
     upload.sender.pool.pacer = Pacer(80)  # a part of 10 bytes in a second

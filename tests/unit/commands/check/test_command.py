@@ -22,7 +22,7 @@ def run(looked: Looked, *words: str, **environ: str) -> int:
     """Run the command on that host; return the exit status."""
     parser = argparse.ArgumentParser()
     check.configure(parser)
-    return check.main(parser.parse_args(words), environ, looked.out, host=looked.host)
+    return check.main(parser.parse_args(words), environ, out=looked.out, err=looked.out, host=looked.host)
 
 
 @pytest.fixture

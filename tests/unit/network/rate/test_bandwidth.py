@@ -7,7 +7,6 @@ import json
 import os
 import socket
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -54,8 +53,7 @@ class Upload:
         count = round(megabytes * 1e6)
         self.clock.now += TICK_S
         sent, delivered = self.info.sent + count, self.info.delivered + count
-        self.info = replace(
-            self.info,
+        self.info = self.info._replace(
             sent=sent,
             delivered=delivered,
             sent_again=self.info.sent_again + round(lost * count),
@@ -124,7 +122,7 @@ async def test_a_window_that_an_overrun_made_narrow_is_named(
     tmp_path: Path, lost: float, window_mb: int, narrowed: bool
 ) -> None:
     """Its share of a way that holds 20 MB is all of it here."""
-    with Upload(tmp_path, replace(IDLE, window=window_mb * 1_000_000)) as upload:
+    with Upload(tmp_path, IDLE._replace(window=window_mb * 1_000_000)) as upload:
         upload.bandwidth.use(None)
         upload.begin()
         for _ in range(12):
@@ -139,7 +137,7 @@ async def test_a_window_that_an_overrun_made_narrow_is_named(
 @in_loop
 async def test_a_short_path_is_left_alone(tmp_path: Path) -> None:
     """On loopback nothing is measured, and sockets stay as they are."""
-    with Upload(tmp_path, replace(IDLE, rtt_usec=900, least_rtt_usec=100)) as upload:
+    with Upload(tmp_path, IDLE._replace(rtt_usec=900, least_rtt_usec=100)) as upload:
         upload.bandwidth.use(None)
         before = upload.pacing(), upload.congestion()
         upload.begin()
