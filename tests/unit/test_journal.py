@@ -5,7 +5,6 @@ A journal that blocks is a sink that waits. The sinks are tested on real descrip
 
 import logging
 import os
-import resource
 import socket
 import struct
 import threading
@@ -15,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
+from lab.env import no_free_descriptor
 from lab.records import record
 
 from s3daemon.journal import (
@@ -441,16 +441,12 @@ def test_a_period_of_log_entries_can_be_ended_early() -> None:
 
 def test_the_journal_takes_entries_when_there_is_no_descriptor_left(tmp_path: Path) -> None:
     """Idle clients may have taken all of them: the record is not lost, nor with it the row in the spool."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with journald(tmp_path / "journal") as receiver:
         send = journal_sink(tmp_path / "journal")
         free = os.dup(0)
         os.close(free)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
-        try:
+        with no_free_descriptor(free):
             with pytest.raises(OSError, match="Too many open files"):
                 os.dup(0)
             send([("MESSAGE", b"one")])
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert receiver.recv(65536).startswith(b"MESSAGE=one\n")

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
 import pytest
+from lab.env import no_free_descriptor
 from lab.keeping import (
     CONNECTIONS,
     INTERVAL_S,
@@ -487,23 +487,12 @@ async def test_a_connection_with_a_narrowed_window_is_replaced_while_none_is_in_
         assert (pool.opened, pool.open_count) == (CONNECTIONS + 1, CONNECTIONS)
 
 
-@contextlib.contextmanager
-def no_descriptors() -> Iterator[None]:
-    """Let this process open nothing more."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
 @in_loop
 async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> None:
     """What the server closes is opened again once there are descriptors."""
     clock = Clock()
     async with kept_at_two_addresses(clock) as (server, pool):
-        with no_descriptors():
+        with no_free_descriptor():
             for connection in server.connections:
                 connection.close()
             for _ in range(9):
@@ -531,7 +520,7 @@ async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: py
             return await request(connection, *args, **options)
 
         monkeypatch.setattr(Connection, "request", counted)
-        with no_descriptors():
+        with no_free_descriptor():
             server.connections[0].close()
             for _ in range(10):
                 clock.now += 11  # s; longer than an open one may be idle
