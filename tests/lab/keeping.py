@@ -69,17 +69,25 @@ async def sweeps(count: int) -> None:
 
 
 class ResolvingLoop(asyncio.SelectorEventLoop):
-    """A loop in which every name has the addresses given."""
+    """A loop in which every name has the addresses given, or none because of a fault, or no answer comes."""
 
-    addresses: tuple[str, ...] = ()
+    fault: Exception = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    answers = True
     lookups = 0
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__()
+        self.addresses = addresses
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
         self.lookups += 1
-        if not self.addresses:
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        if not self.answers:
+            await self.create_future()
+        addresses = (host,) if host.startswith("127.") else self.addresses
+        if not addresses:
+            raise self.fault
         kind = socket.SOCK_STREAM
-        return [(socket.AF_INET, kind, socket.IPPROTO_TCP, "", (address, port)) for address in self.addresses]
+        return [(socket.AF_INET, kind, socket.IPPROTO_TCP, "", (address, port)) for address in addresses]
 
 
 def resolving(test: Callable[Concatenate[ResolvingLoop, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:

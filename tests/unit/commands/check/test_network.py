@@ -10,32 +10,16 @@ import ssl
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_host import Looked, refusal, serving, settings_for
 from lab.certs import Authority
+from lab.keeping import ResolvingLoop, resolving
 from lab.sending import in_loop
 
 from s3daemon.commands.check.network import reach
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.config.settings import Settings
-
-
-class Resolving(asyncio.SelectorEventLoop):
-    """An event loop for which every name has these addresses, or that fault."""
-
-    def __init__(self, *addresses: str, fault: Exception | None = None) -> None:
-        super().__init__()
-        self._addresses = addresses
-        self._fault = fault
-
-    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> list[Any]:  # type: ignore[override]
-        if self._fault is not None:
-            raise self._fault
-        if host.startswith("127."):
-            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port)) for address in self._addresses]
 
 
 @in_loop
@@ -179,7 +163,7 @@ def resolved(looked: Looked, *addresses: str, **variables: str) -> Looked:
             settings = settings_for(url.replace("127.0.0.1", "receivers.test"), **variables)
             await StoreChecks(settings, looked.findings).run("")
 
-    with asyncio.Runner(loop_factory=lambda: Resolving(*addresses)) as runner:
+    with asyncio.Runner(loop_factory=lambda: ResolvingLoop(*addresses)) as runner:
         runner.run(run())
     return looked
 
@@ -229,10 +213,11 @@ def test_no_listener(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fault", [socket.gaierror(-2, "Name or service not known"), TimeoutError(), UnicodeError("label too long")]
 )
-def test_no_address(tmp_path: Path, fault: Exception) -> None:
+@resolving
+async def test_no_address(loop: ResolvingLoop, tmp_path: Path, fault: Exception) -> None:
     """Each way in which a name has no address is one line."""
     looked = Looked(tmp_path)
-    with asyncio.Runner(loop_factory=lambda: Resolving(fault=fault)) as runner:
-        assert runner.run(reach(settings_for("https://store.test"), looked.findings, time.time)) == []
+    loop.fault = fault
+    assert await reach(settings_for("https://store.test"), looked.findings, time.time) == []
     (line,) = looked.lines
     assert line.startswith("FAIL endpoint store.test does not resolve, ")
