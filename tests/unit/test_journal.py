@@ -244,15 +244,6 @@ def test_flush_waits_until_the_sink_has_everything() -> None:
     assert len(gate.messages) == 50
 
 
-def test_close_sends_what_is_queued() -> None:
-    gate = Gate()
-    with journal_to(gate) as journal:
-        for n in range(50):
-            journal.write([("MESSAGE", str(n))])
-        gate.open.set()
-    assert gate.messages == [str(n) for n in range(50)]
-
-
 def test_no_entry_shows_a_secret() -> None:
     gate = Gate()
     gate.open.set()

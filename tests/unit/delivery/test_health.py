@@ -112,12 +112,6 @@ def test_what_had_failed_since_a_success_too_is_the_transfers_fault(
     assert health.away
 
 
-def test_without_a_connection_one_transfer_is_enough(health: Health) -> None:
-    for _ in range(3):
-        health.failed(DOWN, HERE)
-    assert state(health) == "AWAY"
-
-
 def test_a_refusal_at_one_destination_holds_nothing(health: Health) -> None:
     for _ in range(10):
         health.suspected(BAD_KEY, HERE, NOW)
