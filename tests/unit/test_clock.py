@@ -5,9 +5,8 @@ from lab.keeping import Clock
 from s3daemon.clock import ActiveClock
 
 
-def test_the_active_clock_runs_only_while_not_held() -> None:
+def test_the_active_clock_runs_only_while_not_held(clock: Clock) -> None:
     """Time while held does not count; holding or resuming twice changes nothing."""
-    clock = Clock()
     active = ActiveClock(50.0, clock)
     assert active.now() == 50.0
     clock.now += 10

@@ -52,8 +52,7 @@ async def exchange(path: Path, sent: bytes, *, half_close: bool = True) -> list[
 
 
 @in_loop
-async def test_a_connection_serves_one_request_after_another(tmp_path: Path) -> None:
-    path = tmp_path / "control"
+async def test_a_connection_serves_one_request_after_another(path: Path) -> None:
     sent = b'{"command": "echo", "a": [1]}\n{"command": "echo"}\n'
     async with serving(path, {"echo": echo}):
         answers = await exchange(path, sent)
@@ -75,9 +74,8 @@ async def test_a_connection_serves_one_request_after_another(tmp_path: Path) -> 
     ],
 )
 @in_loop
-async def test_what_is_no_request_is_refused(tmp_path: Path, sent: bytes, text: str) -> None:
+async def test_what_is_no_request_is_refused(sent: bytes, text: str, path: Path) -> None:
     """One answer says why."""
-    path = tmp_path / "control"
     async with serving(path, {"echo": echo}):
         answer, *_ = await exchange(path, sent)
     assert (answer["ok"], answer["code"]) == (False, "BadRequest")
@@ -135,10 +133,9 @@ async def test_an_answer_that_cannot_be_encoded_ends_its_connection(
 
 @pytest.mark.parametrize("count", [0, 1, 256, 257, 10_000])
 @in_loop
-async def test_iterators_go_out_in_slices(tmp_path: Path, count: int) -> None:
+async def test_iterators_go_out_in_slices(count: int, path: Path) -> None:
     """They arrive as one array, and the event loop runs between the slices."""
     turns = 0
-    path = tmp_path / "control"
 
     async def rows(request: Mapping[str, object]) -> Mapping[str, object]:
         return {"before": 1, "rows": ({"n": n} for n in range(count)), "after": 2}
@@ -158,9 +155,8 @@ async def test_iterators_go_out_in_slices(tmp_path: Path, count: int) -> None:
 
 
 @in_loop
-async def test_only_root_and_the_own_user_are_served(tmp_path: Path) -> None:
+async def test_only_root_and_the_own_user_are_served(path: Path) -> None:
     """The mode is 0600, and another user who connects all the same is refused."""
-    path = tmp_path / "control"
     called: list[object] = []
 
     async def secret(request: Mapping[str, object]) -> Mapping[str, object]:
@@ -187,9 +183,8 @@ def test_the_kernel_says_who_the_peer_is() -> None:
 
 
 @in_loop
-async def test_the_socket_of_a_crashed_daemon_is_replaced(tmp_path: Path) -> None:
+async def test_the_socket_of_a_crashed_daemon_is_replaced(tmp_path: Path, path: Path) -> None:
     """Anything but a socket is left alone; a closed server leaves nothing."""
-    path = tmp_path / "control"
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(os.fspath(path))
     async with serving(path, {"echo": echo}):
@@ -204,9 +199,8 @@ async def test_the_socket_of_a_crashed_daemon_is_replaced(tmp_path: Path) -> Non
 
 
 @in_loop
-async def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
+async def test_a_silent_connection_is_closed(path: Path) -> None:
     """Whether its client sends nothing or does not read."""
-    path = tmp_path / "control"
     asked = asyncio.Event()
 
     async def endless(request: Mapping[str, object]) -> Mapping[str, object]:
@@ -227,9 +221,8 @@ async def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_close_ends_what_is_being_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+async def test_close_ends_what_is_being_answered(caplog: pytest.LogCaptureFixture, path: Path) -> None:
     """A command that hangs does not hold up the daemon's end; its client sees the connection close."""
-    path = tmp_path / "control"
     started = asyncio.Event()
 
     async def hang(request: Mapping[str, object]) -> Mapping[str, object]:
@@ -251,9 +244,8 @@ async def test_close_ends_what_is_being_answered(tmp_path: Path, caplog: pytest.
 
 
 @in_loop
-async def test_further_commands_wait_for_their_turn(tmp_path: Path) -> None:
+async def test_further_commands_wait_for_their_turn(path: Path) -> None:
     """More connections than are served at a time are answered as soon as others end; none is refused."""
-    path = tmp_path / "control"
     release = asyncio.Event()
     served_now = most = 0
 

@@ -31,11 +31,6 @@ NOW = math.inf
 
 
 @pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
 def health(clock: Clock) -> Health:
     return Health(random.Random(1), clock)
 

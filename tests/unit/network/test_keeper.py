@@ -65,9 +65,8 @@ async def test_all_are_opened_before_they_are_needed() -> None:
 
 
 @in_loop
-async def test_idle_connections_are_used_after_the_interval() -> None:
+async def test_idle_connections_are_used_after_the_interval(clock: Clock) -> None:
     """After the interval every idle connection carries a request again, and none is opened anew."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         for rounds in (1, 2, 3):
             await answered(server, rounds * CONNECTIONS)
@@ -78,9 +77,8 @@ async def test_idle_connections_are_used_after_the_interval() -> None:
 
 
 @in_loop
-async def test_new_connections_are_used_until_linux_paces_them() -> None:
+async def test_new_connections_are_used_until_linux_paces_them(clock: Clock) -> None:
     """With a limit each carries ten small packets before any upload's, one a sweep; then it rests."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock, bwlimit_bps=8_000_000) as pool:
         for rounds in range(1, UNPACED_PACKETS + 1):
             await answered(server, rounds * CONNECTIONS)
@@ -93,9 +91,8 @@ async def test_new_connections_are_used_until_linux_paces_them() -> None:
 
 
 @in_loop
-async def test_the_keepers_requests_do_not_change_the_order_of_use() -> None:
+async def test_the_keepers_requests_do_not_change_the_order_of_use(clock: Clock) -> None:
     """The connection used last, which has the widest window, is acquired next, whatever the keeper sent meanwhile."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
         async with pool.acquire() as last:
@@ -108,9 +105,8 @@ async def test_the_keepers_requests_do_not_change_the_order_of_use() -> None:
 
 
 @in_loop
-async def test_any_answer_keeps_a_connection() -> None:
+async def test_any_answer_keeps_a_connection(clock: Clock) -> None:
     """A store refuses an anonymous request: that is an answer, and no reason to open another connection."""
-    clock = Clock()
     async with scripted(other=answering(403, b"<Error/>")) as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
         clock.now += INTERVAL_S
@@ -119,9 +115,8 @@ async def test_any_answer_keeps_a_connection() -> None:
 
 
 @in_loop
-async def test_what_the_server_closes_is_opened_again() -> None:
+async def test_what_the_server_closes_is_opened_again(clock: Clock) -> None:
     """Connections that a server closed are opened again before any upload needs them, without waiting the interval."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
         clock.now += SWEEP_S
@@ -176,10 +171,11 @@ async def test_no_connection_is_opened_to_a_server_that_keeps_none(
 
 
 @in_loop
-async def test_another_small_request_is_used_where_it_keeps_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+async def test_another_small_request_is_used_where_it_keeps_the_connection(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
     """It is logged and remembered: all further ones are of that kind, and all connections stay open."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
 
     async def close_after_get(exchange: Exchange) -> None:
         await exchange.answer(headers={"Connection": "close"} if exchange.method == "GET" else {})
@@ -264,9 +260,8 @@ def unused_port() -> Iterator[int]:
 
 
 @in_loop
-async def test_uploads_find_a_connection_while_the_keeper_works() -> None:
+async def test_uploads_find_a_connection_while_the_keeper_works(clock: Clock) -> None:
     """The keeper works on the reserve alone: with a server that never answers it, an upload starts at once."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
         server.other = silent_after()
@@ -306,9 +301,8 @@ async def test_a_name_that_does_not_resolve_yet(loop: ResolvingLoop) -> None:
 
 
 @resolving
-async def test_all_addresses_of_a_name_are_used_in_turn(loop: ResolvingLoop) -> None:
+async def test_all_addresses_of_a_name_are_used_in_turn(loop: ResolvingLoop, clock: Clock) -> None:
     """Connections spread over them; the name is resolved once, and again when the result is old."""
-    clock = Clock()
     async with scripted(address="0.0.0.0") as server:
         url = server.url.replace("0.0.0.0", "store.example")
         loop.addresses = ("127.0.0.1", "127.0.0.2")
@@ -328,9 +322,10 @@ async def test_all_addresses_of_a_name_are_used_in_turn(loop: ResolvingLoop) -> 
 
 
 @resolving
-async def test_connections_move_one_after_the_other_when_the_name_has_other_addresses(loop: ResolvingLoop) -> None:
+async def test_connections_move_one_after_the_other_when_the_name_has_other_addresses(
+    loop: ResolvingLoop, clock: Clock
+) -> None:
     """After a reload at once; else when no look-up gave the address for a while, for an answer may be a selection."""
-    clock = Clock()
     async with scripted(address="0.0.0.0") as server:
         loop.addresses = ("127.0.0.1",)
         async with kept(server, clock, server.url.replace("0.0.0.0", "store.example")) as pool:
@@ -382,10 +377,11 @@ LEARNED = "the store closes connections that are idle for 6.2 s: each is now use
 
 
 @in_loop
-async def test_an_idle_limit_of_the_server_shortens_the_interval(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_idle_limit_of_the_server_shortens_the_interval(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
     """After two closes in a row at age T each connection is used every T/2, before the server's limit."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         for _ in range(2):
             await rest_and_close(server, clock, pool)
@@ -401,10 +397,11 @@ async def test_an_idle_limit_of_the_server_shortens_the_interval(caplog: pytest.
 
 
 @in_loop
-async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
     """Every few minutes one connection rests; if it is still open beyond the limit the interval grows back."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         for _ in range(2):
             await rest_and_close(server, clock, pool)
@@ -418,10 +415,9 @@ async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(caplo
 
 
 @in_loop
-async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCaptureFixture) -> None:
+async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     """After the first closes one connection is used all the time: a restart ends it too, an idle limit does not."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         for _ in range(4):
             await rest_and_close(server, clock, pool, restart=True)
@@ -429,9 +425,8 @@ async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCap
 
 
 @in_loop
-async def test_a_connection_that_failed_in_use_is_no_idle_timeout() -> None:
+async def test_a_connection_that_failed_in_use_is_no_idle_timeout(clock: Clock) -> None:
     """Its age says nothing of the server's timeout."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock, reserve=0) as pool:
         await answered(server, CONNECTIONS)
         clock.now += 5.0
@@ -488,9 +483,8 @@ async def test_a_connection_with_a_narrowed_window_is_replaced_while_none_is_in_
 
 
 @in_loop
-async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> None:
+async def test_no_address_is_disabled_where_this_host_has_no_descriptor(clock: Clock) -> None:
     """What the server closes is opened again once there are descriptors."""
-    clock = Clock()
     async with kept_at_two_addresses(clock) as (server, pool):
         with no_free_descriptor():
             for connection in server.connections:
@@ -506,9 +500,8 @@ async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> Non
 
 
 @in_loop
-async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Also while other connections are open and answer, which is no reason to try at once again."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock, reserve=2) as pool:
         await answered(server, CONNECTIONS)
         tried = 0
@@ -530,9 +523,8 @@ async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: py
 
 
 @in_loop
-async def test_connections_move_away_from_a_disabled_address_and_back() -> None:
+async def test_connections_move_away_from_a_disabled_address_and_back(clock: Clock) -> None:
     """All are opened elsewhere in the background; after a good answer one goes back, after an upload its share."""
-    clock = Clock()
     async with kept_at_two_addresses(clock) as (server, pool):
         pool.addresses.failed("127.0.0.1", "refused")
         await server.until(lambda: loads(server) == [0, 4])
@@ -574,9 +566,8 @@ async def test_an_address_that_answers_badly_gets_one_connection_until_an_upload
 
 
 @in_loop
-async def test_connections_go_to_the_addresses_that_keep_them() -> None:
+async def test_connections_go_to_the_addresses_that_keep_them(clock: Clock) -> None:
     """One that closes each after its answer gets none, and is asked again; when it keeps them it gets its share."""
-    clock = Clock()
     async with (
         scripted(other=broken_at_first(silent_close), address="0.0.0.0") as server,
         kept(server, clock, named(server), receivers=ADDRESSES) as pool,
@@ -594,9 +585,8 @@ async def test_connections_go_to_the_addresses_that_keep_them() -> None:
 
 
 @in_loop
-async def test_an_address_that_hangs_up_on_the_probe_stays_disabled() -> None:
+async def test_an_address_that_hangs_up_on_the_probe_stays_disabled(clock: Clock) -> None:
     """It is probed again later."""
-    clock = Clock()
     async with (
         scripted(other=broken_at_first(hang_up_after()), address="0.0.0.0") as server,
         kept(server, clock, named(server), receivers=ADDRESSES) as pool,
@@ -614,9 +604,8 @@ async def test_an_address_that_hangs_up_on_the_probe_stays_disabled() -> None:
 
 
 @in_loop
-async def test_after_an_outage_all_addresses_are_found_at_once(unused_port: int) -> None:
+async def test_after_an_outage_all_addresses_are_found_at_once(unused_port: int, clock: Clock) -> None:
     """Also one whose next probe would be minutes away."""
-    clock = Clock()
     async with (
         scripted() as server,
         kept(server, clock, f"http://localhost:{unused_port}", receivers=ADDRESSES) as pool,
@@ -650,9 +639,8 @@ class FakePrimer:
 
 
 @in_loop
-async def test_new_connections_are_primed_while_none_is_in_use() -> None:
+async def test_new_connections_are_primed_while_none_is_in_use(clock: Clock) -> None:
     """Each once, and never beside an upload; small requests to get past its unpaced packets are not needed then."""
-    clock = Clock()
     async with scripted() as server:
         primer = FakePrimer(server, 100)
         async with kept(server, clock, primer=primer, bwlimit_bps=10**10) as pool:
@@ -680,9 +668,8 @@ async def test_as_many_are_primed_at_once_as_the_primer_allows(at_once: int) -> 
 
 
 @in_loop
-async def test_a_primer_that_is_off() -> None:
+async def test_a_primer_that_is_off(clock: Clock) -> None:
     """Connections are kept as without it, and get past their unpaced packets by small requests."""
-    clock = Clock()
     async with scripted() as server:
         primer = FakePrimer(server, 0)
         async with kept(server, clock, primer=primer, bwlimit_bps=10**10) as pool:

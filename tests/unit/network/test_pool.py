@@ -252,10 +252,9 @@ async def test_an_address_that_failed_is_avoided() -> None:
 
 
 @in_loop
-async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     """As a warning if it ever answered, with the message's id; and so is that it is enabled again."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
     async with pool_to("http://store.invalid", clock=clock, receivers=ADDRESSES) as pool:
         pool.addresses.asked(ADDRESSES[0], Outcome.ANSWERED, "")
         pool.addresses.failed(ADDRESSES[0], "no connection")
@@ -277,10 +276,9 @@ async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture) ->
 
 @resolving
 async def test_the_last_addresses_stay_when_the_name_no_longer_resolves(
-    loop: ResolvingLoop, caplog: pytest.LogCaptureFixture
+    loop: ResolvingLoop, caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
     """A failure of the name server does not stop uploads to addresses that are known."""
-    clock = Clock()
     loop.addresses = (ADDRESSES[0],)
     async with pool_to("http://store.example", clock=clock) as pool:
         for lookups in (1, 2):
@@ -294,9 +292,8 @@ async def test_the_last_addresses_stay_when_the_name_no_longer_resolves(
 
 
 @resolving
-async def test_the_name_is_looked_up_soon_while_no_address_can_be_reached(loop: ResolvingLoop) -> None:
+async def test_the_name_is_looked_up_soon_while_no_address_can_be_reached(loop: ResolvingLoop, clock: Clock) -> None:
     """The store may have moved; however often that is noticed, there is one look-up every five seconds."""
-    clock = Clock()
     loop.addresses = (ADDRESSES[0],)
     async with pool_to("http://store.example", clock=clock) as pool:
         async with pool.acquire() as connection:
@@ -327,9 +324,8 @@ async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytes
     assert [text.startswith("congestion control nosuch") for text in caplog.messages] == [True]
 
 
-def test_the_first_certificate_to_expire_counts() -> None:
+def test_the_first_certificate_to_expire_counts(clock: Clock) -> None:
     """Of those shown lately: one that was replaced is forgotten. Without one nothing is known."""
-    clock = Clock()
     certificates = Certificates(clock)
     assert certificates.expiry_s == 0
     tls = ssl.create_default_context()

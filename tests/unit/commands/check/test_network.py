@@ -23,9 +23,8 @@ from s3daemon.config.settings import Settings
 
 
 @in_loop
-async def test_certificate_of_another(certs: Authority, tmp_path: Path) -> None:
+async def test_certificate_of_another(certs: Authority, looked: Looked) -> None:
     """A certificate that is valid for another name is not accepted."""
-    looked = Looked(tmp_path)
     async with serving(b"", certs.issue("elsewhere", "DNS:elsewhere.example.org").context()) as url:
         await reach(settings_for(url, AWS_CA_BUNDLE=str(certs.ca)), looked.findings, time.time)
     assert "S3_ENDPOINT_URL must have a name that the certificate has" in looked.one("FAIL connect")
@@ -33,9 +32,8 @@ async def test_certificate_of_another(certs: Authority, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("days", "level"), [(0, "ok"), (20, "warn")])
 @in_loop
-async def test_certificate_ends(certs: Authority, tls: ssl.SSLContext, tmp_path: Path, days: int, level: str) -> None:
+async def test_certificate_ends(certs: Authority, tls: ssl.SSLContext, days: int, level: str, looked: Looked) -> None:
     """One that ends within two weeks is a warning; the test's are valid for thirty days."""
-    looked = Looked(tmp_path)
     async with serving(b"", tls) as url:
         settings = settings_for(url, AWS_CA_BUNDLE=str(certs.ca))
         await reach(settings, looked.findings, lambda: time.time() + days * 86400)
@@ -138,9 +136,8 @@ def test_https_at_a_port_that_ends_the_handshake(tmp_path: Path, answer: bytes) 
 
 
 @in_loop
-async def test_a_port_that_waits_within_the_handshake(tmp_path: Path) -> None:
+async def test_a_port_that_waits_within_the_handshake(looked: Looked) -> None:
     """It waits for the end of a header that never comes; a request without TLS is answered."""
-    looked = Looked(tmp_path)
     async with serving(refusal(400, "X")) as url:
         settings = settings_for(url.replace("http:", "https:"), S3DAEMON_CONNECT_TIMEOUT="200ms")
         await StoreChecks(settings, looked.findings).run("")
@@ -187,9 +184,8 @@ def test_receivers_that_are_set(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_an_object_is_put_at_each_receiver(tmp_path: Path) -> None:
+async def test_an_object_is_put_at_each_receiver(looked: Looked) -> None:
     """One may refuse what another takes."""
-    looked = Looked(tmp_path)
     async with serving(refusal(403, "AccessDenied")) as url:
         port = int(url.rpartition(":")[2])
         async with serving(refusal(503, "SlowDown"), address="127.0.0.2", port=port):
@@ -214,9 +210,8 @@ def test_no_listener(tmp_path: Path) -> None:
     "fault", [socket.gaierror(-2, "Name or service not known"), TimeoutError(), UnicodeError("label too long")]
 )
 @resolving
-async def test_no_address(loop: ResolvingLoop, tmp_path: Path, fault: Exception) -> None:
+async def test_no_address(loop: ResolvingLoop, fault: Exception, looked: Looked) -> None:
     """Each way in which a name has no address is one line."""
-    looked = Looked(tmp_path)
     loop.fault = fault
     assert await reach(settings_for("https://store.test"), looked.findings, time.time) == []
     (line,) = looked.lines
