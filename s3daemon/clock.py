@@ -9,10 +9,10 @@ Clock = Callable[[], float]
 
 
 class ActiveClock:
-    """Seconds of service: in which the daemon ran and was not held, over all its lives. It starts running.
+    """Active seconds: those in which the daemon ran and its queue was not held, over all its lives. It starts running.
 
     Args:
-        base: seconds of service before this process, from the spool.
+        base: active seconds before this process, from the spool.
         monotonic: a monotonic clock in seconds.
     """
 
@@ -22,7 +22,7 @@ class ActiveClock:
         self._since: float | None = monotonic()
 
     def now(self) -> float:
-        """Seconds of service so far; never goes back."""
+        """Return the active seconds so far; never goes back."""
         return self._base + (0.0 if self._since is None else self._monotonic() - self._since)
 
     def hold(self) -> None:

@@ -33,7 +33,7 @@ from s3daemon.config.settings import (
 )
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import watch_exposures
-from s3daemon.control.operations import Answer, Operations, entry_of
+from s3daemon.control.operations import CommandAnswer, Operations
 from s3daemon.control.server import ControlServer
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
@@ -63,7 +63,7 @@ from s3daemon.units import plural
 
 _log = logging.getLogger(__name__)
 
-#: How often STATUS is brought up to date, and how often the seconds of service are saved.
+#: How often STATUS is brought up to date, and how often the active seconds are saved.
 STATUS_EVERY_S, TICK_EVERY_S = 2.0, 30.0
 #: What a stop may take beside the drain: clients' requests and replies, the journal, the last commit.
 STOP_MARGIN_S = 20.0
@@ -224,10 +224,9 @@ class Service:
         self._janitor.forget_other_endpoints()
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
-        stored = {id_ for _, id_ in spool.kept.ended}
-        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, failures, stored)
-        ended = {id_: Reply(Outcome.STORED, id_) for id_ in stored}
+        ended = {id_: Reply(Outcome.STORED, id_) for _, id_ in spool.kept.ended}
         ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, ended, failures)
         self._questions = questions = Questions(exposures, uploader.schedule.__contains__, ended.items())
         uploader.observers.append(questions.see)
         self._server = server = Server(
@@ -255,7 +254,7 @@ class Service:
         uploader.observers.append(metrics.see)
         uploader.attempt_observers.append(metrics.see_attempt)
         uploads = Uploads(
-            intake, self._access, waiting, spool.mark_notified, refusals=self._refusals, clock=uploader.now
+            intake, self._access, waiting, spool.mark_notified, refusals=self._refusals, clock=uploader.clock
         )
         pages = routes(self._settings, operations, metrics, questions)
         self._http = HttpServer(self._settings, pages, {"/upload": uploads.handle})
@@ -314,13 +313,13 @@ class Service:
         self._waiting.leave(for_good=clients and await asyncio.to_thread(is_stopped_for_good))
         await asyncio.gather(*(listener.drain() for listener in listeners))
         await control.close()
-        self._spool.save_clock(self._uploader.active_now_s())
+        self._spool.save_clock(self._uploader.active_clock.now())
         left = len(self._uploader.schedule)
         kept = f"{plural(left, 'transfer')} kept for the next start"
         _log.info("stopped; %s", kept if left else "nothing is left to do")
 
     async def _report(self) -> None:
-        """Keep STATUS and the seconds of service up to date."""
+        """Keep STATUS and the active seconds in the spool up to date."""
         ticked_at = time.monotonic()
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
@@ -329,9 +328,9 @@ class Service:
             self._notifier.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
-                service_now = self._uploader.active_now_s()
-                self._spool.save_clock(service_now)
-                self._spool.expire(service_now, self._settings.current.keep_failed_s)
+                active_now_s = self._uploader.active_clock.now()
+                self._spool.save_clock(active_now_s)
+                self._spool.expire(active_now_s, self._settings.current.keep_failed_s)
                 if late := self._operations.late_line():
                     _log.warning("%s", late)
 
@@ -341,7 +340,7 @@ class Service:
 
     async def _write_pending(self) -> None:
         try:
-            await self._spool.restore([entry_of(queued) for queued in self._uploader.schedule.transfers])
+            await self._spool.restore([queued.entry() for queued in self._uploader.schedule.transfers])
         except SpoolError as exc:
             _log.error("the transfers in memory cannot be written to the new spool: %s", exc)
 
@@ -356,7 +355,7 @@ class Service:
         except SpoolError as exc:
             _log.error("%d transfers that were denied with the keys before cannot be retried: %s", len(ids), exc)
 
-    async def _reload(self, arguments: Mapping[str, object]) -> Answer:
+    async def _reload(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Reload, one at a time; STATUS shows a refusal until a reload is accepted."""
         try:
             async with self._reloading:
@@ -373,7 +372,7 @@ class Service:
             self._notifier.status(self._operations.line())
         return answer
 
-    async def _put_in_force(self, arguments: Mapping[str, object]) -> Answer:
+    async def _put_in_force(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Take new settings without dropping an upload.
 
         Raises:

@@ -23,7 +23,7 @@ from s3daemon.control.operations import Operations
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.delivery.schedule import QueuedTransfer
-from s3daemon.delivery.uploader import Start, Uploader
+from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.http.metrics import Metrics
 from s3daemon.model.exposure import Exposures
@@ -33,6 +33,7 @@ from s3daemon.model.source import Source
 from s3daemon.network.addresses import Limited
 from s3daemon.network.progress import Progress
 from s3daemon.network.rate.bandwidth import Limit, Origin
+from s3daemon.s3.endpoint import Start
 from s3daemon.s3.store import LookupResult, Stored
 from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
@@ -140,9 +141,10 @@ class FakeSpool:
         self._change(transfer_id, attempt_started=True)
 
     def record_attempt(
-        self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, md5: str = ""
+        self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, sent_etag: str = ""
     ) -> None:
-        self._change(transfer_id, attempts=attempts, attempt_started=attempt_started, code=code, text=text, md5=md5)
+        state = {"attempt_started": attempt_started, "sent_etag": sent_etag}
+        self._change(transfer_id, attempts=attempts, code=code, text=text, **state)
 
     def _change(self, transfer_id: str, **columns: Any) -> None:
         if transfer_id in self.rows:
@@ -243,7 +245,7 @@ class FakeStore:
         transfer: Transfer,
         failed_addresses: Collection[str] = (),
         *,
-        md5: str = "",
+        expected: str = "",
         source: Source | None = None,
     ) -> Stored | LookupResult:
         self.finds.append(transfer.id)
@@ -346,7 +348,7 @@ class House:
             clock=clock,
             wall=self.wall,
             rng=random.Random(1),
-            start=start,
+            start=start or (lambda name, work: self.loop.create_task(work, name=name)),
         )
         last_seq = self.spool.last_seq
         self.intake = Intake(self.holder, self.uploader, self.spool, last_seq, opener=self.files.open, wall=self.wall)
@@ -409,7 +411,7 @@ class Pool:
 
 def operations_of(house: House, spool: Any, exposures: Exposures) -> Operations:
     """Return a house's operations, with two clients of the line protocol and five of HTTP."""
-    server: Any = SimpleNamespace(clients=2)
+    server: Any = SimpleNamespace(listener=SimpleNamespace(clients=2))
     pool: Any = Pool()
     return Operations(
         house.holder,

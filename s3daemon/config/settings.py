@@ -173,7 +173,7 @@ class Settings:
         "S3DAEMON_KEEP_FAILED",
         "7d",
         duration("1s", "3650d"),
-        "How long a failed transfer stays listed. Only time in which the daemon runs counts.",
+        "How long a failed transfer stays listed. Only time in which the daemon runs and the queue is not held counts.",
     )
     # systemd is asked for this much more time, so nothing but patience bounds it.
     drain_timeout_s: float = _var(
@@ -189,11 +189,10 @@ class Settings:
         duration("1s", "10min"),
         "How often an idle connection is used, so that it stays open and fast.",
     )
-    # Below 100 kbit/s an image takes many minutes: someone wrote 4 for 4G.
     bwlimit_bps: int | None = _var(
         "S3DAEMON_BWLIMIT",
         "auto",
-        rate("100k", "1000G"),
+        rate(),
         "The most that all uploads together may send, such as 4G. auto: the rate of the narrowest link on the way, "
         "which is found and kept over restarts. 0 or off: no limit.",
     )

@@ -22,6 +22,9 @@ from urllib.parse import urlsplit
 from s3daemon.errors import SettingsError, one_line
 
 _Units = Mapping[str, int | Fraction]
+#: The bounds of a limit of the bandwidth, set or found, bit/s. At less an image takes many minutes: someone wrote 4 for
+#: 4G.
+LEAST_BPS, MOST_BPS = 100_000, 10**12
 _DURATIONS: _Units = {"": 1, "ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86400}
 _SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
@@ -149,16 +152,16 @@ def duration(low: str, high: str) -> Kind:
     return Kind("s", expected, convert, lambda v: convert(low) <= v <= convert(high))
 
 
-def rate(low: str, high: str) -> Kind:
+def rate() -> Kind:
     """Return a kind for bits per second, as an int: 0 for no limit, and None for one that is found."""
-    least, most = _whole(_RATES, low), _whole(_RATES, high)
 
     def convert(text: str) -> int | None:
         word = text.lower()
         return None if word == "auto" else 0 if word == "off" else _whole(_RATES, text)
 
-    expected = f"auto, off or 0 for no limit, or {low} to {high}: a number of bit/s, or one with k, M or G (decimal)"
-    return Kind("bit/s", expected, convert, lambda v: v is None or v == 0 or least <= v <= most)
+    bounds = f"{LEAST_BPS // 1000}k to {MOST_BPS // 10**9}G"
+    expected = f"auto, off or 0 for no limit, or {bounds}: a number of bit/s, or one with k, M or G (decimal)"
+    return Kind("bit/s", expected, convert, lambda v: v is None or v == 0 or LEAST_BPS <= v <= MOST_BPS)
 
 
 def size(low: str, high: str) -> Kind:

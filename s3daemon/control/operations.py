@@ -39,7 +39,7 @@ from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
 from s3daemon.units import plural, span
 
-Answer = Mapping[str, object]
+CommandAnswer = Mapping[str, object]
 
 
 class Figure(NamedTuple):
@@ -58,20 +58,6 @@ class Figure(NamedTuple):
     value: float | Mapping[str, float]
     label: str = ""
     counter: bool = False
-
-
-def entry_of(queued: QueuedTransfer) -> Entry:
-    """Return a pending transfer as the spool would."""
-    return Entry(
-        queued.seq,
-        queued.transfer,
-        queued.accepted_active_s,
-        queued.attempts,
-        attempt_started=queued.attempt_started,
-        code=queued.last_error.code,
-        text=queued.last_error.text,
-        md5=queued.sent_md5,
-    )
 
 
 def _ids(arguments: Mapping[str, object]) -> set[str]:
@@ -136,22 +122,22 @@ class Operations:
 
     def sample(self) -> None:
         """Note how far each upload is; called every 2 s, it gives their recent rates."""
-        now = self._uploader.now()
+        now = self._uploader.clock()
         for queued in self._uploader.schedule.running:
             if queued.attempt is not None:
                 queued.attempt.progress.sample(now)
 
-    async def queue(self, arguments: Mapping[str, object]) -> Answer:
+    async def queue(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Answer with every transfer that is not over and the failed ones; with `failed` only with these."""
         failed = await asyncio.to_thread(self._spool.entries, failed=True)
         pending = [] if arguments.get("failed") is True else self._uploader.schedule.transfers
         return {"transfers": (row.as_dict() for row in self._rows(pending, failed))}
 
     def _rows(self, pending: Sequence[QueuedTransfer], failed: Sequence[Entry]) -> Iterator[Row]:
-        now_usec, now = round(self._wall() * 1e6), self._uploader.now()
+        now_usec, now = round(self._wall() * 1e6), self._uploader.clock()
         for queued in pending:
             state, next_in_s = self._state(queued, now)
-            yield row_of(entry_of(queued), state, now_usec=now_usec, next_in_s=next_in_s)
+            yield row_of(queued.entry(), state, now_usec=now_usec, next_in_s=next_in_s)
         for entry in failed:
             yield row_of(entry, "failed", now_usec=now_usec)
 
@@ -160,18 +146,18 @@ class Operations:
             return "in flight", None
         if not self._uploader.schedule.is_head(queued):
             return "behind", None
-        if self._uploader.held:
+        if self._uploader.health.held:
             return "held", None
         return "pending", max(0.0, queued.not_before - now) if queued.not_before else 0.0
 
-    async def retry(self, arguments: Mapping[str, object]) -> Answer:
+    async def retry(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Try again: a delay ends, what failed is pending again."""
         ids = None if arguments.get("all") is True else _ids(arguments)
         known = self._uploader.retry(ids)
         with self._uploader.noting_stored() as stored:
             failed = await asyncio.to_thread(self._spool.entries, failed=True)
             wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
-            now = self._uploader.active_now_s()
+            now = self._uploader.active_clock.now()
             done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
         again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
         # A newer one was stored while the spool was busy with these: they would be sent over it.
@@ -179,10 +165,10 @@ class Operations:
         for id_ in overtaken:
             self._spool.remove(id_)
         self._uploader.recover(entry for entry in again if entry.transfer.id not in overtaken)
-        held = {"held": self._uploader.held} if self._uploader.held else {}
+        held = {"held": self._uploader.health.held} if self._uploader.health.held else {}
         return {"ids": sorted(known | done - overtaken), **held}
 
-    async def drop(self, arguments: Mapping[str, object]) -> Answer:
+    async def drop(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Give up: an attempt in flight is cancelled and its clients are notified."""
         ids = _ids(arguments)
         pending = [queued.transfer for id_ in ids if (queued := self._uploader.schedule.get(id_))]
@@ -195,14 +181,14 @@ class Operations:
                 dropped.discard(id_)  # it was stored before it could be dropped
         return {"ids": sorted(dropped)}
 
-    async def status(self, _: Mapping[str, object]) -> Answer:
+    async def status(self, _: Mapping[str, object]) -> CommandAnswer:
         """Answer with the status."""
         return self.snapshot().as_dict()
 
     def snapshot(self) -> Status:
         """Describe the daemon as it is now, from its condition down to each upload."""
         condition, uploader, pool = self.condition(), self._uploader, self._pool()
-        uploads = uploads_of(uploader.schedule.running, uploader.now())
+        uploads = uploads_of(uploader.schedule.running, uploader.clock())
         now_usec = round(self._wall() * 1e6)
         return Status(
             **{each.name: getattr(condition, each.name) for each in fields(Summary)},
@@ -232,15 +218,15 @@ class Operations:
             pending=len(uploader.schedule) - in_flight,
             oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
-            clients=self._server.clients,
+            clients=self._server.listener.clients,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.unexpectedly_disabled),
             unreachable=pool.addresses.are_unreachable,
             none_kept=not pool.small_request,
-            held=uploader.held,
-            away=uploader.away,
-            away_reason=uploader.away_reason,
-            since_usec=uploader.outage_since_usec,
+            held=uploader.health.held,
+            away=uploader.health.away,
+            away_reason=uploader.health.away_reason,
+            since_usec=uploader.outages.since_usec,
             next_probe_s=uploader.next_probe_s,
             spool_fault=self._spool.fault,
             reload_fault=self.refused,
@@ -273,7 +259,7 @@ class Operations:
         transfer, error = oldest.transfer, oldest.last_error
         age = span(now_s - transfer.accepted_usec / 1e6)
         tag = f" ({transfer.tags[0]})" if transfer.tags else ""
-        state, _ = self._state(oldest, self._uploader.now())
+        state, _ = self._state(oldest, self._uploader.clock())
         why = f", last error {error.code}: {error.text}" if error.code else ""
         count = f"{plural(len(late), 'transfer')} not stored after {LOST_S:g} s"
         return f"{count}, the oldest after {age}: {transfer.destination}{tag}, {state}{why}; see s3daemon queue"
@@ -282,7 +268,7 @@ class Operations:
         """Return the metrics of the present state."""
         condition, pool = self.condition(), self._pool()
         limit = pool.bandwidth.limit
-        uploads = uploads_of(self._uploader.schedule.running, self._uploader.now())
+        uploads = uploads_of(self._uploader.schedule.running, self._uploader.clock())
         receivers = self._receivers(uploads)
         rates: dict[str, float] = dict.fromkeys((one.address for one in receivers), 0.0)
         for upload in uploads:

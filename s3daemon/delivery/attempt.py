@@ -115,8 +115,8 @@ class Attempts:
                 queued.moved = moved_before + progress.moves
 
     async def _make(self, queued: QueuedTransfer, store: Store, progress: Progress) -> Stored:
-        def note_sent(md5: str) -> None:
-            queued.sent_md5 = md5
+        def note_sent(etag: str) -> None:
+            queued.sent_etag = etag
 
         try:
             source = queued.source or await self._open(queued.transfer.file)
@@ -162,7 +162,7 @@ class Attempts:
             return None
         try:
             avoided = queued.failed_addresses | progress.slow_addresses
-            found = await store.find(queued.transfer, avoided, md5=queued.sent_md5, source=source)
+            found = await store.find(queued.transfer, avoided, expected=queued.sent_etag, source=source)
         except AttemptError as exc:
             queued.lookups_refused += bool(exc.status)
             if source is None or queued.lookups_refused < LOOKUPS_MAX:
@@ -174,7 +174,7 @@ class Attempts:
     async def _update_file_state(self, queued: QueuedTransfer, state: FileState) -> None:
         """Note that the file is not the one that was accepted: its content now is sent, and the record says so."""
         queued.file_changed = True
-        queued.sent_md5 = ""
+        queued.sent_etag = ""
         queued.transfer = replace(queued.transfer, file_state=state)
         await _save_if_possible(self._spool.update(queued.transfer))
 
@@ -200,7 +200,7 @@ class Attempts:
         if late is None or late.transfer_id == transfer.id:
             return
         queued.outcome_unknown = True  # it is stored: if the look-up has no answer, the next attempt looks again
-        found = await store.find(transfer, md5=queued.sent_md5)
+        found = await store.find(transfer, expected=queued.sent_etag)
         queued.outcome_unknown = False
         if found is LookupResult.NOT_FOUND:
             raise AttemptError(Code.OVERWRITTEN, "a late arrival of an older transfer replaced the object")

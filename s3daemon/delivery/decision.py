@@ -40,7 +40,6 @@ from s3daemon.model.verdict import (
     Keys,
     Scope,
     Verdict,
-    accuses_keys,
     blames_endpoint,
     judge,
     suspect,
@@ -112,7 +111,7 @@ class FailureState:
         active_s: seconds since acceptance in which the daemon ran and the queue was not held.
         retry_for_s: the limit of `active_s`.
         uptime_s: seconds since this process started.
-        keys: what is known of them, where the error accuses them; None otherwise.
+        keys: what is known of them where the error accuses them (`accuses_keys`); None where it does not.
     """
 
     attempts: int
@@ -130,7 +129,7 @@ class Decision:
 
     Args:
         error: what is recorded.
-        endpoint: what the attempt says about the endpoint.
+        finding: what the attempt says about the endpoint.
         final: the transfer has failed for good; the fields below are then without meaning.
         delay_s: seconds until the next attempt.
         backlog: the transfer belongs to the backlog from now on, behind fresh ones.
@@ -138,7 +137,7 @@ class Decision:
     """
 
     error: LastError
-    endpoint: Finding
+    finding: Finding
     final: bool = False
     delay_s: float = 0.0
     backlog: bool = False
@@ -155,19 +154,19 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     """
     recorded = LastError(error.code, error.text, error.address)
     elsewhere = error.other_address and error.address not in state.failed_addresses
-    verdict, endpoint = _verdict(error, state), Finding.NO_FINDING if elsewhere else _finding(error, state.keys)
+    verdict, finding = _verdict(error, state), Finding.NO_FINDING if elsewhere else _finding(error, state.keys)
     if verdict is Verdict.PERMANENT:
-        return Decision(recorded, endpoint, final=True)
+        return Decision(recorded, finding, final=True)
     if state.active_s > state.retry_for_s:
         text = f"given up after {state.attempts} attempts; the last error: {error.text}"
-        return Decision(LastError(error.code, text, recorded.address), endpoint, final=True)
+        return Decision(LastError(error.code, text, recorded.address), finding, final=True)
     if elsewhere:  # each address once, then the back-off
-        return Decision(recorded, endpoint, failed_addresses=state.failed_addresses | {error.address})
+        return Decision(recorded, finding, failed_addresses=state.failed_addresses | {error.address})
     stale_again = error.code == state.previous_code
     if error.code == Code.STALE_CONNECTION and not stale_again:  # a closed one says nothing against another one
-        return Decision(recorded, endpoint, failed_addresses=state.failed_addresses)
+        return Decision(recorded, finding, failed_addresses=state.failed_addresses)
     retry_after = error.retry_after
-    return Decision(recorded, endpoint, delay_s=backoff(state.attempts, rng, retry_after), backlog=True)
+    return Decision(recorded, finding, delay_s=backoff(state.attempts, rng, retry_after), backlog=True)
 
 
 def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:
@@ -180,10 +179,8 @@ def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:
 def _finding(error: AttemptError | FileError, keys: Keys | None) -> Finding:
     if not isinstance(error, AttemptError):
         return Finding.NO_FINDING
-    if accuses_keys(error) and keys is not None:
+    if keys is not None:
         return _KEYS_FINDINGS[keys] if judge(error, keys) is not Verdict.PERMANENT else Finding.SERVING
-    if judge(error) is Verdict.HOLD:
-        return Finding.REFUSING
     if blames_endpoint(error):
         return Finding.FAILING
     if suspect(error) is Scope.BUCKET:

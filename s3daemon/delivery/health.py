@@ -24,7 +24,7 @@ from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.model.request import Destination
-from s3daemon.model.verdict import ACCESS_DENIED, UNREACHED, Keys, keys_after
+from s3daemon.model.verdict import ACCESS_DENIED, CLIENT_STATUSES, UNREACHED, Keys, keys_after
 from s3daemon.units import clock_time, span
 
 _log = logging.getLogger(__name__)
@@ -47,8 +47,6 @@ ASK_EVERY_S = 3.0
 #: The number of probes at a time: one in the first three rounds, then two, of different transfers, so that one that
 #: always fails, or hangs, does not hide the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
-#: The statuses of a refusal of the neutral request that is clear: it is not sent again to learn more.
-_CLEAR_STATUSES = range(400, 500)
 #: The time between probes while the queue is held, seconds. People correct settings and reload; a probe finds out what
 #: was corrected at the store, of which the daemon has no notice.
 HELD_PROBE_S = 300.0
@@ -99,13 +97,18 @@ class Health:
         self._suspects: dict[str, Destination] = {}  # by code, the first destination
         self._rounds = 0
         self._probe_at = 0.0
-        self.away_reason = ""  #: the latest failure; once away, the one that made it so; one line with its code
+        self._last_failure = ""  # once away, the one that made it so
         self.unreached = False  #: away, and the last attempt had no connection, so small requests test for its return
 
     @property
     def away(self) -> bool:
         """Whether the endpoint does not answer, or answers that it cannot serve."""
         return self._away_since is not None
+
+    @property
+    def away_reason(self) -> str:
+        """The failure that showed that the endpoint is away, one line with its code; empty when it is not."""
+        return self._last_failure if self.away else ""
 
     @property
     def known_away(self) -> bool:
@@ -168,7 +171,7 @@ class Health:
             was_away = self.away
             self._count(destination, now, is_unreached=is_unreached)
             if not was_away:
-                self.away_reason = f"{error.code}: {error.text}"
+                self._last_failure = f"{error.code}: {error.text}"
         self._delay_held_probe(now)
 
     def _delay_held_probe(self, now: float) -> None:
@@ -198,11 +201,11 @@ class Health:
 
     def reload(self) -> None:
         """Forget what is known: new settings are in force. While the endpoint is away the next attempt is a probe."""
-        reason = self.away_reason if self.away else ""
+        reason = self.away_reason
         self._reloaded_at = self._monotonic()
         self._set_up()
         if reason:
-            self._away_since, self._failures, self.away_reason = self._reloaded_at, AWAY_AFTER_FAILURES, reason
+            self._away_since, self._failures, self._last_failure = self._reloaded_at, AWAY_AFTER_FAILURES, reason
 
     def may_start(self, in_flight: int) -> bool:
         """Return whether one more attempt may start while `in_flight` others are in flight."""
@@ -268,11 +271,13 @@ class Outages:
     def _begin(self, state: str, kind: MessageId, text: str, level: int) -> None:
         self._began[state] = self._monotonic()
         self.since_usec = round(self._wall() * 1e6)
-        fields: dict[str, int | str] = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": self.since_usec}
-        if (next_s := self._next_attempt_s()) is not None:
-            fields["S3DAEMON_DELAY_USEC"] = round(next_s * 1e6)
-            text += f"; next attempt in {span(math.ceil(next_s))}"
-        _log.log(level, "%s", text, extra={"journal": fields})
+        next_s = self._next_attempt_s() or 0.0  # None only while it is neither away nor held
+        fields = {
+            "MESSAGE_ID": kind.value,
+            "S3DAEMON_SINCE_USEC": self.since_usec,
+            "S3DAEMON_DELAY_USEC": round(next_s * 1e6),
+        }
+        _log.log(level, "%s; next attempt in %s", text, span(math.ceil(next_s)), extra={"journal": fields})
 
     def _end(self, state: str, kind: MessageId, text: str) -> None:
         seconds = self._monotonic() - self._began.pop(state)
@@ -287,11 +292,6 @@ class Outages:
             clock_time(since_usec),
             extra={"journal": fields},
         )
-
-
-async def no_neutral_request() -> None:
-    """Stand in for the neutral request where none can be sent. Always raises AttemptError, `NoAnswer`."""
-    raise AttemptError(Code.NO_ANSWER, "no neutral request was sent")
 
 
 class KeyEvidence:
@@ -377,7 +377,7 @@ class KeyEvidence:
         error = await self.ask()
         if since == self._in_force_since:
             self._ever_accepted |= error is None
-            self._must_learn = error is not None and error.status not in _CLEAR_STATUSES
+            self._must_learn = error is not None and error.status not in CLIENT_STATUSES
 
     async def ask(self) -> AttemptError | None:
         """Send the neutral request, and return its error; None when it is accepted. Callers that wait share one."""

@@ -27,6 +27,7 @@ from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.progress import Progress
+from s3daemon.spool.spool import Entry
 
 #: A last line, whatever the reason: a case that was overlooked once made 2383 attempts of a transfer within 102 s. The
 #: back-off makes at most 7 in the first minute; each of four addresses may be tried at once before that.
@@ -69,7 +70,7 @@ class QueuedTransfer:
         attempt: the one in flight, else None.
         attempt_started: the spool has it that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
-        sent_md5: of what the last attempt has sent, as `Entry.md5`.
+        sent_etag: of what the last attempt has sent, as in `Entry`.
         lookups_refused: that the store has refused, one after the other.
         failed_addresses: the store's addresses that the next attempt avoids.
         moved: how often its uploads were moved to another connection.
@@ -92,13 +93,43 @@ class QueuedTransfer:
     attempt: AttemptInFlight | None = None
     attempt_started: bool = False
     outcome_unknown: bool = False
-    sent_md5: str = ""
+    sent_etag: str = ""
     lookups_refused: int = 0
     failed_addresses: frozenset[str] = frozenset()
     moved: int = 0
     file_changed: bool = False
     source: Source | None = None
     record: TransferRecord | None = None
+
+    @classmethod
+    def of(cls, entry: Entry, now: float) -> QueuedTransfer:
+        """Return the transfer of a row that an earlier process left, as it is at monotonic time `now`."""
+        return cls(
+            entry.seq,
+            entry.transfer,
+            now,
+            entry.accepted_active_s,
+            recovered=True,
+            live=False,
+            attempts=entry.attempts,
+            last_error=LastError(entry.code, entry.text),
+            attempt_started=entry.attempt_started,
+            outcome_unknown=entry.attempt_started,
+            sent_etag=entry.sent_etag,
+        )
+
+    def entry(self) -> Entry:
+        """Return the transfer's row, as the spool has it or should have it."""
+        return Entry(
+            self.seq,
+            self.transfer,
+            self.accepted_active_s,
+            self.attempts,
+            attempt_started=self.attempt_started,
+            code=self.last_error.code,
+            text=self.last_error.text,
+            sent_etag=self.sent_etag,
+        )
 
     def __lt__(self, other: QueuedTransfer) -> bool:
         """Compare by the order of acceptance; for heaps."""

@@ -28,22 +28,15 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
-from s3daemon.delivery.decision import DROPPED, FailureState, Finding, LastError, decide
-from s3daemon.delivery.health import (
-    ASK_EVERY_S,
-    Ask,
-    Health,
-    KeyEvidence,
-    Outages,
-    no_neutral_request,
-)
+from s3daemon.delivery.decision import DROPPED, FailureState, Finding, decide
+from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, Outages
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     AttemptInFlight,
@@ -61,14 +54,12 @@ from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import ACCESS_DENIED, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
+from s3daemon.s3.endpoint import Start
 from s3daemon.s3.store import Stored
 from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
-
-Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
-"""Starts a task under a name; whoever gave it learns of the task's death by an exception."""
 
 
 class Uploader:
@@ -81,13 +72,16 @@ class Uploader:
         journal: gets the records.
         active_clock: the time in which transfers can go on, from what the spool has of it.
         start: runs the attempts; a bug in what follows from one then ends the service, and the next process goes on.
-            None: nobody watches them.
         ask: sends a neutral request, which tells whether the keys are good when an attempt is refused.
         clock: monotonic seconds; the event loop's own clock must run with it.
         wall: seconds since the epoch, for people.
         rng: jitter.
 
     Attributes:
+        clock: that of `QueuedTransfer`'s moments.
+        active_clock: as given.
+        health: whether the endpoint is away or the queue held.
+        outages: since when.
         schedule: the transfers that are not over.
         waiters: the clients that wait for them.
         observers: called with every record that the journal gets.
@@ -102,8 +96,8 @@ class Uploader:
         journal: Journal,
         active_clock: ActiveClock,
         *,
-        start: Start | None = None,
-        ask: Ask = no_neutral_request,
+        start: Start,
+        ask: Ask,
         clock: Clock = time.monotonic,
         wall: Clock = time.time,
         rng: random.Random | None = None,
@@ -112,19 +106,19 @@ class Uploader:
         self._spool = spool
         self._attempts = attempts
         self._journal = journal
-        self._active_clock = active_clock
-        self._clock = clock
+        self.active_clock = active_clock
+        self.clock = clock
         self._wall = wall
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._loop = asyncio.get_running_loop()
-        self._start = start or (lambda name, work: self._loop.create_task(work, name=name))
-        self._health = Health(self._rng, clock)
-        self._outages = Outages(self._health, lambda: self.next_probe_s, clock, wall)
+        self._start = start
+        self.health = Health(self._rng, clock)
+        self.outages = Outages(self.health, lambda: self.next_probe_s, clock, wall)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
         self._warnings = LogLimit()
         self.schedule = Schedule(settings.current.max_connections)
-        self.waiters = Waiters(self._health, journal.write)
+        self.waiters = Waiters(self.health, journal.write)
         self.observers: list[Callable[[TransferRecord], None]] = []
         self.attempt_observers: list[Callable[[AttemptEnd], None]] = []
         self._started_at = clock()
@@ -138,38 +132,10 @@ class Uploader:
         self._stopping = False
 
     @property
-    def held(self) -> str:
-        """Why the queue is held, one line; empty when it is not."""
-        return self._health.held
-
-    @property
-    def away(self) -> bool:
-        """The endpoint does not answer, or answers that it cannot serve."""
-        return self._health.away
-
-    @property
-    def away_reason(self) -> str:
-        """The failure that showed that the endpoint is away, one line with its code; empty when it is not."""
-        return self._health.away_reason if self._health.away else ""
-
-    @property
-    def outage_since_usec(self) -> int | None:
-        """Since when the endpoint is away or the queue is held, microseconds since the epoch; None when neither is."""
-        return self._outages.since_usec
-
-    @property
     def next_probe_s(self) -> float | None:
         """Seconds until the next attempt while the endpoint is away or the queue is held; None when neither is."""
-        probe_s, due = self._health.next_probe_s, self.schedule.next_time()
-        return probe_s if probe_s is None or due is None else max(probe_s, due - self._clock())
-
-    def now(self) -> float:
-        """Return the time by the clock of `QueuedTransfer`'s moments, monotonic seconds."""
-        return self._clock()
-
-    def active_now_s(self) -> float:
-        """Return the seconds, over all processes so far, in which the daemon ran and the queue was not held."""
-        return self._active_clock.now()
+        probe_s, due = self.health.next_probe_s, self.schedule.next_time()
+        return probe_s if probe_s is None or due is None else max(probe_s, due - self.clock())
 
     @property
     def tasks(self) -> set[asyncio.Task[Any]]:
@@ -179,13 +145,7 @@ class Uploader:
     def recover(self, entries: Iterable[Entry]) -> None:
         """Take over what earlier processes accepted, and failed transfers that an operator retries."""
         for entry in entries:
-            queued = QueuedTransfer(entry.seq, entry.transfer, self._clock(), entry.accepted_active_s, recovered=True)
-            queued.live = False
-            queued.attempts = entry.attempts
-            queued.last_error = LastError(entry.code, entry.text)
-            queued.attempt_started = queued.outcome_unknown = entry.attempt_started
-            queued.sent_md5 = entry.md5
-            self.schedule.add(queued)
+            self.schedule.add(QueuedTransfer.of(entry, self.clock()))
         self.pump()
 
     def add(self, seq: int, transfer: Transfer, source: Source) -> QueuedTransfer:
@@ -196,7 +156,7 @@ class Uploader:
             transfer: what to send where.
             source: its file, open; closed here unless the attempt starts now, since that may take hours.
         """
-        queued = QueuedTransfer(seq, transfer, self._clock(), self._active_clock.now(), source=source)
+        queued = QueuedTransfer(seq, transfer, self.clock(), self.active_clock.now(), source=source)
         self.schedule.add(queued)
         self.pump()
         queued.attempt_started = queued.attempt is not None
@@ -247,8 +207,8 @@ class Uploader:
             the ids of failed transfers that deserve another attempt: by what is known, the keys may have been at fault.
         """
         self.schedule.resize(self._settings.current.max_connections)
-        self._health.reload()
-        self._outages.note()
+        self.health.reload()
+        self.outages.note()
         self._full_buckets.clear()
         self.schedule.end_delays()
         doubtful = self._keys.reload()
@@ -259,22 +219,22 @@ class Uploader:
         """Start the attempts that may start, and set a timer for when more may."""
         if self._stopping:
             return
-        while (self._may_start() or self._health.admits_new) and (
-            queued := self.schedule.take(self._clock(), live_only=not self._may_start())
+        while (self._may_start() or self.health.admits_new) and (
+            queued := self.schedule.take(self.clock(), live_only=not self._may_start())
         ):
             self._start_attempt(queued)
-        if self._health.held:
-            self._active_clock.hold()
+        if self.health.held:
+            self.active_clock.hold()
         else:
-            self._active_clock.resume()
+            self.active_clock.resume()
         self.waiters.defer_if_away()
         self._set_timer()
-        if self._health.unreached and (self._returning is None or self._returning.done()):
+        if self.health.unreached and (self._returning is None or self._returning.done()):
             self._returning = self._start("asking whether the endpoint is back", self._await_return())
 
     def _start_attempt(self, queued: QueuedTransfer) -> None:
         """Start an attempt, unless a limit has it wait."""
-        now, bucket = self._clock(), queued.transfer.destination.bucket
+        now, bucket = self.clock(), queued.transfer.destination.bucket
         earliest = max(earliest_attempt(queued.started_at), self._full_buckets.earliest(bucket))
         if earliest > now:
             self.schedule.release(queued, earliest)
@@ -286,23 +246,23 @@ class Uploader:
         queued.attempt = AttemptInFlight(task, progress)
 
     def _may_start(self) -> bool:
-        return self._health.may_start(len(self.schedule.running))
+        return self.health.may_start(len(self.schedule.running))
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = self.schedule.next_time() if self._may_start() else self._health.wake_at()
+        at = self.schedule.next_time() if self._may_start() else self.health.wake_at()
         if at is not None:
-            self._timer = self._loop.call_later(max(0.0, at - self._clock()), self.pump)
+            self._timer = self._loop.call_later(max(0.0, at - self.clock()), self.pump)
 
     async def _await_return(self) -> None:
         """While no connection is to be had, ask whether one is; then have the next probe at once."""
-        while self._health.unreached:
+        while self.health.unreached:
             await asyncio.sleep(ASK_EVERY_S)
             error = await self._keys.ask()
             if error is None or error.status:
-                self._health.reached()
+                self.health.reached()
                 self.schedule.end_delays()  # the outage was the reason of most of them
                 self.pump()
 
@@ -324,13 +284,13 @@ class Uploader:
             self._stored(queued, outcome)
         else:
             self._failed(queued, outcome, keys, is_unanswered=is_unanswered)
-        self._outages.note()
+        self.outages.note()
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
         self._count(AttemptEnd(status=200 if stored.address else 0, receiver=stored.address, size_bytes=stored.size))
-        was_away, outage = self._health.away, self._health.known_away or self._health.held
-        self._health.succeeded(queued.last_attempt_at)
+        was_away, outage = self.health.away, self.health.known_away or self.health.held
+        self.health.succeeded(queued.last_attempt_at)
         self._keys.stored(queued.last_attempt_at)
         bucket = queued.transfer.destination.bucket
         was_full = self._full_buckets.stored(bucket)
@@ -363,12 +323,12 @@ class Uploader:
     def _failed(
         self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None, *, is_unanswered: bool
     ) -> None:
-        now = self._clock()
+        now = self.clock()
         state = FailureState(
             attempts=queued.attempts,
             previous_code=queued.last_error.code,
             failed_addresses=queued.failed_addresses,
-            active_s=self._active_clock.now() - queued.accepted_active_s,
+            active_s=self.active_clock.now() - queued.accepted_active_s,
             retry_for_s=self._settings.current.retry_for_s,
             uptime_s=now - self._started_at,
             keys=keys,
@@ -378,7 +338,7 @@ class Uploader:
         again = not decision.final
         self._count(AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again))
         if isinstance(error, AttemptError):
-            self._update_health(queued, error, decision.endpoint, is_unanswered=is_unanswered)
+            self._update_health(queued, error, decision.finding, is_unanswered=is_unanswered)
         if decision.final:
             if error.code == ACCESS_DENIED and keys is not Keys.GOOD:
                 self._keys.denied(queued.transfer.id)
@@ -391,11 +351,11 @@ class Uploader:
             queued.transfer.id,
             queued.attempts,
             attempt_started=queued.outcome_unknown,
-            md5=queued.sent_md5,
+            sent_etag=queued.sent_etag,
             code=queued.last_error.code,
             text=queued.last_error.text,
         )
-        self._warn(queued, None if self._health.held else decision.delay_s)
+        self._warn(queued, None if self.health.held else decision.delay_s)
         self.schedule.release(queued, now + decision.delay_s)
 
     def _count(self, end: AttemptEnd) -> None:
@@ -405,7 +365,7 @@ class Uploader:
     def _warn(self, queued: QueuedTransfer, delay_s: float | None) -> None:
         """Write a journal entry about the failed attempt, unless there were too many like it in this second."""
         error = queued.last_error
-        skipped = self._warnings.admit((error.code, error.address), self._clock())
+        skipped = self._warnings.admit((error.code, error.address), self.clock())
         if skipped is not None:
             self._journal.write(failure_of(queued, delay_s, skipped).fields())
 
@@ -415,18 +375,18 @@ class Uploader:
         destination = queued.transfer.destination
         match finding:
             case Finding.SERVING:
-                self._health.succeeded(queued.last_attempt_at)
+                self.health.succeeded(queued.last_attempt_at)
             case Finding.FULL:
-                self._health.succeeded(queued.last_attempt_at)
-                self._full_buckets.refused(destination.bucket, self._clock())
+                self.health.succeeded(queued.last_attempt_at)
+                self._full_buckets.refused(destination.bucket, self.clock())
             case Finding.FAILING:
                 failed_since = queued.failed_since
-                queued.failed_since = min(failed_since, self._clock())
-                self._health.failed(error, destination, is_unanswered=is_unanswered, failed_since=failed_since)
+                queued.failed_since = min(failed_since, self.clock())
+                self.health.failed(error, destination, is_unanswered=is_unanswered, failed_since=failed_since)
             case Finding.SUSPICIOUS:
-                self._health.suspected(error, destination, queued.last_attempt_at)
+                self.health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:
-                self._health.refused(error, queued.last_attempt_at)
+                self.health.refused(error, queued.last_attempt_at)
 
     def _fail(self, queued: QueuedTransfer) -> None:
         """End a transfer that has failed for good: recorded and listed; its clients are notified once it is listed."""
@@ -439,7 +399,7 @@ class Uploader:
     async def _list_failure(self, queued: QueuedTransfer, waiters: Iterable[asyncio.Future[Reply]]) -> None:
         id_, error = queued.transfer.id, queued.last_error
         try:
-            await self._spool.fail(id_, queued.attempts, error.code, error.text, self._active_clock.now())
+            await self._spool.fail(id_, queued.attempts, error.code, error.text, self.active_clock.now())
         except SpoolError as exc:  # it stays pending there: the next process tries it once more, and it fails again
             _log.error("the failure of %s could not be listed: %s", id_, exc)
         notify(waiters, Reply(Outcome.FAILED, id_, error.code, error.text))
@@ -478,7 +438,7 @@ class Uploader:
 
     def _record(self, queued: QueuedTransfer, stored: Stored | None) -> None:
         endpoint = self._settings.current.endpoint_url
-        queued.record = record_of(queued, stored, endpoint, now=self._clock(), wall=self._wall())
+        queued.record = record_of(queued, stored, endpoint, now=self.clock(), wall=self._wall())
         for observe in self.observers:
             observe(queued.record)
 

@@ -28,7 +28,8 @@ class Waiters:
         write: takes a journal entry about clients that were deferred; `Journal.write`.
 
     Attributes:
-        deferrals: how many transfers' clients were deferred.
+        deferrals: how often clients were deferred: one for all clients of a transfer that are deferred at once in an
+            outage, one for each client that has waited its limit.
     """
 
     def __init__(self, health: Health, write: Callable[[Sequence[Field]], object]) -> None:

@@ -195,7 +195,7 @@ class Uploads:
         if ticket is not None:
             queued = ticket.queued
         elif failure is not None:
-            queued = QueuedTransfer(failure.seq, failure.transfer, now, now, attempts=failure.attempts)
+            queued = QueuedTransfer.of(failure, now)
         if queued is None:
             return self._answer(reply, None, name)
         transfer = queued.transfer  # its first tag: which of them this client gave is not known

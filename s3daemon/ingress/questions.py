@@ -16,11 +16,10 @@ from s3daemon.errors import Code
 from s3daemon.model.exposure import Exposures, Name
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.reply import Outcome, Reply
+from s3daemon.spool.exposures import ENDED_KEPT
 
 #: The longest that a question waits, seconds: so long at most does a client that has vanished occupy a slot.
 LIMIT_S = 3600.0
-#: The number of ended transfers that are remembered.
-ENDED_KEPT = 5000
 #: A transfer may end without a record, since a newer one was stored at its destination: noticed within this time, s.
 _LOOK_EVERY_S = 1.0
 

@@ -87,11 +87,6 @@ class Server:
         self._loop = asyncio.get_running_loop()
         self.listener = Listener(self._serve, settings.current.max_clients)
 
-    @property
-    def clients(self) -> int:
-        """The number of clients that are being served."""
-        return self.listener.clients
-
     def resume(self, name: str, sock: socket.socket) -> None:
         """Go on serving a client that an earlier process left.
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import socket
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -53,8 +53,8 @@ class WaitingClients:
         settings: the wait limit.
         intake: has the transfers.
         notifier: stores the connections with systemd.
-        failures: the transfers that had failed for good when this process started, by id.
-        stored: ids of transfers that were stored before it started.
+        ended: the replies to clients of transfers that had ended before this process started, by id.
+        failures: those of them that had failed for good.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class WaitingClients:
         settings: SettingsHolder,
         intake: Intake,
         notifier: Notifier,
-        failures: Mapping[str, Entry] | None = None,
-        stored: Collection[str] = (),
+        ended: Mapping[str, Reply],
+        failures: Mapping[str, Entry],
     ) -> None:
         self._settings = settings
         self._intake = intake
         self._notifier = notifier
-        self._failures = failures or {}
-        self._stored_before = stored
+        self._ended = ended
+        self._failures = failures
         self._with_systemd: set[str] = set()  # names of the connections that are stored with systemd
         #: Done when the service leaves its clients; the result is whether no process will follow.
         self._left: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -138,13 +138,10 @@ class WaitingClients:
             self.forget(name)
             return None, None
         id_ = transfer_of(name)
-        ticket, failure = self._intake.resume(id_), self._failures.get(id_)
-        if ticket is not None:
+        if (ticket := self._intake.resume(id_)) is not None:
             return await self.wait(ticket, sock, name), ticket
-        if failure is not None:
-            return Reply(Outcome.FAILED, id_, failure.code, failure.text), None
-        if id_ in self._stored_before:
-            return Reply(Outcome.STORED, id_), None
+        if (reply := self._ended.get(id_)) is not None:
+            return reply, None
         text = "the daemon was interrupted, and it is not known here whether it had accepted or stored this"
         return Reply(Outcome.FAILED, "", Code.INTERRUPTED, f"{text}; see journalctl S3DAEMON_TRANSFER_ID={id_}"), None
 

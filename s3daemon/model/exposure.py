@@ -36,22 +36,19 @@ def names_of(tags: Iterable[str], bucket: str, key: str) -> tuple[Name, ...]:
 UNTAGGED = "untagged"
 
 
-def verdict_of(
-    seconds: float | None, *, missing: bool, tagged: bool = True, late_s: float = LATE_S, lost_s: float = LOST_S
-) -> str:
+def verdict_of(seconds: float | None, *, missing: bool, tagged: bool = True, late_s: float = LATE_S) -> str:
     """Return the verdict on an exposure, the worst that is true, for status, page, metrics and report.
 
     Args:
         seconds: from its first request to its last object, or to now while one is pending; None when none was stored.
         missing: a file of it was refused, failed for good, or is known to be missing.
         tagged: it has a tag, so it is one exposure and its time is judged.
-        late_s: it is late after so many seconds.
-        lost_s: it is lost after so many, or after `late_s` where that is longer.
+        late_s: it is late after so many seconds; lost after `LOST_S`, or after these where they are more.
 
     Returns:
         `lost`, `incomplete`, `late`, or `in time`; without a tag `incomplete` or `untagged`.
     """
-    if tagged and seconds is not None and seconds > max(late_s, lost_s):
+    if tagged and seconds is not None and seconds > max(late_s, LOST_S):
         return "lost"
     if missing:
         return "incomplete"
@@ -182,9 +179,6 @@ class Exposures:
 
     def __iter__(self) -> Iterator[Exposure]:
         return iter(self._order)
-
-    def __len__(self) -> int:
-        return len(self._order)
 
     def last(self, count: int) -> list[Exposure]:
         """Return the last `count` exposures, in order."""

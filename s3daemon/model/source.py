@@ -24,8 +24,8 @@ from s3daemon.errors import HOST_LIMIT_TEXT, Code, FileError, is_host_limit, one
 from s3daemon.model.file_calls import call_file_system, outlast
 from s3daemon.model.request import FileState
 
-#: Up to this size a file is read whole by the thread that opens it, and hashed in the event loop: one switch to a
-#: thread instead of three.
+#: Up to this size a file, or a part of one, is small: a few packets, which take no share of the bandwidth and have no
+#: rate. It is read whole by the thread that opens it, and hashed in the event loop: one switch to a thread, not three.
 SMALL_BYTES = 64 * 1024
 
 _HASHED_BYTES = 1 << 20

@@ -4,8 +4,8 @@ One error alone accuses a party, its `Scope`; each scope may stop no more than i
 
     scope     evidence                                                          what may be stopped
     --------  ----------------------------------------------------------------  ------------------------------------
-    REQUEST   refused for good; refused before it was sent; a file's error;     this transfer
-              another ETag; overwritten; our bug; a closed idle connection;
+    REQUEST   refused for good; refused before it was sent; another ETag;       this transfer
+              overwritten; our bug; a closed idle connection;
               an S3 code that is not listed here
     BUCKET    the bucket's quota is used up                                     the transfers to this bucket
     KEYS      keys, account, region, certificate                                this transfer; everything, once a
@@ -27,7 +27,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-from s3daemon.errors import AttemptError, Code, FileError
+from s3daemon.errors import AttemptError, Code
 
 
 class Verdict(Enum):
@@ -130,29 +130,28 @@ _SERVICE = frozenset(
     }
 )
 _SERVICE_STATUSES = frozenset({408, 429})
-_FIRST_SERVER_STATUS = 500
+FIRST_SERVER_STATUS = 500
 #: Statuses that are clear even without an S3 code. A proxy's 413 will be the same for the same file.
 #: A 401, 403, 404, 405 or redirect without a code is left out on purpose: S3 always gives a code, so it was not the
 #: store that answered but something in front of it, which says nothing about this transfer and may be fixed soon.
 _PERMANENT_STATUSES = frozenset({413})
-_CLIENT_STATUSES = range(400, 500)
+#: Only these are a clear refusal: anything else a proxy may answer for a store that has carried the request out.
+CLIENT_STATUSES = range(400, 500)
 
 
-def suspect(error: AttemptError | FileError) -> Scope:
+def suspect(error: AttemptError) -> Scope:
     """Return whom `error` alone accuses."""
-    if not isinstance(error, AttemptError) or error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES:
+    if error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES:
         return Scope.REQUEST
     for scope, codes in ((Scope.KEYS, _KEYS), (Scope.BUCKET, _BUCKET), (Scope.ADDRESS, UNREACHED)):
         if error.code in codes:
             return scope
-    is_service_status = error.status in _SERVICE_STATUSES or error.status >= _FIRST_SERVER_STATUS
+    is_service_status = error.status in _SERVICE_STATUSES or error.status >= FIRST_SERVER_STATUS
     return Scope.SERVICE if error.code in _SERVICE or is_service_status or _bare_status(error) else Scope.REQUEST
 
 
-def judge(error: AttemptError | FileError, keys: Keys | None = None) -> Verdict:
+def judge(error: AttemptError, keys: Keys | None = None) -> Verdict:
     """Return what `error` means for its transfer.
-
-    A file that is gone, unreadable, stale or changed is transient here; `delivery.decision` limits that in time.
 
     Args:
         error: why the attempt failed.
@@ -173,9 +172,9 @@ def _judge_denial(keys: Keys | None) -> Verdict:
     return Verdict.TRANSIENT if keys in (Keys.UNKNOWN, Keys.REPLACED) else Verdict.PERMANENT
 
 
-def accuses_keys(error: AttemptError | FileError) -> bool:
+def accuses_keys(error: AttemptError) -> bool:
     """Return whether bad keys may be the reason, so that a neutral request should be asked."""
-    return suspect(error) is Scope.KEYS or (isinstance(error, AttemptError) and error.code == ACCESS_DENIED)
+    return suspect(error) is Scope.KEYS or error.code == ACCESS_DENIED
 
 
 def keys_after(
@@ -204,15 +203,15 @@ def keys_after(
 
 
 def _is_s3_refusal(error: AttemptError) -> bool:
-    return error.status in _CLIENT_STATUSES and not _bare_status(error) and suspect(error) is not Scope.SERVICE
+    return error.status in CLIENT_STATUSES and not _bare_status(error) and suspect(error) is not Scope.SERVICE
 
 
-def _bare_status(error: AttemptError | FileError) -> int:
+def _bare_status(error: AttemptError) -> int:
     """Return the status of an answer without an S3 code (botocore then takes the status for one), else 0."""
     return error.status if not error.code or error.code.isdigit() else 0
 
 
-def blames_endpoint(error: AttemptError | FileError) -> bool:
+def blames_endpoint(error: AttemptError) -> bool:
     """Return whether the address, or the endpoint as a whole, may be down, overloaded or replaced by something else."""
     return suspect(error) in (Scope.ADDRESS, Scope.SERVICE)
 
@@ -221,7 +220,7 @@ def is_unlisted(code: str, status: int) -> bool:
     """Return whether an answer has a 4xx status with a code of which nothing is known here, so that it is retried."""
     error = AttemptError(code, "", status=status)
     is_listed = code in _LISTED or judge(error) is not Verdict.TRANSIENT or suspect(error) is not Scope.REQUEST
-    return status in _CLIENT_STATUSES and not is_listed
+    return status in CLIENT_STATUSES and not is_listed
 
 
 #: 4xx codes that are transient although the store means this transfer: the next attempt is another one, or comes later.

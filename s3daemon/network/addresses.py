@@ -11,7 +11,11 @@
     DISABLED  none, but for a probe       the probe (a small request) is answered         TRIAL
               when its time is up         the probe is not answered                       DISABLED, twice as long
     TRIAL     one                         an upload succeeds                              ENABLED
-                                          an upload or a connection fails                 DISABLED, twice as long
+                                          a small request is answered, and only one that  ENABLED
+                                          was answered badly had led to the trial
+                                          an upload or a connection fails, or an upload   DISABLED, twice as long
+                                          is far slower than others                       if it was before
+                                          a small request is not answered *               likewise
 
     * unless an upload succeeded there within `UPLOADS_COUNT_S`
 
@@ -51,7 +55,7 @@ UPLOADS_COUNT_S = 300.0
 TRANSFERS_IN_A_ROW = 2
 
 
-class Outcome(Enum):
+class SmallRequestOutcome(Enum):
     """What became of a small request."""
 
     ANSWERED = "answered"
@@ -116,8 +120,9 @@ class Addresses:
 
     Args:
         clock: monotonic seconds.
-        on_disabled: called with the address, the reason, and whether it ever answered, when one is disabled for the
-            first time in a row. Of a name's addresses one may be of a kind that this host cannot reach.
+        on_disabled: called with the address, the reason, the seconds until it is asked again, and whether it ever
+            answered, when one is disabled for the first time in a row. Of a name's addresses one may be of a kind that
+            this host cannot reach.
         on_enabled: called with the address and how long it was disabled, seconds, when an upload succeeded over one
             that had been.
     """
@@ -125,8 +130,8 @@ class Addresses:
     def __init__(
         self,
         clock: Clock,
-        on_disabled: Callable[[str, str, bool], None] = lambda address, reason, has_answered: None,
-        on_enabled: Callable[[str, float], None] = lambda address, disabled_s: None,
+        on_disabled: Callable[[str, str, float, bool], None],
+        on_enabled: Callable[[str, float], None],
     ) -> None:
         self._clock = clock
         self._on_disabled = on_disabled
@@ -307,9 +312,9 @@ class Addresses:
         state.slow_transfers.clear()
         if is_first:
             state.limited_at, state.reason = self._clock(), reason
-            self._on_disabled(address, reason, state.has_answered)
+            self._on_disabled(address, reason, self.next_probe_s(address), state.has_answered)
 
-    def asked(self, address: str, outcome: Outcome, reason: str) -> None:
+    def asked(self, address: str, outcome: SmallRequestOutcome, reason: str) -> None:
         """Note what became of a small request.
 
         Args:
@@ -318,19 +323,19 @@ class Addresses:
             reason: one line, for when the address is disabled.
         """
         state = self._states.get(address)
-        if state is None or outcome is Outcome.NOT_SENT:
+        if state is None or outcome is SmallRequestOutcome.NOT_SENT:
             return
-        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY) and self.are_unreachable:
+        if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY) and self.are_unreachable:
             self._end_outage()
         if state.is_disabled:
             return
-        state.has_answered |= outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY)
-        if outcome is Outcome.ANSWERED:
+        state.has_answered |= outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY)
+        if outcome is SmallRequestOutcome.ANSWERED:
             state.on_trial &= state.times_disabled > 0  # what only a small request put on trial
-        elif outcome is Outcome.NOT_CONNECTED:
+        elif outcome is SmallRequestOutcome.NOT_CONNECTED:
             self.failed(address, reason)
         elif self._clock() - state.uploaded_at > UPLOADS_COUNT_S:
-            if outcome is Outcome.NOT_ANSWERED:
+            if outcome is SmallRequestOutcome.NOT_ANSWERED:
                 self.failed(address, reason)
             elif self.has_alternative([address]) and not state.on_trial:
                 state.on_trial, state.limited_at, state.reason = True, self._clock(), reason
@@ -366,12 +371,12 @@ class Addresses:
         now = self._clock()
         return [address for address, s in self._states.items() if s.probe_at is not None and s.probe_at <= now]
 
-    def probed(self, address: str, outcome: Outcome) -> None:
+    def probed(self, address: str, outcome: SmallRequestOutcome) -> None:
         """Note the outcome of a small request to a disabled address."""
         state = self._states.get(address)
         if state is None or not state.is_disabled:
             return
-        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY):
+        if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY):
             state.probe_at = None
             state.on_trial = True
             if self.are_unreachable:

@@ -25,8 +25,8 @@ from s3daemon.config.settings import Settings
 from s3daemon.network import tcp
 from s3daemon.network.rate.pacing import Pacer
 
-#: More of an answer is not read: the longest that S3 gives to what is asked here, a list of 1 000 parts, has about
-#: 500 kB; a server that goes on for ever would fill the memory, at gigabytes within seconds.
+#: More of an answer is not read, nor decoded: the longest that S3 gives to what is asked here, a list of 1 000 parts,
+#: has about 500 kB; a server that goes on for ever would fill the memory, at gigabytes within seconds.
 ANSWER_MAX_BYTES = 1 << 20
 #: A header of an answer may be as long; aiohttp's own limit of 8 kB makes good answers unreadable.
 _HEADER_MAX_BYTES = 1 << 16
@@ -39,7 +39,7 @@ class AnswerTooLongError(aiohttp.ClientPayloadError):
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class StoreAnswer:
     """A whole answer.
 
     Args:
@@ -197,7 +197,7 @@ class Connection:
             return 0
         return tcp.TcpInfo.of(self._sock).acked
 
-    async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> Answer:
+    async def request(self, method: str, url: str, headers: Mapping[str, str], data: Any) -> StoreAnswer:
         """Send one request, opening the connection if need be, and read the answer whole.
 
         Redirects come back as they are: following one would carry the file to another host.
@@ -217,7 +217,7 @@ class Connection:
             raise
         wants_close = response.headers.get("Connection", "").lower() == "close"
         self._note_answer(persistent=not wants_close and response.version == aiohttp.HttpVersion11)
-        return Answer(response.url, response.status, response.headers, response.raw_headers, body)
+        return StoreAnswer(response.url, response.status, response.headers, response.raw_headers, body)
 
     def _note_answer(self, *, persistent: bool) -> None:
         self.used_at = self._clock()

@@ -21,7 +21,8 @@ import aiohttp
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import is_host_limit
-from s3daemon.network.addresses import Outcome
+from s3daemon.model.verdict import FIRST_SERVER_STATUS
+from s3daemon.network.addresses import SmallRequestOutcome
 from s3daemon.network.connection import UNREADABLE, Connection
 from s3daemon.network.keepalive import (
     KEPT_S,
@@ -42,7 +43,6 @@ ASK_AGAIN_S = 60.0
 RETRY_MAX_S = 5.0
 #: The share of the connections that may be opened at once.
 OPENED_AT_ONCE = 1 / 2
-_FIRST_SERVER_ERROR = 500
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
 
 
@@ -230,7 +230,7 @@ class Keeper:
             else:
                 outcome, reason = await self._ask(connection)
         self._report(connection, outcome, reason)
-        if outcome in (Outcome.ANSWERED, Outcome.ANSWERED_BADLY):
+        if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY):
             self._asked_over[connection] = connection.requests
 
     async def _find_small_request(self) -> None:
@@ -284,13 +284,17 @@ class Keeper:
         else:
             _log.info("the store closes connections after %s /: %s / keeps them open", before, method)
 
-    def _report(self, connection: Connection, outcome: Outcome, reason: str) -> None:
+    def _report(self, connection: Connection, outcome: SmallRequestOutcome, reason: str) -> None:
         addresses = self._pool.addresses
         _log.debug("a small request to %s: %s", connection.address or self._pool.url.host, reason)
         for address in connection.pop_failed_addresses():
-            addresses.asked(address, Outcome.NOT_CONNECTED, "no connection")
+            addresses.asked(address, SmallRequestOutcome.NOT_CONNECTED, "no connection")
         addresses.asked(connection.address, outcome, reason)
-        if outcome in (Outcome.NOT_CONNECTED, Outcome.NOT_ANSWERED, Outcome.NOT_SENT):
+        if outcome in (
+            SmallRequestOutcome.NOT_CONNECTED,
+            SmallRequestOutcome.NOT_ANSWERED,
+            SmallRequestOutcome.NOT_SENT,
+        ):
             self._back_off()
         else:
             self._failures = 0
@@ -309,14 +313,16 @@ class Keeper:
         async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
             return (await connection.request(method, str(self._pool.url.with_path("/")), {}, None)).status
 
-    async def _ask(self, connection: Connection) -> tuple[Outcome, str]:
+    async def _ask(self, connection: Connection) -> tuple[SmallRequestOutcome, str]:
         """Send the small request; return what became of it, and that in one line."""
         try:
             status = await self._send(connection, self._pool.small_request or SMALL_REQUESTS[0])
         except _FAILURES as exc:
             return _outcome_of(exc)
-        is_error = status >= _FIRST_SERVER_ERROR
-        return (Outcome.ANSWERED_BADLY if is_error else Outcome.ANSWERED), f"it answers {status}"
+        is_error = status >= FIRST_SERVER_STATUS
+        return (
+            SmallRequestOutcome.ANSWERED_BADLY if is_error else SmallRequestOutcome.ANSWERED
+        ), f"it answers {status}"
 
     async def _probe(self, address: str) -> None:
         """Ask a disabled address whether it answers again, over a connection that is not in the pool."""
@@ -335,12 +341,12 @@ class Keeper:
             await self._primer.prime(connection)
 
 
-def _outcome_of(error: BaseException) -> tuple[Outcome, str]:
+def _outcome_of(error: BaseException) -> tuple[SmallRequestOutcome, str]:
     name = type(error).__name__
     if is_host_limit(error):
-        return Outcome.NOT_SENT, f"a limit of this host: {name}"
+        return SmallRequestOutcome.NOT_SENT, f"a limit of this host: {name}"
     if isinstance(error, UNREADABLE):
-        return Outcome.ANSWERED_BADLY, f"its answer cannot be read: {name}"
+        return SmallRequestOutcome.ANSWERED_BADLY, f"its answer cannot be read: {name}"
     if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, socket.gaierror)):
-        return Outcome.NOT_CONNECTED, f"no connection: {name}"
-    return Outcome.NOT_ANSWERED, f"no answer: {name}"
+        return SmallRequestOutcome.NOT_CONNECTED, f"no connection: {name}"
+    return SmallRequestOutcome.NOT_ANSWERED, f"no answer: {name}"

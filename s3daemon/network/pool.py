@@ -14,7 +14,7 @@ import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
 from pathlib import Path
 
 from yarl import URL
@@ -72,7 +72,7 @@ class ConnectionPool:
             self.certificates.watch(self._tls)
         self.pacer = Pacer(settings.bwlimit_bps or 0)
         self.bandwidth = Bandwidth(self.pacer, kept_rate(Path(settings.state_dir), settings.endpoint_url), clock)
-        self.addresses = Addresses(clock, *_address_log(self._next_probe_s))
+        self.addresses = Addresses(clock, _log_disabled, _log_enabled)
         self.addresses.replace(settings.receivers)
         self._resolved_at = -RESOLVE_EVERY_S
         self._resolving = asyncio.Lock()
@@ -288,9 +288,6 @@ class ConnectionPool:
                 self._found_at = recent | dict.fromkeys((str(item[4][0]) for item in found), now)
             self._resolved_at = self._clock()
 
-    def _next_probe_s(self, address: str) -> float:
-        return self.addresses.next_probe_s(address)
-
     async def close(self) -> None:
         """Close every connection."""
         await self.bandwidth.close()
@@ -333,24 +330,18 @@ class Certificates:
             self._seen = recent | {ssl.cert_time_to_seconds(str(not_after)): now}
 
 
-def _address_log(
-    next_probe_s: Callable[[str], float],
-) -> tuple[Callable[[str, str, bool], None], Callable[[str, float], None]]:
-    """Return what logs that an address is disabled, and that it is enabled again."""
+def _log_disabled(address: str, reason: str, next_probe_s: float, has_answered: bool) -> None:
+    fields = {
+        "MESSAGE_ID": MessageId.ADDRESS_DISABLED.value,
+        "S3DAEMON_RECEIVER": address,
+        "S3DAEMON_DELAY_USEC": round(next_probe_s * 1e6),
+    }
+    level = logging.WARNING if has_answered else logging.INFO  # one that never answered is no news at each start
+    text = "address %s of the store is temporarily disabled: %s; next asked in %s"
+    _log.log(level, text, address, reason, span(next_probe_s), extra={"journal": fields})
 
-    def disabled(address: str, reason: str, has_answered: bool) -> None:
-        fields = {
-            "MESSAGE_ID": MessageId.ADDRESS_DISABLED.value,
-            "S3DAEMON_RECEIVER": address,
-            "S3DAEMON_DELAY_USEC": round(next_probe_s(address) * 1e6),
-        }
-        level = logging.WARNING if has_answered else logging.INFO  # one that never answered is no news at each start
-        text = "address %s of the store is temporarily disabled: %s; next asked in %s"
-        _log.log(level, text, address, reason, span(next_probe_s(address)), extra={"journal": fields})
 
-    def enabled(address: str, disabled_s: float) -> None:
-        fields = {"MESSAGE_ID": MessageId.ADDRESS_ENABLED.value, "S3DAEMON_RECEIVER": address}
-        text = "address %s of the store is enabled again; it was disabled for %s"
-        _log.info(text, address, span(disabled_s), extra={"journal": fields | {"PRIORITY": int(Priority.NOTICE)}})
-
-    return disabled, enabled
+def _log_enabled(address: str, disabled_s: float) -> None:
+    fields = {"MESSAGE_ID": MessageId.ADDRESS_ENABLED.value, "S3DAEMON_RECEIVER": address}
+    text = "address %s of the store is enabled again; it was disabled for %s"
+    _log.info(text, address, span(disabled_s), extra={"journal": fields | {"PRIORITY": int(Priority.NOTICE)}})

@@ -2,14 +2,14 @@
 
     Upload      one body over one connection: an object, or a part of a large one
     Progress    all uploads of one attempt together, and their rate
-    StallWatch  decides when an upload no longer moves
+    StallWatch  decides when an upload makes no progress any more
 
 An attempt has one upload, or one for each part of a large object, several at a time; each joins the attempt's
 `Progress` as its body begins and leaves as it ends. An error does not tell whether the object arrived; TCP does: while
 fewer bytes than the body has were acknowledged, it cannot have.
 
 aiohttp's `sock_read` timeout does not cover writing, so a store that stops reading would hang a PUT for ever; and a
-time limit on the whole upload would end a slow but moving one. `StallWatch` looks at acknowledged bytes instead.
+time limit on the whole upload would end one that is only slow. `StallWatch` looks at acknowledged bytes instead.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ class Upload:
     def was_sent(self) -> bool:
         """Whether as many bytes as the body has have left. If not, it cannot arrive, however long the way is.
 
-        While a body still moves, what is not acknowledged may arrive at this moment.
+        While bytes of a body are still acknowledged, what is not acknowledged may arrive at this moment.
         """
         now = self.info()
         return now is not None and self._before is not None and now.sent - self._before.sent >= self.size
@@ -132,7 +132,7 @@ class Progress:
     """How far one attempt has come. It never reads a clock: the time is passed in.
 
     Attributes:
-        moved: of the bodies that were moved to another connection, by their offset in the file.
+        histories: of the bodies that were moved to another connection, by their offset in the file.
         slow_addresses: the addresses where these were too slow.
     """
 
@@ -140,7 +140,7 @@ class Progress:
         self._uploads: list[Upload] = []
         self._arrived = 0
         self._last_address = ""
-        self.moved: dict[int, MoveHistory] = {}
+        self.histories: dict[int, MoveHistory] = {}
         self.slow_addresses: set[str] = set()
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
@@ -166,7 +166,7 @@ class Progress:
     @property
     def moves(self) -> int:
         """How often a body of this attempt was moved to another connection."""
-        return sum(moved.count for moved in self.moved.values())
+        return sum(history.count for history in self.histories.values())
 
     @property
     def acked_bytes(self) -> int:
@@ -192,7 +192,7 @@ class Progress:
 
 
 class StallWatch:
-    """Decides when an upload no longer moves, from what it is given once a tick.
+    """Decides when an upload makes no progress any more, from what it is given once a tick.
 
     Ticks are counted, not seconds, so a process that was stopped for an hour finds nothing stalled when it resumes.
 

@@ -34,10 +34,13 @@ from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from s3daemon.model.source import SMALL_BYTES
+
 #: So many times slower is far slower. Flows that share a link without pacing differ by two or three times.
 FAR_SLOWER = 4.0
 FAR_SLOWER_ALONE = 8.0
-#: A limit that was set by hand may be far too high, so compared with it only a body that hardly moves is too slow.
+#: A limit that was set by hand may be far too high, so compared with it only a body that makes hardly any
+#: progress is too slow.
 FAR_SLOWER_THAN_RATE = 32.0
 #: Younger bodies are not judged, seconds and round trips: at this age a new connection has sent 30 first windows.
 MIN_AGE_S, MIN_AGE_ROUND_TRIPS = 0.35, 5
@@ -63,8 +66,6 @@ GAIN, GAIN_S = 3.0, 0.5
 MOVE_ROUND_TRIPS = 8
 #: The most moves of one body.
 MOVES_MAX = 4
-#: Smaller bodies have no rate: they are a few packets.
-RATED_BYTES = 64 * 1024
 #: The rate of another body is compared if that has at least so many bytes, or this one's size divided by the second
 #: figure. Buffers on the way take the first bytes at any rate, so those of a body that has no answer yet are left out:
 #: of so many seconds.
@@ -122,7 +123,7 @@ class TrackedBody:
 
     Args:
         size: bytes.
-        moved: its moves before.
+        history: its moves before.
 
     Attributes:
         address: where it is sent.
@@ -135,12 +136,12 @@ class TrackedBody:
         has_ended: it was answered.
     """
 
-    def __init__(self, size: int, moved: MoveHistory = NEVER_MOVED) -> None:
+    def __init__(self, size: int, history: MoveHistory = NEVER_MOVED) -> None:
         self.size = size
-        self.moved = moved
+        self.history = history
         self.address = ""
         self.began = self.reference_at = 0.0
-        self.reference = moved.reference
+        self.reference = history.reference
         self.speed = 0.0
         self.slow_since: float | None = None
         self.silent_s = 0.0
@@ -170,7 +171,7 @@ class TrackedBody:
         self.silent_s = 0.0 if acked != self.acked else self.silent_s + min(gap_s, _GAP_S)
         self._samples.append((now, acked))
 
-    def moved_since(self, count: int) -> float | None:
+    def last_bytes_since(self, count: int) -> float | None:
         """Return the time from which on the last `count` bytes were acknowledged; None when fewer were."""
         return next((at for at, acked in reversed(self._samples) if acked <= self.acked - count), None)
 
@@ -193,7 +194,7 @@ class TrackedBody:
         return self.sampled_at - self.began < OPENING_ROUND_TRIPS * rtt_s
 
     def is_speeding_up(self, window: float, rtt_s: float) -> bool:
-        """Return whether it moves like a connection that opens its window."""
+        """Return whether its rate grows like that of a connection that opens its window."""
         middle = self.sampled_at - window / 2
         return self.may_be_opening(rtt_s) and self.rate(middle, self.sampled_at) > 1.5 * self.rate(
             self.sampled_at - window, middle
@@ -204,19 +205,19 @@ class Stragglers:
     """The bodies that are being sent to one store, and those that ended a short time ago."""
 
     def __init__(self) -> None:
-        self._moving: list[TrackedBody] = []
+        self._in_flight: list[TrackedBody] = []
         self._ended: deque[TrackedBody] = deque(maxlen=_REMEMBERED)
 
     def begin(self, body: TrackedBody, address: str, now: float) -> None:
         """Add a body that begins to be sent to `address`, at monotonic time `now`."""
         body.begin(address, now)
-        self._moving.append(body)
+        self._in_flight.append(body)
 
     def end(self, body: TrackedBody, now: float, *, answered: bool) -> None:
         """Remove a body that is over at monotonic time `now`; others are compared with it if it was `answered`."""
-        if body not in self._moving:
+        if body not in self._in_flight:
             return
-        self._moving.remove(body)
+        self._in_flight.remove(body)
         if answered:
             body.sample(now, body.size)
             body.speed, body.has_ended = body.rate(body.began, now), True
@@ -246,16 +247,16 @@ class Stragglers:
         if is_starved:
             body.slow_since, body.silent_s = None, 0.0
             return None
-        if body.moved.count >= MOVES_MAX:
+        if body.history.count >= MOVES_MAX:
             return None
         return self._too_slow(body, rtt_s, share) or self._too_silent(body, rtt_s)
 
     def _too_slow(self, body: TrackedBody, rtt_s: float, share: float | None) -> Move | None:
         now, window = body.sampled_at, max(WINDOW_S, WINDOW_ROUND_TRIPS * rtt_s)
         body.speed = body.rate(max(body.began, now - window), now)
-        if body.size < RATED_BYTES or body.acked >= body.size:
+        if body.size <= SMALL_BYTES or body.acked >= body.size:
             return None
-        fastest = max((other.speed for other in (*self._moving, *self._ended)), default=0.0)
+        fastest = max((other.speed for other in (*self._in_flight, *self._ended)), default=0.0)
         if max(fastest, body.reference or 0.0, share or 0.0) <= FAR_SLOWER * body.speed:
             body.slow_since = None  # as nearly always: the comparison below would not change that
             return None
@@ -292,7 +293,7 @@ class Stragglers:
 
     def _others(self, body: TrackedBody, since: float = 0.0) -> Iterable[TrackedBody]:
         """Yield the other bodies in flight, and those that have ended after this one began and after `since`."""
-        yield from (other for other in self._moving if other is not body)
+        yield from (other for other in self._in_flight if other is not body)
         yield from (other for other in self._ended if other.sampled_at > max(body.began, since))
 
     def _lately(self, body: TrackedBody) -> list[TrackedBody]:
@@ -300,7 +301,7 @@ class Stragglers:
         return [other for other in ended if _is_comparable(body, other)]
 
     def _reference_alone(self, body: TrackedBody, rtt_s: float, share: float | None) -> float | None:
-        if body.moved.count or body.sampled_at - body.began < ALONE_S + ALONE_ROUND_TRIPS * rtt_s:
+        if body.history.count or body.sampled_at - body.began < ALONE_S + ALONE_ROUND_TRIPS * rtt_s:
             return None
         if lately := self._lately(body):
             usual = statistics.median(other.speed for other in lately)
@@ -309,7 +310,7 @@ class Stragglers:
 
     def _too_silent(self, body: TrackedBody, rtt_s: float) -> Move | None:
         silent_s = body.silent_s
-        if silent_s < (SILENT_S + WINDOW_ROUND_TRIPS * rtt_s) * 2**body.moved.count:
+        if silent_s < (SILENT_S + WINDOW_ROUND_TRIPS * rtt_s) * 2**body.history.count:
             return None
         since = body.sampled_at - silent_s - SAMPLED_S  # an earlier answer is no evidence about the path since
         similar = [other for other in self._others(body, since) if other.size * _COMPARABLE_SHARE >= body.size]
@@ -323,7 +324,8 @@ class Stragglers:
 
 
 def _is_comparable(body: TrackedBody, other: TrackedBody) -> bool:
-    return other.size >= max(RATED_BYTES, min(body.size // _COMPARABLE_SHARE, _COMPARABLE_BYTES))
+    least = min(body.size // _COMPARABLE_SHARE, _COMPARABLE_BYTES)
+    return other.size > SMALL_BYTES and other.size >= least
 
 
 def _compared(body: TrackedBody, other: TrackedBody, window: float) -> tuple[float, float] | None:
@@ -331,12 +333,12 @@ def _compared(body: TrackedBody, other: TrackedBody, window: float) -> tuple[flo
     until = min(body.sampled_at, other.sampled_at)
     if not _is_comparable(body, other) or until < body.sampled_at - 4 * window:
         return None
-    moved_since = other.moved_since(_RATE_BYTES)
+    full_since = other.last_bytes_since(_RATE_BYTES)
     if not other.has_ended:
         earliest = max(other.began + _FIRST_BYTES_S, until - _RATE_WINDOWS * window)
-        if moved_since is None or moved_since < earliest or other.acked >= other.size:
+        if full_since is None or full_since < earliest or other.acked >= other.size:
             return None  # all that it sent may be in a buffer
-    since = max(body.began, other.began, min(until - window, other.began if moved_since is None else moved_since))
+    since = max(body.began, other.began, min(until - window, other.began if full_since is None else full_since))
     if until - since < min(window, other.sampled_at - other.began) / 2 or until <= since:
         return None
     return body.rate(since, until), other.rate(since, until)

@@ -32,11 +32,9 @@ from s3daemon.errors import (
     is_host_limit,
     one_line,
 )
-from s3daemon.model.verdict import is_unlisted
-from s3daemon.network.connection import AnswerTooLongError
+from s3daemon.model.verdict import CLIENT_STATUSES, is_unlisted
+from s3daemon.network.connection import ANSWER_MAX_BYTES, AnswerTooLongError
 
-#: An answer that is decoded may have so many bytes; S3's longest, a list of 1 000 parts, has some 500 kB.
-MAX_DECODED_BYTES = 1 << 20
 #: The ETag of an object stored in parts, on S3 and compatible stores: MD5 of the parts' MD5s, and how many there were.
 _MULTIPART_ETAG = re.compile(r"([0-9a-f]{32}|)-([0-9]{1,5})")
 #: The ETag of an object stored by one PUT. One of another form (some encryptions) says nothing about the content.
@@ -52,6 +50,8 @@ _KMS = "aws:kms"
 #: What to look at when a handshake fails.
 IS_IT_TLS = "is it https at that port?"
 _ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
+#: The only root element in which botocore sees an error of an answer 200; one with a namespace it takes for a success.
+_PLAIN_ERROR = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<Error\s*>")
 #: zlib's window size for gzip and zlib streams alike.
 _ANY_HEADER = zlib.MAX_WBITS | 32
 
@@ -97,7 +97,11 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
         needs_etag: False for a sink, which gives no ETag, and any success status.
     """
     form, root = FORMS.get(operation, Form()), _root(body)
-    is_refusal = root == "Error" and (status == HTTPStatus.OK or status > HTTPStatus.MULTIPLE_CHOICES)
+    is_refusal = (
+        _PLAIN_ERROR.match(body) is not None
+        if status == HTTPStatus.OK
+        else root == "Error" and status > HTTPStatus.MULTIPLE_CHOICES
+    )
     is_of_sink = form.etag and not needs_etag and status < HTTPStatus.MULTIPLE_CHOICES
     if status >= HTTPStatus.BAD_REQUEST or is_refusal or is_of_sink:
         return ""
@@ -135,7 +139,7 @@ def decoded(body: bytes, encoding: str) -> bytes | None:
         return None
     decoder = zlib.decompressobj(_ANY_HEADER)
     try:
-        content = decoder.decompress(body, MAX_DECODED_BYTES)
+        content = decoder.decompress(body, ANSWER_MAX_BYTES)
     except zlib.error:
         return None
     return content if decoder.eof else None
@@ -195,8 +199,6 @@ def differs(etag: str, expected: str) -> bool:
     return int(found[2]) != int(ours[2]) or bool(found[1] and ours[1] and found[1] != ours[1])
 
 
-#: Only these are a clear refusal: anything else a proxy may answer for a store that has carried the request out.
-_CLEAR_STATUSES = range(400, 500)
 _REDIRECTS = range(300, 400)
 #: With an ETag that is not of what was sent.
 VERIFY_ADVICE = "S3DAEMON_VERIFY=off if its ETags are not MD5"
@@ -227,8 +229,6 @@ SENDING_ERRORS = (
     botocore.parsers.ResponseParserError,
     ValueError,
 )
-#: A proxy's Retry-After may also be a date; only seconds are read.
-_MAX_RETRY_AFTER_S = 3600.0
 
 
 def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> AttemptError:
@@ -245,7 +245,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     status = int(meta.get("HTTPStatusCode", 0))
     code = str(described.get("Code") or status)
     message = one_line(str(described.get("Message") or ""), 200)
-    hint = _HINTS.get(code) or (_NOT_S3 if code == str(status) and status in _CLEAR_STATUSES else "")
+    hint = _HINTS.get(code) or (_NOT_S3 if code == str(status) and status in CLIENT_STATUSES else "")
     if not hint and is_unlisted(code, status):
         hint = "this code is not known here, so it is retried"
     headers = meta.get("HTTPHeaders", {})
@@ -261,13 +261,14 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
         code,
         "; ".join(filter(None, (said, hint))),
         status=status,
-        ambiguous=arrived and status not in _CLEAR_STATUSES,
+        ambiguous=arrived and status not in CLIENT_STATUSES,
         retry_after=_seconds(str(headers.get("retry-after", ""))),
     )
 
 
 def _seconds(text: str) -> float:
-    return min(float(text), _MAX_RETRY_AFTER_S) if text.isascii() and text.isdigit() else 0.0
+    """Return the seconds that a Retry-After gives; 0 for a proxy's, which may be a date."""
+    return float(text) if text.isascii() and text.isdigit() else 0.0
 
 
 def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> AttemptError | S3daemonError:
@@ -343,10 +344,8 @@ def tls_reason(cause: OSError) -> str:
     return str(reason).replace("_", " ").lower()
 
 
-def stall_of(
-    settings: Settings, size: int, acked: int, *, arrived: bool, reading: bool, ambiguous: bool
-) -> AttemptError | FileError:
-    """Return the error for a request that made no progress for too long.
+def stall_of(settings: Settings, size: int, acked: int, *, arrived: bool, reading: bool) -> AttemptError | FileError:
+    """Return the error for a request that made no progress for too long. The caller says whether it is ambiguous.
 
     Args:
         settings: the limits that it exceeded.
@@ -354,12 +353,11 @@ def stall_of(
         acked: bytes that the peer acknowledged.
         arrived: the peer acknowledged all of the body, and did not answer.
         reading: the file system did not return what was to be sent next.
-        ambiguous: the whole body may have arrived.
     """
     if arrived:
         text = f"all was sent and no answer came for {settings.answer_timeout_s:g} s"
-        return AttemptError(Code.NO_ANSWER, text, ambiguous=True)
+        return AttemptError(Code.NO_ANSWER, text)
     if reading:
         return FileError(Code.READ_FAILED, f"the file system did not answer for {settings.stall_timeout_s:g} s")
     text = f"the store took no byte for {settings.stall_timeout_s:g} s, after {acked} of {size}"
-    return AttemptError(Code.STALLED, text, ambiguous=ambiguous)
+    return AttemptError(Code.STALLED, text)

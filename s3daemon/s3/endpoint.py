@@ -28,7 +28,7 @@ _log = logging.getLogger(__name__)
 #: What S3DAEMON_VERIFY=no-etag means, for operators.
 NO_ETAG_RISK = "an object counts as stored by the status of an answer alone, whoever gave it; for sinks only"
 
-#: Runs a background task under its name.
+#: Runs a background task under its name; whoever gave it learns of the task's death by an exception.
 Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
 
 #: A change of one of these settings takes new connections; the others leave the connections as they are.

@@ -31,7 +31,7 @@ from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
-from s3daemon.network.straggler import NEVER_MOVED, RATED_BYTES, MoveHistory, Stragglers, TrackedBody
+from s3daemon.network.straggler import NEVER_MOVED, MoveHistory, Stragglers, TrackedBody
 from s3daemon.s3.answers import (
     SENDING_ERRORS,
     STATUS_HEADER,
@@ -97,7 +97,7 @@ class _MoveWatch:
         self._offset = offset
         self._transfer_id = transfer_id
         self._needs_lookup = needs_lookup
-        self._tracked = TrackedBody(upload.size, progress.moved.get(offset, NEVER_MOVED))
+        self._tracked = TrackedBody(upload.size, progress.histories.get(offset, NEVER_MOVED))
 
     def begin(self, transport: asyncio.BaseTransport) -> None:
         """Begin the upload over `transport`, and the comparison."""
@@ -126,7 +126,7 @@ class _MoveWatch:
         if move is None or not (is_sendable and sender.pool.has_spare(move.window)):
             return
         _log.info("an upload to %s is moved to another connection: %s", upload.address, move.reason)
-        self._progress.moved[self._offset] = MoveHistory(self._tracked.moved.count + 1, move.reference)
+        self._progress.histories[self._offset] = MoveHistory(self._tracked.history.count + 1, move.reference)
         self._progress.slow_addresses.add(upload.address)
         if move.blames_address:
             sender.pool.addresses.slow(upload.address, move.reason, self._transfer_id)
@@ -220,12 +220,12 @@ class Sender:
             using = self._use(connection)
         async with using as used:
             upload = Upload(used, length, progress)
-            moving = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
-            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=moving.begin)
+            mover = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
+            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=mover.begin)
             try:
-                with moving:
+                with mover:
                     request = self._signer.call(operation, Body=body, **params)
-                    answer = await self._watch(body, upload, request, moving)
+                    answer = await self._watch(body, upload, request, mover)
                     info = upload.info()
                     if not (body.finished and upload.may_have_arrived):
                         text = "the store answered before it had the whole body"
@@ -237,8 +237,10 @@ class Sender:
                     on_sent(body.md5)
                 upload.close()
         etag = etag_of(answer)
-        self._verify(body.md5, answer)
-        self.pool.addresses.succeeded(used.address, proves_speed=length >= RATED_BYTES)
+        if contradicts(answer, body.md5):
+            text = f"the store's ETag is {etag}, the MD5 of what was sent {body.md5}; {VERIFY_ADVICE}"
+            raise AttemptError(Code.ETAG_MISMATCH, text)
+        self.pool.addresses.succeeded(used.address, proves_speed=length > SMALL_BYTES)
         return SentBody(
             etag,
             length,
@@ -281,7 +283,7 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False) from exc
         return answer
 
-    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], moving: _MoveWatch) -> _T:
+    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], mover: _MoveWatch) -> _T:
         """Carry out `request` while it makes progress and should not be moved, and return its answer.
 
         Raises:
@@ -294,16 +296,14 @@ class Sender:
                 info = upload.info()
                 arrived = body.finished and info is not None and info.outstanding == 0
                 if body.transport is not None and watch.tick(upload.acked(), arrived=arrived):
-                    raise stall_of(
-                        self.settings, len(body), upload.acked(),
-                        arrived=arrived, reading=body.reading, ambiguous=upload.may_have_arrived,
-                    )  # fmt: skip
+                    acked, reading = upload.acked(), body.reading
+                    raise stall_of(self.settings, len(body), acked, arrived=arrived, reading=reading)
                 if body.transport is not None:
-                    moving.tick(body)
+                    mover.tick(body)
             return task.result()
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc
-        except AttemptError as exc:  # `_send`'s, or the stall above, which is as ambiguous as it says
+        except AttemptError as exc:  # `_send`'s, or one of the above
             raise body.error or exc.replace(ambiguous=upload.may_have_arrived) from exc
         except SENDING_ERRORS as exc:
             if body.error is not None:
@@ -368,23 +368,6 @@ class Sender:
             reason = exc.strerror or "no answer in time"
             raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
 
-    def _verify(self, md5: str, answer: Mapping[str, Any]) -> None:
-        """Compare the ETag of an answer with what was sent; `_send` has checked the rest of the answer.
-
-        Raises:
-            AttemptError: there is no ETag, or that of something else.
-        """
-        etag = etag_of(answer)
-        if not etag and self._needs_etag:
-            raise AttemptError(Code.BAD_ANSWER, "the store's answer has no ETag", ambiguous=True)
-        if contradicts(answer, md5):
-            text = f"the store's ETag is {etag}, the MD5 of what was sent {md5}; {VERIFY_ADVICE}"
-            raise AttemptError(Code.ETAG_MISMATCH, text)
-
-    @property
-    def _needs_etag(self) -> bool:
-        return self.settings.verify != "no-etag"
-
     async def _send(self, request: Any, event_name: str = "", **_: object) -> AioAWSResponse:
         """Send a signed request over the context's connection; aiobotocore calls this instead of its own session.
 
@@ -410,7 +393,8 @@ class Sender:
             flaw = f"the answer {response.status} has the Content-Encoding {encoding!r}, which was not asked for"
         else:
             operation = event_name.rpartition(".")[2]
-            flaw = flaw_of(operation, response.status, raw, content, needs_etag=self._needs_etag)
+            needs_etag = self.settings.verify != "no-etag"
+            flaw = flaw_of(operation, response.status, raw, content, needs_etag=needs_etag)
         if flaw or content is None:
             raise AttemptError(Code.BAD_ANSWER, one_line(flaw, 200), status=response.status, ambiguous=True)
         return AioAWSResponse(str(response.url), response.status, raw, replace(response, body=content))

@@ -166,7 +166,7 @@ class Store:
             AttemptError: it does not have it, or does not answer.
         """
         try:
-            found = await self.find(transfer, failed_addresses, md5=expected)
+            found = await self.find(transfer, failed_addresses, expected=expected)
         except AttemptError as exc:
             raise exc.replace(ambiguous=True) from exc
         if found is LookupResult.NOT_FOUND:
@@ -178,7 +178,7 @@ class Store:
         transfer: Transfer,
         failed_addresses: Collection[str] = (),
         *,
-        md5: str = "",
+        expected: str = "",
         source: Source | None = None,
     ) -> Stored | LookupResult:
         """Look whether the store has the object that an attempt of this transfer sent.
@@ -186,7 +186,7 @@ class Store:
         Args:
             transfer: names the destination, and what the object's metadata must be.
             failed_addresses: addresses to avoid if another one is enabled.
-            md5: the ETag that the object must have, as `put` gave it to `on_sent`; empty when it is not known.
+            expected: the ETag that the object must have, as `put` gave it to `on_sent`; empty when it is not known.
             source: the open file, unchanged since; it is read where the object's MD5 can only be compared with its.
 
         Raises:
@@ -210,9 +210,9 @@ class Store:
             return LookupResult.NOT_FOUND
         etag = etag_of(head)
         if self.sender.settings.verify == "auto":
-            if is_md5(etag) and not (is_encrypted(head) or is_md5(md5)) and source is not None:
-                md5 = await asyncio.get_running_loop().run_in_executor(None, source.md5)
-            if contradicts(head, md5):
+            if is_md5(etag) and not (is_encrypted(head) or is_md5(expected)) and source is not None:
+                expected = await asyncio.get_running_loop().run_in_executor(None, source.md5)
+            if contradicts(head, expected):
                 return LookupResult.NOT_FOUND
         return Stored(etag, size, parts=parts_of(etag) or 1)
 

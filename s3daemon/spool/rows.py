@@ -31,6 +31,7 @@ COLUMN_OF = {
     "attempt_started": "begun",
     "failed_active_s": "failed_service",
     "client_notified": "told",
+    "sent_etag": "md5",
 }
 _SIGN, _WORD = 1 << 63, 1 << 64
 
@@ -50,7 +51,7 @@ class Entry:
         failed: for good; False while pending.
         failed_active_s: active seconds at that moment; 0 while pending.
         client_notified: a client has received the failure.
-        md5: of what an attempt of unknown outcome has sent, as the ETag that its object must have where that is made
+        sent_etag: of what an attempt of unknown outcome has sent: the ETag that its object must have where that is made
             of MD5 sums; empty when it is not known.
     """
 
@@ -64,7 +65,7 @@ class Entry:
     failed: bool = False
     failed_active_s: float = 0.0
     client_notified: bool = False
-    md5: str = ""
+    sent_etag: str = ""
 
 
 def file_columns(transfer: Transfer) -> dict[str, Value]:
@@ -106,7 +107,7 @@ def to_row(entry: Entry) -> tuple[Value, ...]:
         entry.failed_active_s,
         entry.client_notified,
         ctime_ns,
-        entry.md5,
+        entry.sent_etag,
     )
 
 
@@ -117,7 +118,7 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         ValueError, TypeError, RequestError: they hold what the daemon never writes.
     """
     seq, id_, file, bucket, key, tags, size, mtime, inode, device, usec, accepted_active_s, attempts, *rest = row
-    attempt_started, code, text, failed, failed_active_s, client_notified, ctime, md5 = rest
+    attempt_started, code, text, failed, failed_active_s, client_notified, ctime, sent_etag = rest
     ctime_ns = None if ctime is None else int(ctime)
     state = FileState(int(size), int(mtime), inode % _WORD, device % _WORD, ctime_ns)
     transfer = Transfer(id_, os.fsdecode(file), Destination(bucket, key), tuple(json.loads(tags)), state, int(usec))
@@ -132,7 +133,7 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         failed=bool(failed),
         failed_active_s=float(failed_active_s),
         client_notified=bool(client_notified),
-        md5=str(md5),
+        sent_etag=str(sent_etag),
     )
 
 
@@ -298,14 +299,12 @@ def _compact_key(change: Change) -> object:
     match change:
         case Insert(entry):
             key = ("insert", entry.seq)
-        case Delete(0) | SaveExposure():
+        case Delete(0) | ClearFailures() | SaveExposure():
             key = change
         case Update(seq) | Delete(seq):
             key = ("row", seq)
         case SaveLoss(loss):
             key = (loss.names, loss.what)
-        case ClearFailures():
-            key = change
         case BeginUpload(MultipartUpload(id=upload_id)) | EndUpload(upload_id):
             key = ("upload", upload_id)
         case SavePart(upload_id, number):

@@ -205,7 +205,7 @@ class Spool:
         await self._change([transfer_id], {"attempt_started": True})
 
     def record_attempt(
-        self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, md5: str = ""
+        self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, sent_etag: str = ""
     ) -> None:
         """Save that an attempt failed and another will follow.
 
@@ -215,11 +215,11 @@ class Spool:
             attempt_started: the outcome is unknown: the object may be in the store all the same.
             code: the error's.
             text: the error's.
-            md5: of what was sent, as in `Entry`.
+            sent_etag: as in `Entry`.
         """
         error: dict[str, Value] = {"code": one_line(code), "text": one_line(text)}
-        columns: dict[str, Value] = {"attempts": attempts, "attempt_started": attempt_started, "md5": md5}
-        self._change_lazily(transfer_id, {**columns, **error})
+        state: dict[str, Value] = {"attempt_started": attempt_started, "sent_etag": sent_etag}
+        self._change_lazily(transfer_id, {"attempts": attempts, **state, **error})
 
     def clear_failures(self, destination: Destination, before: int) -> None:
         """Remove what failed to reach `destination`: the transfer with seq `before` was stored there.

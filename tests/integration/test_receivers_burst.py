@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,20 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
     async with scripted(put=refuse_at_the_first, address="0.0.0.0") as server:
         url = server.url.replace("0.0.0.0", "store.invalid")
         settings = settings_for(url, max_connections=BURST, receivers=ADDRESSES, stall_timeout_s=10.0)
-        endpoint = Endpoint(settings, lambda name, work: asyncio.create_task(work, name=name))
+
+        def start(name: str, work: Coroutine[object, object, None]) -> asyncio.Task[None]:
+            return asyncio.create_task(work, name=name)
+
+        endpoint = Endpoint(settings, start)
         await endpoint.open()
         spool: Any = FakeSpool()
         journal: Any = FakeJournal()
         clock = asyncio.get_running_loop().time
         holder = SettingsHolder(settings)
         attempts = Attempts(holder, spool, lambda: endpoint.store)
-        uploader = Uploader(holder, spool, attempts, journal, ActiveClock(0.0, clock), clock=clock)
+        ask = endpoint.store.ask_neutrally
+        active_clock = ActiveClock(0.0, clock)
+        uploader = Uploader(holder, spool, attempts, journal, active_clock, start=start, ask=ask, clock=clock)
         intake = Intake(holder, uploader, spool)
 
         async def burst(number: int) -> list[int]:
@@ -70,5 +77,5 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
         await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
         assert set(await burst(2)) == {1}
         assert len(server.objects) == 2 * BURST
-        assert not uploader.away
+        assert not uploader.health.away
         await endpoint.close()

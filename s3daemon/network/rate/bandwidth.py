@@ -17,8 +17,9 @@ from enum import StrEnum
 from pathlib import Path
 
 from s3daemon.clock import Clock
+from s3daemon.config.values import LEAST_BPS, MOST_BPS
 from s3daemon.hints import HintFile
-from s3daemon.network.rate.controller import LEAST_RTT_S, TICK_S, Controller, Sample
+from s3daemon.network.rate.controller import LEAST_RTT_S, SAMPLE_EVERY_S, Controller, Sample
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.tcp import TcpInfo
 
@@ -34,8 +35,6 @@ Read = Callable[[socket.socket], TcpInfo]
 
 #: The file that keeps what was found, in the state directory.
 RATE_FILE = "rate.json"
-#: Rates outside of these bounds are damage, bit/s: those that S3DAEMON_BWLIMIT takes.
-LEAST_BPS, MOST_BPS = 100_000, 10**12
 
 
 def kept_rate(directory: Path, endpoint: str) -> HintFile[int]:
@@ -141,7 +140,7 @@ class Bandwidth:
         if self._controller.pace is None:
             self._pacer.smooth(sock)
         if self._ticking is None:
-            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+            self._ticking = asyncio.get_running_loop().call_later(SAMPLE_EVERY_S, self._tick)
 
     def _end(self, sock: socket.socket) -> bool:
         upload, rate = self._meter.end(sock), self._controller.capacity if self._controller else None
@@ -162,7 +161,7 @@ class Bandwidth:
                 self._origin = Origin.FOUND
         self._put_in_force(controller)
         if self._meter.is_busy:
-            self._ticking = asyncio.get_running_loop().call_later(TICK_S, self._tick)
+            self._ticking = asyncio.get_running_loop().call_later(SAMPLE_EVERY_S, self._tick)
         elif (rate := self._to_keep()) and self._clock() - self._written_at >= KEEP_EVERY_S:
             self._written_at = self._clock()
             asyncio.get_running_loop().run_in_executor(None, self._write, rate)

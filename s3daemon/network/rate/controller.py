@@ -17,12 +17,14 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
+from s3daemon.config.values import LEAST_BPS
+
 #: How often the controller expects a sample, seconds. A late one does no harm: rates are over the time that passed.
-TICK_S = 0.02
+SAMPLE_EVERY_S = 0.02
 #: On shorter paths TCP finds the rate by itself within milliseconds, and a busy host's delays look like a queue.
 LEAST_RTT_S = 0.005
-#: What counts as a rate at all, bytes/s: the least that S3DAEMON_BWLIMIT takes.
-_LEAST_RATE = 12_500.0
+#: What counts as a rate at all, bytes/s.
+_LEAST_RATE = LEAST_BPS / 8
 #: A queue is one when packets wait this long in it: of the round trip, and at least, seconds. A machine under load
 #: delays acknowledgements by a few milliseconds.
 _QUEUED_SHARE, _QUEUED_S = 0.15, 0.004
@@ -199,10 +201,10 @@ class Controller:
         return sent / took, (last.delivered - first.delivered) / took, (last.lost - first.lost) / max(1, sent)
 
     def _half_round(self, sample: Sample) -> float:
-        return max(sample.rtt_s / 2, 3 * TICK_S)
+        return max(sample.rtt_s / 2, 3 * SAMPLE_EVERY_S)
 
     def _round(self, sample: Sample) -> float:
-        return max(sample.rtt_s, 3 * TICK_S)
+        return max(sample.rtt_s, 3 * SAMPLE_EVERY_S)
 
     def _is_overrun(self, sample: Sample) -> bool:
         """Whether more than chance was lost within a round, counted once a round."""

@@ -12,10 +12,10 @@ import socket
 import struct
 from collections.abc import Callable
 
+from s3daemon.model.source import SMALL_BYTES
+
 #: asm-generic/socket.h; not in Python's socket module.
 SO_MAX_PACING_RATE = 47
-#: A smaller upload takes no share: it fits into a few packets and is over before a share could matter.
-SHARED_FROM_BYTES = 64 * 1024
 _UNLIMITED = (1 << 64) - 1
 #: A rate too high to limit anything, bytes/s. With any rate but the kernel's default a connection spreads its packets
 #: over the round trip, instead of sending a whole window at once (Linux, tcp_update_pacing_rate).
@@ -87,8 +87,8 @@ class Pacer:
             _pace(sock, self._limit_bps / 8)
 
     def begin(self, sock: socket.socket, size: int) -> None:
-        """Give `sock` a share for an upload of `size` bytes, unless that is small."""
-        if size >= SHARED_FROM_BYTES:
+        """Give `sock` a share for an upload of `size` bytes, unless that is small, and over before it could matter."""
+        if size > SMALL_BYTES:
             self._active.add(sock)
             self._share()
             self._on_begin(sock)

@@ -12,7 +12,7 @@ from s3daemon.errors import SettingsError
 
 _DURATION = values.duration("100ms", "7d")
 _SIZE = values.size("5MiB", "5GiB")
-_RATE = values.rate("100k", "1000G")
+_RATE = values.rate()
 
 
 def read(kind: Kind, text: str) -> object:

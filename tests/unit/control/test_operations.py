@@ -141,7 +141,7 @@ async def test_a_retry_makes_a_failed_transfer_pending_again(desk: Desk, everyth
     assert set(desk.spool.failed) == (set() if everything else {other})
     pending = desk.house.uploader.schedule.transfers
     assert [queued.transfer.id for queued in pending] == answer["ids"]
-    assert {queued.accepted_active_s for queued in pending} == {desk.house.uploader.active_now_s()}
+    assert {queued.accepted_active_s for queued in pending} == {desk.house.uploader.active_clock.now()}
 
 
 @flying_with(Desk)

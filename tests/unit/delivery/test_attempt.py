@@ -199,7 +199,7 @@ class SlowStore(FakeStore):
     ) -> Stored:  # fmt: skip
         assert progress is not None
         if progress.moves < self.moves:
-            progress.moved[0] = MoveHistory(progress.moves + 1)
+            progress.histories[0] = MoveHistory(progress.moves + 1)
             progress.slow_addresses.add("192.0.2.1")
             error = AttemptError("SlowConnection", "slow", ambiguous=self.ambiguous)
             self.answer = lambda _: error
@@ -293,24 +293,24 @@ async def test_the_third_refused_lookup_in_a_row_is_followed_by_a_put(status: in
 
 @flying
 async def test_what_was_sent_is_known_to_the_next_lookup() -> None:
-    """Its MD5 is that of an object that is taken for stored."""
+    """Its ETag is that of an object that is taken for stored."""
     given: list[str] = []
 
     class KnowingStore(FakeStore):
         async def put(self, *args: Any, on_sent: Callable[[str], None], **kwargs: Any) -> Stored:
-            on_sent("md5")
+            on_sent("etag")
             raise LOST
 
-        async def find(self, transfer: Transfer, *args: Any, md5: str = "", **kwargs: Any) -> Stored:
-            given.append(md5)
-            return Stored("md5", 3000)
+        async def find(self, transfer: Transfer, *args: Any, expected: str = "", **kwargs: Any) -> Stored:
+            given.append(expected)
+            return Stored("etag", 3000)
 
     bench = Bench(store=KnowingStore())
     queued = bench.accepted()
     with pytest.raises(AttemptError):
         await bench.make(queued)
     await bench.make(queued)
-    assert given == ["md5"]
+    assert given == ["etag"]
 
 
 class RefusingOnceStore(FakeStore):

@@ -47,7 +47,7 @@ class Row:
 
     error: AttemptError | FileError
     state: FailureState
-    endpoint: Finding
+    finding: Finding
     final: bool = False
     seconds: float = 0.0
     backlog: bool = False
@@ -91,9 +91,10 @@ TABLE = {
     "denied with keys that have worked": Row(DENIED, with_keys(Keys.WORKED), SERVING, final=True),
     "denied with keys that may be bad": Row(DENIED, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0, backlog=True),
     "denied with bad keys": Row(DENIED, with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True),
-    "permanent": Row(DENIED, FIRST, SERVING, final=True),
-    "bad keys": Row(BAD_KEY, FIRST, REFUSING, seconds=1.0, backlog=True),
-    "TLS refused, without an answer": Row(AttemptError("TLSRefused", "no"), FIRST, REFUSING, seconds=1.0, backlog=True),
+    "permanent": Row(AttemptError("NoSuchBucket", "x", status=404), FIRST, SERVING, final=True),
+    "TLS refused, without an answer": Row(
+        AttemptError("TLSRefused", "no"), with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True
+    ),
     "a missing file": Row(MISSING, FIRST, NO_FINDING, final=True),
     "a missing file early after the start": Row(
         MISSING, replace(FIRST, uptime_s=FILE_GRACE_S - 1), NO_FINDING, seconds=1.0, backlog=True
@@ -102,14 +103,16 @@ TABLE = {
     "a file that cannot be read": Row(FileError("ReadFailed", "I/O"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
     "at the retry limit": Row(BUSY, replace(FIRST, active_s=7 * DAY_S), FAILING, seconds=1.0, backlog=True),
     "past the retry limit": Row(BUSY, replace(FIRST, active_s=7 * DAY_S + 1), FAILING, final=True),
-    "bad keys past the retry limit": Row(BAD_KEY, replace(FIRST, active_s=8 * DAY_S), REFUSING, final=True),
+    "bad keys past the retry limit": Row(
+        BAD_KEY, replace(with_keys(Keys.BAD), active_s=8 * DAY_S), REFUSING, final=True
+    ),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
 def test_each_failure_has_its_consequence(row: Row) -> None:
     decision = decide(row.error, row.state, random.Random(1))
-    assert decision.endpoint is row.endpoint
+    assert decision.finding is row.finding
     assert decision.final is row.final
     assert 0.75 * row.seconds <= decision.delay_s <= 1.25 * row.seconds
     assert decision.backlog is row.backlog
@@ -126,7 +129,9 @@ def test_past_the_retry_limit_the_record_says_so() -> None:
     late = replace(FIRST, attempts=99, active_s=8 * DAY_S)
     error = decide(BUSY, late, random.Random(1)).error
     assert error == LastError("SlowDown", "given up after 99 attempts; the last error: busy")
-    assert decide(DENIED, late, random.Random(1)).error.text == "denied", "it is permanent anyway"
+    assert decide(DENIED, replace(late, keys=Keys.GOOD), random.Random(1)).error.text == "denied", (
+        "it is permanent anyway"
+    )
 
 
 def test_a_store_that_asks_for_time_gets_it() -> None:

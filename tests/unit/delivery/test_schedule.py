@@ -15,6 +15,7 @@ from s3daemon.delivery.schedule import (
     earliest_attempt,
 )
 from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.spool import Entry
 
 SMALL, LARGE = 3_000, 8 << 20
 _numbers = itertools.count(1)
@@ -28,6 +29,15 @@ def queued(key: str, size: int = LARGE, *, live: bool = True) -> QueuedTransfer:
 
 def taken(schedule: Schedule, now: float = 0.0) -> list[QueuedTransfer]:
     return list(iter(lambda: schedule.take(now), None))
+
+
+def test_a_row_becomes_the_transfer_that_it_was_written_of() -> None:
+    """As backlog; where an attempt may have started, the object is looked up first."""
+    transfer = queued("k").transfer
+    row = Entry(7, transfer, 5.0, 2, attempt_started=True, code="SlowDown", text="no", sent_etag="0" * 32)
+    found = QueuedTransfer.of(row, 100.0)
+    assert found.entry() == row
+    assert (found.accepted_at, found.recovered, found.live, found.outcome_unknown) == (100.0, True, False, True)
 
 
 def test_among_equals_the_first_goes_first() -> None:

@@ -67,9 +67,9 @@ async def test_bad_keys_hold_the_queue_until_a_reload(house: House) -> None:
     assert {reply.outcome for reply in replies} == {Outcome.DEFERRED}
     assert all("InvalidAccessKeyId" in reply.text for reply in replies)
     assert len(house.store.puts) == 1
-    held_at = house.uploader.active_now_s()
+    held_at = house.uploader.active_clock.now()
     await asyncio.sleep(10 * HOUR)
-    assert house.uploader.active_now_s() == held_at, "time on hold does not count for the retry limit"
+    assert house.uploader.active_clock.now() == held_at, "time on hold does not count for the retry limit"
     assert 10 * 12 - 5 <= len(house.store.puts) <= 10 * 12 + 5, "one probe every five minutes"
     house.store.answer = lambda _: None
     house.uploader.reload()
@@ -88,7 +88,7 @@ async def test_keys_that_one_destination_refuses_stop_that_destination_alone(hou
     tickets = [await house.intake.submit(house.request(key=f"k{n}")) for n in range(20)]
     assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
     assert max(record.total_usec for record in house.journal.records) == 100_000
-    assert not house.uploader.held
+    assert not house.uploader.health.held
     assert len(house.uploader.schedule) == 2
 
 
@@ -121,12 +121,12 @@ async def test_destinations_that_fail_for_ever_cost_the_others_nothing(
     for n in range(6):
         await house.intake.submit(house.request(key=f"bad{n}", wait=False))
     await asyncio.sleep(120)
-    assert house.uploader.away
+    assert house.uploader.health.away
     for n in range(30):
         ticket = await house.intake.submit(house.request(key=f"good{n}"))
         assert (await asyncio.wait_for(ticket.outcome, 1.0)).outcome is Outcome.STORED
         await asyncio.sleep(20)
-    assert not house.uploader.away
+    assert not house.uploader.health.away
     assert len(house.uploader.schedule) == 6
     assert sum("the endpoint is away" in record.message for record in caplog.records) == 1
 
@@ -139,12 +139,12 @@ async def test_a_store_that_refuses_everything_gets_each_file_once_and_its_clien
     for n in range(3):
         await house.intake.submit(house.request(key=f"first{n}", wait=False))
     await asyncio.sleep(20)
-    assert house.uploader.away
+    assert house.uploader.health.away
     ticket = await house.intake.submit(house.request(key="k"))
     reply = await asyncio.wait_for(ticket.outcome, 1.0)
     assert (reply.outcome, "the endpoint is away: 503, a page" in reply.text) == (Outcome.DEFERRED, True)
     assert house.queued(ticket).attempts == 1
-    assert house.uploader.away
+    assert house.uploader.health.away
 
 
 @flying_with(House)
@@ -152,10 +152,10 @@ async def test_without_a_neutral_answer_a_second_destination_tells_that_the_keys
     house.store.answer = lambda _: BAD_KEY
     await house.intake.submit(house.request(key="a", wait=False))
     await asyncio.sleep(60)
-    assert not house.uploader.held
+    assert not house.uploader.health.held
     await house.intake.submit(house.request(key="b", wait=False))
     await asyncio.sleep(1)
-    assert house.uploader.held == "InvalidAccessKeyId: no such key; fix it and reload"
+    assert house.uploader.health.held == "InvalidAccessKeyId: no such key; fix it and reload"
 
 
 @flying_with(House)
@@ -166,10 +166,10 @@ async def test_a_denial_of_the_first_destination_costs_the_others_nothing(house:
     for n in range(3):
         await house.intake.submit(house.request(key=f"denied{n}", wait=False))
     await asyncio.sleep(60)
-    assert house.uploader.held
+    assert house.uploader.health.held
     ticket = await house.intake.submit(house.request(key="k"))
     assert (await asyncio.wait_for(ticket.outcome, 1.0)).outcome is Outcome.STORED
-    assert not house.uploader.held
+    assert not house.uploader.health.held
 
 
 @pytest.mark.parametrize("others", [0, 3])
@@ -181,7 +181,7 @@ async def test_wrong_keys_that_look_like_a_denial_fail_nothing(house: House, oth
     for n in range(1 + others):
         await house.intake.submit(house.request(key=f"k{n}", wait=False))
     await asyncio.sleep(HOUR)
-    assert house.uploader.held == "AccessDenied: denied; fix it and reload"
+    assert house.uploader.health.held == "AccessDenied: denied; fix it and reload"
     house.store.answer = lambda _: None
     assert house.uploader.reload() == set()
     await asyncio.sleep(60)
@@ -219,8 +219,8 @@ async def test_a_full_bucket_stops_its_own_transfers_alone(house: House) -> None
         destination = Destination("full", f"k{n}")
         await house.intake.submit(Request("/f", destination, wait=False))
     await asyncio.sleep(HOUR)
-    assert not house.uploader.held
-    assert not house.uploader.away
+    assert not house.uploader.health.held
+    assert not house.uploader.health.away
     assert len(house.store.puts) < 3 + 6 + 12 + 1
     ticket = await house.intake.submit(house.request())
     assert (await ticket.outcome).outcome is Outcome.STORED
@@ -236,7 +236,7 @@ async def test_an_object_that_comes_back_wrong_defers_no_other(house: House) -> 
     house.store.answer = lambda it: AttemptError(next(codes), "x") if it.destination.key == "bad" else None
     await house.intake.submit(house.request(key="bad", wait=False))
     await asyncio.sleep(600)
-    assert not house.uploader.away
+    assert not house.uploader.health.away
     ticket = await house.intake.submit(house.request(key="good"))
     assert (await ticket.outcome).outcome is Outcome.STORED
 
@@ -324,11 +324,11 @@ async def test_one_transfer_that_is_never_answered_is_an_outage_if_nothing_else_
     house.store.neutral = lambda: None if is_answered else AttemptError("ConnectionClosed", "reset")
     await house.intake.submit(house.request(wait=False))
     await asyncio.sleep(20)
-    assert house.uploader.away is not is_answered
+    assert house.uploader.health.away is not is_answered
     house.store.answer = lambda _: None
     house.store.neutral = lambda: None
     await asyncio.sleep(5 if not is_answered else 60)
-    assert not house.uploader.away
+    assert not house.uploader.health.away
     assert len(house.store.objects) == 1
 
 
@@ -500,7 +500,7 @@ async def test_a_broken_address_costs_each_transfer_one_attempt(house: House) ->
     assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
     assert all(record.attempts == 2 for record in house.journal.records)
     assert max(record.total_usec for record in house.journal.records) == 200_000, "no delay between the two"
-    assert not house.uploader.away
+    assert not house.uploader.health.away
 
 
 @flying_with(House)
@@ -540,7 +540,7 @@ async def test_after_two_closed_connections_in_a_row_there_is_a_back_off(house: 
     assert second - first == pytest.approx(0.1)
     assert third - second > 0.8
     assert fourth - third > 0.8
-    assert not house.uploader.away
+    assert not house.uploader.health.away
 
 
 @pytest.mark.parametrize(
@@ -554,7 +554,7 @@ async def test_a_hold_is_logged_once(house: House, caplog: pytest.LogCaptureFixt
     for key in "ab":
         await house.intake.submit(house.request(key=key))
     await asyncio.sleep(HOUR)
-    assert house.uploader.held == f"UserSuspended: {said}{cure}"
+    assert house.uploader.health.held == f"UserSuspended: {said}{cure}"
     warnings = house.journal.of(MessageId.ATTEMPT_FAILED)
     assert len(warnings) > 2
     assert not any("S3DAEMON_DELAY_USEC" in entry for entry in warnings), "no time is set for the next attempts"

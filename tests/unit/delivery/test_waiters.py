@@ -145,7 +145,7 @@ async def test_clients_that_do_not_wait_are_not_logged_as_deferred(house: House)
     house.store.answer = away
     await house.intake.submit(house.request(wait=False))
     await asyncio.sleep(60)
-    assert house.uploader.away
+    assert house.uploader.health.away
     await house.intake.submit(house.request(key="late", wait=False))
     assert house.journal.of(MessageId.DEFERRED) == []
 

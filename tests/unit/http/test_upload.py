@@ -330,7 +330,8 @@ class Desk:
     def begin_process(self, failures: Mapping[str, Entry]) -> None:
         """Serve as a new process does, which has read these failures."""
         notifier: Any = self.notifier
-        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier, failures)
+        ended = {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier, ended, failures)
         self.uploads = Uploads(
             self.house.intake,
             self.access,

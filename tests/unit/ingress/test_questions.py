@@ -8,11 +8,12 @@ import pytest
 from fakes import flying_with
 from lab.records import START_USEC, failed, record
 
-from s3daemon.ingress.questions import ENDED_KEPT, LIMIT_S, Questions, TagCounts
+from s3daemon.ingress.questions import LIMIT_S, Questions, TagCounts
 from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.exposures import ENDED_KEPT
 
 
 class Desk:

@@ -30,7 +30,6 @@ from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Request
-from s3daemon.spool.rows import Entry
 
 ID = "00000000000000aa"
 
@@ -78,8 +77,8 @@ class House(SocketHouse):
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
         self.refused: list[Refusal] = []
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
-        failure = Entry(1, None, 0.0, code="NoSuchBucket", text="gone", failed=True)  # type: ignore[arg-type]
-        self.waiting = WaitingClients(self.settings, intake, notifier, {"00000000000000bb": failure})
+        failure = Reply(Outcome.FAILED, "00000000000000bb", "NoSuchBucket", "gone")
+        self.waiting = WaitingClients(self.settings, intake, notifier, {failure.id: failure}, {})
         self.exposures = Exposures()
         self.questions = Questions(self.exposures, lambda id_: False)
         self.server = Server(
@@ -105,7 +104,7 @@ class House(SocketHouse):
 
     @property
     def clients(self) -> int:
-        return self.server.clients
+        return self.server.listener.clients
 
 
 @pytest.fixture

@@ -83,7 +83,7 @@ def test_the_verdict(seconds: float | None, missing: bool, tagged: bool, verdict
 
 def test_limits_of_ones_own() -> None:
     """The limits can be given; one that is late later than others are lost is never lost before."""
-    assert verdict_of(4.0, missing=False, tagged=True, late_s=3, lost_s=5) == "late"
+    assert verdict_of(4.0, missing=False, tagged=True, late_s=3) == "late"
     assert verdict_of(50.0, missing=False, tagged=True, late_s=60) == "in time"
 
 

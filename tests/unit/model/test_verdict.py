@@ -2,7 +2,7 @@
 
 import pytest
 
-from s3daemon.errors import AttemptError, FileError
+from s3daemon.errors import AttemptError
 from s3daemon.model.verdict import (
     Keys,
     Scope,
@@ -94,13 +94,6 @@ def test_verdict_and_blame_by_code_then_status(code: str, status: int, verdict: 
     assert blames_endpoint(error) is blamed
 
 
-@pytest.mark.parametrize("code", ["NoSuchFile", "NotReadable", "NotRegularFile", "FileChanged", "Anything"])
-def test_a_files_error_is_transient_and_never_the_endpoints_fault(code: str) -> None:
-    """Whatever its code."""
-    assert judge(FileError(code, "text")) is Verdict.TRANSIENT
-    assert not blames_endpoint(FileError(code, "text"))
-
-
 def test_a_status_counts_only_without_a_code() -> None:
     """A 413 with S3's SlowDown is transient."""
     assert judge(AttemptError("SlowDown", "text", status=413)) is Verdict.TRANSIENT
@@ -113,7 +106,6 @@ def refused(code: str, status: int = 403) -> AttemptError:
 @pytest.mark.parametrize(
     ("error", "scope"),
     [
-        (FileError("NoSuchFile", "gone"), Scope.REQUEST),
         (refused("NoSuchBucket", 404), Scope.REQUEST),
         (refused("NeverHeardOf", 400), Scope.REQUEST),
         (AttemptError("BadRequest", "arn:x"), Scope.REQUEST),
@@ -129,9 +121,9 @@ def refused(code: str, status: int = 403) -> AttemptError:
         (refused("SlowDown", 503), Scope.SERVICE),
         (refused("404", 404), Scope.SERVICE),
     ],
-    ids=lambda value: value.code if isinstance(value, AttemptError | FileError) else None,
+    ids=lambda value: value.code if isinstance(value, AttemptError) else None,
 )
-def test_whom_one_error_accuses(error: AttemptError | FileError, scope: Scope) -> None:
+def test_whom_one_error_accuses(error: AttemptError, scope: Scope) -> None:
     assert suspect(error) is scope
 
 

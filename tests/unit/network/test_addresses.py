@@ -18,7 +18,7 @@ from s3daemon.network.addresses import (
     UPLOADS_COUNT_S,
     Addresses,
     Limited,
-    Outcome,
+    SmallRequestOutcome,
 )
 
 FOUR = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
@@ -35,7 +35,7 @@ class Scene:
         self.enabled: list[str] = []
         self.addresses = Addresses(
             self.clock,
-            lambda *reported: self.disabled.append(reported),
+            lambda address, reason, _, has_answered: self.disabled.append((address, reason, has_answered)),
             lambda address, disabled_s: self.enabled.append(address),
         )
         self.addresses.replace(addresses)
@@ -49,7 +49,7 @@ class Scene:
         """Its time is up, and it answers a small request."""
         self.clock.now += DISABLED_MAX_S
         assert address in self.addresses.to_probe()
-        self.addresses.probed(address, Outcome.ANSWERED)
+        self.addresses.probed(address, SmallRequestOutcome.ANSWERED)
 
 
 @pytest.fixture
@@ -96,7 +96,7 @@ def test_a_slow_address_is_tried_later_and_by_a_large_upload(scene: Scene) -> No
         scene.clock.now += seconds - 1
         assert not scene.addresses.to_probe()
         scene.clock.now += 1
-        scene.addresses.probed(ONE, Outcome.ANSWERED)
+        scene.addresses.probed(ONE, SmallRequestOutcome.ANSWERED)
         scene.addresses.succeeded(ONE, proves_speed=False)
         assert scene.enabled == []
     scene.addresses.succeeded(ONE)
@@ -133,7 +133,7 @@ def test_the_last_one_stays_enabled(scene: Scene) -> None:
 def test_the_report_says_whether_it_ever_answered(scene: Scene) -> None:
     """One that never did may be of a kind that this host cannot reach, and deserves no warning."""
     scene.disable(ONE)
-    scene.addresses.asked(TWO, Outcome.ANSWERED, "")
+    scene.addresses.asked(TWO, SmallRequestOutcome.ANSWERED, "")
     scene.disable(TWO)
     scene.addresses.succeeded(FOUR[2])
     scene.disable(FOUR[2])
@@ -150,7 +150,7 @@ def test_disabled_for_longer_each_time() -> None:
         while not scene.addresses.to_probe():
             scene.clock.now += DISABLED_FIRST_S / 10
         waits.append(round(scene.clock.now - began, 1))
-        scene.addresses.probed(ONE, Outcome.ANSWERED if turn % 2 else Outcome.NOT_ANSWERED)
+        scene.addresses.probed(ONE, SmallRequestOutcome.ANSWERED if turn % 2 else SmallRequestOutcome.NOT_ANSWERED)
         scene.addresses.failed(ONE, "503", "any")
     assert waits[:3] == [DISABLED_FIRST_S, 2 * DISABLED_FIRST_S, 4 * DISABLED_FIRST_S]
     assert all(after == min(2 * before, DISABLED_MAX_S) for before, after in pairwise(waits))
@@ -176,20 +176,20 @@ def test_on_trial_it_gets_one_connection(scene: Scene) -> None:
 @pytest.mark.parametrize(
     ("outcome", "uploaded_s_ago", "state"),
     [
-        (Outcome.ANSWERED, None, "enabled"),
-        (Outcome.ANSWERED, UPLOADS_COUNT_S, "enabled"),
-        (Outcome.ANSWERED_BADLY, None, "on trial"),
-        (Outcome.ANSWERED_BADLY, UPLOADS_COUNT_S, "enabled"),
-        (Outcome.ANSWERED_BADLY, UPLOADS_COUNT_S + 1, "on trial"),
-        (Outcome.NOT_ANSWERED, None, "disabled"),
-        (Outcome.NOT_ANSWERED, UPLOADS_COUNT_S, "enabled"),
-        (Outcome.NOT_ANSWERED, UPLOADS_COUNT_S + 1, "disabled"),
-        (Outcome.NOT_CONNECTED, None, "disabled"),
-        (Outcome.NOT_CONNECTED, 0.0, "disabled"),
+        (SmallRequestOutcome.ANSWERED, None, "enabled"),
+        (SmallRequestOutcome.ANSWERED, UPLOADS_COUNT_S, "enabled"),
+        (SmallRequestOutcome.ANSWERED_BADLY, None, "on trial"),
+        (SmallRequestOutcome.ANSWERED_BADLY, UPLOADS_COUNT_S, "enabled"),
+        (SmallRequestOutcome.ANSWERED_BADLY, UPLOADS_COUNT_S + 1, "on trial"),
+        (SmallRequestOutcome.NOT_ANSWERED, None, "disabled"),
+        (SmallRequestOutcome.NOT_ANSWERED, UPLOADS_COUNT_S, "enabled"),
+        (SmallRequestOutcome.NOT_ANSWERED, UPLOADS_COUNT_S + 1, "disabled"),
+        (SmallRequestOutcome.NOT_CONNECTED, None, "disabled"),
+        (SmallRequestOutcome.NOT_CONNECTED, 0.0, "disabled"),
     ],
 )
 def test_a_small_request_counts_where_no_upload_was_stored_lately(
-    outcome: Outcome, uploaded_s_ago: float | None, state: str, scene: Scene
+    outcome: SmallRequestOutcome, uploaded_s_ago: float | None, state: str, scene: Scene
 ) -> None:
     """Uploads decide; only a connection that cannot be made is newer than they are."""
     if uploaded_s_ago is not None:
@@ -204,13 +204,13 @@ def test_a_small_request_counts_where_no_upload_was_stored_lately(
 @pytest.mark.parametrize(
     ("outcome", "disabled"),
     [
-        (Outcome.ANSWERED, False),
-        (Outcome.ANSWERED_BADLY, False),
-        (Outcome.NOT_ANSWERED, True),
-        (Outcome.NOT_CONNECTED, True),
+        (SmallRequestOutcome.ANSWERED, False),
+        (SmallRequestOutcome.ANSWERED_BADLY, False),
+        (SmallRequestOutcome.NOT_ANSWERED, True),
+        (SmallRequestOutcome.NOT_CONNECTED, True),
     ],
 )
-def test_any_answer_to_the_probe_begins_the_trial(outcome: Outcome, disabled: bool, scene: Scene) -> None:
+def test_any_answer_to_the_probe_begins_the_trial(outcome: SmallRequestOutcome, disabled: bool, scene: Scene) -> None:
     """Also a bad one: where every small request is answered with 503, uploads may still succeed."""
     scene.disable()
     scene.clock.now += DISABLED_FIRST_S
@@ -222,22 +222,22 @@ def test_any_answer_to_the_probe_begins_the_trial(outcome: Outcome, disabled: bo
 def test_a_trial_after_a_bad_answer_ends_with_a_good_one_or_an_upload() -> None:
     """A trial after it was disabled ends only with an upload; an upload that fails on trial disables."""
     scene = Scene((ONE, TWO))
-    scene.addresses.asked(ONE, Outcome.ANSWERED_BADLY, "it answers 503")
+    scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED_BADLY, "it answers 503")
     assert scene.addresses.overloaded({ONE: 2, TWO: 2}) == ONE
-    scene.addresses.asked(ONE, Outcome.ANSWERED, "")
+    scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED, "")
     assert scene.addresses.overloaded({ONE: 2, TWO: 2}) == ""
-    scene.addresses.asked(ONE, Outcome.ANSWERED_BADLY, "it answers 503")
+    scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED_BADLY, "it answers 503")
     scene.addresses.failed(ONE, "503", "transfer")
     assert scene.addresses.disabled == [ONE]
     scene.put_on_trial()
-    scene.addresses.asked(ONE, Outcome.ANSWERED, "")
+    scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED, "")
     assert scene.addresses.overloaded({ONE: 2, TWO: 2}) == ONE
 
 
 def test_where_all_answer_badly_all_are_used_alike(scene: Scene) -> None:
     """It is the store's way; nothing is disabled and none has to give up its connections."""
     for address in FOUR:
-        scene.addresses.asked(address, Outcome.ANSWERED_BADLY, "it answers 503")
+        scene.addresses.asked(address, SmallRequestOutcome.ANSWERED_BADLY, "it answers 503")
     assert scene.addresses.disabled == []
     assert scene.addresses.overloaded(dict.fromkeys(FOUR, 7)) == ""
     assert scene.addresses.in_order({ONE: 3, TWO: 1, FOUR[2]: 2, FOUR[3]: 2})[0] == TWO
@@ -252,7 +252,7 @@ def out_for_an_hour(scene: Scene, last: str = TWO, transfer: str = "") -> None:
     while scene.clock.now - began < HOUR_S:
         scene.addresses.failed(last, "it fails", transfer and f"{transfer}{scene.clock.now}")
         for address in scene.addresses.to_probe():
-            scene.addresses.probed(address, Outcome.NOT_ANSWERED)
+            scene.addresses.probed(address, SmallRequestOutcome.NOT_ANSWERED)
         scene.clock.now += 1.0
     scene.clock.now += 0.5
 
@@ -279,11 +279,11 @@ def test_after_an_outage_of_all_the_others_are_probed_at_once(cause: str, ending
         case "an upload":
             scene.addresses.succeeded(TWO)
         case "a small request":
-            scene.addresses.asked(TWO, Outcome.ANSWERED, "")
+            scene.addresses.asked(TWO, SmallRequestOutcome.ANSWERED, "")
         case "a small request answered badly":
-            scene.addresses.asked(TWO, Outcome.ANSWERED_BADLY, "503")
+            scene.addresses.asked(TWO, SmallRequestOutcome.ANSWERED_BADLY, "503")
         case _:
-            scene.addresses.asked(TWO, Outcome.NOT_ANSWERED, "hung up")
+            scene.addresses.asked(TWO, SmallRequestOutcome.NOT_ANSWERED, "hung up")
     assert scene.addresses.to_probe() == ([ONE] if probed else [])
     assert scene.addresses.are_unreachable is (not cause and not probed)
 
@@ -294,7 +294,7 @@ def test_one_that_comes_back_after_the_first_is_probed_soon() -> None:
     scene.disable(ONE)
     out_for_an_hour(scene)
     scene.addresses.succeeded(TWO)
-    scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
+    scene.addresses.probed(ONE, SmallRequestOutcome.NOT_ANSWERED)
     scene.addresses.succeeded(TWO)
     assert scene.addresses.next_probe_s(ONE) == 2 * DISABLED_FIRST_S, "an outage ends once"
     scene.put_on_trial(ONE)
@@ -308,11 +308,11 @@ def test_a_disabled_address_has_a_reason_and_times() -> None:
     scene.addresses.succeeded(TWO)
     scene.addresses.failed(ONE, "refused")
     scene.clock.now += DISABLED_FIRST_S
-    scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
+    scene.addresses.probed(ONE, SmallRequestOutcome.NOT_ANSWERED)
     scene.clock.now += 1.0
     assert scene.addresses.limited == {ONE: Limited("refused", DISABLED_FIRST_S + 1, 2 * DISABLED_FIRST_S - 1)}
     scene.clock.now += 2.0
-    scene.addresses.probed(ONE, Outcome.ANSWERED)
+    scene.addresses.probed(ONE, SmallRequestOutcome.ANSWERED)
     assert scene.addresses.limited == {ONE: Limited("refused", DISABLED_FIRST_S + 3, None)}
     scene.addresses.succeeded(ONE)
     assert scene.addresses.limited == {}
@@ -320,9 +320,9 @@ def test_a_disabled_address_has_a_reason_and_times() -> None:
 
 def test_an_address_on_trial_for_a_bad_answer_has_the_first_as_its_reason() -> None:
     scene = Scene((ONE, TWO))
-    scene.addresses.asked(ONE, Outcome.ANSWERED_BADLY, "503")
+    scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED_BADLY, "503")
     scene.clock.now += 1.0
-    scene.addresses.asked(ONE, Outcome.ANSWERED_BADLY, "502")
+    scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED_BADLY, "502")
     assert scene.addresses.limited == {ONE: Limited("503", 1.0, None)}
 
 
@@ -332,14 +332,14 @@ def test_a_disabled_address_where_something_succeeds_in_an_outage_is_probed(by: 
     scene = Scene((ONE, TWO))
     scene.disable(ONE)
     scene.clock.now += HOUR_S
-    scene.addresses.probed(ONE, Outcome.NOT_ANSWERED)
+    scene.addresses.probed(ONE, SmallRequestOutcome.NOT_ANSWERED)
     out_for_an_hour(scene)
     if by == "an upload":
         scene.addresses.succeeded(ONE)
     else:
-        scene.addresses.asked(ONE, Outcome.ANSWERED, "")
+        scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED, "")
     assert scene.addresses.to_probe() == [ONE]
-    scene.addresses.probed(ONE, Outcome.ANSWERED)
+    scene.addresses.probed(ONE, SmallRequestOutcome.ANSWERED)
     scene.addresses.failed(TWO, "refused")
     assert scene.addresses.disabled == [TWO]
 
@@ -351,7 +351,7 @@ def test_a_probe_that_is_answered_has_the_others_probed(scene: Scene) -> None:
     scene.disable(ONE)
     scene.disable(FOUR[2])
     out_for_an_hour(scene)
-    scene.addresses.probed(ONE, Outcome.ANSWERED)
+    scene.addresses.probed(ONE, SmallRequestOutcome.ANSWERED)
     assert scene.addresses.to_probe() == [FOUR[2]]
 
 
@@ -434,9 +434,9 @@ def test_one_is_always_enabled(history: list[tuple[str, str]]) -> None:
             case "succeed":
                 scene.addresses.succeeded(address)
             case "ask":
-                scene.addresses.asked(address, list(Outcome)[number % 4], "")
+                scene.addresses.asked(address, list(SmallRequestOutcome)[number % 4], "")
             case "probe":
-                scene.addresses.probed(address, list(Outcome)[number % 4])
+                scene.addresses.probed(address, list(SmallRequestOutcome)[number % 4])
             case _:
                 scene.clock.now += DISABLED_FIRST_S
         assert any(map(scene.addresses.is_enabled, FOUR))
@@ -463,7 +463,7 @@ def test_an_operator_hears_of_addresses_that_ought_to_work(
     """Of a name with IPv4 and IPv6 often only one is served; a dead address among living ones of its kind counts."""
     scene = Scene(addresses)
     for address in answered:
-        scene.addresses.asked(address, Outcome.ANSWERED, "")
+        scene.addresses.asked(address, SmallRequestOutcome.ANSWERED, "")
     for address in broken:
         scene.disable(address)
     assert scene.addresses.unexpectedly_disabled == reported

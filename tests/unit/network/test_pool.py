@@ -18,7 +18,7 @@ from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
 from s3daemon.model.record import MessageId, Priority
-from s3daemon.network.addresses import Outcome
+from s3daemon.network.addresses import SmallRequestOutcome
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import (
     CERTIFICATES_KEPT_S,
@@ -256,10 +256,10 @@ async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture, cl
     """As a warning if it ever answered, with the message's id; and so is that it is enabled again."""
     caplog.set_level(logging.INFO)
     async with pool_to("http://store.invalid", clock=clock, receivers=ADDRESSES) as pool:
-        pool.addresses.asked(ADDRESSES[0], Outcome.ANSWERED, "")
+        pool.addresses.asked(ADDRESSES[0], SmallRequestOutcome.ANSWERED, "")
         pool.addresses.failed(ADDRESSES[0], "no connection")
         clock.now += 5
-        pool.addresses.probed(ADDRESSES[0], Outcome.ANSWERED)
+        pool.addresses.probed(ADDRESSES[0], SmallRequestOutcome.ANSWERED)
         pool.addresses.succeeded(ADDRESSES[0])
     disabled, enabled = caplog.records
     text = "address 127.0.0.1 of the store is temporarily disabled: no connection; next asked in 5s"

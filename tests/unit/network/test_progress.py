@@ -299,7 +299,7 @@ def test_moves_of_all_bodies_add_up() -> None:
     """Of a file in parts each may be moved."""
     progress = Progress()
     assert progress.moves == 0
-    progress.moved |= {0: MoveHistory(2), 1000: MoveHistory(1)}
+    progress.histories |= {0: MoveHistory(2), 1000: MoveHistory(1)}
     assert progress.moves == 3
 
 

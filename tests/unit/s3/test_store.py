@@ -98,7 +98,7 @@ MD5 = hashlib.md5(b"sent").hexdigest()
 
 
 @pytest.mark.parametrize(
-    ("etag", "md5", "found"),
+    ("etag", "expected", "found"),
     [
         (MD5, MD5, True),
         (MD5.upper(), MD5, True),
@@ -113,11 +113,11 @@ MD5 = hashlib.md5(b"sent").hexdigest()
     ],
 )
 @in_loop
-async def test_an_object_of_other_content_is_not_found(etag: str, md5: str, found: bool) -> None:
+async def test_an_object_of_other_content_is_not_found(etag: str, expected: str, found: bool) -> None:
     """One with a bit that has flipped on the way has all of our marks."""
     sender = FakeSender()
     sender.answers["head_object"] = {"Metadata": MARKS, "ContentLength": 3000, "ETag": f'"{etag}"'}
-    assert isinstance(await store_of(sender).find(TRANSFER, md5=md5), Stored) is found
+    assert isinstance(await store_of(sender).find(TRANSFER, expected=expected), Stored) is found
 
 
 @in_loop

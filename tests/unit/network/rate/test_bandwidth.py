@@ -14,7 +14,7 @@ from lab.keeping import Clock
 from lab.sending import in_loop
 
 from s3daemon.network.rate.bandwidth import RATE_FILE, Bandwidth, Limit, Origin, kept_rate
-from s3daemon.network.rate.controller import TICK_S
+from s3daemon.network.rate.controller import SAMPLE_EVERY_S
 from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE, Pacer
 from s3daemon.network.tcp import TcpInfo
 
@@ -49,9 +49,9 @@ class Upload:
 
     async def tick(self, *, megabytes: float = 0.0, queued_s: float = 0.0, lost: float = 0.0) -> None:
         """Let a tick pass in which so much was sent and delivered."""
-        await asyncio.sleep(TICK_S / 4)
+        await asyncio.sleep(SAMPLE_EVERY_S / 4)
         count = round(megabytes * 1e6)
-        self.clock.now += TICK_S
+        self.clock.now += SAMPLE_EVERY_S
         sent, delivered = self.info.sent + count, self.info.delivered + count
         self.info = self.info._replace(
             sent=sent,
@@ -60,12 +60,12 @@ class Upload:
             rtt_usec=round(200_000 + queued_s * 1e6),
         )
         for _ in range(20):
-            await asyncio.sleep(TICK_S / 10)
+            await asyncio.sleep(SAMPLE_EVERY_S / 10)
 
     async def fill(self) -> None:
         """Deliver 100 MB/s until a queue builds and goes again."""
         for queued in [0.0] * 12 + [0.05] * 12 + [0.0] * 36:
-            await self.tick(megabytes=100 * TICK_S, queued_s=queued)
+            await self.tick(megabytes=100 * SAMPLE_EVERY_S, queued_s=queued)
 
     def pacing(self) -> int:
         found: int = struct.unpack("=Q", self.sock.getsockopt(socket.SOL_SOCKET, SO_MAX_PACING_RATE, 8))[0]
@@ -126,11 +126,11 @@ async def test_a_window_that_an_overrun_made_narrow_is_named(
         upload.bandwidth.use(None)
         upload.begin()
         for _ in range(12):
-            await upload.tick(megabytes=100 * TICK_S)
+            await upload.tick(megabytes=100 * SAMPLE_EVERY_S)
         for _ in range(12):
-            await upload.tick(megabytes=100 * TICK_S, lost=lost)
+            await upload.tick(megabytes=100 * SAMPLE_EVERY_S, lost=lost)
         for _ in range(36):
-            await upload.tick(megabytes=100 * TICK_S)
+            await upload.tick(megabytes=100 * SAMPLE_EVERY_S)
         assert upload.pacer.end(upload.sock) is narrowed
 
 

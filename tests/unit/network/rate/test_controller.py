@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from s3daemon.network.rate.controller import TICK_S, Controller, Phase, Sample
+from s3daemon.network.rate.controller import SAMPLE_EVERY_S, Controller, Phase, Sample
 
 MBIT = 1e6 / 8
 STEP_S = 0.002
@@ -108,7 +108,9 @@ def expose(link: Link, controller: Controller, size: float = 193e6, *, late: ran
             while len(waits) > 1 and waits[0][0] + waits[0][1] <= link.now:
                 waits.pop(0)
             controller.observe(link.sample(waits[0][1]))
-            look_at += TICK_S if late is None else late.choice((TICK_S, TICK_S, 5 * TICK_S))
+            look_at += (
+                SAMPLE_EVERY_S if late is None else late.choice((SAMPLE_EVERY_S, SAMPLE_EVERY_S, 5 * SAMPLE_EVERY_S))
+            )
         assert link.now - began < 120
     controller.pause()
     took = link.now - began
@@ -227,8 +229,8 @@ def test_an_outage_does_not_lower_the_rate_for_long(outage_s: float) -> None:
     link = Link(1000 * MBIT, window=50e6)
     controller = Controller(990 * MBIT)
     expose(link, controller, 100e6)
-    for _ in range(round(outage_s / TICK_S)):
-        link.now += TICK_S
+    for _ in range(round(outage_s / SAMPLE_EVERY_S)):
+        link.now += SAMPLE_EVERY_S
         controller.observe(replace(link.sample(0.09), lost=link.sample(0.0).lost + 1_000_000))
     assert controller.pace == pytest.approx(0.99 * 990 * MBIT, rel=0.02)
     assert expose(link, controller) < 1.1

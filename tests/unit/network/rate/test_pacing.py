@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from s3daemon.network.rate.pacing import SHARED_FROM_BYTES, SO_MAX_PACING_RATE, Pacer
+from s3daemon.model.source import SMALL_BYTES
+from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE, Pacer
 
 LARGE = 8 << 20
 FREE = (1 << 64) - 1
@@ -53,7 +54,7 @@ def test_a_small_upload_takes_no_share(socks: list[socket.socket]) -> None:
     """It is over before a share could matter."""
     pacer = Pacer(8_000_000)
     pacer.begin(socks[0], LARGE)
-    pacer.begin(socks[1], SHARED_FROM_BYTES - 1)
+    pacer.begin(socks[1], SMALL_BYTES)
     assert rate(socks[0]) == 1_000_000
     pacer.end(socks[1])
     assert rate(socks[0]) == 1_000_000
