@@ -18,6 +18,7 @@ from lab import soaking as soaking_lab
 from lab.certs import Authority
 from lab.flaky import FlakyS3, flaky
 from lab.s3 import S3Server
+from lab.schemes import Scheme, scheme_of
 
 _EVERYTHING_REQUIRED = os.environ.get("CI") == "true"
 
@@ -164,3 +165,9 @@ def file(tmp_path: Path) -> Path:
     path = tmp_path / "file"
     path.write_bytes(b"content")
     return path
+
+
+@pytest.fixture(params=["plain", "tls"])
+def scheme(request: pytest.FixtureRequest) -> Scheme:
+    """HTTP and HTTPS."""
+    return scheme_of(request)

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
 import selectors
+import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+from fake_host import settings_for
+from lab.sending import without_first
 
 from s3daemon.clock import ActiveClock
-from s3daemon.config.settings import Settings, SettingsHolder
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.control.operations import Operations
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake, Ticket
@@ -32,6 +38,9 @@ from s3daemon.s3.store import LookupResult, Stored
 from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.rows import Entry
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
@@ -70,6 +79,35 @@ def fly(main: Callable[[], Awaitable[None]]) -> None:
     """Run `main` in a FlyingLoop."""
     with asyncio.Runner(loop_factory=FlyingLoop) as runner:
         runner.run(main())  # type: ignore[arg-type]
+
+
+def flying(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+    """Decorate an async test: it runs in a FlyingLoop."""
+
+    @functools.wraps(test)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        fly(lambda: test(*args, **kwargs))
+
+    return run
+
+
+def flying_with(
+    make: Callable[..., T], **options: Any
+) -> Callable[[Callable[Concatenate[T, P], Awaitable[None]]], Callable[P, None]]:
+    """Decorate an async test: it runs in a FlyingLoop, and its first argument is `make(**options)`, made there.
+
+    If that has a method `close`, it is called at the end.
+    """
+
+    def decorate(test: Callable[Concatenate[T, P], Awaitable[None]]) -> Callable[P, None]:
+        async def with_made(*args: P.args, **kwargs: P.kwargs) -> None:
+            made = make(**options)
+            with closing(made) if hasattr(made, "close") else nullcontext():
+                await test(made, *args, **kwargs)
+
+        return without_first(flying(with_made), test)
+
+    return decorate
 
 
 class FakeSpool:
@@ -239,6 +277,23 @@ class FakeJournal:
         return True
 
 
+class FakeNotifier:
+    """Keeps the names of the connections that systemd would keep, and says whether it `works`."""
+
+    def __init__(self, *, works: bool = True) -> None:
+        self.kept: list[str] = []
+        self.socks: list[socket.socket] = []
+        self.works = works
+
+    def store(self, name: str, sock: socket.socket) -> bool:
+        self.kept.append(name)
+        self.socks.append(sock)
+        return self.works
+
+    def forget(self, name: str) -> None:
+        self.kept = [other for other in self.kept if other != name]
+
+
 class FakeFiles:
     """A file system that knows sizes; missing files raise."""
 
@@ -273,13 +328,7 @@ class House:
         start: Start | None = None,
         **changes: str,
     ) -> None:
-        environ = {
-            "S3_ENDPOINT_URL": "http://store",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "S3DAEMON_STATE_DIR": "/nowhere",
-        }
-        self.settings = Settings.from_environ(environ | changes)
+        self.settings = settings_for("http://store", **changes)
         self.holder = SettingsHolder(self.settings)
         self.loop = asyncio.get_running_loop()
         self.spool = FakeSpool() if spool is None else spool

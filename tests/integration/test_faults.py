@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -321,12 +322,9 @@ def carry_out(row: Row, folder: Path, store: S3Server, certs: Authority, bucket:
 
 def is_there(store: S3Server, bucket: str, key: str, content: bytes) -> bool:
     """Whether the store has the whole object, asked without the proxy."""
-    client = store.client()
-    try:
+    with closing(store.client()) as client:
         found: bytes = client.get_object(Bucket=bucket, Key=key)["Body"].read()
         return found == content
-    finally:
-        client.close()
 
 
 @pytest.fixture(scope="module")

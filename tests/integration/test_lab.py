@@ -10,6 +10,7 @@ import socket
 import ssl
 import sys
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -26,14 +27,11 @@ KEY = "night 1/ü+%2F/file.fits"
 
 def puts_and_gets(server: S3Server) -> None:
     """Store an object and read it."""
-    client = server.client()
-    try:
+    with closing(server.client()) as client:
         bucket = server.new_bucket()
         client.put_object(Bucket=bucket, Key=KEY, Body=b"payload")
         assert client.get_object(Bucket=bucket, Key=KEY)["Body"].read() == b"payload"
         assert [entry["Key"] for entry in client.list_objects_v2(Bucket=bucket)["Contents"]] == [KEY]
-    finally:
-        client.close()
 
 
 def test_moto(moto: S3Server) -> None:
@@ -66,7 +64,7 @@ def test_nginx_takes_a_put(nginx: Sink) -> None:
 def test_certificates_are_issued_by_the_authority(certs: Authority) -> None:
     issued = certs.issue("server")
     assert ssl.create_default_context(cafile=str(certs.ca)).cert_store_stats()["x509_ca"] == 1
-    ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(issued.cert, issued.key)
+    issued.context()
 
 
 def test_box(box: Box) -> None:

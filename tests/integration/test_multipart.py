@@ -22,6 +22,7 @@ from lab.sending import (
     settings_for,
     transfer_of,
 )
+from lab.serving import until
 
 from s3daemon.errors import FileError
 from s3daemon.model.request import Transfer
@@ -485,12 +486,6 @@ async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(tmp_pat
             await attempt
         await it.server.until(lambda: it.server.assembly.begun and all(seen.over for seen in it.server.seen))
         await until(lambda: bool(list(it.open_uploads)))
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 @in_loop

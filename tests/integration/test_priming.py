@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lab.schemes import Scheme, scheme_of
+from lab.schemes import Scheme
 from lab.scripted import Exchange, Scripted, keep, refusing, scripted
 from lab.sending import a_file, in_loop, sending, settings_for, transfer_of
 
@@ -20,12 +20,6 @@ from s3daemon.s3.endpoint import Endpoint
 from s3daemon.s3.priming.primer import KEY_PREFIX, Primer
 
 PREFIX = "scratch/prime-"
-
-
-@pytest.fixture(params=["plain", "tls"])
-def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """Both ways to a store."""
-    return scheme_of(request)
 
 
 @in_loop

@@ -280,9 +280,7 @@ def test_region(case: Case) -> None:
 def test_ca_bundle(case: Case) -> None:
     """A store is trusted once its authority is."""
     certificate = case.certs.issue("reload")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(certificate.cert, certificate.key)
-    store = case.stack.enter_context(a_store(context))
+    store = case.stack.enter_context(a_store(certificate.context()))
     served = case.start(store.server("https"))
     accepted(served, case.file)
     until(lambda: [row["code"] for row in served.queue()] not in ([], [""]), "a failure without the authority")

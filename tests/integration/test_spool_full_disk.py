@@ -66,19 +66,21 @@ def fill_other():
 
 
 def run(tmp_path: Path, scenario: str, size: str = "1m") -> dict[str, Any]:
-    """Run `async def main()` of `scenario` and give the `result` that it leaves."""
+    """Run `async def main()` of `scenario` on a file system of its own and give the `result` that it leaves."""
     if os.geteuid() != 0:
         pytest.skip("needs root, to mount a file system")
-    program = f"{PRELUDE}\n{scenario}\nasyncio.run(main())\nprint(json.dumps(result))"
-    mount = f'mount -t tmpfs -o size={size},mode=0700 tmpfs "$1" && exec "$2" -c "$3" "$1"'
-    done = subprocess.run(
-        ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", tmp_path, sys.executable, program],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(TOP)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
+    mount = f'mount -t tmpfs -o size={size},mode=0700 tmpfs "$1" && shift && exec "$@"'
+    return run_in(
+        tmp_path, scenario, "unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", tmp_path
     )
+
+
+def run_in(directory: Path, scenario: str, *words: str | Path) -> dict[str, Any]:
+    """Run `async def main()` of `scenario` there, behind these words of a command."""
+    program = f"{PRELUDE}\n{scenario}\nasyncio.run(main())\nprint(json.dumps(result))"
+    env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(TOP)}
+    command = [*words, sys.executable, "-c", program, directory]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return dict(json.loads(done.stdout))
 
@@ -321,7 +323,9 @@ async def main():
 
 def test_a_failing_disk_refuses_without_trace_and_works_again(tmp_path: Path) -> None:
     """A limit on the size of files makes each write fail as a broken disk does; that needs no root."""
-    program = f"""{PRELUDE}
+    result = run_in(
+        tmp_path,
+        """
 import resource
 
 def limit(size):
@@ -349,14 +353,8 @@ async def main():
     result["rows"] = [[entry.transfer.id, entry.attempts, entry.attempt_started] for entry in spool.entries()]
     await spool.close()
 
-asyncio.run(main())
-print(json.dumps(result))
-"""
-    env = {"PATH": os.environ["PATH"], "PYTHONPATH": os.fspath(TOP)}
-    command = [sys.executable, "-c", program, os.fspath(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+""",
+    )
     code, text, fault = result["refused"]
     assert code == "SpoolBroken"
     assert "cannot be written" in text

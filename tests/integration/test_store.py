@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import pytest
-from lab.schemes import PLAIN, Scheme, scheme_of
+from lab.schemes import PLAIN, Scheme
 from lab.scripted import (
     Exchange,
     Script,
@@ -28,12 +28,6 @@ from s3daemon.s3.store import LookupResult, Stored
 SMALL = 3_000
 MIDDLE = 1 << 20
 LARGE = 12 << 20
-
-
-@pytest.fixture(params=["plain", "tls"])
-def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """HTTP and HTTPS."""
-    return scheme_of(request)
 
 
 @pytest.mark.parametrize("size", [0, 1, SMALL, MIDDLE, LARGE])

@@ -7,12 +7,12 @@ import itertools
 import socket
 import traceback
 from pathlib import Path
-from typing import Any
 
 import pytest
 from lab.certs import Authority
 from lab.faults import continue_only, garbage, half_an_answer
-from lab.schemes import PLAIN, Scheme, scheme_of, tls_with
+from lab.keeping import ResolvingLoop, resolving
+from lab.schemes import PLAIN, Scheme, tls_with
 from lab.scripted import (
     Exchange,
     Script,
@@ -26,18 +26,12 @@ from lab.scripted import (
 )
 from lab.sending import a_file, failure, in_loop, sending, settings_for
 
-from s3daemon.errors import AttemptError, S3daemonError
+from s3daemon.errors import S3daemonError
 
 SMALL = 3_000
 MIDDLE = 1 << 20
 #: More than any buffer holds: the sender waits for the receiver.
 LARGE = 12 << 20
-
-
-@pytest.fixture(params=["plain", "tls"])
-def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """HTTP and HTTPS."""
-    return scheme_of(request)
 
 
 async def too_early(exchange: Exchange) -> None:
@@ -267,34 +261,16 @@ async def test_a_certificate_that_is_not_trusted(tmp_path: Path, certs: Authorit
         assert not server.seen
 
 
-class UnresolvingLoop(asyncio.SelectorEventLoop):
-    """A loop in which no name resolves, or none in time."""
-
-    in_time = True
-
-    async def getaddrinfo(self, *_: Any, **__: Any) -> Any:
-        if not self.in_time:
-            await self.create_future()
-        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
-
-
-@pytest.mark.parametrize("in_time", [True, False])
-def test_a_name_that_does_not_resolve(tmp_path: Path, in_time: bool) -> None:
+@pytest.mark.parametrize("answers", [True, False])
+@resolving
+async def test_a_name_that_does_not_resolve(loop: ResolvingLoop, tmp_path: Path, answers: bool) -> None:
     """A name server that does not know it, or does not answer, fails the attempt, and the next one likewise."""
-
-    async def main() -> AttemptError:
-        async with sending(settings_for("http://store.example", connect_timeout_s=0.1)) as sender:
-            for _ in range(2):
-                error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
-            return error
-
-    with asyncio.Runner(loop_factory=UnresolvingLoop) as runner:
-        loop = runner.get_loop()
-        assert isinstance(loop, UnresolvingLoop)
-        loop.in_time = in_time
-        error = runner.run(main())
-    assert (error.code, error.ambiguous) == ("NameNotResolved", False)
-    assert error.text.startswith("the endpoint's name does not resolve")
+    loop.answers = answers
+    async with sending(settings_for("http://store.example", connect_timeout_s=0.1)) as sender:
+        for _ in range(2):
+            error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
+            assert (error.code, error.ambiguous) == ("NameNotResolved", False)
+            assert error.text.startswith("the endpoint's name does not resolve")
 
 
 SECRETS = ("s3cretsesame", "t0kensesame")

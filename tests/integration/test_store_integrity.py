@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from lab.schemes import PLAIN, Scheme, scheme_of
+from lab.schemes import PLAIN, Scheme
 from lab.scripted import (
     Exchange,
     Scripted,
@@ -23,12 +23,6 @@ SMALL = 3_000
 MIDDLE = 1 << 20
 #: More than any buffer holds: the sender waits for the receiver.
 LARGE = 12 << 20
-
-
-@pytest.fixture(params=["plain", "tls"])
-def scheme(request: pytest.FixtureRequest) -> Scheme:
-    """HTTP and HTTPS."""
-    return scheme_of(request)
 
 
 class Paused:

@@ -1,5 +1,6 @@
 """A certificate authority for the time of a test run, and certificates of servers on this machine."""
 
+import ssl
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,12 @@ class Certificate:
 
     cert: Path
     key: Path
+
+    def context(self) -> ssl.SSLContext:
+        """A context for the server that has it."""
+        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        tls.load_cert_chain(self.cert, self.key)
+        return tls
 
 
 class Authority:

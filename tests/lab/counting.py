@@ -15,7 +15,6 @@ import asyncio
 import hashlib
 import re
 import socket
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -23,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from urllib.parse import parse_qs
 
-from lab.accepting import next_client
+from lab.accepting import loop_in_thread, serve_each
 from lab.assembly import refusal
 from lab.env import free_ports
 from lab.s3 import S3Server
@@ -94,21 +93,16 @@ class Store:
         """Serve until cancelled."""
         links = set[asyncio.Task[None]]()
         try:
-            while True:
-                client = await next_client(listener)
-                peer = Peer(self._connections, client.getsockname()[0])
-                self._connections += 1
-                link = asyncio.create_task(self._serve(client, peer))
-                links.add(link)
-                link.add_done_callback(links.discard)
+            await serve_each(listener, self._serve, links)
         finally:
             for link in links:
                 link.cancel()
             await asyncio.gather(*links, return_exceptions=True)
 
-    async def _serve(self, client: socket.socket, peer: Peer) -> None:
+    async def _serve(self, client: socket.socket) -> None:
+        peer = Peer(self._connections, client.getsockname()[0])
+        self._connections += 1
         loop, data = asyncio.get_running_loop(), bytearray()
-        client.setblocking(False)
         with client, suppress(OSError):
             while True:
                 while b"\r\n\r\n" not in data:
@@ -196,23 +190,13 @@ class Store:
 def counting(addresses: Sequence[str] = ("127.0.0.1",)) -> Iterator[tuple[Store, S3Server]]:
     """Run the store on these addresses, at one port; yield it, and how it is reached at the first of them."""
     (port,) = free_ports(1)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="counting store")
-    listeners = [socket.create_server((address, port), backlog=1024) for address in addresses]
     made = Store()
-    thread.start()
-    serving = []
-    for listener in listeners:
-        listener.setblocking(False)
-        serving.append(asyncio.run_coroutine_threadsafe(made.listen(listener), loop))
-    try:
-        yield made, S3Server(f"http://{addresses[0]}:{port}", "testkey", "testsecret")
-    finally:
-        for task in serving:
-            task.cancel()
-        asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result(5)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
-        for listener in listeners:
-            listener.close()
+    with loop_in_thread("counting store") as loop:
+        listeners = [socket.create_server((address, port), backlog=1024) for address in addresses]
+        serving = [asyncio.run_coroutine_threadsafe(made.listen(listener), loop) for listener in listeners]
+        try:
+            yield made, S3Server(f"http://{addresses[0]}:{port}", "testkey", "testsecret")
+        finally:
+            for task in serving:
+                task.cancel()
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.2), loop).result(5)

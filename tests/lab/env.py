@@ -1,12 +1,14 @@
-"""What every started program shares: an environment built here, and free ports."""
+"""What every started program shares: an environment built here, free ports, and a limit on descriptors."""
 
 import os
 import random
+import resource
 import shutil
 import socket
 import sys
 import threading
-from collections.abc import MutableMapping
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
 from pathlib import Path
 
 TREE = Path(__file__).resolve().parents[2]
@@ -78,3 +80,14 @@ def free_ports(count: int) -> list[int]:
                 _GIVEN.add(port)
                 ports.append(port)
     return ports
+
+
+@contextmanager
+def no_free_descriptor(limit: int = 3) -> Iterator[None]:
+    """No descriptor from this number on can be opened within the block."""
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -18,7 +18,7 @@ from enum import Enum, auto
 from http import HTTPStatus
 from urllib.parse import unquote
 
-from lab.accepting import next_client
+from lab.accepting import loop_in_thread, serve_each
 from lab.assembly import BUCKETS, Answer, Assembly
 from lab.env import free_ports
 from lab.s3 import S3Server
@@ -127,18 +127,7 @@ class FlakyS3:
     async def _open(self) -> None:
         if self._listening is None:
             listener = socket.create_server(("127.0.0.1", self._port), backlog=1024)
-            listener.setblocking(False)
-            self._listening = self._loop.create_task(self._accept(listener))
-
-    async def _accept(self, listener: socket.socket) -> None:
-        # Not asyncio.start_server: closed while it accepts a connection, it leaves that one open for ever.
-        with listener:
-            while True:
-                connection = await next_client(listener)
-                connection.setblocking(False)
-                task = self._loop.create_task(self._serve_client(connection))
-                self._accepted.add(task)
-                task.add_done_callback(self._accepted.discard)
+            self._listening = self._loop.create_task(serve_each(listener, self._serve_client, self._accepted))
 
     async def _serve_client(self, connection: socket.socket) -> None:
         reader, writer = await asyncio.open_connection(sock=connection)
@@ -270,20 +259,15 @@ def _reset(writer: asyncio.StreamWriter) -> bool:
 @contextmanager
 def flaky(seed: int = 1) -> Iterator[FlakyS3]:
     """Run a server, listening and without faults, for the duration of a ``with`` block."""
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="flaky S3")
-    thread.start()
-    made = FlakyS3(loop, free_ports(1)[0], seed)
-    try:
-        made.open()
-        yield made
-    finally:
-        made.refuse()
-        made.release()
-        asyncio.run_coroutine_threadsafe(_ended(), loop).result(10)
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with loop_in_thread("flaky S3") as loop:
+        made = FlakyS3(loop, free_ports(1)[0], seed)
+        try:
+            made.open()
+            yield made
+        finally:
+            made.refuse()
+            made.release()
+            asyncio.run_coroutine_threadsafe(_ended(), loop).result(10)
 
 
 async def _ended() -> None:

@@ -6,12 +6,14 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable, Coroutine
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from lab.scripted import Scripted
-from lab.sending import settings_for
+from lab.sending import settings_for, without_first
 from s3daemon.network.keeper import Keeper, Primer
 from s3daemon.network.pool import ConnectionPool
+
+P = ParamSpec("P")
 
 CONNECTIONS = 4
 INTERVAL_S = 10.0
@@ -67,26 +69,34 @@ async def sweeps(count: int) -> None:
 
 
 class ResolvingLoop(asyncio.SelectorEventLoop):
-    """A loop in which every name has the addresses given."""
+    """A loop in which every name has the addresses given, or none because of a fault, or no answer comes."""
 
-    addresses: tuple[str, ...] = ()
+    fault: Exception = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    answers = True
     lookups = 0
+
+    def __init__(self, *addresses: str) -> None:
+        super().__init__()
+        self.addresses = addresses
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
         self.lookups += 1
-        if not self.addresses:
-            raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+        if not self.answers:
+            await self.create_future()
+        addresses = (host,) if host.startswith("127.") else self.addresses
+        if not addresses:
+            raise self.fault
         kind = socket.SOCK_STREAM
-        return [(socket.AF_INET, kind, socket.IPPROTO_TCP, "", (address, port)) for address in self.addresses]
+        return [(socket.AF_INET, kind, socket.IPPROTO_TCP, "", (address, port)) for address in addresses]
 
 
-def run_resolving(test: Callable[[ResolvingLoop], Coroutine[Any, Any, None]]) -> None:
-    """Run a test in such a loop, which it gets."""
+def resolving(test: Callable[Concatenate[ResolvingLoop, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Decorate an async test: it runs in such a loop, which is its first argument."""
 
-    async def main() -> None:
-        loop = asyncio.get_running_loop()
-        assert isinstance(loop, ResolvingLoop)
-        await asyncio.wait_for(test(loop), 60)
+    def run(*args: P.args, **kwargs: P.kwargs) -> None:
+        with asyncio.Runner(loop_factory=ResolvingLoop) as runner:
+            loop = runner.get_loop()
+            assert isinstance(loop, ResolvingLoop)
+            runner.run(asyncio.wait_for(test(loop, *args, **kwargs), 60))
 
-    with asyncio.Runner(loop_factory=ResolvingLoop) as runner:
-        runner.run(main())
+    return without_first(run, test)

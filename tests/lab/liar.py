@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import gzip
 import socket
 import struct
@@ -24,7 +25,7 @@ from enum import StrEnum
 from hashlib import md5
 from urllib.parse import unquote
 
-from lab.accepting import next_client
+from lab.accepting import serve_each
 from lab.assembly import Assembly
 from lab.env import free_ports
 
@@ -188,7 +189,7 @@ class LyingStore:
         self._addresses = list(addresses)
         self._listening: dict[str, asyncio.Task[None]] = {}
         self._dead: dict[str, str] = {}
-        self._serving: dict[asyncio.Task[None], str] = {}
+        self._serving: set[asyncio.Task[None]] = set()
         self._writers: dict[asyncio.StreamWriter, str] = {}
 
     def be_honest(self) -> None:
@@ -205,8 +206,8 @@ class LyingStore:
                 self._reset(address)
             if address not in self._listening:
                 listener = socket.create_server((address, self.port), backlog=1024)
-                listener.setblocking(False)
-                self._listening[address] = asyncio.create_task(self._accept(listener, address))
+                serve = functools.partial(self._serve, address=address)
+                self._listening[address] = asyncio.create_task(serve_each(listener, serve, self._serving))
 
     async def kill(self, addresses: Iterable[str] | None = None, how: str = Death.REFUSED) -> None:
         """Serve no more on these addresses, or all; end their connections."""
@@ -232,15 +233,6 @@ class LyingStore:
         for result in await asyncio.gather(*tasks, return_exceptions=True):
             if isinstance(result, Exception):
                 raise result
-
-    async def _accept(self, listener: socket.socket, address: str) -> None:
-        with listener:
-            while True:
-                client = await next_client(listener)
-                client.setblocking(False)
-                task = asyncio.create_task(self._serve(client, address))
-                self._serving[task] = address
-                task.add_done_callback(self._serving.pop)
 
     async def _serve(self, client: socket.socket, address: str) -> None:
         reader, writer = await asyncio.open_connection(sock=client, limit=_PIECE_BYTES)

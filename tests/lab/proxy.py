@@ -17,7 +17,6 @@ import contextlib
 import re
 import socket
 import ssl
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any
@@ -25,7 +24,7 @@ from typing import Any
 import aiohttp
 from yarl import URL
 
-from lab.accepting import next_client
+from lab.accepting import loop_in_thread, serve_each
 from lab.certs import Authority
 from lab.env import free_ports
 from lab.s3 import S3Server
@@ -104,17 +103,8 @@ class Proxy:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BYTES)
             listener.bind((address, self._port))
             listener.listen(1024)
-            listener.setblocking(False)
-            self._listening[address] = self._loop.create_task(self._accept(listener))
-
-    async def _accept(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                client = await next_client(listener)
-                client.setblocking(False)
-                task = self._loop.create_task(self._serve_client(client))
-                self._accepted.add(task)
-                task.add_done_callback(self._accepted.discard)
+            serving = serve_each(listener, self._serve_client, self._accepted)
+            self._listening[address] = self._loop.create_task(serving)
 
     async def _serve_client(self, client: socket.socket) -> None:
         reader = asyncio.StreamReader(limit=_LINE_BYTES)
@@ -242,24 +232,13 @@ def proxy(
             them as its receivers.
     """
     (port,) = free_ports(1)
-    tls = None
-    if authority is not None:
-        tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        certificate = authority.issue(f"proxy{port}")
-        tls.load_cert_chain(certificate.cert, certificate.key)
+    tls = authority.issue(f"proxy{port}").context() if authority else None
     scheme, host, ca = ("https", "localhost", authority.ca) if authority else ("http", "127.0.0.1", None)
     host = host if len(addresses) == 1 else "store.invalid"
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="proxy")
-    thread.start()
-    made = Proxy(loop, port, store, tls, addresses)
-    try:
-        made.open()
-        yield made, S3Server(f"{scheme}://{host}:{port}", store.access_key, store.secret_key, ca)
-    finally:
+    with loop_in_thread("proxy") as loop:
+        made = Proxy(loop, port, store, tls, addresses)
         try:
-            asyncio.run_coroutine_threadsafe(made.close(), loop).result(10)
+            made.open()
+            yield made, S3Server(f"{scheme}://{host}:{port}", store.access_key, store.secret_key, ca)
         finally:
-            loop.call_soon_threadsafe(loop.stop)
-            thread.join()
-            loop.close()
+            asyncio.run_coroutine_threadsafe(made.close(), loop).result(10)

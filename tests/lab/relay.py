@@ -10,7 +10,7 @@ from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from lab.accepting import next_client
+from lab.accepting import loop_in_thread, serve_each
 from lab.env import free_ports
 from lab.s3 import S3Server
 
@@ -56,8 +56,7 @@ class Relay:
         self._changed = asyncio.Event()
         if self._listening is None:
             listener = socket.create_server(("127.0.0.1", self._port), backlog=1024)
-            listener.setblocking(False)
-            self._listening = asyncio.create_task(self._listen(listener))
+            self._listening = asyncio.create_task(serve_each(listener, self._link, self._links))
 
     async def _refuse(self) -> None:
         if self._listening is not None:
@@ -68,14 +67,6 @@ class Relay:
         for link in self._links:
             link.cancel()
         await asyncio.gather(*self._links, return_exceptions=True)
-
-    async def _listen(self, listener: socket.socket) -> None:
-        with listener:
-            while True:
-                client = await next_client(listener)
-                task = asyncio.create_task(self._link(client))
-                self._links.add(task)
-                task.add_done_callback(self._links.discard)
 
     async def _link(self, client: socket.socket) -> None:
         with client, socket.socket() as store, suppress(OSError):
@@ -111,18 +102,13 @@ def relay(server: S3Server) -> Iterator[tuple[Relay, S3Server]]:
     """Run an open relay in front of a store; yield it, and the store as it is reached through it."""
     target = urlsplit(server.url)
     (port,) = free_ports(1)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever, name="relay")
-    thread.start()
-    made = Relay(loop, port, target.port or 443)
-    try:
-        made.open()
-        through = S3Server(
-            f"{target.scheme}://{target.hostname}:{port}", server.access_key, server.secret_key, server.ca
-        )
-        yield made, through
-    finally:
-        made.refuse()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+    with loop_in_thread("relay") as loop:
+        made = Relay(loop, port, target.port or 443)
+        try:
+            made.open()
+            through = S3Server(
+                f"{target.scheme}://{target.hostname}:{port}", server.access_key, server.secret_key, server.ca
+            )
+            yield made, through
+        finally:
+            made.refuse()

@@ -1,6 +1,7 @@
 """An S3 server of the lab, as tests see it."""
 
 import uuid
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +59,15 @@ class S3Server:
             config=config,
         )
 
+    def keys(self, bucket: str, prefix: str = "") -> set[str]:
+        """All keys with this prefix."""
+        with closing(self.client()) as client:
+            pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
+            return {entry["Key"] for page in pages for entry in page.get("Contents", ())}
+
     def new_bucket(self) -> str:
         """Create a bucket with a new name, so that tests that share the server do not interfere."""
         name = f"test-{uuid.uuid4().hex[:12]}"
-        client = self.client()
-        try:
+        with closing(self.client()) as client:
             client.create_bucket(Bucket=name)
-        finally:
-            client.close()
         return name

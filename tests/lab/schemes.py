@@ -38,9 +38,7 @@ PLAIN = Scheme()
 
 def tls_with(certificate: Certificate, ca: object) -> Scheme:
     """TLS by a server with this certificate, to a client that trusts this authority (without one, the system's)."""
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(certificate.cert, certificate.key)
-    return Scheme(tls, {"ca_bundle": str(ca or "")})
+    return Scheme(certificate.context(), {"ca_bundle": str(ca or "")})
 
 
 def scheme_of(request: pytest.FixtureRequest) -> Scheme:

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import functools
 import gc
+import inspect
 import os
 import random
 import secrets
@@ -50,6 +51,14 @@ def in_loop(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
         asyncio.run(main())
         assert not stray, stray
 
+    return run
+
+
+def without_first(run: Callable[..., None], test: Callable[..., Any]) -> Callable[..., None]:
+    """Let pytest take `run` for that test without its first argument, which is not a fixture."""
+    functools.update_wrapper(run, test)
+    _, *fixtures = inspect.signature(test).parameters.values()
+    run.__signature__ = inspect.Signature(fixtures)  # type: ignore[attr-defined]
     return run
 
 

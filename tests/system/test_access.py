@@ -78,14 +78,6 @@ def warned(service: Service, user: str) -> list[dict[str, Any]]:
     return service.journal("-p", "warning..warning", f"S3DAEMON_PEER_UID={uid(service, user)}")
 
 
-def keys(server: S3Server, bucket: str) -> set[str]:
-    client = server.client()
-    try:
-        return {entry["Key"] for entry in client.list_objects_v2(Bucket=bucket).get("Contents", ())}
-    finally:
-        client.close()
-
-
 def test_users_of_the_tcp_socket(service: Service, moto: S3Server, bucket: str) -> None:
     """A listed user's file is stored; another's is refused in either form, and the journal says who asked for what."""
     allow(service, moto, USERS="listed, 4711")
@@ -96,7 +88,7 @@ def test_users_of_the_tcp_socket(service: Service, moto: S3Server, bucket: str) 
             said = f"send: NotAllowed: user {uid(service, user)} is not in S3DAEMON_ALLOWED_USERS\n"
             assert (done.returncode, done.stdout, done.stderr) == (1, "", said)
     service.records("tcp/listed", 2)
-    assert not {"tcp/unlisted", "tcp/root"} & keys(moto, bucket)
+    assert not {"tcp/unlisted", "tcp/root"} & moto.keys(bucket)
     first, second = warned(service, "unlisted")
     for entry in (first, second):
         asked = entry["S3DAEMON_FILE"], entry["S3DAEMON_BUCKET"], entry["S3DAEMON_KEY"]
@@ -144,7 +136,7 @@ def test_roots_and_buckets(service: Service, moto: S3Server, bucket: str) -> Non
         assert entry["S3DAEMON_FILE"] == path
         assert why in entry["MESSAGE"]
     assert send(service, "listed", FILE, f"a/{bucket}/good").returncode == 0
-    assert "stolen" not in keys(moto, bucket) | keys(moto, other)
+    assert "stolen" not in moto.keys(bucket) | moto.keys(other)
     link.unlink()
 
 
@@ -161,13 +153,13 @@ def test_the_unix_socket(service: Service, moto: S3Server, bucket: str) -> None:
         assert (denied.returncode, denied.stderr) == (1, f"send: cannot connect to {PATH}: Permission denied\n")
         service.systemctl("restart", service.unit)
     assert send(service, "listed", FILE, f"a/{bucket}/unix/tcp").returncode == 0
-    assert {"unix/0", "unix/1", "unix/tcp"} <= keys(moto, bucket)
+    assert {"unix/0", "unix/1", "unix/tcp"} <= moto.keys(bucket)
 
     allow(service, moto, USERS="member")
     assert send(service, "member", "--tag", "t", FILE, f"a/{bucket}/unix/t", host=PATH).returncode == 0
     refused = send(service, "root", FILE, f"a/{bucket}/denied", host=PATH)
     assert refused.stderr == "send: NotAllowed: user 0 is not in S3DAEMON_ALLOWED_USERS\n"
-    assert "denied" not in keys(moto, bucket)
+    assert "denied" not in moto.keys(bucket)
 
     service.systemctl("stop", UNIX, service.socket, service.unit)
     assert service.box.exec("test", "-e", PATH, check=False).returncode == 1
@@ -190,7 +182,7 @@ def test_a_client_of_the_unix_socket_waits_during_a_restart(service: Service, mo
         network.open()
         assert (client.wait(120), client.lines()) == (0, [])
         service.systemctl("stop", service.socket, service.unit)  # before the relay, which it would go on connecting to
-    assert "unix/waits" in keys(moto, bucket)
+    assert "unix/waits" in moto.keys(bucket)
 
 
 def test_the_http_socket(service: Service, moto: S3Server, bucket: str) -> None:
@@ -212,7 +204,7 @@ def test_the_http_socket(service: Service, moto: S3Server, bucket: str) -> None:
         for user, code in (("listed", "200"), ("unlisted", "400")):
             done = service.box.exec("runuser", "-u", user, "--", "python3", "-c", script, user)
             assert done.stdout.split(" ", 1)[0] == code, done.stdout
-        assert "http/unlisted" not in keys(moto, bucket)
+        assert "http/unlisted" not in moto.keys(bucket)
         assert warned(service, "unlisted")[-1]["S3DAEMON_KEY"] == "http/unlisted"
         metrics = urlopen(f"http://localhost:{port}/metrics").read().decode()
         assert '\ns3daemon_transfers_total{outcome="stored"} 1.0\n' in metrics
@@ -264,7 +256,7 @@ def test_keys_that_systemd_passed_are_not_sent(service: Service, moto: S3Server,
         service.stop()
     assert done.stderr.startswith("send: NotAllowed: ")
     assert done.stderr.endswith(": it is the daemon's own\n")
-    assert "stolen" not in keys(moto, bucket)
+    assert "stolen" not in moto.keys(bucket)
 
 
 def test_access_is_checked_at_each_request(tmp_path: Path, moto: S3Server, bucket: str) -> None:

@@ -9,7 +9,7 @@ import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from lab.box import Box, box
 from lab.env import TREE, UnavailableError
 from lab.installed import Service, until, write_file
 from lab.processes import Process
-from lab.relay import Relay, relay
+from lab.relay import Relay
 from lab.rgw import Gateway
 from lab.rpm import Packages
 from lab.s3 import S3Server
@@ -91,33 +91,9 @@ def service(system: Box, packages: Packages) -> Iterator[Service]:
         yield made
 
 
-@pytest.fixture
-def line(rgw: Gateway) -> Iterator[tuple[Relay, S3Server]]:
-    """The network between the daemon and the gateway."""
-    with relay(rgw) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def bucket(rgw: Gateway) -> str:
-    return rgw.new_bucket()
-
-
-def keys(server: S3Server, bucket: str, prefix: str) -> set[str]:
-    client = server.client()
-    try:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return {entry["Key"] for page in pages for entry in page.get("Contents", ())}
-    finally:
-        client.close()
-
-
 def etag(server: S3Server, bucket: str, key: str) -> str:
-    client = server.client()
-    try:
+    with closing(server.client()) as client:
         return str(client.head_object(Bucket=bucket, Key=key)["ETag"]).strip('"')
-    finally:
-        client.close()
 
 
 def test_from_nothing_to_an_object(system: Box, packages: Packages, rgw: Gateway, bucket: str) -> None:
@@ -241,7 +217,7 @@ def test_the_unix_socket(service: Service, rgw: Gateway, bucket: str) -> None:
     service.systemctl("enable", "s3daemon-unix.socket")
     service.systemctl("restart", service.unit)
     service.box.exec("send", SMALL, f"store/{bucket}/unix", env={"S3DAEMON_HOST": "/run/s3daemon.socket"})
-    assert keys(rgw, bucket, "unix") == {"unix"}
+    assert rgw.keys(bucket, "unix") == {"unix"}
 
 
 @pytest.mark.parametrize("way", ["the environment file", "credentials", "encrypted credentials"])
@@ -356,7 +332,7 @@ def test_an_upgrade_disturbs_no_client(service: Service, later: Packages, rgw: G
         assert [loop.wait(60) for loop in loops] == [0] * 9
     lines = [line for loop in loops for line in loop.lines()]
     assert [line for line in lines if not line.startswith("sent ")] == []
-    stored = keys(rgw, bucket, "upgrade/") | keys(other, theirs, "upgrade/")
+    stored = rgw.keys(bucket, "upgrade/") | other.keys(theirs, "upgrade/")
     assert {line.removeprefix("sent ") for line in lines} == stored
 
     assert "/etc/sysconfig/s3daemon.rpmnew" in output
@@ -425,9 +401,9 @@ def test_a_reboot_delivers_what_was_accepted(
     network.refuse()
     accept(service, bucket, "reboot", 100)
     service.box.reboot()
-    assert keys(rgw, bucket, "reboot/") == set()
+    assert rgw.keys(bucket, "reboot/") == set()
     network.open()
-    until(lambda: keys(rgw, bucket, "reboot/"), lambda found: len(found) == 100, "100 objects", timeout=120)
+    until(lambda: rgw.keys(bucket, "reboot/"), lambda found: len(found) == 100, "100 objects", timeout=120)
     until(
         lambda: {entry["S3DAEMON_KEY"] for entry in service.journal("S3DAEMON_OUTCOME=stored")},
         lambda found: sum(key.startswith("reboot/") for key in found) == 100,
@@ -478,7 +454,7 @@ def test_removal_keeps_what_is_not_delivered(
         service.configure(store)
         network.open()
         service.systemctl("enable", "--now", service.socket, service.unit)
-        until(lambda: keys(rgw, bucket, "kept/"), lambda found: len(found) == 3, "3 objects")
+        until(lambda: rgw.keys(bucket, "kept/"), lambda found: len(found) == 3, "3 objects")
         service.systemctl("stop", service.socket, service.unit)
         output = rpm.remove(system)
         assert "warning: /etc/sysconfig/s3daemon saved as /etc/sysconfig/s3daemon.rpmsave\n" in output

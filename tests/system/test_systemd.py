@@ -8,14 +8,14 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 import pytest
 from lab.box import Box
 from lab.installed import Service, installed, until, write_file
 from lab.processes import Process
-from lab.relay import Relay, relay
+from lab.relay import Relay
 from lab.rgw import Gateway
 from lab.s3 import S3Server
 
@@ -42,35 +42,10 @@ def service(units: Service, rgw: Gateway) -> Iterator[Service]:
         units.stop()
 
 
-@pytest.fixture
-def line(rgw: Gateway) -> Iterator[tuple[Relay, S3Server]]:
-    """The network between the daemon and the gateway, and the gateway as it is reached through it."""
-    with relay(rgw) as made:
-        yield made
-
-
-@pytest.fixture(scope="module")
-def bucket(rgw: Gateway) -> str:
-    return rgw.new_bucket()
-
-
 def stored(server: S3Server, bucket: str, key: str) -> str:
     """The MD5 of an object's content."""
-    client = server.client()
-    try:
+    with closing(server.client()) as client:
         return hashlib.md5(client.get_object(Bucket=bucket, Key=key)["Body"].read()).hexdigest()
-    finally:
-        client.close()
-
-
-def keys(server: S3Server, bucket: str, prefix: str) -> set[str]:
-    """All keys with this prefix."""
-    client = server.client()
-    try:
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        return {entry["Key"] for page in pages for entry in page.get("Contents", ())}
-    finally:
-        client.close()
 
 
 def md5_of(box: Box, path: str) -> str:
@@ -213,7 +188,7 @@ def test_clients_notice_nothing(service: Service, rgw: Gateway, bucket: str, dis
         assert [loop.wait(60) for loop in loops] == [0] * 8
     lines = [line for loop in loops for line in loop.lines()]
     assert [line for line in lines if not line.startswith("sent ")] == []
-    assert {line.removeprefix("sent ") for line in lines} == keys(rgw, bucket, prefix)
+    assert {line.removeprefix("sent ") for line in lines} == rgw.keys(bucket, prefix)
 
 
 def wait_for_one_more_each(loops: list[Process]) -> None:
@@ -297,7 +272,7 @@ def test_clients_wait_while_the_environment_file_is_broken(service: Service, rgw
         assert any("cannot start: S3DAEMON_MAX_CONNECTIONS" in entry["MESSAGE"] for entry in service.journal("-p", "2"))
         service.write(good)
         assert [(client.wait(60), client.lines()) for client in clients] == [(0, [])] * 5
-        assert len(keys(rgw, bucket, "broken/")) == 5
+        assert len(rgw.keys(bucket, "broken/")) == 5
         assert listening(service) == (0, 4096)
 
 
@@ -360,7 +335,7 @@ def test_a_blocked_journal_delays_no_transfer(
     sent = [f"still/{number}" for number in range(30)]
     for key in sent:
         service.send(SMALL, f"store/{bucket}/{key}")
-    assert keys(rgw, bucket, "still/") == set(sent)
+    assert rgw.keys(bucket, "still/") == set(sent)
     service.systemctl("kill", "--signal=CONT", journald[0])
     for key in sent:
         assert len(service.records(key)) == 1
@@ -377,7 +352,7 @@ def test_a_stopped_journal_stops_no_transfer(
     sent = {f"gone/{number}" for number in range(5)}
     for key in sent:
         service.send(SMALL, f"store/{bucket}/{key}")
-    assert keys(rgw, bucket, "gone/") == sent | {"gone/before"}
+    assert rgw.keys(bucket, "gone/") == sent | {"gone/before"}
     service.systemctl("start", *journald)
     service.send(SMALL, f"store/{bucket}/gone/after")
     service.records("gone/after")
@@ -430,7 +405,7 @@ def test_a_stop_answers_waiting_clients_and_keeps_their_transfers(
             assert re.match(r"send: Deferred: \w+ is kept and being tried", reply)
     network.open()
     service.systemctl("start", service.unit)
-    until(lambda: keys(rgw, bucket, "stop/"), lambda found: len(found) == 2, "objects")
+    until(lambda: rgw.keys(bucket, "stop/"), lambda found: len(found) == 2, "objects")
     assert stored(rgw, bucket, "stop/plain") == md5_of(service.box, SMALL)
     assert stored(rgw, bucket, "stop/extended") == md5_of(service.box, MEDIUM)
 

@@ -1,21 +1,12 @@
 """The active clock counts only the time in which the daemon runs and is not held."""
 
+from lab.keeping import Clock
+
 from s3daemon.clock import ActiveClock
 
 
-class Clock:
-    """A monotonic clock that a test advances."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-def test_the_active_clock_runs_only_while_not_held() -> None:
+def test_the_active_clock_runs_only_while_not_held(clock: Clock) -> None:
     """Time while held does not count; holding or resuming twice changes nothing."""
-    clock = Clock()
     active = ActiveClock(50.0, clock)
     assert active.now() == 50.0
     clock.now += 10

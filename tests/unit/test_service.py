@@ -6,6 +6,7 @@ import asyncio
 import threading
 
 import pytest
+from lab.sending import in_loop
 
 from s3daemon.service import FILE_THREADS, Supervisor, Threads
 
@@ -22,72 +23,63 @@ async def finish() -> None:
     pass
 
 
-def test_a_task_that_dies_ends_the_wait_with_its_reason_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start("the watchdog", forever())
-        supervisor.start("the janitor", die())
-        async with asyncio.timeout(10):
-            await supervisor.wait(asyncio.Event())
-        assert supervisor.died
-        await supervisor.cancel()
-
-    asyncio.run(test())
+@in_loop
+async def test_a_task_that_dies_ends_the_wait_with_its_reason_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    supervisor = Supervisor()
+    supervisor.start("the watchdog", forever())
+    supervisor.start("the janitor", die())
+    async with asyncio.timeout(10):
+        await supervisor.wait(asyncio.Event())
+    assert supervisor.died
+    await supervisor.cancel()
     (record,) = caplog.records
     assert record.levelname == "CRITICAL"
     assert record.getMessage().startswith("a bug ended the janitor: ValueError('something unexpected')")
     assert record.exc_info is not None
 
 
-def test_a_task_that_died_before_the_wait_counts() -> None:
-    async def test() -> None:
-        supervisor = Supervisor()
-        supervisor.start("the keeper", die())
-        await asyncio.sleep(0.01)
-        async with asyncio.timeout(10):
-            await supervisor.wait(asyncio.Event())
-        assert supervisor.died
-
-    asyncio.run(test())
+@in_loop
+async def test_a_task_that_died_before_the_wait_counts() -> None:
+    supervisor = Supervisor()
+    supervisor.start("the keeper", die())
+    await asyncio.sleep(0.01)
+    async with asyncio.timeout(10):
+        await supervisor.wait(asyncio.Event())
+    assert supervisor.died
 
 
-def test_the_wait_ends_with_the_stop(caplog: pytest.LogCaptureFixture) -> None:
+@in_loop
+async def test_the_wait_ends_with_the_stop(caplog: pytest.LogCaptureFixture) -> None:
     """A task that has returned or was cancelled is not a death."""
-
-    async def test() -> None:
-        supervisor, stop = Supervisor(), asyncio.Event()
-        supervisor.start("the watchdog of no systemd", finish())
-        supervisor.start("an endpoint's keeper", forever()).cancel()
-        waiting = asyncio.create_task(supervisor.wait(stop))
-        await asyncio.sleep(0.01)
-        assert not waiting.done()
-        stop.set()
-        await asyncio.wait_for(waiting, 10)
-        assert not supervisor.died
-
-    asyncio.run(test())
+    supervisor, stop = Supervisor(), asyncio.Event()
+    supervisor.start("the watchdog of no systemd", finish())
+    supervisor.start("an endpoint's keeper", forever()).cancel()
+    waiting = asyncio.create_task(supervisor.wait(stop))
+    await asyncio.sleep(0.01)
+    assert not waiting.done()
+    stop.set()
+    await asyncio.wait_for(waiting, 10)
+    assert not supervisor.died
     assert caplog.records == []
 
 
-def test_cancelling_waits_for_every_task() -> None:
-    async def test() -> None:
-        supervisor, cleaned = Supervisor(), []
+@in_loop
+async def test_cancelling_waits_for_every_task() -> None:
+    supervisor, cleaned = Supervisor(), []
 
-        async def clean_up() -> None:
-            try:
-                await forever()
-            finally:
-                await asyncio.sleep(0.01)
-                cleaned.append(True)
+    async def clean_up() -> None:
+        try:
+            await forever()
+        finally:
+            await asyncio.sleep(0.01)
+            cleaned.append(True)
 
-        for _ in range(3):
-            supervisor.start("a task", clean_up())
-        await asyncio.sleep(0)
-        await supervisor.cancel()
-        assert cleaned == [True] * 3
-        assert not supervisor.died
-
-    asyncio.run(test())
+    for _ in range(3):
+        supervisor.start("a task", clean_up())
+    await asyncio.sleep(0)
+    await supervisor.cancel()
+    assert cleaned == [True] * 3
+    assert not supervisor.died
 
 
 def test_there_is_a_thread_for_each_call_that_may_block() -> None:

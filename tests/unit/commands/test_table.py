@@ -7,6 +7,7 @@ import io
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from lab.terminal import Terminal
 from rich.cells import cell_len
 
 from s3daemon.commands.table import (
@@ -34,13 +35,6 @@ COLUMNS = [
     Column("FILE", least=4, place="drop"),
 ]
 TABLE = Table(COLUMNS, ROWS)
-
-
-class Terminal(io.StringIO):
-    """A terminal, as far as rich looks."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture

@@ -30,17 +30,15 @@ def refused(path: Path, **options: float) -> S3daemonError:
     return caught.value
 
 
-def test_the_answer_comes_back_without_its_ok(tmp_path: Path) -> None:
+def test_the_answer_comes_back_without_its_ok(path: Path) -> None:
     """The command and its arguments go out as one line; the answer comes back without its "ok"."""
-    path = tmp_path / "control"
     with answering(path, b'{"ok": true, "ids": ["a"]}\n') as asked:
         assert ask(path, "retry", ids=["a", "\udcff"]) == {"ids": ["a"]}
     assert asked == [b'{"command": "retry", "ids": ["a", "\\udcff"]}\n']
 
 
-def test_a_missing_or_dead_socket_means_no_daemon(tmp_path: Path) -> None:
+def test_a_missing_or_dead_socket_means_no_daemon(tmp_path: Path, path: Path) -> None:
     """No socket, and a socket that a crash left, mean that there is none."""
-    path = tmp_path / "control"
     assert isinstance(refused(path), NoDaemonError)
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(os.fspath(path))
@@ -50,17 +48,15 @@ def test_a_missing_or_dead_socket_means_no_daemon(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b"\xff\n", b'{"ok": tr'])
-def test_a_lost_connection_or_nonsense_is_no_answer(tmp_path: Path, answer: bytes) -> None:
+def test_a_lost_connection_or_nonsense_is_no_answer(answer: bytes, path: Path) -> None:
     """That is not the same as no daemon."""
-    path = tmp_path / "control"
     with answering(path, answer):
         error = refused(path)
     assert (type(error), error.code) == (S3daemonError, "NoAnswer")
 
 
-def test_a_daemon_that_hangs_is_waited_for_so_long(tmp_path: Path) -> None:
+def test_a_daemon_that_hangs_is_waited_for_so_long(path: Path) -> None:
     """Whether it accepted the connection or not."""
-    path = tmp_path / "control"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(os.fspath(path))
         listener.listen(0)
@@ -69,9 +65,8 @@ def test_a_daemon_that_hangs_is_waited_for_so_long(tmp_path: Path) -> None:
         assert refused(path, timeout_s=0.05).code == "NoAnswer"  # its backlog is full now
 
 
-def test_a_full_backlog_is_a_wait(tmp_path: Path) -> None:
+def test_a_full_backlog_is_a_wait(path: Path) -> None:
     """To connect when nothing accepts yet is to wait, not to be refused."""
-    path = tmp_path / "control"
     answers: list[dict[str, object]] = []
     with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
         listener.bind(os.fspath(path))
@@ -87,9 +82,8 @@ def test_a_full_backlog_is_a_wait(tmp_path: Path) -> None:
     assert answers == [{}]
 
 
-def test_a_refusal_has_the_code_and_text_of_the_daemon(tmp_path: Path) -> None:
+def test_a_refusal_has_the_code_and_text_of_the_daemon(path: Path) -> None:
     """The daemon's code and text come through; a reload's faults one by one."""
-    path = tmp_path / "control"
     faults = b'{"ok": false, "code": "BadSettings", "text": "a; b", "faults": ["a", "b"]}\n'
     with answering(path, b'{"ok": false, "code": "NoSuchTransfer", "text": "none"}\n', b'{"ok": false}\n', faults):
         error = refused(path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pytest
-from fakes import House, away, fly, operations_of
+from fakes import House, away, flying_with, operations_of
 
 from s3daemon import __version__
 from s3daemon.control.exposures import watch_exposures
@@ -80,173 +80,142 @@ class Desk:
         return list(answer["transfers"])
 
 
-def at_desk(main: Callable[[Desk], Awaitable[None]]) -> None:
-    """Run a test in a loop whose time flies."""
-
-    async def run() -> None:
-        await main(Desk())
-
-    fly(run)
-
-
-def test_the_queue_has_every_state() -> None:
-    async def main(desk: Desk) -> None:
-        desk.house.store.seconds = 1000.0
-        await desk.submit("a", "b")
-        await asyncio.sleep(1)
-        desk.house.store.answer = away
-        await desk.submit("a")
-        failed = desk.spool.fail(1)
-        assert [(row["destination"], row["state"]) for row in await desk.rows()] == [
-            ("bucket/a", "in flight"),
-            ("bucket/b", "in flight"),
-            ("bucket/a", "behind"),
-            ("bucket/failed-1", "failed"),
-        ]
-        assert [row["id"] for row in await desk.rows(failed=True)] == [failed]
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_the_queue_has_every_state(desk: Desk) -> None:
+    desk.house.store.seconds = 1000.0
+    await desk.submit("a", "b")
+    await asyncio.sleep(1)
+    desk.house.store.answer = away
+    await desk.submit("a")
+    failed = desk.spool.fail(1)
+    assert [(row["destination"], row["state"]) for row in await desk.rows()] == [
+        ("bucket/a", "in flight"),
+        ("bucket/b", "in flight"),
+        ("bucket/a", "behind"),
+        ("bucket/failed-1", "failed"),
+    ]
+    assert [row["id"] for row in await desk.rows(failed=True)] == [failed]
 
 
-def test_a_transfer_that_waits_out_a_delay_says_how_long() -> None:
-    async def main(desk: Desk) -> None:
-        desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=30.0)
-        await desk.submit("a")
-        await asyncio.sleep(5)
-        (row,) = await desk.rows()
-        assert (row["state"], row["attempts"], row["code"]) == ("pending", 1, "SlowDown")
-        assert 0 < row["next_in_s"] <= 30
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_a_transfer_that_waits_out_a_delay_says_how_long(desk: Desk) -> None:
+    desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=30.0)
+    await desk.submit("a")
+    await asyncio.sleep(5)
+    (row,) = await desk.rows()
+    assert (row["state"], row["attempts"], row["code"]) == ("pending", 1, "SlowDown")
+    assert 0 < row["next_in_s"] <= 30
 
 
-def test_while_the_queue_is_held_no_time_is_set() -> None:
-    async def main(desk: Desk) -> None:
-        refusal = AttemptError("InvalidAccessKeyId", "unknown key", status=403)
-        desk.house.store.answer = lambda _: refusal
-        desk.house.store.neutral = lambda: refusal
-        await desk.submit("a")
-        await asyncio.sleep(1)
-        (row,) = await desk.rows()
-        assert (row["state"], row["next_in_s"]) == ("held", None)
-        assert not desk.operations.healthy
-        assert desk.operations.line().startswith("HELD, InvalidAccessKeyId: ")
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_while_the_queue_is_held_no_time_is_set(desk: Desk) -> None:
+    refusal = AttemptError("InvalidAccessKeyId", "unknown key", status=403)
+    desk.house.store.answer = lambda _: refusal
+    desk.house.store.neutral = lambda: refusal
+    await desk.submit("a")
+    await asyncio.sleep(1)
+    (row,) = await desk.rows()
+    assert (row["state"], row["next_in_s"]) == ("held", None)
+    assert not desk.operations.healthy
+    assert desk.operations.line().startswith("HELD, InvalidAccessKeyId: ")
 
 
-def test_a_retry_ends_the_delay_of_a_pending_transfer() -> None:
-    async def main(desk: Desk) -> None:
-        desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=60.0)
-        (id_,) = await desk.submit("a")
-        await asyncio.sleep(5)
-        desk.house.store.answer = lambda _: None
-        assert await desk.operations.retry({"ids": [id_, "unknown"]}) == {"ids": [id_]}
-        await asyncio.sleep(1)
-        assert desk.house.store.objects == {Destination("bucket", "a"): id_}
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_a_retry_ends_the_delay_of_a_pending_transfer(desk: Desk) -> None:
+    desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=60.0)
+    (id_,) = await desk.submit("a")
+    await asyncio.sleep(5)
+    desk.house.store.answer = lambda _: None
+    assert await desk.operations.retry({"ids": [id_, "unknown"]}) == {"ids": [id_]}
+    await asyncio.sleep(1)
+    assert desk.house.store.objects == {Destination("bucket", "a"): id_}
 
 
 @pytest.mark.parametrize("everything", [True, False])
-def test_a_retry_makes_a_failed_transfer_pending_again(everything: bool) -> None:
-    async def main(desk: Desk) -> None:
-        chosen, other = desk.spool.fail(1), desk.spool.fail(2)
-        arguments: dict[str, object] = {"all": True} if everything else {"ids": [chosen]}
-        answer = await desk.operations.retry(arguments)
-        assert answer == {"ids": [chosen, other] if everything else [chosen]}
-        assert set(desk.spool.failed) == (set() if everything else {other})
-        pending = desk.house.uploader.schedule.transfers
-        assert [queued.transfer.id for queued in pending] == answer["ids"]
-        assert {queued.accepted_active_s for queued in pending} == {desk.house.uploader.active_clock.now()}
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_a_retry_makes_a_failed_transfer_pending_again(desk: Desk, everything: bool) -> None:
+    chosen, other = desk.spool.fail(1), desk.spool.fail(2)
+    arguments: dict[str, object] = {"all": True} if everything else {"ids": [chosen]}
+    answer = await desk.operations.retry(arguments)
+    assert answer == {"ids": [chosen, other] if everything else [chosen]}
+    assert set(desk.spool.failed) == (set() if everything else {other})
+    pending = desk.house.uploader.schedule.transfers
+    assert [queued.transfer.id for queued in pending] == answer["ids"]
+    assert {queued.accepted_active_s for queued in pending} == {desk.house.uploader.active_clock.now()}
 
 
-def test_a_dropped_transfer_is_missing_in_its_exposure() -> None:
+@flying_with(Desk)
+async def test_a_dropped_transfer_is_missing_in_its_exposure(desk: Desk) -> None:
     """From the very commit that removes it: a crash after that must not make the exposure whole."""
-
-    async def main(desk: Desk) -> None:
-        desk.house.store.seconds = 1000.0
-        (id_,) = await desk.submit("night/a")
-        await asyncio.sleep(1)
-        await desk.operations.drop({"ids": [id_, "f" * 16]})
-        loss = desk.spool.losses[0]
-        assert (loss.what, loss.missing.outcome) == ("bucket/night/a", "failed")
-        assert loss.missing.reason == "Dropped: dropped by an operator"
-
-    at_desk(main)
+    desk.house.store.seconds = 1000.0
+    (id_,) = await desk.submit("night/a")
+    await asyncio.sleep(1)
+    await desk.operations.drop({"ids": [id_, "f" * 16]})
+    loss = desk.spool.losses[0]
+    assert (loss.what, loss.missing.outcome) == ("bucket/night/a", "failed")
+    assert loss.missing.reason == "Dropped: dropped by an operator"
 
 
-def test_a_drop_cancels_the_attempt_in_flight() -> None:
-    async def main(desk: Desk) -> None:
-        desk.house.store.seconds = 1000.0
-        (id_,) = await desk.submit("a")
-        failed = desk.spool.fail(1)
-        await asyncio.sleep(1)
-        assert await desk.operations.drop({"ids": [id_, failed, "unknown"]}) == {"ids": sorted([id_, failed])}
-        assert await desk.rows() == []
-        assert [record.outcome for record in desk.house.journal.records] == ["failed"]
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_a_drop_cancels_the_attempt_in_flight(desk: Desk) -> None:
+    desk.house.store.seconds = 1000.0
+    (id_,) = await desk.submit("a")
+    failed = desk.spool.fail(1)
+    await asyncio.sleep(1)
+    assert await desk.operations.drop({"ids": [id_, failed, "unknown"]}) == {"ids": sorted([id_, failed])}
+    assert await desk.rows() == []
+    assert [record.outcome for record in desk.house.journal.records] == ["failed"]
 
 
 @pytest.mark.parametrize("arguments", [{}, {"ids": "all"}, {"ids": [1]}, {"all": 1}])
-def test_ids_must_be_a_list_of_texts(arguments: dict[str, object]) -> None:
-    async def main(desk: Desk) -> None:
-        for operation in (desk.operations.retry, desk.operations.drop):
-            with pytest.raises(RequestError, match="list of transfer ids"):
-                await operation(arguments)
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_ids_must_be_a_list_of_texts(desk: Desk, arguments: dict[str, object]) -> None:
+    for operation in (desk.operations.retry, desk.operations.drop):
+        with pytest.raises(RequestError, match="list of transfer ids"):
+            await operation(arguments)
 
 
-def test_the_status_has_everything() -> None:
-    async def main(desk: Desk) -> None:
-        desk.house.store.seconds = 1000.0
-        await desk.submit("a", "a")
-        for number in range(LISTED + 5):
-            desk.spool.fail(number)
-        await desk.operations.count_failed()
-        desk.operations.refused = "bad port"
-        await asyncio.sleep(10)
-        status = desk.operations.snapshot()
-        assert (status.state, status.version, status.endpoint) == ("ok", __version__, "http://store")
-        assert (status.in_flight, status.pending, status.failed, status.clients) == (1, 1, LISTED + 5, 2)
-        assert status.now_usec - status.started_usec == 10_000_000
-        assert status.oldest_s == pytest.approx(10.0, abs=0.01)
-        assert (status.connections.open, status.connections.opened, status.connections.limit) == (3, 7, 8)
-        assert [upload.key for upload in status.uploads] == ["a"]
-        assert [row.state for row in status.waiting] == ["behind"]
-        assert [row.destination for row in status.failures][-1] == f"bucket/failed-{LISTED + 4}"
-        assert len(status.failures) == LISTED
-        assert [(one.address, one.disabled) for one in status.receivers] == [("192.0.2.1", False), ("192.0.2.2", True)]
-        assert (status.receivers[1].reason, status.receivers[1].limited_s) == ("refused", 9.0)
-        assert [(exposure.name, exposure.pending) for exposure in status.exposures] == [("bucket/", 2)]
-        assert "reload REFUSED, bad port" in status.line
-        assert Status.from_dict(await desk.operations.status({}) | {}).uploads == status.uploads
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_the_status_has_everything(desk: Desk) -> None:
+    desk.house.store.seconds = 1000.0
+    await desk.submit("a", "a")
+    for number in range(LISTED + 5):
+        desk.spool.fail(number)
+    await desk.operations.count_failed()
+    desk.operations.refused = "bad port"
+    await asyncio.sleep(10)
+    status = desk.operations.snapshot()
+    assert (status.state, status.version, status.endpoint) == ("ok", __version__, "http://store")
+    assert (status.in_flight, status.pending, status.failed, status.clients) == (1, 1, LISTED + 5, 2)
+    assert status.now_usec - status.started_usec == 10_000_000
+    assert status.oldest_s == pytest.approx(10.0, abs=0.01)
+    assert (status.connections.open, status.connections.opened, status.connections.limit) == (3, 7, 8)
+    assert [upload.key for upload in status.uploads] == ["a"]
+    assert [row.state for row in status.waiting] == ["behind"]
+    assert [row.destination for row in status.failures][-1] == f"bucket/failed-{LISTED + 4}"
+    assert len(status.failures) == LISTED
+    assert [(one.address, one.disabled) for one in status.receivers] == [("192.0.2.1", False), ("192.0.2.2", True)]
+    assert (status.receivers[1].reason, status.receivers[1].limited_s) == ("refused", 9.0)
+    assert [(exposure.name, exposure.pending) for exposure in status.exposures] == [("bucket/", 2)]
+    assert "reload REFUSED, bad port" in status.line
+    assert Status.from_dict(await desk.operations.status({}) | {}).uploads == status.uploads
 
 
-def test_every_pending_transfer_that_is_late_is_counted() -> None:
+@flying_with(Desk)
+async def test_every_pending_transfer_that_is_late_is_counted(desk: Desk) -> None:
     """The one with a failed attempt is the oldest; the others wait for a first attempt, or have one in flight."""
-
-    async def main(desk: Desk) -> None:
-        desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=100.0)
-        await desk.house.intake.submit(desk.house.request(key="night/a", tag="e1"))
-        await asyncio.sleep(8)
-        desk.house.store.answer, desk.house.store.seconds = (lambda _: None), 1000.0
-        await desk.submit("b", "b")
-        await asyncio.sleep(21.9)
-        assert desk.operations.late_line() == ""
-        await asyncio.sleep(2)
-        oldest = "31s: bucket/night/a (e1), pending, last error SlowDown: busy; see s3daemon queue"
-        assert desk.operations.late_line() == f"1 transfer not stored after 30 s, the oldest after {oldest}"
-        await asyncio.sleep(8)
-        assert desk.operations.late_line().startswith("3 transfers not stored after 30 s, the oldest after 39s: ")
-
-    at_desk(main)
+    desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=100.0)
+    await desk.house.intake.submit(desk.house.request(key="night/a", tag="e1"))
+    await asyncio.sleep(8)
+    desk.house.store.answer, desk.house.store.seconds = (lambda _: None), 1000.0
+    await desk.submit("b", "b")
+    await asyncio.sleep(21.9)
+    assert desk.operations.late_line() == ""
+    await asyncio.sleep(2)
+    oldest = "31s: bucket/night/a (e1), pending, last error SlowDown: busy; see s3daemon queue"
+    assert desk.operations.late_line() == f"1 transfer not stored after 30 s, the oldest after {oldest}"
+    await asyncio.sleep(8)
+    assert desk.operations.late_line().startswith("3 transfers not stored after 30 s, the oldest after 39s: ")
 
 
 @pytest.mark.parametrize(("ago_s", "line"), [
@@ -254,86 +223,76 @@ def test_every_pending_transfer_that_is_late_is_counted() -> None:
     (31.0, "1 transfer not stored after 30 s, the oldest after 31s: bucket/a, in flight; see s3daemon queue"),
     (7200.0, "1 transfer not stored after 30 s, the oldest after 2h00m: bucket/a, in flight; see s3daemon queue"),
 ])  # fmt: skip
-def test_a_transfer_is_late_since_its_acceptance_by_an_earlier_process(ago_s: float, line: str) -> None:
-    async def main(desk: Desk) -> None:
-        desk.house.store.seconds = 1000.0
-        accepted_usec = round((desk.house.wall() - ago_s) * 1e6)
-        transfer = Transfer("a" * 16, "/f", Destination("bucket", "a"), (), FileState(1000, 1, 1, 1), accepted_usec)
-        desk.house.uploader.recover([Entry(1, transfer, 0.0)])
-        await asyncio.sleep(0.1)
-        assert desk.operations.late_line() == line
-
-    at_desk(main)
-
-
-def test_a_disk_that_cannot_be_read_keeps_the_last_count() -> None:
-    async def main(desk: Desk) -> None:
-        desk.spool.fail(1)
-        await desk.operations.count_failed()
-        desk.spool.broken = True
-        await desk.operations.count_failed()
-        assert desk.operations.condition().failed == 1
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_a_transfer_is_late_since_its_acceptance_by_an_earlier_process(
+    desk: Desk, ago_s: float, line: str
+) -> None:
+    desk.house.store.seconds = 1000.0
+    accepted_usec = round((desk.house.wall() - ago_s) * 1e6)
+    transfer = Transfer("a" * 16, "/f", Destination("bucket", "a"), (), FileState(1000, 1, 1, 1), accepted_usec)
+    desk.house.uploader.recover([Entry(1, transfer, 0.0)])
+    await asyncio.sleep(0.1)
+    assert desk.operations.late_line() == line
 
 
-def test_health_ends_with_a_spool_that_refuses_and_with_the_stop() -> None:
-    async def main(desk: Desk) -> None:
-        assert desk.operations.healthy
-        desk.spool.fault = "disk full"
-        assert not desk.operations.healthy
-        desk.spool.fault = ""
-        desk.operations.draining = "draining for up to 30 s"
-        assert not desk.operations.healthy
-        assert desk.operations.line().startswith("draining for up to 30 s; ")
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_a_disk_that_cannot_be_read_keeps_the_last_count(desk: Desk) -> None:
+    desk.spool.fail(1)
+    await desk.operations.count_failed()
+    desk.spool.broken = True
+    await desk.operations.count_failed()
+    assert desk.operations.condition().failed == 1
 
 
-def test_figures_are_those_of_the_moment() -> None:
-    async def main(desk: Desk) -> None:
-        desk.house.store.seconds = 1000.0
-        await desk.submit("a", "a")
-        await asyncio.sleep(4)
-        figures = {figure.name.removeprefix("s3daemon_"): figure.value for figure in desk.operations.figures()}
-        assert (figures["in_flight"], figures["pending"]) == (1, 1)
-        assert (figures["clients"], figures["http_clients"], figures["refused"]) == (2, 5, {"NotReadable": 3})
-        assert figures["oldest_pending_age_seconds"] == pytest.approx(4.0, abs=0.01)
-        assert (figures["connections_warm"], figures["receivers_disabled"]) == (2, 1)
-        assert figures["receiver_connections"] == {"192.0.2.1": 3, "192.0.2.2": 0}
-
-    at_desk(main)
+@flying_with(Desk)
+async def test_health_ends_with_a_spool_that_refuses_and_with_the_stop(desk: Desk) -> None:
+    assert desk.operations.healthy
+    desk.spool.fault = "disk full"
+    assert not desk.operations.healthy
+    desk.spool.fault = ""
+    desk.operations.draining = "draining for up to 30 s"
+    assert not desk.operations.healthy
+    assert desk.operations.line().startswith("draining for up to 30 s; ")
 
 
-def test_exposures_follow_every_transfer() -> None:
+@flying_with(Desk)
+async def test_figures_are_those_of_the_moment(desk: Desk) -> None:
+    desk.house.store.seconds = 1000.0
+    await desk.submit("a", "a")
+    await asyncio.sleep(4)
+    figures = {figure.name.removeprefix("s3daemon_"): figure.value for figure in desk.operations.figures()}
+    assert (figures["in_flight"], figures["pending"]) == (1, 1)
+    assert (figures["clients"], figures["http_clients"], figures["refused"]) == (2, 5, {"NotReadable": 3})
+    assert figures["oldest_pending_age_seconds"] == pytest.approx(4.0, abs=0.01)
+    assert (figures["connections_warm"], figures["receivers_disabled"]) == (2, 1)
+    assert figures["receiver_connections"] == {"192.0.2.1": 3, "192.0.2.2": 0}
+
+
+@flying_with(House)
+async def test_exposures_follow_every_transfer(house: House) -> None:
     """Accepted, stored, failed, refused by a full disk: at each moment they say what is true."""
+    spool: Any = Spool()
+    refusals = Refusals(PeerLookup(lambda socks: {}))
+    exposures = watch_exposures(house.uploader, spool, refusals)
+    house.store.answer = away
+    tickets = [await house.intake.submit(house.request(key=f"k{n}", tag="e1")) for n in range(3)]
+    (one,) = exposures
+    assert (one.name, one.pending) == ("e1", {ticket.id for ticket in tickets})
+    await asyncio.sleep(20)
+    assert (one.stored, len(one.pending)) == (0, 3)
+    failing = AttemptError("NoSuchBucket", "no", status=404)
+    house.store.answer = lambda transfer: failing if transfer.destination.key == "k2" else None
+    await asyncio.sleep(120)
+    assert (one.stored, len(one.pending), one.failed) == (2, 0, 1)
+    last = max(record.start_usec + record.total_usec for record in house.journal.records if record.stored)
+    assert one.last_usec == last
 
-    async def main() -> None:
-        house = House()
-        spool: Any = Spool()
-        refusals = Refusals(PeerLookup(lambda socks: {}))
-        exposures = watch_exposures(house.uploader, spool, refusals)
-        house.store.answer = away
-        tickets = [await house.intake.submit(house.request(key=f"k{n}", tag="e1")) for n in range(3)]
-        (one,) = exposures
-        assert (one.name, one.pending) == ("e1", {ticket.id for ticket in tickets})
-        await asyncio.sleep(20)
-        assert (one.stored, len(one.pending)) == (0, 3)
-        failing = AttemptError("NoSuchBucket", "no", status=404)
-        house.store.answer = lambda transfer: failing if transfer.destination.key == "k2" else None
-        await asyncio.sleep(120)
-        assert (one.stored, len(one.pending), one.failed) == (2, 0, 1)
-        last = max(record.start_usec + record.total_usec for record in house.journal.records if record.stored)
-        assert one.last_usec == last
-
-        house.spool.full = True
-        ticket = await house.intake.submit(house.request(key="k9", tag="e2"))
-        assert [exposure.name for exposure in exposures] == ["e1", "e2"]
-        with pytest.raises(SpoolError):
-            await ticket.durable
-        assert [exposure.name for exposure in exposures] == ["e1"]
-
-    fly(main)
+    house.spool.full = True
+    ticket = await house.intake.submit(house.request(key="k9", tag="e2"))
+    assert [exposure.name for exposure in exposures] == ["e1", "e2"]
+    with pytest.raises(SpoolError):
+        await ticket.durable
+    assert [exposure.name for exposure in exposures] == ["e1"]
 
 
 class OrderDesk:
@@ -354,61 +313,46 @@ class OrderDesk:
         return [id_ for _, id_ in self.house.store.puts]
 
 
-def in_order(main: Callable[[OrderDesk], Awaitable[None]]) -> None:
-    async def run() -> None:
-        await main(OrderDesk())
-
-    fly(run)
-
-
-def test_what_is_retried_is_sent_before_a_newer_pending_transfer() -> None:
+@flying_with(OrderDesk)
+async def test_what_is_retried_is_sent_before_a_newer_pending_transfer(desk: OrderDesk) -> None:
     """The newer content wins, as if the older one had not failed."""
-
-    async def main(desk: OrderDesk) -> None:
-        old = await desk.fail_one()
-        desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503)
-        new = await desk.house.intake.submit(desk.house.request(file="/new"))
-        await asyncio.sleep(2)
-        desk.house.store.answer = lambda _: None
-        sent = len(desk.puts())
-        assert await desk.operations.retry({"all": True}) == {"ids": sorted([old, new.id])}
-        assert (await new.outcome).id == new.id
-        assert desk.puts()[sent:] == [old, new.id]
-
-    in_order(main)
+    old = await desk.fail_one()
+    desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503)
+    new = await desk.house.intake.submit(desk.house.request(file="/new"))
+    await asyncio.sleep(2)
+    desk.house.store.answer = lambda _: None
+    sent = len(desk.puts())
+    assert await desk.operations.retry({"all": True}) == {"ids": sorted([old, new.id])}
+    assert (await new.outcome).id == new.id
+    assert desk.puts()[sent:] == [old, new.id]
 
 
-def test_what_is_retried_is_not_sent_over_a_newer_one_in_flight() -> None:
-    async def main(desk: OrderDesk) -> None:
-        old = await desk.fail_one()
-        new = await desk.house.intake.submit(desk.house.request(file="/new"))
-        await desk.operations.retry({"all": True})
-        await asyncio.sleep(60)
-        assert desk.puts() == [old, new.id]
-        assert not desk.house.spool.rows
-        assert not desk.house.spool.failed
-        assert not len(desk.house.uploader.schedule)
-
-    in_order(main)
+@flying_with(OrderDesk)
+async def test_what_is_retried_is_not_sent_over_a_newer_one_in_flight(desk: OrderDesk) -> None:
+    old = await desk.fail_one()
+    new = await desk.house.intake.submit(desk.house.request(file="/new"))
+    await desk.operations.retry({"all": True})
+    await asyncio.sleep(60)
+    assert desk.puts() == [old, new.id]
+    assert not desk.house.spool.rows
+    assert not desk.house.spool.failed
+    assert not len(desk.house.uploader.schedule)
 
 
-def test_what_is_retried_is_not_sent_over_a_newer_one_that_is_stored_meanwhile() -> None:
+@flying_with(OrderDesk)
+async def test_what_is_retried_is_not_sent_over_a_newer_one_that_is_stored_meanwhile(desk: OrderDesk) -> None:
     """The spool takes its time to make it pending."""
+    old = await desk.fail_one()
+    retry = desk.house.spool.retry
 
-    async def main(desk: OrderDesk) -> None:
-        old = await desk.fail_one()
-        retry = desk.house.spool.retry
+    async def slow_retry(ids: Any, now: float) -> set[str]:
+        done = await retry(ids, now)
+        await asyncio.sleep(1)
+        return done
 
-        async def slow_retry(ids: Any, now: float) -> set[str]:
-            done = await retry(ids, now)
-            await asyncio.sleep(1)
-            return done
-
-        desk.house.spool.retry = slow_retry
-        new = await desk.house.intake.submit(desk.house.request(file="/new"))
-        assert await desk.operations.retry({"all": True}) == {"ids": [new.id]}
-        await asyncio.sleep(60)
-        assert desk.puts() == [old, new.id]
-        assert not desk.house.spool.rows
-
-    in_order(main)
+    desk.house.spool.retry = slow_retry
+    new = await desk.house.intake.submit(desk.house.request(file="/new"))
+    assert await desk.operations.retry({"all": True}) == {"ids": [new.id]}
+    await asyncio.sleep(60)
+    assert desk.puts() == [old, new.id]
+    assert not desk.house.spool.rows

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lab.sending import in_loop
 
 from s3daemon.control.client import MAX_REQUEST
 from s3daemon.control.server import MAX_COMMANDS, ControlServer, Handler
@@ -26,19 +28,16 @@ async def echo(request: Mapping[str, object]) -> Mapping[str, object]:
     return {"got": dict(request)}
 
 
-def served(path: Path, handlers: Mapping[str, Handler], client: Callable[[], Awaitable[Any]], **options: Any) -> Any:
-    """Run `client` while the server runs; what it returned."""
-
-    async def run() -> Any:
-        server = ControlServer(path, handlers, **options)
-        server.start()
-        try:
-            async with asyncio.timeout(20):
-                return await client()
-        finally:
-            await server.close()
-
-    return asyncio.run(run())
+@contextlib.asynccontextmanager
+async def serving(path: Path, handlers: Mapping[str, Handler], **options: Any) -> AsyncIterator[None]:
+    """A server at that path."""
+    server = ControlServer(path, handlers, **options)
+    server.start()
+    try:
+        async with asyncio.timeout(20):
+            yield
+    finally:
+        await server.close()
 
 
 async def exchange(path: Path, sent: bytes, *, half_close: bool = True) -> list[dict[str, Any]]:
@@ -52,10 +51,11 @@ async def exchange(path: Path, sent: bytes, *, half_close: bool = True) -> list[
     return answers
 
 
-def test_a_connection_serves_one_request_after_another(tmp_path: Path) -> None:
-    path = tmp_path / "control"
+@in_loop
+async def test_a_connection_serves_one_request_after_another(path: Path) -> None:
     sent = b'{"command": "echo", "a": [1]}\n{"command": "echo"}\n'
-    answers = served(path, {"echo": echo}, lambda: exchange(path, sent))
+    async with serving(path, {"echo": echo}):
+        answers = await exchange(path, sent)
     assert answers == [{"ok": True, "got": {"a": [1]}}, {"ok": True, "got": {}}]
 
 
@@ -73,15 +73,17 @@ def test_a_connection_serves_one_request_after_another(tmp_path: Path) -> None:
         (b"x" * (3 * MAX_REQUEST), f"at most {MAX_REQUEST} bytes"),
     ],
 )
-def test_what_is_no_request_is_refused(tmp_path: Path, sent: bytes, text: str) -> None:
+@in_loop
+async def test_what_is_no_request_is_refused(sent: bytes, text: str, path: Path) -> None:
     """One answer says why."""
-    path = tmp_path / "control"
-    answer = served(path, {"echo": echo}, lambda: exchange(path, sent))[0]
+    async with serving(path, {"echo": echo}):
+        answer, *_ = await exchange(path, sent)
     assert (answer["ok"], answer["code"]) == (False, "BadRequest")
     assert text in answer["text"]
 
 
-def test_errors_are_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@in_loop
+async def test_errors_are_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """An expected error with its code, a bug with its name; no log quotes a request."""
 
     async def refuse(request: Mapping[str, object]) -> Mapping[str, object]:
@@ -97,7 +99,8 @@ def test_errors_are_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     handlers = {"refuse": refuse, "doubt": doubt, "fail": fail, "echo": echo}
     commands = [{"command": "refuse"}, {"command": "doubt"}, {"command": "fail", "secret": SECRET}, {"command": "echo"}]
     sent = b"".join(json.dumps(command).encode() + b"\n" for command in commands)
-    answers = served(path, handlers, lambda: exchange(path, sent))
+    async with serving(path, handlers):
+        answers = await exchange(path, sent)
     assert answers == [
         {"ok": False, "code": "NoSuchTransfer", "text": "no\\nsuch"},
         {"ok": False, "code": "BadSettings", "text": "a is bad; b is worse", "faults": ["a is bad", "b is worse"]},
@@ -109,30 +112,30 @@ def test_errors_are_answered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -
     assert SECRET not in caplog.text
 
 
-def test_an_answer_that_cannot_be_encoded_ends_its_connection(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@in_loop
+async def test_an_answer_that_cannot_be_encoded_ends_its_connection(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """It is logged, and the next connection is served."""
 
     async def odd(request: Mapping[str, object]) -> Mapping[str, object]:
         return {"what": object()}
 
     path = tmp_path / "control"
-
-    async def client() -> list[dict[str, Any]]:
+    async with serving(path, {"odd": odd, "echo": echo}):
         reader, writer = await asyncio.open_unix_connection(path)
         writer.write(b'{"command": "odd"}\n')
         assert not (await reader.read()).endswith(b"\n")
         writer.close()
-        return await exchange(path, b'{"command": "echo"}\n')
-
-    assert served(path, {"odd": odd, "echo": echo}, client) == [{"ok": True, "got": {}}]
+        assert await exchange(path, b'{"command": "echo"}\n') == [{"ok": True, "got": {}}]
     assert "bug in the encoding of an answer: TypeError" in caplog.text
 
 
 @pytest.mark.parametrize("count", [0, 1, 256, 257, 10_000])
-def test_iterators_go_out_in_slices(tmp_path: Path, count: int) -> None:
+@in_loop
+async def test_iterators_go_out_in_slices(count: int, path: Path) -> None:
     """They arrive as one array, and the event loop runs between the slices."""
     turns = 0
-    path = tmp_path / "control"
 
     async def rows(request: Mapping[str, object]) -> Mapping[str, object]:
         return {"before": 1, "rows": ({"n": n} for n in range(count)), "after": 2}
@@ -143,36 +146,32 @@ def test_iterators_go_out_in_slices(tmp_path: Path, count: int) -> None:
             turns += 1
             await asyncio.sleep(0)
 
-    async def client() -> list[dict[str, Any]]:
+    async with serving(path, {"rows": rows}):
         task = asyncio.create_task(others())
-        answers = await exchange(path, b'{"command": "rows"}\n')
+        (answer,) = await exchange(path, b'{"command": "rows"}\n')
         task.cancel()
-        return answers
-
-    (answer,) = served(path, {"rows": rows}, client)
     assert answer == {"ok": True, "before": 1, "rows": [{"n": n} for n in range(count)], "after": 2}
     assert turns >= count // 256
 
 
-def test_only_root_and_the_own_user_are_served(tmp_path: Path) -> None:
+@in_loop
+async def test_only_root_and_the_own_user_are_served(path: Path) -> None:
     """The mode is 0600, and another user who connects all the same is refused."""
-    path = tmp_path / "control"
     called: list[object] = []
 
     async def secret(request: Mapping[str, object]) -> Mapping[str, object]:
         called.append(request)
         return {}
 
-    async def client() -> list[dict[str, Any]]:
-        assert path.stat().st_mode & 0o777 == 0o600
-        return await exchange(path, b'{"command": "secret"}\n', half_close=False)
-
-    (answer,) = served(path, {"secret": secret}, client, peer=lambda sock: os.geteuid() + 4711)
+    sent = b'{"command": "secret"}\n'
+    async with serving(path, {"secret": secret}, peer=lambda sock: os.geteuid() + 4711):
+        assert os.stat(path).st_mode & 0o777 == 0o600
+        (answer,) = await exchange(path, sent, half_close=False)
     assert answer["code"] == "NotPermitted"
     assert not called
-    sent = b'{"command": "secret"}\n'
     for peer in (lambda _: 0, lambda _: os.geteuid()):
-        assert served(path, {"secret": secret}, lambda: exchange(path, sent), peer=peer)
+        async with serving(path, {"secret": secret}, peer=peer):
+            assert await exchange(path, sent)
     assert len(called) == 2
 
 
@@ -183,31 +182,35 @@ def test_the_kernel_says_who_the_peer_is() -> None:
         assert peer_uid(ours) == os.geteuid()
 
 
-def test_the_socket_of_a_crashed_daemon_is_replaced(tmp_path: Path) -> None:
-    """Anything but a socket is left alone; a closed server leaves nothing."""
-    path = tmp_path / "control"
+@in_loop
+async def test_the_socket_of_a_crashed_daemon_is_replaced(path: Path) -> None:
+    """A closed server leaves nothing."""
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(os.fspath(path))
-    assert served(path, {"echo": echo}, lambda: exchange(path, b'{"command": "echo"}\n'))
-    assert not path.exists()
+    async with serving(path, {"echo": echo}):
+        assert await exchange(path, b'{"command": "echo"}\n')
+    assert not os.access(path, os.F_OK)
+
+
+def test_what_is_no_socket_is_left_alone(tmp_path: Path, path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(StartError, match=r"cannot listen on .*: Address already in use"):
-        served(path, {}, lambda: exchange(path, b""))
+        ControlServer(path, {}).start()
     assert path.read_text() == "precious"
     with pytest.raises(StartError, match=r"cannot listen on .*: No such file or directory"):
-        served(tmp_path / "no" / "control", {}, lambda: exchange(path, b""))
+        ControlServer(tmp_path / "no" / "control", {}).start()
 
 
-def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
+@in_loop
+async def test_a_silent_connection_is_closed(path: Path) -> None:
     """Whether its client sends nothing or does not read."""
-    path = tmp_path / "control"
     asked = asyncio.Event()
 
     async def endless(request: Mapping[str, object]) -> Mapping[str, object]:
         asked.set()
         return {"rows": ("x" * 1000 for _ in iter(int, 1))}
 
-    async def client() -> None:
+    async with serving(path, {"endless": endless}, idle_s=0.05):
         reader, writer = await asyncio.open_unix_connection(path)
         assert await reader.read() == b""
         writer.close()
@@ -219,12 +222,10 @@ def test_a_silent_connection_is_closed(tmp_path: Path) -> None:
             await asked.wait()
             await asyncio.wait(asyncio.all_tasks() - before)
 
-    served(path, {"endless": endless}, client, idle_s=0.05)
 
-
-def test_close_ends_commands_in_progress(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@in_loop
+async def test_close_ends_commands_in_progress(caplog: pytest.LogCaptureFixture, path: Path) -> None:
     """A command that hangs does not hold up the daemon's end; its client sees the connection close."""
-    path = tmp_path / "control"
     started = asyncio.Event()
 
     async def hang(request: Mapping[str, object]) -> Mapping[str, object]:
@@ -232,26 +233,22 @@ def test_close_ends_commands_in_progress(tmp_path: Path, caplog: pytest.LogCaptu
         await asyncio.Event().wait()
         return {}
 
-    async def run() -> bytes:
-        server = ControlServer(path, {"hang": hang})
-        server.start()
-        reader, writer = await asyncio.open_unix_connection(path)
-        writer.write(b'{"command": "hang"}\n')
-        await started.wait()
-        await server.close()
-        await server.close()
-        answer = await reader.read()
-        writer.close()
-        return answer
-
-    with caplog.at_level(logging.DEBUG, "s3daemon"):
-        assert asyncio.run(asyncio.wait_for(run(), 20)) == b""
+    caplog.set_level(logging.DEBUG, "s3daemon")
+    server = ControlServer(path, {"hang": hang})
+    server.start()
+    reader, writer = await asyncio.open_unix_connection(path)
+    writer.write(b'{"command": "hang"}\n')
+    await started.wait()
+    await server.close()
+    await server.close()
+    assert await asyncio.wait_for(reader.read(), 20) == b""
+    writer.close()
     assert not caplog.records
 
 
-def test_further_commands_wait_for_their_turn(tmp_path: Path) -> None:
+@in_loop
+async def test_further_commands_wait_for_their_turn(path: Path) -> None:
     """More connections than are served at a time are answered as soon as others end; none is refused."""
-    path = tmp_path / "control"
     release = asyncio.Event()
     served_now = most = 0
 
@@ -263,12 +260,10 @@ def test_further_commands_wait_for_their_turn(tmp_path: Path) -> None:
         served_now -= 1
         return {}
 
-    async def client() -> list[list[dict[str, Any]]]:
+    async with serving(path, {"slow": slow}):
         asking = [asyncio.create_task(exchange(path, b'{"command": "slow"}\n')) for _ in range(2 * MAX_COMMANDS)]
         while served_now < MAX_COMMANDS:
             await asyncio.sleep(0.001)
         release.set()
-        return await asyncio.gather(*asking)
-
-    assert served(path, {"slow": slow}, client) == [[{"ok": True}]] * 2 * MAX_COMMANDS
+        assert await asyncio.gather(*asking) == [[{"ok": True}]] * 2 * MAX_COMMANDS
     assert most == MAX_COMMANDS

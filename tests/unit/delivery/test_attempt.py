@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeSpool, FakeStore, House, fly
+from fakes import FakeSpool, FakeStore, House, flying, flying_with
 
 from s3daemon.delivery.attempt import LATE_ARRIVAL_S, SETTLE_S
 from s3daemon.delivery.schedule import QueuedTransfer
@@ -24,8 +24,8 @@ from s3daemon.s3.store import Stored
 class Bench:
     """Attempts with fake collaborators."""
 
-    def __init__(self, spool: FakeSpool | None = None) -> None:
-        self.house = House(spool=spool)
+    def __init__(self, spool: FakeSpool | None = None, store: FakeStore | None = None) -> None:
+        self.house = House(spool=spool, store=store)
         self.store, self.spool, self.files = self.house.store, self.house.spool, self.house.files
 
     def accepted(self, file: str = "/f", *, attempt_started: bool = True) -> QueuedTransfer:
@@ -37,178 +37,152 @@ class Bench:
     def make(self, queued: QueuedTransfer) -> Coroutine[Any, Any, Stored]:
         return self.house.attempts.make(queued, Progress())
 
-
-def on_bench(test: Callable[[Bench], Awaitable[None]], spool: FakeSpool | None = None) -> None:
-    async def main() -> None:
-        await test(Bench(spool))
-
-    fly(main)
+    async def lose(self, queued: QueuedTransfer) -> None:
+        """Make an attempt of which it is not known whether it was stored; what is tried later is stored."""
+        self.store.answer = lambda _: LOST
+        with pytest.raises(AttemptError):
+            await self.make(queued)
+        self.store.answer = lambda _: None
 
 
 LOST = AttemptError("NoAnswer", "no answer", ambiguous=True)
 
 
-def test_the_file_opened_at_acceptance_is_sent_and_opened_anew_after_that() -> None:
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted()
-        bench.files.missing.add("/f")
-        assert (await bench.make(queued)).size == 3000
-        assert (queued.attempts, queued.source) == (1, None)
-        with pytest.raises(FileError, match="no such file"):
-            await bench.make(queued)
-        assert queued.attempts == 2
-
-    on_bench(test)
-
-
-def test_the_spool_is_notified_before_anything_is_sent() -> None:
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted(attempt_started=False)
-        making = asyncio.create_task(bench.make(queued))
-        await asyncio.sleep(0.5 * bench.store.seconds)
-        assert bench.store.in_flight
-        assert bench.spool.started == [queued.transfer.id]
-        await making
-        assert queued.attempt_started
+@flying_with(Bench)
+async def test_the_file_opened_at_acceptance_is_sent_and_opened_anew_after_that(bench: Bench) -> None:
+    queued = bench.accepted()
+    bench.files.missing.add("/f")
+    assert (await bench.make(queued)).size == 3000
+    assert (queued.attempts, queued.source) == (1, None)
+    with pytest.raises(FileError, match="no such file"):
         await bench.make(queued)
-        assert len(bench.spool.started) == 1, "the spool has it already"
-
-    on_bench(test)
+    assert queued.attempts == 2
 
 
-def test_a_full_disk_stops_no_accepted_transfer() -> None:
-    class FullSpool(FakeSpool):
-        async def start_attempt(self, transfer_id: str) -> None:
-            raise SpoolError("SpoolFull", "no space")
+@flying_with(Bench)
+async def test_the_spool_is_notified_before_anything_is_sent(bench: Bench) -> None:
+    queued = bench.accepted(attempt_started=False)
+    making = asyncio.create_task(bench.make(queued))
+    await asyncio.sleep(0.5 * bench.store.seconds)
+    assert bench.store.in_flight
+    assert bench.spool.started == [queued.transfer.id]
+    await making
+    assert queued.attempt_started
+    await bench.make(queued)
+    assert len(bench.spool.started) == 1, "the spool has it already"
 
-    async def test(bench: Bench) -> None:
-        assert await bench.make(bench.accepted(attempt_started=False))
 
-    on_bench(test, FullSpool())
+class FullSpool(FakeSpool):
+    async def start_attempt(self, transfer_id: str) -> None:
+        raise SpoolError("SpoolFull", "no space")
 
 
-def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now() -> None:
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted()
-        queued.source = None
-        await bench.spool.add(queued.transfer, 0.0, attempt_started=True)
-        queued.outcome_unknown = True
-        bench.files.sizes["/f"] = 5000
-        assert (await bench.make(queued)).size == 5000
-        assert queued.file_changed
-        assert queued.transfer.file_state == FileState(5000, 1, 1, 1)
-        assert bench.spool.rows[queued.transfer.id].transfer == queued.transfer, "the spool has the new state too"
-        assert not bench.store.finds, "what an earlier attempt sent is not what is there now"
+@flying
+async def test_a_full_disk_stops_no_accepted_transfer() -> None:
+    bench = Bench(FullSpool())
+    assert await bench.make(bench.accepted(attempt_started=False))
 
-    on_bench(test)
+
+@flying_with(Bench)
+async def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now(bench: Bench) -> None:
+    queued = bench.accepted()
+    queued.source = None
+    await bench.spool.add(queued.transfer, 0.0, attempt_started=True)
+    queued.outcome_unknown = True
+    bench.files.sizes["/f"] = 5000
+    assert (await bench.make(queued)).size == 5000
+    assert queued.file_changed
+    assert queued.transfer.file_state == FileState(5000, 1, 1, 1)
+    assert bench.spool.rows[queued.transfer.id].transfer == queued.transfer, "the spool has the new state too"
+    assert not bench.store.finds, "what an earlier attempt sent is not what is there now"
 
 
 @pytest.mark.parametrize("arrived", [True, False])
-def test_after_an_unknown_outcome_the_object_is_looked_up(arrived: bool) -> None:
+@flying_with(Bench)
+async def test_after_an_unknown_outcome_the_object_is_looked_up(bench: Bench, arrived: bool) -> None:
     """If it is there, it is not sent a second time."""
-
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted()
-        bench.store.answer = lambda _: LOST
-        with pytest.raises(AttemptError):
-            await bench.make(queued)
-        assert queued.outcome_unknown
-        if arrived:
-            bench.store.objects[queued.transfer.destination] = queued.transfer.id
-        bench.store.answer = lambda _: None
-        assert await bench.make(queued)
-        assert bench.store.finds == [queued.transfer.id]
-        assert len(bench.store.puts) == (1 if arrived else 2)
-
-    on_bench(test)
-
-
-def test_an_error_with_a_known_outcome_leaves_nothing_to_look_up() -> None:
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted()
-        bench.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503)
-        with pytest.raises(AttemptError):
-            await bench.make(queued)
-        assert not queued.outcome_unknown
-
-    on_bench(test)
-
-
-def test_a_transfer_whose_file_was_removed_after_it_was_stored_is_stored() -> None:
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted()
-        queued.source, queued.outcome_unknown = None, True
-        bench.files.missing.add("/f")
-        with pytest.raises(FileError):
-            await bench.make(queued)
-        bench.store.objects[queued.transfer.destination] = queued.transfer.id
-        assert await bench.make(queued)
-        assert not bench.store.puts
-
-    on_bench(test)
-
-
-def test_addresses_that_failed_are_avoided() -> None:
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted()
-        queued.failed_addresses = frozenset({"192.0.2.1"})
+    queued = bench.accepted()
+    bench.store.answer = lambda _: LOST
+    with pytest.raises(AttemptError):
         await bench.make(queued)
-        assert bench.store.avoided == [{"192.0.2.1"}]
+    assert queued.outcome_unknown
+    if arrived:
+        bench.store.objects[queued.transfer.destination] = queued.transfer.id
+    bench.store.answer = lambda _: None
+    assert await bench.make(queued)
+    assert bench.store.finds == [queued.transfer.id]
+    assert len(bench.store.puts) == (1 if arrived else 2)
 
-    on_bench(test)
+
+@flying_with(Bench)
+async def test_an_error_with_a_known_outcome_leaves_nothing_to_look_up(bench: Bench) -> None:
+    queued = bench.accepted()
+    bench.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503)
+    with pytest.raises(AttemptError):
+        await bench.make(queued)
+    assert not queued.outcome_unknown
 
 
-def test_a_late_arrival_of_an_older_transfer_is_noticed() -> None:
+@flying_with(Bench)
+async def test_a_transfer_whose_file_was_removed_after_it_was_stored_is_stored(bench: Bench) -> None:
+    queued = bench.accepted()
+    queued.source, queued.outcome_unknown = None, True
+    bench.files.missing.add("/f")
+    with pytest.raises(FileError):
+        await bench.make(queued)
+    bench.store.objects[queued.transfer.destination] = queued.transfer.id
+    assert await bench.make(queued)
+    assert not bench.store.puts
+
+
+@flying_with(Bench)
+async def test_addresses_that_failed_are_avoided(bench: Bench) -> None:
+    queued = bench.accepted()
+    queued.failed_addresses = frozenset({"192.0.2.1"})
+    await bench.make(queued)
+    assert bench.store.avoided == [{"192.0.2.1"}]
+
+
+@flying_with(Bench)
+async def test_a_late_arrival_of_an_older_transfer_is_noticed(bench: Bench) -> None:
     """The attempt fails, so that the newer content is sent again; once that is found, it is not looked up again."""
-
-    async def test(bench: Bench) -> None:
-        older, newer = bench.accepted("/old"), bench.accepted("/new")
-        bench.store.answer = lambda _: LOST
-        with pytest.raises(AttemptError):
-            await bench.make(older)
-        bench.store.answer = lambda _: None
-        making = asyncio.create_task(bench.make(newer))
-        await asyncio.sleep(1.5 * bench.store.seconds)  # it is stored, and being looked up
-        bench.store.objects[older.transfer.destination] = older.transfer.id
-        with pytest.raises(AttemptError) as caught:
-            await making
-        assert caught.value.code == "Overwritten"
-        assert await bench.make(newer)
-        assert len(bench.store.finds) == 2
-        assert await bench.make(newer)
-        assert len(bench.store.finds) == 2
-
-    on_bench(test)
+    older, newer = bench.accepted("/old"), bench.accepted("/new")
+    await bench.lose(older)
+    making = asyncio.create_task(bench.make(newer))
+    await asyncio.sleep(1.5 * bench.store.seconds)  # it is stored, and being looked up
+    bench.store.objects[older.transfer.destination] = older.transfer.id
+    with pytest.raises(AttemptError) as caught:
+        await making
+    assert caught.value.code == "Overwritten"
+    assert await bench.make(newer)
+    assert len(bench.store.finds) == 2
+    assert await bench.make(newer)
+    assert len(bench.store.finds) == 2
 
 
-def test_a_late_arrival_is_not_expected_for_ever() -> None:
-    async def test(bench: Bench) -> None:
-        older, newer = bench.accepted("/old"), bench.accepted("/new")
-        bench.store.answer = lambda _: LOST
-        with pytest.raises(AttemptError):
-            await bench.make(older)
-        bench.store.answer = lambda _: None
-        await asyncio.sleep(LATE_ARRIVAL_S)
-        assert await bench.make(newer)
-        assert not bench.store.finds
-
-    on_bench(test)
+@flying_with(Bench)
+async def test_a_late_arrival_is_not_expected_for_ever(bench: Bench) -> None:
+    older, newer = bench.accepted("/old"), bench.accepted("/new")
+    await bench.lose(older)
+    await asyncio.sleep(LATE_ARRIVAL_S)
+    assert await bench.make(newer)
+    assert not bench.store.finds
 
 
-def test_a_bug_counts_as_a_failure_with_an_unknown_outcome(caplog: pytest.LogCaptureFixture) -> None:
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted()
+@flying_with(Bench)
+async def test_a_bug_counts_as_a_failure_with_an_unknown_outcome(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    queued = bench.accepted()
 
-        def answer(_: object) -> None:
-            raise ZeroDivisionError
+    def answer(_: object) -> None:
+        raise ZeroDivisionError
 
-        bench.store.answer = answer
-        with pytest.raises(AttemptError) as caught:
-            await bench.make(queued)
-        assert (caught.value.code, caught.value.text) == ("Internal", "a bug: ZeroDivisionError")
-        assert queued.outcome_unknown
-
-    on_bench(test)
+    bench.store.answer = answer
+    with pytest.raises(AttemptError) as caught:
+        await bench.make(queued)
+    assert (caught.value.code, caught.value.text) == ("Internal", "a bug: ZeroDivisionError")
+    assert queued.outcome_unknown
     assert "a bug in an attempt of" in caplog.text
 
 
@@ -239,67 +213,56 @@ class SlowStore(FakeStore):
 
 
 @pytest.mark.parametrize("ambiguous", [False, True])
-def test_a_moved_upload_is_sent_again_in_the_same_attempt(ambiguous: bool) -> None:
+@flying
+async def test_a_moved_upload_is_sent_again_in_the_same_attempt(ambiguous: bool) -> None:
     """At once; what may have arrived is looked up first, not at the slow address, and is guarded against its return."""
-
-    async def main() -> None:
-        store = SlowStore()
-        store.moves, store.ambiguous, store.found = 3, ambiguous, []
-        house = House(store=store)
-        source = house.files.open("/f")
-        queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
-        queued.moved = 2
-        began = asyncio.get_running_loop().time()
-        await house.attempts.make(queued, Progress())
-        assert (queued.attempts, queued.moved, len(store.puts)) == (1, 5, 4)
-        assert queued.outcome_unknown is ambiguous
-        assert [where for _, where in store.found] == [{"192.0.2.1"}] * (3 if ambiguous else 0)
-        if ambiguous:
-            assert store.found[0][0] - began == pytest.approx(store.seconds + SETTLE_S)
-        else:
-            assert asyncio.get_running_loop().time() - began == pytest.approx(4 * store.seconds)
-
-    fly(main)
+    store = SlowStore()
+    store.moves, store.ambiguous, store.found = 3, ambiguous, []
+    bench = Bench(store=store)
+    queued = bench.accepted()
+    queued.moved = 2
+    began = asyncio.get_running_loop().time()
+    await bench.make(queued)
+    assert (queued.attempts, queued.moved, len(store.puts)) == (1, 5, 4)
+    assert queued.outcome_unknown is ambiguous
+    assert [where for _, where in store.found] == [{"192.0.2.1"}] * (3 if ambiguous else 0)
+    if ambiguous:
+        assert store.found[0][0] - began == pytest.approx(store.seconds + SETTLE_S)
+    else:
+        assert asyncio.get_running_loop().time() - began == pytest.approx(4 * store.seconds)
 
 
-def test_a_moved_upload_that_had_arrived_is_found() -> None:
+@flying
+async def test_a_moved_upload_that_had_arrived_is_found() -> None:
     """It is not sent again."""
+    store = SlowStore()
+    store.found = []
+    error = AttemptError("SlowConnection", "slow", ambiguous=True)
+    error.arrived = True  # type: ignore[attr-defined]
+    bench = Bench(store=store)
+    queued = bench.accepted()
+    store.moves, store.answer = 0, lambda _: error
 
-    async def main() -> None:
-        store = SlowStore()
-        store.found = []
-        error = AttemptError("SlowConnection", "slow", ambiguous=True)
-        error.arrived = True  # type: ignore[attr-defined]
-        house = House(store=store)
-        source = house.files.open("/f")
-        queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
-        store.moves, store.answer = 0, lambda _: error
+    async def put(*args: Any, **kwargs: Any) -> Stored:
+        return await FakeStore.put(store, *args, **kwargs)
 
-        async def put(*args: Any, **kwargs: Any) -> Stored:
-            return await FakeStore.put(store, *args, **kwargs)
-
-        store.put = put  # type: ignore[method-assign]
-        assert (await house.attempts.make(queued, Progress())).size == 3000
-        assert (queued.attempts, len(store.puts), len(store.found)) == (1, 1, 1)
-
-    fly(main)
+    store.put = put  # type: ignore[method-assign]
+    assert (await bench.make(queued)).size == 3000
+    assert (queued.attempts, len(store.puts), len(store.found)) == (1, 1, 1)
 
 
-def test_an_attempt_ends_at_the_store_where_it_started() -> None:
+@flying_with(Bench)
+async def test_an_attempt_ends_at_the_store_where_it_started(bench: Bench) -> None:
     """A reload with another endpoint counts from the next attempt on."""
-
-    async def test(bench: Bench) -> None:
-        queued = bench.accepted()
-        queued.outcome_unknown = True
-        making = asyncio.create_task(bench.make(queued))
-        await asyncio.sleep(0.5 * bench.store.seconds)  # it looks for the object
-        bench.house.store = FakeStore()
-        await making
-        assert (len(bench.store.puts), len(bench.house.store.puts)) == (1, 0)
-        await bench.make(replace(queued))
-        assert (len(bench.store.puts), len(bench.house.store.puts)) == (1, 1)
-
-    on_bench(test)
+    queued = bench.accepted()
+    queued.outcome_unknown = True
+    making = asyncio.create_task(bench.make(queued))
+    await asyncio.sleep(0.5 * bench.store.seconds)  # it looks for the object
+    bench.house.store = FakeStore()
+    await making
+    assert (len(bench.store.puts), len(bench.house.store.puts)) == (1, 0)
+    await bench.make(replace(queued))
+    assert (len(bench.store.puts), len(bench.house.store.puts)) == (1, 1)
 
 
 class RefusingStore(FakeStore):
@@ -313,27 +276,23 @@ class RefusingStore(FakeStore):
 
 
 @pytest.mark.parametrize(("status", "puts"), [(503, 1), (500, 1), (0, 0)])
-def test_the_third_refused_lookup_in_a_row_is_followed_by_a_put(status: int, puts: int) -> None:
+@flying
+async def test_the_third_refused_lookup_in_a_row_is_followed_by_a_put(status: int, puts: int) -> None:
     """Else a store that refuses all of them would hold the transfer; one that does not answer takes no PUT either."""
-
-    async def main() -> None:
-        house = House(store=RefusingStore())
-        house.store.status = status  # type: ignore[attr-defined]
-        source = house.files.open("/f")
-        transfer = Transfer.accept(house.request(file="/f"), source.state, 0)
-        queued = QueuedTransfer(1, transfer, 0.0, 0.0, attempt_started=True)
-        queued.outcome_unknown = True
-        for _ in range(2):
-            with pytest.raises(AttemptError):
-                await house.attempts.make(queued, Progress())
-        with contextlib.nullcontext() if puts else pytest.raises(AttemptError):
-            await house.attempts.make(queued, Progress())
-        assert (len(house.store.finds), len(house.store.puts)) == (3, puts)
-
-    fly(main)
+    bench = Bench(store=RefusingStore())
+    bench.store.status = status  # type: ignore[attr-defined]
+    queued = bench.accepted()
+    queued.outcome_unknown = True
+    for _ in range(2):
+        with pytest.raises(AttemptError):
+            await bench.make(queued)
+    with contextlib.nullcontext() if puts else pytest.raises(AttemptError):
+        await bench.make(queued)
+    assert (len(bench.store.finds), len(bench.store.puts)) == (3, puts)
 
 
-def test_what_was_sent_is_known_to_the_next_lookup() -> None:
+@flying
+async def test_what_was_sent_is_known_to_the_next_lookup() -> None:
     """Its ETag is that of an object that is taken for stored."""
     given: list[str] = []
 
@@ -346,15 +305,11 @@ def test_what_was_sent_is_known_to_the_next_lookup() -> None:
             given.append(expected)
             return Stored("etag", 3000)
 
-    async def main() -> None:
-        house = House(store=KnowingStore())
-        source = house.files.open("/f")
-        queued = QueuedTransfer(1, Transfer.accept(house.request(file="/f"), source.state, 0), 0.0, 0.0)
-        with pytest.raises(AttemptError):
-            await house.attempts.make(queued, Progress())
-        await house.attempts.make(queued, Progress())
-
-    fly(main)
+    bench = Bench(store=KnowingStore())
+    queued = bench.accepted()
+    with pytest.raises(AttemptError):
+        await bench.make(queued)
+    await bench.make(queued)
     assert given == ["etag"]
 
 
@@ -368,80 +323,65 @@ class RefusingOnceStore(FakeStore):
         return await super().find(transfer, *args, **kwargs)
 
 
-def test_what_was_stored_after_an_unknown_outcome_is_not_sent_again_when_its_lookup_is_refused() -> None:
-    async def main() -> None:
-        bench = Bench()
-        bench.house.store = bench.store = RefusingOnceStore()
-        older, newer = bench.accepted("/old"), bench.accepted("/new")
-        bench.store.answer = lambda _: LOST
-        with pytest.raises(AttemptError):
-            await bench.make(older)
-        bench.store.answer = lambda _: None
-        with pytest.raises(AttemptError) as caught:
-            await bench.make(newer)
-        assert caught.value.status == 503
-        assert await bench.make(newer)
-        assert [id_ for _, id_ in bench.store.puts] == [older.transfer.id, newer.transfer.id]
-
-    fly(main)
-
-
-def test_a_late_arrival_is_expected_at_the_store_that_got_the_attempt_alone() -> None:
-    """A reload to another store, and back: only there its object may be overwritten."""
-
-    async def test(bench: Bench) -> None:
-        older, newer, newest = (bench.accepted(file) for file in ("/old", "/new", "/newest"))
-        bench.store.answer = lambda _: LOST
-        with pytest.raises(AttemptError):
-            await bench.make(older)
-        bench.store.answer = lambda _: None
-        bench.house.store = other = FakeStore(url="http://other")
+@flying_with(Bench)
+async def test_what_was_stored_after_an_unknown_outcome_is_not_sent_again_when_its_lookup_is_refused(
+    bench: Bench,
+) -> None:
+    bench.house.store = bench.store = RefusingOnceStore()
+    older, newer = bench.accepted("/old"), bench.accepted("/new")
+    await bench.lose(older)
+    with pytest.raises(AttemptError) as caught:
         await bench.make(newer)
-        assert not other.finds
-        bench.house.store = bench.store
-        await bench.make(newest)
-        assert bench.store.finds == [newest.transfer.id]
-
-    on_bench(test)
+    assert caught.value.status == 503
+    assert await bench.make(newer)
+    assert [id_ for _, id_ in bench.store.puts] == [older.transfer.id, newer.transfer.id]
 
 
-def test_after_a_reload_an_unknown_outcome_is_looked_up_at_the_new_store() -> None:
+@flying_with(Bench)
+async def test_a_late_arrival_is_expected_at_the_store_that_got_the_attempt_alone(bench: Bench) -> None:
+    """A reload to another store, and back: only there its object may be overwritten."""
+    older, newer, newest = (bench.accepted(file) for file in ("/old", "/new", "/newest"))
+    await bench.lose(older)
+    bench.house.store = other = FakeStore(url="http://other")
+    await bench.make(newer)
+    assert not other.finds
+    bench.house.store = bench.store
+    await bench.make(newest)
+    assert bench.store.finds == [newest.transfer.id]
+
+
+@flying_with(Bench)
+async def test_after_a_reload_an_unknown_outcome_is_looked_up_at_the_new_store(bench: Bench) -> None:
     """Which has it if it is a replica; else the file is sent there."""
-
-    async def test(bench: Bench) -> None:
-        one, two = bench.accepted(), bench.accepted()
-        for queued in (one, two):
-            queued.outcome_unknown = True
-        bench.house.store = other = FakeStore(url="http://other")
-        other.objects[one.transfer.destination] = one.transfer.id
-        assert await bench.make(one)
-        assert not other.puts
-        assert await bench.make(two)
-        assert [id_ for _, id_ in other.puts] == [two.transfer.id]
-        assert not bench.store.finds
-
-    on_bench(test)
+    one, two = bench.accepted(), bench.accepted()
+    for queued in (one, two):
+        queued.outcome_unknown = True
+    bench.house.store = other = FakeStore(url="http://other")
+    other.objects[one.transfer.destination] = one.transfer.id
+    assert await bench.make(one)
+    assert not other.puts
+    assert await bench.make(two)
+    assert [id_ for _, id_ in other.puts] == [two.transfer.id]
+    assert not bench.store.finds
 
 
-def test_late_arrivals_at_destinations_that_never_come_again_are_forgotten() -> None:
-    async def test(bench: Bench) -> None:
-        bench.store.answer = lambda _: LOST
+@flying_with(Bench)
+async def test_late_arrivals_at_destinations_that_never_come_again_are_forgotten(bench: Bench) -> None:
+    bench.store.answer = lambda _: LOST
 
-        async def lose(count: int) -> None:
-            for number in range(count):
-                queued = bench.accepted()
-                to = replace(queued.transfer.destination, key=f"{number}/{asyncio.get_running_loop().time()}")
-                queued.transfer = replace(queued.transfer, destination=to)
-                with pytest.raises(AttemptError):
-                    await bench.make(queued)
+    async def lose(count: int) -> None:
+        for number in range(count):
+            queued = bench.accepted()
+            to = replace(queued.transfer.destination, key=f"{number}/{asyncio.get_running_loop().time()}")
+            queued.transfer = replace(queued.transfer, destination=to)
+            with pytest.raises(AttemptError):
+                await bench.make(queued)
 
-        await lose(2000)
-        await asyncio.sleep(LATE_ARRIVAL_S)
-        gc.collect()
-        before = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
-        await lose(1)
-        gc.collect()
-        after = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
-        assert before - after >= 1999
-
-    on_bench(test)
+    await lose(2000)
+    await asyncio.sleep(LATE_ARRIVAL_S)
+    gc.collect()
+    before = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
+    await lose(1)
+    gc.collect()
+    after = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
+    assert before - after >= 1999

@@ -5,14 +5,13 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable
 
 import pytest
-from fakes import fly
+from fakes import flying_with
+from lab.keeping import Clock
 
 from s3daemon.delivery.health import (
     HELD_PROBE_S,
-    PROBE_MAX_S,
     Health,
     KeyEvidence,
     Outages,
@@ -29,21 +28,6 @@ BAD_KEY = AttemptError("InvalidAccessKeyId", "no such key", status=403)
 
 NOW = math.inf
 """Of an attempt: it started after all that the test did before."""
-
-
-class Clock:
-    """A monotonic clock that the test moves."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
 
 
 @pytest.fixture
@@ -123,12 +107,6 @@ def test_what_had_failed_since_a_success_too_is_the_transfers_fault(
     assert health.away
 
 
-def test_without_a_connection_one_transfer_is_enough(health: Health) -> None:
-    for _ in range(3):
-        health.failed(DOWN, HERE)
-    assert state(health) == "AWAY"
-
-
 def test_a_refusal_at_one_destination_holds_nothing(health: Health) -> None:
     for _ in range(10):
         health.suspected(BAD_KEY, HERE, NOW)
@@ -192,20 +170,6 @@ def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, cloc
     for delay, whole in zip(delays, [1, 2, 4, 8, 16, 30, 30, 30, 30, 30], strict=True):
         assert 0.75 * whole <= delay <= whole
     assert limits == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
-
-
-def test_48_hours_of_outage_cost_a_bounded_number_of_probes(health: Health, clock: Clock) -> None:
-    away(health)
-    probes, end = 0, clock.now + 48 * 3600
-    while clock.now < end:
-        in_flight = 0
-        while health.may_start(in_flight):
-            in_flight += 1
-        probes += in_flight
-        for _ in range(in_flight):
-            health.failed(DOWN, HERE)
-        clock.now = health.wake_at() or clock.now
-    assert 2 * 48 * 3600 / PROBE_MAX_S <= probes <= 2 * 48 * 3600 / (0.75 * PROBE_MAX_S) + 20
 
 
 def test_bad_keys_hold_the_queue_from_any_state(health: Health) -> None:
@@ -294,11 +258,13 @@ DENIED = AttemptError("AccessDenied", "denied", status=403)
 
 
 class Asked:
-    """A neutral request that is answered as the test says, and counted."""
+    """A neutral request that is answered as the test says, and counted; and what it tells of the keys."""
 
     def __init__(self) -> None:
         self.error: Exception | None = None
         self.count = 0
+        self.now = asyncio.get_running_loop().time
+        self.evidence = KeyEvidence(self, self.now)
 
     async def __call__(self) -> None:
         self.count += 1
@@ -307,114 +273,88 @@ class Asked:
             raise self.error
 
 
-def with_evidence(test: Callable[[KeyEvidence, Asked, asyncio.AbstractEventLoop], Awaitable[None]]) -> None:
-    async def main() -> None:
-        asked, loop = Asked(), asyncio.get_running_loop()
-        await test(KeyEvidence(asked, loop.time), asked, loop)
-
-    fly(main)
-
-
-def test_refusals_share_a_neutral_request_that_was_sent_after_them() -> None:
-    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
-        first = [asyncio.create_task(evidence.examine(BAD_KEY, loop.time())) for _ in range(20)]
-        await asyncio.sleep(0.1)
-        asked.error = BAD_KEY
-        later = [asyncio.create_task(evidence.examine(BAD_KEY, loop.time())) for _ in range(20)]
-        assert set(await asyncio.gather(*first, *later)) == {Keys.BAD}
-        assert asked.count == 2
-
-    with_evidence(test)
+@flying_with(Asked)
+async def test_refusals_share_a_neutral_request_that_was_sent_after_them(asked: Asked) -> None:
+    first = [asyncio.create_task(asked.evidence.examine(BAD_KEY, asked.now())) for _ in range(20)]
+    await asyncio.sleep(0.1)
+    asked.error = BAD_KEY
+    later = [asyncio.create_task(asked.evidence.examine(BAD_KEY, asked.now())) for _ in range(20)]
+    assert set(await asyncio.gather(*first, *later)) == {Keys.BAD}
+    assert asked.count == 2
 
 
-def test_a_denial_of_the_neutral_request_tells_only_of_keys_that_it_was_accepted_with() -> None:
-    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
-        evidence.stored(loop.time())
-        asked.error = DENIED
-        assert await evidence.examine(DENIED, loop.time()) is Keys.WORKED
-        asked.error = None
-        assert await evidence.examine(DENIED, loop.time()) is Keys.GOOD
-        asked.error = DENIED
-        assert await evidence.examine(DENIED, loop.time()) is Keys.BAD
-
-    with_evidence(test)
+@flying_with(Asked)
+async def test_a_denial_of_the_neutral_request_tells_only_of_keys_that_it_was_accepted_with(asked: Asked) -> None:
+    asked.evidence.stored(asked.now())
+    asked.error = DENIED
+    assert await asked.evidence.examine(DENIED, asked.now()) is Keys.WORKED
+    asked.error = None
+    assert await asked.evidence.examine(DENIED, asked.now()) is Keys.GOOD
+    asked.error = DENIED
+    assert await asked.evidence.examine(DENIED, asked.now()) is Keys.BAD
 
 
-def test_after_the_first_success_it_is_learned_whether_a_denial_will_tell() -> None:
+@flying_with(Asked)
+async def test_after_the_first_success_it_is_learned_whether_a_denial_will_tell(asked: Asked) -> None:
     """By one neutral request: keys that were good, and are denied it later, have been replaced at the store."""
-
-    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
-        for _ in range(3):
-            evidence.stored(loop.time())
-        await asyncio.sleep(1)
-        assert asked.count == 1
-        asked.error = DENIED
-        assert await evidence.examine(DENIED, loop.time()) is Keys.BAD
-
-    with_evidence(test)
+    for _ in range(3):
+        asked.evidence.stored(asked.now())
+    await asyncio.sleep(1)
+    assert asked.count == 1
+    asked.error = DENIED
+    assert await asked.evidence.examine(DENIED, asked.now()) is Keys.BAD
 
 
 @pytest.mark.parametrize(
     ("error", "count"), [(DOWN, 2), (BUSY, 2), (AttemptError("AccessDenied", "no", status=403), 1)]
 )
-def test_an_unanswered_neutral_request_is_sent_again(error: AttemptError, count: int) -> None:
-    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
-        asked.error = error
-        for _ in range(2):
-            evidence.stored(loop.time())
-            await asyncio.sleep(1)
-            asked.error = None
-        assert asked.count == count
-
-    with_evidence(test)
+@flying_with(Asked)
+async def test_an_unanswered_neutral_request_is_sent_again(asked: Asked, error: AttemptError, count: int) -> None:
+    asked.error = error
+    for _ in range(2):
+        asked.evidence.stored(asked.now())
+        await asyncio.sleep(1)
+        asked.error = None
+    assert asked.count == count
 
 
-def test_what_was_learned_of_keys_is_forgotten_with_them() -> None:
+@flying_with(Asked)
+async def test_what_was_learned_of_keys_is_forgotten_with_them(asked: Asked) -> None:
     """Even when they are replaced by a reload while the neutral request is under way."""
-
-    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
-        evidence.stored(loop.time())
-        await asyncio.sleep(0.05)
-        evidence.reload()
-        await asyncio.sleep(1)
-        asked.error = DENIED
-        evidence.stored(loop.time())
-        assert await evidence.examine(DENIED, loop.time()) is Keys.WORKED
-
-    with_evidence(test)
+    asked.evidence.stored(asked.now())
+    await asyncio.sleep(0.05)
+    asked.evidence.reload()
+    await asyncio.sleep(1)
+    asked.error = DENIED
+    asked.evidence.stored(asked.now())
+    assert await asked.evidence.examine(DENIED, asked.now()) is Keys.WORKED
 
 
-def test_a_refusal_from_before_a_reload_or_overtaken_by_one_says_nothing_of_the_new_keys() -> None:
-    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
-        started_at = loop.time()
-        overtaken = asyncio.create_task(evidence.examine(DENIED, started_at))
-        await asyncio.sleep(0.1)
-        evidence.reload()
-        assert await overtaken is Keys.REPLACED
-        assert await evidence.examine(DENIED, started_at) is Keys.REPLACED
-
-    with_evidence(test)
+@flying_with(Asked)
+async def test_a_refusal_from_before_a_reload_or_overtaken_by_one_says_nothing_of_the_new_keys(asked: Asked) -> None:
+    started_at = asked.now()
+    overtaken = asyncio.create_task(asked.evidence.examine(DENIED, started_at))
+    await asyncio.sleep(0.1)
+    asked.evidence.reload()
+    assert await overtaken is Keys.REPLACED
+    assert await asked.evidence.examine(DENIED, started_at) is Keys.REPLACED
 
 
-def test_what_was_denied_since_the_last_success_deserves_another_attempt_after_a_reload() -> None:
-    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
-        evidence.denied("before")
-        await asyncio.sleep(1)
-        evidence.stored(loop.time())
-        await asyncio.sleep(1)
-        evidence.denied("after")
-        assert evidence.reload() == {"after"}
-        assert evidence.reload() == set()
-
-    with_evidence(test)
+@flying_with(Asked)
+async def test_what_was_denied_since_the_last_success_deserves_another_attempt_after_a_reload(asked: Asked) -> None:
+    asked.evidence.denied("before")
+    await asyncio.sleep(1)
+    asked.evidence.stored(asked.now())
+    await asyncio.sleep(1)
+    asked.evidence.denied("after")
+    assert asked.evidence.reload() == {"after"}
+    assert asked.evidence.reload() == set()
 
 
-def test_a_bug_in_the_neutral_request_tells_nothing(caplog: pytest.LogCaptureFixture) -> None:
-    async def test(evidence: KeyEvidence, asked: Asked, loop: asyncio.AbstractEventLoop) -> None:
-        asked.error = RuntimeError("a bug")
-        assert await evidence.examine(BAD_KEY, loop.time()) is Keys.UNKNOWN
-
-    with_evidence(test)
+@flying_with(Asked)
+async def test_a_bug_in_the_neutral_request_tells_nothing(asked: Asked, caplog: pytest.LogCaptureFixture) -> None:
+    asked.error = RuntimeError("a bug")
+    assert await asked.evidence.examine(BAD_KEY, asked.now()) is Keys.UNKNOWN
     assert "a bug in the neutral request" in caplog.text
 
 

@@ -3,82 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import FakeSpool, House, away, fly
+from fakes import FakeSpool, House, away, flying, flying_with
 
 from s3daemon.errors import AttemptError, FileError, RequestError, SpoolError
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Transfer
 
 
-def in_house(test: Callable[[House], Awaitable[None]], *, spool: FakeSpool | None = None, **changes: str) -> None:
-    async def main() -> None:
-        await test(House(spool=spool, **changes))
-
-    fly(main)
-
-
-def test_the_upload_does_not_wait_for_the_disk() -> None:
+@flying_with(House)
+async def test_the_upload_does_not_wait_for_the_disk(house: House) -> None:
     """A commit that takes long delays only the acceptance; the spool has it that an attempt may have started."""
-
-    async def test(house: House) -> None:
-        house.spool.commit = asyncio.Event()
-        ticket = await house.intake.submit(house.request())
-        assert house.queued(ticket).attempt_started
-        assert (await ticket.outcome).outcome is Outcome.STORED
-        assert not ticket.durable.done()
-        house.spool.commit.set()
-        await ticket.durable
-
-    in_house(test)
+    house.spool.commit = asyncio.Event()
+    ticket = await house.intake.submit(house.request())
+    assert house.queued(ticket).attempt_started
+    assert (await ticket.outcome).outcome is Outcome.STORED
+    assert not ticket.durable.done()
+    house.spool.commit.set()
+    await ticket.durable
 
 
-def test_a_transfer_that_must_wait_keeps_no_file_open() -> None:
+@flying_with(House, S3DAEMON_MAX_CONNECTIONS="1")
+async def test_a_transfer_that_must_wait_keeps_no_file_open(house: House) -> None:
     """And the spool knows that no attempt has started."""
-
-    async def test(house: House) -> None:
-        await house.intake.submit(house.request(key="first"))
-        second = await house.intake.submit(house.request(key="second"))
-        queued = house.queued(second)
-        assert queued.source is None
-        await second.durable
-        assert not house.spool.rows[second.id].attempt_started
-
-    in_house(test, S3DAEMON_MAX_CONNECTIONS="1")
+    await house.intake.submit(house.request(key="first"))
+    second = await house.intake.submit(house.request(key="second"))
+    queued = house.queued(second)
+    assert queued.source is None
+    await second.durable
+    assert not house.spool.rows[second.id].attempt_started
 
 
-def test_a_full_disk_refuses() -> None:
+@flying_with(House)
+async def test_a_full_disk_refuses(house: House) -> None:
     """Nothing is accepted falsely: the attempt is cancelled, the transfer forgotten, and the client gets the error."""
-
-    async def test(house: House) -> None:
-        house.spool.full = True
-        ticket = await house.intake.submit(house.request())
-        with pytest.raises(SpoolError):
-            await ticket.durable
-        reply = await ticket.outcome
-        assert (reply.outcome, reply.code, reply.id) == (Outcome.FAILED, "SpoolFull", "")
-        assert len(house.uploader.schedule) == 0
-        assert not house.store.objects
-        assert not house.journal.records
-        house.spool.full = False
-        assert (await (await house.intake.submit(house.request())).outcome).outcome is Outcome.STORED
-
-    in_house(test)
-
-
-def test_a_transfer_that_was_stored_before_the_disk_could_refuse_it_is_stored() -> None:
-    async def test(house: House) -> None:
-        house.spool.commit = asyncio.Event()
-        ticket = await house.intake.submit(house.request())
-        assert (await ticket.outcome).outcome is Outcome.STORED
-        house.spool.full = True
-        house.spool.commit.set()
+    house.spool.full = True
+    ticket = await house.intake.submit(house.request())
+    with pytest.raises(SpoolError):
         await ticket.durable
+    reply = await ticket.outcome
+    assert (reply.outcome, reply.code, reply.id) == (Outcome.FAILED, "SpoolFull", "")
+    assert len(house.uploader.schedule) == 0
+    assert not house.store.objects
+    assert not house.journal.records
+    house.spool.full = False
+    assert (await (await house.intake.submit(house.request())).outcome).outcome is Outcome.STORED
 
-    in_house(test)
+
+@flying_with(House)
+async def test_a_transfer_that_was_stored_before_the_disk_could_refuse_it_is_stored(house: House) -> None:
+    house.spool.commit = asyncio.Event()
+    ticket = await house.intake.submit(house.request())
+    assert (await ticket.outcome).outcome is Outcome.STORED
+    house.spool.full = True
+    house.spool.commit.set()
+    await ticket.durable
 
 
 def errors(count: int) -> Callable[[Transfer], AttemptError | None]:
@@ -87,132 +69,111 @@ def errors(count: int) -> Callable[[Transfer], AttemptError | None]:
     return lambda _: left.pop() if left else None
 
 
-def test_a_request_joins_the_pending_transfer_of_the_same_file_and_destination() -> None:
+@flying_with(House)
+async def test_a_request_joins_the_pending_transfer_of_the_same_file_and_destination(house: House) -> None:
     """They share one upload, its delay ends, and the record has the tags of both."""
-
-    async def test(house: House) -> None:
-        house.store.answer = errors(6)
-        first = await house.intake.submit(house.request(tag="a"))
-        while len(house.store.puts) < 6 or house.store.in_flight:  # then it is in its back-off, which is long by now
-            await asyncio.sleep(0.05)
-        second = await house.intake.submit(house.request(tag="b"))
-        await second.durable
-        assert second.id == first.id
-        assert house.spool.rows[first.id].transfer.tags == ("a", "b")
-        started_at = house.loop.time()
-        assert (await second.outcome) == (await first.outcome)
-        assert house.loop.time() - started_at < 0.2
-        assert house.journal.records[-1].tags == ("a", "b")
-
-    in_house(test)
+    house.store.answer = errors(6)
+    first = await house.intake.submit(house.request(tag="a"))
+    while len(house.store.puts) < 6 or house.store.in_flight:  # then it is in its back-off, which is long by now
+        await asyncio.sleep(0.05)
+    second = await house.intake.submit(house.request(tag="b"))
+    await second.durable
+    assert second.id == first.id
+    assert house.spool.rows[first.id].transfer.tags == ("a", "b")
+    started_at = house.loop.time()
+    assert (await second.outcome) == (await first.outcome)
+    assert house.loop.time() - started_at < 0.2
+    assert house.journal.records[-1].tags == ("a", "b")
 
 
-def test_a_request_that_joins_is_not_durable_before_the_transfer_is() -> None:
-    async def test(house: House) -> None:
-        house.spool.commit = asyncio.Event()
-        house.store.answer = away
-        first = await house.intake.submit(house.request())
-        await asyncio.sleep(0.2)
-        second = await house.intake.submit(house.request())
-        assert second.id == first.id
-        await asyncio.sleep(60.0)
-        assert not second.durable.done()
-        house.spool.commit.set()
-        await second.durable
-
-    in_house(test)
+@flying_with(House)
+async def test_a_request_that_joins_is_not_durable_before_the_transfer_is(house: House) -> None:
+    house.spool.commit = asyncio.Event()
+    house.store.answer = away
+    first = await house.intake.submit(house.request())
+    await asyncio.sleep(0.2)
+    second = await house.intake.submit(house.request())
+    assert second.id == first.id
+    await asyncio.sleep(60.0)
+    assert not second.durable.done()
+    house.spool.commit.set()
+    await second.durable
 
 
-def test_a_request_that_joined_is_refused_with_the_transfer() -> None:
-    async def test(house: House) -> None:
-        house.spool.commit = asyncio.Event()
-        house.store.answer = away
-        tickets = [await house.intake.submit(house.request())]
-        await asyncio.sleep(0.2)
-        tickets.append(await house.intake.submit(house.request()))
-        house.spool.full = True
-        house.spool.commit.set()
-        for ticket in tickets:
-            with pytest.raises(SpoolError):
-                await ticket.durable
-            assert (await ticket.outcome).code == "SpoolFull"
-
-    in_house(test)
+@flying_with(House)
+async def test_a_request_that_joined_is_refused_with_the_transfer(house: House) -> None:
+    house.spool.commit = asyncio.Event()
+    house.store.answer = away
+    tickets = [await house.intake.submit(house.request())]
+    await asyncio.sleep(0.2)
+    tickets.append(await house.intake.submit(house.request()))
+    house.spool.full = True
+    house.spool.commit.set()
+    for ticket in tickets:
+        with pytest.raises(SpoolError):
+            await ticket.durable
+        assert (await ticket.outcome).code == "SpoolFull"
 
 
-def test_no_request_joins_a_transfer_that_is_in_flight() -> None:
+@flying_with(House)
+async def test_no_request_joins_a_transfer_that_is_in_flight(house: House) -> None:
     """What is being sent may be older than what the client wrote: its request becomes a transfer of its own."""
-
-    async def test(house: House) -> None:
-        first = await house.intake.submit(house.request())
-        second = await house.intake.submit(house.request())
-        assert second.id != first.id
-        assert (await second.outcome).outcome is Outcome.STORED
-        assert len(house.store.puts) == 2
-
-    in_house(test)
+    first = await house.intake.submit(house.request())
+    second = await house.intake.submit(house.request())
+    assert second.id != first.id
+    assert (await second.outcome).outcome is Outcome.STORED
+    assert len(house.store.puts) == 2
 
 
-def test_only_listed_buckets_are_allowed() -> None:
+@flying_with(House, S3DAEMON_ALLOWED_BUCKETS="other")
+async def test_only_listed_buckets_are_allowed(house: House) -> None:
     """A reload may change the list."""
-
-    async def test(house: House) -> None:
-        with pytest.raises(RequestError) as caught:
-            await house.intake.submit(house.request())
-        assert caught.value.code == "NotAllowed"
-        house.holder.current = House().settings
-        assert await house.intake.submit(house.request())
-
-    in_house(test, S3DAEMON_ALLOWED_BUCKETS="other")
+    with pytest.raises(RequestError) as caught:
+        await house.intake.submit(house.request())
+    assert caught.value.code == "NotAllowed"
+    house.holder.current = House().settings
+    assert await house.intake.submit(house.request())
 
 
-def test_a_file_that_cannot_be_opened_is_refused_at_once() -> None:
-    async def test(house: House) -> None:
-        house.files.missing.add("/gone")
-        with pytest.raises(FileError):
-            await house.intake.submit(house.request(file="/gone"))
-        assert len(house.uploader.schedule) == 0
-
-    in_house(test)
+@flying_with(House)
+async def test_a_file_that_cannot_be_opened_is_refused_at_once(house: House) -> None:
+    house.files.missing.add("/gone")
+    with pytest.raises(FileError):
+        await house.intake.submit(house.request(file="/gone"))
+    assert len(house.uploader.schedule) == 0
 
 
-def test_a_client_of_an_earlier_process_waits_on() -> None:
+@flying_with(House)
+async def test_a_client_of_an_earlier_process_waits_on(house: House) -> None:
     """Its transfer is durable already; a transfer that is over gives no ticket."""
-
-    async def test(house: House) -> None:
-        ticket = await house.intake.submit(house.request())
-        await ticket.durable
-        await house.uploader.drain(0.0)
-        after = House(spool=house.spool, store=house.store)
-        after.uploader.recover(house.spool.rows.values())
-        resumed = after.intake.resume(ticket.id)
-        assert resumed
-        assert resumed.durable.done()
-        assert (await resumed.outcome).outcome is Outcome.STORED
-        assert after.intake.resume(ticket.id) is None
-
-    in_house(test)
+    ticket = await house.intake.submit(house.request())
+    await ticket.durable
+    await house.uploader.drain(0.0)
+    after = House(spool=house.spool, store=house.store)
+    after.uploader.recover(house.spool.rows.values())
+    resumed = after.intake.resume(ticket.id)
+    assert resumed
+    assert resumed.durable.done()
+    assert (await resumed.outcome).outcome is Outcome.STORED
+    assert after.intake.resume(ticket.id) is None
 
 
-def test_the_order_of_acceptance_goes_on_from_that_of_earlier_processes() -> None:
-    async def test(house: House) -> None:
-        ticket = await house.intake.submit(house.request())
-        await ticket.durable
-        assert house.spool.rows[ticket.id].seq == house.queued(ticket).seq == 42
-
+@flying
+async def test_the_order_of_acceptance_goes_on_from_that_of_earlier_processes() -> None:
     spool = FakeSpool()
     spool.last_seq = 41
-    in_house(test, spool=spool)
+    house = House(spool=spool)
+    ticket = await house.intake.submit(house.request())
+    await ticket.durable
+    assert house.spool.rows[ticket.id].seq == house.queued(ticket).seq == 42
 
 
-def test_a_client_that_has_waited_long_enough_is_deferred_unless_its_transfer_is_over() -> None:
-    async def test(house: House) -> None:
-        ticket: Any = await house.intake.submit(house.request())
-        reply = house.intake.deferral(ticket)
-        assert reply
-        assert (reply.outcome, reply.code, reply.id) == (Outcome.DEFERRED, "Deferred", ticket.id)
-        await asyncio.sleep(1)
-        assert not ticket.outcome.done(), "it does not wait any longer"
-        assert house.intake.deferral(ticket) is None
-
-    in_house(test)
+@flying_with(House)
+async def test_a_client_that_has_waited_long_enough_is_deferred_unless_its_transfer_is_over(house: House) -> None:
+    ticket: Any = await house.intake.submit(house.request())
+    reply = house.intake.deferral(ticket)
+    assert reply
+    assert (reply.outcome, reply.code, reply.id) == (Outcome.DEFERRED, "Deferred", ticket.id)
+    await asyncio.sleep(1)
+    assert not ticket.outcome.done(), "it does not wait any longer"
+    assert house.intake.deferral(ticket) is None

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from fakes import fly
+from fakes import flying_with
 
 from s3daemon.delivery.attempt import LATE_ARRIVAL_S
 from s3daemon.delivery.janitor import SWEEP_MAX_S, SWEEP_S, Janitor
@@ -56,134 +56,106 @@ class House:
         return [one.upload.id for one in self.open_uploads]
 
 
-def test_orphans_are_aborted() -> None:
+@flying_with(House)
+async def test_orphans_are_aborted(house: House) -> None:
     """An upload of a pending transfer stays, unless the transfer has abandoned it."""
-
-    async def main() -> None:
-        house = House()
-        for id_, transfer_id in (("mine", "pending"), ("abandoned", "pending"), ("orphan", "over")):
-            await house.begin(id_, transfer_id)
-        next(one for one in house.open_uploads if one.upload.id == "abandoned").abandoned = True
-        assert await house.janitor.sweep()
-        assert house.store.aborted == ["abandoned", "orphan"]
-        assert house.left == ["mine"]
-        house.pending.clear()
-        assert await house.janitor.sweep()
-        assert house.left == []
-
-    fly(main)
+    for id_, transfer_id in (("mine", "pending"), ("abandoned", "pending"), ("orphan", "over")):
+        await house.begin(id_, transfer_id)
+    next(one for one in house.open_uploads if one.upload.id == "abandoned").abandoned = True
+    assert await house.janitor.sweep()
+    assert house.store.aborted == ["abandoned", "orphan"]
+    assert house.left == ["mine"]
+    house.pending.clear()
+    assert await house.janitor.sweep()
+    assert house.left == []
 
 
 @pytest.mark.parametrize("code", ["NoSuchUpload", "NoSuchBucket"])
-def test_an_upload_that_the_store_does_not_have_is_forgotten(code: str) -> None:
+@flying_with(House)
+async def test_an_upload_that_the_store_does_not_have_is_forgotten(house: House, code: str) -> None:
     """It was aborted or completed before, or the bucket is gone."""
-
-    async def main() -> None:
-        house = House()
-        await house.begin("orphan")
-        house.store.error = AttemptError(code, "gone", status=404)
-        assert await house.janitor.sweep()
-        assert house.left == []
-
-    fly(main)
+    await house.begin("orphan")
+    house.store.error = AttemptError(code, "gone", status=404)
+    assert await house.janitor.sweep()
+    assert house.left == []
 
 
-def test_an_endpoint_that_fails_is_asked_ever_less_often() -> None:
+@flying_with(House)
+async def test_an_endpoint_that_fails_is_asked_ever_less_often(house: House) -> None:
     """There is one request at a time, however many uploads wait; and in the end all are aborted."""
-
-    async def main() -> None:
-        house = House()
-        for id_ in ("orphan", "another"):
-            await house.begin(id_)
-        running = asyncio.create_task(house.janitor.run())
-        house.store.error = AttemptError("404", "a proxy's own page", status=404)
-        await asyncio.sleep(10 * SWEEP_MAX_S)
-        assert 10 <= house.store.asked <= 20
-        house.store.error = None
-        await asyncio.sleep(SWEEP_MAX_S + SWEEP_S)
-        assert house.left == []
-        running.cancel()
-
-    fly(main)
+    for id_ in ("orphan", "another"):
+        await house.begin(id_)
+    running = asyncio.create_task(house.janitor.run())
+    house.store.error = AttemptError("404", "a proxy's own page", status=404)
+    await asyncio.sleep(10 * SWEEP_MAX_S)
+    assert 10 <= house.store.asked <= 20
+    house.store.error = None
+    await asyncio.sleep(SWEEP_MAX_S + SWEEP_S)
+    assert house.left == []
+    running.cancel()
 
 
-def test_an_upload_that_the_store_may_be_completing_is_left_alone_for_a_while() -> None:
+@flying_with(House)
+async def test_an_upload_that_the_store_may_be_completing_is_left_alone_for_a_while(house: House) -> None:
     """An abort would take the parts from under its object."""
-
-    async def main() -> None:
-        house = House()
-        await house.begin("orphan")
-        (one,) = house.open_uploads
-        await house.open_uploads.completing(one)
-        running = asyncio.create_task(house.janitor.run())
-        await asyncio.sleep(LATE_ARRIVAL_S - SWEEP_S)
-        assert house.store.aborted == []
-        await asyncio.sleep(3 * SWEEP_S)
-        assert house.store.aborted == ["orphan"]
-        running.cancel()
-
-    fly(main)
+    await house.begin("orphan")
+    (one,) = house.open_uploads
+    await house.open_uploads.completing(one)
+    running = asyncio.create_task(house.janitor.run())
+    await asyncio.sleep(LATE_ARRIVAL_S - SWEEP_S)
+    assert house.store.aborted == []
+    await asyncio.sleep(3 * SWEEP_S)
+    assert house.store.aborted == ["orphan"]
+    running.cancel()
 
 
-def test_an_upload_that_may_not_be_aborted_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+@flying_with(House)
+async def test_an_upload_that_may_not_be_aborted_is_logged(house: House, caplog: pytest.LogCaptureFixture) -> None:
     """One warning has all that a person needs to abort it, and it is not tried again."""
-
-    async def main() -> None:
-        house = House()
-        await house.begin("orphan")
-        house.store.error = AttemptError("AccessDenied", "no", status=403)
-        assert await house.janitor.sweep()
-        assert house.left == []
-
-    fly(main)
+    await house.begin("orphan")
+    house.store.error = AttemptError("AccessDenied", "no", status=403)
+    assert await house.janitor.sweep()
+    assert house.left == []
     (record,) = caplog.records
     assert record.levelno == logging.WARNING
     assert all(word in record.getMessage() for word in ("orphan", "bucket/key", HERE, "AccessDenied"))
 
 
-def test_uploads_at_a_store_that_is_no_longer_in_use_are_aborted(caplog: pytest.LogCaptureFixture) -> None:
+@flying_with(House)
+async def test_uploads_at_a_store_that_is_no_longer_in_use_are_aborted(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     """That is so after a reload with another endpoint; a warning names what could not be aborted."""
-
-    async def main() -> None:
-        house = House()
-        await house.begin("here", "pending")
-        await house.begin("there", "pending", THERE)
-        there = FakeStore(THERE)
-        old: Any = there
-        await house.janitor.abort_all(old)
-        assert (there.aborted, house.left, caplog.records) == (["there"], ["here"], [])
-        await house.begin("unreached", "pending", THERE)
-        there.error = AttemptError("ConnectionFailed", "no connection")
-        await house.janitor.abort_all(old)
-        assert house.left == ["here"]
-        assert "unreached" in caplog.records[0].getMessage()
-
-    fly(main)
+    await house.begin("here", "pending")
+    await house.begin("there", "pending", THERE)
+    there = FakeStore(THERE)
+    old: Any = there
+    await house.janitor.abort_all(old)
+    assert (there.aborted, house.left, caplog.records) == (["there"], ["here"], [])
+    await house.begin("unreached", "pending", THERE)
+    there.error = AttemptError("ConnectionFailed", "no connection")
+    await house.janitor.abort_all(old)
+    assert house.left == ["here"]
+    assert "unreached" in caplog.records[0].getMessage()
 
 
-def test_uploads_at_a_store_that_is_in_use_again_are_kept() -> None:
+@flying_with(House)
+async def test_uploads_at_a_store_that_is_in_use_again_are_kept(house: House) -> None:
     """A second reload came before the last attempts there had ended."""
-
-    async def main() -> None:
-        house = House()
-        await house.begin("here", "pending")
-        old: Any = FakeStore(HERE)
-        await house.janitor.abort_all(old)
-        assert house.left == ["here"]
-
-    fly(main)
+    await house.begin("here", "pending")
+    old: Any = FakeStore(HERE)
+    await house.janitor.abort_all(old)
+    assert house.left == ["here"]
 
 
-def test_at_the_start_uploads_at_another_endpoint_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+@flying_with(House)
+async def test_at_the_start_uploads_at_another_endpoint_are_logged(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
     """There is one warning for each, and no more at the next start."""
-
-    async def main() -> None:
-        house = House()
-        await house.begin("here", "pending")
-        await house.begin("there", "pending", THERE)
-        house.janitor.forget_other_endpoints()
-        assert house.left == ["here"]
-        house.janitor.forget_other_endpoints()
-
-    fly(main)
+    await house.begin("here", "pending")
+    await house.begin("there", "pending", THERE)
+    house.janitor.forget_other_endpoints()
+    assert house.left == ["here"]
+    house.janitor.forget_other_endpoints()
     assert ["there" in record.getMessage() for record in caplog.records] == [True]

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any
 
 import pytest
 from aiohttp import web
+from fake_host import settings_for
+from lab.serving import Run, SocketHouse, in_house, run_with
 
 import s3daemon.http.server
 import s3daemon.ingress.listener
-from s3daemon.config.settings import Settings, SettingsHolder
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.http.server import HttpServer
 from s3daemon.http.upload import MAX_FORM, Answer, Form
 
@@ -26,26 +26,16 @@ KEPT_GET, KEPT_POST = (text.replace(b"Connection: close\r\n", b"") for text in (
 POST = HEAD + b"4\r\n\r\nbody"
 
 
-class House:
+class House(SocketHouse):
     """A server on a socket in a directory."""
 
     def __init__(self, directory: Path, **changes: str) -> None:
-        environ = {
-            "S3_ENDPOINT_URL": "http://store",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "S3DAEMON_STATE_DIR": "/nowhere",
-        }
-        self.path = str(directory / "socket")
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(self.path)
-        self.listener.listen(100)
-        self.listener.setblocking(False)
+        super().__init__(directory)
         self.now = 1000.0
         self.acted, self.taken = list[bytes](), 0
         self.go_on = asyncio.Event()
         self.go_on.set()
-        settings = SettingsHolder(Settings.from_environ(environ | changes))
+        settings = SettingsHolder(settings_for("http://store", **changes))
         pages = {"/page": self.page, "/html": self.html, "/bug": self.bug, "/large": self.large}
         self.actions = {"/act": self.act}
         self.server = HttpServer(settings, pages, self.actions, clock=lambda: self.now)
@@ -78,84 +68,45 @@ class House:
         await self.server.listener.drain()
         self.listener.close()
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_unix_connection(self.path)
-
-    async def say(self, data: bytes) -> bytes:
-        """Send `data`, read to the end."""
-        reader, writer = await self.connect()
-        writer.write(data)
-        try:
-            return await reader.read()
-        except ConnectionError:
-            return b"reset"
-        finally:
-            writer.close()
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.001)
-
-
-Run = Callable[..., None]
+    @property
+    def clients(self) -> int:
+        return self.server.listener.clients
 
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs a test with a House; limits are short, and nothing may be left to the loop."""
+    """Runs a test with a House; limits are short."""
     for name in ("READ_LIMIT_S", "REPLY_LIMIT_S", "IDLE_LIMIT_S"):
         monkeypatch.setattr(s3daemon.http.server, name, 0.3)
     monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0.3)
 
-    def run(test: Callable[[House], Awaitable[None]], **changes: str) -> None:
-        stray: list[dict[str, Any]] = []
-
-        async def main() -> None:
-            asyncio.get_running_loop().set_exception_handler(lambda _, context: stray.append(context))
-            made = House(tmp_path, **changes)
-            try:
-                async with asyncio.timeout(20):
-                    await test(made)
-            finally:
-                await made.close()
-            assert made.server.listener.clients == 0
-
-        asyncio.run(main())
-        assert stray == []
-
-    return run
+    return lambda test, **changes: run_with(lambda: House(tmp_path, **changes), test)
 
 
 def status(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1]) if answer.startswith(b"HTTP/1.") else 0
 
 
-def test_every_answer_says_who_may_read_it(house: Run) -> None:
+@in_house()
+async def test_every_answer_says_who_may_read_it(house: House) -> None:
     """It is not to be cached or read by other sites. A client that asks for it is disconnected after its answer."""
-
-    async def test(house: House) -> None:
-        answer = await house.say(GET)
-        assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert answer.endswith(b"\r\n\r\na page")
-        head = answer.partition(b"\r\n\r\n")[0].lower()
-        for line in (b"connection: close", b"cache-control: no-store", b"x-content-type-options: nosniff"):
-            assert line in head
-        assert b"access-control" not in head
-        assert b"python" not in head
-        head = await house.say(GET.replace(b"GET", b"HEAD"))
-        assert head.startswith(b"HTTP/1.1 200 OK\r\n")
-        assert head.endswith(b"\r\n\r\n")
-
-    house(test)
+    answer = await house.say(GET)
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert answer.endswith(b"\r\n\r\na page")
+    head = answer.partition(b"\r\n\r\n")[0].lower()
+    for line in (b"connection: close", b"cache-control: no-store", b"x-content-type-options: nosniff"):
+        assert line in head
+    assert b"access-control" not in head
+    assert b"python" not in head
+    head = await house.say(GET.replace(b"GET", b"HEAD"))
+    assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert head.endswith(b"\r\n\r\n")
 
 
-def test_html_has_its_own_content_security_policy(house: Run) -> None:
-    async def test(house: House) -> None:
-        answer = await house.say(GET.replace(b"/page", b"/html"))
-        assert b"Content-Security-Policy: default-src 'none'; script-src 'sha256-" in answer
-
-    house(test)
+@in_house()
+async def test_html_has_its_own_content_security_policy(house: House) -> None:
+    answer = await house.say(GET.replace(b"/page", b"/html"))
+    assert b"Content-Security-Policy: default-src 'none'; script-src 'sha256-" in answer
 
 
 @pytest.mark.parametrize(
@@ -166,196 +117,160 @@ def test_html_has_its_own_content_security_policy(house: Run) -> None:
         (b"GET /act", 405), (b"DELETE /none", 404), (b"CONNECT localhost:80", 404),
     ],
 )  # fmt: skip
-def test_paths_and_methods(house: Run, line: bytes, wanted: int) -> None:
-    async def test(house: House) -> None:
-        answer = await house.say(GET.replace(b"GET /page", line))
-        assert status(answer) == wanted
-        assert (b"\r\nAllow: " in answer) == (wanted == 405)
-        assert not house.acted
-
-    house(test)
+@in_house()
+async def test_paths_and_methods(house: House, line: bytes, wanted: int) -> None:
+    answer = await house.say(GET.replace(b"GET /page", line))
+    assert status(answer) == wanted
+    assert (b"\r\nAllow: " in answer) == (wanted == 405)
+    assert not house.acted
 
 
 @pytest.mark.parametrize(
     "header",
     [b"Host: evil.example", b"Host: localhost\r\nOrigin: null", b"Host: localhost\r\nSec-Fetch-Site: cross-site"],
 )
-def test_other_sites_are_refused(house: Run, caplog: pytest.LogCaptureFixture, header: bytes) -> None:
+@in_house()
+async def test_other_sites_are_refused(house: House, caplog: pytest.LogCaptureFixture, header: bytes) -> None:
     """403 before anything else is checked, for reads and for forms; it is logged once a minute."""
-
-    async def test(house: House) -> None:
-        for request in (GET, POST, POST, GET.replace(b"/page", b"/none")):
-            assert status(await house.say(request.replace(b"Host: localhost", header))) == 403
-        assert not house.acted
-        assert len(caplog.records) == 1
-        assert caplog.records[0].getMessage().startswith("refused GET /page over HTTP: ")
-        house.now += 60
-        await house.say(POST.replace(b"Host: localhost", header))
-        assert len(caplog.records) == 2
-
-    house(test)
+    for request in (GET, POST, POST, GET.replace(b"/page", b"/none")):
+        assert status(await house.say(request.replace(b"Host: localhost", header))) == 403
+    assert not house.acted
+    assert len(caplog.records) == 1
+    assert caplog.records[0].getMessage().startswith("refused GET /page over HTTP: ")
+    house.now += 60
+    await house.say(POST.replace(b"Host: localhost", header))
+    assert len(caplog.records) == 2
 
 
-def test_further_names_of_the_server_are_accepted(house: Run) -> None:
-    async def test(house: House) -> None:
-        assert status(await house.say(GET.replace(b"localhost", b"node7:99"))) == 200
-
-    house(test, S3DAEMON_HTTP_NAMES="node7")
+@in_house(S3DAEMON_HTTP_NAMES="node7")
+async def test_further_names_of_the_server_are_accepted(house: House) -> None:
+    assert status(await house.say(GET.replace(b"localhost", b"node7:99"))) == 200
 
 
-def test_a_form_is_answered(house: Run) -> None:
+@in_house()
+async def test_a_form_is_answered(house: House) -> None:
     """The handler gets the whole body, sent in one piece or in chunks; it learns that the client took its answer."""
-
-    async def test(house: House) -> None:
-        assert (await house.say(POST)).endswith(b"\r\n\r\n" + Answer(HTTPStatus.OK, "done").encode())
-        chunked = HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\n")
-        assert status(await house.say(chunked + b"2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n")) == 200
-        assert house.acted == [b"body", b"body"]
-        await house.until(lambda: house.taken == 2)
-
-    house(test)
+    assert (await house.say(POST)).endswith(b"\r\n\r\n" + Answer(HTTPStatus.OK, "done").encode())
+    chunked = HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\n")
+    assert status(await house.say(chunked + b"2\r\nbo\r\n2\r\ndy\r\n0\r\n\r\n")) == 200
+    assert house.acted == [b"body", b"body"]
+    await house.until(lambda: house.taken == 2)
 
 
 @pytest.mark.parametrize("method", [b"PUT", b"PATCH"])
-def test_a_form_may_come_by_put_or_patch(house: Run, method: bytes) -> None:
+@in_house()
+async def test_a_form_may_come_by_put_or_patch(house: House, method: bytes) -> None:
     """As by POST."""
-
-    async def test(house: House) -> None:
-        assert status(await house.say(POST.replace(b"POST", method))) == 200
-        assert house.acted == [b"body"]
-
-    house(test)
+    assert status(await house.say(POST.replace(b"POST", method))) == 200
+    assert house.acted == [b"body"]
 
 
-def test_a_connection_is_kept_for_further_requests(house: Run) -> None:
+@in_house()
+async def test_a_connection_is_kept_for_further_requests(house: House) -> None:
     """Forms and pages in turn, also several sent at once; each failed form counts as reported with its answer."""
-
-    async def test(house: House) -> None:
-        reader, writer = await house.connect()
-        for number in range(3):
-            for request, end in ((KEPT_POST, b'"task": null}\n'), (KEPT_GET, b"a page")):
-                writer.write(request)
-                answer = await reader.readuntil(end)
-                assert status(answer) == 200
-                assert b"connection: close" not in answer.lower()
-            await house.until(lambda n=number: house.taken == n + 1)  # type: ignore[misc]
-        writer.write(KEPT_GET * 3)
-        for _ in range(3):
-            assert status(await reader.readuntil(b"a page")) == 200
-        assert house.server.listener.clients == 1
-        writer.close()
-
-    house(test)
+    reader, writer = await house.connect()
+    for number in range(3):
+        for request, end in ((KEPT_POST, b'"task": null}\n'), (KEPT_GET, b"a page")):
+            writer.write(request)
+            answer = await reader.readuntil(end)
+            assert status(answer) == 200
+            assert b"connection: close" not in answer.lower()
+        await house.until(lambda n=number: house.taken == n + 1)  # type: ignore[misc]
+    writer.write(KEPT_GET * 3)
+    for _ in range(3):
+        assert status(await reader.readuntil(b"a page")) == 200
+    assert house.clients == 1
+    writer.close()
 
 
-def test_an_idle_connection_is_closed_after_a_while(house: Run) -> None:
-    async def test(house: House) -> None:
-        answer = await house.say(KEPT_GET)
-        assert answer.endswith(b"a page")
-
-    house(test)
+@in_house()
+async def test_an_idle_connection_is_closed_after_a_while(house: House) -> None:
+    answer = await house.say(KEPT_GET)
+    assert answer.endswith(b"a page")
 
 
-def test_a_slow_second_request_is_disconnected(house: Run) -> None:
+@in_house()
+async def test_a_slow_second_request_is_disconnected(house: House) -> None:
     """It has as long as a first one."""
-
-    async def test(house: House) -> None:
-        reader, writer = await house.connect()
-        writer.write(KEPT_GET)
-        await reader.readuntil(b"a page")
-        writer.write(KEPT_POST[:-1])
-        with suppress(ConnectionError):
-            assert await reader.read() == b""
-        await house.until(lambda: house.server.listener.clients == 0)
-        assert not house.acted
-        writer.close()
-
-    house(test)
+    reader, writer = await house.connect()
+    writer.write(KEPT_GET)
+    await reader.readuntil(b"a page")
+    writer.write(KEPT_POST[:-1])
+    with suppress(ConnectionError):
+        assert await reader.read() == b""
+    await house.until(lambda: house.clients == 0)
+    assert not house.acted
+    writer.close()
 
 
-def test_no_connection_is_kept_while_slots_are_short(house: Run) -> None:
+@in_house(S3DAEMON_MAX_CLIENTS="3")
+async def test_no_connection_is_kept_while_slots_are_short(house: House) -> None:
     """Two of three in use: the next answer ends its connection, so that no client waits for an idle one."""
-
-    async def test(house: House) -> None:
-        _, idle = await house.connect()
-        await house.until(lambda: house.server.listener.clients == 1)
-        answer = await house.say(KEPT_GET)
-        assert b"\r\nConnection: close\r\n" in answer
-        idle.close()
-
-    house(test, S3DAEMON_MAX_CLIENTS="3")
+    _, idle = await house.connect()
+    await house.until(lambda: house.clients == 1)
+    answer = await house.say(KEPT_GET)
+    assert b"\r\nConnection: close\r\n" in answer
+    idle.close()
 
 
-def test_a_stop_closes_idle_connections_and_lets_others_end(house: Run) -> None:
+@in_house()
+async def test_a_stop_closes_idle_connections_and_lets_others_end(house: House) -> None:
     """At once for one that waits for a request; after the answer for one whose second request has been read."""
-
-    async def test(house: House) -> None:
-        idle, writer = await house.connect()
-        busy, other = await house.connect()
-        for reader, asking in ((idle, writer), (busy, other)):
-            asking.write(KEPT_GET)
-            await reader.readuntil(b"a page")
-        house.go_on.clear()
-        other.write(KEPT_POST)
-        await house.until(lambda: bool(house.acted))
-        house.accepting.cancel()
-        await house.server.listener.stop_reading()
-        assert await idle.read() == b""
-        house.go_on.set()
-        answer = await busy.read()
-        assert status(answer) == 200
-        assert b"\r\nConnection: close\r\n" in answer
-        await house.server.listener.drain()
-        writer.close()
-        other.close()
-
-    house(test)
+    idle, writer = await house.connect()
+    busy, other = await house.connect()
+    for reader, asking in ((idle, writer), (busy, other)):
+        asking.write(KEPT_GET)
+        await reader.readuntil(b"a page")
+    house.go_on.clear()
+    other.write(KEPT_POST)
+    await house.until(lambda: bool(house.acted))
+    house.accepting.cancel()
+    await house.server.listener.stop_reading()
+    assert await idle.read() == b""
+    house.go_on.set()
+    answer = await busy.read()
+    assert status(answer) == 200
+    assert b"\r\nConnection: close\r\n" in answer
+    await house.server.listener.drain()
+    writer.close()
+    other.close()
 
 
-def test_a_client_that_asks_whether_it_may_send_a_body_may_at_once(house: Run) -> None:
+@in_house()
+async def test_a_client_that_asks_whether_it_may_send_a_body_may_at_once(house: House) -> None:
     """curl waits a second for this before it sends a large form."""
-
-    async def test(house: House) -> None:
-        reader, writer = await house.connect()
-        writer.write(HEAD + b"4\r\nExpect: 100-continue\r\n\r\n")
-        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-        writer.write(b"body")
-        assert status(await reader.read()) == 200
-        assert house.acted == [b"body"]
-        writer.close()
-
-    house(test)
+    reader, writer = await house.connect()
+    writer.write(HEAD + b"4\r\nExpect: 100-continue\r\n\r\n")
+    assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
+    writer.write(b"body")
+    assert status(await reader.read()) == 200
+    assert house.acted == [b"body"]
+    writer.close()
 
 
-def test_a_page_is_served_without_a_host(house: Run) -> None:
+@in_house()
+async def test_a_page_is_served_without_a_host(house: House) -> None:
     """A balancer's HTTP/1.0 has none; the connection ends. A form needs one."""
-
-    async def test(house: House) -> None:
-        answer = await house.say(b"GET /page HTTP/1.0\r\n\r\n")
-        assert status(answer) == 200
-        assert answer.endswith(b"a page")
-        assert status(await house.say(POST.replace(b"Host: localhost\r\n", b"").replace(b"1.1", b"1.0"))) == 403
-
-    house(test)
+    answer = await house.say(b"GET /page HTTP/1.0\r\n\r\n")
+    assert status(answer) == 200
+    assert answer.endswith(b"a page")
+    assert status(await house.say(POST.replace(b"Host: localhost\r\n", b"").replace(b"1.1", b"1.0"))) == 403
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
-def test_large_forms_are_refused(house: Run, caplog: pytest.LogCaptureFixture, declared: bool) -> None:
+@in_house()
+async def test_large_forms_are_refused(house: House, caplog: pytest.LogCaptureFixture, declared: bool) -> None:
     """400 with a reason, for a client that sends a file instead of its name; it is logged."""
-
-    async def test(house: House) -> None:
-        size = MAX_FORM + 1
-        request = HEAD + b"%d\r\n\r\n" % size + bytes(size)
-        if not declared:
-            head = HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\n")
-            request = head + b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n"
-        answer = await house.say(request)
-        assert status(answer) == 400
-        assert b"send a file's path, not its content" in answer
-        assert "refused POST /act over HTTP: bad request: a form has at most" in caplog.text
-        assert not house.acted
-
-    house(test)
+    size = MAX_FORM + 1
+    request = HEAD + b"%d\r\n\r\n" % size + bytes(size)
+    if not declared:
+        head = HEAD.replace(b"Content-Length: ", b"Transfer-Encoding: chunked\r\n\r\n")
+        request = head + b"%x\r\n" % size + bytes(size) + b"\r\n0\r\n\r\n"
+    answer = await house.say(request)
+    assert status(answer) == 400
+    assert b"send a file's path, not its content" in answer
+    assert "refused POST /act over HTTP: bad request: a form has at most" in caplog.text
+    assert not house.acted
 
 
 @pytest.mark.parametrize(
@@ -369,181 +284,137 @@ def test_large_forms_are_refused(house: Run, caplog: pytest.LogCaptureFixture, d
     ids=["silent", "method", "half", "half a body", "binary", "nonsense", "the wire's", "long header", "long line",
          "many headers", "bad chunk", "two lengths"],
 )  # fmt: skip
-def test_bad_clients_cost_a_bounded_time(house: Run, caplog: pytest.LogCaptureFixture, data: bytes) -> None:
+@in_house()
+async def test_bad_clients_cost_a_bounded_time(house: House, caplog: pytest.LogCaptureFixture, data: bytes) -> None:
     """A silent, slow or malformed client is disconnected; the log is not filled."""
-
-    async def test(house: House) -> None:
-        answer = await house.say(data)
-        assert answer in (b"", b"reset") or status(answer) == 400, answer
-        await house.until(lambda: house.server.listener.clients == 0)
-        assert status(await house.say(GET)) == 200
-
-    house(test)
+    answer = await house.say(data)
+    assert answer in (b"", b"reset") or status(answer) == 400, answer
+    await house.until(lambda: house.clients == 0)
+    assert status(await house.say(GET)) == 200
     assert caplog.records == []
 
 
-def test_a_client_that_does_not_take_its_answer_is_disconnected(house: Run) -> None:
+@in_house()
+async def test_a_client_that_does_not_take_its_answer_is_disconnected(house: House) -> None:
     """Ten megabytes are more than a socket's buffer holds."""
-
-    async def test(house: House) -> None:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(house.path)
-            client.sendall(GET.replace(b"/page", b"/large"))
-            await house.until(lambda: house.server.listener.clients == 1)
-            await house.until(lambda: house.server.listener.clients == 0)
-
-    house(test)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(house.path)
+        client.sendall(GET.replace(b"/page", b"/large"))
+        await house.until(lambda: house.clients == 1)
+        await house.until(lambda: house.clients == 0)
 
 
-def test_a_request_is_carried_out_though_its_client_disconnects(house: Run) -> None:
+@in_house()
+async def test_a_request_is_carried_out_though_its_client_disconnects(house: House) -> None:
     """It keeps its slot meanwhile; its answer counts as not taken."""
+    house.go_on.clear()
+    _, writer = await house.connect()
+    writer.write(POST)
+    await house.until(lambda: bool(house.acted))
+    writer.close()
+    await asyncio.sleep(0.05)
+    assert house.clients == 1
+    house.go_on.set()
+    await house.until(lambda: house.clients == 0)
+    assert house.taken == 0
 
-    async def test(house: House) -> None:
-        house.go_on.clear()
+
+@in_house()
+async def test_connections_that_close_at_once_cost_nothing(house: House) -> None:
+    for _ in range(50):
         _, writer = await house.connect()
-        writer.write(POST)
-        await house.until(lambda: bool(house.acted))
         writer.close()
-        await asyncio.sleep(0.05)
-        assert house.server.listener.clients == 1
-        house.go_on.set()
-        await house.until(lambda: house.server.listener.clients == 0)
-        assert house.taken == 0
-
-    house(test)
+    assert status(await house.say(GET)) == 200
 
 
-def test_connections_that_close_at_once_cost_nothing(house: Run) -> None:
-    async def test(house: House) -> None:
-        for _ in range(50):
-            _, writer = await house.connect()
-            writer.close()
-        assert status(await house.say(GET)) == 200
-
-    house(test)
-
-
-def test_more_clients_than_slots_wait(house: Run) -> None:
+@in_house(S3DAEMON_MAX_CLIENTS="3")
+async def test_more_clients_than_slots_wait(house: House) -> None:
     """They stay in the backlog until one is done."""
-
-    async def test(house: House) -> None:
-        house.go_on.clear()
-        asking = [asyncio.create_task(house.say(POST)) for _ in range(10)]
-        await house.until(lambda: len(house.acted) == 3)
-        await asyncio.sleep(0.05)
-        assert house.server.listener.clients == len(house.acted) == 3
-        house.go_on.set()
-        assert {status(await one) for one in asking} == {200}
-
-    house(test, S3DAEMON_MAX_CLIENTS="3")
+    house.go_on.clear()
+    asking = [asyncio.create_task(house.say(POST)) for _ in range(10)]
+    await house.until(lambda: len(house.acted) == 3)
+    await asyncio.sleep(0.05)
+    assert house.clients == len(house.acted) == 3
+    house.go_on.set()
+    assert {status(await one) for one in asking} == {200}
 
 
-def test_a_bug_is_logged_and_answered_with_500(house: Run, caplog: pytest.LogCaptureFixture) -> None:
+@in_house()
+async def test_a_bug_is_logged_and_answered_with_500(house: House, caplog: pytest.LogCaptureFixture) -> None:
     """The log has the traceback, the client has not."""
-
-    async def test(house: House) -> None:
-        answer = await house.say(GET.replace(b"/page", b"/bug"))
-        assert status(answer) == 500
-        assert b"Internal: a bug in the daemon: ValueError" in answer
-        assert b"secret" not in answer
-
-    house(test)
+    answer = await house.say(GET.replace(b"/page", b"/bug"))
+    assert status(answer) == 500
+    assert b"Internal: a bug in the daemon: ValueError" in answer
+    assert b"secret" not in answer
     assert "a bug while answering /bug" in caplog.text
     assert "something secret" in caplog.text
 
 
-def test_a_stop_lets_requests_be_finished(house: Run) -> None:
+@in_house()
+async def test_a_stop_lets_requests_be_finished(house: House) -> None:
     """A silent client is disconnected, one that sent half may send the rest, one that waits gets its answer."""
-
-    async def test(house: House) -> None:
-        house.go_on.clear()
-        waiting = asyncio.create_task(house.say(POST))
-        silent = asyncio.create_task(house.say(b""))
-        reader, writer = await house.connect()
-        writer.write(GET[:10])
-        await house.until(lambda: house.server.listener.clients == 3)
-        house.accepting.cancel()
-        stopping = asyncio.create_task(house.server.listener.stop_reading())
-        await asyncio.sleep(0.05)
-        writer.write(GET[10:])
-        assert status(await reader.read()) == 200
-        writer.close()
-        await stopping
-        assert await silent in (b"", b"reset")
-        assert not waiting.done()
-        leaving = asyncio.create_task(house.server.listener.drain())
-        house.go_on.set()
-        await leaving
-        assert status(await waiting) == 200
-
-    house(test)
+    house.go_on.clear()
+    waiting = asyncio.create_task(house.say(POST))
+    silent = asyncio.create_task(house.say(b""))
+    reader, writer = await house.connect()
+    writer.write(GET[:10])
+    await house.until(lambda: house.clients == 3)
+    house.accepting.cancel()
+    stopping = asyncio.create_task(house.server.listener.stop_reading())
+    await asyncio.sleep(0.05)
+    writer.write(GET[10:])
+    assert status(await reader.read()) == 200
+    writer.close()
+    await stopping
+    assert await silent in (b"", b"reset")
+    assert not waiting.done()
+    leaving = asyncio.create_task(house.server.listener.drain())
+    house.go_on.set()
+    await leaving
+    assert status(await waiting) == 200
 
 
-def test_a_stop_disconnects_no_client_whose_request_was_read(house: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+@in_house()
+async def test_a_stop_disconnects_no_client_whose_request_was_read(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Even if the stop comes in the moment in which its request is handled."""
     monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0)
+    before = house.act
 
-    async def test(house: House) -> None:
-        before = house.act
+    async def act(form: Form) -> Answer:
+        await house.server.listener.stop_reading()
+        await asyncio.sleep(0.05)  # else the answer is out before anything can be hung up on
+        return await before(form)
 
-        async def act(form: Form) -> Answer:
-            await house.server.listener.stop_reading()
-            await asyncio.sleep(0.05)  # else the answer is out before anything can be hung up on
-            return await before(form)
-
-        house.actions["/act"] = act
-        assert status(await house.say(POST)) == 200
-
-    house(test)
+    house.actions["/act"] = act
+    assert status(await house.say(POST)) == 200
 
 
-def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
-    """A client that is not served yet stays in the backlog, where the next process finds it."""
-
-    async def test(house: House) -> None:
-        for moments in range(10):
-            await asyncio.sleep(0)
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(house.path)
-                client.sendall(GET)
-                for _ in range(moments):
-                    await asyncio.sleep(0)
-                house.accepting.cancel()
-                await asyncio.wait([house.accepting])
-                house.accepting = asyncio.create_task(house.server.listener.accept(house.listener))
-                client.setblocking(False)
-                assert status(await asyncio.get_running_loop().sock_recv(client, 1000)) == 200, moments
-
-    house(test)
-
-
-def test_a_client_that_is_left_to_the_next_process_gets_nothing_from_this_one(house: Run) -> None:
+@in_house()
+async def test_a_client_that_is_left_to_the_next_process_gets_nothing_from_this_one(house: House) -> None:
     """Its connection stays open, since systemd has it too, and the next process writes the whole answer."""
+    kept: list[socket.socket] = []
 
-    async def test(house: House) -> None:
-        kept: list[socket.socket] = []
+    async def leave(form: Form) -> None:
+        kept.append(form.sock.dup())
 
-        async def leave(form: Form) -> None:
-            kept.append(form.sock.dup())
+    house.actions["/act"] = leave  # type: ignore[assignment]
+    reader, writer = await house.connect()
+    writer.write(b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
+    await house.until(lambda: bool(kept) and house.clients == 0)
+    assert not reader.at_eof()
 
-        house.actions["/act"] = leave  # type: ignore[assignment]
-        reader, writer = await house.connect()
-        writer.write(b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
-        await house.until(lambda: bool(kept) and house.server.listener.clients == 0)
-        assert not reader.at_eof()
+    async def answer() -> Answer:
+        return Answer(HTTPStatus.BAD_GATEWAY, "AccessDenied: no", taken=house.took)
 
-        async def answer() -> Answer:
-            return Answer(HTTPStatus.BAD_GATEWAY, "AccessDenied: no", taken=house.took)
-
-        house.server.resume(kept[0], answer)
-        got = await reader.read()
-        writer.close()
-        head, _, body = got.partition(b"\r\n\r\n")
-        assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
-        assert b"\r\nX-Error: AccessDenied: no\r\n" in head
-        assert f"\r\nContent-Length: {len(body)}\r\n".encode() in head + b"\r\n"
-        assert b"Connection: close" in head
-        assert json.loads(body)["code"] == 502
-        await house.until(lambda: house.taken == 1)
-
-    house(test)
+    house.server.resume(kept[0], answer)
+    got = await reader.read()
+    writer.close()
+    head, _, body = got.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
+    assert b"\r\nX-Error: AccessDenied: no\r\n" in head
+    assert f"\r\nContent-Length: {len(body)}\r\n".encode() in head + b"\r\n"
+    assert b"Connection: close" in head
+    assert json.loads(body)["code"] == 502
+    await house.until(lambda: house.taken == 1)

@@ -10,7 +10,7 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from http import HTTPStatus
@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes, urlencode
 
 import pytest
-from fakes import House, away, fly
+from fakes import FakeNotifier, House, away, flying_with
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -53,6 +53,7 @@ from s3daemon.model.request import (
     Request,
     Transfer,
 )
+from s3daemon.spool.rows import Entry
 
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=XX"
@@ -313,22 +314,6 @@ def test_a_message_in_a_header_is_one_line_of_ascii() -> None:
     assert answer.encode().endswith(b"}\n")
 
 
-class FakeNotifier:
-    """Keeps the names of the connections that systemd would keep, if it works."""
-
-    def __init__(self) -> None:
-        self.kept: list[str] = []
-        self.works = False
-
-    def store(self, name: str, sock: socket.socket) -> bool:
-        if self.works:
-            self.kept.append(name)
-        return self.works
-
-    def forget(self, name: str) -> None:
-        self.kept = [other for other in self.kept if other != name]
-
-
 class Desk:
     """Uploads over a House."""
 
@@ -339,9 +324,14 @@ class Desk:
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
         self.refused: list[Refusal] = []
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
-        self.notifier = FakeNotifier()
+        self.notifier = FakeNotifier(works=False)
+        self.begin_process({})
+
+    def begin_process(self, failures: Mapping[str, Entry]) -> None:
+        """Serve as a new process does, which has read these failures."""
         notifier: Any = self.notifier
-        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier, {}, {})
+        ended = {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
+        self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier, ended, failures)
         self.uploads = Uploads(
             self.house.intake,
             self.access,
@@ -362,242 +352,179 @@ class Desk:
         self.client.close()
 
 
-def run(test: Callable[[Desk], Awaitable[None]], **changes: str) -> None:
-    async def main() -> None:
-        desk = Desk(**changes)
-        try:
-            await test(desk)
-        finally:
-            desk.close()
-
-    fly(main)
-
-
-def test_a_stored_object_is_200() -> None:
+@flying_with(Desk)
+async def test_a_stored_object_is_200(desk: Desk) -> None:
     """200 once the object is there, with its figures; the slug is the transfer's tag."""
-
-    async def test(desk: Desk) -> None:
-        desk.house.files.sizes["/f"] = 5000
-        got = await desk.ask(slug="AB_1")
-        assert (got.status, got.message, got.headers()) == (200, "upload succeeded", {})
-        assert got.task
-        (record,) = desk.house.journal.records
-        assert record.tags == ("AB_1",)
-        assert got.task["id"] == uuid_of(record.transfer_id)
-        assert (got.task["size_bytes"], got.task["attempts"], got.task["slug"]) == (5000, 1, "AB_1")
-        assert got.task["duration_seconds"] == record.total_usec / 1e6 == 0.1
-
-    run(test)
+    desk.house.files.sizes["/f"] = 5000
+    got = await desk.ask(slug="AB_1")
+    assert (got.status, got.message, got.headers()) == (200, "upload succeeded", {})
+    assert got.task
+    (record,) = desk.house.journal.records
+    assert record.tags == ("AB_1",)
+    assert got.task["id"] == uuid_of(record.transfer_id)
+    assert (got.task["size_bytes"], got.task["attempts"], got.task["slug"]) == (5000, 1, "AB_1")
+    assert got.task["duration_seconds"] == record.total_usec / 1e6 == 0.1
 
 
-def test_a_refused_request_is_400() -> None:
+@flying_with(Desk, S3DAEMON_ALLOWED_BUCKETS="bucket")
+async def test_a_refused_request_is_400(desk: Desk) -> None:
     """400, and nothing is accepted: a bad form, no such file, a bucket that is not allowed."""
-
-    async def test(desk: Desk) -> None:
-        desk.house.files.missing.add("/none")
-        for fields, why in (
-            ({"uri": "b/k", "slug": "AB"}, "bad request: the uri 'b/k' is not s3://bucket/key"),
-            ({"file": "/none"}, "bad request: NoSuchFile: /none: no such file"),
-            ({"uri": "s3://other/k"}, "bad request: NotAllowed: the bucket other is not in S3DAEMON_ALLOWED_BUCKETS"),
-        ):
-            got = await desk.ask(**fields)
-            task = {"file": "/f", "uri": "s3://bucket/k"} | fields
-            assert (got.status, got.message, got.headers(), got.task) == (400, why, {"X-Error": why}, task)
-        assert not desk.house.spool.rows
-        seen = [(one.code, one.file, one.destination, one.tag) for one in desk.refused]
-        assert seen == [
-            ("BadRequest", "/f", "b/k", "AB"), ("NoSuchFile", "/none", "bucket/k", ""),
-            ("NotAllowed", "/f", "other/k", ""),
-        ]  # fmt: skip
-
-    run(test, S3DAEMON_ALLOWED_BUCKETS="bucket")
+    desk.house.files.missing.add("/none")
+    for fields, why in (
+        ({"uri": "b/k", "slug": "AB"}, "bad request: the uri 'b/k' is not s3://bucket/key"),
+        ({"file": "/none"}, "bad request: NoSuchFile: /none: no such file"),
+        ({"uri": "s3://other/k"}, "bad request: NotAllowed: the bucket other is not in S3DAEMON_ALLOWED_BUCKETS"),
+    ):
+        got = await desk.ask(**fields)
+        task = {"file": "/f", "uri": "s3://bucket/k"} | fields
+        assert (got.status, got.message, got.headers(), got.task) == (400, why, {"X-Error": why}, task)
+    assert not desk.house.spool.rows
+    seen = [(one.code, one.file, one.destination, one.tag) for one in desk.refused]
+    assert seen == [
+        ("BadRequest", "/f", "b/k", "AB"), ("NoSuchFile", "/none", "bucket/k", ""),
+        ("NotAllowed", "/f", "other/k", ""),
+    ]  # fmt: skip
 
 
-def test_a_user_who_is_not_allowed_is_refused() -> None:
+@flying_with(Desk)
+async def test_a_user_who_is_not_allowed_is_refused(desk: Desk) -> None:
     """400 with the reason of the access control."""
-
-    async def test(desk: Desk) -> None:
-        desk.access.allow({4711})
-        got = await desk.ask()
-        assert (got.status, got.message) == (400, "bad request: NotAllowed: user 12 is not in S3DAEMON_ALLOWED_USERS")
-        assert not desk.house.spool.rows
-
-    run(test)
+    desk.access.allow({4711})
+    got = await desk.ask()
+    assert (got.status, got.message) == (400, "bad request: NotAllowed: user 12 is not in S3DAEMON_ALLOWED_USERS")
+    assert not desk.house.spool.rows
 
 
-def test_a_transfer_that_the_store_refused_has_its_code() -> None:
+@flying_with(Desk)
+async def test_a_transfer_that_the_store_refused_has_its_code(desk: Desk) -> None:
     """404 where there is no such bucket; the client counts as notified once it has taken the answer."""
-
-    async def test(desk: Desk) -> None:
-        desk.house.store.answer = lambda _: AttemptError("NoSuchBucket", "there is none", status=404)
-        got = await desk.ask()
-        assert (got.status, got.message) == (404, "NoSuchBucket: there is none")
-        assert got.task
-        assert (got.task["attempts"], got.task["transfer_rate_mbits"]) == (1, 0.0)
-        assert desk.notified == []
-        got.taken()
-        assert [uuid_of(id_) for id_ in desk.notified] == [got.task["id"]]
-
-    run(test)
+    desk.house.store.answer = lambda _: AttemptError("NoSuchBucket", "there is none", status=404)
+    got = await desk.ask()
+    assert (got.status, got.message) == (404, "NoSuchBucket: there is none")
+    assert got.task
+    assert (got.task["attempts"], got.task["transfer_rate_mbits"]) == (1, 0.0)
+    assert desk.notified == []
+    got.taken()
+    assert [uuid_of(id_) for id_ in desk.notified] == [got.task["id"]]
 
 
-def test_a_full_spool_is_500() -> None:
+@flying_with(Desk)
+async def test_a_full_spool_is_500(desk: Desk) -> None:
     """500 without a transfer: nothing was accepted."""
-
-    async def test(desk: Desk) -> None:
-        desk.house.spool.full = True
-        desk.house.store.seconds = 10.0
-        got = await desk.ask()
-        assert (got.status, got.message, got.task) == (
-            500,
-            "SpoolFull: no space",
-            {"file": "/f", "uri": "s3://bucket/k"},
-        )
-        got.taken()
-        assert desk.notified == []
-
-    run(test)
+    desk.house.spool.full = True
+    desk.house.store.seconds = 10.0
+    got = await desk.ask()
+    assert (got.status, got.message, got.task) == (
+        500,
+        "SpoolFull: no space",
+        {"file": "/f", "uri": "s3://bucket/k"},
+    )
+    got.taken()
+    assert desk.notified == []
 
 
 @pytest.mark.parametrize("slow", [True, False], ids=["slow", "away"])
-def test_a_deferred_transfer_is_504(slow: bool) -> None:
+@flying_with(Desk, S3DAEMON_WAIT_LIMIT="20s")
+async def test_a_deferred_transfer_is_504(desk: Desk, slow: bool) -> None:
     """504 when the limit has passed, or soon when the store is known to be away; the transfer goes on."""
-
-    async def test(desk: Desk) -> None:
-        desk.house.store.seconds = 100.0 if slow else 0.1
-        desk.house.store.answer = (lambda _: None) if slow else away
-        got = await desk.ask()
-        assert got.status == 504
-        assert got.task
-        id_ = id_of(got.task["id"])
-        assert got.message.startswith(f"Deferred: {id_} is kept and being tried; ")
-        assert got.task["duration_seconds"] <= 20.0
-        assert id_ in desk.house.spool.rows
-        desk.house.store.answer = lambda _: None
-        await asyncio.sleep(300.0)
-        (record,) = desk.house.journal.records
-        assert (record.transfer_id, record.outcome) == (id_, "stored")
-
-    run(test, S3DAEMON_WAIT_LIMIT="20s")
+    desk.house.store.seconds = 100.0 if slow else 0.1
+    desk.house.store.answer = (lambda _: None) if slow else away
+    got = await desk.ask()
+    assert got.status == 504
+    assert got.task
+    id_ = id_of(got.task["id"])
+    assert got.message.startswith(f"Deferred: {id_} is kept and being tried; ")
+    assert got.task["duration_seconds"] <= 20.0
+    assert id_ in desk.house.spool.rows
+    desk.house.store.answer = lambda _: None
+    await asyncio.sleep(300.0)
+    (record,) = desk.house.journal.records
+    assert (record.transfer_id, record.outcome) == (id_, "stored")
 
 
 @pytest.mark.parametrize(("works", "for_good"), [(False, False), (True, True)])
-def test_clients_that_wait_get_504_when_no_process_follows(works: bool, for_good: bool) -> None:
+@flying_with(Desk)
+async def test_clients_that_wait_get_504_when_no_process_follows(desk: Desk, works: bool, for_good: bool) -> None:
     """At once, but not before their transfers are durable."""
-
-    async def test(desk: Desk) -> None:
-        desk.notifier.works = works
-        desk.house.store.seconds = 100.0
-        desk.house.spool.commit = asyncio.Event()
-        asking = asyncio.create_task(desk.ask())
-        await asyncio.sleep(1.0)
-        desk.waiting.leave(for_good=for_good)
-        await asyncio.sleep(1.0)
-        assert not asking.done()
-        desk.house.spool.commit.set()
-        got = await asking
-        assert got.task
-        wanted = f"Deferred: {id_of(got.task['id'])} is kept and being tried; it is still on its way"
-        assert (got.status, got.message) == (504, wanted)
-        assert got.task["duration_seconds"] == pytest.approx(2.0)
-
-    run(test)
+    desk.notifier.works = works
+    desk.house.store.seconds = 100.0
+    desk.house.spool.commit = asyncio.Event()
+    asking = asyncio.create_task(desk.ask())
+    await asyncio.sleep(1.0)
+    desk.waiting.leave(for_good=for_good)
+    await asyncio.sleep(1.0)
+    assert not asking.done()
+    desk.house.spool.commit.set()
+    got = await asking
+    assert got.task
+    wanted = f"Deferred: {id_of(got.task['id'])} is kept and being tried; it is still on its way"
+    assert (got.status, got.message) == (504, wanted)
+    assert got.task["duration_seconds"] == pytest.approx(2.0)
 
 
-def test_a_client_that_waits_is_left_to_the_next_process_which_answers_it() -> None:
+@flying_with(Desk)
+async def test_a_client_that_waits_is_left_to_the_next_process_which_answers_it(desk: Desk) -> None:
     """Systemd has the connection under the transfer's id; the answer has the transfer as if nothing had happened."""
-
-    async def test(desk: Desk) -> None:
-        desk.notifier.works = True
-        desk.house.store.seconds = 100.0
-        body = urlencode({"file": "/f", "uri": "s3://bucket/k", "slug": "AB_1"}).encode()
-        form = Form("application/x-www-form-urlencoded", body, desk.sock)
-        asking = asyncio.create_task(desk.uploads.handle(form))
-        await asyncio.sleep(1.0)
-        desk.waiting.leave(for_good=False)
-        assert await asking is None
-        (name,) = desk.notifier.kept
-        assert form_of(name) == "http"
-        notifier: Any = desk.notifier
-        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, {}, {})
-        uploads = Uploads(
-            desk.house.intake,
-            desk.access,
-            later,
-            desk.notified.append,
-            refusals=desk.refusals,
-            clock=desk.house.loop.time,
-        )
-        desk.house.uploader.waiters.defer_if_away()
-        resuming = asyncio.create_task(uploads.resume(name, desk.sock))
-        await asyncio.sleep(200.0)
-        got = await resuming
-        assert got
-        assert got.task
-        assert (got.task["uri"], got.task["slug"]) == ("s3://bucket/k", "AB_1")
-        assert (got.status, got.task["duration_seconds"]) == (504, 31.0), "it may wait as long as others"
-        assert desk.notifier.kept, "until the answer is sent: another process would have to send it"
-        got.sent()
-        assert not desk.notifier.kept
-
-    run(test)
+    desk.notifier.works = True
+    desk.house.store.seconds = 100.0
+    body = urlencode({"file": "/f", "uri": "s3://bucket/k", "slug": "AB_1"}).encode()
+    form = Form("application/x-www-form-urlencoded", body, desk.sock)
+    asking = asyncio.create_task(desk.uploads.handle(form))
+    await asyncio.sleep(1.0)
+    desk.waiting.leave(for_good=False)
+    assert await asking is None
+    (name,) = desk.notifier.kept
+    assert form_of(name) == "http"
+    desk.begin_process({})
+    desk.house.uploader.waiters.defer_if_away()
+    resuming = asyncio.create_task(desk.uploads.resume(name, desk.sock))
+    await asyncio.sleep(200.0)
+    got = await resuming
+    assert got
+    assert got.task
+    assert (got.task["uri"], got.task["slug"]) == ("s3://bucket/k", "AB_1")
+    assert (got.status, got.task["duration_seconds"]) == (504, 31.0), "it may wait as long as others"
+    assert desk.notifier.kept, "until the answer is sent: another process would have to send it"
+    got.sent()
+    assert not desk.notifier.kept
 
 
-def test_a_client_of_an_earlier_process_gets_the_failure() -> None:
+@flying_with(Desk)
+async def test_a_client_of_an_earlier_process_gets_the_failure(desk: Desk) -> None:
     """Or that no more is known of its transfer."""
-
-    async def test(desk: Desk) -> None:
-        desk.house.store.answer = lambda _: AttemptError("NoSuchBucket", "none", status=404)
-        id_ = id_of(str((await desk.ask()).task["id"]))  # type: ignore[index]
-        notifier: Any = desk.notifier
-        failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
-        ended = {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
-        later = WaitingClients(SettingsHolder(desk.house.settings), desk.house.intake, notifier, ended, failures)
-        uploads = Uploads(
-            desk.house.intake,
-            desk.access,
-            later,
-            desk.notified.append,
-            refusals=desk.refusals,
-            clock=desk.house.loop.time,
-        )
-        got = await uploads.resume(f"http.{id_}.x", desk.sock)
-        assert got
-        assert got.task
-        assert (got.status, got.message, id_of(got.task["id"])) == (404, "NoSuchBucket: none", id_)
-        got.taken()
-        assert desk.notified == [id_]
-        got = await uploads.resume("http.00000000000000ff.x", desk.sock)
-        assert got
-        assert (got.status, got.task) == (500, None)
-        assert "it is unknown whether" in got.message
-
-    run(test)
+    desk.house.store.answer = lambda _: AttemptError("NoSuchBucket", "none", status=404)
+    id_ = id_of(str((await desk.ask()).task["id"]))  # type: ignore[index]
+    failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
+    desk.begin_process(failures)
+    got = await desk.uploads.resume(f"http.{id_}.x", desk.sock)
+    assert got
+    assert got.task
+    assert (got.status, got.message, id_of(got.task["id"])) == (404, "NoSuchBucket: none", id_)
+    got.taken()
+    assert desk.notified == [id_]
+    got = await desk.uploads.resume("http.00000000000000ff.x", desk.sock)
+    assert got
+    assert (got.status, got.task) == (500, None)
+    assert "it is unknown whether" in got.message
 
 
-def test_two_clients_share_one_transfer() -> None:
+@flying_with(Desk)
+async def test_two_clients_share_one_transfer(desk: Desk) -> None:
     """A second form for a transfer that still waits joins it: one upload, two answers, each with its own slug."""
-
-    async def test(desk: Desk) -> None:
-        desk.house.files.sizes["/first"] = 10
-        first = asyncio.create_task(desk.ask(file="/first"))
-        await asyncio.sleep(0.01)
-        second, third = (asyncio.create_task(desk.ask(slug=slug)) for slug in ("a", "b"))
-        await first
-        tasks = [got.task for got in (await second, await third) if got.task]
-        assert [task["slug"] for task in tasks] == ["a", "b"]
-        assert len({task["id"] for task in tasks}) == 1
-        assert len(desk.house.store.puts) == 2
-
-    run(test)
+    desk.house.files.sizes["/first"] = 10
+    first = asyncio.create_task(desk.ask(file="/first"))
+    await asyncio.sleep(0.01)
+    second, third = (asyncio.create_task(desk.ask(slug=slug)) for slug in ("a", "b"))
+    await first
+    tasks = [got.task for got in (await second, await third) if got.task]
+    assert [task["slug"] for task in tasks] == ["a", "b"]
+    assert len({task["id"] for task in tasks}) == 1
+    assert len(desk.house.store.puts) == 2
 
 
-def test_a_large_form_is_read() -> None:
+@flying_with(Desk)
+async def test_a_large_form_is_read(desk: Desk) -> None:
     """A hook may send much along: up to a mebibyte, and other clients are served meanwhile."""
-
-    async def test(desk: Desk) -> None:
-        desk.house.files.sizes["/f"] = 5
-        got = await desk.ask(other="x" * (MAX_FORM - 100))
-        assert got.status == 200
-
-    run(test)
+    desk.house.files.sizes["/f"] = 5
+    got = await desk.ask(other="x" * (MAX_FORM - 100))
+    assert got.status == 200

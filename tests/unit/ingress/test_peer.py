@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from lab.sending import in_loop
 
 from s3daemon.ingress.peer import PeerLookup, owners_in, uids_of
 
@@ -218,34 +219,29 @@ class Lookup:
         return dict.fromkeys(asked, 1000)
 
 
-def test_one_look_up_serves_all_that_wait(stack: ExitStack) -> None:
+@in_loop
+async def test_one_look_up_serves_all_that_wait(stack: ExitStack) -> None:
     """Clients that come during a look-up share the next one; one that is cancelled does not cancel the others'."""
     lookup = Lookup()
-
-    async def test() -> None:
-        peers = PeerLookup(lookup)
-        socks = [stack.enter_context(socket.socket()) for _ in range(50)]
-        asking = [asyncio.create_task(peers.uid_of(socks[0]))]
-        assert await asyncio.to_thread(lookup.started.wait, 20)
-        asking += [asyncio.create_task(peers.uid_of(sock)) for sock in socks[1:]]
-        await asyncio.sleep(0)
-        asking[1].cancel()
-        lookup.released.set()
-        results = await asyncio.gather(*asking, return_exceptions=True)
-        assert [str(result) for result in results] == ["1000", "", *["1000"] * 48]
-
-    asyncio.run(test())
+    peers = PeerLookup(lookup)
+    socks = [stack.enter_context(socket.socket()) for _ in range(50)]
+    asking = [asyncio.create_task(peers.uid_of(socks[0]))]
+    assert await asyncio.to_thread(lookup.started.wait, 20)
+    asking += [asyncio.create_task(peers.uid_of(sock)) for sock in socks[1:]]
+    await asyncio.sleep(0)
+    asking[1].cancel()
+    lookup.released.set()
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    assert [str(result) for result in results] == ["1000", "", *["1000"] * 48]
     assert lookup.looks == [1, 49]
 
 
-def test_a_table_that_cannot_be_read_is_logged(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
+@in_loop
+async def test_a_table_that_cannot_be_read_is_logged(stack: ExitStack, caplog: pytest.LogCaptureFixture) -> None:
     """The user is then not known."""
 
     def lookup(_: object) -> dict[socket.socket, int]:
         raise OSError(errno.EACCES, "Permission denied")
 
-    async def test() -> None:
-        assert await PeerLookup(lookup).uid_of(stack.enter_context(socket.socket())) is None
-
-    asyncio.run(test())
+    assert await PeerLookup(lookup).uid_of(stack.enter_context(socket.socket())) is None
     assert "Permission denied" in caplog.text

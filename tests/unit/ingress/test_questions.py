@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
 
 import pytest
-from fakes import fly
+from fakes import flying_with
 from lab.records import START_USEC, failed, record
 
 from s3daemon.ingress.questions import LIMIT_S, Questions, TagCounts
@@ -44,13 +43,6 @@ class Desk:
         self.questions.see(ended)
 
 
-def at_desk(test: Callable[[Desk], Awaitable[None]]) -> None:
-    async def main() -> None:
-        await test(Desk())
-
-    fly(main)
-
-
 @pytest.mark.parametrize(
     ("count", "outcome", "code", "text"),
     [
@@ -83,95 +75,81 @@ def test_the_reply_follows_from_the_counts(count: TagCounts, outcome: Outcome, c
     assert reply.counts["stored"] == count.stored
 
 
-def test_a_question_about_a_tag_is_answered_when_the_last_transfer_ends() -> None:
+@flying_with(Desk)
+async def test_a_question_about_a_tag_is_answered_when_the_last_transfer_ends(desk: Desk) -> None:
     """At that moment; what comes under the tag meanwhile belongs to it; other tags do not."""
-
-    async def test(desk: Desk) -> None:
-        one, two, other = desk.accept(1), desk.accept(2), desk.accept(3, "e2")
-        asked = asyncio.create_task(desk.questions.about_tag("e1", None, 1000.0))
-        await asyncio.sleep(10)
-        desk.end(one)
-        desk.end(other)
-        three = desk.accept(4)
-        desk.end(two, "NoSuchBucket: none")
-        await asyncio.sleep(10)
-        assert not asked.done()
-        ended_at = desk.loop.time()
-        desk.end(three)
-        assert await asked == TagCounts("e1", 2, 0, 1, 0, "NoSuchBucket: none")
-        assert desk.loop.time() == ended_at
-
-    at_desk(test)
+    one, two, other = desk.accept(1), desk.accept(2), desk.accept(3, "e2")
+    asked = asyncio.create_task(desk.questions.about_tag("e1", None, 1000.0))
+    await asyncio.sleep(10)
+    desk.end(one)
+    desk.end(other)
+    three = desk.accept(4)
+    desk.end(two, "NoSuchBucket: none")
+    await asyncio.sleep(10)
+    assert not asked.done()
+    ended_at = desk.loop.time()
+    desk.end(three)
+    assert await asked == TagCounts("e1", 2, 0, 1, 0, "NoSuchBucket: none")
+    assert desk.loop.time() == ended_at
 
 
-def test_a_question_that_expects_more_waits_for_them() -> None:
+@flying_with(Desk)
+async def test_a_question_that_expects_more_waits_for_them(desk: Desk) -> None:
     """A refused one is one of them."""
-
-    async def test(desk: Desk) -> None:
-        desk.end(desk.accept(1))
-        asked = asyncio.create_task(desk.questions.about_tag("e1", 2, 1000.0))
-        await asyncio.sleep(100)
-        assert not asked.done()
-        refusal = Refusal(code="NoSuchFile", text="gone", destination="raw/night/9", tag="e1")
-        desk.exposures.refused(refusal, START_USEC)
-        assert await asked == TagCounts("e1", 1, 0, 0, 1, "NoSuchFile: gone", 2)
-
-    at_desk(test)
+    desk.end(desk.accept(1))
+    asked = asyncio.create_task(desk.questions.about_tag("e1", 2, 1000.0))
+    await asyncio.sleep(100)
+    assert not asked.done()
+    refusal = Refusal(code="NoSuchFile", text="gone", destination="raw/night/9", tag="e1")
+    desk.exposures.refused(refusal, START_USEC)
+    assert await asked == TagCounts("e1", 1, 0, 0, 1, "NoSuchFile: gone", 2)
 
 
-def test_a_question_ends_with_its_time() -> None:
+@flying_with(Desk)
+async def test_a_question_ends_with_its_time(desk: Desk) -> None:
     """With the counts as they are; none waits longer than the limit, and zero means now."""
-
-    async def test(desk: Desk) -> None:
-        desk.accept(1)
-        for timeout_s, waited_s in ((0.0, 0.0), (7.0, 7.0), (1e9, LIMIT_S)):
-            began = desk.loop.time()
-            count = await desk.questions.about_tag("e1", None, timeout_s)
-            assert count == TagCounts("e1", 0, 1)
-            assert desk.loop.time() - began == pytest.approx(waited_s, abs=0.01)
-
-    at_desk(test)
+    desk.accept(1)
+    for timeout_s, waited_s in ((0.0, 0.0), (7.0, 7.0), (1e9, LIMIT_S)):
+        began = desk.loop.time()
+        count = await desk.questions.about_tag("e1", None, timeout_s)
+        assert count == TagCounts("e1", 0, 1)
+        assert desk.loop.time() - began == pytest.approx(waited_s, abs=0.01)
 
 
-def test_a_stop_ends_questions_that_cannot_be_answered() -> None:
-    async def test(desk: Desk) -> None:
-        made = desk.accept(1)
-        asked = [
-            asyncio.create_task(desk.questions.about_tag("e1", None, 1000.0)),
-            asyncio.create_task(desk.questions.about_transfer(made.id, 1000.0)),
-        ]
-        await asyncio.sleep(1)
-        desk.questions.leave()
-        assert await asyncio.gather(*asked) == [None, None]
-        desk.end(made)
-        assert await desk.questions.about_tag("e1", None, 9.0) == TagCounts("e1", 1)
-
-    at_desk(test)
+@flying_with(Desk)
+async def test_a_stop_ends_questions_that_cannot_be_answered(desk: Desk) -> None:
+    made = desk.accept(1)
+    asked = [
+        asyncio.create_task(desk.questions.about_tag("e1", None, 1000.0)),
+        asyncio.create_task(desk.questions.about_transfer(made.id, 1000.0)),
+    ]
+    await asyncio.sleep(1)
+    desk.questions.leave()
+    assert await asyncio.gather(*asked) == [None, None]
+    desk.end(made)
+    assert await desk.questions.about_tag("e1", None, 9.0) == TagCounts("e1", 1)
 
 
-def test_the_end_of_a_transfer() -> None:
+@flying_with(Desk)
+async def test_the_end_of_a_transfer(desk: Desk) -> None:
     """Of one that is pending, of those that ended before, and of one that ends without a record."""
-
-    async def test(desk: Desk) -> None:
-        made, bad, gone = desk.accept(1), desk.accept(2), desk.accept(3)
-        asked = asyncio.create_task(desk.questions.about_transfer(made.id, 1000.0))
-        await asyncio.sleep(10)
-        at = desk.loop.time()
-        desk.end(made)
-        assert await asked == Reply(Outcome.STORED, made.id)
-        assert desk.loop.time() == at
-        desk.end(bad, "NoSuchBucket: none")
-        assert await desk.questions.about_transfer(bad.id, 9.0) == Reply(Outcome.FAILED, bad.id, "NoSuchBucket", "none")
-        assert await desk.questions.about_transfer("old", 9.0) == Reply(Outcome.STORED, "old")
-        assert (await desk.questions.about_transfer(gone.id, 5.0) or Reply(Outcome.STORED)).outcome is Outcome.DEFERRED
-        asked = asyncio.create_task(desk.questions.about_transfer(gone.id, 1000.0))
-        await asyncio.sleep(10)
-        desk.pending.discard(gone.id)
-        unknown = await asked
-        assert unknown
-        assert (unknown.outcome, unknown.id, unknown.code) == (Outcome.FAILED, "", "UnknownTransfer")
-        for number in range(10, 20 + ENDED_KEPT):
-            desk.questions.see(record(number))
-        assert (await desk.questions.about_transfer("old", 9.0) or unknown).code == "UnknownTransfer"
-
-    at_desk(test)
+    made, bad, gone = desk.accept(1), desk.accept(2), desk.accept(3)
+    asked = asyncio.create_task(desk.questions.about_transfer(made.id, 1000.0))
+    await asyncio.sleep(10)
+    at = desk.loop.time()
+    desk.end(made)
+    assert await asked == Reply(Outcome.STORED, made.id)
+    assert desk.loop.time() == at
+    desk.end(bad, "NoSuchBucket: none")
+    assert await desk.questions.about_transfer(bad.id, 9.0) == Reply(Outcome.FAILED, bad.id, "NoSuchBucket", "none")
+    assert await desk.questions.about_transfer("old", 9.0) == Reply(Outcome.STORED, "old")
+    assert (await desk.questions.about_transfer(gone.id, 5.0) or Reply(Outcome.STORED)).outcome is Outcome.DEFERRED
+    asked = asyncio.create_task(desk.questions.about_transfer(gone.id, 1000.0))
+    await asyncio.sleep(10)
+    desk.pending.discard(gone.id)
+    unknown = await asked
+    assert unknown
+    assert (unknown.outcome, unknown.id, unknown.code) == (Outcome.FAILED, "", "UnknownTransfer")
+    for number in range(10, 20 + ENDED_KEPT):
+        desk.questions.see(record(number))
+    assert (await desk.questions.about_transfer("old", 9.0) or unknown).code == "UnknownTransfer"

@@ -6,16 +6,18 @@ import asyncio
 import json
 import os
 import socket
-from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fake_host import settings_for
+from fakes import FakeNotifier
+from lab.serving import Run, SocketHouse, in_house, run_with
 
 import s3daemon.ingress.listener
 import s3daemon.ingress.server
-from s3daemon.config.settings import Settings, SettingsHolder
+from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.intake import Ticket
 from s3daemon.errors import FileError, SpoolError
 from s3daemon.ingress.access import AccessControl
@@ -62,39 +64,12 @@ class FakeIntake:
         self.ticket.outcome.set_result(reply)
 
 
-class FakeNotifier:
-    """Keeps the names of the connections that systemd would keep."""
-
-    def __init__(self) -> None:
-        self.kept: list[str] = []
-        self.socks: list[socket.socket] = []
-        self.works = True
-
-    def store(self, name: str, sock: socket.socket) -> bool:
-        self.kept.append(name)
-        self.socks.append(sock)
-        return self.works
-
-    def forget(self, name: str) -> None:
-        self.kept = [other for other in self.kept if other != name]
-
-
-class House:
+class House(SocketHouse):
     """A server on a socket in a directory."""
 
     def __init__(self, directory: Path, **changes: str) -> None:
-        environ = {
-            "S3_ENDPOINT_URL": "http://store",
-            "AWS_ACCESS_KEY_ID": "key",
-            "AWS_SECRET_ACCESS_KEY": "secret",
-            "S3DAEMON_STATE_DIR": "/nowhere",
-        }
-        self.settings = SettingsHolder(Settings.from_environ(environ | changes))
-        self.path = str(directory / "socket")
-        self.listener = socket.socket(socket.AF_UNIX)
-        self.listener.bind(self.path)
-        self.listener.listen(100)
-        self.listener.setblocking(False)
+        self.settings = SettingsHolder(settings_for("http://store", **changes))
+        super().__init__(directory)
         self.intake, self.notifier, self.notified = FakeIntake(), FakeNotifier(), list[str]()
         intake: Any = self.intake
         notifier: Any = self.notifier
@@ -127,131 +102,90 @@ class House:
         self.waiting.leave(for_good=for_good)
         await self.server.listener.drain()
 
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_unix_connection(self.path)
-
-    async def say(self, data: bytes, *, eof: bool = False) -> bytes:
-        """Send `data`, read to the end."""
-        reader, writer = await self.connect()
-        writer.write(data)
-        if eof:
-            writer.write_eof()
-        answer = await reader.read()
-        writer.close()
-        return answer
-
-    async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(10):
-            while not condition():
-                await asyncio.sleep(0.001)
+    @property
+    def clients(self) -> int:
+        return self.server.listener.clients
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
     """Runs a test with a House; limits are short."""
     for name in ("LINE_LIMIT_S", "IDLE_LIMIT_S", "REPLY_LIMIT_S"):
         monkeypatch.setattr(s3daemon.ingress.server, name, 0.3)
     for name in ("STOP_READ_TIMEOUT_S", "CLOSE_LIMIT_S"):
         monkeypatch.setattr(s3daemon.ingress.listener, name, 0.3)
 
-    def run(test: Callable[[House], Awaitable[None]], **changes: str) -> None:
-        async def main() -> None:
-            made = House(tmp_path, **changes)
-            try:
-                async with asyncio.timeout(20):
-                    await test(made)
-            finally:
-                await made.close()
-
-        asyncio.run(main())
-
-    return run
+    return lambda test, **changes: run_with(lambda: House(tmp_path, **changes), test)
 
 
-Run = Callable[..., None]
 PLAIN = b"/f a/bucket/k\n"
 EXTENDED = b'{"file": "/f", "destination": "a/bucket/k"}\n'
 
 
-def test_a_plain_request_is_answered_with_success(house: Run) -> None:
+@in_house()
+async def test_a_plain_request_is_answered_with_success(house: House) -> None:
     """`Success` and the end of the connection, which systemd keeps only while the client waits."""
-
-    async def test(house: House) -> None:
-        asking = asyncio.create_task(house.say(PLAIN))
-        await house.until(lambda: bool(house.notifier.kept))
-        assert house.notifier.kept[0].startswith(f"plain.{ID}.")
-        house.intake.end()
-        assert await asking == b"Success"
-        await house.until(lambda: house.server.listener.clients == 0)
-        assert house.notifier.kept == []
-
-    house(test)
+    asking = asyncio.create_task(house.say(PLAIN))
+    await house.until(lambda: bool(house.notifier.kept))
+    assert house.notifier.kept[0].startswith(f"plain.{ID}.")
+    house.intake.end()
+    assert await asking == b"Success"
+    await house.until(lambda: house.clients == 0)
+    assert house.notifier.kept == []
 
 
-def test_a_client_that_speaks_http_gets_an_http_answer(house: Run) -> None:
+@in_house()
+async def test_a_client_that_speaks_http_gets_an_http_answer(house: House) -> None:
     """400 at once, and the end of the connection, also after headers and a body that are not read as requests."""
-
-    async def test(house: House) -> None:
-        answer = await house.say(b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n/f a\n")
-        assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
-        assert answer.endswith(
-            b"; the socket for HTTP is none: enable s3daemon-http.socket, for an instance s3daemon-http@PORT.socket\n"
-        )
-        assert not house.intake.requests
-
-    house(test)
+    answer = await house.say(b"POST /upload HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\n\r\n/f a\n")
+    assert answer.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+    assert answer.endswith(
+        b"; the socket for HTTP is none: enable s3daemon-http.socket, for an instance s3daemon-http@PORT.socket\n"
+    )
+    assert not house.intake.requests
 
 
-def test_an_extended_connection_serves_several_requests(house: Run) -> None:
+@in_house()
+async def test_an_extended_connection_serves_several_requests(house: House) -> None:
     """One line for each request, on one connection, until the client closes it."""
-
-    async def test(house: House) -> None:
-        house.intake.end()
-        reader, writer = await house.connect()
-        for _ in range(3):
-            writer.write(EXTENDED)
-            assert json.loads(await reader.readline()) == {"result": "stored", "id": ID}
-        writer.write(EXTENDED * 2)
-        assert [json.loads(await reader.readline())["result"] for _ in range(2)] == ["stored"] * 2
-        writer.close()
-        await house.until(lambda: house.server.listener.clients == 0)
-
-    house(test)
+    house.intake.end()
+    reader, writer = await house.connect()
+    for _ in range(3):
+        writer.write(EXTENDED)
+        assert json.loads(await reader.readline()) == {"result": "stored", "id": ID}
+    writer.write(EXTENDED * 2)
+    assert [json.loads(await reader.readline())["result"] for _ in range(2)] == ["stored"] * 2
+    writer.close()
+    await house.until(lambda: house.clients == 0)
 
 
-def test_accepted_is_said_once_the_transfer_is_durable(house: Run) -> None:
+@in_house()
+async def test_accepted_is_said_once_the_transfer_is_durable(house: House) -> None:
     """With `"wait": false` the reply comes with the commit, not before it."""
-
-    async def test(house: House) -> None:
-        house.intake.ticket = house.intake.new_ticket()
-        line = b'{"file": "/f", "destination": "a/b/k", "wait": false}\n'
-        asking = asyncio.create_task(house.say(line, eof=True))
-        await house.until(lambda: bool(house.intake.requests))
-        await asyncio.sleep(0.05)
-        assert not asking.done()
-        house.intake.ticket.durable.set_result(None)
-        assert json.loads(await asking)["result"] == "accepted"
-
-    house(test)
+    house.intake.ticket = house.intake.new_ticket()
+    line = b'{"file": "/f", "destination": "a/b/k", "wait": false}\n'
+    asking = asyncio.create_task(house.say(line, eof=True))
+    await house.until(lambda: bool(house.intake.requests))
+    await asyncio.sleep(0.05)
+    assert not asking.done()
+    house.intake.ticket.durable.set_result(None)
+    assert json.loads(await asking)["result"] == "accepted"
 
 
-def test_a_refusal_is_one_line_in_the_form_of_the_request(house: Run) -> None:
+@in_house()
+async def test_a_refusal_is_one_line_in_the_form_of_the_request(house: House) -> None:
     """A bad line, a bad file, a full disk."""
-
-    async def test(house: House) -> None:
-        assert (await house.say(b"nonsense\n")).startswith(b"BadRequest: ")
-        assert json.loads(await house.say(b"{nonsense\n", eof=True))["code"] == "BadRequest"
-        house.intake.refusal = FileError("NoSuchFile", "/f: no such file")
-        assert await house.say(PLAIN) == b"NoSuchFile: /f: no such file\n"
-        house.intake.refusal = None
-        house.intake.ticket = house.intake.new_ticket()
-        error = SpoolError("SpoolFull", "no space")
-        house.intake.ticket.durable.set_exception(error)
-        house.intake.end(Reply.failed(error))
-        assert await house.say(PLAIN) == b"SpoolFull: no space\n"
-        assert house.refusals.counts == {"BadRequest": 2, "NoSuchFile": 1, "SpoolFull": 1}
-
-    house(test)
+    assert (await house.say(b"nonsense\n")).startswith(b"BadRequest: ")
+    assert json.loads(await house.say(b"{nonsense\n", eof=True))["code"] == "BadRequest"
+    house.intake.refusal = FileError("NoSuchFile", "/f: no such file")
+    assert await house.say(PLAIN) == b"NoSuchFile: /f: no such file\n"
+    house.intake.refusal = None
+    house.intake.ticket = house.intake.new_ticket()
+    error = SpoolError("SpoolFull", "no space")
+    house.intake.ticket.durable.set_exception(error)
+    house.intake.end(Reply.failed(error))
+    assert await house.say(PLAIN) == b"SpoolFull: no space\n"
+    assert house.refusals.counts == {"BadRequest": 2, "NoSuchFile": 1, "SpoolFull": 1}
 
 
 @pytest.mark.parametrize(
@@ -267,175 +201,141 @@ def test_a_refusal_is_one_line_in_the_form_of_the_request(house: Run) -> None:
         (b"\n", ("", "", "")),
     ],
 )
-def test_a_refusal_has_what_can_be_read_of_its_request(
-    house: Run, line: bytes, known: tuple[str, str | None, str]
+@in_house()
+async def test_a_refusal_has_what_can_be_read_of_its_request(
+    house: House, line: bytes, known: tuple[str, str | None, str]
 ) -> None:
     """A long key, a bad name, a line that never ends: file, destination and tag, so that its exposure is known."""
-
-    async def test(house: House) -> None:
-        await house.say(line, eof=True)
-        (refused,) = house.refused
-        destination = refused.destination if known[1] is not None else None
-        assert (refused.code, refused.file, destination, refused.tag) == ("BadRequest", *known)
-
-    house(test)
+    await house.say(line, eof=True)
+    (refused,) = house.refused
+    destination = refused.destination if known[1] is not None else None
+    assert (refused.code, refused.file, destination, refused.tag) == ("BadRequest", *known)
 
 
 @pytest.mark.parametrize("more", [PLAIN, EXTENDED, b"x"], ids=["plain", "extended", "half"])
-def test_a_plain_request_with_something_behind_it_is_not_carried_out(house: Run, more: bytes) -> None:
+@in_house()
+async def test_a_plain_request_with_something_behind_it_is_not_carried_out(house: House, more: bytes) -> None:
     """It is refused as a whole: the connection ends with its reply, so the rest would be lost in silence."""
-
-    async def test(house: House) -> None:
-        assert (await house.say(PLAIN + more)).startswith(b"BadRequest: ")
-        assert house.intake.requests == []
-
-    house(test)
+    assert (await house.say(PLAIN + more)).startswith(b"BadRequest: ")
+    assert house.intake.requests == []
 
 
-def test_a_client_may_close_its_sending_side(house: Run) -> None:
+@in_house()
+async def test_a_client_may_close_its_sending_side(house: House) -> None:
     """It has sent everything, and is answered."""
-
-    async def test(house: House) -> None:
-        house.intake.end()
-        assert await house.say(PLAIN, eof=True) == b"Success"
-        assert (await house.say(PLAIN[:-1], eof=True)).startswith(b"BadRequest: the request ended without a newline")
-
-    house(test)
+    house.intake.end()
+    assert await house.say(PLAIN, eof=True) == b"Success"
+    assert (await house.say(PLAIN[:-1], eof=True)).startswith(b"BadRequest: the request ended without a newline")
 
 
-def test_deferred_after_the_wait_limit(house: Run) -> None:
+@in_house(S3DAEMON_WAIT_LIMIT="10ms")
+async def test_deferred_after_the_wait_limit(house: House) -> None:
     """The client learns that its transfer is kept."""
-
-    async def test(house: House) -> None:
-        assert await house.say(PLAIN) == b"Deferred: kept\n"
-
-    house(test, S3DAEMON_WAIT_LIMIT="10ms")
+    assert await house.say(PLAIN) == b"Deferred: kept\n"
 
 
-def test_a_client_counts_as_notified_of_a_failure_when_it_closed_after_it(house: Run) -> None:
+@in_house()
+async def test_a_client_counts_as_notified_of_a_failure_when_it_closed_after_it(house: House) -> None:
     """Not when it was gone before."""
-
-    async def test(house: House) -> None:
-        house.intake.end(Reply(Outcome.FAILED, ID, "NoSuchBucket", "no such bucket"))
-        assert await house.say(PLAIN) == b"NoSuchBucket: no such bucket\n"
-        await house.until(lambda: house.notified == [ID])
-        reader, writer = await house.connect()
-        writer.write(PLAIN)
-        writer.transport.abort()
-        await house.until(lambda: len(house.intake.requests) == 2 and house.server.listener.clients == 0)
-        assert house.notified == [ID]
-        assert reader is not None
-
-    house(test)
+    house.intake.end(Reply(Outcome.FAILED, ID, "NoSuchBucket", "no such bucket"))
+    assert await house.say(PLAIN) == b"NoSuchBucket: no such bucket\n"
+    await house.until(lambda: house.notified == [ID])
+    reader, writer = await house.connect()
+    writer.write(PLAIN)
+    writer.transport.abort()
+    await house.until(lambda: len(house.intake.requests) == 2 and house.clients == 0)
+    assert house.notified == [ID]
+    assert reader is not None
 
 
 @pytest.mark.parametrize(
     "data", [b"", b"/f", b"\0\xff" * 100, b"x" * 9000, b"{" * 9000], ids=["silent", "half", "binary", "long", "braces"]
 )
-def test_bad_clients_cost_a_bounded_time(house: Run, data: bytes) -> None:
+@in_house()
+async def test_bad_clients_cost_a_bounded_time(house: House, data: bytes) -> None:
     """A client that sends no complete line is answered and disconnected."""
-
-    async def test(house: House) -> None:
-        answer = await house.say(data)
-        assert b"BadRequest" in answer
-        await house.until(lambda: house.server.listener.clients == 0)
-
-    house(test)
+    answer = await house.say(data)
+    assert b"BadRequest" in answer
+    await house.until(lambda: house.clients == 0)
 
 
-def test_connections_that_close_at_once_cost_nothing(house: Run) -> None:
+@in_house()
+async def test_connections_that_close_at_once_cost_nothing(house: House) -> None:
     """The next client is served."""
-
-    async def test(house: House) -> None:
-        for _ in range(50):
-            _, writer = await house.connect()
-            writer.close()
-        house.intake.end()
-        assert await house.say(PLAIN) == b"Success"
-        await house.until(lambda: house.server.listener.clients == 0)
-
-    house(test)
-
-
-def test_more_clients_than_slots_wait(house: Run) -> None:
-    """They stay in the backlog until one is done."""
-
-    async def test(house: House) -> None:
-        asking = [asyncio.create_task(house.say(PLAIN)) for _ in range(10)]
-        await house.until(lambda: house.server.listener.clients == 3)
-        await asyncio.sleep(0.05)
-        assert house.server.listener.clients == 3
-        house.intake.end()
-        assert await asyncio.gather(*asking) == [b"Success"] * 10
-
-    house(test, S3DAEMON_MAX_CLIENTS="3")
-
-
-def test_a_user_who_is_not_allowed_is_refused(house: Run) -> None:
-    """And accepted once a reload allows it."""
-
-    async def test(house: House) -> None:
-        house.intake.end()
-        house.access.allow({os.geteuid() + 1})
-        assert (await house.say(PLAIN)).startswith(b"NotAllowed: user ")
-        assert house.intake.requests == []
-        house.access.allow({os.geteuid()})
-        assert await house.say(PLAIN) == b"Success"
-
-    house(test)
-
-
-def test_a_reload_changes_the_wait_limit(house: Run) -> None:
-    """For the next request on the same connection."""
-
-    async def test(house: House) -> None:
-        reader, writer = await house.connect()
-        house.settings.current = replace(house.settings.current, wait_limit_s=0.01)
-        writer.write(EXTENDED)
-        assert json.loads(await reader.readline())["result"] == "deferred"
+    for _ in range(50):
+        _, writer = await house.connect()
         writer.close()
+    house.intake.end()
+    assert await house.say(PLAIN) == b"Success"
+    await house.until(lambda: house.clients == 0)
 
-    house(test)
+
+@in_house(S3DAEMON_MAX_CLIENTS="3")
+async def test_more_clients_than_slots_wait(house: House) -> None:
+    """They stay in the backlog until one is done."""
+    asking = [asyncio.create_task(house.say(PLAIN)) for _ in range(10)]
+    await house.until(lambda: house.clients == 3)
+    await asyncio.sleep(0.05)
+    assert house.clients == 3
+    house.intake.end()
+    assert await asyncio.gather(*asking) == [b"Success"] * 10
 
 
-def test_no_client_is_lost_when_accepting_ends(house: Run) -> None:
+@in_house()
+async def test_a_user_who_is_not_allowed_is_refused(house: House) -> None:
+    """And accepted once a reload allows it."""
+    house.intake.end()
+    house.access.allow({os.geteuid() + 1})
+    assert (await house.say(PLAIN)).startswith(b"NotAllowed: user ")
+    assert house.intake.requests == []
+    house.access.allow({os.geteuid()})
+    assert await house.say(PLAIN) == b"Success"
+
+
+@in_house()
+async def test_a_reload_changes_the_wait_limit(house: House) -> None:
+    """For the next request on the same connection."""
+    reader, writer = await house.connect()
+    house.settings.current = replace(house.settings.current, wait_limit_s=0.01)
+    writer.write(EXTENDED)
+    assert json.loads(await reader.readline())["result"] == "deferred"
+    writer.close()
+
+
+@in_house()
+async def test_no_client_is_lost_when_accepting_ends(house: House) -> None:
     """Whatever the moment: a client that is not served yet stays in the backlog, where the next process finds it."""
-
-    async def test(house: House) -> None:
-        house.intake.end()
-        for moments in range(10):
-            await asyncio.sleep(0)  # it waits for a client
-            with socket.socket(socket.AF_UNIX) as client:
-                client.connect(house.path)
-                client.sendall(PLAIN)
-                for _ in range(moments):
-                    await asyncio.sleep(0)
-                house.accepting.cancel()
-                await asyncio.wait([house.accepting])
-                house.accepting = asyncio.create_task(house.server.listener.accept(house.listener))
-                client.setblocking(False)
-                assert await asyncio.get_running_loop().sock_recv(client, 100) == b"Success", moments
-
-    house(test)
+    house.intake.end()
+    for moments in range(10):
+        await asyncio.sleep(0)  # it waits for a client
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(house.path)
+            client.sendall(PLAIN)
+            for _ in range(moments):
+                await asyncio.sleep(0)
+            house.accepting.cancel()
+            await asyncio.wait([house.accepting])
+            house.accepting = asyncio.create_task(house.server.listener.accept(house.listener))
+            client.setblocking(False)
+            assert await asyncio.get_running_loop().sock_recv(client, 100) == b"Success", moments
 
 
 @pytest.mark.parametrize("ask", [PLAIN, EXTENDED], ids=["plain", "extended"])
 @pytest.mark.parametrize(
     ("works", "for_good"), [(True, False), (True, True), (False, False)], ids=["stored", "for good", "not stored"]
 )
-def test_clients_that_wait_are_left_to_the_next_process(house: Run, works: bool, for_good: bool, ask: bytes) -> None:
+@in_house()
+async def test_clients_that_wait_are_left_to_the_next_process(
+    house: House, works: bool, for_good: bool, ask: bytes
+) -> None:
     """If there will be one and systemd has the connection; else they are told that their transfers are kept."""
-
-    async def test(house: House) -> None:
-        house.notifier.works = works
-        asking = asyncio.create_task(house.say(ask))
-        await house.until(lambda: bool(house.notifier.kept))
-        await house.leave(for_good=for_good)
-        left = works and not for_good
-        assert (b"eferred" in await asking) != left
-        assert len(house.notifier.kept) == (left or not works)
-
-    house(test)
+    house.notifier.works = works
+    asking = asyncio.create_task(house.say(ask))
+    await house.until(lambda: bool(house.notifier.kept))
+    await house.leave(for_good=for_good)
+    left = works and not for_good
+    assert (b"eferred" in await asking) != left
+    assert len(house.notifier.kept) == (left or not works)
 
 
 @pytest.mark.parametrize(
@@ -447,139 +347,116 @@ def test_clients_that_wait_are_left_to_the_next_process(house: Run, works: bool,
         ("plain.00000000000000cc.x", b"Interrupted: "),
     ],
 )
-def test_clients_of_an_earlier_process_are_answered(house: Run, name: str, answer: bytes) -> None:
+@in_house()
+async def test_clients_of_an_earlier_process_are_answered(house: House, name: str, answer: bytes) -> None:
     """In their form: with the end of the transfer, its failure, or that no more is known of it."""
-
-    async def test(house: House) -> None:
-        ours, theirs = socket.socketpair()
-        house.notifier.kept.append(name)
-        house.server.resume(name, ours)
-        house.intake.end()
-        theirs.setblocking(False)
-        loop = asyncio.get_running_loop()
-        got = await loop.sock_recv(theirs, 1000)
-        assert got.startswith(answer)
-        theirs.close()
-        await house.until(lambda: house.server.listener.clients == 0)
-        assert house.notifier.kept == []
-
-    house(test)
+    ours, theirs = socket.socketpair()
+    house.notifier.kept.append(name)
+    house.server.resume(name, ours)
+    house.intake.end()
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    got = await loop.sock_recv(theirs, 1000)
+    assert got.startswith(answer)
+    theirs.close()
+    await house.until(lambda: house.clients == 0)
+    assert house.notifier.kept == []
 
 
-def test_stored_is_reported_no_earlier_than_durable(house: Run) -> None:
+@in_house()
+async def test_stored_is_reported_no_earlier_than_durable(house: House) -> None:
     """The reply waits for the disk although the object is stored."""
-
-    async def test(house: House) -> None:
-        loop = asyncio.get_running_loop()
-        job: Any = None  # not used here
-        ticket = house.intake.ticket = Ticket(ID, loop.create_future(), loop.create_future(), job)
-        reply = asyncio.create_task(house.say(PLAIN))
-        await house.until(lambda: bool(house.intake.requests))
-        house.intake.end()
-        await asyncio.wait({reply}, timeout=0.2)
-        assert not reply.done()
-        ticket.durable.set_result(None)
-        assert await reply == b"Success"
-
-    house(test)
+    loop = asyncio.get_running_loop()
+    job: Any = None  # not used here
+    ticket = house.intake.ticket = Ticket(ID, loop.create_future(), loop.create_future(), job)
+    reply = asyncio.create_task(house.say(PLAIN))
+    await house.until(lambda: bool(house.intake.requests))
+    house.intake.end()
+    await asyncio.wait({reply}, timeout=0.2)
+    assert not reply.done()
+    ticket.durable.set_result(None)
+    assert await reply == b"Success"
 
 
-def test_a_request_that_arrived_before_a_stop_is_answered(
-    house: Callable[..., None], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@in_house()
+async def test_a_request_that_arrived_before_a_stop_is_answered(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Even if the process was too busy to read it; silent clients are disconnected."""
     monkeypatch.setattr(s3daemon.ingress.listener, "STOP_READ_TIMEOUT_S", 0)
-
-    async def test(house: House) -> None:
-        reader, writer = await house.connect()
-        _, silent = await house.connect()
-        await house.until(lambda: house.server.listener.clients == 2)
-        writer.write(b"/f a/b/k\n")
-        await house.server.listener.stop_reading()
-        house.intake.end()
-        assert await reader.read() == b"Success"
-        writer.close()
-        silent.close()
-
-    house(test)
+    reader, writer = await house.connect()
+    _, silent = await house.connect()
+    await house.until(lambda: house.clients == 2)
+    writer.write(b"/f a/b/k\n")
+    await house.server.listener.stop_reading()
+    house.intake.end()
+    assert await reader.read() == b"Success"
+    writer.close()
+    silent.close()
 
 
-def test_the_next_process_serves_what_came_behind_a_waiting_request(house: Run) -> None:
-
-    async def test(house: House) -> None:
-        ours, theirs = socket.socketpair()
-        theirs.sendall(EXTENDED + EXTENDED)
-        name = f"extended.{ID}.x"
-        house.notifier.kept.append(name)
-        house.server.resume(name, ours)
-        house.intake.end()
-        await house.until(lambda: len(house.intake.requests) == 2)
-        theirs.close()
-
-    house(test)
+@in_house()
+async def test_the_next_process_serves_what_came_behind_a_waiting_request(house: House) -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(EXTENDED + EXTENDED)
+    name = f"extended.{ID}.x"
+    house.notifier.kept.append(name)
+    house.server.resume(name, ours)
+    house.intake.end()
+    await house.until(lambda: len(house.intake.requests) == 2)
+    theirs.close()
 
 
-def test_of_two_requests_sent_at_once_only_the_first_is_taken(house: Run) -> None:
+@in_house()
+async def test_of_two_requests_sent_at_once_only_the_first_is_taken(house: House) -> None:
     """A process that is killed while it waits takes no other request with it."""
-
-    async def test(house: House) -> None:
-        reader, writer = await house.connect()
-        writer.write(EXTENDED + EXTENDED[:-1])
-        await house.until(lambda: bool(house.notifier.kept))
-        (sock,) = house.notifier.socks
-        assert sock.recv(1000, socket.MSG_PEEK) == EXTENDED[:-1], "what the next process reads"
-        house.intake.end()
-        assert json.loads(await reader.readline())["result"] == "stored"
-        writer.write(b"\n")
-        assert json.loads(await reader.readline())["result"] == "stored"
-        writer.close()
-
-    house(test)
+    reader, writer = await house.connect()
+    writer.write(EXTENDED + EXTENDED[:-1])
+    await house.until(lambda: bool(house.notifier.kept))
+    (sock,) = house.notifier.socks
+    assert sock.recv(1000, socket.MSG_PEEK) == EXTENDED[:-1], "what the next process reads"
+    house.intake.end()
+    assert json.loads(await reader.readline())["result"] == "stored"
+    writer.write(b"\n")
+    assert json.loads(await reader.readline())["result"] == "stored"
+    writer.close()
 
 
 @pytest.mark.parametrize(("ask", "kept"), [(PLAIN, 1), (EXTENDED, 0)], ids=["plain", "extended"])
-def test_systemd_has_a_connection_until_its_last_reply_is_sent(
-    house: Run, monkeypatch: pytest.MonkeyPatch, ask: bytes, kept: int
+@in_house()
+async def test_systemd_has_a_connection_until_its_last_reply_is_sent(
+    house: House, monkeypatch: pytest.MonkeyPatch, ask: bytes, kept: int
 ) -> None:
     """A kill in that moment costs no answer. An extended request shall rather have none than two: others may follow."""
     seen: list[int] = []
+    loop = asyncio.get_running_loop()
+    sendall = loop.sock_sendall
 
-    async def test(house: House) -> None:
-        loop = asyncio.get_running_loop()
-        sendall = loop.sock_sendall
+    async def recording(sock: socket.socket, data: bytes) -> None:
+        seen.append(len(house.notifier.kept))
+        await sendall(sock, data)
 
-        async def recording(sock: socket.socket, data: bytes) -> None:
-            seen.append(len(house.notifier.kept))
-            await sendall(sock, data)
-
-        monkeypatch.setattr(loop, "sock_sendall", recording)
-        house.intake.end()
-        reader, writer = await house.connect()
-        writer.write(ask)
-        assert await reader.readline() or await reader.read()
-        writer.close()
-        await house.until(lambda: not house.notifier.kept)
-        assert seen == [kept]
-
-    house(test)
+    monkeypatch.setattr(loop, "sock_sendall", recording)
+    house.intake.end()
+    reader, writer = await house.connect()
+    writer.write(ask)
+    assert await reader.readline() or await reader.read()
+    writer.close()
+    await house.until(lambda: not house.notifier.kept)
+    assert seen == [kept]
 
 
-def test_a_plain_client_that_has_its_reply_gets_no_second_one(house: Run) -> None:
+@in_house()
+async def test_a_plain_client_that_has_its_reply_gets_no_second_one(house: House) -> None:
     """The process before was killed when it had sent it; the connection ends with it."""
-
-    async def test(house: House) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            theirs = socket.create_connection(listening.getsockname())
-            ours, _ = listening.accept()
-        ours.sendall(b"Success")
-        name = f"plain.{ID}.x"
-        house.notifier.kept.append(name)
-        house.server.resume(name, ours)
-        theirs.setblocking(False)
-        loop = asyncio.get_running_loop()
-        assert await loop.sock_recv(theirs, 1000) == b"Success"
-        assert await loop.sock_recv(theirs, 1000) == b""
-        theirs.close()
-        assert house.notifier.kept == []
-
-    house(test)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        theirs = socket.create_connection(listening.getsockname())
+        ours, _ = listening.accept()
+    ours.sendall(b"Success")
+    name = f"plain.{ID}.x"
+    house.notifier.kept.append(name)
+    house.server.resume(name, ours)
+    theirs.setblocking(False)
+    loop = asyncio.get_running_loop()
+    assert await loop.sock_recv(theirs, 1000) == b"Success"
+    assert await loop.sock_recv(theirs, 1000) == b""
+    theirs.close()
+    assert house.notifier.kept == []

@@ -29,9 +29,13 @@ def after(number: int, at_s: float, took_s: float, **changes: Any) -> TransferRe
     return record(number, start_usec=START_USEC + round(at_s * S), total_usec=round(took_s * S), **changes)
 
 
-def test_an_exposure_lasts_from_its_first_request_to_its_last_object() -> None:
+@pytest.fixture
+def exposures() -> Exposures:
+    return Exposures()
+
+
+def test_an_exposure_lasts_from_its_first_request_to_its_last_object(exposures: Exposures) -> None:
     """Pending, then stored; the last object is that stored last, whatever the order of the records."""
-    exposures = Exposures()
     for number, at_s in enumerate((0.0, 0.1, 0.2)):
         exposures.added(transfer(number, at_s))
     (one,) = shown(exposures, 1.0)
@@ -87,8 +91,7 @@ def test_limits_of_ones_own() -> None:
     assert verdict_of(50.0, missing=False, tagged=True, late_s=60) == "in time"
 
 
-def test_a_failure_that_is_retried_and_stored_does_not_count() -> None:
-    exposures = Exposures()
+def test_a_failure_that_is_retried_and_stored_does_not_count(exposures: Exposures) -> None:
     exposures.recorded(failed(1, key="night/f"))
     exposures.recorded(after(2, 0, 1.0))
     exposures.added(transfer(1))
@@ -99,9 +102,8 @@ def test_a_failure_that_is_retried_and_stored_does_not_count() -> None:
     assert (one["failed"], one["pending"], one["stored"], one["verdict"]) == (0, 0, 2, "in time")
 
 
-def test_groups_as_the_report_makes_them() -> None:
+def test_groups_as_the_report_makes_them(exposures: Exposures) -> None:
     """Each tag once; without tags the key up to its last slash."""
-    exposures = Exposures()
     exposures.recorded(after(1, 0, 1, tags=("a", "b", "a")))
     exposures.recorded(after(2, 1, 1, tags=(), key="night/e1/f.fits"))
     exposures.recorded(after(3, 2, 1, tags=(), key="f.fits"))
@@ -110,9 +112,8 @@ def test_groups_as_the_report_makes_them() -> None:
     assert names == [("a", True, 1), ("b", True, 1), ("raw/night/e1/", False, 1), ("raw/", False, 1), ("raw/", True, 1)]
 
 
-def test_a_withdrawn_transfer_leaves_no_trace() -> None:
+def test_a_withdrawn_transfer_leaves_no_trace(exposures: Exposures) -> None:
     """An acceptance that the disk refused, and a tag that a later request added."""
-    exposures = Exposures()
     exposures.added(transfer(1))
     exposures.removed(transfer(1, tags=("exposure-1", "another")))
     assert shown(exposures) == []
@@ -160,9 +161,8 @@ def test_a_refused_file_makes_its_exposure_incomplete() -> None:
     assert (shown(exposures, 3)[0]["refused"], shown(exposures, 3)[0]["reason"]) == (1, "BadRequest: long")
 
 
-def test_a_refusal_belongs_where_its_tag_or_its_key_says() -> None:
+def test_a_refusal_belongs_where_its_tag_or_its_key_says(exposures: Exposures) -> None:
     """What says neither is in no exposure."""
-    exposures = Exposures()
     for number, changes in enumerate(
         ({}, {"tag": ""}, {"tag": "", "destination": ""}, {"destination": ""}, {"tag": "", "destination": "raw"})
     ):
@@ -184,8 +184,7 @@ def test_what_was_kept_is_known_again() -> None:
     assert (one["stored"], one["failed"], one["pending"], one["reason"]) == (1, 2, 1, "NoSuchBucket: it is not there")
 
 
-def test_an_exposure_keeps_a_bounded_number_of_missing_files() -> None:
-    exposures = Exposures()
+def test_an_exposure_keeps_a_bounded_number_of_missing_files(exposures: Exposures) -> None:
     for number in range(MISSING_KEPT + 10):
         exposures.refused(refusal(destination=f"raw/{number}"), START_USEC)
     assert shown(exposures)[0]["refused"] == MISSING_KEPT

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 from lab.sending import a_file, in_loop
+from lab.serving import until
 
 from s3daemon.errors import FileError
 from s3daemon.model.source import SMALL_BYTES, Source, open_file
@@ -316,44 +317,43 @@ async def test_a_file_is_opened_in_a_thread(tmp_path: Path) -> None:
         assert caught.value.code == "NotAllowed"
 
 
+class SlowOpener:
+    """Opens a file when the file system answers."""
+
+    def __init__(self) -> None:
+        self.answers, self.opened = threading.Event(), list[Source]()
+
+    def __call__(self, path: str, roots: Sequence[str], closed: Sequence[str]) -> Source:
+        self.answers.wait()
+        self.opened.append(Source.open(path))
+        return self.opened[0]
+
+    async def open_and_be_closed(self) -> None:
+        """Let the file system answer, and wait until what was opened then is closed."""
+        self.answers.set()
+        await until(lambda: bool(self.opened) and self.opened[0].fd < 0)
+
+
 @in_loop
 async def test_a_file_system_that_does_not_answer_in_time(tmp_path: Path) -> None:
     """The error comes at the limit; what is opened later is closed, so that no descriptor is lost."""
-    answers, opened = threading.Event(), list[Source]()
-
-    def slowly(path: str, roots: Sequence[str], closed: Sequence[str]) -> Source:
-        answers.wait()
-        opened.append(Source.open(path))
-        return opened[0]
-
+    slowly = SlowOpener()
     file = a_file(tmp_path / "file", 5)
     with pytest.raises(FileError) as caught:
         await open_file(str(file), [], [], 0.05, slowly)
     assert (caught.value.code, "did not answer for 0.05 s" in caught.value.text) == ("ReadFailed", True)
-    answers.set()
-    async with asyncio.timeout(5):
-        while not (opened and opened[0].fd < 0):
-            await asyncio.sleep(0.01)
+    await slowly.open_and_be_closed()
 
 
 @in_loop
 async def test_what_opens_after_its_attempt_was_cancelled_is_closed(tmp_path: Path) -> None:
-    answers, opened = threading.Event(), list[Source]()
-
-    def slowly(path: str, roots: Sequence[str], closed: Sequence[str]) -> Source:
-        answers.wait()
-        opened.append(Source.open(path))
-        return opened[0]
-
+    slowly = SlowOpener()
     opening = asyncio.create_task(open_file(str(a_file(tmp_path / "file", 5)), [], [], 60.0, slowly))
     await asyncio.sleep(0.05)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    answers.set()
-    async with asyncio.timeout(10):
-        while not (opened and opened[0].fd < 0):
-            await asyncio.sleep(0.01)
+    await slowly.open_and_be_closed()
 
 
 @pytest.mark.parametrize(

@@ -52,9 +52,13 @@ class Scene:
         self.addresses.probed(address, SmallRequestOutcome.ANSWERED)
 
 
-def test_one_transfers_failure_is_not_enough() -> None:
+@pytest.fixture
+def scene() -> Scene:
+    return Scene()
+
+
+def test_one_transfers_failure_is_not_enough(scene: Scene) -> None:
     """An object that the store cannot handle says nothing of the address; a second transfer's failure does."""
-    scene = Scene()
     for _ in range(5):
         scene.addresses.failed(ONE, "500", "a")
     assert scene.addresses.disabled == []
@@ -63,18 +67,16 @@ def test_one_transfers_failure_is_not_enough() -> None:
     assert scene.disabled == [(ONE, "503", False)]
 
 
-def test_a_success_between_two_failures_keeps_it_enabled() -> None:
+def test_a_success_between_two_failures_keeps_it_enabled(scene: Scene) -> None:
     """Failures before the success no longer count."""
-    scene = Scene()
     scene.addresses.failed(ONE, "500", "a")
     scene.addresses.succeeded(ONE)
     scene.addresses.failed(ONE, "500", "b")
     assert scene.addresses.disabled == []
 
 
-def test_an_address_is_disabled_that_is_slow_for_two_transfers() -> None:
+def test_an_address_is_disabled_that_is_slow_for_two_transfers(scene: Scene) -> None:
     """Small uploads that are stored there between say nothing of its speed; a larger one does."""
-    scene = Scene()
     for transfer in ("a", "a", "b"):
         assert scene.addresses.disabled == []
         scene.addresses.succeeded(ONE, proves_speed=False)
@@ -86,9 +88,8 @@ def test_an_address_is_disabled_that_is_slow_for_two_transfers() -> None:
     assert scene.addresses.disabled == [ONE]
 
 
-def test_a_slow_address_is_tried_later_and_by_a_large_upload() -> None:
+def test_a_slow_address_is_tried_later_and_by_a_large_upload(scene: Scene) -> None:
     """It answers every probe, and each trial makes an image late; slow again, it is disabled for twice as long."""
-    scene = Scene()
     for seconds in (SLOW_FIRST_S, 2 * SLOW_FIRST_S):
         scene.addresses.slow(ONE, "9 kB/s", "a")
         scene.addresses.slow(ONE, "9 kB/s", "b")
@@ -110,18 +111,16 @@ def test_the_last_enabled_address_may_be_slow() -> None:
     assert scene.addresses.disabled == []
 
 
-def test_one_failed_connection_is_enough() -> None:
+def test_one_failed_connection_is_enough(scene: Scene) -> None:
     """No transfer can be at fault there."""
-    scene = Scene()
     scene.disable()
     assert not scene.addresses.is_enabled(ONE)
     assert scene.addresses.is_enabled(TWO)
     assert scene.addresses.is_enabled("an address that the name no longer has")
 
 
-def test_the_last_one_stays_enabled() -> None:
+def test_the_last_one_stays_enabled(scene: Scene) -> None:
     """When all fail, attempts must still go somewhere."""
-    scene = Scene()
     for address in FOUR:
         scene.addresses.failed(address, "refused")
     assert scene.addresses.disabled == list(FOUR[:3])
@@ -131,9 +130,8 @@ def test_the_last_one_stays_enabled() -> None:
     assert alone.addresses.disabled == []
 
 
-def test_the_report_says_whether_it_ever_answered() -> None:
+def test_the_report_says_whether_it_ever_answered(scene: Scene) -> None:
     """One that never did may be of a kind that this host cannot reach, and deserves no warning."""
-    scene = Scene()
     scene.disable(ONE)
     scene.addresses.asked(TWO, SmallRequestOutcome.ANSWERED, "")
     scene.disable(TWO)
@@ -159,9 +157,8 @@ def test_disabled_for_longer_each_time() -> None:
     assert len(scene.disabled) == 1
 
 
-def test_on_trial_it_gets_one_connection() -> None:
+def test_on_trial_it_gets_one_connection(scene: Scene) -> None:
     """A small request proves little: until an upload succeeds, no second connection does."""
-    scene = Scene()
     scene.disable()
     assert scene.addresses.in_order({})[-1] == ONE
     scene.put_on_trial()
@@ -192,10 +189,9 @@ def test_on_trial_it_gets_one_connection() -> None:
     ],
 )
 def test_a_small_request_counts_where_no_upload_was_stored_lately(
-    outcome: SmallRequestOutcome, uploaded_s_ago: float | None, state: str
+    outcome: SmallRequestOutcome, uploaded_s_ago: float | None, state: str, scene: Scene
 ) -> None:
     """Uploads decide; only a connection that cannot be made is newer than they are."""
-    scene = Scene()
     if uploaded_s_ago is not None:
         scene.addresses.succeeded(ONE)
         scene.clock.now += uploaded_s_ago
@@ -214,9 +210,8 @@ def test_a_small_request_counts_where_no_upload_was_stored_lately(
         (SmallRequestOutcome.NOT_CONNECTED, True),
     ],
 )
-def test_any_answer_to_the_probe_begins_the_trial(outcome: SmallRequestOutcome, disabled: bool) -> None:
+def test_any_answer_to_the_probe_begins_the_trial(outcome: SmallRequestOutcome, disabled: bool, scene: Scene) -> None:
     """Also a bad one: where every small request is answered with 503, uploads may still succeed."""
-    scene = Scene()
     scene.disable()
     scene.clock.now += DISABLED_FIRST_S
     scene.addresses.probed(ONE, outcome)
@@ -239,9 +234,8 @@ def test_a_trial_after_a_bad_answer_ends_with_a_good_one_or_an_upload() -> None:
     assert scene.addresses.overloaded({ONE: 2, TWO: 2}) == ONE
 
 
-def test_where_all_answer_badly_all_are_used_alike() -> None:
+def test_where_all_answer_badly_all_are_used_alike(scene: Scene) -> None:
     """It is the store's way; nothing is disabled and none has to give up its connections."""
-    scene = Scene()
     for address in FOUR:
         scene.addresses.asked(address, SmallRequestOutcome.ANSWERED_BADLY, "it answers 503")
     assert scene.addresses.disabled == []
@@ -350,9 +344,8 @@ def test_a_disabled_address_where_something_succeeds_in_an_outage_is_probed(by: 
     assert scene.addresses.disabled == [TWO]
 
 
-def test_a_probe_that_is_answered_has_the_others_probed() -> None:
+def test_a_probe_that_is_answered_has_the_others_probed(scene: Scene) -> None:
     """Of three that failed together the first to answer may be a disabled one; a slow one has nothing to do with it."""
-    scene = Scene()
     for transfer in ("a", "b"):
         scene.addresses.slow(FOUR[3], "9 kB/s", transfer)
     scene.disable(ONE)
@@ -362,9 +355,8 @@ def test_a_probe_that_is_answered_has_the_others_probed() -> None:
     assert scene.addresses.to_probe() == [FOUR[2]]
 
 
-def test_an_earlier_upload_does_not_enable_it() -> None:
+def test_an_earlier_upload_does_not_enable_it(scene: Scene) -> None:
     """An upload that began before it was disabled may still succeed or fail; neither changes anything."""
-    scene = Scene()
     scene.disable()
     scene.addresses.succeeded(ONE)
     scene.addresses.failed(ONE, "503", "late")
@@ -373,9 +365,8 @@ def test_an_earlier_upload_does_not_enable_it() -> None:
     assert scene.addresses.to_probe() == [ONE]
 
 
-def test_has_alternative() -> None:
+def test_has_alternative(scene: Scene) -> None:
     """Each address is tried once; then there is no alternative left."""
-    scene = Scene()
     assert scene.addresses.has_alternative([ONE])
     assert not scene.addresses.has_alternative(FOUR)
     scene.disable(TWO)
@@ -396,16 +387,14 @@ def test_has_alternative() -> None:
     ],
     ids=lambda value: value.code if isinstance(value, AttemptError) else None,
 )
-def test_a_failed_attempt(error: AttemptError, elsewhere: bool, disabled: list[str]) -> None:
+def test_a_failed_attempt(error: AttemptError, elsewhere: bool, disabled: list[str], scene: Scene) -> None:
     """A failure that an address can cause is tried elsewhere at once; the store's verdict on the transfer is not."""
-    scene = Scene()
     assert scene.addresses.attempt_failed(error, ONE, "transfer", ()) is elsewhere
     assert scene.addresses.disabled == disabled
 
 
-def test_no_address_is_left_to_try() -> None:
+def test_no_address_is_left_to_try(scene: Scene) -> None:
     """A transfer that failed at all of them has to wait."""
-    scene = Scene()
     error = AttemptError("SlowDown", "", status=503)
     assert not scene.addresses.attempt_failed(error, FOUR[3], "transfer", FOUR[:3])
 
@@ -422,9 +411,8 @@ def test_overloaded() -> None:
     assert scene.addresses.overloaded({ONE: 5, TWO: 1}) == ""
 
 
-def test_addresses_come_and_go() -> None:
+def test_addresses_come_and_go(scene: Scene) -> None:
     """What is known of an address that stays is kept."""
-    scene = Scene()
     scene.disable()
     scene.addresses.replace((ONE, "10.0.0.9"))
     assert scene.addresses.disabled == [ONE]

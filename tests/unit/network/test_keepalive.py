@@ -54,9 +54,8 @@ LEARNED: list[Look] = [(0, [6.0] * 30, 0), (7, [6.2] * 29, 0.5)]
         pytest.param([*LEARNED, (20, [2.9] * 30, 0)], 3.0, id="a restart after a limit was learned"),
     ],
 )
-def test_the_interval(looks: list[Look], interval_s: float) -> None:
+def test_the_interval(looks: list[Look], interval_s: float, clock: Clock) -> None:
     """A limit is two closes in a row at the same idle time while none lives longer; a longer life ends it."""
-    clock = Clock()
     limit, start = IdleLimit(WANTED_S, clock), clock.now
     for at, closed, longest_open in looks:
         clock.now = start + at
@@ -65,9 +64,8 @@ def test_the_interval(looks: list[Look], interval_s: float) -> None:
     assert limit.interval_s == interval_s
 
 
-def test_a_limit_is_tried_again() -> None:
+def test_a_limit_is_tried_again(clock: Clock) -> None:
     """While one is known, every few minutes one connection rests for longer; a close puts the next try off."""
-    clock = Clock()
     limit = IdleLimit(WANTED_S, clock)
     assert not limit.is_trial_due
     for _ in range(2):

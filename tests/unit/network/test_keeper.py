@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import aiohttp
 import pytest
+from lab.env import no_free_descriptor
 from lab.keeping import (
     CONNECTIONS,
     INTERVAL_S,
@@ -19,7 +19,7 @@ from lab.keeping import (
     ResolvingLoop,
     answered,
     kept,
-    run_resolving,
+    resolving,
     sweeps,
 )
 from lab.scripted import (
@@ -32,6 +32,7 @@ from lab.scripted import (
     silent_after,
 )
 from lab.sending import in_loop
+from lab.serving import until
 
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
@@ -64,9 +65,8 @@ async def test_all_are_opened_before_they_are_needed() -> None:
 
 
 @in_loop
-async def test_idle_connections_are_used_after_the_interval() -> None:
+async def test_idle_connections_are_used_after_the_interval(clock: Clock) -> None:
     """After the interval every idle connection carries a request again, and none is opened anew."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         for rounds in (1, 2, 3):
             await answered(server, rounds * CONNECTIONS)
@@ -77,9 +77,8 @@ async def test_idle_connections_are_used_after_the_interval() -> None:
 
 
 @in_loop
-async def test_new_connections_are_used_until_linux_paces_them() -> None:
+async def test_new_connections_are_used_until_linux_paces_them(clock: Clock) -> None:
     """With a limit each carries ten small packets before any upload's, one a sweep; then it rests."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock, bwlimit_bps=8_000_000) as pool:
         for rounds in range(1, UNPACED_PACKETS + 1):
             await answered(server, rounds * CONNECTIONS)
@@ -92,9 +91,8 @@ async def test_new_connections_are_used_until_linux_paces_them() -> None:
 
 
 @in_loop
-async def test_the_keepers_requests_do_not_change_the_order_of_use() -> None:
+async def test_the_keepers_requests_do_not_change_the_order_of_use(clock: Clock) -> None:
     """The connection used last, which has the widest window, is acquired next, whatever the keeper sent meanwhile."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
         async with pool.acquire() as last:
@@ -107,9 +105,8 @@ async def test_the_keepers_requests_do_not_change_the_order_of_use() -> None:
 
 
 @in_loop
-async def test_any_answer_keeps_a_connection() -> None:
+async def test_any_answer_keeps_a_connection(clock: Clock) -> None:
     """A store refuses an anonymous request: that is an answer, and no reason to open another connection."""
-    clock = Clock()
     async with scripted(other=answering(403, b"<Error/>")) as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
         clock.now += INTERVAL_S
@@ -118,9 +115,8 @@ async def test_any_answer_keeps_a_connection() -> None:
 
 
 @in_loop
-async def test_what_the_server_closes_is_opened_again() -> None:
+async def test_what_the_server_closes_is_opened_again(clock: Clock) -> None:
     """Connections that a server closed are opened again before any upload needs them, without waiting the interval."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
         clock.now += SWEEP_S
@@ -175,10 +171,11 @@ async def test_no_connection_is_opened_to_a_server_that_keeps_none(
 
 
 @in_loop
-async def test_another_small_request_is_used_where_it_keeps_the_connection(caplog: pytest.LogCaptureFixture) -> None:
+async def test_another_small_request_is_used_where_it_keeps_the_connection(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
     """It is logged and remembered: all further ones are of that kind, and all connections stay open."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
 
     async def close_after_get(exchange: Exchange) -> None:
         await exchange.answer(headers={"Connection": "close"} if exchange.method == "GET" else {})
@@ -263,9 +260,8 @@ def unused_port() -> Iterator[int]:
 
 
 @in_loop
-async def test_uploads_find_a_connection_while_the_keeper_works() -> None:
+async def test_uploads_find_a_connection_while_the_keeper_works(clock: Clock) -> None:
     """The keeper works on the reserve alone: with a server that never answers it, an upload starts at once."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         await answered(server, CONNECTIONS)
         server.other = silent_after()
@@ -275,101 +271,82 @@ async def test_uploads_find_a_connection_while_the_keeper_works() -> None:
             assert connection.is_open
 
 
-def test_an_address_that_refuses_connections_is_skipped() -> None:
+@resolving
+async def test_an_address_that_refuses_connections_is_skipped(loop: ResolvingLoop) -> None:
     """A name may have an address without a listener, as localhost often has: no request fails for that."""
-
-    async def main(loop: ResolvingLoop) -> None:
-        async with scripted(address="127.0.0.2") as server:
-            loop.addresses = ("127.0.0.1", "127.0.0.2")
-            async with kept(server, url=server.url.replace("127.0.0.2", "store.example")) as pool:
-                await answered(server, CONNECTIONS)
-                assert pool.open_count == CONNECTIONS
-                async with pool.acquire() as connection:
-                    assert connection.is_open
-
-    run_resolving(main)
+    async with scripted(address="127.0.0.2") as server:
+        loop.addresses = ("127.0.0.1", "127.0.0.2")
+        async with kept(server, url=server.url.replace("127.0.0.2", "store.example")) as pool:
+            await answered(server, CONNECTIONS)
+            assert pool.open_count == CONNECTIONS
+            async with pool.acquire() as connection:
+                assert connection.is_open
 
 
-def test_a_name_that_does_not_resolve_yet() -> None:
+@resolving
+async def test_a_name_that_does_not_resolve_yet(loop: ResolvingLoop) -> None:
     """The keeper goes on trying; attempts to acquire a connection meanwhile fail and leave it in the pool."""
-
-    async def main(loop: ResolvingLoop) -> None:
-        async with scripted() as server:
-            url = server.url.replace("127.0.0.1", "store.example")
-            clock = Clock()
-            async with kept(server, clock, url) as pool:
-                for _ in range(2 * CONNECTIONS):
-                    with pytest.raises(socket.gaierror):
-                        async with pool.acquire():
-                            raise AssertionError("a connection without an address")
-                loop.addresses = ("127.0.0.1",)
-                clock.now += INTERVAL_S
-                await answered(server, CONNECTIONS)
-                assert pool.open_count == CONNECTIONS
-
-    run_resolving(main)
-
-
-def test_all_addresses_of_a_name_are_used_in_turn() -> None:
-    """Connections spread over them; the name is resolved once, and again when the result is old."""
-
-    async def main(loop: ResolvingLoop) -> None:
+    async with scripted() as server:
+        url = server.url.replace("127.0.0.1", "store.example")
         clock = Clock()
-        async with scripted(address="0.0.0.0") as server:
-            url = server.url.replace("0.0.0.0", "store.example")
-            loop.addresses = ("127.0.0.1", "127.0.0.2")
-            async with kept(server, clock, url) as pool:
-                await answered(server, CONNECTIONS)
-                local = [each.writer.get_extra_info("sockname")[0] for each in server.connections]
-                assert sorted(local) == ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]
-                assert {seen.headers["host"] for seen in server.seen} == {url.removeprefix("http://")}
-                assert loop.lookups == 1
-                loop.addresses = ("127.0.0.3",)
-                clock.now += 3600
-                for connection in server.connections:
-                    connection.close()
-                await answered(server, 2 * CONNECTIONS)
-                assert server.connections[-1].writer.get_extra_info("sockname")[0] == "127.0.0.3"
-                assert (loop.lookups, pool.open_count) == (2, CONNECTIONS)
-
-    run_resolving(main)
-
-
-def test_connections_move_one_after_the_other_when_the_name_has_other_addresses() -> None:
-    """After a reload at once; else when no look-up gave the address for a while, for an answer may be a selection."""
-
-    async def main(loop: ResolvingLoop) -> None:
-        clock = Clock()
-        async with scripted(address="0.0.0.0") as server:
+        async with kept(server, clock, url) as pool:
+            for _ in range(2 * CONNECTIONS):
+                with pytest.raises(socket.gaierror):
+                    async with pool.acquire():
+                        raise AssertionError("a connection without an address")
             loop.addresses = ("127.0.0.1",)
-            async with kept(server, clock, server.url.replace("0.0.0.0", "store.example")) as pool:
-                await answered(server, CONNECTIONS)
-                loop.addresses = ("127.0.0.2",)
-                clock.now += RESOLVE_EVERY_S
-                await server.until(lambda: loop.lookups == 2)
-                await sweeps(2)
-                assert loads(server) == [CONNECTIONS, 0]
-                pool.resolve_anew()
-                await server.until(lambda: loads(server) == [0, CONNECTIONS])
-                loop.addresses = ("127.0.0.1",)
+            clock.now += INTERVAL_S
+            await answered(server, CONNECTIONS)
+            assert pool.open_count == CONNECTIONS
+
+
+@resolving
+async def test_all_addresses_of_a_name_are_used_in_turn(loop: ResolvingLoop, clock: Clock) -> None:
+    """Connections spread over them; the name is resolved once, and again when the result is old."""
+    async with scripted(address="0.0.0.0") as server:
+        url = server.url.replace("0.0.0.0", "store.example")
+        loop.addresses = ("127.0.0.1", "127.0.0.2")
+        async with kept(server, clock, url) as pool:
+            await answered(server, CONNECTIONS)
+            local = [each.writer.get_extra_info("sockname")[0] for each in server.connections]
+            assert sorted(local) == ["127.0.0.1", "127.0.0.1", "127.0.0.2", "127.0.0.2"]
+            assert {seen.headers["host"] for seen in server.seen} == {url.removeprefix("http://")}
+            assert loop.lookups == 1
+            loop.addresses = ("127.0.0.3",)
+            clock.now += 3600
+            for connection in server.connections:
+                connection.close()
+            await answered(server, 2 * CONNECTIONS)
+            assert server.connections[-1].writer.get_extra_info("sockname")[0] == "127.0.0.3"
+            assert (loop.lookups, pool.open_count) == (2, CONNECTIONS)
+
+
+@resolving
+async def test_connections_move_one_after_the_other_when_the_name_has_other_addresses(
+    loop: ResolvingLoop, clock: Clock
+) -> None:
+    """After a reload at once; else when no look-up gave the address for a while, for an answer may be a selection."""
+    async with scripted(address="0.0.0.0") as server:
+        loop.addresses = ("127.0.0.1",)
+        async with kept(server, clock, server.url.replace("0.0.0.0", "store.example")) as pool:
+            await answered(server, CONNECTIONS)
+            loop.addresses = ("127.0.0.2",)
+            clock.now += RESOLVE_EVERY_S
+            await server.until(lambda: loop.lookups == 2)
+            await sweeps(2)
+            assert loads(server) == [CONNECTIONS, 0]
+            pool.resolve_anew()
+            await server.until(lambda: loads(server) == [0, CONNECTIONS])
+            loop.addresses = ("127.0.0.1",)
+            clock.now += GONE_AFTER_S
+            await server.until(lambda: loads(server) == [CONNECTIONS, 0])
+            loop.addresses = ()
+            for _ in range(3):
+                lookups = loop.lookups
                 clock.now += GONE_AFTER_S
-                await server.until(lambda: loads(server) == [CONNECTIONS, 0])
-                loop.addresses = ()
-                for _ in range(3):
-                    lookups = loop.lookups
-                    clock.now += GONE_AFTER_S
-                    await server.until(lambda before=lookups: loop.lookups > before)  # type: ignore[misc]
-                await sweeps(2)
-                assert loads(server) == [CONNECTIONS, 0]
-
-    run_resolving(main)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
+                await server.until(lambda before=lookups: loop.lookups > before)  # type: ignore[misc]
+            await sweeps(2)
+            assert loads(server) == [CONNECTIONS, 0]
 
 
 async def no_more_than(server: Scripted, count: int) -> None:
@@ -377,13 +354,6 @@ async def no_more_than(server: Scripted, count: int) -> None:
     await answered(server, count)
     await sweeps(1)
     assert len(server.seen) == count
-
-
-async def idle_until_closed(server: Scripted, clock: Clock, idle_s: float) -> None:
-    """Let the connections be idle, then close all."""
-    clock.now += idle_s
-    for connection in server.open_connections:
-        connection.close()
 
 
 async def rest_and_close(server: Scripted, clock: Clock, pool: ConnectionPool, *, restart: bool = False) -> None:
@@ -407,10 +377,11 @@ LEARNED = "the store closes connections that are idle for 6.2 s: each is now use
 
 
 @in_loop
-async def test_an_idle_limit_of_the_server_shortens_the_interval(caplog: pytest.LogCaptureFixture) -> None:
+async def test_an_idle_limit_of_the_server_shortens_the_interval(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
     """After two closes in a row at age T each connection is used every T/2, before the server's limit."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         for _ in range(2):
             await rest_and_close(server, clock, pool)
@@ -426,10 +397,11 @@ async def test_an_idle_limit_of_the_server_shortens_the_interval(caplog: pytest.
 
 
 @in_loop
-async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(
+    caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
     """Every few minutes one connection rests; if it is still open beyond the limit the interval grows back."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         for _ in range(2):
             await rest_and_close(server, clock, pool)
@@ -443,27 +415,9 @@ async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(caplo
 
 
 @in_loop
-async def test_a_restart_of_an_idle_server_leaves_the_interval_as_it_is(caplog: pytest.LogCaptureFixture) -> None:
-    """All connections were idle for the same time when it closed them, once; they are opened again."""
-    caplog.set_level(logging.INFO)
-    clock = Clock()
-    async with scripted() as server, kept(server, clock) as pool:
-        for rounds in (1, 2, 3):
-            await answered(server, (2 * rounds - 1) * CONNECTIONS)
-            await idle_until_closed(server, clock, 7.0)
-            await answered(server, 2 * rounds * CONNECTIONS)
-            clock.now += INTERVAL_S - 0.1
-            await no_more_than(server, 2 * rounds * CONNECTIONS)
-            clock.now += 0.1
-        assert pool.opened == 4 * CONNECTIONS
-    assert caplog.messages == []
-
-
-@in_loop
-async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCaptureFixture) -> None:
+async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     """After the first closes one connection is used all the time: a restart ends it too, an idle limit does not."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
     async with scripted() as server, kept(server, clock) as pool:
         for _ in range(4):
             await rest_and_close(server, clock, pool, restart=True)
@@ -471,27 +425,8 @@ async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCap
 
 
 @in_loop
-async def test_a_restart_of_the_server_is_no_idle_timeout() -> None:
-    """Connections closed together at very different ages say nothing of the server's timeout."""
-    clock = Clock()
-    async with scripted() as server, kept(server, clock) as pool:
-        await answered(server, CONNECTIONS)
-        clock.now += 6.0
-        async with pool.acquire() as connection:
-            await connection.request("GET", server.url, {}, None)
-        clock.now += SWEEP_S
-        await sweeps(1)
-        for connection in server.connections:
-            connection.close()
-        await answered(server, 2 * CONNECTIONS + 1)
-        clock.now += INTERVAL_S - 0.1
-        await no_more_than(server, 2 * CONNECTIONS + 1)
-
-
-@in_loop
-async def test_a_connection_that_failed_in_use_is_no_idle_timeout() -> None:
+async def test_a_connection_that_failed_in_use_is_no_idle_timeout(clock: Clock) -> None:
     """Its age says nothing of the server's timeout."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock, reserve=0) as pool:
         await answered(server, CONNECTIONS)
         clock.now += 5.0
@@ -548,21 +483,16 @@ async def test_a_connection_with_a_narrowed_window_is_replaced_while_none_is_in_
 
 
 @in_loop
-async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> None:
+async def test_no_address_is_disabled_where_this_host_has_no_descriptor(clock: Clock) -> None:
     """What the server closes is opened again once there are descriptors."""
-    clock = Clock()
     async with kept_at_two_addresses(clock) as (server, pool):
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        try:
+        with no_free_descriptor():
             for connection in server.connections:
                 connection.close()
             for _ in range(9):
                 clock.now += SWEEP_S
                 await sweeps(1)
             assert (pool.open_count, pool.addresses.disabled) == (0, [])
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         while pool.open_count < CONNECTIONS:
             clock.now += RETRY_MAX_S
             await sweeps(1)
@@ -570,9 +500,8 @@ async def test_no_address_is_disabled_where_this_host_has_no_descriptor() -> Non
 
 
 @in_loop
-async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: pytest.MonkeyPatch, clock: Clock) -> None:
     """Also while other connections are open and answer, which is no reason to try at once again."""
-    clock = Clock()
     async with scripted() as server, kept(server, clock, reserve=2) as pool:
         await answered(server, CONNECTIONS)
         tried = 0
@@ -584,23 +513,18 @@ async def test_without_descriptors_opening_is_tried_once_a_sweep(monkeypatch: py
             return await request(connection, *args, **options)
 
         monkeypatch.setattr(Connection, "request", counted)
-        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        try:
+        with no_free_descriptor():
             server.connections[0].close()
             for _ in range(10):
                 clock.now += 11  # s; longer than an open one may be idle
                 await sweeps(2)
             assert pool.open_count == CONNECTIONS - 1
-        finally:
-            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert 2 <= tried <= 20
 
 
 @in_loop
-async def test_connections_move_away_from_a_disabled_address_and_back() -> None:
+async def test_connections_move_away_from_a_disabled_address_and_back(clock: Clock) -> None:
     """All are opened elsewhere in the background; after a good answer one goes back, after an upload its share."""
-    clock = Clock()
     async with kept_at_two_addresses(clock) as (server, pool):
         pool.addresses.failed("127.0.0.1", "refused")
         await server.until(lambda: loads(server) == [0, 4])
@@ -642,9 +566,8 @@ async def test_an_address_that_answers_badly_gets_one_connection_until_an_upload
 
 
 @in_loop
-async def test_connections_go_to_the_addresses_that_keep_them() -> None:
+async def test_connections_go_to_the_addresses_that_keep_them(clock: Clock) -> None:
     """One that closes each after its answer gets none, and is asked again; when it keeps them it gets its share."""
-    clock = Clock()
     async with (
         scripted(other=broken_at_first(silent_close), address="0.0.0.0") as server,
         kept(server, clock, named(server), receivers=ADDRESSES) as pool,
@@ -662,9 +585,8 @@ async def test_connections_go_to_the_addresses_that_keep_them() -> None:
 
 
 @in_loop
-async def test_an_address_that_hangs_up_on_the_probe_stays_disabled() -> None:
+async def test_an_address_that_hangs_up_on_the_probe_stays_disabled(clock: Clock) -> None:
     """It is probed again later."""
-    clock = Clock()
     async with (
         scripted(other=broken_at_first(hang_up_after()), address="0.0.0.0") as server,
         kept(server, clock, named(server), receivers=ADDRESSES) as pool,
@@ -682,9 +604,8 @@ async def test_an_address_that_hangs_up_on_the_probe_stays_disabled() -> None:
 
 
 @in_loop
-async def test_after_an_outage_all_addresses_are_found_at_once(unused_port: int) -> None:
+async def test_after_an_outage_all_addresses_are_found_at_once(unused_port: int, clock: Clock) -> None:
     """Also one whose next probe would be minutes away."""
-    clock = Clock()
     async with (
         scripted() as server,
         kept(server, clock, f"http://localhost:{unused_port}", receivers=ADDRESSES) as pool,
@@ -718,9 +639,8 @@ class FakePrimer:
 
 
 @in_loop
-async def test_new_connections_are_primed_while_none_is_in_use() -> None:
+async def test_new_connections_are_primed_while_none_is_in_use(clock: Clock) -> None:
     """Each once, and never beside an upload; small requests to get past its unpaced packets are not needed then."""
-    clock = Clock()
     async with scripted() as server:
         primer = FakePrimer(server, 100)
         async with kept(server, clock, primer=primer, bwlimit_bps=10**10) as pool:
@@ -748,9 +668,8 @@ async def test_as_many_are_primed_at_once_as_the_primer_allows(at_once: int) -> 
 
 
 @in_loop
-async def test_a_primer_that_is_off() -> None:
+async def test_a_primer_that_is_off(clock: Clock) -> None:
     """Connections are kept as without it, and get past their unpaced packets by small requests."""
-    clock = Clock()
     async with scripted() as server:
         primer = FakePrimer(server, 0)
         async with kept(server, clock, primer=primer, bwlimit_bps=10**10) as pool:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from lab.certs import Authority
-from lab.keeping import Clock, ResolvingLoop, run_resolving
+from lab.keeping import Clock, ResolvingLoop, resolving
 from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
@@ -252,10 +252,9 @@ async def test_an_address_that_failed_is_avoided() -> None:
 
 
 @in_loop
-async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     """As a warning if it ever answered, with the message's id; and so is that it is enabled again."""
     caplog.set_level(logging.INFO)
-    clock = Clock()
     async with pool_to("http://store.invalid", clock=clock, receivers=ADDRESSES) as pool:
         pool.addresses.asked(ADDRESSES[0], SmallRequestOutcome.ANSWERED, "")
         pool.addresses.failed(ADDRESSES[0], "no connection")
@@ -275,46 +274,40 @@ async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture) ->
     }  # fmt: skip
 
 
-def test_the_last_addresses_stay_when_the_name_no_longer_resolves(caplog: pytest.LogCaptureFixture) -> None:
+@resolving
+async def test_the_last_addresses_stay_when_the_name_no_longer_resolves(
+    loop: ResolvingLoop, caplog: pytest.LogCaptureFixture, clock: Clock
+) -> None:
     """A failure of the name server does not stop uploads to addresses that are known."""
-
-    async def main(loop: ResolvingLoop) -> None:
-        clock = Clock()
-        loop.addresses = (ADDRESSES[0],)
-        async with pool_to("http://store.example", clock=clock) as pool:
-            for lookups in (1, 2):
-                async with pool.acquire() as connection:
-                    assert connection.address == ADDRESSES[0]
-                assert loop.lookups == lookups
-                loop.addresses = ()
-                clock.now += RESOLVE_EVERY_S
-
-    run_resolving(main)
+    loop.addresses = (ADDRESSES[0],)
+    async with pool_to("http://store.example", clock=clock) as pool:
+        for lookups in (1, 2):
+            async with pool.acquire() as connection:
+                assert connection.address == ADDRESSES[0]
+            assert loop.lookups == lookups
+            loop.addresses = ()
+            clock.now += RESOLVE_EVERY_S
     (message,) = caplog.messages
     assert message.startswith("store.example no longer resolves")
 
 
-def test_the_name_is_looked_up_soon_while_no_address_can_be_reached() -> None:
+@resolving
+async def test_the_name_is_looked_up_soon_while_no_address_can_be_reached(loop: ResolvingLoop, clock: Clock) -> None:
     """The store may have moved; however often that is noticed, there is one look-up every five seconds."""
-
-    async def main(loop: ResolvingLoop) -> None:
-        clock = Clock()
-        loop.addresses = (ADDRESSES[0],)
-        async with pool_to("http://store.example", clock=clock) as pool:
-            async with pool.acquire() as connection:
-                assert connection.address == ADDRESSES[0]
-            loop.addresses = (ADDRESSES[1],)
-            for second in range(1, 13):
-                clock.now += 1
-                pool.resolve_soon()
-                assert pool.must_resolve is (second in (6, 12)), "five seconds after it was noticed"
-                if pool.must_resolve:
-                    await pool.resolve()
-            assert loop.lookups == 3
-            async with pool.acquire() as connection:
-                assert connection.address == ADDRESSES[1]
-
-    run_resolving(main)
+    loop.addresses = (ADDRESSES[0],)
+    async with pool_to("http://store.example", clock=clock) as pool:
+        async with pool.acquire() as connection:
+            assert connection.address == ADDRESSES[0]
+        loop.addresses = (ADDRESSES[1],)
+        for second in range(1, 13):
+            clock.now += 1
+            pool.resolve_soon()
+            assert pool.must_resolve is (second in (6, 12)), "five seconds after it was noticed"
+            if pool.must_resolve:
+                await pool.resolve()
+        assert loop.lookups == 3
+        async with pool.acquire() as connection:
+            assert connection.address == ADDRESSES[1]
 
 
 @in_loop
@@ -331,9 +324,8 @@ async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytes
     assert [text.startswith("congestion control nosuch") for text in caplog.messages] == [True]
 
 
-def test_the_first_certificate_to_expire_counts() -> None:
+def test_the_first_certificate_to_expire_counts(clock: Clock) -> None:
     """Of those shown lately: one that was replaced is forgotten. Without one nothing is known."""
-    clock = Clock()
     certificates = Certificates(clock)
     assert certificates.expiry_s == 0
     tls = ssl.create_default_context()
@@ -350,21 +342,17 @@ def test_the_first_certificate_to_expire_counts() -> None:
     assert certificates.expiry_s == 1799141683
 
 
-def test_the_certificate_of_a_connection_is_noted(tmp_path: Path) -> None:
+@in_loop
+async def test_the_certificate_of_a_connection_is_noted(tmp_path: Path) -> None:
     """One of thirty days, over the connections that asyncio makes with the pool's TLS context."""
-
-    async def main() -> None:
-        authority = Authority(tmp_path)
-        made = authority.issue("store")
-        server_tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        server_tls.load_cert_chain(made.cert, made.key)
-        client_tls = ssl.create_default_context(cafile=str(authority.ca))
-        certificates = Certificates(Clock())
-        certificates.watch(client_tls)
-        async with await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=server_tls) as server:
-            port = server.sockets[0].getsockname()[1]
-            _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
-            writer.close()
-        assert 29 * 86400 < certificates.expiry_s - time.time() < 31 * 86400
-
-    asyncio.run(main())
+    authority = Authority(tmp_path)
+    made = authority.issue("store")
+    server_tls = made.context()
+    client_tls = ssl.create_default_context(cafile=str(authority.ca))
+    certificates = Certificates(Clock())
+    certificates.watch(client_tls)
+    async with await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=server_tls) as server:
+        port = server.sockets[0].getsockname()[1]
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
+        writer.close()
+    assert 29 * 86400 < certificates.expiry_s - time.time() < 31 * 86400

@@ -67,6 +67,11 @@ def deliver(here: socket.socket, there: socket.socket, size: int) -> None:
     assert here.recv(1) == b"y"
 
 
+@pytest.fixture
+def progress() -> Progress:
+    return Progress()
+
+
 def test_a_connection_is_warm_or_new_as_the_upload_found_it() -> None:
     """An upload over an open connection finds it warm; one that has to connect, new."""
     assert [upload_of(1, is_open=is_open).connection_state for is_open in (True, False)] == ["warm", "new"]
@@ -215,10 +220,9 @@ def test_a_reset_does_not_acknowledge_what_was_read_last(pair: tuple[socket.sock
     unacknowledged.close()
 
 
-def test_an_upload_counts_in_its_attempt(pair: tuple[socket.socket, socket.socket]) -> None:
+def test_an_upload_counts_in_its_attempt(pair: tuple[socket.socket, socket.socket], progress: Progress) -> None:
     """While it runs, with what is acknowledged; once it is closed, only if it arrived whole."""
     here, there = pair
-    progress = Progress()
     upload = upload_of(SIZE, progress=progress)
     assert progress.acked_bytes == 0
     upload.begin(FakeTransport(here))
@@ -255,9 +259,8 @@ def begun(progress: Progress, *uploads: FakeUpload) -> list[Any]:
     return started
 
 
-def test_progress_of_one_upload_never_passes_its_size() -> None:
+def test_progress_of_one_upload_never_passes_its_size(progress: Progress) -> None:
     """Headers and TLS are acknowledged too, but only the body counts."""
-    progress = Progress()
     assert (progress.acked_bytes, progress.addresses) == (0, [])
     (upload,) = begun(progress, FakeUpload(1000))
     upload.got = 400
@@ -268,9 +271,8 @@ def test_progress_of_one_upload_never_passes_its_size() -> None:
     assert (progress.acked_bytes, progress.addresses) == (1000, ["192.0.2.1"])
 
 
-def test_parts_add_up() -> None:
+def test_parts_add_up(progress: Progress) -> None:
     """Several at once, to several addresses; one that ended early is sent again and counts once."""
-    progress = Progress()
     parts = begun(progress, FakeUpload(1000), FakeUpload(1000, "192.0.2.2"), FakeUpload(500, "192.0.2.2"))
     assert len(progress) == 3
     parts[0].got, parts[1].got = 1100, 900
@@ -285,9 +287,8 @@ def test_parts_add_up() -> None:
     assert progress.acked_bytes == 2000
 
 
-def test_a_body_that_was_moved_counts_once() -> None:
+def test_a_body_that_was_moved_counts_once(progress: Progress) -> None:
     """Though all of it was acknowledged over the connection that it was moved away from."""
-    progress = Progress()
     (moved,) = begun(progress, FakeUpload(1000, got=1000, is_aborted=True))
     progress.end(moved)
     (again,) = begun(progress, FakeUpload(1000, got=1000))
@@ -295,33 +296,29 @@ def test_a_body_that_was_moved_counts_once() -> None:
     assert progress.acked_bytes == 1000
 
 
-def test_moves_of_all_bodies_add_up() -> None:
+def test_moves_of_all_bodies_add_up(progress: Progress) -> None:
     """Of a file in parts each may be moved."""
-    progress = Progress()
     assert progress.moves == 0
     progress.histories |= {0: MoveHistory(2), 1000: MoveHistory(1)}
     assert progress.moves == 3
 
 
-def test_parts_of_an_earlier_attempt_count_as_acknowledged() -> None:
+def test_parts_of_an_earlier_attempt_count_as_acknowledged(progress: Progress) -> None:
     """They are in the store already."""
-    progress = Progress()
     progress.add_stored(3000)
     begun(progress, FakeUpload(1000, got=10))
     assert progress.acked_bytes == 3010
 
 
-def test_an_upload_that_never_began_counts_nothing() -> None:
+def test_an_upload_that_never_began_counts_nothing(progress: Progress) -> None:
     """Its end is no arrival."""
-    progress = Progress()
     never_begun: Any = FakeUpload(10, got=10)
     progress.end(never_begun)
     assert progress.acked_bytes == 0
 
 
-def test_recent_rate() -> None:
+def test_recent_rate(progress: Progress) -> None:
     """It is measured since the oldest of the last three samples, and is None before there is any."""
-    progress = Progress()
     (upload,) = begun(progress, FakeUpload(10_000))
     assert progress.recent_rate(5.0) is None
     progress.sample(10.0)
@@ -335,9 +332,8 @@ def test_recent_rate() -> None:
     assert progress.recent_rate(17.0) == 1000
 
 
-def test_a_part_that_was_lost_makes_no_negative_rate() -> None:
+def test_a_part_that_was_lost_makes_no_negative_rate(progress: Progress) -> None:
     """What was acknowledged of it no longer counts; the rate is 0 then."""
-    progress = Progress()
     (upload,) = begun(progress, FakeUpload(1000, got=500))
     progress.sample(1.0)
     progress.end(upload)

@@ -1,6 +1,9 @@
 """What tests of the spool share."""
 
+import os
 import sqlite3
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -17,3 +20,17 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
 
     monkeypatch.setattr(sqlite3, "connect", recording)
     return opened
+
+
+@pytest.fixture
+def damage(connections: list[sqlite3.Connection]) -> Callable[[Path], None]:
+    """Overwrites all but the first page of the file that is open."""
+
+    def overwrite(path: Path) -> None:
+        connections[-1].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+        connections[-1].execute("PRAGMA shrink_memory")  # or the pages would be served from memory
+        with path.open("r+b") as file:
+            file.seek(4096)
+            file.write(os.urandom(path.stat().st_size - 4096))
+
+    return overwrite

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import shutil
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
+
+from lab.sending import in_loop
 
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
@@ -47,91 +49,75 @@ async def found_by_another(directory: Path) -> dict[str, tuple[dict[int, str], b
     return await asyncio.to_thread(found, directory)
 
 
-def test_a_crash_leaves_what_was_awaited(tmp_path: Path) -> None:
+@in_loop
+async def test_a_crash_leaves_what_was_awaited(tmp_path: Path) -> None:
     """Beginning and completing are durable at once; parts, and the end, with the next change that is awaited."""
-
-    async def main() -> None:
-        state = tmp_path / "state"
-        spool = Spool.open(state, lazy_s=HOUR)
-        uploads = spool.open_uploads
-        await uploads.begin(upload("one"))
-        assert await found_by_another(state) == {"one": ({}, False)}
-        (one,) = uploads
-        uploads.part(one, 1, "etag1")
-        uploads.part(one, 3, "etag3")
-        await uploads.begin(upload("two"))
-        assert await found_by_another(state) == {"one": ({1: "etag1", 3: "etag3"}, False), "two": ({}, False)}
-        await uploads.completing(one)
-        assert await found_by_another(state) == {"one": ({1: "etag1", 3: "etag3"}, True), "two": ({}, False)}
-        uploads.part(one, 3, "another")
-        uploads.over(next(one for one in uploads if one.upload.id == "two"))
-        await spool.close()
-        assert known(uploads) == await found_by_another(state) == {"one": ({1: "etag1", 3: "another"}, True)}
-
-    asyncio.run(main())
+    state = tmp_path / "state"
+    spool = Spool.open(state, lazy_s=HOUR)
+    uploads = spool.open_uploads
+    await uploads.begin(upload("one"))
+    assert await found_by_another(state) == {"one": ({}, False)}
+    (one,) = uploads
+    uploads.part(one, 1, "etag1")
+    uploads.part(one, 3, "etag3")
+    await uploads.begin(upload("two"))
+    assert await found_by_another(state) == {"one": ({1: "etag1", 3: "etag3"}, False), "two": ({}, False)}
+    await uploads.completing(one)
+    assert await found_by_another(state) == {"one": ({1: "etag1", 3: "etag3"}, True), "two": ({}, False)}
+    uploads.part(one, 3, "another")
+    uploads.over(next(one for one in uploads if one.upload.id == "two"))
+    await spool.close()
+    assert known(uploads) == await found_by_another(state) == {"one": ({1: "etag1", 3: "another"}, True)}
 
 
-def test_an_ended_upload_leaves_no_row(tmp_path: Path) -> None:
+@in_loop
+async def test_an_ended_upload_leaves_no_row(tmp_path: Path) -> None:
     """Not even a part that is saved after the end."""
-
-    async def main() -> None:
-        spool = Spool.open(tmp_path)
-        await spool.open_uploads.begin(upload("one"))
-        (one,) = spool.open_uploads
-        spool.open_uploads.part(one, 1, "etag")
-        spool.open_uploads.over(one)
-        spool.open_uploads.part(one, 2, "late")
-        await spool.close()
-
-    asyncio.run(main())
+    spool = Spool.open(tmp_path)
+    await spool.open_uploads.begin(upload("one"))
+    (one,) = spool.open_uploads
+    spool.open_uploads.part(one, 1, "etag")
+    spool.open_uploads.over(one)
+    spool.open_uploads.part(one, 2, "late")
+    await spool.close()
     db = sqlite3.connect(tmp_path / "spool.db")
     assert [db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("upload", "part")] == [(0,), (0,)]
     db.close()
 
 
-def test_an_upload_outlives_its_transfer(tmp_path: Path) -> None:
+@in_loop
+async def test_an_upload_outlives_its_transfer(tmp_path: Path) -> None:
     """Stored, dropped or failed: the code that ends a transfer need not consider its upload."""
-
-    async def main() -> None:
-        spool = Spool.open(tmp_path)
-        await spool.add(TRANSFER, 1.0, attempt_started=True)
-        await spool.open_uploads.begin(upload("one"))
-        await spool.drop([TRANSFER.id])
-        await spool.close()
-        spool = Spool.open(tmp_path)
-        assert spool.entries() == []
-        assert [one.upload for one in spool.open_uploads] == [upload("one")]
-        assert [one.upload for one in spool.open_uploads.of(TRANSFER.id)] == [upload("one")]
-        assert spool.open_uploads.of("another") == []
-        (one,) = spool.open_uploads
-        one.abandoned = True
-        assert spool.open_uploads.of(TRANSFER.id) == []
-        await spool.close()
-
-    asyncio.run(main())
+    spool = Spool.open(tmp_path)
+    await spool.add(TRANSFER, 1.0, attempt_started=True)
+    await spool.open_uploads.begin(upload("one"))
+    await spool.drop([TRANSFER.id])
+    await spool.close()
+    spool = Spool.open(tmp_path)
+    assert spool.entries() == []
+    assert [one.upload for one in spool.open_uploads] == [upload("one")]
+    assert [one.upload for one in spool.open_uploads.of(TRANSFER.id)] == [upload("one")]
+    assert spool.open_uploads.of("another") == []
+    (one,) = spool.open_uploads
+    one.abandoned = True
+    assert spool.open_uploads.of(TRANSFER.id) == []
+    await spool.close()
 
 
-def test_a_replaced_spool_gets_the_uploads_from_memory(tmp_path: Path, connections: list[sqlite3.Connection]) -> None:
+@in_loop
+async def test_a_replaced_spool_gets_the_uploads_from_memory(tmp_path: Path, damage: Callable[[Path], None]) -> None:
     """The file is destroyed while the daemon runs: what is in memory goes into its replacement."""
-
-    async def main() -> None:
-        state = tmp_path / "state"
-        replaced = asyncio.Event()
-        spool = Spool.open(state, on_replaced=replaced.set)
-        await spool.add(TRANSFER, 1.0, attempt_started=True)
-        await spool.open_uploads.begin(upload("one"))
-        (one,) = spool.open_uploads
-        spool.open_uploads.part(one, 1, "etag")
-        await spool.start_attempt(TRANSFER.id)
-        connections[-1].execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
-        connections[-1].execute("PRAGMA shrink_memory")  # or the pages would be served from memory
-        with (state / "spool.db").open("r+b") as file:
-            file.seek(4096)
-            file.write(os.urandom((state / "spool.db").stat().st_size - 4096))
-        await spool.start_attempt(TRANSFER.id)
-        await asyncio.wait_for(replaced.wait(), 20)
-        await spool.restore([])
-        assert await found_by_another(state) == {"one": ({1: "etag"}, False)}
-        await spool.close()
-
-    asyncio.run(main())
+    state = tmp_path / "state"
+    replaced = asyncio.Event()
+    spool = Spool.open(state, on_replaced=replaced.set)
+    await spool.add(TRANSFER, 1.0, attempt_started=True)
+    await spool.open_uploads.begin(upload("one"))
+    (one,) = spool.open_uploads
+    spool.open_uploads.part(one, 1, "etag")
+    await spool.start_attempt(TRANSFER.id)
+    damage(state / "spool.db")
+    await spool.start_attempt(TRANSFER.id)
+    await asyncio.wait_for(replaced.wait(), 20)
+    await spool.restore([])
+    assert await found_by_another(state) == {"one": ({1: "etag"}, False)}
+    await spool.close()

@@ -6,7 +6,6 @@ The file is a real one whose disk fails, or blocks, when the test says so.
 from __future__ import annotations
 
 import asyncio
-import logging
 import sqlite3
 import threading
 from collections.abc import Awaitable, Callable, Iterable
@@ -16,6 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 from fakes import transfer
+from lab.sending import in_loop
 
 from s3daemon.errors import SpoolError
 from s3daemon.spool.database import SpoolFile
@@ -94,10 +94,6 @@ def entry(seq: int, **columns: Any) -> Entry:
     return Entry(seq, transfer(seq, key="same"), 1.0, **columns)
 
 
-def run(scenario: Callable[[], Awaitable[None]]) -> None:
-    asyncio.run(asyncio.wait_for(scenario(), PATIENCE_S))  # type: ignore[arg-type]
-
-
 async def codes(results: Iterable[Awaitable[None]]) -> list[str]:
     """Await each; the code of the error that it raises, or an empty text."""
     found = []
@@ -110,68 +106,59 @@ async def codes(results: Iterable[Awaitable[None]]) -> list[str]:
     return found
 
 
-def test_what_is_queued_is_one_commit(tmp_path: Path) -> None:
-    async def main() -> None:
-        scene = Scene(tmp_path)
-        before = await scene.file.block(scene.writer)
-        uses = scene.file.uses
-        results = [scene.accept(seq) for seq in range(1, 50)]
-        scene.writer.apply_lazily(Delete(7))
-        scene.file.works.set()
-        await before
-        assert await codes(results) == [""] * 49
-        assert scene.file.uses == uses + 1
-        assert scene.seqs() == [seq for seq in range(1, 50) if seq != 7]
-        scene.writer.close()
-
-    run(main)
+@in_loop
+async def test_what_is_queued_is_one_commit(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    before = await scene.file.block(scene.writer)
+    uses = scene.file.uses
+    results = [scene.accept(seq) for seq in range(1, 50)]
+    scene.writer.apply_lazily(Delete(7))
+    scene.file.works.set()
+    await before
+    assert await codes(results) == [""] * 49
+    assert scene.file.uses == uses + 1
+    assert scene.seqs() == [seq for seq in range(1, 50) if seq != 7]
+    scene.writer.close()
 
 
-def test_a_full_disk_refuses_acceptances_and_retains_the_rest(tmp_path: Path) -> None:
+@in_loop
+async def test_a_full_disk_refuses_acceptances_and_retains_the_rest(tmp_path: Path) -> None:
     """What was refused never appears; what was retained is written, in order, before the next acceptance."""
-
-    async def main() -> None:
-        scene = Scene(tmp_path)
-        await codes(scene.accept(seq) for seq in (1, 2, 3))
-        scene.file.error = full()
-        assert await codes([scene.accept(4), scene.writer.apply(Delete(1))]) == ["SpoolFull", "SpoolFull"]
-        assert "is full" in scene.writer.fault
-        assert not (tmp_path / "ballast").exists(), "its space is for removals"
-        for attempts in range(100):
-            scene.writer.apply_lazily(Update(2, {"attempts": attempts}))
-        assert await codes([scene.writer.apply(Update(2, {"code": "SlowDown"}))]) == ["SpoolFull"]
-        scene.file.error = None
-        assert await codes([scene.accept(5)]) == [""]
-        assert scene.writer.fault == ""
-        assert (tmp_path / "ballast").exists()
-        assert scene.seqs() == [2, 3, 5]
-        (two, *_) = scene.writer.read(failed=False)
-        assert (two.attempts, two.code) == (99, "SlowDown")
-        scene.writer.close()
-
-    run(main)
+    scene = Scene(tmp_path)
+    await codes(scene.accept(seq) for seq in (1, 2, 3))
+    scene.file.error = full()
+    assert await codes([scene.accept(4), scene.writer.apply(Delete(1))]) == ["SpoolFull", "SpoolFull"]
+    assert "is full" in scene.writer.fault
+    assert not (tmp_path / "ballast").exists(), "its space is for removals"
+    for attempts in range(100):
+        scene.writer.apply_lazily(Update(2, {"attempts": attempts}))
+    assert await codes([scene.writer.apply(Update(2, {"code": "SlowDown"}))]) == ["SpoolFull"]
+    scene.file.error = None
+    assert await codes([scene.accept(5)]) == [""]
+    assert scene.writer.fault == ""
+    assert (tmp_path / "ballast").exists()
+    assert scene.seqs() == [2, 3, 5]
+    (two, *_) = scene.writer.read(failed=False)
+    assert (two.attempts, two.code) == (99, "SlowDown")
+    scene.writer.close()
 
 
-def test_a_fault_ends_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+@in_loop
+async def test_a_fault_ends_by_itself(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """It is logged when it begins, when its code changes, and when it ends, however often it is retried."""
-
-    async def main() -> None:
-        scene = Scene(tmp_path, retry_s=0.001)
-        scene.file.error = full()
-        assert await codes([scene.accept(1), scene.accept(2)]) == ["SpoolFull", "SpoolFull"]
-        uses = scene.file.uses
-        while scene.file.uses < uses + 10:  # some retries
-            await asyncio.sleep(0.001)
-        scene.file.error = OSError("cable pulled")
-        while "cable pulled" not in scene.writer.fault:
-            await asyncio.sleep(0.001)
-        scene.file.error = None
-        while scene.writer.fault:
-            await asyncio.sleep(0.001)
-        scene.writer.close()
-
-    with caplog.at_level(logging.WARNING):
-        run(main)
+    scene = Scene(tmp_path, retry_s=0.001)
+    scene.file.error = full()
+    assert await codes([scene.accept(1), scene.accept(2)]) == ["SpoolFull", "SpoolFull"]
+    uses = scene.file.uses
+    while scene.file.uses < uses + 10:  # some retries
+        await asyncio.sleep(0.001)
+    scene.file.error = OSError("cable pulled")
+    while "cable pulled" not in scene.writer.fault:
+        await asyncio.sleep(0.001)
+    scene.file.error = None
+    while scene.writer.fault:
+        await asyncio.sleep(0.001)
+    scene.writer.close()
     first, second, third = caplog.messages
     assert "is full" in first
     assert "cable pulled" in second
@@ -194,115 +181,101 @@ def test_a_start_without_reserved_space_has_the_fault_at_once(tmp_path: Path) ->
     writer.close()
 
 
-def test_a_bad_change_fails_only_its_own_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        scene = Scene(tmp_path)
-        before = await scene.file.block(scene.writer)
-        good, again, last = scene.accept(1), scene.accept(1), scene.accept(2)
-        scene.writer.apply_lazily(SaveClock(2**70))
-        scene.file.works.set()
-        await before
-        with pytest.raises(sqlite3.IntegrityError):
-            await again
-        assert await codes([good, last]) == ["", ""]
-        assert scene.seqs() == [1, 2]
-        scene.writer.close()
-
-    with caplog.at_level(logging.ERROR):
-        run(main)
+@in_loop
+async def test_a_bad_change_fails_only_its_own_request(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene(tmp_path)
+    before = await scene.file.block(scene.writer)
+    good, again, last = scene.accept(1), scene.accept(1), scene.accept(2)
+    scene.writer.apply_lazily(SaveClock(2**70))
+    scene.file.works.set()
+    await before
+    with pytest.raises(sqlite3.IntegrityError):
+        await again
+    assert await codes([good, last]) == ["", ""]
+    assert scene.seqs() == [1, 2]
+    scene.writer.close()
     (message,) = caplog.messages
     assert message.startswith("a change cannot be carried out: OverflowError")
 
 
-def test_a_bug_is_reported_to_the_waiters_and_the_thread_goes_on(
+@in_loop
+async def test_a_bug_is_reported_to_the_waiters_and_the_thread_goes_on(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def main() -> None:
-        scene = Scene(tmp_path)
-        scene.file.error = RuntimeError("a bug")
-        with pytest.raises(RuntimeError, match="a bug"):
-            await scene.accept(1)
-        scene.file.error = None
-        await scene.accept(2)
-        assert scene.seqs() == [2]
-        scene.writer.close()
-
-    run(main)
+    scene = Scene(tmp_path)
+    scene.file.error = RuntimeError("a bug")
+    with pytest.raises(RuntimeError, match="a bug"):
+        await scene.accept(1)
+    scene.file.error = None
+    await scene.accept(2)
+    assert scene.seqs() == [2]
+    scene.writer.close()
     assert "unexpected error in the spool's writer" in caplog.text
 
 
-def test_a_request_can_be_amended_until_it_is_taken(tmp_path: Path) -> None:
+@in_loop
+async def test_a_request_can_be_amended_until_it_is_taken(tmp_path: Path) -> None:
     """Then it is not an acceptance any more, so a full disk does not drop it."""
-
-    async def main() -> None:
-        scene = Scene(tmp_path)
-        loop = asyncio.get_running_loop()
-        requests = [WriteRequest([Insert(entry(seq))], loop.create_future(), refusable=True) for seq in (1, 2)]
-        scene.writer.put(requests[0])
-        await requests[0].durable  # type: ignore[misc]
-        assert not scene.writer.amend(requests[0], [])
-        before = await scene.file.block(scene.writer)
-        scene.writer.put(requests[1])
-        assert scene.writer.amend(requests[1], [Delete(1)])
-        scene.file.error = full()
-        scene.file.works.set()
-        with suppress(SpoolError):
-            await before
-        with pytest.raises(SpoolError, match="is full"):
-            await requests[1].durable  # type: ignore[misc]
-        scene.file.error = None
-        await scene.accept(3)
-        assert scene.seqs() == [3]
-        scene.writer.close()
-
-    run(main)
+    scene = Scene(tmp_path)
+    loop = asyncio.get_running_loop()
+    requests = [WriteRequest([Insert(entry(seq))], loop.create_future(), refusable=True) for seq in (1, 2)]
+    scene.writer.put(requests[0])
+    await requests[0].durable  # type: ignore[misc]
+    assert not scene.writer.amend(requests[0], [])
+    before = await scene.file.block(scene.writer)
+    scene.writer.put(requests[1])
+    assert scene.writer.amend(requests[1], [Delete(1)])
+    scene.file.error = full()
+    scene.file.works.set()
+    with suppress(SpoolError):
+        await before
+    with pytest.raises(SpoolError, match="is full"):
+        await requests[1].durable  # type: ignore[misc]
+    scene.file.error = None
+    await scene.accept(3)
+    assert scene.seqs() == [3]
+    scene.writer.close()
 
 
-def test_removed_ids_and_a_replaced_file_are_reported(tmp_path: Path) -> None:
-    async def main() -> None:
-        scene = Scene(tmp_path)
-        await scene.writer.apply(Insert(entry(1, failed=True)), Insert(entry(2)))
-        await scene.writer.apply(ClearFailures(entry(1).transfer.destination, 3))
-        assert scene.removed == [entry(1).transfer.id]
-        assert not scene.replaced.is_set()
-        scene.file.close()
-        (tmp_path / "spool.db").write_bytes(b"not a database" * 100)
-        await scene.accept(3)
-        await scene.replaced.wait()
-        assert scene.seqs() == [3]
-        scene.writer.close()
-
-    run(main)
+@in_loop
+async def test_removed_ids_and_a_replaced_file_are_reported(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    await scene.writer.apply(Insert(entry(1, failed=True)), Insert(entry(2)))
+    await scene.writer.apply(ClearFailures(entry(1).transfer.destination, 3))
+    assert scene.removed == [entry(1).transfer.id]
+    assert not scene.replaced.is_set()
+    scene.file.close()
+    (tmp_path / "spool.db").write_bytes(b"not a database" * 100)
+    await scene.accept(3)
+    await scene.replaced.wait()
+    assert scene.seqs() == [3]
+    scene.writer.close()
 
 
-def test_close_writes_what_is_queued_and_refuses_what_comes_later(tmp_path: Path) -> None:
-    async def main() -> None:
-        scene = Scene(tmp_path)
-        before = await scene.file.block(scene.writer)
-        accepted = scene.accept(1)
-        scene.writer.apply_lazily(SaveClock(3.0))
-        closing = asyncio.create_task(asyncio.to_thread(scene.writer.close))
-        scene.file.works.set()
-        await closing
-        assert await codes([before, accepted, scene.accept(2)]) == ["", "", "SpoolClosed"]
-        scene.writer.close()
-
-    run(main)
+@in_loop
+async def test_close_writes_what_is_queued_and_refuses_what_comes_later(tmp_path: Path) -> None:
+    scene = Scene(tmp_path)
+    before = await scene.file.block(scene.writer)
+    accepted = scene.accept(1)
+    scene.writer.apply_lazily(SaveClock(3.0))
+    closing = asyncio.create_task(asyncio.to_thread(scene.writer.close))
+    scene.file.works.set()
+    await closing
+    assert await codes([before, accepted, scene.accept(2)]) == ["", "", "SpoolClosed"]
+    scene.writer.close()
     file = SpoolFile(tmp_path / "spool.db", create=False)
     assert ([row.seq for row in file.entries()], file.active_base_s) == ([1], 3.0)
     file.close()
 
 
-def test_what_cannot_be_written_until_the_end_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    async def main() -> None:
-        scene = Scene(tmp_path)
-        await scene.accept(1)
-        scene.file.error = full()
-        with pytest.raises(SpoolError):
-            await scene.writer.apply(Delete(1), Delete(2))
-        with pytest.raises(SpoolError, match="is full"):
-            scene.seqs()
-        await asyncio.to_thread(scene.writer.close)
-
-    run(main)
+@in_loop
+async def test_what_cannot_be_written_until_the_end_is_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    scene = Scene(tmp_path)
+    await scene.accept(1)
+    scene.file.error = full()
+    with pytest.raises(SpoolError):
+        await scene.writer.apply(Delete(1), Delete(2))
+    with pytest.raises(SpoolError, match="is full"):
+        scene.seqs()
+    await asyncio.to_thread(scene.writer.close)
     assert "2 changes could not be written to the spool" in caplog.messages[-1]

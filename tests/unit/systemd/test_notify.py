@@ -7,15 +7,15 @@ clients get at a stop is tested under a real systemd, in tests/system/test_syste
 import array
 import asyncio
 import os
-import resource
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
+from lab.env import no_free_descriptor
 
 from s3daemon.errors import StartError
 from s3daemon.systemd.notify import (
@@ -175,22 +175,11 @@ def test_a_systemd_that_opened_another_socket_gets_the_next_notification(systemd
     assert systemd.texts() == ["FDSTOREREMOVE=1\nFDNAME=two"]
 
 
-@contextmanager
-def no_free_descriptor() -> Iterator[None]:
-    """No descriptor can be opened within the block."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (1, limits[1]))  # with 0, poll() of one fails too
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-
-
 def test_one_socket_serves_all_notifications(systemd: Systemd) -> None:
     """So a daemon whose clients use up its descriptors still pings its watchdog."""
     notifier = systemd.notifier()
     notifier.status("first")
-    with no_free_descriptor():
+    with no_free_descriptor(1):  # with 0, poll() of one fails too
         notifier.status("second")
     assert systemd.texts() == ["STATUS=first", "STATUS=second"]
 
@@ -200,7 +189,7 @@ def test_without_a_free_descriptor_nothing_fails(systemd: Systemd) -> None:
     notifier = systemd.notifier()
     ours, client = socket.socketpair()
     with ours, client:
-        with no_free_descriptor():
+        with no_free_descriptor(1):  # with 0, poll() of one fails too
             assert not notifier.store("one", ours)
             notifier.forget("two")
         notifier.status("again")

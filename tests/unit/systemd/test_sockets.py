@@ -18,6 +18,7 @@ from itertools import chain
 from pathlib import Path
 
 import pytest
+from lab.sending import in_loop
 
 from s3daemon.errors import StartError
 from s3daemon.systemd.sockets import (
@@ -280,27 +281,22 @@ def test_an_address_that_is_not_ours_is_an_error(host: str) -> None:
         bind(host, 0)
 
 
-def test_a_hang_up_is_ignored_with_advice(caplog: pytest.LogCaptureFixture) -> None:
+@in_loop
+async def test_a_hang_up_is_ignored_with_advice(caplog: pytest.LogCaptureFixture) -> None:
     """Not the end of the daemon, and no reload: only systemd can read the environment file."""
-
-    async def run() -> None:
-        stop = stop_signals(asyncio.get_running_loop())
-        os.kill(os.getpid(), signal.SIGHUP)
-        await asyncio.sleep(0.05)
-        assert not stop.is_set()
-
-    asyncio.run(run())
+    stop = stop_signals(asyncio.get_running_loop())
+    os.kill(os.getpid(), signal.SIGHUP)
+    await asyncio.sleep(0.05)
+    assert not stop.is_set()
     assert caplog.messages == ["SIGHUP is ignored: to put edited settings in force, run systemctl reload s3daemon"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_sets_the_event_and_a_second_changes_nothing(number: signal.Signals) -> None:
-    async def run() -> None:
-        stop = stop_signals(asyncio.get_running_loop())
-        assert not stop.is_set()
-        os.kill(os.getpid(), number)
-        await asyncio.wait_for(stop.wait(), 10)
-        os.kill(os.getpid(), number)
-        await asyncio.sleep(0)
-
-    asyncio.run(run())
+@in_loop
+async def test_a_signal_sets_the_event_and_a_second_changes_nothing(number: signal.Signals) -> None:
+    stop = stop_signals(asyncio.get_running_loop())
+    assert not stop.is_set()
+    os.kill(os.getpid(), number)
+    await asyncio.wait_for(stop.wait(), 10)
+    os.kill(os.getpid(), number)
+    await asyncio.sleep(0)

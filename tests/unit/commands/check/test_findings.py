@@ -6,17 +6,11 @@ import io
 from pathlib import Path
 
 import pytest
+from lab.terminal import Terminal
 
 from s3daemon.commands.check.findings import Findings, Host
 
 SECRET = "wJalrXUtnFEMI"
-
-
-class Terminal(io.StringIO):
-    """An output that says that it is a terminal."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 def test_lines_of_a_file() -> None:

@@ -18,9 +18,8 @@ ENDPOINT = settings().endpoint_url
 FOUND = "ok limits uploads share the rate of the narrowest link, which the daemon finds"
 
 
-def test_tuned_host(tmp_path: Path) -> None:
+def test_tuned_host(looked: Looked) -> None:
     """With what the package's file sets, a rate to share and primed connections, everything is right."""
-    looked = Looked(tmp_path)
     checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=4 * 10**9, prime="auto"), 0.2)
     assert looked.levels() == {"ok"}
 
@@ -109,9 +108,8 @@ def absent(command: str) -> Mapping[str, object]:
         (None, 0.2, absent, f"{FOUND}: not shown, as it does not answer"),
     ],
 )
-def test_bandwidth(tmp_path: Path, bwlimit: int | None, rtt_s: float | None, ask: Ask, found: str) -> None:
+def test_bandwidth(looked: Looked, bwlimit: int | None, rtt_s: float | None, ask: Ask, found: str) -> None:
     """The rate in force and where it comes from, as the daemon says; auto is recommended where the path is long."""
-    looked = Looked(tmp_path)
     checks_host.limit(looked.findings, settings(bwlimit_bps=bwlimit), rtt_s, ask)
     assert [line[: len(found)] if bwlimit == 0 else line for line in looked.lines] == ([found] if found else [])
 
@@ -128,9 +126,8 @@ def test_bandwidth(tmp_path: Path, bwlimit: int | None, rtt_s: float | None, ask
         ("bucket/prefix", 0.2, ""),
     ],
 )
-def test_priming(tmp_path: Path, prime: str, rtt_s: float | None, level: str) -> None:
+def test_priming(prime: str, rtt_s: float | None, level: str, looked: Looked) -> None:
     """It is recommended where the path is long, with what a store's log then shows."""
-    looked = Looked(tmp_path)
     checks_host.sysctls(looked.findings, looked.host, settings(prime=prime), rtt_s)
     lines = [line for line in looked.lines if "PRIME" in line]
     assert [line.split()[0] for line in lines] == [level] * bool(level)
@@ -147,16 +144,14 @@ def test_priming(tmp_path: Path, prime: str, rtt_s: float | None, level: str) ->
         (("users", "roots", "buckets"), ""),
     ],
 )
-def test_limits_that_are_not_set(tmp_path: Path, limits: tuple[str, ...], not_set: str) -> None:
-    looked = Looked(tmp_path)
+def test_limits_that_are_not_set(looked: Looked, limits: tuple[str, ...], not_set: str) -> None:
     given = {"users": ("1234",), "roots": ("/data",), "buckets": ("raw",)}
     checks_host.access(looked.findings, looked.host, settings(**{f"allowed_{name}": given[name] for name in limits}))
     assert looked.lines == ([f"note access {not_set}: not set, which means no limit"] if not_set else [])
 
 
-def test_users(tmp_path: Path) -> None:
+def test_users(looked: Looked) -> None:
     """With a name that no user has the service does not start."""
-    looked = Looked(tmp_path)
     looked.change(user=lambda name: account(name, 1) if name == "ccs" else None)
     checks_host.access(looked.findings, looked.host, settings(allowed_users=("ccs", "1234", "typo")))
     line = looked.one("FAIL")
@@ -164,9 +159,8 @@ def test_users(tmp_path: Path) -> None:
     assert "typo" in line
 
 
-def test_state_directory(tmp_path: Path) -> None:
+def test_state_directory(looked: Looked) -> None:
     """One that a start made is right; one that does not exist is made by the first start."""
-    looked = Looked(tmp_path)
     directory = looked.put("/var/lib/s3daemon/spool.db").parent
     directory.chmod(0o700)
     checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "")
@@ -175,17 +169,15 @@ def test_state_directory(tmp_path: Path) -> None:
     assert looked.one("@1").startswith("note")
 
 
-def test_state_directory_that_is_a_file(tmp_path: Path) -> None:
+def test_state_directory_that_is_a_file(looked: Looked) -> None:
     """What is in the way is said."""
-    looked = Looked(tmp_path)
     looked.put("/var/lib/s3daemon")
     checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "")
     assert looked.one("state").startswith("FAIL state /var/lib/s3daemon is not a directory")
 
 
-def test_state_directory_of_another(tmp_path: Path) -> None:
+def test_state_directory_of_another(looked: Looked) -> None:
     """It must be the service's user's."""
-    looked = Looked(tmp_path)
     directory = looked.put("/var/lib/s3daemon/spool.db").parent
     looked.change(user=lambda name: account(name, directory.stat().st_uid + 1))
     checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "s3daemon")
@@ -193,9 +185,8 @@ def test_state_directory_of_another(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
-def test_state_directory_with_files_of_root(tmp_path: Path) -> None:
+def test_state_directory_with_files_of_root(looked: Looked) -> None:
     """A spool that was made as root cannot be written by the daemon."""
-    looked = Looked(tmp_path)
     directory = looked.put("/var/lib/s3daemon/spool.db").parent
     os.chown(directory, 12345, 12345)
     directory.chmod(0o700)
@@ -203,9 +194,8 @@ def test_state_directory_with_files_of_root(tmp_path: Path) -> None:
     assert "spool.db has another owner" in looked.one("FAIL")
 
 
-def test_journal(tmp_path: Path) -> None:
+def test_journal(looked: Looked) -> None:
     """None, one that can be read, and one that cannot, which must not look empty."""
-    looked = Looked(tmp_path)
     socket = Path("/run/systemd/journal/socket")
     checks_host.journal(looked.findings, looked.host, socket)
     looked.put(str(socket))

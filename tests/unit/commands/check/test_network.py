@@ -10,62 +10,33 @@ import ssl
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from fake_host import Looked, refusal, serving, settings_for
 from lab.certs import Authority
+from lab.keeping import ResolvingLoop, resolving
+from lab.sending import in_loop
 
 from s3daemon.commands.check.network import reach
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.config.settings import Settings
 
 
-class Resolving(asyncio.SelectorEventLoop):
-    """An event loop for which every name has these addresses, or that fault."""
-
-    def __init__(self, *addresses: str, fault: Exception | None = None) -> None:
-        super().__init__()
-        self._addresses = addresses
-        self._fault = fault
-
-    async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> list[Any]:  # type: ignore[override]
-        if self._fault is not None:
-            raise self._fault
-        if host.startswith("127."):
-            return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (host, port))]
-        return [(socket.AF_INET, socket.SOCK_STREAM, 0, "", (address, port)) for address in self._addresses]
-
-
-def test_certificate_of_another(certs: Authority, tmp_path: Path) -> None:
+@in_loop
+async def test_certificate_of_another(certs: Authority, looked: Looked) -> None:
     """A certificate that is valid for another name is not accepted."""
-    issued = certs.issue("elsewhere", "DNS:elsewhere.example.org")
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(issued.cert, issued.key)
-    looked = Looked(tmp_path)
-
-    async def run() -> None:
-        async with serving(b"", tls) as url:
-            await reach(settings_for(url, AWS_CA_BUNDLE=str(certs.ca)), looked.findings, time.time)
-
-    asyncio.run(run())
+    async with serving(b"", certs.issue("elsewhere", "DNS:elsewhere.example.org").context()) as url:
+        await reach(settings_for(url, AWS_CA_BUNDLE=str(certs.ca)), looked.findings, time.time)
     assert "S3_ENDPOINT_URL must have a name that the certificate has" in looked.one("FAIL connect")
 
 
 @pytest.mark.parametrize(("days", "level"), [(0, "ok"), (20, "warn")])
-def test_certificate_ends(certs: Authority, tmp_path: Path, days: int, level: str) -> None:
+@in_loop
+async def test_certificate_ends(certs: Authority, tls: ssl.SSLContext, days: int, level: str, looked: Looked) -> None:
     """One that ends within two weeks is a warning; the test's are valid for thirty days."""
-    issued = certs.issue("here")
-    tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    tls.load_cert_chain(issued.cert, issued.key)
-    looked = Looked(tmp_path)
-
-    async def run() -> None:
-        async with serving(b"", tls) as url:
-            settings = settings_for(url, AWS_CA_BUNDLE=str(certs.ca))
-            await reach(settings, looked.findings, lambda: time.time() + days * 86400)
-
-    asyncio.run(run())
+    async with serving(b"", tls) as url:
+        settings = settings_for(url, AWS_CA_BUNDLE=str(certs.ca))
+        await reach(settings, looked.findings, lambda: time.time() + days * 86400)
     assert looked.one(" connect ").startswith(f"{level} connect 127.0.0.1 port ")
     assert "TLSv1.3, certificate of localhost, 127.0.0.1, valid for " in looked.one(" connect ")
 
@@ -129,10 +100,7 @@ TLS_RECORD = b"\x16"
 @pytest.fixture
 def tls(certs: Authority) -> ssl.SSLContext:
     """A server's, with a certificate of the tests' authority."""
-    issued = certs.issue("here")
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.load_cert_chain(issued.cert, issued.key)
-    return context
+    return certs.issue("here").context()
 
 
 NOT_CHECKED = "note credentials not checked: the store cannot be reached"
@@ -167,16 +135,12 @@ def test_https_at_a_port_that_ends_the_handshake(tmp_path: Path, answer: bytes) 
     assert credentials == NOT_CHECKED
 
 
-def test_a_port_that_waits_within_the_handshake(tmp_path: Path) -> None:
+@in_loop
+async def test_a_port_that_waits_within_the_handshake(looked: Looked) -> None:
     """It waits for the end of a header that never comes; a request without TLS is answered."""
-
-    async def run() -> None:
-        async with serving(refusal(400, "X")) as url:
-            settings = settings_for(url.replace("http:", "https:"), S3DAEMON_CONNECT_TIMEOUT="200ms")
-            await StoreChecks(settings, looked.findings).run("")
-
-    looked = Looked(tmp_path)
-    asyncio.run(run())
+    async with serving(refusal(400, "X")) as url:
+        settings = settings_for(url.replace("http:", "https:"), S3DAEMON_CONNECT_TIMEOUT="200ms")
+        await StoreChecks(settings, looked.findings).run("")
     assert "that port does not speak TLS" in looked.one("FAIL connect")
 
 
@@ -188,17 +152,22 @@ def test_an_untrusted_certificate_has_advice_of_its_own(tmp_path: Path, tls: ssl
     assert failed.endswith(": name the PEM file of its authority in AWS_CA_BUNDLE")
 
 
-def test_receiver_down(tmp_path: Path) -> None:
-    """Of two addresses the first refuses: it is named, and what follows is asked of the other."""
-    looked = Looked(tmp_path)
+def resolved(looked: Looked, *addresses: str, **variables: str) -> Looked:
+    """Run the checks with a store at 127.0.0.1 whose name has these addresses."""
 
     async def run() -> None:
         async with serving(refusal(403, "AccessDenied")) as url:
-            port = int(url.rpartition(":")[2])
-            await StoreChecks(settings_for(f"http://receivers.test:{port}"), looked.findings).run("")
+            settings = settings_for(url.replace("127.0.0.1", "receivers.test"), **variables)
+            await StoreChecks(settings, looked.findings).run("")
 
-    with asyncio.Runner(loop_factory=lambda: Resolving("127.0.0.9", "127.0.0.1")) as runner:
+    with asyncio.Runner(loop_factory=lambda: ResolvingLoop(*addresses)) as runner:
         runner.run(run())
+    return looked
+
+
+def test_receiver_down(tmp_path: Path) -> None:
+    """Of two addresses the first refuses: it is named, and what follows is asked of the other."""
+    looked = resolved(Looked(tmp_path), "127.0.0.9", "127.0.0.1")
     assert looked.one("endpoint").endswith(" is 127.0.0.9, 127.0.0.1")
     assert f": {os.strerror(111)}: attempts that go there fail" in looked.one("warn connect 127.0.0.9 port ")
     assert looked.one("ok connect").startswith("ok connect 127.0.0.1 port ")
@@ -208,33 +177,20 @@ def test_receiver_down(tmp_path: Path) -> None:
 
 def test_receivers_that_are_set(tmp_path: Path) -> None:
     """They are tried, and no address of the name; one that is down is that setting's."""
-    looked = Looked(tmp_path)
-
-    async def run() -> None:
-        async with serving(refusal(403, "AccessDenied")) as url:
-            port = int(url.rpartition(":")[2])
-            settings = settings_for(f"http://receivers.test:{port}", S3DAEMON_RECEIVERS="127.0.0.8,127.0.0.1")
-            await StoreChecks(settings, looked.findings).run("")
-
-    with asyncio.Runner(loop_factory=lambda: Resolving("127.0.0.9")) as runner:
-        runner.run(run())
+    looked = resolved(Looked(tmp_path), "127.0.0.9", S3DAEMON_RECEIVERS="127.0.0.8,127.0.0.1")
     assert looked.one("endpoint").endswith(" is 127.0.0.8, 127.0.0.1 by S3DAEMON_RECEIVERS")
     assert looked.one("warn connect 127.0.0.8 ").endswith("fix the address or S3DAEMON_RECEIVERS")
     assert looked.one("ok connect").startswith("ok connect 127.0.0.1 port ")
 
 
-def test_an_object_is_put_at_each_receiver(tmp_path: Path) -> None:
+@in_loop
+async def test_an_object_is_put_at_each_receiver(looked: Looked) -> None:
     """One may refuse what another takes."""
-    looked = Looked(tmp_path)
-
-    async def run() -> None:
-        async with serving(refusal(403, "AccessDenied")) as url:
-            port = int(url.rpartition(":")[2])
-            async with serving(refusal(503, "SlowDown"), address="127.0.0.2", port=port):
-                settings = settings_for(f"http://receivers.test:{port}", S3DAEMON_RECEIVERS="127.0.0.1,127.0.0.2")
-                await StoreChecks(settings, looked.findings).run("bucket")
-
-    asyncio.run(run())
+    async with serving(refusal(403, "AccessDenied")) as url:
+        port = int(url.rpartition(":")[2])
+        async with serving(refusal(503, "SlowDown"), address="127.0.0.2", port=port):
+            settings = settings_for(f"http://receivers.test:{port}", S3DAEMON_RECEIVERS="127.0.0.1,127.0.0.2")
+            await StoreChecks(settings, looked.findings).run("bucket")
     assert "AccessDenied, " in looked.one("FAIL bucket 127.0.0.1: ")
     assert "SlowDown, " in looked.one("FAIL bucket 127.0.0.2: ")
 
@@ -253,10 +209,10 @@ def test_no_listener(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "fault", [socket.gaierror(-2, "Name or service not known"), TimeoutError(), UnicodeError("label too long")]
 )
-def test_no_address(tmp_path: Path, fault: Exception) -> None:
+@resolving
+async def test_no_address(loop: ResolvingLoop, fault: Exception, looked: Looked) -> None:
     """Each way in which a name has no address is one line."""
-    looked = Looked(tmp_path)
-    with asyncio.Runner(loop_factory=lambda: Resolving(fault=fault)) as runner:
-        assert runner.run(reach(settings_for("https://store.test"), looked.findings, time.time)) == []
+    loop.fault = fault
+    assert await reach(settings_for("https://store.test"), looked.findings, time.time) == []
     (line,) = looked.lines
     assert line.startswith("FAIL endpoint store.test does not resolve, ")

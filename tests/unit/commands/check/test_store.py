@@ -106,9 +106,8 @@ def test_a_page_instead_of_a_store(tmp_path: Path) -> None:
     assert " may be there; delete it with another client" in looked.one("could not be deleted, BadAnswer")
 
 
-def test_another_server_answers_for_the_root_only(tmp_path: Path) -> None:
+def test_another_server_answers_for_the_root_only(looked: Looked) -> None:
     """The daemon stores there, so the check does not fail for that; without an object nothing is known."""
-    looked = Looked(tmp_path)
 
     async def page(exchange: Exchange) -> None:
         """Answer as a proxy that has a page of its own at /, and passes all else on."""

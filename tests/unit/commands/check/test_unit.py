@@ -19,25 +19,22 @@ OTHER = Unit("s3daemon@15556", Path("/etc/sysconfig/s3daemon@15556"))
 
 
 @pytest.mark.parametrize("unit", [PLAIN, OTHER], ids=lambda unit: unit.name)
-def test_installed(tmp_path: Path, unit: Unit) -> None:
+def test_installed(unit: Unit, looked: Looked) -> None:
     """As the package installs it, enabled: one line with where it listens."""
-    looked = Looked(tmp_path)
     assert checks_unit.units(looked.findings, looked.host, unit)
     assert looked.lines == ["ok socket 127.0.0.1:15555 takes requests"]
 
 
 @pytest.mark.parametrize("kind", ["socket", "service"])
-def test_not_installed(tmp_path: Path, kind: str) -> None:
+def test_not_installed(kind: str, looked: Looked) -> None:
     """In a checkout that is a note, and so where systemd does not run."""
-    looked = Looked(tmp_path)
     looked.units[kind] = {}
     assert not checks_unit.units(looked.findings, looked.host, PLAIN)
     assert looked.lines == ["note service s3daemon.service and its socket are not installed here"]
 
 
-def test_socket_that_is_not_active(tmp_path: Path) -> None:
+def test_socket_that_is_not_active(looked: Looked) -> None:
     """What it costs and what to do are said."""
-    looked = Looked(tmp_path)
     looked.units["socket"]["ActiveState"] = "failed"
     assert not checks_unit.units(looked.findings, looked.host, PLAIN)
     line = "FAIL socket s3daemon.socket is failed, so clients are refused: systemctl enable --now s3daemon.socket"
@@ -45,9 +42,8 @@ def test_socket_that_is_not_active(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("kind", "cost"), [("socket", "clients are refused"), ("service", "waits for a client")])
-def test_unit_that_is_not_enabled(tmp_path: Path, kind: str, cost: str) -> None:
+def test_unit_that_is_not_enabled(kind: str, cost: str, looked: Looked) -> None:
     """What a reboot would cost is said of each."""
-    looked = Looked(tmp_path)
     looked.units[kind]["UnitFileState"] = "disabled"
     assert checks_unit.units(looked.findings, looked.host, PLAIN)
     assert looked.one("warn").startswith(f"warn service s3daemon.{kind} is disabled: after a reboot ")
@@ -59,9 +55,8 @@ def test_unit_that_is_not_enabled(tmp_path: Path, kind: str, cost: str) -> None:
     [("127.0.0.1:1", False), ("[::1]:1", False), ("/run/s3daemon.socket", False), ("0.0.0.0:1", True), ("[::]:1", True),
      ("192.0.2.1:1", True)],
 )  # fmt: skip
-def test_socket_that_is_open_to_the_network(tmp_path: Path, listening: str, is_open: bool) -> None:
+def test_socket_that_is_open_to_the_network(listening: str, is_open: bool, looked: Looked) -> None:
     """Each address that other hosts can reach is a warning."""
-    looked = Looked(tmp_path)
     looked.units["socket"]["Listen"] = f"127.0.0.1:15555 (Stream) {listening} (Stream)"
     assert checks_unit.units(looked.findings, looked.host, PLAIN)
     assert any(line.startswith(f"warn socket {listening} is open to the network") for line in looked.lines) == is_open
@@ -92,17 +87,15 @@ def answers(status: dict[str, object] | S3daemonError) -> Callable[[str], dict[s
         (S3daemonError(Code.NO_ANSWER, "said nothing"), "FAIL daemon said nothing"),
     ],
 )
-def test_daemon(tmp_path: Path, status: dict[str, object] | S3daemonError, found: str) -> None:
+def test_daemon(status: dict[str, object] | S3daemonError, found: str, looked: Looked) -> None:
     """What it says of itself decides the level."""
-    looked = Looked(tmp_path)
     checks_unit.daemon(looked.findings, looked.host, PLAIN, answers(status), activated=True)
     (line,) = looked.lines
     assert line.startswith(found)
 
 
 @pytest.mark.parametrize("in_use", ["http://new", "http://old"])
-def test_a_daemon_with_another_endpoint_than_the_file_has(tmp_path: Path, in_use: str) -> None:
-    looked = Looked(tmp_path)
+def test_a_daemon_with_another_endpoint_than_the_file_has(in_use: str, looked: Looked) -> None:
     status = {"status": "0 in flight", "endpoint": in_use}
     checks_unit.daemon(looked.findings, looked.host, PLAIN, answers(status), activated=True, endpoint="http://new")
     warned = [line for line in looked.lines if line.startswith("warn")]
@@ -111,9 +104,8 @@ def test_a_daemon_with_another_endpoint_than_the_file_has(tmp_path: Path, in_use
 
 
 @pytest.mark.parametrize(("activated", "text"), [(True, "it starts with the first request"), (False, "start it")])
-def test_no_daemon(tmp_path: Path, activated: bool, text: str) -> None:
+def test_no_daemon(activated: bool, text: str, looked: Looked) -> None:
     """Behind a socket of systemd's it starts by itself."""
-    looked = Looked(tmp_path)
     absent = NoDaemonError(Code.NO_DAEMON, "no daemon listens on X")
     checks_unit.daemon(looked.findings, looked.host, PLAIN, answers(absent), activated=activated)
     assert looked.one("daemon").startswith(f"note daemon no daemon runs: {text}")
@@ -130,9 +122,8 @@ def test_no_daemon(tmp_path: Path, activated: bool, text: str) -> None:
         ({"ActiveState": "inactive", "SubState": "dead", "NRestarts": "0"}, "old", "note daemon no daemon runs"),
     ],
 )  # fmt: skip
-def test_a_service_that_fails_to_start(tmp_path: Path, shown: dict[str, str], said: str, found: str) -> None:
+def test_a_service_that_fails_to_start(shown: dict[str, str], said: str, found: str, looked: Looked) -> None:
     """It is not said to start with the first request: why it fails is said, as the journal has it."""
-    looked = Looked(tmp_path)
     looked.units["service"] |= shown
     looked.change(last_error={"s3daemon.service": said}.get)
     absent = NoDaemonError(Code.NO_DAEMON, "no daemon listens on X")
@@ -141,9 +132,8 @@ def test_a_service_that_fails_to_start(tmp_path: Path, shown: dict[str, str], sa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of root")
-def test_environment_file(tmp_path: Path) -> None:
+def test_environment_file(looked: Looked) -> None:
     """The keys are in it, so no one but root may read or change it."""
-    looked = Looked(tmp_path)
     file = looked.put("/etc/sysconfig/s3daemon")
     file.chmod(0o600)
     checks_unit.environment_file(looked.findings, looked.host, PLAIN)

@@ -8,17 +8,11 @@ from typing import Any
 
 import pytest
 from lab.statuses import busy, upload
+from lab.terminal import Terminal
 
 from s3daemon.commands.status.command import Screen
 from s3daemon.commands.status.view import View, view_of
 from s3daemon.control.status import Status
-
-
-class Terminal(io.StringIO):
-    """A terminal, as far as rich looks."""
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)
