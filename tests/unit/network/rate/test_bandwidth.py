@@ -7,8 +7,7 @@ import socket
 import struct
 
 import pytest
-from lab.keeping import Clock
-from lab.sending import in_loop
+from fakes import flying
 
 from s3daemon.network.rate.bandwidth import Bandwidth, Limit, Origin
 from s3daemon.network.rate.controller import SAMPLE_EVERY_S
@@ -27,10 +26,9 @@ class Upload:
 
     def __init__(self, info: TcpInfo = IDLE) -> None:
         self.info = info
-        self.clock = Clock()
         self.sock = socket.socket()
         self.pacer = Pacer(0)
-        self.bandwidth = Bandwidth(self.pacer, self.clock, read=lambda sock: self.info)
+        self.bandwidth = Bandwidth(self.pacer, asyncio.get_running_loop().time, read=lambda sock: self.info)
 
     def __enter__(self) -> Upload:
         return self
@@ -39,14 +37,14 @@ class Upload:
         self.pacer.end(self.sock)
         self.sock.close()
 
-    def begin(self) -> None:
+    async def begin(self) -> None:
+        """Let the upload begin, half a tick ago."""
         self.pacer.begin(self.sock, 8 << 20)
+        await asyncio.sleep(SAMPLE_EVERY_S / 2)
 
     async def tick(self, *, megabytes: float = 0.0, queued_s: float = 0.0, lost: float = 0.0) -> None:
         """Let a tick pass in which so much was sent and delivered."""
-        await asyncio.sleep(SAMPLE_EVERY_S / 4)
         count = round(megabytes * 1e6)
-        self.clock.now += SAMPLE_EVERY_S
         sent, delivered = self.info.sent + count, self.info.delivered + count
         self.info = self.info._replace(
             sent=sent,
@@ -54,8 +52,7 @@ class Upload:
             sent_again=self.info.sent_again + round(lost * count),
             rtt_usec=round(200_000 + queued_s * 1e6),
         )
-        for _ in range(20):
-            await asyncio.sleep(SAMPLE_EVERY_S / 10)
+        await asyncio.sleep(SAMPLE_EVERY_S)
 
     async def fill(self) -> None:
         """Deliver 100 MB/s until a queue builds and goes again."""
@@ -70,12 +67,12 @@ class Upload:
         return self.sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16).rstrip(b"\0")
 
 
-@in_loop
+@flying
 async def test_a_number_is_the_limit() -> None:
     """Uploads are not measured, and nothing is kept; off and 0 are none."""
     with Upload() as upload:
         upload.bandwidth.use(8_000_000)
-        upload.begin()
+        await upload.begin()
         await upload.fill()
         assert upload.bandwidth.limit == Limit(8_000_000, Origin.SET)
         assert upload.pacing() == 1_000_000
@@ -87,13 +84,13 @@ async def test_a_number_is_the_limit() -> None:
         assert upload.bandwidth.found_bps == 994_000_000, "what was found before is kept for later"
 
 
-@in_loop
+@flying
 async def test_a_found_rate_is_put_in_force_and_kept() -> None:
     """Nothing is limited before; afterwards 99 % of what was delivered; the next process begins with it."""
     with Upload() as upload:
         upload.bandwidth.use(None)
         usual = upload.congestion()
-        upload.begin()
+        await upload.begin()
         assert upload.bandwidth.limit == Limit(0, Origin.NONE)
         assert upload.congestion() == (b"reno" if usual == b"cubic" else usual)
         await upload.fill()
@@ -115,12 +112,12 @@ async def test_a_found_rate_is_put_in_force_and_kept() -> None:
     [(0.05, 20, True), (0.05, 40, False), (0.01, 20, False), (0.0, 20, False)],
     ids=["too much lost", "a window with room all the same", "lost by chance", "nothing lost"],
 )
-@in_loop
+@flying
 async def test_a_window_that_an_overrun_made_narrow_is_named(lost: float, window_mb: int, narrowed: bool) -> None:
     """Its share of a way that holds 20 MB is all of it here."""
     with Upload(IDLE._replace(window=window_mb * 1_000_000)) as upload:
         upload.bandwidth.use(None)
-        upload.begin()
+        await upload.begin()
         for _ in range(12):
             await upload.tick(megabytes=100 * SAMPLE_EVERY_S)
         for _ in range(12):
@@ -130,30 +127,30 @@ async def test_a_window_that_an_overrun_made_narrow_is_named(lost: float, window
         assert upload.pacer.end(upload.sock) is narrowed
 
 
-@in_loop
+@flying
 async def test_a_short_path_is_left_alone() -> None:
     """On loopback nothing is measured, and sockets stay as they are."""
     with Upload(IDLE._replace(rtt_usec=900, least_rtt_usec=100)) as upload:
         upload.bandwidth.use(None)
         before = upload.pacing(), upload.congestion()
-        upload.begin()
+        await upload.begin()
         await upload.fill()
         assert upload.bandwidth.limit == Limit(0, Origin.NONE)
         assert before == (upload.pacing(), upload.congestion()) == ((1 << 64) - 1, before[1])
 
 
-@in_loop
+@flying
 async def test_the_congestion_control_returns_with_the_end_of_an_upload() -> None:
     """Also when no rate was found."""
     with Upload() as upload:
         upload.bandwidth.use(None)
         usual = upload.congestion()
-        upload.begin()
+        await upload.begin()
         upload.pacer.end(upload.sock)
         assert upload.congestion() == usual
 
 
-@in_loop
+@flying
 async def test_a_socket_that_was_closed_does_not_disturb_the_others() -> None:
     """Nor does it stay with the limit."""
     with Upload() as upload:
@@ -162,8 +159,8 @@ async def test_a_socket_that_was_closed_does_not_disturb_the_others() -> None:
             raise OSError
 
         upload.bandwidth.use(None)
-        upload.begin()
-        closed = Bandwidth(pacer := Pacer(0), upload.clock, read=read)
+        await upload.begin()
+        closed = Bandwidth(pacer := Pacer(0), asyncio.get_running_loop().time, read=read)
         closed.use(None)
         pacer.begin(upload.sock, 8 << 20)
         await upload.tick()
