@@ -52,6 +52,8 @@ IS_IT_TLS = "does that port speak https?"
 _ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
 #: The only root element in which botocore sees an error of an answer 200; one with a namespace it takes for a success.
 _PLAIN_ERROR = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<Error\s*>")
+#: A word, as every code of S3's is: it goes into answers, records and metrics.
+_CODE = re.compile(r"[A-Za-z][\w.-]{0,63}", re.ASCII)
 #: zlib's window size for gzip and zlib streams alike.
 _ANY_HEADER = zlib.MAX_WBITS | 32
 
@@ -239,9 +241,13 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
         arrived: the whole request may have arrived.
     """
     described = error.response.get("Error", {})
+    if not described.get("Code"):  # where the root element has a namespace, botocore leaves its content at the top
+        described = error.response
     meta = error.response.get("ResponseMetadata", {})
     status = int(meta.get("HTTPStatusCode", 0))
-    code = str(described.get("Code") or status)
+    code = str(described.get("Code") or "")
+    if not _CODE.fullmatch(code):
+        code = str(status)
     message = one_line(str(described.get("Message") or ""), 200)
     hint = _HINTS.get(code) or (_NOT_S3 if code == str(status) and status in CLIENT_STATUSES else "")
     if not hint and is_unlisted(code, status):

@@ -202,6 +202,29 @@ def test_a_refusal_has_the_stores_code_and_one_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"<Error><Code>NoSuchBucket</Code></Error>", "NoSuchBucket"),
+        (b"<Error xmlns='urn:s3'><Code>NoSuchBucket</Code></Error>", "NoSuchBucket"),
+        (b"<s3:Error xmlns:s3='urn:s3'><s3:Code>NoSuchBucket</s3:Code></s3:Error>", "NoSuchBucket"),
+        (b"<Error xmlns='urn:s3'><Message>no code</Message></Error>", "404"),
+        (b"<Error><Code>two words\n\x7f</Code></Error>", "404"),
+        (b"<Error><Code><b>NoSuchBucket</b></Code></Error>", "404"),
+        (b"<Error><Code>A</Code><Code>B</Code></Error>", "404"),
+        (b"<Error><Code>" + b"A" * 65 + b"</Code></Error>", "404"),
+        (b"<page xmlns='urn:page'><p>not found</p></page>", "404"),
+        (b"", "404"),
+    ],
+)
+def test_a_code_is_a_word_of_the_error(body: bytes, code: str) -> None:
+    """As botocore parses the answer: a namespace hides no code. Without one the status is the code."""
+    answer = {"status_code": 404, "headers": {}, "body": body}
+    parsed = botocore.parsers.create_parser("rest-xml").parse(answer, None)
+    error = refusal_of(botocore.exceptions.ClientError(parsed, "PutObject"), arrived=True)
+    assert (error.code, error.status) == (code, 404)
+
+
+@pytest.mark.parametrize(
     ("headers", "hint"),
     [
         (
