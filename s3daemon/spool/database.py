@@ -28,6 +28,7 @@ the seq of every id that it holds. The dialect is SQLite 3.34's.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,8 @@ from s3daemon.spool.rows import (
     from_row,
     to_row,
 )
+
+_log = logging.getLogger(__name__)
 
 #: The version that the first of `MIGRATIONS` leads to. Those before it were of builds that were never released.
 FIRST_VERSION = 4
@@ -196,10 +199,15 @@ class SpoolFile:
         if verdict != "ok":
             raise Damaged(str(verdict).splitlines()[-1])
         with _invalid_is_damaged():
-            self.active_base_s = float(self._db.execute("SELECT service FROM state").fetchone()[0])
+            state = self._db.execute("SELECT service FROM state").fetchone()
+            if state is None:
+                raise ValueError("the table state is empty")
+            self.active_base_s = float(state[0])
             self.last_seq = self._number("SELECT max(seq) FROM sqlite_sequence")
-        with contextlib.suppress(sqlite3.Error, RequestError, ValueError, TypeError):
+        try:
             self.hint = Hint.from_row(*self._db.execute("SELECT endpoint, rate_bps, bucket FROM state").fetchone())
+        except (sqlite3.Error, RequestError, ValueError, TypeError) as exc:
+            _log.warning("what was found about the store cannot be read from the spool, %s: it is found anew", exc)
 
     def _read_what_is_left(self) -> None:
         """Read the clock and the highest seq from a damaged file, as far as they can be read."""

@@ -177,8 +177,10 @@ def test_the_last_hint_is_kept(tmp_path: Path) -> None:
     + [("bucket", value) for value in ("a/b", "a\n", b"\xff", "x" * 5000)]
     + [("endpoint", "CAST(x'ff' AS TEXT)")],
 )
-def test_a_damaged_hint_costs_nothing_else(tmp_path: Path, column: str, value: object) -> None:
-    """It is found anew."""
+def test_a_damaged_hint_costs_nothing_else(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, column: str, value: object
+) -> None:
+    """It is found anew, and the journal has one line."""
     path = tmp_path / "spool.db"
     file = SpoolFile(path, create=True)
     file.commit([[SaveClock(12.5), SaveHint(Hint("https://store", 994_000_000, "images")), Insert(entry(1))]])
@@ -191,11 +193,22 @@ def test_a_damaged_hint_costs_nothing_else(tmp_path: Path, column: str, value: o
     db.close()
     file = SpoolFile(path, create=False)
     assert (file.hint, file.active_base_s, seqs(file)) == (Hint(), 12.5, [1])
+    assert ["it is found anew" in message for message in caplog.messages] == [True]
     file.commit([[SaveHint(Hint("https://store", 5_000_000))]])
     file.close()
     file = SpoolFile(path, create=False)
     assert file.hint == Hint("https://store", 5_000_000)
     file.close()
+
+
+def test_a_spool_without_its_state_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "spool.db"
+    SpoolFile(path, create=True).close()
+    with sqlite3.connect(path) as db:
+        db.execute("DELETE FROM state")
+    db.close()
+    with pytest.raises(Damaged, match="the table state is empty"):
+        SpoolFile(path, create=False)
 
 
 def test_a_bad_change_does_not_spoil_its_commit(tmp_path: Path) -> None:
