@@ -69,6 +69,7 @@ _OWN_CODES = frozenset(
         Code.DROPPED,
         Code.INTERNAL,
         Code.INTERRUPTED,
+        Code.OVERTAKEN,
     }
 )
 
