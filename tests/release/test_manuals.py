@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from s3daemon.errors import AttemptError, Code
-from s3daemon.model.verdict import ACCESS_DENIED, Keys, Verdict, judge
+from s3daemon.model.verdict import ACCESS_DENIED, Verdict, judge
 
 TREE = Path(__file__).resolve().parents[2]
 README = (TREE / "README.rst").read_text()

@@ -67,7 +67,7 @@ def _head(report: Report, zone: tzinfo | None) -> Iterator[str]:
     refused = f"; not accepted: {_counts(report.refused_codes)}" if report.refused_codes else ""
     yield f"{plural(figures.transfers, 'transfer')}: {figures.stored} stored, {failed}{refused}"
     rate = figures.rate_bytes_per_s
-    busy = f" in {seconds(figures.busy_usec)} with uploads under way: {size(rate)}/s" if rate is not None else ""
+    busy = f" in {seconds(figures.busy_usec)} of uploading: {size(rate)}/s" if rate is not None else ""
     yield f"{size(figures.size_bytes)} stored{busy}"
     first, last = figures.first_usec or 0, figures.last_usec or 0
     period = f"from {moment(first, zone)} to {moment(last, zone)} {zone_name(first, zone)}"
@@ -130,7 +130,7 @@ def _groups(report: Report, zone: tzinfo | None) -> Table:
         Column(report.by.upper(), place="fold"),
         Column("FIRST REQUEST", place="drop", optional=True),
         Column("LAST STORED", place="drop", optional=True),
-        Column("BETWEEN", align="right", optional=True),
+        Column("ELAPSED", align="right", optional=True),
         Column("STORED", align="right"),
         Column("FAILED", align="right"),
         Column("SIZE", align="right", place="drop"),

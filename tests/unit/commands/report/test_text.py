@@ -36,7 +36,7 @@ def test_a_whole_report() -> None:
     """Everything that was asked about is there, in the order in which an operator asks."""
     assert shown(*NIGHT, by="tag", hosts="ab") == [
         "3 transfers: 2 stored, 1 FAILED",
-        "42 MB stored in 9.000 s with uploads under way: 4.67 MB/s",
+        "42 MB stored in 9.000 s of uploading: 4.67 MB/s",
         "from 2026-11-23 02:13:20 to 2026-11-23 02:14:20 UTC; hosts a, b",
         "",
         "            P50      P90      P99      MAX",
@@ -60,7 +60,7 @@ def test_a_whole_report() -> None:
         "1.000 s  2026-11-23 02:13:20  40 MB  raw/night/f.fits     a",
         "    upload 1.000 s (40 MB/s, RTT 200 ms)",
         "",
-        "TAG         FIRST REQUEST        LAST STORED  BETWEEN  STORED  FAILED   SIZE  SLOWEST  OVER",
+        "TAG         FIRST REQUEST        LAST STORED  ELAPSED  STORED  FAILED   SIZE  SLOWEST  OVER",
         "exposure-1  2026-11-23 02:13:20  02:13:29     9.000 s       2       0  42 MB  8.000 s     1",
         "exposure-2  2026-11-23 02:14:20  -                  -       0       1    0 B        -     0  INCOMPLETE",
         "    failed: 1 NoSuchBucket",
