@@ -37,7 +37,8 @@ JOURNAL_SOCKET = Path("/run/systemd/journal/socket")
 #: Entries in the queue. Journald's own restart takes a second or two and the fastest store takes about a thousand
 #: transfers a second, so 20 000 outlast it by far. An entry is some 2 kB: a journal that never comes back costs 40 MB.
 QUEUE_LIMIT = 20_000
-#: Equal warnings written in a second; the others are counted. A last line: 54 000 were written in 102 s once.
+#: Equal warnings written in a second; the others are counted. A last line of defence: 54 000 were written in 102 s
+#: once.
 WARNINGS_PER_SECOND = 5
 #: Longer values are cut: only a traceback comes near, and an entry has to fit one datagram (212 992 bytes by default).
 MAX_VALUE_BYTES = 32 * 1024
@@ -209,7 +210,7 @@ class LogLimit:
     def __init__(self, entries: int = WARNINGS_PER_SECOND, period_s: float = 1.0) -> None:
         self._entries = entries
         self._period_s = period_s
-        self._periods: dict[Hashable, tuple[float, int]] = {}  # the last one's begin, and how many came in it
+        self._periods: dict[Hashable, tuple[float, int]] = {}  # when the last one began, and how many came in it
 
     def admit(self, kind: Hashable, now: float) -> int | None:
         """Return how many were skipped since the last one of `kind` that was written; None: skip this one too.

@@ -275,7 +275,7 @@ class Service:
             else:
                 server.resume(name, sock)
         if pending:
-            _log.info("%d transfers of an earlier process are continued", len(pending))
+            _log.info("resuming %d transfers of an earlier process", len(pending))
         sockets = [(name_of(sock), sock, server.listener) for sock in listeners]
         sockets += [(f"http {name_of(sock)}", sock, self._http.listener) for sock in http_listeners]
         until_stop = [start(f"accepting clients on {name}", listener.accept(sock)) for name, sock, listener in sockets]
@@ -317,7 +317,7 @@ class Service:
         self._spool.save_hint(self._endpoint.hint)
         left = len(self._uploader.schedule)
         kept = f"{plural(left, 'transfer')} kept for the next start"
-        _log.info("stopped; %s", kept if left else "nothing is left to do")
+        _log.info("stopped; %s", kept if left else "no transfers left")
 
     async def _report(self) -> None:
         """Keep STATUS and the active seconds in the spool up to date."""
@@ -355,7 +355,7 @@ class Service:
         try:
             await self._operations.retry({"ids": sorted(ids)})
         except SpoolError as exc:
-            _log.error("%d transfers that were denied with the keys before cannot be retried: %s", len(ids), exc)
+            _log.error("%d transfers that were denied with the previous keys cannot be retried: %s", len(ids), exc)
 
     async def _reload(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Reload, one at a time; STATUS shows a refusal until a reload is accepted."""

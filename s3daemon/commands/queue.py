@@ -1,7 +1,7 @@
 """`s3daemon queue`: list what is in flight, pending, held and failed; retry or drop it.
 
     queue [--json] [--failed]       list; `control.rows` explains the states
-    queue retry ID...|--all         try now: what failed is pending again, a delay ends
+    queue retry ID...|--all         try now: failed transfers become pending again, and delays end
     queue drop ID...|--all-failed   give up; an attempt in flight is cancelled and its clients are notified
 
 While the daemon runs it is asked over its control socket; otherwise the spool is opened under its lock, and never
@@ -52,13 +52,13 @@ _COLUMNS = (
 def configure(parser: argparse.ArgumentParser) -> None:
     """Describe the command line."""
     parser.add_argument("--json", action="store_true", help="an array of objects, one on each line")
-    parser.add_argument("--failed", action="store_true", help="only transfers that failed for good")
+    parser.add_argument("--failed", action="store_true", help="only transfers that failed permanently")
     add_instance(parser)
     actions = parser.add_subparsers(dest="action", metavar="retry|drop")
-    retry = actions.add_parser("retry", help="try now: what failed is pending again, a delay ends")
+    retry = actions.add_parser("retry", help="try now: failed transfers become pending again, and delays end")
     retry.add_argument("--all", action="store_true", dest="every", help="every transfer")
     drop = actions.add_parser("drop", help="give up; an attempt in flight is cancelled and its clients are notified")
-    drop.add_argument("--all-failed", action="store_true", dest="every", help="every transfer that failed for good")
+    drop.add_argument("--all-failed", action="store_true", dest="every", help="every transfer that failed permanently")
     for action in (retry, drop):
         action.add_argument(
             "ids", nargs="*", metavar="ID", type=id_of, help="as listed, or the UUID of an answer over HTTP"
@@ -118,9 +118,9 @@ def main(
     what = "will be tried again" if args.action == "retry" else "dropped"
     unknown = sorted(set(args.ids) - done)
     if done or not unknown:
-        print(f"{len(done)} {what}{f' once the queue is no longer held: {held}' if held else ''}", file=out)
+        print(f"{len(done)} {what}{f' once the queue is no longer held ({held})' if held else ''}", file=out)
     for id_ in unknown:
-        print(f"NoSuchTransfer: {one_line(id_, 40)} is not in the queue", file=err)
+        print(f"{Code.UNKNOWN_TRANSFER}: {one_line(id_, 40)} is not in the queue", file=err)
     return 1 if unknown else 0
 
 

@@ -152,7 +152,7 @@ class Settings:
         "S3DAEMON_STALL_TIMEOUT",
         "10s",
         duration("1s", "10min"),
-        "An attempt fails when the network acknowledged none of its data for this long.",
+        "An attempt fails when none of its data has been acknowledged for this long.",
     )
     wait_limit_s: float = _var(
         "S3DAEMON_WAIT_LIMIT",
@@ -170,7 +170,7 @@ class Settings:
         "S3DAEMON_ANSWER_TIMEOUT",
         "60s",
         duration("1s", "1h"),
-        "The longest time to wait for the store's answer after it received the whole file.",
+        "The longest time to wait for the store's answer after it has received the whole file.",
     )
     keep_failed_s: float = _var(
         "S3DAEMON_KEEP_FAILED",
@@ -196,8 +196,8 @@ class Settings:
         "S3DAEMON_BWLIMIT",
         "auto",
         rate(),
-        "The highest rate of all uploads together, such as 4G. auto: the rate of the narrowest link to the store, "
-        "which the daemon finds and keeps over restarts. 0 or off: no limit.",
+        "The maximum combined rate of all uploads, such as 4G. auto: the rate of the narrowest link to the store, "
+        "which the daemon finds and keeps across restarts. 0 or off: no limit.",
     )
     # TCP_CA_NAME_MAX is 16 with its NUL.
     congestion: str = _var(

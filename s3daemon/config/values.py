@@ -22,8 +22,8 @@ from urllib.parse import urlsplit
 from s3daemon.errors import SettingsError, one_line
 
 _Units = Mapping[str, int | Fraction]
-#: The bounds of a limit of the bandwidth, set or found, bit/s. At less an image takes many minutes: someone wrote 4 for
-#: 4G.
+#: The bounds of a limit of the bandwidth, set or found, bit/s. Below them an image takes many minutes; such
+#: a value is probably a typo, as 4 for 4G.
 LEAST_BPS, MOST_BPS = 100_000, 10**12
 _DURATIONS: _Units = {"": 1, "ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 3600, "d": 86400}
 _SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
@@ -64,7 +64,7 @@ class Variable:
         default: as an operator would write it, empty where there is none.
         kind: what it takes.
         meaning: one line for the manual.
-        restart: a change takes a restart; a reload does not put it in force.
+        restart: a change requires a restart; a reload does not put it in force.
         secret: the value is never shown.
         fallback: another variable, which counts when this one is not set.
     """

@@ -115,7 +115,7 @@ class Operations:
         self._failures: list[Entry] = []  # the last of them
 
     async def count_failed(self) -> None:
-        """Count the transfers that failed for good, if the disk allows it; called every 2 s."""
+        """Count the transfers that failed permanently, if the disk allows it; called every 2 s."""
         with contextlib.suppress(SpoolError):
             failed = await asyncio.to_thread(self._spool.entries, failed=True)
             self._failed, self._failures = len(failed), failed[-LISTED:]
@@ -281,7 +281,7 @@ class Operations:
                 "Time since the oldest unfinished transfer was accepted; 0 if there is none.",
                 condition.oldest_s or 0.0),
             Figure("s3daemon_failed_listed",
-                "Transfers that failed for good and are listed by s3daemon queue.", condition.failed),
+                "Transfers that failed permanently and are listed by s3daemon queue.", condition.failed),
             Figure("s3daemon_held",
                 "1 while the queue is held for an error of the configuration.", bool(condition.held)),
             Figure("s3daemon_away", "1 while the store does not answer, or cannot serve.", condition.away),

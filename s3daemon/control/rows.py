@@ -4,7 +4,7 @@
                pending     waits for its turn, or until `next_in_s` has passed
                behind      waits for an older transfer to its destination
                held        waits, as all do, until the store takes our keys again
-               failed      for good; listed until retried, dropped, replaced by a success, or expired
+               failed      permanently; listed until retried, dropped, replaced by a success, or expired
 
 While the daemon is down there are only pending and failed ones.
 """
@@ -35,7 +35,7 @@ class Row(JsonObject):
         size_bytes: of the file when it was opened last.
         destination: bucket/key.
         file: its path.
-        notified: its client has the answer how it ended; `told` in JSON.
+        notified: its client has been told how it ended; `told` in JSON.
     """
 
     id: str

@@ -65,7 +65,7 @@ class Receiver(JsonObject):
         disabled: it failed, so nothing is sent there for a while.
         on_trial: it gets one connection until an upload over it is stored.
         reason: of either, one line, or "".
-        limited_s: how long it has been the one or the other, seconds; None when it is neither.
+        limited_s: how long it has been disabled or on trial, seconds; None when it is neither.
         next_probe_s: until it is asked again, seconds; None when it is not disabled.
     """
 
@@ -115,7 +115,7 @@ class Summary(JsonObject):
         in_flight: transfers with an attempt under way.
         pending: accepted transfers that wait for an attempt.
         oldest_s: age of the oldest transfer that is not over, in seconds; None when there is none.
-        failed: transfers that failed for good and are listed.
+        failed: transfers that failed permanently and are listed.
         held: why the queue is held, or "".
         away: the store does not answer, or cannot serve.
         away_reason: the failure that showed it, one line with its code, or "".
@@ -212,7 +212,7 @@ class Status(Summary):
         now_usec, started_usec: wall clock now and at the daemon's start, microseconds since the epoch.
         limit: of the bandwidth.
         receivers: the store's addresses.
-        uploads: one for each attempt in flight, the one begun first at the head.
+        uploads: one for each attempt in flight, the oldest first.
         waiting, failures: the first transfers that wait, and the last that failed; at most `LISTED` each.
         exposures: the last ones.
         late_s, lost_s: seconds after which an exposure is late, and lost.
@@ -236,7 +236,7 @@ class Status(Summary):
 
 
 def uploads_of(running: Iterable[QueuedTransfer], now: float) -> tuple[Upload, ...]:
-    """Describe the attempts in flight at monotonic time `now`, the one begun first at the head."""
+    """Describe the attempts in flight at monotonic time `now`, the oldest first."""
     in_order = sorted(running, key=lambda queued: (queued.last_attempt_at, queued.seq))
     return tuple(_upload(queued, now) for queued in in_order)
 

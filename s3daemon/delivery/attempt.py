@@ -30,7 +30,7 @@ _log = logging.getLogger(__name__)
 
 #: How long the body of an attempt without an answer may still arrive: a proxy or a server's queue may hold it so long.
 LATE_ARRIVAL_S = 900.0
-#: So many look-ups in a row may be refused; then the file is sent, though its object may be there.
+#: The number of look-ups in a row that may be refused; then the file is sent, though its object may be there.
 LOOKUPS_MAX = 3
 #: After a reset, what the store has of a body is stored within this time, or never; seconds. Then it is looked up.
 SETTLE_S = 0.5

@@ -16,7 +16,7 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     the bucket's quota                                 backlog                      FULL        after the back-off
     keys, account, TLS; a neutral request is refused   backlog                      REFUSING    after the back-off
     keys ...; a neutral request is accepted            backlog                      SERVING     after the back-off
-    keys ...; nothing is known from one                backlog                      SUSPICIOUS  after the back-off
+    keys ...; no clear answer to a neutral request     backlog                      SUSPICIOUS  after the back-off
     denied; the keys have worked, or a neutral         failed                       SERVING     none
     request is accepted
     denied; the keys have not worked yet               as for keys, account, TLS
@@ -57,7 +57,8 @@ FILE_GRACE_S = 3600.0
 _PASSING = (Code.FILE_CHANGED, Code.HOST_LIMIT, Code.READ_FAILED)
 
 
-#: A success with the wrong content, and what was never answered, say nothing of the keys or of other transfers.
+#: The statuses from here on refuse a request. A success with the wrong content, and what was never answered, say
+#: nothing of the keys or of other transfers.
 _FIRST_REFUSAL_STATUS = 300
 
 
@@ -130,7 +131,7 @@ class Decision:
     Args:
         error: what is recorded.
         finding: what the attempt says about the endpoint.
-        final: the transfer has failed for good; the fields below are then without meaning.
+        final: the transfer has failed permanently; the fields below are then without meaning.
         delay_s: seconds until the next attempt.
         backlog: the transfer belongs to the backlog from now on, behind fresh ones.
         failed_addresses: addresses that the next attempt avoids if another one is enabled.

@@ -59,12 +59,12 @@ class Health:
         -----  -----                                           ----   -------------------
         UP     succeeded                                       UP     everything
         UP     failed, 3 times in a row                        AWAY
-        AWAY   succeeded, or refused with an answer            UP     1 probe, later 2, after 1 s ... 30 s each; live
-        AWAY   failed                                          AWAY   transfers too while it answers
+        AWAY   succeeded, or refused with an answer            UP     1 probe, later 2, each after 1 s ... 30 s;
+        AWAY   failed                                          AWAY     while it answers, live transfers too
         AWAY   reload                                          AWAY   the next probe at once
         AWAY   a small request is answered, none was before    AWAY   the next probe at once
-        any    refused; or suspected at 2 destinations         HELD   1 probe each 5 minutes; live transfers too
-               with the same code                                     after a denial
+        any    refused; or suspected at 2 destinations         HELD   1 probe each 5 minutes;
+               with the same code                                       after a denial, live transfers too
         HELD   succeeded, if it started since; reload          UP
         HELD   failed or suspected                             HELD
 
@@ -117,7 +117,7 @@ class Health:
 
     @property
     def admits_new(self) -> bool:
-        """Whether live transfers may start: it answers, if only with errors, and is not held but for a denial."""
+        """Whether live transfers may start: it answers, if only with errors, and is not held except for a denial."""
         return (not self.held or self._is_denial) and not (self.away and self.unreached)
 
     def succeeded(self, started_at: float) -> None:
@@ -256,9 +256,8 @@ class Outages:
             return
         (was_held, was_away), (held, away) = before, self._state
         if was_away and not away:
-            self._end(
-                "away", MessageId.BACK, "the endpoint is back" if not held else "the endpoint answers, and refuses"
-            )
+            text = "the endpoint is back" if not held else "the endpoint answers, but refuses the keys"
+            self._end("away", MessageId.BACK, text)
         if was_held and not held:
             self._end("held", MessageId.RELEASED, "the queue is released")
         if held and not was_held:

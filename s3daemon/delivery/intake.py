@@ -1,7 +1,7 @@
 """Accept requests: open and check the file, make the transfer durable, and start its attempt in the meantime.
 
 The upload does not wait for the disk; the reply does. A request for the same file and destination as a pending transfer
-that has no attempt in flight joins it: one upload serves both, and its delay ends.
+that has no attempt in flight joins it: one upload serves both, and the pending one's delay ends.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ Rules, in this order:
 1. One at a time for a destination, in the order accepted there, so that the newest content wins. Only the oldest
    pending transfer of a destination, its *head*, is a candidate; while it waits out a delay those behind it wait too.
    A failed one that is retried takes its place among them again; if a newer one is in flight, it waits for its end.
-2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed, but at one of
-   several addresses. The older ones of its destination, which must go first, count as live with it.
+2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed, except at one
+   of several addresses. The older ones of its destination, which must go first, count as live with it.
 3. Among equals the one accepted first; but large ones never take the last connections, so that small ones, half of all
    objects, do not wait behind a row of large ones, nor live ones behind a backlog that is being delivered.
 
@@ -29,8 +29,8 @@ from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.progress import Progress
 from s3daemon.spool.spool import Entry
 
-#: A last line, whatever the reason: a case that was overlooked once made 2383 attempts of a transfer within 102 s. The
-#: back-off makes at most 7 in the first minute; each of four addresses may be tried at once before that.
+#: A last line of defence, whatever the reason: a case that was overlooked once made 2383 attempts of a transfer within
+#: 102 s. The back-off makes at most 7 in the first minute; each of four addresses may be tried at once before that.
 ATTEMPTS_PER_MINUTE = 12
 MINUTE_S = 60.0
 #: A bucket whose quota is used up gets one attempt after this long, at first and at most, seconds: each costs the
@@ -68,7 +68,7 @@ class QueuedTransfer:
         last_error: of the last attempt that failed.
         failed_since: monotonic seconds when the first attempt failed for which the endpoint may be to blame, else inf.
         attempt: the one in flight, else None.
-        attempt_started: the spool has it that an attempt may have started.
+        attempt_started: the spool records that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
         sent_etag: of what the last attempt has sent, as in `Entry`.
         lookups_refused: that the store has refused, one after the other.
@@ -231,7 +231,7 @@ class Schedule:
 
     @property
     def oldest(self) -> QueuedTransfer | None:
-        """The transfer accepted first, but for failed ones that were retried since; None when there is none."""
+        """The transfer accepted first, except failed ones that were retried since; None when there is none."""
         return next(iter(self._by_id.values()), None)
 
     @property

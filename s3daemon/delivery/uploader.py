@@ -78,10 +78,10 @@ class Uploader:
         rng: jitter.
 
     Attributes:
-        clock: that of `QueuedTransfer`'s moments.
+        clock: to which the times of `QueuedTransfer` refer.
         active_clock: as given.
         health: whether the endpoint is away or the queue held.
-        outages: since when.
+        outages: when the present ones began.
         schedule: the transfers that are not over.
         waiters: the clients that wait for them.
         observers: called with every record that the journal gets.
@@ -389,7 +389,7 @@ class Uploader:
                 self.health.refused(error, queued.last_attempt_at)
 
     def _fail(self, queued: QueuedTransfer) -> None:
-        """End a transfer that has failed for good: recorded and listed; its clients are notified once it is listed."""
+        """End a transfer that has failed permanently: recorded and listed; then its clients are notified."""
         waiters = self._end(queued)
         listing = self._start(f"listing the failure of {queued.transfer.id}", self._list_failure(queued, waiters))
         self._listing.add(listing)

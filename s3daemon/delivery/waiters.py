@@ -12,9 +12,9 @@ from s3daemon.journal import LogLimit
 from s3daemon.model.record import Deferral, Field, MessageId, Priority
 from s3daemon.model.reply import Outcome, Reply
 
-#: So many deferred clients have an entry of their own in a period; one more entry counts the others. The hooks of a
-#: camera that lost its store defer 46 transfers a minute, and each is worth an entry; a thousand clients that ask again
-#: and again are worth one number.
+#: The number of deferred clients that have an entry of their own in a period; one more entry counts the others. The
+#: hooks of a camera that lost its store defer 46 transfers a minute, and each is worth an entry; a thousand clients
+#: that ask again and again are worth one number.
 PERIOD_LIMIT = 100
 #: The period, from its first entry on, seconds.
 PERIOD_S = 60.0

@@ -2,7 +2,7 @@
 
     file    absolute path of a file on this host
     uri     s3://bucket/key, taken as it is: nothing in it is an escape
-    slug    groups transfers in the report, as the wire's tag does; may be left out
+    slug    groups transfers in the report, as the tag of the line protocol does; may be left out
 
 Either `application/x-www-form-urlencoded` (curl -d) or `multipart/form-data` (curl -F). Other fields are ignored, and a
 slug is never a reason to refuse: what a hook adds for information must not cost a file. Names that are not UTF-8 travel
@@ -10,9 +10,9 @@ as the bytes that they are, plain or percent-encoded.
 
     200  stored
     400  refused, nothing was accepted: the form, the file, the bucket or the user
-    404  failed for good: there is no such bucket
-    500  failed for good by the file or an operator, or (nothing accepted) the spool cannot be written
-    502  failed for good: the store refused it
+    404  failed permanently: there is no such bucket
+    500  failed permanently by the file, an operator or a newer transfer; or the spool cannot be written (not accepted)
+    502  failed permanently: the store refused it
     504  not stored within the wait limit, or the store is away or held: kept, still being tried
 
 The answer is a JSON object and a line feed: `code`, the status; `msg`, one line; `version`; `task`, the transfer. When
@@ -57,7 +57,8 @@ MAX_FORM = 1024 * 1024
 _QUICK_FORM = 32 * 1024
 #: More fields are no hook's.
 MAX_FIELDS = 1000
-#: Why a transfer fails for good though the store did not refuse it; a SpoolError's codes, which begin alike, join them.
+#: Why a transfer fails permanently though the store did not refuse it; a SpoolError's codes, which begin alike, join
+#: them.
 _OWN_CODES = frozenset(
     {
         Code.FILE_CHANGED,
@@ -294,7 +295,7 @@ def _given_in(pairs: Pairs) -> tuple[str, str, str]:
 
 
 def _tag(pairs: Pairs) -> str:
-    """The first slug. It is information, so one that cannot be a tag is escaped and shortened."""
+    """The first slug. Informational only, so one that cannot be a tag is escaped and shortened."""
     return next((one_line(value, MAX_TAG_CHARS) for name, value in pairs if name == "slug" and value), "")
 
 

@@ -1,8 +1,8 @@
 """Accepts the clients of listening sockets while there are slots, tracks them, and lets them finish at a stop.
 
-Every server, of the wire, of HTTP and of the operators' commands, has a `Listener` of its own, which may accept from
-several sockets. Not `loop.create_server`, for three reasons: it accepts every client at once, while those without a
-slot shall wait in the backlog; closing it while clients come loses those that it has accepted but not begun to serve;
+Every server, of the line protocol, of HTTP and of commands, has a `Listener` of its own, which may accept from several
+sockets. Not `loop.create_server`, for three reasons: it accepts every client at once, while those without a slot must
+wait in the backlog; closing it while clients come loses those that it has accepted but not begun to serve;
 and without a free descriptor it logs each failed attempt with its traceback, a thousand a second and more, since what
 it schedules to try later adds up (cpython#151615). (It also calls `listen` with its own backlog, 100 by default, and so
 shrinks that of systemd's socket for good; a large `backlog=` would avoid this.) Not `loop.sock_accept` either:

@@ -181,8 +181,8 @@ class Server:
     async def _deliver(self, sock: socket.socket, reply: Reply, name: str, *, extended: bool) -> None:
         """Send a reply.
 
-        After a kill between two steps here, the client of a plain request, whose connection ends with the reply, gets
-        it nevertheless; one of an extended request none, rather than two.
+        After a kill between two steps here, the client of a plain request, whose connection ends with the reply, still
+        gets it; the client of an extended request gets none rather than two.
         """
         data = reply.encode(extended=extended)
         if name and extended:

@@ -54,7 +54,7 @@ class WaitingClients:
         intake: has the transfers.
         notifier: stores the connections with systemd.
         ended: the replies to clients of transfers that had ended before this process started, by id.
-        failures: those of them that had failed for good.
+        failures: those of them that had failed permanently.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""The last exposures: how long each took up to its last object, and what is missing of it. No I/O, no clock.
+"""The last exposures: how long each took until its last object was stored, and which files are missing. Pure.
 
 An exposure is all transfers with the same tag; those without a tag are grouped by their key up to its last slash.
 Callers report each transfer when it becomes pending, when it no longer is, and when it ends, and each request that is
-refused; the time is passed in. The spool keeps exposures over a restart (`spool.exposures`); which transfers are
+refused; the time is passed in. The spool keeps exposures across a restart (`spool.exposures`); which transfers are
 pending follows from the transfers that it keeps.
 """
 
@@ -15,9 +15,10 @@ from dataclasses import dataclass, field
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import Destination, Transfer, prefix_of
 
-#: So many exposures are kept, those requested last: at one a minute, of five hours.
+#: The number of exposures that are kept, those requested last: at one a minute, of five hours.
 KEPT = 300
-#: So many missing files are kept of one exposure: more than any has, and a limit to the memory that clients can fill.
+#: The number of missing files that are kept of one exposure: more than any has, and a limit to the memory that clients
+#: can fill.
 MISSING_KEPT = 1000
 #: The longest times from the first request to the last object stored, seconds: beyond the first an exposure is late,
 #: beyond the second it is lost.
@@ -41,7 +42,7 @@ def verdict_of(seconds: float | None, *, missing: bool, tagged: bool = True, lat
 
     Args:
         seconds: from its first request to its last object, or to now while one is pending; None when none was stored.
-        missing: a file of it was refused, failed for good, or is known to be missing.
+        missing: a file of it was refused, failed permanently, or is known to be missing.
         tagged: it has a tag, so it is one exposure and its time is judged.
         late_s: it is late after so many seconds; lost after `LOST_S`, or after these where they are more.
 
@@ -96,7 +97,7 @@ class Exposure:
 
     @property
     def failed(self) -> int:
-        """The number of files whose transfer failed for good."""
+        """The number of files whose transfer failed permanently."""
         return sum(missing.outcome == "failed" for missing in self.missing.values())
 
     @property
@@ -146,7 +147,7 @@ class Loss:
 
 
 def loss_of(transfer: Transfer, reason: str) -> Loss:
-    """Return the loss of a transfer that fails for good."""
+    """Return the loss of a transfer that fails permanently."""
     to = transfer.destination
     names = names_of(transfer.tags, to.bucket, to.key)
     return Loss(names, transfer.accepted_usec, str(to), Missing("failed", reason))
@@ -207,7 +208,7 @@ class Exposures:
                 self.on_change(name)
 
     def recorded(self, record: TransferRecord) -> None:
-        """Count a transfer that has ended: stored, or failed for good."""
+        """Count a transfer that has ended: stored, or failed permanently."""
         names = names_of(record.tags, record.bucket, record.key)
         what = str(Destination(record.bucket, record.key))
         if not record.stored:

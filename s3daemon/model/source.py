@@ -239,7 +239,7 @@ def _check_location(path: str, name: int, roots: Sequence[str], closed: Sequence
         return
     real = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - as above
     if _is_under(real, closed) or _is_one_of(os.fstat(name), closed):
-        raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is the daemon's own")
+        raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is one of the daemon's own files")
     if roots and not (_is_under(real, roots) and _is_mounted_here(name)):
         raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
 

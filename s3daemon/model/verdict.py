@@ -1,10 +1,12 @@
 """What an error of an attempt means: whom it blames, and what follows for its transfer.
 
+A *neutral request*, for the list of buckets, tells whether the keys are at fault or the transfer.
+
 One error alone accuses a party, its `Scope`; each scope may stop no more than its own:
 
     scope     evidence                                                          what may be stopped
     --------  ----------------------------------------------------------------  ------------------------------------
-    REQUEST   refused for good; refused before it was sent; another ETag;       this transfer
+    REQUEST   refused permanently; refused before it was sent; another ETag;       this transfer
               overwritten; our bug; a closed idle connection;
               an S3 code that is not listed here
     BUCKET    the bucket's quota is used up                                     the transfers to this bucket
@@ -53,8 +55,8 @@ class Keys(Enum):
 
     GOOD = "it has accepted a neutral request with them since"
     BAD = "it refuses a neutral request in the same way"
-    WORKED = "no neutral request tells, and they have stored something since the start or the last reload"
-    UNKNOWN = "no neutral request tells, and they have stored nothing yet"
+    WORKED = "no neutral request settles it, and they have stored something since the start or the last reload"
+    UNKNOWN = "no neutral request settles it, and they have stored nothing yet"
     REPLACED = "a reload has replaced them since the attempt began"
 
 

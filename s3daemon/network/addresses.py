@@ -3,9 +3,9 @@
     state     connections that go there   event                                           next state
     --------  --------------------------  ----------------------------------------------  -----------------------
     ENABLED   its share                   a connection fails; or uploads of two           DISABLED
-                                          transfers do, one after the other;
-              or uploads of two are far slower than
-              others, and none is not
+                                          transfers do, one after the other; or uploads
+                                          of two are far slower than others, with none
+                                          at normal speed in between
                                           a small request is answered badly *             TRIAL
                                           a small request is not answered *               DISABLED
     DISABLED  none, but for a probe       the probe (a small request) is answered         TRIAL
@@ -102,7 +102,7 @@ class _State:
 
 @dataclass(frozen=True, slots=True)
 class Limited:
-    """How it stands with an address that does not get its share of connections.
+    """The state of an address that does not get its share of connections.
 
     Args:
         reason: what happened there first, one line.

@@ -1,4 +1,4 @@
-"""Learn how long a server keeps idle connections, and after which small request it keeps them at all.
+"""Learn how long a server keeps idle connections, and after which small request it keeps them open.
 
 IdleLimit           how often to use each idle connection, from the closes that were seen; pure
 SMALL_REQUESTS      what may be sent over one to keep it

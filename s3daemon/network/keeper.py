@@ -35,7 +35,8 @@ from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
 
-#: A window of this size fits a connection's share of a burst: 25 of them are the 25 MB that 1 Gbit/s and 200 ms hold.
+#: A window of this size fits a connection's share of a burst: 25 of them make up the 25 MB in flight at 1 Gbit/s and
+#: 200 ms.
 PRIMED_BYTES = 1_000_000
 #: A store that keeps no connection is asked again this often whether it does now, over one connection, seconds.
 ASK_AGAIN_S = 60.0

@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 RESOLVE_EVERY_S = 30.0
 #: And after this long while the store cannot be reached: it may have moved.
 RESOLVE_AGAIN_S = 5.0
-#: A certificate that no new connection was shown for this long, while others were, is in use no more, seconds.
+#: A certificate that no new connection has presented for this long, while others did, is no longer in use, seconds.
 CERTIFICATES_KEPT_S = 3600.0
 #: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
 #: each answer may have only some, and no connection is closed for that.

@@ -90,7 +90,7 @@ class Upload:
 
     @property
     def was_sent(self) -> bool:
-        """Whether as many bytes as the body has have left. If not, it cannot arrive, however long the way is.
+        """Whether the whole body has left this host. If not, it cannot arrive, however long the way is.
 
         While bytes of a body are still acknowledged, what is not acknowledged may arrive at this moment.
         """

@@ -36,7 +36,8 @@ from dataclasses import dataclass
 
 from s3daemon.model.source import SMALL_BYTES
 
-#: So many times slower is far slower. Flows that share a link without pacing differ by two or three times.
+#: The factor by which an upload is far slower than others. Flows that share a link without pacing differ by two or
+#: three times.
 FAR_SLOWER = 4.0
 FAR_SLOWER_ALONE = 8.0
 #: A limit that was set by hand may be far too high, so compared with it only a body that makes hardly any
@@ -270,7 +271,7 @@ class Stragglers:
         if not _is_worth_it(body, rate, expected, rtt_s) or body.is_speeding_up(window, rtt_s):
             return None
         good = {peer.address for peer in faster or self._lately(body)}
-        reason = f"{rate / 1000:.0f} kB/s, where {expected / 1000:.0f} kB/s are usual"
+        reason = f"{rate / 1000:.0f} kB/s; {expected / 1000:.0f} kB/s is usual"
         window_bytes = int(FAR_SLOWER * rate * rtt_s) if body.may_be_opening(rtt_s) else 0
         return Move(reason, None if is_alone else body.reference, body.address not in good, window_bytes)
 

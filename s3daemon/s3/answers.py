@@ -108,22 +108,23 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
     if status >= HTTPStatus.BAD_REQUEST or is_refusal or is_of_sink:
         return ""
     if status not in form.statuses:
-        return f"the answer {status} is not S3's"
+        return f"the answer with status {status} did not come from S3"
     if form.empty and body.strip():
-        return f"the answer {status} has a body, so it is not S3's: it came from a proxy or another server"
+        return f"the answer with status {status} has a body, so it came from a proxy or another server"
     if form.documents and root not in form.documents:
-        return f"the answer {status} is not S3's {form.documents[0]}"
+        return f"the answer with status {status} is not S3's {form.documents[0]}"
     return _flaw_of_etag(status, headers.get("etag", "")) if form.etag else ""
 
 
 def _flaw_of_etag(status: int, etag: str) -> str:
     if not etag.strip('" '):
-        return f"the answer {status} has no ETag, so it is not S3's"
+        return f"the answer with status {status} has no ETag, so it did not come from S3"
+    flaw = ""
     if _FILE_ETAG.fullmatch(etag.strip('" ')):
-        return f"the answer {status} has the ETag {etag} of a web server's file: it came from a proxy or another server"
-    if not _ETAG.fullmatch(etag):
-        return f"the answer {status} has the ETag {etag}, which is not valid: it came from a proxy or another server"
-    return ""
+        flaw = f"the ETag {etag} of a web server's file"
+    elif not _ETAG.fullmatch(etag):
+        flaw = f"the ETag {etag}, which is not valid"
+    return f"the answer with status {status} has {flaw}: it came from a proxy or another server" if flaw else ""
 
 
 def _root(body: bytes) -> str:

@@ -2,7 +2,7 @@
 
 A `FileBody` counts as *consumed* from the start and refuses to be written twice: aiohttp considers PUT idempotent and
 would send it again by itself when a connection breaks, and so would botocore. What is in the page cache is read at once
-(`preadv` with `RWF_NOWAIT`); only what is not there takes a thread.
+(`preadv` with `RWF_NOWAIT`); only what is not there requires a thread.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ _T = TypeVar("_T")
 
 #: How much is read and encrypted at a time. More gains nothing (a TLS record holds 16 KiB), less costs wake-ups.
 CHUNK_BYTES = 256 * 1024
-#: So many are hashed by one call of a thread: at most 2 MiB are held for it, and the calls cost little beside the MD5.
+#: The pieces that are hashed by one call of a thread: at most 2 MiB are held for it, and the calls cost little beside
+#: the MD5.
 CHUNKS_HASHED = 4
 
 

@@ -28,10 +28,10 @@ _log = logging.getLogger(__name__)
 #: What S3DAEMON_VERIFY=no-etag means, for operators.
 NO_ETAG_RISK = "an object counts as stored by the status of an answer alone, whoever gave it; for sinks only"
 
-#: Runs a background task under its name; whoever gave it learns of the task's death by an exception.
+#: Runs a background task under its name; whoever gave it is told if the task dies.
 Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
 
-#: A change of one of these settings takes new connections; the others leave the connections as they are.
+#: A change of one of these settings requires new connections; the others leave the connections as they are.
 _CONNECTION_SETTINGS = (
     "endpoint_url",
     "receivers",
@@ -50,7 +50,7 @@ class Endpoint:
         settings: the store and the keys.
         start: starts the keeper of the connections as a background task, and reports it if it dies.
         before: the endpoint that this one replaces; its connections are taken over where the settings allow.
-        hint: what was found about a store before; with `before` what that found counts.
+        hint: what was found about a store earlier; not used with `before`, which knows better.
 
     Attributes:
         pool: the connections.

@@ -220,7 +220,7 @@ class Multipart:
         etag = etag_of(answer)
         if self._settings.verify == "auto":
             if parts_of(etag) not in (None, open_upload.upload.count):
-                text = f"the store's ETag is {etag}, and {open_upload.upload.count} parts were sent"
+                text = f"the store's ETag is {etag}, but {open_upload.upload.count} parts were sent"
                 raise AttemptError(Code.BAD_ANSWER, text, ambiguous=True)
             if contradicts(answer, expected):
                 open_uploads.over(open_upload)

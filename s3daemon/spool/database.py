@@ -1,6 +1,6 @@
 """The spool's SQLite file: its schema, and every statement that ever touches it. Synchronous, no policy.
 
-    transfer        one row per transfer that is pending (failed = 0) or failed for good (failed = 1)
+    transfer        one row per transfer that is pending (failed = 0) or failed permanently (failed = 1)
         seq             order of acceptance, never used twice: AUTOINCREMENT remembers the highest after its row is gone
         id, file (bytes), bucket, key, tags (a JSON array), size_bytes, mtime_ns, inode, device, ctime_ns, accepted_usec
                         the `Transfer`; inode and device are unsigned in the kernel, signed here
@@ -183,7 +183,7 @@ class SpoolFile:
         version = self._number("PRAGMA user_version")
         if version and not FIRST_VERSION <= version <= LAST_VERSION:
             known = f"{FIRST_VERSION} to {LAST_VERSION}"
-            text = f"the spool has schema {version}, this s3daemon knows {known}: install the one that wrote it again"
+            text = f"the spool has schema {version}, this s3daemon knows {known}: reinstall the release that wrote it"
             raise StartError(Code.SPOOL_NEWER, text)
         limits = f"wal_autocheckpoint = {_WAL_PAGES}", f"journal_size_limit = {_WAL_PAGES * 4096}"
         for pragma in ("journal_mode = WAL", "synchronous = FULL", *limits):

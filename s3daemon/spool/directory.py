@@ -53,9 +53,7 @@ class Lock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
         except FileNotFoundError as exc:
-            text = (
-                f"there is no spool in {directory}: the daemon's first start makes it; of an instance: --instance PORT"
-            )
+            text = f"there is no spool in {directory}: the daemon's first start makes it (else use --instance)"
             raise StartError(Code.NO_SPOOL, text) from exc
         except OSError as exc:
             text = f"{path} cannot be opened: {exc.strerror} (run as root or as the service's user)"

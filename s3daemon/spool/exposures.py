@@ -26,7 +26,7 @@ from s3daemon.model.exposure import (
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination
 
-#: So many ended transfers are remembered, here the stored ones: a hundred exposures of one host.
+#: The number of ended transfers that are remembered, here the stored ones: a hundred exposures of one host.
 ENDED_KEPT = 5000
 
 #: The statements that create these tables, in `database.MIGRATIONS`.

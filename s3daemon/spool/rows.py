@@ -45,11 +45,11 @@ class Entry:
         seq: order of acceptance.
         transfer: the unit of work.
         accepted_active_s: active seconds at acceptance.
-        attempts: that have ended, the first included.
+        attempts: those that have ended.
         attempt_started: an attempt may have started whose outcome is unknown: look the object up before sending.
         code: the last error's; empty when there was none.
         text: the last error's.
-        failed: for good; False while pending.
+        failed: permanently; False while pending.
         failed_active_s: active seconds at that moment; 0 while pending.
         client_notified: a client has received the failure.
         sent_etag: of what an attempt of unknown outcome has sent: the ETag that its object must have where that is made
@@ -137,7 +137,7 @@ def from_row(row: tuple[Any, ...]) -> Entry:
 
 @dataclass(frozen=True, slots=True)
 class Hint:
-    """What was found about a store. It is kept over restarts; where it is lost it is found anew.
+    """What was found about a store. It is kept across restarts; if it is lost, it is found again.
 
     Args:
         endpoint: URL of the store.
@@ -239,7 +239,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove the row `seq`, 0 when there is none; in one with that count what was stored, if it was."""
+    """Remove the row `seq`, 0 when there is none; in the same commit, count the object if it was stored."""
 
     seq: int
     count: StoredCount | None = None

@@ -249,7 +249,7 @@ class Spool:
         self._apply_lazily(SaveLoss(loss))
 
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:
-        """Save that the transfer failed for good."""
+        """Save that the transfer failed permanently."""
         error: dict[str, Value] = {"attempts": attempts, "code": one_line(code), "text": one_line(text)}
         outcome: dict[str, Value] = {"failed": True, "failed_active_s": active_now_s, "client_notified": False}
         await self._change([transfer_id], {**error, **outcome})
@@ -269,7 +269,7 @@ class Spool:
         return await self._change(ids, {**not_failed, "accepted_active_s": active_now_s})
 
     async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
-        """Remove transfers, pending or failed, and keep in one with that what is missing of exposures then.
+        """Remove transfers, pending or failed, and in the same commit record what exposures then lack.
 
         Returns:
             the ids that the spool held.
@@ -292,7 +292,7 @@ class Spool:
         self._apply_lazily(Expire(active_now_s - keep_s))
 
     async def restore(self, entries: Sequence[Entry]) -> None:
-        """Add what the file lost of `entries` and of the uploads; a seq that the spool gave before replaces theirs."""
+        """Add what the file lost of `entries` and of the uploads; those that have a seq in the spool keep it."""
         own = [replace(entry, seq=self._seq_of.setdefault(entry.transfer.id, entry.seq)) for entry in entries]
         await self._apply(*(Insert(entry, if_missing=True) for entry in own), *self.open_uploads.changes())
 

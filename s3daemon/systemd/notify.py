@@ -3,7 +3,7 @@
 The protocol, sd_notify(3), is spoken directly and not by systemd-python; the reason is in `journal`, which does so too.
 
 A PID 1 that does not read costs this daemon `QUEUE_WAIT_S` once: a notification that must arrive is kept until it can
-be sent; a status, a ping of the watchdog or a connection to store is given up for this time.
+be sent; a status, a ping of the watchdog or the handing over of a client's connection is given up for this time.
 """
 
 from __future__ import annotations

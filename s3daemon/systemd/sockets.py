@@ -99,7 +99,8 @@ def _by_name(sockets: list[tuple[str, socket.socket]]) -> PassedSockets:
     listening = [sock for _, sock in sockets if sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)]
     for name, sock in sockets:
         if sock in listening:
-            # `systemd-socket-activate` without --fdname passes an empty name, a unit that sets none its own.
+            # `systemd-socket-activate` without --fdname passes an empty name; a unit that sets none passes its own
+            # name.
             if name not in SOCKET_NAMES and len(listening) > 1:
                 raise _bad_descriptor(
                     f"systemd passed {len(listening)} listening sockets, one of them named {name!r}:"

@@ -51,7 +51,7 @@ def test_the_queue_of_a_daemon_that_is_up(served: Daemon, s3: FlakyS3, file: Pat
 
     done = served.command("queue", "drop", dropped, "nonsense")
     assert (done.returncode, done.stdout) == (1, "1 dropped\n")
-    assert done.stderr == "NoSuchTransfer: nonsense is not in the queue\n"
+    assert done.stderr == "UnknownTransfer: nonsense is not in the queue\n"
     done = served.command("queue", "retry", kept, failed["id"])
     assert (done.returncode, done.stdout, done.stderr) == (0, "2 will be tried again\n", "")
     s3.faults = {}
@@ -69,7 +69,7 @@ def test_a_retry_says_that_the_queue_is_held(served: Daemon, s3: FlakyS3, file: 
     kept = accepted(served, file, "kept")
     served.wait_status(lambda now: bool(now["held"]), "held")
     done = served.command("queue", "retry", kept)
-    assert done.stdout.startswith("1 will be tried again once the queue is no longer held: InvalidAccessKeyId: ")
+    assert done.stdout.startswith("1 will be tried again once the queue is no longer held (InvalidAccessKeyId: ")
     assert done.stdout.count("\n") == 1
 
 

@@ -190,7 +190,7 @@ AWAY = {
         ({"exposures": [LOST | {"pending": 3}]}, "lost", "The last exposure was lost", "3 pending"),
         ({"exposures": [exposure(29, 95.0), GOOD]}, "ok", "Ready", "1 exposure before was late, lost or incomplete"),
         ({"exposures": [GOOD, exposure(31, 9e3, verdict="untagged")]}, "ok", "Ready", f"exposure, {GOOD['name']},"),
-        ({"exposures": [GOOD], "failed": 2}, "ok", "Ready", "2 transfers failed for good."),
+        ({"exposures": [GOOD], "failed": 2}, "ok", "Ready", "2 transfers failed permanently."),
         ({"refused": "S3_ENDPOINT_URL: no"}, "reload", "A reload was refused", "S3_ENDPOINT_URL: no. The previous"),
         ({"exposures": [LOST], "refused": "no"}, "lost", "The last exposure was lost", ""),
         (AWAY | {"exposures": [LOST]}, "away", "The endpoint is away", "for 1m20s. The next attempt is in 12s."),

@@ -148,7 +148,7 @@ def test_down_it_retries(spooled: Path) -> None:
 @pytest.mark.parametrize("action", ["retry", "drop"])
 def test_an_unknown_id_is_one_line(spooled: Path, action: str) -> None:
     """That nothing was done goes without saying."""
-    assert run(spooled, action, "zzzz") == (1, "", "NoSuchTransfer: zzzz is not in the queue\n")
+    assert run(spooled, action, "zzzz") == (1, "", "UnknownTransfer: zzzz is not in the queue\n")
 
 
 def test_down_it_drops(spooled: Path) -> None:
@@ -156,7 +156,7 @@ def test_down_it_drops(spooled: Path) -> None:
     records: list[Entry] = []
     status, out, err = run(spooled, "drop", ident("a"), "nosuch", on_dropped=records.extend)
     assert (status, out) == (1, "1 dropped\n")
-    assert err == "NoSuchTransfer: nosuch is not in the queue\n"
+    assert err == "UnknownTransfer: nosuch is not in the queue\n"
     assert [entry.transfer for entry in records] == [transfer("a")]
     assert run(spooled, "drop", "--all-failed", on_dropped=records.extend) == (0, "2 dropped\n", "")
     assert [entry.transfer.id[-1] for entry in records] == list("acd")

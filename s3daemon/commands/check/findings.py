@@ -147,7 +147,7 @@ class Host:
             does not run.
         last_error: the last error that the journal has of a systemd unit; empty when there is none or it cannot be
             read.
-        environment: the environment that systemd makes of an environment file, by reading it for a process of a moment;
+        environment: the environment that systemd makes of an environment file, by starting a short-lived process;
             None where it does not: for others than root, or where it does not run, or of a file that it does not take.
     """
 

@@ -86,7 +86,7 @@ def _report(one: Reached, url: URL, settings: Settings, findings: Findings, *, f
     if one.error:
         text = f"{at}: {one.error}"
         if failed and one.rtt_s is None:
-            findings.fail("connect", f"{text}; is the store up, and does every firewall between let this host through?")
+            findings.fail("connect", f"{text}; is the store up, and does every firewall on the path admit this host?")
         elif failed:
             findings.fail("connect", text)
         else:

@@ -234,7 +234,7 @@ class StoreChecks:
             await store.sender.call("delete_object", Bucket=transfer.destination.bucket, Key=transfer.destination.key)
         except AttemptError as exc:
             where = f"{transfer.destination} {'is' if stored else 'may be'} there"
-            cure = "delete it with another client. The daemon never deletes objects"
+            cure = "delete it with another client"
             self._findings.warn("bucket", f"{self._at}it could not be deleted, {exc.code}: {where}; {cure}")
 
     async def _look(self, store: Store, transfer: Transfer) -> None:

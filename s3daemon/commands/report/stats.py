@@ -147,7 +147,7 @@ class Figures:
 
 
 def busy_usec(spans: Iterable[tuple[int, int]]) -> int:
-    """Return how long at least one of the spans lasted, each given as begin and end."""
+    """Return how long at least one of the spans lasted, each given as start and end."""
     busy, reached = 0, None
     for begin, end in sorted(spans):
         if reached is None or begin > reached:

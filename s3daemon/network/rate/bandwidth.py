@@ -138,7 +138,7 @@ class _Upload:
     """One that is in flight.
 
     Args:
-        first, last: TCP_INFO at its begin and now.
+        first, last: TCP_INFO at its start and now.
         overrun: how many were in flight when more was sent over all of them than the link carries; 0: it never was.
     """
 

@@ -85,9 +85,9 @@ def test_a_full_backlog_is_a_wait(path: Path) -> None:
 def test_a_refusal_has_the_code_and_text_of_the_daemon(path: Path) -> None:
     """The daemon's code and text come through; a reload's faults one by one."""
     faults = b'{"ok": false, "code": "BadSettings", "text": "a; b", "faults": ["a", "b"]}\n'
-    with answering(path, b'{"ok": false, "code": "NoSuchTransfer", "text": "none"}\n', b'{"ok": false}\n', faults):
+    with answering(path, b'{"ok": false, "code": "UnknownTransfer", "text": "none"}\n', b'{"ok": false}\n', faults):
         error = refused(path)
-        assert (error.code, error.text) == ("NoSuchTransfer", "none")
+        assert (error.code, error.text) == ("UnknownTransfer", "none")
         assert refused(path).code == "Refused"
         with pytest.raises(SettingsError) as caught:
             ask(path, "reload")

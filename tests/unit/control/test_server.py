@@ -87,7 +87,7 @@ async def test_errors_are_answered(tmp_path: Path, caplog: pytest.LogCaptureFixt
     """An expected error with its code, a bug with its name; no log quotes a request."""
 
     async def refuse(request: Mapping[str, object]) -> Mapping[str, object]:
-        raise S3daemonError("NoSuchTransfer", "no\nsuch")
+        raise S3daemonError("UnknownTransfer", "no\nsuch")
 
     async def doubt(request: Mapping[str, object]) -> Mapping[str, object]:
         raise SettingsError(["a is bad", "b is worse"])
@@ -102,7 +102,7 @@ async def test_errors_are_answered(tmp_path: Path, caplog: pytest.LogCaptureFixt
     async with serving(path, handlers):
         answers = await exchange(path, sent)
     assert answers == [
-        {"ok": False, "code": "NoSuchTransfer", "text": "no\\nsuch"},
+        {"ok": False, "code": "UnknownTransfer", "text": "no\\nsuch"},
         {"ok": False, "code": "BadSettings", "text": "a is bad; b is worse", "faults": ["a is bad", "b is worse"]},
         {"ok": False, "code": "Internal", "text": "a bug in the daemon: KeyError; its journal says where"},
         {"ok": True, "got": {}},

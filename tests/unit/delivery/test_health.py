@@ -386,6 +386,6 @@ def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) 
     assert [kind["S3DAEMON_SINCE_USEC"] - began_usec for kind in kinds] == [0, 0, 82_000_000, 82_000_000]
     away, back, held, released = (record.getMessage() for record in caplog.records)
     assert away.startswith("the endpoint is away: ConnectionFailed: refused; transfers are kept")
-    assert back.startswith("the endpoint answers, and refuses; it was away for 1m22s, since ")
+    assert back.startswith("the endpoint answers, but refuses the keys; it was away for 1m22s, since ")
     assert held.endswith("; next attempt in 5m00s")
     assert released.startswith("the queue is released; it was held for 10s, since ")

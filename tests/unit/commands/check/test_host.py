@@ -32,7 +32,7 @@ def test_default_host(tmp_path: Path) -> None:
     assert looked.levels() == {"warn", "note"}
     assert looked.one("slow_start").startswith("warn sysctl net.ipv4.tcp_slow_start_after_idle = 1: ")
     assert "2.6 s instead of 2.1 s" in looked.one("slow_start")
-    assert "168 Mbit/s at best over 200 ms, of 1000; 67108864" in looked.one("wmem")
+    assert "168 Mbit/s at best over 200 ms, of 1000; use 67108864" in looked.one("wmem")
 
 
 @pytest.mark.parametrize(

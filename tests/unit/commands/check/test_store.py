@@ -69,7 +69,7 @@ def test_no_clock(tmp_path: Path) -> None:
     ("answer", "found"),
     [
         (refusal(403, "AccessDenied"), "note credentials the keys may not list buckets, which is not needed"),
-        (PAGE, "FAIL credentials BadAnswer, the answer 200 is not S3's ListAllMyBucketsResult; the daemon would go on"),
+        (PAGE, "FAIL credentials BadAnswer, the answer with status 200 is not S3's ListAllMyBucketsResult"),
         (refusal(403, "SignatureDoesNotMatch"), "FAIL credentials SignatureDoesNotMatch, "),
         (refusal(405, "MethodNotAllowed"), "note credentials MethodNotAllowed: the store does not list buckets"),
         (refusal(503, "SlowDown"), "FAIL credentials SlowDown, the store answered 503; the daemon would go on trying"),
