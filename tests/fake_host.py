@@ -94,11 +94,10 @@ class Looked:
         return line
 
 
-def refusal(status: int, code: str, date: str = "") -> bytes:
+def refusal(status: int, code: str) -> bytes:
     """Make an answer as S3 gives it."""
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code></Error>"
-    dated = f"Date: {date}\r\n" if date else ""
-    return f"HTTP/1.1 {status} X\r\n{dated}Content-Length: {len(body)}\r\n\r\n{body}".encode()
+    return f"HTTP/1.1 {status} X\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
 
 
 @asynccontextmanager

@@ -1,4 +1,4 @@
-"""Check the store: its clock, the keys, and whether an object can be put there.
+"""Check the store: its connections, the keys, and whether an object can be put there.
 
 The requests use the daemon's own connections and its own client, so a request that passes here passes in the daemon.
 """
@@ -11,8 +11,7 @@ import tempfile
 import time
 from asyncio import timeout
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from email.utils import parsedate_to_datetime
+from contextlib import asynccontextmanager
 from http import HTTPStatus
 from pathlib import Path
 from typing import TypeVar
@@ -36,12 +35,6 @@ from s3daemon.s3.endpoint import NO_ETAG_RISK
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import LookupResult, Store
 
-#: An HTTP date has whole seconds; beyond the second, a clock that is kept by NTP is not off by as much.
-SKEW_WARN_S = 30
-#: S3 refuses what was signed a quarter of an hour off. A clock that is five minutes off is not kept at all.
-SKEW_FAIL_S = 300
-
-_CLOCK_CURE = "set this host's clock, and check its time service: chronyc tracking"
 _CONTENT = "Put by s3daemon check, which deletes it again.\n"
 _T = TypeVar("_T")
 
@@ -99,8 +92,6 @@ class StoreChecks:
                 return
         has_keys = False
         async with _store(self._settings) as store:
-            with self._findings.guard("clock"):
-                await self._clock(store.sender.pool)
             with self._findings.guard("keep-alive"):
                 await self._keep_alive(store.sender.pool)
             with self._findings.guard("credentials"):
@@ -115,45 +106,21 @@ class StoreChecks:
                     await store.sender.open()
                     await self._bucket(store, target)
 
-    async def _clock(self, pool: ConnectionPool) -> None:
-        url = URL(self._settings.endpoint_url)
-        date: str | None = None
-        for _ in range(self._tries):
-            with suppress(aiohttp.ClientError, OSError):
-                async with pool.acquire() as connection, timeout(self._settings.stall_timeout_s):
-                    response = await connection.request("GET", str(url.with_path("/")), {}, None)
-                date = response.headers.get("Date", "")
-                break
-        if date is None:
-            text = f"an unsigned request got no answer; does that port speak {url.scheme}?"
-            self._findings.note("clock", f"not compared: {text}")
-            return
-        try:
-            skew = parsedate_to_datetime(date).timestamp() - self._wall()
-        except ValueError:
-            self._findings.note("clock", "not compared: the store's answer has no date")
-        else:
-            text = f"{abs(skew):.0f} s {'behind' if skew > 0 else 'ahead of'} the store's"
-            if abs(skew) < SKEW_WARN_S:
-                self._findings.ok("clock", "within about a second of the store's" if abs(skew) < 2 else text)  # noqa: PLR2004 - the header has whole seconds
-            elif abs(skew) < SKEW_FAIL_S:
-                self._findings.warn("clock", f"{text}; from 15 min on the store refuses every request: {_CLOCK_CURE}")
-            else:
-                self._findings.fail("clock", f"{text}: RequestTimeTooSkewed, now or soon: {_CLOCK_CURE}")
-
     async def _keep_alive(self, pool: ConnectionPool) -> None:
-        url = str(URL(self._settings.endpoint_url).with_path("/"))
+        url = URL(self._settings.endpoint_url)
         try:
             async with pool.acquire() as connection:
 
                 async def send(method: str) -> None:
                     async with timeout(self._settings.stall_timeout_s):
                         await pool.assign_address(connection)
-                        await connection.request(method, url, {}, None)
+                        await connection.request(method, str(url.with_path("/")), {}, None)
 
                 found = await find_small_request(connection, send)
         except (aiohttp.ClientError, OSError):
-            return  # no answer, which was said of the clock
+            text = f"not checked: an unsigned request got no answer; does that port speak {url.scheme}?"
+            self._findings.note("keep-alive", text)
+            return
         if found:
             self._findings.ok("keep-alive", f"the store keeps a connection open after {found} /")
         else:
