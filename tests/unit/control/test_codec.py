@@ -1,4 +1,4 @@
-"""Answers as types: what is sent comes back the same, and anything else is another version's."""
+"""Answers as types: what is sent comes back the same, and what lacks a member is another version's."""
 
 from __future__ import annotations
 
@@ -61,25 +61,17 @@ def test_members_of_a_later_version_are_ignored() -> None:
     assert Whole.from_dict({**MEMBERS, "later": 1, "first": {"name": "a", "other": 1, "later": 2}}) == WHOLE
 
 
-def test_a_whole_number_may_stand_for_a_float() -> None:
-    assert Whole.from_dict({**MEMBERS, "ratio": 2}).ratio == 2
-
-
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ratio": "1"},
-        {"limit": []},
         {"first": None},
         {"first": {"name": "a"}},
         {"items": {}},
-        {"items": [{"name": 1, "other": 1}]},
+        {"items": [{"name": 1}]},
         {"items": [None]},
-        {"words": [1]},
-        {"words": "x"},
     ],
 )
-def test_a_member_of_another_type_is_an_error(changes: dict[str, Any]) -> None:
+def test_an_object_that_lacks_a_member_is_an_error(changes: dict[str, Any]) -> None:
     with pytest.raises(S3daemonError, match="of another version"):
         Whole.from_dict({**MEMBERS, **changes})
 

@@ -69,8 +69,8 @@ def test_through_json_and_back(one: Row) -> None:
     assert Row.from_dict(json.loads(json.dumps({**one.as_dict(), "later": 1}))) == one
 
 
-@pytest.mark.parametrize("members", [None, [], "x", {}, {**ROW.as_dict(), "age_s": "1"}, {**ROW.as_dict(), "id": None}])
+@pytest.mark.parametrize("members", [None, [], "x", {}])
 def test_what_is_no_row_is_an_error(members: Any) -> None:
-    """Anything else is named as what it is: another version's."""
+    """What lacks a member is named as what it is: another version's."""
     with pytest.raises(S3daemonError, match="of another version"):
         Row.from_dict(members)
