@@ -403,8 +403,11 @@ class Report:
         )
 
     def grouped(self) -> Report:
-        """Return the same with groups for a chart: those asked for, else by tag if there are tags, else by prefix."""
-        if self.by:
+        """Return the same with groups for a chart: those asked for, if they have a time that is theirs.
+
+        Otherwise, as of hosts and receivers, by tag if there are tags, else by prefix.
+        """
+        if self.by and self.by not in _PLACES:
             return self
         by = "tag" if any(one.tags for one in self.transfers) else "prefix"
         return self.by_groups(by)

@@ -1,4 +1,4 @@
-"""The chart of a report's groups: for exposures the time to the last object, for hosts and receivers transfer times.
+"""The chart of a report's groups: the time to the last object of each exposure.
 
 Few exposures are bars with their names, many are points over the time of the night. Where one took many times the
 limit, the axis is logarithmic and says so: an outage is seen, and the rest of the night is too.
@@ -44,10 +44,6 @@ _ROOM = 1.3
 
 def draw(axes: Axes, report: Report, zone: tzinfo | None) -> None:
     """Draw the groups of a report, of which at least one transfer is stored."""
-    if report.by in ("host", "receiver"):
-        _places(axes, report)
-        head(axes, f"How long transfers took, by {report.by}, the worst first")
-        return
     times = [(group.figures.to_last_usec or 0) / 1e6 for group in report.groups]
     _scale(axes, times, report.late_usec / 1e6)
     if len(times) <= _MOST_BARS:
@@ -150,32 +146,3 @@ def _points(axes: Axes, report: Report, times: Sequence[float]) -> None:
         place = (dates[worst] - dates[0]) / max(dates[-1] - dates[0], 1e-9)  # where in the night it is
         side = "left" if place < 1 / 3 else "right" if place > 2 / 3 else "center"
         _label(axes, (dates[worst], shown[worst]), text, ha=side, xytext=(0, 8))
-
-
-def _places(axes: Axes, report: Report) -> None:
-    """Draw a stick from the median to the longest of each host's transfers."""
-    known = [(group, group.figures.total) for group in report.groups if group.figures.total]
-    places = range(len(known))
-    rows = (
-        ("p50", [spread.p50_usec for _, spread in known], "o", BLUE),
-        ("p99", [spread.p99_usec for _, spread in known], "_", BLACK),
-        ("longest", [spread.max_usec for _, spread in known], "D", VERMILLION),
-    )
-    for name, usecs, marker, color in rows:
-        axes.scatter(
-            places, [max(usec / 1e6, _LEAST_S) for usec in usecs], s=60, marker=marker, color=color, zorder=4,
-            label=name,
-        )  # fmt: skip
-    least, most = (min(min(row[1]) for row in rows), max(max(row[1]) for row in rows))
-    low = max(min(least, report.limit_usec) / 1e6 / _ROOM, _LEAST_S / _ROOM)
-    high = max(most, report.limit_usec) / 1e6 * _ROOM
-    axes.vlines(places, [max(u / 1e6, low) for u in rows[0][1]], [u / 1e6 for u in rows[2][1]], colors=SKY, linewidth=5)
-    axes.set_yscale("log")
-    axes.set_ylim(low, high)
-    log_ticks(axes.yaxis, low, high)
-    axes.set_ylabel("seconds, logarithmic")
-    for place, (group, spread) in enumerate(known):
-        if group.figures.failed:
-            _label(axes, (place, spread.max_usec / 1e6), f"{group.figures.failed} failed")
-    _names(axes, [one_line(group.name.text) for group, _ in known])
-    limit_line(axes, report.limit_usec / 1e6, f"limit {limit(report.limit_usec)}")

@@ -253,8 +253,9 @@ def test_report() -> None:
 
 
 def test_charts_have_groups() -> None:
-    """For charts there are groups: those asked for, else by tag, else by prefix."""
+    """For charts there are groups: those asked for, else, and instead of hosts, by tag, else by prefix."""
     assert report(record(1), by="prefix:1").grouped().by == "prefix:1"
     tagged = report(record(1), record(2, tags=())).grouped()
     assert (tagged.by, [group.name.text for group in tagged.groups]) == ("tag", ["exposure-1", "raw/night/"])
     assert report(record(1, tags=())).grouped().by == "prefix"
+    assert report(record(1), by="host").grouped().by == "tag"

@@ -156,17 +156,6 @@ def test_an_outage_does_not_flatten_the_night(exposures: int) -> None:
     assert bad.transData.transform((0, 2))[1] - low > (high - low) / 20
 
 
-def test_hosts_are_drawn_by_their_transfers(tmp_path: Path) -> None:
-    """The time between the first and the last object of a host is the night's; its transfers' times are the host's."""
-    made = [record(n, total_usec=(n + 1) * SECOND) for n in range(9)]
-    transfers = [ReportedTransfer(one, f"daq{n}") for n, one in enumerate(made)]
-    found = Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by="host")
-    report_plot.save(found, tmp_path / "n.svg", UTC)
-    said = texts(tmp_path / "n.svg")
-    assert "How long transfers took, by host, the worst first" in said
-    assert said.index("daq8") < said.index("daq0")
-
-
 @pytest.mark.parametrize(
     "records",
     [
