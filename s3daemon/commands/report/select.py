@@ -6,6 +6,7 @@ for it too; but whether an entry counts is decided here, for every source alike.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -19,17 +20,13 @@ Place = tuple[str, str]
 
 #: The fields that are read. The file and the ETag are not among them: no report shows them, and they would be a third
 #: of what 200 000 records take in memory.
-_UNIQUE = (
+FIELDS = (
     "S3DAEMON_TRANSFER_ID", "S3DAEMON_KEY", "S3DAEMON_SIZE_BYTES", "S3DAEMON_START_USEC", "S3DAEMON_QUEUE_USEC",
-    "S3DAEMON_UPLOAD_USEC", "S3DAEMON_TOTAL_USEC", "S3DAEMON_RTT_USEC",
+    "S3DAEMON_UPLOAD_USEC", "S3DAEMON_TOTAL_USEC", "S3DAEMON_RTT_USEC", "MESSAGE_ID", "S3DAEMON_OUTCOME",
+    "S3DAEMON_BUCKET", "S3DAEMON_TAG", "S3DAEMON_ATTEMPTS", "S3DAEMON_ENDPOINT", "S3DAEMON_ERROR",
+    "S3DAEMON_RETRANSMITS", "S3DAEMON_CONNECTION", "S3DAEMON_RECEIVER", "S3DAEMON_CHANGED", "S3DAEMON_DELAY_USEC",
+    "S3DAEMON_SINCE_USEC", "_HOSTNAME", "_SYSTEMD_UNIT",
 )  # fmt: skip
-#: Fields whose values occur again and again; each value is kept once.
-_SHARED = (
-    "MESSAGE_ID", "S3DAEMON_OUTCOME", "S3DAEMON_BUCKET", "S3DAEMON_TAG", "S3DAEMON_ATTEMPTS", "S3DAEMON_ENDPOINT",
-    "S3DAEMON_ERROR", "S3DAEMON_RETRANSMITS", "S3DAEMON_CONNECTION", "S3DAEMON_RECEIVER", "S3DAEMON_CHANGED",
-    "S3DAEMON_DELAY_USEC", "S3DAEMON_SINCE_USEC", "_HOSTNAME", "_SYSTEMD_UNIT",
-)  # fmt: skip
-FIELDS = (*_UNIQUE, *_SHARED)
 #: The kinds of entries that tell what delayed transfers, and what was refused.
 OTHERS = (
     MessageId.ATTEMPT_FAILED, MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED, MessageId.REFUSED,
@@ -151,7 +148,6 @@ class Collection:
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._by_id: dict[str, ReportedTransfer] = {}
-        self._same: dict[str, str] = {}
         #: Entries that have the message id of a record and cannot be read as one.
         self.unreadable = 0
         #: The selected requests that were refused, if they had a tag or a destination.
@@ -162,10 +158,7 @@ class Collection:
         if entry.get("MESSAGE_ID") == MessageId.REFUSED:
             self._add_refused(entry)
             return
-        fields: dict[str, object] = {name: entry[name] for name in _UNIQUE if name in entry}
-        for name in _SHARED:
-            if name in entry:
-                fields[name] = self._shared(entry[name])
+        fields = {name: _shared(entry[name]) for name in FIELDS if name in entry}
         record = TransferRecord.from_fields(fields)
         if record is None:
             self.unreadable += fields.get("MESSAGE_ID") == MessageId.RECORD
@@ -186,13 +179,14 @@ class Collection:
         if (tag or key) and self._selection.admits(one, usec):
             self.refused.append(one)
 
-    def _shared(self, value: object) -> object:
-        """Return one text for all that are alike; what is not a text is left to the record."""
-        return self._same.setdefault(value, value) if isinstance(value, str) else value
-
     def transfers(self) -> list[ReportedTransfer]:
         """Return what was kept, by the time of request."""
         return sorted(self._by_id.values(), key=lambda one: (one.record.start_usec, one.record.transfer_id))
+
+
+def _shared(value: object) -> object:
+    """Return one text for all that are alike, as most are; what is not a text is left to the record."""
+    return sys.intern(value) if type(value) is str else value
 
 
 def _supersedes(new: ReportedTransfer, known: ReportedTransfer) -> bool:
