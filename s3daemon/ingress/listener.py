@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from functools import partial
 from typing import Any
+
+from s3daemon.journal import LogLimit
 
 _log = logging.getLogger(__name__)
 
@@ -87,7 +88,7 @@ class Listener:
         self._slots = _Slots(max_clients)
         self._tasks: dict[Client, asyncio.Task[None]] = {}
         self._stopping = False
-        self._warned_at = -math.inf
+        self._warnings = LogLimit(1, WARN_EVERY_S)
 
     @property
     def clients(self) -> int:
@@ -116,7 +117,8 @@ class Listener:
                 await until_readable(listening)
             except OSError as exc:  # out of descriptors, or the client is gone already
                 self._slots.release()
-                self._warn(exc)
+                if self._warnings.admit("accept", asyncio.get_running_loop().time()) is not None:
+                    _log.warning("cannot accept a client, which has to wait: %s", exc.strerror)
                 await asyncio.sleep(ACCEPT_PAUSE_S)
             else:
                 self._start(client, self._serve).add_done_callback(lambda _: self._slots.release())
@@ -150,13 +152,6 @@ class Listener:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
-
-    def _warn(self, exc: OSError) -> None:
-        """Log that accept failed, not each time: it may go on as long as descriptors are scarce."""
-        now = asyncio.get_running_loop().time()
-        if now - self._warned_at >= WARN_EVERY_S:
-            self._warned_at = now
-            _log.warning("cannot accept a client, which has to wait: %s", exc.strerror)
 
     def _start(self, client: Client, serve: Serve) -> asyncio.Task[None]:
         async def serve_it() -> None:

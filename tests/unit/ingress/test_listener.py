@@ -229,8 +229,10 @@ async def test_a_bug_ends_its_client_alone(house: House, caplog: pytest.LogCaptu
 
 
 @in_house()
-async def test_accepting_goes_on_after_an_error(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    """For example when the process is out of descriptors."""
+async def test_accepting_goes_on_after_an_error(
+    house: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For example when the process is out of descriptors; it is logged once a minute."""
     monkeypatch.setattr(s3daemon.ingress.listener, "ACCEPT_PAUSE_S", 0.01)
 
     class Failing(socket.socket):
@@ -251,6 +253,7 @@ async def test_accepting_goes_on_after_an_error(house: House, monkeypatch: pytes
     house.reply.set()
     task = asyncio.create_task(house.listener.accept(sock))
     assert await house.answer(house.call(b"x", at=2)) == b"x"
+    assert caplog.text.count("cannot accept a client, which has to wait: Too many open files") == 1
     task.cancel()
     with suppress(asyncio.CancelledError):
         await task
