@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -47,9 +46,6 @@ VERDICTS = ("in time", "late", "incomplete", "lost")
 SETTLED_S = LOST_S
 #: What counts as recent, seconds.
 RECENT_S = 3600.0
-#: The exposition is encoded so often in a second, and is as it was then for those who ask more often: ten scrapes a
-#: second cost less than 1 % of a core.
-ENCODED_PER_S = 3
 #: More values of a label than this are counted as `other`: a proxy may answer with any code.
 LABELS = 100
 
@@ -62,7 +58,6 @@ class Metrics:
         exposures: the last ones.
         name: of this instance, `s3daemon` or `s3daemon@PORT`.
         wall: seconds since the epoch.
-        clock: monotonic seconds.
     """
 
     def __init__(
@@ -72,7 +67,6 @@ class Metrics:
         exposures: Iterable[Exposure] = (),
         name: str = "s3daemon",
         wall: Clock = time.time,
-        clock: Clock = time.monotonic,
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # of each counter the time of our start, which process_start_time_seconds says
         self.registry = registry = CollectorRegistry()
@@ -80,9 +74,6 @@ class Metrics:
         registry.register(_Figures(self._own))
         self._known = exposures
         self._wall = wall
-        self._clock = clock
-        self._encoded_at: deque[float] = deque(maxlen=ENCODED_PER_S)
-        self._encoded: dict[str, bytes] = {}
         self._started = wall()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -200,13 +191,7 @@ class Metrics:
             accept: the scraper's Accept header; without it the text format that every version reads.
         """
         encode, content_type = choose_encoder(accept)
-        now = self._clock()
-        if len(self._encoded_at) < ENCODED_PER_S or now - self._encoded_at[0] >= 1.0:
-            self._encoded_at.append(now)
-            self._encoded.clear()
-        if content_type not in self._encoded:
-            self._encoded[content_type] = encode(self.registry)
-        return self._encoded[content_type], content_type
+        return encode(self.registry), content_type
 
 
 class _Figures(Collector):

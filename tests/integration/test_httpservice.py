@@ -173,7 +173,7 @@ def test_the_metrics_show_the_connections(served: Daemon, s3: FlakyS3, file: Pat
     """Each idle open connection is warm; that of an upload is only open."""
 
     def live(*names: str) -> list[float]:
-        """Return the values of one scrape: those of many within a second are alike."""
+        """Return the values of one scrape."""
         text = curl(served, "/metrics")[2]
         found = [re.search(rf"^s3daemon_{name} (.*)$", text, re.MULTILINE) for name in names]
         return [float(match[1]) for match in found if match]

@@ -5,7 +5,6 @@ The dashboards and alerts over these names are tested in test_monitoring.py.
 
 from __future__ import annotations
 
-import itertools
 import re
 import shutil
 import subprocess
@@ -17,7 +16,6 @@ from fakes import exposition
 from s3daemon import __version__
 from s3daemon.control.operations import Figure
 from s3daemon.http.metrics import (
-    ENCODED_PER_S,
     LABELS,
     RTT_SECONDS,
     SECONDS,
@@ -181,7 +179,7 @@ def test_exposures_by_verdict() -> None:
 
     over("before", 2.0)
     wall[0] += 100
-    made = Metrics(exposures=exposures, wall=lambda: wall[0], clock=lambda: wall[0])
+    made = Metrics(exposures=exposures, wall=lambda: wall[0])
     over("a", 2.0)
     over("b", 12.0)
     over("c", 31.0)
@@ -196,14 +194,3 @@ def test_exposures_by_verdict() -> None:
     assert totals == {"in time": 0, "incomplete": 1, "late": 1, "lost": 1}
     wall[0] += 3600
     assert samples(made)['s3daemon_recent_exposures{verdict="lost"}'] == 0
-
-
-def test_frequent_scrapes_are_answered_alike() -> None:
-    """What is encoded costs 1.7 ms: a few times a second, however often it is asked for, and in each format."""
-    now, scrapes = [5.0], itertools.count()
-    made = Metrics(lambda: [Figure("s3daemon_pending", "", next(scrapes))], clock=lambda: now[0])
-    values = [samples(made)["s3daemon_pending"] for _ in range(2 * ENCODED_PER_S)]
-    assert values == [*range(ENCODED_PER_S), *[ENCODED_PER_S - 1] * ENCODED_PER_S]
-    assert made.expose("application/openmetrics-text;version=1.0.0")[0].endswith(b"# EOF\n")
-    now[0] += 1.0
-    assert samples(made)["s3daemon_pending"] > ENCODED_PER_S - 1
