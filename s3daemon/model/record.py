@@ -16,7 +16,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum, StrEnum
 from typing import Any
-from uuid import UUID
 
 from s3daemon.errors import one_line
 
@@ -165,8 +164,8 @@ class TransferRecord:
         """Parse a journal entry.
 
         Args:
-            fields: one entry as `journalctl -o json --all` or `systemd.journal.Reader` returns it: text, a number,
-                bytes or a list of byte values; a list of these where a field repeats. Other fields are ignored.
+            fields: one entry as `journalctl -o json --all` prints it: text or a list of byte values; a list of these
+                where a field repeats. Other fields are ignored.
 
         Returns:
             The record, or None when the entry is not a record, or not one that this version can read.
@@ -336,15 +335,12 @@ def _name(attribute: str) -> str:
 
 
 def _texts(value: object) -> list[str]:
-    """Return all values of a field as text, in whichever form a reader returned it; empty when there is none."""
+    """Return all values of a field as text; empty when there is none."""
     if value is None:
         return []
-    if isinstance(value, bytes):
-        return [os.fsdecode(value)]
     if isinstance(value, Iterable) and not isinstance(value, str):
         items = list(value)
         if items and all(isinstance(item, int) for item in items):
             return [os.fsdecode(bytes(items))]
         return [text for item in items for text in _texts(item)]
-    # `systemd.journal.Reader` converts MESSAGE_ID to a UUID.
-    return [value.hex if isinstance(value, UUID) else str(value)]
+    return [str(value)]
