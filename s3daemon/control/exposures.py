@@ -6,14 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from s3daemon.control.codec import JsonObject
-from s3daemon.model.exposure import LATE_S, LOST_S, Exposure, Exposures
+from s3daemon.model.exposure import Exposure, Exposures
 
 if TYPE_CHECKING:  # commands read the status without a delivery
     from s3daemon.delivery.uploader import Uploader
     from s3daemon.ingress.refusals import Refusals
     from s3daemon.spool.spool import Spool
-
-__all__ = ["LATE_S", "LOST_S", "SHOWN", "ExposureStatus", "status_of", "watch_exposures"]
 
 #: As many bars as a chart shows well; at one a minute half an hour.
 SHOWN = 30

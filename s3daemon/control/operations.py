@@ -14,7 +14,7 @@ from typing import NamedTuple
 from s3daemon import __version__
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
-from s3daemon.control.exposures import LATE_S, LOST_S, SHOWN, status_of
+from s3daemon.control.exposures import SHOWN, status_of
 from s3daemon.control.rows import Row, row_of
 from s3daemon.control.status import (
     LISTED,
@@ -33,7 +33,7 @@ from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.ingress.server import Server
-from s3daemon.model.exposure import Exposures, loss_of
+from s3daemon.model.exposure import LATE_S, LOST_S, Exposures, loss_of
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
