@@ -174,20 +174,6 @@ class AttemptError(S3daemonError):
         self.address = address
         self.other_address = other_address
 
-    def replace(
-        self, *, ambiguous: bool | None = None, address: str | None = None, other_address: bool | None = None
-    ) -> AttemptError:
-        """Return a copy in which the given fields have other values."""
-        return AttemptError(
-            self.code,
-            self.text,
-            status=self.status,
-            ambiguous=self.ambiguous if ambiguous is None else ambiguous,
-            retry_after=self.retry_after,
-            address=self.address if address is None else address,
-            other_address=self.other_address if other_address is None else other_address,
-        )
-
 
 #: Redacting shorter words would garble half of a text; they are no secrets, and no store gives such keys.
 MIN_SECRET_CHARS = 4

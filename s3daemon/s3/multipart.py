@@ -216,7 +216,8 @@ class Multipart:
             )
         except AttemptError as exc:
             open_upload.abandoned = exc.code in UNUSABLE_CODES
-            raise exc.replace(ambiguous=exc.ambiguous or exc.code in _AMBIGUOUS_CODES) from exc
+            exc.ambiguous |= exc.code in _AMBIGUOUS_CODES
+            raise
         etag = etag_of(answer)
         if self._settings.verify == "auto":
             if parts_of(etag) not in (None, open_upload.upload.count):

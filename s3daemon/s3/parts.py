@@ -99,7 +99,8 @@ def never_ambiguous(open_upload: OpenUpload | None = None) -> Iterator[None]:
     except AttemptError as exc:
         if open_upload is not None and exc.code in UNUSABLE_CODES:
             open_upload.abandoned = True
-        raise exc.replace(ambiguous=False) from exc
+        exc.ambiguous = False
+        raise
 
 
 class PartSender:

@@ -139,7 +139,7 @@ class _MoveWatch:
         """End the comparison. A moved body that was sent whole may still arrive, so that error is ambiguous."""
         self._sender.stragglers.end(self._tracked, self._sender.clock(), answered=error is None)
         if isinstance(error, AttemptError) and error.code == Code.SLOW_CONNECTION:
-            raise error.replace(ambiguous=self._upload.was_sent) from error
+            error.ambiguous = self._upload.was_sent
 
 
 class Sender:
@@ -304,7 +304,10 @@ class Sender:
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc
         except AttemptError as exc:  # `_send`'s, or one of the above
-            raise body.error or exc.replace(ambiguous=upload.may_have_arrived) from exc
+            exc.ambiguous = upload.may_have_arrived
+            if body.error is not None:
+                raise body.error from exc
+            raise
         except SENDING_ERRORS as exc:
             if body.error is not None:
                 raise body.error from exc
@@ -342,8 +345,9 @@ class Sender:
             yield
         except AttemptError as exc:
             tried = {*failed_addresses, *self._blame_unconnected(connection)}
-            other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, tried)
-            raise exc.replace(address=connection.address, other_address=other_address) from exc
+            exc.other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, tried)
+            exc.address = connection.address
+            raise
 
     def _blame_unconnected(self, connection: Connection) -> list[str]:
         """Return the addresses that did not accept the connection, which tries all in turn; each is to blame."""

@@ -167,7 +167,8 @@ class Store:
         try:
             found = await self.find(transfer, failed_addresses, expected=expected)
         except AttemptError as exc:
-            raise exc.replace(ambiguous=True) from exc
+            exc.ambiguous = True
+            raise
         if found is LookupResult.NOT_FOUND:
             raise AttemptError(Code.BAD_ANSWER, "the store answered without an ETag, and has no object", ambiguous=True)
         return found.etag if isinstance(found, Stored) else ""  # keys that may not look have the store's word alone
@@ -202,7 +203,8 @@ class Store:
             if exc.status in (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
                 self.sender.can_look_up = False
                 return LookupResult.FORBIDDEN
-            raise exc.replace(ambiguous=False) from exc
+            exc.ambiguous = False
+            raise
         size, mark, metadata = transfer.file_state.size, transfer.file_state.mark, head.get("Metadata", {})
         found = (metadata.get(ID_KEY), metadata.get(FILE_KEY, mark), head.get("ContentLength"))
         if found != (transfer.id, mark, size):
