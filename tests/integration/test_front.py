@@ -41,7 +41,7 @@ def size_of(gateway: Gateway, bucket: str, key: str) -> int | None:
     return size
 
 
-def test_a_page_in_the_place_of_a_dead_store_is_no_success(rgw: Gateway, bucket: str, tmp_path: Path) -> None:
+def test_a_page_in_place_of_a_dead_store_is_not_a_success(rgw: Gateway, bucket: str, tmp_path: Path) -> None:
     """With `error_page 502 =200` nginx answers every request by 200 while the gateway is away; a file with its ETag."""
     dead, sorry_port = free_ports(2)
     (tmp_path / "page").write_text("<html>Back soon</html>")
@@ -69,7 +69,7 @@ def test_a_page_in_the_place_of_a_dead_store_is_no_success(rgw: Gateway, bucket:
         assert served.plain(file, f"alias/{bucket}/later") == b"Success"
 
 
-def test_a_folded_key_waits_alone(rgw: Gateway, bucket: str, tmp_path: Path) -> None:
+def test_a_key_that_a_proxy_rewrites_waits_alone(rgw: Gateway, bucket: str, tmp_path: Path) -> None:
     """`proxy_pass .../;` folds `//`, and so breaks the signature of such keys: the others go at once."""
     file = a_file(tmp_path / "file", 3_000)
     with (

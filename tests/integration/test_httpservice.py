@@ -192,7 +192,7 @@ def test_the_metrics_show_the_connections(served: Daemon, s3: FlakyS3, file: Pat
     s3.release()
 
 
-def test_wire_and_http_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+def test_both_protocols_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
     """Requests for one key, alternately over the wire and HTTP, are uploaded in the order accepted."""
     s3.hold_bodies()
     asked: list[Future[dict[str, Any]]] = []
@@ -215,7 +215,7 @@ def test_wire_and_http_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, tm
     assert [id_of(one.result()["task"]["id"]) for one in asked] == ids[1::2]
 
 
-def test_wire_and_http_with_a_file_that_changes(served: Daemon, s3: FlakyS3, file: Path) -> None:
+def test_both_protocols_with_a_file_that_changes(served: Daemon, s3: FlakyS3, file: Path) -> None:
     """Whichever says stored, the object is what the file held when it was asked."""
     for number in range(10):
         file.write_bytes(b"version %d" % number)

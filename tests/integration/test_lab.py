@@ -127,7 +127,7 @@ def test_a_program_is_ended_with_its_starter() -> None:
         process.wait()
 
 
-def test_ready_is_received() -> None:
+def test_a_readiness_notification_is_received() -> None:
     code = (
         "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)\n"
         "s.sendto(b'STATUS=warming up', os.environ['NOTIFY_SOCKET'])\n"

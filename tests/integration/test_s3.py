@@ -210,7 +210,7 @@ async def test_a_bucket_of_another_account(tmp_path: Path, rgw: Gateway) -> None
 
 
 @in_loop
-async def test_quota(tmp_path: Path, rgw: Gateway) -> None:
+async def test_a_quota_that_is_used_up_has_its_code(tmp_path: Path, rgw: Gateway) -> None:
     """Ceph has a code of its own for an account that has used up its quota."""
     account = rgw.new_account()
     uid = account.access_key

@@ -140,7 +140,7 @@ def test_watching(served: Daemon) -> None:
 
 
 @pytest.mark.parametrize("interval", ["0", "-1", "nan", "soon"])
-def test_intervals(served: Daemon, interval: str) -> None:
+def test_an_interval_that_is_not_one_is_refused(served: Daemon, interval: str) -> None:
     with pytest.raises(SystemExit):
         run(served, "--watch", interval)
 

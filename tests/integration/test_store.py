@@ -212,7 +212,7 @@ KEYS = [
 
 @pytest.mark.parametrize("key", KEYS, ids=lambda key: key[:12])
 @in_loop
-async def test_keys_go_over_the_wire_exactly(tmp_path: Path, key: str) -> None:
+async def test_keys_reach_the_store_exactly(tmp_path: Path, key: str) -> None:
     """Every printable character, dots, doubled slashes: what the server unquotes is the key and nothing else."""
     async with PLAIN.store() as (server, sender):
         await sender.put(a_file(tmp_path / "file", 1), key, bucket="tenant:bucket")

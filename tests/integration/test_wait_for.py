@@ -96,7 +96,7 @@ def test_a_question_after_hooks_that_did_not_wait(s3: FlakyS3, tmp_path: Path, f
             assert status_of(f"{base}/{id_}") == code
 
 
-def test_silence_when_all_is_stored(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+def test_nothing_is_printed_when_all_is_stored(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
     """And a line at once for a tag that nothing was accepted under, or when the time is up."""
     with daemon(tmp_path / "state", s3.server) as served:
         for number in range(3):

@@ -42,7 +42,7 @@ def played() -> Iterator[Played]:
 
 @pytest.mark.timed
 @pytest.mark.parametrize("name", ALL)
-def test_the_truth_is_said_and_the_guilty_are_blamed(name: str, played: Played) -> None:
+def test_outcomes_are_reported_truthfully_and_faults_attributed(name: str, played: Played) -> None:
     assert played[name].result() == []
 
 

@@ -52,7 +52,7 @@ def reader(files: dict[str, str]) -> Callable[[Path], str]:
     return read
 
 
-def test_the_least() -> None:
+def test_endpoint_keys_and_directory_are_enough() -> None:
     """Endpoint, keys and a state directory are enough; the rest has the defaults of the design."""
     settings = Settings.from_environ(GOOD)
     assert (settings.endpoint_url, settings.region, settings.ca_bundle) == ("https://s3.example.org", "us-east-1", "")

@@ -30,7 +30,7 @@ def refused(path: Path, **options: float) -> S3daemonError:
     return caught.value
 
 
-def test_the_answer_comes_back_without_its_ok(path: Path) -> None:
+def test_a_successful_answer_is_returned_without_its_flag(path: Path) -> None:
     """The command and its arguments go out as one line; the answer comes back without its "ok"."""
     with answering(path, b'{"ok": true, "ids": ["a"]}\n') as asked:
         assert ask(path, "retry", ids=["a", "\udcff"]) == {"ids": ["a"]}
@@ -48,7 +48,7 @@ def test_a_missing_or_dead_socket_means_no_daemon(tmp_path: Path, path: Path) ->
 
 
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b"\xff\n", b'{"ok": tr'])
-def test_a_lost_connection_or_nonsense_is_no_answer(answer: bytes, path: Path) -> None:
+def test_a_lost_connection_or_nonsense_is_not_an_answer(answer: bytes, path: Path) -> None:
     """That is not the same as no daemon."""
     with answering(path, answer):
         error = refused(path)

@@ -70,7 +70,7 @@ def test_through_json_and_back(one: Row) -> None:
 
 
 @pytest.mark.parametrize("members", [None, [], "x", {}])
-def test_what_is_no_row_is_an_error(members: Any) -> None:
+def test_what_is_not_a_row_is_an_error(members: Any) -> None:
     """What lacks a member is named as what it is: another version's."""
     with pytest.raises(S3daemonError, match="of another version"):
         Row.from_dict(members)

@@ -74,7 +74,7 @@ async def test_a_connection_serves_one_request_after_another(path: Path) -> None
     ],
 )
 @in_loop
-async def test_what_is_no_request_is_refused(sent: bytes, text: str, path: Path) -> None:
+async def test_what_is_not_a_request_is_refused(sent: bytes, text: str, path: Path) -> None:
     """One answer says why."""
     async with serving(path, {"echo": echo}):
         answer, *_ = await exchange(path, sent)
@@ -192,7 +192,7 @@ async def test_the_socket_of_a_crashed_daemon_is_replaced(path: Path) -> None:
     assert not os.access(path, os.F_OK)
 
 
-def test_what_is_no_socket_is_left_alone(tmp_path: Path, path: Path) -> None:
+def test_what_is_not_a_socket_is_left_alone(tmp_path: Path, path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(StartError, match=r"cannot listen on .*: Address already in use"):
         ControlServer(path, {}).start()

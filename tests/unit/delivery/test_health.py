@@ -68,7 +68,7 @@ def test_three_failures_in_a_row_are_an_outage_and_a_success_ends_it(health: Hea
 
 
 @pytest.mark.parametrize("error", [BUSY, AttemptError("BadAnswer", "a page"), AttemptError("Stalled", "no byte")])
-def test_what_the_store_cannot_take_is_no_outage(health: Health, error: AttemptError) -> None:
+def test_what_the_store_cannot_take_is_not_an_outage(health: Health, error: AttemptError) -> None:
     """Two objects that always fail are not; a third destination without a success in between makes it one."""
     for destination in (HERE, THERE) * 10:
         health.failed(error, destination)
@@ -129,7 +129,7 @@ def test_a_success_between_two_refusals_clears_the_keys(health: Health) -> None:
     assert state(health) == "UP"
 
 
-def test_a_refusal_from_before_a_reload_is_no_suspicion(health: Health, clock: Clock) -> None:
+def test_a_refusal_from_before_a_reload_raises_no_suspicion(health: Health, clock: Clock) -> None:
     started_at = clock.now
     clock.now += 1
     health.reload()
@@ -331,7 +331,7 @@ async def test_what_was_learned_of_keys_is_forgotten_with_them(asked: Asked) -> 
 
 
 @flying_with(Asked)
-async def test_a_refusal_from_before_a_reload_or_overtaken_by_one_says_nothing_of_the_new_keys(asked: Asked) -> None:
+async def test_a_refusal_of_the_old_keys_says_nothing_of_the_new_ones(asked: Asked) -> None:
     started_at = asked.now()
     overtaken = asyncio.create_task(asked.evidence.examine(DENIED, started_at))
     await asyncio.sleep(0.1)

@@ -105,7 +105,7 @@ def test_bad_lines(line: bytes) -> None:
 
 
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode(errors="replace"))))
-def test_any_line(line: bytes) -> None:
+def test_any_line_is_a_request_or_an_error(line: bytes) -> None:
     """Whatever comes, it is a request or a RequestError."""
     try:
         request = parse_request(line)

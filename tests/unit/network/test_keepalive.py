@@ -174,7 +174,7 @@ class Cuts:
 
 @pytest.mark.parametrize("delays_s", [(0.0,), (0.1, 0.2)], ids=["one", "two"])
 @in_loop
-async def test_a_connection_that_is_cut_is_no_store_that_closes_it(delays_s: tuple[float, ...]) -> None:
+async def test_a_cut_connection_does_not_count_as_closed_by_the_store(delays_s: tuple[float, ...]) -> None:
     """Fewer closes than a habit needs: the next connection is kept."""
     async with scripted(other=Cuts(*delays_s)) as server, sending(server) as (connection, send):
         assert await find_small_request(connection, send, 0.5) == "GET"

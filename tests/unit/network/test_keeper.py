@@ -415,7 +415,7 @@ async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(
 
 
 @in_loop
-async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
+async def test_restarts_at_regular_times_are_not_an_idle_limit(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     """After the first closes one connection is used all the time: a restart ends it too, an idle limit does not."""
     caplog.set_level(logging.INFO)
     async with scripted() as server, kept(server, clock) as pool:
@@ -425,7 +425,7 @@ async def test_restarts_at_regular_times_are_no_idle_limit(caplog: pytest.LogCap
 
 
 @in_loop
-async def test_a_connection_that_failed_in_use_is_no_idle_timeout(clock: Clock) -> None:
+async def test_a_connection_that_failed_in_use_is_not_an_idle_timeout(clock: Clock) -> None:
     """Its age says nothing of the server's timeout."""
     async with scripted() as server, kept(server, clock, reserve=0) as pool:
         await answered(server, CONNECTIONS)

@@ -213,7 +213,7 @@ def test_the_address_is_blamed_unless_another_upload_moves_well_there() -> None:
         ("others are much smaller", [Body(answer_s=20), *(Body(3000, answer_s=0.1) for _ in range(9))], set()),
     ],
 )
-def test_silence(case: str, bodies: list[Body], moved: set[int]) -> None:
+def test_an_upload_without_an_answer_is_moved(case: str, bodies: list[Body], moved: set[int]) -> None:
     """Two seconds without a byte or an answer are enough if others of its size are answered ten times sooner."""
     moves = simulate(bodies)
     assert set(moves) == moved, (case, moves)

@@ -247,7 +247,7 @@ def test_a_4xx_without_a_code_is_not_the_stores(status: int) -> None:
     assert ("client_max_body_size" in text) == (status == 413)
 
 
-def test_what_cannot_be_read_in_an_answer_200_is_not_put_into_the_stores_mouth() -> None:
+def test_an_unreadable_200_is_not_attributed_to_the_store() -> None:
     error = refusal(500, {":status": "200"}, Code="500", Message="Internal Server Error")
     assert (error.code, error.status, error.ambiguous) == ("BadAnswer", 500, True)
     assert error.text == "the answer 200 has neither S3's result nor an error of S3's in it"

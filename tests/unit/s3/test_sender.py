@@ -182,7 +182,7 @@ async def test_a_name_that_does_not_resolve_has_no_address(error: OSError) -> No
 
 
 @in_loop
-async def test_an_answer_before_the_body_is_no_success(tmp_path: Path) -> None:
+async def test_an_answer_before_the_body_is_not_a_success(tmp_path: Path) -> None:
     """What was not sent must not arrive later: the connection is aborted."""
 
     async def operation(**_: object) -> dict[str, str]:

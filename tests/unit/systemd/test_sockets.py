@@ -101,7 +101,7 @@ def test_listening_sockets_and_clients_are_distinguished_by_name(passed: Passed)
 
 
 @pytest.mark.parametrize("name", ["", "s3daemon.socket", "unknown"])
-def test_a_single_listening_socket_serves_the_wire_whatever_its_name(passed: Passed, name: str) -> None:
+def test_a_single_listening_socket_serves_the_line_protocol_whatever_its_name(passed: Passed, name: str) -> None:
     ours, client = socket.socketpair()
     passed.undo.enter_context(client)
     passed.add_socket("stored", ours)

@@ -80,7 +80,7 @@ def test_sysctl(tmp_path: Path) -> None:
     assert host.sysctl("net.ipv4.gone") == ""
 
 
-def test_accounts() -> None:
+def test_users_are_looked_up_on_this_host() -> None:
     """Users are looked up on this host."""
     root = Host().user("root")
     assert root is not None

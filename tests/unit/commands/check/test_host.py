@@ -150,7 +150,7 @@ def test_limits_that_are_not_set(looked: Looked, limits: tuple[str, ...], not_se
     assert looked.lines == ([f"note access {not_set}: not set, which means no limit"] if not_set else [])
 
 
-def test_users(looked: Looked) -> None:
+def test_users_of_the_settings_that_do_not_exist_are_named(looked: Looked) -> None:
     """With a name that no user has the service does not start."""
     looked.change(user=lambda name: account(name, 1) if name == "ccs" else None)
     checks_host.access(looked.findings, looked.host, settings(allowed_users=("ccs", "1234", "typo")))

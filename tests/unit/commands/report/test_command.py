@@ -244,7 +244,7 @@ def test_usage(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert words[0] in capsys.readouterr().err
 
 
-def test_nothing_to_read_is_no_empty_report(tmp_path: Path) -> None:
+def test_nothing_to_read_is_an_error_not_an_empty_report(tmp_path: Path) -> None:
     """No input, no journal file, no such directory: an error and no report."""
     assert run(given=[])[:2] == (1, "")
     out, err = io.StringIO(), io.StringIO()

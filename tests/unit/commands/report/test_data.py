@@ -98,7 +98,7 @@ def test_csv_of_nothing() -> None:
         assert len(out.getvalue().splitlines()) == 1
 
 
-def test_names_that_are_no_text() -> None:
+def test_names_that_are_not_text() -> None:
     """Bytes that are not UTF-8, commas and quotes reach the other side of the pipe."""
     made = report(record(1, key='a,"b\udcff'))
     (row,) = as_csv(made)

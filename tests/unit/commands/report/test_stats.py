@@ -160,7 +160,7 @@ def test_late() -> None:
     assert {night.verdict(group) for group in night.groups} == {""}
 
 
-def test_files_without_a_tag_are_no_exposure() -> None:
+def test_files_without_a_tag_are_not_an_exposure() -> None:
     """They are grouped by folder, which may be that of a whole night: its time is not judged, its failures are."""
     hours = [record(n, tags=(), key=f"{n % 2}/f{n}", start_usec=START_USEC + n * 3600 * SECOND) for n in range(4)]
     found = report(*hours, failed(9, tags=(), key="1/g"), by="tag")

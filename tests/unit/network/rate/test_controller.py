@@ -186,7 +186,7 @@ def test_two_exposures_are_enough_to_share_with_a_sender_that_comes_then() -> No
     assert controller.capacity == pytest.approx(1000 * MBIT, rel=0.1)
 
 
-def test_chance_loss_is_no_narrow_link() -> None:
+def test_chance_loss_is_not_a_narrow_link() -> None:
     """0.01 %, and even 1 %, of the packets lost by chance change nothing."""
     for chance in (0.0001, 0.01):
         link = Link(1000 * MBIT, chance=chance)
@@ -212,7 +212,7 @@ def test_what_is_too_little_to_measure_changes_nothing() -> None:
     assert (unknown.pace, unknown.capacity) == (None, None)
 
 
-def test_a_burst_of_delay_is_no_queue() -> None:
+def test_a_burst_of_delay_is_not_a_queue() -> None:
     """A host that delays acknowledgements for half a round trip does not lower the rate."""
     link = Link(1000 * MBIT, window=50e6)
     controller = Controller(990 * MBIT)
@@ -237,7 +237,7 @@ def test_an_outage_does_not_lower_the_rate_for_long(outage_s: float) -> None:
 
 
 @pytest.mark.parametrize(("packets", "is_queue"), [(8 * 8948, False), (8 * 1448, True)])
-def test_large_packets_of_several_uploads_are_no_queue(packets: int, is_queue: bool) -> None:
+def test_large_packets_of_several_uploads_are_not_a_queue(packets: int, is_queue: bool) -> None:
     """On a slow link each waits for those of the other uploads: at 20 Mbit/s eight of 9 kB take 29 ms."""
     rate, rtt_s, step_s = 20 * MBIT, 0.08, 0.02
     controller = Controller(rate)
