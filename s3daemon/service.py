@@ -174,18 +174,24 @@ class Service:
         peers = PeerLookup()
         self._access = AccessControl(resolve_users(settings.allowed_users), peers)
         self._refusals = Refusals(peers, self._journal.write)
-        passed_listeners, state_dir = passed.listening, Path(settings.state_dir)
+        state_dir = Path(settings.state_dir)
         self._spool = spool = Spool.open(
             state_dir, on_replaced=self._restore, on_damaged=lambda: self._notifier.extend(RECOVERY_S)
         )
         try:
-            listeners = [*passed_listeners.get("wire", ()), *passed_listeners.get("unix", ())]
-            listeners = listeners or bind(settings.host, settings.port)
+            wire = [*passed.listening.get("wire", ()), *passed.listening.get("unix", ())]
+            wire = wire or bind(settings.host, settings.port)
+            http = passed.listening.get("http", [])
             self._endpoint = Endpoint(settings, self._background.start, hint=spool.hint)
             await self._endpoint.open()
             self._journal.hide(self._endpoint.secrets)
             try:
-                await self._serve(listeners, passed_listeners.get("http", []), passed.clients, state_dir, stop)
+                self._build(state_dir, http_addresses=[name_of(sock) for sock in http])
+                # Before what may take seconds: operators who ask meanwhile are answered after it. Not earlier, nor
+                # during it: a transfer that they drop while it is being recovered would be sent all the same.
+                self._control.start(partial(self._background.start, "accepting commands"))
+                self._resume(passed.clients)
+                await self._serve(wire, http, stop)
             finally:
                 await self._endpoint.close()
         finally:
@@ -196,68 +202,54 @@ class Service:
             await spool.close()
         return not self._background.died
 
-    async def _serve(
-        self,
-        listeners: list[socket.socket],
-        http_listeners: list[socket.socket],
-        clients: Mapping[str, socket.socket],
-        state_dir: Path,
-        stop: asyncio.Event,
-    ) -> None:
-        settings, spool, start = self._settings.current, self._spool, self._background.start
-        active_clock = ActiveClock(spool.active_base_s, time.monotonic)
-        attempts = Attempts(self._settings, spool, lambda: self._endpoint.store)
+    def _build(self, state_dir: Path, http_addresses: list[str]) -> None:
+        """Put the parts together, each with those that it uses; none of them does anything yet."""
+        spool, access, refusals = self._spool, self._access, self._refusals
         self._uploader = uploader = Uploader(
             self._settings,
             spool,
-            attempts,
+            Attempts(self._settings, spool, lambda: self._endpoint.store),
             self._journal,
-            active_clock,
-            start=start,
+            ActiveClock(spool.active_base_s, time.monotonic),
+            start=self._background.start,
             ask=self._ask_neutrally,
         )
-        pending = spool.entries(failed=False)
-        failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
-        exposures = watch_exposures(uploader, spool, self._refusals)
-        uploader.recover(pending)
         self._janitor = Janitor(spool.open_uploads, uploader.schedule.__contains__, lambda: self._endpoint.store)
-        self._janitor.forget_other_endpoints()
+        exposures = watch_exposures(uploader, spool, refusals)
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
+        failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
         ended = {id_: Reply(Outcome.STORED, id_) for _, id_ in spool.kept.ended}
         ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
         self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, ended, failures)
         self._questions = questions = Questions(exposures, uploader.schedule.__contains__, ended.items())
-        uploader.observers.append(questions.see)
-        self._server = server = Server(
+        self._server = Server(
             self._settings,
             intake,
-            self._access,
+            access,
             waiting,
             spool.mark_notified,
-            refusals=self._refusals,
+            refusals=refusals,
             questions=questions,
-            http_addresses=[name_of(sock) for sock in http_listeners],
+            http_addresses=http_addresses,
         )
         self._operations = operations = Operations(
             self._settings,
             uploader,
             spool,
-            server,
+            self._server,
             lambda: self._endpoint.pool,
             exposures=exposures,
-            refused=self._refusals.counts,
+            refused=refusals.counts,
             http_clients=lambda: self._http.listener.clients,
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
         metrics = Metrics(operations.figures, exposures=exposures, name=state_dir.name)
-        uploader.observers.append(metrics.see)
+        uploader.observers += [questions.see, metrics.see]
         uploader.attempt_observers.append(metrics.see_attempt)
-        uploads = Uploads(
-            intake, self._access, waiting, spool.mark_notified, refusals=self._refusals, clock=uploader.clock
-        )
+        self._uploads = Uploads(intake, access, waiting, spool.mark_notified, refusals=refusals, clock=uploader.clock)
         pages = routes(self._settings, operations, metrics, questions)
-        self._http = HttpServer(self._settings, pages, {"/upload": uploads.handle})
+        self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -265,19 +257,28 @@ class Service:
             "status": operations.status,
             "reload": self._reload,
         }
-        for listener in (server.listener, self._http.listener):
-            listener.resize(self._max_clients(settings))
-        control = ControlServer(control_path(self._environ, state_dir), handlers)
-        control.start(partial(start, "accepting commands"))
+        self._control = ControlServer(control_path(self._environ, state_dir), handlers)
+        self._listeners = (self._server.listener, self._http.listener)
+        self._resize_listeners()
+
+    def _resume(self, clients: Mapping[str, socket.socket]) -> None:
+        """Go on with what earlier processes left: transfers, and clients that wait for them."""
+        pending = self._spool.entries(failed=False)
+        self._uploader.recover(pending)
+        self._janitor.forget_other_endpoints()
         for name, sock in clients.items():
             if form_of(name) == FORM_NAME:
-                self._http.resume(sock, partial(uploads.resume, name, sock))
+                self._http.resume(sock, partial(self._uploads.resume, name, sock))
             else:
-                server.resume(name, sock)
+                self._server.resume(name, sock)
         if pending:
             _log.info("resuming %d transfers of an earlier process", len(pending))
-        sockets = [(name_of(sock), sock, server.listener) for sock in listeners]
-        sockets += [(f"http {name_of(sock)}", sock, self._http.listener) for sock in http_listeners]
+
+    async def _serve(self, wire: list[socket.socket], http: list[socket.socket], stop: asyncio.Event) -> None:
+        """Serve new clients until `stop` is set or a background task dies, then drain."""
+        start = self._background.start
+        sockets = [(name_of(sock), sock, self._server.listener) for sock in wire]
+        sockets += [(f"http {name_of(sock)}", sock, self._http.listener) for sock in http]
         until_stop = [start(f"accepting clients on {name}", listener.accept(sock)) for name, sock, listener in sockets]
         until_stop.append(start("the janitor", self._janitor.run()))
         # These go on during a stop: systemd watches a stopping service too.
@@ -287,32 +288,36 @@ class Service:
         # CPU, in which nothing else is done: that made one exposure in ten late by as much.
         gc.collect()
         gc.freeze()
-        self._notifier.ready(operations.line())
-        _log.info("serving %s on %s", settings.endpoint_url, ", ".join(name for name, _, _ in sockets))
+        self._notifier.ready(self._operations.line())
+        _log.info("serving %s on %s", self._settings.current.endpoint_url, ", ".join(name for name, _, _ in sockets))
         try:
             await self._background.wait(stop)
         finally:
-            await self._stop(until_stop, control)
+            await self._stop(until_stop)
+
+    def _resize_listeners(self) -> None:
+        """Have each server take as many clients as the settings in force and the descriptors allow."""
+        for listener in self._listeners:
+            listener.resize(self._max_clients(self._settings.current))
 
     def _max_clients(self, settings: Settings) -> int:
         """Return how many clients each server may have."""
         return clients_within(self._descriptors, settings.max_clients, settings.max_connections)
 
-    async def _stop(self, until_stop: list[asyncio.Task[None]], control: ControlServer) -> None:
+    async def _stop(self, until_stop: list[asyncio.Task[None]]) -> None:
         drain_s = self._settings.current.drain_timeout_s
         self._notifier.extend(drain_s + STOP_MARGIN_S)
         self._operations.draining = f"draining for up to {drain_s:g} s"
         self._notifier.stopping(self._operations.line())
         for task in until_stop:
             task.cancel()
-        await asyncio.gather(self._server.listener.stop_reading(), self._http.listener.stop_reading())
+        await asyncio.gather(*(listener.stop_reading() for listener in self._listeners))
         await self._uploader.drain(drain_s)
-        listeners = self._server.listener, self._http.listener
-        clients = any(listener.clients for listener in listeners)
+        clients = any(listener.clients for listener in self._listeners)
         self._questions.leave()
         self._waiting.leave(for_good=clients and await asyncio.to_thread(is_stopped_for_good))
-        await asyncio.gather(*(listener.drain() for listener in listeners))
-        await control.close()
+        await asyncio.gather(*(listener.drain() for listener in self._listeners))
+        await self._control.close()
         self._spool.save_clock(self._uploader.active_clock.now())
         self._spool.save_hint(self._endpoint.hint)
         left = len(self._uploader.schedule)
@@ -397,8 +402,7 @@ class Service:
         # From here on nothing is refused, and nothing waits: all of it is in force, or none.
         self._settings.current, self._endpoint = new, endpoint
         self._access.allow(allowed)
-        for listener in (self._server.listener, self._http.listener):
-            listener.resize(self._max_clients(new))
+        self._resize_listeners()
         retiring = before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all)
         self._background.start("retiring the endpoint before", retiring)
         if denied := self._uploader.reload():
