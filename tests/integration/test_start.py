@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from pathlib import Path
 
 import pytest
+from fakes import transfer
 from lab.daemon import daemon
 from lab.env import TREE
 from lab.processes import ProgramError
 from lab.s3 import S3Server
+
+from s3daemon.spool.spool import Spool
 
 NOWHERE = S3Server("http://127.0.0.1:9", "key", "secret-of-the-test")
 
@@ -55,3 +59,20 @@ def test_what_is_loaded_at_the_start_is_not_looked_through_for_garbage(tmp_path:
     with daemon(tmp_path, NOWHERE, module="lab.collecting", PYTHONPATH=f"{TREE}:{TREE / 'tests'}") as served:
         found = served.process.wait_line(r"(\d+) objects are looked through")
     assert int(found[1]) < 5_000
+
+
+def test_a_command_that_comes_while_transfers_are_recovered_is_answered_after_it(tmp_path: Path) -> None:
+    """With a hundred thousand that takes seconds; no daemon seemed to run meanwhile."""
+
+    async def leave_one() -> None:
+        spool = Spool.open(tmp_path)
+        await spool.add(transfer(1), 0.0, attempt_started=False)
+        await spool.close()
+
+    asyncio.run(leave_one())
+    module = {"module": "lab.recovering", "PYTHONPATH": f"{TREE}:{TREE / 'tests'}"}
+    with daemon(tmp_path, NOWHERE, running=False, **module) as served:
+        served.start(wait=False)
+        served.process.wait_line("transfers are being recovered")
+        answer = served.ask("status")
+        assert answer["pending"] + answer["in_flight"] == 1
