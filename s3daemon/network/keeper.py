@@ -13,8 +13,8 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Coroutine
-from typing import Protocol
+from collections.abc import Coroutine, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import aiohttp
 
@@ -58,6 +58,74 @@ class Primer(Protocol):
         """Have an open connection, which the caller has taken, carry `PRIMED_BYTES`, or `at_once` be 0 for a while."""
 
 
+class SeenCloses(NamedTuple):
+    """What one look at the idle connections showed.
+
+    Args:
+        closed_after_s: for how long each had been idle that the server closed since the last look, seconds.
+        longest_open_s: for how long that which rests longest has been idle, seconds; 0 when none is open.
+        ends_after_answers: one was closed soon after the answer to a small request. Where others that had rested for
+            longer were closed as well, it was not that answer which ended it.
+    """
+
+    closed_after_s: list[float]
+    longest_open_s: float
+    ends_after_answers: bool
+
+
+class Closes:
+    """Tells which idle connections the server closed, from one look at them to the next. Pure: the time is passed in.
+
+    A connection that carried another request since says nothing: that may have ended it.
+    """
+
+    def __init__(self) -> None:
+        #: Idle and open at the last look, with the number of requests that each had carried by then.
+        self._open: dict[Connection, int] = {}
+        #: Over which the last request was a small one, with the number of requests that each had carried with it.
+        self._asked_over: dict[Connection, int] = {}
+
+    def asked_over(self, connection: Connection) -> None:
+        """Note that the last request over `connection` was a small one, and was answered."""
+        self._asked_over[connection] = connection.requests
+
+    def forget_asked(self) -> None:
+        """Forget over which small requests went: another one is used now."""
+        self._asked_over.clear()
+
+    def look(self, idle: Iterable[Connection], now: float) -> SeenCloses:
+        """Compare the idle connections, at monotonic time `now`, with what they were at the last look."""
+        idle_s = {each: now - each.used_at for each in idle}
+        carried = self._open | self._asked_over
+        closed_after_s = [
+            idle_s[each]
+            for each in idle_s
+            if carried.get(each) == each.requests and each.answered and each.persistent and not each.is_open
+        ]
+        recent = [each for each in idle_s if self._asked_over.get(each) == each.requests and idle_s[each] < KEPT_S]
+        self._open = {each: each.requests for each in idle_s if each.is_open}
+        self._asked_over = {each: each.requests for each in recent if each.is_open}
+        return SeenCloses(
+            closed_after_s,
+            longest_open_s=max((idle_s[each] for each in self._open if each.answered), default=0.0),
+            ends_after_answers=len(self._asked_over) < len(recent) and max(closed_after_s, default=0.0) < KEPT_S,
+        )
+
+
+def select_due(due: Sequence[Connection], running: int, *, openings: int, reserve: int) -> list[Connection]:
+    """Return which connections to use now of those that are due: closed ones, which this opens, then open ones.
+
+    Args:
+        due: the most urgent first.
+        running: how many others are being used by the keeper.
+        openings: how many may be opened at once.
+        reserve: how many open ones may be used at once, so that each upload finds one.
+    """
+    closed = [connection for connection in due if not connection.is_open][: max(0, openings - running)]
+    room = max(0, reserve - running - len(closed))
+    return closed + [connection for connection in due if connection.is_open][:room]
+
+
 class Keeper:
     """Keeps the idle connections of a pool ready.
 
@@ -84,10 +152,7 @@ class Keeper:
         self._clock = clock
         self._pause_s = pause_s
         self._idle_limit = IdleLimit(settings.keepalive_interval_s, clock)
-        #: Idle and open at the last sweep, with the number of requests that each had carried by then.
-        self._seen_open: dict[Connection, int] = {}
-        #: Over which the last request was a small one, with the number of requests that each had carried with it.
-        self._asked_over: dict[Connection, int] = {}
+        self._closes = Closes()
         self._is_in_doubt = False
         self._is_finding = False
         self._ask_again_at = math.inf if pool.small_request else 0.0
@@ -116,28 +181,28 @@ class Keeper:
 
     def _next_work(self, running: int) -> list[Coroutine[None, None, None]]:
         """Choose what to do next, while `running` other tasks are not done yet."""
-        probes = [self._probe(address) for address in self._pool.addresses.to_probe()] if not running else []
+        work = [self._probe(address) for address in self._pool.addresses.to_probe()] if not running else []
         if self._pool.must_resolve:
-            probes.append(self._pool.resolve())
+            work.append(self._pool.resolve())
         due = self._due()
-        is_waiting = bool(self._failures) and (running > 0 or self._clock() < self._retry_at)
-        find = [self._find_small_request()] if not is_waiting and self._must_find else []
         if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
-            return probes + (find or [self._refresh(connection) for connection in due[: 0 if is_waiting else 1]])
+            if running or self._clock() < self._retry_at:
+                return work
+            return work + ([self._find_small_request()] if self._must_find else [*map(self._refresh, due[:1])])
+        if self._must_find:
+            work.append(self._find_small_request())
+        refreshed = select_due(due, running, openings=self._openings, reserve=self._pool.reserve)
+        work += map(self._refresh, refreshed)
+        if not (due or running):
+            work += map(self._prime_one, self._unprimed())
+        return work
+
+    @property
+    def _openings(self) -> int:
+        """How many connections may be opened at once now."""
         # A failure puts off opening, also where others answer: without descriptors open connections do, all the while.
         may_open = not self._is_in_doubt and self._clock() >= self._retry_at
-        closed = [connection for connection in due if not connection.is_open and may_open]
-        still_open = [connection for connection in due if connection.is_open]
-        at_once = max(1, int(self._pool.limit * OPENED_AT_ONCE))
-        work = [self._refresh(connection) for connection in closed[: max(0, at_once - running)]]
-        room = max(0, self._pool.reserve - running - len(work))
-        work += [self._refresh(connection) for connection in still_open[:room]]
-        if not (due or running):
-            work += [
-                self._prime_one(connection)
-                for connection in self._unprimed()[: min(self._prime_at_once, self._pool.reserve)]
-            ]
-        return probes + find + work
+        return max(1, int(self._pool.limit * OPENED_AT_ONCE)) if may_open else 0
 
     @property
     def _must_find(self) -> bool:
@@ -173,33 +238,21 @@ class Keeper:
         return 0 if self._primer is None else self._primer.at_once
 
     def _unprimed(self) -> list[Connection]:
-        """Return idle connections to prime; none while any is in use: no upload has to share the bandwidth."""
+        """Return connections to prime now; none while any is in use: no upload has to share the bandwidth."""
         if not self._prime_at_once or self._pool.in_use:
             return []
-        return [each for each in self._pool.idle() if each.is_open and each.acked_bytes() < PRIMED_BYTES]
+        unprimed = [each for each in self._pool.idle() if each.is_open and each.acked_bytes() < PRIMED_BYTES]
+        return unprimed[: min(self._prime_at_once, self._pool.reserve)]
 
     def _learn_from_closes(self) -> None:
         """Adapt to the idle limit, and doubt the small request, by the connections that the server closed."""
-        idle, now = self._pool.idle(), self._clock()
-        after = self._seen_open | self._asked_over
-        unused = [each for each in idle if each.answered and after.get(each) == each.requests]
-        closed = [now - each.used_at for each in unused if not each.is_open and each.persistent]
-        self._seen_open = {each: each.requests for each in idle if each.is_open}
-        longest_open = max((now - each.used_at for each in self._seen_open if each.answered), default=0.0)
-        if self._idle_limit.observe(closed, longest_open):
+        seen = self._closes.look(self._pool.idle(), self._clock())
+        self._is_in_doubt |= seen.ends_after_answers
+        if self._idle_limit.observe(seen.closed_after_s, seen.longest_open_s):
             limit_s = self._idle_limit.limit_s
             known = limit_s is not None
             what = f"closes connections that are idle for {limit_s:.1f} s" if known else "keeps idle connections"
             _log.info("the store %s: each is now used every %.1f s", what, self._idle_limit.interval_s)
-        recent = {
-            each: requests
-            for each, requests in self._asked_over.items()
-            if each in idle and each.requests == requests and now - each.used_at < KEPT_S
-        }
-        # Where others that had rested for longer were closed as well, it was no answer that ended these.
-        if any(not each.is_open for each in recent) and max(closed, default=0.0) < KEPT_S:
-            self._is_in_doubt = True
-        self._asked_over = {each: requests for each, requests in recent.items() if each.is_open}
 
     def _rebalance(self) -> None:
         """Replace connections to disabled addresses, else one to an address with too many: they open elsewhere.
@@ -232,7 +285,7 @@ class Keeper:
                 outcome, reason = await self._ask(connection)
         self._report(connection, outcome, reason)
         if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY):
-            self._asked_over[connection] = connection.requests
+            self._closes.asked_over(connection)
 
     async def _find_small_request(self) -> None:
         """Find out which addresses keep a connection at all, and after which small request."""
@@ -246,7 +299,7 @@ class Keeper:
             return
         self._failures = 0
         self._is_in_doubt = False
-        self._asked_over.clear()
+        self._closes.forget_asked()
         self._ask_again_at = math.inf if all(known.values()) else self._clock() + ASK_AGAIN_S
         is_partial = bool(self._pool.small_request) and any(known.values())
         for address, method in known.items():
