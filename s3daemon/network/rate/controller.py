@@ -103,6 +103,41 @@ class Phase(Enum):
     SHARE = "share"
 
 
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What became of that which a probe sent more.
+
+    Args:
+        yielded: the share of it that was delivered.
+        queued: the share of it that waits in a queue.
+        is_lossy: more than chance was lost.
+    """
+
+    yielded: float
+    queued: float
+    is_lossy: bool
+
+    @property
+    def has_room(self) -> bool:
+        """Whether little of it waits in a queue."""
+        return self.queued < 1 - _SUCCESS
+
+    @property
+    def has_risen(self) -> bool:
+        """Whether so much was delivered that the link's rate has risen."""
+        return self.yielded >= _SUCCESS and self.has_room
+
+    @property
+    def has_risen_cleanly(self) -> bool:
+        """Whether it has risen, and nothing was lost."""
+        return self.has_risen and not self.is_lossy
+
+    @property
+    def has_risen_far(self) -> bool:
+        """Whether it may have risen by far more."""
+        return self.has_risen_cleanly and self.yielded >= _ALL and self.queued < _UNQUEUED
+
+
 class Controller:
     """The rate at which all uploads together should send.
 
@@ -329,37 +364,33 @@ class Controller:
             self.capacity, self._measured, self._is_sure = self._rate, None, True
 
     def _in_probe(self, sample: Sample) -> None:
-        passed = sample.now - self._since
-        most = self._half_round(sample) if self._probe_gain == 0 else self._round(sample)
+        passed, took = sample.now - self._since, self._round(sample)
+        most = took if self._probe_gain else self._half_round(sample)
         if passed >= most:  # give back what a queue may have taken, up to a tenth
             self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * most else _CRUISE
-        if passed < self._round(sample) + most + self._queue_before:
-            return
-        gain, delivered = _GAINS[self._probe_gain], self._over(most)[1]
-        # Of the excess, the shares that were delivered, and that wait in a queue.
-        yielded = (delivered / self._rate - 1) / (gain - 1)
-        queued = (sample.queued_s - self._queue_before) / (gain - 1) / most
-        has_room = queued < 1 - _SUCCESS
-        has_risen = yielded >= _SUCCESS and has_room
-        is_lossy = self._is_overrun(sample)
-        self._loaded_rounds = 0.0
-        self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if is_lossy else 1
-        before = self.capacity or 0.0
-        is_full = bool(self._probe_gain) and not has_room
-        self._enter_cruise(delivered if has_risen else self._rate)
-        if has_risen and not is_lossy:
+        if passed >= took + most + self._queue_before:
+            delivered, excess = self._over(most)[1], _GAINS[self._probe_gain] - 1
+            yielded = (delivered / self._rate - 1) / excess
+            queued = (sample.queued_s - self._queue_before) / excess / most
+            self._end_probe(sample, delivered, Probed(yielded, queued, self._is_overrun(sample)))
+
+    def _end_probe(self, sample: Sample, delivered: float, probed: Probed) -> None:
+        """Use what a probe showed: probe for more at once, or empty the queue that it built, or cruise."""
+        gain, before = self._probe_gain, self.capacity or 0.0
+        self._probe_gain, self._loaded_rounds = 0, 0.0
+        self._patience = min(_MOST_PATIENCE, self._patience * _PATIENCE) if probed.is_lossy else 1
+        self._enter_cruise(delivered if probed.has_risen else self._rate)
+        if probed.has_risen_cleanly:
             self._measured = None
-        if has_risen and not is_lossy and yielded >= _ALL and queued < _UNQUEUED:
-            self._probe_gain = min(self._probe_gain + 1, len(_GAINS) - 1)
+        if probed.has_risen_far:
+            self._probe_gain = min(gain + 1, len(_GAINS) - 1)
             self._enter_probe(sample)
-        elif is_full and self._is_queued(sample):  # of our own: empty it, and what arrives meanwhile is the rate
-            self._probe_gain, self._measured = 0, None
+        elif gain and not probed.has_room and self._is_queued(sample):
+            self._measured = None  # the queue is our own: empty it, and what arrives meanwhile is the rate
             self._enter_drain(sample)
-        else:
-            self._probe_gain = 0
-            # Less than before, or there was not enough to send, or a little more may be left.
-            if self._rate < _NEARLY * before or delivered < _LOADED * self._rate or (has_risen and not is_lossy):
-                self._loaded_rounds = float(self._patience * _PROBE_EVERY - _AGAIN)
+        elif probed.has_risen_cleanly or self._rate < _NEARLY * before or delivered < _LOADED * self._rate:
+            # A little more may be left, or it is less than before, or there was not enough to send.
+            self._loaded_rounds = float(self._patience * _PROBE_EVERY - _AGAIN)
 
     def _enter_probe(self, sample: Sample) -> None:
         self._queue_before = sample.queued_s

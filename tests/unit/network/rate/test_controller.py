@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from s3daemon.network.rate.controller import SAMPLE_EVERY_S, Controller, Phase, Sample
+from s3daemon.network.rate.controller import SAMPLE_EVERY_S, Controller, Phase, Probed, Sample
 
 MBIT = 1e6 / 8
 STEP_S = 0.002
@@ -247,3 +247,26 @@ def test_large_packets_of_several_uploads_are_not_a_queue(packets: int, is_queue
         if controller.phase is not Phase.CRUISE:
             break
     assert (controller.phase is Phase.DRAIN) is is_queue
+
+
+@pytest.mark.parametrize(
+    ("probed", "has_room", "has_risen", "cleanly", "far"),
+    [
+        (Probed(0.0, 0.0, is_lossy=False), True, False, False, False),
+        (Probed(0.49, 0.0, is_lossy=False), True, False, False, False),
+        (Probed(0.5, 0.0, is_lossy=False), True, True, True, False),
+        (Probed(0.69, 0.0, is_lossy=False), True, True, True, False),
+        (Probed(0.7, 0.0, is_lossy=False), True, True, True, True),
+        (Probed(1.0, 0.14, is_lossy=False), True, True, True, True),
+        (Probed(1.0, 0.15, is_lossy=False), True, True, True, False),
+        (Probed(1.0, 0.49, is_lossy=False), True, True, True, False),
+        (Probed(1.0, 0.5, is_lossy=False), False, False, False, False),
+        (Probed(1.0, 0.0, is_lossy=True), True, True, False, False),
+        (Probed(0.5, 0.5, is_lossy=True), False, False, False, False),
+    ],
+)
+def test_what_a_probe_shows(probed: Probed, has_room: bool, has_risen: bool, cleanly: bool, far: bool) -> None:
+    """Half of what it sends more must arrive, and not wait in a queue; nearly all of it for a far higher rate."""
+    assert (probed.has_room, probed.has_risen, probed.has_risen_cleanly, probed.has_risen_far) == (
+        has_room, has_risen, cleanly, far,
+    )  # fmt: skip
