@@ -33,6 +33,7 @@ import statistics
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from s3daemon.model.source import SMALL_BYTES
 
@@ -202,6 +203,14 @@ class TrackedBody:
         )
 
 
+class _Usual(NamedTuple):
+    """What a body that is far slower could have: the rate, bytes/s; who has it; found without any that is sent now."""
+
+    rate: float
+    faster: list[TrackedBody]
+    is_alone: bool
+
+
 class Stragglers:
     """The bodies that are being sent to one store, and those that ended a short time ago."""
 
@@ -257,23 +266,27 @@ class Stragglers:
         body.speed = body.rate(max(body.began, now - window), now)
         if body.size <= SMALL_BYTES or body.acked >= body.size:
             return None
-        fastest = max((other.speed for other in (*self._in_flight, *self._ended)), default=0.0)
-        if max(fastest, body.reference or 0.0, share or 0.0) <= FAR_SLOWER * body.speed:
-            body.slow_since = None  # as nearly always: the comparison below would not change that
-            return None
-        faster, is_alone = self._compare(body, window, rtt_s, share)
-        expected = min(body.reference or 0.0, share or math.inf)
-        if expected <= FAR_SLOWER * body.speed:
+        usual = self._usual(body, window, rtt_s, share)
+        if usual is None:
             body.slow_since = None
             return None
         body.slow_since = now if body.slow_since is None else body.slow_since
         rate = body.rate(max(body.began, min(body.slow_since, now - window)), now)
-        if not _is_worth_it(body, rate, expected, rtt_s) or body.is_speeding_up(window, rtt_s):
+        if not _is_worth_it(body, rate, usual.rate, rtt_s) or body.is_speeding_up(window, rtt_s):
             return None
-        good = {peer.address for peer in faster or self._lately(body)}
-        reason = f"{rate / 1000:.0f} kB/s; {expected / 1000:.0f} kB/s is usual"
+        good = {peer.address for peer in usual.faster or self._lately(body)}
+        reason = f"{rate / 1000:.0f} kB/s; {usual.rate / 1000:.0f} kB/s is usual"
         window_bytes = int(FAR_SLOWER * rate * rtt_s) if body.may_be_opening(rtt_s) else 0
-        return Move(reason, None if is_alone else body.reference, body.address not in good, window_bytes)
+        return Move(reason, None if usual.is_alone else body.reference, body.address not in good, window_bytes)
+
+    def _usual(self, body: TrackedBody, window: float, rtt_s: float, share: float | None) -> _Usual | None:
+        """Return what is usual, having updated the reference of a body; None when the body is not far slower."""
+        fastest = max((other.speed for other in (*self._in_flight, *self._ended)), default=0.0)
+        if max(fastest, body.reference or 0.0, share or 0.0) <= FAR_SLOWER * body.speed:
+            return None  # as nearly always: the comparison would not change that
+        faster, is_alone = self._compare(body, window, rtt_s, share)
+        rate = min(body.reference or 0.0, share or math.inf)
+        return _Usual(rate, faster, is_alone) if rate > FAR_SLOWER * body.speed else None
 
     def _compare(
         self, body: TrackedBody, window: float, rtt_s: float, share: float | None
