@@ -15,6 +15,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
 from s3daemon.commands.table import Column, Table, console_of, lines, width_of
@@ -185,26 +186,30 @@ def _act(
     Returns:
         The ids that were found; and why the daemon holds the queue, one line, empty when it does not.
     """
-    try:
-        if ids is None and action == "retry":
-            return _result([instance.ask("retry", all=True)])
-        given = [row.id for row in _ask_rows(instance, failed_only=True)] if ids is None else ids
-        batches = [given[at : at + _BATCH] for at in range(0, len(given), _BATCH)]
-        return _result([instance.ask(action, ids=batch) for batch in batches])
-    except NoDaemonError:
-        pass
+    with suppress(NoDaemonError):
+        return _ask_to_act(instance, action, ids)
+    return _with_spool(instance, lambda spool: _act_on(spool, action, ids, on_dropped)), ""
+
+
+def _ask_to_act(instance: Instance, action: str, ids: Sequence[str] | None) -> tuple[set[str], str]:
+    if ids is None and action == "retry":
+        return _result([instance.ask("retry", all=True)])
+    given = [row.id for row in _ask_rows(instance, failed_only=True)] if ids is None else ids
+    batches = [given[at : at + _BATCH] for at in range(0, len(given), _BATCH)]
+    return _result([instance.ask(action, ids=batch) for batch in batches])
+
+
+async def _act_on(
+    spool: Spool, action: str, ids: Sequence[str] | None, on_dropped: Callable[[Sequence[Entry]], None]
+) -> set[str]:
     wanted = None if ids is None else set(ids)
-
-    async def carry_out(spool: Spool) -> set[str]:
-        entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
-        chosen = [entry.transfer.id for entry in entries]
-        losses = [loss_of(one.transfer, _DROPPED) for one in entries if not one.failed]
-        done = await (spool.retry(chosen, spool.active_base_s) if action == "retry" else spool.drop(chosen, losses))
-        if action == "drop":
-            on_dropped([entry for entry in entries if entry.transfer.id in done])
-        return done
-
-    return _with_spool(instance, carry_out), ""
+    entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
+    chosen = [entry.transfer.id for entry in entries]
+    if action == "retry":
+        return await spool.retry(chosen, spool.active_base_s)
+    done = await spool.drop(chosen, [loss_of(one.transfer, _DROPPED) for one in entries if not one.failed])
+    on_dropped([entry for entry in entries if entry.transfer.id in done])
+    return done
 
 
 def _result(answers: Iterable[Mapping[str, object]]) -> tuple[set[str], str]:
