@@ -1,8 +1,8 @@
 """The daemon put together: what starts in which order, what a reload changes, and how it all stops.
 
 Start: the spool first, since its lock makes this daemon the only one; then the store's client, which reads from disk
-all that botocore will ever need, so that an upgrade may replace the files under a running process; then what earlier
-processes left, transfers and clients; and only then new clients.
+all that botocore will ever need, so that an upgrade may replace the files under a running process; then the control
+socket; then what earlier processes left, transfers and clients; and only then new clients.
 
 Stop: no new clients; accepted ones finish sending their requests; uploads in flight are finished within the drain
 timeout; clients that still wait are left to the next process, or, when no process will follow, answered that their
