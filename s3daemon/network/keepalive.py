@@ -1,5 +1,6 @@
 """Learn how long a server keeps idle connections, and after which small request it keeps them open.
 
+Closes              which idle connections the server closed, from one look at them to the next; pure
 IdleLimit           how often to use each idle connection, from the closes that were seen; pure
 SMALL_REQUESTS      what may be sent over one to keep it
 find_small_request  tries which of them does
@@ -9,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from s3daemon.clock import Clock
 from s3daemon.network.connection import UNREADABLE, Connection
@@ -37,6 +39,60 @@ SILENT_CLOSES = 3
 #: They follow their answers after the same time, give or take this; what is cut from outside does not. Seconds.
 SAME_DELAY_S = 0.25
 _LOOKS = 40
+
+
+class SeenCloses(NamedTuple):
+    """What one look at the idle connections showed.
+
+    Args:
+        closed_after_s: for how long each had been idle that the server closed since the last look, seconds.
+        longest_open_s: for how long that which rests longest has been idle, seconds; 0 when none is open.
+        ends_after_answers: one was closed soon after the answer to a small request. Where others that had rested for
+            longer were closed as well, it was not that answer which ended it.
+    """
+
+    closed_after_s: list[float]
+    longest_open_s: float
+    ends_after_answers: bool
+
+
+class Closes:
+    """Tells which idle connections the server closed, from one look at them to the next. Pure: the time is passed in.
+
+    A connection that carried another request since says nothing: that may have ended it.
+    """
+
+    def __init__(self) -> None:
+        #: Idle and open at the last look, with the number of requests that each had carried by then.
+        self._open: dict[Connection, int] = {}
+        #: Over which the last request was a small one, with the number of requests that each had carried with it.
+        self._asked_over: dict[Connection, int] = {}
+
+    def asked_over(self, connection: Connection) -> None:
+        """Note that the last request over `connection` was a small one, and was answered."""
+        self._asked_over[connection] = connection.requests
+
+    def forget_asked(self) -> None:
+        """Forget over which small requests went: another one is used now."""
+        self._asked_over.clear()
+
+    def look(self, idle: Iterable[Connection], now: float) -> SeenCloses:
+        """Compare the idle connections, at monotonic time `now`, with what they were at the last look."""
+        idle_s = {each: now - each.used_at for each in idle}
+        carried = self._open | self._asked_over
+        closed_after_s = [
+            idle_s[each]
+            for each in idle_s
+            if carried.get(each) == each.requests and each.answered and each.persistent and not each.is_open
+        ]
+        recent = [each for each in idle_s if self._asked_over.get(each) == each.requests and idle_s[each] < KEPT_S]
+        self._open = {each: each.requests for each in idle_s if each.is_open}
+        self._asked_over = {each: each.requests for each in recent if each.is_open}
+        return SeenCloses(
+            closed_after_s,
+            longest_open_s=max((idle_s[each] for each in self._open if each.answered), default=0.0),
+            ends_after_answers=len(self._asked_over) < len(recent) and max(closed_after_s, default=0.0) < KEPT_S,
+        )
 
 
 class IdleLimit:

@@ -13,8 +13,8 @@ import logging
 import math
 import socket
 import time
-from collections.abc import Coroutine, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Coroutine, Sequence
+from typing import Protocol
 
 import aiohttp
 
@@ -28,6 +28,7 @@ from s3daemon.network.keepalive import (
     KEPT_S,
     SMALL_REQUESTS,
     SWEEP_S,
+    Closes,
     IdleLimit,
     find_small_request,
 )
@@ -56,60 +57,6 @@ class Primer(Protocol):
 
     async def prime(self, connection: Connection) -> None:
         """Have an open connection, which the caller has taken, carry `PRIMED_BYTES`, or `at_once` be 0 for a while."""
-
-
-class SeenCloses(NamedTuple):
-    """What one look at the idle connections showed.
-
-    Args:
-        closed_after_s: for how long each had been idle that the server closed since the last look, seconds.
-        longest_open_s: for how long that which rests longest has been idle, seconds; 0 when none is open.
-        ends_after_answers: one was closed soon after the answer to a small request. Where others that had rested for
-            longer were closed as well, it was not that answer which ended it.
-    """
-
-    closed_after_s: list[float]
-    longest_open_s: float
-    ends_after_answers: bool
-
-
-class Closes:
-    """Tells which idle connections the server closed, from one look at them to the next. Pure: the time is passed in.
-
-    A connection that carried another request since says nothing: that may have ended it.
-    """
-
-    def __init__(self) -> None:
-        #: Idle and open at the last look, with the number of requests that each had carried by then.
-        self._open: dict[Connection, int] = {}
-        #: Over which the last request was a small one, with the number of requests that each had carried with it.
-        self._asked_over: dict[Connection, int] = {}
-
-    def asked_over(self, connection: Connection) -> None:
-        """Note that the last request over `connection` was a small one, and was answered."""
-        self._asked_over[connection] = connection.requests
-
-    def forget_asked(self) -> None:
-        """Forget over which small requests went: another one is used now."""
-        self._asked_over.clear()
-
-    def look(self, idle: Iterable[Connection], now: float) -> SeenCloses:
-        """Compare the idle connections, at monotonic time `now`, with what they were at the last look."""
-        idle_s = {each: now - each.used_at for each in idle}
-        carried = self._open | self._asked_over
-        closed_after_s = [
-            idle_s[each]
-            for each in idle_s
-            if carried.get(each) == each.requests and each.answered and each.persistent and not each.is_open
-        ]
-        recent = [each for each in idle_s if self._asked_over.get(each) == each.requests and idle_s[each] < KEPT_S]
-        self._open = {each: each.requests for each in idle_s if each.is_open}
-        self._asked_over = {each: each.requests for each in recent if each.is_open}
-        return SeenCloses(
-            closed_after_s,
-            longest_open_s=max((idle_s[each] for each in self._open if each.answered), default=0.0),
-            ends_after_answers=len(self._asked_over) < len(recent) and max(closed_after_s, default=0.0) < KEPT_S,
-        )
 
 
 def select_due(due: Sequence[Connection], running: int, *, openings: int, reserve: int) -> list[Connection]:

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
-from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -38,13 +38,12 @@ from lab.serving import until
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import (
-    KEPT_S,
     SILENT_CLOSES,
     SMALL_REQUESTS,
     SWEEP_S,
     TRIAL_EVERY_S,
 )
-from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES, RETRY_MAX_S, Closes, SeenCloses, select_due
+from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES, RETRY_MAX_S, select_due
 from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S, ConnectionPool
 from s3daemon.network.tcp import UNPACED_PACKETS
 
@@ -456,87 +455,6 @@ async def test_a_connection_that_failed_in_use_is_not_an_idle_timeout(clock: Clo
         await no_more_than(server, CONNECTIONS + 2)
 
 
-@dataclass(eq=False)
-class Resting:
-    """What `Closes` looks at of a connection; it was used at 0 s."""
-
-    is_open: bool = True
-    answered: bool = True
-    persistent: bool = True
-    requests: int = 1
-    used_at: float = 0.0
-
-
-@pytest.mark.parametrize(
-    ("case", "changes", "closed_after_s", "longest_open_s"),
-    [
-        ("closed by the server", {"is_open": False}, [6.0], 0.0),
-        ("still open", {}, [], 6.0),
-        ("open, but not answered yet", {"answered": False}, [], 0.0),
-        ("closed while another request was sent", {"is_open": False, "requests": 2}, [], 0.0),
-        ("opened again, and closed without an answer", {"is_open": False, "answered": False}, [], 0.0),
-        ("closed as its answer said", {"is_open": False, "persistent": False}, [], 0.0),
-    ],
-)
-def test_which_closes_tell_of_an_idle_limit(
-    case: str, changes: dict[str, Any], closed_after_s: list[float], longest_open_s: float
-) -> None:
-    """Those of connections that rested since they were last seen open; each is told once."""
-    closes, connection = Closes(), Resting()
-    closes.look([connection], 1.0)
-    for name, value in changes.items():
-        setattr(connection, name, value)
-    assert closes.look([connection], 6.0) == SeenCloses(closed_after_s, longest_open_s, ends_after_answers=False), case
-    assert closes.look([connection], 7.0).closed_after_s == [], case
-
-
-CLOSED = {"is_open": False}
-
-
-@pytest.mark.parametrize(
-    ("case", "changes", "now", "is_told"),
-    [
-        ("closed soon after it", CLOSED, KEPT_S - 0.1, True),
-        ("closed later", CLOSED, KEPT_S, False),
-        ("still open", {}, 1.0, False),
-        ("closed as the answer said", {**CLOSED, "persistent": False}, 1.0, True),
-        ("closed later, as the answer said", {**CLOSED, "persistent": False}, KEPT_S, False),
-        ("closed while another request was sent", {**CLOSED, "requests": 2}, 1.0, False),
-    ],
-)
-@pytest.mark.parametrize("is_seen_open", [False, True])
-def test_which_closes_cast_doubt_on_the_small_request(
-    case: str, changes: dict[str, Any], now: float, is_told: bool, is_seen_open: bool
-) -> None:
-    """Those soon after its answer, whether or not the connection was seen open between the two; each is told once."""
-    closes, connection = Closes(), Resting()
-    closes.asked_over(connection)
-    if is_seen_open:
-        closes.look([connection], 0.5)
-    for name, value in changes.items():
-        setattr(connection, name, value)
-    assert closes.look([connection], now).ends_after_answers is is_told, case
-    assert not closes.look([connection], now).ends_after_answers, case
-
-
-def test_which_closes_cast_no_doubt_on_the_small_request() -> None:
-    """One in use, one over which another request was found since, and one that was closed together with others."""
-    for rested_s, is_told in ((KEPT_S, False), (KEPT_S / 2, True)):
-        closes, connection, other = Closes(), Resting(), Resting(used_at=1.0 - rested_s)
-        closes.look([other], 0.0)
-        closes.asked_over(connection)
-        connection.is_open = other.is_open = False
-        seen = closes.look([connection, other], 1.0)
-        assert (seen.closed_after_s, seen.ends_after_answers) == ([1.0, rested_s], is_told)
-    closes, connection = Closes(), replace(connection)
-    closes.asked_over(connection)
-    assert not closes.look([], 1.0).ends_after_answers, "in use"
-    assert not closes.look([connection], 1.0).ends_after_answers, "in use since"
-    closes.asked_over(connection)
-    closes.forget_asked()
-    assert not closes.look([connection], 1.0).ends_after_answers, "another request keeps it"
-
-
 @pytest.mark.parametrize(
     ("due", "running", "openings", "reserve", "selected"),
     [
@@ -558,10 +476,10 @@ def test_which_connections_the_keeper_uses_at_once(
     due: str, running: int, openings: int, reserve: int, selected: str
 ) -> None:
     """Closed ones (c) first, as many as may be opened, then open ones (o), as many as the reserve has room for."""
-    connections = [Resting(is_open=each == "o") for each in due]
+    connections = [SimpleNamespace(is_open=each == "o") for each in due]
     found = select_due(connections, running, openings=openings, reserve=reserve)  # type: ignore[arg-type]
     assert "".join("o" if each.is_open else "c" for each in found) == selected
-    assert len(set(found)) == len(found)
+    assert len(set(map(id, found))) == len(found)
 
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
