@@ -4,7 +4,8 @@ An upload over a connection that is far slower than others is moved: it is sent 
 
 An attempt whose outcome is unknown has two consequences. The same transfer looks for its object before it sends again:
 at the store in use, which after a reload may be another one, and hold a replica. And the next transfer to that
-destination of that store looks for its own after it was stored: a body that arrives late could have overwritten it.
+destination of that store looks for its own after it was stored: a body that arrives late could have overwritten it. So
+does the same transfer when its file has changed since, for the body was another one.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
-from s3daemon.model.request import Destination, FileState
+from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.model.source import Source, open_file
 from s3daemon.network.progress import Progress
 from s3daemon.s3.store import LookupResult, Store, Stored
@@ -42,17 +44,21 @@ async def _save_if_possible(change: Awaitable[None]) -> None:
         await change
 
 
-@dataclass(frozen=True, slots=True)
-class _LateArrival:
-    """An attempt of unknown outcome, whose body may still arrive.
+class _Content(NamedTuple):
+    """What an attempt sends: equal ones may overwrite each other.
 
     Args:
         transfer_id: the attempt's.
-        until: monotonic seconds from which that is ruled out.
+        file_state: of the file that was sent.
     """
 
     transfer_id: str
-    until: float
+    file_state: FileState
+
+    @classmethod
+    def of(cls, transfer: Transfer) -> _Content:
+        """Return what an attempt of `transfer` sends now."""
+        return cls(transfer.id, transfer.file_state)
 
 
 class Attempts:
@@ -79,8 +85,9 @@ class Attempts:
         self._store = store
         self._opener = opener
         self._clock = clock
-        #: By URL of the store and destination, the oldest first.
-        self._late_arrivals: dict[tuple[str, Destination], _LateArrival] = {}
+        #: By URL of the store and destination, in order of time: what attempts of unknown outcome sent and may still
+        #: arrive, with the monotonic seconds from which that is ruled out.
+        self._late_arrivals: dict[tuple[str, Destination], dict[_Content, float]] = {}
 
     async def make(self, queued: QueuedTransfer, progress: Progress) -> Stored:
         """Make an attempt.
@@ -106,6 +113,9 @@ class Attempts:
                 if exc.ambiguous:
                     await asyncio.sleep(SETTLE_S)
             except FileError:
+                raise
+            except asyncio.CancelledError:  # it was dropped, or a newer one was stored
+                self._expect_late_arrival(queued, store)
                 raise
             except Exception as exc:
                 _log.exception("a bug in an attempt of %s", queued.transfer.id)
@@ -164,11 +174,13 @@ class Attempts:
             avoided = queued.failed_addresses | progress.slow_addresses
             found = await store.find(queued.transfer, avoided, expected=queued.sent_etag, source=source)
         except AttemptError as exc:
-            queued.lookups_refused += bool(exc.status)
+            is_answered = bool(exc.status) or exc.code == Code.BAD_ANSWER
+            queued.lookups_refused += is_answered
+            queued.is_lookup_unanswered = not is_answered
             if source is None or queued.lookups_refused < LOOKUPS_MAX:
                 raise
             found = LookupResult.FORBIDDEN
-        queued.lookups_refused = 0
+        queued.lookups_refused, queued.is_lookup_unanswered = 0, False
         return found if isinstance(found, Stored) else None
 
     async def _update_file_state(self, queued: QueuedTransfer, state: FileState) -> None:
@@ -181,27 +193,26 @@ class Attempts:
     def _expect_late_arrival(self, queued: QueuedTransfer, store: Store) -> None:
         queued.outcome_unknown = True
         key = store.url, queued.transfer.destination
-        self._late_arrivals.pop(key, None)
-        self._late_arrivals[key] = _LateArrival(queued.transfer.id, self._clock() + LATE_ARRIVAL_S)
+        expected = self._late_arrivals.pop(key, {})
+        self._late_arrivals[key] = expected | {_Content.of(queued.transfer): self._clock() + LATE_ARRIVAL_S}
         self._forget_arrivals()
 
     def _forget_arrivals(self) -> None:
         """Forget those that are ruled out by now, also of destinations that never come again."""
         while self._late_arrivals:
             first = next(iter(self._late_arrivals))
-            if self._clock() < self._late_arrivals[first].until:
+            if self._clock() < max(self._late_arrivals[first].values()):
                 break
             del self._late_arrivals[first]
 
     async def _check_not_overwritten(self, queued: QueuedTransfer, store: Store) -> None:
         self._forget_arrivals()
         transfer, key = queued.transfer, (store.url, queued.transfer.destination)
-        late = self._late_arrivals.get(key)
-        if late is None or late.transfer_id == transfer.id:
+        if not self._late_arrivals.get(key, {}).keys() - {_Content.of(transfer)}:
             return
         queued.outcome_unknown = True  # it is stored: if the look-up has no answer, the next attempt looks again
         found = await store.find(transfer, expected=queued.sent_etag)
         queued.outcome_unknown = False
         if found is LookupResult.NOT_FOUND:
-            raise AttemptError(Code.OVERWRITTEN, "a late arrival of an older transfer replaced the object")
+            raise AttemptError(Code.OVERWRITTEN, "a late arrival of older content replaced the object")
         self._late_arrivals.pop(key, None)

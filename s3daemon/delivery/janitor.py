@@ -61,18 +61,20 @@ class Janitor:
             delay = SWEEP_S if await self.sweep() else min(2 * delay, SWEEP_MAX_S)
 
     async def sweep(self) -> bool:
-        """Abort the orphans at the store in use, up to the first that has to be tried again.
+        """Abort the orphans at the store in use, up to the first that has to be tried again; it is the last next time.
 
         Returns:
             False when there was such a one.
         """
         store, now = self._store(), self._clock()
         orphans = [one for one in self._open_uploads if one.upload.endpoint == store.url and self._is_orphan(one)]
-        self._orphan_since = {orphan: self._orphan_since.get(orphan, now) for orphan in orphans}
-        for orphan in orphans:
+        since = {orphan: at for orphan, at in self._orphan_since.items() if orphan in orphans}
+        self._orphan_since = since | {orphan: now for orphan in orphans if orphan not in since}
+        for orphan in list(self._orphan_since):
             # The store may still be completing it, and an abort would take the parts from under its object.
             ripe = not orphan.completing or self._clock() - self._orphan_since[orphan] >= LATE_ARRIVAL_S
             if ripe and not await self._abort(store, orphan):
+                self._orphan_since[orphan] = self._orphan_since.pop(orphan)
                 return False
         return True
 

@@ -71,7 +71,8 @@ class QueuedTransfer:
         attempt_started: the spool records that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
         sent_etag: of what the last attempt has sent, as in `Entry`.
-        lookups_refused: that the store has refused, one after the other.
+        lookups_refused: that the store has refused, or left unanswered while it answered a neutral request, in a row.
+        is_lookup_unanswered: the last attempt ended in a look-up without an answer.
         failed_addresses: the store's addresses that the next attempt avoids.
         moved: how often its uploads were moved to another connection.
         file_changed: the file differed from what was accepted.
@@ -95,6 +96,7 @@ class QueuedTransfer:
     outcome_unknown: bool = False
     sent_etag: str = ""
     lookups_refused: int = 0
+    is_lookup_unanswered: bool = False
     failed_addresses: frozenset[str] = frozenset()
     moved: int = 0
     file_changed: bool = False

@@ -278,6 +278,7 @@ class Uploader:
             elif exc.code in UNANSWERED:
                 neutral = await self._keys.ask()
                 is_unanswered = neutral is not None and not neutral.status
+                queued.lookups_refused += queued.is_lookup_unanswered and not is_unanswered
         finally:
             queued.attempt = None
         if isinstance(outcome, Stored):

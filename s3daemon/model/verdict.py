@@ -112,6 +112,8 @@ _KEYS = frozenset(
     }
 )
 _BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
+#: No address has given these.
+_OWN = frozenset({Code.BAD_REQUEST, Code.NO_CREDENTIALS})
 #: With these nothing was sent, so no transfer can be at fault.
 UNREACHED = frozenset({Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.NAME_NOT_RESOLVED, Code.TLS_FAILED})
 #: With these it may be the transfer's fault, unless a neutral request has no answer either.
@@ -216,6 +218,12 @@ def _bare_status(error: AttemptError) -> int:
 def blames_endpoint(error: AttemptError) -> bool:
     """Return whether the address, or the endpoint as a whole, may be down, overloaded or replaced by something else."""
     return suspect(error) in (Scope.ADDRESS, Scope.SERVICE)
+
+
+def may_be_the_address(error: AttemptError) -> bool:
+    """Return whether another address may do otherwise: this one may serve another store, or have other keys."""
+    at_fault = judge(error, Keys.GOOD) is Verdict.PERMANENT or error.code in _KEYS or error.code == Code.ETAG_MISMATCH
+    return blames_endpoint(error) or (at_fault and error.code not in _OWN)
 
 
 def is_unlisted(code: str, status: int) -> bool:

@@ -41,7 +41,7 @@ from enum import Enum
 
 from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError
-from s3daemon.model.verdict import UNREACHED, blames_endpoint
+from s3daemon.model.verdict import UNREACHED, blames_endpoint, may_be_the_address
 
 #: How long an address is disabled at first, and at most, seconds: a glitch costs half an exposure, and one that is
 #: broken for hours is probed a dozen times an hour.
@@ -287,12 +287,11 @@ class Addresses:
             tried: the addresses where it failed before, those included that did not accept this connection.
 
         Returns:
-            Whether the address is to blame, and the transfer can be tried at another one at once.
+            Whether another address may do otherwise, and the transfer can be tried there at once.
         """
-        if not blames_endpoint(error):
-            return False
-        self.failed(address, f"{error.code}, {error}", "" if error.code in UNREACHED else transfer)
-        return self.has_alternative({*tried, address})
+        if blames_endpoint(error):
+            self.failed(address, f"{error.code}, {error}", "" if error.code in UNREACHED else transfer)
+        return may_be_the_address(error) and self.has_alternative({*tried, address})
 
     def _end_outage(self) -> None:
         if self._outage:

@@ -266,7 +266,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
         code,
         "; ".join(filter(None, (said, hint))),
         status=status,
-        ambiguous=arrived and status not in CLIENT_STATUSES,
+        ambiguous=arrived and (status not in CLIENT_STATUSES or code == str(status)),
         retry_after=_seconds(str(headers.get("retry-after", ""))),
     )
 

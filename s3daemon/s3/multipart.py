@@ -20,6 +20,7 @@ from http import HTTPStatus
 from s3daemon.errors import AttemptError, Code, SpoolError
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
+from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.progress import Progress
 from s3daemon.s3.answers import VERIFY_ADVICE, contradicts, etag_in_parts, etag_of, parts_of
 from s3daemon.s3.parts import (
@@ -39,7 +40,8 @@ COMPLETE_TIMEOUT_S = 600.0
 _AMBIGUOUS_CODES = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.BAD_ANSWER, "NoSuchUpload"})
 #: The answer to a listing of parts when there is no such upload, S3's and Ceph's.
 _LOST_CODES = frozenset({"NoSuchUpload", "NoSuchKey"})
-#: A store that does not let us list parts, or cannot: then our own notes must do.
+#: The answers, beside permanent errors, of a store that does not let us list parts, or cannot: then our own notes must
+#: do, and if the bucket is gone, the next part is told so.
 _NO_LISTING = (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 
 
@@ -139,7 +141,7 @@ class Multipart:
                 listed = await self._list_parts(found.upload, failed_addresses)
         except AttemptError as exc:
             found.abandoned = exc.code in _LOST_CODES
-            if not found.abandoned and exc.status not in _NO_LISTING:
+            if not (found.abandoned or exc.status in _NO_LISTING or judge(exc) is Verdict.PERMANENT):
                 raise
             return None if found.abandoned else found
         length = found.upload.length

@@ -94,6 +94,8 @@ class RecoverableFile:
         if self._file is None:
             if self._create:
                 self._finish_interrupted()
+                if self._path.exists() and not self._path.stat().st_size:
+                    _log.error("%s is empty; if it held transfers, they are lost: send their files again", self._path)
             self._file = SpoolFile(self._path, create=self._create)
         return self._file
 

@@ -160,6 +160,50 @@ async def test_a_late_arrival_of_an_older_transfer_is_noticed(bench: Bench) -> N
     assert len(bench.store.finds) == 2
 
 
+async def lose_one(bench: Bench, older: QueuedTransfer, newer: QueuedTransfer) -> None:
+    await bench.lose(older)
+
+
+async def lose_both(bench: Bench, older: QueuedTransfer, newer: QueuedTransfer) -> None:
+    await bench.lose(older)
+    await bench.lose(newer)
+
+
+async def drop_one(bench: Bench, older: QueuedTransfer, newer: QueuedTransfer) -> None:
+    making = asyncio.create_task(bench.make(older))
+    await asyncio.sleep(0.5 * bench.store.seconds)
+    making.cancel()
+    await asyncio.wait({making})
+
+
+@pytest.mark.parametrize("before", [lose_one, lose_both, drop_one])
+@flying_with(Bench)
+async def test_whatever_may_still_arrive_is_looked_for(
+    bench: Bench, before: Callable[[Bench, QueuedTransfer, QueuedTransfer], Coroutine[Any, Any, None]]
+) -> None:
+    """An older transfer's body, though the newer one was lost once as well, or the older one dropped by an operator."""
+    older, newer = bench.accepted("/old"), bench.accepted("/new")
+    await before(bench, older, newer)
+    newer.outcome_unknown = False
+    assert await bench.make(newer)
+    assert bench.store.finds == [newer.transfer.id]
+
+
+@pytest.mark.parametrize("is_rewritten", [False, True])
+@flying_with(Bench)
+async def test_a_late_arrival_of_the_same_transfer_matters_if_its_file_has_changed(
+    bench: Bench, is_rewritten: bool
+) -> None:
+    """Its body of before is old content then; the same content may be stored twice."""
+    queued = bench.accepted()
+    await bench.lose(queued)
+    queued.outcome_unknown = False
+    if is_rewritten:
+        bench.files.sizes["/f"] = 5000
+    assert await bench.make(queued)
+    assert bench.store.finds == [queued.transfer.id] * is_rewritten
+
+
 @flying_with(Bench)
 async def test_a_late_arrival_is_not_expected_for_ever(bench: Bench) -> None:
     older, newer = bench.accepted("/old"), bench.accepted("/new")
@@ -380,8 +424,8 @@ async def test_late_arrivals_at_destinations_that_never_come_again_are_forgotten
     await lose(2000)
     await asyncio.sleep(LATE_ARRIVAL_S)
     gc.collect()
-    before = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
+    before = sum(type(each).__name__ == "_Content" for each in gc.get_objects())
     await lose(1)
     gc.collect()
-    after = sum(type(each).__name__ == "_LateArrival" for each in gc.get_objects())
+    after = sum(type(each).__name__ == "_Content" for each in gc.get_objects())
     assert before - after >= 1999

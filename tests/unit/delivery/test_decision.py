@@ -41,6 +41,11 @@ def at(address: str, *, other_serves: bool) -> AttemptError:
     return AttemptError("SlowDown", "busy", status=503, address=address, other_address=other_serves)
 
 
+def elsewhere(code: str) -> AttemptError:
+    """Return a refusal by one of the store's addresses, where another one is enabled."""
+    return AttemptError(code, "x", status=403, address="a", other_address=True)
+
+
 @dataclass
 class Row:
     """A failure, and what is expected to follow. Seconds are those of the delay without jitter."""
@@ -92,6 +97,22 @@ TABLE = {
     "denied with keys that may be bad": Row(DENIED, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0, backlog=True),
     "denied with bad keys": Row(DENIED, with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True),
     "permanent": Row(AttemptError("NoSuchBucket", "x", status=404), FIRST, SERVING, final=True),
+    "permanent at one of several addresses": Row(elsewhere("NoSuchBucket"), FIRST, SERVING, avoided=frozenset("a")),
+    "permanent at another address too": Row(
+        elsewhere("NoSuchBucket"), replace(FIRST, failed_addresses=frozenset("b")), SERVING, final=True
+    ),
+    "permanent at the same address again": Row(
+        elsewhere("NoSuchBucket"), replace(FIRST, failed_addresses=frozenset("a")), SERVING, final=True
+    ),
+    "denied at one of several addresses": Row(
+        elsewhere("AccessDenied"), with_keys(Keys.GOOD), SERVING, avoided=frozenset("a")
+    ),
+    "good keys, refused at one of several addresses": Row(
+        elsewhere("SignatureDoesNotMatch"), with_keys(Keys.GOOD), SERVING, avoided=frozenset("a")
+    ),
+    "bad keys at each of several addresses": Row(
+        elsewhere("InvalidAccessKeyId"), with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True
+    ),
     "TLS refused, without an answer": Row(
         AttemptError("TLSRefused", "no"), with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True
     ),

@@ -26,12 +26,15 @@ class FakeStore:
         self.url = url
         self.aborted: list[str] = []
         self.error: AttemptError | None = None
+        self.broken: set[str] = set()
         self.asked = 0
 
     async def abort(self, upload: MultipartUpload) -> None:
         self.asked += 1
         if self.error is not None:
             raise self.error
+        if upload.id in self.broken:
+            raise AttemptError("InternalError", "a bug of the store", status=500)
         self.aborted.append(upload.id)
 
 
@@ -93,6 +96,17 @@ async def test_an_endpoint_that_fails_is_asked_ever_less_often(house: House) -> 
     await asyncio.sleep(SWEEP_MAX_S + SWEEP_S)
     assert house.left == []
     running.cancel()
+
+
+@flying_with(House)
+async def test_an_upload_that_cannot_be_aborted_keeps_none_back(house: House) -> None:
+    """The store fails for one of them again and again."""
+    for id_ in ("broken", "another", "third"):
+        await house.begin(id_)
+    house.store.broken = {"broken"}
+    assert not await house.janitor.sweep()
+    assert not await house.janitor.sweep()
+    assert (house.store.aborted, house.left) == (["another", "third"], ["broken"])
 
 
 @flying_with(House)

@@ -379,6 +379,24 @@ async def test_transfers_to_one_destination_keep_their_order(house: House) -> No
     assert set(house.store.objects.values()) == {tickets[-1].id}
 
 
+@pytest.mark.parametrize("is_answered", [True, False])
+@flying_with(House)
+async def test_an_object_that_cannot_be_looked_up_is_sent_in_the_end(house: House, is_answered: bool) -> None:
+    """If the store answers others, its silence is about this object. In an outage the object is looked up for as long."""
+    silence = AttemptError("ConnectionClosed", "reset")
+
+    async def find(*_: object, **__: object) -> None:
+        raise silence
+
+    house.store.find = find  # type: ignore[method-assign]
+    lost = AttemptError("NoAnswer", "none", ambiguous=True)
+    house.store.answer = lambda _: None if len(house.store.puts) > 1 else lost
+    house.store.neutral = lambda: None if is_answered else silence
+    await house.intake.submit(house.request())
+    await asyncio.sleep(120)
+    assert len(house.store.puts) == 1 + is_answered
+
+
 @flying_with(House)
 async def test_a_late_arrival_is_replaced_again(house: House) -> None:
     """After an attempt of unknown outcome, the next transfer for that destination checks that its object stays."""

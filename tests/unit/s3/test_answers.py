@@ -278,6 +278,7 @@ def test_which_statuses_are_ambiguous(status: int, ambiguous: bool) -> None:
     """Those that a proxy may answer though the store has carried the request out, if all of that arrived."""
     assert refusal(status, Code="Any").ambiguous is ambiguous
     assert not refusal(status, Code="Any", arrived=False).ambiguous
+    assert refusal(status).ambiguous, "without a code it was not the store that answered"
 
 
 @pytest.mark.parametrize(

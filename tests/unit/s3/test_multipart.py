@@ -101,12 +101,15 @@ async def test_an_earlier_upload_is_resumed(attempt: Attempt) -> None:
     assert "create_multipart_upload" not in attempt.operations
 
 
-@pytest.mark.parametrize("status", [403, 405, 501])
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [("No", 403), ("No", 405), ("No", 501), ("InvalidArgument", 400), ("InvalidRequest", 400), ("NoSuchBucket", 404)],
+)
 @in_loop
-async def test_without_a_listing_the_notes_count(attempt: Attempt, status: int) -> None:
+async def test_without_a_listing_the_notes_count(attempt: Attempt, code: str, status: int) -> None:
     """A store that does not let us list its parts must not cost the transfer."""
     await attempt.earlier(p1=MD5S[1])
-    attempt.sender.answers["list_parts"] = AttemptError("No", "no", status=status)
+    attempt.sender.answers["list_parts"] = AttemptError(code, "no", status=status)
     await attempt.put()
     assert sorted(number for number, _, _ in attempt.sender.sent) == [2, 3]
 

@@ -241,3 +241,15 @@ def test_damaged_uploads_cost_no_transfer(path: Path) -> None:
     assert recoverable.take_replaced()
     assert len(recoverable.use(SpoolFile.entries)) == ROWS
     recoverable.close()
+
+
+def test_an_emptied_file_is_told(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """SQLite takes it for a new database. Where there is no file nothing can be lost."""
+    path.write_bytes(b"")
+    assert open_all(path)[0] == []
+    assert [record.levelname for record in caplog.records] == ["ERROR"]
+    assert "they are lost" in caplog.messages[0]
+    path.unlink()
+    caplog.clear()
+    open_all(path)
+    assert caplog.messages == []
