@@ -28,7 +28,7 @@ class ExposureStatus(JsonObject):
         last_usec: when its last object so far was stored; None when none was.
         seconds: from the first request to the last object, or to now while one is pending; None without either.
         verdict: as of `verdict_of`.
-        stored, failed, refused, pending: numbers of transfers, or of requests that were refused.
+        stored, failed, refused, pending: numbers of files; the last of transfers.
         size_bytes: stored.
         reason: why the first missing file is missing; empty when none is.
     """

@@ -11,6 +11,7 @@ from __future__ import annotations
 from bisect import insort
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from hashlib import blake2b
 
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import Destination, Transfer, prefix_of
@@ -20,6 +21,8 @@ KEPT = 300
 #: The number of missing files that are kept of one exposure: more than any has, and a limit to the memory that clients
 #: can fill.
 MISSING_KEPT = 1000
+#: An exposure with more objects than this is none, and each counts: a tag for a whole night must not fill the memory.
+MARKS_KEPT = 2000
 #: The longest times from the first request to the last object stored, seconds: beyond the first an exposure is late,
 #: beyond the second it is lost.
 LATE_S, LOST_S = 10.0, 30.0
@@ -71,6 +74,11 @@ class Missing:
     reason: str
 
 
+def mark_of(destination: str) -> int:
+    """Return a number for a destination, in 64 bits with a sign, that tells it from the others of its exposure."""
+    return int.from_bytes(blake2b(destination.encode(errors="surrogatepass"), digest_size=8).digest(), signed=True)
+
+
 @dataclass(slots=True)
 class Exposure:
     """What is known of one exposure.
@@ -80,10 +88,11 @@ class Exposure:
         tagged: the name is a tag.
         first_usec: when its first request came, microseconds since the epoch.
         last_usec: when its last object so far was stored, likewise; None when none was.
-        stored: transfers whose object is in the store.
-        size_bytes: stored.
+        stored: objects in the store; with a tag each destination counts once, however often it was sent.
+        size_bytes: of these.
         missing: by destination, in the order of time; at most `MISSING_KEPT`.
         pending: ids of the transfers that are not over.
+        marks: `mark_of` the destinations that were stored, with a tag.
     """
 
     name: str
@@ -94,6 +103,7 @@ class Exposure:
     size_bytes: int = 0
     missing: dict[str, Missing] = field(default_factory=dict)
     pending: set[str] = field(default_factory=set)
+    marks: set[int] = field(default_factory=set)
 
     @property
     def failed(self) -> int:
@@ -122,6 +132,15 @@ class Exposure:
     def verdict(self, now_usec: int) -> str:
         """Return `verdict_of` at a moment of the wall clock, microseconds since the epoch."""
         return verdict_of(self.seconds(now_usec), missing=bool(self.missing), tagged=self.tagged)
+
+    def put_stored(self, what: str, size_bytes: int) -> None:
+        """Count the object that was stored at the destination `what`, unless it is counted already."""
+        if self.tagged and self.stored < MARKS_KEPT:
+            if (mark := mark_of(what)) in self.marks:
+                return
+            self.marks.add(mark)
+        self.stored += 1
+        self.size_bytes += size_bytes
 
     def put_missing(self, what: str, missing: Missing) -> None:
         """Note that the file for the destination `what` is missing, and why."""
@@ -217,8 +236,7 @@ class Exposures:
         for exposure in self._of(names, record.start_usec):
             exposure.pending.discard(record.transfer_id)
             exposure.missing.pop(what, None)
-            exposure.stored += 1
-            exposure.size_bytes += record.size_bytes
+            exposure.put_stored(what, record.size_bytes)
             exposure.last_usec = max(exposure.last_usec or 0, record.start_usec + record.total_usec)
             self.on_change((exposure.tagged, exposure.name))
 

@@ -112,6 +112,8 @@ _KEYS = frozenset(
     }
 )
 _BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
+#: Transient errors of one address: another has another clock.
+_OF_ONE = frozenset({Code.ETAG_MISMATCH, "RequestTimeTooSkewed"})
 #: No address has given these.
 _OWN = frozenset({Code.BAD_REQUEST, Code.NO_CREDENTIALS})
 #: With these nothing was sent, so no transfer can be at fault.
@@ -222,7 +224,7 @@ def blames_endpoint(error: AttemptError) -> bool:
 
 def may_be_the_address(error: AttemptError) -> bool:
     """Return whether another address may do otherwise: this one may serve another store, or have other keys."""
-    at_fault = judge(error, Keys.GOOD) is Verdict.PERMANENT or error.code in _KEYS or error.code == Code.ETAG_MISMATCH
+    at_fault = judge(error, Keys.GOOD) is Verdict.PERMANENT or error.code in _KEYS | _OF_ONE
     return blames_endpoint(error) or (at_fault and error.code not in _OWN)
 
 

@@ -17,7 +17,7 @@
                         as in `MultipartUpload`
         completing      the store was asked to create the object from it, and the answer is not known
     part            upload_id, number, etag: one row for each part that the store has acknowledged
-    exposure, missing, ended
+    exposure, missing, counted, ended
                     the last exposures, see `exposures`
     PRAGMA user_version     of the schema: what the last of `MIGRATIONS` that was applied leads to
 
@@ -97,6 +97,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE state ADD COLUMN rate_bps INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE state ADD COLUMN bucket TEXT NOT NULL DEFAULT ''",
     ),
+    (exposures.COUNTED,),
 )
 LAST_VERSION = FIRST_VERSION + len(MIGRATIONS) - 1
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours

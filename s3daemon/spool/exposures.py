@@ -2,6 +2,7 @@
 
     exposure    tagged, name, first_usec, last_usec, stored, size_bytes: a row for each of the last exposures
     missing     exposure, destination, outcome, reason: a row for each file of these that failed or was refused
+    counted     exposure, mark: a row for each destination that was stored, where the exposure has a tag
     ended       seq, id: a row for each of the transfers stored last, to answer questions about them
 
 The columns are as in `model.exposure`. Pending transfers are not here: they have rows of their own. A stored transfer
@@ -10,17 +11,20 @@ is counted in the same commit that removes its row, so that no crash counts it t
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from s3daemon.model.exposure import (
     KEPT,
+    MARKS_KEPT,
     MISSING_KEPT,
     Exposure,
     Loss,
     Missing,
     Name,
+    mark_of,
     names_of,
 )
 from s3daemon.model.record import TransferRecord
@@ -39,15 +43,22 @@ TABLES = (
         PRIMARY KEY (exposure, destination))""",
     "CREATE TABLE ended (seq INTEGER PRIMARY KEY, id TEXT NOT NULL)",
 )
+#: Likewise, since another version.
+COUNTED = """CREATE TABLE counted (
+    exposure INTEGER NOT NULL, mark INTEGER NOT NULL, PRIMARY KEY (exposure, mark)) WITHOUT ROWID"""
 _COLUMNS = "tagged, name, first_usec, last_usec, stored, size_bytes"
 _ADD = f"INSERT OR IGNORE INTO exposure ({_COLUMNS}) VALUES (?, ?, ?, NULL, 0, 0)"  # noqa: S608 - ours
 _PRUNE = (
     "DELETE FROM exposure WHERE id NOT IN (SELECT id FROM exposure ORDER BY first_usec DESC LIMIT ?)",
     "DELETE FROM missing WHERE exposure NOT IN (SELECT id FROM exposure)",
+    "DELETE FROM counted WHERE exposure NOT IN (SELECT id FROM exposure)",
 )
 _ID = "(SELECT id FROM exposure WHERE tagged = ? AND name = ?)"
 _COUNT = """UPDATE exposure SET first_usec = min(first_usec, ?), last_usec = max(coalesce(last_usec, 0), ?),
-    stored = stored + 1, size_bytes = size_bytes + ? WHERE tagged = ? AND name = ?"""
+    stored = stored + max(?, stored >= ?), size_bytes = size_bytes + ? * max(?, stored >= ?)
+    WHERE tagged = ? AND name = ?"""
+_MARK = """INSERT OR IGNORE INTO counted (exposure, mark)
+    SELECT id, ? FROM exposure WHERE tagged = ? AND name = ? AND stored < ?"""
 _FOUND = f"DELETE FROM missing WHERE exposure = {_ID} AND destination = ?"  # noqa: S608 - ours
 _LOSE = f"""INSERT OR REPLACE INTO missing (exposure, destination, outcome, reason)
     SELECT id, ?, ?, ? FROM exposure WHERE tagged = ? AND name = ?
@@ -122,7 +133,10 @@ def count_stored(db: sqlite3.Connection, seq: int, count: StoredCount) -> None:
     """
     for tagged, name in count.names:
         _add(db, (tagged, name), count.at_usec)
-        db.execute(_COUNT, (count.at_usec, count.end_usec, count.size_bytes, tagged, name))
+        mark = mark_of(count.destination)
+        is_new = not tagged or db.execute(_MARK, (mark, tagged, name, MARKS_KEPT)).rowcount > 0
+        counts = is_new, MARKS_KEPT, count.size_bytes, is_new, MARKS_KEPT
+        db.execute(_COUNT, (count.at_usec, count.end_usec, *counts, tagged, name))
         db.execute(_FOUND, (tagged, name, count.destination))
     if seq:
         keep_ended(db, seq, count.id)
@@ -150,6 +164,7 @@ def save(db: sqlite3.Connection, change: SaveLoss | SaveExposure) -> None:
         "UPDATE exposure SET first_usec = ?, last_usec = ?, stored = ?, size_bytes = ? WHERE tagged = ? AND name = ?",
         values,
     )
+    db.executemany(_MARK, [(mark, *name, math.inf) for mark in one.marks])
     for what, missing in one.missing.items():
         _lose(db, name, what, missing)
 
@@ -157,7 +172,8 @@ def save(db: sqlite3.Connection, change: SaveLoss | SaveExposure) -> None:
 def _add(db: sqlite3.Connection, name: Name, first_usec: int) -> None:
     if db.execute(_ADD, (*name, first_usec)).rowcount > 0:
         db.execute(_PRUNE[0], (KEPT,))
-        db.execute(_PRUNE[1])
+        for statement in _PRUNE[1:]:
+            db.execute(statement)
 
 
 def _lose(db: sqlite3.Connection, name: Name, what: str, missing: Missing) -> None:
@@ -175,6 +191,9 @@ def read(db: sqlite3.Connection) -> KeptExposures:
     for id_, what, missing in _missing(db):
         if id_ in found:
             found[id_].missing[what] = missing
+    for id_, mark in db.execute("SELECT exposure, mark FROM counted"):
+        if id_ in found:
+            found[id_].marks.add(int(mark))
     ended = db.execute("SELECT seq, id FROM ended ORDER BY seq")
     return KeptExposures(tuple(found.values()), tuple((int(seq), str(id_)) for seq, id_ in ended))
 

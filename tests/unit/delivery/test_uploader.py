@@ -382,7 +382,7 @@ async def test_transfers_to_one_destination_keep_their_order(house: House) -> No
 @pytest.mark.parametrize("is_answered", [True, False])
 @flying_with(House)
 async def test_an_object_that_cannot_be_looked_up_is_sent_in_the_end(house: House, is_answered: bool) -> None:
-    """If the store answers others, its silence is about this object. In an outage the object is looked up for as long."""
+    """If the store answers others, its silence is about this object. In an outage the look-ups go on."""
     silence = AttemptError("ConnectionClosed", "reset")
 
     async def find(*_: object, **__: object) -> None:

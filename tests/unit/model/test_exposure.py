@@ -43,10 +43,19 @@ def test_an_exposure_lasts_from_its_first_request_to_its_last_object(exposures: 
     assert (one["seconds"], one["verdict"], one["last_usec"]) == (1.0, "in time", None)
     for number, at_s, took_s in ((2, 0.2, 1.0), (0, 0.0, 4.5), (1, 0.1, 1.0)):
         exposures.removed(transfer(number, at_s))
-        exposures.recorded(after(number, at_s, took_s))
+        exposures.recorded(after(number, at_s, took_s, key=f"night/{number}.fits"))
     (one,) = shown(exposures, 60.0)
     assert (one["pending"], one["stored"], one["failed"], one["size_bytes"]) == (0, 3, 0, 24_000_000)
     assert (one["first_usec"], one["last_usec"], one["seconds"]) == (START_USEC, START_USEC + 4_500_000, 4.5)
+
+
+@pytest.mark.parametrize(("tags", "stored"), [(("t",), 2), ((), 3)])
+def test_a_destination_counts_once_in_a_tag(exposures: Exposures, tags: tuple[str, ...], stored: int) -> None:
+    """A file that is sent twice hides no other. Without a tag, where no number is expected, each one counts."""
+    for number, key in ((1, "night/a"), (2, "night/a"), (3, "night/b")):
+        exposures.recorded(record(number, tags=tags, key=key))
+    (one,) = exposures
+    assert (one.stored, one.size_bytes) == (stored, stored * 8_000_000)
 
 
 def test_verdicts() -> None:

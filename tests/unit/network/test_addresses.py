@@ -386,6 +386,7 @@ def test_has_alternative(scene: Scene) -> None:
         (AttemptError("SignatureDoesNotMatch", "", status=403), True, []),
         (AttemptError("TLSRefused", ""), True, []),
         (AttemptError("ETagMismatch", "", status=200), True, []),
+        (AttemptError("RequestTimeTooSkewed", "", status=403), True, []),
         (AttemptError("QuotaExceeded", "", status=403), False, []),
         (AttemptError("BadRequest", ""), False, []),
         (AttemptError("Overwritten", ""), False, []),

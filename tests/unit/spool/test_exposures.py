@@ -10,7 +10,7 @@ import pytest
 from fakes import transfer
 from lab.records import START_USEC, record
 
-from s3daemon.model.exposure import KEPT, MISSING_KEPT, Exposure, Loss, Missing
+from s3daemon.model.exposure import KEPT, MARKS_KEPT, MISSING_KEPT, Exposure, Loss, Missing, mark_of
 from s3daemon.model.record import TransferRecord
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.exposures import ENDED_KEPT, SaveExposure, SaveLoss, StoredCount
@@ -26,7 +26,7 @@ def file(tmp_path: Path) -> SpoolFile:
 
 
 def stored(number: int, **changes: object) -> TransferRecord:
-    return record(number, **changes)
+    return record(number, **{"key": f"night/{number}.fits"} | changes)
 
 
 def test_a_stored_transfer_is_counted_by_the_commit_that_removes_its_row(file: SpoolFile) -> None:
@@ -36,13 +36,34 @@ def test_a_stored_transfer_is_counted_by_the_commit_that_removes_its_row(file: S
     file.commit([[Delete(7, StoredCount.of(one))]])
     kept = file.kept()
     assert file.entries() == []
-    assert kept.exposures == tuple(Exposure(name, True, START_USEC, START_USEC + 2 * S, 1, 8_000_000) for name in "ab")
+    mark = {mark_of("raw/night/7.fits")}
+    assert kept.exposures == tuple(
+        Exposure(name, True, START_USEC, START_USEC + 2 * S, 1, 8_000_000, marks=mark) for name in "ab"
+    )
     assert kept.ended == ((7, one.transfer_id),)
     again = stored(8, tags=("a",), start_usec=START_USEC - S, total_usec=S)
     file.commit([[Delete(0, StoredCount.of(again))]])
     first, _ = sorted(file.kept().exposures, key=lambda each: each.name)
     assert (first.stored, first.first_usec, first.last_usec) == (2, START_USEC - S, START_USEC + 2 * S)
     assert file.kept().ended == kept.ended  # it never had a row
+
+
+def test_a_destination_counts_once_in_a_tag(file: SpoolFile) -> None:
+    """However often it is stored, so that a file sent twice hides no other; but the last time is that of the last."""
+    one, again = stored(1, tags=("a",)), stored(2, tags=("a",), key="night/1.fits", total_usec=9 * S)
+    file.commit([[Delete(0, StoredCount.of(one)), Delete(0, StoredCount.of(again))]])
+    (kept,) = file.kept().exposures
+    assert (kept.stored, kept.size_bytes, kept.last_usec) == (1, 8_000_000, START_USEC + 9 * S)
+    file.commit([[Delete(0, StoredCount.of(stored(number, tags=()))) for number in (3, 3, 4)]])
+    assert [each.stored for each in file.kept().exposures if not each.tagged] == [3], "without a tag each one counts"
+
+
+def test_beyond_a_number_each_counts(file: SpoolFile) -> None:
+    """A tag for a whole night keeps a bounded number of marks."""
+    file.commit([[Delete(0, StoredCount.of(stored(number, tags=("a",)))) for number in range(MARKS_KEPT + 10)]])
+    file.commit([[Delete(0, StoredCount.of(stored(number, tags=("a",)))) for number in (0, MARKS_KEPT + 1)]])
+    (kept,) = file.kept().exposures
+    assert (kept.stored, len(kept.marks)) == (MARKS_KEPT + 12, MARKS_KEPT)
 
 
 def loss(what: str, name: str = "a", outcome: str = "refused", at_usec: int = START_USEC) -> SaveLoss:
@@ -53,7 +74,7 @@ def test_missing_files_are_kept_until_they_are_stored(file: SpoolFile) -> None:
     file.commit([[loss("raw/x"), loss("raw/night/f.fits", outcome="failed"), loss("raw/x")]])
     (one,) = file.kept().exposures
     assert (one.refused, one.failed, one.stored, one.last_usec) == (1, 1, 0, None)
-    file.commit([[Delete(0, StoredCount.of(stored(1, tags=("a",))))]])
+    file.commit([[Delete(0, StoredCount.of(stored(1, tags=("a",), key="night/f.fits")))]])
     (one,) = file.kept().exposures
     assert (one.stored, one.missing) == (1, {"raw/x": Missing("refused", "Code: raw/x")})
 
@@ -79,7 +100,7 @@ def test_counts_are_never_merged_while_the_disk_fails() -> None:
 
 
 def test_a_damaged_file_gives_its_exposures_to_the_next(file: SpoolFile, tmp_path: Path) -> None:
-    one = Exposure("a", True, 1, 2, 3, 4, {"raw/x": Missing("failed", "r")})
+    one = Exposure("a", True, 1, 2, 3, 4, {"raw/x": Missing("failed", "r")}, marks={1, -(1 << 63)})
     file.commit([[SaveExposure(one)], [SaveExposure(one)]])
     assert file.kept().exposures == (one,)
     file.close()
