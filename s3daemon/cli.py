@@ -55,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = _parser({command: module} if module else {}).parse_args(argv)
     if module is None:
         _serve()
+    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # `>&-`
+    sys.stderr = sys.stderr or sys.stdout
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # an encoding without some character does not lose the line
             stream.reconfigure(errors="backslashreplace")
@@ -62,9 +64,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr)
         sys.stdout.flush()
     except BrokenPipeError:  # `| head` has read enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        status = 1
+        status = _give_up_output()
+    except OSError as exc:  # the disk of `> file` is full
+        status = _give_up_output()
+        print(f"s3daemon: {exc}", file=sys.stderr)
     sys.exit(status)
+
+
+def _give_up_output() -> int:
+    """Let nothing more be written to standard output; return the exit status."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
 
 
 def _command_in(argv: Sequence[str] | None) -> str:

@@ -96,7 +96,8 @@ def console_of(out: TextIO, width: int | None = None) -> Console:
         out: a terminal, a pipe or a file.
         width: of the terminal, where it is known better.
     """
-    return Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    console = Console(file=out, width=width, highlight=False, markup=False, emoji=False)
+    return console if console.width > 0 else console_of(out, 80)  # some consoles export COLUMNS=0
 
 
 def width_of(console: Console) -> int | None:

@@ -35,6 +35,7 @@ from s3daemon.control.operations import Operations
 from s3daemon.errors import Code, RequestError
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.server import Page
+from s3daemon.http.upload import tag_of
 from s3daemon.ingress.protocol import QUESTION_TIMEOUT_S, Question
 from s3daemon.ingress.questions import Questions
 from s3daemon.model.ids import id_of, uuid_of
@@ -121,7 +122,8 @@ def _question(query: Mapping[str, str]) -> Question:
     """
     expect, timeout = query.get("expect"), query.get("timeout", str(QUESTION_TIMEOUT_S))
     try:
-        return Question.of(query.get("tag"), None if expect is None else int(expect), float(timeout))
+        tag = query.get("tag")
+        return Question.of(tag and tag_of(tag), None if expect is None else int(expect), float(timeout))
     except ValueError as exc:
         raise RequestError(Code.BAD_REQUEST, "expect and timeout must be numbers") from exc
 

@@ -63,6 +63,8 @@ class _Connection:
         #: Set while no request is being handled.
         self.idle = asyncio.Event()
         self.idle.set()
+        #: The client has shut down its sending side, or is gone.
+        self.sends_no_more = False
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -136,6 +138,15 @@ class _Protocol(web.RequestHandler):
     def data_received(self, data: bytes) -> None:
         self.connection.begin()
         super().data_received(data)
+
+    def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's ends the connection
+        """Let a client that shuts down its sending side have the answer to its request; then the connection ends.
+
+        It may also have closed the connection: nothing tells, so its answer does not count as taken.
+        """
+        self.connection.sends_no_more = True
+        self.close()
+        return True
 
 
 def _make_request(message: Any, payload: Any, protocol: Any, writer: Any, task: Any) -> web.BaseRequest:
@@ -236,7 +247,7 @@ class HttpServer:
             finally:
                 answer.sent()
             with suppress(OSError):
-                if not connection.closed.done():
+                if not (connection.closed.done() or connection.sends_no_more):
                     answer.taken()
                     if response.keep_alive:
                         connection.await_request()

@@ -296,7 +296,12 @@ def _given_in(pairs: Pairs) -> tuple[str, str, str]:
 
 def _tag(pairs: Pairs) -> str:
     """The first slug. Informational only, so one that cannot be a tag is escaped and shortened."""
-    return next((one_line(value, MAX_TAG_CHARS) for name, value in pairs if name == "slug" and value), "")
+    return next((tag_of(value) for name, value in pairs if name == "slug" and value), "")
+
+
+def tag_of(slug: str) -> str:
+    """Return the tag that a slug becomes: escaped and shortened where it cannot be one."""
+    return one_line(slug, MAX_TAG_CHARS)
 
 
 def _destination(uri: str) -> Destination:

@@ -110,6 +110,9 @@ def test_a_client_that_keeps_its_connection(served: Daemon, s3: FlakyS3, file: P
         client.request("GET", "/healthz")
         page = client.getresponse()
         assert (page.status, page.read()[-1:]) == (200, b"\n")
+        client.request("GET", "/transfers?tag=%0A&expect=1")  # the slug as it was sent
+        found = client.getresponse()
+        assert (found.status, json.loads(found.read())["stored"]) == (200, number + 1)
         assert client.sock is sock
     assert len(s3.objects) == 6
     assert served.terminate() == 0

@@ -124,3 +124,14 @@ def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path: Path) -> No
     done = subprocess.run(command, cwd=TREE, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (1, "")
+
+
+@pytest.mark.parametrize(
+    ("redirection", "said"), [(">&-", ""), (">/dev/full", "s3daemon: [Errno 28] No space left on device\n")]
+)
+def test_an_output_that_cannot_be_written_is_no_traceback(tmp_path: Path, redirection: str, said: str) -> None:
+    """One that was closed takes what is written; of a full one the reason is told."""
+    words = f"{sys.executable} -m s3daemon check --env-file {tmp_path / 'missing'} {redirection}"
+    env = {"PATH": os.environ["PATH"], **LIBRARIES}
+    done = subprocess.run(["/bin/sh", "-c", words], cwd=TREE, env=env, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, said)

@@ -161,3 +161,9 @@ def test_a_terminal_gets_colours_and_no_markup(colours: None) -> None:
 def test_no_colours_where_none_are_wanted(colours: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_COLOR", "1")
     assert "31m" not in "".join(printed(Terminal(), 80))
+
+
+def test_a_terminal_of_no_width_has_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some consoles export COLUMNS=0."""
+    monkeypatch.setenv("COLUMNS", "0")
+    assert console_of(io.StringIO()).width == 80

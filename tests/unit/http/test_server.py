@@ -319,6 +319,25 @@ async def test_a_request_is_carried_out_though_its_client_disconnects(house: Hou
     assert house.taken == 0
 
 
+@pytest.mark.parametrize("waits", [False, True])
+@pytest.mark.parametrize("request_", [KEPT_GET, KEPT_POST], ids=["GET", "POST"])
+@in_house()
+async def test_a_client_that_sends_no_more_gets_its_answer(house: House, request_: bytes, waits: bool) -> None:
+    """Then the connection ends. Nothing tells it from one that is gone, so the answer does not count as taken."""
+    house.go_on.clear()
+    reader, writer = await house.connect()
+    writer.write(request_)
+    if waits:
+        await asyncio.sleep(0.02)
+    writer.write_eof()
+    await asyncio.sleep(0.02)
+    house.go_on.set()
+    assert status(await reader.read()) == 200
+    assert house.taken == 0
+    writer.close()
+    await house.until(lambda: house.clients == 0)
+
+
 @in_house()
 async def test_connections_that_close_at_once_cost_nothing(house: House) -> None:
     for _ in range(50):
