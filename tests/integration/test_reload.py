@@ -270,7 +270,7 @@ def test_receivers(case: Case) -> None:
     assert [put.address for put in store.puts] == ["127.0.0.1", "127.0.0.2"]
 
 
-def test_a_changed_region_signs_the_next_request(case: Case) -> None:
+def test_region(case: Case) -> None:
     served = case.start()
     reload(served, AWS_DEFAULT_REGION="elsewhere")
     stored(served, case.file)
