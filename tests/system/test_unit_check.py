@@ -34,14 +34,19 @@ def test_installed(service: Service, moto: S3Server) -> None:
     assert "ok   journal     " in found
 
 
-def test_an_open_quote(service: Service, moto: S3Server) -> None:
-    """It swallows the next line, and systemd does not call that an error; the value shows it."""
+def test_lines_that_systemd_ignores(service: Service, moto: S3Server) -> None:
+    """An open quote swallows the next line, and systemd calls neither that nor an ignored line an error."""
     service.configure(moto)
     file = service.box.root / "etc/sysconfig/s3daemon"
     text = file.read_text()
     try:
         file.write_text(f"{text}\nS3DAEMON_CONGESTION='x\nS3DAEMON_MAX_CONNECTIONS=7\n")
         assert "is a quote left open" in check(service, status=1)
+        file.write_text(f"{text}\n# only these:\\\nS3DAEMON_ALLOWED_ROOTS=/data\nexport S3DAEMON_ALLOWED_USERS=daemon\n")
+        found = check(service, status=1)
+        # Systemd 254 and later does not continue a comment after a backslash.
+        assert ("does not set S3DAEMON_ALLOWED_ROOTS" in found) == ("S3DAEMON_ALLOWED_ROOTS, " in found)
+        assert "does not set S3DAEMON_ALLOWED_USERS" in found
         file.write_bytes(text.encode() + b"\nA=\xff\n")
         assert "does not accept /etc/sysconfig/s3daemon: see journalctl" in check(service, status=1)
     finally:
