@@ -344,6 +344,8 @@ RETIRED: Mapping[str, str] = {
 _NAMES = [name for v in VARIABLES.values() for name in (v.name, v.fallback) if name]
 #: A line of an environment file that names a variable of ours, in whatever form: the name, and what follows.
 _NAMING = re.compile(rf"[^#;=]*?(?<!\w)({'|'.join(_NAMES)})\b\s*[=:]?(.*)", re.IGNORECASE)
+#: The fields that restrict what clients may do. One that is not set means no limit.
+RESTRICTIONS = ("allowed_users", "allowed_roots", "allowed_buckets")
 #: The fields that a reload puts in force.
 RELOADABLE = frozenset(name for name, variable in VARIABLES.items() if not variable.restart)
 
@@ -353,6 +355,11 @@ def differences(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
     changed = [name for name in VARIABLES if getattr(old, name) != getattr(new, name)]
     applied = [VARIABLES[name].name for name in changed if name in RELOADABLE]
     return applied, [VARIABLES[name].name for name in changed if name not in RELOADABLE]
+
+
+def lifted(old: Settings, new: Settings) -> list[str]:
+    """Return the variables of the restrictions that the old settings have and the new ones have not."""
+    return [VARIABLES[name].name for name in RESTRICTIONS if getattr(old, name) and not getattr(new, name)]
 
 
 def of_operator(environ: Mapping[str, str]) -> dict[str, str]:

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from s3daemon.commands.check.findings import Findings, Host
-from s3daemon.config.settings import PRIME_AUTO, VARIABLES, Settings
+from s3daemon.config.settings import PRIME_AUTO, RESTRICTIONS, VARIABLES, Settings
 from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users
 from s3daemon.units import rate
@@ -125,8 +125,7 @@ def _buffers(findings: Findings, host: Host, settings: Settings, rtt_s: float | 
 
 def access(findings: Findings, host: Host, settings: Settings) -> None:
     """Name the limits that are not set, and users in the settings that this host does not have."""
-    limits = ("allowed_users", "allowed_roots", "allowed_buckets")
-    if not_set := [VARIABLES[name].name for name in limits if not getattr(settings, name)]:
+    if not_set := [VARIABLES[name].name for name in RESTRICTIONS if not getattr(settings, name)]:
         findings.note("access", f"{', '.join(not_set)}: not set, which means no limit")
     try:
         resolve_users(settings.allowed_users, lambda name: _uid(host, name))

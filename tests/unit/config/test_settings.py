@@ -18,6 +18,7 @@ from s3daemon.config.settings import (
     VARIABLES,
     Settings,
     differences,
+    lifted,
     not_set_by_file,
     of_operator,
     of_service,
@@ -269,6 +270,15 @@ def test_differences() -> None:
     assert restart == ["S3DAEMON_PORT", "S3DAEMON_STATE_DIR"]
     assert differences(old, old) == ([], [])
     assert VARIABLES.keys() - RELOADABLE == {"host", "port", "state_dir"}
+
+
+def test_restrictions_that_are_lifted() -> None:
+    """Those that were set and are not any more, not those that changed."""
+    none = Settings.from_environ(GOOD)
+    some = replace(none, allowed_users=("a",), allowed_roots=("/a",))
+    assert lifted(some, none) == ["S3DAEMON_ALLOWED_USERS", "S3DAEMON_ALLOWED_ROOTS"]
+    assert lifted(some, replace(some, allowed_users=("b",), allowed_roots=())) == ["S3DAEMON_ALLOWED_ROOTS"]
+    assert lifted(none, some) == []
 
 
 USERS = "S3DAEMON_ALLOWED_USERS"
