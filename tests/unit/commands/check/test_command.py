@@ -75,6 +75,14 @@ def test_environment(looked: Looked, closed: str, tmp_path: Path) -> None:
     assert not [line for line in looked.lines if " socket " in line]
 
 
+def test_state_directory_that_the_service_cannot_write(looked: Looked, closed: str) -> None:
+    """Though it is there and belongs to the service: the unit decides."""
+    looked.put("/data/spool/spool.db").parent.chmod(0o700)
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=/data/spool")
+    run(looked)
+    assert looked.one(" state ").startswith("warn state /data/spool is read-only to the service")
+
+
 def test_instance(looked: Looked, closed: str) -> None:
     """An instance has a file, units and a state directory of its own, whatever the environment says."""
     put_env_file(looked, "/etc/sysconfig/s3daemon@4", closed)
