@@ -67,3 +67,28 @@ def test_another_file_and_another_user(service: Service, moto: S3Server) -> None
         "systemd reads /srv/new settings.env for root only: run it as root"
         in service.box.exec(*user, check=False).stdout
     )
+
+
+def test_another_state_directory(service: Service, moto: S3Server) -> None:
+    """The unit cannot write it, which is a warning before a start fails; what the warning says to do is enough."""
+    service.configure(moto)
+    file = service.box.root / "etc/sysconfig/s3daemon"
+    text = file.read_text()
+    drop_in = service.box.root / f"etc/systemd/system/{service.unit}.d/state.conf"
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.write_text(f"{text}\nS3DAEMON_STATE_DIR=/srv/spool\n")
+        line = next(line for line in check(service).splitlines() if " state " in line)
+        assert line.startswith("warn state       /srv/spool is read-only to the service")
+        assert service.systemctl("restart", service.unit, check=False).returncode != 0
+        service.box.exec(*line.split(": ")[1].partition(";")[0].split())
+        drop_in.write_text("[Service]\nReadWritePaths=/srv/spool\n")
+        service.systemctl("daemon-reload")
+        service.systemctl("reset-failed", service.unit)
+        service.systemctl("restart", service.unit)
+        assert "ok   state       /srv/spool, mode 0700" in check(service)
+    finally:
+        drop_in.unlink(missing_ok=True)
+        file.write_text(text)
+        service.systemctl("daemon-reload")
+        service.systemctl("restart", service.unit)

@@ -74,11 +74,13 @@ def main(
             checks_host.sysctls(findings, host, settings, checks.rtt_s)
         with findings.guard("limits"):
             checks_host.limit(findings, settings, checks.rtt_s, instance.ask)
-        with findings.guard("access"):
-            checks_host.access(findings, host, settings)
     else:
         findings.note("store", "not checked: the settings have faults")
     _local(findings, host, unit, instance, settings.endpoint_url if settings else "")
+    if settings:
+        # Last, because a directory of a file server that does not answer may block.
+        with findings.guard("access"):
+            checks_host.access(findings, host, settings)
     return 1 if findings.failed else 0
 
 

@@ -6,6 +6,7 @@ The cost of a wrong setting is given for a burst of 23 small and 23 large files 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Mapping
@@ -124,7 +125,7 @@ def _buffers(findings: Findings, host: Host, settings: Settings, rtt_s: float | 
 
 
 def access(findings: Findings, host: Host, settings: Settings) -> None:
-    """Name the limits that are not set, and users in the settings that this host does not have."""
+    """Name the limits that are not set, and users and directories in the settings that this host does not have."""
     if not_set := [VARIABLES[name].name for name in RESTRICTIONS if not getattr(settings, name)]:
         findings.note("access", f"{', '.join(not_set)}: not set, which means no limit")
     try:
@@ -132,6 +133,10 @@ def access(findings: Findings, host: Host, settings: Settings) -> None:
     except SettingsError as exc:
         for fault in exc.faults:
             findings.fail("access", f"{fault}: the service does not start with that")
+    for root in settings.allowed_roots:
+        with contextlib.suppress(OSError):  # it is there, and not for this user to see
+            if not host.path(root).is_dir():
+                findings.warn("access", f"S3DAEMON_ALLOWED_ROOTS: {root} is not a directory here: no file is below it")
 
 
 def _uid(host: Host, name: str) -> int:
