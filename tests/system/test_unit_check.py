@@ -42,7 +42,8 @@ def test_lines_that_systemd_ignores(service: Service, moto: S3Server) -> None:
     try:
         file.write_text(f"{text}\nS3DAEMON_CONGESTION='x\nS3DAEMON_MAX_CONNECTIONS=7\n")
         assert "is a quote left open" in check(service, status=1)
-        file.write_text(f"{text}\n# only these:\\\nS3DAEMON_ALLOWED_ROOTS=/data\nexport S3DAEMON_ALLOWED_USERS=daemon\n")
+        ignored = "# only these:\\\nS3DAEMON_ALLOWED_ROOTS=/data\nexport S3DAEMON_ALLOWED_USERS=daemon\n"
+        file.write_text(f"{text}\n{ignored}")
         found = check(service, status=1)
         # Systemd 254 and later does not continue a comment after a backslash.
         assert ("does not set S3DAEMON_ALLOWED_ROOTS" in found) == ("S3DAEMON_ALLOWED_ROOTS, " in found)
