@@ -29,6 +29,7 @@ from s3daemon.config.settings import (
     Settings,
     SettingsHolder,
     differences,
+    lifted,
     of_service,
 )
 from s3daemon.control.client import control_path
@@ -409,5 +410,8 @@ class Service:
             self._background.start("retrying what was denied", self._retry(denied))
         logging.getLogger("s3daemon").setLevel(new.log_level.upper())
         later = f"; at the next restart: {', '.join(restart)}" if restart else ""
-        _log.info("reloaded; in force: %s%s", ", ".join(applied) or "nothing new", later)
+        free = lifted(old, new)
+        later += f"; no limit any more: {', '.join(free)}" if free else ""
+        level = logging.WARNING if free else logging.INFO
+        _log.log(level, "reloaded; in force: %s%s", ", ".join(applied) or "nothing new", later)
         return {"applied": applied, "restart": restart}

@@ -26,7 +26,8 @@ SYSCTLS = {
 UNITS = {
     "socket": {"LoadState": "loaded", "ActiveState": "active", "UnitFileState": "enabled",
                "Listen": "127.0.0.1:15555 (Stream)"},
-    "service": {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "enabled"},
+    "service": {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "enabled",
+                "ProtectSystem": "strict", "StateDirectory": "%N", "ReadWritePaths": ""},
 }  # fmt: skip
 
 
@@ -61,7 +62,8 @@ class Looked:
                 self.put("/proc/sys/" + name.replace(".", "/"), value + "\n")
 
     def _show(self, unit: str) -> Mapping[str, str]:
-        return self.units.get(unit.rpartition(".")[2], {})
+        name, _, kind = unit.rpartition(".")
+        return {key: value.replace("%N", name) for key, value in self.units.get(kind, {}).items()}
 
     def _environment(self, file: Path) -> Mapping[str, str] | None:
         """Read NAME=value lines, as systemd would; None of a file that it does not take."""

@@ -341,6 +341,11 @@ RETIRED: Mapping[str, str] = {
     "S3DAEMON_ACCEPT_WAIT": "clients are accepted at once, up to S3DAEMON_MAX_CLIENTS",
     "S3DAEMON_LOG": "the log is in the systemd journal, and S3DAEMON_LOG_LEVEL chooses what is logged",
 }
+_NAMES = [name for v in VARIABLES.values() for name in (v.name, v.fallback) if name]
+#: A line of an environment file that names a variable of ours, in whatever form: the name, and what follows.
+_NAMING = re.compile(rf"[^#;=]*?(?<!\w)({'|'.join(_NAMES)})\b\s*[=:]?(.*)", re.IGNORECASE)
+#: The fields that restrict what clients may do. One that is not set means no limit.
+RESTRICTIONS = ("allowed_users", "allowed_roots", "allowed_buckets")
 #: The fields that a reload puts in force.
 RELOADABLE = frozenset(name for name, variable in VARIABLES.items() if not variable.restart)
 
@@ -352,10 +357,14 @@ def differences(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
     return applied, [VARIABLES[name].name for name in changed if name not in RELOADABLE]
 
 
+def lifted(old: Settings, new: Settings) -> list[str]:
+    """Return the variables of the restrictions that the old settings have and the new ones have not."""
+    return [VARIABLES[name].name for name in RESTRICTIONS if getattr(old, name) and not getattr(new, name)]
+
+
 def of_operator(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that an operator sets, misspelt ones of ours included: what a reload hands over."""
-    known = {name for variable in VARIABLES.values() for name in (variable.name, variable.fallback)}
-    return {name: text for name, text in environ.items() if name in known or name.startswith("S3DAEMON_")}
+    return {name: text for name, text in environ.items() if name in _NAMES or name.startswith("S3DAEMON_")}
 
 
 def of_service(environ: Mapping[str, str]) -> dict[str, str]:
@@ -390,6 +399,34 @@ def _conflicts(present: set[str], url: str) -> Iterator[str]:
 def retired(environ: Mapping[str, str]) -> list[str]:
     """Return a warning for each variable of the original s3daemon that is ignored."""
     return [f"{name} is ignored: {instead}; remove it" for name, instead in RETIRED.items() if name in environ]
+
+
+def not_set_by_file(text: str, environ: Mapping[str, str]) -> list[str]:
+    """Return a fault for each variable of ours that an environment file names and systemd does not set as it says.
+
+    Systemd ignores a line that is not NAME=value, and some that are, without an error. Its rules differ from version to
+    version, so they are not repeated here: its result is compared.
+
+    Args:
+        text: the file's content, with LF at the end of each line.
+        environ: what systemd makes of the file.
+    """
+    last: dict[str, tuple[int, str]] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        if match := _NAMING.match(line):
+            last[match[1].upper()] = number, match[2]
+    cause = "systemd ignores export, NAME: value, a byte order mark, and what follows a backslash or an open quote"
+    return [
+        f"line {number} does not set {name}: {cause}"
+        for name, (number, value) in last.items()
+        if name not in environ or not _says(value, environ[name])
+    ]
+
+
+def _says(text: str, value: str) -> bool:
+    """Whether the text after an equals sign stands for a value; quotes, blanks and backslashes are not compared."""
+    said, read = (re.sub(r"[\s'\"\\]", "", each) for each in (text, value))
+    return read.startswith(said) if text.endswith("\\") else read == said
 
 
 def _given(variable: Variable, environ: Mapping[str, str], read: Read) -> tuple[Variable, str]:

@@ -29,7 +29,7 @@ _DURATIONS: _Units = {"": 1, "ms": Fraction(1, 1000), "s": 1, "min": 60, "h": 36
 _SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
 _RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
-_HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")
+_HOST = re.compile(r"[A-Za-z0-9._-]+")
 _LABEL = r"(?!-)[a-z0-9-]{1,63}(?<!-)"
 #: What botocore takes as the host of an endpoint, RFC 1123; the resolver takes a trailing dot as the end of the name.
 _HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?")
@@ -229,9 +229,13 @@ def names() -> Kind:
 
 
 def hosts() -> Kind:
-    """Return a kind for names of hosts, likewise."""
+    """Return a kind for names of hosts, likewise; no addresses, which the guard of HTTP does not look up by name."""
+
+    def is_name(word: str) -> bool:
+        return _HOST.fullmatch(word) is not None and not _NUMBER_LAST.fullmatch(word.lower())
+
     expected = "host names without ports, separated by commas or spaces"
-    return Kind(expected, _words, lambda v: bool(v) and all(_HOST.fullmatch(word) for word in v), empty=())
+    return Kind(expected, _words, lambda v: bool(v) and all(map(is_name, v)), empty=())
 
 
 def addresses() -> Kind:

@@ -34,14 +34,20 @@ def test_installed(service: Service, moto: S3Server) -> None:
     assert "ok   journal     " in found
 
 
-def test_an_open_quote(service: Service, moto: S3Server) -> None:
-    """It swallows the next line, and systemd does not call that an error; the value shows it."""
+def test_lines_that_systemd_ignores(service: Service, moto: S3Server) -> None:
+    """An open quote swallows the next line, and systemd calls neither that nor an ignored line an error."""
     service.configure(moto)
     file = service.box.root / "etc/sysconfig/s3daemon"
     text = file.read_text()
     try:
         file.write_text(f"{text}\nS3DAEMON_CONGESTION='x\nS3DAEMON_MAX_CONNECTIONS=7\n")
         assert "is a quote left open" in check(service, status=1)
+        ignored = "# only these:\\\nS3DAEMON_ALLOWED_ROOTS=/data\nexport S3DAEMON_ALLOWED_USERS=daemon\n"
+        file.write_text(f"{text}\n{ignored}")
+        found = check(service, status=1)
+        # Systemd 254 and later does not continue a comment after a backslash.
+        assert ("does not set S3DAEMON_ALLOWED_ROOTS" in found) == ("S3DAEMON_ALLOWED_ROOTS, " in found)
+        assert "does not set S3DAEMON_ALLOWED_USERS" in found
         file.write_bytes(text.encode() + b"\nA=\xff\n")
         assert "does not accept /etc/sysconfig/s3daemon: see journalctl" in check(service, status=1)
     finally:
@@ -62,3 +68,28 @@ def test_another_file_and_another_user(service: Service, moto: S3Server) -> None
         "systemd reads /srv/new settings.env for root only: run it as root"
         in service.box.exec(*user, check=False).stdout
     )
+
+
+def test_another_state_directory(service: Service, moto: S3Server) -> None:
+    """The unit cannot write it, which is a warning before a start fails; what the warning says to do is enough."""
+    service.configure(moto)
+    file = service.box.root / "etc/sysconfig/s3daemon"
+    text = file.read_text()
+    drop_in = service.box.root / f"etc/systemd/system/{service.unit}.d/state.conf"
+    drop_in.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        file.write_text(f"{text}\nS3DAEMON_STATE_DIR=/srv/spool\n")
+        line = next(line for line in check(service).splitlines() if " state " in line)
+        assert line.startswith("warn state       /srv/spool is read-only to the service")
+        assert service.systemctl("restart", service.unit, check=False).returncode != 0
+        service.box.exec(*line.split(": ")[1].partition(";")[0].split())
+        drop_in.write_text("[Service]\nReadWritePaths=/srv/spool\n")
+        service.systemctl("daemon-reload")
+        service.systemctl("reset-failed", service.unit)
+        service.systemctl("restart", service.unit)
+        assert "ok   state       /srv/spool, mode 0700" in check(service)
+    finally:
+        drop_in.unlink(missing_ok=True)
+        file.write_text(text)
+        service.systemctl("daemon-reload")
+        service.systemctl("restart", service.unit)

@@ -25,7 +25,7 @@ from s3daemon.commands.check import unit as checks_unit
 from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.commands.check.unit import Unit
-from s3daemon.config.settings import VARIABLES, Settings, retired
+from s3daemon.config.settings import VARIABLES, Settings, not_set_by_file, read_file, retired
 from s3daemon.control.client import Instance, instance_port
 from s3daemon.errors import SettingsError
 from s3daemon.journal import JOURNAL_SOCKET
@@ -74,11 +74,13 @@ def main(
             checks_host.sysctls(findings, host, settings, checks.rtt_s)
         with findings.guard("limits"):
             checks_host.limit(findings, settings, checks.rtt_s, instance.ask)
-        with findings.guard("access"):
-            checks_host.access(findings, host, settings)
     else:
         findings.note("store", "not checked: the settings have faults")
     _local(findings, host, unit, instance, settings.endpoint_url if settings else "")
+    if settings:
+        # Last, because a directory of a file server that does not answer may block.
+        with findings.guard("access"):
+            checks_host.access(findings, host, settings)
     return 1 if findings.failed else 0
 
 
@@ -110,6 +112,8 @@ def _variables(findings: Findings, host: Host, unit: Unit) -> Mapping[str, str]:
             text = f"systemd does not run here, or does not accept {unit.env_file}: see journalctl -e, {export}"
         findings.fail("settings", text)
         return {}
+    for text in not_set_by_file(read_file(host.path(unit.env_file)), read):
+        findings.fail("settings", f"{unit.env_file}: {text}")
     return {**read, **unit.environ(host)}
 
 
@@ -122,8 +126,7 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
         for fault in exc.faults:
             findings.fail("settings", f"{origin}: {fault}")
         if origin != _ENVIRONMENT:
-            text = "systemd ignores a line that is not NAME=value, such as one with export"
-            findings.note("settings", f"{text}; its credentials are visible to root only, while the service runs")
+            findings.note("settings", "systemd's credentials are visible to root only, while the service runs")
         return None
     for text in retired(variables):
         findings.warn("settings", f"{origin}: {text}")
@@ -138,7 +141,8 @@ def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance
         activated = unit is not None and checks_unit.units(findings, host, unit)
         checks_unit.daemon(findings, host, unit, instance.ask, activated=activated, endpoint=endpoint)
     with findings.guard("state"):
-        checks_host.state_directory(findings, host, instance.state_dir, unit.USER if unit else "")
+        if not unit or checks_unit.may_write(findings, host, unit, instance.state_dir):
+            checks_host.state_directory(findings, host, instance.state_dir, unit.USER if unit else "")
     with findings.guard("journal"):
         checks_host.journal(findings, host, JOURNAL_SOCKET)
     with findings.guard("service"):

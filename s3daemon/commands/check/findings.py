@@ -108,13 +108,13 @@ def _run(*command: str) -> str | None:
     return done.stdout.decode(errors="surrogateescape")
 
 
+_PROPERTIES = (
+    "LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen,ProtectSystem,StateDirectory,ReadWritePaths"
+)
+
+
 def _show(unit: str) -> dict[str, str]:
-    shown = (
-        _run(
-            "systemctl", "show", "--property=LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen", unit
-        )
-        or ""
-    )
+    shown = _run("systemctl", "show", f"--property={_PROPERTIES}", unit) or ""
     found: dict[str, str] = {}
     for name, _, value in (line.partition("=") for line in shown.splitlines()):
         found[name] = f"{found[name]} {value}" if name in found else value

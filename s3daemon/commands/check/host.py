@@ -6,13 +6,14 @@ The cost of a wrong setting is given for a burst of 23 small and 23 large files 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from s3daemon.commands.check.findings import Findings, Host
-from s3daemon.config.settings import PRIME_AUTO, VARIABLES, Settings
+from s3daemon.config.settings import PRIME_AUTO, RESTRICTIONS, VARIABLES, Settings
 from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users
 from s3daemon.units import rate
@@ -124,15 +125,18 @@ def _buffers(findings: Findings, host: Host, settings: Settings, rtt_s: float | 
 
 
 def access(findings: Findings, host: Host, settings: Settings) -> None:
-    """Name the limits that are not set, and users in the settings that this host does not have."""
-    limits = ("allowed_users", "allowed_roots", "allowed_buckets")
-    if not_set := [VARIABLES[name].name for name in limits if not getattr(settings, name)]:
+    """Name the limits that are not set, and users and directories in the settings that this host does not have."""
+    if not_set := [VARIABLES[name].name for name in RESTRICTIONS if not getattr(settings, name)]:
         findings.note("access", f"{', '.join(not_set)}: not set, which means no limit")
     try:
         resolve_users(settings.allowed_users, lambda name: _uid(host, name))
     except SettingsError as exc:
         for fault in exc.faults:
             findings.fail("access", f"{fault}: the service does not start with that")
+    for root in settings.allowed_roots:
+        with contextlib.suppress(OSError):  # it is there, and not for this user to see
+            if not host.path(root).is_dir():
+                findings.warn("access", f"S3DAEMON_ALLOWED_ROOTS: {root} is not a directory here: no file is below it")
 
 
 def _uid(host: Host, name: str) -> int:

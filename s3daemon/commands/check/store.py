@@ -36,6 +36,8 @@ from s3daemon.s3.sender import Sender
 from s3daemon.s3.store import LookupResult, Store
 
 _CONTENT = "Put by s3daemon check, which deletes it again.\n"
+#: What stores answer that do not list buckets.
+_NO_LIST = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 _T = TypeVar("_T")
 
 _CONSEQUENCES = {
@@ -144,7 +146,7 @@ class StoreChecks:
             if exc.code == ACCESS_DENIED:
                 text = "the keys may not list buckets, which is not needed; some stores also answer this to wrong keys"
                 self._findings.note("credentials", f"{text}: check with a BUCKET")
-            elif exc.status in (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED):
+            elif exc.status in _NO_LIST and exc.code != str(exc.status):  # with S3's code, not a web server's page
                 self._findings.note("credentials", f"{exc.code}: the store does not list buckets; check with a BUCKET")
             elif target and not accuses_keys(exc):
                 self._findings.warn(

@@ -119,6 +119,19 @@ def _failing(findings: Findings, host: Host, unit: Unit) -> bool:
     return True
 
 
+def may_write(findings: Findings, host: Host, unit: Unit, directory: Path) -> bool:
+    """Whether the unit lets the service write its state directory, as systemd shows the unit; say what is missing."""
+    shown = host.show(f"{unit.name}.service")
+    writable = [Path("/var/lib", name) for name in shown.get("StateDirectory", "").split()]
+    writable += [Path(path.lstrip("-+")) for path in shown.get("ReadWritePaths", "").split()]
+    if shown.get("ProtectSystem") != "strict" or any(directory.is_relative_to(path) for path in writable):
+        return True
+    make = f"install -d -m 700 -o {unit.USER} -g {unit.USER} {directory}"
+    drop_in = f"systemctl edit {unit.name}.service, with ReadWritePaths={directory} below [Service]"
+    findings.warn("state", f"{directory} is read-only to the service, which does not start with it: {make}; {drop_in}")
+    return False
+
+
 def environment_file(findings: Findings, host: Host, unit: Unit) -> None:
     """Check that only root may read or change the keys in the environment file."""
     try:

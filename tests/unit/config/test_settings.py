@@ -18,6 +18,8 @@ from s3daemon.config.settings import (
     VARIABLES,
     Settings,
     differences,
+    lifted,
+    not_set_by_file,
     of_operator,
     of_service,
     retired,
@@ -268,6 +270,54 @@ def test_differences() -> None:
     assert restart == ["S3DAEMON_PORT", "S3DAEMON_STATE_DIR"]
     assert differences(old, old) == ([], [])
     assert VARIABLES.keys() - RELOADABLE == {"host", "port", "state_dir"}
+
+
+def test_restrictions_that_are_lifted() -> None:
+    """Those that were set and are not any more, not those that changed."""
+    none = Settings.from_environ(GOOD)
+    some = replace(none, allowed_users=("a",), allowed_roots=("/a",))
+    assert lifted(some, none) == ["S3DAEMON_ALLOWED_USERS", "S3DAEMON_ALLOWED_ROOTS"]
+    assert lifted(some, replace(some, allowed_users=("b",), allowed_roots=())) == ["S3DAEMON_ALLOWED_ROOTS"]
+    assert lifted(none, some) == []
+
+
+USERS = "S3DAEMON_ALLOWED_USERS"
+
+
+@pytest.mark.parametrize(
+    ("text", "read", "lines"),
+    [
+        # What systemd 252 makes of each file is as observed.
+        (f"{USERS}=a\n", {USERS: "a"}, []),
+        (f"  {USERS} = 'a b' \n", {USERS: "a b"}, []),
+        (f'{USERS}="a\\\n b"\n', {USERS: "a b"}, []),
+        (f"{USERS}=a,\\\nb\n", {USERS: "a,b"}, []),
+        (f"{USERS}=a\\b\n", {USERS: "ab"}, []),
+        (f"{USERS}=\n", {USERS: ""}, []),
+        (f"{USERS}=a\n{USERS}=b\n", {USERS: "b"}, []),
+        (f"{USERS}=a # b\n", {USERS: "a # b"}, []),
+        (f"#{USERS}=a\n ; {USERS}=a\nOTHER={USERS}\nX{USERS}=1\n{USERS}_X=1\n\n", {}, []),
+        (f"export {USERS}=a\n", {}, [1]),
+        (f"\ufeff{USERS}=a\n", {}, [1]),
+        (f"# only these:\\\n{USERS}=a\n", {}, [2]),
+        (f"{USERS}: a\n", {}, [1]),
+        (f"{USERS.lower()}=a\n", {}, [1]),
+        (f"{USERS}\n", {}, [1]),
+        (f"{USERS} a\n", {}, [1]),
+        (f"{USERS}=a,b\nexport {USERS}=a\n", {USERS: "a,b"}, [2]),
+        (f"A='x\n{USERS}=a\n'\n", {"A": f"x\n{USERS}=a\n"}, [2]),
+        (f"A=x\\\n{USERS}=a\n", {"A": f"x{USERS}=a"}, [2]),
+        (f"export AWS_REGION=r\n{USERS}: a\n", {}, [1, 2]),
+    ],
+)
+def test_lines_that_do_not_set_what_they_name(text: str, read: dict[str, str], lines: list[int]) -> None:
+    assert [int(fault.split()[1]) for fault in not_set_by_file(text, read)] == lines
+
+
+def test_no_line_that_is_ignored_shows_a_secret() -> None:
+    (fault,) = not_set_by_file(f"export AWS_SECRET_ACCESS_KEY={SECRET}", {})
+    assert "AWS_SECRET_ACCESS_KEY" in fault
+    assert SECRET not in fault
 
 
 def test_what_a_reload_hands_over() -> None:

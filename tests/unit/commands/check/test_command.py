@@ -75,6 +75,14 @@ def test_environment(looked: Looked, closed: str, tmp_path: Path) -> None:
     assert not [line for line in looked.lines if " socket " in line]
 
 
+def test_state_directory_that_the_service_cannot_write(looked: Looked, closed: str) -> None:
+    """Though it is there and belongs to the service: the unit decides."""
+    looked.put("/data/spool/spool.db").parent.chmod(0o700)
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=/data/spool")
+    run(looked)
+    assert looked.one(" state ").startswith("warn state /data/spool is read-only to the service")
+
+
 def test_instance(looked: Looked, closed: str) -> None:
     """An instance has a file, units and a state directory of its own, whatever the environment says."""
     put_env_file(looked, "/etc/sysconfig/s3daemon@4", closed)
@@ -125,12 +133,12 @@ def test_file_that_systemd_does_not_read(looked: Looked, closed: str, uid: int, 
 
 
 def test_faults(looked: Looked, closed: str) -> None:
-    """Every fault is a line, with a hint at what systemd ignores; and no secret."""
+    """Every fault is a line, with a hint at what is not visible here; and no secret."""
     looked.put("/etc/sysconfig/s3daemon", f"S3_ENDPOINT_URL={closed}/x\nexport X=a\nAWS_SECRET_ACCESS_KEY={SECRET}\n")
     assert run(looked) == 1
     assert looked.one("S3_ENDPOINT_URL").startswith("FAIL settings /etc/sysconfig/s3daemon: S3_ENDPOINT_URL is ")
     assert looked.one("AWS_ACCESS_KEY_ID is not set").startswith("FAIL")
-    assert looked.one("such as one with export").startswith("note")
+    assert looked.one("credentials are visible").startswith("note")
     assert SECRET not in looked.out.getvalue()
 
 
@@ -138,7 +146,17 @@ def test_faults_of_the_environment_are_not_of_a_file(looked: Looked) -> None:
     """What systemd does with a file has nothing to do with them."""
     assert run(looked, S3_ENDPOINT_URL="nonsense") == 1
     assert looked.one("S3_ENDPOINT_URL is ").startswith("FAIL settings the environment: ")
-    assert not [line for line in looked.lines if "systemd ignores" in line]
+    assert not [line for line in looked.lines if "are visible" in line]
+
+
+def test_a_line_that_systemd_ignores(looked: Looked, closed: str) -> None:
+    """A restriction that is written and not in force is a failure, though the settings have no fault."""
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "export S3DAEMON_ALLOWED_USERS=daemon")
+    assert run(looked) == 1
+    assert looked.one("FAIL settings").startswith(
+        "FAIL settings /etc/sysconfig/s3daemon: line 4 does not set S3DAEMON_ALLOWED_USERS: systemd ignores export, "
+    )
+    assert looked.one("ok settings")
 
 
 def test_a_variable_of_the_original_daemon_is_a_warning(looked: Looked, closed: str) -> None:

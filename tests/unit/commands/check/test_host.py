@@ -145,6 +145,7 @@ def test_priming(prime: str, rtt_s: float | None, level: str, looked: Looked) ->
     ],
 )
 def test_limits_that_are_not_set(looked: Looked, limits: tuple[str, ...], not_set: str) -> None:
+    looked.put("/data/file")
     given = {"users": ("1234",), "roots": ("/data",), "buckets": ("raw",)}
     checks_host.access(looked.findings, looked.host, settings(**{f"allowed_{name}": given[name] for name in limits}))
     assert looked.lines == ([f"note access {not_set}: not set, which means no limit"] if not_set else [])
@@ -157,6 +158,15 @@ def test_users_of_the_settings_that_do_not_exist_are_named(looked: Looked) -> No
     line = looked.one("FAIL")
     assert line.startswith("FAIL access")
     assert "typo" in line
+
+
+def test_roots_that_are_not_there(looked: Looked) -> None:
+    """A typo there refuses every file."""
+    looked.put("/data/file")
+    checks_host.access(looked.findings, looked.host, settings(allowed_roots=("/data", "/dtaa", "/data/file")))
+    warned = [line for line in looked.lines if line.startswith("warn")]
+    begin = "warn access S3DAEMON_ALLOWED_ROOTS: "
+    assert [line.removeprefix(begin).partition(" ")[0] for line in warned] == ["/dtaa", "/data/file"]
 
 
 def test_state_directory(looked: Looked) -> None:

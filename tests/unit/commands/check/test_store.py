@@ -14,6 +14,13 @@ from s3daemon.commands.check.store import StoreChecks
 PAGE = b'HTTP/1.1 200 OK\r\nETag: "abc"\r\nContent-Length: 13\r\n\r\n<html></html>'
 
 
+def web_page(status: int) -> bytes:
+    """Make an answer of a web server that is not S3."""
+    body = "<html>not here</html>"
+    head = f"HTTP/1.1 {status} X\r\nContent-Type: text/html\r\nContent-Length: {len(body)}\r\n\r\n"
+    return (head + body).encode()
+
+
 def checked(tmp_path: Path, answer: bytes, target: str = "", **variables: str) -> Looked:
     """Run the checks with a store that gives every request that answer."""
     looked = Looked(tmp_path)
@@ -47,6 +54,10 @@ def test_target_refused(tmp_path: Path, target: str, allowed: str, found: str) -
         (PAGE, "FAIL credentials BadAnswer, the answer with status 200 is not S3's ListAllMyBucketsResult"),
         (refusal(403, "SignatureDoesNotMatch"), "FAIL credentials SignatureDoesNotMatch, "),
         (refusal(405, "MethodNotAllowed"), "note credentials MethodNotAllowed: the store does not list buckets"),
+        (refusal(501, "NotImplemented"), "note credentials NotImplemented: the store does not list buckets"),
+        (web_page(404), "FAIL credentials 404, the store answered 404; without an S3 error: a proxy or"),
+        (web_page(405), "FAIL credentials 405, the store answered 405; without an S3 error: a proxy or"),
+        (web_page(501), "FAIL credentials 501, the store answered 501"),
         (refusal(503, "SlowDown"), "FAIL credentials SlowDown, the store answered 503; the daemon would go on trying"),
         (refusal(403, "QuotaExceeded"), "FAIL credentials QuotaExceeded, "),
         (refusal(403, "RequestTimeTooSkewed"), "FAIL credentials RequestTimeTooSkewed, the store answered 403; set"),

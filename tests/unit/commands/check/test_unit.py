@@ -131,6 +131,38 @@ def test_a_service_that_fails_to_start(shown: dict[str, str], said: str, found: 
     assert looked.one("daemon").startswith(found)
 
 
+@pytest.mark.parametrize(
+    ("directory", "shown", "may"),
+    [
+        ("/var/lib/s3daemon", {}, True),
+        ("/var/lib/s3daemon/spool", {}, True),
+        ("/var/lib/s3daemon-2", {}, False),
+        ("/data/spool", {}, False),
+        ("/data/spool", {"ReadWritePaths": "/var/other -/data"}, True),
+        ("/data/spool", {"ReadWritePaths": "/data/spool/x /data/sp"}, False),
+        ("/data/spool", {"StateDirectory": "a b"}, False),
+        ("/var/lib/b", {"StateDirectory": "a b"}, True),
+        ("/data/spool", {"ProtectSystem": "full"}, True),
+    ],
+)
+def test_state_directory_that_the_unit_may_write(
+    directory: str, shown: dict[str, str], may: bool, looked: Looked
+) -> None:
+    """All but what the unit names is read-only to the service; the line has the drop-in that changes it."""
+    looked.units["service"] |= shown
+    assert checks_unit.may_write(looked.findings, looked.host, PLAIN, Path(directory)) == may
+    if not may:
+        line = looked.one("state")
+        assert line.startswith(f"warn state {directory} is read-only to the service")
+        assert line.endswith(f"systemctl edit s3daemon.service, with ReadWritePaths={directory} below [Service]")
+
+
+def test_state_directory_where_the_unit_is_not_installed(looked: Looked) -> None:
+    looked.units["service"] = {}
+    assert checks_unit.may_write(looked.findings, looked.host, PLAIN, Path("/data/spool"))
+    assert looked.lines == []
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of root")
 def test_environment_file(looked: Looked) -> None:
     """The keys are in it, so no one but root may read or change it."""
