@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from datetime import datetime, tzinfo
 
+#: The beginning of the year 3000, microseconds since the epoch. What claims to be later is no time: Python has no date
+#: from the year 10000 on, and an axis of a picture goes beyond its last one.
+END_USEC = 32_503_680_000_000_000
+
 _SPANS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 
 
@@ -54,7 +58,12 @@ def limit(usec: int) -> str:
 
 
 def moment(usec: int, zone: tzinfo | None) -> str:
-    """Return a point in time, to the second, in a zone; None for the system's."""
+    """Return a point in time, to the second, in a zone; None for the system's.
+
+    Args:
+        usec: microseconds since the epoch, from 0 to before `END_USEC`; likewise below.
+        zone: None for the system's.
+    """
     return f"{datetime_of(usec, zone):%Y-%m-%d %H:%M:%S}"
 
 

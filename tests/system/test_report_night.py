@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -216,3 +216,33 @@ def test_the_picture_agrees_with_the_clients(night: Night, tmp_path: Path) -> No
     for name, drawn_s in zip(list(night.exposures)[:2], labels, strict=False):
         assert abs(drawn_s - to_last_s(night, name)) < AGREE_S
     assert labels[2] > 5  # the deferred one
+
+
+#: Sends the entry on standard input to journald, as any user may.
+FORGE = """
+import socket, sys
+with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+    sock.sendto(sys.stdin.buffer.read(), "/run/systemd/journal/socket")
+"""
+
+
+@pytest.mark.parametrize("unit", ["", "forger.service"])
+def test_records_that_a_user_forged(night: Night, unit: str) -> None:
+    """They hide no missing file, whether journald knows a unit of the forger's or not; a note says that they are there.
+
+    The last test of this night, for a saved journal's entries without a unit count.
+    """
+    box = night.service.box
+    made = record(7, bucket="no-such-bucket", key="exposure-2/R07.fits", tags=("exposure-2",), start_usec=10**30)
+    possible = replace(made, start_usec=round((time.time() + 60) * 1e6), transfer_id=f"{8:016x}")
+    there = reported(night, "--json", "--by", "tag")
+    for one in (made, possible):
+        entry = "".join(f"{name}={os.fsdecode(value) if isinstance(value, bytes) else value}\n"
+                        for name, value in one.fields())  # fmt: skip
+        way = ("systemd-run", "--quiet", "--wait", "--pipe", f"--unit={unit}", "-p", "User=nobody") if unit else (
+            "runuser", "-u", "nobody", "--")  # fmt: skip
+        box.exec(*way, "python3", "-c", FORGE, text_in=entry)
+    box.exec("journalctl", "--sync")
+    found = box.exec("s3daemon", "report", "--since", f"@{night.began_s:.6f}", "--json", "--by", "tag")
+    assert found.stdout == there
+    assert "entries left out, not written by s3daemon.service" in found.stderr

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import time
-from datetime import UTC
+from datetime import UTC, timedelta, timezone, tzinfo
 
 import pytest
 
-from s3daemon.units import limit, moment, seconds, size, span, zone_name
+from s3daemon.units import END_USEC, limit, moment, seconds, size, span, zone_name
 
 
 @pytest.mark.parametrize(
@@ -34,6 +35,13 @@ def test_a_size_has_three_digits_at_most(count: int, text: str) -> None:
 def test_seconds(usec: int, text: str) -> None:
     """Times have four digits, and no more than milliseconds."""
     assert seconds(usec) == text
+
+
+@pytest.mark.parametrize("zone", [None, UTC, timezone(timedelta(hours=14)), timezone(timedelta(hours=-12))])
+@pytest.mark.parametrize("usec", [0, END_USEC - 1])
+def test_moments_up_to_the_last(usec: int, zone: tzinfo | None) -> None:
+    """From the epoch to the end of the year 2999 every moment has a text in every zone."""
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", moment(usec, zone))
 
 
 def test_limit() -> None:

@@ -55,7 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         ("prefix", "with a key that begins with PREFIX"),
         ("tag", "with this tag"),
         ("host", "of this host"),
-        ("unit", "of this instance of the service, such as s3daemon@15557"),
+        ("unit", "of this unit, such as s3daemon@15557; by default s3daemon and all its instances"),
     ):
         which.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=text)
     shown = parser.add_argument_group("what is shown")
@@ -90,16 +90,23 @@ def main(
         selection = _selection(args)
         if args.plot and args.plot.suffix.lower() not in picture.SUFFIXES:
             raise S3daemonError(Code.BAD_REQUEST, f"--plot takes a file that ends in {' or '.join(picture.SUFFIXES)}")
-        collection, delays = Collection(selection), Delays()
+        collection, delays, untrusted = Collection(selection), Delays(), 0
         for entry in _with_progress(_entries(args, selection, stdin, notes.append), err):
-            collection.add(entry)
-            delays.add(entry)
+            if selection.trusts(entry):
+                collection.add(entry)
+                delays.add(entry)
+            else:
+                untrusted += 1
         delays.sort()
         by = args.by or ("tag" if args.late_only or args.expect else "")
         limits = {"limit_usec": args.limit, "late_usec": args.late, "expect": args.expect}
         report = Report.of(collection.transfers(), **limits, by=by, delays=delays, refused=collection.refused)
         if collection.unreadable:
-            notes.append(f"records left out, cut (journalctl --all?) or of another version: {collection.unreadable}")
+            what = "cut (journalctl --all?), of another version, or with impossible numbers"
+            notes.append(f"records left out, {what}: {collection.unreadable}")
+        if untrusted and not selection.units:
+            what = "not written by s3daemon.service or s3daemon@*.service (--unit names others)"
+            notes.append(f"entries left out, {what}: {untrusted}")
         if not report.transfers:
             notes.append(f"no transfer was recorded{_period(selection, zone)}")
         if args.plot:
@@ -132,6 +139,7 @@ def _selection(args: argparse.Namespace) -> Selection:
         tags=tuple(args.tag),
         hosts=tuple(args.host),
         units=tuple(unit if unit.endswith(".service") else f"{unit}.service" for unit in args.unit),
+        of_this_host=not (args.stdin or args.file),
     )
 
 

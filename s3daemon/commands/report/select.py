@@ -2,16 +2,21 @@
 
 The selection is applied twice: journald's indices find one exposure among millions of entries, so journalctl is asked
 for it too; but whether an entry counts is decided here, for every source alike.
+
+Any local user may write an entry with the fields of a record. Only journald sets the fields that begin with an
+underscore, so `_SYSTEMD_UNIT` says whether an entry is the service's.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from s3daemon.model.record import MessageId, TransferRecord
+from s3daemon.units import END_USEC
 
 JournalEntry = Mapping[str, object]
 """An entry as `journalctl -o json --all` gives it: by field a text, a list of byte values, or a list of these."""
@@ -31,8 +36,10 @@ FIELDS = (
 OTHERS = (
     MessageId.ATTEMPT_FAILED, MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED, MessageId.REFUSED,
 )  # fmt: skip
-#: Of 64 bits; more is not a time, and from some thousand on Python refuses it.
-_USEC_DIGITS = 20
+#: Of `END_USEC`; from some thousand on Python refuses a number.
+_USEC_DIGITS = 17
+#: The units that are the service: systemd/s3daemon.service, and the instances of s3daemon@.service.
+_UNIT = re.compile(r"s3daemon(@.*)?\.service")
 
 
 class ReportedTransfer(NamedTuple):
@@ -68,7 +75,7 @@ class RefusedRequest(NamedTuple):
         tags: none, or the one that was given.
         code: the error's.
         usec: when it was refused, microseconds since the epoch.
-        host, unit: as of `ReportedTransfer`.
+        host: as of `ReportedTransfer`.
     """
 
     place: Place
@@ -76,7 +83,6 @@ class RefusedRequest(NamedTuple):
     code: str
     usec: int
     host: str = ""
-    unit: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +96,8 @@ class Selection:
         prefixes: what keys begin with.
         tags: whole tags.
         hosts: as the journal's _HOSTNAME has them.
-        units: systemd units of daemons, with their suffix.
+        units: systemd units of daemons, with their suffix; without one those of the service.
+        of_this_host: the entries are from the journal of this host, where the service's name their unit.
     """
 
     since_usec: int | None = None
@@ -100,6 +107,7 @@ class Selection:
     tags: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
     units: tuple[str, ...] = ()
+    of_this_host: bool = False
 
     def matches(self) -> list[str]:
         """Return FIELD=VALUE for journalctl: values of one field are alternatives, each further field narrows.
@@ -110,6 +118,17 @@ class Selection:
         what = _matches(("S3DAEMON_BUCKET", self.buckets), ("S3DAEMON_TAG", self.tags))
         others = [f"MESSAGE_ID={kind}" for kind in OTHERS]
         return [f"MESSAGE_ID={MessageId.RECORD}", *what, *where, "+", *others, *where]
+
+    def trusts(self, entry: JournalEntry) -> bool:
+        """Whether an entry is from the units that are asked for.
+
+        One without a unit is where no units are given, unless it is of this host: it may have lost its trusted fields
+        in a copy, or be of a daemon that systemd did not start.
+        """
+        unit = entry.get("_SYSTEMD_UNIT")
+        if self.units:
+            return unit in self.units
+        return not self.of_this_host if unit is None else _UNIT.fullmatch(str(unit)) is not None
 
     def admits(self, one: ReportedTransfer | RefusedRequest, recorded_usec: int) -> bool:
         """Whether a transfer, or a refused request, meets every condition.
@@ -126,7 +145,6 @@ class Selection:
             and (not self.prefixes or key.startswith(self.prefixes))
             and (not self.tags or not set(self.tags).isdisjoint(one.tags))
             and (not self.hosts or one.host in self.hosts)
-            and (not self.units or one.unit in self.units)
         )
 
 
@@ -142,13 +160,13 @@ class Collection:
     say stored the first is right, for the object was there by then; among several failures the last.
 
     Args:
-        selection: what is kept.
+        selection: what is kept; entries that it does not trust are not to be added.
     """
 
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._by_id: dict[str, ReportedTransfer] = {}
-        #: Entries that have the message id of a record and cannot be read as one.
+        #: Entries that have the message id of a record and cannot be read as one, or have a number that cannot be true.
         self.unreadable = 0
         #: The selected requests that were refused, if they had a tag or a destination.
         self.refused: list[RefusedRequest] = []
@@ -160,7 +178,7 @@ class Collection:
             return
         fields = {name: _shared(entry[name]) for name in FIELDS if name in entry}
         record = TransferRecord.from_fields(fields)
-        if record is None:
+        if record is None or not _is_plausible(record):
             self.unreadable += fields.get("MESSAGE_ID") == MessageId.RECORD
             return
         transfer = ReportedTransfer(record, str(fields.get("_HOSTNAME", "")), str(fields.get("_SYSTEMD_UNIT", "")))
@@ -173,9 +191,9 @@ class Collection:
     def _add_refused(self, entry: JournalEntry) -> None:
         names = ("BUCKET", "KEY", "TAG", "ERROR")
         bucket, key, tag, error = (str(entry.get(f"S3DAEMON_{name}", "")) for name in names)
-        host, unit = (str(entry.get(name, "")) for name in ("_HOSTNAME", "_SYSTEMD_UNIT"))
+        host = str(entry.get("_HOSTNAME", ""))
         usec = decimal_of(entry.get("__REALTIME_TIMESTAMP")) or 0
-        one = RefusedRequest((bucket, key), (tag,) if tag else (), error.partition(":")[0], usec, host, unit)
+        one = RefusedRequest((bucket, key), (tag,) if tag else (), error.partition(":")[0], usec, host)
         if (tag or key) and self._selection.admits(one, usec):
             self.refused.append(one)
 
@@ -187,6 +205,13 @@ class Collection:
 def _shared(value: object) -> object:
     """Return one text for all that are alike, as most are; what is not a text is left to the record."""
     return sys.intern(value) if type(value) is str else value
+
+
+def _is_plausible(record: TransferRecord) -> bool:
+    """Whether its times can be shown, and its other numbers have 64 bits at most, as all that a daemon writes have."""
+    times = (record.start_usec + record.total_usec, record.queue_usec, record.upload_usec or 0, record.rtt_usec or 0)
+    numbers = (record.size_bytes, record.attempts, record.retransmits or 0)
+    return max(times) < END_USEC and max(numbers) < 1 << 64
 
 
 def _supersedes(new: ReportedTransfer, known: ReportedTransfer) -> bool:
@@ -202,5 +227,7 @@ def _recorded_usec(entry: JournalEntry, transfer: ReportedTransfer) -> int:
 
 
 def decimal_of(value: object) -> int | None:
-    """The number that a field of an entry has; None when it is none."""
-    return int(value) if isinstance(value, str) and value.isdecimal() and len(value) <= _USEC_DIGITS else None
+    """The microseconds that a field of an entry has; None when it has none, or more than can be shown."""
+    if not (isinstance(value, str) and value.isdecimal() and len(value) <= _USEC_DIGITS):
+        return None
+    return usec if (usec := int(value)) < END_USEC else None

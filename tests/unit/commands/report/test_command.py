@@ -14,6 +14,7 @@ from lab.records import START_USEC, failed, line, record, refusal
 from lab.terminal import Terminal
 
 from s3daemon.commands.report import command as report
+from s3daemon.units import END_USEC
 
 SECOND = 1_000_000
 NIGHT = [
@@ -78,6 +79,40 @@ def test_unit_names_have_a_suffix_or_not() -> None:
     given = [line(record(1), _SYSTEMD_UNIT="s3daemon@15556.service"), line(record(2), _SYSTEMD_UNIT="s3daemon.service")]
     for name in ("s3daemon@15556", "s3daemon@15556.service"):
         assert json.loads(run("--json", "--unit", name, given=given)[1])["stored"] == 1
+
+
+FORGED = [
+    line(record(9, tags=("exposure-1",), key="forged"), "node1", _SYSTEMD_UNIT="session-3.scope"),
+    refusal("raw/x", "exposure-1", _SYSTEMD_UNIT="user@1000.service"),
+    json.dumps({
+        "MESSAGE_ID": "e3e2e43e172e458d9cce4364dccb89e8", "S3DAEMON_TRANSFER_ID": f"{1:016x}", "_HOSTNAME": "node1",
+        "S3DAEMON_ERROR": "Forged: x", "__REALTIME_TIMESTAMP": str(START_USEC), "_SYSTEMD_UNIT": "cron.service",
+    }).encode(),
+]  # fmt: skip
+
+
+def test_what_other_units_wrote_does_not_count() -> None:
+    """Any local user may write a record; it is left out and counted, unless its unit was asked for."""
+    plain = run("--json", "--by", "tag")
+    status, out, err = run("--json", "--by", "tag", given=[*NIGHT, *FORGED])
+    assert (status, out) == plain[:2]
+    assert err == (
+        "note: entries left out, not written by s3daemon.service or s3daemon@*.service (--unit names others): 3\n"
+    )
+    own = [line(record(1), _SYSTEMD_UNIT="run-u3.service"), *FORGED]
+    _, out, err = run("--json", "--unit", "run-u3", given=own)
+    assert (json.loads(out)["transfers"], err) == (1, "")
+
+
+@pytest.mark.parametrize("words", [(), ("--by", "tag"), ("--json",), ("--csv",), ("--late-only",)])
+@pytest.mark.parametrize("field", ["S3DAEMON_START_USEC", "S3DAEMON_TOTAL_USEC", "S3DAEMON_SIZE_BYTES"])
+def test_impossible_numbers_are_noted(words: tuple[str, ...], field: str) -> None:
+    """The record is left out, and the report is of the others."""
+    status, out, err = run(*words, given=[*NIGHT, line(record(9), **{field: "9" * 400})])
+    assert (status, out) == run(*words)[:2]
+    assert err == (
+        "note: records left out, cut (journalctl --all?), of another version, or with impossible numbers: 1\n"
+    )
 
 
 def test_by_and_limits() -> None:
@@ -214,6 +249,17 @@ def test_plot_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert (tmp_path / "n.PNG").read_bytes().startswith(b"\x89PNG")
 
 
+def test_the_extremes_of_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every form, and the picture, take the earliest and latest time and the largest size that a record may have."""
+    last = {"start_usec": END_USEC - 1, "total_usec": 0, "size_bytes": 2**64 - 1}
+    given = [line(record(1, start_usec=0, total_usec=END_USEC - 1, queue_usec=END_USEC - 1)), line(record(2, **last))]
+    monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
+    pytest.importorskip("matplotlib")
+    for words in ([], ["--by", "tag"], ["--json"], ["--csv"], ["--plot", str(tmp_path / "n.png")]):
+        status, out, err = run(*words, given=given)
+        assert (status, out != "", err) == (0, True, "")
+
+
 @pytest.mark.parametrize(
     ("words", "text"),
     [
@@ -270,7 +316,7 @@ def test_what_was_left_out_is_said() -> None:
     status, out, err = run(given=[NIGHT[0], json.dumps(cut).encode(), NIGHT[2][:50]])
     assert (status, out.splitlines()[0]) == (0, "1 transfer: 1 stored, none failed")
     assert "note: 1 of 3 lines" in err
-    assert "note: records left out, cut (journalctl --all?) or of another version: 1" in err
+    assert "note: records left out, cut (journalctl --all?), of another version, or with impossible numbers: 1" in err
 
 
 def test_progress() -> None:

@@ -7,13 +7,14 @@ from lab.records import START_USEC, entry, failed, record, refusal
 
 from s3daemon.commands.report.select import OTHERS, Collection, RefusedRequest, Selection
 from s3daemon.model.record import MessageId
+from s3daemon.units import END_USEC
 
 SECOND = 1_000_000
 
 
 def collected(*entries: dict[str, object], **wanted: object) -> Collection:
     made = Collection(Selection(**wanted))  # type: ignore[arg-type] # names of Selection's own
-    for one in entries:
+    for one in filter(Selection(**wanted).trusts, entries):  # type: ignore[arg-type]
         made.add(one)
     return made
 
@@ -54,6 +55,49 @@ def test_selection(wanted: dict[str, object], found: list[int]) -> None:
         entry(record(3, bucket="raw", key="x", tags=()), "n2", _SYSTEMD_UNIT="s3daemon@15556.service"),
     ]
     assert ids(collected(*entries, **wanted)) == found
+
+
+@pytest.mark.parametrize(
+    ("unit", "wanted", "trusted"),
+    [
+        ("s3daemon.service", {"of_this_host": True}, True),
+        ("s3daemon@15556.service", {"of_this_host": True}, True),
+        ("session-3.scope", {"of_this_host": True}, False),
+        ("user@1000.service", {}, False),
+        ("s3daemon.service.evil.service", {}, False),
+        ("nots3daemon.service", {}, False),
+        ("s3daemon@1.socket", {}, False),
+        (None, {"of_this_host": True}, False),
+        (None, {}, True),
+        ("s3daemon.service", {"units": ("run-u3.service",)}, False),
+        ("run-u3.service", {"units": ("run-u3.service",), "of_this_host": True}, True),
+        (None, {"units": ("s3daemon.service",)}, False),
+    ],
+)
+def test_whose_entries_count(unit: str | None, wanted: dict[str, object], trusted: bool) -> None:
+    """Those of the units that were asked for, else the service's; without a unit only such as are from elsewhere."""
+    given = entry(record(1)) | ({} if unit is None else {"_SYSTEMD_UNIT": unit})
+    assert Selection(**wanted).trusts(given) == trusted  # type: ignore[arg-type] # names of Selection's own
+
+
+@pytest.mark.parametrize(
+    "impossible",
+    [
+        {"S3DAEMON_START_USEC": "9" * 20},
+        {"S3DAEMON_START_USEC": str(END_USEC - 402_000)},  # it ends too late
+        {"S3DAEMON_TOTAL_USEC": "9" * 23},
+        {"S3DAEMON_QUEUE_USEC": "9" * 400},
+        {"S3DAEMON_UPLOAD_USEC": "9" * 400},
+        {"S3DAEMON_RTT_USEC": "9" * 400},
+        {"S3DAEMON_SIZE_BYTES": "9" * 400},
+        {"S3DAEMON_RETRANSMITS": "9" * 400},
+    ],
+    ids=str,
+)
+def test_impossible_numbers_leave_a_record_out(impossible: dict[str, str]) -> None:
+    """It is counted with those that cannot be read."""
+    found = collected(entry(record(1)), entry(record(2)) | impossible)
+    assert (ids(found), found.unreadable) == ([1], 1)
 
 
 def test_bounds_are_on_the_time_of_recording() -> None:
@@ -130,7 +174,7 @@ REFUSED = json.loads(refusal("raw/night/f", "e", second=2, _HOSTNAME="n", _SYSTE
 def test_refused_requests_are_kept() -> None:
     """With a tag or a destination; what has neither is a file of nothing."""
     tagged = RefusedRequest(
-        ("raw", "night/f"), ("e",), "NotReadable", START_USEC + 2 * SECOND, "n", "s3daemon.service"
+        ("raw", "night/f"), ("e",), "NotReadable", START_USEC + 2 * SECOND, "n"
     )  # fmt: skip
     given = [json.loads(refusal(*words)) for words in (("raw/night/g",), ("", "e"), ("", ""))]
     found = collected(REFUSED, *given).refused
