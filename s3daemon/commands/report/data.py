@@ -41,7 +41,7 @@ def write_json(report: Report, out: TextIO) -> None:
         found["groups"] = [
             {
                 **_group(report, group),
-                "refused_codes": dict(group.refused),
+                "refused_codes": dict(group.missing.refused),
                 "last": group.last and _with_reason(report, group.last),
             }
             for group in report.groups
@@ -74,7 +74,7 @@ def _with_reason(report: Report, one: ReportedTransfer) -> dict[str, object]:
 def _group(report: Report, group: Group) -> dict[str, object]:
     verdict = report.verdict(group)
     judged: dict[str, object] = {"verdict": verdict, "late": verdict in ("late", "lost"), "files": group.files}
-    judged["refused"] = sum(count for _, count in group.refused)
+    judged["refused"] = sum(count for _, count in group.missing.refused)
     return {"name": group.name.text, **judged, "missing": report.missing(group), **_figures(group.figures)}
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from s3daemon.commands.report.select import RefusedRequest, ReportedTransfer
+from s3daemon.commands.report.select import Place, RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.why import Delays
 from s3daemon.model.exposure import LOST_S, verdict_of
 from s3daemon.model.request import prefix_of
@@ -157,12 +157,42 @@ def busy_usec(spans: Iterable[tuple[int, int]]) -> int:
     return busy
 
 
-def refused_codes(
-    refused: Iterable[RefusedRequest], transfers: Iterable[ReportedTransfer]
-) -> Sequence[tuple[str, int]]:
-    """Count by code the destinations that were refused and have no transfer, the most first."""
-    places = {one.place for one in transfers}
-    return Counter({one.place: one.code for one in refused if one.place not in places}.values()).most_common()
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """The destinations that failed or were refused and have no object stored later, as `Exposure.missing` has them.
+
+    Args:
+        failed: by code those whose last request failed, each with the number of destinations, the most first.
+        refused: likewise those whose last request was refused.
+    """
+
+    failed: Sequence[tuple[str, int]]
+    refused: Sequence[tuple[str, int]]
+
+    @classmethod
+    def of(cls, transfers: Iterable[ReportedTransfer], refused: Iterable[RefusedRequest]) -> Missing:
+        """Count; `transfers` are each given once."""
+        stored_usec: dict[Place, int] = {}
+        lost = [(one.usec, one.place, "refused", one.code) for one in refused]
+        for one in transfers:
+            if one.record.stored:
+                stored_usec[one.place] = max(one.end_usec, stored_usec.get(one.place, 0))
+            else:
+                lost.append((one.end_usec, one.place, "failed", one.record.error.partition(":")[0]))
+        last = {
+            place: (outcome, code)
+            for usec, place, outcome, code in sorted(lost, key=lambda each: each[0])
+            if usec > stored_usec.get(place, -1)
+        }
+        found: dict[str, Counter[str]] = {"failed": Counter(), "refused": Counter()}
+        for outcome, code in last.values():
+            found[outcome][code] += 1
+        return cls(found["failed"].most_common(), found["refused"].most_common())
+
+    @property
+    def count(self) -> int:
+        """The number of destinations."""
+        return sum(count for _, count in (*self.failed, *self.refused))
 
 
 class GroupName(NamedTuple):
@@ -221,14 +251,14 @@ class Group:
         figures: of its transfers.
         files: how many destinations it has objects at; one that was stored twice counts once.
         last: the transfer whose object was stored last; None when none was.
-        refused: as of `refused_codes`.
+        missing: what it lacks for a known reason.
     """
 
     name: GroupName
     figures: Figures
     files: int
     last: ReportedTransfer | None
-    refused: Sequence[tuple[str, int]]
+    missing: Missing
 
     @property
     def first_usec(self) -> int:
@@ -250,7 +280,7 @@ class Group:
             Figures.of(transfers, limit_usec, refused),
             files=len({one.place for one in stored}),
             last=max(stored, key=lambda one: one.end_usec, default=None),
-            refused=refused_codes(refused, transfers),
+            missing=Missing.of(transfers, refused),
         )
 
 
@@ -278,7 +308,7 @@ def worst_first(group: Group) -> tuple[float, ...]:
     """The order of hosts and receivers: what failed or was refused, was over its limit, took longest."""
     figures = group.figures
     return (
-        -figures.failed - sum(count for _, count in group.refused),
+        -figures.failed - sum(count for _, count in group.missing.refused),
         -figures.over_limit,
         -(figures.total.max_usec if figures.total else 0),
     )
@@ -390,8 +420,8 @@ class Report:
 
     @property
     def refused_codes(self) -> Sequence[tuple[str, int]]:
-        """As of the function of that name."""
-        return refused_codes(self.refused, self.transfers)
+        """As of `Missing`, of all transfers."""
+        return Missing.of(self.transfers, self.refused).refused if self.refused else ()
 
     def by_groups(self, by: str) -> Report:
         """Return the same with groups."""
@@ -422,7 +452,7 @@ class Report:
     def missing(self, group: Group) -> int:
         """How many files an exposure lacks, as far as is known."""
         short = self.expected.files - group.files if group.name.exposure and self.expected.files else 0
-        return max(short, group.figures.failed + sum(count for _, count in group.refused))
+        return max(short, group.missing.count)
 
     def verdict(self, group: Group) -> str:
         """The verdict on an exposure, as `status` and the page have it; "" for a host or a receiver."""

@@ -158,7 +158,7 @@ def _group(report: Report, group: Group, zone: tzinfo | None) -> Sequence[str]:
         "-" if figures.total is None else seconds(figures.total.max_usec),
         str(figures.over_limit),
         verdict.upper() if verdict in WRONG else "" if verdict == "in time" else verdict,
-        _reason(report, group, verdict, zone) if verdict in WRONG or group.refused else "",
+        _reason(report, group, verdict, zone) if verdict in WRONG or group.missing.refused else "",
     )
 
 
@@ -167,7 +167,7 @@ def _reason(report: Report, group: Group, verdict: str, zone: tzinfo | None) -> 
     found = []
     if group.name.exposure and group.files < report.expected.files:
         found.append(f"{group.files} of {plural(report.expected.files, 'file')}")
-    for what, codes in (("failed", group.figures.codes), ("refused", group.refused)):
+    for what, codes in (("failed", group.missing.failed), ("refused", group.missing.refused)):
         if codes:
             found.append(f"{what}: {_counts(codes)}")
     if group.last is not None and verdict in ("late", "lost"):

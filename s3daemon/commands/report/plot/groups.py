@@ -91,7 +91,8 @@ def _bars(axes: Axes, report: Report, times: Sequence[float]) -> None:
 
 def _words(group: Group, time_s: float) -> str:
     reached = _time(time_s) if group.figures.stored else "none\nstored"
-    return f"{reached}\n{group.figures.failed} failed" if group.figures.failed and group.figures.stored else reached
+    failed = sum(count for _, count in group.missing.failed)
+    return f"{reached}\n{failed} failed" if failed and group.figures.stored else reached
 
 
 def _time(time_s: float) -> str:

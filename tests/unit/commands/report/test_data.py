@@ -13,7 +13,7 @@ from s3daemon.commands.report.stats import Report
 from s3daemon.model.record import TransferRecord
 
 SECOND = 1_000_000
-NIGHT = (record(1, tags=("a", "b"), total_usec=8 * SECOND), failed(2, "Stalled: x", tags=("a",)))
+NIGHT = (record(1, tags=("a", "b"), total_usec=8 * SECOND), failed(2, "Stalled: x", key="night/g.fits", tags=("a",)))
 
 
 def report(*records: TransferRecord, by: str = "") -> Report:

@@ -5,9 +5,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lab.records import START_USEC, failed, record
 
-from s3daemon.commands.report.select import ReportedTransfer
+from s3daemon.commands.report.select import RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.stats import Expected, Figures, Report, Spread, busy_usec, grouping, groups, percentile
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.exposure import Exposures
+from s3daemon.model.record import Refusal, TransferRecord
 
 SECOND = 1_000_000
 LIMIT = 7 * SECOND
@@ -181,6 +182,52 @@ def exposures(*counts: int) -> list[TransferRecord]:
 
 def expecting(expect: int, *records: TransferRecord) -> Report:
     return Report.of(seen(*records), limit_usec=LIMIT, late_usec=10 * SECOND, by="tag", expect=expect)
+
+
+STORED, FAILED, REFUSED = "stored", "failed", "refused"
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict", "missing"),
+    [
+        ((FAILED, STORED), "in time", 0),
+        ((REFUSED, STORED), "in time", 0),
+        ((FAILED, REFUSED, FAILED, STORED), "in time", 0),
+        ((FAILED, FAILED), "incomplete", 1),
+        ((STORED, FAILED), "incomplete", 1),
+        ((STORED, REFUSED), "incomplete", 1),
+        ((REFUSED, FAILED), "incomplete", 1),
+    ],
+)
+def test_what_was_stored_later_is_not_missing(ends: tuple[str, ...], verdict: str, missing: int) -> None:
+    """A file that failed or was refused is missing until it is stored, as it is for `status`; it is one file."""
+    transfers, refused, exposures = [], [], Exposures()
+    for n, end in enumerate(ends):
+        at_usec = START_USEC + n * SECOND
+        if end == REFUSED:
+            refused.append(RefusedRequest(("raw", "night/f.fits"), ("exposure-1",), "NotReadable", at_usec))
+            exposures.refused(
+                Refusal(code="NotReadable", text="no", destination="raw/night/f.fits", tag="exposure-1"), at_usec
+            )
+        else:
+            transfers.append((record if end == STORED else failed)(n, start_usec=at_usec))
+            exposures.recorded(transfers[-1])
+    found = Report.of(
+        seen(*transfers), limit_usec=LIMIT, late_usec=10 * SECOND, by="tag", expect=1 - missing, refused=refused
+    )
+    (group,), (known,) = found.groups, exposures
+    assert (found.verdict(group), found.missing(group), group.figures.failed) == (verdict, missing, ends.count(FAILED))
+    assert (known.verdict(START_USEC), len(known.missing)) == (verdict, missing)
+    assert sum(count for _, count in group.missing.failed) == known.failed
+
+
+def test_a_file_stored_under_another_tag_is_missing() -> None:
+    """Of the exposure that it was requested for; the same file of another exposure is that one's."""
+    found = report(failed(1, tags=("a",)), record(2, tags=("b",), start_usec=START_USEC + SECOND), by="tag")
+    assert [(group.name.text, found.verdict(group)) for group in found.groups] == [
+        ("a", "incomplete"),
+        ("b", "in time"),
+    ]
 
 
 def test_short_exposures() -> None:
