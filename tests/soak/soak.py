@@ -206,8 +206,9 @@ class Soak:
     def disturb(self, until: float) -> None:
         """Cause events until then; end without faults."""
         rng = random.Random(self.rng.random())
+        first = rng.sample(list(EVENTS), len(EVENTS))  # each once at least
         while time.monotonic() < until:
-            event = rng.choices(list(EVENTS), list(EVENTS.values()))[0]
+            event = first.pop() if first else rng.choices(list(EVENTS), list(EVENTS.values()))[0]
             self.counts[event] += 1
             getattr(self, f"_{event}")(rng)
             processes.mark()
