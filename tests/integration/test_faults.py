@@ -46,7 +46,6 @@ from lab.scripted import (
 )
 from lab.sending import a_file
 
-
 SIZE = 1 << 20
 AT_ONCE = 12
 #: Limits as short as they may be; a waiting client's is long, so that it gets the final answer.
