@@ -6,7 +6,7 @@ One error alone accuses a party, its `Scope`; each scope may stop no more than i
 
     scope     evidence                                                          what may be stopped
     --------  ----------------------------------------------------------------  ------------------------------------
-    REQUEST   refused permanently; refused before it was sent; another ETag;       this transfer
+    REQUEST   refused permanently; refused before it was sent; another ETag;    this transfer
               overwritten; our bug; a closed idle connection;
               an S3 code that is not listed here
     BUCKET    the bucket's quota is used up                                     the transfers to this bucket

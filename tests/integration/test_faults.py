@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from lab.certs import Authority, Certificate
 from lab.daemon import Daemon, daemon
-from lab.env import TREE
 from lab.faults import (
     WITHIN,
     a_byte_a_second,
@@ -33,6 +32,7 @@ from lab.faults import (
     reading_a_byte_a_second,
     wrong_etag,
 )
+from lab.manual import explained_codes
 from lab.proxy import Proxy, kept_then, proxy
 from lab.rgw import Gateway
 from lab.s3 import S3Server
@@ -109,7 +109,7 @@ def hang_up_on_idle(scene: Scene) -> None:
 
 # --- the table ----------------------------------------------------------------------------------
 
-PASSES, FINAL, HELD = "retried", "permanent errors", "errors that hold the queue"
+PASSES, FINAL, HELD = "Retried", "Permanent errors", "Errors that hold the queue"
 
 
 @dataclass(frozen=True)
@@ -364,20 +364,8 @@ def test_no_output_contains_a_key_or_signature(seen: Mapping[str, Future[Seen]])
         assert not re.search("(?i)authorization|x-amz-(signature|credential|security)|Credential=", one.written)
 
 
-def documented() -> list[tuple[str, str]]:
-    """Return each code or status that the section ERRORS of s3daemon(8) lists, with the heading that it is under."""
-    text = (TREE / "packaging/man/s3daemon.8.rst").read_text()
-    section = text[text.index("\nERRORS\n=") : text.index("\nTROUBLESHOOTING\n=")]
-    found = []
-    for part in re.split(r"^(?=.+\n-+$)", section, flags=re.M)[1:]:
-        heading = part.partition("\n")[0].lower()
-        terms = " ".join(re.findall(r"^\*\*.*$", part, re.M))
-        found += [(code, heading) for code in re.findall(r"\*\*(\w+)\*\*", terms)]
-    return found
-
-
 @pytest.mark.parametrize("row", [row for row in ROWS if row.code], ids=lambda row: row.fault)
 def test_the_manual_lists_the_fault(row: Row) -> None:
     """s3daemon(8) lists the code, or the status, once, under the heading that describes what happens."""
     names = {row.code} | ({"5xx"} if re.fullmatch(r"5\d\d", row.code) else set())
-    assert [heading for code, heading in documented() if code in names] == [row.says or row.verdict]
+    assert [heading for code, heading in explained_codes() if code in names] == [row.says or row.verdict]

@@ -14,6 +14,7 @@ at the end of a ``with`` block; where a test process dies instead, the kernel st
     accepting   how those accept connections
     scripted    an HTTP server that does to each request what a test says
     proxy       a proxy before a real store, which does to each PUT what a test says
+    manual      the error codes that the manual explains
     faults      faults for the proxy, beyond those of `scripted`
     nginx       a sink for PUTs that costs as little as a server can: for measuring clients
     flaky       an S3 server in memory that fails now and then, or goes away

@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+from lab.manual import explained_codes
 
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.verdict import ACCESS_DENIED, Verdict, judge
@@ -57,31 +58,18 @@ def test_commands_and_files_of_documents_exist() -> None:
                 assert (TREE / path).exists(), f"{name}: {path}"
 
 
-def codes_of_errors() -> dict[str, str]:
-    """Every code that the section ERRORS explains, and the title of its part."""
-    (text,) = re.findall(r"^ERRORS\n=+$(.+?)^TROUBLESHOOTING$", PAGES["s3daemon.8"], re.M | re.S)
-    _, *parts = re.split(r"^(\w[^\n]+)\n-+$", text, flags=re.M)
-    explained = re.compile(r"^(?=\*\*).+$", re.M)
-    return {
-        code: title
-        for title, part in zip(parts[::2], parts[1::2], strict=True)
-        for line in explained.findall(part)
-        for code in re.findall(r"\*\*(\w+)\*\*", line)
-    }
-
-
 def test_every_code_is_explained() -> None:
     """Our own, and those of stores that the daemon knows: each has an entry under ERRORS."""
     known = re.findall(r'^ {4,8}"([A-Z]\w+)",', (TREE / "s3daemon/model/verdict.py").read_text(), re.M)
     assert len(known) > 30
-    assert sorted({*Code, *known} - codes_of_errors().keys()) == []
+    assert sorted({*Code, *known} - {code for code, _ in explained_codes()}) == []
 
 
 def test_codes_are_explained_where_they_belong() -> None:
     """What the manual calls permanent fails its transfer, and what it says holds the queue does."""
     verdicts = {Verdict.PERMANENT: "Permanent errors", Verdict.HOLD: "Errors that hold the queue"}
     apart = {Code.DROPPED, Code.OVERTAKEN, ACCESS_DENIED}  # no attempt failed; it depends on what is known of the keys
-    for code, title in codes_of_errors().items():
+    for code, title in explained_codes():
         status = int(code) if code.isdigit() else 0
         found = verdicts.get(judge(AttemptError(code, "", status=status)))
         if title in verdicts.values() and code not in apart:
