@@ -44,6 +44,8 @@ PROBE_MAX_S = 30.0
 #: While no connection can be opened, a small request tries this often whether one can, seconds: it costs nothing, and
 #: transfers continue within five seconds of the store's return.
 ASK_EVERY_S = 3.0
+#: So often, after a success, the neutral request is repeated that had no clear answer, seconds.
+LEARN_AGAIN_S = 60.0
 #: The number of probes at a time: one in the first three rounds, then two, of different transfers, so that one that
 #: always fails, or hangs, does not hide the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
@@ -314,18 +316,18 @@ class KeyEvidence:
         self._ever_accepted = False
         self._ever_stored = False
         self._doubtful: dict[str, float] = {}
-        self._must_learn = True
+        self._learn_at = -math.inf
 
     def stored(self, started_at: float) -> None:
         """Note that an attempt that started at `started_at` (monotonic seconds) has stored its object.
 
-        After the first one the neutral request is sent, again after later ones until its answer is clear. If valid keys
-        are allowed that request, a later denial of it means that the keys are no longer valid. It is the only sign
+        After the first one the neutral request is sent, and every `LEARN_AGAIN_S` until its answer is clear. If valid
+        keys are allowed that request, a later denial of it means that the keys are no longer valid. It is the only sign
         with Ceph's `rgw_s3_auth_use_sts`, which denies every request with keys that were replaced.
         """
         if started_at >= self._in_force_since:
-            if self._must_learn:
-                self._must_learn = False
+            if self._clock() >= self._learn_at:
+                self._learn_at = math.inf
                 self._start(self._learn())
             self._ever_stored = True
             self._doubtful = {id_: at for id_, at in self._doubtful.items() if at > started_at}
@@ -339,7 +341,7 @@ class KeyEvidence:
         doubtful, self._doubtful = set(self._doubtful), {}
         self._in_force_since = self._clock()
         self._ever_accepted = self._ever_stored = False
-        self._must_learn = True
+        self._learn_at = -math.inf
         return doubtful
 
     def denied(self, transfer_id: str) -> None:
@@ -376,7 +378,8 @@ class KeyEvidence:
         error = await self.ask()
         if since == self._in_force_since:
             self._ever_accepted |= error is None
-            self._must_learn = error is not None and error.status not in CLIENT_STATUSES
+            if error is not None and error.status not in CLIENT_STATUSES:
+                self._learn_at = self._clock() + LEARN_AGAIN_S
 
     async def ask(self) -> AttemptError | None:
         """Send the neutral request, and return its error; None when it is accepted. Callers that wait share one."""
