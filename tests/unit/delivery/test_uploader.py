@@ -517,7 +517,7 @@ async def test_a_broken_address_costs_each_transfer_one_attempt(house: House) ->
     tickets = [await house.intake.submit(house.request(key=f"k{n}")) for n in range(20)]
     assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
     assert all(record.attempts == 2 for record in house.journal.records)
-    assert max(record.total_usec for record in house.journal.records) == 200_000, "no delay between the two"
+    assert max(record.total_usec for record in house.journal.records) < 250_000, "no delay between the two"
     assert not house.uploader.health.away
 
 

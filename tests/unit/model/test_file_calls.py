@@ -14,7 +14,7 @@ import pytest
 from lab.keeping import Clock
 from lab.sending import in_loop
 
-from s3daemon.model.file_calls import OUTLAST_S, FileCalls, call_file_system, outlast
+from s3daemon.model.file_calls import OUTLAST_S, PASSED_AT_ONCE, PAUSE_S, FileCalls, call_file_system, outlast
 
 
 def count_wakes(monkeypatch: Any) -> list[object]:
@@ -79,6 +79,28 @@ async def test_many_stuck_calls_are_passed_together() -> None:
     finally:
         answers.set()
     await within(5, *stuck)
+
+
+@pytest.mark.parametrize(("pauses", "passed"), [(1, 1), (3.5, 3)], ids=["idle", "busy"])
+def test_results_are_passed_on_a_few_at_a_time(monkeypatch: Any, pauses: float, passed: int) -> None:
+    """So that the first file is sent before the last one is begun; a busy loop loses nothing by it."""
+
+    @in_loop
+    async def test() -> None:
+        loop, clock, later = asyncio.get_running_loop(), Clock(), list[Callable[[], object]]()
+        monkeypatch.setattr(loop, "time", clock)
+        monkeypatch.setattr(loop, "call_later", lambda _, callback, *args: later.append(lambda: callback(*args)))
+        calls, begin = FileCalls(), threading.Event()
+        first, *others = [calls.run(begin.wait), *(calls.run(lambda: None) for _ in range(6 * PASSED_AT_ONCE))]
+        begin.set()
+        await first
+        begun = sum(other.done() for other in others)
+        assert begun == PASSED_AT_ONCE - 1
+        clock.now += pauses * PAUSE_S
+        later[-1]()
+        assert sum(other.done() for other in others) == begun + passed * PASSED_AT_ONCE
+
+    test()
 
 
 @in_loop
