@@ -19,6 +19,7 @@ from lab.sending import in_loop
 from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE
 from s3daemon.network.tcp import (
     UNPACED_PACKETS,
+    UNSENT_BYTES,
     TcpInfo,
     choose_congestion,
     prepare,
@@ -119,13 +120,14 @@ def test_a_plain_close_still_delivers(pair: tuple[socket.socket, socket.socket])
 
 
 def test_options_of_a_connection() -> None:
-    """Keep-alive with its three timers and the user timeout are set, and the send buffer is left to the kernel."""
+    """Keep-alive with its timers, the user timeout, and what may be unsent; the kernel chooses the send buffer."""
     with socket.socket() as plain, socket.socket() as sock:
         prepare(sock, user_timeout_s=30)
         assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         tcp = (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT, socket.TCP_USER_TIMEOUT)
         assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in tcp] == [15, 5, 6, 30_000]
         assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY) == 1
+        assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_BYTES
         buffers = [each.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) for each in (plain, sock)]
         assert buffers[0] == buffers[1]
 
