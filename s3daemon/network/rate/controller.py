@@ -45,6 +45,9 @@ _SHARE_UNSURE = (0.7, 1.07)
 #: How much more a probe sends: a little while nothing is known, for a queue may have room for 1 MB only and 1.08 for
 #: 0.1 s at 1 Gbit/s is 1 MB; more and more as long as all of it is delivered.
 _GAINS = (1.08, 1.3, 1.6, 2.0)
+#: What was measured as the link overran may be too low by this factor. Up to there a probe sends only a little more,
+#: however much of it is delivered: the queue has no room.
+_OVERRUN_LOW = 1.2
 #: Of a probe's excess, what must be delivered to show that the rate has risen; what must be delivered, and what may at
 #: most wait in a queue, to show that it may have risen by far more.
 #: Beside another sender a probe yields half of its excess at half of the link: the share at which probing for more
@@ -166,6 +169,7 @@ class Controller:
         self._patience = 1
         self._probe_gain = 0
         self._was_crowded = self.is_overrun = False
+        self._overrun_rate = 0.0  # measured as the link overran
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
         self._lossy_at = 0.0
         self._drained_at: float | None = None
@@ -313,6 +317,8 @@ class Controller:
         What a queue told in the first exposure is tried at once: beside another sender it is a part of the rate.
         """
         is_first = self.capacity is None and not self.is_overrun
+        if self.is_overrun:
+            self._overrun_rate = self._rate
         is_pushed = self._measured is not None and self._rate < _PUSHED * self._measured
         self._measured = self._rate
         if is_pushed:
@@ -383,7 +389,8 @@ class Controller:
         if probed.has_risen_cleanly:
             self._measured = None
         if probed.has_risen_far:
-            self._probe_gain = min(gain + 1, len(_GAINS) - 1)
+            if self._rate > _OVERRUN_LOW * self._overrun_rate:
+                self._probe_gain = min(gain + 1, len(_GAINS) - 1)
             self._enter_probe(sample)
         elif gain and not probed.has_room and self._is_queued(sample):
             self._measured = None  # the queue is our own: empty it, and what arrives meanwhile is the rate

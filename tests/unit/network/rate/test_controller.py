@@ -139,13 +139,15 @@ def test_a_known_rate_is_used_at_once() -> None:
     assert (controller.phase, link.dropped) == (Phase.CRUISE, 0)
 
 
-def test_a_short_queue() -> None:
-    """Where 1 MB is room for 8 ms the drops tell; the third exposure is in time."""
-    link = Link(1000 * MBIT, queue=1e6)
+@pytest.mark.parametrize("window", [1e6, 1.4e6, 2e6, 3e6])
+def test_a_short_queue(window: float) -> None:
+    """Where 1 MB is room for 8 ms the drops tell; later probes drop little, and the third exposure is in time."""
+    link = Link(1000 * MBIT, queue=1e6, window=window)
     controller = Controller()
-    ratios = [expose(link, controller) for _ in range(3)]
-    assert controller.capacity == pytest.approx(link.rate, rel=0.05)
+    ratios, dropped = zip(*((expose(link, controller), link.dropped) for _ in range(3)), strict=True)
+    assert controller.capacity == pytest.approx(link.rate, rel=0.07)
     assert ratios[2] < 1.15
+    assert (dropped[1] < 2.5e6, dropped[2] < 0.3e6) == (True, True), dropped
 
 
 def test_a_link_that_narrows_and_widens() -> None:
