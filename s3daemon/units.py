@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, tzinfo
+from datetime import UTC, datetime, tzinfo
 
 #: The beginning of the year 3000, microseconds since the epoch. What claims to be later is no time: Python has no date
 #: from the year 10000 on, and an axis of a picture goes beyond its last one.
@@ -78,5 +78,12 @@ def zone_name(usec: int, zone: tzinfo | None) -> str:
 
 
 def datetime_of(usec: int, zone: tzinfo | None) -> datetime:
-    """Return a point in time, in microseconds since the epoch, with its zone; None for the system's."""
-    return datetime.fromtimestamp(usec / 1e6, zone).astimezone(zone)
+    """Return a point in time, in microseconds since the epoch, with its zone; None for the system's.
+
+    In UTC where the environment's TZ is a day or more away from it, which is no zone to Python.
+    """
+    moment = datetime.fromtimestamp(usec / 1e6, UTC)
+    try:
+        return moment.astimezone(zone)
+    except ValueError:
+        return moment
