@@ -20,6 +20,8 @@ from lab.flaky import FlakyS3, flaky
 from lab.s3 import S3Server
 from lab.schemes import Scheme, scheme_of
 
+from s3daemon.network import tcp
+
 _EVERYTHING_REQUIRED = os.environ.get("CI") == "true"
 
 Thing = TypeVar("Thing")
@@ -72,6 +74,12 @@ def _entered(thing: AbstractContextManager[Thing]) -> Iterator[Thing]:
         except env.UnavailableError as missing:
             pytest.skip(str(missing))
         yield made
+
+
+@pytest.fixture
+def unsent_unlimited(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the kernel take as much of a body as its buffers hold."""
+    monkeypatch.setattr(tcp, "UNSENT_BYTES", 1 << 30)
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,8 @@ from lab.sending import a_file, failure, in_loop, sending, settings_for
 
 from s3daemon.errors import S3daemonError
 
+pytestmark = pytest.mark.usefixtures("unsent_unlimited")
+
 SMALL = 3_000
 MIDDLE = 1 << 20
 #: More than any buffer holds: the sender waits for the receiver.

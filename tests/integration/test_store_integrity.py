@@ -18,6 +18,8 @@ from lab.sending import a_file, failure, in_loop, transfer_of
 from s3daemon.errors import FileError
 from s3daemon.model.source import Source
 
+pytestmark = pytest.mark.usefixtures("unsent_unlimited")
+
 SMALL = 3_000
 #: The kernel's buffers hold all of it, though the receiver's take no more than some 300 KiB before it reads.
 MIDDLE = 1 << 20

@@ -204,3 +204,18 @@ async def test_an_abort_takes_back_what_was_not_acknowledged() -> None:
         await server.until(lambda: server.seen[0].over)
         assert [type(error) for error in ended] == [ConnectionResetError]
         assert len(server.seen[0].body) < size
+
+
+@in_loop
+async def test_an_abort_of_what_is_over_does_nothing() -> None:
+    """Also where the rest was sent after a close: there Python 3.11's transport fails."""
+    here, there = socket.socketpair()
+    async with connection_to("http://127.0.0.1:1") as connection:
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=here)
+        transport.write(bytes(8 << 20))
+        transport.close()
+        with there:
+            there.setblocking(False)
+            while await asyncio.get_running_loop().sock_recv(there, 1 << 20):
+                pass
+        connection.abort(transport)
