@@ -44,7 +44,8 @@ PROBE_MAX_S = 30.0
 #: While no connection can be opened, a small request tries this often whether one can, seconds: it costs nothing, and
 #: transfers continue within five seconds of the store's return.
 ASK_EVERY_S = 3.0
-#: So often, after a success, the neutral request is repeated that had no clear answer, seconds.
+#: A neutral request after a success that had no clear answer is repeated, after a later success, no sooner than this,
+#: seconds.
 LEARN_AGAIN_S = 60.0
 #: The number of probes at a time: one in the first three rounds, then two, of different transfers, so that one that
 #: always fails, or hangs, does not hide the recovery.

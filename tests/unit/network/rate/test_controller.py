@@ -150,12 +150,13 @@ def test_a_short_queue(window: float) -> None:
     assert (dropped[1] < 2.5e6, dropped[2] < 0.3e6) == (True, True), dropped
 
 
-def test_a_link_that_narrows_and_widens() -> None:
-    """After 1 000 to 300 Mbit/s the second exposure is in time, and after 300 to 1 000 too."""
+@pytest.mark.parametrize("queues", [(0.2, 0.2, 0.2), (0.008, 0.2, 0.2), (0.008, 0.008, 0.008)])
+def test_a_link_that_narrows_and_widens(queues: tuple[float, ...]) -> None:
+    """After 1 000 to 300 Mbit/s the second exposure is in time, and after 300 to 1 000 too; `queues` hold seconds."""
     link = Link(1000 * MBIT)
     controller = Controller()
-    for mbit in (1000, 300, 1000):
-        link.rate, link.queue = mbit * MBIT, mbit * MBIT * 0.2
+    for mbit, queue_s in zip((1000, 300, 1000), queues, strict=True):
+        link.rate, link.queue = mbit * MBIT, mbit * MBIT * queue_s
         ratios = [expose(link, controller) for _ in range(2)]
         assert ratios[1] < 1.2, mbit
         assert controller.pace == pytest.approx(link.rate, rel=0.05), mbit
