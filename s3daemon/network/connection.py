@@ -154,7 +154,7 @@ class Connection:
 
     def _make_socket(self, info: Any) -> socket.socket:
         family, kind, proto, _, address = info
-        sock = socket.socket(family, kind, proto)  # without a descriptor no address is to blame
+        sock = tcp.StoreSocket(family, kind, proto)  # without a descriptor no address is to blame
         if address[0] != self.address:
             self._failed_addresses.append(self.address)
         self.address = address[0]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import socket
 import struct
-from typing import NamedTuple
+import termios
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 #: Idle for this long, the kernel asks whether the peer is alive; six unanswered probes end the connection.
 KEEPALIVE_IDLE_S, KEEPALIVE_INTERVAL_S, KEEPALIVE_PROBES = 15, 5, 6
@@ -89,6 +92,36 @@ class TcpInfo(NamedTuple):
             delivered=acked + sacked * mss,
             mss=mss,
         )
+
+
+class StoreSocket(socket.socket):
+    """A socket that fails to send only once all that it received was read.
+
+    A server may refuse a request that it has not read, and close: its answer arrives, then a reset, and a send fails
+    while the answer waits to be read. asyncio drops what waits when a send fails. Here the send that fails would have
+    blocked instead, and asyncio, which reads before it writes, tries it again after it has read. If nothing was read
+    since the last try, nobody reads any more, and it fails.
+    """
+
+    _unread = 0
+
+    def send(self, *args: Any) -> int:
+        """Send as `socket.send` does."""
+        return self._reading_first(super().send, *args)
+
+    def sendmsg(self, *args: Any) -> int:
+        """Send as `socket.sendmsg` does; what asyncio calls from Python 3.12 on."""
+        return self._reading_first(super().sendmsg, *args)
+
+    def _reading_first(self, send: Callable[..., int], *args: Any) -> int:
+        try:
+            return send(*args)
+        except ConnectionError as exc:
+            unread = struct.unpack("i", fcntl.ioctl(self, termios.FIONREAD, bytes(4)))[0]
+            if unread in {0, self._unread}:
+                raise
+            self._unread = unread
+            raise BlockingIOError(exc.errno, exc.strerror) from exc
 
 
 def prepare(sock: socket.socket, *, user_timeout_s: float) -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import socket
+import ssl
+import threading
 import traceback
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -56,6 +60,22 @@ async def refuse_early(exchange: Exchange) -> None:
     await exchange.read(1000)
     await exchange.refuse(400, "EntityTooLarge")
     await exchange.silence()
+
+
+def refuse_unread(listener: socket.socket, tls: ssl.SSLContext | None) -> None:
+    """Answer each connection's first request before its body was read, and close: a reset follows the answer.
+
+    It ends when the listener is shut down. In a thread: in the test's loop it would never answer within a write.
+    """
+    while True:
+        try:
+            accepted = listener.accept()[0]
+        except OSError:
+            return
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # else the answer may not leave before the reset
+        with contextlib.suppress(OSError), accepted if tls is None else tls.wrap_socket(accepted, True) as sock:
+            if sock.recv(64 * 1024):
+                sock.sendall(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
 
 
 async def answer_without_end(exchange: Exchange) -> None:
@@ -109,6 +129,23 @@ async def test_one_put_and_the_right_error(
         assert (error.code, error.status, error.ambiguous) == (code, status, ambiguous)
         await sender.pool.close()
         assert [seen.method for seen in server.seen] == ["PUT"]
+
+
+@pytest.mark.parametrize("size", [MIDDLE, 8 << 20, 40 << 20], ids=lambda size: f"{size >> 20}MiB")
+@in_loop
+async def test_an_answer_is_read_though_a_reset_follows_it(tmp_path: Path, scheme: Scheme, size: int) -> None:
+    """Each time: the body is being written when the reset comes, and a failed write must not end the connection yet."""
+    file = a_file(tmp_path / "file", size)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=refuse_unread, args=(listener, scheme.tls))
+        thread.start()
+        url = f"{'https' if scheme.tls else 'http'}://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            async with sending(settings_for(url, **scheme.settings)) as sender:
+                assert Counter([(await failure(sender.put(file))).code for _ in range(60)]) == {"403": 60}
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
 
 
 @in_loop

@@ -18,7 +18,7 @@ async def early_success(exchange: Exchange) -> None:
     """Answer 200 before the body was read, and read no more."""
     await exchange.read(WITHIN)
     await exchange.answer(headers={"ETag": f'"{"0" * 32}"'})
-    await exchange.silence()  # closing would be a reset, which would overtake the answer
+    await exchange.silence()
 
 
 async def early_refusal(exchange: Exchange) -> None:
@@ -26,6 +26,13 @@ async def early_refusal(exchange: Exchange) -> None:
     await exchange.read(WITHIN)
     await exchange.refuse(503, "SlowDown")
     await exchange.silence()
+
+
+async def early_refusal_closed(exchange: Exchange) -> None:
+    """Refuse before the body was read, and close: a reset follows the answer."""
+    await exchange.read(WITHIN)
+    await exchange.refuse(503, "SlowDown")
+    exchange.kept = False
 
 
 async def continue_only(exchange: Exchange) -> None:
@@ -138,6 +145,7 @@ PASSING: dict[str, Script] = {
     "garbage": garbage,
     "200 too early": early_success,
     "503 too early": early_refusal,
+    "503 too early, closed": early_refusal_closed,
     "100-continue only": continue_only,
     "no answer": silent_after(),
     "no answer, stored": kept_then(silent_after()),

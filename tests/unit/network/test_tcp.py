@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import select
 import socket
 import ssl
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from lab.certs import Authority
-from lab.loopback import connected_pair, read_to_the_end
+from lab.loopback import SLOW_S, connected_pair, read_to_the_end
 from lab.schemes import tls_with
 from lab.sending import in_loop
 
@@ -20,6 +21,7 @@ from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE
 from s3daemon.network.tcp import (
     UNPACED_PACKETS,
     UNSENT_BYTES,
+    StoreSocket,
     TcpInfo,
     choose_congestion,
     prepare,
@@ -162,3 +164,37 @@ async def test_the_transport_below_tls(certs: Authority) -> None:
         below.abort()
         assert await reader.read() == b""
         assert below.is_closing()
+
+
+@pytest.fixture
+def refused(pair: tuple[socket.socket, socket.socket]) -> Iterator[StoreSocket]:
+    """A connection whose peer answered 100 bytes and reset it, with an answer to be read."""
+    here, there = pair
+    here.sendall(b"x")
+    there.sendall(bytes(100))
+    there.close()  # with something unread: a reset
+    with StoreSocket(fileno=here.detach()) as sock:
+        sock.setblocking(False)
+        over = select.poll()
+        over.register(sock, select.POLLHUP)
+        assert over.poll(SLOW_S * 1000)
+        yield sock
+
+
+@pytest.mark.parametrize("send", [lambda sock: sock.send(b"y"), lambda sock: sock.sendmsg([b"y"])], ids=["send", "msg"])
+def test_a_send_fails_once_all_that_came_was_read(refused: StoreSocket, send: Callable[[socket.socket], int]) -> None:
+    """Before, it would block: asyncio reads then."""
+    for left in (40, 60):
+        with pytest.raises(BlockingIOError):
+            send(refused)
+        assert len(refused.recv(left)) == left
+    with pytest.raises(ConnectionError):
+        send(refused)
+
+
+def test_a_send_fails_where_nobody_reads(refused: StoreSocket) -> None:
+    """Otherwise a transport that has stopped reading would try it for ever."""
+    with pytest.raises(BlockingIOError):
+        refused.send(b"y")
+    with pytest.raises(ConnectionError):
+        refused.send(b"y")
