@@ -212,7 +212,7 @@ class Settings:
         priming(),
         "How to widen the congestion window of each new connection, which makes the first exposure after a start a "
         "third shorter. auto, for paths with a round trip of 50 ms or more: send 1 MB that the store must refuse for "
-        "its wrong Content-MD5. Nothing is stored, and the store's log has a BadDigest for each connection. "
+        "its wrong Content-MD5. A store that checks it stores nothing, and logs a BadDigest for each connection. "
         "bucket/key-prefix: write scratch objects with that prefix.",
     )
     # 5 GiB is S3's limit for one PUT, 5 MiB its least for a part ("Amazon S3 multipart upload limits").

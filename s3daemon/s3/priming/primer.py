@@ -74,6 +74,7 @@ class Primer:
         self._is_off = False
         self._pauses = 0
         self._retry_at = 0.0
+        self._doubtful: tuple[str, str] | None = None  # bucket and key of an upload that the store may yet store
 
     @property
     def at_once(self) -> int:
@@ -110,6 +111,11 @@ class Primer:
             self._pauses = 0
 
     async def _send_refusable(self, connection: Connection) -> None:
+        if doubtful := self._doubtful:
+            self._doubtful = None
+            if await self._remove(connection, *doubtful):
+                self._conclude(StoreKind.STORES, None)
+                return
         bucket, key, progress = self._bucket, KEY_PREFIX + secrets.token_hex(16), Progress()
         error: AttemptError | None = None
         try:
@@ -123,8 +129,11 @@ class Primer:
         kind = kind_of(error, was_read=was_read, is_kept=is_kept, is_known=self._is_known)
         is_stored = kind is StoreKind.STORES
         may_be_stored = error is not None and error.ambiguous and not self._is_known
-        if (is_stored or may_be_stored) and await self._remove(connection, bucket, key):
-            kind = StoreKind.STORES
+        if is_stored or may_be_stored:
+            if await self._remove(connection, bucket, key):
+                kind = StoreKind.STORES
+            elif may_be_stored:  # a store that stood still can go on when nobody waits for it any more
+                self._doubtful = bucket, key
         self._conclude(kind, error)
 
     def _conclude(self, kind: StoreKind | None, error: AttemptError | None) -> None:
@@ -136,7 +145,10 @@ class Primer:
                 _log.info("S3DAEMON_PRIME=auto: new connections are primed, as the store %s", kind.value)
             self._is_known = True
         else:
-            self._stop(f"the store {kind.value}" + (f": {error.code}, {error}" if error is not None else ""))
+            shown_by_object = kind is StoreKind.STORES
+            self._stop(
+                f"the store {kind.value}" + (f": {error.code}, {error}" if error and not shown_by_object else "")
+            )
 
     async def _send(self, connection: Connection, progress: Progress, **params: Any) -> None:
         source = Source("", -1, FileState(PRIMED_BYTES, 0, 0, 0), bytes(PRIMED_BYTES))

@@ -12,7 +12,18 @@ from typing import Any
 
 import pytest
 from lab.keeping import Clock
-from lab.scripted import Exchange, Script, Scripted, answering, hang_up_after, keep, refusing, reset_after, scripted
+from lab.scripted import (
+    Exchange,
+    Script,
+    Scripted,
+    answering,
+    hang_up_after,
+    keep,
+    refusing,
+    reset_after,
+    scripted,
+    silent_after,
+)
 from lab.sending import OpenStore, in_loop, sending, settings_for
 
 from s3daemon.network.connection import Connection
@@ -105,6 +116,13 @@ async def closing(exchange: Exchange) -> None:
     exchange.connection.close()
 
 
+async def unread_and_reset(exchange: Exchange) -> None:
+    """Refuse before the body was read, and close, which resets the connection."""
+    await exchange.read(1000)
+    await exchange.refuse(400, "BadDigest")
+    exchange.kept = False
+
+
 async def unread(exchange: Exchange) -> None:
     """Refuse before the body was read, and leave the connection open."""
     await exchange.read(1000)
@@ -118,6 +136,7 @@ async def unread(exchange: Exchange) -> None:
         (closing, "closes the connection"),
         (refusing(400, "BadDigest", Connection="close"), "closes the connection"),
         (unread, "before it has read it"),
+        (unread_and_reset, "before it has read it"),
         (hang_up_after(1000), "closes the connection"),
         (reset_after(1000), "closes the connection"),
         (hang_up_after(), "closes the connection"),
@@ -125,7 +144,18 @@ async def unread(exchange: Exchange) -> None:
         (refusing(403, "InvalidAccessKeyId"), "InvalidAccessKeyId"),
         (refusing(404, "NoSuchBucket"), "NoSuchBucket"),
     ],
-    ids=["close", "announced", "unread", "hang up", "reset", "hang up after all", "denied", "keys", "no bucket"],
+    ids=[
+        "close",
+        "announced",
+        "unread",
+        "unread, reset",
+        "hang up",
+        "reset",
+        "hang up after all",
+        "denied",
+        "keys",
+        "no bucket",
+    ],
 )
 @in_loop
 async def test_other_kinds_of_stores_see_one_upload(caplog: pytest.LogCaptureFixture, put: Script, why: str) -> None:
@@ -188,7 +218,45 @@ async def test_what_may_be_stored_is_looked_up(caplog: pytest.LogCaptureFixture)
         await primed.prime()
         assert primed.primer.at_once == 0
         assert primed.requests == ["PUT", "HEAD", "DELETE"]
-    assert "is deleted" in lines(caplog)[0]
+    deleted, off = lines(caplog)
+    assert "is deleted" in deleted
+    assert off.endswith("the store stores an upload with a wrong Content-MD5: no connection is primed until a reload")
+
+
+@in_loop
+async def test_what_is_stored_late_is_found_later(caplog: pytest.LogCaptureFixture) -> None:
+    """A store that stood still may store it when nobody waits any more; it is looked up again before the next one."""
+
+    async def late(exchange: Exchange) -> None:
+        await exchange.read()
+        await exchange.silence()
+
+    async with priming(late, answer_timeout_s=1.0) as primed:
+        await primed.prime()
+        assert primed.requests == ["PUT", "HEAD"]
+        (put,) = primed.server.puts
+        primed.server.objects[put.target], primed.server.metadata[put.target] = bytes(put.body), {}
+        primed.clock.now += PAUSE_FIRST_S
+        await primed.prime()
+        assert primed.requests == ["PUT", "HEAD", "HEAD", "DELETE"]
+        assert primed.primer.at_once == 0
+    deleted, off = lines(caplog)
+    assert put.target[1:] in deleted
+    assert "stores an upload with a wrong Content-MD5" in off
+
+
+@in_loop
+async def test_what_is_never_stored_is_looked_up_twice() -> None:
+    """Then the next upload is sent."""
+    async with priming(silent_after(), answer_timeout_s=1.0) as primed:
+        await primed.prime()
+        primed.clock.now += PAUSE_FIRST_S
+        primed.server.put = bad_digest
+        await primed.prime()
+        assert primed.requests == ["PUT", "HEAD", "HEAD", "PUT"]
+        assert primed.primer.at_once == RESERVE
+        await primed.prime()
+        assert primed.requests[4:] == ["PUT"]
 
 
 @in_loop
