@@ -36,6 +36,8 @@ from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 #: "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API Reference). Longer than
 #: any gateway's own limit, so that the gateway gives up first; the object is then looked up.
 COMPLETE_TIMEOUT_S = 600.0
+#: After so many server errors the file is sent again: a store can lose what it needs to complete this upload.
+_COMPLETIONS_MAX = 10
 #: After these there may be an object though the store did not say so. `NoSuchUpload`: it may be completed already.
 _AMBIGUOUS_CODES = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.BAD_ANSWER, "NoSuchUpload"})
 #: The answer to a listing of parts when there is no such upload, S3's and Ceph's.
@@ -217,7 +219,8 @@ class Multipart:
                 MultipartUpload={"Parts": parts},
             )
         except AttemptError as exc:
-            open_upload.abandoned = exc.code in UNUSABLE_CODES
+            open_upload.failed_completions += exc.status == HTTPStatus.INTERNAL_SERVER_ERROR
+            open_upload.abandoned = exc.code in UNUSABLE_CODES or open_upload.failed_completions >= _COMPLETIONS_MAX
             exc.ambiguous |= exc.code in _AMBIGUOUS_CODES
             raise
         etag = etag_of(answer)

@@ -165,6 +165,20 @@ async def test_a_completion_that_fails(
     assert (error.ambiguous, left.abandoned, left.completing) == (ambiguous, abandoned, True)
 
 
+@in_loop
+async def test_a_completion_that_fails_again_and_again_ends_the_upload(attempt: Attempt) -> None:
+    """The store may have lost what it needs, and say only that it has a fault: the parts are sent to another upload."""
+    errors = {500: "InternalError", 503: "SlowDown"}
+    for status in [503] * 20 + [500] * 10:
+        attempt.sender.answers["complete_multipart_upload"] = AttemptError(errors[status], "no", status=status)
+        attempt.sender.answers["list_parts"] = AttemptError("AccessDenied", "no", status=403)
+        await failure(attempt.put())
+    assert (len(attempt.sender.sent), attempt.operations.count("create_multipart_upload")) == (3, 1)
+    del attempt.sender.answers["complete_multipart_upload"]
+    await attempt.put()
+    assert (len(attempt.sender.sent), attempt.operations.count("create_multipart_upload")) == (6, 2)
+
+
 @pytest.mark.parametrize(
     ("etag", "code"),
     [
