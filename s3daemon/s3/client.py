@@ -65,11 +65,7 @@ class Signer:
         """
         settings = self._settings
         self.keys = access_key, secret_key, token = _keys(settings)
-        session = AioSession()
-        session.register_component("data_loader", _loader())
-        for name in ("config_file", "credentials_file"):
-            session.set_config_variable(name, os.devnull)
-        session.set_config_variable("profile", None)
+        session = _session()
         config = AioConfig(
             user_agent=_USER_AGENT,  # botocore builds its own anew for every request
             signature_version="s3v4",
@@ -168,6 +164,20 @@ class _PutObject:
         if given["status_code"] >= HTTPStatus.MULTIPLE_CHOICES:
             raise botocore.exceptions.ClientError(parsed, "PutObject")
         return cast(Mapping[str, Any], parsed)
+
+
+def _session() -> AioSession:
+    """Return a session that takes nothing from the environment, where an operator's `AWS_PROFILE` may stand."""
+    session = AioSession()
+    session.register_component("data_loader", _loader())
+    variables = session.get_component("config_store")
+    for name, (_, _, default, _) in session.SESSION_VARIABLES.items():
+        variables.set_config_variable(name, default)
+    for name in ("config_file", "credentials_file"):
+        variables.set_config_variable(name, os.devnull)
+    for section in ("s3", "proxies_config"):
+        variables.set_config_variable(section, {})
+    return session
 
 
 @functools.cache

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
 import pytest
+from aiobotocore.session import AioSession
 from botocore.awsrequest import AWSResponse
 from lab.sending import in_loop, settings_for
 
@@ -67,6 +69,41 @@ async def test_requests_are_signed_but_not_hashed() -> None:
     assert "/north/s3/aws4_request" in headers["authorization"]
     assert headers["x-amz-content-sha256"] == "UNSIGNED-PAYLOAD"
     assert not {"x-amz-trailer", "transfer-encoding"} & headers.keys()
+
+
+#: What botocore reads from the environment.
+BOTOCORES = [
+    "AWS_S3_US_EAST_1_REGIONAL_ENDPOINT",
+    "AWS_S3_USE_ARN_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    *(
+        name
+        for _, names, *_ in AioSession.SESSION_VARIABLES.values()
+        for name in ([names] if isinstance(names, str) else names or ())
+    ),
+]
+
+
+@pytest.mark.parametrize("text", ["", "other", "true", "http://other"])
+@pytest.mark.parametrize("operation", ["put_object", "head_object"])
+def test_the_environment_decides_nothing(monkeypatch: pytest.MonkeyPatch, operation: str, text: str) -> None:
+    """A variable of botocore's is a setting of s3daemon's, or is ignored: it may be there for another program."""
+
+    async def request() -> tuple[str, set[str]]:
+        recorder = Recorder()
+        signer = Signer(settings_for("http://store", profile="", region="north"))
+        await signer.open(recorder)
+        body = {"Body": b"x"} if operation == "put_object" else {}
+        await signer.call(operation, Bucket="bucket", Key="key", **body)
+        await signer.close()
+        (sent,) = recorder.requests
+        return sent.url, {name.lower() for name in sent.headers}
+
+    expected = asyncio.run(request())
+    for name in BOTOCORES:
+        monkeypatch.setenv(name, text)
+    assert asyncio.run(request()) == expected
 
 
 @in_loop
