@@ -197,7 +197,18 @@ class _Meter:
         queued = max(0, statistics.median_low(info.rtt_usec - info.least_rtt_usec for info in infos))
         in_flight = sum(max(0, info.sent - info.delivered) for info in infos)
         packets = sum(info.mss for info in infos)
-        return Sample(now, self._sent, self._delivered, self._lost, in_flight, least / 1e6, queued / 1e6, packets)
+        return Sample(
+            now,
+            self._sent,
+            self._delivered,
+            self._lost,
+            in_flight,
+            least / 1e6,
+            queued / 1e6,
+            packets,
+            packet=max(1, packets // len(infos)),
+            windows=sum(info.window for info in infos),
+        )
 
     def _count(self, sock: socket.socket) -> None:
         try:

@@ -13,6 +13,7 @@ is less whenever uploads have nothing to send, so it lowers the rate only while 
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass
 from enum import Enum
@@ -53,9 +54,14 @@ _OVERRUN_LOW = 1.2
 #: Beside another sender a probe yields half of its excess at half of the link: the share at which probing for more
 #: ends by itself.
 _SUCCESS, _ALL, _UNQUEUED = 0.5, 0.7, 0.15
-#: Lost packets of those sent in a round from which on the link counts as overrun; less is chance. BBRv2 takes 2 % too
-#: (draft-cardwell-iccrg-bbr-congestion-control, BBRLossThresh).
-_LOSSY = 0.02
+#: What is lost of that which was sent in a round, from which on the link counts as overrun; less is chance. BBRv2 takes
+#: 2 % too (draft-cardwell-iccrg-bbr-congestion-control, BBRLossThresh). Of few packets, chance takes a larger share: as
+#: many more as so many standard deviations, and those of one upload's timeout.
+_LOSSY, _DEVIATIONS, _TIMEOUT_PACKETS = 0.02, 3, 6
+#: A probe sends at least so many packets more of each upload, if that does not take more than double the rate: fewer
+#: cannot be told from the packets that happen to be on their way. Where the windows are too narrow for that, it lasts
+#: until they are not, up to so many rounds.
+_PROBE_PACKETS, _PROBE_ROUNDS = 2, 8
 #: Rounds in which the rate was used before the next probe.
 _PROBE_EVERY = 30
 #: Rounds without any queue after which the rate counts as what the link carries: at 200 ms, one exposure; and after
@@ -83,7 +89,9 @@ class Sample:
         in_flight: bytes sent and not yet delivered.
         rtt_s: the round trip without any queue, seconds.
         queued_s: how much longer the round trip is at present, seconds.
-        packets: bytes of one packet of each upload.
+        packets: bytes of one packet of each upload, added up.
+        packet: bytes of one packet.
+        windows: bytes that may be in flight.
     """
 
     now: float
@@ -94,6 +102,8 @@ class Sample:
     rtt_s: float
     queued_s: float
     packets: int = 0
+    packet: int = 1
+    windows: float = math.inf
 
 
 class Phase(Enum):
@@ -168,6 +178,8 @@ class Controller:
         self._clean_rounds = 0.0
         self._patience = 1
         self._probe_gain = 0
+        self._narrow_until = 0.0
+        self._excess = 0.0  # what the probe sends more, of the rate
         self._was_crowded = self.is_overrun = False
         self._overrun_rate = 0.0  # measured as the link overran
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
@@ -221,7 +233,7 @@ class Controller:
 
     def _is_queued(self, sample: Sample, times: float = 1.0) -> bool:
         # On a slow link the packets of several uploads wait for each other, which takes long where they are large.
-        rate = self._rate or (self._over(self._round(sample))[1] if self._samples else 0.0)
+        rate = self._rate or (self._delivered(self._round(sample)) if self._samples else 0.0)
         packets_s = sample.packets / rate if rate else 0.0
         return sample.queued_s > times * max(_QUEUED_S, _QUEUED_SHARE * sample.rtt_s) + packets_s
 
@@ -229,15 +241,12 @@ class Controller:
         """The last sample that was taken at `when` or before; the first when there is none."""
         return next((each for each in reversed(self._samples) if each.now <= when), self._samples[0])
 
-    def _over(self, seconds: float) -> tuple[float, float, float]:
-        """Return bytes/s sent and delivered, and the share lost, over about the last `seconds`; 0 when not known."""
+    def _delivered(self, seconds: float) -> float:
+        """Return bytes/s delivered over about the last `seconds`; 0 when not known."""
         last = self._samples[-1]
         first = self._at(last.now - seconds)
         took = last.now - first.now
-        if took < seconds:
-            return 0.0, 0.0, 0.0
-        sent = last.sent - first.sent
-        return sent / took, (last.delivered - first.delivered) / took, (last.lost - first.lost) / max(1, sent)
+        return (last.delivered - first.delivered) / took if took >= seconds else 0.0
 
     def _half_round(self, sample: Sample) -> float:
         return max(sample.rtt_s / 2, 3 * SAMPLE_EVERY_S)
@@ -246,8 +255,13 @@ class Controller:
         return max(sample.rtt_s, 3 * SAMPLE_EVERY_S)
 
     def _is_overrun(self, sample: Sample) -> bool:
-        """Whether more than chance was lost within a round, counted once a round."""
-        return self._over(self._round(sample))[2] > _LOSSY
+        """Whether more than chance was lost within a round."""
+        first = self._at(sample.now - self._round(sample))
+        if sample.now - first.now < self._round(sample):
+            return False
+        by_chance = _LOSSY * (sample.sent - first.sent) / sample.packet
+        most = by_chance + _DEVIATIONS * math.sqrt(by_chance) + _TIMEOUT_PACKETS
+        return (sample.lost - first.lost) / sample.packet > most
 
     # What is done.
 
@@ -259,7 +273,7 @@ class Controller:
         """Begin to empty the queue, if what is delivered meanwhile is known."""
         queued = sample.now - self._queue_since if self._queue_since is not None else 0.0
         measured = min(max(queued, self._half_round(sample)), self._round(sample))
-        found = self._over(measured)[1]
+        found = self._delivered(measured)
         if found >= _LEAST_RATE:
             self._from = self._at(sample.now - queued) if queued >= measured else sample
             self._rate, self._drained_at, self._clean_rounds = found, None, 0.0
@@ -283,7 +297,7 @@ class Controller:
     def _in_startup(self, sample: Sample) -> None:
         was_crowded = self._was_crowded
         if was_crowded and sample.now - self._full_at >= self._round(sample):
-            delivered = self._over(self._round(sample))[1]
+            delivered = self._delivered(self._round(sample))
             self._full_at = sample.now
             grows = delivered > _GROWTH * self._full_best
             self._full_rounds = 0 if grows else self._full_rounds + 1
@@ -341,7 +355,7 @@ class Controller:
 
     def _in_cruise(self, sample: Sample) -> None:
         took = self._round(sample)
-        _, delivered, _ = self._over(took)
+        delivered = self._delivered(took)
         queued = 0.0 if self._queue_since is None else (sample.now - self._queue_since) / took
         is_large = self._is_queued(sample, _STANDING_AT_ONCE)
         is_standing = queued >= (1 if is_large else _STANDING_ROUNDS)
@@ -370,15 +384,23 @@ class Controller:
             self.capacity, self._measured, self._is_sure = self._rate, None, True
 
     def _in_probe(self, sample: Sample) -> None:
-        passed, took = sample.now - self._since, self._round(sample)
-        most = took if self._probe_gain else self._half_round(sample)
+        took, most = self._round(sample), self._probe_s(sample)
+        if self._gain > 1 and sample.now - self._since >= most and self._is_narrow(sample):
+            self._since = sample.now - most
+            return
+        passed = sample.now - self._since
         if passed >= most:  # give back what a queue may have taken, up to a tenth
             self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * most else _CRUISE
         if passed >= took + most + self._queue_before:
-            delivered, excess = self._over(most)[1], _GAINS[self._probe_gain] - 1
-            yielded = (delivered / self._rate - 1) / excess
-            queued = (sample.queued_s - self._queue_before) / excess / most
+            delivered = self._delivered(most)
+            yielded = (delivered / self._rate - 1) / self._excess
+            queued = (sample.queued_s - self._queue_before) / self._excess / most
             self._end_probe(sample, delivered, Probed(yielded, queued, self._is_overrun(sample)))
+
+    def _is_narrow(self, sample: Sample) -> bool:
+        """Whether the windows are too narrow for what a probe sends, and may yet widen."""
+        is_narrow = sample.windows < self._rate * self._gain * sample.rtt_s
+        return is_narrow and sample.now < self._narrow_until and self._queue_since is None
 
     def _end_probe(self, sample: Sample, delivered: float, probed: Probed) -> None:
         """Use what a probe showed: probe for more at once, or empty the queue that it built, or cruise."""
@@ -401,7 +423,13 @@ class Controller:
 
     def _enter_probe(self, sample: Sample) -> None:
         self._queue_before = sample.queued_s
-        self._enter(Phase.PROBE, _GAINS[self._probe_gain])
+        least = _PROBE_PACKETS * sample.packets / (self._rate * self._probe_s(sample))
+        self._excess = max(_GAINS[self._probe_gain] - 1, min(least, _GAINS[-1] - 1))
+        self._narrow_until = sample.now + _PROBE_ROUNDS * self._round(sample)
+        self._enter(Phase.PROBE, 1 + self._excess)
+
+    def _probe_s(self, sample: Sample) -> float:
+        return self._round(sample) if self._probe_gain else self._half_round(sample)
 
     def _in_share(self, sample: Sample) -> None:
         capacity, step = self.capacity or 0.0, self._round(sample)
@@ -412,7 +440,7 @@ class Controller:
                 self._rate = max(_LEAST_RATE, 0.7 * self._rate)
             elif self._is_sure:
                 self._rate = min(_SHARE[1] * capacity, self._rate + 0.02 * capacity)
-            elif self._over(step)[1] >= _OTHERS * self._rate:
+            elif self._delivered(step) >= _OTHERS * self._rate:
                 self._rate *= _SHARE_UNSURE[1]
         if passed >= 2 * step and self._is_clear(2 * step):
             self._measured = None

@@ -14,7 +14,16 @@ from s3daemon.network.rate.controller import SAMPLE_EVERY_S
 from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE, Pacer
 from s3daemon.network.tcp import TcpInfo
 
-IDLE = TcpInfo(acked=0, outstanding=0, rtt_usec=200_000, retransmits=0, sent=0, closed=False, least_rtt_usec=200_000)
+IDLE = TcpInfo(
+    acked=0,
+    outstanding=0,
+    rtt_usec=200_000,
+    retransmits=0,
+    sent=0,
+    closed=False,
+    window=40_000_000,
+    least_rtt_usec=200_000,
+)
 
 
 class Upload:

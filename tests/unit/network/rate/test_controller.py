@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -197,6 +198,93 @@ def test_chance_loss_is_not_a_narrow_link() -> None:
         link.window = 50e6
         expose(link, controller)
         assert controller.pace == pytest.approx(980 * MBIT, rel=0.03)
+
+
+@dataclass
+class Wide:
+    """A link far wider than what a few uploads send, which loses some packets by chance; packet by packet.
+
+    Args:
+        chance: share of the packets that is lost.
+        rng: chooses them.
+        windows: packets that each upload may have in flight.
+    """
+
+    chance: float
+    rng: random.Random
+    windows: list[float] = field(default_factory=lambda: [10.0] * 4)
+    rtt_s: float = 0.2
+    packet: int = 9000
+    now: float = 0.0
+    sent: int = 0
+    delivered: int = 0
+    lost: int = 0
+
+    def run(self, controller: Controller, seconds: float) -> float:
+        """Send for that long; return bytes/s delivered."""
+        until, before, count = self.now + seconds, self.delivered, len(self.windows)
+        flying, credit, cut_at, look_at = [deque[tuple[float, bool]]() for _ in range(count)], [0.0] * count, 0.0, 0.0
+        while self.now < until:
+            self.now += STEP_S
+            for n, packets in enumerate(flying):
+                while packets and packets[0][0] <= self.now:
+                    if packets.popleft()[1]:
+                        self.lost += self.packet
+                        if self.now >= cut_at:
+                            self.windows[n], cut_at = max(2.0, 0.7 * self.windows[n]), self.now + self.rtt_s
+                    self.delivered += self.packet
+                    if len(packets) + 1 >= int(self.windows[n]):  # as in Linux: only a window that is used widens
+                        self.windows[n] = min(1.8e6 / self.packet, self.windows[n] + 1 / self.windows[n])
+                pace = controller.pace
+                credit[n] = 20 if pace is None else min(3, credit[n] + pace / count * STEP_S / self.packet)
+                while credit[n] >= 1 and len(packets) < self.windows[n]:
+                    is_lost = self.rng.random() < self.chance
+                    packets.append((self.now + self.rtt_s, is_lost))
+                    credit[n] -= 1
+                    self.sent += self.packet
+            if self.now >= look_at:
+                look_at = self.now + SAMPLE_EVERY_S
+                up = self.sent - self.delivered
+                sizes, windows = count * self.packet, self.packet * sum(self.windows)
+                controller.observe(
+                    Sample(
+                        self.now,
+                        self.sent,
+                        self.delivered,
+                        self.lost,
+                        up,
+                        self.rtt_s,
+                        0.001,
+                        sizes,
+                        self.packet,
+                        windows,
+                    )
+                )
+        controller.pause()
+        self.now += 10
+        return (self.delivered - before) / seconds
+
+
+@pytest.mark.parametrize("known", [None, 200 * MBIT], ids=["not known", "known"])
+@pytest.mark.parametrize("chance", [0.002, 0.01, 0.02])
+def test_chance_losses_of_a_few_packets_are_not_a_narrow_link(chance: float, known: float | None) -> None:
+    """One packet of thirty is 3 %: the windows are narrow then, and no pace may make it worse."""
+    for seed in range(5):
+        wide, controller = Wide(chance, random.Random(seed)), Controller(known)
+        for _ in range(3):
+            used = wide.run(controller, 20)
+            assert (controller.pace or 1e9) > 2 * used, seed
+
+
+@pytest.mark.parametrize("mbit", [2, 4, 6, 20])
+@pytest.mark.parametrize("packet", [1448, 8948])
+@pytest.mark.parametrize("window", [3 * 8948, 9e5], ids=["narrow", "wide"])
+def test_a_rate_that_is_far_too_low_is_left(mbit: float, packet: int, window: float) -> None:
+    """A probe of 8 % more would be less than a packet of each upload; and windows that are as narrow must widen."""
+    wide, controller = Wide(0.0, random.Random(1), [window / packet] * 4, packet=packet), Controller(mbit * MBIT)
+    for _ in range(3):
+        wide.run(controller, 20)
+    assert (controller.pace or 0) > (40 if window > 1e5 else 15) * MBIT
 
 
 def test_what_is_too_little_to_measure_changes_nothing() -> None:
