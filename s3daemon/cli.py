@@ -13,7 +13,7 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from s3daemon import __version__
 
@@ -47,37 +47,66 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the command and exit with its status.
 
     Args:
-        argv: the words after `s3daemon`; None for those of this process.
+        argv: the words after `s3daemon`; None for those of this process, whose standard streams are then taken over.
     """
+    if argv is None:
+        _take_streams()
+    try:
+        try:
+            status = _run(sys.argv[1:] if argv is None else argv)
+        finally:  # argparse ends the process itself after --help
+            sys.stdout.flush()
+    except _OutputError as exc:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the rest would be written at the end
+        if not isinstance(exc.__cause__, BrokenPipeError):  # `| head` has read enough
+            print(f"s3daemon: {exc}", file=sys.stderr)
+        status = 1
+    except OSError as exc:
+        print(f"s3daemon: {exc}", file=sys.stderr)
+        status = 1
+    sys.exit(status)
+
+
+def _run(argv: Sequence[str]) -> int:
+    """Run the command; return its exit status."""
     command = _command_in(argv)
     name, _ = _COMMANDS.get(command, ("", ""))
     module = importlib.import_module(name) if name else None
     args = _parser({command: module} if module else {}).parse_args(argv)
     if module is None:
         _serve()
-    sys.stdout = sys.stdout or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")  # `>&-`
-    sys.stderr = sys.stderr or sys.stdout
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # an encoding without some character does not lose the line
-            stream.reconfigure(errors="backslashreplace")
-    try:
-        status = module.main(args, os.environ, out=sys.stdout, err=sys.stderr)
-        sys.stdout.flush()
-    except BrokenPipeError:  # `| head` has read enough
-        status = _give_up_output()
-    except OSError as exc:  # the disk of `> file` is full
-        status = _give_up_output()
-        print(f"s3daemon: {exc}", file=sys.stderr)
-    sys.exit(status)
+    return int(module.main(args, os.environ, out=sys.stdout, err=sys.stderr))
 
 
-def _give_up_output() -> int:
-    """Let nothing more be written to standard output; return the exit status."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return 1
+class _OutputError(Exception):
+    """Standard output cannot be written; its cause says why. No OSError, which argparse and others pass over."""
 
 
-def _command_in(argv: Sequence[str] | None) -> str:
+class _Output(io.FileIO):
+    """Standard output, whose errors are told from all others."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as exc:
+            raise _OutputError(f"cannot write to standard output: {exc.strerror}") from exc
+
+
+def _take_streams() -> None:
+    """Make the standard streams what every command expects, also those that are closed or of a narrow encoding."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:  # `>&-`; no other file may take its number, and what is written to it fails
+            os.open(os.devnull, os.O_RDONLY)
+    encoding = sys.stdout.encoding if sys.stdout else None
+    output = io.BufferedWriter(_Output(1, "wb", closefd=False))
+    sys.stdout = io.TextIOWrapper(output, encoding, "backslashreplace", line_buffering=output.isatty())
+    sys.stdin = sys.stdin or os.fdopen(0)
+    sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
+
+
+def _command_in(argv: Sequence[str]) -> str:
     """Find the first word that is no option, which names the command; the full parser judges the rest."""
     parser = argparse.ArgumentParser(add_help=False)
     parser.add_argument("command", nargs="?", default="serve")

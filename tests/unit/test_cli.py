@@ -116,22 +116,32 @@ def test_a_command_imports_no_more_than_it_needs(tmp_path: Path, command: str, m
     assert done.stdout == "\n"
 
 
-def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path: Path) -> None:
-    """`| head`: no traceback, exit status 1."""
-    reader, writer = os.pipe()
-    os.close(reader)
-    command = [sys.executable, "-m", "s3daemon", "check", "--env-file", os.fspath(tmp_path / "missing")]
-    done = subprocess.run(command, cwd=TREE, stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (1, "")
+MISSING = ("check", "--env-file", "/missing")
 
 
+@pytest.mark.parametrize("argv", [("--version",), ("report", "--help"), MISSING])
 @pytest.mark.parametrize(
-    ("redirection", "said"), [(">&-", ""), (">/dev/full", "s3daemon: [Errno 28] No space left on device\n")]
+    ("redirection", "reason"),
+    [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor"), ("| true", "")],
 )
-def test_an_output_that_cannot_be_written_is_no_traceback(tmp_path: Path, redirection: str, said: str) -> None:
-    """One that was closed takes what is written; of a full one the reason is told."""
-    words = f"{sys.executable} -m s3daemon check --env-file {tmp_path / 'missing'} {redirection}"
+def test_an_output_that_cannot_be_written_is_no_success(argv: tuple[str, ...], redirection: str, reason: str) -> None:
+    """Of every command alike: status 1, and a line that says which file; none where a reader has read enough."""
+    words = f"{sys.executable} -m s3daemon {' '.join(argv)}"
+    if reason:
+        words += f" {redirection}"
+    else:  # the reader is gone before anything is written
+        words = f"(sleep 0.2; {words}; echo $? >&2) | true"
     env = {"PATH": os.environ["PATH"], **LIBRARIES}
     done = subprocess.run(["/bin/sh", "-c", words], cwd=TREE, env=env, stderr=subprocess.PIPE, text=True, check=False)
-    assert (done.returncode, done.stderr) == (1, said)
+    said = f"s3daemon: cannot write to standard output: {reason}\n"
+    assert (done.returncode, done.stderr) == ((1, said) if reason else (0, "1\n"))
+
+
+def test_closed_streams_are_no_traceback() -> None:
+    """What is opened does not take their place, and standard input has nothing."""
+    words = f"{sys.executable} -m s3daemon report --stdin <&-; {sys.executable} -m s3daemon --nonsense 2>&-"
+    env = {"PATH": os.environ["PATH"], **LIBRARIES}
+    done = subprocess.run(["/bin/sh", "-c", words], cwd=TREE, env=env, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("NoInput: standard input is empty")
+    assert done.stderr.count("\n") == 1
