@@ -10,6 +10,7 @@ import argparse
 import importlib
 import io
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from types import ModuleType
@@ -75,7 +76,11 @@ def _run(argv: Sequence[str]) -> int:
     args = _parser({command: module} if module else {}).parse_args(argv)
     if module is None:
         _serve()
-    return int(module.main(args, os.environ, out=sys.stdout, err=sys.stderr))
+    try:
+        return int(module.main(args, os.environ, out=sys.stdout, err=sys.stderr))
+    except argparse.ArgumentError as exc:
+        parser: argparse.ArgumentParser = args.parser
+        parser.error(str(exc))
 
 
 class _OutputError(Exception):
@@ -106,9 +111,25 @@ def _take_streams() -> None:
     sys.stderr = sys.stderr or os.fdopen(os.open(os.devnull, os.O_WRONLY), "w")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Takes options by their full names only, and refuses what it does not know with its own usage."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(**how, allow_abbrev=False)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse; an argument that is empty or unknown ends the process."""
+        if any(re.fullmatch("(--[^=]*=)?", word) for word in args):
+            self.error("an argument is empty: is a variable not set?")
+        found, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+
 def _command_in(argv: Sequence[str]) -> str:
     """Find the first word that is no option, which names the command; the full parser judges the rest."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("command", nargs="?", default="serve")
     return str(parser.parse_known_args(argv)[0].command)
 
@@ -120,7 +141,7 @@ def full_parser() -> argparse.ArgumentParser:
 
 def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     """Make a parser of all commands, in which those of these modules have their options."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="s3daemon",
         description="Deliver files to S3 storage across long fat networks.",
         epilog="Exit status: 0 for success, 1 for a failure, 2 for a wrong command line.\nManual: man s3daemon",
@@ -137,6 +158,7 @@ def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
             epilog=f"examples:\n{lines}\n\nexit status:\n  0: done; {status}; 2: a wrong command line",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
+        made.set_defaults(parser=made)
         if command in modules:
             modules[command].configure(made)
     return parser

@@ -57,14 +57,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_instance(parser)
     actions = parser.add_subparsers(dest="action", metavar="retry|drop")
     retry = actions.add_parser("retry", help="try now: failed transfers become pending again, and delays end")
-    retry.add_argument("--all", action="store_true", dest="every", help="every transfer")
     drop = actions.add_parser("drop", help="give up; an attempt in flight is cancelled and its clients are notified")
-    drop.add_argument("--all-failed", action="store_true", dest="every", help="every transfer that failed permanently")
-    for action in (retry, drop):
-        action.add_argument(
-            "ids", nargs="*", metavar="ID", type=id_of, help="as listed, or the UUID of an answer over HTTP"
-        )
+    for action, option, what in (
+        (retry, "--all", "every transfer"),
+        (drop, "--all-failed", "every transfer that failed permanently"),
+    ):
         add_instance(action)
+        which = action.add_mutually_exclusive_group(required=True)
+        which.add_argument(option, action="store_true", dest="every", help=what)
+        ids_help = "as listed, or the UUID of an answer over HTTP"
+        which.add_argument("ids", nargs="*", default=[], metavar="ID", type=id_of, help=ids_help)
 
 
 def record_dropped(entries: Sequence[Entry]) -> None:
@@ -104,14 +106,14 @@ def main(
     err: TextIO,
     on_dropped: Callable[[Sequence[Entry]], None] = record_dropped,
 ) -> int:
-    """Carry out the command."""
+    """Carry out the command; raise argparse.ArgumentError where options do not go together."""
+    if args.action and (args.json or args.failed):
+        raise argparse.ArgumentError(None, f"--json and --failed are for the list; {args.action} takes neither")
     instance = instance_of(args, environ)
     try:
         if args.action is None:
             _list(_rows(instance, failed_only=args.failed), as_json=args.json, out=out)
             return 0
-        if bool(args.ids) == args.every:
-            raise S3daemonError(Code.BAD_REQUEST, f"{args.action} takes either ids or the option for all")
         done, held = _act(instance, args.action, None if args.every else args.ids, on_dropped)
     except S3daemonError as exc:
         print(f"{exc.code}: {one_line(exc.text)}", file=err)

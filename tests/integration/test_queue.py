@@ -163,15 +163,6 @@ def test_down_it_drops(spooled: Path) -> None:
     assert states(spooled) == {"b": False}
 
 
-@pytest.mark.parametrize("argv", [["retry"], ["drop"], ["retry", "--all", "x"], ["drop", "--all-failed", "x"]])
-def test_either_ids_or_all_must_be_given(spooled: Path, argv: list[str]) -> None:
-    """So that nothing is dropped by mistake."""
-    status, out, err = run(spooled, *argv)
-    assert (status, out) == (1, "")
-    assert err == f"BadRequest: {argv[0]} takes either ids or the option for all\n"
-    assert len(states(spooled)) == 4
-
-
 def test_down_it_creates_no_spool(tmp_path: Path) -> None:
     """Where there is none, the error names the directory."""
     status, out, err = run(tmp_path)

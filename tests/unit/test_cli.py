@@ -70,6 +70,47 @@ def test_a_wrong_command_line_is_refused(capsys: pytest.CaptureFixture[str], arg
     assert "usage: s3daemon" in err
 
 
+@pytest.mark.parametrize(
+    ("argv", "error"),
+    [
+        (("queue", "drop", "--all"), "queue drop: error: one of the arguments --all-failed ID is required"),
+        (("queue", "drop", "--all-f"), "queue drop: error: one of the arguments --all-failed ID is required"),
+        (("queue", "drop", "1", "--all"), "queue drop: error: unrecognized arguments: --all"),
+        (("queue", "retry"), "queue retry: error: one of the arguments --all ID is required"),
+        (("queue", "retry", "--all", "1"), "queue retry: error: argument ID: not allowed with argument --all"),
+        (("queue", "--fail"), "queue: error: unrecognized arguments: --fail"),
+        (("status", "--js"), "status: error: unrecognized arguments: --js"),
+        (("report", "--late-o"), "report: error: unrecognized arguments: --late-o"),
+        (("check", "--env", "x"), "check: error: unrecognized arguments: --env"),
+        (
+            ("queue", "--failed", "retry", "--all"),
+            "queue: error: --json and --failed are for the list; retry takes neither",
+        ),
+        (
+            ("queue", "--json", "drop", "--all-failed"),
+            "queue: error: --json and --failed are for the list; drop takes neither",
+        ),
+    ],
+)
+def test_an_option_counts_as_it_is_written_or_not_at_all(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], error: str
+) -> None:
+    """None may be abbreviated, or is ignored: nobody drops what was not named. The usage is that of the command."""
+    code, out, err = leave(capsys, *argv)
+    assert (code, out) == (2, "")
+    assert err.startswith(f"usage: s3daemon {error.partition(':')[0]} [-h]")
+    assert err.endswith(f"\ns3daemon {error}\n")
+
+
+@pytest.mark.parametrize(
+    "argv", [("queue", "--state-dir", ""), ("queue", "retry", "--state-dir=", "1"), ("check", ""), ("report", "--tag=")]
+)
+def test_an_empty_argument_is_refused(capsys: pytest.CaptureFixture[str], argv: tuple[str, ...]) -> None:
+    """It is a variable that is not set; the default would be another directory than was meant."""
+    code, _, err = leave(capsys, *argv)
+    assert (code, err.splitlines()[-1]) == (2, "s3daemon: error: an argument is empty: is a variable not set?")
+
+
 @pytest.mark.parametrize("command", ["queue", "status", "reload"])
 def test_a_command_that_cannot_be_carried_out_ends_with_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, command: str
