@@ -90,6 +90,7 @@ def test_a_wrong_command_line_is_refused(capsys: pytest.CaptureFixture[str], arg
             ("queue", "--json", "drop", "--all-failed"),
             "queue: error: --json and --failed are for the list; drop takes neither",
         ),
+        (("report", "--plot", "x.pdf"), "report: error: --plot takes a file that ends in .png or .svg"),
     ],
 )
 def test_an_option_counts_as_it_is_written_or_not_at_all(
@@ -100,6 +101,23 @@ def test_an_option_counts_as_it_is_written_or_not_at_all(
     assert (code, out) == (2, "")
     assert err.startswith(f"usage: s3daemon {error.partition(':')[0]} [-h]")
     assert err.endswith(f"\ns3daemon {error}\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        *((("status", "--watch", text), "a duration from 100ms to 1d: ") for text in ("0", "nan", "inf", "\u0663")),
+        *((("report", "--expect", text), "a number from 1 to 1000000\n") for text in ("0", "-1", "1.5", "\u0663")),
+        (("report", "--limit", "0"), "a duration from 1ms to 30d: "),
+    ],
+)
+def test_a_value_out_of_bounds_names_them(
+    capsys: pytest.CaptureFixture[str], argv: tuple[str, ...], expected: str
+) -> None:
+    """As the settings do; only ASCII digits are digits."""
+    code, _, err = leave(capsys, *argv)
+    assert code == 2
+    assert f"s3daemon {argv[0]}: error: argument {argv[1]}: expected {expected}" in err
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from typing import TextIO
 
 from rich.progress import Progress, TextColumn
 
+from s3daemon.commands.arguments import of_kind
 from s3daemon.commands.report.data import write_csv, write_json
 from s3daemon.commands.report.plot import picture
 from s3daemon.commands.report.read import Note, from_journal, from_lines, usec_of
@@ -24,11 +25,11 @@ from s3daemon.commands.report.stats import Report, grouping
 from s3daemon.commands.report.text import lines
 from s3daemon.commands.report.why import Delays
 from s3daemon.commands.table import console_of, width_of
-from s3daemon.config.values import duration
-from s3daemon.errors import Code, S3daemonError, one_line
+from s3daemon.config.values import count, duration
+from s3daemon.errors import S3daemonError, one_line
 from s3daemon.units import moment
 
-_DURATION = duration("1ms", "30d")
+_duration, _count = of_kind(duration("1ms", "30d")), of_kind(count(1, 1_000_000))
 _BY = """a line for each tag, host, receiver, prefix (the key up to its last slash) or prefix:N (its first N parts): the
 first request, the last object stored, the time between; files without a tag by prefix"""
 _LATE_ONLY = "only exposures that are late, lost or incomplete; by tag unless --by is given"
@@ -83,13 +84,13 @@ def main(
     err: TextIO,
     stdin: Iterable[bytes] | None = None,
 ) -> int:
-    """Carry out the command."""
+    """Carry out the command; raise argparse.ArgumentError where options do not go together."""
     zone = UTC if args.utc else None
     notes: list[str] = []
     try:
         selection = _selection(args)
         if args.plot and args.plot.suffix.lower() not in picture.SUFFIXES:
-            raise S3daemonError(Code.BAD_REQUEST, f"--plot takes a file that ends in {' or '.join(picture.SUFFIXES)}")
+            raise argparse.ArgumentError(None, f"--plot takes a file that ends in {' or '.join(picture.SUFFIXES)}")
         collection, delays, untrusted = Collection(selection), Delays(), 0
         for entry in _with_progress(_entries(args, selection, stdin, notes.append), err):
             if selection.trusts(entry):
@@ -99,7 +100,7 @@ def main(
                 untrusted += 1
         delays.sort()
         by = args.by or ("tag" if args.late_only or args.expect else "")
-        limits = {"limit_usec": args.limit, "late_usec": args.late, "expect": args.expect}
+        limits = {"limit_usec": round(args.limit * 1e6), "late_usec": round(args.late * 1e6), "expect": args.expect}
         report = Report.of(collection.transfers(), **limits, by=by, delays=delays, refused=collection.refused)
         if collection.unreadable:
             what = "cut (journalctl --all?), of another version, or with impossible numbers"
@@ -130,7 +131,7 @@ def _print_notes(notes: Iterable[str], err: TextIO) -> None:
 def _selection(args: argparse.Namespace) -> Selection:
     since, until = (None if text is None else usec_of(text, utc=args.utc) for text in (args.since, args.until))
     if since is not None and until is not None and since > until:
-        raise S3daemonError(Code.BAD_REQUEST, "--since is later than --until")
+        raise argparse.ArgumentError(None, "--since is later than --until")
     return Selection(
         since_usec=since,
         until_usec=until,
@@ -186,21 +187,3 @@ def _checked(read: Callable[[str], object]) -> Callable[[str], str]:
         return text
 
     return check
-
-
-def _duration(text: str) -> int:
-    """Return microseconds."""
-    try:
-        value: float | None = _DURATION.convert(text)
-    except ValueError:
-        value = None
-    if value is None or not _DURATION.admits(value):
-        raise argparse.ArgumentTypeError(f"expected {_DURATION.expected}")
-    return round(value * 1e6)
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError(text)
-    return value

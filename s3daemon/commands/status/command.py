@@ -19,15 +19,16 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
+from s3daemon.commands.arguments import of_kind
 from s3daemon.commands.status.view import View, view_of
 from s3daemon.commands.table import console_of, texts, width_of
+from s3daemon.config.values import duration
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.control.status import Status
 from s3daemon.errors import S3daemonError, one_line
 
 #: The daemon takes a sample of each upload at the same interval.
 WATCH_S = 2.0
-_LEAST_WATCH_S = 0.1
 _STATES = {"ok": "bold white on dark_cyan", "away": "bold black on orange3"}
 _ALARM = "bold white on dark_red"
 
@@ -38,19 +39,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--watch",
         nargs="?",
-        type=_interval,
+        type=of_kind(duration("100ms", "1d")),
         const=WATCH_S,
         metavar="SECONDS",
         help=f"repeat every {WATCH_S:g} seconds, or every SECONDS",
     )
     add_instance(parser)
-
-
-def _interval(text: str) -> float:
-    seconds = float(text)
-    if not seconds >= _LEAST_WATCH_S:
-        raise ValueError(text)
-    return seconds
 
 
 class Screen:

@@ -263,17 +263,16 @@ def test_the_extremes_of_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["--plot", "night.pdf"], "BadRequest: --plot takes a file that ends in .png or .svg"),
-        (["--since", "today", "--until", "yesterday"], "BadRequest: --since is later than --until"),
+        (["--plot", "night.pdf"], "--plot takes a file that ends in .png or .svg"),
+        (["--plot", "night.GIF"], "--plot takes a file that ends in .png or .svg"),
+        (["--since", "today", "--until", "yesterday"], "--since is later than --until"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_reading(words: list[str], text: str) -> None:
-    """A request that cannot be met is refused at once, not after a long read."""
+    """A request that cannot be met is a usage error at once, not after a long read."""
     unread = iter(NIGHT)
-    status, out, err = run(*words, given=unread)  # type: ignore[arg-type] # an iterator shows what was taken
-    assert (status, out) == (1, "")
-    assert err.startswith(text)
-    assert err.count("\n") == 1
+    with pytest.raises(argparse.ArgumentError, match=text):
+        run(*words, given=unread)  # type: ignore[arg-type] # an iterator shows what was taken
     assert next(unread) == NIGHT[0]
 
 
