@@ -1,4 +1,4 @@
-"""Sizes, spans of time and points in time as text for people."""
+"""Sizes, spans of time and points in time as text for people; and numbers from text."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from datetime import UTC, datetime, tzinfo
 #: The beginning of the year 3000, microseconds since the epoch. What claims to be later is no time: Python has no date
 #: from the year 10000 on, and an axis of a picture goes beyond its last one.
 END_USEC = 32_503_680_000_000_000
+#: The beginning of the year 2000, likewise. What claims to be earlier is no time: a clock that was never set.
+BEGIN_USEC = 946_684_800_000_000
 
 _SPANS = ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s"))
 
@@ -27,6 +29,17 @@ def size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} TB"
+
+
+def whole(text: str) -> int:
+    """Return the number that a text of ASCII digits stands for.
+
+    Raises:
+        ValueError: it has anything else, as a sign, a space or another script's digits, or far too many.
+    """
+    if not (text.isascii() and text.isdigit()):
+        raise ValueError(text)
+    return int(text)
 
 
 def plural(count: int, noun: str) -> str:

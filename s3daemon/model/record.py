@@ -18,6 +18,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from s3daemon.errors import one_line
+from s3daemon.units import whole
 
 Field = tuple[str, str | bytes | int]
 
@@ -175,8 +176,8 @@ class TransferRecord:
                 return None
             single = {name: text for name in _READ if (text := "".join(_texts(fields.get(_name(name)))[:1]))}
             values: dict[str, Any] = {name: single.get(name, "") for name in ("file", *_TEXTS)}
-            values |= {name: int(single[name]) for name in _INTEGERS}
-            values |= {name: int(single[name]) for name in _OPTIONAL_INTEGERS if name in single}
+            values |= {name: whole(single[name]) for name in _INTEGERS}
+            values |= {name: whole(single[name]) for name in _OPTIONAL_INTEGERS if name in single}
             return cls(**values, tags=tuple(_texts(fields.get(_name("tag")))), changed="changed" in single)
         except (KeyError, ValueError):
             return None

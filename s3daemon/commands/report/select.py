@@ -12,11 +12,12 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from s3daemon.model.record import MessageId, TransferRecord
-from s3daemon.units import END_USEC
+from s3daemon.units import BEGIN_USEC, END_USEC, whole
 
 JournalEntry = Mapping[str, object]
 """An entry as `journalctl -o json --all` gives it: by field a text, a list of byte values, or a list of these."""
@@ -166,7 +167,7 @@ class Collection:
     def __init__(self, selection: Selection) -> None:
         self._selection = selection
         self._by_id: dict[str, ReportedTransfer] = {}
-        #: Entries that have the message id of a record and cannot be read as one, or have a number that cannot be true.
+        #: Records and refusals that cannot be read, or have a number that cannot be true.
         self.unreadable = 0
         #: The selected requests that were refused, if they had a tag or a destination.
         self.refused: list[RefusedRequest] = []
@@ -193,6 +194,9 @@ class Collection:
         bucket, key, tag, error = (str(entry.get(f"S3DAEMON_{name}", "")) for name in names)
         host = str(entry.get("_HOSTNAME", ""))
         usec = decimal_of(entry.get("__REALTIME_TIMESTAMP")) or 0
+        if usec < BEGIN_USEC:
+            self.unreadable += 1
+            return
         one = RefusedRequest((bucket, key), (tag,) if tag else (), error.partition(":")[0], usec, host)
         if (tag or key) and self._selection.admits(one, usec):
             self.refused.append(one)
@@ -208,10 +212,10 @@ def _shared(value: object) -> object:
 
 
 def _is_plausible(record: TransferRecord) -> bool:
-    """Whether its times can be shown, and its other numbers have 64 bits at most, as all that a daemon writes have."""
+    """Whether its times can be true, and its other numbers have 64 bits at most, as all that a daemon writes have."""
     times = (record.start_usec + record.total_usec, record.queue_usec, record.upload_usec or 0, record.rtt_usec or 0)
     numbers = (record.size_bytes, record.attempts, record.retransmits or 0)
-    return max(times) < END_USEC and max(numbers) < 1 << 64
+    return record.start_usec >= BEGIN_USEC and max(times) < END_USEC and max(numbers) < 1 << 64
 
 
 def _supersedes(new: ReportedTransfer, known: ReportedTransfer) -> bool:
@@ -228,6 +232,8 @@ def _recorded_usec(entry: JournalEntry, transfer: ReportedTransfer) -> int:
 
 def decimal_of(value: object) -> int | None:
     """The microseconds that a field of an entry has; None when it has none, or more than can be shown."""
-    if not (isinstance(value, str) and value.isdecimal() and len(value) <= _USEC_DIGITS):
+    if not (isinstance(value, str) and len(value) <= _USEC_DIGITS):
         return None
-    return usec if (usec := int(value)) < END_USEC else None
+    with suppress(ValueError):
+        return usec if (usec := whole(value)) < END_USEC else None
+    return None

@@ -9,6 +9,7 @@ stored the object, so earlier attempts are in it.
 
 from __future__ import annotations
 
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,8 @@ _PLACES = ("host", "receiver")
 LOST_USEC = round(LOST_S * 1e6)
 #: The verdicts on an exposure with which something is wrong.
 WRONG = ("late", "incomplete", "lost")
+#: The N of `prefix:N`.
+_DEPTH = re.compile("[1-9][0-9]{0,8}")
 #: How many of the slowest transfers a report lists.
 SLOWEST = 10
 #: And how many of one exposure at most: more say no more, and hide the others.
@@ -224,7 +227,7 @@ def grouping(how: str) -> Grouping:
         return lambda one: (GroupName(one.host or NONE, exposure=False),)
     if how == "receiver":
         return _receiver
-    if how != "tag" and (word != "prefix" or (colon and not (depth.isdecimal() and int(depth)))):
+    if how != "tag" and (word != "prefix" or (colon and not _DEPTH.fullmatch(depth))):
         raise ValueError(f"{how!r} is not one of tag, host, receiver, prefix, prefix:N")
     parts = int(depth) if colon else None
 

@@ -14,7 +14,7 @@ from lab.records import START_USEC, failed, line, record, refusal
 from lab.terminal import Terminal
 
 from s3daemon.commands.report import command as report
-from s3daemon.units import END_USEC
+from s3daemon.units import BEGIN_USEC, END_USEC
 
 SECOND = 1_000_000
 NIGHT = [
@@ -252,7 +252,8 @@ def test_plot_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_extremes_of_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every form, and the picture, take the earliest and latest time and the largest size that a record may have."""
     last = {"start_usec": END_USEC - 1, "total_usec": 0, "size_bytes": 2**64 - 1}
-    given = [line(record(1, start_usec=0, total_usec=END_USEC - 1, queue_usec=END_USEC - 1)), line(record(2, **last))]
+    most = END_USEC - 1 - BEGIN_USEC
+    given = [line(record(1, start_usec=BEGIN_USEC, total_usec=most, queue_usec=most)), line(record(2, **last))]
     monkeypatch.setenv("MPLCONFIGDIR", str(tmp_path))
     pytest.importorskip("matplotlib")
     for words in ([], ["--by", "tag"], ["--json"], ["--csv"], ["--plot", str(tmp_path / "n.png")]):

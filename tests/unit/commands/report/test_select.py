@@ -7,7 +7,7 @@ from lab.records import START_USEC, entry, failed, record, refusal
 
 from s3daemon.commands.report.select import OTHERS, Collection, RefusedRequest, Selection
 from s3daemon.model.record import MessageId
-from s3daemon.units import END_USEC
+from s3daemon.units import BEGIN_USEC, END_USEC
 
 SECOND = 1_000_000
 
@@ -84,6 +84,8 @@ def test_whose_entries_count(unit: str | None, wanted: dict[str, object], truste
     "impossible",
     [
         {"S3DAEMON_START_USEC": "9" * 20},
+        {"S3DAEMON_START_USEC": "0"},
+        {"S3DAEMON_START_USEC": str(BEGIN_USEC - 1)},
         {"S3DAEMON_START_USEC": str(END_USEC - 402_000)},  # it ends too late
         {"S3DAEMON_TOTAL_USEC": "9" * 23},
         {"S3DAEMON_QUEUE_USEC": "9" * 400},
@@ -91,6 +93,7 @@ def test_whose_entries_count(unit: str | None, wanted: dict[str, object], truste
         {"S3DAEMON_RTT_USEC": "9" * 400},
         {"S3DAEMON_SIZE_BYTES": "9" * 400},
         {"S3DAEMON_RETRANSMITS": "9" * 400},
+        *({"S3DAEMON_SIZE_BYTES": text} for text in ("\u0663", "+3", " 3", "1_000")),
     ],
     ids=str,
 )
@@ -182,6 +185,13 @@ def test_refused_requests_are_kept() -> None:
     assert [(one.place, tuple(one.tags)) for one in found] == [
         (("raw", "night/f"), ("e",)), (("raw", "night/g"), ()), (("", ""), ("e",)),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("usec", [None, "0", "soon", "\u0663"])
+def test_a_refusal_without_a_time_is_left_out(usec: str | None) -> None:
+    """It would make an exposure that began in 1970, and was lost."""
+    found = collected(REFUSED | {"__REALTIME_TIMESTAMP": usec})
+    assert (found.refused, found.unreadable) == ([], 1)
 
 
 @pytest.mark.parametrize(

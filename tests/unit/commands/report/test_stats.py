@@ -122,7 +122,9 @@ def test_those_in_no_group() -> None:
                      "prefix": [("raw/", True)]}  # fmt: skip
 
 
-@pytest.mark.parametrize("how", ["", "tags", "prefix:", "prefix:0", "prefix:x", "tag:1", "host:"])
+@pytest.mark.parametrize(
+    "how", ["", "tags", "prefix:", "prefix:0", "prefix:x", "prefix:\u0663", "prefix:" + "9" * 5000, "tag:1", "host:"]
+)
 def test_no_grouping(how: str) -> None:
     """Anything else is refused."""
     with pytest.raises(ValueError, match="not one of tag"):
