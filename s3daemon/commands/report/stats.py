@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from s3daemon.commands.report.select import Place, RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.why import Delays
-from s3daemon.model.exposure import LOST_S, verdict_of
+from s3daemon.model.exposure import LOST_S, UNTAGGED, verdict_of
 from s3daemon.model.request import prefix_of
 
 METHOD = "nearest rank"
@@ -28,6 +28,8 @@ _PLACES = ("host", "receiver")
 LOST_USEC = round(LOST_S * 1e6)
 #: The verdicts on an exposure with which something is wrong.
 WRONG = ("late", "incomplete", "lost")
+#: The verdict on the files below a part of their keys, which may be of a whole night, with tags or without.
+NOT_JUDGED = "not judged"
 #: The N of `prefix:N`.
 _DEPTH = re.compile("[1-9][0-9]{0,8}")
 #: How many of the slowest transfers a report lists.
@@ -232,7 +234,7 @@ def grouping(how: str) -> Grouping:
     parts = int(depth) if colon else None
 
     def prefix(one: ReportedTransfer | RefusedRequest) -> GroupName:
-        return GroupName(prefix_of(*one.place, parts), exposure=word == "prefix")
+        return GroupName(prefix_of(*one.place, parts), exposure=how == "prefix")
 
     def tag(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
         return [GroupName(each, exposure=True) for each in dict.fromkeys(one.tags)] or [prefix(one)]
@@ -458,16 +460,20 @@ class Report:
         return max(short, group.missing.count)
 
     def verdict(self, group: Group) -> str:
-        """The verdict on an exposure, as `status` and the page have it; "" for a host or a receiver."""
+        """The verdict on an exposure, as `status` and the page have it; "" for a host or a receiver.
+
+        By `prefix:N` it is `incomplete` or `NOT_JUDGED`.
+        """
         if self.by in _PLACES:
             return ""
         to_last_usec = group.figures.to_last_usec
-        return verdict_of(
+        verdict = verdict_of(
             None if to_last_usec is None else to_last_usec / 1e6,
             missing=self.missing(group) > 0,
             tagged=group.name.exposure,
             late_s=self.late_usec / 1e6,
         )
+        return NOT_JUDGED if verdict == UNTAGGED and self.by != "tag" else verdict
 
     @property
     def hosts(self) -> list[str]:

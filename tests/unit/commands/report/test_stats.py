@@ -7,6 +7,7 @@ from lab.records import START_USEC, failed, record
 
 from s3daemon.commands.report.select import RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.stats import Expected, Figures, Report, Spread, busy_usec, grouping, groups, percentile
+from s3daemon.commands.report.text import lines
 from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal, TransferRecord
 
@@ -111,7 +112,7 @@ def test_grouping(how: str, names: list[str]) -> None:
     made = record(1, key="2026/11/f.fits", tags=("a", "b", "a"), receiver="192.0.2.1")
     found = grouping(how)(ReportedTransfer(made, "n"))
     assert [name.text for name in found] == names
-    assert all(name.exposure for name in found) == (how not in ("host", "receiver"))
+    assert all(name.exposure for name in found) == (how in ("tag", "prefix"))
 
 
 def test_those_in_no_group() -> None:
@@ -171,6 +172,20 @@ def test_files_without_a_tag_are_not_an_exposure() -> None:
         ("raw/0/", "untagged"), ("raw/1/", "incomplete"),
     ]  # fmt: skip
     assert [found.verdict(group) for group in report(*hours, by="prefix").groups] == ["lost", "lost"]
+
+
+def test_the_part_of_a_key_is_not_an_exposure() -> None:
+    """Below it may be a whole night, with tags too: its time is not judged, its failures are."""
+    made = [record(n, tags=(f"e{n}",), key=f"n/{n}/f", start_usec=START_USEC + n * 60 * SECOND) for n in range(3)]
+    lost = failed(9, key="m/1/f")
+    for how, verdicts in (("prefix:1", ["not judged", "incomplete"]), ("prefix", 3 * ["in time"] + ["incomplete"])):
+        found = report(*made, lost, by=how)
+        assert sorted(map(found.verdict, found.groups)) == sorted(verdicts)
+    found = report(*made, by="prefix:1")
+    assert [text for text in lines(found, None, None) if "1 group" in text] == [
+        "1 group: 1 not judged; late after 10 s, lost after 30 s"
+    ]
+    assert found.late_only().groups == []
 
 
 def exposures(*counts: int) -> list[TransferRecord]:
