@@ -343,6 +343,7 @@ UNPRINTABLE = "must be UTF-8 without control characters, not"
         (["--tag=\x1b", "f", "a/b/k"], rf"the tag {UNPRINTABLE} '\x1b'"),
         (["f", "a/b/k", "--tag"], "--tag needs a value; see send --help"),
         (["f", "a/b/k", "--timeout"], "--timeout takes seconds, 0 to 1000000, not ''"),
+        (["f", "a/b/k", "--timeout=\u0663"], "--timeout takes seconds, 0 to 1000000, not '\u0663'"),
         (["--timeout=-1", "f", "a/b/k"], "--timeout takes seconds, 0 to 1000000, not '-1'"),
         (["--timeout", "nan", "f", "a/b/k"], "--timeout takes seconds, 0 to 1000000, not 'nan'"),
         (["--timeout", "1000001", "f", "a/b/k"], "--timeout takes seconds, 0 to 1000000, not '1000001'"),
@@ -352,7 +353,10 @@ UNPRINTABLE = "must be UTF-8 without control characters, not"
         (["--", "-", "a/b/k"], "standard input cannot be sent (a file named -: ./-)"),
         (["--wait-for"], "--wait-for needs a tag; see send --help"),
         (["--wait-for=E", "f", "a/b/k"], "--wait-for takes no file and no other option than --expect and --timeout"),
-        (["--wait-for=E", "--expect=0"], "--expect takes a number of files, not '0'"),
+        *(
+            (["--wait-for=E", f"--expect={text}"], f"--expect takes a number of files, 1 to 1000000, not '{text}'")
+            for text in ("0", "\u0663", "-1", "9" * 5000)
+        ),
         (["--expect=2", "f", "a/b/k"], "--expect goes with --wait-for, --print-id with --no-wait; see send --help"),
         (["--print-id", "f", "a/b/k"], "--expect goes with --wait-for, --print-id with --no-wait; see send --help"),
         (["f", "a/b/" + 9000 * "k"], "the names are too long: a request of {long} bytes, 8192 are allowed"),
@@ -379,7 +383,7 @@ def test_a_path_through_a_link_is_not_simplified(cwd: Path) -> None:
     assert daemon.received == [f"{cwd}/link/../f a/b/k\n".encode()]
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "http", "-1", " 1", "9" * 5000])
+@pytest.mark.parametrize("port", ["0", "65536", "http", "-1", " 1", "\u0663", "9" * 5000])
 def test_an_invalid_port_is_refused(cwd: Path, port: str) -> None:
     """It is never replaced by the default."""
     complaint = f"send: S3DAEMON_PORT must be a number from 1 to 65535, not '{port}'\n"
