@@ -592,9 +592,50 @@ def test_help_and_version(cwd: Path) -> None:
     assert (status, out.startswith("usage: send ")) == (0, True)
 
 
+OUTPUTS = [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor"), ("| true", "Broken pipe")]
+
+
+def into(redirection: str, *argv: str, cwd: Path, environ: dict[str, str] | None = None) -> tuple[str, str]:
+    """Run the client with this output; its status and what it says. The reader of a pipe is gone before."""
+    shell = f"(sleep 0.2; '{sys.executable}' -I -S '{SEND}' {' '.join(argv)} {{}}; echo $? >status) {{}}"
+    words = shell.format("", redirection) if "|" in redirection else shell.format(redirection, "")
+    ran = subprocess.run(["/bin/sh", "-c", words], cwd=cwd, env=environ, stderr=subprocess.PIPE, text=True, check=True)
+    return (cwd / "status").read_text().strip(), ran.stderr
+
+
+@pytest.mark.parametrize(("redirection", "reason"), OUTPUTS)
+def test_an_id_that_cannot_be_printed_is_no_failure(cwd: Path, redirection: str, reason: str) -> None:
+    """The transfer is accepted: a line says so and has the id; a status of 1 would have it sent again."""
+    with Daemon(answering(b'{"result": "accepted", "id": "0123456789abcdef"}\n')) as daemon:
+        got = into(redirection, "--no-wait", "--print-id", "f", "a/b/k", cwd=cwd, environ=daemon.environ)
+    said = f"send: the transfer is accepted, but its id cannot be printed ({reason}): 0123456789abcdef\n"
+    assert got == ("0", said)
+
+
+@pytest.mark.parametrize(("redirection", "reason"), OUTPUTS)
+def test_help_that_cannot_be_printed_is_a_failure(cwd: Path, redirection: str, reason: str) -> None:
+    """A line says why."""
+    said = f"send: standard output cannot be written: {reason}\n"
+    assert into(redirection, "--help", cwd=cwd) == ("1", said)
+
+
+def test_without_a_working_directory_a_relative_path_is_refused(cwd: Path) -> None:
+    """One line, and an absolute path is taken."""
+    with Daemon(answering(b"Success")) as daemon:
+        for file, status, said in (
+            ("f", 1, "send: no working directory (No such file or directory): give the absolute path of FILE\n"),
+            ("/f", 0, ""),
+        ):
+            shell = f'mkdir -p gone && cd gone && rmdir ../gone && exec "$0" -I -S "$1" {file} a/b/k'
+            words = ["/bin/sh", "-c", shell, sys.executable, str(SEND)]
+            ran = subprocess.run(words, cwd=cwd, env=daemon.environ, stderr=subprocess.PIPE, text=True, check=False)
+            assert (ran.returncode, ran.stderr) == (status, said)
+    assert daemon.received == [b"/f a/b/k\n"]
+
+
 def test_with_closed_streams_the_status_reports_the_result(cwd: Path) -> None:
     """Closed or full standard streams: no traceback, and no message is written to the daemon's socket."""
-    for redirection, argv in (("2>&-", "gone a/b/k"), ("2>/dev/full", "gone a/b/k"), (">/dev/full", "--help")):
+    for redirection, argv in (("2>&-", "gone a/b/k"), ("2>/dev/full", "gone a/b/k")):
         shell = f'exec "$0" -I -S "$1" {argv} {redirection}'
         ran = subprocess.run(["/bin/sh", "-c", shell, sys.executable, SEND], cwd=cwd, capture_output=True, check=False)
         assert (ran.returncode, ran.stdout, ran.stderr) == (1, b"", b"")
