@@ -14,6 +14,6 @@ def uuid_of(transfer_id: str) -> str:
 
 
 def id_of(text: str) -> str:
-    """Return the id that a UUID of `uuid_of` stands for; any other text as it is."""
+    """Return the id that a UUID of `uuid_of` stands for; any other text in lower case, as ids are."""
     match = _UUID.fullmatch(text.lower())
-    return "".join(match.groups()) if match else text
+    return "".join(match.groups()) if match else text.lower()

@@ -19,8 +19,9 @@ def test_an_id_has_a_uuid_and_the_uuid_gives_it_back(transfer_id: str) -> None:
 @pytest.mark.parametrize(
     "text", [ID, "", "x", UUID[:-1], UUID + "0", UUID.replace("8000", "4000"), UUID.replace("-", ""), f"{UUID}\n"]
 )
-def test_other_text_is_left_as_it_is(text: str) -> None:
-    assert id_of(text) == text
+def test_other_text_is_left_as_it_is_but_for_its_case(text: str) -> None:
+    """So an id is taken in either case, as a UUID is."""
+    assert id_of(text) == id_of(text.upper()) == text
 
 
 def test_the_form_of_the_uuid() -> None:
