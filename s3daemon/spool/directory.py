@@ -53,8 +53,8 @@ class Lock:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0), 0o600)
         except FileNotFoundError as exc:
-            text = f"there is no spool in {directory}: the daemon's first start makes it (else use --instance)"
-            raise StartError(Code.NO_SPOOL, text) from exc
+            text = f"there is no spool in {directory}: the daemon's first start makes it"
+            raise StartError(Code.NO_SPOOL, f"{text}; --instance or --state-dir name others") from exc
         except OSError as exc:
             text = f"{path} cannot be opened: {exc.strerror} (run as root or as the service's user)"
             raise StartError(Code.SPOOL_DENIED, text) from exc

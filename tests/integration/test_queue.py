@@ -167,7 +167,8 @@ def test_down_it_creates_no_spool(tmp_path: Path) -> None:
     """Where there is none, the error names the directory."""
     status, out, err = run(tmp_path)
     assert (status, out) == (1, "")
-    assert err.startswith(f"NoSpool: there is no spool in {tmp_path}: the daemon's first start makes it")
+    first = f"NoSpool: there is no spool in {tmp_path}: the daemon's first start makes it"
+    assert err == f"{first}; --instance or --state-dir name others\n"
     assert not list(tmp_path.iterdir())
 
 
