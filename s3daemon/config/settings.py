@@ -1,7 +1,8 @@
 """Every setting: its environment variable, unit, default and bounds, with reasons.
 
 `Settings` is the one table. `Settings.from_environ` reads a mapping that is passed in, once; a bad value, a missing one
-and an unknown `S3DAEMON_` name are faults, and all are reported at once. An empty value counts as not set.
+and an unknown `S3DAEMON_` name, of a variable or of a credential, are faults, and all are reported at once. An empty
+value counts as not set.
 
 The text of a variable comes from the environment, or from a systemd credential of its name in lower case: a file in
 $CREDENTIALS_DIRECTORY such as `aws_secret_access_key`. A variable that is set in both places is a fault, since one of
@@ -341,6 +342,7 @@ RETIRED: Mapping[str, str] = {
     "S3DAEMON_ACCEPT_WAIT": "clients are accepted at once, up to S3DAEMON_MAX_CLIENTS",
     "S3DAEMON_LOG": "the log is in the systemd journal, and S3DAEMON_LOG_LEVEL chooses what is logged",
 }
+_PREFIX = "S3DAEMON_"
 _NAMES = [name for v in VARIABLES.values() for name in (v.name, v.fallback) if name]
 #: A line of an environment file that names a variable of ours, in whatever form: the name, and what follows.
 _NAMING = re.compile(rf"[^#;=]*?(?<!\w)({'|'.join(_NAMES)})\b\s*[=:]?(.*)", re.IGNORECASE)
@@ -364,7 +366,7 @@ def lifted(old: Settings, new: Settings) -> list[str]:
 
 def of_operator(environ: Mapping[str, str]) -> dict[str, str]:
     """Return the variables that an operator sets, misspelt ones of ours included: what a reload hands over."""
-    return {name: text for name, text in environ.items() if name in _NAMES or name.startswith("S3DAEMON_")}
+    return {name: text for name, text in environ.items() if name in _NAMES or _is_named_as_ours(name)}
 
 
 def of_service(environ: Mapping[str, str]) -> dict[str, str]:
@@ -483,12 +485,32 @@ def _check_file(variable: Variable, file: Path, read: Read) -> None:
 
 
 def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield a fault for each `S3DAEMON_` name that is not in the table."""
-    # Without the prefix, which would make all of them look alike.
-    known = [v.name.removeprefix("S3DAEMON_") for v in VARIABLES.values() if v.name.startswith("S3DAEMON_")]
-    for name in sorted(environ):
-        word = name.removeprefix("S3DAEMON_")
-        if word != name and word not in known and name not in RETIRED:
-            close = difflib.get_close_matches(word, known, n=1)
-            hint = f": is S3DAEMON_{close[0]} meant?" if close else ""
+    """Yield a fault for each variable and each credential that is named as ours are, in any case, and is none."""
+    for name in sorted(filter(_is_named_as_ours, environ)):
+        if name not in _NAMES and name not in RETIRED:
+            hint = f": is {meant} meant?" if (meant := _nearest(name)) else ""
             yield f"{one_line(name)} is not a variable of s3daemon{hint}"
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    try:
+        credentials = [file.name for file in Path(directory).iterdir()] if directory else []
+    except FileNotFoundError:
+        return
+    except OSError as exc:
+        yield f"the systemd credentials in {directory} cannot be listed: {exc.strerror}"
+        return
+    for name in sorted(filter(_is_named_as_ours, credentials)):
+        if name != name.lower() or name.upper() not in _NAMES:
+            hint = f": is the credential {meant.lower()} meant?" if (meant := _nearest(name)) else ""
+            yield f"the systemd credential {one_line(name)} is not a variable of s3daemon{hint}"
+
+
+def _is_named_as_ours(name: str) -> bool:
+    return name.upper().startswith(_PREFIX)
+
+
+def _nearest(name: str) -> str:
+    """Return the variable that a misspelt name is likely to mean; "" when none is near."""
+    # Without the prefix, which would make all of them look alike.
+    words = [known.removeprefix(_PREFIX) for known in _NAMES if known.startswith(_PREFIX)]
+    close = difflib.get_close_matches(name.upper().removeprefix(_PREFIX), words, n=1)
+    return _PREFIX + close[0] if close else ""

@@ -188,7 +188,32 @@ def test_systemd_credentials() -> None:
     assert "line break" in faults(environ, **{**files, "aws_secret_access_key": f"{SECRET}\n\n"})[0]
 
 
-def test_credentials_that_cannot_be_read() -> None:
+def test_misspelt_credentials(tmp_path: Path) -> None:
+    """The daemon does not start without a restriction that one of them was to set; those of other programs are fine."""
+    environ = {**GOOD, "CREDENTIALS_DIRECTORY": str(tmp_path)}
+    for name in ("other", "AWS_CA_BUNDLE", "s3daemon_allowed_buckets"):
+        (tmp_path / name).write_text("raw")
+    assert Settings.from_environ(environ).allowed_buckets == ("raw",)
+    hints = {
+        "S3DAEMON_PORT": ": is the credential s3daemon_port meant?",
+        "s3daemon_allowed_user": ": is the credential s3daemon_allowed_users meant?",
+        "s3daemon_x": "",
+    }
+    for name in hints:
+        (tmp_path / name).touch()
+    assert faults(environ) == [
+        f"the systemd credential {name} is not a variable of s3daemon{hint}" for name, hint in hints.items()
+    ]
+
+
+def test_a_variable_in_the_wrong_case() -> None:
+    """It is not ignored either, nor left out of a reload."""
+    (fault,) = faults({**GOOD, "s3daemon_allowed_users": "a"})
+    assert fault.endswith("is S3DAEMON_ALLOWED_USERS meant?")
+    assert "s3daemon_allowed_users" in of_operator({"s3daemon_allowed_users": "a"})
+
+
+def test_credentials_that_cannot_be_read(tmp_path: Path) -> None:
     """A credential that cannot be read is not a missing one."""
 
     def read(file: Path) -> str:
@@ -196,6 +221,8 @@ def test_credentials_that_cannot_be_read() -> None:
 
     with pytest.raises(SettingsError, match=r"AWS_ACCESS_KEY_ID: the credential .* cannot be read: Permission denied"):
         Settings.from_environ({"CREDENTIALS_DIRECTORY": "/c"}, read=read)
+    (no_directory := tmp_path / "file").touch()
+    assert "cannot be listed: Not a directory" in faults({**GOOD, "CREDENTIALS_DIRECTORY": str(no_directory)})[-1]
 
 
 def test_ca_bundle(tmp_path: Path) -> None:
