@@ -247,7 +247,8 @@ class Settings:
         "S3DAEMON_ALLOWED_BUCKETS",
         "",
         names(),
-        "Buckets that may be written, separated by commas. If this is not set, all buckets may be.",
+        "Buckets that may be written, separated by commas. A colon is part of a name, as in Ceph's tenant:bucket. If "
+        "this is not set, all buckets may be.",
     )
     allowed_users: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_USERS",

@@ -128,6 +128,9 @@ def access(findings: Findings, host: Host, settings: Settings) -> None:
     """Name the limits that are not set, and users and directories in the settings that this host does not have."""
     if not_set := [VARIABLES[name].name for name in RESTRICTIONS if not getattr(settings, name)]:
         findings.note("access", f"{', '.join(not_set)}: not set, which means no limit")
+    if len(settings.allowed_buckets) == 1 and ":" in (bucket := settings.allowed_buckets[0]):
+        text = f"{bucket} is one bucket, with its tenant in Ceph; commas separate buckets"
+        findings.note("access", f"S3DAEMON_ALLOWED_BUCKETS: {text}")
     try:
         resolve_users(settings.allowed_users, lambda name: _uid(host, name))
     except SettingsError as exc:

@@ -151,6 +151,13 @@ def test_limits_that_are_not_set(looked: Looked, limits: tuple[str, ...], not_se
     assert looked.lines == ([f"note access {not_set}: not set, which means no limit"] if not_set else [])
 
 
+@pytest.mark.parametrize(("buckets", "notes"), [(("raw:b",), 1), (("raw",), 0), (("raw:b", "raw:c"), 0)])
+def test_how_a_colon_between_buckets_is_read(looked: Looked, buckets: tuple[str, ...], notes: int) -> None:
+    """It may be a tenant's, or meant as in the list of roots."""
+    checks_host.access(looked.findings, looked.host, settings(allowed_buckets=buckets))
+    assert len([line for line in looked.lines if "raw:b is one bucket, with its tenant in Ceph" in line]) == notes
+
+
 def test_users_of_the_settings_that_do_not_exist_are_named(looked: Looked) -> None:
     """With a name that no user has the service does not start."""
     looked.change(user=lambda name: account(name, 1) if name == "ccs" else None)
