@@ -306,8 +306,8 @@ def tag_of(slug: str) -> str:
 
 def _destination(uri: str) -> Destination:
     scheme, rest = uri[: len(_SCHEME)], uri[len(_SCHEME) :]
-    bucket, slash, key = rest.partition("/")
-    if not (scheme.lower() == _SCHEME and slash):
+    bucket, _, key = rest.partition("/")
+    if not (scheme.lower() == _SCHEME and bucket and key):
         raise _bad_request(f"the uri {one_line(uri)!r} is not s3://bucket/key")
     return Destination(bucket, key)
 

@@ -55,7 +55,7 @@ class Destination:
     def __post_init__(self) -> None:
         for name, value, limit in (("bucket", self.bucket, MAX_BUCKET_BYTES), ("key", self.key, MAX_KEY_BYTES)):
             if not value:
-                raise _bad_request(f"no {name}: the destination must be alias/bucket/key")
+                raise _bad_request(f"the destination has no {name}")
             if not _is_printable(value):
                 raise _bad_request(f"the {name} {one_line(value)!r} has a control character or is not UTF-8")
             if len(value.encode()) > limit:
@@ -71,8 +71,8 @@ class Destination:
             RequestError: `BadRequest`.
         """
         _, _, rest = text.partition("/")
-        bucket, slash, key = rest.partition("/")
-        if not slash:
+        bucket, _, key = rest.partition("/")
+        if not (bucket and key):
             raise _bad_request(f"{one_line(text)!r} is not alias/bucket/key")
         return cls(bucket, key)
 

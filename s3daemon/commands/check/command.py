@@ -27,7 +27,7 @@ from s3daemon.commands.check.store import StoreChecks
 from s3daemon.commands.check.unit import Unit
 from s3daemon.config.settings import VARIABLES, Settings, not_set_by_file, read_file, retired
 from s3daemon.control.client import Instance, instance_port
-from s3daemon.errors import SettingsError
+from s3daemon.errors import SettingsError, one_line
 from s3daemon.journal import JOURNAL_SOCKET
 
 _ENVIRONMENT = "the environment"
@@ -38,12 +38,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "target",
         nargs="?",
-        default="",
+        type=_target,
         metavar="BUCKET[/PREFIX]",
         help="put a small object there with the service's keys, and delete it",
     )
     parser.add_argument("--instance", metavar="PORT", type=instance_port, help="check s3daemon@PORT")
     parser.add_argument("--env-file", metavar="FILE", type=Path, help="have systemd read the settings from FILE")
+
+
+def _target(text: str) -> str:
+    """Check that a text names a bucket first, without a scheme such as s3:// or a slash before it.
+
+    Raises:
+        argparse.ArgumentTypeError: it does not.
+    """
+    if text.partition("/")[0][-1:] in ("", ":") and text:
+        raise argparse.ArgumentTypeError(f"'{one_line(text, 80)}' is not BUCKET or BUCKET/PREFIX, such as raw/tests")
+    return text
 
 
 def main(
@@ -69,7 +80,7 @@ def main(
     instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
     if settings:
         checks = StoreChecks(settings, findings, wall)
-        asyncio.run(checks.run(args.target))
+        asyncio.run(checks.run(args.target or ""))
         with findings.guard("sysctl"):
             checks_host.sysctls(findings, host, settings, checks.rtt_s)
         with findings.guard("limits"):

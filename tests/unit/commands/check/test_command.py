@@ -120,6 +120,15 @@ def test_file_that_cannot_be_read(looked: Looked) -> None:
     )
 
 
+@pytest.mark.parametrize("target", ["/raw/x", "/", "s3://raw/x", "S3:", "tenant:/x"])
+def test_a_target_of_another_form(looked: Looked, capsys: pytest.CaptureFixture[str], target: str) -> None:
+    """It is refused with the form that is meant, and nothing is checked."""
+    with pytest.raises(SystemExit, match="2"):
+        run(looked, target)
+    assert f"'{target}' is not BUCKET or BUCKET/PREFIX, such as raw/tests" in capsys.readouterr().err
+    assert not looked.lines
+
+
 @pytest.mark.parametrize(
     ("uid", "text"), [(0, "systemd does not run here, or does not accept /"), (4711, "for root only: run it as root")]
 )
