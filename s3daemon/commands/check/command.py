@@ -1,9 +1,9 @@
 """`s3daemon check [BUCKET[/PREFIX]]`: its options, and the order of the checks.
 
 The settings are read as the service reads them: from the environment if S3_ENDPOINT_URL is set there, otherwise from
-the instance's environment file. systemd itself reads that file, because its rules are peculiar: an open quote swallows
-the next line without an error. Every check runs, whatever the others found; only checks that need valid settings are
-left out without them.
+the instance's environment file, with the state directory that systemd adds to either. systemd itself reads that file,
+because its rules are peculiar: an open quote swallows the next line without an error. Every check runs, whatever the
+others found; only checks that need valid settings are left out without them.
 
 The checks cannot see variables that a drop-in sets by Environment=. They see credentials that systemd passes only if
 the service runs and root runs the check.
@@ -75,7 +75,8 @@ def main(
     variables: Mapping[str, str] = {}
     settings: Settings | None = None
     with findings.guard("settings"):
-        variables = _variables(findings, host, unit) if unit else environ
+        usual = {"STATE_DIRECTORY": str(Instance.find(environ).state_dir)}
+        variables = _variables(findings, host, unit) if unit else {**environ, **usual}
         settings = _settings(findings, variables, str(unit.env_file) if unit else _ENVIRONMENT)
     instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
     if settings:
@@ -113,7 +114,8 @@ def _variables(findings: Findings, host: Host, unit: Unit) -> Mapping[str, str]:
         findings.fail("settings", f"there is no {unit.env_file}, {text}, {export}")
         return {}
     except OSError as exc:
-        findings.fail("settings", f"{unit.env_file} cannot be read: {exc.strerror}: run it as root")
+        cure = "run it as root" if isinstance(exc, PermissionError) else "give a file with a NAME=value in each line"
+        findings.fail("settings", f"{unit.env_file} cannot be read: {exc.strerror}: {cure}")
         return {}
     read = host.environment(unit.env_file)
     if read is None:

@@ -75,6 +75,13 @@ def test_environment(looked: Looked, closed: str, tmp_path: Path) -> None:
     assert not [line for line in looked.lines if " socket " in line]
 
 
+def test_the_three_required_variables_are_enough(looked: Looked, closed: str) -> None:
+    """The state directory is then that of the service."""
+    run(looked, S3_ENDPOINT_URL=closed, AWS_ACCESS_KEY_ID="a", AWS_SECRET_ACCESS_KEY="b")
+    assert looked.one("settings").startswith("ok settings from the environment: ")
+    assert looked.one(" state ").startswith("note state /var/lib/s3daemon does not exist")
+
+
 def test_state_directory_that_the_service_cannot_write(looked: Looked, closed: str) -> None:
     """Though it is there and belongs to the service: the unit decides."""
     looked.put("/data/spool/spool.db").parent.chmod(0o700)
@@ -111,13 +118,11 @@ def test_no_file(looked: Looked) -> None:
 
 
 def test_file_that_cannot_be_read(looked: Looked) -> None:
-    """One line, with what to do."""
+    """One line, with what to do, which depends on the reason."""
     looked.host.path("/etc/sysconfig/s3daemon").mkdir(parents=True)
     assert run(looked) == 1
-    assert (
-        looked.one("FAIL settings")
-        == "FAIL settings /etc/sysconfig/s3daemon cannot be read: Is a directory: run it as root"
-    )
+    text = "cannot be read: Is a directory: give a file with a NAME=value in each line"
+    assert looked.one("FAIL settings") == f"FAIL settings /etc/sysconfig/s3daemon {text}"
 
 
 @pytest.mark.parametrize("target", ["/raw/x", "/", "s3://raw/x", "S3:", "tenant:/x"])
