@@ -135,6 +135,14 @@ class _Protocol(web.RequestHandler):
         super().connection_lost(exc)
         self.connection.over()
 
+    async def start(self) -> None:
+        """Serve the requests, and end the connection: aiohttp's leaves it open if it is closed between two of them."""
+        try:
+            await super().start()
+        finally:
+            if self.transport is not None:
+                self.transport.close()
+
     def data_received(self, data: bytes) -> None:
         self.connection.begin()
         super().data_received(data)

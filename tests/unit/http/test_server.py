@@ -338,6 +338,20 @@ async def test_a_client_that_sends_no_more_gets_its_answer(house: House, request
     await house.until(lambda: house.clients == 0)
 
 
+@pytest.mark.parametrize("data", [b"", GET[:-2], KEPT_GET], ids=["before a request", "within it", "after its answer"])
+@in_house()
+async def test_a_client_that_closes_gives_its_slot_back_at_once(house: House, data: bytes) -> None:
+    """Between requests as within one: no limit has to end the connection."""
+    reader, writer = await house.connect()
+    writer.write(data)
+    if data is KEPT_GET:
+        await reader.readuntil(b"a page")
+    await house.until(lambda: house.clients == 1)
+    writer.close()
+    async with asyncio.timeout(s3daemon.http.server.IDLE_LIMIT_S / 2):
+        await house.until(lambda: house.clients == 0)
+
+
 @in_house()
 async def test_connections_that_close_at_once_cost_nothing(house: House) -> None:
     for _ in range(50):
