@@ -147,6 +147,17 @@ class _Protocol(web.RequestHandler):
         self.connection.begin()
         super().data_received(data)
 
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Refuse what is not HTTP in the form of all answers; aiohttp's own would show its version."""
+        if status != HTTPStatus.BAD_REQUEST:
+            return super().handle_error(request, status, exc, message)
+        text = "bad request: it is not HTTP, or its header is too long"
+        response = _last(_rendered(Answer(HTTPStatus.BAD_REQUEST, text)))
+        response.headers.update(HEADERS)
+        return response
+
     def eof_received(self) -> bool:  # type: ignore[override]  # aiohttp's ends the connection
         """Let a client that shuts down its sending side have the answer to its request; then the connection ends.
 
