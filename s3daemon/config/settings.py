@@ -449,17 +449,19 @@ def _text_of(variable: Variable, environ: Mapping[str, str], read: Read) -> str:
     """Return the text of a variable from the environment or its credential, "" when it is in neither.
 
     Raises:
-        SettingsError: it is in both, or the credential cannot be read.
+        SettingsError: it is in both, or the credential cannot be read or has several lines.
     """
     text, credential = environ.get(variable.name, ""), ""
     if directory := environ.get("CREDENTIALS_DIRECTORY", ""):
         file = Path(directory, variable.name.lower())
         try:
-            credential = read(file).removesuffix("\n")
+            credential = read(file).rstrip("\r\n")
         except FileNotFoundError:
             pass
         except OSError as exc:
             raise SettingsError([f"{variable.name}: the credential {file} cannot be read: {exc.strerror}"]) from exc
+    if "\n" in credential:
+        raise SettingsError([f"{variable.name}: the credential {file} has several lines: write the value alone"])
     if text and credential:
         raise SettingsError([f"{variable.name} is set in the environment and as a systemd credential: keep one"])
     if variable.name == "S3DAEMON_STATE_DIR":

@@ -207,6 +207,10 @@ def _keys(settings: Settings) -> tuple[str, str, str]:
     )
     try:
         found = provider.load()
+    except botocore.exceptions.ConfigParseError as exc:
+        flaw = _flaw_in_file(exc.kwargs["error"])
+        # Not `from` it: the parser's text quotes the line, which may be the secret's.
+        raise SettingsError([f"AWS_SHARED_CREDENTIALS_FILE: {settings.shared_credentials_file}{flaw}"]) from None
     except botocore.exceptions.BotoCoreError as exc:
         raise SettingsError([f"AWS_SHARED_CREDENTIALS_FILE: {exc}"]) from exc
     if found is None:
@@ -216,6 +220,14 @@ def _keys(settings: Settings) -> tuple[str, str, str]:
     keys = {"access_key": found.access_key, "secret_key": found.secret_key, "session_token": found.token or ""}
     _check(keys)
     return keys["access_key"], keys["secret_key"], keys["session_token"]
+
+
+def _flaw_in_file(error: Exception) -> str:
+    """Return what is wrong with a credentials file, by the parser's error: the line if that has it, and the form."""
+    lines = [getattr(error, "lineno", None), *(line for line, _ in getattr(error, "errors", ()))]
+    where = next((f", line {line}," for line in lines if line), "")
+    form = "UTF-8 without a byte order mark, [default] or another profile, and below it each NAME = value once"
+    return f"{where} is not in the format of the AWS tools: {form}"
 
 
 def _check(keys: Mapping[str, str]) -> None:

@@ -185,7 +185,14 @@ def test_systemd_credentials() -> None:
     assert settings.state_dir == "/var/lib/a"
     both = faults({**environ, "AWS_SECRET_ACCESS_KEY": "stale"}, **files)
     assert both == ["AWS_SECRET_ACCESS_KEY is set in the environment and as a systemd credential: keep one"]
-    assert "line break" in faults(environ, **{**files, "aws_secret_access_key": f"{SECRET}\n\n"})[0]
+    for end in ("", "\n\n", "\r\n"):
+        ended = {**files, "aws_secret_access_key": SECRET + end}
+        assert Settings.from_environ(environ, read=reader(ended)).secret_key == SECRET
+    (fault,) = faults(environ, **{**files, "aws_secret_access_key": f"{SECRET}\n#"})
+    assert fault.startswith(
+        "AWS_SECRET_ACCESS_KEY: the credential /run/credentials/x/aws_secret_access_key has several"
+    )
+    assert SECRET not in fault
 
 
 def test_misspelt_credentials(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,29 @@ async def test_a_credentials_file_without_keys(tmp_path: Path) -> None:
     )
     with pytest.raises(SettingsError, match="no keys for profile none"):
         await Signer(settings).open(Recorder())
+
+
+@pytest.mark.parametrize(
+    ("content", "where"),
+    [
+        (b"\xef\xbb\xbf[default]\naws_secret_access_key = s3cret\n", ", line 1,"),
+        (b"aws_secret_access_key = s3cret\n", ", line 1,"),
+        (b"[default]\n\naws_secret_access_key s3cret\n", ", line 3,"),
+        (b"[default]\naws_secret_access_key = s3cret\naws_secret_access_key = s3cret\n", ", line 3,"),
+        (b"[default]\naws_secret_access_key = s3cret\n[default]\n", ", line 3,"),
+        (b"[default]\naws_secret_access_key = s3cret\xff\n", ""),
+    ],
+    ids=["byte order mark", "no section", "no equals sign", "twice", "section twice", "not UTF-8"],
+)
+@in_loop
+async def test_a_credentials_file_of_another_form(tmp_path: Path, content: bytes, where: str) -> None:
+    """The line is named and the form is described; the line, which may hold the secret, is not shown."""
+    (file := tmp_path / "credentials").write_bytes(content)
+    settings = Settings(endpoint_url="http://store", shared_credentials_file=str(file), state_dir="/nonexistent")
+    with pytest.raises(SettingsError) as caught:
+        await Signer(settings).open(Recorder())
+    assert f"{file}{where} is not in the format of the AWS tools: " in caught.value.text
+    assert "s3cret" not in "".join(traceback.format_exception(caught.value))
 
 
 @pytest.mark.parametrize(
