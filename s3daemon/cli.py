@@ -196,7 +196,7 @@ def _serve() -> NoReturn:
         status = 0 if asyncio.run(run()) else 1
     except S3daemonError as exc:
         for fault in exc.faults if isinstance(exc, SettingsError) else [exc.text]:
-            package.critical("cannot start: %s", one_line(fault))
+            package.critical("cannot start: %s: %s", exc.code, one_line(fault))
         status = 1
     except Exception:
         package.critical("a bug ended the daemon", exc_info=True)

@@ -269,7 +269,10 @@ def test_clients_wait_while_the_environment_file_is_broken(service: Service, rgw
         assert service.show("ActiveState", service.socket) == "active"
         assert listening(service) == (5, 4096)
         assert [client.popen.poll() for client in clients] == [None] * 5
-        assert any("cannot start: S3DAEMON_MAX_CONNECTIONS" in entry["MESSAGE"] for entry in service.journal("-p", "2"))
+        assert any(
+            "cannot start: BadSettings: S3DAEMON_MAX_CONNECTIONS" in entry["MESSAGE"]
+            for entry in service.journal("-p", "2")
+        )
         service.write(good)
         assert [(client.wait(60), client.lines()) for client in clients] == [(0, [])] * 5
         assert len(rgw.keys(bucket, "broken/")) == 5

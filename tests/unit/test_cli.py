@@ -147,10 +147,10 @@ def test_a_word_of_the_arguments_does_not_choose_the_command(tmp_path: Path) -> 
 
 
 def test_without_a_command_the_daemon_is_started() -> None:
-    """Which needs settings, and logs each one that is missing."""
+    """Which needs settings, and logs each one that is missing, with the code that the manual lists."""
     done = run()
     assert done.returncode == 1
-    assert "cannot start: S3_ENDPOINT_URL" in done.stderr
+    assert "cannot start: BadSettings: S3_ENDPOINT_URL" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -114,8 +114,8 @@ def test_no_daemon(activated: bool, text: str, looked: Looked) -> None:
 @pytest.mark.parametrize(
     ("shown", "said", "found"),
     [
-        ({"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "7"}, "cannot start: AWS_CA_BUNDLE: no",
-         "FAIL daemon s3daemon.service fails to start, 7 times so far: cannot start: AWS_CA_BUNDLE: no; accepted"),
+        ({"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "7"}, "cannot start: BadSettings: no",
+         "FAIL daemon s3daemon.service fails to start, 7 times so far: cannot start: BadSettings: no; accepted"),
         ({"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "NRestarts": "0"}, "",
          "FAIL daemon s3daemon.service fails to start: Result=exit-code; accepted"),
         ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, "", "note daemon no daemon runs"),
