@@ -297,8 +297,7 @@ def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
     """Return the code and the text for an error that the way to the store, or the store, caused."""
     match error:
         case aiohttp.ClientConnectorCertificateError():
-            code = Code.TLS_REFUSED
-            text = f"the store's certificate is not trusted: {error.certificate_error}; see AWS_CA_BUNDLE"
+            code, text = Code.TLS_REFUSED, flaw_of_certificate(error.certificate_error)
         case aiohttp.ClientConnectorSSLError():
             code, text = Code.TLS_FAILED, f"no TLS with the store, {tls_reason(error.os_error)}: {IS_IT_TLS}"
         case aiohttp.ConnectionTimeoutError():
@@ -347,6 +346,18 @@ def tls_reason(cause: OSError) -> str:
     """Return why a handshake failed: OpenSSL's reason in words, or that the peer closed, for which asyncio has none."""
     reason = getattr(cause, "reason", None) or cause.strerror or "closed within the handshake"
     return str(reason).replace("_", " ").lower()
+
+
+def flaw_of_certificate(error: Exception) -> str:
+    """Return why the store's certificate is not accepted, by what the TLS library raised, and what to do about it."""
+    text = str(getattr(error, "verify_message", error)).rstrip(".")
+    if "expired" in text or "not yet valid" in text:
+        cure = "have it renewed, unless this host's clock is wrong"
+    elif "match" in text:
+        cure = "S3_ENDPOINT_URL must have a name that the certificate has"
+    else:
+        cure = "name the PEM file of its authority in AWS_CA_BUNDLE"
+    return f"the store's certificate is not accepted, {text}: {cure}"
 
 
 def stall_of(settings: Settings, size: int, acked: int, *, arrived: bool, reading: bool) -> AttemptError | FileError:

@@ -22,7 +22,7 @@ from s3daemon.clock import Clock
 from s3daemon.commands.check.findings import Findings
 from s3daemon.config.settings import Settings
 from s3daemon.network.tcp import TcpInfo
-from s3daemon.s3.answers import IS_IT_TLS, tls_reason
+from s3daemon.s3.answers import IS_IT_TLS, flaw_of_certificate, tls_reason
 
 #: Certificates are renewed a month before their end where that is automatic; two weeks are left for people.
 CERTIFICATE_DAYS = 14
@@ -132,7 +132,7 @@ async def _agree_on_tls(reached: Reached, url: URL, settings: Settings, wall: Cl
         cert, version = writer.get_extra_info("peercert"), writer.get_extra_info("ssl_object").version()
         writer.transport.abort()
     except ssl.SSLCertVerificationError as exc:
-        return replace(reached, error=_distrust(exc))
+        return replace(reached, error=flaw_of_certificate(exc))
     except OSError as exc:
         if await _speaks_http(reached.address, url, settings.connect_timeout_s):
             text = "that port does not speak TLS: use http:// in S3_ENDPOINT_URL, or the port that does"
@@ -175,12 +175,3 @@ async def _speaks_tls(address: str, url: URL, limit_s: float) -> bool:
 def _names(cert: Mapping[str, Any]) -> str:
     names: Sequence[str] = [str(name) for kind, name in cert.get("subjectAltName", ()) if kind in ("DNS", "IP Address")]
     return ", ".join(names[:_NAMES_SHOWN]) + (", ..." if len(names) > _NAMES_SHOWN else "")
-
-
-def _distrust(error: ssl.SSLCertVerificationError) -> str:
-    text = str(error.verify_message).rstrip(".")
-    if "expired" in text or "not yet valid" in text:
-        return f"{text}: have the certificate renewed, unless this host's clock is wrong"
-    if "match" in text:
-        return f"{text}: S3_ENDPOINT_URL must have a name that the certificate has"
-    return f"the certificate is not trusted, {text}: name the PEM file of its authority in AWS_CA_BUNDLE"

@@ -313,6 +313,13 @@ def caused(error: Exception, by: Exception) -> Exception:
     return error
 
 
+def distrust(why: str) -> ssl.SSLCertVerificationError:
+    """What the TLS library raises for a certificate."""
+    error = ssl.SSLCertVerificationError(1, f"certificate verify failed: {why} (_ssl.c:992)")
+    error.verify_message = why
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
@@ -336,7 +343,15 @@ def caused(error: Exception, by: Exception) -> Exception:
             "ConnectionFailed",
             "no connection to the store: closed within the handshake; does that port speak https?",
         ),
-        (aiohttp.ClientConnectorCertificateError(KEY, ssl.CertificateError("expired")), "TLSRefused", "expired"),
+        *(
+            (aiohttp.ClientConnectorCertificateError(KEY, distrust(why)), "TLSRefused", f" accepted, {why}: {cure}")
+            for why, cure in {
+                "certificate has expired": "have it renewed, unless this host's clock is wrong",
+                "certificate is not yet valid": "have it renewed, unless this host's clock is wrong",
+                "Hostname mismatch, certificate is not valid for 's3'": "S3_ENDPOINT_URL must have a name that",
+                "unable to get local issuer certificate": "name the PEM file of its authority in AWS_CA_BUNDLE",
+            }.items()
+        ),
         (aiohttp.ServerDisconnectedError(), "ConnectionClosed", "closed the connection"),
         (aiohttp.ClientOSError(errno.EPIPE, "Broken pipe"), "ConnectionClosed", "closed the connection"),
         (ConnectionResetError(), "ConnectionClosed", "closed the connection"),

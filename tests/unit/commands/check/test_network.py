@@ -148,7 +148,7 @@ def test_an_untrusted_certificate_has_advice_of_its_own(tmp_path: Path, tls: ssl
     """The store is up, and no firewall is between."""
     with Port(b"", tls) as port:
         failed, _ = looked_at(tmp_path, settings_for(f"https://127.0.0.1:{port}"))
-    assert "the certificate is not trusted" in failed
+    assert "the store's certificate is not accepted, " in failed
     assert failed.endswith(": name the PEM file of its authority in AWS_CA_BUNDLE")
 
 
