@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
+from s3daemon.errors import Code
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import Destination, Transfer, prefix_of
 
@@ -34,6 +35,14 @@ Name = tuple[bool, str]
 def names_of(tags: Iterable[str], bucket: str, key: str) -> tuple[Name, ...]:
     """Return the names of the exposures that a transfer belongs to."""
     return tuple((True, tag) for tag in dict.fromkeys(tags)) or ((False, prefix_of(bucket, key)),)
+
+
+def is_understood(code: str) -> bool:
+    """Return whether a request that was refused with this code was understood: it has a destination that is valid.
+
+    The destination of any other is what a malformed line looks like, and belongs to no exposure; its tag does.
+    """
+    return code != Code.BAD_REQUEST
 
 
 #: The verdict on files without a tag, whose time is not judged: they may be all files of a night, in one folder.
@@ -120,6 +129,11 @@ class Exposure:
         """Why the first missing file is missing; empty when none is."""
         return next((missing.reason for missing in self.missing.values()), "")
 
+    @property
+    def is_refused_only(self) -> bool:
+        """Whether it has no tag, and nothing of it was accepted."""
+        return not (self.tagged or self.stored or self.pending or self.failed)
+
     def seconds(self, now_usec: int) -> float | None:
         """Return the seconds from the first request to the last object, or to `now_usec` while transfers are pending.
 
@@ -201,8 +215,10 @@ class Exposures:
         return iter(self._order)
 
     def last(self, count: int) -> list[Exposure]:
-        """Return the last `count` exposures, in order."""
-        return self._order[-count:]
+        """Return the last `count` exposures, in order; at most half of them are `is_refused_only`."""
+        refused = [one for one in self._order if one.is_refused_only]
+        hidden = set(map(id, refused[: -(count // 2)]))
+        return [one for one in self._order if id(one) not in hidden][-count:]
 
     def get(self, name: Name) -> Exposure | None:
         """Return the exposure of that name; None when nothing is known of it."""
@@ -241,9 +257,9 @@ class Exposures:
             self.on_change((exposure.tagged, exposure.name))
 
     def refused(self, refusal: Refusal, at_usec: int) -> None:
-        """Count a file that was refused, if it had a tag or a destination; `at_usec`: microseconds since the epoch."""
+        """Count a file that was refused, if it had a tag or a valid destination; `at_usec`: microseconds, epoch."""
         bucket, slash, key = refusal.destination.partition("/")
-        if refusal.tag or slash:
+        if refusal.tag or (slash and is_understood(refusal.code)):
             names = names_of([refusal.tag] if refusal.tag else [], bucket, key)
             reason = f"{refusal.code}: {refusal.text}"
             self._lose(Loss(names, at_usec, refusal.destination or refusal.file, Missing("refused", reason)))

@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from s3daemon.commands.report.select import Place, RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.why import Delays
-from s3daemon.model.exposure import LOST_S, UNTAGGED, verdict_of
+from s3daemon.model.exposure import LOST_S, UNTAGGED, is_understood, verdict_of
 from s3daemon.model.request import prefix_of
 
 METHOD = "nearest rank"
@@ -233,13 +233,15 @@ def grouping(how: str) -> Grouping:
         raise ValueError(f"{how!r} is not one of tag, host, receiver, prefix, prefix:N")
     parts = int(depth) if colon else None
 
-    def prefix(one: ReportedTransfer | RefusedRequest) -> GroupName:
-        return GroupName(prefix_of(*one.place, parts), exposure=how == "prefix")
+    def prefix(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
+        if isinstance(one, RefusedRequest) and not is_understood(one.code):
+            return ()
+        return (GroupName(prefix_of(*one.place, parts), exposure=how == "prefix"),)
 
     def tag(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
-        return [GroupName(each, exposure=True) for each in dict.fromkeys(one.tags)] or [prefix(one)]
+        return [GroupName(each, exposure=True) for each in dict.fromkeys(one.tags)] or prefix(one)
 
-    return tag if how == "tag" else lambda one: (prefix(one),)
+    return tag if how == "tag" else prefix
 
 
 def _receiver(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:

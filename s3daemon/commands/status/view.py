@@ -15,7 +15,6 @@ from s3daemon.units import clock_time, rate, size, span
 
 _INDENT = 2
 _LEAST_BAR = 7
-_INCOMPLETE_SHOWN = 5
 #: Tenths of a second tell up to here; beyond, an exposure is lost anyway.
 _TENTHS_BELOW_S = 100
 _VERDICTS = {"in time": "cyan", "late": "orange3", "incomplete": "bold red", "lost": "bold red"}
@@ -62,7 +61,7 @@ def _tables(status: Status, zone: tzinfo | None) -> Iterator[Table]:
     yield _transfers(_title("FAILED", status.failures, status.failed), status.failures[::-1], "ERROR")
     yield _receivers(status.receivers)
     yield _exposures(status, zone)
-    yield _incomplete([one for one in status.exposures if one.reason][-_INCOMPLETE_SHOWN:])
+    yield _incomplete([one for one in status.exposures if one.reason])
 
 
 def _title(title: str, shown: Sequence[object], count: int) -> str:

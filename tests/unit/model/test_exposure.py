@@ -180,6 +180,23 @@ def test_a_refusal_belongs_where_its_tag_or_its_key_says(exposures: Exposures) -
     assert names == [("exposure-1", True, 2), ("raw/night/", False, 1)]
 
 
+def test_a_request_that_was_not_understood_is_in_no_exposure(exposures: Exposures) -> None:
+    """Its destination is that of a malformed line; only its tag counts."""
+    exposures.refused(refusal(code="BadRequest", tag="", destination="http:/raw/h"), START_USEC)
+    exposures.refused(refusal(code="BadRequest"), START_USEC)
+    assert [one["name"] for one in shown(exposures)] == ["exposure-1"]
+
+
+def test_exposures_of_refused_requests_alone_do_not_hide_the_others(exposures: Exposures) -> None:
+    """Of the last ones they are at most half, unless they have a tag."""
+    exposures.refused(refusal(), START_USEC)
+    for number in range(40):
+        exposures.refused(refusal(tag="", destination=f"raw/x{number}/f"), START_USEC + 1 + number)
+    exposures.added(transfer(1, 1.0, ()))
+    names = [one.name for one in exposures.last(30)]
+    assert names == ["exposure-1", *(f"raw/x{number}/" for number in range(25, 40)), "raw/night/"]
+
+
 def test_what_was_kept_is_known_again() -> None:
     """The counts as they were, with what is pending; a failure that the spool lists is not counted twice."""
     before = Exposures()

@@ -238,6 +238,15 @@ def test_what_was_stored_later_is_not_missing(ends: tuple[str, ...], verdict: st
     assert sum(count for _, count in group.missing.failed) == known.failed
 
 
+def test_a_request_that_was_not_understood_is_in_no_exposure() -> None:
+    """It counts among what was not accepted; its tag counts, its destination does not."""
+    refused = [RefusedRequest(("http:", "raw/h"), tags, "BadRequest", START_USEC) for tags in ((), ("e",))]
+    found = Report.of(seen(record(1, tags=())), limit_usec=LIMIT, late_usec=10 * SECOND, by="tag", refused=refused)
+    assert [group.name.text for group in found.groups] == ["e", "raw/night/"]
+    assert [group.name.text for group in found.by_groups("prefix").groups] == ["raw/night/"]
+    assert found.refused_codes == [("BadRequest", 1)]
+
+
 def test_a_file_stored_under_another_tag_is_missing() -> None:
     """Of the exposure that it was requested for; the same file of another exposure is that one's."""
     found = report(failed(1, tags=("a",)), record(2, tags=("b",), start_usec=START_USEC + SECOND), by="tag")

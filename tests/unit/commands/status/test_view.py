@@ -68,6 +68,11 @@ def test_exposures_against_their_limits() -> None:
     assert column(table, "FIRST REQUEST")[0] == "01:43:20"
 
 
+def test_every_exposure_that_is_incomplete_has_its_reason() -> None:
+    wrong = [exposure(n, refused=1, verdict="incomplete", reason="NoSuchFile: /f") for n in range(1, 31)]
+    assert len(tables(empty() | {"exposures": wrong})["INCOMPLETE EXPOSURES"].rows) == 30
+
+
 def test_only_tables_with_rows_and_columns_with_content_are_shown() -> None:
     assert view(empty()).tables == []
     answer = empty() | {"receivers": [receiver("192.0.2.1", 1, 0)]}
