@@ -213,10 +213,11 @@ class Operations:
         """Say what is wrong now and how much there is to do."""
         uploader, pool = self._uploader, self._pool()
         in_flight, oldest = len(uploader.schedule.running), uploader.schedule.oldest
+        now_s, since_usec = self._wall(), uploader.outages.since_usec
         return Condition(
             in_flight=in_flight,
             pending=len(uploader.schedule) - in_flight,
-            oldest_s=max(0.0, self._wall() - oldest.transfer.accepted_usec / 1e6) if oldest else None,
+            oldest_s=max(0.0, now_s - oldest.transfer.accepted_usec / 1e6) if oldest else None,
             failed=self._failed,
             clients=self._server.listener.clients,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
@@ -226,7 +227,8 @@ class Operations:
             held=uploader.health.held,
             away=uploader.health.away,
             away_reason=uploader.health.away_reason,
-            since_usec=uploader.outages.since_usec,
+            since_usec=since_usec,
+            outage_s=None if since_usec is None else max(0.0, now_s - since_usec / 1e6),
             next_probe_s=uploader.next_probe_s,
             spool_fault=self._spool.fault,
             reload_fault=self.refused,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 from s3daemon.control.codec import JsonObject, Key
 from s3daemon.control.exposures import ExposureStatus
 from s3daemon.control.rows import Row
-from s3daemon.units import clock_time, span
+from s3daemon.units import span
 
 if TYPE_CHECKING:  # commands read the status without delivery and network
     from s3daemon.delivery.schedule import QueuedTransfer
@@ -147,12 +147,14 @@ class Condition(Summary):
     """What is wrong and how much there is to do, at one moment.
 
     Args:
+        outage_s: for how long it has been held or away, seconds; None when it is neither.
         disabled: receivers that are temporarily disabled.
         unreachable: no address of the store answers.
         none_kept: the store closes each connection after its answer.
         stopping: says so while the service stops, else "".
     """
 
+    outage_s: float | None = None
     disabled: Sequence[str] = ()
     unreachable: bool = False
     none_kept: bool = False
@@ -171,8 +173,9 @@ class Condition(Summary):
 
     @property
     def _outage(self) -> str:
-        since = "" if self.since_usec is None else f", since {clock_time(self.since_usec)}"
-        return since if self.next_probe_s is None else f"{since}, next attempt in {span(math.ceil(self.next_probe_s))}"
+        """For how long, not since when: the reader's time zone may be another than the daemon's."""
+        past = "" if self.outage_s is None else f", for {span(self.outage_s)}"
+        return past if self.next_probe_s is None else f"{past}, next attempt in {span(math.ceil(self.next_probe_s))}"
 
     @property
     def line(self) -> str:

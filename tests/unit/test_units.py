@@ -8,7 +8,16 @@ from datetime import UTC, timedelta, timezone, tzinfo
 
 import pytest
 
-from s3daemon.units import END_USEC, limit, moment, seconds, size, span, zone_name
+from s3daemon.units import (
+    END_USEC,
+    limit,
+    moment,
+    recent,
+    seconds,
+    size,
+    span,
+    zone_name,
+)
 
 
 @pytest.mark.parametrize(
@@ -47,6 +56,14 @@ def test_moments_up_to_the_last(usec: int, zone: tzinfo | None) -> None:
 def test_limit() -> None:
     """A limit is shown as an operator writes it."""
     assert [limit(7_000_000), limit(2_500_000), limit(1_000)] == ["7 s", "2.5 s", "0.001 s"]
+
+
+def test_what_is_not_of_today_has_its_date() -> None:
+    """Today is the reader's: the same moment may be of today in one zone and of yesterday in another."""
+    now_usec, tokyo = 1_795_400_000_000_000, timezone(timedelta(hours=9))
+    ago = now_usec - 3 * 3600 * 1_000_000
+    assert [recent(now_usec, now_usec, zone) for zone in (UTC, tokyo)] == ["02:13:20", "11:13:20"]
+    assert [recent(ago, now_usec, zone) for zone in (UTC, tokyo)] == ["2026-11-22 23:13:20", "08:13:20"]
 
 
 def test_moment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from s3daemon.control.exposures import ExposureStatus
 from s3daemon.control.rows import Row
 from s3daemon.control.status import RateLimit, Receiver, Status, Upload
 from s3daemon.errors import one_line
-from s3daemon.units import clock_time, rate, size, span
+from s3daemon.units import rate, recent, size, span
 
 _INDENT = 2
 _LEAST_BAR = 7
@@ -157,20 +157,22 @@ def _exposures(status: Status, zone: tzinfo | None) -> Table:
         Column("NAME", place="fold"),
     )
     title = f"LAST EXPOSURES, late after {status.late_s:g} s, lost after {status.lost_s:g} s"
-    rows = [_exposure(exposure, status.lost_s, zone) for exposure in status.exposures]
+    rows = [_exposure(exposure, status, zone) for exposure in status.exposures]
     return Table(columns, rows, title, _INDENT)
 
 
-def _exposure(exposure: ExposureStatus, lost_s: float, zone: tzinfo | None) -> tuple[Cell, ...]:
+def _exposure(exposure: ExposureStatus, status: Status, zone: tzinfo | None) -> tuple[Cell, ...]:
     return (
-        Bar(1.0 if exposure.seconds is None else exposure.seconds / lost_s, beyond=exposure.verdict != "in time"),
+        Bar(
+            1.0 if exposure.seconds is None else exposure.seconds / status.lost_s, beyond=exposure.verdict != "in time"
+        ),
         _last_object(exposure.seconds),
         exposure.verdict + (", pending" if exposure.pending else ""),
         *(
             str(count) if count else ""
             for count in (exposure.stored, exposure.pending, exposure.failed + exposure.refused)
         ),
-        clock_time(exposure.first_usec, zone),
+        recent(exposure.first_usec, status.now_usec, zone),
         exposure.name,
     )
 

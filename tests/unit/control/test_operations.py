@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -199,6 +200,16 @@ async def test_the_status_has_everything(desk: Desk) -> None:
     assert [(exposure.name, exposure.pending) for exposure in status.exposures] == [("bucket/", 2)]
     assert "reload REFUSED, bad port" in status.line
     assert Status.from_dict(await desk.operations.status({}) | {}).uploads == status.uploads
+
+
+@flying_with(Desk)
+async def test_the_line_says_for_how_long_the_store_is_away(desk: Desk) -> None:
+    """In no time zone: whoever reads it may have another than the daemon."""
+    desk.house.store.answer = away
+    for key in "abc":
+        await desk.submit(key)
+    await asyncio.sleep(65)
+    assert re.search(r"^AWAY, .*, for 1m0\ds, next attempt in ", desk.operations.line())
 
 
 @flying_with(Desk)

@@ -22,7 +22,6 @@ from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.addresses import Limited
 from s3daemon.network.progress import Progress
-from s3daemon.units import clock_time
 
 
 @dataclass(eq=False)
@@ -86,14 +85,14 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
         ({}, "ok", COUNTS),
         ({"away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
         (
-            {"away": True, "away_reason": "StallError: no", "since_usec": START_USEC, "next_probe_s": 12.4},
+            {"away": True, "away_reason": "StallError: no", "outage_s": 62.0, "next_probe_s": 12.4},
             "away",
-            f"AWAY, StallError: no, since {clock_time(START_USEC)}, next attempt in 13s; {COUNTS}",
+            f"AWAY, StallError: no, for 1m02s, next attempt in 13s; {COUNTS}",
         ),
         (
-            {"held": "TLSRefused: no", "since_usec": START_USEC, "next_probe_s": 299.0},
+            {"held": "TLSRefused: no", "outage_s": 180_000.0, "next_probe_s": 299.0},
             "held",
-            f"HELD, TLSRefused: no, since {clock_time(START_USEC)}, next attempt in 4m59s; {COUNTS}",
+            f"HELD, TLSRefused: no, for 2d02h, next attempt in 4m59s; {COUNTS}",
         ),
         ({"held": "TLSRefused: no"}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
         ({"held": "TLSRefused: no", "away": True}, "held", f"HELD, TLSRefused: no; {COUNTS}"),

@@ -6,7 +6,7 @@ from datetime import UTC
 from typing import Any
 
 import pytest
-from lab.statuses import busy, empty, exposure, receiver, transfer, upload
+from lab.statuses import NOW_USEC, busy, empty, exposure, receiver, transfer, upload
 
 from s3daemon.commands.status.view import View, view_of
 from s3daemon.commands.table import Bar, Table, lines
@@ -66,6 +66,12 @@ def test_exposures_against_their_limits() -> None:
     (missing,) = tables(answer)["INCOMPLETE EXPOSURES"].rows
     assert missing == ("40", "6", "MC_O_20261123_000098", "NoSuchFile: /f")
     assert column(table, "FIRST REQUEST")[0] == "01:43:20"
+
+
+def test_an_exposure_that_is_not_of_today_has_its_date() -> None:
+    old = exposure(1, first_usec=NOW_USEC - 3 * 86_400_000_000)
+    table = tables(empty() | {"exposures": [old, exposure(2)]})["LAST EXPOSURES"]
+    assert column(table, "FIRST REQUEST") == ["2026-11-20 02:13:20", "01:44:20"]
 
 
 def test_every_exposure_that_is_incomplete_has_its_reason() -> None:
