@@ -188,6 +188,8 @@ class Condition(Summary):
         elif self.away:
             reason = self.away_reason or "the endpoint does not answer"
             parts.append(f"AWAY, {reason}{self._outage}")
+        elif self.unreachable:
+            parts.append("UNREACHABLE, no address of the store answers")
         if self.reload_fault:
             parts.append(f"reload REFUSED, {self.reload_fault}")
         parts += [f"{self.in_flight} in flight", f"{self.pending} pending"]
@@ -196,9 +198,7 @@ class Condition(Summary):
         if self.failed:
             parts.append(f"{self.failed} failed (s3daemon queue)")
         parts.append(f"{self.connections.open} of {self.connections.limit} connections open")
-        if self.unreachable and not self.away:
-            parts.append("no address of the store answers")
-        elif self.none_kept:
+        if self.none_kept and not self.unreachable:
             parts.append("the store closes each connection after its answer")
         if self.disabled and not self.away:  # away, no address answers, whichever of them is disabled
             parts.append(f"receivers temporarily disabled: {', '.join(self.disabled)}")

@@ -181,6 +181,7 @@ AWAY = {
     ("changes", "kind", "word", "text"),
     [
         ({}, "ok", "Ready", "Files are delivered as soon as they are requested."),
+        ({"status": "UNREACHABLE, no"}, "away", "No address of the store answers", "accepted and kept."),
         ({"pending": 1}, "ok", "Delivering", "Files are delivered as soon as they are requested."),
         ({"exposures": [GOOD]}, "ok", "Ready", "was complete after 2.1 s."),
         ({"exposures": [LOST]}, "lost", "The last exposure was lost", f"{LOST['name']}: 46 stored"),

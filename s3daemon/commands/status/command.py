@@ -29,7 +29,7 @@ from s3daemon.errors import S3daemonError, one_line
 
 #: The daemon takes a sample of each upload at the same interval.
 WATCH_S = 2.0
-_STATES = {"ok": "bold white on dark_cyan", "away": "bold black on orange3"}
+_HEADS = {"OK": "bold white on dark_cyan", "AWAY": "bold black on orange3", "UNREACHABLE": "bold black on orange3"}
 _ALARM = "bold white on dark_red"
 
 
@@ -84,7 +84,7 @@ class Screen:
     def _texts(self, view: View) -> Iterator[Text]:
         if view.about:
             yield Text(view.about, style="dim")
-        yield Text.assemble((f"{view.state.upper()}:", _STATES.get(view.state, _ALARM)), " ", view.line)
+        yield Text.assemble((f"{view.head}:", _HEADS.get(view.head, _ALARM)), " ", view.line)
         for table in view.tables:
             yield Text()
             yield from texts(table, width_of(self._console))
@@ -130,7 +130,7 @@ def _watch(instance: Instance, args: argparse.Namespace, out: TextIO, sleep: Cal
             if args.json:
                 print(json.dumps(answer), file=out, flush=True)
             elif answer["state"] == "down":
-                screen.replace(View("down", "", one_line(str(answer["text"]))))
+                screen.replace(View("DOWN", "", one_line(str(answer["text"]))))
             else:
                 screen.replace(view_of(Status.from_dict(answer)))
             sleep(args.watch)

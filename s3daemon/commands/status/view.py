@@ -17,6 +17,8 @@ _INDENT = 2
 _LEAST_BAR = 7
 #: Tenths of a second tell up to here; beyond, an exposure is lost anyway.
 _TENTHS_BELOW_S = 100
+#: What the daemon's line begins with while its state is `ok`, where not with counts.
+_COMPLAINTS = ("UNREACHABLE", "reload REFUSED")
 _VERDICTS = {"in time": "cyan", "late": "orange3", "incomplete": "bold red", "lost": "bold red"}
 
 
@@ -25,13 +27,14 @@ class View:
     """Everything that is shown.
 
     Args:
-        state: `ok`, or what is wrong in a word, as of `Condition.state`; `down` without a daemon.
+        head: `OK`, or what is wrong in a word or two: the state in capitals, or what the line begins with; `DOWN`
+            without a daemon.
         about: which daemon this is.
-        line: the line that `systemctl status` shows, without the state where it begins with that.
+        line: the line that `systemctl status` shows, without the head where it begins with that.
         tables: the ones that have rows.
     """
 
-    state: str
+    head: str
     about: str
     line: str
     tables: Sequence[Table] = ()
@@ -45,8 +48,9 @@ def view_of(status: Status, zone: tzinfo | None = None) -> View:
         zone: for points in time; None for the system's.
     """
     about = one_line(f"s3daemon {status.version} on {status.host}, to {status.endpoint}{_limit(status.limit)}")
-    line = one_line(status.line).removeprefix(f"{status.state.upper()}, ")
-    return View(status.state, about, line, [table for table in _tables(status, zone) if table.rows])
+    line, state = one_line(status.line), status.state.upper()
+    head = next((words for words in _COMPLAINTS if line.startswith(f"{words}, ")), state)
+    return View(head, about, line.removeprefix(f"{head}, "), [table for table in _tables(status, zone) if table.rows])
 
 
 def _limit(limit: RateLimit) -> str:

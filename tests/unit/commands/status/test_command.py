@@ -82,7 +82,7 @@ def test_watching_draws_in_place_and_gives_the_terminal_back() -> None:
 def test_watching_into_a_pipe_writes_one_below_the_other() -> None:
     out = io.StringIO()
     screen = Screen(out)
-    for state in ("ok", "held"):
-        screen.replace(View(state, "about", "line"))
+    for head in ("OK", "HELD"):
+        screen.replace(View(head, "about", "line"))
     screen.close()
     assert out.getvalue() == "about\nOK: line\n\nabout\nHELD: line\n\n"

@@ -28,8 +28,8 @@ def column(table: Table, name: str) -> list[Any]:
 def test_a_busy_night() -> None:
     answer = busy()
     shown, found = view(answer), tables(answer)
-    assert (shown.state, shown.about) == (
-        "ok",
+    assert (shown.head, shown.about) == (
+        "OK",
         "s3daemon 1.0.0 on camera-3, to https://s3.example.org, at 994 Mbit/s (found)",
     )
     assert list(found) == ["IN FLIGHT", "WAITING", "FAILED", "RECEIVERS", "LAST EXPOSURES", "INCOMPLETE EXPOSURES"]
@@ -128,7 +128,22 @@ def test_no_name_moves_the_cursor() -> None:
     assert all(text.isprintable() for text in [shown.about, shown.line, *drawn])
 
 
-def test_the_state_is_said_once() -> None:
-    """It is drawn at the head, and the daemon's line, which begins with it too, goes on from there."""
-    shown = view(empty() | {"state": "held", "status": "HELD, TLSRefused: no; 0 in flight"})
-    assert (shown.state, shown.line) == ("held", "TLSRefused: no; 0 in flight")
+@pytest.mark.parametrize(
+    ("state", "line", "head", "rest"),
+    [
+        ("held", "HELD, TLSRefused: no; 0 in flight", "HELD", "TLSRefused: no; 0 in flight"),
+        (
+            "ok",
+            "reload REFUSED, S3_ENDPOINT_URL: no; 0 in flight",
+            "reload REFUSED",
+            "S3_ENDPOINT_URL: no; 0 in flight",
+        ),
+        ("ok", "UNREACHABLE, no address; reload REFUSED, no", "UNREACHABLE", "no address; reload REFUSED, no"),
+        ("away", "AWAY, no; reload REFUSED, no", "AWAY", "no; reload REFUSED, no"),
+        ("ok", "0 in flight", "OK", "0 in flight"),
+    ],
+)
+def test_what_is_wrong_is_said_once_and_first(state: str, line: str, head: str, rest: str) -> None:
+    """It is drawn at the head, and the daemon's line, which begins with it too, goes on from there; never after OK."""
+    shown = view(empty() | {"state": state, "status": line})
+    assert (shown.head, shown.line) == (head, rest)
