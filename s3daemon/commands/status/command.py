@@ -26,6 +26,7 @@ from s3daemon.config.values import duration
 from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
 from s3daemon.control.status import Status
 from s3daemon.errors import S3daemonError, one_line
+from s3daemon.units import plural
 
 #: The daemon takes a sample of each upload at the same interval.
 WATCH_S = 2.0
@@ -74,7 +75,11 @@ class Screen:
         if self._live is None:
             self._live = Live(console=self._console, screen=True, auto_refresh=False)
             self._live.start()
-        self._live.update(Group(*self._texts(view)), refresh=True)
+        lines = [line for text in self._texts(view) for line in text.wrap(self._console, self._console.width)]
+        if (hidden := len(lines) - self._console.height) > 0:
+            hidden += 1  # the line that says so hides one more
+            lines[-hidden:] = [Text(f"{plural(hidden, 'more line')}: make the terminal higher", style="reverse")]
+        self._live.update(Group(*lines), refresh=True)
 
     def close(self) -> None:
         """Give the terminal back as it was."""

@@ -79,6 +79,20 @@ def test_watching_draws_in_place_and_gives_the_terminal_back() -> None:
     assert out.getvalue().count("\x1b[?1049h") == out.getvalue().count("\x1b[?1049l") == 1
 
 
+@pytest.mark.parametrize(("height", "said"), [("3", "2 more lines: make the terminal higher"), ("4", "word 19")])
+def test_watching_says_how_many_lines_the_terminal_hides(
+    height: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counted as they are wrapped: these two take four."""
+    monkeypatch.setenv("LINES", height)
+    out = Terminal()
+    screen = Screen(out, 60)
+    screen.replace(View("OK", "about", ", ".join(f"word {number}" for number in range(20))))
+    screen.close()
+    assert said in out.getvalue()
+    assert ("more line" in out.getvalue()) is ("more line" in said)
+
+
 def test_watching_into_a_pipe_writes_one_below_the_other() -> None:
     out = io.StringIO()
     screen = Screen(out)
