@@ -75,8 +75,9 @@ class Waiters:
     def _deferral(self, queued: QueuedTransfer) -> Reply:
         """Return the reply that a transfer is kept, and why it is not stored yet; and log it."""
         self.deferrals += 1
-        error = queued.last_error
+        error, tried = queued.last_error, " and being tried"
         if self._health.held:
+            tried = ""
             why = f"the queue is held: {self._health.held}"
         elif self._health.known_away:
             why = f"the endpoint is away: {error.code}, {error.text}" if error.code else "the endpoint is away"
@@ -86,7 +87,7 @@ class Waiters:
             why = "it is still on its way"
         id_, to = queued.transfer.id, queued.transfer.destination
         self._log(Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=queued.attempts, why=why))
-        return Reply(Outcome.DEFERRED, id_, Code.DEFERRED, f"{id_} is kept and being tried; {why}")
+        return Reply(Outcome.DEFERRED, id_, Code.DEFERRED, f"{id_} is kept{tried}; {why}")
 
     def _log(self, deferral: Deferral) -> None:
         loop = asyncio.get_running_loop()

@@ -13,7 +13,7 @@ as the bytes that they are, plain or percent-encoded.
     404  failed permanently: there is no such bucket
     500  failed permanently by the file, an operator or a newer transfer; or the spool cannot be written (not accepted)
     502  failed permanently: the store refused it
-    504  not stored within the wait limit, or the store is away or held: kept, still being tried
+    504  not stored within the wait limit, or the store is away or held: kept
 
 The answer is a JSON object and a line feed: `code`, the status; `msg`, one line; `version`; `task`, the transfer. When
 nothing was accepted `task` has what was given, and no `id`; null when nothing was given. An answer other than 200 has

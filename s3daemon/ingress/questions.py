@@ -17,6 +17,7 @@ from s3daemon.model.exposure import Exposures, Name
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.spool.exposures import ENDED_KEPT
+from s3daemon.units import plural
 
 #: The longest that a question waits, seconds: so long at most does a client that has vanished occupy a slot.
 LIMIT_S = 3600.0
@@ -70,6 +71,11 @@ class TagCounts:
             return Reply(Outcome.FAILED, code=Code.UNKNOWN_TRANSFER, text=text, counts=counts)
         if self.is_over:
             return Reply(Outcome.FAILED, code=Code.INCOMPLETE, text=text, counts=counts)
+        text += "; the time is up"
+        if (unrequested := (self.expect or 0) - self._ended - self.pending) > 0:
+            text += f" with {plural(unrequested, 'file')} not requested: request the rest, then ask again"
+        else:
+            text += ": ask again"
         return Reply(Outcome.DEFERRED, code=Code.DEFERRED, text=text, counts=counts)
 
 

@@ -150,7 +150,7 @@ class Row:
 
 def held(code: str) -> dict[str, Any]:
     """The fields of a row whose fault, which a neutral request meets too, holds the queue until a reload."""
-    reply = rf"Deferred: \S+ is kept and being tried; the queue is held: {code}: "
+    reply = rf"Deferred: \S+ is kept; the queue is held: {code}: "
     warm = lambda s: setattr(s.between, "neutral", refusing(403, code))  # noqa: E731
     return {"code": code, "verdict": HELD, "reply": reply, "warm": warm, "fix": Scene.reload}
 

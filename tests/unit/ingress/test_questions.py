@@ -50,12 +50,16 @@ class Desk:
         (TagCounts("E", 46, expect=46), Outcome.STORED, "", ""),
         (
             TagCounts("E", 45, expect=46), Outcome.DEFERRED, "Deferred",
-            "E: 45 stored, 0 pending, 0 failed, 0 refused of 46",
+            "E: 45 stored, 0 pending, 0 failed, 0 refused of 46; the time is up with 1 file not requested: request the "
+            "rest, then ask again",
         ),
-        (TagCounts("E", 40, 6), Outcome.DEFERRED, "Deferred", "E: 40 stored, 6 pending, 0 failed, 0 refused"),
+        (
+            TagCounts("E", 40, 6), Outcome.DEFERRED, "Deferred",
+            "E: 40 stored, 6 pending, 0 failed, 0 refused; the time is up: ask again",
+        ),
         (
             TagCounts("E", 40, 3, 2, 1, "NoSuchFile: /f", 46), Outcome.DEFERRED, "Deferred",
-            "E: 40 stored, 3 pending, 2 failed, 1 refused of 46; the first: NoSuchFile: /f",
+            "E: 40 stored, 3 pending, 2 failed, 1 refused of 46; the first: NoSuchFile: /f; the time is up: ask again",
         ),
         (
             TagCounts("E", 44, 0, 1, 1, "NoSuchFile: /f", 46), Outcome.FAILED, "Incomplete",
@@ -66,7 +70,11 @@ class Desk:
             "E: 0 stored, 0 pending, 0 failed, 0 refused; nothing was requested under this tag, or it is no "
             "longer among the last exposures",
         ),
-        (TagCounts("E", expect=2), Outcome.DEFERRED, "Deferred", "E: 0 stored, 0 pending, 0 failed, 0 refused of 2"),
+        (
+            TagCounts("E", expect=2), Outcome.DEFERRED, "Deferred",
+            "E: 0 stored, 0 pending, 0 failed, 0 refused of 2; the time is up with 2 files not requested: request the "
+            "rest, then ask again",
+        ),
     ],
 )  # fmt: skip
 def test_the_reply_follows_from_the_counts(count: TagCounts, outcome: Outcome, code: str, text: str) -> None:
