@@ -22,7 +22,8 @@ KEPT = 300
 #: The number of missing files that are kept of one exposure: more than any has, and a limit to the memory that clients
 #: can fill.
 MISSING_KEPT = 1000
-#: An exposure with more objects than this is none, and each counts: a tag for a whole night must not fill the memory.
+#: An exposure with more objects than this is none, and each counts: a tag or a folder for a whole night must not fill
+#: the memory.
 MARKS_KEPT = 2000
 #: The longest times from the first request to the last object stored, seconds: beyond the first an exposure is late,
 #: beyond the second it is lost.
@@ -97,11 +98,11 @@ class Exposure:
         tagged: the name is a tag.
         first_usec: when its first request came, microseconds since the epoch.
         last_usec: when its last object so far was stored, likewise; None when none was.
-        stored: objects in the store; with a tag each destination counts once, however often it was sent.
+        stored: objects in the store; each destination counts once, however often it was sent, up to `MARKS_KEPT`.
         size_bytes: of these.
         missing: by destination, in the order of time; at most `MISSING_KEPT`.
         pending: ids of the transfers that are not over.
-        marks: `mark_of` the destinations that were stored, with a tag.
+        marks: `mark_of` the destinations that were stored.
     """
 
     name: str
@@ -149,7 +150,7 @@ class Exposure:
 
     def put_stored(self, what: str, size_bytes: int) -> None:
         """Count the object that was stored at the destination `what`, unless it is counted already."""
-        if self.tagged and self.stored < MARKS_KEPT:
+        if self.stored < MARKS_KEPT:
             if (mark := mark_of(what)) in self.marks:
                 return
             self.marks.add(mark)

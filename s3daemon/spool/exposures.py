@@ -2,7 +2,7 @@
 
     exposure    tagged, name, first_usec, last_usec, stored, size_bytes: a row for each of the last exposures
     missing     exposure, destination, outcome, reason: a row for each file of these that failed or was refused
-    counted     exposure, mark: a row for each destination that was stored, where the exposure has a tag
+    counted     exposure, mark: a row for each destination that was stored, `MARKS_KEPT` at most
     ended       seq, id: a row for each of the transfers stored last, to answer questions about them
 
 The columns are as in `model.exposure`. Pending transfers are not here: they have rows of their own. A stored transfer
@@ -134,7 +134,7 @@ def count_stored(db: sqlite3.Connection, seq: int, count: StoredCount) -> None:
     for tagged, name in count.names:
         _add(db, (tagged, name), count.at_usec)
         mark = mark_of(count.destination)
-        is_new = not tagged or db.execute(_MARK, (mark, tagged, name, MARKS_KEPT)).rowcount > 0
+        is_new = db.execute(_MARK, (mark, tagged, name, MARKS_KEPT)).rowcount > 0
         counts = is_new, MARKS_KEPT, count.size_bytes, is_new, MARKS_KEPT
         db.execute(_COUNT, (count.at_usec, count.end_usec, *counts, tagged, name))
         db.execute(_FOUND, (tagged, name, count.destination))
