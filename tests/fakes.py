@@ -166,12 +166,12 @@ class FakeSpool:
     def entries(self, *, failed: bool) -> list[Entry]:
         return list((self.failures if failed else self.rows).values())
 
-    async def retry(self, ids: Collection[str], active_now_s: float) -> set[str]:
-        found = {id_ for id_ in ids if id_ in self.failures}
-        for id_ in found:
+    async def retry(self, ids: Collection[str], active_now_s: float) -> tuple[set[str], SpoolError | None]:
+        found = {id_ for id_ in ids if id_ in self.failures or id_ in self.rows}
+        for id_ in found & self.failures.keys():
             self.failed.pop(id_)
             self.rows[id_] = replace(self.failures.pop(id_), failed=False, accepted_active_s=active_now_s)
-        return found
+        return found, None
 
 
 @dataclass

@@ -114,14 +114,14 @@ def main(
         if args.action is None:
             _list(_rows(instance, failed_only=args.failed), as_json=args.json, out=out)
             return 0
-        done, held = _act(instance, args.action, None if args.every else args.ids, on_dropped)
+        done, notes = _act(instance, args.action, None if args.every else args.ids, on_dropped)
     except S3daemonError as exc:
         print(f"{exc.code}: {one_line(exc.text)}", file=err)
         return 1
     what = "will be tried again" if args.action == "retry" else "dropped"
     unknown = sorted(set(args.ids) - done)
     if done or not unknown:
-        print(f"{len(done)} {what}{f' once the queue is no longer held ({held})' if held else ''}", file=out)
+        print(f"{len(done)} {what}{notes}", file=out)
     for id_ in unknown:
         print(f"{Code.UNKNOWN_TRANSFER}: {one_line(id_, 40)} is not in the queue", file=err)
     return 1 if unknown else 0
@@ -186,7 +186,7 @@ def _act(
     """Carry out `action` on those ids, or on all that it is meant for.
 
     Returns:
-        The ids that were found; and why the daemon holds the queue, one line, empty when it does not.
+        The ids that were found; and what the daemon says about it, to be appended to the count of them.
     """
     with suppress(NoDaemonError):
         return _ask_to_act(instance, action, ids)
@@ -208,19 +208,26 @@ async def _act_on(
     entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
     chosen = [entry.transfer.id for entry in entries]
     if action == "retry":
-        return await spool.retry(chosen, spool.active_base_s)
-    done = await spool.drop(chosen, [loss_of(one.transfer, _DROPPED) for one in entries if not one.failed])
-    on_dropped([entry for entry in entries if entry.transfer.id in done])
+        done, error = await spool.retry(chosen, spool.active_base_s)
+    else:
+        done, error = await spool.drop(chosen, [loss_of(one.transfer, _DROPPED) for one in entries if not one.failed])
+    if error is not None:
+        raise error  # what is not durable now ends with this process
+    if action == "drop":
+        on_dropped([entry for entry in entries if entry.transfer.id in done])
     return done
 
 
 def _result(answers: Iterable[Mapping[str, object]]) -> tuple[set[str], str]:
     ids: set[str] = set()
-    held = ""
+    notes = ""
     for answer in answers:
-        found, held = answer.get("ids"), one_line(str(answer.get("held") or ""))
+        found = answer.get("ids")
         ids.update(map(str, found if isinstance(found, list) else ()))
-    return ids, held
+        held, unsaved = (one_line(str(answer.get(name) or "")) for name in ("held", "unsaved"))
+        notes = f" once the queue is no longer held ({held})" if held else ""
+        notes += f"; not on disk yet, so a restart now would undo it: {unsaved}" if unsaved else ""
+    return ids, notes
 
 
 async def _entries(spool: Spool) -> list[Entry]:

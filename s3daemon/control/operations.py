@@ -67,6 +67,10 @@ def _ids(arguments: Mapping[str, object]) -> set[str]:
     return set(ids)
 
 
+def _unsaved(error: SpoolError | None) -> dict[str, str]:
+    return {} if error is None else {"unsaved": error.text}
+
+
 class Operations:
     """The commands of the control socket, and the daemon's condition.
 
@@ -111,6 +115,7 @@ class Operations:
         self._http_clients = http_clients
         self._wall = wall
         self._started_usec = round(wall() * 1e6)
+        self._changing = asyncio.Lock()  # a retry or drop at a time: each reads the spool, and acts on that later
         self._failed = 0  # as last counted
         self._failures: list[Entry] = []  # the last of them
 
@@ -129,7 +134,7 @@ class Operations:
 
     async def queue(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Answer with every transfer that is not over and the failed ones; with `failed` only with these."""
-        failed = await asyncio.to_thread(self._spool.entries, failed=True)
+        failed = await self._read_failed()
         pending = [] if arguments.get("failed") is True else self._uploader.schedule.transfers
         return {"transfers": (row.as_dict() for row in self._rows(pending, failed))}
 
@@ -153,33 +158,43 @@ class Operations:
     async def retry(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Try again: a delay ends, what failed is pending again."""
         ids = None if arguments.get("all") is True else _ids(arguments)
-        known = self._uploader.retry(ids)
-        with self._uploader.noting_stored() as stored:
-            failed = await asyncio.to_thread(self._spool.entries, failed=True)
-            wanted = [entry for entry in failed if ids is None or entry.transfer.id in ids]
-            now = self._uploader.active_clock.now()
-            done = await self._spool.retry([entry.transfer.id for entry in wanted], now)
-        again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
-        # A newer one was stored while the spool was busy with these: they would be sent over it.
-        overtaken = {entry.transfer.id for entry in again if stored.get(entry.transfer.destination, 0) > entry.seq}
-        for id_ in overtaken:
-            self._spool.remove(id_)
-        self._uploader.recover(entry for entry in again if entry.transfer.id not in overtaken)
+        async with self._changing:
+            known = self._uploader.retry(ids)
+            with self._uploader.noting_stored() as stored:
+                wanted = [entry for entry in await self._read_failed() if ids is None or entry.transfer.id in ids]
+                now = self._uploader.active_clock.now()
+                done, error = await self._spool.retry([entry.transfer.id for entry in wanted], now)
+            again = [replace(entry, accepted_active_s=now) for entry in wanted if entry.transfer.id in done]
+            # It, or a newer one, was stored while the spool was busy with these: they would be sent over it.
+            overtaken = {entry.transfer.id for entry in again if stored.get(entry.transfer.destination, 0) >= entry.seq}
+            for id_ in overtaken:
+                self._spool.remove(id_)
+            self._uploader.recover(entry for entry in again if entry.transfer.id not in overtaken)
         held = {"held": self._uploader.health.held} if self._uploader.health.held else {}
-        return {"ids": sorted(known | done - overtaken), **held}
+        return {"ids": sorted(known | done - overtaken), **held, **_unsaved(error)}
 
     async def drop(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Give up: an attempt in flight is cancelled and its clients are notified."""
         ids = _ids(arguments)
-        pending = [queued.transfer for id_ in ids if (queued := self._uploader.schedule.get(id_))]
-        dropped = await self._spool.drop(
-            ids, [loss_of(transfer, f"{DROPPED.code}: {DROPPED.text}") for transfer in pending]
-        )
-        for id_ in ids:
-            queued = self._uploader.schedule.get(id_)
-            if queued is not None and not await self._uploader.drop(queued):
-                dropped.discard(id_)  # it was stored before it could be dropped
-        return {"ids": sorted(dropped)}
+        async with self._changing:
+            pending = [queued.transfer for id_ in ids if (queued := self._uploader.schedule.get(id_))]
+            dropped, error = await self._spool.drop(
+                ids, [loss_of(transfer, f"{DROPPED.code}: {DROPPED.text}") for transfer in pending]
+            )
+            for id_ in ids:
+                queued = self._uploader.schedule.get(id_)
+                if queued is not None and not await self._uploader.drop(queued):
+                    dropped.discard(id_)  # it was stored before it could be dropped
+        return {"ids": sorted(dropped), **_unsaved(error)}
+
+    async def _read_failed(self) -> list[Entry]:
+        """Read the failed transfers, without those retried already whose rows the disk does not allow to change yet.
+
+        Raises:
+            SpoolError: they cannot be read now.
+        """
+        failed = await asyncio.to_thread(self._spool.entries, failed=True)
+        return [entry for entry in failed if entry.transfer.id not in self._uploader.schedule]
 
     async def status(self, _: Mapping[str, object]) -> CommandAnswer:
         """Answer with the status."""

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from s3daemon.errors import SpoolError, one_line
+from s3daemon.errors import Code, SpoolError, one_line
 from s3daemon.model.exposure import Loss
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.spool.database import SpoolFile
@@ -84,8 +84,8 @@ class _Contents:
 class Spool:
     """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, except `entries`.
 
-    Each awaited change raises SpoolError when it is not durable: `add` is then refused, the others only take longer.
-    The rest are lazy: they never raise, and are durable soon. A change of a transfer that the spool does not hold is
+    Each awaited change raises SpoolError when it is not durable: `add` is then refused, the others only take longer
+    (`retry` and `drop` return the error, so that their callers go on). The rest are lazy: they never raise, and are durable soon. A change of a transfer that the spool does not hold is
     ignored.
     """
 
@@ -202,11 +202,11 @@ class Spool:
 
     async def update(self, transfer: Transfer) -> None:
         """Save the tags and the file's state of `transfer`: a request has joined it, or its file has changed."""
-        await self._change([transfer.id], file_columns(transfer))
+        await self._change(transfer.id, file_columns(transfer))
 
     async def start_attempt(self, transfer_id: str) -> None:
         """Save that an attempt may have started whose outcome is unknown."""
-        await self._change([transfer_id], {"attempt_started": True})
+        await self._change(transfer_id, {"attempt_started": True})
 
     def record_attempt(
         self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, sent_etag: str = ""
@@ -252,32 +252,40 @@ class Spool:
         """Save that the transfer failed permanently."""
         error: dict[str, Value] = {"attempts": attempts, "code": one_line(code), "text": one_line(text)}
         outcome: dict[str, Value] = {"failed": True, "failed_active_s": active_now_s, "client_notified": False}
-        await self._change([transfer_id], {**error, **outcome})
+        await self._change(transfer_id, {**error, **outcome})
 
     def mark_notified(self, transfer_id: str) -> None:
         """Save that a client has received the failure."""
         self._change_lazily(transfer_id, {"client_notified": True})
 
-    async def retry(self, ids: Iterable[str], active_now_s: float) -> set[str]:
+    async def retry(self, ids: Iterable[str], active_now_s: float) -> tuple[set[str], SpoolError | None]:
         """Make failed transfers pending again, with the whole retry limit before them.
 
         Returns:
-            the ids that the spool held.
+            the ids that the spool held, and why the change is not durable yet: it will be when the disk allows it.
+
+        Raises:
+            SpoolError: `SpoolClosed`, nothing is done.
         """
         await self._settle()
         not_failed: dict[str, Value] = {"failed": False, "failed_active_s": 0.0, "client_notified": False}
-        return await self._change(ids, {**not_failed, "accepted_active_s": active_now_s})
+        held = self._held(ids)
+        changes = [Update(seq, {**not_failed, "accepted_active_s": active_now_s}) for seq in held.values()]
+        return set(held), await self._apply_in_the_end(*changes)
 
-    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
+    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> tuple[set[str], SpoolError | None]:
         """Remove transfers, pending or failed, and in the same commit record what exposures then lack.
 
         Returns:
-            the ids that the spool held.
+            as `retry`.
+
+        Raises:
+            SpoolError: likewise.
         """
         await self._settle()
-        held = {id_: seq for id_ in ids if (seq := self._seq_of.pop(id_, None)) is not None}
-        await self._apply(*(Delete(seq) for seq in held.values()), *map(SaveLoss, losses))
-        return set(held)
+        held = self._held(ids)
+        self._forget(held)
+        return set(held), await self._apply_in_the_end(*map(Delete, held.values()), *map(SaveLoss, losses))
 
     def save_clock(self, active_now_s: float) -> None:
         """Save the active seconds."""
@@ -303,10 +311,11 @@ class Spool:
         if lock is not None:
             lock.release()
 
-    async def _change(self, ids: Iterable[str], columns: Mapping[str, Value]) -> set[str]:
-        held = {id_: seq for id_ in ids if (seq := self._seq_of.get(id_)) is not None}
-        await self._apply(*(Update(seq, columns) for seq in held.values()))
-        return set(held)
+    def _held(self, ids: Iterable[str]) -> dict[str, int]:
+        return {id_: seq for id_ in ids if (seq := self._seq_of.get(id_)) is not None}
+
+    async def _change(self, id_: str, columns: Mapping[str, Value]) -> None:
+        await self._apply(*(Update(seq, columns) for seq in self._held([id_]).values()))
 
     def _change_lazily(self, id_: str, columns: Mapping[str, Value]) -> None:
         if (seq := self._seq_of.get(id_)) is not None:
@@ -320,6 +329,16 @@ class Spool:
     async def _apply(self, *changes: Change) -> None:
         self._contents = None
         await self._writer.apply(*changes)
+
+    async def _apply_in_the_end(self, *changes: Change) -> SpoolError | None:
+        """Carry out changes that cannot be taken back; return the error when the writer has retained them."""
+        try:
+            await self._apply(*changes)
+        except SpoolError as exc:
+            if exc.code == Code.SPOOL_CLOSED:
+                raise
+            return exc
+        return None
 
     def _apply_lazily(self, *changes: Change) -> None:
         self._contents = None

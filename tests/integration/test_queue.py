@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import errno
 import io
 import json
 import os
@@ -23,6 +24,7 @@ from s3daemon.control.rows import Row
 from s3daemon.control.server import ControlServer, Handler
 from s3daemon.model.ids import uuid_of
 from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.rows import Entry
 from s3daemon.spool.spool import Spool
 
@@ -161,6 +163,19 @@ def test_down_it_drops(spooled: Path) -> None:
     assert run(spooled, "drop", "--all-failed", on_dropped=records.extend) == (0, "2 dropped\n", "")
     assert [entry.transfer.id[-1] for entry in records] == list("acd")
     assert states(spooled) == {"b": False}
+
+
+def test_down_it_reports_a_disk_that_takes_nothing(spooled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is recorded as dropped that the next start would deliver."""
+    records: list[Entry] = []
+
+    def full(file: SpoolFile, batches: object) -> None:
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(SpoolFile, "commit", full)
+    status, out, err = run(spooled, "drop", ident("a"), on_dropped=records.extend)
+    assert (status, out, records) == (1, "", [])
+    assert err.startswith("SpoolFull: ")
 
 
 def test_down_it_creates_no_spool(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.lists(known, max_size=3))
     def retry(self, which: list[Transfer]) -> None:
         wanted = {t.id for t in which}
-        assert self.run(self.spool.retry(wanted, self.active_s)) == wanted & self.live.keys()
+        assert self.run(self.spool.retry(wanted, self.active_s)) == (wanted & self.live.keys(), None)
         for transfer_id in wanted:
             again = {"failed": False, "failed_active_s": 0.0, "client_notified": False}
             self.change(transfer_id, **again, accepted_active_s=self.active_s)
@@ -163,7 +163,7 @@ class Machine(RuleBasedStateMachine):
     @rule(which=st.lists(known, max_size=3))
     def drop(self, which: list[Transfer]) -> None:
         wanted = {t.id for t in which}
-        assert self.run(self.spool.drop(wanted)) == wanted & self.live.keys()
+        assert self.run(self.spool.drop(wanted)) == (wanted & self.live.keys(), None)
         for transfer_id in wanted:
             self.live.pop(transfer_id, None)
         self.committed()

@@ -30,6 +30,7 @@ class Spool:
         self.pending: set[str] = set()
         self.fault = ""
         self.broken = False
+        self.error: SpoolError | None = None  # of a disk that takes nothing now: changes are retained
         self.kept = KeptExposures()
         self.losses: list[Loss] = []
         self.save_loss = self.losses.append
@@ -49,12 +50,24 @@ class Spool:
             raise SpoolError("SpoolBroken", "unreadable")
         return list(self.failed.values())
 
-    async def retry(self, ids: Sequence[str], now: float) -> set[str]:
-        return {id_ for id_ in ids if self.failed.pop(id_, None)}
+    async def retry(self, ids: Sequence[str], now: float) -> tuple[set[str], SpoolError | None]:
+        await asyncio.sleep(0)
+        held = {id_ for id_ in ids if id_ in self.pending or id_ in self.failed}
+        self.pending |= held
+        for id_ in held if self.error is None else ():
+            self.failed.pop(id_, None)
+        return held, self.error
 
-    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> set[str]:
+    async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> tuple[set[str], SpoolError | None]:
         self.losses += losses
-        return {id_ for id_ in ids if id_ in self.pending or self.failed.pop(id_, None)}
+        held = {id_ for id_ in ids if id_ in self.pending or id_ in self.failed}
+        self.pending -= held
+        for id_ in held if self.error is None else ():
+            self.failed.pop(id_, None)
+        return held, self.error
+
+    def remove(self, id_: str, count: object = None) -> None:
+        self.pending.discard(id_)
 
 
 class Desk:
@@ -143,6 +156,31 @@ async def test_a_retry_makes_a_failed_transfer_pending_again(desk: Desk, everyth
     pending = desk.house.uploader.schedule.transfers
     assert [queued.transfer.id for queued in pending] == answer["ids"]
     assert {queued.accepted_active_s for queued in pending} == {desk.house.uploader.active_clock.now()}
+
+
+@pytest.mark.parametrize("error", [None, SpoolError("SpoolReadOnly", "read-only")])
+@flying_with(Desk)
+async def test_two_retries_at_once_send_an_object_once(desk: Desk, error: SpoolError | None) -> None:
+    """Also while the disk fails, when its row stays failed in the file."""
+    failed = desk.spool.fail(1)
+    desk.spool.error = error
+    first, second = await asyncio.gather(*(desk.operations.retry({"all": True}) for _ in range(2)))
+    assert first["ids"] == second["ids"] == [failed]
+    await asyncio.sleep(60)
+    assert [id_ for _, id_ in desk.house.store.puts] == [failed]
+
+
+@flying_with(Desk)
+async def test_what_the_disk_takes_only_later_happens_at_once(desk: Desk) -> None:
+    """The spool carries it out once it can, whatever the operator was answered."""
+    desk.house.store.seconds = 1000.0
+    (id_,) = await desk.submit("a")
+    failed = desk.spool.fail(1)
+    desk.spool.error = SpoolError("SpoolReadOnly", "read-only")
+    assert await desk.operations.drop({"ids": [id_]}) == {"ids": [id_], "unsaved": "read-only"}
+    assert id_ not in desk.house.uploader.schedule
+    assert await desk.operations.retry({"ids": [failed]}) == {"ids": [failed], "unsaved": "read-only"}
+    assert [(row["id"], row["state"]) for row in await desk.rows()] == [(failed, "in flight")]
 
 
 @flying_with(Desk)
@@ -356,7 +394,7 @@ async def test_what_is_retried_is_not_sent_over_a_newer_one_that_is_stored_meanw
     old = await desk.fail_one()
     retry = desk.house.spool.retry
 
-    async def slow_retry(ids: Any, now: float) -> set[str]:
+    async def slow_retry(ids: Any, now: float) -> Any:
         done = await retry(ids, now)
         await asyncio.sleep(1)
         return done

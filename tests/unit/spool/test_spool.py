@@ -73,7 +73,7 @@ async def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
     assert await row() == entry
     spool.mark_notified(one.id)
     assert await row() == dataclasses.replace(entry, client_notified=True)
-    assert await spool.retry([one.id], 3.0) == {one.id}
+    assert await spool.retry([one.id], 3.0) == ({one.id}, None)
     assert await row() == Entry(1, one, 3.0, **error)
     await spool.fail(one.id, 5, "NoSuchBucket", "none", 4.0)
     spool.expire(10.0, 6.0)
@@ -104,7 +104,7 @@ async def test_what_the_spool_does_not_hold_is_ignored(tmp_path: Path) -> None:
     spool.record_attempt("f" * 16, 1, attempt_started=False, code="c", text="t")
     spool.mark_notified("f" * 16)
     spool.remove("f" * 16)
-    assert await spool.retry(["f" * 16], 1.0) == set()
+    assert await spool.retry(["f" * 16], 1.0) == (set(), None)
     await spool.add(transfer(1), 1.0, attempt_started=False)
     with pytest.raises(ValueError, match="in the spool already"):
         await spool.add(transfer(1), 1.0, attempt_started=False)
@@ -142,7 +142,7 @@ async def test_a_file_damaged_at_work_is_restored_from_memory(tmp_path: Path, da
     other_seqs = [dataclasses.replace(entry, seq=entry.seq + 1) for entry in memory]
     await spool.restore(other_seqs)  # the spool keeps its own
     assert spool.entries() == [*memory, Entry(seq, transfer(1000), 3.0, attempt_started=True)]
-    assert await spool.drop([transfer(9).id]) == {transfer(9).id}
+    assert await spool.drop([transfer(9).id]) == ({transfer(9).id}, None)
     assert spool.fault == ""
     await spool.close()
     assert sum(name.startswith("spool.db.corrupt-") for name in os.listdir(tmp_path)) == 1
@@ -159,7 +159,7 @@ async def test_a_tool_works_on_the_spool_and_leaves_no_file_of_its_own(tmp_path:
     await spool.close()
     (tmp_path / "state/ballast").unlink()
     tool = Spool.open(tmp_path / "state", create=False)
-    assert await tool.drop([transfer(1).id, "none"]) == {transfer(1).id}
+    assert await tool.drop([transfer(1).id, "none"]) == ({transfer(1).id}, None)
     await tool.close()
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["lock", "spool.db"]
 
