@@ -52,6 +52,7 @@ class Janitor:
         self._store = store
         self._clock = clock
         self._orphan_since: dict[OpenUpload, float] = {}
+        self._aborting = asyncio.Lock()  # whoever closes a store waits for the abort there
 
     async def run(self) -> None:
         """Sweep until cancelled."""
@@ -63,6 +64,8 @@ class Janitor:
     async def sweep(self) -> bool:
         """Abort the orphans at the store in use, up to the first that has to be tried again; it is the last next time.
 
+        It ends early when a reload replaces the store, which is then about to be closed.
+
         Returns:
             False when there was such a one.
         """
@@ -73,19 +76,28 @@ class Janitor:
         for orphan in list(self._orphan_since):
             # The store may still be completing it, and an abort would take the parts from under its object.
             ripe = not orphan.completing or self._clock() - self._orphan_since[orphan] >= LATE_ARRIVAL_S
-            if ripe and not await self._abort(store, orphan):
-                self._orphan_since[orphan] = self._orphan_since.pop(orphan)
-                return False
+            if not ripe:
+                continue
+            async with self._aborting:
+                if self._store() is not store:
+                    return True
+                if not await self._abort(store, orphan):
+                    self._orphan_since[orphan] = self._orphan_since.pop(orphan)
+                    return False
         return True
 
     def _is_orphan(self, one: OpenUpload) -> bool:
         return one.abandoned or not self._is_pending(one.upload.transfer_id)
 
     async def abort_all(self, store: Store) -> None:
-        """Abort all uploads at a store that is no longer in use, unless its endpoint is in use again."""
-        for one in self._open_uploads:
-            if one.upload.endpoint == store.url != self._store().url and not await self._abort(store, one):
-                self._give_up(one, "the endpoint has changed, and the old one did not answer")
+        """Abort all uploads at a store that is no longer in use, unless its endpoint is in use again.
+
+        When this returns, the store may be closed: a sweep does not use it any more.
+        """
+        async with self._aborting:
+            for one in self._open_uploads:
+                if one.upload.endpoint == store.url != self._store().url and not await self._abort(store, one):
+                    self._give_up(one, "the endpoint has changed, and the old one did not answer")
 
     def forget_other_endpoints(self) -> None:
         """Give up, at the start, the uploads that an earlier process left at another endpoint."""

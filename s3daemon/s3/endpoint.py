@@ -129,7 +129,8 @@ class Endpoint:
         Args:
             after: the endpoint that replaces this one; its keeper is at work already.
             in_flight: the tasks that may use it.
-            leave: called with the store before it is closed, to abort there what will not be resumed.
+            leave: called with the store before it is closed, to abort there what will not be resumed; nothing but
+                `in_flight` may use the store once it has returned.
         """
         self._stop_keeper()
         if in_flight:

@@ -154,6 +154,33 @@ async def test_uploads_at_a_store_that_is_no_longer_in_use_are_aborted(
 
 
 @flying_with(House)
+async def test_a_store_that_is_replaced_is_not_used_after_it_is_closed(house: House) -> None:
+    """The abort under way is waited for; the other orphans are left to the store in use."""
+    for id_ in ("one", "two"):
+        await house.begin(id_, "over")
+    old: Any = house.store
+    answered, abort = asyncio.Event(), old.abort
+
+    async def slow_abort(upload: MultipartUpload) -> None:
+        await answered.wait()
+        await abort(upload)
+
+    old.abort = slow_abort
+    sweeping = asyncio.create_task(house.janitor.sweep())
+    await asyncio.sleep(0)
+    house.store = FakeStore(HERE)
+    leaving = asyncio.create_task(house.janitor.abort_all(old))
+    await asyncio.sleep(10)
+    assert not leaving.done()
+    answered.set()
+    await leaving
+    assert await sweeping
+    assert (old.aborted, house.left) == (["one"], ["two"])
+    assert await house.janitor.sweep()
+    assert house.store.aborted == ["two"]
+
+
+@flying_with(House)
 async def test_uploads_at_a_store_that_is_in_use_again_are_kept(house: House) -> None:
     """A second reload came before the last attempts there had ended."""
     await house.begin("here", "pending")
