@@ -46,6 +46,9 @@ MAX_VALUE_BYTES = 32 * 1024
 WARN_EVERY_S = 1.0
 
 
+_log = logging.getLogger(__name__)
+
+
 class Journal:
     """The queue and its thread, which starts at once and ends with `close` or the process.
 
@@ -158,8 +161,11 @@ class Journal:
                 self._sink([(name, self._encode(value)) for name, value in fields])
             except OSError:
                 lost = 1
-            if done:
-                done()
+            try:
+                if done:
+                    done()
+            except Exception:  # a bug of a caller must not cost the entries behind this one
+                _log.exception("what follows an entry of the journal has failed")
             self._count(unsent=-1, lost=lost)
             if self._clock() - self._reported_at >= WARN_EVERY_S:
                 self._report_losses()

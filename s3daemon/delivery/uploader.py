@@ -444,7 +444,8 @@ class Uploader:
             observe(queued.record)
 
         def written() -> None:  # in the journal's thread, or here
-            self._loop.call_soon_threadsafe(self._remove, queued.transfer)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: the next process finds the object stored
+                self._loop.call_soon_threadsafe(self._remove, queued.transfer)
 
         if stored:
             self._unrecorded.setdefault(queued.transfer.destination, []).append(StoredCount.of(queued.record))

@@ -92,6 +92,15 @@ def test_a_record_is_written_whole_and_then_reported_done() -> None:
     assert dict(gate.entries[0])["S3DAEMON_FILE"] == b"/data/\xff"
 
 
+def test_a_bug_of_a_caller_costs_no_entry() -> None:
+    gate = Gate()
+    gate.open.set()
+    with journal_to(gate) as journal:
+        journal.write([("MESSAGE", "one")], lambda: [][0])
+        journal.write([("MESSAGE", "two")])
+    assert gate.messages == ["one", "two"]
+
+
 def test_a_journal_that_blocks_does_not_block_callers() -> None:
     gate, warnings, done = Gate(), Warnings(), []
     with journal_to(gate, warnings, limit=2) as journal:

@@ -636,6 +636,19 @@ async def test_a_transfer_is_removed_from_the_spool_once_its_record_is_written(h
     assert not house.spool.rows
 
 
+def test_a_record_that_is_written_after_the_end_does_no_harm() -> None:
+    """The journal blocked for longer than the stop waits: the next process looks the object up."""
+    written: list[Callable[[], None]] = []
+
+    @flying_with(House)
+    async def store_one(house: House) -> None:
+        house.journal.record = lambda record, done=None: written.append(done) or True  # type: ignore
+        await (await house.intake.submit(house.request())).outcome
+
+    store_one()
+    written[0]()
+
+
 @flying_with(House)
 async def test_observers_see_every_record(house: House) -> None:
     seen: list[str] = []
