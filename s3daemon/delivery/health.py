@@ -62,7 +62,7 @@ class Health:
         -----  -----                                           ----   -------------------
         UP     succeeded                                       UP     everything
         UP     failed, 3 times in a row                        AWAY
-        AWAY   succeeded, or refused with an answer            UP     1 probe, later 2, each after 1 s ... 30 s;
+        AWAY   succeeded, or suspected with an answer          UP     1 probe, later 2, each after 1 s ... 30 s;
         AWAY   failed                                          AWAY     while it answers, live transfers too
         AWAY   reload                                          AWAY   the next probe at once
         AWAY   a small request is answered, none was before    AWAY   the next probe at once
