@@ -55,7 +55,7 @@ from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.journal import Journal
 from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.s3.endpoint import Endpoint
+from s3daemon.s3.endpoint import Endpoint, Trust
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.descriptors import clients_within, raise_limit
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
@@ -388,14 +388,18 @@ class Service:
         """
         given = arguments.get("environ")
         environ = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
-        old, new = self._settings.current, Settings.from_environ({**environ, **of_service(self._environ)})
+        # In threads: what reads files, since their disk may not answer.
+        given_to_service = {**environ, **of_service(self._environ)}
+        old, new = self._settings.current, await asyncio.to_thread(Settings.from_environ, given_to_service)
         applied, restart = differences(old, new)
         self._journal.hide(new.secrets())
         allowed = await asyncio.to_thread(resolve_users, new.allowed_users)
-        before, endpoint = self._endpoint, Endpoint(new, self._background.start, self._endpoint)
+        before = self._endpoint
+        trust = await asyncio.to_thread(Trust.read, new)
+        endpoint = Endpoint(new, self._background.start, before, trust=trust)
         try:
             await endpoint.open()
-        except SettingsError:
+        except BaseException:
             await endpoint.close(before)
             raise
         self._journal.hide(endpoint.secrets)

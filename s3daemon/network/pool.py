@@ -43,6 +43,12 @@ GONE_AFTER_S = 300.0
 CONNECTIONS_PER_RESERVE = 6
 
 
+def tls_context(settings: Settings) -> ssl.SSLContext | None:
+    """Return what connections of these settings trust, None without TLS; blocks on the files."""
+    secure = URL(settings.endpoint_url).scheme == "https"
+    return ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
+
+
 class ConnectionPool:
     """The connections to one endpoint.
 
@@ -50,6 +56,7 @@ class ConnectionPool:
         settings: endpoint, timeouts, number of connections.
         clock: monotonic seconds.
         reserve: how many there are beyond what uploads can use; by default one for each `CONNECTIONS_PER_RESERVE`.
+        tls: of these settings, where it is made already.
 
     Attributes:
         pacer: shares the bandwidth among them.
@@ -60,12 +67,18 @@ class ConnectionPool:
             when none does.
     """
 
-    def __init__(self, settings: Settings, clock: Clock = time.monotonic, *, reserve: int | None = None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        clock: Clock = time.monotonic,
+        *,
+        reserve: int | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         self._settings = settings
         self._clock = clock
         self.url = URL(settings.endpoint_url)
-        secure = self.url.scheme == "https"
-        self._tls = ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
+        self._tls = tls or tls_context(settings)
         self.certificates = Certificates(clock)
         if self._tls is not None:
             self.certificates.watch(self._tls)

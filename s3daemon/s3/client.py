@@ -8,6 +8,7 @@ is made here, signed by botocore's own signature, and equals the client's; so do
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import functools
 import os
@@ -64,7 +65,7 @@ class Signer:
             SettingsError: the shared credentials file gives no keys.
         """
         settings = self._settings
-        self.keys = access_key, secret_key, token = _keys(settings)
+        self.keys = access_key, secret_key, token = await asyncio.to_thread(_keys, settings)
         session = _session()
         config = AioConfig(
             user_agent=_USER_AGENT,  # botocore builds its own anew for every request

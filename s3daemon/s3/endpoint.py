@@ -12,11 +12,11 @@ import logging
 import ssl
 from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.network.keeper import Keeper
-from s3daemon.network.pool import ConnectionPool
+from s3daemon.network.pool import ConnectionPool, tls_context
 from s3daemon.s3.client import Signer
 from s3daemon.s3.priming.primer import Primer
 from s3daemon.s3.sender import Sender
@@ -43,6 +43,23 @@ _CONNECTION_SETTINGS = (
 )
 
 
+class Trust(NamedTuple):
+    """The trusted certificate authorities.
+
+    Args:
+        digest: tells one content of them from another; empty without TLS.
+        tls: the context that trusts them; None without TLS.
+    """
+
+    digest: bytes
+    tls: ssl.SSLContext | None
+
+    @classmethod
+    def read(cls, settings: Settings) -> Trust:
+        """Read their files; blocks."""
+        return cls(_digest_of_authorities(settings), tls_context(settings))
+
+
 class Endpoint:
     """Everything that depends on the settings of the store.
 
@@ -51,6 +68,7 @@ class Endpoint:
         start: starts the keeper of the connections as a background task, and reports it if it dies.
         before: the endpoint that this one replaces; its connections are taken over where the settings allow.
         hint: what was found about a store earlier; not used with `before`, which knows better.
+        trust: of these settings, where it is read already; else it is read here, which blocks.
 
     Attributes:
         pool: the connections.
@@ -58,17 +76,24 @@ class Endpoint:
     """
 
     def __init__(
-        self, settings: Settings, start: Start, before: Endpoint | None = None, *, hint: Hint | None = None
+        self,
+        settings: Settings,
+        start: Start,
+        before: Endpoint | None = None,
+        *,
+        hint: Hint | None = None,
+        trust: Trust | None = None,
     ) -> None:
         self._settings = settings
         self._start = start
         self._keeping: asyncio.Task[None] | None = None
-        self._authorities = _digest_of_authorities(settings)
+        trust = trust or Trust.read(settings)
+        self._authorities = trust.digest
         if before is not None and self._can_take_over(before):
             self.pool: ConnectionPool = before.pool
             self.pool.resolve_anew()
         else:
-            self.pool = ConnectionPool(settings)
+            self.pool = ConnectionPool(settings, tls=trust.tls)
         known = hint if before is None else before.hint
         self._known = known if known and known.endpoint == settings.endpoint_url else Hint(settings.endpoint_url)
         self._signer = Signer(settings)

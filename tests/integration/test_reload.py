@@ -16,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -249,6 +250,20 @@ def test_shared_credentials_file(case: Case) -> None:
     reload(served, AWS_SHARED_CREDENTIALS_FILE=two)
     stored(served, case.file)
     assert [signed_by(put) for put in case.store.puts] == ["key1", "key2"]
+
+
+def test_a_file_that_is_not_read_yet_stops_nothing(case: Case) -> None:
+    """The file of new keys lies on a disk that does not answer for a while."""
+    slow = case.directory / "slow"
+    os.mkfifo(slow)
+    served = case.start()
+    served.set(AWS_ACCESS_KEY_ID="", AWS_SECRET_ACCESS_KEY="", AWS_SHARED_CREDENTIALS_FILE=str(slow))
+    with ThreadPoolExecutor(1) as pool:
+        reloading = pool.submit(served.command, "reload")
+        with slow.open("w"):  # opened by the daemon by now, which reads until this is closed
+            stored(served, case.file)
+            assert not reloading.done()
+        assert reloading.result().returncode == 1
 
 
 def test_profile(case: Case) -> None:
