@@ -173,7 +173,8 @@ class SpoolFile:
             # mapping that a full tmpfs would answer with SIGBUS.
             self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
             if damaged:
-                self._read_what_is_left()
+                self._db.execute("PRAGMA writable_schema = ON")  # SQLite then reads a file shorter than it says
+                self.read_state()
             else:
                 self._prepare()
         except BaseException:
@@ -206,18 +207,22 @@ class SpoolFile:
             self.active_base_s = float(state[0])
             self.last_seq = self._number("SELECT max(seq) FROM sqlite_sequence")
         try:
-            self.hint = Hint.from_row(*self._db.execute("SELECT endpoint, rate_bps, bucket FROM state").fetchone())
+            self._read_hint()
         except (sqlite3.Error, RequestError, ValueError, TypeError) as exc:
             _log.warning("what was found about the store cannot be read from the spool, %s: it is found anew", exc)
 
-    def _read_what_is_left(self) -> None:
-        """Read the clock and the highest seq from a damaged file, as far as they can be read."""
-        self._db.execute("PRAGMA writable_schema = ON")  # SQLite then reads a file that is shorter than it says
+    def read_state(self) -> None:
+        """Read the clock, the hint and the highest seq anew, as far as they can be read."""
+        with contextlib.suppress(sqlite3.Error, RequestError, TypeError, ValueError):
+            self._read_hint()
         with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
             self.active_base_s = float(self._db.execute("SELECT service FROM state").fetchone()[0])
         for query in ("SELECT max(seq) FROM transfer", "SELECT max(seq) FROM sqlite_sequence"):
             with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
                 self.last_seq = max(self.last_seq, self._number(query))
+
+    def _read_hint(self) -> None:
+        self.hint = Hint.from_row(*self._db.execute("SELECT endpoint, rate_bps, bucket FROM state").fetchone())
 
     def _number(self, query: str) -> int:
         return int(self._db.execute(query).fetchone()[0] or 0)
@@ -297,7 +302,7 @@ class SpoolFile:
                 run("DELETE FROM transfer WHERE seq = ?", (seq,))
                 if count is not None:
                     exposures.count_stored(self._db, seq, count)
-            case exposures.SaveLoss() | exposures.SaveExposure():
+            case exposures.SaveLoss() | exposures.SaveExposure() | exposures.SaveEnded():
                 exposures.save(self._db, change)
             case ClearFailures(destination, before):
                 where = "failed = 1 AND bucket = ? AND key = ? AND seq < ?"

@@ -8,7 +8,8 @@
         spool.db.rescued    a complete replacement, about to become spool.db
         control             the operators' socket (`control.server`), only where there is no runtime directory
         spool.db.corrupt-YYYYmmddTHHMMSSZ, its -wal and -shm
-                            a damaged spool, renamed for people to look at; never read again, never removed
+                            a damaged spool, or what others put in its place, renamed for people to look at; never
+                            read again, never removed
 
 What opening does with what a crash or a failing disk left behind:
 

@@ -111,6 +111,14 @@ class SaveExposure:
 
 
 @dataclass(frozen=True, slots=True)
+class SaveEnded:
+    """The change that adds a stored transfer which was read from a damaged file."""
+
+    seq: int
+    id: str
+
+
+@dataclass(frozen=True, slots=True)
 class KeptExposures:
     """The content of the tables.
 
@@ -148,8 +156,11 @@ def keep_ended(db: sqlite3.Connection, seq: int, id_: str) -> None:
     db.execute("DELETE FROM ended WHERE seq <= ?", (seq - ENDED_KEPT,))
 
 
-def save(db: sqlite3.Connection, change: SaveLoss | SaveExposure) -> None:
+def save(db: sqlite3.Connection, change: SaveLoss | SaveExposure | SaveEnded) -> None:
     """Carry out a change, in a transaction."""
+    if isinstance(change, SaveEnded):
+        keep_ended(db, change.seq, change.id)
+        return
     if isinstance(change, SaveLoss):
         loss = change.loss
         for name in loss.names:

@@ -17,8 +17,8 @@ Multipart uploads have rows of their own, which outlive these: `open_uploads`.
 
 `database` has the schema, `directory` the files and what recovery does with each leftover, `writer` what is done while
 the disk fails. Changes take effect in the order of the calls: when an awaited change is durable, so is every change
-that was asked for before it. When the file turns out to be damaged while it is open, it is replaced by what could be
-read of it; then `on_replaced` is called, which leads to `restore` with what the daemon has in memory.
+that was asked for before it. When the file turns out to be damaged, or removed, while it is open, it is replaced by
+what could be read of it; then `on_replaced` is called, which leads to `restore` with what the daemon has in memory.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import random
@@ -15,14 +16,17 @@ import s3daemon.spool.recovery
 from s3daemon.errors import StartError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.database import SpoolFile, is_corrupt
+from s3daemon.spool.exposures import SaveEnded
 from s3daemon.spool.recovery import RecoverableFile
 from s3daemon.spool.rows import (
     BeginUpload,
     Entry,
+    Hint,
     Insert,
     MarkCompleting,
     MultipartUpload,
     SaveClock,
+    SaveHint,
     SavePart,
 )
 
@@ -155,6 +159,56 @@ def test_damage_found_at_work_is_repaired_at_work(path: Path, connections: list[
     file.use(lambda opened: opened.commit([[Insert(entry(ROWS + 1))]]))
     file.close()
     assert open_all(path)[0] == [*survivors, entry(ROWS + 1)]
+
+
+@pytest.mark.parametrize("suffixes", [["", "-wal"], [""], ["-wal"]])
+def test_files_that_are_removed_at_work_are_written_anew(
+    path: Path, suffixes: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever was committed is there after a crash: with what the old file alone had."""
+    file = RecoverableFile(path, create=True)
+    hint, ended = Hint("http://store", 10**9, "bucket"), [SaveEnded(1, "0" * 16)]
+    failed = dataclasses.replace(entry(ROWS + 1), failed=True)
+    file.use(lambda opened: opened.commit([[Insert(failed), SaveHint(hint), SaveClock(78.0), *ended]]))
+    for suffix in suffixes:
+        Path(f"{path}{suffix}").unlink()
+    file.use(lambda opened: opened.commit([[Insert(entry(ROWS + 2))]]))
+    assert file.take_replaced()
+    assert "removed or replaced while the daemon runs: 2001 transfers are written anew" in caplog.text
+    shutil.copytree(path.parent, crashed := path.parent / "crashed")
+    file.close()
+    copy = SpoolFile(crashed / path.name, create=False)
+    assert copy.entries() == [*(entry(seq) for seq in range(1, ROWS + 1)), failed, entry(ROWS + 2)]
+    assert (copy.hint, copy.active_base_s, copy.kept().ended) == (hint, 78.0, ((1, "0" * 16),))
+    copy.close()
+
+
+def test_files_that_cannot_be_written_anew_stay_open(path: Path) -> None:
+    """The directory is gone: nothing is committed, and nothing is lost before it is back."""
+    file = RecoverableFile(path, create=True)
+    file.use(lambda opened: opened.last_seq)
+    path.parent.rename(away := path.parent.with_name("away"))
+    with pytest.raises(sqlite3.OperationalError):
+        file.use(lambda opened: opened.commit([[Insert(entry(ROWS + 1))]]))
+    away.rename(path.parent)
+    path.unlink()
+    file.use(lambda opened: opened.commit([[Insert(entry(ROWS + 1))]]))
+    file.close()
+    assert len(open_all(path)[0]) == ROWS + 1
+
+
+def test_a_damaged_file_keeps_what_ended_and_the_hint(path: Path) -> None:
+    """Clients of transfers stored just before are answered, and nothing is found out again."""
+    hint, ended = Hint("http://store", 10**9, "bucket"), [SaveEnded(1, "0" * 16), SaveEnded(2, "1" * 16)]
+    file = SpoolFile(path, create=True)
+    file.commit([[SaveHint(hint), *ended]])
+    file.close()
+    garbage(path, path.stat().st_size // PAGE // 2, 3)
+    recoverable = RecoverableFile(path, create=True)
+    found = recoverable.use(lambda opened: (opened.hint, opened.kept().ended))
+    assert recoverable.take_replaced()
+    assert found == (hint, ((1, "0" * 16), (2, "1" * 16)))
+    recoverable.close()
 
 
 def test_a_tool_repairs_nothing(path: Path) -> None:
