@@ -122,8 +122,7 @@ class Operations:
     async def count_failed(self) -> None:
         """Count the transfers that failed permanently, if the disk allows it; called every 2 s."""
         with contextlib.suppress(SpoolError):
-            failed = await asyncio.to_thread(self._spool.entries, failed=True)
-            self._failed, self._failures = len(failed), failed[-LISTED:]
+            self._failed, self._failures = await asyncio.to_thread(self._spool.count_failed, LISTED)
 
     def sample(self) -> None:
         """Note how far each upload is; called every 2 s, it gives their recent rates."""

@@ -252,6 +252,13 @@ class SpoolFile:
         """Read the failed rows as `entries` does; the cost grows with their number, not with that of pending ones."""
         return self._read_entries(f"{_SELECT} INDEXED BY transfer_overtaken WHERE failed = 1 ORDER BY seq")
 
+    def count_failures(self, last: int) -> tuple[int, list[Entry]]:
+        """Count the failed rows, and read the `last` of them as `failures` does; the cost hardly grows with others."""
+        failed = "FROM transfer INDEXED BY transfer_overtaken WHERE failed = 1"
+        seqs = f"SELECT seq {failed} ORDER BY seq DESC LIMIT ?"
+        found = self._read_entries(f"{_SELECT} WHERE seq IN ({seqs}) ORDER BY seq", last)
+        return self._number(f"SELECT count(*) {failed}"), found
+
     def _read_entries(self, query: str, *values: Value) -> list[Entry]:
         with _invalid_is_damaged():
             return [from_row(row) for row in self._db.execute(query, values)]

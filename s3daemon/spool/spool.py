@@ -82,11 +82,12 @@ class _Contents:
 
 
 class Spool:
-    """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, except `entries`.
+    """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, except `entries`
+    and `count_failed`.
 
     Each awaited change raises SpoolError when it is not durable: `add` is then refused, the others only take longer
-    (`retry` and `drop` return the error, so that their callers go on). The rest are lazy: they never raise, and are durable soon. A change of a transfer that the spool does not hold is
-    ignored.
+    (`retry` and `drop` return the error, so that their callers go on). The rest are lazy: they never raise, and are
+    durable soon. A change of a transfer that the spool does not hold is ignored.
     """
 
     def __init__(self, lock: Lock, contents: _Contents, new_writer: Callable[..., Writer]) -> None:
@@ -166,8 +167,13 @@ class Spool:
         Raises:
             SpoolError: they cannot be read now.
         """
-        found = self._contents.entries if self._contents else self._writer.read(failed=failed is True)
+        work = SpoolFile.failures if failed else SpoolFile.entries
+        found = self._contents.entries if self._contents else self._writer.read(work)
         return [entry for entry in found if failed is None or entry.failed == failed]
+
+    def count_failed(self, last: int) -> tuple[int, list[Entry]]:
+        """Return how many rows failed, and the `last` of these in order of seq; blocks and raises as `entries` does."""
+        return self._writer.read(lambda file: file.count_failures(last))
 
     async def add(self, transfer: Transfer, active_now_s: float, *, attempt_started: bool) -> int:
         """Accept `transfer`: durable when this returns.

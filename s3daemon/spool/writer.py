@@ -33,8 +33,8 @@ from s3daemon.errors import Code, SpoolError, StartError, one_line
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import ReservedSpace, disk_error
-from s3daemon.spool.recovery import RecoverableFile
-from s3daemon.spool.rows import Change, Entry, compact
+from s3daemon.spool.recovery import RecoverableFile, T
+from s3daemon.spool.rows import Change, compact
 
 #: Requests in one commit during a fault: each may dirty a page or two, and the reserved space has 64.
 _BATCH = 16
@@ -112,14 +112,14 @@ class Writer:
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
 
-    def read(self, *, failed: bool) -> list[Entry]:
-        """Read all rows or the failed ones, between two commits.
+    def read(self, work: Callable[[SpoolFile], T]) -> T:
+        """Return what `work` reads from the file, between two commits.
 
         Raises:
             SpoolError: they cannot be read now.
         """
         try:
-            return self._file.use(SpoolFile.failures if failed else SpoolFile.entries)
+            return self._file.use(work)
         except _DISK_ERRORS as exc:
             raise disk_error(self._directory, exc) from exc
 

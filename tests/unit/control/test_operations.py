@@ -50,6 +50,10 @@ class Spool:
             raise SpoolError("SpoolBroken", "unreadable")
         return list(self.failed.values())
 
+    def count_failed(self, last: int) -> tuple[int, list[Entry]]:
+        failed = self.entries(failed=True)
+        return len(failed), failed[-last:]
+
     async def retry(self, ids: Sequence[str], now: float) -> tuple[set[str], SpoolError | None]:
         await asyncio.sleep(0)
         held = {id_ for id_ in ids if id_ in self.pending or id_ in self.failed}

@@ -296,6 +296,7 @@ def test_failures_are_found_without_reading_the_rest(tmp_path: Path, connections
     file.commit([[Insert(entry(seq, failed=seq % 3 == 0)) for seq in range(1, 10)]])
     assert file.failures() == [row for row in file.entries() if row.failed]
     assert [row.seq for row in file.failures()] == [3, 6, 9]
+    assert file.count_failures(2) == (3, file.failures()[1:])
     query = "SELECT seq FROM transfer INDEXED BY transfer_overtaken WHERE failed = 1"
     (plan, *_) = connections[-1].execute(f"EXPLAIN QUERY PLAN {query}")
     assert "USING" in plan[3]

@@ -87,7 +87,7 @@ class Scene:
         return durable
 
     def seqs(self) -> list[int]:
-        return [row.seq for row in self.writer.read(failed=False)]
+        return [row.seq for row in self.writer.read(SpoolFile.entries)]
 
 
 def entry(seq: int, **columns: Any) -> Entry:
@@ -138,7 +138,7 @@ async def test_a_full_disk_refuses_acceptances_and_retains_the_rest(tmp_path: Pa
     assert scene.writer.fault == ""
     assert (tmp_path / "ballast").exists()
     assert scene.seqs() == [2, 3, 5]
-    (two, *_) = scene.writer.read(failed=False)
+    (two, *_) = scene.writer.read(SpoolFile.entries)
     assert (two.attempts, two.code) == (99, "SlowDown")
     scene.writer.close()
 
