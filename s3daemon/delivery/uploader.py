@@ -18,7 +18,7 @@ A transfer's states, and what moves it (`schedule` says which one is next, `deci
     failed     an operator's retry                                pending
     failed     a success of a newer one for its destination, or   no longer listed
                it expires
-    pending    likewise, while an operator retries it             over: not sent, not listed
+    pending    likewise, while an operator retries it             over: not sent; recorded as failed, not listed
 """
 
 from __future__ import annotations
@@ -319,7 +319,8 @@ class Uploader:
             self._spool.remove(older.transfer.id)
             text = f"a newer one, {queued.transfer.id}, was stored there"
             notify(self._end(older), Reply(Outcome.FAILED, older.transfer.id, Code.OVERTAKEN, text))
-            _log.info("%s is not sent to %s: %s", older.transfer.id, destination, text)
+            older.last_error = replace(older.last_error, code=Code.OVERTAKEN, text=text)
+            self._record(older, None)
 
     def _failed(
         self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None, *, is_unanswered: bool

@@ -382,11 +382,15 @@ async def test_what_is_retried_is_sent_before_a_newer_pending_transfer(desk: Ord
 
 @flying_with(OrderDesk)
 async def test_what_is_retried_is_not_sent_over_a_newer_one_in_flight(desk: OrderDesk) -> None:
+    """How it ended is recorded, and not listed."""
     old = await desk.fail_one()
     new = await desk.house.intake.submit(desk.house.request(file="/new"))
     await desk.operations.retry({"all": True})
     await asyncio.sleep(60)
     assert desk.puts() == [old, new.id]
+    text = f"Overtaken: a newer one, {new.id}, was stored there"
+    ends = [(record.transfer_id, record.error) for record in desk.house.journal.records]
+    assert ends[1:] == [(old, text), (new.id, "")]
     assert not desk.house.spool.rows
     assert not desk.house.spool.failed
     assert not len(desk.house.uploader.schedule)
