@@ -27,6 +27,7 @@ from s3daemon.model.ids import id_of
 from s3daemon.units import plural, size, span
 
 if TYPE_CHECKING:
+    from s3daemon.journal import Sink
     from s3daemon.spool.rows import Entry
     from s3daemon.spool.spool import Spool
 
@@ -69,16 +70,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         which.add_argument("ids", nargs="*", default=[], metavar="ID", type=id_of, help=ids_help)
 
 
-def record_dropped(entries: Sequence[Entry]) -> None:
-    """Write the records of transfers that were dropped while no daemon ran, as the daemon would have."""
-    import os
+def record_dropped(entries: Sequence[Entry], sink: Sink | None = None) -> None:
+    """Write the records of transfers that were dropped while no daemon ran, as the daemon would have.
 
-    from s3daemon.journal import Journal, choose_sink, warn_on
+    Args:
+        entries: their rows.
+        sink: takes the records; by default the journal, wherever standard error leads, or text on a host without one.
+    """
+    from s3daemon.journal import JOURNAL_SOCKET, Journal, journal_sink, text_sink, warn_on
     from s3daemon.model.record import TransferRecord
 
-    journal = Journal(choose_sink(os.environ), warn=warn_on())
+    sink = sink or (journal_sink() if JOURNAL_SOCKET.is_socket() else text_sink())
+    journal = Journal(sink, warn=warn_on())
+    now_usec = time.time_ns() // 1000
     for entry in entries:
         transfer = entry.transfer
+        waited_usec = max(0, now_usec - transfer.accepted_usec)
         journal.record(
             TransferRecord(
                 transfer_id=transfer.id,
@@ -88,8 +95,8 @@ def record_dropped(entries: Sequence[Entry]) -> None:
                 key=transfer.destination.key,
                 size_bytes=transfer.file_state.size,
                 start_usec=transfer.accepted_usec,
-                queue_usec=0,
-                total_usec=0,
+                queue_usec=waited_usec,
+                total_usec=waited_usec,
                 attempts=entry.attempts,
                 tags=transfer.tags,
                 error=_DROPPED,
@@ -195,10 +202,10 @@ def _act(
 
 def _ask_to_act(instance: Instance, action: str, ids: Sequence[str] | None) -> tuple[set[str], str]:
     if ids is None and action == "retry":
-        return _result([instance.ask("retry", all=True)])
+        return result_of([instance.ask("retry", all=True)])
     given = [row.id for row in _ask_rows(instance, failed_only=True)] if ids is None else ids
     batches = [given[at : at + _BATCH] for at in range(0, len(given), _BATCH)]
-    return _result([instance.ask(action, ids=batch) for batch in batches])
+    return result_of([instance.ask(action, ids=batch) for batch in batches])
 
 
 async def _act_on(
@@ -218,7 +225,8 @@ async def _act_on(
     return done
 
 
-def _result(answers: Iterable[Mapping[str, object]]) -> tuple[set[str], str]:
+def result_of(answers: Iterable[Mapping[str, object]]) -> tuple[set[str], str]:
+    """Return the ids in the daemon's answers, and what the last one says about them, to be appended to their count."""
     ids: set[str] = set()
     notes = ""
     for answer in answers:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import time
+from pathlib import Path
+
 import pytest
 
-from s3daemon.commands.queue import table, total
+import s3daemon.journal
+from s3daemon.commands.queue import record_dropped, result_of, table, total
 from s3daemon.commands.table import lines
 from s3daemon.control.rows import Row
+from s3daemon.journal import journal_sink
+from s3daemon.model.request import Destination, FileState, Transfer
+from s3daemon.spool.rows import Entry
 
 ROW = Row(
     id="0123456789abcdef", state="pending", age_s=3661, attempts=3, code="SlowDown", text="busy", next_in_s=12.7,
@@ -16,6 +25,44 @@ FAILED = Row(
     id="fedcba9876543210", state="failed", age_s=9, attempts=1, code="NoSuchBucket", text="no bucket", next_in_s=None,
     size_bytes=3000, destination="x/y", file="/a\n", notified=False,
 )  # fmt: skip
+
+
+def test_what_is_dropped_without_a_daemon_is_recorded_as_of_now() -> None:
+    written: list[dict[str, bytes]] = []
+    hour_ago_usec = time.time_ns() // 1000 - 3600 * 10**6
+    transfer = Transfer("a" * 16, "/f", Destination("bucket", "key"), (), FileState(1, 2, 3, 4), hour_ago_usec)
+    record_dropped([Entry(1, transfer, 0.0)], lambda fields: written.append(dict(fields)))
+    (fields,) = written
+    assert fields["S3DAEMON_OUTCOME"] == b"failed"
+    assert 3600 * 10**6 <= int(fields["S3DAEMON_TOTAL_USEC"]) == int(fields["S3DAEMON_QUEUE_USEC"]) < 3700 * 10**6
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_dropped_transfers_are_recorded_in_the_journal_where_there_is_one(
+    tmp_path: Path, there: bool, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A shell's standard error does not lead there. Without a journal they are lines on standard error."""
+    path = tmp_path / "socket"
+    monkeypatch.setattr(s3daemon.journal, "JOURNAL_SOCKET", path)
+    monkeypatch.setattr(s3daemon.journal, "journal_sink", lambda: journal_sink(path))
+    transfer = Transfer("a" * 16, "/f", Destination("bucket", "key"), (), FileState(1, 2, 3, 4), 5)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sock:
+        if there:
+            sock.bind(os.fspath(path))
+            sock.settimeout(10.0)
+        record_dropped([Entry(1, transfer, 0.0)])
+        text = sock.recv(10_000).decode() if there else capfd.readouterr().err
+    assert "Dropped: dropped by an operator while the daemon was down" in text
+    assert ("S3DAEMON_OUTCOME=failed" in text) is there
+
+
+@pytest.mark.parametrize(("answer", "notes"), [
+    ({"ids": ["a"]}, ""),
+    ({"ids": ["a"], "held": "InvalidAccessKeyId: no"}, " once the queue is no longer held (InvalidAccessKeyId: no)"),
+    ({"ids": ["a"], "unsaved": "read-only"}, "; not on disk yet, so a restart now would undo it: read-only"),
+])  # fmt: skip
+def test_what_the_daemon_says_about_a_retry_or_drop(answer: dict[str, object], notes: str) -> None:
+    assert result_of([answer]) == ({"a"}, notes)
 
 
 def test_a_line_for_each_transfer() -> None:
