@@ -174,7 +174,7 @@ class Uploads:
             name = name_for(FORM_NAME, ticket)
             reply = await self._waiting.wait(ticket, form.sock, name)
         except S3daemonError as exc:
-            await self._refusals.add(describe_refusal(exc, *_given_in(pairs)), form.sock)
+            await self._refusals.add(describe_refusal(exc, *given_in(pairs)), form.sock)
             if isinstance(exc, RequestError):
                 return Answer(HTTPStatus.BAD_REQUEST, bad_request(exc), given_task(pairs))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))
@@ -287,8 +287,8 @@ def given_task(pairs: Pairs) -> dict[str, Any] | None:
     return found or None
 
 
-def _given_in(pairs: Pairs) -> tuple[str, str, str]:
-    """File, bucket/key and tag of a request that is refused, as far as they were given."""
+def given_in(pairs: Pairs) -> tuple[str, str, str]:
+    """Return file, bucket/key and tag of a request that is refused, as far as they were given."""
     given = given_task(pairs) or {}
     uri = given.get("uri", "")
     return given.get("file", ""), uri[len(_SCHEME) :] if uri[: len(_SCHEME)].lower() == _SCHEME else uri, _tag(pairs)

@@ -6,6 +6,7 @@ operator sees of it.
 
 from __future__ import annotations
 
+import re
 import socket
 import time
 from collections import Counter
@@ -17,10 +18,12 @@ from s3daemon.errors import S3daemonError, one_line
 from s3daemon.ingress.peer import PeerLookup
 from s3daemon.journal import LogLimit
 from s3daemon.model.record import Field, Refusal
-from s3daemon.model.request import MAX_TAG_CHARS
+from s3daemon.model.request import MAX_DESTINATION_CHARS, MAX_TAG_CHARS
 
-#: Longer names of files and destinations are cut off, characters; any valid path, and any bucket and key, is shorter.
-_GIVEN_CHARS = 4096
+#: Longer names of files are cut off, characters; any valid path is shorter.
+_FILE_CHARS = 4096
+#: Lone surrogates that stand for no byte of a file name, see `os.fsdecode`: nothing can encode them.
+_NO_BYTE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
 
 
 def describe_refusal(error: S3daemonError, file: str = "", destination: str = "", tag: str = "") -> Refusal:
@@ -35,8 +38,8 @@ def describe_refusal(error: S3daemonError, file: str = "", destination: str = ""
     return Refusal(
         code=str(error.code),
         text=one_line(error.text),
-        file=file[:_GIVEN_CHARS],
-        destination=one_line(destination, _GIVEN_CHARS),
+        file=_NO_BYTE.sub(lambda found: one_line(found[0]), file[:_FILE_CHARS]),
+        destination=one_line(destination, MAX_DESTINATION_CHARS),
         tag=one_line(tag, MAX_TAG_CHARS),
     )
 

@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from hashlib import blake2b
 
-from s3daemon.errors import Code
+from s3daemon.errors import Code, one_line
 from s3daemon.model.record import Refusal, TransferRecord
-from s3daemon.model.request import Destination, Transfer, prefix_of
+from s3daemon.model.request import MAX_DESTINATION_CHARS, Destination, Transfer, prefix_of
 
 #: The number of exposures that are kept, those requested last: at one a minute, of five hours.
 KEPT = 300
@@ -263,7 +263,8 @@ class Exposures:
         if refusal.tag or (slash and is_understood(refusal.code)):
             names = names_of([refusal.tag] if refusal.tag else [], bucket, key)
             reason = f"{refusal.code}: {refusal.text}"
-            self._lose(Loss(names, at_usec, refusal.destination or refusal.file, Missing("refused", reason)))
+            what = refusal.destination or one_line(refusal.file, MAX_DESTINATION_CHARS)
+            self._lose(Loss(names, at_usec, what, Missing("refused", reason)))
 
     def failed_before(self, transfer: Transfer, reason: str) -> None:
         """Count a transfer that had failed before this process started, unless the exposure that was kept has it."""

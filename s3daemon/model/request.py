@@ -17,6 +17,8 @@ from s3daemon.errors import Code, RequestError, one_line
 MAX_KEY_BYTES = 1024
 #: S3 allows 63 characters, Ceph's older rule 255, and a `tenant:bucket` is longer still. The store decides.
 MAX_BUCKET_BYTES = 512
+#: No bucket/key is longer, characters.
+MAX_DESTINATION_CHARS = MAX_BUCKET_BYTES + len("/") + MAX_KEY_BYTES
 #: A tag names an exposure or a run; this is long enough, and keeps a record's line readable.
 MAX_TAG_CHARS = 128
 

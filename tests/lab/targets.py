@@ -16,11 +16,14 @@ from s3daemon.commands.report.read import from_lines
 from s3daemon.commands.report.select import Collection, Selection
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import RequestError, S3daemonError, SettingsError
-from s3daemon.http.upload import parse_form, request_of
-from s3daemon.ingress.protocol import MAX_LINE, LineReader, is_extended, parse_request
-from s3daemon.model.record import TransferRecord
+from s3daemon.http.upload import Pairs, parse_form, request_of
+from s3daemon.http.upload import given_in as given_in_form
+from s3daemon.ingress.protocol import MAX_LINE, LineReader, given_in, is_extended, parse_request, question_in
+from s3daemon.ingress.refusals import describe_refusal
+from s3daemon.model.exposure import Exposures, Loss
+from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.model.request import Destination, Request
+from s3daemon.model.request import MAX_DESTINATION_CHARS, Destination, Request
 
 _SECRET = "SECRET-OF-THE-FUZZER"
 
@@ -58,9 +61,10 @@ def _lines(pieces: list[bytes]) -> list[bytes | None]:
 
 def _request(line: bytes) -> None:
     try:
+        question_in(line)
         request = parse_request(line)
     except RequestError as exc:
-        _refusal(exc)
+        _refusal(exc, *given_in(line))
         return
     assert request.file.startswith("/")
     assert os.fsencode(request.file)
@@ -71,8 +75,20 @@ def _request(line: bytes) -> None:
     assert again == Request(request.file, to, request.wait, request.tag, extended=True)
 
 
-def _refusal(error: S3daemonError) -> None:
-    """Each form of the reply is one line, whatever the client wrote."""
+def _kept(refusal: Refusal) -> list[str]:
+    """What the exposures keep of a refusal."""
+    losses: list[Loss] = []
+    Exposures(on_loss=losses.append).refused(refusal, 1)
+    return [text for loss in losses for text in (loss.what, loss.missing.reason, *(name for _, name in loss.names))]
+
+
+def _refusal(error: S3daemonError, *given: str) -> None:
+    """Each form of the reply is one line, and the journal and the spool take it, whatever the client wrote."""
+    refusal = describe_refusal(error, *given)
+    assert dict(refusal.fields())["MESSAGE"]
+    for text in _kept(refusal):
+        assert len(text) <= MAX_DESTINATION_CHARS
+        assert text.encode().decode() == text
     reply = Reply.failed(error)
     plain, extended = reply.encode(extended=False), reply.encode(extended=True)
     assert plain.splitlines() == [plain[:-1]]
@@ -171,10 +187,12 @@ def report_lines(data: bytes) -> None:
 def form(data: bytes) -> None:
     """The HTTP form: a content type, a line break, a body; a request, or a refusal."""
     kind, _, body = data.partition(b"\n")
+    pairs: Pairs = []
     try:
-        request = request_of(parse_form(kind.decode("latin-1"), body))
+        pairs = parse_form(kind.decode("latin-1"), body)
+        request = request_of(pairs)
     except RequestError as exc:
-        _refusal(exc)
+        _refusal(exc, *given_in_form(pairs))
         return
     assert request.file.startswith("/")
     assert os.fsencode(request.file)

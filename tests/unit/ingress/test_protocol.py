@@ -2,6 +2,8 @@
 
 import json
 import os
+import sqlite3
+from contextlib import closing
 
 import pytest
 from hypothesis import given
@@ -11,10 +13,13 @@ from s3daemon.errors import FileError, RequestError
 from s3daemon.ingress.protocol import (
     MAX_LINE,
     LineReader,
+    given_in,
     http_answer,
     is_http,
     parse_request,
 )
+from s3daemon.ingress.refusals import describe_refusal
+from s3daemon.model.exposure import Exposures, Loss
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Request
 
@@ -86,6 +91,8 @@ BAD = [
     b'{"file": "/f", "destination": "a/b/\\udcff"}',
     b'{"file": "/\\u0000", "destination": "a/b/c"}',
     b'{"file": "/f", "destination": "a/b/c", "tag": ' + b"9" * 5000 + b"}",
+    b'{"file": "/\\udcff\\ud800", "tag": "t"}',
+    b'{"file": "/f", "destination": "\\ud800/\\ud800/\\udcff", "tag": "\\udcff"}',
 ]
 
 
@@ -102,6 +109,18 @@ def test_bad_lines(line: bytes) -> None:
         parse_request(line)
     assert caught.value.code == "BadRequest"
     assert caught.value.text.isprintable()
+
+
+@pytest.mark.parametrize("line", BAD, ids=lambda line: repr(line[:40]))
+def test_the_journal_and_the_spool_take_what_is_kept_of_bad_lines(line: bytes) -> None:
+    """Whatever code points a client gives: bytes of file names as they are, all else as text."""
+    refusal = describe_refusal(RequestError("BadRequest", "no"), *given_in(line))
+    assert dict(refusal.fields())["MESSAGE"]
+    losses: list[Loss] = []
+    Exposures(on_loss=losses.append).refused(refusal, 1)
+    with closing(sqlite3.connect(":memory:")) as db:
+        for loss in losses:
+            db.execute("SELECT ?, ?, ?", (loss.what, loss.missing.reason, loss.names[0][1]))
 
 
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode(errors="replace"))))
