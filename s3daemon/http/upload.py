@@ -251,15 +251,18 @@ def parse_form(content_type: str, body: bytes) -> Pairs:
     """
     header = Message()
     header["Content-Type"] = content_type
-    match header.get_content_type():
-        case "application/x-www-form-urlencoded":
-            pairs = _urlencoded(body)
-        case "multipart/form-data":
-            pairs = _multipart(content_type, body)
-        case _:
-            raise _bad_request(
-                f"a form is application/x-www-form-urlencoded or multipart/form-data, not {content_type!r}"
-            )
+    try:
+        match header.get_content_type():
+            case "application/x-www-form-urlencoded":
+                pairs = _urlencoded(body)
+            case "multipart/form-data":
+                pairs = _multipart(content_type, body)
+            case _:
+                raise _bad_request(
+                    f"a form is application/x-www-form-urlencoded or multipart/form-data, not {content_type!r}"
+                )
+    except (RecursionError, ValueError) as exc:  # the latter for one from a parameter's number of 5 000 digits
+        raise _bad_request("the form has parts within parts, or a header that cannot be read") from exc
     return [(name, value) for name, value in pairs if name in _FIELDS]
 
 
@@ -324,10 +327,7 @@ def _multipart(content_type: str, body: bytes) -> Pairs:
     head = f"Content-Type: {content_type}\r\n\r\n".encode("utf-8", "surrogateescape")
     if body.count(b"\n--") > MAX_FIELDS:
         raise _bad_request(f"the form has more than {MAX_FIELDS} fields")
-    try:
-        message = BytesParser().parsebytes(head + body)
-    except RecursionError as exc:
-        raise _bad_request("the form has parts within parts") from exc
+    message = BytesParser().parsebytes(head + body)
     if not message.is_multipart():
         raise _bad_request("the Content-Type is multipart/form-data, but the body is not")
     pairs = []

@@ -32,6 +32,8 @@ MAX_LINE = 8192
 
 #: A question that does not say how long its answer may take gets it after this time at the latest, seconds.
 QUESTION_TIMEOUT_S = 30.0
+#: The longest that a question waits, seconds: so long at most does a client that has vanished occupy a slot.
+QUESTION_LIMIT_S = 3600.0
 #: A member of an object and its text: also of one that was cut, or is not JSON for another reason.
 _MEMBER = re.compile(r'"(file|destination|tag)"\s*:\s*"((?:[^"\\]|\\.)*)')
 _HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|CONNECT|TRACE) \S+ HTTP/1\.[01]\r?")
@@ -146,7 +148,7 @@ class Question:
     Args:
         tag: the tag.
         expect: how many files there should be; None when that is not said.
-        timeout_s: how long the answer may take, seconds.
+        timeout_s: how long the answer may take, seconds; at most `QUESTION_LIMIT_S`.
     """
 
     tag: str
@@ -166,7 +168,7 @@ class Question:
             raise RequestError(Code.BAD_REQUEST, '"expect" is the number of files, 1 or more')
         if not isinstance(timeout_s, int | float) or isinstance(timeout_s, bool) or not timeout_s >= 0:
             raise RequestError(Code.BAD_REQUEST, '"timeout" is a number of seconds')
-        return cls(tag, expect, float(timeout_s))
+        return cls(tag, expect, float(min(timeout_s, QUESTION_LIMIT_S)))  # an int may be too large for a float
 
 
 def question_in(line: bytes) -> Question | None:

@@ -19,8 +19,6 @@ from s3daemon.model.reply import Outcome, Reply
 from s3daemon.spool.exposures import ENDED_KEPT
 from s3daemon.units import plural
 
-#: The longest that a question waits, seconds: so long at most does a client that has vanished occupy a slot.
-LIMIT_S = 3600.0
 #: A transfer may end without a record, since a newer one was stored at its destination: noticed within this time, s.
 _LOOK_EVERY_S = 1.0
 
@@ -143,7 +141,7 @@ class Questions:
         return TagCounts(tag, one.stored, len(one.pending), one.failed, one.refused, one.reason, expect)
 
     async def _wait(self, key: Name | str, is_over: Callable[[], bool], timeout_s: float) -> None:
-        until = self._clock() + min(timeout_s, LIMIT_S)
+        until = self._clock() + timeout_s
         while not self._leaving and not is_over() and (left := until - self._clock()) > 0:
             change: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             waiting = self._waiting.setdefault(key, set())

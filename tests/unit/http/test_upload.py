@@ -217,10 +217,12 @@ def test_a_bad_form_is_refused_with_the_reason(body: bytes, why: str) -> None:
         (URLENCODED, b"a=&" * MAX_FIELDS, "more than 1000 fields"),
         (MULTIPART, multipart(*[("a", b"")] * (MAX_FIELDS + 1)), "more than 1000 fields"),
         (MULTIPART, b"--XX\n" + b"Content-Type: message/rfc822\n\n" * 10_000, "parts within parts"),
+        (MULTIPART, multipart(('"; name*' + "9" * 5000 + '="', b"/f")), "a header that cannot be read"),
+        (MULTIPART + "; x*" + "9" * 5000 + "=y", b"--XX\n", "a header that cannot be read"),
     ],
-    ids=["urlencoded", "multipart", "nested"],
+    ids=["urlencoded", "multipart", "nested", "number", "type"],
 )
-def test_a_form_that_would_take_long_is_refused(content_type: str, body: bytes, why: str) -> None:
+def test_a_form_that_no_hook_sends_is_refused(content_type: str, body: bytes, why: str) -> None:
     with pytest.raises(RequestError, match=why):
         read(content_type, body)
 

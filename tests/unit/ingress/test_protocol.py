@@ -12,11 +12,14 @@ from hypothesis import strategies as st
 from s3daemon.errors import FileError, RequestError
 from s3daemon.ingress.protocol import (
     MAX_LINE,
+    QUESTION_LIMIT_S,
     LineReader,
+    Question,
     given_in,
     http_answer,
     is_http,
     parse_request,
+    question_in,
 )
 from s3daemon.ingress.refusals import describe_refusal
 from s3daemon.model.exposure import Exposures, Loss
@@ -109,6 +112,19 @@ def test_bad_lines(line: bytes) -> None:
         parse_request(line)
     assert caught.value.code == "BadRequest"
     assert caught.value.text.isprintable()
+
+
+@pytest.mark.parametrize("timeout", ["1e400", "9" * 400, "Infinity", "3601"])
+def test_no_question_waits_longer_than_the_limit(timeout: str) -> None:
+    """However large the number that a client gives."""
+    question = question_in(f'{{"wait_for": "t", "timeout": {timeout}}}'.encode())
+    assert question == Question("t", timeout_s=QUESTION_LIMIT_S)
+
+
+@pytest.mark.parametrize("timeout", ["-1", "-1e400", "NaN", "true", '"1"', "null", "[]"])
+def test_a_timeout_is_a_number_of_seconds(timeout: str) -> None:
+    with pytest.raises(RequestError, match="is a number of seconds"):
+        question_in(f'{{"wait_for": "t", "timeout": {timeout}}}'.encode())
 
 
 @pytest.mark.parametrize("line", BAD, ids=lambda line: repr(line[:40]))
