@@ -96,14 +96,14 @@ class Server:
         """
         self.listener.resume(sock, partial(self._resume, name=name))
 
-    async def _serve(self, client: Client) -> None:
-        """Serve the requests of a connection; in the plain form that is one."""
+    async def _serve(self, client: Client, *, first: bool = True) -> None:
+        """Serve the requests of a connection, the first one or further ones; in the plain form that is one."""
         reader = LineReader()
-        first = extended = True
+        extended = True
         while extended and not self._waiting.left:
             try:
                 line = None  # of the request before
-                line = await self._line(client, reader, LINE_LIMIT_S if first else IDLE_LIMIT_S)
+                line = await self._line(client, reader, first=first)
                 if line is not None and not is_extended(line) and not is_http(line):
                     with suppress(OSError):  # nothing more has come, or the client is gone
                         reader.feed(client.sock.recv(_READ_BYTES))
@@ -127,13 +127,14 @@ class Server:
         if extended:  # a further request may be there already; a reset would take the last reply with it
             await close_after_reply(client.sock)
 
-    async def _line(self, client: Client, reader: LineReader, limit_s: float) -> bytes | None:
-        """The next line, None when the client has no more.
+    async def _line(self, client: Client, reader: LineReader, *, first: bool) -> bytes | None:
+        """The next line, None when the client has no more, or after the first one was idle for as long as it may be.
 
         Raises:
             RequestError: it did not send one.
         """
         client.reading = True
+        limit_s = LINE_LIMIT_S if first else IDLE_LIMIT_S
         try:
             async with asyncio.timeout(limit_s):
                 while (line := reader.next_line()) is None and not reader.finished:
@@ -144,6 +145,8 @@ class Server:
                         reader.end()
                 return line
         except TimeoutError as exc:
+            if not first and not reader.rest:
+                return None
             raise RequestError(Code.BAD_REQUEST, f"no complete request came within {limit_s:g} s") from exc
         finally:
             client.request_read()
@@ -176,7 +179,7 @@ class Server:
         extended = form_of(name) == "extended"
         await self._deliver(client.sock, reply, name, extended=extended)
         if extended:
-            await self._serve(client)
+            await self._serve(client, first=False)
 
     async def _deliver(self, sock: socket.socket, reply: Reply, name: str, *, extended: bool) -> None:
         """Send a reply.

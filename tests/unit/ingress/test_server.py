@@ -160,6 +160,20 @@ async def test_an_extended_connection_serves_several_requests(house: House) -> N
 
 
 @in_house()
+async def test_an_idle_connection_is_closed_without_a_word(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two requests that is no refusal; within one it is."""
+    monkeypatch.setattr(s3daemon.ingress.server, "LINE_LIMIT_S", 60.0)
+    house.intake.end()
+    for begun, refused in ((b"", 0), (b"{", 1)):
+        reader, writer = await house.connect()
+        writer.write(EXTENDED + begun)
+        await reader.readline()
+        assert bool(await reader.read()) is bool(refused)
+        assert house.refusals.counts.total() == refused
+        writer.close()
+
+
+@in_house()
 async def test_accepted_is_said_once_the_transfer_is_durable(house: House) -> None:
     """With `"wait": false` the reply comes with the commit, not before it."""
     house.intake.ticket = house.intake.new_ticket()
@@ -358,6 +372,8 @@ async def test_clients_of_an_earlier_process_are_answered(house: House, name: st
     loop = asyncio.get_running_loop()
     got = await loop.sock_recv(theirs, 1000)
     assert got.startswith(answer)
+    assert await loop.sock_recv(theirs, 1000) == b"", "after the idle limit"
+    assert not house.refusals.counts
     theirs.close()
     await house.until(lambda: house.clients == 0)
     assert house.notifier.kept == []
