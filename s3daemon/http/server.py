@@ -92,8 +92,11 @@ class _Connection:
             self._transport.abort()
 
     def begin(self) -> None:
-        """Note that a request has begun to come. A stop no longer disconnects it, unless it is the first one."""
-        if self.idle.is_set() and self.client.first_read.done():
+        """Note that a request has begun to come. A stop no longer disconnects it, unless it is the first one.
+
+        Its time begins once, with its first byte; that of the first request began when the client was accepted.
+        """
+        if self.client.reading and self.client.first_read.done():
             self.client.request_read()
             self.limit(READ_LIMIT_S)
 

@@ -203,6 +203,22 @@ async def test_a_slow_second_request_is_disconnected(house: House) -> None:
     writer.close()
 
 
+@in_house()
+async def test_a_further_request_that_comes_byte_by_byte_is_disconnected(house: House) -> None:
+    """Its time begins with the first byte, and no other one renews it."""
+    reader, writer = await house.connect()
+    writer.write(KEPT_GET)
+    await reader.readuntil(b"a page")
+    ending = asyncio.create_task(reader.read())
+    for byte in KEPT_GET[:20]:
+        writer.write(bytes([byte]))
+        await asyncio.wait([ending], timeout=0.1)
+    assert ending.done()
+    with suppress(ConnectionError):
+        assert await ending == b""
+    writer.close()
+
+
 @in_house(S3DAEMON_MAX_CLIENTS="3")
 async def test_no_connection_is_kept_while_slots_are_short(house: House) -> None:
     """Two of three in use: the next answer ends its connection, so that no client waits for an idle one."""
