@@ -56,7 +56,6 @@ class Journal:
         sink: takes the entries, one at a time, in the thread.
         warn: shows a line on standard error, where the sink cannot take it: how many entries are lost. Must not block.
             The sink gets it too, once it takes entries again.
-        secrets: redacted in every entry, wherever they come from, in case one was not redacted before.
         clock: monotonic seconds.
         limit: entries that may be queued.
     """
@@ -66,7 +65,6 @@ class Journal:
         sink: Sink,
         *,
         warn: Callable[[str], None],
-        secrets: Iterable[str] = (),
         clock: Callable[[], float] = time.monotonic,
         limit: int = QUEUE_LIMIT,
     ) -> None:
@@ -74,7 +72,6 @@ class Journal:
         self._warn = warn
         self._clock = clock
         self._secrets: tuple[bytes, ...] = ()
-        self.hide(secrets)
         self._queue: queue.Queue[tuple[Sequence[Field], Callable[[], None] | None] | None] = queue.Queue(limit)
         self._counts = threading.Condition()  # guards the two below; notified when nothing is unsent
         self._unsent = 0  # in the queue or in the sink
@@ -86,7 +83,7 @@ class Journal:
         self._thread.start()
 
     def hide(self, secrets: Iterable[str]) -> None:
-        """Redact these too from now on; those known before stay hidden."""
+        """Redact these too in every entry from now on, wherever it comes from; those known before stay hidden."""
         words = {word.encode() for word in to_redact(secrets)}
         self._secrets = tuple(sorted(words.union(self._secrets), key=len, reverse=True))
 

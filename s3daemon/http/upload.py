@@ -180,8 +180,6 @@ class Uploads:
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))
         if reply is None:
             return None
-        if not reply.id:  # the spool refused it
-            return self._answer(reply, given_task(pairs), name)
         return self._answer(reply, task_of(request, ticket.queued, self._clock()), name)
 
     async def resume(self, name: str, sock: socket.socket) -> Answer | None:

@@ -38,9 +38,9 @@ class Reply:
     counts: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def failed(cls, error: S3daemonError, id: str = "") -> Reply:  # noqa: A002 - the wire's word
-        """Return the reply that reports `error`."""
-        return cls(Outcome.FAILED, id, error.code, one_line(error.text))
+    def failed(cls, error: S3daemonError) -> Reply:
+        """Return the reply that reports `error`: nothing was accepted."""
+        return cls(Outcome.FAILED, "", error.code, one_line(error.text))
 
     def encode(self, *, extended: bool) -> bytes:
         """Return the bytes to send: one JSON object where the request was extended, else the plain form."""

@@ -74,7 +74,8 @@ def lost(count: int) -> str:
 def journal_to(
     sink: Sink, warnings: Warnings | None = None, limit: int = 100, secrets: Sequence[str] = ()
 ) -> Iterator[Journal]:
-    journal = Journal(sink, warn=warnings or Warnings(), clock=lambda: 0.0, limit=limit, secrets=secrets)
+    journal = Journal(sink, warn=warnings or Warnings(), clock=lambda: 0.0, limit=limit)
+    journal.hide(secrets)
     try:
         yield journal
     finally:
