@@ -166,15 +166,17 @@ class Uploads:
     async def handle(self, form: Form) -> Answer | None:
         """Return the answer to one form; None when its client is left to the next process."""
         pairs: Pairs = []
+        allowed = False
         try:
             pairs = await _read(form)
-            request = request_of(pairs)
             await self._access.check(form.sock)
+            allowed = True
+            request = request_of(pairs)
             ticket = await self._intake.submit(request)
             name = name_for(FORM_NAME, ticket)
             reply = await self._waiting.wait(ticket, form.sock, name)
         except S3daemonError as exc:
-            await self._refusals.add(describe_refusal(exc, *given_in(pairs)), form.sock)
+            await self._refusals.add(describe_refusal(exc, *given_in(pairs)), form.sock, allowed=allowed)
             if isinstance(exc, RequestError):
                 return Answer(HTTPStatus.BAD_REQUEST, bad_request(exc), given_task(pairs))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))

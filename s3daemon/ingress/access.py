@@ -74,3 +74,11 @@ class AccessControl:
             raise RequestError(Code.NOT_ALLOWED, f"S3DAEMON_ALLOWED_USERS is set, and {text}")
         if uid not in self._allowed:
             raise RequestError(Code.NOT_ALLOWED, f"user {uid} is not in S3DAEMON_ALLOWED_USERS")
+
+    async def allows(self, sock: socket.socket) -> bool:
+        """Return whether the user at the other end is allowed; False when nobody can be looked up."""
+        try:
+            await self.check(sock)
+        except RequestError:
+            return False
+        return True

@@ -55,7 +55,8 @@ class Refusals:
 
     Attributes:
         counts: refusals by code.
-        observers: called with each refusal and its time, microseconds since the epoch.
+        observers: called with each refusal of an allowed user, and its time, microseconds since the epoch. Others must
+            not put names of theirs in the place of what is known of exposures.
     """
 
     def __init__(
@@ -74,15 +75,16 @@ class Refusals:
         self._wall = wall
         self._limit = LogLimit()
 
-    async def add(self, refusal: Refusal, sock: socket.socket) -> None:
+    async def add(self, refusal: Refusal, sock: socket.socket, *, allowed: bool = True) -> None:
         """Count a refusal, pass it on and log it. The client's user is looked up only if an entry is written.
 
         Args:
             refusal: without the user.
             sock: the client's connection, still open.
+            allowed: `AccessControl` allows the client's user.
         """
         self.counts[refusal.code] += 1
-        for observe in self.observers:
+        for observe in self.observers if allowed else ():
             observe(refusal, round(self._wall() * 1e6))
         skipped = self._limit.admit(refusal.code, self._clock())
         if skipped is not None:

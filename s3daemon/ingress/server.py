@@ -109,7 +109,9 @@ class Server:
                         reader.feed(client.sock.recv(_READ_BYTES))
                     reader.check_nothing_follows()
             except RequestError as exc:  # where the next line would begin is not known
-                await self._refusals.add(describe_refusal(exc, *given_in(line or reader.rest)), client.sock)
+                allowed = await self._access.allows(client.sock)
+                refusal = describe_refusal(exc, *given_in(line or reader.rest))
+                await self._refusals.add(refusal, client.sock, allowed=allowed)
                 await self._send(client.sock, Reply.failed(exc).encode(extended=reader.looks_extended))
                 await close_after_reply(client.sock)
                 return
@@ -153,13 +155,14 @@ class Server:
 
     async def _answer(self, line: bytes, sock: socket.socket) -> tuple[Reply | None, str]:
         """The reply to a request, None when the connection is left to the next process; and its name with systemd."""
+        allowed = False
         try:
+            await self._access.check(sock)
+            allowed = True
             if question := question_in(line):
-                await self._access.check(sock)
                 count = await self._questions.about_tag(question.tag, question.expect, question.timeout_s)
                 return (None if count is None else count.reply()), ""
             request = parse_request(line)
-            await self._access.check(sock)
             ticket = await self._intake.submit(request)
             if request.wait:
                 form = "extended" if request.extended else "plain"
@@ -168,7 +171,7 @@ class Server:
             await ticket.durable
             return Reply(Outcome.ACCEPTED, ticket.id), ""
         except S3daemonError as exc:
-            await self._refusals.add(describe_refusal(exc, *given_in(line)), sock)
+            await self._refusals.add(describe_refusal(exc, *given_in(line)), sock, allowed=allowed)
             return Reply.failed(exc), ""
 
     async def _resume(self, client: Client, *, name: str) -> None:

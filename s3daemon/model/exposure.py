@@ -17,7 +17,8 @@ from s3daemon.errors import Code, one_line
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import MAX_DESTINATION_CHARS, Destination, Transfer, prefix_of
 
-#: The number of exposures that are kept, those requested last: at one a minute, of five hours.
+#: The number of exposures that are kept, those requested last: at one a minute, of five hours. As many are kept of
+#: which every request was refused, which so take the place of no other.
 KEPT = 300
 #: The number of missing files that are kept of one exposure: more than any has, and a limit to the memory that clients
 #: can fill.
@@ -126,6 +127,11 @@ class Exposure:
         return len(self.missing) - self.failed
 
     @property
+    def only_refused(self) -> bool:
+        """Whether nothing of it was accepted, as far as it is known."""
+        return not (self.pending or self.stored or self.failed)
+
+    @property
     def reason(self) -> str:
         """Why the first missing file is missing; empty when none is."""
         return next((missing.reason for missing in self.missing.values()), "")
@@ -192,7 +198,7 @@ class Exposures:
 
     Args:
         known: the exposures that an earlier process kept.
-        kept: the number of exposures to keep.
+        kept: the number of exposures to keep, and again of those of which all was refused.
         on_loss: called with every file that becomes missing; writes it to disk.
 
     Attributes:
@@ -274,27 +280,30 @@ class Exposures:
                 exposure.put_missing(str(to), Missing("failed", reason))
 
     def _lose(self, loss: Loss, transfer_id: str = "") -> None:
-        for exposure in self._of(loss.names, loss.at_usec):
+        for exposure in self._of(loss.names, loss.at_usec, refused=loss.missing.outcome == "refused"):
             exposure.pending.discard(transfer_id)
             exposure.put_missing(loss.what, loss.missing)
             self.on_change((exposure.tagged, exposure.name))
         self._on_loss(loss)
 
-    def _of(self, names: Iterable[Name], start_usec: int) -> Iterator[Exposure]:
+    def _of(self, names: Iterable[Name], start_usec: int, *, refused: bool = False) -> Iterator[Exposure]:
         """Yield the exposures of these names; none when they are older than all that are kept."""
         for name in names:
-            exposure = self._by_name.get(name) or self._new(name, start_usec)
+            exposure = self._by_name.get(name) or self._new(name, start_usec, refused=refused)
             if exposure is not None:
                 if start_usec < exposure.first_usec:
                     exposure.first_usec = start_usec
                     self._order.sort(key=_first)
                 yield exposure
 
-    def _new(self, name: Name, start_usec: int) -> Exposure | None:
-        if len(self._order) >= self._kept:
-            if start_usec <= self._order[0].first_usec:
+    def _new(self, name: Name, start_usec: int, *, refused: bool) -> Exposure | None:
+        for kind in (True, False) if len(self._order) >= self._kept else ():
+            alike = [one for one in self._order if one.only_refused is kind]
+            excess = max(0, len(alike) + (kind is refused) - self._kept)
+            if excess and kind is refused and start_usec <= alike[0].first_usec:
                 return None
-            self._forget(self._order[0])
+            for one in alike[:excess]:
+                self._forget(one)
         exposure = self._by_name[name] = Exposure(name[1], name[0], start_usec)
         insort(self._order, exposure, key=_first)
         return exposure

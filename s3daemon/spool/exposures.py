@@ -49,7 +49,12 @@ COUNTED = """CREATE TABLE counted (
 _COLUMNS = "tagged, name, first_usec, last_usec, stored, size_bytes"
 _ADD = f"INSERT OR IGNORE INTO exposure ({_COLUMNS}) VALUES (?, ?, ?, NULL, 0, 0)"  # noqa: S608 - ours
 _PRUNE = (
-    "DELETE FROM exposure WHERE id NOT IN (SELECT id FROM exposure ORDER BY first_usec DESC LIMIT ?)",
+    # A row that is being added still counts among those of which all was refused.
+    """DELETE FROM exposure WHERE id IN (SELECT id FROM (
+        SELECT id, row_number() OVER (
+            PARTITION BY stored > 0 OR id IN (SELECT exposure FROM missing WHERE outcome <> 'refused')
+            ORDER BY first_usec DESC) AS place
+        FROM exposure) WHERE place > ?)""",
     "DELETE FROM missing WHERE exposure NOT IN (SELECT id FROM exposure)",
     "DELETE FROM counted WHERE exposure NOT IN (SELECT id FROM exposure)",
 )

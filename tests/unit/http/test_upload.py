@@ -395,6 +395,7 @@ async def test_a_user_who_is_not_allowed_is_refused(desk: Desk) -> None:
     got = await desk.ask()
     assert (got.status, got.message) == (400, "bad request: NotAllowed: user 12 is not in S3DAEMON_ALLOWED_USERS")
     assert not desk.house.spool.rows
+    assert (desk.refusals.counts, desk.refused) == ({"NotAllowed": 1}, [])
 
 
 @flying_with(Desk)

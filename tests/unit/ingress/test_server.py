@@ -306,6 +306,17 @@ async def test_a_user_who_is_not_allowed_is_refused(house: House) -> None:
     assert await house.say(PLAIN) == b"Success"
 
 
+@pytest.mark.parametrize(
+    "line", [PLAIN, b'{"tag": "e"}\n', b'{"wait_for": ""}\n', b'{"tag": "e"', b"/f a/b/" + b"k" * 9000]
+)
+@in_house()
+async def test_no_observer_sees_a_request_of_a_user_who_is_not_allowed(house: House, line: bytes) -> None:
+    """Well or badly formed; it is counted. So such a user cannot fill or empty the last exposures."""
+    house.access.allow({os.geteuid() + 1})
+    assert await house.say(line, eof=True)
+    assert (house.refusals.counts.total(), house.refused) == (1, [])
+
+
 @in_house()
 async def test_a_reload_changes_the_wait_limit(house: House) -> None:
     """For the next request on the same connection."""

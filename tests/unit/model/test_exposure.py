@@ -147,6 +147,22 @@ def test_the_oldest_is_forgotten_for_a_newer_one() -> None:
     assert shown(exposures)[0]["name"] == "e990"
 
 
+def test_refused_requests_take_the_place_of_no_accepted_one() -> None:
+    """Only that of other exposures of which all was refused: the oldest of these goes."""
+    exposures = Exposures(kept=3)
+    exposures.added(transfer(1, 0, ("pending",)))
+    exposures.recorded(after(2, 1, 1.0, tags=("stored",)))
+    exposures.recorded(failed(3, start_usec=START_USEC + 2 * S, tags=("failed",)))
+    for number in range(100):
+        exposures.refused(refusal(tag=f"r{number}"), START_USEC + (number + 3) * S)
+    assert [one["name"] for one in shown(exposures)] == ["pending", "stored", "failed", "r97", "r98", "r99"]
+    exposures.added(transfer(4, 200, ("r98",)))
+    exposures.added(transfer(5, 201, ("new",)))
+    assert [one["name"] for one in shown(exposures)] == ["failed", "r97", "r98", "r99", "new"]
+    exposures.refused(refusal(tag="old"), START_USEC - S)
+    assert len(shown(exposures)) == 6
+
+
 def refusal(**changes: Any) -> Refusal:
     given = {"code": "NotReadable", "text": "no", "file": "/f", "destination": "raw/night/f", "tag": "exposure-1"}
     return Refusal(**{**given, **changes})

@@ -92,6 +92,14 @@ def test_the_last_ones_are_kept(file: SpoolFile) -> None:
     assert [seq for seq, _ in file.kept().ended] == list(range(50, ENDED_KEPT + 50))
 
 
+def test_refused_requests_take_the_place_of_no_accepted_one(file: SpoolFile) -> None:
+    """Each kind has its own limit."""
+    file.commit([[Delete(0, StoredCount.of(stored(1, tags=("stored",)))), loss("raw/x", "failed", "failed")]])
+    file.commit([[loss("raw/x", f"r{number}", at_usec=START_USEC + number + 1)] for number in range(KEPT + 20)])
+    names = {one.name for one in file.kept().exposures}
+    assert names == {"stored", "failed"} | {f"r{number}" for number in range(20, KEPT + 20)}
+
+
 def test_counts_are_never_merged_while_the_disk_fails() -> None:
     """What is retained loses no count, and no row that is removed comes back."""
     counts = [StoredCount.of(stored(number)) for number in range(3)]
