@@ -195,6 +195,11 @@ def one_line(text: str, limit: int = 500) -> str:
     return shown if len(shown) <= limit else shown[: limit - 3] + "..."
 
 
+def quoted(text: str, limit: int = 500) -> str:
+    """Return `one_line(text, limit)` in quotes, for a message that shows what a client gave."""
+    return f"'{one_line(text, limit)}'"
+
+
 #: What the kernel says when this host has no descriptor left, or no memory: it passes, and nobody else is to blame.
 _HOST_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 #: The text of `HostLimit`.

@@ -43,7 +43,7 @@ from s3daemon import __version__
 from s3daemon.clock import Clock
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.schedule import QueuedTransfer
-from s3daemon.errors import Code, RequestError, S3daemonError, one_line
+from s3daemon.errors import Code, RequestError, S3daemonError, one_line, quoted
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.refusals import Refusals, describe_refusal
 from s3daemon.ingress.waiting import WaitingClients, name_for
@@ -259,7 +259,7 @@ def parse_form(content_type: str, body: bytes) -> Pairs:
                 pairs = _multipart(content_type, body)
             case _:
                 raise _bad_request(
-                    f"a form is application/x-www-form-urlencoded or multipart/form-data, not {content_type!r}"
+                    f"a form is application/x-www-form-urlencoded or multipart/form-data, not {quoted(content_type)}"
                 )
     except (RecursionError, ValueError) as exc:  # the latter for one from a parameter's number of 5 000 digits
         raise _bad_request("the form has parts within parts, or a header that cannot be read") from exc
@@ -311,7 +311,7 @@ def _destination(uri: str) -> Destination:
     scheme, rest = uri[: len(_SCHEME)], uri[len(_SCHEME) :]
     bucket, _, key = rest.partition("/")
     if not (scheme.lower() == _SCHEME and bucket and key):
-        raise _bad_request(f"the uri {one_line(uri)!r} is not s3://bucket/key")
+        raise _bad_request(f"the uri {quoted(uri)} is not s3://bucket/key")
     return Destination(bucket, key)
 
 

@@ -7,7 +7,7 @@
     destination = alias "/" bucket "/" key
 
 Blanks and a CR at the end of a plain line are ignored, and so is the alias, which may be empty: the original s3daemon
-took both. A plain request is the only one of its connection.
+took both. A plain request is the only one of its connection: with more data behind it, it is refused.
 
 The reply to a plain request is `Success`, exactly these bytes, or one line `CODE: text`; then the daemon closes. The
 reply to an extended one is a JSON object and LF, and the connection serves the next request. A file name always starts
@@ -24,7 +24,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from s3daemon.errors import Code, RequestError, one_line
+from s3daemon.errors import Code, RequestError, quoted
 from s3daemon.model.request import Destination, Request
 
 #: Room for a file name of PATH_MAX (4096 bytes) and a key; it bounds the memory that a client can use.
@@ -36,6 +36,8 @@ QUESTION_TIMEOUT_S = 30.0
 QUESTION_LIMIT_S = 3600.0
 #: A member of an object and its text: also of one that was cut, or is not JSON for another reason.
 _MEMBER = re.compile(r'"(file|destination|tag)"\s*:\s*"((?:[^"\\]|\\.)*)')
+#: The beginning of each TLS handshake: the type of its record, and the version's first byte.
+_TLS = b"\x16\x03"
 _HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|CONNECT|TRACE) \S+ HTTP/1\.[01]\r?")
 
 
@@ -64,11 +66,11 @@ class LineReader:
         Raises:
             RequestError: `BadRequest`; what follows is discarded.
         """
-        more = bytes(self._buffer).strip()
+        more = bytes(self._buffer).decode(errors="backslashreplace").strip()
         self._buffer.clear()
         if more:
-            text = f"{more[:100]!r} follows a plain request, but a connection takes only one; nothing was done"
-            raise RequestError(Code.BAD_REQUEST, text)
+            text = "follows a plain request, but a connection takes only one; nothing was done"
+            raise RequestError(Code.BAD_REQUEST, f"{quoted(more, 100)} {text}")
 
     @property
     def finished(self) -> bool:
@@ -89,8 +91,11 @@ class LineReader:
         """The next whole line, or None.
 
         Raises:
-            RequestError: `BadRequest` when the line is longer than `MAX_LINE` or the input ended within it.
+            RequestError: `BadRequest` when the line is longer than `MAX_LINE`, the input ended within it, or it is TLS.
         """
+        if self._buffer.startswith(_TLS):
+            self._buffer.clear()
+            raise RequestError(Code.BAD_REQUEST, "TLS is not spoken here: connect without it, from this host")
         at = self._buffer.find(b"\n", 0, MAX_LINE)
         if at >= 0:
             line = bytes(self._buffer[:at])
@@ -186,7 +191,7 @@ def question_in(line: bytes) -> Question | None:
     if "wait_for" not in members:
         return None
     if unknown := sorted(members.keys() - {"wait_for", "expect", "timeout"}):
-        raise RequestError(Code.BAD_REQUEST, f"a question has no member {one_line(unknown[0], 100)!r}")
+        raise RequestError(Code.BAD_REQUEST, f"a question has no member {quoted(unknown[0], 100)}")
     return Question.of(members["wait_for"], members.get("expect"), members.get("timeout", QUESTION_TIMEOUT_S))
 
 
@@ -213,7 +218,7 @@ def _parse_plain(text: str) -> Request:
     words = text.rstrip(" \t\r").split(" ")
     if len(words) != 2 or not all(words):  # noqa: PLR2004 - the grammar: file SP destination
         raise RequestError(
-            Code.BAD_REQUEST, f"expected FILE alias/bucket/key, separated by one space, not {one_line(text, 100)!r}"
+            Code.BAD_REQUEST, f"expected FILE alias/bucket/key, separated by one space, not {quoted(text, 100)}"
         )
     return Request(words[0], Destination.parse(words[1]))
 
@@ -225,7 +230,7 @@ def _parse_extended(text: str) -> Request:
         raise RequestError(Code.BAD_REQUEST, "the request starts with a brace but is not a JSON object") from exc
     unknown = sorted(members.keys() - {"file", "destination", "wait", "tag"})
     if unknown:
-        raise RequestError(Code.BAD_REQUEST, f"this daemon does not know the member {one_line(unknown[0], 100)!r}")
+        raise RequestError(Code.BAD_REQUEST, f"this daemon does not know the member {quoted(unknown[0], 100)}")
     file, destination = _text(members, "file"), _text(members, "destination")
     wait = members.get("wait", True)
     if not isinstance(wait, bool):

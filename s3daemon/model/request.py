@@ -11,7 +11,7 @@ import secrets
 import unicodedata
 from dataclasses import dataclass, field
 
-from s3daemon.errors import Code, RequestError, one_line
+from s3daemon.errors import Code, RequestError, quoted
 
 #: S3's own limit, "Creating object key names", Amazon S3 User Guide.
 MAX_KEY_BYTES = 1024
@@ -57,13 +57,13 @@ class Destination:
     def __post_init__(self) -> None:
         for name, value, limit in (("bucket", self.bucket, MAX_BUCKET_BYTES), ("key", self.key, MAX_KEY_BYTES)):
             if not value:
-                raise _bad_request(f"the destination has no {name}")
+                raise _bad_request(f"no {name} is given")
             if not _is_printable(value):
-                raise _bad_request(f"the {name} {one_line(value)!r} has a control character or is not UTF-8")
+                raise _bad_request(f"the {name} {quoted(value)} has a control character or is not UTF-8")
             if len(value.encode()) > limit:
                 raise _bad_request(f"the {name} is longer than {limit} bytes")
         if "/" in self.bucket:
-            raise _bad_request(f"the bucket {self.bucket!r} has a slash")
+            raise _bad_request(f"the bucket {quoted(self.bucket)} has a slash")
 
     @classmethod
     def parse(cls, text: str) -> Destination:
@@ -75,7 +75,7 @@ class Destination:
         _, _, rest = text.partition("/")
         bucket, _, key = rest.partition("/")
         if not (bucket and key):
-            raise _bad_request(f"{one_line(text)!r} is not alias/bucket/key")
+            raise _bad_request(f"{quoted(text)} is not alias/bucket/key")
         return cls(bucket, key)
 
     @property
@@ -87,9 +87,11 @@ class Destination:
         bucket that is not allowed. Neither is checked where a transfer is read back from the spool.
         """
         if self.key.endswith("/"):
-            return f"the key {self.key!r} ends in a slash: give the whole key, with the object's own name at its end"
+            return (
+                f"the key {quoted(self.key)} ends in a slash: give the whole key, with the object's own name at its end"
+            )
         if not {".", ".."}.isdisjoint((self.bucket, *self.key.split("/"))):
-            return f"{str(self)!r} has a part that is . or .., which proxies resolve: give the key without it"
+            return f"{quoted(str(self))} has a part that is . or .., which proxies resolve: give the key without it"
         return ""
 
     def __str__(self) -> str:
@@ -121,13 +123,13 @@ class Request:
         if reason := self.destination.misleading:
             raise _bad_request(reason)
         if not self.file.startswith("/"):
-            raise _bad_request(f"{one_line(self.file)!r} is not an absolute path")
+            raise _bad_request(f"{quoted(self.file)} is not an absolute path")
         if "\0" in self.file:
             raise _bad_request("the file name has a NUL byte")
         try:
             os.fsencode(self.file)
         except UnicodeEncodeError as exc:
-            raise _bad_request(f"{one_line(self.file)!r} is not a file name: it has a lone surrogate") from exc
+            raise _bad_request(f"{quoted(self.file)} is not a file name: it has a lone surrogate") from exc
         if len(self.tag) > MAX_TAG_CHARS or not _is_printable(self.tag):
             raise _bad_request(f"a tag has at most {MAX_TAG_CHARS} characters, none of them a control character")
 

@@ -139,6 +139,31 @@ def test_the_journal_and_the_spool_take_what_is_kept_of_bad_lines(line: bytes) -
             db.execute("SELECT ?, ?, ?", (loss.what, loss.missing.reason, loss.names[0][1]))
 
 
+def test_tls_is_refused_in_one_line() -> None:
+    """At once, for a handshake need not have a line feed; none of its bytes is shown or kept."""
+    reader = LineReader()
+    reader.feed(b"\x16\x03\x01\x02\x00\x01\x00\n\xfc")
+    with pytest.raises(RequestError, match="TLS is not spoken here"):
+        reader.next_line()
+    assert reader.rest == b""
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        (b"/f\tg", r"'/f\tg'"),
+        (b"f\x00 a/b/c", r"'f\x00'"),
+        (b"f\\n a/b/c", r"'f\n'"),
+        (b'{"a\\t": 1}', r"'a\t'"),
+        (b"/f a/b\tc", r"'a/b\tc'"),
+    ],
+)
+def test_what_a_client_gave_is_shown_without_escapes_of_escapes(line: bytes, shown: str) -> None:
+    with pytest.raises(RequestError) as caught:
+        parse_request(line)
+    assert shown in caught.value.text
+
+
 @given(st.one_of(st.binary(max_size=300), st.text(max_size=200).map(lambda text: text.encode(errors="replace"))))
 def test_any_line_is_a_request_or_an_error(line: bytes) -> None:
     """Whatever comes, it is a request or a RequestError."""
