@@ -4,6 +4,7 @@ The real script runs as a process of its own, against a scripted daemon on loopb
 """
 
 import ast
+import json
 import os
 import runpy
 import signal
@@ -421,6 +422,43 @@ def test_an_extended_answer_ends_at_its_newline(cwd: Path) -> None:
     with Daemon(answering_and_listening_on) as daemon:
         assert send("--tag=n", "f", "a/b/k", environ=daemon.environ, cwd=cwd) == (0, "", "")
     assert len(daemon.received) == 1
+
+
+def answering_in_turn(*replies: bytes) -> Script:
+    """Reads a line and gives the next answer on each connection; the last one for ever."""
+    left = list(replies)
+    return lambda sock: answering(left.pop(0) if left[1:] else left[0])(sock)
+
+
+@pytest.mark.parametrize(("timeout", "asked"), [("0", 4), ("7200", 4), ("3600", 1), ("60", 1)])
+def test_a_question_that_may_last_longer_than_the_daemon_waits_is_asked_again(
+    cwd: Path, timeout: str, asked: int
+) -> None:
+    """The daemon answers after an hour at the latest; `--timeout 0` waits until all is stored."""
+    with Daemon(answering_in_turn(DEFERRED, b"", DEFERRED, b'{"result": "stored", "stored": 2}\n')) as daemon:
+        status, _, err = send("--wait-for=E", f"--timeout={timeout}", environ=daemon.environ, cwd=cwd)
+    assert (status, err) == ((0, "") if asked > 1 else (1, "send: Deferred: 7 is kept\n"))
+    assert [json.loads(line)["timeout"] <= 3600 for line in daemon.received] == [True] * asked
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (
+            answering(b"Success"),
+            "gave no proper answer to --wait-for (is it an older daemon?); {fate}; it said 'Success'",
+        ),
+        (flooding, "the answer of {daemon} is over 65536 bytes long; {fate}"),
+    ],
+)
+def test_a_question_that_is_not_answered_speaks_of_no_transfer(cwd: Path, script: Script, complaint: str) -> None:
+    """It asks for none; what it asked remains unknown."""
+    with Daemon(script) as daemon:
+        status, _, err = send("--wait-for=E", environ=daemon.environ, cwd=cwd)
+    fate = "it is unknown whether all is stored"
+    assert status == 1
+    assert complaint.format(daemon=daemon.name, fate=fate) in err
+    assert FATE not in err
 
 
 def test_localhost_is_the_default_host(cwd: Path) -> None:
