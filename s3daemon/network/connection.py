@@ -251,7 +251,8 @@ class Connection:
         if self._sock is not None and self.is_open:
             with contextlib.suppress(OSError):
                 tcp.reset_on_close(self._sock)
-        if isinstance(transport, asyncio.WriteTransport) and transport.get_extra_info("socket").fileno() >= 0:
+        sock = transport.get_extra_info("socket") if transport is not None else None
+        if isinstance(transport, asyncio.WriteTransport) and sock is not None and sock.fileno() >= 0:
             transport.abort()  # Python 3.11 fails where it has sent the rest after a close, and is over
 
     async def close(self) -> None:

@@ -219,3 +219,10 @@ async def test_an_abort_of_what_is_over_does_nothing() -> None:
             while await asyncio.get_running_loop().sock_recv(there, 1 << 20):
                 pass
         connection.abort(transport)
+
+
+@in_loop
+async def test_an_abort_of_a_transport_without_a_socket_does_nothing() -> None:
+    """As a TLS transport has none, in Python 3.11, once the server has reset it."""
+    async with connection_to("http://127.0.0.1:1") as connection:
+        connection.abort(asyncio.WriteTransport())
