@@ -15,7 +15,7 @@ One error alone accuses a party, its `Scope`; each scope may stop no more than i
                                                                                 a second destination
     ADDRESS   no connection: nothing was sent, so no transfer is at fault       the address; everything, once all
                                                                                 addresses have failed
-    SERVICE   5xx, 408, 429; an answer that is not S3's; none, although         the address, after two transfers;
+    SERVICE   5xx, 408, 429; clocks differ; an answer not S3's; none, though    the address, after two transfers;
               it was connected                                                  everything, after three destinations
 
 What stops everything needs evidence that it is everybody's, and a success refutes it (`delivery.health`).
@@ -112,8 +112,8 @@ _KEYS = frozenset(
     }
 )
 _BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
-#: Transient errors of one address: another has another clock.
-_OF_ONE = frozenset({Code.ETAG_MISMATCH, "RequestTimeTooSkewed"})
+#: Transient errors that another address may not give: this one may have a fault of its own.
+_OF_ONE = frozenset({Code.ETAG_MISMATCH})
 #: No address has given these.
 _OWN = frozenset({Code.BAD_REQUEST, Code.NO_CREDENTIALS})
 #: With these nothing was sent, so no transfer can be at fault.
@@ -127,6 +127,7 @@ _SERVICE = frozenset(
         Code.CONNECTION_CLOSED,
         Code.NO_ANSWER,
         Code.STALLED,
+        "RequestTimeTooSkewed",  # its clock is wrong, or this host's
         "RequestTimeout",
         "SlowDown",
         "Throttling",
@@ -246,6 +247,5 @@ _LISTED = frozenset(
         "NoSuchKey",
         "NoSuchUpload",
         "OperationAborted",
-        "RequestTimeTooSkewed",
     }
 )

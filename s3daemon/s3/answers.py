@@ -213,7 +213,7 @@ _HINTS = {
     "AuthorizationHeaderMalformed": "set AWS_DEFAULT_REGION to the store's region and reload",
     "ExpiredToken": "renew the keys and reload",
     "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
-    "RequestTimeTooSkewed": "set the clocks",
+    "RequestTimeTooSkewed": "set the clock of this host, or of the store",
     "407": "a proxy asks for a password: let this host through without one; until then the transfer is retried",
     "413": f"{_NOT_S3}: its limit is less than the file, or a part of S3DAEMON_PART_SIZE; nginx: client_max_body_size",
     **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
@@ -301,7 +301,10 @@ def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
         case aiohttp.ClientConnectorSSLError():
             code, text = Code.TLS_FAILED, f"no TLS with the store, {tls_reason(error.os_error)}: {IS_IT_TLS}"
         case aiohttp.ConnectionTimeoutError():
-            code, text = Code.CONNECT_TIMEOUT, "the store did not accept a connection in time"
+            code, text = (
+                Code.CONNECT_TIMEOUT,
+                "the store did not accept a connection, or answer the TLS handshake, in time",
+            )
         case aiohttp.ClientConnectorError():
             code, text = Code.CONNECTION_FAILED, f"no connection to the store: {_reason(error.os_error)}"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():

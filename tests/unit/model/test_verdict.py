@@ -47,7 +47,7 @@ T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
         ("BadDigest", 400, T, False),
         ("OperationAborted", 409, T, False),
         ("NoSuchUpload", 404, T, False),
-        ("RequestTimeTooSkewed", 403, T, False),
+        ("RequestTimeTooSkewed", 403, T, True),
         ("NeverHeardOf", 400, T, False),
         ("BadRequest", 0, P, False),
         ("InvalidArgument", 400, P, False),

@@ -332,7 +332,7 @@ def distrust(why: str) -> ssl.SSLCertVerificationError:
             "HostLimit",
             "no descriptor or no memory left",
         ),
-        (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "did not accept a connection in time"),
+        (aiohttp.ConnectionTimeoutError("slow"), "ConnectTimeout", "answer the TLS handshake, in time"),
         (
             aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")),
             "TLSFailed",
