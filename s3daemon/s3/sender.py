@@ -236,10 +236,10 @@ class Sender:
                 if body.finished:
                     on_sent(body.md5)
                 upload.close()
-        etag = etag_of(answer)
-        if contradicts(answer, body.md5):
-            text = f"the store's ETag is {etag}, the MD5 sum of the bytes sent is {body.md5}; {VERIFY_ADVICE}"
-            raise AttemptError(Code.ETAG_MISMATCH, text)
+            etag = etag_of(answer)
+            if contradicts(answer, body.md5):
+                text = f"the store's ETag is {etag}, the MD5 sum of the bytes sent is {body.md5}; {VERIFY_ADVICE}"
+                raise AttemptError(Code.ETAG_MISMATCH, text)
         self.pool.addresses.succeeded(used.address, proves_speed=length > SMALL_BYTES)
         return SentBody(
             etag,

@@ -67,7 +67,7 @@ async def test_a_wrong_etag_is_not_stored(tmp_path: Path, size: int) -> None:
     file = a_file(tmp_path / "file", size)
     async with PLAIN.store(answering(ETag=etag_of(b"other"))) as (_, sender):
         error = await failure(sender.put(file))
-    assert error.code == "ETagMismatch"
+    assert (error.code, error.address) == ("ETagMismatch", "127.0.0.1")
     assert hashlib.md5(file.read_bytes()).hexdigest() in error.text
 
 
