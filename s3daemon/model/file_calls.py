@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from s3daemon.clock import Clock
-from s3daemon.errors import is_host_limit
+from s3daemon.errors import Code, FileError, is_host_limit, one_line
 
 _T = TypeVar("_T")
 _Call = tuple[asyncio.Future[Any], Callable[[], Any]]
@@ -135,6 +135,26 @@ def call_file_system(call: Callable[[], _T]) -> asyncio.Future[_T]:
     if loop not in _calls:
         _calls[loop] = FileCalls()
     return _calls[loop].run(call)
+
+
+async def call_in_time(call: Callable[[], _T], limit_s: float, path: str) -> _T:
+    """Carry out a call in a thread, and return what it returns.
+
+    Args:
+        call: what to carry out.
+        limit_s: how long it may take, seconds. The thread waits on; nobody waits for it.
+        path: of the file in question.
+
+    Raises:
+        FileError: `ReadFailed`, it took longer.
+        Exception: what `call` raised.
+    """
+    try:
+        async with asyncio.timeout(limit_s):
+            return await call_file_system(call)
+    except TimeoutError as exc:
+        text = f"{one_line(path)}: the file system did not answer for {limit_s:g} s"
+        raise FileError(Code.READ_FAILED, text) from exc
 
 
 async def outlast(

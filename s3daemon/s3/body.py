@@ -171,7 +171,7 @@ class FileBody(Payload):
             if chunk is None:
                 chunk = await self._in_thread(os.pread, source.fd, size, position)
         except OSError as exc:
-            raise file_error(source.path, exc) from exc
+            raise await self._in_thread(file_error, source.path, exc) from exc
         if not chunk:
             raise FileError(Code.FILE_CHANGED, f"{one_line(source.path)}: it became shorter while it was sent")
         if self.sent + len(chunk) == len(self):  # where it changed, the end is withheld, and the store keeps nothing
@@ -180,6 +180,7 @@ class FileBody(Payload):
 
     async def _in_thread(self, call: Callable[..., _T], *args: Any) -> _T:
         self.reading = True
-        result = await asyncio.get_running_loop().run_in_executor(None, call, *args)
-        self.reading = False
-        return result
+        try:
+            return await asyncio.get_running_loop().run_in_executor(None, call, *args)
+        finally:
+            self.reading = False

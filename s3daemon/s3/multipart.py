@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from s3daemon.errors import AttemptError, Code, SpoolError
+from s3daemon.model.file_calls import call_in_time
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
@@ -111,7 +112,7 @@ class Multipart:
             sent = await self._parts.send(
                 open_upload, source, open_uploads, failed_addresses=failed_addresses, progress=progress
             )
-            await asyncio.get_running_loop().run_in_executor(None, source.check_unchanged)
+            await call_in_time(source.check_unchanged, self._settings.stall_timeout_s, source.path)
             expected = etag_in_parts([etag for _, etag in sorted(open_upload.etags.items())])
             on_sent(expected)
             etag = await self._complete(open_upload, expected, open_uploads, failed_addresses)

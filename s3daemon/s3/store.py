@@ -17,7 +17,7 @@ from http import HTTPStatus
 
 from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
-from s3daemon.model.file_calls import call_file_system
+from s3daemon.model.file_calls import call_in_time
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
@@ -145,7 +145,7 @@ class Store:
                 Metadata=metadata_of(transfer),
             )
             etag, count, sent = whole.etag, 1, [whole]
-        await call_file_system(source.check_unchanged)
+        await call_in_time(source.check_unchanged, self.sender.settings.stall_timeout_s, source.path)
         self.last_bucket = transfer.destination.bucket
         return Stored(
             etag,

@@ -14,7 +14,16 @@ import pytest
 from lab.keeping import Clock
 from lab.sending import in_loop
 
-from s3daemon.model.file_calls import OUTLAST_S, PASSED_AT_ONCE, PAUSE_S, FileCalls, call_file_system, outlast
+from s3daemon.errors import FileError
+from s3daemon.model.file_calls import (
+    OUTLAST_S,
+    PASSED_AT_ONCE,
+    PAUSE_S,
+    FileCalls,
+    call_file_system,
+    call_in_time,
+    outlast,
+)
 
 
 def count_wakes(monkeypatch: Any) -> list[object]:
@@ -109,6 +118,21 @@ async def test_an_error_is_its_caller_s() -> None:
     failing, behind = call_file_system(lambda: 1 // 0), call_file_system(lambda: "behind")
     assert await within(5, behind) == ["behind"]
     assert isinstance(failing.exception(), ZeroDivisionError)
+
+
+@in_loop
+async def test_a_call_that_takes_too_long() -> None:
+    """Its caller goes on with an error of the file; one that is in time has its result, or its own error."""
+    answers = threading.Event()
+    try:
+        with pytest.raises(FileError, match="^/data/f: the file system did not answer for 0.05 s$") as error:
+            await call_in_time(answers.wait, 0.05, "/data/f")
+    finally:
+        answers.set()
+    assert error.value.code == "ReadFailed"
+    assert await call_in_time(lambda: 1, 5, "/data/f") == 1
+    with pytest.raises(ZeroDivisionError):
+        await call_in_time(lambda: 1 // 0, 5, "/data/f")
 
 
 @in_loop
