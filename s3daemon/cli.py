@@ -178,6 +178,7 @@ def _serve() -> NoReturn:
 
     journal = Journal(choose_sink(os.environ), warn=warn_on())
     logging.getLogger().addHandler(journal.handler())
+    logging.getLogger("asyncio").setLevel(logging.ERROR)  # its warnings name neither connection nor transfer
     package = logging.getLogger("s3daemon")
 
     async def run() -> bool:
