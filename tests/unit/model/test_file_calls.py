@@ -125,7 +125,7 @@ async def test_a_call_that_takes_too_long() -> None:
     """Its caller goes on with an error of the file; one that is in time has its result, or its own error."""
     answers = threading.Event()
     try:
-        with pytest.raises(FileError, match="^/data/f: the file system did not answer for 0.05 s$") as error:
+        with pytest.raises(FileError, match=r"^/data/f: the file system did not answer for 0\.05 s$") as error:
             await call_in_time(answers.wait, 0.05, "/data/f")
     finally:
         answers.set()
