@@ -368,10 +368,10 @@ class Service:
         try:
             async with self._reloading:
                 answer = await self._put_in_force(arguments)
-            self._operations.refused = ""
+            self._operations.reload_fault = ""
         except SettingsError as exc:
             first, *others = exc.faults
-            self._operations.refused = first + (f" (and {len(others)} more)" if others else "")
+            self._operations.reload_fault = first + (f" (and {len(others)} more)" if others else "")
             kind = {"MESSAGE_ID": MessageId.RELOAD_REFUSED.value}
             text = "the reload is refused, the previous settings stay in force: %s"
             _log.error(text, "; ".join(exc.faults), extra={"journal": kind})

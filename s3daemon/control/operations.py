@@ -18,13 +18,13 @@ from s3daemon.control.exposures import SHOWN, status_of
 from s3daemon.control.rows import Row, row_of
 from s3daemon.control.status import (
     LISTED,
+    AttemptStatus,
     Condition,
     Connections,
     RateLimit,
     Receiver,
     Status,
     Summary,
-    Upload,
     receivers_of,
     uploads_of,
 )
@@ -87,7 +87,7 @@ class Operations:
 
     Attributes:
         draining: says so while the service stops, else ""; the service sets it.
-        refused: why the last reload was refused, or ""; the service sets it.
+        reload_fault: why the last reload was refused, or ""; the service sets it.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class Operations:
         wall: Clock = time.time,
     ) -> None:
         self.draining = ""
-        self.refused = ""
+        self.reload_fault = ""
         self._settings = settings
         self._uploader = uploader
         self._spool = spool
@@ -245,7 +245,7 @@ class Operations:
             outage_s=None if since_usec is None else max(0.0, now_s - since_usec / 1e6),
             next_probe_s=uploader.next_probe_s,
             spool_fault=self._spool.fault,
-            reload_fault=self.refused,
+            reload_fault=self.reload_fault,
             stopping=self.draining,
         )
 
@@ -340,6 +340,6 @@ class Operations:
                 "Bytes a second that an address of the store acknowledges now.", rates, "receiver"),
         )  # fmt: skip
 
-    def _receivers(self, uploads: Iterable[Upload]) -> tuple[Receiver, ...]:
+    def _receivers(self, uploads: Iterable[AttemptStatus]) -> tuple[Receiver, ...]:
         pool = self._pool()
         return receivers_of(pool.open_per_address(), uploads, pool.addresses.limited)

@@ -26,7 +26,7 @@ LISTED = 20
 
 
 @dataclass(frozen=True, slots=True)
-class Upload(JsonObject):
+class AttemptStatus(JsonObject):
     """One attempt in flight.
 
     Args:
@@ -230,7 +230,7 @@ class Status(Summary):
     started_usec: int
     limit: RateLimit
     receivers: tuple[Receiver, ...]
-    uploads: tuple[Upload, ...]
+    uploads: tuple[AttemptStatus, ...]
     waiting: tuple[Row, ...]
     failures: tuple[Row, ...]
     exposures: tuple[ExposureStatus, ...]
@@ -238,20 +238,20 @@ class Status(Summary):
     lost_s: float
 
 
-def uploads_of(running: Iterable[QueuedTransfer], now: float) -> tuple[Upload, ...]:
+def uploads_of(running: Iterable[QueuedTransfer], now: float) -> tuple[AttemptStatus, ...]:
     """Describe the attempts in flight at monotonic time `now`, the oldest first."""
     in_order = sorted(running, key=lambda queued: (queued.last_attempt_at, queued.seq))
     return tuple(_upload(queued, now) for queued in in_order)
 
 
-def _upload(queued: QueuedTransfer, now: float) -> Upload:
+def _upload(queued: QueuedTransfer, now: float) -> AttemptStatus:
     transfer = queued.transfer
     progress = queued.attempt.progress if queued.attempt else None
     acked = progress.acked_bytes if progress else 0
     seconds = max(0.0, now - queued.last_attempt_at)
     rate = acked / seconds if seconds else 0.0
     recent = progress.recent_rate(now) if progress else None
-    return Upload(
+    return AttemptStatus(
         id=transfer.id,
         bucket=transfer.destination.bucket,
         key=transfer.destination.key,
@@ -268,7 +268,7 @@ def _upload(queued: QueuedTransfer, now: float) -> Upload:
 
 
 def receivers_of(
-    connections: Mapping[str, int], uploads: Iterable[Upload], limited: Mapping[str, Limited]
+    connections: Mapping[str, int], uploads: Iterable[AttemptStatus], limited: Mapping[str, Limited]
 ) -> tuple[Receiver, ...]:
     """Describe the store's addresses, in the order of their names.
 

@@ -52,7 +52,7 @@ Page = Callable[[web.BaseRequest], Awaitable[web.Response]]
 Action = Callable[[Form], Awaitable[Answer | None]]
 
 
-class _Connection:
+class _ClientConnection:
     """The state of one connection: whether a request of it is read or handled, and for how long it may stay so."""
 
     def __init__(self, client: Client) -> None:
@@ -124,7 +124,7 @@ class _Connection:
 class _Protocol(web.RequestHandler):
     """aiohttp's protocol, which tells the connection what happens to it."""
 
-    def __init__(self, manager: web.Server, connection: _Connection) -> None:
+    def __init__(self, manager: web.Server, connection: _ClientConnection) -> None:
         loop = asyncio.get_running_loop()
         super().__init__(manager, loop=loop, access_log=None, logger=_aiohttp_log, auto_decompress=False)  # type: ignore[arg-type]  # None is for "no log"
         self.connection = connection
@@ -233,7 +233,7 @@ class HttpServer:
 
     async def _serve(self, client: Client) -> None:
         """Serve a connection to its end."""
-        connection = _Connection(client)
+        connection = _ClientConnection(client)
         protocol = _Protocol(self._manager, connection)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, client.sock)
@@ -275,7 +275,9 @@ class HttpServer:
                         connection.await_request()
         return response
 
-    async def _response(self, request: web.BaseRequest, connection: _Connection) -> tuple[web.Response, Answer] | None:
+    async def _response(
+        self, request: web.BaseRequest, connection: _ClientConnection
+    ) -> tuple[web.Response, Answer] | None:
         """The response, and the answer that it renders. It ends the connection if the body was not read.
 
         None: the client is left to the next process.
@@ -298,7 +300,9 @@ class HttpServer:
             answer = Answer(HTTPStatus.INTERNAL_SERVER_ERROR, text)
         return _last(_rendered(answer)), answer
 
-    async def _served(self, request: web.BaseRequest, connection: _Connection) -> tuple[web.Response, Answer] | None:
+    async def _served(
+        self, request: web.BaseRequest, connection: _ClientConnection
+    ) -> tuple[web.Response, Answer] | None:
         """The response of a page or an action, and the answer that it renders."""
         body = await self._read(request)
         connection.request_read()

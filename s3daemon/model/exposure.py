@@ -136,11 +136,6 @@ class Exposure:
         """Why the first missing file is missing; empty when none is."""
         return next((missing.reason for missing in self.missing.values()), "")
 
-    @property
-    def is_refused_only(self) -> bool:
-        """Whether it has no tag, and nothing of it was accepted."""
-        return not (self.tagged or self.stored or self.pending or self.failed)
-
     def seconds(self, now_usec: int) -> float | None:
         """Return the seconds from the first request to the last object, or to `now_usec` while transfers are pending.
 
@@ -222,8 +217,8 @@ class Exposures:
         return iter(self._order)
 
     def last(self, count: int) -> list[Exposure]:
-        """Return the last `count` exposures, in order; at most half of them are `is_refused_only`."""
-        refused = [one for one in self._order if one.is_refused_only]
+        """Return the last `count` exposures, in order; at most half are `only_refused`, without a tag."""
+        refused = [one for one in self._order if one.only_refused and not one.tagged]
         hidden = set(map(id, refused[: -(count // 2)]))
         return [one for one in self._order if id(one) not in hidden][-count:]
 

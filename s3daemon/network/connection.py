@@ -45,14 +45,12 @@ class StoreAnswer:
     Args:
         url: of the request.
         status: the HTTP status.
-        headers: as aiohttp gives them, names in any case.
         raw_headers: as they came.
         body: all of it.
     """
 
     url: URL
     status: int
-    headers: Mapping[str, str]
     raw_headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
 
@@ -217,7 +215,7 @@ class Connection:
             raise
         wants_close = response.headers.get("Connection", "").lower() == "close"
         self._note_answer(persistent=not wants_close and response.version == aiohttp.HttpVersion11)
-        return StoreAnswer(response.url, response.status, response.headers, response.raw_headers, body)
+        return StoreAnswer(response.url, response.status, response.raw_headers, body)
 
     def _note_answer(self, *, persistent: bool) -> None:
         self.used_at = self._clock()

@@ -48,7 +48,7 @@ OPENED_AT_ONCE = 1 / 2
 _FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
 
 
-class Primer(Protocol):
+class Primes(Protocol):
     """Opens the windows of new connections."""
 
     @property
@@ -88,7 +88,7 @@ class Keeper:
         self,
         settings: Settings,
         pool: ConnectionPool,
-        primer: Primer | None = None,
+        primer: Primes | None = None,
         clock: Clock = time.monotonic,
         *,
         pause_s: float = SWEEP_S,

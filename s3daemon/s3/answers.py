@@ -59,7 +59,7 @@ _ANY_HEADER = zlib.MAX_WBITS | 32
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
+class AnswerForm:
     """What a success of an operation looks like.
 
     Args:
@@ -77,14 +77,16 @@ class Form:
 
 #: By S3's name of the operation. Sources: the "Response Syntax" of each in the Amazon S3 API Reference. Operations that
 #: are not named here have no effect of which anything is said, and succeed by a 200.
-FORMS: Mapping[str, Form] = {
-    "PutObject": Form(etag=True, empty=True),
-    "UploadPart": Form(etag=True, empty=True),
-    "CreateMultipartUpload": Form(documents=("InitiateMultipartUploadResult", "InitiateMultipartUpload")),  # rclone's
-    "CompleteMultipartUpload": Form(documents=("CompleteMultipartUploadResult",)),
-    "AbortMultipartUpload": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
-    "DeleteObject": Form((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
-    "ListBuckets": Form(documents=("ListAllMyBucketsResult",)),
+FORMS: Mapping[str, AnswerForm] = {
+    "PutObject": AnswerForm(etag=True, empty=True),
+    "UploadPart": AnswerForm(etag=True, empty=True),
+    "CreateMultipartUpload": AnswerForm(
+        documents=("InitiateMultipartUploadResult", "InitiateMultipartUpload")
+    ),  # rclone's
+    "CompleteMultipartUpload": AnswerForm(documents=("CompleteMultipartUploadResult",)),
+    "AbortMultipartUpload": AnswerForm((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
+    "DeleteObject": AnswerForm((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
+    "ListBuckets": AnswerForm(documents=("ListAllMyBucketsResult",)),
 }
 
 
@@ -98,7 +100,7 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
         body: likewise, decoded.
         needs_etag: False for a sink, which gives no ETag, and any success status.
     """
-    form, root = FORMS.get(operation, Form()), _root(body)
+    form, root = FORMS.get(operation, AnswerForm()), _root(body)
     is_refusal = (
         _PLAIN_ERROR.match(body) is not None
         if status == HTTPStatus.OK

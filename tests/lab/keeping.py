@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from lab.scripted import Scripted
 from lab.sending import settings_for, without_first
-from s3daemon.network.keeper import Keeper, Primer
+from s3daemon.network.keeper import Keeper, Primes
 from s3daemon.network.pool import ConnectionPool
 
 P = ParamSpec("P")
@@ -38,7 +38,7 @@ async def kept(
     url: str = "",
     *,
     reserve: int = 1,
-    primer: Primer | None = None,
+    primer: Primes | None = None,
     **changes: Any,
 ) -> AsyncIterator[ConnectionPool]:
     """Connections to a server, `CONNECTIONS` with those in reserve, and their keeper at work."""

@@ -9,7 +9,7 @@ from datetime import tzinfo
 from s3daemon.commands.table import Bar, Cell, Column, Table
 from s3daemon.control.exposures import ExposureStatus
 from s3daemon.control.rows import Row
-from s3daemon.control.status import RateLimit, Receiver, Status, Upload
+from s3daemon.control.status import AttemptStatus, RateLimit, Receiver, Status
 from s3daemon.errors import one_line
 from s3daemon.units import rate, recent, size, span
 
@@ -76,7 +76,7 @@ def _number(name: str) -> Column:
     return Column(name, align="right", optional=True)
 
 
-def _uploads(uploads: Sequence[Upload]) -> Table:
+def _uploads(uploads: Sequence[AttemptStatus]) -> Table:
     columns = (
         Column("", least=_LEAST_BAR, style=lambda _: "cyan"),
         *map(_number, ("DONE", "OF", "RATE", "AVERAGE", "FOR", "ATTEMPT")),
@@ -86,7 +86,7 @@ def _uploads(uploads: Sequence[Upload]) -> Table:
     return Table(columns, [_upload(upload) for upload in uploads], "IN FLIGHT", _INDENT)
 
 
-def _upload(upload: Upload) -> tuple[Cell, ...]:
+def _upload(upload: AttemptStatus) -> tuple[Cell, ...]:
     fraction = upload.acked_bytes / upload.size_bytes if upload.size_bytes else 0.0
     return (
         Bar(fraction),

@@ -225,7 +225,7 @@ async def test_the_status_has_everything(desk: Desk) -> None:
     for number in range(LISTED + 5):
         desk.spool.fail(number)
     await desk.operations.count_failed()
-    desk.operations.refused = "bad port"
+    desk.operations.reload_fault = "bad port"
     await asyncio.sleep(10)
     status = desk.operations.snapshot()
     assert (status.state, status.version, status.endpoint) == ("ok", __version__, "http://store")
