@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import re
+import ssl
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -301,17 +302,17 @@ def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
         case aiohttp.ClientConnectorCertificateError():
             code, text = Code.TLS_REFUSED, flaw_of_certificate(error.certificate_error)
         case aiohttp.ClientConnectorSSLError():
-            code, text = Code.TLS_FAILED, f"no TLS with the store, {tls_reason(error.os_error)}: {IS_IT_TLS}"
+            code, text = Code.TLS_FAILED, f"no TLS with the store, {tls_reason(error.os_error)}"
         case aiohttp.ConnectionTimeoutError():
-            code, text = (
-                Code.CONNECT_TIMEOUT,
-                "the store did not accept a connection, or answer the TLS handshake, in time",
-            )
+            code = Code.CONNECT_TIMEOUT
+            text = "the store did not accept a connection, or answer the TLS handshake, in time"
         case aiohttp.ClientConnectorError():
             code, text = Code.CONNECTION_FAILED, f"no connection to the store: {_reason(error.os_error)}"
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
-            code = Code.STALE_CONNECTION if stale else Code.CONNECTION_CLOSED
+            code, cause = Code.STALE_CONNECTION if stale else Code.CONNECTION_CLOSED, error.__cause__
             text = "the store closed the connection"
+            if isinstance(cause, ssl.SSLError):
+                text = f"TLS with the store ended, {tls_reason(cause)}"
         case TimeoutError():
             code, text = Code.NO_ANSWER, "the store did not answer in time"
         case botocore.exceptions.NoCredentialsError():
@@ -344,13 +345,16 @@ def _reason(cause: OSError) -> str:
         return os.strerror(cause.errno)
     if cause.strerror:
         return cause.strerror
-    return f"{tls_reason(cause)}; {IS_IT_TLS}" if isinstance(cause, ConnectionError) else "it failed"
+    return tls_reason(cause) if isinstance(cause, ConnectionError) else "it failed"
 
 
 def tls_reason(cause: OSError) -> str:
-    """Return why a handshake failed: OpenSSL's reason in words, or that the peer closed, for which asyncio has none."""
-    reason = getattr(cause, "reason", None) or cause.strerror or "closed within the handshake"
-    return str(reason).replace("_", " ").lower()
+    """Return why TLS failed: OpenSSL's reason in words, or that the peer closed, for which asyncio has none."""
+    reason = str(getattr(cause, "reason", None) or cause.strerror or "closed within the handshake")
+    words = re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", reason).replace("_", " ").lower()
+    if "certificate required" in words:
+        return f"{words}: the store wants one of its clients, and s3daemon has none"
+    return words if "alert" in words else f"{words}: {IS_IT_TLS}"
 
 
 def flaw_of_certificate(error: Exception) -> str:

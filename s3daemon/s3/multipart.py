@@ -5,7 +5,7 @@
     CompleteMultipartUpload     makes the object; only its failure can leave it unknown whether there is one
 
 An attempt resumes the upload of an earlier one, of this process or of another, when the file's content, the store and
-the size of parts are the same; the parts noted are compared once with those that the store lists. A part that fails
+the size of parts are the same; the parts noted, and those whose answer was lost, are compared with those that the store lists. A part that fails
 fails the attempt, but parts in flight are finished first: each of them is one less for the next attempt.
 """
 
@@ -137,7 +137,7 @@ class Multipart:
                 found = open_upload
             elif open_upload.upload.endpoint == self._settings.endpoint_url:
                 open_upload.abandoned = True
-        if found is None or not found.etags:
+        if found is None or not (found.etags or found.sent):
             return found
         try:
             with never_ambiguous():
@@ -148,7 +148,8 @@ class Multipart:
                 raise
             return None if found.abandoned else found
         length = found.upload.length
-        found.etags = {n: etag for n, etag in found.etags.items() if listed.get(n) == (etag, length(n))}
+        known = found.sent | found.etags
+        found.etags = {n: etag for n, etag in known.items() if etag and listed.get(n) == (etag, length(n))}
         return found
 
     async def _list_parts(

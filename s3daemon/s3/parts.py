@@ -198,6 +198,10 @@ class PartSender:
 
     async def _send_part(self, open_upload: OpenUpload, number: int, source: Source, **how: Any) -> SentBody:
         upload = open_upload.upload
+
+        def note(md5: str) -> None:
+            open_upload.sent[number] = md5
+
         with never_ambiguous(open_upload):
             sent = await self._sender.send_file(
                 "upload_part",
@@ -208,6 +212,7 @@ class PartSender:
                 **how,
                 **upload_params(upload),
                 PartNumber=number,
+                on_sent=note,
             )
         if not sent.etag:
             raise AttemptError(Code.BAD_ANSWER, "the store gave no ETag for a part")

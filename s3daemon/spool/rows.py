@@ -204,6 +204,7 @@ class OpenUpload:
     Args:
         upload: what it is of, and where.
         etags: of the parts that the store has acknowledged, by number.
+        sent: MD5 sums of parts that were sent whole, by number; the store may have these too. Only in memory.
         completing: the store was asked to create the object from it, and the answer is not known.
         failed_completions: how often the store answered that with an error of its own. Only in memory.
         abandoned: no attempt continues it, though its transfer may be pending: it is to be aborted. Only in memory;
@@ -212,6 +213,7 @@ class OpenUpload:
 
     upload: MultipartUpload
     etags: dict[int, str] = field(default_factory=dict)
+    sent: dict[int, str] = field(default_factory=dict)
     completing: bool = False
     failed_completions: int = 0
     abandoned: bool = False

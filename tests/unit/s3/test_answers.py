@@ -341,7 +341,7 @@ def distrust(why: str) -> ssl.SSLCertVerificationError:
         (
             aiohttp.ClientConnectorError(KEY, ConnectionResetError()),
             "ConnectionFailed",
-            "no connection to the store: closed within the handshake; does that port speak https?",
+            "no connection to the store: closed within the handshake: does that port speak https?",
         ),
         *(
             (aiohttp.ClientConnectorCertificateError(KEY, distrust(why)), "TLSRefused", f" accepted, {why}: {cure}")
@@ -388,6 +388,31 @@ def test_each_failure_has_its_code(error: BaseException, code: str, words: str) 
 def test_a_failure_after_all_was_acknowledged_is_ambiguous(error: BaseException) -> None:
     """Whatever the failure is."""
     assert failure(error, ambiguous=True).ambiguous
+
+
+@pytest.mark.parametrize(
+    ("reason", "text"),
+    [
+        (
+            "TLSV13_ALERT_CERTIFICATE_REQUIRED",
+            "tlsv13 alert certificate required: the store wants one of its clients, and s3daemon has none",
+        ),
+        ("TLSV1_ALERT_INTERNAL_ERROR", "tlsv1 alert internal error"),
+        ("WRONG_VERSION_NUMBER", "wrong version number: does that port speak https?"),
+        (
+            "[SSL] legacy sigalg disallowed or unsupported (_ssl.c:992)",
+            "legacy sigalg disallowed or unsupported: does that port speak https?",
+        ),
+    ],
+)
+def test_what_ended_tls_is_said(reason: str, text: str) -> None:
+    """An alert that comes with the answer, as TLS 1.3's for a certificate that is missing, ends a connection in use."""
+    cause = ssl.SSLError(1, reason)
+    cause.reason = reason
+    error = aiohttp.ClientOSError(1, "any")
+    error.__cause__ = cause
+    found = failure(error)
+    assert (found.code, found.text) == ("ConnectionClosed", f"TLS with the store ended, {text}")
 
 
 @pytest.mark.parametrize(

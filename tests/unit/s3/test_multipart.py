@@ -101,6 +101,16 @@ async def test_an_earlier_upload_is_resumed(attempt: Attempt) -> None:
     assert "create_multipart_upload" not in attempt.operations
 
 
+@in_loop
+async def test_parts_whose_answers_were_lost_are_not_sent_again(attempt: Attempt) -> None:
+    """The store lists them, with the MD5 sums of what was sent."""
+    earlier = await attempt.earlier()
+    earlier.sent |= {1: MD5S[1], 2: MD5S[2], 3: ""}
+    attempt.sender.answers["list_parts"] = listing(p1=(MD5S[1], PART), p2=("other", PART), p3=("", 1000))
+    await attempt.put()
+    assert sorted(number for number, _, _ in attempt.sender.sent) == [2, 3]
+
+
 @pytest.mark.parametrize(
     ("code", "status"),
     [("No", 403), ("No", 405), ("No", 501), ("InvalidArgument", 400), ("InvalidRequest", 400), ("NoSuchBucket", 404)],
