@@ -76,6 +76,11 @@ class Upload:
         return now.acked - self._before.acked if now and self._before else 0
 
     @property
+    def has_begun_only(self) -> bool:
+        """Whether no more was acknowledged than could be in flight at first: what a close may have met on its way."""
+        return self._before is None or self.acked() <= self._before.window
+
+    @property
     def may_have_arrived(self) -> bool:
         """Whether as many bytes as the body has were acknowledged.
 

@@ -5,8 +5,9 @@
     CompleteMultipartUpload     makes the object; only its failure can leave it unknown whether there is one
 
 An attempt resumes the upload of an earlier one, of this process or of another, when the file's content, the store and
-the size of parts are the same; the parts noted, and those whose answer was lost, are compared with those that the store lists. A part that fails
-fails the attempt, but parts in flight are finished first: each of them is one less for the next attempt.
+the size of parts are the same; the parts noted, and those whose answer was lost, are compared once with those that the
+store lists. A part that fails fails the attempt, but parts in flight are finished first: each of them is one less for
+the next attempt.
 """
 
 from __future__ import annotations

@@ -312,7 +312,8 @@ class Sender:
             if body.error is not None:
                 raise body.error from exc
             ambiguous, acked = upload.may_have_arrived, upload.acked()
-            stale = upload.connection_state == "warm" and acked < len(body) and not (ambiguous and acked)
+            was_idle = upload.connection_state == "warm" and upload.has_begun_only
+            stale = was_idle and acked < len(body) and not (ambiguous and acked)
             raise failure_of(exc, ambiguous=ambiguous, stale=stale) from exc
         finally:
             if not task.done():

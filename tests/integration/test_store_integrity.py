@@ -12,6 +12,7 @@ from lab.scripted import (
     Exchange,
     Scripted,
     keep,
+    reset_after,
 )
 from lab.sending import a_file, failure, in_loop, transfer_of
 
@@ -114,6 +115,16 @@ async def test_a_connection_that_is_closed_as_it_is_used(tmp_path: Path, scheme:
         source.close()
         assert (error.code, error.ambiguous) == ("StaleConnection", False)
         assert (await sender.put(file)).connection == "new"
+
+
+@in_loop
+async def test_a_warm_connection_that_is_reset_late_was_not_idle(tmp_path: Path, scheme: Scheme) -> None:
+    """More was acknowledged than a window: the address is blamed, as with a new connection."""
+    async with scheme.store() as (server, sender):
+        await sender.put(a_file(tmp_path / "small", SMALL))
+        server.put = reset_after(20 << 20)
+        error = await failure(sender.put(a_file(tmp_path / "file", 40 << 20)))
+        assert (error.code, error.ambiguous, error.address) == ("ConnectionClosed", False, "127.0.0.1")
 
 
 @in_loop
