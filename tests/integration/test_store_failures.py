@@ -292,11 +292,13 @@ async def test_a_server_without_tls(tmp_path: Path) -> None:
 @in_loop
 async def test_a_certificate_that_is_not_trusted(tmp_path: Path, certs: Authority) -> None:
     """Nothing is sent if the authority is unknown, or the name is another one."""
-    for name, subjects, trusted in (("stranger", (), None), ("other-name", ("DNS:elsewhere",), certs.ca)):
+    stranger = ("stranger", (), None, "name the PEM file of its authority in AWS_CA_BUNDLE")
+    other_name = ("other-name", ("DNS:elsewhere",), certs.ca, "must have a name that the certificate has")
+    for name, subjects, trusted, cure in (stranger, other_name):
         async with tls_with(certs.issue(name, *subjects), trusted).store() as (server, sender):
             error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
             assert (error.code, error.ambiguous) == ("TLSRefused", False)
-            assert "AWS_CA_BUNDLE" in error.text
+            assert cure in error.text
         assert not server.seen
 
 

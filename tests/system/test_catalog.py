@@ -97,6 +97,7 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     service.write(settings)
     service.systemctl("reload", service.unit)
     stored = [text for text in entries(service, MessageId.RECORD, 4) if " stored, " in text]
+    objects = {text.partition(" stored, ")[0].split()[-1] for text in stored}
 
     explained = box.exec("journalctl", "-x", "-u", service.unit, "--no-pager").stdout
     for kind in set(MessageId) - {MessageId.ADDRESS_ENABLED}:  # the absent address stays away
@@ -107,7 +108,7 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
 
     answer = json.loads(box.exec("s3daemon", "status", "--json").stdout)
     assert answer["state"] == "ok"
-    assert [(e["name"], e["stored"]) for e in answer["exposures"]] == [("bucket/", len(stored)), ("foreign/", 0)]
+    assert [(e["name"], e["stored"]) for e in answer["exposures"]] == [("bucket/", len(objects)), ("foreign/", 0)]
     assert "LAST EXPOSURES" in box.exec("s3daemon", "status").stdout
     asked = box.exec("runuser", "-u", "nobody", "--", "s3daemon", "status", check=False)
     assert (asked.returncode, asked.stdout) == (1, "")
