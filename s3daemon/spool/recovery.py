@@ -46,7 +46,7 @@ def cannot_open(directory: Path, error: sqlite3.Error | OSError) -> StartError:
 
 
 @dataclass(slots=True)
-class _Contents:
+class Contents:
     """What was read of a file.
 
     Args:
@@ -54,7 +54,8 @@ class _Contents:
         uploads: the multipart uploads; all or none: a transfer without its upload starts from the first part again.
         kept: the last exposures.
         hint: what was known about the store.
-        active_s: the active seconds.
+        active_base_s: the active seconds.
+        last_seq: the highest ever used.
         lost: how many rows could not be read, at most; None when nothing tells.
     """
 
@@ -62,8 +63,15 @@ class _Contents:
     uploads: list[OpenUpload] = field(default_factory=list)
     kept: KeptExposures = field(default_factory=KeptExposures)
     hint: Hint = field(default_factory=Hint)
-    active_s: float = 0.0
+    active_base_s: float = 0.0
+    last_seq: int = 0
     lost: int | None = 0
+
+    @classmethod
+    def read(cls, file: SpoolFile) -> Contents:
+        """Read all of a sound file."""
+        entries, uploads, kept = file.entries(), file.uploads(), file.kept()
+        return cls(entries, uploads, kept, file.hint, file.active_base_s, file.last_seq)
 
     def batches(self) -> list[Sequence[Change]]:
         """Return the changes that bring it into an empty file."""
@@ -72,7 +80,7 @@ class _Contents:
             *(upload.changes() for upload in self.uploads),
             [SaveExposure(exposure) for exposure in self.kept.exposures],
             [SaveEnded(seq, id_) for seq, id_ in self.kept.ended],
-            [SaveClock(self.active_s), SaveHint(self.hint)],
+            [SaveClock(self.active_base_s), SaveHint(self.hint)],
         ]
 
 
@@ -159,7 +167,7 @@ class RecoverableFile:
         """Write what the open file holds to a file at its path."""
         self._finish_interrupted()
         file.read_state()
-        found = _Contents(file.entries(), file.uploads(), file.kept(), file.hint, file.active_base_s)
+        found = Contents.read(file)
         self._replace(found)
         _log.error(
             "the files of the spool were removed or replaced while the daemon runs: %d transfers are written anew to "
@@ -179,7 +187,7 @@ class RecoverableFile:
             *(one_line(str(reason)), len(found.entries), lost, old_file),
         )
 
-    def _replace(self, contents: _Contents) -> Path:
+    def _replace(self, contents: Contents) -> Path:
         """Put a file with `contents` in place of what there is, and return the new name of that."""
         replacement = SpoolFile(_new(self._path), create=True)
         try:
@@ -225,7 +233,7 @@ def _swap_in(path: Path) -> Path:
     return old_file
 
 
-def _salvage(path: Path) -> _Contents:
+def _salvage(path: Path) -> Contents:
     """Read what can be read of a damaged file.
 
     A range of rows that cannot be read is halved until the damaged rows are isolated.
@@ -233,8 +241,8 @@ def _salvage(path: Path) -> _Contents:
     try:
         file = SpoolFile(path, create=False, damaged=True)
     except sqlite3.Error:
-        return _Contents(lost=None)
-    found = _Contents(hint=file.hint, active_s=file.active_base_s)
+        return Contents(lost=None)
+    found = Contents(hint=file.hint, active_base_s=file.active_base_s)
     bad_reads, bad_rows = 0, 0
     ranges = [(1, file.last_seq)] if file.last_seq else []
     while ranges and bad_reads < MAX_BAD_READS:

@@ -28,7 +28,7 @@ import contextlib
 import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,9 +37,9 @@ from s3daemon.model.exposure import Loss
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import Lock, prepare
-from s3daemon.spool.exposures import KeptExposures, SaveLoss, StoredCount
+from s3daemon.spool.exposures import SaveLoss, StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
-from s3daemon.spool.recovery import RecoverableFile, cannot_open
+from s3daemon.spool.recovery import Contents, RecoverableFile, cannot_open
 from s3daemon.spool.rows import (
     Change,
     ClearFailures,
@@ -48,7 +48,6 @@ from s3daemon.spool.rows import (
     Expire,
     Hint,
     Insert,
-    OpenUpload,
     SaveClock,
     SaveHint,
     Update,
@@ -65,22 +64,6 @@ LAZY_S = 0.05
 RETRY_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
-class _Contents:
-    """What opening read from the file."""
-
-    entries: list[Entry]
-    uploads: list[OpenUpload]
-    kept: KeptExposures
-    active_base_s: float
-    last_seq: int
-    hint: Hint
-
-    @classmethod
-    def read(cls, file: SpoolFile) -> _Contents:
-        return cls(file.entries(), file.uploads(), file.kept(), file.active_base_s, file.last_seq, file.hint)
-
-
 class Spool:
     """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, except `entries`
     and `count_failed`.
@@ -90,14 +73,14 @@ class Spool:
     durable soon. A change of a transfer that the spool does not hold is ignored.
     """
 
-    def __init__(self, lock: Lock, contents: _Contents, new_writer: Callable[..., Writer]) -> None:
+    def __init__(self, lock: Lock, contents: Contents, new_writer: Callable[..., Writer]) -> None:
         """Use `open` instead. `new_writer` makes the writer from `on_removed`."""
         self.active_base_s = contents.active_base_s  #: active seconds to start the `ActiveClock` from
         self.last_seq = contents.last_seq  #: the highest ever used, when it was opened
         self.kept = contents.kept  #: the last exposures, when it was opened
         self.hint = contents.hint  #: what was known about the store, when it was opened
         self._lock: Lock | None = lock
-        self._contents: _Contents | None = contents  # until the first change
+        self._contents: Contents | None = contents  # until the first change
         self._seqs = itertools.count(contents.last_seq + 1)
         self._seq_of = {entry.transfer.id: entry.seq for entry in contents.entries}
         self._adding: dict[str, WriteRequest] = {}
@@ -140,7 +123,7 @@ class Spool:
 
         file = RecoverableFile(directory / "spool.db", create=create, on_damaged=damaged)
         try:
-            contents = file.use(_Contents.read)
+            contents = file.use(Contents.read)
         except BaseException as exc:
             file.close()
             lock.release()
