@@ -39,6 +39,7 @@ from lab.certs import Authority
 from lab.daemon import Daemon, daemon
 from lab.env import TREE, clean_env, free_ports
 from lab.nginx import nginx
+from lab.processes import ProgramError
 from lab.rgw import rgw
 from lab.s3 import S3Server
 from lab.seaweed import seaweed
@@ -137,7 +138,10 @@ def serving(server: S3Server, directory: Path, *, module: str = "s3daemon", **se
     path = f"{TREE}:{TREE / 'tests'}"
     with daemon(state, server, module=module, PYTHONPATH=path, **settings) as running:
         running.wait_status(lambda now: now["connections"]["open"] == now["connections"]["limit"], "warm")
-        yield running
+        try:
+            yield running
+        except OSError as exc:
+            raise ProgramError(f"{module}: {exc}\n{running.process.tail()}") from exc
 
 
 def show(name: str, ratios: Sequence[float], bar: str, detail: str) -> None:
