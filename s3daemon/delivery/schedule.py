@@ -211,9 +211,10 @@ class Schedule:
         self._by_id: dict[str, QueuedTransfer] = {}
         self._running: set[QueuedTransfer] = set()
         self._busy: set[Destination] = set()  # of the running ones
-        # Heaps by rank and size. An entry that is no longer true is dropped when it becomes the first.
-        self._ready: dict[tuple[bool, bool], list[QueuedTransfer]] = {
-            (live, small): [] for live in (True, False) for small in (True, False)
+        # Heaps by rank and size, each with the set of what is in it: a transfer is in a heap once, however often it is
+        # offered. An entry that is no longer true is dropped when it becomes the first.
+        self._ready: dict[tuple[bool, bool], tuple[list[QueuedTransfer], set[QueuedTransfer]]] = {
+            (live, small): ([], set()) for live in (True, False) for small in (True, False)
         }
         self._delayed: list[tuple[float, QueuedTransfer]] = []  # a heap, likewise
 
@@ -369,13 +370,16 @@ class Schedule:
 
     def _offer(self, queued: QueuedTransfer) -> None:
         if self._is_candidate(queued):
-            heapq.heappush(self._ready[self._is_live(queued), queued.small], queued)
+            heap, members = self._ready[self._is_live(queued), queued.small]
+            if queued not in members:
+                members.add(queued)
+                heapq.heappush(heap, queued)
 
     def _peek(self, live: bool, small: bool) -> QueuedTransfer | None:
-        heap = self._ready[live, small]
+        heap, members = self._ready[live, small]
         while heap:
             queued = heap[0]
             if self._is_candidate(queued) and (self._is_live(queued), queued.small) == (live, small):
                 return queued
-            heapq.heappop(heap)
+            members.remove(heapq.heappop(heap))
         return None

@@ -2,6 +2,7 @@
 unused for ever."""
 
 import itertools
+import tracemalloc
 
 import pytest
 from hypothesis import settings
@@ -101,6 +102,24 @@ def test_after_an_outage_all_that_waited_is_backlog() -> None:
     fresh = queued("fresh", SMALL)
     schedule.add(fresh)
     assert taken(schedule) == [fresh]
+
+
+def test_a_queue_that_is_offered_again_and_again_takes_no_more_memory() -> None:
+    """As by a store that goes away and comes back all night, with 54 000 transfers waiting."""
+    schedule = Schedule(2)
+    made = [queued(f"k{n}", SMALL) for n in range(1000)]
+    for each in made:
+        schedule.add(each)
+    schedule.demote()
+    tracemalloc.start()
+    try:
+        for _ in range(100):
+            schedule.end_delays()
+        grown, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert grown < 100_000
+    assert taken(schedule) == made[:1]
 
 
 def test_large_transfers_leave_some_connections_to_small_ones() -> None:
