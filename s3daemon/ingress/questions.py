@@ -127,10 +127,10 @@ class Questions:
     async def about_transfer(self, id_: str, timeout_s: float) -> Reply | None:
         """Return how a transfer ended, or `deferred` after `timeout_s`; None when the service stops before."""
         await self._wait(id_, lambda: not self._is_pending(id_), timeout_s)
+        if self._is_pending(id_):  # also after a failure, which an operator has tried again since
+            return None if self._leaving else Reply(Outcome.DEFERRED, id_, Code.DEFERRED, "kept, and not stored yet")
         if reply := self._ended.get(id_):
             return reply
-        if self._is_pending(id_):
-            return None if self._leaving else Reply(Outcome.DEFERRED, id_, Code.DEFERRED, "kept, and not stored yet")
         text = "no transfer with that id is known here: it ended long ago, or never existed; see journalctl"
         return Reply(Outcome.FAILED, "", Code.UNKNOWN_TRANSFER, f"{text} S3DAEMON_TRANSFER_ID={id_}")
 

@@ -141,7 +141,8 @@ async def test_a_stop_ends_questions_that_cannot_be_answered(desk: Desk) -> None
 
 @flying_with(Desk)
 async def test_the_end_of_a_transfer(desk: Desk) -> None:
-    """Of one that is pending, of those that ended before, and of one that ends without a record."""
+    """Of one that is pending, of those that ended before, one of which is retried, and of one that ends without a
+    record."""
     made, bad, gone = desk.accept(1), desk.accept(2), desk.accept(3)
     asked = asyncio.create_task(desk.questions.about_transfer(made.id, 1000.0))
     await asyncio.sleep(10)
@@ -151,6 +152,9 @@ async def test_the_end_of_a_transfer(desk: Desk) -> None:
     assert desk.loop.time() == at
     desk.end(bad, "NoSuchBucket: none")
     assert await desk.questions.about_transfer(bad.id, 9.0) == Reply(Outcome.FAILED, bad.id, "NoSuchBucket", "none")
+    desk.pending.add(bad.id)
+    again = await desk.questions.about_transfer(bad.id, 9.0)
+    assert again == Reply(Outcome.DEFERRED, bad.id, "Deferred", "kept, and not stored yet"), "it is being retried"
     assert await desk.questions.about_transfer("old", 9.0) == Reply(Outcome.STORED, "old")
     assert (await desk.questions.about_transfer(gone.id, 5.0) or Reply(Outcome.STORED)).outcome is Outcome.DEFERRED
     asked = asyncio.create_task(desk.questions.about_transfer(gone.id, 1000.0))
