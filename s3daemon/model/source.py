@@ -21,14 +21,14 @@ from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import HOST_LIMIT_TEXT, Code, FileError, is_host_limit, one_line
-from s3daemon.model.file_calls import call_file_system, outlast
+from s3daemon.model.file_calls import call_file_system, call_in_time, outlast
 from s3daemon.model.request import FileState
 
 #: Up to this size a file, or a part of one, is small: a few packets, which take no share of the bandwidth and have no
 #: rate. It is read whole by the thread that opens it, and hashed in the event loop: one switch to a thread, not three.
 SMALL_BYTES = 64 * 1024
 
-_HASHED_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 20
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -155,20 +155,16 @@ class Source:
             del buffer[got:]
         return buffer
 
-    def md5(self) -> str:
-        """Return the hex MD5 of the file. Blocks for as long as reading it takes.
+    def read_piece(self, offset: int) -> bytes:
+        """Return up to 1 MiB from `offset` on, bytes; nothing at the end. Blocks like `open`.
 
         Raises:
             FileError: it cannot be read.
         """
-        digest, position = hashlib.md5(usedforsecurity=False), 0
         try:
-            while chunk := os.pread(self.fd, _HASHED_BYTES, position):
-                digest.update(chunk)
-                position += len(chunk)
+            return os.pread(self.fd, _PIECE_BYTES, offset)
         except OSError as exc:
             raise file_error(self.path, exc) from exc
-        return digest.hexdigest()
 
     def close(self) -> None:
         """Close the descriptor; a second call does nothing."""
@@ -227,6 +223,28 @@ async def _open_once(opener: Callable[[], Source], path: str, timeout_s: float) 
     except asyncio.CancelledError:
         opening.add_done_callback(_close_late)
         raise
+
+
+async def md5_of(source: Source, timeout_s: float) -> str:
+    """Return the hex MD5 of an open file, which is read and hashed in a thread.
+
+    Args:
+        source: the file.
+        timeout_s: how long the file system may take for each piece, seconds.
+
+    Raises:
+        FileError: it cannot be read, or its file system does not answer.
+    """
+    digest, offset = hashlib.md5(usedforsecurity=False), 0
+
+    def hash_piece() -> int:
+        piece = source.read_piece(offset)
+        digest.update(piece)
+        return len(piece)
+
+    while length := await call_in_time(hash_piece, timeout_s, source.path):
+        offset += length
+    return digest.hexdigest()
 
 
 def _close_late(opening: asyncio.Future[Source]) -> None:

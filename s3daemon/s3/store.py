@@ -7,7 +7,6 @@ was sent, and the file's path still names the file that was opened.
 
 from __future__ import annotations
 
-import asyncio
 import statistics
 import time
 from collections.abc import Callable, Collection
@@ -19,7 +18,7 @@ from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.file_calls import call_in_time
 from s3daemon.model.request import Transfer
-from s3daemon.model.source import Source
+from s3daemon.model.source import Source, md5_of
 from s3daemon.network.progress import Progress
 from s3daemon.s3.answers import contradicts, etag_of, is_encrypted, is_md5, parts_of
 from s3daemon.s3.multipart import Multipart
@@ -191,6 +190,7 @@ class Store:
 
         Raises:
             AttemptError: there was no clear answer.
+            FileError: the file has to be read, and cannot be.
         """
         to = transfer.destination
         try:
@@ -212,7 +212,7 @@ class Store:
         etag = etag_of(head)
         if self.sender.settings.verify == "auto":
             if is_md5(etag) and not (is_encrypted(head) or is_md5(expected)) and source is not None:
-                expected = await asyncio.get_running_loop().run_in_executor(None, source.md5)
+                expected = await md5_of(source, self.sender.settings.stall_timeout_s)
             if contradicts(head, expected):
                 return LookupResult.NOT_FOUND
         return Stored(etag, size, parts=parts_of(etag) or 1)

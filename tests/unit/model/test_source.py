@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import hashlib
 import itertools
 import os
 import pwd
@@ -22,7 +23,7 @@ from lab.sending import a_file, in_loop
 from lab.serving import until
 
 from s3daemon.errors import FileError
-from s3daemon.model.source import SMALL_BYTES, Source, open_file
+from s3daemon.model.source import SMALL_BYTES, Source, md5_of, open_file
 
 NOBODY = 65534
 
@@ -288,6 +289,40 @@ def test_reading_from_the_page_cache(tmp_path: Path) -> None:
         if first is not None:
             assert source.read_now(60_000, 60_000) == file.read_bytes()[60_000:]
         assert source.read_now(100_000, 10) is None
+
+
+class DyingDisk(Source):
+    """A file whose content cannot be read any more, until `died` is set."""
+
+    def __init__(self, source: Source) -> None:
+        super().__init__(source.path, source.fd, source.state, source.content)
+        self.died = threading.Event()
+
+    def read_piece(self, offset: int) -> bytes:
+        """Return nothing new: a part of the file is in the page cache, and the rest never comes."""
+        if offset:
+            self.died.wait()
+        return super().read_piece(offset)
+
+
+@in_loop
+async def test_the_md5_of_a_file(tmp_path: Path) -> None:
+    """It is read in pieces, each of which the file system must give in time."""
+    source = Source.open(str(a_file(tmp_path / "file", (2 << 20) + 1)))
+    pieces = source.read_piece(0), source.read_piece(1 << 20), source.read_piece(2 << 20)
+    assert await md5_of(source, 5.0) == hashlib.md5(b"".join(pieces)).hexdigest()
+    dying = DyingDisk(source)
+    try:
+        with pytest.raises(FileError, match=r"the file system did not answer for 0\.05 s$") as caught:
+            async with asyncio.timeout(5):
+                await md5_of(dying, 0.05)
+    finally:
+        dying.died.set()
+        source.close()
+    assert caught.value.code == "ReadFailed"
+    with pytest.raises(FileError, match="Bad file descriptor") as caught:
+        await md5_of(source, 5.0)
+    assert caught.value.code == "ReadFailed"
 
 
 def test_a_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
