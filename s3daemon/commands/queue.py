@@ -177,9 +177,11 @@ def _rows(instance: Instance, *, failed_only: bool) -> list[Row]:
         return _ask_rows(instance, failed_only=failed_only)
     except NoDaemonError:
         entries = _with_spool(instance, _entries)
-    now_usec = time.time_ns() // 1000
+    wall = time.time()
     wanted = (entry for entry in entries if entry.failed or not failed_only)
-    return [row_of(entry, "failed" if entry.failed else "pending", now_usec=now_usec) for entry in wanted]
+    return [
+        row_of(entry, "failed" if entry.failed else "pending", age_s=entry.transfer.age_s(wall)) for entry in wanted
+    ]
 
 
 def _ask_rows(instance: Instance, *, failed_only: bool) -> list[Row]:

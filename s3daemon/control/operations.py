@@ -138,12 +138,15 @@ class Operations:
         return {"transfers": (row.as_dict() for row in self._rows(pending, failed))}
 
     def _rows(self, pending: Sequence[QueuedTransfer], failed: Sequence[Entry]) -> Iterator[Row]:
-        now_usec, now = round(self._wall() * 1e6), self._uploader.clock()
+        now = self._uploader.clock()
         for queued in pending:
             state, next_in_s = self._state(queued, now)
-            yield row_of(queued.entry(), state, now_usec=now_usec, next_in_s=next_in_s)
+            yield row_of(queued.entry(), state, age_s=self._age_s(queued), next_in_s=next_in_s)
         for entry in failed:
-            yield row_of(entry, "failed", now_usec=now_usec)
+            yield row_of(entry, "failed", age_s=entry.transfer.age_s(self._wall()))
+
+    def _age_s(self, queued: QueuedTransfer) -> float:
+        return queued.age_s(self._uploader.clock(), self._wall())
 
     def _state(self, queued: QueuedTransfer, now: float) -> tuple[str, float | None]:
         if queued.attempt is not None:
@@ -227,11 +230,10 @@ class Operations:
         """Say what is wrong now and how much there is to do."""
         uploader, pool = self._uploader, self._pool()
         in_flight, oldest = len(uploader.schedule.running), uploader.schedule.oldest
-        now_s, since_usec = self._wall(), uploader.outages.since_usec
         return Condition(
             in_flight=in_flight,
             pending=len(uploader.schedule) - in_flight,
-            oldest_s=max(0.0, now_s - oldest.transfer.accepted_usec / 1e6) if oldest else None,
+            oldest_s=self._age_s(oldest) if oldest else None,
             failed=self._failed,
             clients=self._server.listener.clients,
             connections=Connections(pool.open_count, pool.opened, pool.limit),
@@ -241,8 +243,8 @@ class Operations:
             held=uploader.health.held,
             away=uploader.health.away,
             away_reason=uploader.health.away_reason,
-            since_usec=since_usec,
-            outage_s=None if since_usec is None else max(0.0, now_s - since_usec / 1e6),
+            since_usec=uploader.outages.since_usec,
+            outage_s=uploader.outages.for_s,
             next_probe_s=uploader.next_probe_s,
             spool_fault=self._spool.fault,
             reload_fault=self.reload_fault,
@@ -263,19 +265,15 @@ class Operations:
 
         Each counts, whatever its state: waiting for its first attempt, or for the end of a delay after one.
         """
-        now_s = self._wall()
-        late = [
-            queued
-            for queued in self._uploader.schedule.transfers
-            if now_s - queued.transfer.accepted_usec / 1e6 > LOST_S
-        ]
+        now, wall = self._uploader.clock(), self._wall()
+        late = [queued for queued in self._uploader.schedule.transfers if queued.age_s(now, wall) > LOST_S]
         if not late:
             return ""
-        oldest = min(late, key=lambda queued: queued.transfer.accepted_usec)
+        oldest = max(late, key=self._age_s)
         transfer, error = oldest.transfer, oldest.last_error
-        age = span(now_s - transfer.accepted_usec / 1e6)
+        age = span(self._age_s(oldest))
         tag = f" ({transfer.tags[0]})" if transfer.tags else ""
-        state, _ = self._state(oldest, self._uploader.clock())
+        state, _ = self._state(oldest, now)
         why = f", last error {error.code}: {error.text}" if error.code else ""
         count = f"{plural(len(late), 'transfer')} not stored after {LOST_S:g} s"
         return f"{count}, the oldest after {age}: {transfer.destination}{tag}, {state}{why}; see s3daemon queue"

@@ -27,7 +27,7 @@ class Row(JsonObject):
     Args:
         id: the transfer's.
         state: one of the above.
-        age_s: seconds since it was accepted, by the wall clock.
+        age_s: whole seconds since it was accepted.
         attempts: started so far.
         code: of the last error, or "".
         text: of the last error, or "".
@@ -51,20 +51,20 @@ class Row(JsonObject):
     notified: Annotated[bool, Key("told")]
 
 
-def row_of(entry: Entry, state: str, *, now_usec: int, next_in_s: float | None = None) -> Row:
+def row_of(entry: Entry, state: str, *, age_s: float, next_in_s: float | None = None) -> Row:
     """Make the row of an entry of the spool.
 
     Args:
         entry: the transfer, as the spool has it.
         state: one of the above.
-        now_usec: wall clock, microseconds since the epoch.
+        age_s: seconds since it was accepted.
         next_in_s: seconds until its next attempt, where that is known.
     """
     transfer = entry.transfer
     return Row(
         id=transfer.id,
         state=state,
-        age_s=max(0, now_usec - transfer.accepted_usec) // 1_000_000,
+        age_s=int(age_s),
         attempts=entry.attempts,
         code=entry.code,
         text=entry.text,

@@ -236,9 +236,6 @@ class Outages:
         next_attempt_s: seconds until the next attempt while it is away or held, else None.
         monotonic: monotonic seconds.
         wall: seconds since the epoch.
-
-    Attributes:
-        since_usec: since when it is away or held, microseconds since the epoch; None while it is neither.
     """
 
     def __init__(
@@ -249,8 +246,17 @@ class Outages:
         self._monotonic = monotonic
         self._wall = wall
         self._state: tuple[bool, bool] = False, False
-        self._began: dict[str, float] = {}
-        self.since_usec: int | None = None
+        self._began: dict[str, float] = {}  # of the present state, which is one of two or none
+
+    @property
+    def for_s(self) -> float | None:
+        """For how long it has been away or held, seconds, whatever the wall clock did; None while it is neither."""
+        return next((self._monotonic() - began for began in self._began.values()), None)
+
+    @property
+    def since_usec(self) -> int | None:
+        """Since when it is away or held, microseconds since the epoch by the wall clock of now; None likewise."""
+        return None if (for_s := self.for_s) is None else self._usec_before(for_s)
 
     def note(self) -> None:
         """Write entries for what has changed since the last call; called after all that may change the health."""
@@ -272,19 +278,17 @@ class Outages:
 
     def _begin(self, state: str, kind: MessageId, text: str, level: int) -> None:
         self._began[state] = self._monotonic()
-        self.since_usec = round(self._wall() * 1e6)
         next_s = self._next_attempt_s() or 0.0  # None only while it is neither away nor held
         fields = {
             "MESSAGE_ID": kind.value,
-            "S3DAEMON_SINCE_USEC": self.since_usec,
+            "S3DAEMON_SINCE_USEC": self._usec_before(0.0),
             "S3DAEMON_DELAY_USEC": round(next_s * 1e6),
         }
         _log.log(level, "%s; next attempt in %s", text, span(math.ceil(next_s)), extra={"journal": fields})
 
     def _end(self, state: str, kind: MessageId, text: str) -> None:
         seconds = self._monotonic() - self._began.pop(state)
-        since_usec = round((self._wall() - seconds) * 1e6)
-        self.since_usec = None
+        since_usec = self._usec_before(seconds)
         fields = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": since_usec, "PRIORITY": int(Priority.NOTICE)}
         _log.warning(
             "%s; it was %s for %s, since %s",
@@ -294,6 +298,9 @@ class Outages:
             clock_time(since_usec),
             extra={"journal": fields},
         )
+
+    def _usec_before(self, seconds: float) -> int:
+        return round((self._wall() - seconds) * 1e6)
 
 
 class KeyEvidence:

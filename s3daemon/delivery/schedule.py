@@ -142,6 +142,17 @@ class QueuedTransfer:
         """Monotonic seconds when the last attempt started; 0 when none has."""
         return self.started_at[-1] if self.started_at else 0.0
 
+    def age_s(self, now: float, wall: float) -> float:
+        """Return the seconds since it was accepted.
+
+        By the wall clock only if an earlier process accepted it: no monotonic clock spans two.
+
+        Args:
+            now: monotonic seconds.
+            wall: seconds since the epoch.
+        """
+        return self.transfer.age_s(wall) if self.recovered else now - self.accepted_at
+
     @property
     def small(self) -> bool:
         """It takes no bandwidth worth sharing."""

@@ -495,10 +495,10 @@ def record_of(
         stored: what is known of the object; None when the transfer failed.
         endpoint: URL of the store.
         now: monotonic seconds.
-        wall: seconds since the epoch; dates the end if an earlier process accepted it: no monotonic clock spans two.
+        wall: seconds since the epoch, as for `QueuedTransfer.age_s`.
     """
     transfer, error = queued.transfer, queued.last_error
-    total = max(0.0, wall - transfer.accepted_usec / 1e6) if queued.recovered else now - queued.accepted_at
+    total = queued.age_s(now, wall)
     attempted = queued.attempts > 0
     return TransferRecord(
         transfer_id=transfer.id,

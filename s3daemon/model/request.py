@@ -197,3 +197,7 @@ class Transfer:
         """Return a transfer with a new id that serves `request`."""
         tags = (request.tag,) if request.tag else ()
         return cls(secrets.token_hex(8), request.file, request.destination, tags, file_state, now_usec)
+
+    def age_s(self, wall: float) -> float:
+        """Return the seconds since its acceptance by the wall clock, which is `wall` seconds since the epoch."""
+        return max(0.0, wall - self.accepted_usec / 1e6)

@@ -255,6 +255,21 @@ async def test_the_line_says_for_how_long_the_store_is_away(desk: Desk) -> None:
 
 
 @flying_with(Desk)
+async def test_a_wall_clock_that_steps_makes_nothing_older(desk: Desk) -> None:
+    """As when a host whose clock was dead at boot gets the time: no outage of 20 000 days, no transfer of that age."""
+    desk.house.store.answer = away
+    for key in "abc":
+        await desk.submit(key)
+    await asyncio.sleep(25)
+    desk.house.wall_offset += 86400.0
+    condition, status = desk.operations.condition(), desk.operations.snapshot()
+    assert (condition.oldest_s, condition.outage_s) == (pytest.approx(25, abs=1), pytest.approx(25, abs=1))
+    assert [row.age_s for row in status.waiting] == [25] * 3
+    assert status.since_usec == pytest.approx(status.now_usec - 25e6, abs=1e6)
+    assert desk.operations.late_line() == ""
+
+
+@flying_with(Desk)
 async def test_every_pending_transfer_that_is_late_is_counted(desk: Desk) -> None:
     """The one with a failed attempt is the oldest; the others wait for a first attempt, or have one in flight."""
     desk.house.store.answer = lambda _: AttemptError("SlowDown", "busy", status=503, retry_after=100.0)
