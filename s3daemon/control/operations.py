@@ -246,6 +246,7 @@ class Operations:
             since_usec=uploader.outages.since_usec,
             outage_s=uploader.outages.for_s,
             next_probe_s=uploader.next_probe_s,
+            failing=uploader.storing.failing,
             spool_fault=self._spool.fault,
             reload_fault=self.reload_fault,
             stopping=self.draining,

@@ -121,6 +121,7 @@ class Summary(JsonObject):
         away_reason: the failure that showed it, one line with its code, or "".
         since_usec: since when it is held or away, microseconds since the epoch; None when it is neither.
         next_probe_s: seconds until an attempt tries whether that is over; None when it is neither.
+        failing: for how long nothing has been stored while attempts fail, and the last error, or "".
         spool_fault: why requests are refused, or ""; `spool` in JSON.
         reload_fault: why the last reload was refused, or ""; `refused` in JSON.
         clients: of the line protocol that are being served.
@@ -136,6 +137,7 @@ class Summary(JsonObject):
     away_reason: str = ""
     since_usec: int | None = None
     next_probe_s: float | None = None
+    failing: str = ""
     spool_fault: Annotated[str, Key("spool")] = ""
     reload_fault: Annotated[str, Key("refused")] = ""
     clients: int
@@ -162,12 +164,13 @@ class Condition(Summary):
 
     @property
     def state(self) -> str:
-        """The worst of what is true now: `stopping`, `refusing` requests, `held`, `away`; else `ok`."""
+        """The worst of what is true now: `stopping`, `refusing` requests, `held`, `away`, `failing`; else `ok`."""
         causes = (
             ("stopping", self.stopping),
             ("refusing", self.spool_fault),
             ("held", self.held),
             ("away", self.away),
+            ("failing", self.failing),
         )
         return next((word for word, cause in causes if cause), "ok")
 
@@ -178,18 +181,24 @@ class Condition(Summary):
         return past if self.next_probe_s is None else f"{past}, next attempt in {span(math.ceil(self.next_probe_s))}"
 
     @property
+    def _obstacle(self) -> str:
+        """What keeps transfers from being stored, the first that is true; empty for nothing."""
+        obstacles = (
+            ("HELD", self.held and self.held + self._outage),
+            ("AWAY", self.away and (self.away_reason or "the endpoint does not answer") + self._outage),
+            ("FAILING", self.failing),
+            ("UNREACHABLE", self.unreachable and "no address of the store answers"),
+        )
+        return next((f"{word}, {text}" for word, text in obstacles if text), "")
+
+    @property
     def line(self) -> str:
         """The line that `systemctl status` shows: what is wrong, the worst first, then the counts."""
         parts = [self.stopping] if self.stopping else []
         if self.spool_fault:
             parts.append(f"refusing requests, {self.spool_fault}")
-        if self.held:
-            parts.append(f"HELD, {self.held}{self._outage}")
-        elif self.away:
-            reason = self.away_reason or "the endpoint does not answer"
-            parts.append(f"AWAY, {reason}{self._outage}")
-        elif self.unreachable:
-            parts.append("UNREACHABLE, no address of the store answers")
+        if self._obstacle:
+            parts.append(self._obstacle)
         if self.reload_fault:
             parts.append(f"reload REFUSED, {self.reload_fault}")
         parts += [f"{self.in_flight} in flight", f"{self.pending} pending"]

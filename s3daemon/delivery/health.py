@@ -5,6 +5,8 @@ was down, and make attempts with keys that are refused. It also says when waitin
 
 `Outages` writes a journal entry when a state begins or ends.
 
+`StoringWatch` notices that nothing is stored for whatever reason, also where nothing is stopped for it.
+
 `KeyEvidence` finds out whether the access keys are at fault. One refusal may concern its destination alone: a proxy
 that normalizes paths breaks the signatures of some object keys only, and a denial usually concerns the bucket. So a
 neutral request, which names no destination, is sent with the same access keys. Its answer, together with what these
@@ -47,6 +49,8 @@ ASK_EVERY_S = 3.0
 #: A neutral request after a success that had no clear answer is repeated, after a later success, no sooner than this,
 #: seconds.
 LEARN_AGAIN_S = 60.0
+#: How long attempts must fail until that is shown, seconds: as long as a hook waits. By then the first delays are over.
+FAILING_AFTER_S = 30.0
 #: The number of probes at a time: one in the first three rounds, then two, of different transfers, so that one that
 #: always fails, or hangs, does not hide the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
@@ -301,6 +305,42 @@ class Outages:
 
     def _usec_before(self, seconds: float) -> int:
         return round((self._wall() - seconds) * 1e6)
+
+
+class StoringWatch:
+    """Notices that attempts at several destinations fail, whatever their errors, and nothing is stored in between.
+
+    `Health` stops what would fail too. An error that accuses its own transfer or file stops nothing, such as a code
+    that is not known here, or a file system that does not answer. If every attempt ends in one, people have to know.
+
+    Args:
+        monotonic: monotonic seconds.
+    """
+
+    def __init__(self, monotonic: Clock) -> None:
+        self._monotonic = monotonic
+        self.clear()
+
+    def clear(self) -> None:
+        """Note that an object was stored, that nothing is left to store, or that new settings are in force."""
+        self._since = math.inf
+        self._destinations: set[Destination] = set()
+        self._last_error = ""
+
+    def failed(self, destination: Destination, error: str) -> None:
+        """Note that an attempt failed and another will follow; `error` is one line with its code."""
+        self._since = min(self._since, self._monotonic())
+        if len(self._destinations) < AWAY_AFTER_FAILURES:
+            self._destinations.add(destination)
+        self._last_error = error
+
+    @property
+    def failing(self) -> str:
+        """For how long nothing has been stored, and the last error, in one line; empty when attempts do not fail so."""
+        for_s = self._monotonic() - self._since
+        if for_s < FAILING_AFTER_S or len(self._destinations) < AWAY_AFTER_FAILURES:
+            return ""
+        return f"nothing stored for {span(for_s)}, the last error is {self._last_error}"
 
 
 class KeyEvidence:

@@ -36,7 +36,7 @@ from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import DROPPED, FailureState, Finding, decide
-from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, Outages
+from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, Outages, StoringWatch
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     AttemptInFlight,
@@ -82,6 +82,7 @@ class Uploader:
         active_clock: as given.
         health: whether the endpoint is away or the queue held.
         outages: when the present ones began.
+        storing: whether attempts fail and nothing is stored.
         schedule: the transfers that are not over.
         waiters: the clients that wait for them.
         observers: called with every record that the journal gets.
@@ -114,6 +115,7 @@ class Uploader:
         self._start = start
         self.health = Health(self._rng, clock)
         self.outages = Outages(self.health, lambda: self.next_probe_s, clock, wall)
+        self.storing = StoringWatch(clock)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
         self._warnings = LogLimit()
@@ -208,6 +210,7 @@ class Uploader:
         """
         self.schedule.resize(self._settings.current.max_connections)
         self.health.reload()
+        self.storing.clear()
         self.outages.note()
         self._full_buckets.clear()
         self.schedule.end_delays()
@@ -292,6 +295,7 @@ class Uploader:
         self._count(AttemptEnd(status=200 if stored.address else 0, receiver=stored.address, size_bytes=stored.size))
         was_away, outage = self.health.away, self.health.known_away or self.health.held
         self.health.succeeded(queued.last_attempt_at)
+        self.storing.clear()
         self._keys.stored(queued.last_attempt_at)
         bucket = queued.transfer.destination.bucket
         was_full = self._full_buckets.stored(bucket)
@@ -357,6 +361,7 @@ class Uploader:
             code=queued.last_error.code,
             text=queued.last_error.text,
         )
+        self.storing.failed(queued.transfer.destination, f"{decision.error.code}: {decision.error.text}")
         self._warn(queued, None if self.health.held else decision.delay_s)
         self.schedule.release(queued, now + decision.delay_s)
 
@@ -435,6 +440,8 @@ class Uploader:
     def _end(self, queued: QueuedTransfer) -> list[asyncio.Future[Reply]]:
         """Forget a transfer, and return the clients that the caller has to notify."""
         self.schedule.remove(queued)
+        if not len(self.schedule):
+            self.storing.clear()
         queued.close_source()
         return self.waiters.remove(queued)
 

@@ -197,6 +197,10 @@ AWAY = {
         ({"exposures": [LOST], "refused": "no"}, "lost", "The last exposure was lost", ""),
         (AWAY | {"exposures": [LOST]}, "away", "The endpoint is away", "for 1m20s. The next attempt is in 12s."),
         (AWAY, "away", "The endpoint is away", "ConnectionFailed: refused. Accepted transfers are kept"),
+        (
+            {"state": "failing", "failing": "nothing stored for 1m00s", "exposures": [LOST]},
+            "failing", "Nothing is being stored", "nothing stored for 1m00s. Accepted transfers are kept",
+        ),
     ],
 )  # fmt: skip
 def test_the_banner(tmp_path: Path, changes: dict[str, Any], kind: str, word: str, text: str) -> None:

@@ -100,7 +100,7 @@ def daemon(
             findings.warn("daemon", f"it still sends to {in_use}, not to {endpoint}: systemctl reload {name}")
         if status.get("held") or status.get("spool"):
             findings.fail("daemon", line)
-        elif status.get("away") or status.get("failed") or status.get("refused"):
+        elif status.get("away") or status.get("failing") or status.get("failed") or status.get("refused"):
             findings.warn("daemon", line)
         else:
             findings.ok("daemon", line)

@@ -30,7 +30,7 @@ from s3daemon.units import plural
 
 #: The daemon takes a sample of each upload at the same interval.
 WATCH_S = 2.0
-_HEADS = {"OK": "bold white on dark_cyan", "AWAY": "bold black on orange3", "UNREACHABLE": "bold black on orange3"}
+_HEADS = {"OK": "bold white on dark_cyan", **dict.fromkeys(("AWAY", "FAILING", "UNREACHABLE"), "bold black on orange3")}
 _ALARM = "bold white on dark_red"
 
 

@@ -255,6 +255,32 @@ async def test_the_line_says_for_how_long_the_store_is_away(desk: Desk) -> None:
 
 
 @flying_with(Desk)
+async def test_the_status_says_that_nothing_is_stored_though_the_endpoint_answers(desk: Desk) -> None:
+    """An error that accuses each transfer alone holds nothing up; if all get one, that is not OK."""
+    desk.house.store.answer = lambda _: AttemptError("TooBusyToday", "try later", status=409)
+    await desk.submit("a", "b")
+    await asyncio.sleep(60)
+    assert desk.operations.healthy, "two destinations may have a fault of their own"
+    await desk.submit("c")
+    await asyncio.sleep(1)
+    assert desk.operations.line().startswith(
+        "FAILING, nothing stored for 1m00s, the last error is TooBusyToday: try later"
+    )
+    assert not desk.operations.healthy
+    assert desk.operations.snapshot().failing.startswith("nothing stored for 1m00s")
+    await desk.operations.drop({"ids": [row["id"] for row in await desk.rows()]})
+    await desk.submit("a", "b", "c")
+    await asyncio.sleep(29)
+    assert desk.operations.healthy, "what failed before is gone"
+    await asyncio.sleep(9)
+    assert not desk.operations.healthy
+    desk.house.store.answer = lambda _: None
+    await desk.submit("d")
+    await asyncio.sleep(1)
+    assert desk.operations.healthy
+
+
+@flying_with(Desk)
 async def test_a_wall_clock_that_steps_makes_nothing_older(desk: Desk) -> None:
     """As when a host whose clock was dead at boot gets the time: no outage of 20 000 days, no transfer of that age."""
     desk.house.store.answer = away

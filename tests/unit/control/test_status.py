@@ -101,6 +101,9 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
             "refusing",
             f"refusing requests, disk full; AWAY, the endpoint does not answer; {COUNTS}",
         ),
+        ({"failing": "nothing stored for 1m00s"}, "failing", f"FAILING, nothing stored for 1m00s; {COUNTS}"),
+        ({"failing": "x", "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
+        ({"failing": "x", "unreachable": True}, "failing", f"FAILING, x; {COUNTS}"),
         ({"reload_fault": "bad port"}, "ok", f"reload REFUSED, bad port; {COUNTS}"),
         (
             {"stopping": "draining", "spool_fault": "x", "held": "y", "reload_fault": "z"},

@@ -11,11 +11,13 @@ from fakes import flying_with
 from lab.keeping import Clock
 
 from s3daemon.delivery.health import (
+    FAILING_AFTER_S,
     HELD_PROBE_S,
     LEARN_AGAIN_S,
     Health,
     KeyEvidence,
     Outages,
+    StoringWatch,
 )
 from s3daemon.errors import AttemptError
 from s3daemon.model.record import MessageId
@@ -360,6 +362,26 @@ async def test_a_bug_in_the_neutral_request_tells_nothing(asked: Asked, caplog: 
     asked.error = RuntimeError("a bug")
     assert await asked.evidence.examine(BAD_KEY, asked.now()) is Keys.UNKNOWN
     assert "a bug in the neutral request" in caplog.text
+
+
+def test_attempts_that_fail_while_nothing_is_stored() -> None:
+    """At three destinations and for half a minute; an object that is stored, or a reload, ends it."""
+    clock = Clock()
+    watch = StoringWatch(clock)
+    for key in "aaab":
+        watch.failed(Destination("b", key), "Odd: no")
+    clock.now += FAILING_AFTER_S
+    assert watch.failing == "", "two destinations may have a fault of their own"
+    watch.failed(Destination("b", "c"), "Odder: no")
+    assert watch.failing == "nothing stored for 30s, the last error is Odder: no"
+    clock.now += 60
+    assert watch.failing == "nothing stored for 1m30s, the last error is Odder: no"
+    watch.clear()
+    assert watch.failing == ""
+    for key in "abc":
+        watch.failed(Destination("b", key), "Odd: no")
+    clock.now += FAILING_AFTER_S - 1
+    assert watch.failing == "", "the next attempt may end it"
 
 
 def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) -> None:
