@@ -4,7 +4,8 @@ The selection is applied twice: journald's indices find one exposure among milli
 for it too; but whether an entry counts is decided here, for every source alike.
 
 Any local user may write an entry with the fields of a record. Only journald sets the fields that begin with an
-underscore, so `_SYSTEMD_UNIT` says whether an entry is the service's.
+underscore, so `_SYSTEMD_UNIT` says whether an entry is the service's. What root's `s3daemon queue drop` writes while no
+daemon runs is of no unit of its own; there `_UID` says that root did.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from s3daemon.errors import Code
 from s3daemon.model.record import MessageId, TransferRecord
 from s3daemon.units import BEGIN_USEC, END_USEC, whole
 
@@ -31,7 +33,7 @@ FIELDS = (
     "S3DAEMON_UPLOAD_USEC", "S3DAEMON_TOTAL_USEC", "S3DAEMON_RTT_USEC", "MESSAGE_ID", "S3DAEMON_OUTCOME",
     "S3DAEMON_BUCKET", "S3DAEMON_TAG", "S3DAEMON_ATTEMPTS", "S3DAEMON_ENDPOINT", "S3DAEMON_ERROR",
     "S3DAEMON_RETRANSMITS", "S3DAEMON_CONNECTION", "S3DAEMON_RECEIVER", "S3DAEMON_CHANGED", "S3DAEMON_DELAY_USEC",
-    "S3DAEMON_SINCE_USEC", "_HOSTNAME", "_SYSTEMD_UNIT",
+    "S3DAEMON_SINCE_USEC", "_HOSTNAME", "_SYSTEMD_UNIT", "_UID",
 )  # fmt: skip
 #: The kinds of entries that tell what delayed transfers, and what was refused.
 OTHERS = (
@@ -124,11 +126,14 @@ class Selection:
         """Whether an entry is from the units that are asked for.
 
         One without a unit is where no units are given, unless it is of this host: it may have lost its trusted fields
-        in a copy, or be of a daemon that systemd did not start.
+        in a copy, or be of a daemon that systemd did not start. One by which root dropped a transfer is where no units
+        are given.
         """
         unit = entry.get("_SYSTEMD_UNIT")
         if self.units:
             return unit in self.units
+        if entry.get("_UID") == "0" and str(entry.get("S3DAEMON_ERROR")).startswith(f"{Code.DROPPED}: "):
+            return True
         return not self.of_this_host if unit is None else _UNIT.fullmatch(str(unit)) is not None
 
     def admits(self, one: ReportedTransfer | RefusedRequest, recorded_usec: int) -> bool:

@@ -81,6 +81,24 @@ def test_whose_entries_count(unit: str | None, wanted: dict[str, object], truste
 
 
 @pytest.mark.parametrize(
+    ("uid", "error", "wanted", "trusted"),
+    [
+        ("0", "Dropped: by an operator", {"of_this_host": True}, True),
+        ("0", "Dropped: by an operator", {}, True),
+        ("0", "Dropped: by an operator", {"units": ("s3daemon.service",)}, False),
+        ("1000", "Dropped: by an operator", {}, False),
+        ("0", "NoSuchBucket: none", {}, False),
+    ],
+)
+def test_what_root_dropped_without_a_daemon_counts(
+    uid: str, error: str, wanted: dict[str, object], trusted: bool
+) -> None:
+    """It is written in root's session; whose instance's it was is not known."""
+    given = entry(failed(1, error), _SYSTEMD_UNIT="session-3.scope", _UID=uid)
+    assert Selection(**wanted).trusts(given) == trusted  # type: ignore[arg-type] # names of Selection's own
+
+
+@pytest.mark.parametrize(
     "impossible",
     [
         {"S3DAEMON_START_USEC": "9" * 20},
