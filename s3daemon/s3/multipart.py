@@ -201,6 +201,15 @@ class Multipart:
         creating.add_done_callback(self._created)
         return await asyncio.shield(creating)
 
+    async def settle(self, limit_s: float | None = None) -> None:
+        """Wait until each upload that the store is asked to create is noted, or was not created.
+
+        Args:
+            limit_s: no longer than this, seconds; None: each request has a limit of its own.
+        """
+        if self._creating:
+            await asyncio.wait(self._creating, timeout=limit_s)
+
     def _created(self, creating: asyncio.Task[OpenUpload]) -> None:
         self._creating.discard(creating)
         if not creating.cancelled():

@@ -43,10 +43,11 @@ class Attempt:
         self.open_uploads = OpenUploads()
         self.progress = Progress()
 
+        self.multipart = Multipart(self.sender.as_sender())
+
     async def put(self) -> CompletedUpload:
         metadata = {"name": "value"}
-        multipart = Multipart(self.sender.as_sender())
-        return await multipart.put(self.transfer, self.source, metadata, self.open_uploads, progress=self.progress)
+        return await self.multipart.put(self.transfer, self.source, metadata, self.open_uploads, progress=self.progress)
 
     async def earlier(self, upload_id: str = "old", url: str = URL, size: int = PART, **etags: str) -> OpenUpload:
         """An upload of an earlier attempt, with the parts that are given as `p1=ETag`."""
@@ -219,7 +220,7 @@ async def test_an_upload_without_an_id_is_a_bad_answer(attempt: Attempt) -> None
 
 @in_loop
 async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(attempt: Attempt) -> None:
-    """Else it could be neither resumed nor aborted."""
+    """Else it could be neither resumed nor aborted. Whoever closes the store can wait for that."""
     answer = asyncio.Event()
     create = attempt.sender.call
 
@@ -232,6 +233,12 @@ async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(attempt
     await asyncio.sleep(0.01)
     putting.cancel()
     await asyncio.wait({putting})
-    answer.set()
-    await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        await attempt.multipart.settle(0.01)  # the store does not answer
+        settling = asyncio.create_task(attempt.multipart.settle())
+        await asyncio.sleep(0.01)
+        assert not settling.done()
+        answer.set()
+        await settling
+        await attempt.multipart.settle()  # nothing is being created
     assert [left.upload.id for left in attempt.open_uploads] == ["new"]
