@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from lab.sending import settings_for
 
@@ -28,7 +28,7 @@ class FakePool:
 
 
 @dataclass
-class FakeSender:
+class FakeSender(Sender):
     """Takes every body and answers every call, but for the errors that are set.
 
     Attributes:
@@ -42,7 +42,7 @@ class FakeSender:
     """
 
     settings: Settings = field(default_factory=lambda: settings_for("http://store"))
-    pool: FakePool = field(default_factory=FakePool)
+    pool: Any = field(default_factory=FakePool)
     errors: dict[int, list[AttemptError]] = field(default_factory=dict)
     etags: dict[int, str] = field(default_factory=dict)
     answers: dict[str, Mapping[str, Any] | AttemptError] = field(default_factory=dict)
@@ -52,10 +52,6 @@ class FakeSender:
     called: list[tuple[str, dict[str, object]]] = field(default_factory=list)
     in_flight: int = 0
     most_at_once: int = 0
-
-    def as_sender(self) -> Sender:
-        """It, for a parameter of that type."""
-        return cast(Sender, self)
 
     async def send_file(
         self, operation: str, transfer_id: str, source: Source, offset: int = 0, size: int | None = None, **params: Any

@@ -8,7 +8,7 @@ import random
 import selectors
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -26,6 +26,7 @@ from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.http.metrics import Metrics
+from s3daemon.journal import Journal
 from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import AttemptEnd, Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
@@ -34,16 +35,18 @@ from s3daemon.network.addresses import Limited
 from s3daemon.network.progress import Progress
 from s3daemon.network.rate.bandwidth import Limit, Origin
 from s3daemon.s3.endpoint import Start
-from s3daemon.s3.store import LookupResult, Stored
+from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.rows import Entry
+from s3daemon.spool.spool import Spool
+from s3daemon.systemd.notify import Notifier
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class _JumpingSelector(selectors.DefaultSelector):  # type: ignore[misc, valid-type]
+class _JumpingSelector(selectors.DefaultSelector):
     """Never waits: when no descriptor is ready, the time that it would have waited is counted as passed."""
 
     passed = 0.0
@@ -110,12 +113,16 @@ def flying_with(
     return decorate
 
 
-class FakeSpool:
+# A fake is of its real class, so that mypy compares their methods; what it leaves out fails for want of a member.
+
+
+class FakeSpool(Spool):
     """Rows in memory; refuses new ones while `full`."""
+
+    fault = ""
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}
-        self.fault = ""
         self.open_uploads = OpenUploads()
         self.failed: dict[str, tuple[str, str]] = {}
         self.failures: dict[str, Entry] = {}
@@ -134,19 +141,19 @@ class FakeSpool:
         return self.last_seq
 
     async def update(self, transfer: Transfer) -> None:
-        self._change(transfer.id, transfer=transfer)
+        self._alter(transfer.id, transfer=transfer)
 
     async def start_attempt(self, transfer_id: str) -> None:
         self.started.append(transfer_id)
-        self._change(transfer_id, attempt_started=True)
+        self._alter(transfer_id, attempt_started=True)
 
     def record_attempt(
         self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, sent_etag: str = ""
     ) -> None:
         state = {"attempt_started": attempt_started, "sent_etag": sent_etag}
-        self._change(transfer_id, attempts=attempts, code=code, text=text, **state)
+        self._alter(transfer_id, attempts=attempts, code=code, text=text, **state)
 
-    def _change(self, transfer_id: str, **columns: Any) -> None:
+    def _alter(self, transfer_id: str, **columns: Any) -> None:
         if transfer_id in self.rows:
             self.rows[transfer_id] = replace(self.rows[transfer_id], **columns)
 
@@ -163,10 +170,10 @@ class FakeSpool:
         if (entry := self.rows.pop(transfer_id, None)) is not None:
             self.failures[transfer_id] = replace(entry, attempts=attempts, code=code, text=text, failed=True)
 
-    def entries(self, *, failed: bool) -> list[Entry]:
+    def entries(self, *, failed: bool | None = None) -> list[Entry]:
         return list((self.failures if failed else self.rows).values())
 
-    async def retry(self, ids: Collection[str], active_now_s: float) -> tuple[set[str], SpoolError | None]:
+    async def retry(self, ids: Iterable[str], active_now_s: float) -> tuple[set[str], SpoolError | None]:
         found = {id_ for id_ in ids if id_ in self.failures or id_ in self.rows}
         for id_ in found & self.failures.keys():
             self.failed.pop(id_)
@@ -175,7 +182,7 @@ class FakeSpool:
 
 
 @dataclass
-class FakeStore:
+class FakeStore(Store):
     """Stores in memory.
 
     Args:
@@ -255,15 +262,17 @@ class FakeStore:
         return LookupResult.NOT_FOUND
 
 
-class FakeJournal:
+class FakeJournal(Journal):
     """Records and entries in memory."""
 
     def __init__(self) -> None:
         self.records: list[Any] = []
         self.entries: list[dict[str, Any]] = []
 
-    def write(self, fields: Sequence[Field]) -> bool:
+    def write(self, fields: Sequence[Field], done: Callable[[], None] | None = None) -> bool:
         self.entries.append(dict(fields))
+        if done is not None:
+            done()
         return True
 
     def of(self, kind: MessageId) -> list[dict[str, Any]]:
@@ -277,7 +286,7 @@ class FakeJournal:
         return True
 
 
-class FakeNotifier:
+class FakeNotifier(Notifier):
     """Keeps the names of the connections that systemd would keep, and says whether it `works`."""
 
     def __init__(self, *, works: bool = True) -> None:
@@ -335,9 +344,8 @@ class House:
         self.store = FakeStore() if store is None else store
         self.journal, self.files = FakeJournal() if journal is None else journal, FakeFiles()
         clock = self.loop.time
-        current_store: Any = lambda: self.store  # noqa: E731
         self.wall_offset = 1e9
-        self.attempts = Attempts(self.holder, self.spool, current_store, self.files.open, clock)
+        self.attempts = Attempts(self.holder, self.spool, lambda: self.store, self.files.open, clock)
         self.uploader = Uploader(
             self.holder,
             self.spool,

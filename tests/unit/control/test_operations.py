@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -18,24 +18,25 @@ from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.model.exposure import Exposures, Loss
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.exposures import KeptExposures
+from s3daemon.spool.exposures import KeptExposures, StoredCount
 from s3daemon.spool.rows import Entry
+from s3daemon.spool.spool import Spool
 
 
-class Spool:
+class OperatorsSpool(Spool):
     """The spool as operators' commands use it: failed transfers, and ids of pending ones."""
+
+    fault = ""
 
     def __init__(self) -> None:
         self.failed: dict[str, Entry] = {}
         self.pending: set[str] = set()
-        self.fault = ""
         self.broken = False
         self.error: SpoolError | None = None  # of a disk that takes nothing now: changes are retained
         self.kept = KeptExposures()
         self.losses: list[Loss] = []
-        self.save_loss = self.losses.append
 
-    def fail(self, number: int) -> str:
+    def put_failed(self, number: int) -> str:
         """Add a failed transfer; return its id."""
         id_ = f"f{number:015x}"
         transfer = Transfer(id_, "/f", Destination("bucket", f"failed-{number}"), (), FileState(1000, 1, 1, 1), 10**15)
@@ -44,7 +45,7 @@ class Spool:
         )
         return id_
 
-    def entries(self, *, failed: bool) -> list[Entry]:
+    def entries(self, *, failed: bool | None = None) -> list[Entry]:
         assert failed
         if self.broken:
             raise SpoolError("SpoolBroken", "unreadable")
@@ -54,7 +55,7 @@ class Spool:
         failed = self.entries(failed=True)
         return len(failed), failed[-last:]
 
-    async def retry(self, ids: Sequence[str], now: float) -> tuple[set[str], SpoolError | None]:
+    async def retry(self, ids: Iterable[str], active_now_s: float) -> tuple[set[str], SpoolError | None]:
         await asyncio.sleep(0)
         held = {id_ for id_ in ids if id_ in self.pending or id_ in self.failed}
         self.pending |= held
@@ -70,8 +71,11 @@ class Spool:
             self.failed.pop(id_, None)
         return held, self.error
 
-    def remove(self, id_: str, count: object = None) -> None:
-        self.pending.discard(id_)
+    def remove(self, transfer_id: str, count: StoredCount | None = None) -> None:
+        self.pending.discard(transfer_id)
+
+    def save_loss(self, loss: Loss) -> None:
+        self.losses.append(loss)
 
 
 class Desk:
@@ -79,11 +83,10 @@ class Desk:
 
     def __init__(self) -> None:
         self.house = House()
-        self.spool = Spool()
-        spool: Any = self.spool
+        self.spool = OperatorsSpool()
         refusals = Refusals(PeerLookup(lambda socks: {}))
-        exposures = watch_exposures(self.house.uploader, spool, refusals)
-        self.operations = operations_of(self.house, spool, exposures)
+        exposures = watch_exposures(self.house.uploader, self.spool, refusals)
+        self.operations = operations_of(self.house, self.spool, exposures)
 
     async def submit(self, *keys: str) -> list[str]:
         ids = []
@@ -105,7 +108,7 @@ async def test_the_queue_has_every_state(desk: Desk) -> None:
     await asyncio.sleep(1)
     desk.house.store.answer = away
     await desk.submit("a")
-    failed = desk.spool.fail(1)
+    failed = desk.spool.put_failed(1)
     assert [(row["destination"], row["state"]) for row in await desk.rows()] == [
         ("bucket/a", "in flight"),
         ("bucket/b", "in flight"),
@@ -152,7 +155,7 @@ async def test_a_retry_ends_the_delay_of_a_pending_transfer(desk: Desk) -> None:
 @pytest.mark.parametrize("everything", [True, False])
 @flying_with(Desk)
 async def test_a_retry_makes_a_failed_transfer_pending_again(desk: Desk, everything: bool) -> None:
-    chosen, other = desk.spool.fail(1), desk.spool.fail(2)
+    chosen, other = desk.spool.put_failed(1), desk.spool.put_failed(2)
     arguments: dict[str, object] = {"all": True} if everything else {"ids": [chosen]}
     answer = await desk.operations.retry(arguments)
     assert answer == {"ids": [chosen, other] if everything else [chosen]}
@@ -166,7 +169,7 @@ async def test_a_retry_makes_a_failed_transfer_pending_again(desk: Desk, everyth
 @flying_with(Desk)
 async def test_two_retries_at_once_send_an_object_once(desk: Desk, error: SpoolError | None) -> None:
     """Also while the disk fails, when its row stays failed in the file."""
-    failed = desk.spool.fail(1)
+    failed = desk.spool.put_failed(1)
     desk.spool.error = error
     first, second = await asyncio.gather(*(desk.operations.retry({"all": True}) for _ in range(2)))
     assert first["ids"] == second["ids"] == [failed]
@@ -179,7 +182,7 @@ async def test_what_the_disk_takes_only_later_happens_at_once(desk: Desk) -> Non
     """The spool carries it out once it can, whatever the operator was answered."""
     desk.house.store.seconds = 1000.0
     (id_,) = await desk.submit("a")
-    failed = desk.spool.fail(1)
+    failed = desk.spool.put_failed(1)
     desk.spool.error = SpoolError("SpoolReadOnly", "read-only")
     assert await desk.operations.drop({"ids": [id_]}) == {"ids": [id_], "unsaved": "read-only"}
     assert id_ not in desk.house.uploader.schedule
@@ -203,7 +206,7 @@ async def test_a_dropped_transfer_is_missing_in_its_exposure(desk: Desk) -> None
 async def test_a_drop_cancels_the_attempt_in_flight(desk: Desk) -> None:
     desk.house.store.seconds = 1000.0
     (id_,) = await desk.submit("a")
-    failed = desk.spool.fail(1)
+    failed = desk.spool.put_failed(1)
     await asyncio.sleep(1)
     assert await desk.operations.drop({"ids": [id_, failed, "unknown"]}) == {"ids": sorted([id_, failed])}
     assert await desk.rows() == []
@@ -223,7 +226,7 @@ async def test_the_status_has_everything(desk: Desk) -> None:
     desk.house.store.seconds = 1000.0
     await desk.submit("a", "a")
     for number in range(LISTED + 5):
-        desk.spool.fail(number)
+        desk.spool.put_failed(number)
     await desk.operations.count_failed()
     desk.operations.reload_fault = "bad port"
     await asyncio.sleep(10)
@@ -331,7 +334,7 @@ async def test_a_transfer_is_late_since_its_acceptance_by_an_earlier_process(
 
 @flying_with(Desk)
 async def test_a_disk_that_cannot_be_read_keeps_the_last_count(desk: Desk) -> None:
-    desk.spool.fail(1)
+    desk.spool.put_failed(1)
     await desk.operations.count_failed()
     desk.spool.broken = True
     await desk.operations.count_failed()
@@ -365,7 +368,7 @@ async def test_figures_are_those_of_the_moment(desk: Desk) -> None:
 @flying_with(House)
 async def test_exposures_follow_every_transfer(house: House) -> None:
     """Accepted, stored, failed, refused by a full disk: at each moment they say what is true."""
-    spool: Any = Spool()
+    spool = OperatorsSpool()
     refusals = Refusals(PeerLookup(lambda socks: {}))
     exposures = watch_exposures(house.uploader, spool, refusals)
     house.store.answer = away

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import pytest
 from fakes import flying_with
@@ -14,12 +12,13 @@ from s3daemon.delivery.attempt import LATE_ARRIVAL_S
 from s3daemon.delivery.janitor import SWEEP_MAX_S, SWEEP_S, Janitor
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination
+from s3daemon.s3.store import Store
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
 HERE, THERE = "http://here", "http://there"
 
 
-class FakeStore:
+class FakeStore(Store):
     """A store that aborts uploads, or answers with an error."""
 
     def __init__(self, url: str) -> None:
@@ -45,9 +44,8 @@ class House:
         self.open_uploads = OpenUploads()
         self.pending = {"pending"}
         self.store = FakeStore(HERE)
-        store: Callable[[], Any] = lambda: self.store  # noqa: E731
         clock = asyncio.get_running_loop().time
-        self.janitor = Janitor(self.open_uploads, self.pending.__contains__, store, clock)
+        self.janitor = Janitor(self.open_uploads, self.pending.__contains__, lambda: self.store, clock)
 
     async def begin(self, id_: str, transfer_id: str = "over", endpoint: str = HERE) -> None:
         await self.open_uploads.begin(
@@ -143,7 +141,7 @@ async def test_uploads_at_a_store_that_is_no_longer_in_use_are_aborted(
     await house.begin("here", "pending")
     await house.begin("there", "pending", THERE)
     there = FakeStore(THERE)
-    old: Any = there
+    old = there
     await house.janitor.abort_all(old)
     assert (there.aborted, house.left, caplog.records) == (["there"], ["here"], [])
     await house.begin("unreached", "pending", THERE)
@@ -158,7 +156,7 @@ async def test_a_store_that_is_replaced_is_not_used_after_it_is_closed(house: Ho
     """The abort under way is waited for; the other orphans are left to the store in use."""
     for id_ in ("one", "two"):
         await house.begin(id_, "over")
-    old: Any = house.store
+    old = house.store
     answered, abort = asyncio.Event(), old.abort
 
     async def slow_abort(upload: MultipartUpload) -> None:
@@ -184,7 +182,7 @@ async def test_a_store_that_is_replaced_is_not_used_after_it_is_closed(house: Ho
 async def test_uploads_at_a_store_that_is_in_use_again_are_kept(house: House) -> None:
     """A second reload came before the last attempts there had ended."""
     await house.begin("here", "pending")
-    old: Any = FakeStore(HERE)
+    old = FakeStore(HERE)
     await house.janitor.abort_all(old)
     assert house.left == ["here"]
 

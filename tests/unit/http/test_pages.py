@@ -12,16 +12,20 @@ import pytest
 
 from s3daemon import __version__
 from s3daemon.config.settings import VARIABLES, Settings, SettingsHolder
+from s3daemon.control.operations import Operations
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.ingress.questions import Questions
 from s3daemon.model.exposure import Exposures
 
 
-class FakeOperations:
+class FakeOperations(Operations):
     """A stand-in for the operations."""
 
     healthy = True
+
+    def __init__(self) -> None:
+        """Make it without anything that it would describe."""
 
     def line(self) -> str:
         return "0 in flight"
@@ -42,11 +46,10 @@ SETTINGS = Settings(
 
 def ask(path: str, operations: FakeOperations, settings: Settings = SETTINGS) -> Any:
     async def main() -> Any:
-        asked: Any = operations
         request: Any = FakeRequest()
         questions = Questions(Exposures(), lambda id_: False)
         metrics = Metrics()
-        return await routes(SettingsHolder(settings), asked, metrics, questions)[path](request)
+        return await routes(SettingsHolder(settings), operations, metrics, questions)[path](request)
 
     return asyncio.run(main())
 

@@ -18,7 +18,7 @@ from lab.serving import Run, SocketHouse, in_house, run_with
 import s3daemon.ingress.listener
 import s3daemon.ingress.server
 from s3daemon.config.settings import SettingsHolder
-from s3daemon.delivery.intake import Ticket
+from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.errors import FileError, SpoolError
 from s3daemon.ingress.access import AccessControl
 from s3daemon.ingress.peer import PeerLookup
@@ -34,7 +34,7 @@ from s3daemon.model.request import Request
 ID = "00000000000000aa"
 
 
-class FakeIntake:
+class FakeIntake(Intake):
     """Accepts requests; its transfers end when the test says so."""
 
     def __init__(self) -> None:
@@ -71,19 +71,17 @@ class House(SocketHouse):
         self.settings = SettingsHolder(settings_for("http://store", **changes))
         super().__init__(directory)
         self.intake, self.notifier, self.notified = FakeIntake(), FakeNotifier(), list[str]()
-        intake: Any = self.intake
-        notifier: Any = self.notifier
         self.access = AccessControl((), PeerLookup())
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
         self.refused: list[Refusal] = []
         self.refusals.observers.append(lambda refusal, _: self.refused.append(refusal))
         failure = Reply(Outcome.FAILED, "00000000000000bb", "NoSuchBucket", "gone")
-        self.waiting = WaitingClients(self.settings, intake, notifier, {failure.id: failure}, {})
+        self.waiting = WaitingClients(self.settings, self.intake, self.notifier, {failure.id: failure}, {})
         self.exposures = Exposures()
         self.questions = Questions(self.exposures, lambda id_: False)
         self.server = Server(
             self.settings,
-            intake,
+            self.intake,
             self.access,
             self.waiting,
             self.notified.append,

@@ -43,7 +43,7 @@ class Attempt:
         self.open_uploads = OpenUploads()
         self.progress = Progress()
 
-        self.multipart = Multipart(self.sender.as_sender())
+        self.multipart = Multipart(self.sender)
 
     async def put(self) -> CompletedUpload:
         metadata = {"name": "value"}

@@ -108,7 +108,7 @@ class Upload:
         upload = MultipartUpload("id", "http://store", "transfer", Destination("bucket", "key"), 60, "mark", 10)
         self.open_upload = OpenUpload(upload)
         self.sender = FakeSender()
-        self.parts = PartSender(self.sender.as_sender())
+        self.parts = PartSender(self.sender)
 
     async def send(self) -> list[str]:
         """Send the parts; the ETags in the order of their arrival."""

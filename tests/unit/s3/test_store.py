@@ -33,7 +33,7 @@ def source(tmp_path: Path) -> Iterator[Source]:
 def store_of(sender: FakeSender) -> Store:
     """A store whose clock advances by a second each time it is read."""
     seconds = iter(range(1000))
-    return Store(sender.as_sender(), lambda: float(next(seconds)))
+    return Store(sender, lambda: float(next(seconds)))
 
 
 @in_loop
