@@ -171,6 +171,8 @@ def _session() -> AioSession:
     """Return a session that takes nothing from the environment, where an operator's `AWS_PROFILE` may stand."""
     session = AioSession()
     session.register_component("data_loader", _loader())
+    # Times in answers are of no use here, and one that is no time would make all of its answer useless.
+    session.get_component("response_parser_factory").set_parser_defaults(timestamp_parser=str)
     variables = session.get_component("config_store")
     for name, (_, _, default, _) in session.SESSION_VARIABLES.items():
         variables.set_config_variable(name, default)

@@ -196,6 +196,17 @@ async def test_a_lookup_without_a_clear_answer(script: Script, code: str) -> Non
     assert (error.code, error.ambiguous) == (code, False)
 
 
+@pytest.mark.parametrize("text", ["Mon, 32 Foo 2026", "9" * 20, "inf", ""])
+@in_loop
+async def test_a_time_that_is_none_spoils_no_answer(text: str) -> None:
+    """Nothing here needs the times in answers; one year too far was an error in the library that reads them."""
+    async with PLAIN.store(other=answering(Last_Modified=text)) as (server, sender):
+        assert await sender.store.find(transfer()) is LookupResult.NOT_FOUND
+        bucket = f"<Buckets><Bucket><CreationDate>{text}</CreationDate></Bucket></Buckets>"
+        server.other = answering(body=f"<ListAllMyBucketsResult>{bucket}</ListAllMyBucketsResult>".encode())
+        await sender.store.ask_neutrally()
+
+
 KEYS = [
     "".join(chr(c) for c in range(0x20, 0x7F)),
     " leading and trailing ",

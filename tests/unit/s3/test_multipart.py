@@ -211,6 +211,15 @@ async def test_the_etag_of_the_object_is_verified(attempt: Attempt, etag: str, c
 
 
 @in_loop
+async def test_a_listed_part_without_a_number_is_none(attempt: Attempt) -> None:
+    """It is sent again."""
+    await attempt.earlier(p1=MD5S[1])
+    attempt.sender.answers["list_parts"] = {"Parts": [{"ETag": f'"{MD5S[1]}"', "Size": PART}]}
+    await attempt.put()
+    assert [number for number, *_ in attempt.sender.sent] == [1, 2, 3]
+
+
+@in_loop
 async def test_an_upload_without_an_id_is_a_bad_answer(attempt: Attempt) -> None:
     """Nothing can be sent to it, and nothing is noted."""
     attempt.sender.answers["create_multipart_upload"] = {}
