@@ -88,7 +88,7 @@ class _OutputError(Exception):
 
 
 class _Output(io.FileIO):
-    """Standard output, whose errors are told from all others."""
+    """Standard output, which raises errors of its own, `_OutputError`."""
 
     def write(self, data: Any) -> int:
         try:

@@ -35,7 +35,7 @@ class Row(JsonObject):
         size_bytes: of the file when it was opened last.
         destination: bucket/key.
         file: its path.
-        notified: its client has been told how it ended; `told` in JSON.
+        notified: a client has received its failure; `told` in JSON.
     """
 
     id: str

@@ -119,8 +119,8 @@ class Intake:
         except SpoolError as exc:
             if await self._uploader.abandon(queued, Reply.failed(exc)):
                 raise
-            # Otherwise it ended before the disk could refuse it: stored or failed, as its client is told. A failure is
-            # recorded then, but not listed: the spool has no row of it.
+            # Otherwise it ended before the disk could refuse it: stored or failed, and its client gets that answer. A
+            # failure is recorded then, but not listed: the spool has no row of it.
 
     def _join(self, queued: QueuedTransfer, tag: str) -> asyncio.Future[None]:
         commit = self._commits.get(queued.transfer.id)

@@ -31,7 +31,7 @@ NO_ETAG_RISK = "an object counts as stored by the status of an answer alone, who
 #: When the endpoint is closed, a store that is being asked to create an upload in parts has so long to answer, seconds:
 #: an id that comes later is lost, and nobody aborts that upload. Part of the service's `STOP_MARGIN_S`.
 SETTLE_LIMIT_S = 1.0
-#: Runs a background task under its name; whoever gave it is told if the task dies.
+#: Runs a background task under its name. If the task dies, that is logged, and the service ends.
 Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
 
 #: A change of one of these settings requires new connections; the others leave the connections as they are.

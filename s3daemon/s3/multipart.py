@@ -44,8 +44,8 @@ _COMPLETIONS_MAX = 10
 _AMBIGUOUS_CODES = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.BAD_ANSWER, "NoSuchUpload"})
 #: The answer to a listing of parts when there is no such upload, S3's and Ceph's.
 _LOST_CODES = frozenset({"NoSuchUpload", "NoSuchKey"})
-#: The answers, beside permanent errors, of a store that does not let us list parts, or cannot: then our own notes must
-#: do, and if the bucket is gone, the next part is told so.
+#: The answers, beside permanent errors, of a store that does not let us list parts, or cannot. Then the parts that were
+#: noted count, and if the bucket is gone, the answer to the next part says so.
 _NO_LISTING = (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 
 

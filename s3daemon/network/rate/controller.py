@@ -326,9 +326,9 @@ class Controller:
                 self._end_drain()
 
     def _end_drain(self) -> None:
-        """Use what was measured; if that is less again, a little later, someone else is pushing us aside.
+        """Use the rate that was measured; if it is lower again than a short time ago, share with another sender.
 
-        What a queue told in the first exposure is tried at once: beside another sender it is a part of the rate.
+        The first rate of all is probed at once: beside another sender it is only a part of what the link carries.
         """
         is_first = self.capacity is None and not self.is_overrun
         if self.is_overrun:
