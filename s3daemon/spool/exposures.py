@@ -59,15 +59,18 @@ _PRUNE = (
     "DELETE FROM counted WHERE exposure NOT IN (SELECT id FROM exposure)",
 )
 _ID = "(SELECT id FROM exposure WHERE tagged = ? AND name = ?)"
-_COUNT = """UPDATE exposure SET first_usec = min(first_usec, ?), last_usec = max(coalesce(last_usec, 0), ?),
+_BEGIN = "UPDATE exposure SET first_usec = min(first_usec, ?) WHERE tagged = ? AND name = ?"
+_COUNT = """UPDATE exposure SET last_usec = max(coalesce(last_usec, 0), ?),
     stored = stored + max(?, stored >= ?), size_bytes = size_bytes + ? * max(?, stored >= ?)
     WHERE tagged = ? AND name = ?"""
 _MARK = """INSERT OR IGNORE INTO counted (exposure, mark)
     SELECT id, ? FROM exposure WHERE tagged = ? AND name = ? AND stored < ?"""
 _FOUND = f"DELETE FROM missing WHERE exposure = {_ID} AND destination = ?"  # noqa: S608 - ours
-_LOSE = f"""INSERT OR REPLACE INTO missing (exposure, destination, outcome, reason)
+_LOSE = f"""INSERT INTO missing (exposure, destination, outcome, reason)
     SELECT id, ?, ?, ? FROM exposure WHERE tagged = ? AND name = ?
-    AND (SELECT count(*) FROM missing WHERE exposure = {_ID}) < ?"""  # noqa: S608 - ours
+    AND (SELECT count(*) FROM missing WHERE exposure = {_ID} AND destination <> ?) < ?
+    ON CONFLICT (exposure, destination) DO UPDATE SET outcome = excluded.outcome, reason = excluded.reason
+    """  # noqa: S608 - ours
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ def count_stored(db: sqlite3.Connection, seq: int, count: StoredCount) -> None:
         mark = mark_of(count.destination)
         is_new = db.execute(_MARK, (mark, tagged, name, MARKS_KEPT)).rowcount > 0
         counts = is_new, MARKS_KEPT, count.size_bytes, is_new, MARKS_KEPT
-        db.execute(_COUNT, (count.at_usec, count.end_usec, *counts, tagged, name))
+        db.execute(_COUNT, (count.end_usec, *counts, tagged, name))
         db.execute(_FOUND, (tagged, name, count.destination))
     if seq:
         keep_ended(db, seq, count.id)
@@ -190,10 +193,12 @@ def _add(db: sqlite3.Connection, name: Name, first_usec: int) -> None:
         db.execute(_PRUNE[0], (KEPT,))
         for statement in _PRUNE[1:]:
             db.execute(statement)
+    else:
+        db.execute(_BEGIN, (first_usec, *name))
 
 
 def _lose(db: sqlite3.Connection, name: Name, what: str, missing: Missing) -> None:
-    db.execute(_LOSE, (what, missing.outcome, missing.reason, *name, *name, MISSING_KEPT))
+    db.execute(_LOSE, (what, missing.outcome, missing.reason, *name, *name, what, MISSING_KEPT))
 
 
 def read(db: sqlite3.Connection) -> KeptExposures:

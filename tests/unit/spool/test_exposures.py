@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from fakes import transfer
-from lab.records import START_USEC, record
+from lab.records import START_USEC, failed, record
 
-from s3daemon.model.exposure import KEPT, MARKS_KEPT, MISSING_KEPT, Exposure, Loss, Missing, mark_of
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.exposure import KEPT, MARKS_KEPT, MISSING_KEPT, Exposure, Exposures, Loss, Missing, mark_of
+from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.exposures import ENDED_KEPT, SaveExposure, SaveLoss, StoredCount
 from s3daemon.spool.rows import Delete, Entry, Insert, compact
@@ -77,6 +77,31 @@ def test_missing_files_are_kept_until_they_are_stored(file: SpoolFile) -> None:
     file.commit([[Delete(0, StoredCount.of(stored(1, tags=("a",), key="night/f.fits")))]])
     (one,) = file.kept().exposures
     assert (one.stored, one.missing) == (1, {"raw/x": Missing("refused", "Code: raw/x")})
+
+
+def test_what_is_kept_is_what_is_known_before_a_restart(file: SpoolFile) -> None:
+    """When the first request came, though others ended sooner; and why the first file is missing."""
+    known = Exposures(on_loss=lambda loss: file.commit([[SaveLoss(loss)]]))
+
+    def end(one: TransferRecord) -> None:
+        known.recorded(one)
+        if one.stored:
+            file.commit([[Delete(0, StoredCount.of(one))]])
+
+    def later(seconds: int) -> int:
+        return START_USEC + seconds * S
+
+    end(stored(1, tags=("a",), start_usec=later(5)))
+    end(failed(2, tags=("a",), key="night/2.fits", start_usec=later(0)))
+    end(failed(3, tags=("a",), key="night/3.fits", start_usec=later(1)))
+    known.refused(Refusal(code="NoSuchFile", text="gone", destination="raw/night/2.fits", tag="a"), later(9))
+    for number in range(MISSING_KEPT):
+        known.refused(Refusal(code="NoSuchFile", text="gone", destination=f"raw/b/{number}", tag="a"), later(9))
+    end(failed(4, tags=("a",), key="night/3.fits", start_usec=later(10)))
+    assert file.kept().exposures == tuple(known)
+    (one,) = known
+    assert (one.first_usec, one.reason, len(one.missing)) == (later(0), "NoSuchFile: gone", MISSING_KEPT)
+    assert one.missing["raw/night/3.fits"].outcome == "failed"
 
 
 def test_the_last_ones_are_kept(file: SpoolFile) -> None:
