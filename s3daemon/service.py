@@ -285,6 +285,7 @@ class Service:
         # These go on during a stop: systemd watches a stopping service too.
         start("the watchdog", self._notifier.watchdog())
         start("the status report", self._report())
+        start("the count of failed transfers", self._count_failed())
         # What is loaded by now stays for good. To look through it for garbage takes 80 ms, 240 ms where others use the
         # CPU, in which nothing else is done: that made one exposure in ten late by as much.
         gc.collect()
@@ -331,7 +332,6 @@ class Service:
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
             self._operations.sample()
-            await self._operations.count_failed()
             self._notifier.status(self._operations.line())
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
@@ -341,6 +341,12 @@ class Service:
                 self._spool.expire(active_now_s, self._settings.current.keep_failed_s)
                 if late := self._operations.late_line():
                     _log.warning("%s", late)
+
+    async def _count_failed(self) -> None:
+        """Keep the number of failed transfers up to date; a task of its own, since the disk may not answer."""
+        while True:
+            await asyncio.sleep(STATUS_EVERY_S)
+            await self._operations.count_failed()
 
     def _restore(self) -> None:
         """Write what is in memory to the spool's new file, after a damaged one was replaced."""

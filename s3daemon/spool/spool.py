@@ -139,7 +139,7 @@ class Spool:
 
     @property
     def fault(self) -> str:
-        """Why acceptances are refused now, one line; empty when they are not."""
+        """Why nothing is accepted now, one line; empty when requests are."""
         return self._writer.fault
 
     def entries(self, *, failed: bool | None = None) -> list[Entry]:

@@ -35,9 +35,12 @@ from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import ReservedSpace, disk_error
 from s3daemon.spool.recovery import RecoverableFile, T
 from s3daemon.spool.rows import Change, compact
+from s3daemon.units import span
 
 #: Requests in one commit during a fault: each may dirty a page or two, and the reserved space has 64.
 _BATCH = 16
+#: A disk that takes longer than this over what it is given is shown as a fault, seconds; a busy one takes two.
+STUCK_S = 10.0
 #: What the file raises when it cannot be used now; StartError, should a newer release have replaced it meanwhile.
 _DISK_ERRORS = (sqlite3.Error, OSError, StartError)
 _log = logging.getLogger(__name__)
@@ -71,9 +74,7 @@ class Writer:
         retry_s: seconds between two attempts to end a fault.
         on_removed: called in the thread with the ids that a request removed without naming them.
         on_replaced: called in the event loop after the file was replaced.
-
-    Attributes:
-        fault: why acceptances are refused now, one line; empty when they are not.
+        stuck_s: how long the disk may take until that is a fault, seconds.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Writer:
         retry_s: float,
         on_removed: Callable[[Iterable[str]], None],
         on_replaced: Callable[[], None],
+        stuck_s: float = STUCK_S,
     ) -> None:
         self._directory = directory
         self._file = file
@@ -107,10 +109,19 @@ class Writer:
         self._results: list[tuple[asyncio.Future[None], Exception | None]] = []
         self._error: SpoolError | None = None
         self._retry_at = math.inf
-        self.fault = ""
+        self._stuck_s = stuck_s
+        self._busy_since = math.inf  # the thread waits for the disk
         self._set_fault(self._try(self._reserved.ensure))
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
+
+    @property
+    def fault(self) -> str:
+        """Why nothing is accepted now, one line; empty when requests are."""
+        busy_s = time.monotonic() - self._busy_since
+        if busy_s >= self._stuck_s:
+            return f"nothing is accepted: the disk of {self._directory} has not answered for {span(busy_s)}"
+        return self._error.text if self._error else ""
 
     def read(self, work: Callable[[SpoolFile], T]) -> T:
         """Return what `work` reads from the file, between two commits.
@@ -173,11 +184,13 @@ class Writer:
     def _run(self) -> None:
         while True:
             requests, closing = self._take()
+            self._busy_since = time.monotonic()
             try:
                 self._serve(requests)
             except Exception as exc:  # a bug: the waiters must be notified, and the thread must live
                 _log.exception("an unexpected error in the spool's writer")
                 self._add_results(requests, exc)
+            self._busy_since = math.inf
             self._report_results()
             if closing:
                 break
@@ -258,7 +271,6 @@ class Writer:
     def _set_fault(self, error: SpoolError | None) -> None:
         """Note that the fault is `error` now, or over; log it when that is new."""
         before, self._error = self._error, error
-        self.fault = error.text if error else ""
         self._retry_at = math.inf if error is None else time.monotonic() + self._retry_s
         if error is not None and (before is None or before.code != error.code):
             _log.error("%s", error.text, extra={"journal": {"MESSAGE_ID": MessageId.SPOOL_FULL.value}})

@@ -21,7 +21,7 @@ from s3daemon.errors import SpoolError
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.recovery import RecoverableFile
 from s3daemon.spool.rows import ClearFailures, Delete, Entry, Insert, SaveClock, Update
-from s3daemon.spool.writer import Writer, WriteRequest
+from s3daemon.spool.writer import STUCK_S, Writer, WriteRequest
 
 HOUR_S = 3600.0
 PATIENCE_S = 20.0
@@ -66,7 +66,7 @@ class TestedFile(RecoverableFile):
 class Scene:
     """A writer on a file in `directory`, and what it called back."""
 
-    def __init__(self, directory: Path, retry_s: float = HOUR_S) -> None:
+    def __init__(self, directory: Path, retry_s: float = HOUR_S, stuck_s: float = STUCK_S) -> None:
         self.file = TestedFile(directory / "spool.db")
         self.removed: list[str] = []
         self.replaced = asyncio.Event()
@@ -78,6 +78,7 @@ class Scene:
             retry_s=retry_s,
             on_removed=self.removed.extend,
             on_replaced=self.replaced.set,
+            stuck_s=stuck_s,
         )
 
     def accept(self, seq: int) -> Awaitable[None]:
@@ -163,6 +164,20 @@ async def test_a_fault_ends_by_itself(tmp_path: Path, caplog: pytest.LogCaptureF
     assert "is full" in first
     assert "cable pulled" in second
     assert "can be written again; requests are accepted" in third
+
+
+@in_loop
+async def test_a_disk_that_does_not_answer_is_a_fault_meanwhile(tmp_path: Path) -> None:
+    """Nothing fails then; clients wait, and whoever looks has to learn why."""
+    scene = Scene(tmp_path, stuck_s=0.05)
+    commit = await scene.file.block(scene.writer)
+    await asyncio.sleep(0.06)
+    assert scene.writer.fault == f"nothing is accepted: the disk of {tmp_path} has not answered for 0s"
+    scene.file.works.set()
+    await commit
+    await asyncio.sleep(0.06)
+    assert scene.writer.fault == "", "a thread with nothing to do is not stuck"
+    scene.writer.close()
 
 
 def test_a_start_without_reserved_space_has_the_fault_at_once(tmp_path: Path) -> None:
