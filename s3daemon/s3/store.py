@@ -19,6 +19,7 @@ from s3daemon.errors import AttemptError, Code
 from s3daemon.model.file_calls import call_in_time
 from s3daemon.model.request import Transfer
 from s3daemon.model.source import Source, md5_of
+from s3daemon.model.verdict import accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.answers import contradicts, etag_of, is_encrypted, is_md5, parts_of
 from s3daemon.s3.multipart import Multipart
@@ -220,12 +221,21 @@ class Store:
     async def ask_neutrally(self) -> None:
         """Send a signed request that concerns no destination: it tells whether the store accepts the keys.
 
-        Not HEAD, whose errors have no code; and a list of buckets has no key that a proxy could fold.
+        Not HEAD, whose errors have no code; and a list of buckets has no key that a proxy could fold. An address that
+        refuses the keys may be alone in that, so each enabled one is asked in turn until one accepts them.
 
         Raises:
-            AttemptError: it was refused, or had no clear answer.
+            AttemptError: every address refused it, or one gave no clear answer.
         """
-        await self.sender.call("list_buckets", MaxBuckets=1)
+        refused_at: set[str] = set()
+        while True:
+            try:
+                await self.sender.call("list_buckets", failed_addresses=refused_at, MaxBuckets=1)
+                return
+            except AttemptError as exc:
+                if not (accuses_keys(exc) and exc.other_address):
+                    raise
+                refused_at.add(exc.address)
 
     async def settle(self, limit_s: float | None = None) -> None:
         """Wait, `limit_s` seconds at most, until what cancelled attempts have the store create is noted."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fake_sender import FakeSender
@@ -203,3 +204,50 @@ async def test_an_upload_is_aborted_by_its_id() -> None:
     upload = MultipartUpload("id", "http://store", TRANSFER.id, TRANSFER.destination, 10, "mark", 5)
     await store_of(sender).abort(upload)
     assert sender.called == [("abort_multipart_upload", {"Bucket": "bucket", "Key": "dir/key", "UploadId": "id"})]
+
+
+class Gateways(FakeSender):
+    """Three addresses with the codes of their refusals; without one an address accepts the neutral request."""
+
+    refusals: tuple[str, ...] = ()
+
+    async def call(
+        self,
+        operation: str,
+        *,
+        answer_timeout_s: float | None = None,
+        failed_addresses: Collection[str] = (),
+        **params: object,
+    ) -> Mapping[str, Any]:
+        self.called.append((operation, params))
+        refusals = {f"192.0.2.{number}": code for number, code in enumerate(self.refusals)}
+        here, *others = [address for address in refusals if address not in failed_addresses]
+        if code := refusals[here]:
+            status = 503 if code == "SlowDown" else 403
+            raise AttemptError(code, "no", status=status, address=here, other_address=bool(others))
+        return {}
+
+
+@pytest.mark.parametrize(
+    ("refusals", "found", "asked"),
+    [
+        (("", "InvalidAccessKeyId", ""), "", 1),
+        (("InvalidAccessKeyId", "", "InvalidAccessKeyId"), "", 2),
+        (("AccessDenied", "SignatureDoesNotMatch", ""), "", 3),
+        (("AccessDenied", "AccessDenied", "AccessDenied"), "AccessDenied", 3),
+        (("SlowDown", "", ""), "SlowDown", 1),
+    ],
+)
+@in_loop
+async def test_keys_that_one_address_refuses_are_shown_to_the_others(
+    refusals: tuple[str, ...], found: str, asked: int
+) -> None:
+    """They are refused by the store only if no address accepts them; what is no answer is not asked again."""
+    sender = Gateways()
+    sender.refusals = refusals
+    try:
+        await store_of(sender).ask_neutrally()
+        code = ""
+    except AttemptError as exc:
+        code = exc.code
+    assert (code, len(sender.called)) == (found, asked)
