@@ -169,6 +169,10 @@ class IdleLimit:
         self._trial_at = now + TRIAL_EVERY_S if self._limit_s < math.inf else math.inf
 
 
+class UnevenClosesError(ConnectionAbortedError):
+    """Connections ended at different times after answers, which no habit of the server explains."""
+
+
 async def find_small_request(
     connection: Connection, send: Callable[[str], Awaitable[object]], pause_s: float = 0.0
 ) -> str:
@@ -183,7 +187,8 @@ async def find_small_request(
         The first of `SMALL_REQUESTS` whose second one goes over the same connection; empty when there is none.
 
     Raises:
-        aiohttp.ClientError, OSError, TimeoutError: one got no answer at all, or the closes have another cause.
+        UnevenClosesError: all were answered, and the closes have another cause.
+        aiohttp.ClientError, OSError, TimeoutError: one got no answer at all.
     """
     for method in SMALL_REQUESTS:
         if await _is_kept_after(method, connection, send, pause_s):
@@ -211,7 +216,7 @@ async def _is_kept_after(
             delay_s = 0.0
         delays.append(delay_s)
     if max(delays) - min(delays) > SAME_DELAY_S:
-        raise ConnectionAbortedError(f"connections ended at different times after {method} /")
+        raise UnevenClosesError(f"connections ended at different times after {method} /")
     return False
 
 

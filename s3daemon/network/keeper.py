@@ -30,6 +30,7 @@ from s3daemon.network.keepalive import (
     SWEEP_S,
     Closes,
     IdleLimit,
+    UnevenClosesError,
     find_small_request,
 )
 from s3daemon.network.pool import ConnectionPool
@@ -259,18 +260,26 @@ class Keeper:
 
     async def _find_at(self, address: str) -> str | None:
         """Find the small request that keeps a connection to one address; None when there is no answer."""
+        status = 0
 
-        async def send(method: str) -> int:
-            return await self._send(connection, method)
+        async def send(method: str) -> None:
+            nonlocal status
+            status = await self._send(connection, method)
 
         connection = self._pool.new_connection()
         connection.set_addresses([address])
+        found: str | None = None
         try:
-            return await find_small_request(connection, send, KEPT_S / SWEEP_S * self._pause_s)
-        except _FAILURES:
-            return None
+            found = await find_small_request(connection, send, KEPT_S / SWEEP_S * self._pause_s)
+            outcome, reason = _outcome_of_status(status)
+        except UnevenClosesError:
+            outcome, reason = _outcome_of_status(status)
+        except _FAILURES as exc:
+            outcome, reason = _outcome_of(exc)
         finally:
             await connection.close()
+        self._pool.addresses.asked(address, outcome, reason)
+        return found
 
     def _use_small_request(self, method: str) -> None:
         before, self._pool.small_request = self._pool.small_request, method
@@ -320,10 +329,7 @@ class Keeper:
             status = await self._send(connection, self._pool.small_request or SMALL_REQUESTS[0])
         except _FAILURES as exc:
             return _outcome_of(exc)
-        is_error = status >= FIRST_SERVER_STATUS
-        return (
-            SmallRequestOutcome.ANSWERED_BADLY if is_error else SmallRequestOutcome.ANSWERED
-        ), f"it answers {status}"
+        return _outcome_of_status(status)
 
     async def _probe(self, address: str) -> None:
         """Ask a disabled address whether it answers again, over a connection that is not in the pool."""
@@ -340,6 +346,11 @@ class Keeper:
             return
         with self._pool.maintain(connection):
             await self._primer.prime(connection)
+
+
+def _outcome_of_status(status: int) -> tuple[SmallRequestOutcome, str]:
+    is_error = status >= FIRST_SERVER_STATUS
+    return SmallRequestOutcome.ANSWERED_BADLY if is_error else SmallRequestOutcome.ANSWERED, f"it answers {status}"
 
 
 def _outcome_of(error: BaseException) -> tuple[SmallRequestOutcome, str]:

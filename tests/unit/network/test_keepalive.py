@@ -23,6 +23,7 @@ from s3daemon.network.keepalive import (
     Closes,
     IdleLimit,
     SeenCloses,
+    UnevenClosesError,
     find_small_request,
 )
 from s3daemon.network.rate.pacing import Pacer
@@ -189,7 +190,7 @@ async def test_a_cut_connection_does_not_count_as_closed_by_the_store(delays_s: 
 async def test_closes_after_different_times_say_nothing() -> None:
     """A store closes after each answer alike; a network that is cut again and again does not."""
     async with scripted(other=Cuts(0.0, 0.4, 0.1)) as server, sending(server) as (connection, send):
-        with pytest.raises(ConnectionAbortedError):
+        with pytest.raises(UnevenClosesError):
             await find_small_request(connection, send, 1.0)
 
 

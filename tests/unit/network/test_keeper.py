@@ -173,16 +173,37 @@ async def test_no_connection_is_opened_to_a_server_that_keeps_none(
 
 @in_loop
 async def test_a_server_that_kept_no_connection_is_asked_again_after_an_outage(clock: Clock) -> None:
-    """No connection is due there, so that no other request would find out that it is back."""
+    """No connection is due there, so that no other request would find out that it is away, or back."""
     async with scripted(other=http_1_0) as server, kept(server, clock) as pool:
         await until(lambda: not pool.small_request)
         server.other = hang_up_after()
-        before, clock.now = len(server.connections), clock.now + ASK_AGAIN_S
-        await server.until(lambda: len(server.connections) > before)
-        await sweeps(1)
+        while not pool.addresses.are_unreachable:
+            clock.now += ASK_AGAIN_S
+            await sweeps(1)
         server.other = answering()
         clock.now += RETRY_MAX_S
         await until(lambda: pool.open_count == CONNECTIONS)
+        assert not pool.addresses.are_unreachable
+
+
+@in_loop
+async def test_connections_that_end_at_different_times_are_answers(clock: Clock) -> None:
+    """The address is not unreachable because of that, as it would be without an answer."""
+    delays_s = iter([0.0, 0.2, 0.0, 0.2, 0.0, 0.2])
+
+    async def cut(exchange: Exchange) -> None:
+        await exchange.answer()
+        if (delay_s := next(delays_s, None)) is not None:
+            asyncio.get_running_loop().call_later(delay_s, exchange.connection.close)
+
+    async with scripted(other=http_1_0) as server, kept(server, clock) as pool:
+        await until(lambda: not pool.small_request)
+        server.other, before = cut, len(server.connections)
+        while len(server.connections) < before + SILENT_CLOSES:
+            clock.now += ASK_AGAIN_S
+            await sweeps(1)
+        await sweeps(1)
+        assert not pool.addresses.are_unreachable
 
 
 @in_loop
