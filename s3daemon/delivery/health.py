@@ -55,7 +55,7 @@ FAILING_AFTER_S = 30.0
 #: always fails, or hangs, does not hide the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
 #: The time between probes while the queue is held, seconds. People correct settings and reload; a probe finds out what
-#: was corrected at the store, of which the daemon has no notice.
+#: was corrected at the store, of which the daemon has no notice, but for a certificate (`ASK_EVERY_S`).
 HELD_PROBE_S = 300.0
 
 
@@ -74,6 +74,7 @@ class Health:
                with the same code                                       after a denial, live transfers too
         HELD   succeeded, if it started since; reload          UP
         HELD   failed or suspected                             HELD
+        HELD   a small request is answered, none was before    HELD   the next probe at once
 
     Failures and suspicions since the last success count. A failed connection always counts, since no transfer is to
     blame for it, and so does an unanswered attempt if a neutral request is not answered either. Any other failure
@@ -105,7 +106,8 @@ class Health:
         self._rounds = 0
         self._probe_at = 0.0
         self._last_failure = ""  # once away, the one that made it so
-        self.unreached = False  #: away, and the last attempt had no connection, so small requests test for its return
+        #: away, or held for its certificate: the last attempt had no connection, so small requests test for its return
+        self.unreached = False
 
     @property
     def away(self) -> bool:
@@ -141,6 +143,8 @@ class Health:
             cure = "" if "reload" in error.text else "; fix it and reload"
             self.held, self._held_at, self._probe_at = f"{error.code}: {error.text}{cure}", now, now + HELD_PROBE_S
             self._is_denial = error.code == ACCESS_DENIED
+        if self.held:
+            self.unreached = error.code == Code.TLS_REFUSED
         self._delay_held_probe(now)
 
     def suspected(self, error: AttemptError, destination: Destination, started_at: float) -> None:

@@ -233,7 +233,7 @@ class Store:
                 await self.sender.call("list_buckets", failed_addresses=refused_at, MaxBuckets=1)
                 return
             except AttemptError as exc:
-                if not (accuses_keys(exc) and exc.other_address):
+                if not (accuses_keys(exc) and exc.other_address) or exc.address in refused_at:
                     raise
                 refused_at.add(exc.address)
 

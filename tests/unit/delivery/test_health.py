@@ -236,6 +236,21 @@ def test_an_answer_where_there_was_no_connection_brings_the_next_probe_forward(h
     assert not health.may_start(0)
 
 
+def test_a_queue_held_for_a_certificate_is_probed_once_a_connection_opens(health: Health) -> None:
+    """That refutes nothing of refused keys."""
+    expired = AttemptError("TLSRefused", "the certificate has expired")
+    health.refused(BAD_KEY, NOW)
+    health.reached()
+    assert not health.may_start(0)
+    health.refused(expired, NOW)
+    health.reached()
+    assert (health.may_start(0), state(health)) == (True, "HELD")
+    health.refused(expired, NOW)
+    assert not health.may_start(0)
+    health.refused(BAD_KEY, NOW)
+    assert not health.unreached
+
+
 def test_without_any_answer_one_destination_is_enough(health: Health) -> None:
     """A neutral request was not answered either, so it is not that destination's fault; a small request may end it."""
     closed = AttemptError("ConnectionClosed", "closed")

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from fakes import FakeJournal, FakeSpool, House, away, flying, flying_with
 
+from s3daemon.delivery.health import ASK_EVERY_S, HELD_PROBE_S
 from s3daemon.errors import AttemptError, SpoolError
 from s3daemon.model.record import AttemptEnd, MessageId
 from s3daemon.model.reply import Outcome
@@ -468,6 +469,21 @@ async def test_a_drain_ends_neutral_requests(house: House, error: AttemptError |
     await house.uploader.drain(20.0)
     assert house.loop.time() - began == pytest.approx(20.0)
     assert ended
+
+
+@flying_with(House)
+async def test_a_renewed_certificate_ends_the_hold_within_seconds(house: House) -> None:
+    """Small requests find out that a connection can be had; nobody has to reload for what others corrected."""
+    refused = AttemptError("TLSRefused", "the certificate has expired")
+    house.store.answer, house.store.neutral = lambda _: refused, lambda: refused
+    await house.intake.submit(house.request())
+    await asyncio.sleep(2 * HELD_PROBE_S - 10)
+    assert house.uploader.health.held
+    assert len(house.store.puts) == 2, "one probe every five minutes"
+    house.store.answer, house.store.neutral = lambda _: None, lambda: None
+    await asyncio.sleep(2 * ASK_EVERY_S)
+    assert not house.uploader.health.held
+    assert len(house.store.objects) == 1
 
 
 @flying_with(House)
