@@ -25,6 +25,9 @@ from s3daemon.network.tcp import TcpInfo, reset_on_close
 
 #: How often an upload is looked at: fine enough to see within half a second that one is far slower than others.
 TICK_S = 0.125
+#: Linux hands a paced socket's data on in bursts of up to this size, bytes: at a low rate it then sends nothing for a
+#: while (tcp_tso_autosize; the nearer the peer, the larger). That is not the store's doing, so it is no stall.
+_BURST_BYTES = 1 << 16
 #: Samples kept for the recent rate; with one each 2 s it is that of the last 4 to 6 s.
 _SAMPLES = 3
 
@@ -202,7 +205,8 @@ class StallWatch:
     Ticks are counted, not seconds, so a process that was stopped for an hour finds nothing stalled when it resumes.
 
     Args:
-        stall_s: no byte was acknowledged for this long although some are outstanding, seconds.
+        stall_s: no byte was acknowledged for this long although some are outstanding, seconds; beyond the time that
+            this host itself held them back to keep to its limit.
         answer_s: everything was acknowledged and no answer came for this long, seconds.
         tick_s: seconds between two calls of `tick`.
     """
@@ -210,17 +214,25 @@ class StallWatch:
     def __init__(self, stall_s: float, answer_s: float, tick_s: float = TICK_S) -> None:
         self._stall_ticks = max(1, round(stall_s / tick_s))
         self._answer_ticks = max(1, round(answer_s / tick_s))
+        self._tick_s = tick_s
         self._unchanged_ticks = 0
+        self._burst_ticks = 0  # what pacing may have added since the last change
         self._last: tuple[int, bool] = (-1, False)
 
-    def tick(self, acked: int, *, arrived: bool) -> bool:
+    def tick(self, acked: int, *, arrived: bool, pacing_limit: int = 0) -> bool:
         """Return whether the attempt should end now.
 
         Args:
             acked: bytes acknowledged so far.
             arrived: the whole body was acknowledged.
+            pacing_limit: the rate to which this host limits the upload, bytes/s; 0 for none.
         """
         now = (acked, arrived)
-        self._unchanged_ticks = self._unchanged_ticks + 1 if now == self._last else 0
+        if now != self._last:
+            self._unchanged_ticks = self._burst_ticks = 0
+        else:
+            self._unchanged_ticks += 1
+        if pacing_limit:
+            self._burst_ticks = max(self._burst_ticks, round(_BURST_BYTES / pacing_limit / self._tick_s))
         self._last = now
-        return self._unchanged_ticks >= (self._answer_ticks if arrived else self._stall_ticks)
+        return self._unchanged_ticks >= (self._answer_ticks if arrived else self._stall_ticks + self._burst_ticks)

@@ -295,7 +295,8 @@ class Sender:
             while not (await asyncio.wait({task}, timeout=TICK_S))[0]:
                 info = upload.info()
                 arrived = body.finished and info is not None and info.outstanding == 0
-                if body.transport is not None and watch.tick(upload.acked(), arrived=arrived):
+                limit = info.pacing_limit if info is not None else 0
+                if body.transport is not None and watch.tick(upload.acked(), arrived=arrived, pacing_limit=limit):
                     acked, reading = upload.acked(), body.reading
                     raise stall_of(self.settings, len(body), acked, arrived=arrived, reading=reading)
                 if body.transport is not None:

@@ -363,6 +363,16 @@ def test_the_time_for_the_answer_begins_with_the_arrival() -> None:
     assert ticks_until_end(watch, 5, arrived=True) == 241
 
 
+def test_an_upload_that_waits_for_its_share_of_the_limit_is_not_stalled() -> None:
+    """At 1 kB/s Linux may send 64 KiB at once and then nothing for a minute; the limit before the last rise counts."""
+    slow, raised = StallWatch(10, 60, 0.25), StallWatch(10, 60, 0.25)
+    assert not any(slow.tick(5, arrived=False, pacing_limit=1000) for _ in range(4 * 75))
+    assert any(slow.tick(5, arrived=False, pacing_limit=1000) for _ in range(4))
+    assert not any(raised.tick(5, arrived=False, pacing_limit=1000 * (1 + tick)) for tick in range(4 * 75))
+    assert sum(1 for _ in iter(lambda: raised.tick(6, arrived=False, pacing_limit=1 << 20), True)) == 40
+    assert sum(1 for _ in iter(lambda: raised.tick(6, arrived=True, pacing_limit=1000), True)) == 240
+
+
 def test_a_limit_below_a_tick_is_a_tick() -> None:
     """There is always a second look."""
     assert ticks_until_end(StallWatch(0.01, 0.01, 0.25), 5, arrived=False) == 2
