@@ -161,6 +161,12 @@ class FileState:
         ctime_ns = _signed64(stat.st_ctime_ns)
         return cls(stat.st_size, _signed64(stat.st_mtime_ns), stat.st_ino, stat.st_dev, ctime_ns)
 
+    def difference(self, other: FileState) -> str:
+        """Return the names of what differs from another state; the change time, which every change sets, if alone."""
+        named = {"size": "size", "inode": "inode number", "mtime_ns": "modification time"}
+        found = [name for field_, name in named.items() if getattr(self, field_) != getattr(other, field_)]
+        return ", ".join(found) or "change time"
+
     @property
     def mark(self) -> str:
         """The text that an object's metadata has of it; without the device, whose number a reboot may change."""

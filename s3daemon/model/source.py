@@ -138,7 +138,8 @@ class Source:
         except OSError as exc:
             raise file_error(self.path, exc) from exc
         if now != self.state:
-            raise FileError(Code.FILE_CHANGED, f"{one_line(self.path)}: it changed while it was sent")
+            text = f"{one_line(self.path)}: it changed while it was sent ({now.difference(self.state)})"
+            raise FileError(Code.FILE_CHANGED, text)
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
         """Return what the page cache has there; None when a read would block or the file system cannot tell (tmpfs)."""

@@ -254,12 +254,18 @@ def replace_by_rename(file: Path) -> None:
     twin.replace(file)
 
 
-CHANGES = [change_size, change_content, change_content_and_restore_its_time, replace_by_rename, Path.touch]
+CHANGES = {
+    change_size: "size",
+    change_content: "modification time",
+    change_content_and_restore_its_time: "change time",
+    replace_by_rename: "inode number",
+    Path.touch: "modification time",
+}
 
 
-@pytest.mark.parametrize("change", CHANGES)
-def test_a_change_is_noticed(tmp_path: Path, change: object) -> None:
-    """Another size, another time or another inode under the same path is another file."""
+@pytest.mark.parametrize(("change", "named"), CHANGES.items())
+def test_a_change_is_noticed(tmp_path: Path, change: object, named: str) -> None:
+    """Another size, another time or another inode under the same path is another file; the error names which."""
     file = a_file(tmp_path / "file", 100_000)
     with opened(file) as source:
         assert callable(change)
@@ -267,6 +273,7 @@ def test_a_change_is_noticed(tmp_path: Path, change: object) -> None:
         with pytest.raises(FileError) as caught:
             source.check_unchanged()
     assert caught.value.code == "FileChanged"
+    assert str(caught.value).startswith(f"{file}: it changed while it was sent ({named}")  # and others, as it happens
 
 
 def test_a_removal_is_noticed(tmp_path: Path) -> None:
