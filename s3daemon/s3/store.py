@@ -231,11 +231,12 @@ class Store:
         while True:
             try:
                 await self.sender.call("list_buckets", failed_addresses=refused_at, MaxBuckets=1)
-                return
             except AttemptError as exc:
                 if not (accuses_keys(exc) and exc.other_address) or exc.address in refused_at:
                     raise
                 refused_at.add(exc.address)
+            else:
+                return
 
     async def settle(self, limit_s: float | None = None) -> None:
         """Wait, `limit_s` seconds at most, until what cancelled attempts have the store create is noted."""

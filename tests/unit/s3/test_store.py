@@ -251,3 +251,17 @@ async def test_keys_that_one_address_refuses_are_shown_to_the_others(
     except AttemptError as exc:
         code = exc.code
     assert (code, len(sender.called)) == (found, asked)
+
+
+@in_loop
+async def test_an_address_that_is_asked_again_ends_the_question() -> None:
+    """Another address may be enabled and still not get the request, such as one on trial."""
+
+    class Stuck(FakeSender):
+        async def call(self, operation: str, **params: Any) -> Mapping[str, Any]:
+            self.called.append((operation, params))
+            raise AttemptError("AccessDenied", "no", status=403, address="192.0.2.1", other_address=True)
+
+    sender = Stuck()
+    assert (await failure(store_of(sender).ask_neutrally())).code == "AccessDenied"
+    assert len(sender.called) == 2
