@@ -269,8 +269,14 @@ _PRIORITIES = {5: Priority.CRITICAL, 4: Priority.ERROR, 3: Priority.WARNING, 2: 
 
 
 def choose_sink(environ: Mapping[str, str], stderr: int = 2, path: Path = JOURNAL_SOCKET) -> Sink:
-    """Return the journal if the descriptor `stderr` leads to it, see JOURNAL_STREAM in systemd.exec(5); else text."""
+    """Return the journal if the descriptor `stderr` leads to it, see JOURNAL_STREAM in systemd.exec(5); else text.
+
+    To a service that starts while journald is down, systemd gives /dev/null in place of the journal. Text would be lost
+    there until the next restart; the journal takes entries once it is back.
+    """
     status = os.fstat(stderr)
+    if "INVOCATION_ID" in environ and status.st_rdev == Path(os.devnull).stat().st_rdev:
+        return journal_sink(path)
     in_journal = environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
     return journal_sink(path) if in_journal and path.is_socket() else text_sink(stderr)
 

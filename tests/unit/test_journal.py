@@ -401,6 +401,22 @@ def test_the_journal_is_chosen_only_where_standard_error_leads_to_it(tmp_path: P
             assert os.read(out, 65536).endswith(b"info as text\n")
 
 
+def test_the_journal_is_chosen_where_systemd_could_not_connect_standard_error_to_it(tmp_path: Path) -> None:
+    """It gives /dev/null to a service that starts while journald is down; the socket may come later."""
+    path = tmp_path / "journal"
+    with open(os.devnull, "wb") as null:
+        sink = choose_sink({"INVOCATION_ID": "0" * 32}, null.fileno(), path)
+        with pytest.raises(FileNotFoundError):
+            sink([("MESSAGE", b"journald is down")])
+        with journald(path) as receiver:
+            sink([("MESSAGE", b"it is back")])
+            assert b"it is back" in receiver.recv(65536)
+            receiver.setblocking(False)
+            choose_sink({}, null.fileno(), path)([("MESSAGE", b"discarded by a user")])
+            with pytest.raises(BlockingIOError):
+                receiver.recv(65536)
+
+
 def test_a_warning_on_standard_error_never_blocks() -> None:
     with pipe() as (out, err):
         warn_on(err)("3 are lost")
