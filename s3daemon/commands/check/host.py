@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -182,10 +183,14 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
         findings.ok("state", f"{directory}, mode {stat.S_IMODE(found.st_mode):04o}, {free / 1e9:.3g} GB free")
 
 
-def journal(findings: Findings, host: Host, socket: Path) -> None:
+def journal(findings: Findings, host: Host, journald: Path) -> None:
     """Say where records go, and whether the user who looks can read them."""
-    if not host.path(socket).exists():
+    if not host.path(journald).exists():
         findings.note("journal", "journald does not run here: records go to standard error")
+        return
+    if not _receives(host.path(journald)):
+        start = "systemctl start systemd-journald.socket systemd-journald.service"
+        findings.fail("journal", f"journald has stopped, and records are lost until it runs again: {start}")
         return
     files = [file for top in ("/var/log", "/run/log") for file in host.path(top).glob("journal/*/system.journal")]
     if host.uid == 0 or any(os.access(file, os.R_OK) for file in files):
@@ -193,3 +198,15 @@ def journal(findings: Findings, host: Host, socket: Path) -> None:
     else:
         text = "records go there, but you cannot read them, and journalctl shows none"
         findings.warn("journal", f"{text}: usermod -aG systemd-journal YOU, and log in again")
+
+
+def _receives(path: Path) -> bool:
+    """Whether a process has the socket open that a datagram socket's file stands for."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+        try:
+            sender.connect(str(path))
+        except ConnectionRefusedError:
+            return False
+        except OSError:
+            pass  # this user may not know
+    return True

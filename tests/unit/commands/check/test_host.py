@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -212,13 +213,17 @@ def test_state_directory_with_files_of_root(looked: Looked) -> None:
 
 
 def test_journal(looked: Looked) -> None:
-    """None, one that can be read, and one that cannot, which must not look empty."""
-    socket = Path("/run/systemd/journal/socket")
-    checks_host.journal(looked.findings, looked.host, socket)
-    looked.put(str(socket))
-    looked.change(uid=4711)
-    checks_host.journal(looked.findings, looked.host, socket)
-    looked.put("/var/log/journal/0123/system.journal")
-    checks_host.journal(looked.findings, looked.host, socket)
-    assert [line.split()[0] for line in looked.lines] == ["note", "warn", "ok"]
+    """None, one that can be read, one that cannot, which must not look empty, and one whose journald has stopped."""
+    path = Path("/run/journal")
+    checks_host.journal(looked.findings, looked.host, path)
+    looked.put(str(path)).unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(str(looked.host.path(path)))
+        looked.change(uid=4711)
+        checks_host.journal(looked.findings, looked.host, path)
+        looked.put("/var/log/journal/0123/system.journal")
+        checks_host.journal(looked.findings, looked.host, path)
+    checks_host.journal(looked.findings, looked.host, path)
+    assert [line.split()[0] for line in looked.lines] == ["note", "warn", "ok", "FAIL"]
     assert "systemd-journal" in looked.lines[1]
+    assert "journald has stopped" in looked.lines[3]
