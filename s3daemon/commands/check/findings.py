@@ -11,6 +11,7 @@ Each line is printed at once, because a store that does not answer delays those 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import subprocess
@@ -27,6 +28,8 @@ from s3daemon.errors import one_line, to_redact
 
 _SUBJECT_CHARS = len("credentials")
 _STYLES = {"FAIL": "bold red", "warn": "yellow", "ok": "green", "note": ""}
+#: SD_MESSAGE_UNIT_FAILED of systemd.
+_START_FAILED = "be02cf6855d2428ba40df7e9d022f03d"
 #: PID 1 answers at once or not at all.
 _SYSTEMD_S = 10
 
@@ -102,7 +105,10 @@ def _run(*command: str) -> str | None:
     if not Path("/run/systemd/system").is_dir():
         return None
     try:
-        done = subprocess.run(command, capture_output=True, timeout=_SYSTEMD_S, check=True)  # noqa: S603 - words are ours
+        # Not the caller's input, which may be closed: systemd-run would fail without one.
+        done = subprocess.run(  # noqa: S603 - words are ours
+            command, stdin=subprocess.DEVNULL, capture_output=True, timeout=_SYSTEMD_S, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.decode(errors="surrogateescape")
@@ -122,8 +128,19 @@ def _show(unit: str) -> dict[str, str]:
 
 
 def _last_error(unit: str) -> str:
-    said = _run("journalctl", "--quiet", f"--unit={unit}", "--priority=err", "--lines=1", "--output=cat", "--no-pager")
-    return (said or "").strip()
+    options = ("--quiet", f"--unit={unit}", "--priority=err", "--lines=10", "--output=json", "--no-pager")
+    return last_reason((_run("journalctl", *options) or "").splitlines())
+
+
+def last_reason(entries: Iterable[str]) -> str:
+    """Return the last of these entries that has a reason; empty when none has.
+
+    Args:
+        entries: of the journal, as `journalctl -o json` prints them. Systemd's own entry after each failed start says
+            only that it failed.
+    """
+    found = [entry for entry in map(json.loads, entries) if entry.get("MESSAGE_ID") != _START_FAILED]
+    return str(found[-1].get("MESSAGE", "")).strip() if found else ""
 
 
 def _environment(file: Path) -> dict[str, str] | None:
@@ -145,8 +162,8 @@ class Host:
         user: the account of a name, or None.
         show: some properties of a systemd unit, those that occur more than once joined by a blank; empty where systemd
             does not run.
-        last_error: the last error that the journal has of a systemd unit; empty when there is none or it cannot be
-            read.
+        last_error: the last reason that the journal has among the errors of a systemd unit; empty when there is none
+            or it cannot be read.
         environment: the environment that systemd makes of an environment file, by starting a short-lived process;
             None where it does not: for others than root, or where it does not run, or of a file that it does not take.
     """

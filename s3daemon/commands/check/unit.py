@@ -12,6 +12,7 @@ from pathlib import Path
 from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.control.client import NoDaemonError
 from s3daemon.errors import Code, S3daemonError
+from s3daemon.units import plural
 
 #: What a unit that is not enabled costs after a reboot.
 _UNITS = {"socket": "clients are refused", "service": "what was accepted waits for a client to start the daemon"}
@@ -112,7 +113,8 @@ def _failing(findings: Findings, host: Host, unit: Unit) -> bool:
     restarting = shown.get("SubState") == "auto-restart" or shown.get("NRestarts", "0") not in ("", "0")
     if shown.get("ActiveState") != "failed" and not (shown.get("ActiveState") == "activating" and restarting):
         return False
-    times = f", {shown['NRestarts']} times so far" if restarting and shown.get("NRestarts") else ""
+    count = shown.get("NRestarts", "0") if restarting else "0"
+    times = "" if count in ("", "0") else f", {plural(int(count), 'time')} so far"
     why = host.last_error(f"{unit.name}.service") or f"Result={shown.get('Result', 'unknown')}"
     see = f"journalctl -u {unit.name} -p err"
     findings.fail("daemon", f"{unit.name}.service fails to start{times}: {why}; accepted transfers are kept; {see}")

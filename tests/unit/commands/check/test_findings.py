@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from lab.terminal import Terminal
 
-from s3daemon.commands.check.findings import Findings, Host
+from s3daemon.commands.check.findings import Findings, Host, last_reason
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -86,3 +86,20 @@ def test_users_are_looked_up_on_this_host() -> None:
     assert root is not None
     assert root.pw_uid == 0
     assert Host().user("no-such-user-here") is None
+
+
+@pytest.mark.parametrize(
+    ("entries", "reason"),
+    [
+        ([], ""),
+        (['{"MESSAGE": "cannot start: BadSettings: a"}', '{"MESSAGE": "cannot start: BadSettings: b"}'],
+         "cannot start: BadSettings: b"),
+        (['{"MESSAGE": "cannot start: BadSettings: a"}',
+          '{"MESSAGE": "Failed to start x", "MESSAGE_ID": "be02cf6855d2428ba40df7e9d022f03d"}'],
+         "cannot start: BadSettings: a"),
+        (['{"MESSAGE": "Failed to start x", "MESSAGE_ID": "be02cf6855d2428ba40df7e9d022f03d"}'], ""),
+        (['{"MESSAGE": "Watchdog timeout (limit 30s)!"}'], "Watchdog timeout (limit 30s)!"),
+    ],
+)  # fmt: skip
+def test_the_reason_is_not_that_the_start_failed(entries: list[str], reason: str) -> None:
+    assert last_reason(entries) == reason

@@ -116,6 +116,8 @@ def test_no_daemon(activated: bool, text: str, looked: Looked) -> None:
     [
         ({"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "7"}, "cannot start: BadSettings: no",
          "FAIL daemon s3daemon.service fails to start, 7 times so far: cannot start: BadSettings: no; accepted"),
+        ({"ActiveState": "activating", "SubState": "auto-restart", "NRestarts": "0"}, "cannot start: BadSettings: no",
+         "FAIL daemon s3daemon.service fails to start: cannot start: BadSettings: no; accepted"),
         ({"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "NRestarts": "0"}, "",
          "FAIL daemon s3daemon.service fails to start: Result=exit-code; accepted"),
         ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, "", "note daemon no daemon runs"),
