@@ -214,12 +214,15 @@ async def _act_on(
     spool: Spool, action: str, ids: Sequence[str] | None, on_dropped: Callable[[Sequence[Entry]], None]
 ) -> set[str]:
     wanted = None if ids is None else set(ids)
-    entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
-    chosen = [entry.transfer.id for entry in entries]
     if action == "retry":
-        done, error = await spool.retry(chosen, spool.active_base_s)
+        entries = [entry for entry in spool.entries() if wanted is None or entry.transfer.id in wanted]
+        pending = {entry.transfer.id for entry in entries if not entry.failed}  # tried as soon as the daemon runs
+        done, error = await spool.retry([entry.transfer.id for entry in entries if entry.failed], spool.active_base_s)
+        done |= pending
     else:
-        done, error = await spool.drop(chosen, [loss_of(one.transfer, _DROPPED) for one in entries if not one.failed])
+        entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
+        losses = [loss_of(entry.transfer, _DROPPED) for entry in entries if not entry.failed]
+        done, error = await spool.drop([entry.transfer.id for entry in entries], losses)
     if error is not None:
         raise error  # what is not durable now ends with this process
     if action == "drop":

@@ -139,12 +139,13 @@ def test_an_id_may_be_given_as_the_uuid_of_an_answer_over_http(spooled: Path) ->
 
 
 def test_down_it_retries(spooled: Path) -> None:
-    """What failed is pending again, by id or all of it."""
+    """What failed is pending again, by id or all of it; what is pending counts too, as it does while a daemon runs."""
     assert run(spooled, "retry", ident("c")) == (0, "1 will be tried again\n", "")
     assert states(spooled) == {"a": False, "b": False, "c": False, "d": True}
-    assert run(spooled, "retry", "--all") == (0, "1 will be tried again\n", "")
+    assert run(spooled, "retry", ident("a")) == (0, "1 will be tried again\n", "")
+    assert run(spooled, "retry", "--all") == (0, "4 will be tried again\n", "")
     assert not any(states(spooled).values())
-    assert run(spooled, "retry", "--all") == (0, "0 will be tried again\n", "")
+    assert run(spooled, "retry", "--all") == (0, "4 will be tried again\n", "")
 
 
 @pytest.mark.parametrize("action", ["retry", "drop"])
