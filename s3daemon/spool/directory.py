@@ -29,6 +29,7 @@ import errno
 import fcntl
 import os
 import sqlite3
+import stat
 from pathlib import Path
 
 from s3daemon.errors import Code, SpoolError, StartError, one_line
@@ -36,6 +37,40 @@ from s3daemon.spool.database import primary_code
 
 #: Twice the WAL (`database`), so that it can be written back and filled once more with removals.
 RESERVED_BYTES = 256 * 1024
+
+
+def denied(path: Path, error: OSError) -> StartError:
+    """Return the error for people that `error`, raised while a file of the spool was opened, means; with its cure."""
+    directory = path.parent
+    try:
+        found, owner = path.stat(), directory.stat().st_uid
+        own = owner == os.geteuid()
+    except OSError:
+        found, own = None, False
+    if found and not stat.S_ISREG(found.st_mode):
+        return StartError(Code.SPOOL_DENIED, f"{path} is not a regular file: rename or remove it")
+    if isinstance(error, PermissionError):
+        ours = f"chown -R --reference={directory} {directory}; chmod u+rw {path}"
+        cure = ours if own else "run as root or as the service's user"
+    elif error.errno == errno.EROFS:
+        cure = "its file system must be writable"
+    else:
+        cure = f"examine {directory} and its file system"
+    return StartError(Code.SPOOL_DENIED, f"{path} cannot be opened: {error.strerror}: {cure}")
+
+
+def obstacle(path: Path) -> StartError | None:
+    """Return what keeps this process from writing the spool's file `path` or its WAL; None if nothing is known."""
+    for each in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            os.close(os.open(each, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+        except FileNotFoundError:
+            continue
+        except OSError as exc:
+            return denied(each, exc)
+        if not each.is_file():
+            return denied(each, OSError())
+    return None
 
 
 class Lock:
@@ -57,8 +92,7 @@ class Lock:
             text = f"there is no spool in {directory}: the daemon's first start makes it"
             raise StartError(Code.NO_SPOOL, f"{text}; --instance or --state-dir name others") from exc
         except OSError as exc:
-            text = f"{path} cannot be opened: {exc.strerror} (run as root or as the service's user)"
-            raise StartError(Code.SPOOL_DENIED, text) from exc
+            raise denied(path, exc) from exc
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:

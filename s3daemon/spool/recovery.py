@@ -25,6 +25,7 @@ from typing import TypeVar
 
 from s3daemon.errors import Code, StartError, one_line
 from s3daemon.spool.database import SpoolFile, is_corrupt
+from s3daemon.spool.directory import obstacle
 from s3daemon.spool.exposures import KeptExposures, SaveEnded, SaveExposure
 from s3daemon.spool.rows import Change, Entry, Hint, Insert, OpenUpload, SaveClock, SaveHint
 
@@ -37,12 +38,17 @@ T = TypeVar("T")
 _log = logging.getLogger(__name__)
 
 
-def cannot_open(directory: Path, error: sqlite3.Error | OSError) -> StartError:
-    """Return the error for people that `error`, raised while the spool in `directory` was opened, means."""
+def cannot_open(file: Path, error: sqlite3.Error | OSError) -> StartError:
+    """Return the error for people that `error`, raised while the spool's file was opened, means."""
+    directory = file.parent
     if isinstance(error, sqlite3.Error) and is_corrupt(error):
         text = f"the spool in {directory} is damaged; the daemon repairs it when it starts"
         return StartError(Code.SPOOL_CORRUPT, text)
-    return StartError(Code.SPOOL_BROKEN, f"the spool in {directory} cannot be opened: {error}")
+    # SQLite says "unable to open database file" or "disk I/O error" where the system has a reason.
+    if (found := obstacle(file)) is not None:
+        return found
+    text = f"the spool in {directory} cannot be opened: {error}: examine its file system"
+    return StartError(Code.SPOOL_BROKEN, text)
 
 
 @dataclass(slots=True)

@@ -129,7 +129,7 @@ class Spool:
             lock.release()
             if not isinstance(exc, sqlite3.Error | OSError):
                 raise
-            raise cannot_open(directory, exc) from exc
+            raise cannot_open(directory / "spool.db", exc) from exc
         opening = False
         file.take_replaced()  # nothing in memory comes from the old file
         new_writer = partial(

@@ -8,6 +8,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,12 @@ from s3daemon.spool.directory import (
     RESERVED_BYTES,
     Lock,
     ReservedSpace,
+    denied,
     disk_error,
+    obstacle,
     prepare,
 )
+from s3daemon.spool.spool import Spool
 
 
 def test_the_directory_is_made_or_closed_to_others(tmp_path: Path) -> None:
@@ -35,6 +39,43 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with pytest.raises(StartError, match="must be a directory"):
         prepare(tmp_path / "state")
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (errno.EACCES, "Permission denied: chown -R --reference={0} {0}; chmod u+rw {0}/spool.db"),
+        (errno.EROFS, "Read-only file system: its file system must be writable"),
+        (errno.EIO, "Input/output error: examine {0} and its file system"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_has_a_cure(tmp_path: Path, error: int, text: str) -> None:
+    file = tmp_path / "spool.db"
+    file.touch()
+    found = denied(file, OSError(error, os.strerror(error)))
+    assert (found.code, found.text) == ("SpoolDenied", f"{file} cannot be opened: {text.format(tmp_path)}")
+
+
+def test_another_user_is_told_who_may(tmp_path: Path) -> None:
+    error = PermissionError(errno.EACCES, "Permission denied")
+    text = f"{tmp_path}/none/lock cannot be opened: Permission denied: run as root or as the service's user"
+    assert denied(tmp_path / "none/lock", error).text == text
+
+
+@pytest.mark.parametrize("name", ["spool.db", "spool.db-wal"])
+@pytest.mark.parametrize("make", [Path.mkdir, os.mkfifo])
+def test_what_is_no_file_is_in_the_way(tmp_path: Path, name: str, make: Callable[[Path], None]) -> None:
+    assert obstacle(tmp_path / "spool.db") is None
+    make(tmp_path / name)
+    found = obstacle(tmp_path / "spool.db")
+    assert found is not None
+    assert found.text == f"{tmp_path / name} is not a regular file: rename or remove it"
+
+
+def test_a_spool_that_cannot_be_opened_names_the_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "spool.db-wal").mkdir(parents=True)
+    with pytest.raises(StartError, match=r"spool\.db-wal is not a regular file"):
+        Spool.open(tmp_path)
 
 
 TOP = Path(__file__).resolve().parents[3]
@@ -71,10 +112,11 @@ def test_a_tool_makes_no_lock(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_right_to_the_lock_says_what_to_do(tmp_path: Path) -> None:
+def test_a_lock_that_cannot_be_opened_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "lock").mkdir()
-    with pytest.raises(StartError, match="run as root or as the service's user"):
+    with pytest.raises(StartError, match="lock is not a regular file: rename or remove it") as caught:
         Lock(tmp_path, create=False)
+    assert caught.value.code == "SpoolDenied"
 
 
 def test_the_reserved_space_has_real_blocks_and_is_created_once(tmp_path: Path) -> None:
