@@ -28,6 +28,9 @@ _COMMANDS = {
 }
 
 
+#: The exit status after an interrupt from the keyboard, as of programs that SIGINT ends.
+_INTERRUPTED = 130
+
 #: What `--help` of a command ends with: examples, then what its exit status means.
 _EPILOGS = {
     "check": ("s3daemon check\ns3daemon check raw/tests --instance 15557", "1: something does not work"),
@@ -65,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     except OSError as exc:
         print(f"s3daemon: {exc}", file=sys.stderr)
         status = 1
+    except KeyboardInterrupt:
+        status = _INTERRUPTED
     sys.exit(status)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -194,6 +196,20 @@ def test_an_output_that_cannot_be_written_is_no_success(argv: tuple[str, ...], r
     done = subprocess.run(["/bin/sh", "-c", words], cwd=TREE, env=env, stderr=subprocess.PIPE, text=True, check=False)
     said = f"s3daemon: cannot write to standard output: {reason}\n"
     assert (done.returncode, done.stderr) == ((1, said) if reason else (0, "1\n"))
+
+
+def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
+    """It comes while the daemon is asked, which does not answer."""
+    with socket.socket(socket.AF_UNIX) as control:
+        control.bind(os.fspath(tmp_path / "control"))
+        control.listen()
+        control.settimeout(20)
+        command = [sys.executable, "-m", "s3daemon", "queue", "--state-dir", tmp_path]
+        env = {"PATH": os.environ["PATH"], **LIBRARIES}
+        with subprocess.Popen(command, cwd=TREE, env=env, stderr=subprocess.PIPE) as process, control.accept()[0]:
+            process.send_signal(signal.SIGINT)
+            _, err = process.communicate(timeout=20)
+    assert (process.returncode, err) == (130, b"")
 
 
 def test_closed_streams_are_no_traceback() -> None:
