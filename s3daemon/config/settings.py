@@ -347,6 +347,8 @@ _PREFIX = "S3DAEMON_"
 _NAMES = [name for v in VARIABLES.values() for name in (v.name, v.fallback) if name]
 #: A line of an environment file that names a variable of ours, in whatever form: the name, and what follows.
 _NAMING = re.compile(rf"[^#;=]*?(?<!\w)({'|'.join(_NAMES)})\b\s*[=:]?(.*)", re.IGNORECASE)
+_NAMES_SECRET = re.compile("SECRET|TOKEN", re.IGNORECASE)
+_VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*", re.IGNORECASE)
 #: The fields that restrict what clients may do. One that is not set means no limit.
 RESTRICTIONS = ("allowed_users", "allowed_roots", "allowed_buckets")
 #: The fields that a reload puts in force.
@@ -407,7 +409,7 @@ def retired(environ: Mapping[str, str]) -> list[str]:
 def not_set_by_file(text: str, environ: Mapping[str, str]) -> list[str]:
     """Return a fault for each variable of ours that an environment file names and systemd does not set as it says.
 
-    Systemd ignores a line that is not NAME=value, and some that are, without an error. Its rules differ from version to
+    Systemd ignores a line that is not NAME=value, and some that are, and goes on. Its rules differ from version to
     version, so they are not repeated here: its result is compared.
 
     Args:
@@ -424,6 +426,28 @@ def not_set_by_file(text: str, environ: Mapping[str, str]) -> list[str]:
         for name, (number, value) in last.items()
         if name not in environ or not _says(value, environ[name])
     ]
+
+
+def logged_by_systemd(text: str) -> list[str]:
+    """Return a fault for each line of an environment file that systemd would log with the secret in it.
+
+    It logs a line whose name is not a variable's, such as one with export, whenever a unit with that file starts or
+    reloads; and a value that is not UTF-8.
+
+    Args:
+        text: the file's content, with LF at the end of each line, and lone surrogates for bytes that are not UTF-8.
+    """
+    found = []
+    for number, line in enumerate(text.split("\n"), 1):
+        name, equals, value = line.lstrip().partition("=")
+        if not equals or name[:1] in ("#", ";") or not _NAMES_SECRET.search(name):
+            continue
+        if not _VARIABLE_NAME.fullmatch(name.rstrip()) or any("\ud800" <= char < "\ue000" for char in value):
+            found.append(
+                f"systemd writes all of line {number}, the secret included, to the journal at each start and reload: "
+                "write NAME=value, and replace the key if the service has been started or reloaded with this line"
+            )
+    return found
 
 
 def _says(text: str, value: str) -> bool:

@@ -25,7 +25,7 @@ from s3daemon.commands.check import unit as checks_unit
 from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.commands.check.unit import Unit
-from s3daemon.config.settings import VARIABLES, Settings, not_set_by_file, read_file, retired
+from s3daemon.config.settings import VARIABLES, Settings, logged_by_systemd, not_set_by_file, read_file, retired
 from s3daemon.control.client import Instance, instance_port
 from s3daemon.errors import SettingsError, one_line
 from s3daemon.journal import JOURNAL_SOCKET
@@ -117,6 +117,12 @@ def _variables(findings: Findings, host: Host, unit: Unit) -> Mapping[str, str]:
         cure = "run it as root" if isinstance(exc, PermissionError) else "give a file with a NAME=value in each line"
         findings.fail("settings", f"{unit.env_file} cannot be read: {exc.strerror}: {cure}")
         return {}
+    content = read_file(host.path(unit.env_file))
+    exposed = logged_by_systemd(content)
+    for text in exposed:
+        findings.fail("settings", f"{unit.env_file}: {text}")
+    if exposed:  # so this command would have it logged too
+        return {}
     read = host.environment(unit.env_file)
     if read is None:
         if host.uid:
@@ -125,7 +131,7 @@ def _variables(findings: Findings, host: Host, unit: Unit) -> Mapping[str, str]:
             text = f"systemd does not run here, or does not accept {unit.env_file}: see journalctl -e, {export}"
         findings.fail("settings", text)
         return {}
-    for text in not_set_by_file(read_file(host.path(unit.env_file)), read):
+    for text in not_set_by_file(content, read):
         findings.fail("settings", f"{unit.env_file}: {text}")
     return {**read, **unit.environ(host)}
 

@@ -19,6 +19,7 @@ from s3daemon.config.settings import (
     Settings,
     differences,
     lifted,
+    logged_by_systemd,
     not_set_by_file,
     of_operator,
     of_service,
@@ -352,6 +353,30 @@ def test_no_line_that_is_ignored_shows_a_secret() -> None:
     (fault,) = not_set_by_file(f"export AWS_SECRET_ACCESS_KEY={SECRET}", {})
     assert "AWS_SECRET_ACCESS_KEY" in fault
     assert SECRET not in fault
+
+
+@pytest.mark.parametrize(
+    ("line", "logged"),
+    [
+        (f"AWS_SECRET_ACCESS_KEY={SECRET}", False),
+        (f"  aws_secret_access_key = '{SECRET}=' ", False),
+        (f"# export AWS_SECRET_ACCESS_KEY={SECRET}", False),
+        (f"; export AWS_SECRET_ACCESS_KEY={SECRET}", False),
+        (f"AWS_SECRET_ACCESS_KEY: {SECRET}", False),
+        ("export S3_ENDPOINT_URL=https://s3.example.org", False),
+        (f"export AWS_SECRET_ACCESS_KEY={SECRET}", True),
+        (f"\ufeffAWS_SECRET_ACCESS_KEY={SECRET}", True),
+        (f'"AWS_SECRET_ACCESS_KEY={SECRET}"', True),
+        (f"AWS-SECRET-ACCESS-KEY={SECRET}", True),
+        (f"set AWS_SESSION_TOKEN={SECRET}", True),
+        (f"AWS_SECRET_ACCESS_KEY={SECRET}\udce9", True),
+    ],
+)
+def test_lines_of_which_systemd_logs_the_secret(line: str, logged: bool) -> None:
+    """As version 252 does it; the fault does not repeat it."""
+    faults = logged_by_systemd(f"A=1\n{line}\n")
+    assert ["line 2" in fault for fault in faults] == [True] * logged
+    assert SECRET not in "".join(faults)
 
 
 def test_what_a_reload_hands_over() -> None:

@@ -134,6 +134,17 @@ def test_a_target_of_another_form(looked: Looked, capsys: pytest.CaptureFixture[
     assert not looked.lines
 
 
+def test_a_secret_that_systemd_would_log_is_not_shown_to_it(looked: Looked, closed: str) -> None:
+    """Check has systemd read the file, which would put that line into the journal."""
+    asked: list[Path] = []
+    looked.change(environment=asked.append)
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed, f"export AWS_SECRET_ACCESS_KEY={SECRET}")
+    assert run(looked) == 1
+    assert "/etc/sysconfig/s3daemon: systemd writes all of line 4, the secret included" in looked.one("FAIL settings")
+    assert not asked
+    assert SECRET not in looked.out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("uid", "text"), [(0, "systemd does not run here, or does not accept /"), (4711, "for root only: run it as root")]
 )
