@@ -76,7 +76,7 @@ def test_the_sockets_of_instances_differ_only_in_where_they_listen(path: Path) -
     plain, instance = (settings(path), settings(path.with_stem(f"{path.stem}@")))
     listens = tuple(found.pop("Socket.ListenStream")[0] for found in (plain, instance))
     assert listens == OF_INSTANCES[path]
-    for name in {"Socket.Service", "Install.WantedBy", "Unit.PartOf"} & plain.keys():
+    for name in {"Socket.Service", "Install.WantedBy", "Unit.PartOf", "Unit.After"} & plain.keys():
         ours, theirs = plain.pop(name)[0], instance.pop(name)[0]
         assert theirs == re.sub(r"s3daemon\.(service|socket)", r"s3daemon@%i.\1", ours)
     del plain["Unit.Description"], instance["Unit.Description"]
@@ -97,6 +97,7 @@ def test_the_unix_socket() -> None:
     found, other = settings(UNIX), settings(SOCKETS[0])
     assert found["Socket.FileDescriptorName"] == [SOCKET_NAMES[2]]
     assert found["Install.WantedBy"] == ["sockets.target s3daemon.service"]
+    assert found["Unit.After"] == ["s3daemon.socket"]
     assert found["Socket.SocketMode"] == ["0660"]
     assert found["Socket.ListenStream"] == ["/run/s3daemon.socket"]
     assert not found["Socket.ListenStream"][0].startswith("/run/s3daemon/")
