@@ -178,4 +178,10 @@ def disk_error(directory: Path, error: Exception) -> SpoolError:
         return SpoolError(Code.SPOOL_READ_ONLY, f"nothing is accepted: {directory} is read-only; mount it writable")
     if full or code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT):
         return SpoolError(Code.SPOOL_FULL, f"nothing is accepted: the disk of {directory} is full; free some of it")
-    return SpoolError(Code.SPOOL_BROKEN, f"nothing is accepted: {directory} cannot be written: {one_line(str(error))}")
+    if not directory.exists():
+        reason = "it is gone; put it back"
+    elif isinstance(error, PermissionError):
+        reason = f"{error.strerror}; chown -R {os.geteuid()}: {directory}, and chmod 700 {directory}"
+    else:
+        reason = one_line(str(error))
+    return SpoolError(Code.SPOOL_BROKEN, f"nothing is accepted: {directory} cannot be written: {reason}")

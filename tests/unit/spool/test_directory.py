@@ -170,3 +170,11 @@ def test_the_disks_errors_have_names(tmp_path: Path, error: Exception, code: str
     trouble = disk_error(tmp_path, error)
     assert trouble.code == code
     assert str(tmp_path) in trouble.text
+
+
+def test_a_directory_that_cannot_be_used_any_more_has_a_cure(tmp_path: Path) -> None:
+    error = sqlite_error(sqlite3.SQLITE_CANTOPEN)
+    assert disk_error(tmp_path / "gone", error).text.endswith("gone cannot be written: it is gone; put it back")
+    denied_here = PermissionError(errno.EACCES, "Permission denied", os.fspath(tmp_path / "spool.db"))
+    cure = f"chown -R {os.geteuid()}: {tmp_path}, and chmod 700 {tmp_path}"
+    assert disk_error(tmp_path, denied_here).text.endswith(f"cannot be written: Permission denied; {cure}")
