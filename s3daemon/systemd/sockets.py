@@ -119,6 +119,9 @@ def _by_name(sockets: list[tuple[str, socket.socket]]) -> PassedSockets:
     return found
 
 
+_OTHERS = "S3DAEMON_HOST and S3DAEMON_PORT name another address"
+
+
 def bind(host: str, port: int) -> list[socket.socket]:
     """Listen on all addresses of `host`, for when systemd passed no socket.
 
@@ -129,7 +132,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
     try:
         found = socket.getaddrinfo(host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
     except (OSError, UnicodeError) as exc:
-        raise StartError(Code.CANNOT_LISTEN, f"cannot listen on {where}: {exc}") from exc
+        reason = exc.strerror if isinstance(exc, OSError) else exc
+        raise StartError(Code.CANNOT_LISTEN, f"cannot listen on {where}: {reason}: {_OTHERS}") from exc
     addresses = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
     listening = []
     with contextlib.ExitStack() as undo:
@@ -147,7 +151,8 @@ def bind(host: str, port: int) -> list[socket.socket]:
                 # A host without IPv6 may still have ::1 in its hosts file.
                 absent = exc.errno in (errno.EAFNOSUPPORT, errno.EADDRNOTAVAIL)
                 if not absent or (not listening and (family, address) == addresses[-1]):
-                    raise StartError(Code.CANNOT_LISTEN, f"cannot listen on {where}: {exc.strerror}") from exc
+                    text = f"cannot listen on {where}: {exc.strerror}: {_OTHERS}"
+                    raise StartError(Code.CANNOT_LISTEN, text) from exc
         undo.pop_all()
     return listening
 

@@ -273,6 +273,7 @@ def test_a_port_in_use_is_an_error() -> None:
         with pytest.raises(StartError, match=f"cannot listen on 127.0.0.1:{port}: Address already in use") as caught:
             bind("127.0.0.1", port)
     assert caught.value.code == "CannotListen"
+    assert caught.value.text.endswith("in use: S3DAEMON_HOST and S3DAEMON_PORT name another address")
 
 
 @pytest.mark.parametrize("host", ["x" * 70, "192.0.2.1"], ids=["not a name", "another host's"])
