@@ -136,6 +136,15 @@ async def test_a_call_that_takes_too_long() -> None:
 
 
 @in_loop
+async def test_a_call_with_a_limit_waits_for_no_other() -> None:
+    """The last check before a client's answer is not behind the files that are opened."""
+    opening = [call_file_system(lambda: None) for _ in range(1000)]
+    assert await call_in_time(lambda: 1, 5, "/data/f") == 1
+    assert not opening[-1].done()
+    await within(5, *opening)
+
+
+@in_loop
 async def test_a_caller_that_waits_no_longer() -> None:
     """Its call is carried out, and its result dropped."""
     begin, done = threading.Event(), threading.Event()
