@@ -159,7 +159,8 @@ class Settings:
         "S3DAEMON_WAIT_LIMIT",
         "30s",
         duration("0s", "1h"),
-        'The longest time that a client waits. Then the client is answered "deferred", and the transfer continues.',
+        "The longest time that a client waits; a restart of the service begins it anew. Then the client is answered "
+        '"deferred", and the transfer continues.',
     )
     retry_for_s: float = _var(
         "S3DAEMON_RETRY_FOR",
