@@ -30,6 +30,42 @@ CHUNK_BYTES = 256 * 1024
 CHUNKS_HASHED = 4
 
 
+class _Md5:
+    """The MD5 of a body that is given in chunks; that of a large one is computed on another core meanwhile."""
+
+    def __init__(self, size: int) -> None:
+        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._is_small = size <= SMALL_BYTES
+        self._unhashed: list[bytes | bytearray] = []
+        self._hashing: asyncio.Future[None] | None = None
+
+    async def add(self, chunk: bytes | bytearray, *, is_last: bool) -> None:
+        """Add the next chunk; wait until all was hashed if it is the last one."""
+        if self._is_small:
+            self._md5.update(chunk)
+            return
+        self._unhashed.append(chunk)
+        if is_last or len(self._unhashed) == CHUNKS_HASHED:
+            await self.settle()
+            self._hashing = asyncio.get_running_loop().run_in_executor(None, self._hash, self._unhashed)
+            self._unhashed = []
+        if is_last:  # the answer may end the caller before all was hashed
+            await self.settle()
+
+    def _hash(self, chunks: Sequence[bytes | bytearray]) -> None:
+        for chunk in chunks:
+            self._md5.update(chunk)
+
+    async def settle(self) -> None:
+        """Wait until no thread is hashing."""
+        if self._hashing is not None:
+            await self._hashing
+
+    def hexdigest(self) -> str:
+        """Return the digest of all that was hashed."""
+        return self._md5.hexdigest()
+
+
 class FileBody(Payload):
     """A file or a slice of one, as aiohttp's payload and botocore's file-like object, for one request.
 
@@ -60,7 +96,7 @@ class FileBody(Payload):
         self._source = source
         self._offset = offset
         self._length = source.state.size if size is None else size
-        self._md5 = hashlib.md5(usedforsecurity=False) if digest else None
+        self._md5 = _Md5(self._length) if digest else None
         self._on_start = on_start
         self._position = 0
         self.sent = 0
@@ -129,36 +165,20 @@ class FileBody(Payload):
         assert writer.transport is not None
         self.transport = tcp_transport_of(writer.transport)
         self._on_start(self.transport)
-        hashing: asyncio.Future[Any] | None = None
-        unhashed: list[bytes | bytearray] = []
         try:
             while self.sent < len(self):
                 chunk = await self._next_chunk()
                 is_last = self.sent + len(chunk) == len(self)
-                if self._md5 is not None and len(self) <= SMALL_BYTES:
-                    self._md5.update(chunk)
-                elif self._md5 is not None:  # hashed on another core while this one encrypts
-                    unhashed.append(chunk)
-                    if is_last or len(unhashed) == CHUNKS_HASHED:
-                        if hashing is not None:
-                            await hashing
-                        hashing = asyncio.get_running_loop().run_in_executor(None, self._hash, unhashed)
-                        unhashed = []
-                    if is_last and hashing is not None:  # the answer may end this coroutine before all was hashed
-                        await hashing
+                if self._md5 is not None:
+                    await self._md5.add(chunk, is_last=is_last)
                 await writer.write(chunk)
                 self.sent += len(chunk)
         except FileError as exc:
             self.error = exc
             raise
         finally:
-            if hashing is not None:
-                await hashing
-
-    def _hash(self, chunks: Sequence[bytes | bytearray]) -> None:
-        assert self._md5 is not None
-        for chunk in chunks:
-            self._md5.update(chunk)
+            if self._md5 is not None:
+                await self._md5.settle()
 
     async def _next_chunk(self) -> bytes | bytearray:
         source = self._source

@@ -85,7 +85,7 @@ def test_the_queue_of_a_daemon_that_is_down(served: Daemon, s3: FlakyS3, file: P
     done = served.command("queue", "drop", dropped)
     assert (done.returncode, done.stdout) == (0, "1 dropped\n")
     assert f"bucket/dropped failed, {file.stat().st_size} bytes" in done.stderr
-    assert served.command("queue", "retry", "--all").stdout == "1 will be tried again\n"
+    assert served.command("queue", "retry", "--all").stdout == "2 will be tried again\n"
     assert states(served) == {"bucket/denied": "pending", "bucket/kept": "pending"}
     s3.faults = {}
     s3.open()

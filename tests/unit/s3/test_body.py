@@ -74,7 +74,7 @@ class LazyExecutor(ThreadPoolExecutor):
 
     def submit(self, call: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         def lazily() -> Any:
-            if getattr(call, "__name__", "") == "update":
+            if getattr(call, "__name__", "") == "_hash":
                 time.sleep(0.05)
             return call(*args, **kwargs)
 
