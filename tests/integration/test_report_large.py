@@ -1,4 +1,4 @@
-"""A report of 200 000 transfers takes seconds, and less memory than the daemon may take."""
+"""A report of 200 000 transfers takes little more than reading them, and less memory than the daemon may take."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ from lab.box import Box
 from lab.env import TREE, clean_env
 
 COUNT = 200_000
-#: Measured on two busy cores: 8 s in Python, 13 s in journalctl, 200 MB.
-CPU_S, RESIDENT_BYTES = 40, 300e6
+#: Measured: processor time of 0.6 to 1.0 of journalctl's, which is the baseline, and 200 MB.
+TIMES_JOURNALCTL, RESIDENT_BYTES = 2, 300e6
 #: Runs in the box: writes the records of a long night to journald, with fields as long as real ones.
 WRITE = """
 import random, socket, sys
@@ -81,7 +81,7 @@ def journal(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
 
 
 def test_two_hundred_thousand(journal: Path) -> None:
-    """All are in the report, in less than 40 s of processor time and 300 MB."""
+    """All are in the report, in less than twice the processor time of journalctl's reading, and 300 MB."""
     words = ("report", "--file", str(journal), "--json", "--by", "tag")
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *words], cwd=TREE, env=clean_env(), capture_output=True, text=True, check=True
@@ -91,5 +91,5 @@ def test_two_hundred_thousand(journal: Path) -> None:
     found = json.loads(done.stdout)
     assert found["stored"] == COUNT
     assert len(found["groups"]) == -(-COUNT // 46)
-    assert took["cpu_s"] + took["journalctl_cpu_s"] < CPU_S
+    assert took["cpu_s"] < TIMES_JOURNALCTL * took["journalctl_cpu_s"]
     assert took["resident_bytes"] < RESIDENT_BYTES
