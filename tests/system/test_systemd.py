@@ -326,7 +326,7 @@ def journald(service: Service) -> Iterator[tuple[str, ...]]:
         yield names
     finally:
         service.systemctl("start", *names)
-        service.systemctl("kill", "--signal=CONT", names[0])
+        service.systemctl("kill", "--kill-who=main", "--signal=CONT", names[0])
 
 
 def test_a_blocked_journal_delays_no_transfer(
@@ -334,12 +334,12 @@ def test_a_blocked_journal_delays_no_transfer(
 ) -> None:
     """More transfers than its socket holds entries of: all are stored at once, and their records follow later."""
     service.systemctl("start", service.socket, service.unit)
-    service.systemctl("kill", "--signal=STOP", journald[0])
+    service.systemctl("kill", "--kill-who=main", "--signal=STOP", journald[0])
     sent = [f"still/{number}" for number in range(30)]
     for key in sent:
         service.send(SMALL, f"store/{bucket}/{key}")
     assert rgw.keys(bucket, "still/") == set(sent)
-    service.systemctl("kill", "--signal=CONT", journald[0])
+    service.systemctl("kill", "--kill-who=main", "--signal=CONT", journald[0])
     for key in sent:
         assert len(service.records(key)) == 1
 
