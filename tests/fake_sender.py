@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +14,8 @@ from s3daemon.errors import AttemptError
 from s3daemon.model.source import Source
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.s3.sender import Sender, SentBody
+
+Answer = Mapping[str, Any] | AttemptError
 
 
 @dataclass
@@ -34,7 +36,8 @@ class FakeSender(Sender):
     Attributes:
         errors: raised for a part, by its number, or a single PUT, as number 0; one after the other, then none.
         etags: of a part or a PUT; by default `etag-NUMBER`.
-        answers: of a call, by its operation: a mapping, or an error to raise; without one it is empty.
+        answers: of a call, by its operation: a mapping, an error to raise, or a function that returns one of these from
+            the addresses to avoid; without one it is empty.
         hold: bodies wait for it.
         later_s: each part takes so much longer than the one before it.
         sent: number, offset and size of every body that was taken.
@@ -45,7 +48,7 @@ class FakeSender(Sender):
     pool: Any = field(default_factory=FakePool)
     errors: dict[int, list[AttemptError]] = field(default_factory=dict)
     etags: dict[int, str] = field(default_factory=dict)
-    answers: dict[str, Mapping[str, Any] | AttemptError] = field(default_factory=dict)
+    answers: dict[str, Answer | Callable[[Collection[str]], Answer]] = field(default_factory=dict)
     hold: asyncio.Event | None = None
     later_s: float = 0.0
     sent: list[tuple[int, int, int]] = field(default_factory=list)
@@ -84,6 +87,8 @@ class FakeSender(Sender):
     ) -> Mapping[str, Any]:
         self.called.append((operation, params))
         answer = self.answers.get(operation, {})
+        if callable(answer):
+            answer = answer(failed_addresses)
         if isinstance(answer, AttemptError):
             raise answer
         return answer

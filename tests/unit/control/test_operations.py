@@ -287,8 +287,7 @@ async def test_the_status_says_that_nothing_is_stored_though_the_endpoint_answer
 async def test_a_wall_clock_that_steps_makes_nothing_older(desk: Desk) -> None:
     """As when a host whose clock was dead at boot gets the time: no outage of 20 000 days, no transfer of that age."""
     desk.house.store.answer = away
-    for key in "abc":
-        await desk.submit(key)
+    await desk.submit("a", "b", "c")
     await asyncio.sleep(25)
     desk.house.wall_offset += 86400.0
     condition, status = desk.operations.condition(), desk.operations.snapshot()

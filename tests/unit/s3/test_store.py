@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
-from fake_sender import FakeSender
+from fake_sender import Answer, FakeSender
 from lab.sending import a_file, failure, in_loop, settings_for, transfer_of
 
 from s3daemon.errors import AttemptError, FileError
@@ -206,26 +205,18 @@ async def test_an_upload_is_aborted_by_its_id() -> None:
     assert sender.called == [("abort_multipart_upload", {"Bucket": "bucket", "Key": "dir/key", "UploadId": "id"})]
 
 
-class Gateways(FakeSender):
-    """Three addresses with the codes of their refusals; without one an address accepts the neutral request."""
+def gateways(*refusals: str) -> Callable[[Collection[str]], Answer]:
+    """Addresses with the codes of their refusals; without one an address accepts the neutral request."""
 
-    refusals: tuple[str, ...] = ()
+    def answer(failed_addresses: Collection[str]) -> Answer:
+        codes = {f"192.0.2.{number}": code for number, code in enumerate(refusals)}
+        here, *others = [address for address in codes if address not in failed_addresses]
+        if not (code := codes[here]):
+            return {}
+        status = 503 if code == "SlowDown" else 403
+        return AttemptError(code, "no", status=status, address=here, other_address=bool(others))
 
-    async def call(
-        self,
-        operation: str,
-        *,
-        answer_timeout_s: float | None = None,
-        failed_addresses: Collection[str] = (),
-        **params: object,
-    ) -> Mapping[str, Any]:
-        self.called.append((operation, params))
-        refusals = {f"192.0.2.{number}": code for number, code in enumerate(self.refusals)}
-        here, *others = [address for address in refusals if address not in failed_addresses]
-        if code := refusals[here]:
-            status = 503 if code == "SlowDown" else 403
-            raise AttemptError(code, "no", status=status, address=here, other_address=bool(others))
-        return {}
+    return answer
 
 
 @pytest.mark.parametrize(
@@ -243,8 +234,7 @@ async def test_keys_that_one_address_refuses_are_shown_to_the_others(
     refusals: tuple[str, ...], found: str, asked: int
 ) -> None:
     """They are refused by the store only if no address accepts them; what is no answer is not asked again."""
-    sender = Gateways()
-    sender.refusals = refusals
+    sender = FakeSender(answers={"list_buckets": gateways(*refusals)})
     try:
         await store_of(sender).ask_neutrally()
         code = ""
@@ -256,12 +246,7 @@ async def test_keys_that_one_address_refuses_are_shown_to_the_others(
 @in_loop
 async def test_an_address_that_is_asked_again_ends_the_question() -> None:
     """Another address may be enabled and still not get the request, such as one on trial."""
-
-    class Stuck(FakeSender):
-        async def call(self, operation: str, **params: Any) -> Mapping[str, Any]:
-            self.called.append((operation, params))
-            raise AttemptError("AccessDenied", "no", status=403, address="192.0.2.1", other_address=True)
-
-    sender = Stuck()
+    refused = AttemptError("AccessDenied", "no", status=403, address="192.0.2.1", other_address=True)
+    sender = FakeSender(answers={"list_buckets": refused})
     assert (await failure(store_of(sender).ask_neutrally())).code == "AccessDenied"
     assert len(sender.called) == 2
