@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import re
 import ssl
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -295,11 +295,12 @@ class Settings:
             read: reads a file (a credential, the CA bundle).
 
         Raises:
-            SettingsError: with every fault, in the order of the table.
+            SettingsError: with every fault, in the order of the table; or that the credentials cannot be listed, alone.
         """
         faults: list[str] = []
         present: set[str] = set()
         values: dict[str, Any] = {}
+        credentials = _credentials(environ)
         for name, variable in VARIABLES.items():
             try:
                 variable, text = _given(variable, environ, read)  # noqa: PLW2901 - a fault names it
@@ -312,7 +313,7 @@ class Settings:
             except SettingsError as exc:
                 present.add(name)
                 faults += exc.faults
-        faults += [*_conflicts(present, values.get("endpoint_url", "")), *_unknown(environ)]
+        faults += [*_conflicts(present, values.get("endpoint_url", "")), *_unknown(environ, credentials)]
         if faults:
             raise SettingsError(faults)
         return cls(**values)
@@ -479,14 +480,15 @@ def _text_of(variable: Variable, environ: Mapping[str, str], read: Read) -> str:
     text, credential = environ.get(variable.name, ""), ""
     if directory := environ.get("CREDENTIALS_DIRECTORY", ""):
         file = Path(directory, variable.name.lower())
+        shown = f"the credential {one_line(str(file))}"
         try:
             credential = read(file).rstrip("\r\n")
         except FileNotFoundError:
             pass
         except OSError as exc:
-            raise SettingsError([f"{variable.name}: the credential {file} cannot be read: {exc.strerror}"]) from exc
+            raise SettingsError([f"{variable.name}: {shown} cannot be read: {exc.strerror}"]) from exc
     if "\n" in credential:
-        raise SettingsError([f"{variable.name}: the credential {file} has several lines: write the value alone"])
+        raise SettingsError([f"{variable.name}: {shown} has several lines: write the value alone"])
     if text and credential:
         raise SettingsError([f"{variable.name} is set in the environment and as a systemd credential: keep one"])
     if variable.name == "S3DAEMON_STATE_DIR":
@@ -512,20 +514,28 @@ def _check_file(variable: Variable, file: Path, read: Read) -> None:
         raise variable.fault(file, f"it cannot be read: {exc.strerror}") from exc
 
 
-def _unknown(environ: Mapping[str, str]) -> Iterator[str]:
+def _credentials(environ: Mapping[str, str]) -> list[str]:
+    """Return the names of the systemd credentials.
+
+    Raises:
+        SettingsError: they cannot be listed.
+    """
+    directory = environ.get("CREDENTIALS_DIRECTORY", "")
+    try:
+        return [file.name for file in Path(directory).iterdir()] if directory else []
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError) as exc:  # ValueError: no path holds a null byte
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise SettingsError([f"the systemd credentials in {one_line(directory)} cannot be listed: {why}"]) from exc
+
+
+def _unknown(environ: Mapping[str, str], credentials: Iterable[str]) -> Iterator[str]:
     """Yield a fault for each variable and each credential that is named as ours are, in any case, and is none."""
     for name in sorted(filter(_is_named_as_ours, environ)):
         if name not in _NAMES and name not in RETIRED:
             hint = f": is {meant} meant?" if (meant := _nearest(name)) else ""
             yield f"{one_line(name)} is not a variable of s3daemon{hint}"
-    directory = environ.get("CREDENTIALS_DIRECTORY", "")
-    try:
-        credentials = [file.name for file in Path(directory).iterdir()] if directory else []
-    except FileNotFoundError:
-        return
-    except OSError as exc:
-        yield f"the systemd credentials in {directory} cannot be listed: {exc.strerror}"
-        return
     for name in sorted(filter(_is_named_as_ours, credentials)):
         if name != name.lower() or name.upper() not in _NAMES:
             hint = f": is the credential {meant.lower()} meant?" if (meant := _nearest(name)) else ""

@@ -1,6 +1,7 @@
 """No input makes a parser break its promises: the corpus, hypothesis's texts, and a short run of the fuzzer.
 
-By hand, for millions: tests/property/fuzz --runs 10000000.
+By hand, for millions: tests/property/fuzz --runs 10000000. There each run has a chance of its own; here it is the same at
+each, so that a tree that passed passes again.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def test_no_generated_text_fails(name: str, text: str) -> None:
 def test_the_fuzzer_finds_nothing(tmp_path: Path) -> None:
     """A short run over all targets, guided by coverage."""
     pytest.importorskip("atheris")
-    command = [sys.executable, str(TREE / "tests/property/fuzz.py"), "--runs", str(RUNS)]
+    command = [sys.executable, str(TREE / "tests/property/fuzz.py"), "--runs", str(RUNS), "--seed", "1"]
     environ = clean_env(PYTHONPATH=f"{TREE}:{TREE / 'tests'}")
     done = subprocess.run(command, env=environ, cwd=tmp_path, capture_output=True, text=True, check=False)
     print(done.stdout)

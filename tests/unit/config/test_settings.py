@@ -229,8 +229,20 @@ def test_credentials_that_cannot_be_read(tmp_path: Path) -> None:
 
     with pytest.raises(SettingsError, match=r"AWS_ACCESS_KEY_ID: the credential .* cannot be read: Permission denied"):
         Settings.from_environ({"CREDENTIALS_DIRECTORY": "/c"}, read=read)
-    (no_directory := tmp_path / "file").touch()
-    assert "cannot be listed: Not a directory" in faults({**GOOD, "CREDENTIALS_DIRECTORY": str(no_directory)})[-1]
+
+
+def test_credentials_that_cannot_be_listed(tmp_path: Path) -> None:
+    """One fault, of one line, whatever the directory is called; not one for each variable."""
+    (no_directory := tmp_path / "a\nfile").touch()
+    reasons = {
+        str(no_directory): "Not a directory",
+        "/a\0b": "embedded null byte",
+        "/" + "x" * 300: "File name too long",
+    }
+    for directory, reason in reasons.items():
+        (fault,) = faults({**GOOD, "CREDENTIALS_DIRECTORY": directory})
+        assert fault.endswith(f" cannot be listed: {reason}")
+        assert fault.isprintable()
 
 
 def test_ca_bundle(tmp_path: Path) -> None:
