@@ -3,8 +3,11 @@
 The checks are made on an `O_PATH` descriptor, and exactly the inode that passed them is opened: no FIFO is waited for,
 no device is touched, and no rename or symlink can come between. The file's location is the path that the kernel reports
 for the descriptor. For a mount in another mount namespace (reached by /proc/PID/root) that path is one of that
-namespace, so such a file lies under no root. The daemon's own files are known by device and inode too, which hard links
-and bind mounts share.
+namespace, so such a file lies under no root. The daemon's own files are known by device and inode, which hard links and
+bind mounts share.
+
+Each call to the system gives Python's lock away and takes it again, which costs more than the call. So a file is opened
+with few of them.
 """
 
 from __future__ import annotations
@@ -102,9 +105,13 @@ class Source:
         except OSError as exc:
             raise file_error(path, exc) from exc
         try:
-            if kind := _other_kind(os.fstat(name)):
+            found = os.fstat(name)
+            if kind := _other_kind(found):
                 raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {kind}, not a regular file")
-            _check_location(path, name, roots, closed)
+            if _is_one_of(found, closed):
+                raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is one of the daemon's own files")
+            if roots:
+                _check_location(path, name, roots)
             fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         except OSError as exc:
             raise file_error(path, exc) from exc
@@ -253,13 +260,9 @@ def _close_late(opening: asyncio.Future[Source]) -> None:
         opening.result().close()
 
 
-def _check_location(path: str, name: int, roots: Sequence[str], closed: Sequence[str]) -> None:
-    if not (roots or closed):
-        return
+def _check_location(path: str, name: int, roots: Sequence[str]) -> None:
     real = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - as above
-    if _is_under(real, closed) or _is_one_of(os.fstat(name), closed):
-        raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is one of the daemon's own files")
-    if roots and not (_is_under(real, roots) and _is_mounted_here(name)):
+    if not (_is_under(real, roots) and _is_mounted_here(name)):
         raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
 
 
@@ -270,23 +273,23 @@ def _is_under(real: str, directories: Sequence[str]) -> bool:
 
 def _is_one_of(found: os.stat_result, closed: Sequence[str]) -> bool:
     """Whether it is one of these files, or lies in one of these directories, by a hard link or a bind mount too."""
-    device, inode = found.st_dev, found.st_ino
-    return any((own.st_dev, own.st_ino) == (device, inode) for path in closed for own in _files_in(path, device))
+    return any(found.st_ino in _inodes_in(path, found.st_dev) for path in closed)
 
 
-def _files_in(path: str, device: int) -> Iterator[os.stat_result]:
-    """Find the files in a directory that lie on a device; a path that is a file's finds that."""
+def _inodes_in(path: str, device: int) -> Iterator[int]:
+    """Find the inodes of the files in a directory that lie on a device; a path that is a file's finds that."""
     try:
         here = os.stat(path)  # noqa: PTH116 - as above
         if not stat.S_ISDIR(here.st_mode):
-            yield here
+            if here.st_dev == device:
+                yield here.st_ino
             return
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):  # /run/credentials has a file system for each service
-                    yield from _files_in(entry.path, device)
+                    yield from _inodes_in(entry.path, device)
                 elif here.st_dev == device:
-                    yield entry.stat()
+                    yield entry.inode()
     except (FileNotFoundError, PermissionError):
         pass  # what this user may not look into it cannot have put there, nor read
 
