@@ -12,6 +12,7 @@ import array
 import asyncio
 import os
 import re
+import select
 import shutil
 import socket
 import subprocess
@@ -129,7 +130,7 @@ class _Channel:
         reused = self._sock is not None
         try:
             self._try(data, descriptors)
-        except (BlockingIOError, TimeoutError):
+        except BlockingIOError:
             self._wait_s = 0.0
             return False
         except OSError:  # systemd has another socket by now, or we have no descriptor left
@@ -147,8 +148,15 @@ class _Channel:
             self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             # poll() reports no room in the queue of a socket that this one is not connected to.
             self._sock.connect(self._address)
-        self._sock.settimeout(self._wait_s)
-        self._sock.sendmsg([data], rights)
+        # A time limit of the socket would cost two more calls to the system for each datagram.
+        try:
+            self._sock.sendmsg([data], rights, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            poll = select.poll()
+            poll.register(self._sock, select.POLLOUT)
+            if not poll.poll(self._wait_s * 1000):
+                raise
+            self._sock.sendmsg([data], rights, socket.MSG_DONTWAIT)
 
     def close(self) -> None:
         """Close the socket; the next datagram opens another."""
