@@ -57,7 +57,7 @@ class Journal:
         warn: shows a line on standard error, where the sink cannot take it: how many entries are lost. Must not block.
             The sink gets it too, once it takes entries again.
         clock: monotonic seconds.
-        limit: entries that may be queued.
+        limit: entries that may be queued, beside the one that the sink has.
     """
 
     def __init__(
@@ -72,7 +72,8 @@ class Journal:
         self._warn = warn
         self._clock = clock
         self._secrets: tuple[bytes, ...] = ()
-        self._queue: queue.Queue[tuple[Sequence[Field], Callable[[], None] | None] | None] = queue.Queue(limit)
+        self._queue = queue.SimpleQueue[tuple[Sequence[Field], Callable[[], None] | None] | None]()
+        self._limit = limit
         self._counts = threading.Condition()  # guards the two below; notified when nothing is unsent
         self._unsent = 0  # in the queue or in the sink
         self._lost = 0
@@ -98,17 +99,15 @@ class Journal:
         Returns:
             False when it was dropped: the queue is full or closed.
         """
-        self._count(unsent=1)
-        try:
-            if self._closed:
-                raise queue.Full
-            self._queue.put_nowait((fields, done))
-        except queue.Full:
-            self._count(unsent=-1, lost=1)
-            if done:
-                done()
-            return False
-        return True
+        with self._counts:
+            is_taken = self._unsent <= self._limit and not self._closed
+            self._unsent += is_taken
+            self._lost += not is_taken
+        if is_taken:
+            self._queue.put((fields, done))
+        elif done:
+            done()
+        return is_taken
 
     def record(self, record: TransferRecord, done: Callable[[], None] | None = None) -> bool:
         """Queue a transfer's record, as `write` does."""
@@ -135,9 +134,8 @@ class Journal:
         """Refuse new entries, send what is queued, and stop; what is left after `timeout` seconds is reported lost."""
         self._closed = True
         until = time.monotonic() + timeout
-        with contextlib.suppress(queue.Full):
-            self._queue.put(None, timeout=timeout)
-            self._thread.join(max(0.0, until - time.monotonic()))
+        self._queue.put(None)
+        self._thread.join(max(0.0, until - time.monotonic()))
         with self._counts:
             left = self._unsent
         self._count(lost=left)
