@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import os
 import random
 import selectors
+import select
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
@@ -287,20 +289,41 @@ class FakeJournal(Journal):
 
 
 class FakeNotifier(Notifier):
-    """Keeps the names of the connections that systemd would keep, and says whether it `works`."""
+    """Keeps copies of the connections, as systemd does, and says whether it `works`."""
 
     def __init__(self, *, works: bool = True) -> None:
-        self.kept: list[str] = []
-        self.socks: list[socket.socket] = []
+        self._copies: dict[str, int] = {}
         self.works = works
 
+    @property
+    def kept(self) -> list[str]:
+        """The names of what it keeps; a connection that both sides have closed it drops by itself."""
+        poll = select.poll()
+        for copy in self._copies.values():
+            poll.register(copy, 0)
+        closed = dict(poll.poll(0))
+        for name in [name for name, copy in self._copies.items() if copy in closed]:
+            self.forget(name)
+        return list(self._copies)
+
     def store(self, name: str, sock: socket.socket) -> bool:
-        self.kept.append(name)
-        self.socks.append(sock)
+        if self.works and name not in self._copies:
+            self._copies[name] = os.dup(sock.fileno())
         return self.works
 
     def forget(self, name: str) -> None:
-        self.kept = [other for other in self.kept if other != name]
+        if name in self._copies:
+            os.close(self._copies.pop(name))
+
+    def next_bytes(self) -> bytes:
+        """What is there to read of the only connection that is kept."""
+        (copy,) = self._copies.values()
+        with socket.socket(fileno=os.dup(copy)) as sock:
+            return sock.recv(1000, socket.MSG_PEEK)
+
+    def __del__(self) -> None:
+        for name in list(self._copies):
+            self.forget(name)
 
 
 class FakeFiles:

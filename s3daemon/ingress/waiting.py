@@ -118,11 +118,17 @@ class WaitingClients:
         finally:
             ticket.outcome.cancel()  # unless it is done: this client waits no longer
 
-    def forget(self, name: str) -> None:
-        """Have systemd drop its copy of a connection, so that the next process does not answer it."""
+    def forget(self, name: str, *, is_closed: bool = False) -> None:
+        """Have systemd drop its copy of a connection, so that the next process does not answer it.
+
+        Args:
+            name: of the connection.
+            is_closed: by both sides, which systemd notices: it drops its copy without being told.
+        """
         if name in self._with_systemd:
             self._with_systemd.discard(name)
-            self._notifier.forget(name)
+            if not is_closed:
+                self._notifier.forget(name)
 
     async def resume(self, name: str, sock: socket.socket) -> tuple[Reply | None, Ticket | None]:
         """Wait on behalf of a client whose connection an earlier process stored with systemd.

@@ -148,7 +148,7 @@ class Process:
 
     def _listen(self, notify: socket.socket, exited: int) -> None:
         """Receive its notifications while it runs: a sender may block when nobody receives, as a box's systemd does."""
-        while notify.fileno() in select.select([notify.fileno(), exited], [], [])[0]:
+        while self._wait(notify.fileno(), exited):
             message, descriptors, _, _ = socket.recv_fds(notify, 65536, 16)
             variables = dict(line.partition("=")[::2] for line in message.decode(errors="replace").splitlines())
             with self._changed:
@@ -159,6 +159,21 @@ class Process:
         with self._changed:
             self._silent = True
             self._changed.notify_all()
+
+    def _wait(self, notify: int, exited: int) -> bool:
+        """Wait for a notification, False: there is no more. What is stored and hung up is dropped, as systemd does."""
+        while True:
+            poll = select.poll()
+            for number in (notify, exited):
+                poll.register(number, select.POLLIN)
+            for number in (self._store or {}).values():
+                poll.register(number, 0)
+            ready = dict(poll.poll())
+            with self._changed:
+                for name in [name for name, number in (self._store or {}).items() if number in ready]:
+                    self._keep(name, (), removed=True)
+            if notify in ready or exited in ready:
+                return notify in ready
 
     def _keep(self, name: str, descriptors: Sequence[int], *, removed: bool) -> None:
         """Act as systemd's descriptor store; without a store, close what was passed."""
