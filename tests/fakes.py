@@ -6,8 +6,8 @@ import asyncio
 import functools
 import os
 import random
-import selectors
 import select
+import selectors
 import socket
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence

@@ -28,7 +28,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Fuzz the parsers.")
     parser.add_argument("--runs", type=int, default=100_000, help="executions, all targets together")
     parser.add_argument("--target", help="this one alone")
-    parser.add_argument("--seed", type=int, default=0, help="of its chance; 0, the default, is another one at each run")
+    parser.add_argument("--seed", type=int, default=0, help="of its chance; 0 (the default): a new one")
     parser.add_argument("--keep", action="store_true", help="add what covered more to the corpus")
     args = parser.parse_args()
     names = [args.target] if args.target else _names()
@@ -53,7 +53,8 @@ def _fuzz(name: str, runs: int, *, seed: int, keep: bool) -> tuple[int, bool]:
     """Fuzz one target; return the number of executions, and whether there was a failure."""
     seeds = CORPUS / name
     with tempfile.TemporaryDirectory(prefix="s3daemon-fuzz-") as folder:
-        flags = [f"-runs={runs}", f"-seed={seed}", f"-max_len={MAX_BYTES}", "-print_final_stats=1", "-artifact_prefix=./"]
+        flags = [f"-runs={runs}", f"-seed={seed}", f"-max_len={MAX_BYTES}"]
+        flags += ["-print_final_stats=1", "-artifact_prefix=./"]
         made = Path(folder, "made")
         made.mkdir()
         done = _atheris(name, *flags, str(made), *([str(seeds)] if seeds.is_dir() else []))

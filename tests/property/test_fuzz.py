@@ -1,7 +1,7 @@
 """No input makes a parser break its promises: the corpus, hypothesis's texts, and a short run of the fuzzer.
 
-By hand, for millions: tests/property/fuzz --runs 10000000. There each run has a chance of its own; here it is the same at
-each, so that a tree that passed passes again.
+By hand, for millions: tests/property/fuzz --runs 10000000, each with a chance of its own. Here the chance is always the
+same, so that a tree that passed passes again.
 """
 
 from __future__ import annotations
