@@ -1,7 +1,7 @@
 """No input makes a parser break its promises: the corpus, hypothesis's texts, and a short run of the fuzzer.
 
 By hand, for millions: tests/property/fuzz --runs 10000000, each with a chance of its own. Here the chance is always the
-same, so that a tree that passed passes again.
+same, so that a tree that passed is likely to pass again.
 """
 
 from __future__ import annotations
