@@ -44,9 +44,14 @@ _COMPLETIONS_MAX = 10
 _AMBIGUOUS_CODES = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.BAD_ANSWER, "NoSuchUpload"})
 #: The answer to a listing of parts when there is no such upload, S3's and Ceph's.
 _LOST_CODES = frozenset({"NoSuchUpload", "NoSuchKey"})
-#: The answers, beside permanent errors, of a store that does not let us list parts, or cannot. Then the parts that were
-#: noted count, and if the bucket is gone, the answer to the next part says so.
-_NO_LISTING = (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
+#: The answers, beside permanent errors and nonsense, of a store that does not let us list parts, or cannot. Then the
+#: parts that were noted count. If the bucket is gone or the store has failed, the answer to the next part says so.
+_NO_LISTING = (
+    HTTPStatus.FORBIDDEN,
+    HTTPStatus.METHOD_NOT_ALLOWED,
+    HTTPStatus.INTERNAL_SERVER_ERROR,
+    HTTPStatus.NOT_IMPLEMENTED,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,8 @@ class Multipart:
                 listed = await self._list_parts(found.upload, failed_addresses)
         except AttemptError as exc:
             found.abandoned = exc.code in _LOST_CODES
-            if not (found.abandoned or exc.status in _NO_LISTING or judge(exc) is Verdict.PERMANENT):
+            is_listing_alone = exc.status in _NO_LISTING or exc.code == Code.BAD_ANSWER
+            if not (found.abandoned or is_listing_alone or judge(exc) is Verdict.PERMANENT):
                 raise
             return None if found.abandoned else found
         length = found.upload.length

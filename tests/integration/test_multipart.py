@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lab.scripted import Exchange, Script, Scripted, keep, scripted
+from lab.scripted import Exchange, Script, Scripted, answering, keep, scripted
 from lab.sending import (
     OpenStore,
     a_file,
@@ -199,10 +199,15 @@ async def test_what_the_store_lists_counts(tmp_path: Path, what: str) -> None:
         assert it.server.objects["/bucket/key"] == it.file.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "listing",
+    [refuse(403, "AccessDenied"), refuse(500, "InternalError"), answering(200, b"<ListPartsResult><Part>")],
+    ids=["denied", "failed", "nonsense"],
+)
 @in_loop
-async def test_without_a_listing_the_notes_count(tmp_path: Path) -> None:
-    """Keys that may not list parts must not cost the transfer: our own notes count then."""
-    async with case(tmp_path, except_part(2, hang_up), except_for("GET uploadId", refuse(403, "AccessDenied"))) as it:
+async def test_without_a_listing_the_notes_count(tmp_path: Path, listing: Script) -> None:
+    """A store that does not list parts must not cost the transfer: our own notes count then."""
+    async with case(tmp_path, except_part(2, hang_up), except_for("GET uploadId", listing)) as it:
         await failure(it.put())
         it.server.put = keep
         await it.put()

@@ -13,7 +13,7 @@ import pytest
 from fake_sender import FakeSender
 from lab.sending import failure, in_loop, settings_for, transfer_of
 
-from s3daemon.errors import AttemptError
+from s3daemon.errors import AttemptError, Code
 from s3daemon.model.source import Source
 from s3daemon.network.progress import Progress
 from s3daemon.s3.multipart import CompletedUpload, Multipart
@@ -114,11 +114,20 @@ async def test_parts_whose_answers_were_lost_are_not_sent_again(attempt: Attempt
 
 @pytest.mark.parametrize(
     ("code", "status"),
-    [("No", 403), ("No", 405), ("No", 501), ("InvalidArgument", 400), ("InvalidRequest", 400), ("NoSuchBucket", 404)],
+    [
+        ("No", 403),
+        ("No", 405),
+        ("No", 500),
+        ("No", 501),
+        (Code.BAD_ANSWER, 200),
+        ("InvalidArgument", 400),
+        ("InvalidRequest", 400),
+        ("NoSuchBucket", 404),
+    ],
 )
 @in_loop
 async def test_without_a_listing_the_notes_count(attempt: Attempt, code: str, status: int) -> None:
-    """A store that does not let us list its parts must not cost the transfer."""
+    """A store that does not let us list its parts, or never can, must not cost the transfer."""
     await attempt.earlier(p1=MD5S[1])
     attempt.sender.answers["list_parts"] = AttemptError(code, "no", status=status)
     await attempt.put()
