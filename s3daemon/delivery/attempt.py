@@ -102,6 +102,7 @@ class Attempts:
         """
         queued.attempts += 1
         store, moved_before = self._store(), queued.moved
+        queued.endpoint = store.url
         while True:
             try:
                 return await self._make(queued, store, progress)

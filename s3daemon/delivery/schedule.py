@@ -75,6 +75,7 @@ class QueuedTransfer:
         is_lookup_unanswered: the last attempt ended in a look-up without an answer.
         failed_addresses: the store's addresses that the next attempt avoids.
         moved: how often its uploads were moved to another connection.
+        endpoint: URL of the store of the last attempt; empty before the first one of this process.
         file_changed: the file differed from what was accepted.
         source: the file as opened at acceptance, until the first attempt takes it.
         record: what was recorded, once it is over.
@@ -99,6 +100,7 @@ class QueuedTransfer:
     is_lookup_unanswered: bool = False
     failed_addresses: frozenset[str] = frozenset()
     moved: int = 0
+    endpoint: str = ""
     file_changed: bool = False
     source: Source | None = None
     record: TransferRecord | None = None

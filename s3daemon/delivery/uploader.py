@@ -446,8 +446,7 @@ class Uploader:
         return self.waiters.remove(queued)
 
     def _record(self, queued: QueuedTransfer, stored: Stored | None) -> None:
-        endpoint = self._settings.current.endpoint_url
-        queued.record = record_of(queued, stored, endpoint, now=self.clock(), wall=self._wall())
+        queued.record = record_of(queued, stored, now=self.clock(), wall=self._wall())
         for observe in self.observers:
             observe(queued.record)
 
@@ -492,21 +491,17 @@ class Uploader:
         await asyncio.gather(*self._listing, return_exceptions=True)
 
 
-def record_of(
-    queued: QueuedTransfer, stored: Stored | None, endpoint: str, *, now: float, wall: float
-) -> TransferRecord:
+def record_of(queued: QueuedTransfer, stored: Stored | None, *, now: float, wall: float) -> TransferRecord:
     """Return the record of a transfer that is over.
 
     Args:
         queued: with its last error when it failed.
         stored: what is known of the object; None when the transfer failed.
-        endpoint: URL of the store.
         now: monotonic seconds.
         wall: seconds since the epoch, as for `QueuedTransfer.age_s`.
     """
     transfer, error = queued.transfer, queued.last_error
     total = queued.age_s(now, wall)
-    attempted = queued.attempts > 0
     return TransferRecord(
         transfer_id=transfer.id,
         outcome="stored" if stored else "failed",
@@ -515,12 +510,12 @@ def record_of(
         key=transfer.destination.key,
         size_bytes=stored.size if stored else transfer.file_state.size,
         start_usec=transfer.accepted_usec,
-        queue_usec=_usec(total - (now - queued.last_attempt_at)) if attempted else _usec(total),
+        queue_usec=_usec(total - (now - queued.last_attempt_at)) if queued.started_at else _usec(total),
         upload_usec=stored.upload_usec if stored else None,
         total_usec=_usec(total),
         attempts=queued.attempts,
         tags=transfer.tags,
-        endpoint=endpoint if attempted else "",
+        endpoint=queued.endpoint,
         etag=stored.etag if stored else "",
         error="" if stored else f"{error.code}: {error.text}",
         rtt_usec=stored.rtt_usec if stored else None,

@@ -68,11 +68,11 @@ class TransferRecord:
         tags: the tags of all requests that the transfer served, in order.
         size_bytes: the size of what was sent; where nothing was sent, of the file as it was accepted.
         start_usec: wall clock at acceptance, microseconds since the epoch.
-        queue_usec: from acceptance to the start of the attempt that ended the transfer.
+        queue_usec: from acceptance to the start of the last attempt, or to the end if this process made none.
         upload_usec: from the start of the attempt that stored it to the store's answer; None when it failed.
         total_usec: from acceptance to the end, all delays included.
         attempts: how many were started; 0 when the transfer ended before the first (dropped by an operator).
-        endpoint: URL of the last attempt's store; empty without an attempt.
+        endpoint: URL of the last attempt's store; empty if this process made none.
         etag: as the store returned it, without quotes; empty when it returned none.
         error: `CODE: text` of the error that ended it; empty exactly when stored.
         rtt_usec: smoothed round-trip time of the last attempt's connection (TCP_INFO); None when not read.

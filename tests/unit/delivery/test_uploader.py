@@ -5,16 +5,19 @@ import itertools
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeJournal, FakeSpool, House, away, flying, flying_with
+from fake_host import settings_for
+from fakes import FakeJournal, FakeSpool, FakeStore, House, away, flying, flying_with, transfer
 
 from s3daemon.delivery.health import ASK_EVERY_S, HELD_PROBE_S
 from s3daemon.errors import AttemptError, SpoolError
 from s3daemon.model.record import AttemptEnd, MessageId
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination, Request, Transfer
+from s3daemon.spool.rows import Entry
 
 HOUR = 3600.0
 BAD_KEY = AttemptError("InvalidAccessKeyId", "no such key", status=403)
@@ -561,6 +564,28 @@ async def test_the_record_of_a_failure_names_the_address_of_the_last_attempt(hou
     ticket = await house.intake.submit(house.request())
     assert (await ticket.outcome).outcome is Outcome.FAILED
     assert house.journal.records[0].receiver == "c"
+
+
+@flying_with(House)
+async def test_a_record_names_the_store_of_the_last_attempt(house: House) -> None:
+    """Not the one that a reload has put in its place."""
+    ticket = await house.intake.submit(house.request())
+    await asyncio.sleep(0.5 * house.store.seconds)
+    house.store, house.holder.current = FakeStore(url="http://new"), settings_for("http://new")
+    await ticket.outcome
+    assert house.journal.records[0].endpoint == "http://store"
+
+
+@flying_with(House)
+async def test_what_an_earlier_process_tried_was_queued_until_it_is_dropped(house: House) -> None:
+    """When its attempts started, and where, that process knew."""
+    accepted_usec = round((house.wall() - 100) * 1e6)
+    house.uploader.health.refused(AttemptError("UserSuspended", "no", status=403), house.loop.time())
+    house.uploader.recover([Entry(1, replace(transfer(1), accepted_usec=accepted_usec), 0.0, attempts=3)])
+    (queued,) = house.uploader.schedule.transfers
+    assert await house.uploader.drop(queued)
+    record = house.journal.records[0]
+    assert (record.attempts, record.queue_usec, record.total_usec, record.endpoint) == (3, 10**8, 10**8, "")
 
 
 @flying_with(House)
