@@ -32,7 +32,9 @@ from s3daemon.units import moment
 _duration, _count = of_kind(duration("1ms", "30d")), of_kind(count(1, 1_000_000))
 _BY = """a line for each tag, host, receiver, prefix (the key up to its last slash) or prefix:N (its first N parts): the
 first request, the last object stored, the time between; files without a tag by prefix"""
-_LATE_ONLY = "only exposures that are late, lost or incomplete; by tag unless --by is given"
+_LATE_ONLY = "only exposures that are late, lost or incomplete; by tag unless --by prefix is given"
+#: What makes exposures; of other groups the time is not judged.
+_EXPOSURES_BY = ("tag", "prefix")
 _EXPECT = "the number of files of an exposure; by default the number that most exposures have"
 
 
@@ -89,8 +91,7 @@ def main(
     notes: list[str] = []
     try:
         selection = _selection(args)
-        if args.plot and args.plot.suffix.lower() not in picture.SUFFIXES:
-            raise argparse.ArgumentError(None, f"--plot takes a file that ends in {' or '.join(picture.SUFFIXES)}")
+        _check_output(args)
         collection, delays, untrusted = Collection(selection), Delays(), 0
         for entry in _with_progress(_entries(args, selection, stdin, notes.append), err):
             if selection.trusts(entry):
@@ -142,6 +143,13 @@ def _selection(args: argparse.Namespace) -> Selection:
         units=tuple(unit if unit.endswith(".service") else f"{unit}.service" for unit in args.unit),
         of_this_host=not (args.stdin or args.file),
     )
+
+
+def _check_output(args: argparse.Namespace) -> None:
+    if args.plot and args.plot.suffix.lower() not in picture.SUFFIXES:
+        raise argparse.ArgumentError(None, f"--plot takes a file that ends in {' or '.join(picture.SUFFIXES)}")
+    if args.late_only and args.by not in (None, *_EXPOSURES_BY):
+        raise argparse.ArgumentError(None, f"--late-only shows exposures: --by {' or '.join(_EXPOSURES_BY)}")
 
 
 def _entries(

@@ -267,6 +267,8 @@ def test_the_extremes_of_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--plot", "night.pdf"], "--plot takes a file that ends in .png or .svg"),
         (["--plot", "night.GIF"], "--plot takes a file that ends in .png or .svg"),
         (["--since", "today", "--until", "yesterday"], "--since is later than --until"),
+        (["--late-only", "--by", "host"], "--late-only shows exposures: --by tag or prefix"),
+        (["--late-only", "--by", "prefix:1"], "--late-only shows exposures: --by tag or prefix"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_reading(words: list[str], text: str) -> None:
