@@ -313,6 +313,11 @@ class Schedule:
                 return queued
         return None
 
+    @property
+    def has_ready(self) -> bool:
+        """Whether a transfer waits for nothing but its turn."""
+        return any(self._peek(live, small) for live, small in self._ready)
+
     def next_time(self) -> float | None:
         """Return when the next delay ends, monotonic seconds; None when there is none."""
         return self._delayed[0][0] if self._delayed else None

@@ -136,7 +136,7 @@ class Uploader:
     @property
     def next_probe_s(self) -> float | None:
         """Seconds until the next attempt while the endpoint is away or the queue is held; None when neither is."""
-        probe_s, due = self.health.next_probe_s, self.schedule.next_time()
+        probe_s, due = self.health.next_probe_s, None if self.schedule.has_ready else self.schedule.next_time()
         return probe_s if probe_s is None or due is None else max(probe_s, due - self.clock())
 
     @property

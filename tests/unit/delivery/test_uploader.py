@@ -291,6 +291,21 @@ async def test_a_bug_after_an_attempt_ends_the_service() -> None:
 
 
 @flying_with(House)
+async def test_an_outage_has_its_next_attempt_when_the_status_says(house: House) -> None:
+    """Not only when the next delay ends: some transfers have none, and wait for their turn."""
+    house.store.answer = away
+    for n in range(46):
+        await house.intake.submit(house.request(key=str(n), wait=False))
+    said: list[float] = []
+    for _ in range(1200):
+        await asyncio.sleep(1)
+        said.append(house.loop.time() + (house.uploader.next_probe_s or 0.0))
+    starts = [started for started, _ in house.store.puts]
+    late = [at for at in said if at <= starts[-1] and min(abs(at - start) for start in starts) > 1]
+    assert not late
+
+
+@flying_with(House)
 async def test_an_endpoint_that_is_away_gets_a_few_probes_until_it_serves_again(house: House) -> None:
     """Clients are deferred at once when that is known, and everything is sent in the end."""
     house.store.answer = away
