@@ -120,7 +120,7 @@ class ControlServer:
             writer.close()
             async with asyncio.timeout(self._idle_s):
                 await writer.wait_closed()
-        except (OSError, TimeoutError):
+        except OSError:
             pass  # the client went away or stopped reading, so no answer reaches it
         except Exception as exc:  # an answer that cannot be encoded is a bug, but must not end an upload
             _log_bug("the encoding of an answer", exc)

@@ -71,7 +71,7 @@ class Client:
         return False
 
 
-#: Serves one client until it is over. OSError and TimeoutError mean that the client is gone.
+#: Serves one client until it is over. An OSError, such as TimeoutError, means that the client is gone.
 Serve = Callable[[Client], Coroutine[Any, Any, None]]
 
 
@@ -157,7 +157,7 @@ class Listener:
         async def serve_it() -> None:
             try:
                 await serve(client)
-            except (OSError, TimeoutError) as exc:
+            except OSError as exc:
                 _log.debug("a client is gone: %r", exc)
             except Exception:
                 _log.exception("a bug while serving a client")
@@ -223,7 +223,7 @@ async def close_after_reply(sock: socket.socket) -> bool:
         async with asyncio.timeout(CLOSE_LIMIT_S):
             while await loop.sock_recv(sock, _READ_BYTES):
                 pass
-    except (OSError, TimeoutError):
+    except OSError:
         return False
     return True
 

@@ -201,7 +201,7 @@ class Connection:
         Redirects come back as they are: following one would carry the file to another host.
 
         Raises:
-            aiohttp.ClientError, OSError, TimeoutError: what went wrong on the way; one of `UNREADABLE` when an answer
+            aiohttp.ClientError, OSError: what went wrong on the way; one of `UNREADABLE` when an answer
                 came that is no HTTP or longer than `ANSWER_MAX_BYTES`, which ends the connection.
         """
         self.requests += 1

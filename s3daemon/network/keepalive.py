@@ -188,7 +188,7 @@ async def find_small_request(
 
     Raises:
         UnevenClosesError: all were answered, and the closes have another cause.
-        aiohttp.ClientError, OSError, TimeoutError: one got no answer at all.
+        aiohttp.ClientError, OSError: one got no answer at all.
     """
     for method in SMALL_REQUESTS:
         if await _is_kept_after(method, connection, send, pause_s):

@@ -46,7 +46,7 @@ ASK_AGAIN_S = 60.0
 RETRY_MAX_S = 5.0
 #: The share of the connections that may be opened at once.
 OPENED_AT_ONCE = 1 / 2
-_FAILURES = (aiohttp.ClientError, OSError, TimeoutError)
+_FAILURES = (aiohttp.ClientError, OSError)
 
 
 class Primes(Protocol):

@@ -227,7 +227,6 @@ STATUS_HEADER = ":status"
 SENDING_ERRORS = (
     aiohttp.ClientError,
     OSError,
-    TimeoutError,
     FileError,
     botocore.exceptions.BotoCoreError,
     botocore.parsers.ResponseParserError,
