@@ -296,7 +296,7 @@ class Keeper:
 
     def _report(self, connection: Connection, outcome: SmallRequestOutcome, reason: str) -> None:
         addresses = self._pool.addresses
-        _log.debug("a small request to %s: %s", connection.address or self._pool.url.host, reason)
+        _log.debug("a small request to %s: %s", connection.address or self._pool.url.raw_host, reason)
         for address in connection.pop_failed_addresses():
             addresses.asked(address, SmallRequestOutcome.NOT_CONNECTED, "no connection")
         addresses.asked(connection.address, outcome, reason)

@@ -282,16 +282,16 @@ class ConnectionPool:
         async with self._resolving:
             if self.addresses and self._clock() - self._resolved_at < RESOLVE_EVERY_S:
                 return
-            loop = asyncio.get_running_loop()
+            loop, host = asyncio.get_running_loop(), self.url.raw_host  # as given: `host` would decode `xn--` labels
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_s):
-                    found = await loop.getaddrinfo(self.url.host, self.url.port, type=socket.SOCK_STREAM)
+                    found = await loop.getaddrinfo(host, self.url.port, type=socket.SOCK_STREAM)
             except OSError as exc:
                 if not self.addresses:
                     raise
                 level = logging.DEBUG if self._unresolvable else logging.WARNING  # once, not at each look-up
                 self._unresolvable = True
-                _log.log(level, "%s no longer resolves, %s; its last known addresses stay in use", self.url.host, exc)
+                _log.log(level, "%s no longer resolves, %s; its last known addresses stay in use", host, exc)
             else:
                 self._unresolvable = False
                 self.addresses.replace(dict.fromkeys(str(item[4][0]) for item in found))

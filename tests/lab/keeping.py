@@ -74,6 +74,7 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
     fault: Exception = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
     answers = True
     lookups = 0
+    asked = ""  #: the name of the last look-up
 
     def __init__(self, *addresses: str) -> None:
         super().__init__()
@@ -81,6 +82,7 @@ class ResolvingLoop(asyncio.SelectorEventLoop):
 
     async def getaddrinfo(self, host: Any, port: Any, **_: Any) -> Any:
         self.lookups += 1
+        self.asked = host
         if not self.answers:
             await self.create_future()
         addresses = (host,) if host.startswith("127.") else self.addresses

@@ -64,13 +64,13 @@ async def reach(settings: Settings, findings: Findings, wall: Clock) -> list[Rea
     look_up = partial(asyncio.get_running_loop().getaddrinfo, port=url.port, type=socket.SOCK_STREAM)
     try:
         async with asyncio.timeout(limit_s):
-            found = [item for host in settings.receivers or (url.host,) for item in await look_up(host)]
-    except (OSError, UnicodeError) as exc:
-        why = f"no answer within {limit_s:g} s" if isinstance(exc, TimeoutError) else getattr(exc, "strerror", str(exc))
-        findings.fail("endpoint", f"{url.host} does not resolve, {why}: fix S3_ENDPOINT_URL or the host's resolver")
+            found = [item for host in settings.receivers or (url.raw_host,) for item in await look_up(host)]
+    except OSError as exc:
+        why = f"no answer within {limit_s:g} s" if isinstance(exc, TimeoutError) else exc.strerror
+        findings.fail("endpoint", f"{url.raw_host} does not resolve, {why}: fix S3_ENDPOINT_URL or the host's resolver")
         return []
     addresses = {str(item[4][0]): item for item in found}
-    same, by = list(addresses) == [url.host], " by S3DAEMON_RECEIVERS" if settings.receivers else ""
+    same, by = list(addresses) == [url.raw_host], " by S3DAEMON_RECEIVERS" if settings.receivers else ""
     findings.ok("endpoint", settings.endpoint_url + ("" if same else f" is {', '.join(addresses)}{by}"))
     if url.scheme != "https":
         findings.note("tls", "S3_ENDPOINT_URL is http: files can be read and changed on their way")
@@ -128,7 +128,9 @@ async def _agree_on_tls(reached: Reached, url: URL, settings: Settings, wall: Cl
     try:
         context = ssl.create_default_context(cafile=settings.ca_bundle or None)
         async with asyncio.timeout(settings.connect_timeout_s):
-            _, writer = await asyncio.open_connection(reached.address, url.port, ssl=context, server_hostname=url.host)
+            _, writer = await asyncio.open_connection(
+                reached.address, url.port, ssl=context, server_hostname=url.raw_host
+            )
         cert, version = writer.get_extra_info("peercert"), writer.get_extra_info("ssl_object").version()
         writer.transport.abort()
     except ssl.SSLCertVerificationError as exc:
@@ -166,7 +168,7 @@ async def _speaks_tls(address: str, url: URL, limit_s: float) -> bool:
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
     with contextlib.suppress(OSError):
         async with asyncio.timeout(limit_s):
-            _, writer = await asyncio.open_connection(address, url.port, ssl=context, server_hostname=url.host)
+            _, writer = await asyncio.open_connection(address, url.port, ssl=context, server_hostname=url.raw_host)
         writer.transport.abort()
         return True
     return False

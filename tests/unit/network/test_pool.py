@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import socket
 import ssl
 import time
 from collections.abc import AsyncIterator
@@ -289,6 +290,15 @@ async def test_the_last_addresses_stay_when_the_name_no_longer_resolves(
             clock.now += RESOLVE_EVERY_S
     (message,) = caplog.messages
     assert message.startswith("store.example no longer resolves")
+
+
+@pytest.mark.parametrize("host", ["xn--fa-hia.test", "xn--99zzzzzz9.test"], ids=["another when decoded", "undecodable"])
+@resolving
+async def test_a_name_is_looked_up_as_it_is_given(loop: ResolvingLoop, host: str) -> None:
+    async with pool_to(f"http://{host}") as pool:
+        with pytest.raises(socket.gaierror):
+            await pool.resolve()
+    assert loop.asked == host
 
 
 @resolving
