@@ -167,21 +167,23 @@ def disk_error(directory: Path, error: Exception) -> SpoolError:
 
     SQLite tells only the plainest cases apart, so the file system itself is asked too.
     """
+    read_only, full, reason = False, False, ""
     try:
         disk = os.statvfs(directory)
         read_only, full = bool(disk.f_flag & os.ST_RDONLY), not disk.f_bavail
+    except FileNotFoundError:
+        reason = "it is gone; put it back"
+    except PermissionError:
+        reason = "this user may not enter a directory above it; chmod a+x that"
     except OSError:
-        read_only = full = False
+        pass
     code = primary_code(error) if isinstance(error, sqlite3.Error) else 0
     number = error.errno if isinstance(error, OSError) else 0
     if read_only or code == sqlite3.SQLITE_READONLY or number == errno.EROFS:
         return SpoolError(Code.SPOOL_READ_ONLY, f"nothing is accepted: {directory} is read-only; mount it writable")
     if full or code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT):
         return SpoolError(Code.SPOOL_FULL, f"nothing is accepted: the disk of {directory} is full; free some of it")
-    if not directory.exists():
-        reason = "it is gone; put it back"
-    elif isinstance(error, PermissionError):
+    if not reason and isinstance(error, PermissionError):
         reason = f"{error.strerror}; chown -R {os.geteuid()}: {directory}, and chmod 700 {directory}"
-    else:
-        reason = one_line(str(error))
+    reason = reason or one_line(str(error))
     return SpoolError(Code.SPOOL_BROKEN, f"nothing is accepted: {directory} cannot be written: {reason}")

@@ -1,4 +1,4 @@
-"""What every started program shares: an environment built here, free ports, and a limit on descriptors."""
+"""What every started program shares: an environment built here, free ports, a limit on descriptors, another user."""
 
 import os
 import random
@@ -18,6 +18,8 @@ SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 MACHINE_ENV = dict(os.environ)
 """The machine's own environment, for programs that download (it may name a proxy), and for nothing else."""
+
+NOBODY = 65534
 
 _FOREIGN_PREFIXES = ("AWS_", "S3_", "S3DAEMON_", "LISTEN_", "NOTIFY_", "WATCHDOG_", "PYTHON")
 _FOREIGN_SUFFIXES = ("_PROXY", "_CA_BUNDLE", "_CERT_FILE", "_CERT_DIR")
@@ -91,3 +93,16 @@ def no_free_descriptor(limit: int = 3) -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+@contextmanager
+def not_as_root() -> Iterator[None]:
+    """Become another user for the duration of a block: root may read everything."""
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if was_root:
+            os.seteuid(0)

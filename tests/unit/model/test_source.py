@@ -19,13 +19,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from lab.env import not_as_root
 from lab.sending import a_file, in_loop
 from lab.serving import until
 
 from s3daemon.errors import FileError
 from s3daemon.model.source import SMALL_BYTES, Source, md5_of, open_file
-
-NOBODY = 65534
 
 
 def refused(path: Path | str, *roots: Path) -> FileError:
@@ -44,19 +43,6 @@ def opened(path: Path, *roots: Path) -> Iterator[Source]:
         yield source
     finally:
         source.close()
-
-
-@contextlib.contextmanager
-def not_as_root() -> Iterator[None]:
-    """Become another user for the duration of a block: root may read everything."""
-    was_root = os.geteuid() == 0
-    if was_root:
-        os.seteuid(NOBODY)
-    try:
-        yield
-    finally:
-        if was_root:
-            os.seteuid(0)
 
 
 @pytest.fixture

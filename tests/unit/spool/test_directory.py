@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from lab.env import not_as_root
 
 from s3daemon.errors import StartError
 from s3daemon.spool.directory import (
@@ -178,3 +179,9 @@ def test_a_directory_that_cannot_be_used_any_more_has_a_cure(tmp_path: Path) -> 
     denied_here = PermissionError(errno.EACCES, "Permission denied", os.fspath(tmp_path / "spool.db"))
     cure = f"chown -R {os.geteuid()}: {tmp_path}, and chmod 700 {tmp_path}"
     assert disk_error(tmp_path, denied_here).text.endswith(f"cannot be written: Permission denied; {cure}")
+    tmp_path.chmod(0)
+    with not_as_root():
+        assert disk_error(tmp_path / "state", error).text.endswith(
+            "this user may not enter a directory above it; chmod a+x that"
+        )
+    tmp_path.chmod(0o700)
