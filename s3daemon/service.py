@@ -273,7 +273,7 @@ class Service:
             else:
                 self._server.resume(name, sock)
         if pending:
-            _log.info("resuming %d transfers of an earlier process", len(pending))
+            _log.info("resuming %s of an earlier process", plural(len(pending), "transfer"))
 
     async def _serve(self, wire: list[socket.socket], http: list[socket.socket], stop: asyncio.Event) -> None:
         """Serve new clients until `stop` is set or a background task dies, then drain."""

@@ -144,6 +144,7 @@ class Uploads:
         client_notified: called with the id of a transfer whose failure a client has received.
         refusals: takes every request that is refused.
         clock: monotonic seconds, the same as the uploader's.
+        wall: seconds since the epoch.
     """
 
     def __init__(
@@ -155,6 +156,7 @@ class Uploads:
         *,
         refusals: Refusals,
         clock: Clock = time.monotonic,
+        wall: Clock = time.time,
     ) -> None:
         self._intake = intake
         self._access = access
@@ -162,6 +164,7 @@ class Uploads:
         self._waiting = waiting
         self._client_notified = client_notified
         self._clock = clock
+        self._wall = wall
 
     async def handle(self, form: Form) -> Answer | None:
         """Return the answer to one form; None when its client is left to the next process."""
@@ -182,7 +185,7 @@ class Uploads:
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))
         if reply is None:
             return None
-        return self._answer(reply, task_of(request, ticket.queued, self._clock()), name)
+        return self._answer(reply, self._task(request, ticket.queued), name)
 
     async def resume(self, name: str, sock: socket.socket) -> Answer | None:
         """Return the answer to a client of an earlier process; None when it is left to the next one.
@@ -194,16 +197,19 @@ class Uploads:
         reply, ticket = await self._waiting.resume(name, sock)
         if reply is None:
             return None
-        queued, failure, now = None, self._waiting.failure(name), self._clock()
+        queued, failure = None, self._waiting.failure(name)
         if ticket is not None:
             queued = ticket.queued
         elif failure is not None:
-            queued = QueuedTransfer.of(failure, now)
+            queued = QueuedTransfer.of(failure, self._clock())
         if queued is None:
             return self._answer(reply, None, name)
         transfer = queued.transfer  # its first tag: which of them this client gave is not known
         request = Request(transfer.file, transfer.destination, tag=next(iter(transfer.tags), ""), extended=True)
-        return self._answer(reply, task_of(request, queued, now), name)
+        return self._answer(reply, self._task(request, queued), name)
+
+    def _task(self, request: Request, queued: QueuedTransfer) -> dict[str, Any]:
+        return task_of(request, queued, queued.age_s(self._clock(), self._wall()))
 
     def _answer(self, reply: Reply, task: dict[str, Any] | None, name: str) -> Answer:
         message = f"{reply.code}: {reply.text}" if reply.code else "upload succeeded"
@@ -344,16 +350,16 @@ def _multipart(content_type: str, body: bytes) -> Pairs:
     return pairs
 
 
-def task_of(request: Request, queued: QueuedTransfer, now: float) -> dict[str, Any]:
+def task_of(request: Request, queued: QueuedTransfer, age_s: float) -> dict[str, Any]:
     """The `task` of the answer.
 
     Args:
         request: the client's.
         queued: the transfer that serves it; has its record when it is over.
-        now: monotonic seconds.
+        age_s: seconds since its acceptance.
     """
     record = queued.record
-    usec = record.total_usec if record else max(0, round((now - queued.accepted_at) * 1e6))
+    usec = record.total_usec if record else round(age_s * 1e6)
     upload_usec = (record and record.upload_usec) or 0
     size = record.size_bytes if record else queued.transfer.file_state.size
     mbits = size * 8 / upload_usec if upload_usec else 0.0  # bits per microsecond

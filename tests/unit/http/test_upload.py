@@ -304,7 +304,7 @@ def test_the_task_of_a_failed_or_deferred_transfer() -> None:
     request = Request("/f", Destination("b", "k"), extended=True)
     failed = replace(STORED, outcome="failed", error="AccessDenied: no", upload_usec=None)
     assert task_of(request, queued(failed), 999.0)["transfer_rate"] == "0.000 Mbit/s"
-    deferred = task_of(request, queued(), 130.5)
+    deferred = task_of(request, queued(), 30.5)
     assert (deferred["duration"], deferred["size_bytes"], deferred["attempts"]) == ("0:00:30.500000", 500, 3)
     assert "slug" not in deferred
 
@@ -341,6 +341,7 @@ class Desk:
             self.notified.append,
             refusals=self.refusals,
             clock=self.house.loop.time,
+            wall=self.house.wall,
         )
 
     async def ask(self, **fields: str) -> Answer:
@@ -499,10 +500,12 @@ async def test_a_client_of_an_earlier_process_gets_the_failure(desk: Desk) -> No
     id_ = id_of(str((await desk.ask()).task["id"]))  # type: ignore[index]
     failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
     desk.begin_process(failures)
+    await asyncio.sleep(4.9)
     got = await desk.uploads.resume(f"http.{id_}.x", desk.sock)
     assert got
     assert got.task
     assert (got.status, got.message, id_of(got.task["id"])) == (404, "NoSuchBucket: none", id_)
+    assert got.task["duration_seconds"] == 5.0
     got.taken()
     assert desk.notified == [id_]
     got = await desk.uploads.resume("http.00000000000000ff.x", desk.sock)
