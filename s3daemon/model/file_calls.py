@@ -1,6 +1,6 @@
-"""Short calls that may block on a file system, such as opening a file: carried out in one thread, one after another.
+"""Calls that may block on a file system. Files are opened in one thread, one after another; other calls have their own.
 
-A thread for each call would cost more than the calls: each switch of threads waits for Python's lock and wakes the
+A thread for each file would cost more than opening it: each switch of threads waits for Python's lock and wakes the
 event loop, so 23 files that were sent at once were open only after 30 ms. So one thread takes call after call, and
 wakes the loop when none is left. When a call takes long, every call that waits behind it gets a thread of its own: a
 file system that never answers delays only its own files.

@@ -76,7 +76,6 @@ class Player:
         self.told: dict[str, list[Told]] = {}
         self.began = self.killed_at = time.monotonic()
         self.busy_killing = False
-        self.kills = 0
 
     async def play(self) -> None:
         """Play it to its end."""
@@ -107,7 +106,6 @@ class Player:
                 self.busy_killing = True
                 await asyncio.to_thread(self.served.kill if event.what == "kill" else self.served.terminate)
                 await asyncio.to_thread(self.served.start)
-                self.kills += 1
                 self.killed_at, self.busy_killing = time.monotonic(), False
             case "reload":
                 await self._reload()
