@@ -46,17 +46,17 @@ class _Md5:
             return
         self._unhashed.append(chunk)
         if is_last or len(self._unhashed) == CHUNKS_HASHED:
-            await self.settle()
+            await self._settle()
             self._hashing = asyncio.get_running_loop().run_in_executor(None, self._hash, self._unhashed)
             self._unhashed = []
         if is_last:  # the answer may end the caller before all was hashed
-            await self.settle()
+            await self._settle()
 
     def _hash(self, chunks: Sequence[bytes | bytearray]) -> None:
         for chunk in chunks:
             self._md5.update(chunk)
 
-    async def settle(self) -> None:
+    async def _settle(self) -> None:
         """Wait until no thread is hashing."""
         if self._hashing is not None:
             await self._hashing
@@ -176,9 +176,6 @@ class FileBody(Payload):
         except FileError as exc:
             self.error = exc
             raise
-        finally:
-            if self._md5 is not None:
-                await self._md5.settle()
 
     async def _next_chunk(self) -> bytes | bytearray:
         source = self._source
