@@ -87,6 +87,10 @@ class Threads(ThreadPoolExecutor):
         with contextlib.suppress(RuntimeError):  # "can't start new thread"
             super()._adjust_thread_count()
 
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Take no more calls, and never wait: the event loop's end asks for that, and a file system may be dead."""
+        super().shutdown(wait=False, cancel_futures=cancel_futures)
+
 
 class Supervisor:
     """Background tasks by name. One that dies is logged with its reason, and ends the service.

@@ -12,6 +12,7 @@ import pytest
 from lab.daemon import daemon
 from lab.env import UnavailableError
 from lab.flaky import FlakyS3
+from lab.installed import until
 from lab.sickfs import SickFs, content, sickfs
 
 LIMITS = {"stall_timeout": "2s", "wait_limit": "4s", "drain_timeout": "3s", "max_connections": "4"}
@@ -54,6 +55,8 @@ def test_a_file_system_that_hangs(sick: SickFs, s3: FlakyS3, tmp_path: Path, fil
         served.process.wait_line("stopped; 3 transfers kept for the next start")
         assert time.monotonic() - began < 12  # the drain's 3 s, and what a busy machine takes
         # The kernel ends the process only when the file system answers; the next process need not wait for that.
+        stat = Path(f"/proc/{served.process.pid}/stat")
+        until(stat.read_text, lambda text: ") Z " in text, "the end of the main thread")
         with daemon(tmp_path / "state", s3.server, **LIMITS) as following:
             assert following.plain(file, "a/bucket/after") == b"Success"
             assert {row["destination"] for row in following.queue()} == {f"bucket/hung{n}" for n in range(3)}

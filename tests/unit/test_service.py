@@ -87,6 +87,19 @@ def test_there_is_a_thread_for_each_call_that_may_block() -> None:
     assert FILE_THREADS >= 2 * 8192 + 4 * 1024
 
 
+def test_a_loop_ends_though_a_call_is_blocked() -> None:
+    """So the process ends, and systemd starts the next one."""
+    go_on, threads = threading.Event(), Threads(1)
+    blocked = threads.submit(go_on.wait, 5)
+
+    async def finish_with_it() -> None:
+        asyncio.get_running_loop().set_default_executor(threads)
+
+    asyncio.run(finish_with_it())
+    assert not blocked.done()
+    go_on.set()
+
+
 def test_a_call_waits_where_no_further_thread_is_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
     """By TasksMax= or the kernel: it is not refused, and carried out once."""
     done: list[int] = []
