@@ -228,8 +228,9 @@ class Service:
         ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
         self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, ended, failures)
         self._questions = questions = Questions(exposures, uploader.schedule.__contains__, ended.items())
+        max_clients = self._max_clients(self._settings.current)
         self._server = Server(
-            self._settings,
+            max_clients,
             intake,
             access,
             waiting,
@@ -254,7 +255,7 @@ class Service:
         uploader.attempt_observers.append(metrics.see_attempt)
         self._uploads = Uploads(intake, access, waiting, spool.mark_notified, refusals=refusals, clock=uploader.clock)
         pages = routes(self._settings, operations, metrics, questions)
-        self._http = HttpServer(self._settings, pages, {"/upload": self._uploads.handle})
+        self._http = HttpServer(self._settings, max_clients, pages, {"/upload": self._uploads.handle})
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -264,7 +265,6 @@ class Service:
         }
         self._control = ControlServer(control_path(self._environ, state_dir), handlers)
         self._listeners = (self._server.listener, self._http.listener)
-        self._resize_listeners()
 
     def _resume(self, clients: Mapping[str, socket.socket]) -> None:
         """Go on with what earlier processes left: transfers, and clients that wait for them."""
@@ -301,13 +301,8 @@ class Service:
         finally:
             await self._stop(until_stop)
 
-    def _resize_listeners(self) -> None:
-        """Have each server take as many clients as the settings in force and the descriptors allow."""
-        for listener in self._listeners:
-            listener.resize(self._max_clients(self._settings.current))
-
     def _max_clients(self, settings: Settings) -> int:
-        """Return how many clients each server may have."""
+        """Return how many clients each server may have, by these settings and the limit of descriptors."""
         return clients_within(self._descriptors, settings.max_clients, settings.max_connections)
 
     async def _stop(self, until_stop: list[asyncio.Task[None]]) -> None:
@@ -417,7 +412,8 @@ class Service:
         # From here on nothing is refused, and nothing waits: all of it is in force, or none.
         self._settings.current, self._endpoint = new, endpoint
         self._access.allow(allowed)
-        self._resize_listeners()
+        for listener in self._listeners:
+            listener.resize(self._max_clients(new))
         retiring = before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all)
         self._background.start("retiring the endpoint before", retiring)
         if denied := self._uploader.reload():

@@ -180,7 +180,8 @@ class HttpServer:
     """Serves HTTP.
 
     Args:
-        settings: number of clients, names of the server.
+        settings: names of the server.
+        max_clients: how many are served at a time.
         pages: the handlers of GET and HEAD by path; `/*` at its end stands for any name.
         actions: the handlers of `FORM_METHODS` by path.
         clock: monotonic seconds.
@@ -192,6 +193,7 @@ class HttpServer:
     def __init__(
         self,
         settings: SettingsHolder,
+        max_clients: int,
         pages: Mapping[str, Page],
         actions: Mapping[str, Action],
         *,
@@ -202,7 +204,7 @@ class HttpServer:
         self._clock = clock
         self._warnings = LogLimit(1, WARN_EVERY_S)
         self._manager = web.Server(self._handle, request_factory=_make_request)
-        self.listener = Listener(self._serve, settings.current.max_clients)
+        self.listener = Listener(self._serve, max_clients)
         _aiohttp_log.disabled = True
 
     def resume(self, sock: socket.socket, answer: Callable[[], Awaitable[Answer | None]]) -> None:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 
-from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.intake import Intake
 from s3daemon.errors import Code, RequestError, S3daemonError
 from s3daemon.ingress.access import AccessControl
@@ -52,7 +51,7 @@ class Server:
     """Serves the line protocol.
 
     Args:
-        settings: number of clients.
+        max_clients: how many are served at a time.
         intake: takes the requests.
         access: decides who may ask.
         waiting: has them wait for their transfers.
@@ -67,7 +66,7 @@ class Server:
 
     def __init__(
         self,
-        settings: SettingsHolder,
+        max_clients: int,
         intake: Intake,
         access: AccessControl,
         waiting: WaitingClients,
@@ -85,7 +84,7 @@ class Server:
         self._client_notified = client_notified
         self._http_answer = http_answer(http_addresses)
         self._loop = asyncio.get_running_loop()
-        self.listener = Listener(self._serve, settings.current.max_clients)
+        self.listener = Listener(self._serve, max_clients)
 
     def resume(self, name: str, sock: socket.socket) -> None:
         """Go on serving a client that an earlier process left.

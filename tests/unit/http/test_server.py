@@ -38,7 +38,7 @@ class House(SocketHouse):
         settings = SettingsHolder(settings_for("http://store", **changes))
         pages = {"/page": self.page, "/html": self.html, "/bug": self.bug, "/large": self.large}
         self.actions = {"/act": self.act}
-        self.server = HttpServer(settings, pages, self.actions, clock=lambda: self.now)
+        self.server = HttpServer(settings, settings.current.max_clients, pages, self.actions, clock=lambda: self.now)
         self.accepting = asyncio.create_task(self.server.listener.accept(self.listener))
 
     async def page(self, _: web.BaseRequest) -> web.Response:

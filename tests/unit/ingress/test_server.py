@@ -80,7 +80,7 @@ class House(SocketHouse):
         self.exposures = Exposures()
         self.questions = Questions(self.exposures, lambda id_: False)
         self.server = Server(
-            self.settings,
+            self.settings.current.max_clients,
             self.intake,
             self.access,
             self.waiting,
