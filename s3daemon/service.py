@@ -243,10 +243,10 @@ class Service:
             self._settings,
             uploader,
             spool,
-            self._server,
             lambda: self._endpoint.pool,
             exposures=exposures,
             refused=refusals.counts,
+            clients=lambda: self._server.listener.clients,
             http_clients=lambda: self._http.listener.clients,
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.

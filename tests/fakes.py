@@ -442,16 +442,15 @@ class Pool:
 
 def operations_of(house: House, spool: Any, exposures: Exposures) -> Operations:
     """Return a house's operations, with two clients of the line protocol and five of HTTP."""
-    server: Any = SimpleNamespace(listener=SimpleNamespace(clients=2))
     pool: Any = Pool()
     return Operations(
         house.holder,
         house.uploader,
         spool,
-        server,
         lambda: pool,
         exposures=exposures,
         refused={"NotReadable": 3},
+        clients=lambda: 2,
         http_clients=lambda: 5,
         wall=house.wall,
     )

@@ -32,7 +32,6 @@ from s3daemon.delivery.decision import DROPPED
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
-from s3daemon.ingress.server import Server
 from s3daemon.model.exposure import LATE_S, LOST_S, Exposures, loss_of
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.rate.bandwidth import Origin
@@ -78,11 +77,11 @@ class Operations:
         settings: names the store.
         uploader: has the pending transfers and the endpoint's health.
         spool: has the failed transfers.
-        server: knows its clients.
         pool: gives the connections in use now; a reload may replace them.
         exposures: the last ones.
         refused: requests that were refused, by the error's code.
-        http_clients: returns how many clients of HTTP are being served.
+        clients: returns how many clients of the line protocol are being served.
+        http_clients: likewise of HTTP.
         wall: seconds since the epoch.
 
     Attributes:
@@ -95,11 +94,11 @@ class Operations:
         settings: SettingsHolder,
         uploader: Uploader,
         spool: Spool,
-        server: Server,
         pool: Callable[[], ConnectionPool],
         *,
         exposures: Exposures,
         refused: Mapping[str, int],
+        clients: Callable[[], int],
         http_clients: Callable[[], int],
         wall: Clock = time.time,
     ) -> None:
@@ -108,10 +107,10 @@ class Operations:
         self._settings = settings
         self._uploader = uploader
         self._spool = spool
-        self._server = server
         self._pool = pool
         self._exposures = exposures
         self._refused = refused
+        self._clients = clients
         self._http_clients = http_clients
         self._wall = wall
         self._started_usec = round(wall() * 1e6)
@@ -235,7 +234,7 @@ class Operations:
             pending=len(uploader.schedule) - in_flight,
             oldest_s=self._age_s(oldest) if oldest else None,
             failed=self._failed,
-            clients=self._server.listener.clients,
+            clients=self._clients(),
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.unexpectedly_disabled),
             unreachable=pool.addresses.are_unreachable,
