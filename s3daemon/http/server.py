@@ -16,7 +16,7 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
 from typing import Any
@@ -270,11 +270,10 @@ class HttpServer:
                 return response  # the client is gone
             finally:
                 answer.sent()
-            with suppress(OSError):
-                if not (connection.closed.done() or connection.sends_no_more):
-                    answer.taken()
-                    if response.keep_alive:
-                        connection.await_request()
+            if not (connection.closed.done() or connection.sends_no_more):
+                answer.taken()
+                if response.keep_alive:
+                    connection.await_request()
         return response
 
     async def _response(
