@@ -18,6 +18,9 @@ at the end of a ``with`` block; where a test process dies instead, the kernel st
     faults      faults for the proxy, beyond those of `scripted`
     nginx       a sink for PUTs that costs as little as a server can: for measuring clients
     flaky       an S3 server in memory that fails now and then, or goes away
+    liar        a store that misbehaves as a plan says, and keeps its history
+    counting    a store that counts what it stores, and reads some connections slowly
+    stores      the stores that the daemon is tried with, each of which can be restarted
     sickfs      a file system that hangs and fails
     relay       a TCP relay that can stop, delay and cut
     deploy      the daemon and what it needs, laid out as on an installed system
@@ -26,10 +29,15 @@ at the end of a ``with`` block; where a test process dies instead, the kernel st
     installed   the service in it, as an operator installed it
     rpm         the package, built and installed there
     daemon      the daemon as a program of this checkout
+    collecting  it, which prints how many objects a garbage collection looks through
+    recovering  it, which is slow to recover transfers
+    worlds      generated plans of one daemon's life; `histories` plays and judges them
     sending     the code that sends to a store, inside a test's own event loop
     schemes     plain HTTP and TLS as a parameter
     keeping     a connection pool with its keeper, inside a test's own event loop
     loopback    pairs of sockets
+    serving     a server under test on a Unix socket
+    terminal    an output that is a terminal
     control     a control socket with fixed answers
     records     records of transfers, and their journal entries
     statuses    answers to `status`

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import lab
 import pytest
 from shape import PACKAGE, arrows, floors, folders, imports, modules, room
 
@@ -75,6 +76,12 @@ def test_every_room_has_a_level_and_a_place_on_the_map() -> None:
     entries = re.findall(r"^ {4}([\w/, ]+?)(?: {2,}|: )\S", s3daemon.__doc__ or "", re.M)
     named = {word.rstrip("/") for entry in entries for word in entry.split(", ")}
     assert named == rooms - {"__main__"}
+
+
+def test_every_module_of_the_lab_is_on_its_map() -> None:
+    """In its docstring."""
+    names = {file.stem for file in Path(lab.__file__).parent.glob("*.py")} - {"__init__"}
+    assert names <= set(re.findall(r"\w+", lab.__doc__ or ""))
 
 
 @pytest.mark.parametrize("arrow", sorted(arrows()), ids="->".join)
