@@ -10,6 +10,7 @@
                                           a small request is not answered *               DISABLED
     DISABLED  none, but for a probe       the probe (a small request) is answered         TRIAL
               when its time is up         the probe is not answered                       DISABLED, twice as long
+                                          the name has lost all that are not disabled     TRIAL
     TRIAL     one                         an upload succeeds                              ENABLED
                                           a small request is answered, and only one that  ENABLED
                                           was answered badly had led to the trial
@@ -143,8 +144,13 @@ class Addresses:
         return bool(self._states)
 
     def replace(self, addresses: Iterable[str]) -> None:
-        """Take over the addresses that the name has now; what is known of those that it had before is kept."""
+        """Take over the addresses that the name has now; what is known of those that it had before is kept.
+
+        Where all of them are disabled, as the name has lost the others, they are on trial.
+        """
         self._states = {address: self._states.get(address) or _State() for address in addresses}
+        for state in () if self.enabled else self._states.values():
+            state.probe_at, state.on_trial = None, True
 
     @property
     def disabled(self) -> list[str]:

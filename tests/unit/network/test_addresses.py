@@ -423,14 +423,20 @@ def test_addresses_come_and_go(scene: Scene) -> None:
     scene.addresses.replace((ONE, "10.0.0.9"))
     assert scene.addresses.disabled == [ONE]
     assert set(scene.addresses.in_order({})) == {ONE, "10.0.0.9"}
+    scene.addresses.replace((ONE,))
+    assert (scene.addresses.enabled, scene.addresses.limited[ONE].next_probe_s) == ([ONE], None), "the last one"
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["fail", "connect", "succeed", "ask", "probe", "wait"]), st.sampled_from(FOUR)))
+    st.lists(
+        st.tuples(
+            st.sampled_from(["fail", "connect", "succeed", "ask", "probe", "resolve", "wait"]), st.sampled_from(FOUR)
+        )
+    )
 )
 def test_one_is_always_enabled(history: list[tuple[str, str]]) -> None:
     """Whatever happens, one stays enabled, and every disabled one will be probed."""
-    scene = Scene()
+    scene, present = Scene(), list(FOUR)
     for number, (what, address) in enumerate(history):
         match what:
             case "fail":
@@ -443,10 +449,13 @@ def test_one_is_always_enabled(history: list[tuple[str, str]]) -> None:
                 scene.addresses.asked(address, list(SmallRequestOutcome)[number % 4], "")
             case "probe":
                 scene.addresses.probed(address, list(SmallRequestOutcome)[number % 4])
+            case "resolve":
+                present = sorted({*FOUR[number % 4 :: 2], address})
+                scene.addresses.replace(present)
             case _:
                 scene.clock.now += DISABLED_FIRST_S
-        assert any(map(scene.addresses.is_enabled, FOUR))
-        assert sorted(scene.addresses.in_order({})) == sorted(FOUR)
+        assert scene.addresses.enabled
+        assert sorted(scene.addresses.in_order({})) == present
     scene.clock.now += DISABLED_MAX_S
     assert scene.addresses.to_probe() == scene.addresses.disabled
 
