@@ -138,6 +138,7 @@ class Addresses:
         self._on_disabled = on_disabled
         self._on_enabled = on_enabled
         self._states: dict[str, _State] = {}
+        self._left: dict[str, _State] = {}  # of disabled ones that the last look-up did not give
         self._outage = ""  # of "connections", or of "uploads": small requests may be answered all the while
 
     def __bool__(self) -> bool:
@@ -146,9 +147,12 @@ class Addresses:
     def replace(self, addresses: Iterable[str]) -> None:
         """Take over the addresses that the name has now; what is known of those that it had before is kept.
 
-        Where all of them are disabled, as the name has lost the others, they are on trial.
+        One that is disabled is so when it comes back: of a name with many addresses each answer may have only some.
+        Where all are disabled, as the name has lost the others, they are on trial.
         """
-        self._states = {address: self._states.get(address) or _State() for address in addresses}
+        known = self._left | self._states
+        self._states = {address: known.get(address) or _State() for address in addresses}
+        self._left = {each: state for each, state in known.items() if state.is_disabled and each not in self._states}
         for state in () if self.enabled else self._states.values():
             state.probe_at, state.on_trial = None, True
 

@@ -423,6 +423,9 @@ def test_addresses_come_and_go(scene: Scene) -> None:
     scene.addresses.replace((ONE, "10.0.0.9"))
     assert scene.addresses.disabled == [ONE]
     assert set(scene.addresses.in_order({})) == {ONE, "10.0.0.9"}
+    scene.addresses.replace((TWO,))
+    scene.addresses.replace((ONE, TWO))
+    assert scene.addresses.disabled == [ONE], "it is the same again when it is back"
     scene.addresses.replace((ONE,))
     assert (scene.addresses.enabled, scene.addresses.limited[ONE].next_probe_s) == ([ONE], None), "the last one"
 
