@@ -319,6 +319,7 @@ class Service:
         self._waiting.leave(for_good=clients and await asyncio.to_thread(is_stopped_for_good))
         await asyncio.gather(*(listener.drain() for listener in self._listeners))
         await self._control.close()
+        await self._operations.settle()
         self._spool.save_clock(self._uploader.active_clock.now())
         self._spool.save_hint(self._endpoint.hint)
         left = len(self._uploader.schedule)

@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from s3daemon import __version__
 from s3daemon.clock import Clock
@@ -115,6 +115,7 @@ class Operations:
         self._wall = wall
         self._started_usec = round(wall() * 1e6)
         self._changing = asyncio.Lock()  # a retry or drop at a time: each reads the spool, and acts on that later
+        self._changes: set[asyncio.Task[CommandAnswer]] = set()
         self._failed = 0  # as last counted
         self._failures: list[Entry] = []  # the last of them
 
@@ -158,7 +159,24 @@ class Operations:
 
     async def retry(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Try again: a delay ends, what failed is pending again."""
-        ids = None if arguments.get("all") is True else _ids(arguments)
+        return await self._to_the_end(self._retry(None if arguments.get("all") is True else _ids(arguments)))
+
+    async def drop(self, arguments: Mapping[str, object]) -> CommandAnswer:
+        """Give up: an attempt in flight is cancelled and its clients are notified."""
+        return await self._to_the_end(self._drop(_ids(arguments)))
+
+    async def settle(self) -> None:
+        """Wait until what was begun of these two is done; for the end, when no client asks any more."""
+        await asyncio.gather(*self._changes, return_exceptions=True)
+
+    async def _to_the_end(self, change: Coroutine[Any, Any, CommandAnswer]) -> CommandAnswer:
+        """Carry a change out though a stop ends the client's connection: the spool may have a part of it already."""
+        task = asyncio.create_task(change)
+        self._changes.add(task)
+        task.add_done_callback(self._changes.discard)
+        return await asyncio.shield(task)
+
+    async def _retry(self, ids: set[str] | None) -> CommandAnswer:
         async with self._changing:
             known = self._uploader.retry(ids)
             with self._uploader.noting_stored() as stored:
@@ -174,9 +192,7 @@ class Operations:
         held = {"held": self._uploader.health.held} if self._uploader.health.held else {}
         return {"ids": sorted(known | done - overtaken), **held, **_unsaved(error)}
 
-    async def drop(self, arguments: Mapping[str, object]) -> CommandAnswer:
-        """Give up: an attempt in flight is cancelled and its clients are notified."""
-        ids = _ids(arguments)
+    async def _drop(self, ids: set[str]) -> CommandAnswer:
         async with self._changing:
             pending = [queued.transfer for id_ in ids if (queued := self._uploader.schedule.get(id_))]
             dropped, error = await self._spool.drop(

@@ -65,6 +65,7 @@ class OperatorsSpool(Spool):
 
     async def drop(self, ids: Iterable[str], losses: Iterable[Loss] = ()) -> tuple[set[str], SpoolError | None]:
         self.losses += losses
+        await asyncio.sleep(0)
         held = {id_ for id_ in ids if id_ in self.pending or id_ in self.failed}
         self.pending -= held
         for id_ in held if self.error is None else ():
@@ -210,6 +211,20 @@ async def test_a_drop_cancels_the_attempt_in_flight(desk: Desk) -> None:
     await asyncio.sleep(1)
     assert await desk.operations.drop({"ids": [id_, failed, "unknown"]}) == {"ids": sorted([id_, failed])}
     assert await desk.rows() == []
+    assert [record.outcome for record in desk.house.journal.records] == ["failed"]
+
+
+@flying_with(Desk)
+async def test_a_drop_that_has_begun_is_carried_out(desk: Desk) -> None:
+    """A stop ends its client's connection: else the spool would have no row, and the journal no record."""
+    desk.house.store.seconds = 1000.0
+    (id_,) = await desk.submit("a")
+    await asyncio.sleep(1)
+    dropping = asyncio.create_task(desk.operations.drop({"ids": [id_]}))
+    while not desk.spool.losses:
+        await asyncio.sleep(0)
+    dropping.cancel()
+    await desk.operations.settle()
     assert [record.outcome for record in desk.house.journal.records] == ["failed"]
 
 
