@@ -9,6 +9,7 @@ from its start, over another connection:
     ---------------------------------  ---------------------------------------------  ---------------------------------
     has little left                    any                                            no: it would not gain
     waits for its file                 any                                            no: the connection is not slow
+    may send less than `LEAST_SHARE`   any                                            no: its own pacing makes it silent
     is sent                            half of them are at least `FAR_SLOWER` times   after `MIN_AGE_S` and 5 round
                                        as fast                                        trips; not while it speeds up
                                                                                       like a new connection
@@ -44,6 +45,9 @@ FAR_SLOWER_ALONE = 8.0
 #: A limit that was set by hand may be far too high, so compared with it only a body that makes hardly any
 #: progress is too slow.
 FAR_SLOWER_THAN_RATE = 32.0
+#: With a smaller share of the bandwidth limit, bytes/s, a body is not judged: Linux sends a paced socket's data in
+#: bursts of up to 64 KiB, so that for more than a second nothing is sent; and to send all of it again costs most there.
+LEAST_SHARE = 1 << 16
 #: Younger bodies are not judged, seconds and round trips: at this age a new connection has sent 30 first windows.
 MIN_AGE_S, MIN_AGE_ROUND_TRIPS = 0.35, 5
 #: A new connection doubles its rate each round trip, for so many round trips at most: then its window is open. Where
@@ -254,7 +258,7 @@ class Stragglers:
             is_starved: all that was read of the file is acknowledged, and more is to come.
         """
         body.sample(now, min(acked, body.size))
-        if is_starved:
+        if is_starved or (share is not None and share < LEAST_SHARE):
             body.slow_since, body.silent_s = None, 0.0
             return None
         if body.history.count >= MOVES_MAX:

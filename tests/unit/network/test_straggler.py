@@ -180,6 +180,16 @@ def test_over_a_long_way_the_next_connection_must_be_open_already() -> None:
     assert (age > 3.2, move.window) == (True, 0)
 
 
+def test_what_a_tiny_limit_holds_back_is_not_slow() -> None:
+    """The kernel sends 64 KiB of a body at once and then nothing for 13 s, while others come to their end."""
+
+    def paced(age: float) -> float:
+        return 65536 / 0.05 if age % 13.0 < 0.05 else 0.0
+
+    ending = [Body(150_000, 150e3 / seconds, share=5e3) for seconds in (3.0, 3.5, 4.0, 4.5, 5.0)]
+    assert not simulate([*ending, *(Body(150_000, paced, share=5e3) for _ in range(2))], until=60.0)
+
+
 def test_a_share_that_was_lowered_is_not_slow() -> None:
     """Nobody expects more than may be sent."""
     before = [Body(at=n / 2) for n in range(4)]
