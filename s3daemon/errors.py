@@ -154,6 +154,8 @@ class AttemptError(S3daemonError):
         retry_after: seconds that the store asked us to wait (Retry-After), 0 when it did not.
         address: the store's address where it failed; empty when none was reached.
         other_address: the address is to blame, and another one is enabled where this transfer has not failed yet.
+        silent_s: seconds without a sign of life of the store before the attempt was given up; 0: it was heard of, or
+            hung up, just then.
     """
 
     def __init__(
@@ -166,6 +168,7 @@ class AttemptError(S3daemonError):
         retry_after: float = 0.0,
         address: str = "",
         other_address: bool = False,
+        silent_s: float = 0.0,
     ) -> None:
         super().__init__(code, text)
         self.status = status
@@ -173,6 +176,7 @@ class AttemptError(S3daemonError):
         self.retry_after = retry_after
         self.address = address
         self.other_address = other_address
+        self.silent_s = silent_s
 
 
 #: Redacting shorter words would garble half of a text; they are no secrets, and no store gives such keys.

@@ -19,7 +19,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from typing import Any, TypeVar
 
 from s3daemon.clock import Clock
@@ -79,7 +79,9 @@ class Health:
     Failures and suspicions since the last success count. A failed connection always counts, since no transfer is to
     blame for it, and so does an unanswered attempt if a neutral request is not answered either. Any other failure
     counts once per destination: one object that the store cannot take is not an outage; and not at all if its transfer
-    had failed before the last success already. Nor may such objects stop others: live transfers, which have not failed
+    had failed before the last success already, or if the store has been silent to it since before an attempt started
+    that has succeeded: such a silence is of an outage that is over. A probe is an attempt that started in the outage:
+    those from before neither delay it nor count as one. Nor may such objects stop others: live transfers, which have not failed
     yet, may start while the endpoint is away but answers, and while the queue is held for a denial, which keys that may
     write elsewhere get too. The first success ends either; a hold only if its attempt started after the hold began. A
     refusal holds the queue only if its attempt started after the last reload.
@@ -92,7 +94,7 @@ class Health:
     def __init__(self, rng: random.Random, monotonic: Clock) -> None:
         self._rng = rng
         self._monotonic = monotonic
-        self._reloaded_at = self._succeeded_at = -math.inf
+        self._reloaded_at = self._succeeded_at = self._success_began_at = -math.inf
         self._set_up()
 
     def _set_up(self) -> None:
@@ -132,6 +134,7 @@ class Health:
     def succeeded(self, started_at: float) -> None:
         """Note that the endpoint answered an attempt that started at `started_at` (monotonic seconds)."""
         self._succeeded_at = self._monotonic()
+        self._success_began_at = max(self._success_began_at, started_at)
         if not self.held or started_at >= self._held_at:
             self._set_up()
 
@@ -164,6 +167,7 @@ class Health:
         error: AttemptError,
         destination: Destination,
         *,
+        started_at: float = math.inf,
         is_unanswered: bool = False,
         failed_since: float = math.inf,
     ) -> None:
@@ -172,13 +176,16 @@ class Health:
         Args:
             error: the attempt's.
             destination: of its transfer.
+            started_at: when the attempt started, monotonic seconds; infinite: just now.
             is_unanswered: a neutral request was not answered either, which counts like a failed connection.
             failed_since: when its transfer failed for the first time, monotonic seconds; infinite if never before.
         """
         now = self._monotonic()
         is_unreached = is_unanswered or error.code in UNREACHED
-        is_its_own = not self.away and not is_unreached and failed_since < self._succeeded_at
-        if not self.held and not is_its_own:
+        is_past = error.silent_s > 0.0 and now - error.silent_s < self._success_began_at
+        is_its_own = not self.away and not is_unreached and (is_past or failed_since < self._succeeded_at)
+        is_probe = self._away_since is None or started_at >= self._away_since
+        if not self.held and not is_its_own and is_probe:
             was_away = self.away
             self._count(destination, now, is_unreached=is_unreached)
             if not was_away:
@@ -218,12 +225,18 @@ class Health:
         if reason:
             self._away_since, self._failures, self._last_failure = self._reloaded_at, AWAY_AFTER_FAILURES, reason
 
-    def may_start(self, in_flight: int) -> bool:
-        """Return whether one more attempt may start while `in_flight` others are in flight."""
+    def may_start(self, started: Collection[float]) -> bool:
+        """Return whether one more attempt may start.
+
+        Args:
+            started: when those in flight started, monotonic seconds.
+        """
         if not (self.held or self.away):
             return True
+        since = self._held_at if self.held else self._away_since or 0.0
         more = self.away and self._rounds > PROBES_MORE_AFTER
-        return in_flight < (PROBES_MAX if more else PROBES_FIRST) and self._monotonic() >= self._probe_at
+        limit = PROBES_MAX if more else PROBES_FIRST
+        return self._monotonic() >= self._probe_at and sum(at >= since for at in started) < limit
 
     @property
     def next_probe_s(self) -> float | None:

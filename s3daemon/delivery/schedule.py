@@ -61,7 +61,8 @@ class QueuedTransfer:
         accepted_at: monotonic seconds of acceptance; of this process's start if an earlier one accepted it.
         accepted_active_s: active seconds at acceptance (see `ActiveClock`).
         recovered: an earlier process accepted it.
-        live: accepted, or requested again, by this process; since then no attempt failed and no outage ended.
+        live: accepted, or requested again, by this process; since then no attempt failed, and no outage ended while
+            it waited.
         not_before: monotonic seconds before which no attempt starts; 0 when it waits for no time.
         attempts: started so far.
         started_at: monotonic seconds when the last attempts started, as many as the limit of a minute.
@@ -350,8 +351,11 @@ class Schedule:
                 self._offer(chain[0])
 
     def demote(self) -> None:
-        """Make all of them backlog, which fresh transfers pass, and end their delays: an outage is over."""
-        for queued in self._by_id.values():
+        """Make those that wait backlog, which fresh transfers pass, and end their delays: an outage is over.
+
+        Not those in flight: while the store stays silent to attempts from before, they would take the backlog's share.
+        """
+        for queued in self.waiting():
             queued.live = False
         self.end_delays()
 

@@ -249,7 +249,7 @@ class Uploader:
         queued.attempt = AttemptInFlight(task, progress)
 
     def _may_start(self) -> bool:
-        return self.health.may_start(len(self.schedule.running))
+        return self.health.may_start([queued.last_attempt_at for queued in self.schedule.running])
 
     def _set_timer(self) -> None:
         if self._timer is not None:
@@ -389,7 +389,13 @@ class Uploader:
             case Finding.FAILING:
                 failed_since = queued.failed_since
                 queued.failed_since = min(failed_since, self.clock())
-                self.health.failed(error, destination, is_unanswered=is_unanswered, failed_since=failed_since)
+                self.health.failed(
+                    error,
+                    destination,
+                    started_at=queued.last_attempt_at,
+                    is_unanswered=is_unanswered,
+                    failed_since=failed_since,
+                )
             case Finding.SUSPICIOUS:
                 self.health.suspected(error, destination, queued.last_attempt_at)
             case Finding.REFUSING:

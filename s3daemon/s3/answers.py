@@ -380,8 +380,8 @@ def stall_of(settings: Settings, size: int, acked: int, *, arrived: bool, readin
     """
     if arrived:
         text = f"the whole body was sent, and no answer came within {settings.answer_timeout_s:g} s"
-        return AttemptError(Code.NO_ANSWER, text)
+        return AttemptError(Code.NO_ANSWER, text, silent_s=settings.answer_timeout_s)
     if reading:
         return FileError(Code.READ_FAILED, f"the file system did not answer for {settings.stall_timeout_s:g} s")
     text = f"the store took no byte for {settings.stall_timeout_s:g} s, after {acked} of {size}"
-    return AttemptError(Code.STALLED, text)
+    return AttemptError(Code.STALLED, text, silent_s=settings.stall_timeout_s)

@@ -50,8 +50,8 @@ def state(health: Health) -> str:
 
 
 def test_up_starts_everything_and_waits_for_nothing(health: Health) -> None:
-    assert health.may_start(0)
-    assert health.may_start(1000)
+    assert health.may_start([])
+    assert health.may_start([NOW] * 1000)
     assert health.wake_at() is None
     assert state(health) == "UP"
 
@@ -67,7 +67,7 @@ def test_three_failures_in_a_row_are_an_outage_and_a_success_ends_it(health: Hea
     assert state(health) == "AWAY"
     health.succeeded(NOW)
     assert state(health) == "UP"
-    assert health.may_start(24)
+    assert health.may_start([NOW] * 24)
 
 
 @pytest.mark.parametrize("error", [BUSY, AttemptError("BadAnswer", "a page"), AttemptError("Stalled", "no byte")])
@@ -110,11 +110,37 @@ def test_what_had_failed_since_a_success_too_is_the_transfers_fault(
     assert health.away
 
 
+@pytest.mark.parametrize("code", ["NoAnswer", "Stalled"])
+@pytest.mark.parametrize(("began_later_s", "is_away"), [(-11.0, True), (-9.0, False)])
+def test_a_silence_that_began_before_a_successful_attempt_is_of_an_outage_that_is_over(
+    health: Health, clock: Clock, code: str, began_later_s: float, is_away: bool
+) -> None:
+    """The store hangs, and serves again; attempts from before still wait for their answers, and time out."""
+    health.succeeded(clock.now + began_later_s)
+    for key in "abc":
+        health.failed(AttemptError(code, "", silent_s=10.0), Destination("bucket", key), started_at=clock.now - 60)
+    assert health.away is is_away
+
+
+def test_attempts_from_before_an_outage_neither_delay_a_probe_nor_count_as_one(health: Health, clock: Clock) -> None:
+    started_at = clock.now
+    clock.now += 60
+    away(health)
+    wake = health.wake_at()
+    assert wake is not None
+    clock.now = wake
+    assert (health.may_start([started_at] * 24), health.may_start([clock.now])) == (True, False)
+    health.failed(AttemptError("NoAnswer", "", silent_s=60.0), THERE, started_at=started_at)
+    assert health.may_start([])
+    health.failed(AttemptError("NoAnswer", "", silent_s=60.0), THERE, started_at=wake)
+    assert not health.may_start([])
+
+
 def test_a_refusal_at_one_destination_holds_nothing(health: Health) -> None:
     for _ in range(10):
         health.suspected(BAD_KEY, HERE, NOW)
     assert state(health) == "UP"
-    assert health.may_start(24)
+    assert health.may_start([NOW] * 24)
 
 
 def test_the_same_refusal_at_a_second_destination_holds_the_queue(health: Health) -> None:
@@ -163,11 +189,11 @@ def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, cloc
     for _ in range(10):
         wake = health.wake_at()
         assert wake is not None
-        assert not health.may_start(0)
+        assert not health.may_start([])
         delays.append(wake - clock.now)
         clock.now = wake
         assert health.wake_at() is None
-        limits.append(next(n for n in range(5) if not health.may_start(n)))
+        limits.append(next(n for n in range(5) if not health.may_start([NOW] * n)))
         health.failed(DOWN, HERE)
         health.failed(DOWN, HERE)  # another one of the same round, which counts once
     for delay, whole in zip(delays, [1, 2, 4, 8, 16, 30, 30, 30, 30, 30], strict=True):
@@ -178,7 +204,7 @@ def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, cloc
 def test_bad_keys_hold_the_queue_from_any_state(health: Health) -> None:
     health.refused(BAD_KEY, NOW)
     assert health.held == "InvalidAccessKeyId: no such key; fix it and reload"
-    assert not health.may_start(0)
+    assert not health.may_start([])
     health.reload()
     away(health)
     health.refused(BAD_KEY, NOW)
@@ -190,17 +216,17 @@ def test_held_is_probed_every_five_minutes(health: Health, clock: Clock) -> None
     for error in (BAD_KEY, DOWN, BUSY, BAD_KEY):
         assert health.wake_at() == clock.now + HELD_PROBE_S
         clock.now += HELD_PROBE_S
-        assert health.may_start(0)
-        assert not health.may_start(1)
+        assert health.may_start([])
+        assert not health.may_start([NOW])
         if error is BAD_KEY:
             health.refused(error, NOW)
         else:
             health.failed(error, HERE)
-        assert not health.may_start(0)
+        assert not health.may_start([])
     clock.now += HELD_PROBE_S
     health.succeeded(started_at=clock.now)
     assert state(health) == "UP"
-    assert health.may_start(24)
+    assert health.may_start([NOW] * 24)
 
 
 def test_an_attempt_from_before_the_hold_does_not_lift_it(health: Health, clock: Clock) -> None:
@@ -227,13 +253,13 @@ def test_an_attempt_with_the_old_keys_does_not_hold_the_queue_after_a_reload(hea
 def test_an_answer_where_there_was_no_connection_brings_the_next_probe_forward(health: Health) -> None:
     """Not while PUTs are known to fail: that the endpoint answers is then no news."""
     away(health)
-    assert not health.may_start(0)
+    assert not health.may_start([])
     health.reached()
-    assert health.may_start(0)
+    assert health.may_start([])
     for destination in (HERE, THERE, ELSEWHERE):
         health.failed(BUSY, destination)
     health.reached()
-    assert not health.may_start(0)
+    assert not health.may_start([])
 
 
 def test_a_queue_held_for_a_certificate_is_probed_once_a_connection_opens(health: Health) -> None:
@@ -241,12 +267,12 @@ def test_a_queue_held_for_a_certificate_is_probed_once_a_connection_opens(health
     expired = AttemptError("TLSRefused", "the certificate has expired")
     health.refused(BAD_KEY, NOW)
     health.reached()
-    assert not health.may_start(0)
+    assert not health.may_start([])
     health.refused(expired, NOW)
     health.reached()
-    assert (health.may_start(0), state(health)) == (True, "HELD")
+    assert (health.may_start([]), state(health)) == (True, "HELD")
     health.refused(expired, NOW)
-    assert not health.may_start(0)
+    assert not health.may_start([])
     health.refused(BAD_KEY, NOW)
     assert not health.unreached
 
@@ -267,9 +293,9 @@ def test_after_a_reload_in_an_outage_one_attempt_finds_out_at_once(health: Healt
     away(health)
     health.reload()
     assert (health.away, health.known_away, bool(health.away_reason)) == (True, False, True)
-    assert (health.may_start(0), health.may_start(24)) == (True, False)
+    assert (health.may_start([]), health.may_start([NOW] * 24)) == (True, False)
     health.succeeded(0.0)
-    assert (health.away, health.may_start(24)) == (False, True)
+    assert (health.away, health.may_start([NOW] * 24)) == (False, True)
 
 
 DENIED = AttemptError("AccessDenied", "denied", status=403)

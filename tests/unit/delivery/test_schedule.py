@@ -104,6 +104,18 @@ def test_after_an_outage_all_that_waited_is_backlog() -> None:
     assert taken(schedule) == [fresh]
 
 
+def test_attempts_that_an_outage_left_in_flight_take_nothing_of_the_backlogs_share() -> None:
+    """The store was silent, and still is to them; the one slot that is free delivers what waited."""
+    schedule = Schedule(10)
+    stuck = [queued(f"stuck{n}", SMALL) for n in range(9)]
+    waiting = [queued(f"k{n}", SMALL, live=False) for n in range(3)]
+    for each in (*stuck, *waiting):
+        schedule.add(each)
+    assert len([schedule.take(0.0) for _ in stuck]) == 9
+    schedule.demote()
+    assert taken(schedule) == waiting[:1]
+
+
 def test_a_queue_that_is_offered_again_and_again_takes_no_more_memory() -> None:
     """As by a store that goes away and comes back all night, with 54 000 transfers waiting."""
     schedule = Schedule(2)
