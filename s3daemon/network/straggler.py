@@ -9,7 +9,8 @@ from its start, over another connection:
     ---------------------------------  ---------------------------------------------  ---------------------------------
     has little left                    any                                            no: it would not gain
     waits for its file                 any                                            no: the connection is not slow
-    may send less than `LEAST_SHARE`   any                                            no: its own pacing makes it silent
+    is sent, with less than            any                                            no: its own pacing makes it silent
+    `LEAST_SHARE`
     is sent                            half of them are at least `FAR_SLOWER` times   after `MIN_AGE_S` and 5 round
                                        as fast                                        trips; not while it speeds up
                                                                                       like a new connection
@@ -254,7 +255,7 @@ class Stragglers:
             now: monotonic seconds.
             acked: bytes acknowledged since it began.
             rtt_s: the least round-trip time of its connection, seconds.
-            share: what its connection may send at most, bytes/s; None when there is no limit.
+            share: what its connection may send at most, bytes/s; None when there is no limit, or nothing more to send.
             is_starved: all that was read of the file is acknowledged, and more is to come.
         """
         body.sample(now, min(acked, body.size))

@@ -114,12 +114,13 @@ class _MoveWatch:
         info = upload.info()
         if info is None:
             return
+        has_arrived = body.finished and info.outstanding == 0
         move = sender.stragglers.tick(
             self._tracked,
             sender.clock(),
             upload.acked(),
             rtt_s=info.least_rtt_usec / 1e6,
-            share=info.pacing_limit or None,
+            share=None if has_arrived else info.pacing_limit or None,
             is_starved=body.reading or (info.outstanding == 0 and not body.finished),
         )
         is_sendable = sender.can_look_up or not (self._needs_lookup and upload.was_sent)
