@@ -52,6 +52,9 @@ SLOW_FIRST_S = 60.0
 #: While an upload was stored there within this time, small requests say nothing of an address, seconds. During a night
 #: that is always; after a quiet hour a small request may find out first that it is broken.
 UPLOADS_COUNT_S = 300.0
+#: An address that has answered nothing for so long since a small request was sent is silent, seconds: longer than any
+#: store takes for one.
+SILENT_S = 10.0
 #: One failed transfer may be that transfer's fault; the next one's failure at the same address is not.
 TRANSFERS_IN_A_ROW = 2
 
@@ -82,6 +85,9 @@ class _State:
         has_answered: it answered something, ever.
         keeps: it keeps connections open after its answers.
         uploaded_at: when an upload succeeded last, monotonic seconds.
+        answers: it has answered a small request, ever.
+        heard_at: when it answered anything last, monotonic seconds.
+        unanswered_since: when the first small request since then was sent that it did not answer; else infinite.
     """
 
     failed_transfers: set[str] = field(default_factory=set)
@@ -95,6 +101,13 @@ class _State:
     has_answered: bool = False
     keeps: bool = True
     uploaded_at: float = -math.inf
+    answers: bool = False
+    heard_at: float = -math.inf
+    unanswered_since: float = math.inf
+
+    def heard(self, now: float) -> None:
+        """Note that it answered something."""
+        self.heard_at, self.unanswered_since = now, math.inf
 
     @property
     def is_disabled(self) -> bool:
@@ -173,8 +186,14 @@ class Addresses:
 
     @property
     def are_unreachable(self) -> bool:
-        """Whether none accepted a connection and answered since the last enabled one failed."""
-        return self._outage == "connections"
+        """Whether none accepted a connection and answered since the last enabled one failed, or all enabled are silent.
+
+        A server that hangs accepts connections and bodies; uploads that were sent whole wait for its answer for a
+        minute or longer, and small requests disable nothing while uploads were stored lately.
+        """
+        now, enabled = self._clock(), [self._states[address] for address in self.enabled]
+        are_silent = bool(enabled) and all(now - state.unanswered_since >= SILENT_S for state in enabled)
+        return self._outage == "connections" or are_silent
 
     @property
     def enabled(self) -> list[str]:
@@ -299,6 +318,8 @@ class Addresses:
         Returns:
             Whether another address may do otherwise, and the transfer can be tried there at once.
         """
+        if error.status and (state := self._states.get(address)) is not None:
+            state.heard(self._clock())
         if blames_endpoint(error):
             self.failed(address, f"{error.code}, {error}", "" if error.code in UNREACHED else transfer)
         return may_be_the_address(error) and self.has_alternative({*tried, address})
@@ -323,22 +344,30 @@ class Addresses:
             state.limited_at, state.reason = self._clock(), reason
             self._on_disabled(address, reason, self.next_probe_s(address), state.has_answered)
 
-    def asked(self, address: str, outcome: SmallRequestOutcome, reason: str) -> None:
+    def asked(self, address: str, outcome: SmallRequestOutcome, reason: str, since: float = math.inf) -> None:
         """Note what became of a small request.
 
         Args:
             address: where it went.
             outcome: what became of it.
             reason: one line, for when the address is disabled.
+            since: when it was sent, monotonic seconds; infinite: just now.
         """
         state = self._states.get(address)
         if state is None or outcome is SmallRequestOutcome.NOT_SENT:
             return
-        if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY) and self.are_unreachable:
-            self._end_outage()
+        now = self._clock()
+        is_answered = outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY)
+        if is_answered:
+            state.answers = True
+            state.heard(now)
+            if self._outage == "connections":
+                self._end_outage()
+        elif outcome is SmallRequestOutcome.NOT_ANSWERED and state.answers and state.heard_at < since:
+            state.unanswered_since = min(state.unanswered_since, since, now)
         if state.is_disabled:
             return
-        state.has_answered |= outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY)
+        state.has_answered |= is_answered
         if outcome is SmallRequestOutcome.ANSWERED:
             state.on_trial &= state.times_disabled > 0  # what only a small request put on trial
         elif outcome is SmallRequestOutcome.NOT_CONNECTED:
@@ -360,6 +389,7 @@ class Addresses:
         if state is None:
             return
         self._end_outage()
+        state.heard(self._clock())
         if state.is_disabled:
             return  # the upload began before it was disabled, or went there since no other took it
         state.has_answered = True
@@ -386,9 +416,10 @@ class Addresses:
         if state is None or not state.is_disabled:
             return
         if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY):
+            state.heard(self._clock())
             state.probe_at = None
             state.on_trial = True
-            if self.are_unreachable:
+            if self._outage == "connections":
                 self._end_outage()
         else:
             self._disable(address, state, state.reason)

@@ -224,6 +224,7 @@ class Keeper:
         """Send a small request, which opens a connection that is closed."""
         if connection not in self._pool.idle():
             return  # an upload has acquired it meanwhile
+        began = self._clock()
         with self._pool.maintain(connection):
             try:
                 await self._pool.assign_address(connection)
@@ -231,7 +232,7 @@ class Keeper:
                 outcome, reason = _outcome_of(exc)
             else:
                 outcome, reason = await self._ask(connection)
-        self._report(connection, outcome, reason)
+        self._report(connection, outcome, reason, began)
         if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY):
             self._closes.asked_over(connection)
 
@@ -266,7 +267,7 @@ class Keeper:
             nonlocal status
             status = await self._send(connection, method)
 
-        connection = self._pool.new_connection()
+        connection, began = self._pool.new_connection(), self._clock()
         connection.set_addresses([address])
         found: str | None = None
         try:
@@ -278,7 +279,7 @@ class Keeper:
             outcome, reason = _outcome_of(exc)
         finally:
             await connection.close()
-        self._pool.addresses.asked(address, outcome, reason)
+        self._pool.addresses.asked(address, outcome, reason, began)
         return found
 
     def _use_small_request(self, method: str) -> None:
@@ -294,12 +295,12 @@ class Keeper:
         else:
             _log.info("the store closes connections after %s /: %s / keeps them open", before, method)
 
-    def _report(self, connection: Connection, outcome: SmallRequestOutcome, reason: str) -> None:
+    def _report(self, connection: Connection, outcome: SmallRequestOutcome, reason: str, began: float) -> None:
         addresses = self._pool.addresses
         _log.debug("a small request to %s: %s", connection.address or self._pool.url.raw_host, reason)
         for address in connection.pop_failed_addresses():
             addresses.asked(address, SmallRequestOutcome.NOT_CONNECTED, "no connection")
-        addresses.asked(connection.address, outcome, reason)
+        addresses.asked(connection.address, outcome, reason, began)
         if outcome in (
             SmallRequestOutcome.NOT_CONNECTED,
             SmallRequestOutcome.NOT_ANSWERED,

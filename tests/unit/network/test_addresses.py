@@ -14,6 +14,7 @@ from s3daemon.errors import AttemptError
 from s3daemon.network.addresses import (
     DISABLED_FIRST_S,
     DISABLED_MAX_S,
+    SILENT_S,
     SLOW_FIRST_S,
     UPLOADS_COUNT_S,
     Addresses,
@@ -241,6 +242,46 @@ def test_where_all_answer_badly_all_are_used_alike(scene: Scene) -> None:
     assert scene.addresses.disabled == []
     assert scene.addresses.overloaded(dict.fromkeys(FOUR, 7)) == ""
     assert scene.addresses.in_order({ONE: 3, TWO: 1, FOUR[2]: 2, FOUR[3]: 2})[0] == TWO
+
+
+def test_addresses_that_answer_nothing_any_more_are_unreachable_though_uploads_were_stored_lately() -> None:
+    """A server that hangs accepts connections and bodies. None is disabled, and any answer ends it."""
+    scene = Scene((ONE, TWO))
+    for address in (ONE, TWO):
+        scene.addresses.asked(address, SmallRequestOutcome.ANSWERED, "")
+        scene.addresses.succeeded(address)
+    sent_at = scene.clock.now = scene.clock.now + 1.0
+    scene.clock.now += SILENT_S
+    scene.addresses.asked(ONE, SmallRequestOutcome.NOT_ANSWERED, "no answer", sent_at)
+    assert not scene.addresses.are_unreachable
+    scene.addresses.asked(TWO, SmallRequestOutcome.NOT_ANSWERED, "no answer", sent_at)
+    assert (scene.addresses.are_unreachable, scene.addresses.disabled) == (True, [])
+    scene.addresses.attempt_failed(AttemptError("SlowDown", "", status=503), TWO, "transfer", ())
+    assert not scene.addresses.are_unreachable
+
+
+@pytest.mark.parametrize(("answers", "heard_s_ago"), [(True, 1.0), (False, 60.0)])
+def test_one_unanswered_small_request_makes_no_address_silent(answers: bool, heard_s_ago: float) -> None:
+    """Others were answered meanwhile, so its connection is to blame; or the store never answers unsigned requests."""
+    scene = Scene((ONE,))
+    if answers:
+        scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED, "")
+    scene.addresses.succeeded(ONE)
+    scene.clock.now += heard_s_ago
+    scene.addresses.asked(ONE, SmallRequestOutcome.NOT_ANSWERED, "no answer", scene.clock.now - 15.0)
+    scene.clock.now += SILENT_S
+    assert not scene.addresses.are_unreachable
+
+
+def test_a_hang_up_is_no_silence_until_nothing_follows_it() -> None:
+    scene = Scene((ONE,))
+    scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED, "")
+    scene.addresses.succeeded(ONE)
+    scene.clock.now += 200.0
+    scene.addresses.asked(ONE, SmallRequestOutcome.NOT_ANSWERED, "hung up", scene.clock.now)
+    assert not scene.addresses.are_unreachable
+    scene.clock.now += SILENT_S
+    assert scene.addresses.are_unreachable
 
 
 HOUR_S = 3600.0
