@@ -10,7 +10,8 @@ Rules, in this order:
 3. Among equals the one accepted first; but large ones never take the last connections, so that small ones, half of all
    objects, do not wait behind a row of large ones, nor live ones behind a backlog that is being delivered.
 
-Two limits apply to whatever comes next: the attempts of one transfer in a minute, and those at a full bucket.
+Three limits apply to whatever comes next: the attempts of one transfer in a minute, those at a full bucket, and those
+in flight to a bucket that does not answer while another one takes objects.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ MINUTE_S = 60.0
 #: A bucket whose quota is used up gets one attempt after this long, at first and at most, seconds: each costs the
 #: sending of a whole file, and space is made by people.
 FULL_FIRST_S, FULL_MAX_S = 5.0, 300.0
+#: Each attempt at a bucket that does not answer holds its slot for a minute, so half of the slots are for others. One
+#: for which there is no room is offered again after this long, seconds.
+SILENT_AGAIN_S = 5.0
 
 
 @dataclass(slots=True)
@@ -206,6 +210,38 @@ class FullBuckets:
         self._delays.clear()
 
 
+class SilentBuckets:
+    """The buckets that did not answer when last asked, while another one took an object."""
+
+    def __init__(self) -> None:
+        self._silent: set[str] = set()
+        self._last_stored, self._stored_at = "", -math.inf  # the bucket that has taken an object last, and when
+
+    def __contains__(self, bucket: object) -> bool:
+        """Return whether it is silent."""
+        return bucket in self._silent
+
+    def unanswered(self, bucket: str, started_at: float) -> None:
+        """Note that an attempt which started at `started_at` was not answered."""
+        if self._stored_at > started_at and self._last_stored != bucket:
+            self._silent.add(bucket)
+
+    def answered(self, bucket: str) -> None:
+        """Note that an attempt was answered, if only with an error."""
+        self._silent.discard(bucket)
+
+    def stored(self, bucket: str, now: float) -> bool:
+        """Note that the bucket has taken an object; return whether it was silent."""
+        was_silent = bucket in self._silent
+        self._silent.discard(bucket)
+        self._last_stored, self._stored_at = bucket, now
+        return was_silent
+
+    def clear(self) -> None:
+        """Forget all of them: an operator has changed something."""
+        self._silent.clear()
+
+
 class Schedule:
     """The transfers that are not over, pending or with an attempt in flight.
 
@@ -255,6 +291,10 @@ class Schedule:
     def running(self) -> frozenset[QueuedTransfer]:
         """The transfers with an attempt in flight."""
         return frozenset(self._running)
+
+    def has_room(self, bucket: str) -> bool:
+        """Return whether at most half of the slots are taken by attempts at `bucket`."""
+        return sum(queued.transfer.destination.bucket == bucket for queued in self._running) <= max(1, self._slots // 2)
 
     def waiting(self) -> Iterator[QueuedTransfer]:
         """Iterate over transfers without an attempt in flight, about as accepted; valid until something changes."""

@@ -39,10 +39,12 @@ from s3daemon.delivery.decision import DROPPED, FailureState, Finding, decide
 from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, Outages, StoringWatch
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
+    SILENT_AGAIN_S,
     AttemptInFlight,
     FullBuckets,
     QueuedTransfer,
     Schedule,
+    SilentBuckets,
     earliest_attempt,
 )
 from s3daemon.delivery.waiters import Waiters, notify
@@ -52,7 +54,7 @@ from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import Source
-from s3daemon.model.verdict import ACCESS_DENIED, UNANSWERED, Keys, accuses_keys
+from s3daemon.model.verdict import ACCESS_DENIED, SILENCES, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.endpoint import Start
 from s3daemon.s3.store import Stored
@@ -118,6 +120,7 @@ class Uploader:
         self.storing = StoringWatch(clock)
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
+        self._silent_buckets = SilentBuckets()
         self._warnings = LogLimit()
         self.schedule = Schedule(settings.current.max_connections)
         self.waiters = Waiters(self.health, journal.write)
@@ -213,6 +216,7 @@ class Uploader:
         self.storing.clear()
         self.outages.note()
         self._full_buckets.clear()
+        self._silent_buckets.clear()
         self.schedule.end_delays()
         doubtful = self._keys.reload()
         self.pump()
@@ -239,6 +243,8 @@ class Uploader:
         """Start an attempt, unless a limit has it wait."""
         now, bucket = self.clock(), queued.transfer.destination.bucket
         earliest = max(earliest_attempt(queued.started_at), self._full_buckets.earliest(bucket))
+        if bucket in self._silent_buckets and not self.schedule.has_room(bucket):
+            earliest = max(earliest, now + SILENT_AGAIN_S)
         if earliest > now:
             self.schedule.release(queued, earliest)
             return
@@ -298,14 +304,15 @@ class Uploader:
         self.storing.clear()
         self._keys.stored(queued.last_attempt_at)
         bucket = queued.transfer.destination.bucket
-        was_full = self._full_buckets.stored(bucket)
+        was_limited = self._full_buckets.stored(bucket)
+        was_limited |= self._silent_buckets.stored(bucket, self.clock())
         if outage:
             self.schedule.demote()
         elif was_away:
             self.schedule.end_delays()
         self._overtake(queued)
         waiters = self._end(queued)
-        if was_full:
+        if was_limited:
             self.schedule.end_delays_of(bucket)
         notify(waiters, Reply(Outcome.STORED, queued.transfer.id))
         self._record(queued, stored)
@@ -380,6 +387,10 @@ class Uploader:
         self, queued: QueuedTransfer, error: AttemptError, finding: Finding, *, is_unanswered: bool
     ) -> None:
         destination = queued.transfer.destination
+        if error.status:
+            self._silent_buckets.answered(destination.bucket)
+        elif error.code in SILENCES:
+            self._silent_buckets.unanswered(destination.bucket, queued.last_attempt_at)
         match finding:
             case Finding.SERVING:
                 self.health.succeeded(queued.last_attempt_at)

@@ -118,8 +118,10 @@ _OF_ONE = frozenset({Code.ETAG_MISMATCH})
 _OWN = frozenset({Code.BAD_REQUEST, Code.NO_CREDENTIALS})
 #: With these nothing was sent, so no transfer can be at fault.
 UNREACHED = frozenset({Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.NAME_NOT_RESOLVED, Code.TLS_FAILED})
+#: With these the store was waited for in vain.
+SILENCES = frozenset({Code.NO_ANSWER, Code.STALLED})
 #: With these it may be the transfer's fault, unless a neutral request has no answer either.
-UNANSWERED = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.STALLED})
+UNANSWERED = SILENCES | {Code.CONNECTION_CLOSED}
 #: The way to the store, or what answers there, does not work, at least for this transfer.
 _SERVICE = frozenset(
     {

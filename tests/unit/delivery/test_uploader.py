@@ -136,6 +136,58 @@ async def test_destinations_that_fail_for_ever_cost_the_others_nothing(
 
 
 @flying_with(House)
+async def test_a_bucket_that_does_not_answer_leaves_slots_to_the_others(house: House) -> None:
+    """As while its index is stuck. Each of its attempts holds a slot for a minute, and new requests come all the time."""
+    house.store.neutral = lambda: None
+    silent, put = {"stuck"}, house.store.put
+
+    async def slow(transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
+        if transfer.destination.bucket in silent:
+            await asyncio.sleep(60.0)
+            raise AttemptError("NoAnswer", "nothing came")
+        return await put(transfer, *args, **kwargs)
+
+    house.store.put = slow  # type: ignore[method-assign]
+    for n in range(300):
+        await house.intake.submit(Request("/f", Destination("stuck", f"k{n}"), wait=False))
+        ticket = await house.intake.submit(house.request(key=f"good{n}"))
+        assert (await asyncio.wait_for(ticket.outcome, 1.0)).outcome is Outcome.STORED
+        await asyncio.sleep(3.0)
+    silent.clear()
+    await asyncio.sleep(130.0)
+    assert len(house.uploader.schedule) == 0
+    ticket = await house.intake.submit(Request("/f", Destination("stuck", "k")))
+    assert (await asyncio.wait_for(ticket.outcome, 1.0)).outcome is Outcome.STORED
+
+
+@flying_with(House)
+async def test_after_a_silent_outage_all_that_waits_goes_at_once(house: House) -> None:
+    """Attempts from before it still wait for their answers, and time out one after the other; it is not away again."""
+    house.store.neutral = lambda: None
+    is_silent, put = True, house.store.put
+
+    async def slow(transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
+        if is_silent:
+            await asyncio.sleep(60.0)
+            raise AttemptError("NoAnswer", "nothing came", silent_s=60.0)
+        return await put(transfer, *args, **kwargs)
+
+    house.store.put = slow  # type: ignore[method-assign]
+    for n in range(70):
+        await house.intake.submit(house.request(key=f"k{n}", wait=False))
+        await asyncio.sleep(2.0)
+    assert house.uploader.health.away
+    is_silent = False
+    await asyncio.sleep(15.0)
+    waiting = [queued for queued in house.uploader.schedule.transfers if queued.attempt is None]
+    assert len(waiting) <= 1, "one that has just timed out"
+    for _ in range(60):
+        await asyncio.sleep(1.0)
+        assert not house.uploader.health.away
+    assert len(house.uploader.schedule) == 0
+
+
+@flying_with(House)
 async def test_a_store_that_refuses_everything_gets_each_file_once_and_its_clients_hear_at_once(house: House) -> None:
     """Its small requests may be answered all the while."""
     house.store.answer = lambda _: AttemptError("503", "a page", status=503)
