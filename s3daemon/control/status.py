@@ -256,10 +256,10 @@ def uploads_of(running: Iterable[QueuedTransfer], now: float) -> tuple[AttemptSt
 def _upload(queued: QueuedTransfer, now: float) -> AttemptStatus:
     transfer = queued.transfer
     progress = queued.attempt.progress if queued.attempt else None
-    acked = progress.acked_bytes if progress else 0
+    acked = 0 if progress is None else progress.acked_bytes
     seconds = max(0.0, now - queued.last_attempt_at)
     rate = acked / seconds if seconds else 0.0
-    recent = progress.recent_rate(now) if progress else None
+    recent = None if progress is None else progress.recent_rate(now)
     return AttemptStatus(
         id=transfer.id,
         bucket=transfer.destination.bucket,
@@ -272,7 +272,7 @@ def _upload(queued: QueuedTransfer, now: float) -> AttemptStatus:
         acked_bytes=acked,
         rate_bytes_per_s=round(rate),
         recent_bytes_per_s=round(rate if recent is None else recent),
-        receivers=tuple(progress.addresses) if progress else (),
+        receivers=() if progress is None else tuple(progress.addresses),
     )
 
 

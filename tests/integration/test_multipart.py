@@ -554,7 +554,7 @@ async def in_parallel(it: Case, attempts: list[Awaitable[Stored]]) -> int:
     async def look() -> None:
         nonlocal most
         while True:
-            most = max(most, len(it.progress))
+            most = max(most, it.progress.in_flight)
             await asyncio.sleep(0.005)
 
     looking = asyncio.create_task(look())

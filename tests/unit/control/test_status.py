@@ -63,6 +63,16 @@ def test_the_recent_rate_is_that_since_the_oldest_sample() -> None:
     assert (upload.rate_bytes_per_s, upload.recent_bytes_per_s) == (750, 500)
 
 
+def test_a_file_whose_parts_are_all_stored_stays_done_while_they_are_put_together() -> None:
+    """No upload is in flight then, for minutes."""
+    completing = job(1, 9.0, 500)
+    assert completing.attempt
+    progress = completing.attempt.progress = Progress()
+    progress.add_stored(1000)
+    (upload,) = uploads_of([completing], 10.0)
+    assert (upload.acked_bytes, upload.rate_bytes_per_s) == (1000, 1000)
+
+
 def test_receivers_have_connections_or_uploads_or_are_limited() -> None:
     uploads = uploads_of([job(1, 9.0, 500), job(2, 9.0, 200)], 10.0)
     limited = {
