@@ -81,10 +81,10 @@ class Health:
     counts once per destination: one object that the store cannot take is not an outage; and not at all if its transfer
     had failed before the last success already, or if the store has been silent to it since before an attempt started
     that has succeeded: such a silence is of an outage that is over. A probe is an attempt that started in the outage:
-    those from before neither delay it nor count as one. Nor may such objects stop others: live transfers, which have not failed
-    yet, may start while the endpoint is away but answers, and while the queue is held for a denial, which keys that may
-    write elsewhere get too. The first success ends either; a hold only if its attempt started after the hold began. A
-    refusal holds the queue only if its attempt started after the last reload.
+    those from before neither delay it nor count as one. Nor may objects that always fail stop others: live transfers,
+    which have not failed yet, may start while the endpoint is away but answers, and while the queue is held for a
+    denial, which keys that may write elsewhere get too. The first success ends either; a hold only if its attempt
+    started after the hold began. A refusal holds the queue only if its attempt started after the last reload.
 
     Args:
         rng: jitter.

@@ -69,6 +69,9 @@ class SmallRequestOutcome(Enum):
     NOT_SENT = "not sent"  # for a limit of this host, which says nothing of the address
 
 
+_ANSWERS = (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY)
+
+
 @dataclass(slots=True)
 class _State:
     """What is known of one address.
@@ -356,18 +359,10 @@ class Addresses:
         state = self._states.get(address)
         if state is None or outcome is SmallRequestOutcome.NOT_SENT:
             return
-        now = self._clock()
-        is_answered = outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY)
-        if is_answered:
-            state.answers = True
-            state.heard(now)
-            if self._outage == "connections":
-                self._end_outage()
-        elif outcome is SmallRequestOutcome.NOT_ANSWERED and state.answers and state.heard_at < since:
-            state.unanswered_since = min(state.unanswered_since, since, now)
+        self._note_answer(state, outcome, since)
         if state.is_disabled:
             return
-        state.has_answered |= is_answered
+        state.has_answered |= outcome in _ANSWERS
         if outcome is SmallRequestOutcome.ANSWERED:
             state.on_trial &= state.times_disabled > 0  # what only a small request put on trial
         elif outcome is SmallRequestOutcome.NOT_CONNECTED:
@@ -377,6 +372,17 @@ class Addresses:
                 self.failed(address, reason)
             elif self.has_alternative([address]) and not state.on_trial:
                 state.on_trial, state.limited_at, state.reason = True, self._clock(), reason
+
+    def _note_answer(self, state: _State, outcome: SmallRequestOutcome, since: float = math.inf) -> None:
+        """Note whether a small request, sent at `since`, was answered; an answer ends an outage of connections."""
+        now = self._clock()
+        if outcome in _ANSWERS:
+            state.answers = True
+            state.heard(now)
+            if self._outage == "connections":
+                self._end_outage()
+        elif outcome is SmallRequestOutcome.NOT_ANSWERED and state.answers and state.heard_at < since:
+            state.unanswered_since = min(state.unanswered_since, since, now)
 
     def succeeded(self, address: str, *, proves_speed: bool = True) -> None:
         """Note that an upload over it was stored.
@@ -415,12 +421,10 @@ class Addresses:
         state = self._states.get(address)
         if state is None or not state.is_disabled:
             return
-        if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY):
-            state.heard(self._clock())
+        if outcome in _ANSWERS:
             state.probe_at = None
             state.on_trial = True
-            if self._outage == "connections":
-                self._end_outage()
+            self._note_answer(state, outcome)
         else:
             self._disable(address, state, state.reason)
 

@@ -137,7 +137,7 @@ async def test_destinations_that_fail_for_ever_cost_the_others_nothing(
 
 @flying_with(House)
 async def test_a_bucket_that_does_not_answer_leaves_slots_to_the_others(house: House) -> None:
-    """As while its index is stuck. Each of its attempts holds a slot for a minute, and new requests come all the time."""
+    """As while its index is stuck. Each of its attempts holds a slot for a minute; new requests come all the time."""
     house.store.neutral = lambda: None
     silent, put = {"stuck"}, house.store.put
 
