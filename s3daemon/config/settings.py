@@ -349,7 +349,8 @@ _PREFIX = "S3DAEMON_"
 _NAMES = [name for v in VARIABLES.values() for name in (v.name, v.fallback) if name]
 #: A line of an environment file that names a variable of ours, in whatever form: the name, and what follows.
 _NAMING = re.compile(rf"[^#;=]*?(?<!\w)({'|'.join(_NAMES)})\b\s*[=:]?(.*)", re.IGNORECASE)
-_NAMES_SECRET = re.compile("SECRET|TOKEN", re.IGNORECASE)
+#: Those whose value may be in any log.
+_PUBLIC = {name for v in VARIABLES.values() if not v.secret for name in (v.name, v.fallback) if name}
 _VARIABLE_NAME = re.compile("[A-Z_][A-Z0-9_]*", re.IGNORECASE)
 #: The fields that restrict what clients may do. One that is not set means no limit.
 RESTRICTIONS = ("allowed_users", "allowed_roots", "allowed_buckets")
@@ -431,10 +432,11 @@ def not_set_by_file(text: str, environ: Mapping[str, str]) -> list[str]:
 
 
 def logged_by_systemd(text: str) -> list[str]:
-    """Return a fault for each line of an environment file that systemd would log with the secret in it.
+    """Return a fault for each line of an environment file that systemd would log with what may be a secret in it.
 
     It logs a line whose name is not a variable's, such as one with export, whenever a unit with that file starts or
-    reloads; and a value that is not UTF-8.
+    reloads; and a value that is not UTF-8. A secret may be there under any name, as it is ignored, except under that of
+    a variable of ours which has none, in a line that the next one does not continue.
 
     Args:
         text: the file's content, with LF at the end of each line, and lone surrogates for bytes that are not UTF-8.
@@ -442,11 +444,14 @@ def logged_by_systemd(text: str) -> list[str]:
     found = []
     for number, line in enumerate(text.split("\n"), 1):
         name, equals, value = line.lstrip().partition("=")
-        if not equals or name[:1] in ("#", ";") or not _NAMES_SECRET.search(name):
+        if not equals or name[:1] in ("#", ";"):
+            continue
+        named = _NAMING.match(line)
+        if named and named[1].upper() in _PUBLIC and not line.endswith("\\"):
             continue
         if not _VARIABLE_NAME.fullmatch(name.rstrip()) or any("\ud800" <= char < "\ue000" for char in value):
             found.append(
-                f"systemd writes all of line {number}, the secret included, to the journal at each start and reload: "
+                f"systemd writes all of line {number}, with any secret in it, to the journal at each start and reload: "
                 "write NAME=value, and replace the key if the service has been started or reloaded with this line"
             )
     return found

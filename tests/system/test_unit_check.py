@@ -48,7 +48,7 @@ def test_lines_that_systemd_ignores(service: Service, moto: S3Server) -> None:
         # Systemd 254 and later does not continue a comment after a backslash.
         assert ("does not set S3DAEMON_ALLOWED_ROOTS" in found) == ("S3DAEMON_ALLOWED_ROOTS, " in found)
         assert "does not set S3DAEMON_ALLOWED_USERS" in found
-        file.write_bytes(text.encode() + b"\nA=\xff\n")
+        file.write_bytes(text.encode() + b"\nS3DAEMON_HTTP_NAMES=\xff\n")
         assert "does not accept /etc/sysconfig/s3daemon: see journalctl" in check(service, status=1)
     finally:
         file.write_text(text)

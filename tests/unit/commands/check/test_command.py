@@ -140,7 +140,7 @@ def test_a_secret_that_systemd_would_log_is_not_shown_to_it(looked: Looked, clos
     looked.change(environment=asked.append)
     put_env_file(looked, "/etc/sysconfig/s3daemon", closed, f"export AWS_SECRET_ACCESS_KEY={SECRET}")
     assert run(looked) == 1
-    assert "/etc/sysconfig/s3daemon: systemd writes all of line 4, the secret included" in looked.one("FAIL settings")
+    assert "/etc/sysconfig/s3daemon: systemd writes all of line 4, with any secret in it" in looked.one("FAIL settings")
     assert not asked
     assert SECRET not in looked.out.getvalue()
 
@@ -159,7 +159,9 @@ def test_file_that_systemd_does_not_read(looked: Looked, closed: str, uid: int, 
 
 def test_faults(looked: Looked, closed: str) -> None:
     """Every fault is a line, with a hint at what is not visible here; and no secret."""
-    looked.put("/etc/sysconfig/s3daemon", f"S3_ENDPOINT_URL={closed}/x\nexport X=a\nAWS_SECRET_ACCESS_KEY={SECRET}\n")
+    looked.put(
+        "/etc/sysconfig/s3daemon", f"S3_ENDPOINT_URL={closed}/x\nexport AWS_REGION=a\nAWS_SECRET_ACCESS_KEY={SECRET}\n"
+    )
     assert run(looked) == 1
     assert looked.one("S3_ENDPOINT_URL").startswith("FAIL settings /etc/sysconfig/s3daemon: S3_ENDPOINT_URL is ")
     assert looked.one("AWS_ACCESS_KEY_ID is not set").startswith("FAIL")
