@@ -37,6 +37,9 @@ _MAX_HOST_NAME = 253
 #: To the resolver a name that ends in a number is an address in an old form, such as 127.1, which aiohttp refuses.
 _NUMBER_LAST = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
+#: Another setting within a value.
+_SETTING = re.compile(r"(?:AWS|S3|S3DAEMON)_[A-Z_]+\s*=")
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -121,6 +124,8 @@ def _garbled(text: str) -> str:
         return "it has a control character or is not UTF-8"
     if text and (text[0] in "'\"" or text[-1] in "'\""):
         return "it begins or ends with a quote: is one left open or doubled?"
+    if _SETTING.search(text):
+        return "it has another setting in it: each has a line of its own, and none ends in a backslash"
     if text != text.strip():
         return "it begins or ends with a space"
     return ""
