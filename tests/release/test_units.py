@@ -121,6 +121,12 @@ def test_stopping_the_plain_socket_stops_the_optional_ones(path: Path) -> None:
     assert settings(path)["Unit.PartOf"] == ["s3daemon.socket"]
 
 
+@pytest.mark.parametrize("path", [path for path in UNITS if path != SERVICE], ids=lambda path: path.name)
+def test_a_socket_may_be_restarted_at_any_rate(path: Path) -> None:
+    """Else it fails at the sixth start within ten seconds, and clients are refused until `systemctl reset-failed`."""
+    assert settings(path)["Unit.StartLimitIntervalSec"] == ["0"]
+
+
 def test_a_service_that_cannot_start_is_restarted_without_limit() -> None:
     assert service("Unit.StartLimitIntervalSec") == "0"
     # on-failure leaves out HUP, INT, TERM and PIPE: a signal by hand would end the service until a client comes.
