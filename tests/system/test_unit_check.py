@@ -1,5 +1,6 @@
 """`s3daemon check` in a booted system: systemd reads the environment file, and says how the units are."""
 
+import socket
 from collections.abc import Iterator
 
 import pytest
@@ -93,3 +94,21 @@ def test_another_state_directory(service: Service, moto: S3Server) -> None:
         file.write_text(text)
         service.systemctl("daemon-reload")
         service.systemctl("restart", service.unit)
+
+
+def test_why_the_units_do_not_start(service: Service, moto: S3Server) -> None:
+    """What systemd says of a port that is taken, and of a service that it does not start, is passed on."""
+    service.configure(moto)
+    service.systemctl("stop", service.socket, service.unit)
+    with socket.create_server(("127.0.0.1", service.port)):
+        service.systemctl("start", service.socket, check=False)
+        assert f"(127.0.0.1:{service.port}): Address already in use: remove the cause" in check(service, status=1)
+    with service.drop_in("ExecStart=\nExecStart=/bin/sh -c 'echo a library is missing >&2; exit 3'"):
+        service.systemctl("start", service.socket, service.unit, check=False)
+        assert "fails to start: a library is missing; " in check(service, status=1)
+    with service.drop_in("[Unit]\nConditionPathExists=/nowhere"):
+        service.systemctl("stop", service.unit)
+        service.systemctl("start", service.unit)
+        assert "did not start, as a line Condition...= of its unit does not hold" in check(service, status=1)
+    service.systemctl("start", service.unit)
+    check(service)

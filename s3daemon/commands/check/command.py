@@ -163,7 +163,7 @@ def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance
         if not unit or checks_unit.may_write(findings, host, unit, instance.state_dir):
             checks_host.state_directory(findings, host, instance.state_dir, unit.USER if unit else "")
     with findings.guard("journal"):
-        checks_host.journal(findings, host, JOURNAL_SOCKET)
+        checks_host.journal(findings, host, JOURNAL_SOCKET, unit.name if unit else "s3daemon")
     with findings.guard("service"):
         if unit:
             checks_unit.environment_file(findings, host, unit)

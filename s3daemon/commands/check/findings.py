@@ -28,8 +28,10 @@ from s3daemon.errors import one_line, to_redact
 
 _SUBJECT_CHARS = len("credentials")
 _STYLES = {"FAIL": "bold red", "warn": "yellow", "ok": "green", "note": ""}
-#: SD_MESSAGE_UNIT_FAILED of systemd.
-_START_FAILED = "be02cf6855d2428ba40df7e9d022f03d"
+#: Systemd's own entries about a unit, by MESSAGE_ID: a start that failed, a run that failed, the end of a process.
+START_FAILED = "be02cf6855d2428ba40df7e9d022f03d"
+RUN_FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
+PROCESS_ENDED = "98e322203f7a4ed290d09fe03c09fe15"
 #: PID 1 answers at once or not at all.
 _SYSTEMD_S = 10
 
@@ -115,7 +117,9 @@ def _run(*command: str) -> str | None:
 
 
 _PROPERTIES = (
-    "LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen,ProtectSystem,StateDirectory,ReadWritePaths"
+    "LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen,ProtectSystem,StateDirectory,ReadWritePaths,"
+    "StandardOutput,StandardError,"
+    "ConditionResult,ConditionTimestampMonotonic,AssertResult,AssertTimestampMonotonic"
 )
 
 
@@ -128,19 +132,32 @@ def _show(unit: str) -> dict[str, str]:
 
 
 def _last_error(unit: str) -> str:
-    options = ("--quiet", f"--unit={unit}", "--priority=err", "--lines=10", "--output=json", "--no-pager")
+    # Errors of Python, as that a library is missing, have the priority info.
+    options = ("--quiet", f"--unit={unit}", "--lines=300", "--output=json", "--no-pager")
     return last_reason((_run("journalctl", *options) or "").splitlines())
 
 
 def last_reason(entries: Iterable[str]) -> str:
-    """Return the last of these entries that has a reason; empty when none has.
+    """Return why a unit failed last, as far as these entries say; empty when they do not.
 
     Args:
-        entries: of the journal, as `journalctl -o json` prints them. Systemd's own entry after each failed start says
-            only that it failed.
+        entries: of the unit, as `journalctl -o json` prints them. Those of other runs do not count; systemd's own at
+            the end of a run say only that it failed, and what has fields of ours is about a transfer or the store.
     """
-    found = [entry for entry in map(json.loads, entries) if entry.get("MESSAGE_ID") != _START_FAILED]
-    return str(found[-1].get("MESSAGE", "")).strip() if found else ""
+    found = [json.loads(entry) for entry in entries]
+    failures = [entry for entry in found if entry.get("MESSAGE_ID") == RUN_FAILED]
+    if not failures:
+        return ""
+    run = failures[-1].get("INVOCATION_ID")
+    of_run = [entry for entry in found if run in (entry.get("INVOCATION_ID"), entry.get("_SYSTEMD_INVOCATION_ID"))]
+    errors = [entry for entry in of_run if entry.get("PRIORITY", "6") <= "3" and not _is_of_course(entry)]
+    printed = [entry for entry in of_run if entry.get("_TRANSPORT") == "stdout"]
+    ended = [entry for entry in of_run if entry.get("MESSAGE_ID") == PROCESS_ENDED]
+    return next((str(some[-1].get("MESSAGE", "")).strip() for some in (errors, printed, ended) if some), "")
+
+
+def _is_of_course(entry: Mapping[str, object]) -> bool:
+    return entry.get("MESSAGE_ID") == START_FAILED or any(name.startswith("S3DAEMON_") for name in entry)
 
 
 def _environment(file: Path) -> dict[str, str] | None:
@@ -162,8 +179,8 @@ class Host:
         user: the account of a name, or None.
         show: some properties of a systemd unit, those that occur more than once joined by a blank; empty where systemd
             does not run.
-        last_error: the last reason that the journal has among the errors of a systemd unit; empty when there is none
-            or it cannot be read.
+        last_error: why a systemd unit failed last, as the journal has it; empty when it does not say, or cannot be
+            read.
         environment: the environment that systemd makes of an environment file, by starting a short-lived process;
             None where it does not: for others than root, or where it does not run, or of a file that it does not take.
     """

@@ -33,6 +33,11 @@ WMEM_BYTES = 64 << 20
 _OVERHEAD = 2
 #: The outage to live through is 48 h, some 54 000 transfers, each good for a kilobyte of spool at most.
 SPOOL_BYTES = 64 << 20
+#: How the names begin of the files that the daemon has in its state directory; `spool.directory` lists them.
+_OURS = ("spool.db", "ballast", "lock", "control")
+
+#: How the values of StandardError= begin that lead elsewhere than to the journal.
+_NOT_JOURNAL = ("file", "append", "truncate", "tty", "socket", "fd")
 
 _APPLY = "set it with sysctl -w, and permanently in /etc/sysctl.d or with the package's file"
 
@@ -155,7 +160,9 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
     here = host.path(directory)
     try:
         found, disk = here.stat(), os.statvfs(here)
-        inside = [path.name for path in here.iterdir() if path.lstat().st_uid != found.st_uid]
+        # Not what others put there, such as lost+found of a disk of its own.
+        ours = [path for path in here.iterdir() if path.name.startswith(_OURS)]
+        inside = [path.name for path in ours if path.lstat().st_uid != found.st_uid]
     except FileNotFoundError:
         findings.note("state", f"{directory} does not exist; the first start creates it")
         return
@@ -183,8 +190,15 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
         findings.ok("state", f"{directory}, mode {stat.S_IMODE(found.st_mode):04o}, {free / 1e9:.3g} GB free")
 
 
-def journal(findings: Findings, host: Host, journald: Path) -> None:
-    """Say where records go, and whether the user who looks can read them."""
+def journal(findings: Findings, host: Host, journald: Path, unit: str) -> None:
+    """Say where records go, and whether the user who looks can read them; `unit` is the name of the service."""
+    shown = host.show(f"{unit}.service")
+    output, error = (shown.get(f"Standard{which}", "") for which in ("Output", "Error"))
+    written = output if error == "inherit" else error
+    if written.startswith(_NOT_JOURNAL):
+        text = f"the unit sends records to {written}, where report does not find them: remove StandardError= and"
+        findings.warn("journal", f"{text} StandardOutput= from its drop-in, and restart the service")
+        return
     if not host.path(journald).exists():
         findings.note("journal", "journald does not run here: records go to standard error")
         return
@@ -194,7 +208,7 @@ def journal(findings: Findings, host: Host, journald: Path) -> None:
         return
     files = [file for top in ("/var/log", "/run/log") for file in host.path(top).glob("journal/*/system.journal")]
     if host.uid == 0 or any(os.access(file, os.R_OK) for file in files):
-        findings.ok("journal", "records go there: journalctl -u s3daemon")
+        findings.ok("journal", f"records go there: journalctl -u {unit}")
     else:
         text = "records go there, but you cannot read them, and journalctl shows none"
         findings.warn("journal", f"{text}: usermod -aG systemd-journal YOU, and log in again")

@@ -16,6 +16,8 @@ from s3daemon.units import plural
 
 #: What a unit that is not enabled costs after a reboot.
 _UNITS = {"socket": "clients are refused", "service": "what was accepted waits for a client to start the daemon"}
+#: The LoadState of a unit that has no file.
+_MISSING = "not-found"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +45,12 @@ def units(findings: Findings, host: Host, unit: Unit) -> bool:
     """Check the units of an instance; return whether systemd takes requests for it."""
     enable = f"systemctl enable --now {unit.name}.socket {unit.name}.service"
     shown = {kind: host.show(f"{unit.name}.{kind}") for kind in _UNITS}
-    if any(found.get("LoadState") != "loaded" for found in shown.values()):
+    if all(found.get("LoadState", "") in ("", _MISSING) for found in shown.values()):
         findings.note("service", f"{unit.name}.service and its socket are not installed here")
+        return False
+    if faults := [text for kind, found in shown.items() if (text := _not_loaded(f"{unit.name}.{kind}", found))]:
+        for text in faults:
+            findings.fail("service", text)
         return False
     for kind, cost in _UNITS.items():
         state = shown[kind].get("UnitFileState", "")
@@ -52,7 +58,9 @@ def units(findings: Findings, host: Host, unit: Unit) -> bool:
             findings.warn("service", f"{unit.name}.{kind} is {state}: after a reboot {cost}: {enable}")
     state = shown["socket"].get("ActiveState", "")
     if state != "active":
-        findings.fail("socket", f"{unit.name}.socket is {state}, so clients are refused: {enable}")
+        why = host.last_error(f"{unit.name}.socket") if state == "failed" else ""
+        refused = f"{unit.name}.socket is {state}, so clients are refused"
+        findings.fail("socket", f"{refused}: {why}: remove the cause, then {enable}" if why else f"{refused}: {enable}")
         return False
     listening = re.findall(r"(\S+) \(Stream\)", shown["socket"].get("Listen", ""))
     findings.ok("socket", f"{', '.join(listening)} takes requests")
@@ -60,6 +68,17 @@ def units(findings: Findings, host: Host, unit: Unit) -> bool:
         text = "anyone who reaches it can have any file sent that the daemon can read; listen on 127.0.0.1"
         findings.warn("socket", f"{at} is open to the network, without authentication: {text}")
     return True
+
+
+def _not_loaded(name: str, shown: Mapping[str, str]) -> str:
+    """Return why systemd cannot start a unit, and what to do; empty when it has loaded it."""
+    state = shown.get("LoadState", "")
+    if state == "masked":
+        runtime = " --runtime" if shown.get("UnitFileState") == "masked-runtime" else ""
+        return f"{name} is masked and does not start: systemctl unmask{runtime} {name}"
+    if state == _MISSING:
+        return f"{name} is missing: install the package again, then systemctl daemon-reload"
+    return "" if state == "loaded" else f"systemd cannot load {name}, {state}: see systemctl status {name}"
 
 
 def _is_open(listening: str) -> bool:
@@ -88,7 +107,7 @@ def daemon(
     try:
         status = ask("status")
     except NoDaemonError:
-        if unit is not None and _failing(findings, host, unit):
+        if unit is not None and (_failing(findings, host, unit) or _not_started(findings, host, unit)):
             return
         text = "it starts with the first request; started now, it also delivers what an earlier one left"
         findings.note("daemon", f"no daemon runs: {text}" if activated else "no daemon runs: start it")
@@ -116,8 +135,31 @@ def _failing(findings: Findings, host: Host, unit: Unit) -> bool:
     count = shown.get("NRestarts", "0") if restarting else "0"
     times = "" if count in ("", "0") else f", {plural(int(count), 'time')} so far"
     why = host.last_error(f"{unit.name}.service") or f"Result={shown.get('Result', 'unknown')}"
-    see = f"journalctl -u {unit.name} -p err"
+    see = f"journalctl -e -u {unit.name}"
     findings.fail("daemon", f"{unit.name}.service fails to start{times}: {why}; accepted transfers are kept; {see}")
+    return True
+
+
+def _not_started(findings: Findings, host: Host, unit: Unit) -> bool:
+    """Whether systemd says why no daemon runs, though the service has not failed; say that."""
+    name = f"{unit.name}.service"
+    shown = host.show(name)
+    state = shown.get("ActiveState", "")
+    unmet = [
+        f"{kind}...="
+        for kind in ("Condition", "Assert")
+        # Before the first start it is "no" too.
+        if shown.get(f"{kind}Result") == "no" and shown.get(f"{kind}TimestampMonotonic", "0") not in ("", "0")
+    ]
+    if state == "inactive" and unmet:
+        cure = f"systemctl status {name} names it; to wait for a file system, use RequiresMountsFor= instead"
+        findings.fail("daemon", f"{name} did not start, as a line {unmet[0]} of its unit does not hold: {cure}")
+    elif state in ("activating", "deactivating"):
+        findings.note("daemon", f"{name} is {state}: run check again; systemctl status {name} shows for how long")
+    elif state == "active":
+        findings.fail("daemon", f"{name} runs, but its control socket is gone: systemctl restart {unit.name}")
+    else:
+        return False
     return True
 
 

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 
 import pytest
 from lab.terminal import Terminal
 
-from s3daemon.commands.check.findings import Findings, Host, last_reason
+from s3daemon.commands.check.findings import (
+    PROCESS_ENDED,
+    RUN_FAILED,
+    START_FAILED,
+    Findings,
+    Host,
+    last_reason,
+)
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -88,18 +96,35 @@ def test_users_are_looked_up_on_this_host() -> None:
     assert Host().user("no-such-user-here") is None
 
 
+RUN = {"INVOCATION_ID": "2"}
+OF_RUN = {"_SYSTEMD_INVOCATION_ID": "2"}
+FAILED = {**RUN, "PRIORITY": "4", "MESSAGE": "x.service: Failed with result", "MESSAGE_ID": RUN_FAILED}
+NOT_STARTED = {**RUN, "PRIORITY": "3", "MESSAGE": "Failed to start x", "MESSAGE_ID": START_FAILED}
+ENDED = {**RUN, "PRIORITY": "5", "MESSAGE": "Main process exited, status=1", "MESSAGE_ID": PROCESS_ENDED}
+REFUSED = {**OF_RUN, "PRIORITY": "3", "MESSAGE": "cannot start: BadSettings: b"}
+
+
 @pytest.mark.parametrize(
     ("entries", "reason"),
     [
         ([], ""),
-        (['{"MESSAGE": "cannot start: BadSettings: a"}', '{"MESSAGE": "cannot start: BadSettings: b"}'],
+        ([{**OF_RUN, "PRIORITY": "3", "MESSAGE": "still running"}], ""),
+        ([{**REFUSED, "MESSAGE": "cannot start: BadSettings: a"}, REFUSED, ENDED, FAILED, NOT_STARTED],
          "cannot start: BadSettings: b"),
-        (['{"MESSAGE": "cannot start: BadSettings: a"}',
-          '{"MESSAGE": "Failed to start x", "MESSAGE_ID": "be02cf6855d2428ba40df7e9d022f03d"}'],
-         "cannot start: BadSettings: a"),
-        (['{"MESSAGE": "Failed to start x", "MESSAGE_ID": "be02cf6855d2428ba40df7e9d022f03d"}'], ""),
-        (['{"MESSAGE": "Watchdog timeout (limit 30s)!"}'], "Watchdog timeout (limit 30s)!"),
+        # Of the run before, and of the next one.
+        ([{"PRIORITY": "3", "MESSAGE": "old", "_SYSTEMD_INVOCATION_ID": "1"}, ENDED, FAILED, NOT_STARTED,
+          {"PRIORITY": "3", "MESSAGE": "new", "_SYSTEMD_INVOCATION_ID": "3"}],
+         "Main process exited, status=1"),
+        ([{**FAILED, "INVOCATION_ID": "1"}, {**RUN, "PRIORITY": "3", "MESSAGE": "Watchdog timeout"}, FAILED],
+         "Watchdog timeout"),
+        ([{**OF_RUN, "PRIORITY": "6", "MESSAGE": "Traceback", "_TRANSPORT": "stdout"},
+          {**OF_RUN, "PRIORITY": "6", "MESSAGE": "ImportError: libx", "_TRANSPORT": "stdout"}, ENDED, FAILED],
+         "ImportError: libx"),
+        # A transfer that failed is not why the service did.
+        ([{**OF_RUN, "PRIORITY": "3", "MESSAGE": "b/k failed", "S3DAEMON_KEY": "k"}, ENDED, FAILED],
+         "Main process exited, status=1"),
+        ([FAILED, NOT_STARTED], ""),
     ],
 )  # fmt: skip
-def test_the_reason_is_not_that_the_start_failed(entries: list[str], reason: str) -> None:
-    assert last_reason(entries) == reason
+def test_the_reason_of_the_last_failure(entries: list[dict[str, str]], reason: str) -> None:
+    assert last_reason(map(json.dumps, entries)) == reason

@@ -212,18 +212,49 @@ def test_state_directory_with_files_of_root(looked: Looked) -> None:
     assert "spool.db has another owner" in looked.one("FAIL")
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
+def test_state_directory_with_what_is_not_ours(looked: Looked) -> None:
+    """A disk of its own has a lost+found of root's, which is no concern of the daemon."""
+    directory = looked.put("/var/lib/s3daemon/spool.db").parent
+    looked.put("/var/lib/s3daemon/README")
+    (directory / "lost+found").mkdir()
+    for path in (directory, directory / "spool.db"):
+        os.chown(path, 12345, 12345)
+    checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "")
+    assert looked.levels() == {"ok"}
+
+
 def test_journal(looked: Looked) -> None:
     """None, one that can be read, one that cannot, which must not look empty, and one whose journald has stopped."""
     path = Path("/run/journal")
-    checks_host.journal(looked.findings, looked.host, path)
+    checks_host.journal(looked.findings, looked.host, path, "s3daemon@1")
     looked.put(str(path)).unlink()
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
         journald.bind(str(looked.host.path(path)))
         looked.change(uid=4711)
-        checks_host.journal(looked.findings, looked.host, path)
+        checks_host.journal(looked.findings, looked.host, path, "s3daemon@1")
         looked.put("/var/log/journal/0123/system.journal")
-        checks_host.journal(looked.findings, looked.host, path)
-    checks_host.journal(looked.findings, looked.host, path)
+        checks_host.journal(looked.findings, looked.host, path, "s3daemon@1")
+    checks_host.journal(looked.findings, looked.host, path, "s3daemon@1")
     assert [line.split()[0] for line in looked.lines] == ["note", "warn", "ok", "FAIL"]
     assert "systemd-journal" in looked.lines[1]
+    assert looked.lines[2].endswith("journalctl -u s3daemon@1")
     assert "journald has stopped" in looked.lines[3]
+
+
+@pytest.mark.parametrize(
+    ("output", "error", "place"),
+    [
+        ("journal", "inherit", ""),
+        ("file:/var/log/out", "journal", ""),
+        ("null", "null", ""),
+        ("journal", "append:/var/log/s3daemon", "append:/var/log/s3daemon"),
+        ("file:/var/log/out", "inherit", "file:/var/log/out"),
+    ],
+)
+def test_records_that_the_unit_sends_elsewhere(output: str, error: str, place: str, looked: Looked) -> None:
+    """A drop-in that gives standard error a file has the records written there, where no report finds them."""
+    looked.units["service"] |= {"StandardOutput": output, "StandardError": error}
+    checks_host.journal(looked.findings, looked.host, Path("/run/journal"), "s3daemon")
+    (line,) = looked.lines
+    assert line.startswith(f"warn journal the unit sends records to {place}, where" if place else "note journal")

@@ -25,20 +25,45 @@ def test_installed(unit: Unit, looked: Looked) -> None:
     assert looked.lines == ["ok socket 127.0.0.1:15555 takes requests"]
 
 
-@pytest.mark.parametrize("kind", ["socket", "service"])
-def test_not_installed(kind: str, looked: Looked) -> None:
+@pytest.mark.parametrize("shown", [{}, {"LoadState": "not-found"}])
+def test_not_installed(shown: dict[str, str], looked: Looked) -> None:
     """In a checkout that is a note, and so where systemd does not run."""
-    looked.units[kind] = {}
+    looked.units = {"socket": shown, "service": shown}
     assert not checks_unit.units(looked.findings, looked.host, PLAIN)
     assert looked.lines == ["note service s3daemon.service and its socket are not installed here"]
+
+
+@pytest.mark.parametrize("kind", ["socket", "service"])
+@pytest.mark.parametrize(
+    ("shown", "found"),
+    [
+        ({"LoadState": "not-found"}, "%s is missing: install the package again"),
+        ({"LoadState": "masked"}, "%s is masked and does not start: systemctl unmask s3daemon."),
+        ({"LoadState": "masked", "UnitFileState": "masked-runtime"},
+         "%s is masked and does not start: systemctl unmask --runtime s3daemon."),
+        ({"LoadState": "bad-setting"}, "systemd cannot load %s, bad-setting: see systemctl status"),
+    ],
+)  # fmt: skip
+def test_unit_that_systemd_cannot_start(kind: str, shown: dict[str, str], found: str, looked: Looked) -> None:
+    """Where the other unit is installed, that is a failure."""
+    looked.units[kind] = shown
+    assert not checks_unit.units(looked.findings, looked.host, PLAIN)
+    (line,) = looked.lines
+    assert line.startswith("FAIL service " + found % f"s3daemon.{kind}")
 
 
 def test_socket_that_is_not_active(looked: Looked) -> None:
     """What it costs and what to do are said."""
     looked.units["socket"]["ActiveState"] = "failed"
     assert not checks_unit.units(looked.findings, looked.host, PLAIN)
-    line = "FAIL socket s3daemon.socket is failed, so clients are refused: systemctl enable --now s3daemon.socket"
-    assert looked.one("socket").startswith(line)
+    looked.change(last_error={"s3daemon.socket": "Address already in use"}.get)
+    assert not checks_unit.units(looked.findings, looked.host, PLAIN)
+    refused = "FAIL socket s3daemon.socket is failed, so clients are refused"
+    cure = "systemctl enable --now s3daemon.socket s3daemon.service"
+    assert looked.lines == [
+        f"{refused}: {cure}",
+        f"{refused}: Address already in use: remove the cause, then {cure}",
+    ]
 
 
 @pytest.mark.parametrize(("kind", "cost"), [("socket", "clients are refused"), ("service", "waits for a client")])
@@ -120,8 +145,15 @@ def test_no_daemon(activated: bool, text: str, looked: Looked) -> None:
          "FAIL daemon s3daemon.service fails to start: cannot start: BadSettings: no; accepted"),
         ({"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "NRestarts": "0"}, "",
          "FAIL daemon s3daemon.service fails to start: Result=exit-code; accepted"),
-        ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, "", "note daemon no daemon runs"),
+        ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, "",
+         "note daemon s3daemon.service is activating: run check again"),
         ({"ActiveState": "inactive", "SubState": "dead", "NRestarts": "0"}, "old", "note daemon no daemon runs"),
+        ({"ActiveState": "active", "SubState": "running"}, "", "FAIL daemon s3daemon.service runs, but its control"),
+        ({"ConditionResult": "no", "ConditionTimestampMonotonic": "0"}, "", "note daemon no daemon runs"),
+        ({"ConditionResult": "no", "ConditionTimestampMonotonic": "7"}, "",
+         "FAIL daemon s3daemon.service did not start, as a line Condition...= of its unit does not hold: systemctl"),
+        ({"AssertResult": "no", "AssertTimestampMonotonic": "7"}, "",
+         "FAIL daemon s3daemon.service did not start, as a line Assert...= of its unit does not hold: systemctl"),
     ],
 )  # fmt: skip
 def test_a_service_that_fails_to_start(shown: dict[str, str], said: str, found: str, looked: Looked) -> None:
