@@ -28,7 +28,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from s3daemon.errors import one_line, to_redact
-from s3daemon.model.record import Field, Priority, TransferRecord
+from s3daemon.model.record import Field, MessageId, Priority, TransferRecord
 
 #: Takes one entry and may block as long as it likes; raises OSError when it cannot take it.
 Sink = Callable[[Sequence[tuple[str, bytes]]], None]
@@ -181,7 +181,7 @@ class Journal:
         self._reported_at = self._clock()
         if not blocked:
             with contextlib.suppress(OSError):
-                self._sink([("MESSAGE", _loss(lost + self._unreported)), ("PRIORITY", b"%d" % Priority.WARNING)])
+                self._sink(_loss_entry(lost + self._unreported))
                 self._unreported = 0
                 return
             self._unreported += lost  # for the journal, once it is back: standard error may have led there too
@@ -194,6 +194,15 @@ class Journal:
         for secret in self._secrets:
             data = data.replace(secret, b"***")
         return data if len(data) <= MAX_VALUE_BYTES else data[: MAX_VALUE_BYTES - 3] + b"..."
+
+
+def _loss_entry(count: int) -> list[tuple[str, bytes]]:
+    return [
+        ("MESSAGE", _loss(count)),
+        ("PRIORITY", b"%d" % Priority.WARNING),
+        ("MESSAGE_ID", MessageId.LOST.encode()),
+        ("S3DAEMON_LOST", b"%d" % count),
+    ]
 
 
 def _loss(count: int) -> bytes:

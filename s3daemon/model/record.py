@@ -42,6 +42,7 @@ class MessageId(StrEnum):
     RELEASED = "aa050bc6fa4a45d49e5bcaa03ef010c5"
     ADDRESS_ENABLED = "5aaa8b9e72dc45b0b9e235d450dc3aca"
     RELOAD_REFUSED = "056c350a058746c88f2970399dfc4374"
+    LOST = "c7a4d61b0e9f4f2c8b35a1d2e6f07948"
 
 
 class Priority(IntEnum):

@@ -28,6 +28,7 @@ from s3daemon.journal import (
     text_sink,
     warn_on,
 )
+from s3daemon.model.record import MessageId
 
 #: Ample for a thread to do what it has to; reached only by a test that fails.
 PATIENCE_S = 10.0
@@ -467,3 +468,19 @@ def test_the_journal_takes_entries_when_there_is_no_descriptor_left(tmp_path: Pa
                 os.dup(0)
             send([("MESSAGE", b"one")])
         assert receiver.recv(65536).startswith(b"MESSAGE=one\n")
+
+
+def test_a_loss_has_fields() -> None:
+    """A report counts lost entries by them."""
+    now, taken = [0.0], list[dict[str, bytes]]()
+
+    def sink(fields: Sequence[tuple[str, bytes]]) -> None:
+        if dict(fields)["MESSAGE"] == b"refused":
+            now[0] += WARN_EVERY_S
+            raise OSError
+        taken.append(dict(fields))
+
+    journal = Journal(sink, warn=Warnings(), clock=lambda: now[0])
+    journal.write([("MESSAGE", "refused")])
+    journal.close(PATIENCE_S)
+    assert [(each["MESSAGE_ID"], each["S3DAEMON_LOST"]) for each in taken] == [(MessageId.LOST.encode(), b"1")]

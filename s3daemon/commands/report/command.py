@@ -92,13 +92,20 @@ def main(
     try:
         selection = _selection(args)
         _check_output(args)
-        collection, delays, untrusted = Collection(selection), Delays(), 0
-        for entry in _with_progress(_entries(args, selection, stdin, notes.append), err):
-            if selection.trusts(entry):
-                collection.add(entry)
-                delays.add(entry)
-            else:
-                untrusted += 1
+        collection, delays, untrusted, incomplete = Collection(selection), Delays(), 0, False
+        try:
+            for entry in _with_progress(_entries(args, selection, stdin, notes.append), err):
+                if selection.trusts(entry):
+                    collection.add(entry)
+                    delays.add(entry)
+                else:
+                    untrusted += 1
+        except S3daemonError as exc:
+            # A damaged entry ends journalctl's output, and what came before it may be the night.
+            if not collection.transfers():
+                raise
+            incomplete = True
+            notes.append(f"the report is not complete, what follows is missing: {exc.code}: {one_line(exc.text)}")
         delays.sort()
         by = args.by or ("tag" if args.late_only or args.expect else "")
         limits = {"limit_usec": round(args.limit * 1e6), "late_usec": round(args.late * 1e6), "expect": args.expect}
@@ -106,6 +113,9 @@ def main(
         if collection.unreadable:
             what = "cut (journalctl --all?), of another version, or with impossible numbers"
             notes.append(f"records left out, {what}: {collection.unreadable}")
+        if collection.lost:
+            what = "as the journal did not take them in time: transfers may be missing here"
+            notes.append(f"entries lost, {what}: {collection.lost}")
         if untrusted and not selection.units:
             what = "not written by s3daemon.service or s3daemon@*.service (--unit names others)"
             notes.append(f"entries left out, {what}: {untrusted}")
@@ -121,7 +131,7 @@ def main(
         return 1
     _print_notes(notes, err)
     _write(report, args, zone, out)
-    return 0
+    return 1 if incomplete else 0
 
 
 def _print_notes(notes: Iterable[str], err: TextIO) -> None:

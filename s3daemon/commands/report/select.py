@@ -33,11 +33,12 @@ FIELDS = (
     "S3DAEMON_UPLOAD_USEC", "S3DAEMON_TOTAL_USEC", "S3DAEMON_RTT_USEC", "MESSAGE_ID", "S3DAEMON_OUTCOME",
     "S3DAEMON_BUCKET", "S3DAEMON_TAG", "S3DAEMON_ATTEMPTS", "S3DAEMON_ENDPOINT", "S3DAEMON_ERROR",
     "S3DAEMON_RETRANSMITS", "S3DAEMON_CONNECTION", "S3DAEMON_RECEIVER", "S3DAEMON_CHANGED", "S3DAEMON_DELAY_USEC",
-    "S3DAEMON_SINCE_USEC", "_HOSTNAME", "_SYSTEMD_UNIT", "_UID",
+    "S3DAEMON_SINCE_USEC", "S3DAEMON_LOST", "_HOSTNAME", "_SYSTEMD_UNIT", "_UID",
 )  # fmt: skip
-#: The kinds of entries that tell what delayed transfers, and what was refused.
+#: The kinds of entries that tell what delayed transfers, what was refused, and how many entries are missing.
 OTHERS = (
     MessageId.ATTEMPT_FAILED, MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED, MessageId.REFUSED,
+    MessageId.LOST,
 )  # fmt: skip
 #: Of `END_USEC`; from some thousand on Python refuses a number.
 _USEC_DIGITS = 17
@@ -145,12 +146,18 @@ class Selection:
         """
         bucket, key = one.place
         return (
-            (self.since_usec is None or recorded_usec >= self.since_usec)
-            and (self.until_usec is None or recorded_usec <= self.until_usec)
+            self.covers(one.host, recorded_usec)
             and (not self.buckets or bucket in self.buckets)
             and (not self.prefixes or key.startswith(self.prefixes))
             and (not self.tags or not set(self.tags).isdisjoint(one.tags))
-            and (not self.hosts or one.host in self.hosts)
+        )
+
+    def covers(self, host: str, recorded_usec: int) -> bool:
+        """Whether a host is selected, and a time of recording, in microseconds since the epoch."""
+        return (
+            (not self.hosts or host in self.hosts)
+            and (self.since_usec is None or recorded_usec >= self.since_usec)
+            and (self.until_usec is None or recorded_usec <= self.until_usec)
         )
 
 
@@ -176,9 +183,16 @@ class Collection:
         self.unreadable = 0
         #: The selected requests that were refused, if they had a tag or a destination.
         self.refused: list[RefusedRequest] = []
+        #: Entries that the selected hosts' journals did not take in the selected time.
+        self.lost = 0
 
     def add(self, entry: JournalEntry) -> None:
-        """Take an entry of a journal; one that is no record and no refusal, or not selected, is ignored."""
+        """Take an entry of a journal; one of another kind, or not selected, is ignored."""
+        if entry.get("MESSAGE_ID") == MessageId.LOST:
+            usec = decimal_of(entry.get("__REALTIME_TIMESTAMP")) or 0
+            if self._selection.covers(str(entry.get("_HOSTNAME", "")), usec):
+                self.lost += decimal_of(entry.get("S3DAEMON_LOST")) or 0
+            return
         if entry.get("MESSAGE_ID") == MessageId.REFUSED:
             self._add_refused(entry)
             return

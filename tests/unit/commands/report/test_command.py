@@ -5,7 +5,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,8 @@ from lab.records import START_USEC, failed, line, record, refusal
 from lab.terminal import Terminal
 
 from s3daemon.commands.report import command as report
+from s3daemon.errors import Code, S3daemonError
+from s3daemon.model.record import MessageId
 from s3daemon.units import BEGIN_USEC, END_USEC
 
 SECOND = 1_000_000
@@ -30,7 +32,7 @@ def parsed(*words: str) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def run(*words: str, given: Sequence[bytes] = NIGHT, err: io.StringIO | None = None) -> tuple[int, str, str]:
+def run(*words: str, given: Iterable[bytes] = NIGHT, err: io.StringIO | None = None) -> tuple[int, str, str]:
     out, err = io.StringIO(), err or io.StringIO()
     status = report.main(parsed("--stdin", "--utc", *words), {}, out=out, err=err, stdin=given)
     return status, out.getvalue(), err.getvalue()
@@ -44,6 +46,34 @@ def test_text() -> None:
     assert "over the limit of 7 s: 1 " in out
     assert "FIRST REQUEST" not in out
     assert out.endswith("\nPending transfers have no record yet: see s3daemon queue\n")
+
+
+def test_a_journal_that_can_be_read_in_part() -> None:
+    """What was read is shown, and the status and a note say that it is not all; nothing read is no report."""
+
+    def broken(*some: bytes) -> Iterator[bytes]:
+        yield from some
+        raise S3daemonError(Code.NO_JOURNAL, "journalctl cannot read the journal: Bad message")
+
+    status, out, err = run(given=broken(*NIGHT))
+    assert status == 1
+    assert out.startswith("3 transfers: 2 stored, 1 FAILED\n")
+    assert err.startswith("note: the report is not complete, what follows is missing: NoJournal: journalctl cannot")
+    assert run(given=broken())[:2] == (1, "")
+
+
+def test_entries_that_the_journal_did_not_take() -> None:
+    """Their number is noted, of the time and the hosts that are asked for: transfers may be among them."""
+
+    def gone(host: str, second: int) -> bytes:
+        usec = str(START_USEC + second * SECOND)
+        return line(record(9), host, MESSAGE_ID=MessageId.LOST, S3DAEMON_LOST="5", __REALTIME_TIMESTAMP=usec)
+
+    given = [*NIGHT, gone("node1", 0), gone("node1", 60), gone("node2", 0)]
+    for words, count in (([], 15), (["--host", "node1"], 10), (["--since", f"@{START_USEC // SECOND + 30}"], 5)):
+        status, out, err = run("--json", *words, given=given)
+        assert (status, json.loads(out)["transfers"] > 0) == (0, True)
+        assert err.endswith(f"as the journal did not take them in time: transfers may be missing here: {count}\n")
 
 
 @pytest.mark.parametrize(

@@ -127,7 +127,7 @@ def test_damaged_files_alone(journalctl: Journalctl) -> None:
 
 
 def test_journalctl_fails(journalctl: Journalctl) -> None:
-    """Its last words are the reason; a report of what it printed before that would not be complete."""
+    """Its last words are the reason; what it printed before that is not complete."""
     journalctl.prints(line(record(1)), complaints="Hint: x\nFailed to get data\n", status=1)
     with pytest.raises(S3daemonError, match="Failed to get data") as caught:
         journalctl.read()
