@@ -78,7 +78,7 @@ class Figures:
         stored: transfers whose object is in the store.
         failed: transfers that were given up.
         size_bytes: bytes stored.
-        busy_usec: the time by the wall clock in which at least one of the stored was under way.
+        busy_usec: the time by the wall clock in which at least one of the attempts that stored an object ran.
         repeated: transfers that took more than one attempt, stored or failed.
         over_limit: stored ones that took longer than the limit.
         first_usec: when the first was requested, or a request refused, since the epoch; None when there is none.
@@ -124,7 +124,7 @@ class Figures:
             stored=len(stored),
             failed=len(transfers) - len(stored),
             size_bytes=sum(record.size_bytes for record in records),
-            busy_usec=busy_usec((one.record.start_usec, one.end_usec) for one in stored),
+            busy_usec=busy_usec((one.record.start_usec + one.record.queue_usec, one.end_usec) for one in stored),
             repeated=sum(one.record.attempts > 1 for one in transfers),
             over_limit=sum(record.total_usec > limit_usec for record in records),
             first_usec=min([one.record.start_usec for one in transfers] + refused_usec, default=None),

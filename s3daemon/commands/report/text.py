@@ -70,7 +70,8 @@ def _head(report: Report, zone: tzinfo | None) -> Iterator[str]:
     busy = f" in {seconds(figures.busy_usec)} of uploading: {size(rate)}/s" if rate is not None else ""
     yield f"{size(figures.size_bytes)} stored{busy}"
     first, last = figures.first_usec or 0, figures.last_usec or 0
-    period = f"from {moment(first, zone)} to {moment(last, zone)} {zone_name(first, zone)}"
+    begin, end = zone_name(first, zone), zone_name(last, zone)
+    period = f"from {moment(first, zone)}{'' if begin == end else f' {begin}'} to {moment(last, zone)} {end}"
     hosts = report.hosts
     yield f"{period}; {'host' if len(hosts) == 1 else 'hosts'} {one_line(', '.join(hosts))}" if hosts else period
 

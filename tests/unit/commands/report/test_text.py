@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Sequence
-from datetime import UTC
+from datetime import UTC, datetime, timedelta, tzinfo
 
 import pytest
 from lab.records import START_USEC, failed, record
@@ -23,6 +23,22 @@ def shown(*records: TransferRecord, by: str = "", width: int | None = None, host
     return list(lines(Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by=by), UTC, width))
 
 
+class Clocks(tzinfo):
+    """A zone whose clocks are set back an hour, half a minute after the first record."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        return timedelta(hours=2 if when is None or when.second < 50 else 1)
+
+    def fromutc(self, when: datetime) -> datetime:
+        return when + self.utcoffset(when)
+
+    def dst(self, when: datetime | None) -> timedelta:
+        return self.utcoffset(when) - timedelta(hours=1)
+
+    def tzname(self, when: datetime | None) -> str:
+        return "SUMMER" if self.dst(when) else "WINTER"
+
+
 NIGHT = (
     record(1, size_bytes=40_000_000, total_usec=SECOND, upload_usec=SECOND, queue_usec=0),
     record(2, size_bytes=2_000_000, start_usec=START_USEC + SECOND, total_usec=8 * SECOND, queue_usec=7 * SECOND,
@@ -32,11 +48,19 @@ NIGHT = (
 )  # fmt: skip
 
 
+def test_a_night_in_which_the_clocks_change() -> None:
+    """Both times have their zone, or the night would be an hour shorter."""
+    records = (record(1), record(2, start_usec=START_USEC + 35 * SECOND))
+    transfers = [ReportedTransfer(made, "n") for made in records]
+    report = Report.of(transfers, limit_usec=SECOND, late_usec=SECOND)
+    assert list(lines(report, Clocks(), None))[2].startswith("from 2026-11-23 04:13:20 SUMMER to 2026-11-23 03:13:5")
+
+
 def test_a_whole_report() -> None:
     """Everything that was asked about is there, in the order in which an operator asks."""
     assert shown(*NIGHT, by="tag", hosts="ab") == [
         "3 transfers: 2 stored, 1 FAILED",
-        "42 MB stored in 9.000 s of uploading: 4.67 MB/s",
+        "42 MB stored in 2.000 s of uploading: 21 MB/s",
         "from 2026-11-23 02:13:20 to 2026-11-23 02:14:20 UTC; hosts a, b",
         "",
         "            P50      P90      P99      MAX",
