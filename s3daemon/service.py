@@ -31,6 +31,7 @@ from s3daemon.config.settings import (
     differences,
     lifted,
     of_service,
+    reloaded,
 )
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import watch_exposures
@@ -396,8 +397,9 @@ class Service:
         environ = {str(k): str(v) for k, v in given.items()} if isinstance(given, dict) else {}
         # In threads: what reads files, since their disk may not answer.
         given_to_service = {**environ, **of_service(self._environ)}
-        old, new = self._settings.current, await asyncio.to_thread(Settings.from_environ, given_to_service)
-        applied, restart = differences(old, new)
+        old, read = self._settings.current, await asyncio.to_thread(Settings.from_environ, given_to_service)
+        applied, restart = differences(old, read)
+        new = reloaded(old, read)
         self._journal.hide(new.secrets())
         allowed = await asyncio.to_thread(resolve_users, new.allowed_users)
         before = self._endpoint

@@ -365,6 +365,11 @@ def differences(old: Settings, new: Settings) -> tuple[list[str], list[str]]:
     return applied, [VARIABLES[name].name for name in changed if name not in RELOADABLE]
 
 
+def reloaded(old: Settings, new: Settings) -> Settings:
+    """Return the new settings, with the old values of what a reload does not put in force."""
+    return replace(new, **{name: getattr(old, name) for name in VARIABLES if name not in RELOADABLE})
+
+
 def lifted(old: Settings, new: Settings) -> list[str]:
     """Return the variables of the restrictions that the old settings have and the new ones have not."""
     return [VARIABLES[name].name for name in RESTRICTIONS if getattr(old, name) and not getattr(new, name)]

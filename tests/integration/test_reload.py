@@ -519,6 +519,20 @@ def test_log_level(case: Case) -> None:
     served.process.wait_line("reloaded; in force: S3DAEMON_LOG_LEVEL")
 
 
+def test_what_takes_a_restart_is_not_in_force(case: Case) -> None:
+    """It is named, at each reload again; what the daemon shows and protects is the state directory that it has."""
+    served = case.start(http=True)
+    changed = {**served.environ, "S3DAEMON_PORT": "1", "S3DAEMON_STATE_DIR": "/nowhere"}
+    for _ in range(2):
+        assert served.ask("reload", environ=changed)["restart"] == ["S3DAEMON_PORT", "S3DAEMON_STATE_DIR"]
+    with urlopen(f"http://127.0.0.1:{served.http_port}/version") as answer:
+        shown = json.loads(answer.read())["settings"]
+    assert (shown["S3DAEMON_PORT"], shown["S3DAEMON_STATE_DIR"]) == (served.port, str(served.state_dir))
+    answered = served.plain(served.state_dir / "spool.db", "alias/bucket/spool")
+    assert answered.endswith(b": it is one of the daemon's own files\n")
+    assert case.store.puts == []
+
+
 def test_every_reloadable_setting_has_a_test_here() -> None:
     """Named as its field is, without the unit."""
     without_units = {re.sub("_(s|bps|bytes)$", "", name) for name in RELOADABLE}

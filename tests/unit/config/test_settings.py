@@ -23,6 +23,7 @@ from s3daemon.config.settings import (
     not_set_by_file,
     of_operator,
     of_service,
+    reloaded,
     retired,
 )
 from s3daemon.errors import SettingsError
@@ -317,6 +318,7 @@ def test_differences() -> None:
     assert restart == ["S3DAEMON_PORT", "S3DAEMON_STATE_DIR"]
     assert differences(old, old) == ([], [])
     assert VARIABLES.keys() - RELOADABLE == {"host", "port", "state_dir"}
+    assert reloaded(old, new) == replace(old, access_key="new", wait_limit_s=1)
 
 
 def test_restrictions_that_are_lifted() -> None:
