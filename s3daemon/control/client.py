@@ -99,9 +99,9 @@ def ask(path: Path, command: str, *, timeout_s: float = _ANSWER_TIMEOUT_S, **arg
         text = f"no daemon listens on {path}: start it; s3daemon check says why it does not start"
         raise NoDaemonError(Code.NO_DAEMON, text) from exc
     except PermissionError as exc:
-        raise S3daemonError(
-            Code.NOT_PERMITTED, f"{path} is not yours: run it as root or as the service's user"
-        ) from exc
+        # Not the path: there are several, and the first one that this user may not look at need not be the daemon's.
+        text = "the daemon answers root and its own user only: run it as root"
+        raise S3daemonError(Code.NOT_PERMITTED, text) from exc
     except BlockingIOError as exc:
         raise S3daemonError(Code.NO_ANSWER, f"the daemon on {path} did not answer within {timeout_s:g} s") from exc
     except OSError as exc:

@@ -402,7 +402,7 @@ def test_when_the_daemon_is_down_the_unit_to_start_is_named(cwd: Path) -> None:
     assert got == (1, "", f"send: cannot connect to 127.0.0.77:15555: {refused}.socket\n")
     path = f"{cwd}/none"
     got = send("f", "a/b/k", environ={"S3DAEMON_HOST": path}, cwd=cwd)
-    gone = "No such file or directory; is it up? systemctl start s3daemon-unix.socket"
+    gone = "No such file or directory; is it up? systemctl enable s3daemon-unix.socket; systemctl restart s3daemon"
     assert got == (1, "", f"send: cannot connect to {path}: {gone}\n")
     path = "/" + "x" * 200
     got = send("f", "a/b/k", environ={"S3DAEMON_HOST": path}, cwd=cwd)

@@ -113,7 +113,7 @@ def test_another_user_is_refused_by_the_kernel(tmp_path: Path) -> None:
         finally:
             os.seteuid(0)
     assert error.code == "NotPermitted"
-    assert "run it as root or as the service's user" in error.text
+    assert "answers root and its own user only: run it as root" in error.text
 
 
 @pytest.mark.parametrize(
