@@ -37,6 +37,8 @@ _MAX_HOST_NAME = 253
 #: To the resolver a name that ends in a number is an address in an old form, such as 127.1, which aiohttp refuses.
 _NUMBER_LAST = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
+#: What may be a secret key in the wrong line, and is no path.
+_LIKE_A_KEY = re.compile("[A-Za-z0-9+][A-Za-z0-9/+]{19,}")
 #: Another setting within a value.
 _SETTING = re.compile(r"(?:AWS|S3|S3DAEMON)_[A-Z_]+\s*=")
 
@@ -104,11 +106,16 @@ class Variable:
     def fault(self, value: object, why: str) -> SettingsError:
         """Return the error for one fault, with the value where it may be shown.
 
-        Not shown are secrets, URLs that may hold one, and what has an equals sign: a backslash at the end of a line of
-        the environment file joins the next to it, and that may be the secret key's.
+        Not shown are secrets, what looks like one, URLs that may hold one, and what has an equals sign: a backslash at
+        the end of a line of the environment file joins the next to it, and that may be the secret key's.
         """
         text = str(value)
-        hidden = self.secret or "=" in text or (self.name.endswith("_URL") and ("@" in text or "?" in text))
+        hidden = (
+            self.secret
+            or "=" in text
+            or _LIKE_A_KEY.fullmatch(text)
+            or (self.name.endswith("_URL") and ("@" in text or "?" in text))
+        )
         return SettingsError([f"{self.name}: {why}" if hidden else f"{self.name} is '{one_line(text, 80)}': {why}"])
 
 
