@@ -92,33 +92,13 @@ def main(
     try:
         selection = _selection(args)
         _check_output(args)
-        collection, delays, untrusted, incomplete = Collection(selection), Delays(), 0, False
-        try:
-            for entry in _with_progress(_entries(args, selection, stdin, notes.append), err):
-                if selection.trusts(entry):
-                    collection.add(entry)
-                    delays.add(entry)
-                else:
-                    untrusted += 1
-        except S3daemonError as exc:
-            # A damaged entry ends journalctl's output, and what came before it may be the night.
-            if not collection.transfers():
-                raise
-            incomplete = True
-            notes.append(f"the report is not complete, what follows is missing: {exc.code}: {one_line(exc.text)}")
+        collection, delays = Collection(selection), Delays()
+        entries = _with_progress(_entries(args, selection, stdin, notes.append), err)
+        complete = _collect(entries, selection, collection, delays, notes)
         delays.sort()
         by = args.by or ("tag" if args.late_only or args.expect else "")
         limits = {"limit_usec": round(args.limit * 1e6), "late_usec": round(args.late * 1e6), "expect": args.expect}
         report = Report.of(collection.transfers(), **limits, by=by, delays=delays, refused=collection.refused)
-        if collection.unreadable:
-            what = "cut (journalctl --all?), of another version, or with impossible numbers"
-            notes.append(f"records left out, {what}: {collection.unreadable}")
-        if collection.lost:
-            what = "as the journal did not take them in time: transfers may be missing here"
-            notes.append(f"entries lost, {what}: {collection.lost}")
-        if untrusted and not selection.units:
-            what = "not written by s3daemon.service or s3daemon@*.service (--unit names others)"
-            notes.append(f"entries left out, {what}: {untrusted}")
         if not report.transfers:
             notes.append(f"no transfer was recorded{_period(selection, zone)}")
         if args.plot:
@@ -131,7 +111,41 @@ def main(
         return 1
     _print_notes(notes, err)
     _write(report, args, zone, out)
-    return 1 if incomplete else 0
+    return 0 if complete else 1
+
+
+def _collect(
+    entries: Iterable[JournalEntry], selection: Selection, collection: Collection, delays: Delays, notes: list[str]
+) -> bool:
+    """Add the entries that the selection trusts, and note what is missing; return whether all could be read.
+
+    Raises:
+        S3daemonError: nothing could be read.
+    """
+    untrusted, complete = 0, True
+    try:
+        for entry in entries:
+            if selection.trusts(entry):
+                collection.add(entry)
+                delays.add(entry)
+            else:
+                untrusted += 1
+    except S3daemonError as exc:
+        # A damaged entry ends journalctl's output, and what came before it may be the night.
+        if not collection.transfers():
+            raise
+        complete = False
+        notes.append(f"the report is not complete, what follows is missing: {exc.code}: {one_line(exc.text)}")
+    if collection.unreadable:
+        what = "cut (journalctl --all?), of another version, or with impossible numbers"
+        notes.append(f"records left out, {what}: {collection.unreadable}")
+    if collection.lost:
+        what = "as the journal did not take them in time: transfers may be missing here"
+        notes.append(f"entries lost, {what}: {collection.lost}")
+    if untrusted and not selection.units:
+        what = "not written by s3daemon.service or s3daemon@*.service (--unit names others)"
+        notes.append(f"entries left out, {what}: {untrusted}")
+    return complete
 
 
 def _print_notes(notes: Iterable[str], err: TextIO) -> None:
