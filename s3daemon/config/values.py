@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -39,8 +39,6 @@ _NUMBER_LAST = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
 #: What may be a secret key in the wrong line, and is no path.
 _LIKE_A_KEY = re.compile("[A-Za-z0-9+][A-Za-z0-9/+]{19,}")
-#: Another setting within a value.
-_SETTING = re.compile(r"(?:AWS|S3|S3DAEMON)_[A-Z_]+\s*=")
 
 
 @dataclass(frozen=True)
@@ -119,23 +117,29 @@ class Variable:
         return SettingsError([f"{self.name}: {why}" if hidden else f"{self.name} is '{one_line(text, 80)}': {why}"])
 
 
+#: What a text cannot have been meant to be, and what that says of the file it came from.
+_GARBLED: Sequence[tuple[Callable[[str], object], str]] = (
+    (re.compile("[\n\r]").search, "it has a line break: is a quote left open in this line or the one above?"),
+    (
+        lambda text: any(unicodedata.category(c) in ("Cc", "Cs") for c in text),
+        "it has a control character or is not UTF-8",
+    ),
+    (re.compile("^['\"]|['\"]$").search, "it begins or ends with a quote: is one left open or doubled?"),
+    (
+        re.compile(r"(?:AWS|S3|S3DAEMON)_[A-Z_]+\s*=").search,
+        "it has another setting in it: each has a line of its own, and none ends in a backslash",
+    ),
+    (lambda text: text != text.strip(), "it begins or ends with a space"),
+)
+
+
 def _garbled(text: str) -> str:
     """Return why `text` cannot have been meant, or "".
 
     To systemd a garbled environment file is not an error: an open quote swallows the next line, a doubled one is kept.
     What that leaves behind is found here, in the values; it may hold another line's secret, so it is not shown.
     """
-    if "\n" in text or "\r" in text:
-        return "it has a line break: is a quote left open in this line or the one above?"
-    if any(unicodedata.category(c) in ("Cc", "Cs") for c in text):
-        return "it has a control character or is not UTF-8"
-    if text and (text[0] in "'\"" or text[-1] in "'\""):
-        return "it begins or ends with a quote: is one left open or doubled?"
-    if _SETTING.search(text):
-        return "it has another setting in it: each has a line of its own, and none ends in a backslash"
-    if text != text.strip():
-        return "it begins or ends with a space"
-    return ""
+    return next((why for is_so, why in _GARBLED if is_so(text)), "")
 
 
 def _scale(units: _Units, text: str) -> Fraction:
