@@ -100,7 +100,8 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     objects = {text.partition(" stored, ")[0].split()[-1] for text in stored}
 
     explained = box.exec("journalctl", "-x", "-u", service.unit, "--no-pager").stdout
-    for kind in set(MessageId) - {MessageId.ADDRESS_ENABLED}:  # the absent address stays away
+    # The absent address stays away, and nothing is lost while journald runs: test_systemd stops it.
+    for kind in set(MessageId) - {MessageId.ADDRESS_ENABLED, MessageId.LOST}:
         assert f"Subject: {SUBJECTS[kind]}" in explained
     notices = box.exec("journalctl", "-u", service.unit, "-p", "notice..notice", "-o", "cat").stdout
     assert "deferred, its client" in notices

@@ -19,6 +19,8 @@ from lab.relay import Relay
 from lab.rgw import Gateway
 from lab.s3 import S3Server
 
+from s3daemon.model.record import MessageId
+
 SMALL = "/data/small.json"
 MEDIUM = "/data/medium.fits"
 
@@ -347,7 +349,7 @@ def test_a_blocked_journal_delays_no_transfer(
 def test_a_stopped_journal_stops_no_transfer(
     service: Service, rgw: Gateway, bucket: str, journald: tuple[str, ...]
 ) -> None:
-    """Transfers go on without it; what could not be recorded is counted in a warning once it is back."""
+    """Transfers go on without it; what could not be recorded is counted in a warning once it is back, and reported."""
     service.systemctl("start", service.socket, service.unit)
     service.send(SMALL, f"store/{bucket}/gone/before")
     service.records("gone/before")
@@ -361,6 +363,10 @@ def test_a_stopped_journal_stops_no_transfer(
     service.records("gone/after")
     text = "5 journal entries are lost: the journal did not take them in time"
     until(lambda: service.journal(f"MESSAGE={text}"), lambda found: len(found) == 1, "warning of all that is lost")
+    noted = service.box.exec("s3daemon", "report", "--prefix", "gone/").stderr
+    assert "entries lost, as the journal did not take them in time: transfers may be missing here: 5\n" in noted
+    explained = service.box.exec("journalctl", "-x", f"MESSAGE_ID={MessageId.LOST}").stdout
+    assert "Subject: Entries of the service are missing" in explained
 
 
 def test_a_stop_lets_uploads_finish(service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str) -> None:
