@@ -1,6 +1,6 @@
 """The promise under SIGKILL: whatever was accepted is stored, complete and newest, in spite of kills and faults.
 
-Some twenty kills for a developer, 80 with CI=true; S3DAEMON_TEST_KILLS sets another number, S3DAEMON_TEST_SEED
+Some twenty kills for a developer, 50 with CI=true; S3DAEMON_TEST_KILLS sets another number, S3DAEMON_TEST_SEED
 repeats a run's random choices, though not its timing.
 """
 
@@ -22,7 +22,7 @@ from lab.daemon import Daemon, HungUpError, daemon
 from lab.env import MACHINE_ENV
 from lab.flaky import Fault, FlakyS3, flaky
 
-KILLS = int(MACHINE_ENV.get("S3DAEMON_TEST_KILLS") or (80 if os.environ.get("CI") == "true" else 20))
+KILLS = int(MACHINE_ENV.get("S3DAEMON_TEST_KILLS") or (50 if os.environ.get("CI") == "true" else 20))
 SEED = int(MACHINE_ENV.get("S3DAEMON_TEST_SEED") or random.randrange(1 << 32))
 CLIENTS = 12
 LARGE = (5 << 20) + 70_000

@@ -19,7 +19,7 @@ from lab.env import TREE, clean_env
 from lab.targets import TARGETS
 
 CORPUS = Path(__file__).parent / "corpus"
-RUNS = 20_000 if os.environ.get("CI") == "true" else 4_000
+RUNS = 10_000 if os.environ.get("CI") == "true" else 4_000
 #: Pieces of valid input, so that hypothesis's texts come near to it.
 PIECES = st.sampled_from(
     ["/f", " ", "alias/bucket/key", "\n", "{", "}", '"file"', '"destination"', ": ", ", ", "true", "=", "'", '"', "\\",
