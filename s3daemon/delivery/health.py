@@ -19,7 +19,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Collection, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from s3daemon.clock import Clock
@@ -225,7 +225,7 @@ class Health:
         if reason:
             self._away_since, self._failures, self._last_failure = self._reloaded_at, AWAY_AFTER_FAILURES, reason
 
-    def may_start(self, started: Collection[float]) -> bool:
+    def may_start(self, started: Iterable[float]) -> bool:
         """Return whether one more attempt may start.
 
         Args:

@@ -255,7 +255,7 @@ class Uploader:
         queued.attempt = AttemptInFlight(task, progress)
 
     def _may_start(self) -> bool:
-        return self.health.may_start([queued.last_attempt_at for queued in self.schedule.running])
+        return self.health.may_start(queued.last_attempt_at for queued in self.schedule.running)
 
     def _set_timer(self) -> None:
         if self._timer is not None:

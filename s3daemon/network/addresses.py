@@ -85,7 +85,6 @@ class _State:
         reason: why, one line.
         probe_at: when it is to be probed, monotonic seconds; None while it is not disabled.
         on_trial: it answers again, or badly, and no upload has succeeded yet.
-        has_answered: it answered something, ever.
         keeps: it keeps connections open after its answers.
         uploaded_at: when an upload succeeded last, monotonic seconds.
         answers: it has answered a small request, ever.
@@ -101,7 +100,6 @@ class _State:
     reason: str = ""
     probe_at: float | None = None
     on_trial: bool = False
-    has_answered: bool = False
     keeps: bool = True
     uploaded_at: float = -math.inf
     answers: bool = False
@@ -111,6 +109,11 @@ class _State:
     def heard(self, now: float) -> None:
         """Note that it answered something."""
         self.heard_at, self.unanswered_since = now, math.inf
+
+    @property
+    def has_answered(self) -> bool:
+        """Whether it answered anything, ever."""
+        return self.heard_at > -math.inf
 
     @property
     def is_disabled(self) -> bool:
@@ -362,7 +365,6 @@ class Addresses:
         self._note_answer(state, outcome, since)
         if state.is_disabled:
             return
-        state.has_answered |= outcome in _ANSWERS
         if outcome is SmallRequestOutcome.ANSWERED:
             state.on_trial &= state.times_disabled > 0  # what only a small request put on trial
         elif outcome is SmallRequestOutcome.NOT_CONNECTED:
@@ -398,7 +400,6 @@ class Addresses:
         state.heard(self._clock())
         if state.is_disabled:
             return  # the upload began before it was disabled, or went there since no other took it
-        state.has_answered = True
         state.uploaded_at = self._clock()
         state.failed_transfers.clear()
         if proves_speed:

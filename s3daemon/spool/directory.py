@@ -35,6 +35,8 @@ from pathlib import Path
 from s3daemon.errors import Code, SpoolError, StartError, one_line
 from s3daemon.spool.database import primary_code
 
+#: How the names of the files above begin; what else lies there is not the daemon's, such as lost+found.
+NAMES = ("lock", "spool.db", "ballast", "control")
 #: Twice the WAL (`database`), so that it can be written back and filled once more with removals.
 RESERVED_BYTES = 256 * 1024
 

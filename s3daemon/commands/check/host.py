@@ -17,6 +17,7 @@ from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.config.settings import PRIME_AUTO, RESTRICTIONS, VARIABLES, Settings
 from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users
+from s3daemon.spool.directory import NAMES
 from s3daemon.units import rate
 
 #: On shorter paths than this the settings that are checked cost nothing.
@@ -33,9 +34,6 @@ WMEM_BYTES = 64 << 20
 _OVERHEAD = 2
 #: The outage to live through is 48 h, some 54 000 transfers, each good for a kilobyte of spool at most.
 SPOOL_BYTES = 64 << 20
-#: How the names begin of the files that the daemon has in its state directory; `spool.directory` lists them.
-_OURS = ("spool.db", "ballast", "lock", "control")
-
 #: How the values of StandardError= begin that lead elsewhere than to the journal.
 _NOT_JOURNAL = ("file", "append", "truncate", "tty", "socket", "fd")
 
@@ -160,8 +158,7 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
     here = host.path(directory)
     try:
         found, disk = here.stat(), os.statvfs(here)
-        # Not what others put there, such as lost+found of a disk of its own.
-        ours = [path for path in here.iterdir() if path.name.startswith(_OURS)]
+        ours = [path for path in here.iterdir() if path.name.startswith(NAMES)]
         inside = [path.name for path in ours if path.lstat().st_uid != found.st_uid]
     except FileNotFoundError:
         findings.note("state", f"{directory} does not exist; the first start creates it")

@@ -96,6 +96,24 @@ async def test_keys_that_one_destination_refuses_stop_that_destination_alone(hou
     assert len(house.uploader.schedule) == 2
 
 
+#: An attempt that gets no answer until it is given up.
+SILENCE = (60.0, AttemptError("NoAnswer", "nothing came", silent_s=60.0))
+
+
+def slowed(house: House, of: Callable[[Transfer], tuple[float, AttemptError | None]]) -> None:
+    """Have each upload take so many seconds first, as `of` says at its start; then it fails, or the store answers."""
+    put = house.store.put
+
+    async def slow(transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
+        seconds, error = of(transfer)
+        await asyncio.sleep(seconds)
+        if error is not None:
+            raise error
+        return await put(transfer, *args, **kwargs)
+
+    house.store.put = slow  # type: ignore[method-assign]
+
+
 @pytest.mark.parametrize(
     ("error", "seconds"),
     [
@@ -114,14 +132,7 @@ async def test_destinations_that_fail_for_ever_cost_the_others_nothing(
     caplog.set_level(logging.INFO)
     house.store.answer = lambda transfer: error if "bad" in transfer.destination.key else None
     house.store.neutral = lambda: None
-
-    put = house.store.put
-
-    async def slow(transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
-        await asyncio.sleep(seconds if "bad" in transfer.destination.key else 0)
-        return await put(transfer, *args, **kwargs)
-
-    house.store.put = slow  # type: ignore[method-assign]
+    slowed(house, lambda transfer: (seconds if "bad" in transfer.destination.key else 0.0, None))
     for n in range(6):
         await house.intake.submit(house.request(key=f"bad{n}", wait=False))
     await asyncio.sleep(120)
@@ -139,15 +150,8 @@ async def test_destinations_that_fail_for_ever_cost_the_others_nothing(
 async def test_a_bucket_that_does_not_answer_leaves_slots_to_the_others(house: House) -> None:
     """As while its index is stuck. Each of its attempts holds a slot for a minute; new requests come all the time."""
     house.store.neutral = lambda: None
-    silent, put = {"stuck"}, house.store.put
-
-    async def slow(transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
-        if transfer.destination.bucket in silent:
-            await asyncio.sleep(60.0)
-            raise AttemptError("NoAnswer", "nothing came")
-        return await put(transfer, *args, **kwargs)
-
-    house.store.put = slow  # type: ignore[method-assign]
+    silent = {"stuck"}
+    slowed(house, lambda transfer: SILENCE if transfer.destination.bucket in silent else (0.0, None))
     for n in range(300):
         await house.intake.submit(Request("/f", Destination("stuck", f"k{n}"), wait=False))
         ticket = await house.intake.submit(house.request(key=f"good{n}"))
@@ -164,15 +168,8 @@ async def test_a_bucket_that_does_not_answer_leaves_slots_to_the_others(house: H
 async def test_after_a_silent_outage_all_that_waits_goes_at_once(house: House) -> None:
     """Attempts from before it still wait for their answers, and time out one after the other; it is not away again."""
     house.store.neutral = lambda: None
-    is_silent, put = True, house.store.put
-
-    async def slow(transfer: Transfer, *args: Any, **kwargs: Any) -> Any:
-        if is_silent:
-            await asyncio.sleep(60.0)
-            raise AttemptError("NoAnswer", "nothing came", silent_s=60.0)
-        return await put(transfer, *args, **kwargs)
-
-    house.store.put = slow  # type: ignore[method-assign]
+    is_silent = True
+    slowed(house, lambda _: SILENCE if is_silent else (0.0, None))
     for n in range(70):
         await house.intake.submit(house.request(key=f"k{n}", wait=False))
         await asyncio.sleep(2.0)
