@@ -28,8 +28,8 @@ What happens to a request, in order:
    `spool.spool`, whose `spool.writer` makes it durable, and at the same time to `delivery.uploader`. The first byte
    may leave before the transfer is durable; the reply never does.
 3. `delivery.schedule` says when it is its turn; `delivery.attempt` makes one attempt to store it.
-4. `s3.store` chooses one PUT or parts; `s3.sender` takes a connection from `network.pool`, has `s3.client` sign the
-   request, and sends it; `s3.answers` judges the answer. Meanwhile `network.rate.pacing` paces it and
+4. `s3.store` chooses one PUT or parts; `s3.sender` takes a connection from `network.pool`, has the request signed
+   (`s3.signing.client`), and sends it; `s3.answers` judges the answer. Meanwhile `network.rate.pacing` paces it and
    `network.straggler` watches it.
 5. After an error `delivery.decision` says what follows. At the end `journal` takes the record, `spool` forgets the
    transfer, and the client has its reply, or a later process has the client (`ingress.waiting`).

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.network.keeper import Keeper
 from s3daemon.network.pool import ConnectionPool, tls_context
-from s3daemon.s3.client import Signer
 from s3daemon.s3.priming.primer import Primer
 from s3daemon.s3.sender import Sender
+from s3daemon.s3.signing.client import Signer
 from s3daemon.s3.store import Store
 from s3daemon.spool.rows import Hint
 

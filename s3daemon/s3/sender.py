@@ -45,7 +45,7 @@ from s3daemon.s3.answers import (
     stall_of,
 )
 from s3daemon.s3.body import FileBody
-from s3daemon.s3.client import Signer
+from s3daemon.s3.signing.client import Signer
 
 _log = logging.getLogger(__name__)
 

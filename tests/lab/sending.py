@@ -24,8 +24,8 @@ from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.source import Source
 from s3daemon.network.pool import ConnectionPool
-from s3daemon.s3.client import Signer
 from s3daemon.s3.sender import Sender
+from s3daemon.s3.signing.client import Signer
 from s3daemon.s3.store import Store, Stored
 
 LONGEST_S = 240.0

@@ -30,9 +30,9 @@ from s3daemon.model.verdict import ACCESS_DENIED, Verdict, accuses_keys, judge, 
 from s3daemon.network.keepalive import find_small_request
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.answers import is_md5
-from s3daemon.s3.client import Signer
 from s3daemon.s3.endpoint import NO_ETAG_RISK
 from s3daemon.s3.sender import Sender
+from s3daemon.s3.signing.client import Signer
 from s3daemon.s3.store import LookupResult, Store
 
 _CONTENT = "Put by s3daemon check, which deletes it again.\n"

@@ -1,9 +1,6 @@
 """aiobotocore's S3 client, set up to sign requests and to parse answers, but not to send.
 
 Only the settings decide how it behaves: it reads no configuration file, no environment variable, no metadata service.
-
-A PutObject goes past the client: of small files half the CPU went into its models, events and serializers. Its request
-is made here, signed by botocore's own signature, and equals the client's; so does what an answer is taken for.
 """
 
 from __future__ import annotations
@@ -13,29 +10,21 @@ import contextlib
 import functools
 import os
 import re
-from collections.abc import Awaitable, Callable, Mapping
-from http import HTTPStatus
+from collections.abc import Mapping
 from typing import Any, cast
-from urllib.parse import quote
 
-import botocore.auth
 import botocore.credentials
 import botocore.exceptions
 import botocore.handlers
 import botocore.loaders
-import botocore.parsers
 from aiobotocore.config import AioConfig
 from aiobotocore.session import AioSession
-from botocore.awsrequest import AWSRequest
 
-from s3daemon import __version__
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.errors import SettingsError
+from s3daemon.s3.signing.put_object import USER_AGENT, PutObject, Send
+from s3daemon.s3.signing.signature import Signature
 
-Send = Callable[..., Awaitable[Any]]
-"""Called as `send(request=...)` with a signed request; returns its answer."""
-
-_USER_AGENT = f"s3daemon/{__version__}"
 #: Names that are buckets and nothing else. To botocore others may be ARNs, or have sessions of their own (`--x-s3`).
 _PLAIN_BUCKET = re.compile(r"(?!.*--)[A-Za-z0-9._-]+")
 
@@ -52,7 +41,7 @@ class Signer:
         self._settings = settings
         self._exit = contextlib.AsyncExitStack()
         self.client: Any = None
-        self._put: _PutObject | None = None
+        self._put: PutObject | None = None
         self.keys = ("", "", "")
 
     async def open(self, send: Send) -> None:
@@ -68,7 +57,7 @@ class Signer:
         self.keys = access_key, secret_key, token = await asyncio.to_thread(_keys, settings)
         session = _session()
         config = AioConfig(
-            user_agent=_USER_AGENT,  # botocore builds its own anew for every request
+            user_agent=USER_AGENT,  # botocore builds its own anew for every request
             signature_version="s3v4",
             # UNSIGNED-PAYLOAD with a Content-Length: Ceph RGW 16 refuses the trailer that is botocore's default, and
             # hashing every byte before sending it would read every file twice.
@@ -93,8 +82,9 @@ class Signer:
         events.register("before-call.s3", _disable_redirects)
         # Its pattern refuses Ceph's `tenant:bucket`; the store decides which names are valid.
         events.unregister("before-parameter-build.s3", botocore.handlers.validate_bucket_name)
-        credentials = botocore.credentials.Credentials(access_key, secret_key, token or None)
-        self._put = _PutObject(self.client, credentials, settings, send)
+        region = "us-east-1" if settings.region == "aws-global" else settings.region  # as in botocore's endpoint rules
+        signature = Signature(access_key, secret_key, token, region)
+        self._put = PutObject(self.client, signature, settings.endpoint_url, send)
 
     async def call(self, operation: str, **params: Any) -> Mapping[str, Any]:
         """Carry out an operation, and return the parsed answer.
@@ -113,58 +103,6 @@ class Signer:
     async def close(self) -> None:
         """Close the client."""
         await self._exit.aclose()
-
-
-class _PutObject:
-    """PutObject as the client does it, without what the client repeats for each request.
-
-    Args:
-        client: aiobotocore's, whose model and events say what an answer means.
-        credentials: the keys.
-        settings: endpoint and region.
-        send: sends the signed request.
-    """
-
-    def __init__(
-        self, client: Any, credentials: botocore.credentials.Credentials, settings: Settings, send: Send
-    ) -> None:
-        region = "us-east-1" if settings.region == "aws-global" else settings.region  # as in botocore's endpoint rules
-        self._signature = botocore.auth.S3SigV4Auth(credentials, "s3", region)
-        self._model = client.meta.service_model.operation_model("PutObject")
-        self._parser = botocore.parsers.create_parser("rest-xml")
-        self._client, self._url, self._send = client, settings.endpoint_url, send
-
-    async def __call__(self, params: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Carry out a PutObject of Body, Bucket and Key, perhaps with Metadata and ContentMD5."""
-        headers = {f"x-amz-meta-{name}": value for name, value in params.get("Metadata", {}).items()}
-        if "ContentMD5" in params:
-            headers["Content-MD5"] = params["ContentMD5"]
-        headers["User-Agent"] = _USER_AGENT
-        url = f"{self._url}/{quote(params['Bucket'], safe='~')}/{quote(params['Key'], safe='/~')}"
-        request = AWSRequest("PUT", url, headers, params["Body"])
-        request.context["client_config"] = self._client.meta.config  # says that the payload is not signed
-        self._signature.add_auth(request)
-        answer = await self._send(request=request.prepare(), event_name="before-send.s3.PutObject")
-        body = await answer.content
-        if not body.strip() and HTTPStatus.OK <= answer.status_code < HTTPStatus.MULTIPLE_CHOICES:
-            return {
-                "ETag": answer.headers.get("etag", ""),
-                "ServerSideEncryption": answer.headers.get("x-amz-server-side-encryption", ""),
-            }
-        given = {
-            "headers": answer.headers,
-            "status_code": answer.status_code,
-            "body": body,
-            "context": {"operation_name": "PutObject"},
-        }
-        # An error in an answer 200 becomes one of 500 here.
-        await self._client.meta.events.emit(
-            "before-parse.s3.PutObject", operation_model=self._model, response_dict=given, customized_response_dict={}
-        )
-        parsed = self._parser.parse(given, self._model.output_shape)
-        if given["status_code"] >= HTTPStatus.MULTIPLE_CHOICES:
-            raise botocore.exceptions.ClientError(parsed, "PutObject")
-        return cast(Mapping[str, Any], parsed)
 
 
 def _session() -> AioSession:

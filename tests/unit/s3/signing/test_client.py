@@ -14,7 +14,7 @@ from lab.sending import in_loop, settings_for
 
 from s3daemon.config.settings import Settings
 from s3daemon.errors import SettingsError
-from s3daemon.s3.client import Signer
+from s3daemon.s3.signing.client import Signer
 
 CREDENTIALS = """
 [default]
