@@ -24,7 +24,7 @@ What happens to a request, in order:
 
 1. `ingress.listener` accepts the connection, `ingress.server` reads a line, `ingress.protocol` makes a request of it,
    and `ingress.access` says whether it is allowed.
-2. `delivery.intake` has the file opened by `model.file_calls`, checks it (`model.source`), gives the transfer to
+2. `delivery.intake` has the file checked and opened (`model.files.source`), gives the transfer to
    `spool.spool`, whose `spool.writer` makes it durable, and at the same time to `delivery.uploader`. The first byte
    may leave before the transfer is durable; the reply never does.
 3. `delivery.schedule` says when it is its turn; `delivery.attempt` makes one attempt to store it.

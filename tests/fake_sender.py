@@ -11,7 +11,7 @@ from lab.sending import settings_for
 
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
-from s3daemon.model.source import Source
+from s3daemon.model.files.source import Source
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.s3.sender import Sender, SentBody
 

@@ -30,9 +30,9 @@ from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
 from s3daemon.http.metrics import Metrics
 from s3daemon.journal import Journal
 from s3daemon.model.exposure import Exposures
+from s3daemon.model.files.source import Source
 from s3daemon.model.record import AttemptEnd, Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
-from s3daemon.model.source import Source
 from s3daemon.network.addresses import Limited
 from s3daemon.network.progress import Progress
 from s3daemon.network.rate.bandwidth import Limit, Origin

@@ -17,9 +17,9 @@ from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
+from s3daemon.model.files.source import Source, open_file
 from s3daemon.model.reply import Reply
 from s3daemon.model.request import Request, Transfer
-from s3daemon.model.source import Source, open_file
 from s3daemon.spool.spool import Spool
 
 

@@ -24,9 +24,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from s3daemon.delivery.decision import LastError
+from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, Transfer
-from s3daemon.model.source import SMALL_BYTES, Source
 from s3daemon.network.progress import Progress
 from s3daemon.spool.spool import Entry
 

@@ -50,10 +50,10 @@ from s3daemon.delivery.schedule import (
 from s3daemon.delivery.waiters import Waiters, notify
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.journal import Journal, LogLimit
+from s3daemon.model.files.source import Source
 from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Transfer
-from s3daemon.model.source import Source
 from s3daemon.model.verdict import ACCESS_DENIED, SILENCES, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.endpoint import Start

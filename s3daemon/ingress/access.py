@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable
 
 from s3daemon.errors import HOST_LIMIT_TEXT, Code, RequestError, SettingsError, one_line
 from s3daemon.ingress.peer import MAX_UID, NAMELESS, PeerLookup
-from s3daemon.model.file_calls import outlast
+from s3daemon.model.files.calls import outlast
 
 
 def _uid_of_name(name: str) -> int:

@@ -37,7 +37,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from s3daemon.model.source import SMALL_BYTES
+from s3daemon.model.files.source import SMALL_BYTES
 
 #: The factor by which an upload is far slower than others. Flows that share a link without pacing differ by two or
 #: three times.

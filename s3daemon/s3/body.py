@@ -18,7 +18,7 @@ from aiohttp.http_writer import StreamWriter
 from aiohttp.payload import Payload
 
 from s3daemon.errors import Code, FileError, one_line
-from s3daemon.model.source import SMALL_BYTES, Source, file_error
+from s3daemon.model.files.source import SMALL_BYTES, Source, file_error
 from s3daemon.network.tcp import tcp_transport_of
 
 _T = TypeVar("_T")

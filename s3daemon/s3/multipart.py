@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from s3daemon.errors import AttemptError, Code, SpoolError
-from s3daemon.model.file_calls import call_in_time
+from s3daemon.model.files.source import Source, check_unchanged
 from s3daemon.model.request import Transfer
-from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.progress import Progress
 from s3daemon.s3.answers import VERIFY_ADVICE, contradicts, etag_in_parts, etag_of, parts_of
@@ -118,7 +117,7 @@ class Multipart:
             sent = await self._parts.send(
                 open_upload, source, open_uploads, failed_addresses=failed_addresses, progress=progress
             )
-            await call_in_time(source.check_unchanged, self._settings.stall_timeout_s, source.path)
+            await check_unchanged(source, self._settings.stall_timeout_s)
             expected = etag_in_parts([etag for _, etag in sorted(open_upload.etags.items())])
             on_sent(expected)
             etag = await self._complete(open_upload, expected, open_uploads, failed_addresses)

@@ -27,7 +27,7 @@ from aiobotocore.awsrequest import AioAWSResponse
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, one_line
-from s3daemon.model.source import SMALL_BYTES, Source
+from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload

@@ -16,9 +16,8 @@ from http import HTTPStatus
 
 from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError, Code
-from s3daemon.model.file_calls import call_in_time
+from s3daemon.model.files.source import Source, check_unchanged, md5_of
 from s3daemon.model.request import Transfer
-from s3daemon.model.source import Source, md5_of
 from s3daemon.model.verdict import accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.answers import contradicts, etag_of, is_encrypted, is_md5, parts_of
@@ -145,7 +144,7 @@ class Store:
                 Metadata=metadata_of(transfer),
             )
             etag, count, sent = whole.etag, 1, [whole]
-        await call_in_time(source.check_unchanged, self.sender.settings.stall_timeout_s, source.path)
+        await check_unchanged(source, self.sender.settings.stall_timeout_s)
         self.last_bucket = transfer.destination.bucket
         return Stored(
             etag,

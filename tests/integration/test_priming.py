@@ -13,7 +13,7 @@ from lab.schemes import Scheme
 from lab.scripted import Exchange, Scripted, keep, refusing, scripted
 from lab.sending import a_file, in_loop, sending, settings_for, transfer_of
 
-from s3daemon.model.source import Source
+from s3daemon.model.files.source import Source
 from s3daemon.network.keepalive import SWEEP_S
 from s3daemon.network.keeper import PRIMED_BYTES
 from s3daemon.s3.endpoint import Endpoint

@@ -16,7 +16,7 @@ import pytest
 
 from s3daemon.config.settings import Settings
 from s3daemon.errors import FileError
-from s3daemon.model.source import Source, open_file
+from s3daemon.model.files.source import Source, open_file
 
 #: How often each race is run; outside CI a tenth, unless TEST_RACES says otherwise.
 TIMES = int(os.environ.get("TEST_RACES") or (100_000 if os.environ.get("CI") == "true" else 10_000))

@@ -18,7 +18,7 @@ from lab.s3 import S3Server
 from lab.sending import OpenStore, a_file, failure, in_loop, sending, transfer_of
 
 from s3daemon.config.settings import Settings
-from s3daemon.model.source import Source
+from s3daemon.model.files.source import Source
 from s3daemon.s3.store import ID_KEY, LookupResult, Stored, metadata_of
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 

@@ -21,8 +21,8 @@ from lab.scripted import (
 )
 from lab.sending import a_file, failure, in_loop, transfer_of
 
+from s3daemon.model.files.source import Source
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.model.source import Source
 from s3daemon.s3.store import LookupResult, Stored
 
 SMALL = 3_000

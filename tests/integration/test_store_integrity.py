@@ -17,7 +17,7 @@ from lab.scripted import (
 from lab.sending import a_file, failure, in_loop, transfer_of
 
 from s3daemon.errors import FileError
-from s3daemon.model.source import Source
+from s3daemon.model.files.source import Source
 
 pytestmark = pytest.mark.usefixtures("unsent_unlimited")
 

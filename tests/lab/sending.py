@@ -21,8 +21,8 @@ import pytest
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError
+from s3daemon.model.files.source import Source
 from s3daemon.model.request import Destination, Transfer
-from s3daemon.model.source import Source
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.signing.client import Signer

@@ -27,7 +27,7 @@ from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError
-from s3daemon.model.source import Source
+from s3daemon.model.files.source import Source
 from s3daemon.network.progress import Progress
 
 #: Attempts of a transfer in one history; the store tells the truth from then on.

@@ -24,8 +24,8 @@ from s3daemon.commands.check.findings import Findings
 from s3daemon.commands.check.network import reach
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, SettingsError
+from s3daemon.model.files.source import Source
 from s3daemon.model.request import Destination, Request, Transfer
-from s3daemon.model.source import Source
 from s3daemon.model.verdict import ACCESS_DENIED, Verdict, accuses_keys, judge, keys_after
 from s3daemon.network.keepalive import find_small_request
 from s3daemon.network.pool import ConnectionPool

@@ -12,7 +12,7 @@ import socket
 import struct
 from collections.abc import Callable
 
-from s3daemon.model.source import SMALL_BYTES
+from s3daemon.model.files.source import SMALL_BYTES
 
 #: asm-generic/socket.h; not in Python's socket module.
 SO_MAX_PACING_RATE = 47

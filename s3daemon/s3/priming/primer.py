@@ -23,8 +23,8 @@ from typing import Any
 from s3daemon.clock import Clock
 from s3daemon.config.settings import PRIME_AUTO, Settings
 from s3daemon.errors import AttemptError
+from s3daemon.model.files.source import Source
 from s3daemon.model.request import FileState
-from s3daemon.model.source import Source
 from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive import KEPT_S, open_for

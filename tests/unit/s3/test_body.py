@@ -18,7 +18,7 @@ from aiohttp.http_writer import StreamWriter
 from lab.sending import a_file, in_loop
 
 from s3daemon.errors import FileError
-from s3daemon.model.source import SMALL_BYTES, Source
+from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.s3.body import CHUNK_BYTES, FileBody
 
 SIZE = 3 * CHUNK_BYTES + 1000

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from s3daemon.model.source import SMALL_BYTES
+from s3daemon.model.files.source import SMALL_BYTES
 from s3daemon.network.rate.pacing import SO_MAX_PACING_RATE, Pacer
 
 LARGE = 8 << 20

@@ -24,14 +24,24 @@ from lab.sending import a_file, in_loop
 from lab.serving import until
 
 from s3daemon.errors import FileError
-from s3daemon.model.source import SMALL_BYTES, Source, md5_of, open_file
+from s3daemon.model.files.memory import device_of, is_held_by_a_block_device, is_missing, look_up
+from s3daemon.model.files.source import SMALL_BYTES, Source, md5_of, open_file
 
 
 def refused(path: Path | str, *roots: Path) -> FileError:
     """The error that opening it raises."""
+    error = _refused(os.fspath(path), [str(root) for root in roots])
+    assert str(path)[:300] in error.text
+    return error
+
+
+def _refused(path: str, roots: Sequence[str], closed: Sequence[str] = ()) -> FileError:
+    """The error; what is in memory gets the same one, or is left to a thread."""
     with pytest.raises(FileError) as caught:
-        Source.open(os.fspath(path), [str(root) for root in roots])
-    assert str(path)[:300] in caught.value.text
+        Source.open(path, roots, closed)
+    with pytest.raises(FileError) as at_once:
+        _ = Source.open_in_memory(path, roots, closed) or Source.open(path, roots, closed)
+    assert str(at_once.value) == str(caught.value)
     return caught.value
 
 
@@ -333,16 +343,86 @@ def test_a_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_a_file_is_opened_in_a_thread(tmp_path: Path) -> None:
+async def test_a_file_is_opened_in_a_thread_too(tmp_path: Path) -> None:
     """With the roots and the closed paths that are given; its errors come through."""
     file = a_file(tmp_path / "file", 5)
-    source = await open_file(str(file), [str(tmp_path)], [], 10.0)
-    assert source.content == file.read_bytes()
-    source.close()
-    for roots, closed in (([str(tmp_path / "other")], []), ([], [str(tmp_path)])):
-        with pytest.raises(FileError) as caught:
-            await open_file(str(file), roots, closed, 10.0)
-        assert caught.value.code == "NotAllowed"
+    for at_once in (Source.open_in_memory, not_in_memory):
+        source = await open_file(str(file), [str(tmp_path)], [], 10.0, at_once=at_once)
+        assert source.content == file.read_bytes()
+        source.close()
+        for roots, closed in (([str(tmp_path / "other")], []), ([], [str(tmp_path)])):
+            with pytest.raises(FileError) as caught:
+                await open_file(str(file), roots, closed, 10.0, at_once=at_once)
+            assert caught.value.code == "NotAllowed"
+
+
+@pytest.fixture
+def on_disk(tmp_path: Path) -> Path:
+    """A directory that a block device holds."""
+    if not is_held_by_a_block_device(tmp_path.stat().st_dev):
+        pytest.skip("no block device holds the temporary files")
+    return tmp_path
+
+
+@pytest.mark.parametrize("size", [0, 1, 4095, 4096, SMALL_BYTES, SMALL_BYTES + 1, 1 << 20])
+def test_what_was_just_written_is_in_memory(on_disk: Path, size: int) -> None:
+    """It is opened as a thread would, and found unchanged until it is changed; no descriptor is left open."""
+    file, before = a_file(on_disk / "file", size), sorted(os.listdir("/proc/self/fd"))
+    (on_disk / "link").symlink_to("file")
+    (on_disk / "state").mkdir()
+    a_file(on_disk / "state/spool.db", 5)
+    assert not (on_disk / "missing").exists()  # and the kernel remembers
+    (on_disk / "link").stat()  # the time of the first use is written to the disk
+    for path in (file, on_disk / "link"):
+        source = Source.open_in_memory(str(path), [str(on_disk)], [str(on_disk / "state"), str(on_disk / "missing")])
+        assert source is not None
+        with opened(file) as other:
+            assert (source.state, source.content) == (other.state, other.content)
+        assert source.is_unchanged_in_memory()
+        source.close()
+    with file.open("ab") as appended:
+        appended.write(b"x")
+    assert not source.is_unchanged_in_memory()
+    assert sorted(os.listdir("/proc/self/fd")) == before
+
+
+def test_no_file_system_is_asked_for_what_is_not_in_memory(on_disk: Path) -> None:
+    """Neither for the content of a small file, nor for its name below a link of a root, nor where none has a disk."""
+    file = a_file(on_disk / "file", 3000)
+    with file.open("rb") as written:
+        os.fsync(written.fileno())
+        os.posix_fadvise(written.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    assert Source.open_in_memory(str(file)) is None
+    with opened(file) as source:
+        assert source.content == file.read_bytes()
+    (on_disk / "root").symlink_to(on_disk)
+    assert Source.open_in_memory(str(file), [str(on_disk / "root")]) is None
+    with opened(file, on_disk / "root"):
+        pass
+    assert Source.open_in_memory(str(file), [str(on_disk)]) is not None
+    assert Source.open_in_memory("/proc/self/status") is None
+    with tempfile.NamedTemporaryFile(dir="/dev/shm") as elsewhere:
+        assert Source.open_in_memory(elsewhere.name) is None
+
+
+def test_the_kernels_memory_is_read_as_the_kernel_writes_it(tmp_path: Path) -> None:
+    """The device is what `os.stat` says, of whatever file system; a missing path is missing."""
+    for path in (str(tmp_path), "/proc", "/dev/null", "/dev/shm"):
+        name = look_up(path)
+        assert device_of(name) == os.stat(path).st_dev
+        assert os.fstat(name).st_ino == os.stat(path).st_ino
+        os.close(name)
+    missing = tmp_path / "missing"
+    assert not missing.exists()  # and the kernel remembers
+    for path in (str(missing), f"{tmp_path}\0"):
+        with pytest.raises(FileNotFoundError):
+            look_up(path)
+    assert is_missing("/dev/shm/s3daemon-missing")
+    assert not is_missing("/dev/shm")
+
+
+def not_in_memory(*_: object) -> None:
+    """What `open_in_memory` returns of a file on a file system that has to be asked."""
 
 
 class SlowOpener:
@@ -368,7 +448,7 @@ async def test_a_file_system_that_does_not_answer_in_time(tmp_path: Path) -> Non
     slowly = SlowOpener()
     file = a_file(tmp_path / "file", 5)
     with pytest.raises(FileError) as caught:
-        await open_file(str(file), [], [], 0.05, slowly)
+        await open_file(str(file), [], [], 0.05, slowly, at_once=not_in_memory)
     assert (caught.value.code, "did not answer for 0.05 s" in caught.value.text) == ("ReadFailed", True)
     await slowly.open_and_be_closed()
 
@@ -376,7 +456,9 @@ async def test_a_file_system_that_does_not_answer_in_time(tmp_path: Path) -> Non
 @in_loop
 async def test_what_opens_after_its_attempt_was_cancelled_is_closed(tmp_path: Path) -> None:
     slowly = SlowOpener()
-    opening = asyncio.create_task(open_file(str(a_file(tmp_path / "file", 5)), [], [], 60.0, slowly))
+    opening = asyncio.create_task(
+        open_file(str(a_file(tmp_path / "file", 5)), [], [], 60.0, slowly, at_once=not_in_memory)
+    )
     await asyncio.sleep(0.05)
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -396,9 +478,8 @@ def test_the_daemons_own_files_are_refused_by_any_hard_link(tmp_path: Path, own:
     (tmp_path / "link").symlink_to("credentials")
     closed = [str(tmp_path / name) for name in ("missing", "services", "state", "link")]
     os.link((tmp_path / own).resolve(), tmp_path / "public/innocent")
-    with pytest.raises(FileError) as caught:
-        Source.open(str(tmp_path / "public/innocent"), [str(tmp_path / "public")], closed)
-    assert (caught.value.code, "it is one of the daemon's own files" in caught.value.text) == ("NotAllowed", True)
+    error = _refused(str(tmp_path / "public/innocent"), [str(tmp_path / "public")], closed)
+    assert (error.code, "it is one of the daemon's own files" in error.text) == ("NotAllowed", True)
     Source.open(str(tmp_path / "public/other"), [str(tmp_path / "public")], closed).close()
 
 
@@ -413,7 +494,7 @@ def test_the_daemons_own_files_are_refused_by_a_bind_mount(tmp_path: Path, mount
     else:
         (tmp_path / "public").touch()
     script = 'mount --bind "$1" "$2" && exec "$3" -c "$4" "$5" "$6"'
-    code = "import sys; from s3daemon.model.source import Source; Source.open(sys.argv[1], (), sys.argv[2:])"
+    code = "import sys; from s3daemon.model.files.source import Source; Source.open(sys.argv[1], (), sys.argv[2:])"
     words = [tmp_path / mounted, tmp_path / "public", sys.executable, code, tmp_path / path, tmp_path / "state"]
     command = ["unshare", "--mount", "bash", "-c", script, "mount", *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -15,7 +15,7 @@ from lab.keeping import Clock
 from lab.sending import in_loop
 
 from s3daemon.errors import FileError
-from s3daemon.model.file_calls import (
+from s3daemon.model.files.calls import (
     OUTLAST_S,
     PASSED_AT_ONCE,
     PAUSE_S,

@@ -6,8 +6,9 @@ for the descriptor. For a mount in another mount namespace (reached by /proc/PID
 namespace, so such a file lies under no root. The daemon's own files are known by device and inode, which hard links and
 bind mounts share.
 
-Each call to the system gives Python's lock away and takes it again, which costs more than the call. So a file is opened
-with few of them.
+What the kernel has in memory is opened in the event loop (`memory`); a file system that has to be asked may not answer,
+so that is done in a thread. Each call to the system gives Python's lock away and takes it again, which costs more than
+the call: there are few.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import HOST_LIMIT_TEXT, Code, FileError, is_host_limit, one_line
-from s3daemon.model.file_calls import call_file_system, call_in_time, outlast
+from s3daemon.model.files.calls import call_file_system, call_in_time, outlast
+from s3daemon.model.files.memory import device_of, is_held_by_a_block_device, is_missing, look_up, type_of
 from s3daemon.model.request import FileState
 
 #: Up to this size a file, or a part of one, is small: a few packets, which take no share of the bandwidth and have no
@@ -102,30 +104,62 @@ class Source:
         """
         try:
             name = os.open(path, os.O_PATH | os.O_CLOEXEC)
+            try:
+                return cls._open(path, name, roots, closed)
+            finally:
+                os.close(name)
         except OSError as exc:
             raise file_error(path, exc) from exc
+
+    @classmethod
+    def open_in_memory(cls, path: str, roots: Sequence[str] = (), closed: Sequence[str] = ()) -> Source | None:
+        """Open and check a file as `open` does, asking no file system; None where one has to be asked, or refuses.
+
+        Raises:
+            FileError: `NotRegularFile`, `NotAllowed`, `FileChanged`.
+        """
         try:
-            found = os.fstat(name)
-            if kind := _other_kind(found):
-                raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {kind}, not a regular file")
-            if _is_one_of(found, closed):
-                raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is one of the daemon's own files")
-            if roots:
-                _check_location(path, name, roots)
-            fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-        except OSError as exc:
-            raise file_error(path, exc) from exc
-        finally:
-            os.close(name)
+            name = look_up(path)
+            try:
+                device = device_of(name)
+                if not is_held_by_a_block_device(device):
+                    return None
+                near = [each for each in closed if _may_lie_on(each, device)]
+                return cls._open(path, name, roots, near, os.RWF_NOWAIT)
+            finally:
+                os.close(name)
+        except OSError:
+            return None
+
+    @classmethod
+    def _open(cls, path: str, name: int, roots: Sequence[str], closed: Sequence[str], flags: int = 0) -> Source:
+        """Open the file that `name` is a descriptor of.
+
+        Args:
+            path: as for `open`.
+            name: an `O_PATH` descriptor.
+            roots: as for `open`.
+            closed: as for `open`.
+            flags: RWF_NOWAIT: no file system is asked.
+
+        Raises:
+            FileError: it may not be sent.
+            OSError: it cannot be opened, or not without asking a file system.
+        """
+        found = os.fstat(name)
+        if kind := _other_kind(found):
+            raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {kind}, not a regular file")
+        if _is_one_of(found, closed):
+            raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is one of the daemon's own files")
+        if roots:
+            _check_location(path, name, roots, flags)
+        fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
         try:
             state = FileState.of(os.fstat(fd))
-            content = os.pread(fd, state.size + 1, 0) if state.size <= SMALL_BYTES else None
+            content = _read_whole(fd, state.size, flags) if state.size <= SMALL_BYTES else None
             if content is not None and (len(content) != state.size or FileState.of(os.fstat(fd)) != state):
                 raise FileError(Code.FILE_CHANGED, f"{one_line(path)}: it changed while it was read")
-        except OSError as exc:
-            os.close(fd)
-            raise file_error(path, exc) from exc
-        except FileError:
+        except BaseException:
             os.close(fd)
             raise
         return cls(path, fd, state, content)
@@ -147,6 +181,17 @@ class Source:
         if now != self.state:
             text = f"{one_line(self.path)}: it changed while it was sent ({now.difference(self.state)})"
             raise FileError(Code.FILE_CHANGED, text)
+
+    def is_unchanged_in_memory(self) -> bool:
+        """Whether the kernel's memory shows the file unchanged; asks no file system, which `check_unchanged` does."""
+        try:
+            name = look_up(self.path)
+            try:
+                return is_held_by_a_block_device(device_of(name)) and FileState.of(os.fstat(name)) == self.state
+            finally:
+                os.close(name)
+        except OSError:
+            return False
 
     def read_now(self, offset: int, size: int) -> bytes | bytearray | None:
         """Return what the page cache has there; None when a read would block or the file system cannot tell (tmpfs)."""
@@ -185,16 +230,22 @@ def _other_kind(found: os.stat_result) -> str:
     """What it is, if it is no regular file with a size of its own; else ""."""
     if not stat.S_ISREG(found.st_mode):
         return next((kind for test, kind in _KINDS if test(found.st_mode)), "something else")
-    if found.st_blocks == 0 and (kind := _type_of(found.st_dev)) in _KERNEL_FILE_SYSTEMS:
+    if found.st_blocks == 0 and (kind := type_of(found.st_dev)) in _KERNEL_FILE_SYSTEMS:
         return f"a file that the kernel generates ({kind})"
     return ""
 
 
-def _type_of(device: int) -> str:
-    """The type of a file system, "" where this process does not see it mounted."""
-    number = f"{os.major(device)}:{os.minor(device)}"
-    mounts = (line.split() for line in Path("/proc/self/mountinfo").read_text("utf-8", "surrogateescape").splitlines())
-    return next((words[words.index("-") + 1] for words in mounts if words[2] == number), "")
+def _read_whole(fd: int, size: int, flags: int) -> bytes:
+    """Read a file of `size` bytes, and one more if there is one.
+
+    Raises:
+        OSError: it cannot be read; with RWF_NOWAIT also, not all of it without asking a file system.
+    """
+    content = bytearray(size + 1)
+    got = os.preadv(fd, [content], 0, flags)
+    if flags and got < size:
+        raise BlockingIOError(errno.EAGAIN, "not in memory")
+    return bytes(content[:got])
 
 
 async def open_file(
@@ -203,8 +254,10 @@ async def open_file(
     closed: Sequence[str],
     timeout_s: float,
     opener: Callable[[str, Sequence[str], Sequence[str]], Source] = Source.open,
+    *,
+    at_once: Callable[[str, Sequence[str], Sequence[str]], Source | None] = Source.open_in_memory,
 ) -> Source:
-    """Open and check a file in a thread, so that a file system that does not answer delays no other transfer.
+    """Open and check a file; in a thread if a file system has to be asked, which delays no other transfer then.
 
     Args:
         path: as for `Source.open`.
@@ -212,10 +265,13 @@ async def open_file(
         closed: likewise.
         timeout_s: how long the file system may take, seconds.
         opener: `Source.open`, or a fake.
+        at_once: `Source.open_in_memory`, or a fake.
 
     Raises:
         FileError: it cannot be sent, its file system does not answer, or this host has had no descriptor for long.
     """
+    if (source := at_once(path, roots, closed)) is not None:
+        return source
     return await outlast(lambda: _open_once(partial(opener, path, roots, closed), path, timeout_s))
 
 
@@ -231,6 +287,20 @@ async def _open_once(opener: Callable[[], Source], path: str, timeout_s: float) 
     except asyncio.CancelledError:
         opening.add_done_callback(_close_late)
         raise
+
+
+async def check_unchanged(source: Source, timeout_s: float) -> None:
+    """Check that an open file is unchanged; in a thread if its file system has to be asked.
+
+    Args:
+        source: the file.
+        timeout_s: how long the file system may take, seconds.
+
+    Raises:
+        FileError: as `Source.check_unchanged`, or its file system does not answer.
+    """
+    if not source.is_unchanged_in_memory():
+        await call_in_time(source.check_unchanged, timeout_s, source.path)
 
 
 async def md5_of(source: Source, timeout_s: float) -> str:
@@ -260,15 +330,45 @@ def _close_late(opening: asyncio.Future[Source]) -> None:
         opening.result().close()
 
 
-def _check_location(path: str, name: int, roots: Sequence[str]) -> None:
+def _check_location(path: str, name: int, roots: Sequence[str], flags: int) -> None:
+    """Check that a file lies under one of these directories.
+
+    Raises:
+        FileError: it does not.
+        OSError: it cannot be told; with RWF_NOWAIT also, not without asking a file system.
+    """
     real = os.readlink(f"/proc/self/fd/{name}")  # noqa: PTH115 - as above
+    if not _is_under(real, roots):
+        if flags:
+            raise BlockingIOError(errno.EAGAIN, "a root may be a link")
+        # Resolved each time: a link's target may have changed, or a file system is mounted late.
+        roots = [os.path.realpath(root) for root in roots]
     if not (_is_under(real, roots) and _is_mounted_here(name)):
         raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
 
 
 def _is_under(real: str, directories: Sequence[str]) -> bool:
-    # Resolved each time: a root may be a link whose target has changed, or a file system that is mounted late.
-    return any(f"{real}/".startswith(os.path.realpath(directory).rstrip("/") + "/") for directory in directories)
+    return any(f"{real}/".startswith(directory.rstrip("/") + "/") for directory in directories)
+
+
+def _may_lie_on(path: str, device: int) -> bool:
+    """Whether a device may hold what is at a path, or in a directory there; no file system is asked.
+
+    Raises:
+        BlockingIOError: that cannot be told.
+    """
+    try:
+        name = look_up(path)
+    except (FileNotFoundError, PermissionError):
+        return False  # as in `_inodes_in`
+    except BlockingIOError:
+        if is_missing(path):
+            return False
+        raise
+    try:
+        return device_of(name) == device
+    finally:
+        os.close(name)
 
 
 def _is_one_of(found: os.stat_result, closed: Sequence[str]) -> bool:
