@@ -32,12 +32,13 @@ class UnavailableError(Exception):
 def clean_env(**extra: str) -> dict[str, str]:
     """The environment for a program: nothing of the caller's but what it passes here.
 
-    A machine's own proxies, certificate bundles and AWS variables would otherwise decide what a test sees. HOME
-    does not exist, so that no ``~/.aws`` is read.
+    A machine's own proxies, certificate authorities and AWS variables would otherwise decide what a test sees. HOME
+    does not exist, so that no ``~/.aws`` is read. That no authority is read is a seventh of a daemon's start, too.
     """
     measured = {name: text for name, text in os.environ.items() if name.startswith("COVERAGE_")}  # by tests/coverage
     return {
-        "PATH": SYSTEM_PATH, "HOME": "/nonexistent", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1", **measured, **extra
+        "PATH": SYSTEM_PATH, "HOME": "/nonexistent", "LANG": "C.UTF-8", "PYTHONUNBUFFERED": "1",
+        "SSL_CERT_FILE": "/dev/null", "SSL_CERT_DIR": "/nonexistent", **measured, **extra
     }  # fmt: skip
 
 
