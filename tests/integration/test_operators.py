@@ -1,8 +1,10 @@
 """What operators do with a running daemon, and with its spool while it is down."""
 
+import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab.daemon import Daemon, daemon
@@ -22,9 +24,17 @@ def accepted(served: Daemon, file: Path, key: str) -> str:
     return reply["id"]
 
 
+def listed(served: Daemon) -> list[dict[str, Any]]:
+    """Return what `s3daemon queue --json` prints, which a daemon that is up says too."""
+    done = served.command("queue", "--json")
+    assert done.returncode == 0, done.stderr
+    rows: list[dict[str, Any]] = json.loads(done.stdout)
+    return rows
+
+
 def states(served: Daemon) -> dict[str, str]:
-    """Return the states by destination, as `s3daemon queue` shows them."""
-    return {row["destination"]: row["state"] for row in served.queue()}
+    """Return the states by destination."""
+    return {row["destination"]: row["state"] for row in listed(served)}
 
 
 def test_a_second_daemon_on_the_same_directory_exits(served: Daemon, s3: FlakyS3, file: Path) -> None:
@@ -40,7 +50,7 @@ def test_the_queue_of_a_daemon_that_is_up(served: Daemon, s3: FlakyS3, file: Pat
     """It is listed; a retry ends a delay, and makes a failed transfer pending; a drop is final and recorded."""
     s3.faults = {Fault.DENIED: 1.0}
     assert served.plain(file, "alias/bucket/denied").startswith(b"AccessDenied: ")
-    (failed,) = served.queue()
+    (failed,) = listed(served)
     assert (failed["state"], failed["code"], failed["told"]) == ("failed", "AccessDenied", True)
 
     s3.refuse()
@@ -58,7 +68,7 @@ def test_the_queue_of_a_daemon_that_is_up(served: Daemon, s3: FlakyS3, file: Pat
     s3.open()
     served.wait_idle()
     assert set(s3.objects) == {"bucket/kept", "bucket/denied"}
-    assert served.queue() == []
+    assert listed(served) == []
     (record,) = (record for record in served.records(3) if record.key == "dropped")
     assert (record.outcome, record.error) == ("failed", "Dropped: dropped by an operator")
 
@@ -103,7 +113,7 @@ def test_a_reload_takes_what_waits_to_another_endpoint(served: Daemon, s3: Flaky
         waiting = pool.submit(served.plain, large, "alias/bucket/begun")
         assert s3.held_bodies.acquire(timeout=30)
         accepted(served, file, "begun")
-        assert [row["state"] for row in served.queue()] == ["in flight", "behind"]
+        assert [row["state"] for row in listed(served)] == ["in flight", "behind"]
         served.set(**other.server.settings())
         done = served.command("reload")
         assert (done.returncode, done.stdout) == (0, "in force: S3_ENDPOINT_URL\n")
@@ -141,7 +151,7 @@ def test_a_drop_of_a_transfer_in_flight(served: Daemon, s3: FlakyS3, tmp_path: P
         waiting = pool.submit(served.plain, large, "alias/bucket/key")
         assert s3.held_bodies.acquire(timeout=30)
         accepted(served, file, "key")
-        first, behind = served.queue()
+        first, behind = listed(served)
         assert (first["state"], behind["state"]) == ("in flight", "behind")
         assert served.command("queue", "drop", first["id"]).stdout == "1 dropped\n"
         assert waiting.result() == b"Dropped: dropped by an operator\n"
