@@ -35,6 +35,9 @@ err to stderr = true
 debug mon = 0
 debug osd = 0
 crash dir = {dir}/crash
+# Each pool is a change of the cluster's map, or three, and the gateway makes eight: by default each waits a second.
+paxos propose interval = 0.05
+paxos min wait = 0.01
 admin socket = {dir}/run/$name.asok
 pid file =
 mon data = {dir}/mon
