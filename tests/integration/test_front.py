@@ -133,11 +133,12 @@ def test_keys_rotated_under_load_fail_nothing(tmp_path: Path, certs: Authority) 
 
         with ThreadPoolExecutor(6) as pool:
             running = [pool.submit(load, client) for client in range(6)]
-            time.sleep(2)
+            time.sleep(1)
             words = ("--uid", account.access_key)
             gateway.admin("key", "rm", *words, "--key-type", "s3", "--access-key", account.access_key)
             gateway.admin("key", "create", *words, "--key-type", "s3", "--access-key", "new", "--secret-key", "new")
-            time.sleep(8)
+            served.wait_status(lambda now: bool(now["held"]), "held")
+            time.sleep(1)  # of files that come while it is
             status = served.ask("status")
             stop.set()
             for one in running:
