@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 from aiohttp import web
-from lab.chromium import Tab, chromium
+from lab.chromium import Chromium, Tab, chromium
 from lab.daemon import daemon
 from lab.env import UnavailableError
 from lab.flaky import FlakyS3
@@ -66,12 +66,22 @@ class StatusServer:
             await runner.cleanup()
 
 
-def browsed(tmp_path: Path, test: Callable[[Tab, StatusServer, str], Awaitable[None]]) -> None:
-    """Run a test with a browser that shows the page; it must request nothing else."""
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A browser; each test has a tab of its own."""
+    with ExitStack() as stack:
+        try:
+            yield stack.enter_context(chromium(tmp_path_factory.mktemp("chromium")))
+        except UnavailableError as missing:
+            pytest.skip(str(missing))
+
+
+def browsed(window: Chromium, test: Callable[[Tab, StatusServer, str], Awaitable[None]]) -> None:
+    """Run a test with a tab that shows the page; it must request nothing else."""
 
     async def run() -> None:
         served = StatusServer()
-        async with served.open() as url, chromium(tmp_path) as tab:
+        async with served.open() as url, window.tab() as tab:
             await tab.look_like(1280, 800)
             await tab.call("Page.navigate", url=url)
             await tab.until("document.querySelector('#figures')?.childElementCount")
@@ -79,10 +89,7 @@ def browsed(tmp_path: Path, test: Callable[[Tab, StatusServer, str], Awaitable[N
             # An icon, for example, is not requested.
             assert set(tab.requests) <= {url, f"{url}status.json", "data:,"}
 
-    try:
-        asyncio.run(run())
-    except UnavailableError as missing:
-        pytest.skip(str(missing))
+    asyncio.run(run())
 
 
 async def text(tab: Tab, selector: str) -> str:
@@ -99,7 +106,7 @@ async def shown(tab: Tab, served: StatusServer, status: dict[str, Any]) -> None:
     await tab.until(f"document.getElementById('when').textContent.endsWith({stamp})")
 
 
-def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
+def test_a_busy_daemon_shows_everything(window: Chromium) -> None:
     """Each part is there, the bars grow, and the chart of exposures has lines at the limits."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
@@ -139,7 +146,7 @@ def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
         assert "100 %" in await text(tab, "#uploads li")
         assert tab.complaints == []
 
-    browsed(tmp_path, test)
+    browsed(window, test)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +161,7 @@ def test_a_busy_daemon_shows_everything(tmp_path: Path) -> None:
         ({"state": "stopping", "status": "draining for 20 s"}, ["The service is stopping", "draining for 20 s"]),
     ],
 )
-def test_the_headline_says_what_is_wrong(tmp_path: Path, changes: dict[str, Any], words: list[str]) -> None:
+def test_the_headline_says_what_is_wrong(window: Chromium, changes: dict[str, Any], words: list[str]) -> None:
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
         await shown(tab, served, empty() | changes)
         headline = await text(tab, "#headline")
@@ -162,7 +169,7 @@ def test_the_headline_says_what_is_wrong(tmp_path: Path, changes: dict[str, Any]
         assert words[0] in await tab.evaluate("document.title")
         assert tab.complaints == []
 
-    browsed(tmp_path, test)
+    browsed(window, test)
 
 
 LOST = exposure(30, 95.0)
@@ -203,7 +210,7 @@ AWAY = {
         ),
     ],
 )  # fmt: skip
-def test_the_banner(tmp_path: Path, changes: dict[str, Any], kind: str, word: str, text: str) -> None:
+def test_the_banner(window: Chromium, changes: dict[str, Any], kind: str, word: str, text: str) -> None:
     """It shows what is most urgent: never a tick over an exposure that was lost."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
@@ -211,10 +218,10 @@ def test_the_banner(tmp_path: Path, changes: dict[str, Any], kind: str, word: st
         assert (found["kind"], found["word"]) == (kind, word)
         assert text in found["text"]
 
-    browsed(tmp_path, test)
+    browsed(window, test)
 
 
-def test_an_outage_that_is_over(tmp_path: Path) -> None:
+def test_an_outage_that_is_over(window: Chromium) -> None:
     """From when until when it was, for who had the page open."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
@@ -223,10 +230,10 @@ def test_an_outage_that_is_over(tmp_path: Path) -> None:
         said = r"The endpoint was away from 2026-11-23 [\d:]{8} until 2026-11-23 [\d:]{8}\."
         assert re.search(said, await text(tab, "#headline"))
 
-    browsed(tmp_path, test)
+    browsed(window, test)
 
 
-def test_a_daemon_that_has_just_started_has_a_page(tmp_path: Path) -> None:
+def test_a_daemon_that_has_just_started_has_a_page(window: Chromium) -> None:
     """It says in words that there is nothing yet, instead of showing empty boxes."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
@@ -239,10 +246,10 @@ def test_a_daemon_that_has_just_started_has_a_page(tmp_path: Path) -> None:
         assert await tab.evaluate(cards) == 0
         assert tab.complaints == []
 
-    browsed(tmp_path, test)
+    browsed(window, test)
 
 
-def test_markup_in_names_is_shown_as_text(tmp_path: Path) -> None:
+def test_markup_in_names_is_shown_as_text(window: Chromium) -> None:
     """Markup in a key, a tag, an error or a receiver is shown literally, and nothing of it runs."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
@@ -261,10 +268,10 @@ def test_markup_in_names_is_shown_as_text(tmp_path: Path) -> None:
         assert await tab.evaluate("document.querySelectorAll('img, b:not(header b), script').length") == 1
         assert tab.complaints == []
 
-    browsed(tmp_path, test)
+    browsed(window, test)
 
 
-def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
+def test_a_daemon_that_does_not_answer(window: Chromium) -> None:
     """The page shows the last status, dimmed and with its time, and recovers by itself."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
@@ -277,11 +284,11 @@ def test_a_daemon_that_does_not_answer(tmp_path: Path) -> None:
         assert await text(tab, "h1") == "Delivering"
         assert all("503" in complaint for complaint in tab.complaints)
 
-    browsed(tmp_path, test)
+    browsed(window, test)
 
 
 @pytest.mark.parametrize("width", [360, 1280])
-def test_the_page_fits_the_screen(tmp_path: Path, width: int) -> None:
+def test_the_page_fits_the_screen(window: Chromium, tmp_path: Path, width: int) -> None:
     """Nothing is cut off at the side, on a phone either, with names as long as S3 allows; the text is large enough."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
@@ -299,14 +306,14 @@ def test_the_page_fits_the_screen(tmp_path: Path, width: int) -> None:
         await tab.photograph(tmp_path / f"page-{width}.png")  # for people, who should look at it
         assert tab.complaints == []
 
-    browsed(tmp_path, test)
+    browsed(window, test)
 
 
-def test_the_page_of_a_daemon(tmp_path: Path, s3: FlakyS3, file: Path) -> None:
+def test_the_page_of_a_daemon(window: Chromium, tmp_path: Path, s3: FlakyS3, file: Path) -> None:
     """With the server's own policy and the daemon's own status: the page shows what was stored."""
 
     async def run(url: str) -> None:
-        async with chromium(tmp_path) as tab:
+        async with window.tab() as tab:
             await tab.call("Page.navigate", url=url)
             await tab.until("document.querySelector('#exposures bdi')?.textContent === 'exposure-1'")
             assert await text(tab, "h1") == "Ready"
@@ -316,10 +323,7 @@ def test_the_page_of_a_daemon(tmp_path: Path, s3: FlakyS3, file: Path) -> None:
 
     with daemon(tmp_path / "state", s3.server, http=True) as served:
         assert served.extended(file, "any/bucket/key", tag="exposure-1")["result"] == "stored"
-        try:
-            asyncio.run(run(f"http://127.0.0.1:{served.http_port}/"))
-        except UnavailableError as missing:
-            pytest.skip(str(missing))
+        asyncio.run(run(f"http://127.0.0.1:{served.http_port}/"))
 
 
 def test_the_page_is_self_contained() -> None:

@@ -4,8 +4,9 @@ import asyncio
 import base64
 import itertools
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import aiohttp
 
 from lab.browser import browser
 
-#: It resolves no name, and writes its port to a file.
+#: It resolves no name, and prints where its DevTools are.
 _OPTIONS = ("--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost", "--remote-debugging-port=0")
 PATIENCE_S = 30.0
 
@@ -86,22 +87,39 @@ class Tab:
         await asyncio.to_thread(path.write_bytes, base64.b64decode(taken["data"]))
 
 
-@asynccontextmanager
-async def chromium(directory: Path) -> AsyncIterator[Tab]:
-    """A browser with one tab, for the time of a ``with`` block; its profile goes into the directory."""
-    with browser(directory, "about:blank", *_OPTIONS):
-        port_file = directory / "chromium/profile/DevToolsActivePort"
-        async with asyncio.timeout(PATIENCE_S):
-            while not (port_file.exists() and port_file.read_text()):
-                await asyncio.sleep(0.05)
-        port = port_file.read_text().split()[0]
-        async with aiohttp.ClientSession() as session:
-            async with session.get(f"http://127.0.0.1:{port}/json/list") as answer:
-                (url,) = (t["webSocketDebuggerUrl"] for t in await answer.json() if t["type"] == "page")
-            async with session.ws_connect(url, max_msg_size=1 << 26) as socket:
-                tab = Tab(socket)
-                reading = asyncio.create_task(tab.read())
+@dataclass(frozen=True)
+class Chromium:
+    """A running browser."""
+
+    address: str
+    """Of its DevTools."""
+    path: str
+    """Of those of the browser itself."""
+
+    @asynccontextmanager
+    async def tab(self) -> AsyncIterator[Tab]:
+        """A tab that shares nothing with others, as in a new profile, for the time of a ``with`` block."""
+        async with aiohttp.ClientSession() as session, self._connected(session, self.path) as whole:
+            context = (await whole.call("Target.createBrowserContext"))["browserContextId"]
+            made = await whole.call("Target.createTarget", url="about:blank", browserContextId=context)
+            async with self._connected(session, f"/devtools/page/{made['targetId']}") as tab:
                 for domain in ("Runtime", "Log", "Network", "Page"):
                     await tab.call(f"{domain}.enable")
                 yield tab
-                reading.cancel()
+            await whole.call("Target.disposeBrowserContext", browserContextId=context)
+
+    @asynccontextmanager
+    async def _connected(self, session: aiohttp.ClientSession, path: str) -> AsyncIterator[Tab]:
+        async with session.ws_connect(f"ws://{self.address}{path}", max_msg_size=1 << 26) as socket:
+            connected = Tab(socket)
+            reading = asyncio.create_task(connected.read())
+            yield connected
+            reading.cancel()
+
+
+@contextmanager
+def chromium(directory: Path) -> Iterator[Chromium]:
+    """A browser for the time of a ``with`` block; its profile goes into the directory."""
+    with browser(directory, "about:blank", *_OPTIONS) as process:
+        found = process.wait_line(r"^DevTools listening on ws://([^/]+)(/\S+)", PATIENCE_S)
+        yield Chromium(found[1], found[2])
