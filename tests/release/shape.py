@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -32,9 +32,13 @@ def modules(package: Path = PACKAGE) -> dict[str, Path]:
     return {".".join(path.relative_to(package).with_suffix("").parts): path for path in sorted(paths)}
 
 
-def imports(package: Path = PACKAGE) -> Iterator[Import]:
-    """Every import of one module by another, wherever in the file it is written."""
-    known = modules(package)
+@cache
+def imports(package: Path = PACKAGE) -> tuple[Import, ...]:
+    """Every import of one module by another, wherever in the file it is written; read once."""
+    return tuple(_imports(modules(package)))
+
+
+def _imports(known: Mapping[str, Path]) -> Iterator[Import]:
     for name, path in known.items():
         for node in ast.walk(ast.parse(path.read_text())):
             yield from (Import(name, found) for found in sorted(_imported(node) & known.keys()))
