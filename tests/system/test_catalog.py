@@ -62,6 +62,7 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     assert deferred.startswith("bucket/deferred deferred, its client was notified that it is kept; the last error: ")
     entries(service, MessageId.AWAY, 1)
     s3.open()
+    box.exec("s3daemon", "queue", "retry", "--all")
     entries(service, MessageId.BACK, 1)
     until(lambda: len(s3.puts), lambda count: count == 2, "arrival of what was deferred")
 
