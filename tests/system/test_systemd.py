@@ -231,7 +231,7 @@ def test_waiting_clients_get_their_answer_from_the_next_process(
     network, far = line
     service.configure(far, S3DAEMON_DRAIN_TIMEOUT="1s")
     with ExitStack() as stack:
-        stack.enter_context(service.drop_in("WatchdogSec=3s"))
+        stack.enter_context(service.drop_in("WatchdogSec=3s\nRestartSec=500ms"))
         service.systemctl("start", service.socket)
         service.send(SMALL, f"store/{bucket}/warm")
         network.hold()
@@ -249,9 +249,14 @@ def test_waiting_clients_get_their_answer_from_the_next_process(
         for client in clients.values():
             assert client.wait(60) == 0
             assert client.lines() == []
+    records = until(
+        lambda: {entry["S3DAEMON_KEY"]: entry for entry in service.journal("S3DAEMON_OUTCOME=stored")},
+        lambda found: clients.keys() <= found.keys(),
+        "record of each",
+    )
     for key in clients:
         assert stored(rgw, bucket, key) == md5_of(service.box, MEDIUM if key.endswith("2") else SMALL)
-        assert service.records(key)[-1]["_PID"] == after
+        assert records[key]["_PID"] == after
     service.wait_show("NFileDescriptorStore", "0")
 
 
