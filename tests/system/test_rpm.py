@@ -46,12 +46,12 @@ JOBS = {
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[Packages]]]:
-    """This version, with the unit tests, and in parallel the next one, without them."""
+    """This version, without the unit tests; then the next one, with them, while this one is tested."""
     tree = rpm.later_tree(tmp_path_factory.mktemp("later"))
-    with ThreadPoolExecutor(2) as pool:
-        this = pool.submit(rpm.build, tmp_path_factory.mktemp("packages"))
+    with ThreadPoolExecutor(1) as pool:
+        this = pool.submit(rpm.build, tmp_path_factory.mktemp("packages"), "--no-check")
         later = tmp_path_factory.mktemp("later-packages")
-        yield [this, pool.submit(rpm.build, later, "--no-check", "--no-report", tree=tree)]
+        yield [this, pool.submit(rpm.build, later, "--no-report", tree=tree)]
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_from_nothing_to_an_object(system: Box, packages: Packages, rgw: Gateway
         assert "FAIL" not in checked
         assert "warn service" not in checked
         for known in (
-            "from /etc/sysconfig/s3daemon: ", "127.0.0.1:15555 takes requests", "/var/lib/s3daemon, mode 0700",
+            "from /etc/sysconfig/s3daemon: ", f"127.0.0.1:{service.port} takes requests", "/var/lib/s3daemon, mode 0700",
             "ok   bucket      stored in",
         ):  # fmt: skip
             assert known in checked
@@ -290,6 +290,107 @@ def test_the_daemon_needs_none_of_its_files_once_it_serves(service: Service, rgw
     assert not re.search("Traceback|ImportError|ModuleNotFound|No such file or directory: '/usr", messages), messages
 
 
+def test_keys_are_rotated_in_the_middle_of_500_megabytes(
+    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
+) -> None:
+    """A reload with new keys, after one with a broken file, while 500 MB are on their way: they arrive, once."""
+    network, store = line
+    service.configure(store)
+    service.systemctl("start", service.socket)
+    service.send(SMALL, f"store/{bucket}/warm")
+    before = service.main_pid()
+    network.hold(after=LARGE_BYTES // 4)
+    with service.sending(LARGE, f"store/{bucket}/rotated") as client:
+        assert network.blocked.wait(60)
+        other = rgw.new_account()
+        theirs = other.new_bucket()
+        service.write("S3_ENDPOINT_URL='no end\n")
+        assert service.systemctl("reload", service.unit, check=False).returncode != 0
+        service.configure(S3Server(store.url, other.access_key, other.secret_key, other.ca))
+        service.systemctl("reload", service.unit)
+        network.open()
+        assert (client.wait(120), client.lines()) == (0, [])
+    (record,) = service.records("rotated")
+    assert (record["S3DAEMON_ATTEMPTS"], record["S3DAEMON_SIZE_BYTES"]) == ("1", str(LARGE_BYTES))
+    service.send(SMALL, f"store/{theirs}/with-new-keys")
+    assert service.main_pid() == before
+    with_client = rgw.client()
+    with_client.delete_object(Bucket=bucket, Key="rotated")  # the gateway keeps it in memory
+    with_client.close()
+
+
+def test_a_reboot_delivers_what_was_accepted(
+    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
+) -> None:
+    """100 transfers accepted while the store was away are delivered after a reboot, and no client comes."""
+    network, store = line
+    service.configure(store)
+    service.systemctl("enable", "--now", service.socket, service.unit)
+    network.refuse()
+    accept(service, bucket, "reboot", 100)
+    service.box.reboot()
+    assert rgw.keys(bucket, "reboot/") == set()
+    network.open()
+    until(lambda: rgw.keys(bucket, "reboot/"), lambda found: len(found) == 100, "100 objects", timeout=120)
+    until(
+        lambda: {entry["S3DAEMON_KEY"] for entry in service.journal("S3DAEMON_OUTCOME=stored")},
+        lambda found: sum(key.startswith("reboot/") for key in found) == 100,
+        "100 records",
+    )
+    assert service.show("ActiveState", service.socket) == "active"
+    service.systemctl("disable", service.unit)
+    assert service.systemctl("is-enabled", service.socket, service.unit, check=False).stdout.split() == ["disabled"] * 2
+
+
+def accept(service: Service, bucket: str, prefix: str, count: int) -> None:
+    """Have so many transfers accepted, without waiting for them."""
+    loop = f"for ((n = 0; n < {count}; n++)); do send --no-wait {SMALL} store/{bucket}/{prefix}/$n || exit; done"
+    with service.running("bash", "-c", loop) as sender:
+        assert (sender.wait(120), sender.lines()) == (0, [])
+
+
+def nothing_is_left(system: Box) -> None:
+    """Wait until systemd has noticed that what it ran has ended."""
+    until(lambda: rpm.leftovers(system), lambda left: left == [], "removal without leftovers", timeout=20)
+
+
+def test_removal_keeps_what_is_not_delivered(
+    system: Box, packages: Packages, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
+) -> None:
+    """`rpm -e` leaves no unit, no instance and no process, but a spool with transfers in it, and reports that.
+
+    Installed again, they are delivered. An empty spool goes with the package.
+    """
+    network, store = line
+    with rpm.installed(system, packages) as service:
+        second = rpm.instance(service)
+        service.configure(store)
+        second.configure(rgw.plain)
+        for each in (service, second):
+            each.systemctl("enable", "--now", each.socket, each.unit)
+        second.send(SMALL, f"store/{bucket}/second")
+        network.refuse()
+        accept(service, bucket, "kept", 3)
+        output = rpm.remove(system)
+        assert "s3daemon: /var/lib/s3daemon is kept; transfers in it that are not delivered: 3" in output
+        assert f"/var/lib/{second.name}" not in output
+        nothing_is_left(system)
+        assert (system.root / "var/lib/s3daemon/spool.db").exists()
+        assert not (system.root / f"var/lib/{second.name}").exists()
+
+        packages.install(system)
+        service.configure(store)
+        network.open()
+        service.systemctl("enable", "--now", service.socket, service.unit)
+        until(lambda: rgw.keys(bucket, "kept/"), lambda found: len(found) == 3, "3 objects")
+        service.systemctl("stop", service.socket, service.unit)
+        output = rpm.remove(system)
+        assert "warning: /etc/sysconfig/s3daemon saved as /etc/sysconfig/s3daemon.rpmsave\n" in output
+        assert "is kept" not in output
+        nothing_is_left(system)
+        assert not (system.root / "var/lib/s3daemon").exists()
+
+
 #: Sends until the file `enough` exists, and prints the outcome of each.
 LOOP = """
 for ((n = 1; n > 0; n++)); do
@@ -360,104 +461,3 @@ def wait_for_one_more_each(loops: list[Process]) -> None:
         lambda after: all(new > old for new, old in zip(after, before, strict=True)),
         "send in each loop",
     )
-
-
-def test_keys_are_rotated_in_the_middle_of_500_megabytes(
-    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
-) -> None:
-    """A reload with new keys, after one with a broken file, while 500 MB are on their way: they arrive, once."""
-    network, store = line
-    service.configure(store)
-    service.systemctl("start", service.socket)
-    service.send(SMALL, f"store/{bucket}/warm")
-    before = service.main_pid()
-    network.hold(after=LARGE_BYTES // 4)
-    with service.sending(LARGE, f"store/{bucket}/rotated") as client:
-        assert network.blocked.wait(60)
-        other = rgw.new_account()
-        theirs = other.new_bucket()
-        service.write("S3_ENDPOINT_URL='no end\n")
-        assert service.systemctl("reload", service.unit, check=False).returncode != 0
-        service.configure(S3Server(store.url, other.access_key, other.secret_key, other.ca))
-        service.systemctl("reload", service.unit)
-        network.open()
-        assert (client.wait(120), client.lines()) == (0, [])
-    (record,) = service.records("rotated")
-    assert (record["S3DAEMON_ATTEMPTS"], record["S3DAEMON_SIZE_BYTES"]) == ("1", str(LARGE_BYTES))
-    service.send(SMALL, f"store/{theirs}/with-new-keys")
-    assert service.main_pid() == before
-    with_client = rgw.client()
-    with_client.delete_object(Bucket=bucket, Key="rotated")  # the gateway keeps it in memory
-    with_client.close()
-
-
-def test_a_reboot_delivers_what_was_accepted(
-    service: Service, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
-) -> None:
-    """100 transfers accepted while the store was away are delivered after a reboot, and no client comes."""
-    network, store = line
-    service.configure(store)
-    service.systemctl("enable", "--now", service.socket, service.unit)
-    network.refuse()
-    accept(service, bucket, "reboot", 100)
-    service.box.reboot()
-    assert rgw.keys(bucket, "reboot/") == set()
-    network.open()
-    until(lambda: rgw.keys(bucket, "reboot/"), lambda found: len(found) == 100, "100 objects", timeout=120)
-    until(
-        lambda: {entry["S3DAEMON_KEY"] for entry in service.journal("S3DAEMON_OUTCOME=stored")},
-        lambda found: sum(key.startswith("reboot/") for key in found) == 100,
-        "100 records",
-    )
-    assert service.show("ActiveState", service.socket) == "active"
-    service.systemctl("disable", service.unit)
-    assert service.systemctl("is-enabled", service.socket, service.unit, check=False).stdout.split() == ["disabled"] * 2
-
-
-def accept(service: Service, bucket: str, prefix: str, count: int) -> None:
-    """Have so many transfers accepted, without waiting for them."""
-    loop = f"for ((n = 0; n < {count}; n++)); do send --no-wait {SMALL} store/{bucket}/{prefix}/$n || exit; done"
-    with service.running("bash", "-c", loop) as sender:
-        assert (sender.wait(120), sender.lines()) == (0, [])
-
-
-def nothing_is_left(system: Box) -> None:
-    """Wait until systemd, which unloads units when it is idle, has unloaded the package's."""
-    until(lambda: rpm.leftovers(system), lambda left: left == [], "removal without leftovers", timeout=20)
-
-
-def test_removal_keeps_what_is_not_delivered(
-    system: Box, packages: Packages, line: tuple[Relay, S3Server], rgw: Gateway, bucket: str
-) -> None:
-    """`rpm -e` leaves no unit, no instance and no process, but a spool with transfers in it, and reports that.
-
-    Installed again, they are delivered. An empty spool goes with the package.
-    """
-    network, store = line
-    with rpm.installed(system, packages) as service:
-        second = rpm.instance(service)
-        service.configure(store)
-        second.configure(rgw.plain)
-        for each in (service, second):
-            each.systemctl("enable", "--now", each.socket, each.unit)
-        second.send(SMALL, f"store/{bucket}/second")
-        network.refuse()
-        accept(service, bucket, "kept", 3)
-        output = rpm.remove(system)
-        assert "s3daemon: /var/lib/s3daemon is kept; transfers in it that are not delivered: 3" in output
-        assert f"/var/lib/{second.name}" not in output
-        nothing_is_left(system)
-        assert (system.root / "var/lib/s3daemon/spool.db").exists()
-        assert not (system.root / f"var/lib/{second.name}").exists()
-
-        packages.install(system)
-        service.configure(store)
-        network.open()
-        service.systemctl("enable", "--now", service.socket, service.unit)
-        until(lambda: rgw.keys(bucket, "kept/"), lambda found: len(found) == 3, "3 objects")
-        service.systemctl("stop", service.socket, service.unit)
-        output = rpm.remove(system)
-        assert "warning: /etc/sysconfig/s3daemon saved as /etc/sysconfig/s3daemon.rpmsave\n" in output
-        assert "is kept" not in output
-        nothing_is_left(system)
-        assert not (system.root / "var/lib/s3daemon").exists()
