@@ -46,9 +46,9 @@ JOBS = {
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[Packages]]]:
-    """This version, without the unit tests; then the next one, with them, while this one is tested."""
+    """This version, without the unit tests, and the next one, with them, which go on while this one is tested."""
     tree = rpm.later_tree(tmp_path_factory.mktemp("later"))
-    with ThreadPoolExecutor(1) as pool:
+    with ThreadPoolExecutor(2) as pool:
         this = pool.submit(rpm.build, tmp_path_factory.mktemp("packages"), "--no-check")
         later = tmp_path_factory.mktemp("later-packages")
         yield [this, pool.submit(rpm.build, later, "--no-report", tree=tree)]
@@ -120,8 +120,8 @@ def test_from_nothing_to_an_object(system: Box, packages: Packages, rgw: Gateway
         assert "FAIL" not in checked
         assert "warn service" not in checked
         for known in (
-            "from /etc/sysconfig/s3daemon: ", f"127.0.0.1:{service.port} takes requests", "/var/lib/s3daemon, mode 0700",
-            "ok   bucket      stored in",
+            "from /etc/sysconfig/s3daemon: ", f"127.0.0.1:{service.port} takes requests",
+            "/var/lib/s3daemon, mode 0700", "ok   bucket      stored in",
         ):  # fmt: skip
             assert known in checked
         service.send(SMALL, f"store/{bucket}/first")
