@@ -278,13 +278,16 @@ def _seconds(text: str) -> float:
     return float(text) if text.isascii() and text.isdigit() else 0.0
 
 
-def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> AttemptError | S3daemonError:
+def failure_of(
+    error: BaseException, *, ambiguous: bool, stale: bool, limit_s: float = 0.0
+) -> AttemptError | S3daemonError:
     """Return the error for a request without an answer, or with one that cannot be parsed.
 
     Args:
         error: what aiohttp, the kernel or botocore raised.
         ambiguous: the whole body may have arrived.
         stale: the connection was an idle one, and nothing, or not all, of what was sent was acknowledged.
+        limit_s: how long the answer was waited for where it did not come in time, seconds.
     """
     if isinstance(error, S3daemonError):
         return error
@@ -292,7 +295,7 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool) -> Attempt
         code, text = Code.HOST_LIMIT, HOST_LIMIT_TEXT
     else:
         code, text = _cause_of(error, stale=stale)
-    return AttemptError(code, one_line(text), ambiguous=ambiguous)
+    return AttemptError(code, one_line(text), ambiguous=ambiguous, silent_s=limit_s if code == Code.NO_ANSWER else 0.0)
 
 
 def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:

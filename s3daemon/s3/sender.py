@@ -281,7 +281,7 @@ class Sender:
             except botocore.exceptions.ClientError as exc:
                 raise refusal_of(exc, arrived=True) from exc
             except SENDING_ERRORS as exc:
-                raise failure_of(exc, ambiguous=False, stale=False) from exc
+                raise failure_of(exc, ambiguous=False, stale=False, limit_s=limit) from exc
         return answer
 
     async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], mover: _MoveWatch) -> _T:

@@ -164,11 +164,11 @@ async def test_what_fails_before_anything_is_sent_blames_the_request(error: Exce
 
 @in_loop
 async def test_a_call_without_an_answer_ends_at_its_limit() -> None:
-    """The limit is the operation's own, or the stall timeout."""
+    """The limit is the operation's own, or the stall timeout. For so long the store was silent."""
     scene = Scene(lambda **_: asyncio.sleep(60), connect_timeout_s=0.1)
     async with asyncio.timeout(5):
         error = await failure(scene.sender.call("head_object", answer_timeout_s=0.05))
-    assert (error.code, error.ambiguous) == ("NoAnswer", False)
+    assert (error.code, error.ambiguous, round(error.silent_s, 3)) == ("NoAnswer", False, 0.15)
 
 
 @pytest.mark.parametrize("error", [socket.gaierror(socket.EAI_NONAME, "Name not known"), TimeoutError()])
