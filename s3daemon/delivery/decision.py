@@ -12,7 +12,7 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     transient, the endpoint may be to blame            backlog                      FAILING     after the back-off
     transient, another answer of the store             backlog                      SERVING     after the back-off
     transient, what is stored is not what was sent     backlog                      NO_FINDING  after the back-off
-    permanent, at one of several addresses             stays as it is               SERVING     at once, not to that one
+    permanent, another address has not been tried      stays as it is               SERVING     at once, not to that one
     permanent                                          failed                       SERVING     none
     the bucket's quota                                 backlog                      FULL        after the back-off
     keys, account, TLS; a neutral request is refused   backlog                      REFUSING    after the back-off
@@ -159,7 +159,7 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     elsewhere = error.other_address and error.address not in state.failed_addresses and verdict is not Verdict.HOLD
     is_passed_on = elsewhere and isinstance(error, AttemptError) and blames_endpoint(error)
     finding = Finding.NO_FINDING if is_passed_on else _finding(error, state.keys)
-    if verdict is Verdict.PERMANENT and (state.failed_addresses or not elsewhere):
+    if verdict is Verdict.PERMANENT and not elsewhere:
         return Decision(recorded, finding, final=True)
     if state.active_s > state.retry_for_s:
         text = f"given up after {state.attempts} attempts; the last error: {error.text}"

@@ -98,8 +98,14 @@ TABLE = {
     "denied with bad keys": Row(DENIED, with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True),
     "permanent": Row(AttemptError("NoSuchBucket", "x", status=404), FIRST, SERVING, final=True),
     "permanent at one of several addresses": Row(elsewhere("NoSuchBucket"), FIRST, SERVING, avoided=frozenset("a")),
-    "permanent at another address too": Row(
-        elsewhere("NoSuchBucket"), replace(FIRST, failed_addresses=frozenset("b")), SERVING, final=True
+    "permanent at the second of three addresses": Row(
+        elsewhere("NoSuchBucket"), replace(FIRST, failed_addresses=frozenset("b")), SERVING, avoided=frozenset("ab")
+    ),
+    "permanent at the last address": Row(
+        AttemptError("NoSuchBucket", "x", status=404, address="a"), TWO_FAILED, SERVING, final=True
+    ),
+    "permanent at one of several addresses, past the retry limit": Row(
+        elsewhere("NoSuchBucket"), replace(FIRST, active_s=8 * DAY_S), SERVING, final=True
     ),
     "permanent at the same address again": Row(
         elsewhere("NoSuchBucket"), replace(FIRST, failed_addresses=frozenset("a")), SERVING, final=True
