@@ -121,7 +121,7 @@ class Summary(JsonObject):
         away_reason: the failure that showed it, one line with its code, or "".
         since_usec: since when it is held or away, microseconds since the epoch; None when it is neither.
         next_probe_s: seconds until an attempt tries whether that is over; None when it is neither.
-        failing: for how long nothing has been stored while attempts fail, and the last error, or "".
+        failing: for how long nothing has been stored while attempts fail or get no answer, and the last error, or "".
         spool_fault: why requests are refused, or ""; `spool` in JSON.
         reload_fault: why the last reload was refused, or ""; `refused` in JSON.
         clients: of the line protocol that are being served.
@@ -152,6 +152,7 @@ class Condition(Summary):
         outage_s: for how long it has been held or away, seconds; None when it is neither.
         disabled: receivers that are temporarily disabled.
         unreachable: no address of the store answers.
+        silent_buckets, full_buckets: those that do not answer while others do, and those whose quota is used up.
         none_kept: the store closes each connection after its answer.
         stopping: says so while the service stops, else "".
     """
@@ -159,6 +160,8 @@ class Condition(Summary):
     outage_s: float | None = None
     disabled: Sequence[str] = ()
     unreachable: bool = False
+    silent_buckets: Sequence[str] = ()
+    full_buckets: Sequence[str] = ()
     none_kept: bool = False
     stopping: str = ""
 
@@ -186,8 +189,8 @@ class Condition(Summary):
         obstacles = (
             ("HELD", self.held and self.held + self._outage),
             ("AWAY", self.away and (self.away_reason or "the endpoint does not answer") + self._outage),
-            ("FAILING", self.failing),
             ("UNREACHABLE", self.unreachable and "no address of the store answers"),
+            ("FAILING", self.failing),
         )
         return next((f"{word}, {text}" for word, text in obstacles if text), "")
 
@@ -211,6 +214,10 @@ class Condition(Summary):
             parts.append("the store closes each connection after its answer")
         if self.disabled and not self.away:  # away, no address answers, whichever of them is disabled
             parts.append(f"receivers temporarily disabled: {', '.join(self.disabled)}")
+        if self.silent_buckets and not self.away:
+            parts.append(f"buckets without an answer: {', '.join(self.silent_buckets)}")
+        if self.full_buckets:
+            parts.append(f"full buckets: {', '.join(self.full_buckets)}")
         return "; ".join(parts)
 
 

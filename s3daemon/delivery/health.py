@@ -19,7 +19,7 @@ import asyncio
 import logging
 import math
 import random
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from s3daemon.clock import Clock
@@ -27,7 +27,7 @@ from s3daemon.errors import AttemptError, Code
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.model.request import Destination
 from s3daemon.model.verdict import ACCESS_DENIED, CLIENT_STATUSES, UNREACHED, Keys, keys_after
-from s3daemon.units import clock_time, span
+from s3daemon.units import clock_time, plural, span
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -329,6 +329,7 @@ class StoringWatch:
 
     `Health` stops what would fail too. An error that accuses its own transfer or file stops nothing, such as a code
     that is not known here, or a file system that does not answer. If every attempt ends in one, people have to know.
+    An attempt that has sent everything, and has waited for its answer as long, counts like one that has failed.
 
     Args:
         monotonic: monotonic seconds.
@@ -340,6 +341,7 @@ class StoringWatch:
 
     def clear(self) -> None:
         """Note that an object was stored, that nothing is left to store, or that new settings are in force."""
+        self._cleared_at = self._monotonic()
         self._since = math.inf
         self._destinations: set[Destination] = set()
         self._last_error = ""
@@ -351,13 +353,22 @@ class StoringWatch:
             self._destinations.add(destination)
         self._last_error = error
 
-    @property
-    def failing(self) -> str:
-        """For how long nothing has been stored, and the last error, in one line; empty when attempts do not fail so."""
-        for_s = self._monotonic() - self._since
-        if for_s < FAILING_AFTER_S or len(self._destinations) < AWAY_AFTER_FAILURES:
+    def failing(self, unanswered: Mapping[Destination, float]) -> str:
+        """Return for how long nothing has been stored, and why, in one line; empty when attempts do not fail so.
+
+        Args:
+            unanswered: where everything was sent and no answer has come, and when the attempt started, monotonic
+                seconds.
+        """
+        now = self._monotonic()
+        waits = {destination: max(at, self._cleared_at) for destination, at in unanswered.items()}
+        waits = {destination: since for destination, since in waits.items() if now - since >= FAILING_AFTER_S}
+        for_s = now - min(self._since, *waits.values(), math.inf)
+        if for_s < FAILING_AFTER_S or len(self._destinations | waits.keys()) < AWAY_AFTER_FAILURES:
             return ""
-        return f"nothing stored for {span(for_s)}, the last error is {self._last_error}"
+        count = plural(len(waits), "upload")
+        why = f"the last error is {self._last_error}" if self._last_error else f"{count} without an answer"
+        return f"nothing stored for {span(for_s)}, {why}"
 
 
 class KeyEvidence:

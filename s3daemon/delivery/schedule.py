@@ -20,7 +20,7 @@ import asyncio
 import heapq
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from s3daemon.delivery.decision import LastError
@@ -187,6 +187,9 @@ class FullBuckets:
     def __init__(self) -> None:
         self._delays: dict[str, tuple[float, float]] = {}  # when the next attempt may start, and the delay after it
 
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._delays)
+
     def refused(self, bucket: str, now: float) -> None:
         """Note that the bucket's quota is used up."""
         self._delays.setdefault(bucket, (now + FULL_FIRST_S, FULL_FIRST_S))
@@ -216,6 +219,9 @@ class SilentBuckets:
     def __init__(self) -> None:
         self._silent: set[str] = set()
         self._last_stored, self._stored_at = "", -math.inf  # the bucket that has taken an object last, and when
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._silent)
 
     def __contains__(self, bucket: object) -> bool:
         """Return whether it is silent."""
@@ -295,6 +301,11 @@ class Schedule:
     def has_room(self, bucket: str) -> bool:
         """Return whether at most half of the slots are taken by attempts at `bucket`."""
         return sum(queued.transfer.destination.bucket == bucket for queued in self._running) <= max(1, self._slots // 2)
+
+    def only_used(self, buckets: Iterable[str]) -> list[str]:
+        """Return those of the buckets that have a transfer, sorted."""
+        given = set(buckets)
+        return sorted(given & {destination.bucket for destination in self._chains}) if given else []
 
     def waiting(self) -> Iterator[QueuedTransfer]:
         """Iterate over transfers without an attempt in flight, about as accepted; valid until something changes."""

@@ -36,7 +36,7 @@ from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import DROPPED, FailureState, Finding, decide
-from s3daemon.delivery.health import ASK_EVERY_S, Ask, Health, KeyEvidence, Outages, StoringWatch
+from s3daemon.delivery.health import ASK_EVERY_S, FAILING_AFTER_S, Ask, Health, KeyEvidence, Outages, StoringWatch
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     SILENT_AGAIN_S,
@@ -84,7 +84,7 @@ class Uploader:
         active_clock: as given.
         health: whether the endpoint is away or the queue held.
         outages: when the present ones began.
-        storing: whether attempts fail and nothing is stored.
+        storing: whether attempts fail and nothing is stored; see `failing`.
         schedule: the transfers that are not over.
         waiters: the clients that wait for them.
         observers: called with every record that the journal gets.
@@ -141,6 +141,28 @@ class Uploader:
         """Seconds until the next attempt while the endpoint is away or the queue is held; None when neither is."""
         probe_s, due = self.health.next_probe_s, None if self.schedule.has_ready else self.schedule.next_time()
         return probe_s if probe_s is None or due is None else max(probe_s, due - self.clock())
+
+    @property
+    def failing(self) -> str:
+        """For how long nothing has been stored, and why, in one line; empty when attempts do not fail so."""
+        now = self.clock()
+        old = (queued for queued in self.schedule.running if now - queued.last_attempt_at >= FAILING_AFTER_S)
+        unanswered = {
+            queued.transfer.destination: queued.last_attempt_at
+            for queued in old
+            if queued.attempt and queued.attempt.progress.is_unanswered(queued.transfer.file_state.size, now)
+        }
+        return self.storing.failing(unanswered)
+
+    @property
+    def silent_buckets(self) -> list[str]:
+        """The buckets that do not answer, and have transfers, while another one takes objects."""
+        return self.schedule.only_used(self._silent_buckets)
+
+    @property
+    def full_buckets(self) -> list[str]:
+        """The buckets whose quota is used up, and that have transfers."""
+        return self.schedule.only_used(self._full_buckets)
 
     @property
     def tasks(self) -> set[asyncio.Task[Any]]:

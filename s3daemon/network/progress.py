@@ -199,6 +199,10 @@ class Progress:
         then, acked = self._samples[0]
         return max(0, self.acked_bytes - acked) / (now - then)
 
+    def is_unanswered(self, size: int, now: float) -> bool:
+        """Return whether all of a file of `size` bytes is acknowledged, not only just now, and has no answer yet."""
+        return self.acked_bytes >= size and not self.recent_rate(now)
+
 
 class StallWatch:
     """Decides when an upload makes no progress any more, from what it is given once a tick.

@@ -208,6 +208,10 @@ AWAY = {
             {"state": "failing", "failing": "nothing stored for 1m00s", "exposures": [LOST]},
             "failing", "Nothing is being stored", "nothing stored for 1m00s. Accepted transfers are kept",
         ),
+        (
+            {"state": "failing", "failing": "nothing stored for 1m00s", "status": "UNREACHABLE, no address; 3 pending"},
+            "away", "No address of the store answers", "Requests are accepted and kept.",
+        ),
     ],
 )  # fmt: skip
 def test_the_banner(window: Chromium, changes: dict[str, Any], kind: str, word: str, text: str) -> None:

@@ -273,6 +273,20 @@ async def test_the_line_says_for_how_long_the_store_is_away(desk: Desk) -> None:
 
 
 @flying_with(Desk)
+async def test_the_status_says_that_uploads_get_no_answer(desk: Desk) -> None:
+    """Long before the first one is given up; not where bytes are still on their way."""
+    desk.house.store.seconds = 1000.0
+    await desk.submit("a", "b", "c")
+    await asyncio.sleep(31)
+    assert desk.operations.healthy
+    for queued in desk.house.uploader.schedule.running:
+        assert queued.attempt is not None
+        queued.attempt.progress.add_stored(queued.transfer.file_state.size)
+    assert desk.operations.line().startswith("FAILING, nothing stored for 31s, 3 uploads without an answer; ")
+    assert not desk.operations.healthy
+
+
+@flying_with(Desk)
 async def test_the_status_says_that_nothing_is_stored_though_the_endpoint_answers(desk: Desk) -> None:
     """An error that accuses each transfer alone holds nothing up; if all get one, that is not OK."""
     desk.house.store.answer = lambda _: AttemptError("TooBusyToday", "try later", status=409)

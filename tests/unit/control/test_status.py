@@ -113,7 +113,14 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
         ),
         ({"failing": "nothing stored for 1m00s"}, "failing", f"FAILING, nothing stored for 1m00s; {COUNTS}"),
         ({"failing": "x", "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
-        ({"failing": "x", "unreachable": True}, "failing", f"FAILING, x; {COUNTS}"),
+        (
+            {"failing": "x", "unreachable": True},
+            "failing",
+            f"UNREACHABLE, no address of the store answers; {COUNTS}",
+        ),
+        ({"silent_buckets": ["a", "b"]}, "ok", f"{COUNTS}; buckets without an answer: a, b"),
+        ({"silent_buckets": ["a"], "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
+        ({"full_buckets": ["a", "b"]}, "ok", f"{COUNTS}; full buckets: a, b"),
         ({"reload_fault": "bad port"}, "ok", f"reload REFUSED, bad port; {COUNTS}"),
         (
             {"stopping": "draining", "spool_fault": "x", "held": "y", "reload_fault": "z"},

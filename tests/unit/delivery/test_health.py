@@ -412,17 +412,35 @@ def test_attempts_that_fail_while_nothing_is_stored() -> None:
     for key in "aaab":
         watch.failed(Destination("b", key), "Odd: no")
     clock.now += FAILING_AFTER_S
-    assert watch.failing == "", "two destinations may have a fault of their own"
+    assert watch.failing({}) == "", "two destinations may have a fault of their own"
     watch.failed(Destination("b", "c"), "Odder: no")
-    assert watch.failing == "nothing stored for 30s, the last error is Odder: no"
+    assert watch.failing({}) == "nothing stored for 30s, the last error is Odder: no"
     clock.now += 60
-    assert watch.failing == "nothing stored for 1m30s, the last error is Odder: no"
+    assert watch.failing({}) == "nothing stored for 1m30s, the last error is Odder: no"
     watch.clear()
-    assert watch.failing == ""
+    assert watch.failing({}) == ""
     for key in "abc":
         watch.failed(Destination("b", key), "Odd: no")
     clock.now += FAILING_AFTER_S - 1
-    assert watch.failing == "", "the next attempt may end it"
+    assert watch.failing({}) == "", "the next attempt may end it"
+
+
+def test_attempts_without_an_answer_while_nothing_is_stored() -> None:
+    """They count like failed ones once they have waited for half a minute; an object that is stored begins it anew."""
+    clock = Clock()
+    watch = StoringWatch(clock)
+    unanswered = {Destination("b", key): clock.now for key in "abc"}
+    clock.now += FAILING_AFTER_S - 1
+    assert watch.failing(unanswered) == ""
+    clock.now += 1
+    assert watch.failing(unanswered) == "nothing stored for 30s, 3 uploads without an answer"
+    two = {Destination("b", key): clock.now - FAILING_AFTER_S for key in "ab"}
+    assert watch.failing({**two, Destination("b", "new"): clock.now}) == "", "the third has only begun"
+    watch.failed(Destination("b", "c"), "Odd: no")
+    assert watch.failing(two) == "nothing stored for 30s, the last error is Odd: no"
+    watch.clear()
+    clock.now += FAILING_AFTER_S - 1
+    assert watch.failing(unanswered) == "", "something was stored meanwhile"
 
 
 def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) -> None:

@@ -157,6 +157,7 @@ async def test_a_bucket_that_does_not_answer_leaves_slots_to_the_others(house: H
         ticket = await house.intake.submit(house.request(key=f"good{n}"))
         assert (await asyncio.wait_for(ticket.outcome, 1.0)).outcome is Outcome.STORED
         await asyncio.sleep(3.0)
+    assert house.uploader.silent_buckets == ["stuck"]
     silent.clear()
     await asyncio.sleep(130.0)
     assert len(house.uploader.schedule) == 0
@@ -277,9 +278,23 @@ async def test_a_full_bucket_stops_its_own_transfers_alone(house: House) -> None
     assert len(house.store.puts) < 3 + 6 + 12 + 1
     ticket = await house.intake.submit(house.request())
     assert (await ticket.outcome).outcome is Outcome.STORED
+    assert house.uploader.full_buckets == ["full"]
     house.store.answer = lambda _: None
     await asyncio.sleep(300 + 100)
     assert len(house.store.objects) == 101
+    assert house.uploader.full_buckets == []
+
+
+@flying_with(House)
+async def test_a_bucket_without_transfers_is_not_named(house: House) -> None:
+    house.store.answer = lambda _: AttemptError("QuotaExceeded", "no room", status=403)
+    ticket = await house.intake.submit(house.request())
+    await asyncio.sleep(1)
+    assert house.uploader.full_buckets == ["bucket"]
+    queued = house.uploader.schedule.get(ticket.id)
+    assert queued is not None
+    await house.uploader.drop(queued)
+    assert house.uploader.full_buckets == []
 
 
 @flying_with(House)

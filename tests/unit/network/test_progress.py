@@ -332,6 +332,19 @@ def test_recent_rate(progress: Progress) -> None:
     assert progress.recent_rate(17.0) == 1000
 
 
+def test_a_file_without_an_answer(progress: Progress) -> None:
+    """All of it is acknowledged, and was so when it was looked at before."""
+    (upload,) = begun(progress, FakeUpload(1000, got=900))
+    progress.sample(10.0)
+    assert not progress.is_unanswered(1000, 12.0)
+    upload.got = 1000
+    assert not progress.is_unanswered(1000, 12.0), "it has only arrived"
+    for now in (12.0, 14.0, 16.0):
+        progress.sample(now)
+    assert progress.is_unanswered(1000, 17.0)
+    assert not progress.is_unanswered(5000, 17.0), "one part of several"
+
+
 def test_a_part_that_was_lost_makes_no_negative_rate(progress: Progress) -> None:
     """What was acknowledged of it no longer counts; the rate is 0 then."""
     (upload,) = begun(progress, FakeUpload(1000, got=500))
