@@ -54,6 +54,9 @@ FAILING_AFTER_S = 30.0
 #: The number of probes at a time: one in the first three rounds, then two, of different transfers, so that one that
 #: always fails, or hangs, does not hide the recovery.
 PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
+#: A probe that takes longer, such as a large file, or one without an answer, does not hide the recovery: it counts as a
+#: probe for so long, seconds. While nothing is answered, each attempt ends after a minute: then six are in flight.
+PROBE_ALONE_S = 10.0
 #: The time between probes while the queue is held, seconds. People correct settings and reload; a probe finds out what
 #: was corrected at the store, of which the daemon has no notice, but for a certificate (`ASK_EVERY_S`).
 HELD_PROBE_S = 300.0
@@ -81,10 +84,11 @@ class Health:
     counts once per destination: one object that the store cannot take is not an outage; and not at all if its transfer
     had failed before the last success already, or if the store has been silent to it since before an attempt started
     that has succeeded: such a silence is of an outage that is over. A probe is an attempt that started in the outage:
-    those from before neither delay it nor count as one. Nor may objects that always fail stop others: live transfers,
-    which have not failed yet, may start while the endpoint is away but answers, and while the queue is held for a
-    denial, which keys that may write elsewhere get too. The first success ends either; a hold only if its attempt
-    started after the hold began. A refusal holds the queue only if its attempt started after the last reload.
+    those from before neither delay it nor count as one. It counts as one for 10 s, since it may take long. Nor may
+    objects that always fail stop others: live transfers, which have not failed yet, may start while the endpoint is
+    away but answers, and while the queue is held for a denial, which keys that may write elsewhere get too. The first
+    success ends either; a hold only if its attempt started after the hold began. A refusal holds the queue only if its
+    attempt started after the last reload.
 
     Args:
         rng: jitter.
@@ -231,22 +235,30 @@ class Health:
         Args:
             started: when those in flight started, monotonic seconds.
         """
-        if not (self.held or self.away):
-            return True
+        return not (self.held or self.away) or (self._monotonic() >= self._probe_at and self._room_at(started) is None)
+
+    def _room_at(self, started: Iterable[float]) -> float | None:
+        """Return when a probe too many stops to count, monotonic seconds; None when there is room for one more now."""
         since = self._held_at if self.held else self._away_since or 0.0
-        more = self.away and self._rounds > PROBES_MORE_AFTER
-        limit = PROBES_MAX if more else PROBES_FIRST
-        return self._monotonic() >= self._probe_at and sum(at >= since for at in started) < limit
+        now = self._monotonic()
+        limit = PROBES_MAX if self.away and self._rounds > PROBES_MORE_AFTER else PROBES_FIRST
+        probes = sorted(at for at in started if at >= since and at + PROBE_ALONE_S > now)
+        return probes[-limit] + PROBE_ALONE_S if len(probes) >= limit else None
 
     @property
     def next_probe_s(self) -> float | None:
         """Seconds until the next probe may start; None while every attempt may."""
         return max(0.0, self._probe_at - self._monotonic()) if self.held or self.away else None
 
-    def wake_at(self) -> float | None:
-        """Return the monotonic time from which `may_start` may be true without another event; None: there is none."""
-        waits = (self.held or self.away) and self._monotonic() < self._probe_at
-        return self._probe_at if waits else None
+    def wake_at(self, started: Iterable[float]) -> float | None:
+        """Return the monotonic time from which `may_start` may be true without another event; None: there is none.
+
+        Args:
+            started: as for `may_start`.
+        """
+        if not (self.held or self.away):
+            return None
+        return self._probe_at if self._monotonic() < self._probe_at else self._room_at(started)
 
 
 class Outages:

@@ -277,13 +277,16 @@ class Uploader:
         queued.attempt = AttemptInFlight(task, progress)
 
     def _may_start(self) -> bool:
-        return self.health.may_start(queued.last_attempt_at for queued in self.schedule.running)
+        return self.health.may_start(self._started())
+
+    def _started(self) -> Iterator[float]:
+        return (queued.last_attempt_at for queued in self.schedule.running)
 
     def _set_timer(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = self.schedule.next_time() if self._may_start() else self.health.wake_at()
+        at = self.schedule.next_time() if self._may_start() else self.health.wake_at(self._started())
         if at is not None:
             self._timer = self._loop.call_later(max(0.0, at - self.clock()), self.pump)
 

@@ -14,6 +14,7 @@ from s3daemon.delivery.health import (
     FAILING_AFTER_S,
     HELD_PROBE_S,
     LEARN_AGAIN_S,
+    PROBE_ALONE_S,
     Health,
     KeyEvidence,
     Outages,
@@ -52,7 +53,7 @@ def state(health: Health) -> str:
 def test_up_starts_everything_and_waits_for_nothing(health: Health) -> None:
     assert health.may_start([])
     assert health.may_start([NOW] * 1000)
-    assert health.wake_at() is None
+    assert health.wake_at([]) is None
     assert state(health) == "UP"
 
 
@@ -126,7 +127,7 @@ def test_attempts_from_before_an_outage_neither_delay_a_probe_nor_count_as_one(h
     started_at = clock.now
     clock.now += 60
     away(health)
-    wake = health.wake_at()
+    wake = health.wake_at([])
     assert wake is not None
     clock.now = wake
     assert (health.may_start([started_at] * 24), health.may_start([clock.now])) == (True, False)
@@ -134,6 +135,20 @@ def test_attempts_from_before_an_outage_neither_delay_a_probe_nor_count_as_one(h
     assert health.may_start([])
     health.failed(AttemptError("NoAnswer", "", silent_s=60.0), THERE, started_at=wake)
     assert not health.may_start([])
+
+
+def test_a_probe_that_takes_long_does_not_hide_the_recovery(health: Health, clock: Clock) -> None:
+    """Such as a large file, or one that a store which is back will never answer: another one may start."""
+    away(health)
+    started_at = clock.now = health.wake_at([]) or 0.0
+    assert (health.may_start([started_at]), health.wake_at([started_at])) == (False, started_at + PROBE_ALONE_S)
+    clock.now += PROBE_ALONE_S
+    assert health.may_start([started_at] * 5)
+    probes = [started_at, clock.now - 3]
+    assert (health.may_start(probes), health.wake_at(probes)) == (False, clock.now - 3 + PROBE_ALONE_S)
+    clock.now += 100
+    health.failed(DOWN, HERE)
+    assert not health.may_start(probes), "each failure delays the next one"
 
 
 def test_a_refusal_at_one_destination_holds_nothing(health: Health) -> None:
@@ -187,12 +202,12 @@ def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, cloc
     away(health)
     delays, limits = [], []
     for _ in range(10):
-        wake = health.wake_at()
+        wake = health.wake_at([])
         assert wake is not None
         assert not health.may_start([])
         delays.append(wake - clock.now)
         clock.now = wake
-        assert health.wake_at() is None
+        assert health.wake_at([]) is None
         limits.append(next(n for n in range(5) if not health.may_start([NOW] * n)))
         health.failed(DOWN, HERE)
         health.failed(DOWN, HERE)  # another one of the same round, which counts once
@@ -214,7 +229,7 @@ def test_bad_keys_hold_the_queue_from_any_state(health: Health) -> None:
 def test_held_is_probed_every_five_minutes(health: Health, clock: Clock) -> None:
     health.refused(BAD_KEY, NOW)
     for error in (BAD_KEY, DOWN, BUSY, BAD_KEY):
-        assert health.wake_at() == clock.now + HELD_PROBE_S
+        assert health.wake_at([]) == clock.now + HELD_PROBE_S
         clock.now += HELD_PROBE_S
         assert health.may_start([])
         assert not health.may_start([NOW])
