@@ -279,6 +279,9 @@ class Schedule:
         self._slots = slots
         self._limit_large = max(1, slots - max(1, slots // 10))
         self._limit_backlog = max(1, slots // 2)
+        # While the endpoint is away, live transfers leave room for probes: what is never answered holds its slot for a
+        # minute, and a recovery would show no sooner.
+        self._limit_outage = slots - slots // 4
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -349,12 +352,14 @@ class Schedule:
 
         Args:
             now: monotonic seconds.
-            live_only: none of the backlog.
+            live_only: none of the backlog, and not in the last quarter of the slots.
         """
         while self._delayed and self._delayed[0][0] <= now:
             not_before, queued = heapq.heappop(self._delayed)
             if queued.not_before == not_before:
                 self.end_delay(queued)
+        if live_only and len(self._running) >= self._limit_outage:
+            return None
         for live in (True,) if live_only else (True, False):
             heads = {small: head for small in (True, False) if (head := self._peek(live, small))}
             free = [head for small, head in heads.items() if self._may_run(live, small)]

@@ -155,6 +155,16 @@ def test_the_backlog_leaves_half_of_the_connections_to_live_transfers() -> None:
     assert taken(schedule) == [fresh]
 
 
+@pytest.mark.parametrize(("slots", "in_outage"), [(1, 1), (3, 3), (4, 3), (25, 19)])
+def test_in_an_outage_live_transfers_leave_slots_to_probes(slots: int, in_outage: int) -> None:
+    """An attempt without an answer holds its slot for a minute."""
+    schedule = Schedule(slots)
+    for n in range(2 * slots):
+        schedule.add(queued(f"k{n}", SMALL))
+    assert len(list(iter(lambda: schedule.take(0.0, live_only=True), None))) == in_outage
+    assert len(taken(schedule)) == slots - in_outage
+
+
 @pytest.mark.parametrize("slots", [1, 2, 3])
 def test_with_few_connections_everything_gets_its_turn(slots: int) -> None:
     schedule = Schedule(slots)
