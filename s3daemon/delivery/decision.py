@@ -98,6 +98,9 @@ class LastError:
     address: str = ""
 
 
+#: At so many addresses a transfer is tried before it fails permanently. One may be set up differently, but the cause is
+#: nearly always the bucket, and each attempt may send the whole file; a name may have dozens of addresses.
+MOST_ADDRESSES = 4
 #: The error of a transfer that an operator has given up.
 DROPPED = LastError(Code.DROPPED, "dropped by an operator")
 
@@ -159,7 +162,7 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     elsewhere = error.other_address and error.address not in state.failed_addresses and verdict is not Verdict.HOLD
     is_passed_on = elsewhere and isinstance(error, AttemptError) and blames_endpoint(error)
     finding = Finding.NO_FINDING if is_passed_on else _finding(error, state.keys)
-    if verdict is Verdict.PERMANENT and not elsewhere:
+    if verdict is Verdict.PERMANENT and not (elsewhere and len(state.failed_addresses) + 1 < MOST_ADDRESSES):
         return Decision(recorded, finding, final=True)
     if state.active_s > state.retry_for_s:
         text = f"given up after {state.attempts} attempts; the last error: {error.text}"

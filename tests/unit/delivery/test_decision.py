@@ -101,6 +101,9 @@ TABLE = {
     "permanent at the second of three addresses": Row(
         elsewhere("NoSuchBucket"), replace(FIRST, failed_addresses=frozenset("b")), SERVING, avoided=frozenset("ab")
     ),
+    "permanent at the fourth of many addresses": Row(
+        elsewhere("NoSuchBucket"), replace(FIRST, failed_addresses=frozenset("bcd")), SERVING, final=True
+    ),
     "permanent at the last address": Row(
         AttemptError("NoSuchBucket", "x", status=404, address="a"), TWO_FAILED, SERVING, final=True
     ),
