@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from pathlib import PurePath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -37,8 +38,10 @@ _MAX_HOST_NAME = 253
 #: To the resolver a name that ends in a number is an address in an old form, such as 127.1, which aiohttp refuses.
 _NUMBER_LAST = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
 
-#: What may be a secret key in the wrong line, and is no path.
-_LIKE_A_KEY = re.compile("[A-Za-z0-9+][A-Za-z0-9/+]{19,}")
+#: What may be a secret key in the wrong line, alone or beside something else, as in `25 # KEY`.
+_LIKE_A_KEY = re.compile("[A-Za-z0-9/+]{20,}")
+#: The part of a path that may be one; the slashes of a path do not count.
+_PART_LIKE_A_KEY = re.compile("[A-Za-z0-9+]{20,}")
 
 
 @dataclass(frozen=True)
@@ -104,17 +107,19 @@ class Variable:
     def fault(self, value: object, why: str) -> SettingsError:
         """Return the error for one fault, with the value where it may be shown.
 
-        Not shown are secrets, what looks like one, URLs that may hold one, and what has an equals sign: a backslash at
+        Not shown are secrets, what may hold a key, URLs that may hold one, and what has an equals sign: a backslash at
         the end of a line of the environment file joins the next to it, and that may be the secret key's.
         """
         text = str(value)
-        hidden = (
-            self.secret
-            or "=" in text
-            or _LIKE_A_KEY.fullmatch(text)
-            or (self.name.endswith("_URL") and ("@" in text or "?" in text))
-        )
+        hidden = self.secret or "=" in text or (self.name.endswith("_URL") and ("@" in text or "?" in text))
+        # A path as such is fine, and its file is at fault.
+        hidden = hidden or may_hold_key(text, is_path=isinstance(value, PurePath))
         return SettingsError([f"{self.name}: {why}" if hidden else f"{self.name} is '{one_line(text, 80)}': {why}"])
+
+
+def may_hold_key(text: str, *, is_path: bool = False) -> bool:
+    """Whether some of a text looks like a secret key, so that no message may quote it."""
+    return (_PART_LIKE_A_KEY if is_path else _LIKE_A_KEY).search(text) is not None
 
 
 #: What a text cannot have been meant to be, and what that says of the file it came from.

@@ -6,6 +6,7 @@ import pwd
 import socket
 from collections.abc import Callable, Collection, Iterable
 
+from s3daemon.config.values import may_hold_key
 from s3daemon.errors import HOST_LIMIT_TEXT, Code, RequestError, SettingsError, one_line
 from s3daemon.ingress.peer import MAX_UID, NAMELESS, PeerLookup
 from s3daemon.model.files.calls import outlast
@@ -31,7 +32,10 @@ def resolve_users(names: Iterable[str], uid: Callable[[str], int] = _uid_of_name
         try:
             number = int(name) if name.isdecimal() else uid(name)
         except KeyError:
-            faults.append(f"S3DAEMON_ALLOWED_USERS names {one_line(name)}, which is not a user here")
+            if may_hold_key(name):  # in the wrong line of the environment file
+                faults.append("S3DAEMON_ALLOWED_USERS has a name that is not a user's here")
+            else:
+                faults.append(f"S3DAEMON_ALLOWED_USERS names {one_line(name)}, which is not a user here")
             continue
         if number > MAX_UID or number == NAMELESS:
             faults.append(f"S3DAEMON_ALLOWED_USERS names {one_line(name)}, and {number} is not the number of a user")

@@ -305,12 +305,20 @@ def test_no_fault_shows_a_secret_in_a_url(url: str) -> None:
     assert not any(SECRET in fault for fault in faults({**GOOD, "AWS_ACCESS_KEY_ID": f"a {SECRET}"}))
 
 
+@pytest.mark.parametrize("form", ["{}", "25 # was {}", "https://{}", "{},{}", "a/{}", "/../{}"])
 @pytest.mark.parametrize("name", ["S3_ENDPOINT_URL", "AWS_CA_BUNDLE", "S3DAEMON_PORT", "S3DAEMON_STATE_DIR"])
-def test_no_fault_shows_a_secret_in_another_line(name: str) -> None:
-    """What looks like a key is not repeated; a host or a path is."""
+def test_no_fault_shows_a_secret_in_another_line(name: str, form: str) -> None:
+    """What looks like a key is not repeated, alone or beside something else; a host is."""
     secret = f"{SECRET}/bPxRfiCYEXAMPLEKEY+"
-    assert not any(secret in fault for fault in faults({**GOOD, name: secret}))
+    assert not any(SECRET in fault for fault in faults({**GOOD, name: form.format(secret, secret)}))
     assert any("relative.example" in fault for fault in faults({**GOOD, name: "relative.example"}))
+
+
+def test_a_fault_of_a_file_shows_its_path() -> None:
+    """However long it is, but not if a part of it looks like a key."""
+    path = "/etc/pki/ca-trust/source/anchors/observatory/ca.pem"
+    assert any(path in fault for fault in faults({**GOOD, "AWS_CA_BUNDLE": path}))
+    assert not any(SECRET in fault for fault in faults({**GOOD, "AWS_CA_BUNDLE": f"/etc/{SECRET}bPxRfiCY.pem"}))
 
 
 def test_differences() -> None:

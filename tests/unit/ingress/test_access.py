@@ -58,6 +58,13 @@ def test_names_without_a_user_are_faults() -> None:
     assert [fault.split()[2].strip(",") for fault in caught.value.faults] == ["typo", "65534", "4294967295", "nosuch"]
 
 
+def test_a_key_in_place_of_a_name_is_not_shown() -> None:
+    key = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"  # the documentation's example, nobody's key
+    with pytest.raises(SettingsError) as caught:
+        resolve_users((key,), {}.__getitem__)
+    assert caught.value.faults == ("S3DAEMON_ALLOWED_USERS has a name that is not a user's here",)
+
+
 def test_only_listed_users_may_ask(sock: socket.socket) -> None:
     """One that is not listed is refused by number; one that is not known is told what to do."""
     asyncio.run(access(5, 1000).check(sock))
