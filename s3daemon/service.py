@@ -303,7 +303,11 @@ class Service:
             await self._stop(until_stop)
 
     def _max_clients(self, settings: Settings) -> int:
-        """Return how many clients each server may have, by these settings and the limit of descriptors."""
+        """Return how many clients each server may have, by these settings and the limit of descriptors.
+
+        Raises:
+            SettingsError: the limit does not allow so many uploads.
+        """
         return clients_within(self._descriptors, settings.max_clients, settings.max_connections)
 
     async def _stop(self, until_stop: list[asyncio.Task[None]]) -> None:
@@ -401,6 +405,7 @@ class Service:
         applied, restart = differences(old, read)
         new = reloaded(old, read)
         self._journal.hide(new.secrets())
+        max_clients = self._max_clients(new)
         allowed = await asyncio.to_thread(resolve_users, new.allowed_users)
         before = self._endpoint
         trust = await asyncio.to_thread(Trust.read, new)
@@ -416,7 +421,7 @@ class Service:
         self._settings.current, self._endpoint = new, endpoint
         self._access.allow(allowed)
         for listener in self._listeners:
-            listener.resize(self._max_clients(new))
+            listener.resize(max_clients)
         retiring = before.retire(endpoint, self._uploader.tasks, self._janitor.abort_all)
         self._background.start("retiring the endpoint before", retiring)
         if denied := self._uploader.reload():

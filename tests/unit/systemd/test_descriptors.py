@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from s3daemon.config.settings import MAX_CLIENTS, MAX_CONNECTIONS
+from s3daemon.errors import SettingsError
 from s3daemon.systemd.descriptors import WANTED, clients_within
 
 
@@ -19,12 +20,20 @@ from s3daemon.systemd.descriptors import WANTED, clients_within
         (1024, 1024, 25, 213),
         (1024, 100, 25, 100),
         (256, 1024, 25, 21),
-        (64, 1024, 25, 4),
-        (1024, 1024, 1024, 4),
+        (82, 1024, 25, 4),
+        (2080, 1024, 1024, 4),
     ],
 )
 def test_clients_leave_descriptors_to_uploads(limit: int, max_clients: int, max_connections: int, clients: int) -> None:
     assert clients_within(limit, max_clients, max_connections) == clients
+
+
+@pytest.mark.parametrize(("limit", "max_connections", "least"), [(81, 25, 82), (10, 1, 34), (1024, 1024, 2080)])
+def test_a_limit_that_uploads_alone_would_use_up_is_a_fault(limit: int, max_connections: int, least: int) -> None:
+    with pytest.raises(SettingsError) as caught:
+        clients_within(limit, 1024, max_connections)
+    (fault,) = caught.value.faults
+    assert f"needs {least} descriptors at least, and may have {limit}" in fault
 
 
 def test_the_units_limit_is_enough_for_the_highest_settings() -> None:
