@@ -28,6 +28,7 @@ from s3daemon.s3.answers import IS_IT_TLS, flaw_of_certificate, tls_reason
 CERTIFICATE_DAYS = 14
 
 _DAY_S = 86400
+_AT_ONCE_S = 1.0
 #: Of an answer that refuses a request, enough to see why: nginx's and Go's "sent to HTTPS port".
 _ANSWER_BYTES = 1000
 _BAD_REQUEST = b" 400"
@@ -45,6 +46,7 @@ class Reached:
         error: why requests cannot be sent there, or empty.
         tls: the version of TLS and the certificate's names; empty for plain HTTP.
         valid_days: how long its certificate is valid, from now.
+        silent: it answered neither a plain request nor the beginning of a TLS handshake; not known with TLS.
     """
 
     address: str
@@ -52,6 +54,7 @@ class Reached:
     error: str = ""
     tls: str = ""
     valid_days: float = 0.0
+    silent: bool = False
 
 
 async def reach(settings: Settings, findings: Findings, wall: Clock) -> list[Reached]:
@@ -119,9 +122,20 @@ async def _connect(item: tuple[Any, ...], url: URL, settings: Settings, wall: Cl
     reached = Reached(address, rtt_s)
     if url.scheme == "https":
         return await _agree_on_tls(reached, url, settings, wall)
-    if not await _speaks_http(address, url, limit_s) and await _speaks_tls(address, url, limit_s):
+    return await _agree_on_http(reached, url, limit_s)
+
+
+async def _agree_on_http(reached: Reached, url: URL, limit_s: float) -> Reached:
+    http = asyncio.create_task(_speaks_http(reached.address, url, limit_s))
+    # A store that answers at once is spared a handshake, which it logs; beside the other, as both may wait in vain.
+    await asyncio.wait([http], timeout=_AT_ONCE_S)
+    tls = not http.done() or not http.result()
+    tls = tls and await _speaks_tls(reached.address, url, limit_s)
+    if await http:
+        return reached
+    if tls:
         return replace(reached, error="that port speaks TLS: use https:// in S3_ENDPOINT_URL")
-    return reached
+    return replace(reached, silent=True)
 
 
 async def _agree_on_tls(reached: Reached, url: URL, settings: Settings, wall: Clock) -> Reached:

@@ -73,6 +73,7 @@ class StoreChecks:
         self._wall = wall
         self._tries = 1
         self._neutral: AttemptError | None = None  # why no buckets were listed
+        self._silent = False  # a request without keys got no answer
         self._at = ""  # of several addresses, the one where the object is put
 
     async def run(self, target: str) -> None:
@@ -89,6 +90,7 @@ class StoreChecks:
             self.rtt_s = max((one.rtt_s for one in reached if one.rtt_s is not None), default=None)
             self._tries = max(1, len(reached))
             answering = [one.address for one in reached if not one.error]
+            self._silent = all(one.silent for one in reached if not one.error)
             if not answering:
                 self._findings.note("credentials", "not checked: the store cannot be reached")
                 return
@@ -111,6 +113,8 @@ class StoreChecks:
     async def _keep_alive(self, pool: ConnectionPool) -> None:
         url = URL(self._settings.endpoint_url)
         try:
+            if self._silent:  # it was waited for already
+                raise TimeoutError
             async with pool.acquire() as connection:
 
                 async def send(method: str) -> None:
@@ -119,7 +123,8 @@ class StoreChecks:
                         await connection.request(method, str(url.with_path("/")), {}, None)
 
                 found = await find_small_request(connection, send)
-        except (aiohttp.ClientError, OSError):
+        except (aiohttp.ClientError, OSError) as exc:
+            self._silent = isinstance(exc, TimeoutError)
             text = f"not checked: an unsigned request got no answer; does that port speak {url.scheme}?"
             self._findings.note("keep-alive", text)
             return
@@ -137,7 +142,9 @@ class StoreChecks:
         """
         try:
             await sender.open()
-            answer = await self._insist(lambda: sender.call("list_buckets"))
+            # A store that says nothing is not waited for at each of its addresses as long as at one.
+            limit_s = self._settings.stall_timeout_s / self._tries
+            answer = await self._insist(lambda: sender.call("list_buckets", answer_timeout_s=limit_s))
         except SettingsError as exc:
             self._findings.fail("credentials", exc.text)
             return False
@@ -148,6 +155,10 @@ class StoreChecks:
                 self._findings.note("credentials", f"{text}: check with a BUCKET")
             elif exc.status in _NO_LIST and exc.code != str(exc.status):  # with S3's code, not a web server's page
                 self._findings.note("credentials", f"{exc.code}: the store does not list buckets; check with a BUCKET")
+            elif exc.code == Code.NO_ANSWER and self._silent:
+                left_out = "; no request was answered" + (", so no object is put" if target else "")
+                self._findings.fail("credentials", f"{self._complaint(exc)}{left_out}")
+                return False
             elif target and not accuses_keys(exc):
                 self._findings.warn(
                     "credentials", f"{exc.code}, {exc.text}; the object below shows whether the keys are valid"

@@ -112,6 +112,15 @@ def test_another_server_answers_for_the_root_only(looked: Looked) -> None:
     assert looked.findings.failed
 
 
+def test_nothing_more_is_asked_of_a_store_that_says_nothing(tmp_path: Path) -> None:
+    """An operator should not wait for the end of S3DAEMON_ANSWER_TIMEOUT, which is a minute."""
+    looked = checked(tmp_path, b"", "bucket/x", S3DAEMON_CONNECT_TIMEOUT="100ms", S3DAEMON_STALL_TIMEOUT="1s")
+    assert looked.one("keep-alive").startswith("note keep-alive not checked: an unsigned request got no answer")
+    assert looked.one("FAIL").startswith("FAIL credentials NoAnswer, ")
+    assert looked.one("FAIL").endswith("; no request was answered, so no object is put")
+    assert not any(" bucket " in line for line in looked.lines)
+
+
 def test_all_is_denied(tmp_path: Path) -> None:
     """Some stores refuse wrong keys so: while they have stored nothing, the daemon holds its queue."""
     looked = checked(tmp_path, refusal(403, "AccessDenied"), "bucket")
