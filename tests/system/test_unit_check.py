@@ -72,7 +72,7 @@ def test_another_file_and_another_user(service: Service, moto: S3Server) -> None
 
 
 def test_another_state_directory(service: Service, moto: S3Server) -> None:
-    """The unit cannot write it, which is a warning before a start fails; what the warning says to do is enough."""
+    """The unit cannot write it, which check says before a start fails; what it says to do is enough."""
     service.configure(moto)
     file = service.box.root / "etc/sysconfig/s3daemon"
     text = file.read_text()
@@ -80,8 +80,8 @@ def test_another_state_directory(service: Service, moto: S3Server) -> None:
     drop_in.parent.mkdir(parents=True, exist_ok=True)
     try:
         file.write_text(f"{text}\nS3DAEMON_STATE_DIR=/srv/spool\n")
-        line = next(line for line in check(service).splitlines() if " state " in line)
-        assert line.startswith("warn state       /srv/spool is read-only to the service")
+        line = next(line for line in check(service, status=1).splitlines() if " state " in line)
+        assert line.startswith("FAIL state       /srv/spool is read-only to the service")
         assert service.systemctl("restart", service.unit, check=False).returncode != 0
         service.box.exec(*line.split(": ")[1].partition(";")[0].split())
         drop_in.write_text("[Service]\nReadWritePaths=/srv/spool\n")

@@ -160,7 +160,9 @@ def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance
         activated = unit is not None and checks_unit.units(findings, host, unit)
         checks_unit.daemon(findings, host, unit, instance.ask, activated=activated, endpoint=endpoint)
     with findings.guard("state"):
-        if not unit or checks_unit.may_write(findings, host, unit, instance.state_dir):
+        if not instance.state_dir.is_absolute():
+            pass  # a fault of the settings
+        elif not unit or checks_unit.may_write(findings, host, unit, instance.state_dir):
             checks_host.state_directory(findings, host, instance.state_dir, unit.USER if unit else "")
     with findings.guard("journal"):
         checks_host.journal(findings, host, JOURNAL_SOCKET, unit.name if unit else "s3daemon")

@@ -32,6 +32,8 @@ _STYLES = {"FAIL": "bold red", "warn": "yellow", "ok": "green", "note": ""}
 START_FAILED = "be02cf6855d2428ba40df7e9d022f03d"
 RUN_FAILED = "d9b373ed55a64feb8242e02dbe79a49c"
 PROCESS_ENDED = "98e322203f7a4ed290d09fe03c09fe15"
+#: That a step before the program failed; an entry before it may say what of it.
+SPAWN_FAILED = "641257651c1b4ec9a8624d7a40a9e1e7"
 #: PID 1 answers at once or not at all.
 _SYSTEMD_S = 10
 
@@ -153,7 +155,9 @@ def last_reason(entries: Iterable[str]) -> str:
     errors = [entry for entry in of_run if entry.get("PRIORITY", "6") <= "3" and not _is_of_course(entry)]
     printed = [entry for entry in of_run if entry.get("_TRANSPORT") == "stdout"]
     ended = [entry for entry in of_run if entry.get("MESSAGE_ID") == PROCESS_ENDED]
-    return next((str(some[-1].get("MESSAGE", "")).strip() for some in (errors, printed, ended) if some), "")
+    last = next((some for some in (errors, printed, ended) if some), [])
+    detailed = [entry for entry in last[-2:] if last[-1].get("MESSAGE_ID") == SPAWN_FAILED] or last[-1:]
+    return "; ".join(str(entry.get("MESSAGE", "")).strip() for entry in detailed)
 
 
 def _is_of_course(entry: Mapping[str, object]) -> bool:

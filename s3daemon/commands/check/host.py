@@ -161,7 +161,10 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
         ours = [path for path in here.iterdir() if path.name.startswith(NAMES)]
         inside = [path.name for path in ours if path.lstat().st_uid != found.st_uid]
     except FileNotFoundError:
-        findings.note("state", f"{directory} does not exist; the first start creates it")
+        if here.is_symlink():
+            findings.fail("state", f"{directory} is a symbolic link to what does not exist: remove it")
+        else:
+            findings.note("state", f"{directory} does not exist; the first start creates it")
         return
     except NotADirectoryError:
         findings.fail("state", f"{directory} is not a directory: rename or remove it")

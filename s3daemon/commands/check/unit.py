@@ -16,6 +16,18 @@ from s3daemon.units import plural
 
 #: What a unit that is not enabled costs after a reboot.
 _UNITS = {"socket": "clients are refused", "service": "what was accepted waits for a client to start the daemon"}
+#: What to do where systemd failed to run the program, by the name of the step that failed.
+_CURES = {
+    "CHDIR": "fix WorkingDirectory= in the drop-in",
+    "CREDENTIALS": "fix LoadCredential= in the drop-in, or the file that it names",
+    "EXEC": "install the package again, or fix ExecStart= in the drop-in",
+    "GROUP": "systemd-sysusers makes the group of the package; or fix Group= in the drop-in",
+    "NAMESPACE": "make the directory that is missing, or fix ...Paths= in the drop-in",
+    "STATE_DIRECTORY": "remove what is in the way; with a symbolic link, use S3DAEMON_STATE_DIR= instead",
+    "USER": "systemd-sysusers makes the user of the package; or fix User= in the drop-in",
+}
+#: How systemd names the step, in the messages that it failed and that the process has ended.
+_STEP = re.compile(r"(?:Failed at step |status=\d+/)([A-Z_]+)")
 #: The LoadState of a unit that has no file.
 _MISSING = "not-found"
 
@@ -54,7 +66,10 @@ def units(findings: Findings, host: Host, unit: Unit) -> bool:
         return False
     for kind, cost in _UNITS.items():
         state = shown[kind].get("UnitFileState", "")
-        if not state.startswith("enabled"):
+        if state == "bad":
+            see = f"systemd-analyze verify {unit.name}.{kind}"
+            findings.warn("service", f"{unit.name}.{kind} or a drop-in of it cannot be read in part: {see}")
+        elif not state.startswith("enabled"):
             findings.warn("service", f"{unit.name}.{kind} is {state}: after a reboot {cost}: {enable}")
     state = shown["socket"].get("ActiveState", "")
     if state != "active":
@@ -136,8 +151,16 @@ def _failing(findings: Findings, host: Host, unit: Unit) -> bool:
     times = "" if count in ("", "0") else f", {plural(int(count), 'time')} so far"
     why = host.last_error(f"{unit.name}.service") or f"Result={shown.get('Result', 'unknown')}"
     see = f"journalctl -e -u {unit.name}"
-    findings.fail("daemon", f"{unit.name}.service fails to start{times}: {why}; accepted transfers are kept; {see}")
+    text = f"{unit.name}.service fails to start{times}: {why.replace(f'{unit.name}.service: ', '')}{_cure(why)}"
+    findings.fail("daemon", f"{text}; accepted transfers are kept; {see}")
     return True
+
+
+def _cure(why: str) -> str:
+    """Return what to do where a start failed before the daemon could say so itself."""
+    step = _STEP.search(why)
+    cure = _CURES.get(step[1]) if step else None
+    return f": {cure}" if cure else ""
 
 
 def _not_started(findings: Findings, host: Host, unit: Unit) -> bool:
@@ -172,7 +195,7 @@ def may_write(findings: Findings, host: Host, unit: Unit, directory: Path) -> bo
         return True
     make = f"install -d -m 700 -o {unit.USER} -g {unit.USER} {directory}"
     drop_in = f"systemctl edit {unit.name}.service, with ReadWritePaths={directory} below [Service]"
-    findings.warn("state", f"{directory} is read-only to the service, which does not start with it: {make}; {drop_in}")
+    findings.fail("state", f"{directory} is read-only to the service, which does not start with it: {make}; {drop_in}")
     return False
 
 

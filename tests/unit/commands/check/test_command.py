@@ -87,7 +87,15 @@ def test_state_directory_that_the_service_cannot_write(looked: Looked, closed: s
     looked.put("/data/spool/spool.db").parent.chmod(0o700)
     put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=/data/spool")
     run(looked)
-    assert looked.one(" state ").startswith("warn state /data/spool is read-only to the service")
+    assert looked.one(" state ").startswith("FAIL state /data/spool is read-only to the service")
+
+
+def test_state_directory_that_is_no_path(looked: Looked, closed: str) -> None:
+    """The line on the settings says so; nothing is said of a directory of that name."""
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=spool")
+    run(looked)
+    assert looked.one("FAIL settings").endswith("S3DAEMON_STATE_DIR is 'spool': expected an absolute path without ..")
+    assert not any(" state " in line for line in looked.lines)
 
 
 def test_instance(looked: Looked, closed: str) -> None:

@@ -12,6 +12,7 @@ from lab.terminal import Terminal
 from s3daemon.commands.check.findings import (
     PROCESS_ENDED,
     RUN_FAILED,
+    SPAWN_FAILED,
     START_FAILED,
     Findings,
     Host,
@@ -120,6 +121,10 @@ REFUSED = {**OF_RUN, "PRIORITY": "3", "MESSAGE": "cannot start: BadSettings: b"}
         ([{**OF_RUN, "PRIORITY": "6", "MESSAGE": "Traceback", "_TRANSPORT": "stdout"},
           {**OF_RUN, "PRIORITY": "6", "MESSAGE": "ImportError: libx", "_TRANSPORT": "stdout"}, ENDED, FAILED],
          "ImportError: libx"),
+        ([{**OF_RUN, "PRIORITY": "3", "MESSAGE": "no /data"},
+          {**OF_RUN, "PRIORITY": "3", "MESSAGE": "Failed at step NAMESPACE", "MESSAGE_ID": SPAWN_FAILED},
+          ENDED, FAILED],
+         "no /data; Failed at step NAMESPACE"),
         # A transfer that failed is not why the service did.
         ([{**OF_RUN, "PRIORITY": "3", "MESSAGE": "b/k failed", "S3DAEMON_KEY": "k"}, ENDED, FAILED],
          "Main process exited, status=1"),

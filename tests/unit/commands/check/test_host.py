@@ -194,6 +194,13 @@ def test_state_directory_that_is_a_file(looked: Looked) -> None:
     assert looked.one("state").startswith("FAIL state /var/lib/s3daemon is not a directory")
 
 
+def test_state_directory_that_is_a_link_to_nothing(looked: Looked) -> None:
+    """The first start does not create it."""
+    looked.put("/var/lib/other").with_name("s3daemon").symlink_to("gone")
+    checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "")
+    assert looked.one("state").startswith("FAIL state /var/lib/s3daemon is a symbolic link to what does not exist")
+
+
 def test_state_directory_of_another(looked: Looked) -> None:
     """It must be the service's user's."""
     directory = looked.put("/var/lib/s3daemon/spool.db").parent

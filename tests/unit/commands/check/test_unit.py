@@ -75,6 +75,13 @@ def test_unit_that_is_not_enabled(kind: str, cost: str, looked: Looked) -> None:
     assert cost in looked.one("warn")
 
 
+def test_unit_that_systemd_reads_in_part(looked: Looked) -> None:
+    """That is not said to be a unit which nobody has enabled."""
+    looked.units["service"]["UnitFileState"] = "bad"
+    assert checks_unit.units(looked.findings, looked.host, PLAIN)
+    assert looked.one("warn").endswith("cannot be read in part: systemd-analyze verify s3daemon.service")
+
+
 @pytest.mark.parametrize(
     ("listening", "is_open"),
     [("127.0.0.1:1", False), ("[::1]:1", False), ("/run/s3daemon.socket", False), ("0.0.0.0:1", True), ("[::]:1", True),
@@ -145,6 +152,13 @@ def test_no_daemon(activated: bool, text: str, looked: Looked) -> None:
          "FAIL daemon s3daemon.service fails to start: cannot start: BadSettings: no; accepted"),
         ({"ActiveState": "failed", "SubState": "failed", "Result": "exit-code", "NRestarts": "0"}, "",
          "FAIL daemon s3daemon.service fails to start: Result=exit-code; accepted"),
+        ({"ActiveState": "failed", "SubState": "failed", "NRestarts": "0"},
+         "s3daemon.service: Failed to find the user; s3daemon.service: Failed at step USER spawning /x: No such",
+         "FAIL daemon s3daemon.service fails to start: Failed to find the user; Failed at step USER spawning "
+         "/x: No such: systemd-sysusers makes the user of the package; or fix User= in the drop-in; accepted"),
+        ({"ActiveState": "failed", "SubState": "failed", "NRestarts": "0"},
+         "s3daemon.service: Main process exited, code=exited, status=203/EXEC",
+         "FAIL daemon s3daemon.service fails to start: Main process exited, code=exited, status=203/EXEC: install the"),
         ({"ActiveState": "activating", "SubState": "start", "NRestarts": "0"}, "",
          "note daemon s3daemon.service is activating: run check again"),
         ({"ActiveState": "inactive", "SubState": "dead", "NRestarts": "0"}, "old", "note daemon no daemon runs"),
@@ -187,7 +201,7 @@ def test_state_directory_that_the_unit_may_write(
     assert checks_unit.may_write(looked.findings, looked.host, PLAIN, Path(directory)) == may
     if not may:
         line = looked.one("state")
-        assert line.startswith(f"warn state {directory} is read-only to the service")
+        assert line.startswith(f"FAIL state {directory} is read-only to the service")
         assert line.endswith(f"systemctl edit s3daemon.service, with ReadWritePaths={directory} below [Service]")
 
 
