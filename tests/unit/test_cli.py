@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,34 @@ def test_closed_streams_are_no_traceback() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("NoInput: standard input is empty")
     assert done.stderr.count("\n") == 1
+
+
+def test_the_last_entry_can_be_read_before_the_process_is_gone() -> None:
+    """journald asks the kernel whose entry it is, when it comes to it."""
+    command = [sys.executable, "-m", "s3daemon"]
+    env = {"PATH": os.environ["PATH"], **LIBRARIES}
+    with subprocess.Popen(command, cwd=TREE, env=env, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        lines = [process.stderr.readline() for _ in range(3)]
+        assert all("cannot start" in line for line in lines)
+        time.sleep(0.05)
+        assert process.poll() is None
+        assert process.wait() == 1
+
+
+def test_no_stream_can_be_written() -> None:
+    """As with `>/dev/full 2>&1`: the status is the one that the manual gives."""
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "s3daemon", "--version"]
+        env = {"PATH": os.environ["PATH"], **LIBRARIES}
+        assert subprocess.run(command, cwd=TREE, env=env, stdout=full, stderr=full, check=False).returncode == 1
+
+
+def test_a_library_is_missing(tmp_path: Path) -> None:
+    """One line says what to do."""
+    (tmp_path / "aiobotocore.py").write_text("import no_such_library\n")
+    done = run("check", PYTHONPATH=os.pathsep.join([str(tmp_path), *LIBRARIES.values()]))
+    expected = (
+        "s3daemon: the installation is not complete, No module named 'no_such_library': install the package again\n"
+    )
+    assert (done.returncode, done.stderr) == (1, expected)
