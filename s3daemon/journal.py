@@ -206,7 +206,8 @@ def _loss_entry(count: int) -> list[tuple[str, bytes]]:
 
 
 def _loss(count: int) -> bytes:
-    return b"%d journal entries are lost: the journal did not take them in time" % count
+    what = "1 journal entry is" if count == 1 else f"{count} journal entries are"
+    return f"{what} lost: the journal did not take them in time".encode()
 
 
 class LogLimit:

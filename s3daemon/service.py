@@ -372,7 +372,8 @@ class Service:
         try:
             await self._operations.retry({"ids": sorted(ids)})
         except SpoolError as exc:
-            _log.error("%d transfers that were denied with the previous keys cannot be retried: %s", len(ids), exc)
+            denied = plural(len(ids), "transfer")
+            _log.error("%s denied with the previous keys cannot be retried: %s", denied, exc)
 
     async def _reload(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Reload, one at a time; STATUS shows a refusal until a reload is accepted."""

@@ -45,6 +45,7 @@ from s3daemon.model.verdict import (
     judge,
     suspect,
 )
+from s3daemon.units import plural
 
 #: A hook that waits gives up after 30 s, so the second and third attempt must come within seconds.
 BACKOFF_FIRST_S = 1.0
@@ -165,7 +166,7 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     if verdict is Verdict.PERMANENT and not (elsewhere and len(state.failed_addresses) + 1 < MOST_ADDRESSES):
         return Decision(recorded, finding, final=True)
     if state.active_s > state.retry_for_s:
-        text = f"given up after {state.attempts} attempts; the last error: {error.text}"
+        text = f"given up after {plural(state.attempts, 'attempt')}; the last error: {error.text}"
         return Decision(LastError(error.code, text, recorded.address), finding, final=True)
     if elsewhere:  # each address once, then the back-off
         return Decision(recorded, finding, failed_addresses=state.failed_addresses | {error.address})

@@ -11,6 +11,7 @@ from s3daemon.errors import Code
 from s3daemon.journal import LogLimit
 from s3daemon.model.record import Deferral, Field, MessageId, Priority
 from s3daemon.model.reply import Outcome, Reply
+from s3daemon.units import plural
 
 #: The number of deferred clients that have an entry of their own in a period; one more entry counts the others. The
 #: hooks of a camera that lost its store defer 46 transfers a minute, and each is worth an entry; a thousand clients
@@ -100,7 +101,7 @@ class Waiters:
         """Log how many more there were in this period, if there were more."""
         self._period = None
         if more := self._limit.end_period(MessageId.DEFERRED):
-            text = f"{more} more transfers were deferred, their clients notified, within {PERIOD_S:.0f} s"
+            text = f"{plural(more, 'more transfer')} deferred, each client notified, within {PERIOD_S:.0f} s"
             self._write(
                 [
                     ("MESSAGE", text),

@@ -18,7 +18,7 @@ from enum import IntEnum, StrEnum
 from typing import Any
 
 from s3daemon.errors import one_line
-from s3daemon.units import whole
+from s3daemon.units import plural, whole
 
 Field = tuple[str, str | bytes | int]
 
@@ -140,10 +140,9 @@ class TransferRecord:
         with three: what the caller waited for, as precisely as matters on a network. Exact figures are in the fields.
         """
         seconds, micro = divmod(self.start_usec, _MICROSECONDS)
-        plural = "" if self.attempts == 1 else "s"
         text = (
             f"{seconds}.{micro:06} {self.total_usec / _MICROSECONDS:.3f} sec - {self.bucket}/{self.key}"
-            f" {self.outcome}, {self.size_bytes} bytes, {self.attempts} attempt{plural}"
+            f" {self.outcome}, {self.size_bytes} bytes, {plural(self.attempts, 'attempt')}"
         )
         return f"{text}, {self.error}" if self.error else text
 
@@ -210,7 +209,7 @@ class AttemptFailure:
     def message(self) -> str:
         """Return the line for people."""
         then = "kept" if self.delay_usec is None else f"next in {self.delay_usec / _MICROSECONDS:.1f} s"
-        more = f" ({self.skipped} more like this were not logged)" if self.skipped else ""
+        more = f" ({self.skipped} more like this not logged)" if self.skipped else ""
         return f"{self.bucket}/{self.key} attempt {self.attempt} failed, {then}, {self.code}: {self.text}{more}"
 
     def fields(self) -> list[Field]:
@@ -305,7 +304,7 @@ class Refusal:
         what = " to ".join(one_line(word) for word in (self.file, self.destination) if word) or "a request"
         who = "an unknown user" if self.uid is None else f"user {self.uid}"
         tag = f" ({one_line(self.tag)})" if self.tag else ""
-        more = f" ({self.skipped} more like this were not logged)" if self.skipped else ""
+        more = f" ({self.skipped} more like this not logged)" if self.skipped else ""
         return f"refused {what}{tag}, asked by {who}, {self.code}: {one_line(self.text)}{more}"
 
     def fields(self) -> list[Field]:

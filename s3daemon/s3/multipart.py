@@ -33,6 +33,7 @@ from s3daemon.s3.parts import (
 )
 from s3daemon.s3.sender import Sender, SentBody
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
+from s3daemon.units import plural
 
 #: "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API Reference). Longer than
 #: any gateway's own limit, so that the gateway gives up first; the object is then looked up.
@@ -244,7 +245,7 @@ class Multipart:
         etag = etag_of(answer)
         if self._settings.verify == "auto":
             if parts_of(etag) not in (None, open_upload.upload.count):
-                text = f"the store's ETag is {etag}, but {open_upload.upload.count} parts were sent"
+                text = f"the store's ETag is {etag}, but it was sent {plural(open_upload.upload.count, 'part')}"
                 raise AttemptError(Code.BAD_ANSWER, text, ambiguous=True)
             if contradicts(answer, expected):
                 open_uploads.over(open_upload)

@@ -28,6 +28,7 @@ from s3daemon.spool.database import SpoolFile, is_corrupt
 from s3daemon.spool.directory import obstacle
 from s3daemon.spool.exposures import KeptExposures, SaveEnded, SaveExposure
 from s3daemon.spool.rows import Change, Entry, Hint, Insert, OpenUpload, SaveClock, SaveHint
+from s3daemon.units import plural
 
 #: The most reads that may fail while a damaged file is searched for rows, each some 50 us. A row of a damaged page
 #: takes two, so these are half a million rows, as of ten outages of 48 h. Without a bound a file that lost its root
@@ -176,9 +177,9 @@ class RecoverableFile:
         found = Contents.read(file)
         self._replace(found)
         _log.error(
-            "the files of the spool were removed or replaced while the daemon runs: %d transfers are written anew to "
+            "the files of the spool were removed or replaced while the daemon runs: %s written anew to "
             "%s; leave it alone until the daemon has stopped",
-            *(len(found.entries), self._path),
+            *(plural(len(found.entries), "transfer"), self._path),
         )
 
     def _repair(self, reason: sqlite3.Error) -> None:
@@ -189,8 +190,8 @@ class RecoverableFile:
         old_file = self._replace(found)
         lost = "an unknown number" if found.lost is None else f"up to {found.lost}"
         _log.error(
-            "the spool was damaged (%s): %d transfers carried over, %s could not be read; the old file is %s",
-            *(one_line(str(reason)), len(found.entries), lost, old_file),
+            "the spool was damaged (%s): %s carried over, %s could not be read; the old file is %s",
+            *(one_line(str(reason)), plural(len(found.entries), "transfer"), lost, old_file),
         )
 
     def _replace(self, contents: Contents) -> Path:

@@ -35,7 +35,7 @@ from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import ReservedSpace, disk_error
 from s3daemon.spool.recovery import RecoverableFile, T
 from s3daemon.spool.rows import Change, compact
-from s3daemon.units import span
+from s3daemon.units import plural, span
 
 #: Requests in one commit during a fault: each may dirty a page or two, and the reserved space has 64.
 _BATCH = 16
@@ -195,7 +195,7 @@ class Writer:
             if closing:
                 break
         if self._retained:
-            _log.error("%d changes could not be written to the spool: %s", len(self._retained), self.fault)
+            _log.error("%s could not be written to the spool: %s", plural(len(self._retained), "change"), self.fault)
         self._file.close()
 
     def _take(self) -> tuple[list[WriteRequest], bool]:

@@ -68,7 +68,8 @@ class Warnings:
 
 
 def lost(count: int) -> str:
-    return f"{count} journal entries are lost: the journal did not take them in time"
+    entries = "1 journal entry is" if count == 1 else f"{count} journal entries are"
+    return f"{entries} lost: the journal did not take them in time"
 
 
 @contextmanager

@@ -29,6 +29,7 @@ from s3daemon.config.settings import VARIABLES, Settings, logged_by_systemd, not
 from s3daemon.control.client import Instance, instance_port
 from s3daemon.errors import SettingsError, one_line
 from s3daemon.journal import JOURNAL_SOCKET
+from s3daemon.units import plural
 
 _ENVIRONMENT = "the environment"
 
@@ -150,7 +151,9 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
     for text in retired(variables):
         findings.warn("settings", f"{origin}: {text}")
     findings.hide(settings.secrets())
-    findings.ok("settings", f"from {origin}: {settings.max_connections} connections to {settings.endpoint_url}")
+    findings.ok(
+        "settings", f"from {origin}: {plural(settings.max_connections, 'connection')} to {settings.endpoint_url}"
+    )
     return settings
 
 

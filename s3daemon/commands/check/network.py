@@ -23,6 +23,7 @@ from s3daemon.commands.check.findings import Findings
 from s3daemon.config.settings import Settings
 from s3daemon.network.tcp import TcpInfo
 from s3daemon.s3.answers import IS_IT_TLS, flaw_of_certificate, tls_reason
+from s3daemon.units import plural
 
 #: Certificates are renewed a month before their end where that is automatic; two weeks are left for people.
 CERTIFICATE_DAYS = 14
@@ -100,9 +101,11 @@ def _report(one: Reached, url: URL, settings: Settings, findings: Findings, *, f
     if not one.tls:
         findings.ok("connect", text)
     elif one.valid_days >= CERTIFICATE_DAYS:
-        findings.ok("connect", f"{text}, {one.tls}, valid for {one.valid_days:.0f} days")
+        findings.ok("connect", f"{text}, {one.tls}, valid for {plural(round(one.valid_days), 'day')}")
     else:
-        findings.warn("connect", f"{text}, {one.tls}, valid for {one.valid_days:.0f} days only: have it renewed")
+        findings.warn(
+            "connect", f"{text}, {one.tls}, valid for {plural(round(one.valid_days), 'day')} only: have it renewed"
+        )
 
 
 async def _connect(item: tuple[Any, ...], url: URL, settings: Settings, wall: Clock) -> Reached:

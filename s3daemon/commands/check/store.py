@@ -34,6 +34,7 @@ from s3daemon.s3.endpoint import NO_ETAG_RISK
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.signing.client import Signer
 from s3daemon.s3.store import LookupResult, Store
+from s3daemon.units import seconds
 
 _CONTENT = "Put by s3daemon check, which deletes it again.\n"
 #: What stores answer that do not list buckets.
@@ -208,7 +209,7 @@ class StoreChecks:
         else:
             md5 = self._settings.verify != "off" and is_md5(stored.etag)
             how = "verified by its ETag" if md5 else "of the right length; no MD5 was compared"
-            self._findings.ok("bucket", f"{self._at}stored in {stored.upload_usec / 1e3:.3g} ms, {how}")
+            self._findings.ok("bucket", f"{self._at}stored in {seconds(stored.upload_usec)}, {how}")
             await self._look(store, transfer)
         try:
             await store.sender.call("delete_object", Bucket=transfer.destination.bucket, Key=transfer.destination.key)

@@ -32,7 +32,7 @@ from pathlib import Path
 from s3daemon.commands.report.select import FIELDS, OTHERS, JournalEntry, Selection
 from s3daemon.errors import Code, S3daemonError, one_line
 from s3daemon.model.record import MessageId
-from s3daemon.units import moment, zone_name
+from s3daemon.units import moment, plural, zone_name
 
 #: Where journald keeps its files, in a directory named by the machine's id: across boots, and for this boot alone.
 JOURNALS = (Path("/var/log/journal"), Path("/run/log/journal"))
@@ -238,7 +238,9 @@ def _parsed(lines: Iterable[bytes], note: Note, *, required: bool) -> Iterator[J
     if required and not good:
         raise S3daemonError(Code.BAD_INPUT, "standard input is not what journalctl -o json --all prints")
     if bad:
-        note(f"{bad} of {good + bad} lines are not JSON objects, the first is line {first_bad}: was the input cut off?")
+        note(
+            f"not a JSON object: {bad} of {plural(good + bad, 'line')}, first line {first_bad}: was the input cut off?"
+        )
 
 
 def _object(text: bytes, *, parse: bool) -> JournalEntry | None:

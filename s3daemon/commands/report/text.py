@@ -188,7 +188,7 @@ def _total(report: Report) -> Iterator[str]:
         yield f"{plural(len(report.groups), 'group')}: {', '.join(many)}; {limits}"
     if many and report.expected.learned_from:
         what = f"{plural(report.expected.files, 'file')} each, as {report.expected.learned_from} exposures have"
-        yield f"expected are {what}; --expect N sets another number"
+        yield f"expected: {what}; --expect N sets another number"
 
 
 def _counts(codes: Sequence[tuple[str, int]]) -> str:

@@ -177,7 +177,7 @@ async def test_a_flood_is_counted(room: Room) -> None:
     await asyncio.sleep(PERIOD_S + 1)
     assert len(room.entries) == PERIOD_LIMIT + 1
     last = room.entries[-1]
-    assert last["MESSAGE"] == "5000 more transfers were deferred, their clients notified, within 60 s"
+    assert last["MESSAGE"] == "5000 more transfers deferred, each client notified, within 60 s"
     assert (last["MESSAGE_ID"], last["S3DAEMON_DEFERRED"]) == (MessageId.DEFERRED, 5000)
     room.waiters.defer(queued, room.waiters.wait(queued))
     await asyncio.sleep(PERIOD_S + 1)

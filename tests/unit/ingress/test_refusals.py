@@ -86,7 +86,7 @@ def test_all_are_counted_and_few_are_logged(sock: socket.socket) -> None:
     assert desk.refusals.counts == {"NotReadable": 101, "BadRequest": 1}
     assert len(desk.seen) == 102
     assert len(desk.entries) == desk.looks == WARNINGS_PER_SECOND + 2
-    assert f"({100 - WARNINGS_PER_SECOND} more like this were not logged)" in desk.entries[-1]["MESSAGE"]
+    assert f"({100 - WARNINGS_PER_SECOND} more like this not logged)" in desk.entries[-1]["MESSAGE"]
 
 
 def test_hostile_words_are_shown_and_bounded(sock: socket.socket) -> None:

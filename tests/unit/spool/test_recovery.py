@@ -174,7 +174,7 @@ def test_files_that_are_removed_at_work_are_written_anew(
         Path(f"{path}{suffix}").unlink()
     file.use(lambda opened: opened.commit([[Insert(entry(ROWS + 2))]]))
     assert file.take_replaced()
-    assert "removed or replaced while the daemon runs: 2001 transfers are written anew" in caplog.text
+    assert "removed or replaced while the daemon runs: 2001 transfers written anew" in caplog.text
     shutil.copytree(path.parent, crashed := path.parent / "crashed")
     file.close()
     copy = SpoolFile(crashed / path.name, create=False)

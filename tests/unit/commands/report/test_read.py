@@ -213,7 +213,7 @@ def test_a_cut_line_is_noted() -> None:
     notes: list[str] = []
     whole = line(record(1))
     assert lines(whole, whole[:100], notes=notes) == [entry(record(1))]
-    assert notes == ["1 of 2 lines are not JSON objects, the first is line 2: was the input cut off?"]
+    assert notes == ["not a JSON object: 1 of 2 lines, first line 2: was the input cut off?"]
 
 
 @pytest.mark.parametrize(

@@ -112,7 +112,7 @@ def test_exposures_that_lack_files() -> None:
     found = shown(*made[:-1], by="tag")
     assert [line.split()[-1] for line in found if line.startswith("e")][-2:] == ["INCOMPLETE", "number"]
     assert "    1 of 2 files" in found
-    assert found[-1] == "expected are 2 files each, as 3 exposures have; --expect N sets another number"
+    assert found[-1] == "expected: 2 files each, as 3 exposures have; --expect N sets another number"
 
 
 REFUSED = ((2, "NotReadable"), (3, "NotReadable"), (3, "NoSuchFile"))
