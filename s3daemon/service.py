@@ -295,6 +295,7 @@ class Service:
         # CPU, in which nothing else is done: that made one exposure in ten late by as much.
         gc.collect()
         gc.freeze()
+        await self._operations.count_failed()  # for the first line; the spool has just been read
         self._notifier.ready(self._operations.line())
         _log.info("serving %s on %s", self._settings.current.endpoint_url, ", ".join(name for name, _, _ in sockets))
         try:

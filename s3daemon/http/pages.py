@@ -52,6 +52,8 @@ def _dumps(members: object) -> str:
 
 def _text(value: object) -> str:
     """A setting as text, for clients that read nothing else: a list as words, seconds as a number."""
+    if value is None:
+        return "auto"  # the rate, which is found
     if isinstance(value, tuple):
         return " ".join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -10,6 +10,7 @@ import pytest
 from fakes import transfer
 from lab.daemon import daemon
 from lab.env import TREE
+from lab.flaky import Fault, FlakyS3
 from lab.processes import ProgramError
 from lab.s3 import S3Server
 
@@ -54,6 +55,16 @@ def test_a_damaged_spool_gets_more_time_from_systemd(tmp_path: Path) -> None:
     (tmp_path / "again").mkdir()
     with daemon(tmp_path / "again", NOWHERE) as served, pytest.raises(ProgramError):
         served.process.wait_status(lambda status: "EXTEND_TIMEOUT_USEC" in status, "extended", timeout=0.5)
+
+
+def test_the_first_status_has_what_failed_before(s3: FlakyS3, tmp_path: Path, file: Path) -> None:
+    """An operator who looks a second after a restart sees the truth."""
+    with daemon(tmp_path / "state", s3.server) as served:
+        s3.faults = {Fault.DENIED: 1.0}
+        served.plain(file, "a/bucket/key")
+        served.terminate()
+        served.start()
+        assert "1 failed" in served.process.status["STATUS"]
 
 
 def test_what_is_loaded_at_the_start_is_not_looked_through_for_garbage(tmp_path: Path) -> None:

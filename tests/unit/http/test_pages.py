@@ -64,6 +64,7 @@ def test_version_shows_the_settings_without_secrets() -> None:
     assert {type(value) for value in members["config"].values()} == {str}
     assert members["config"]["S3DAEMON_ALLOWED_BUCKETS"] == "a b"
     assert (members["config"]["S3DAEMON_PORT"], members["config"]["S3DAEMON_WAIT_LIMIT"]) == ("15555", "30")
+    assert (members["settings"]["S3DAEMON_BWLIMIT"], members["config"]["S3DAEMON_BWLIMIT"]) == (None, "auto")
     assert response.text.endswith("}\n")
     assert "hush" not in response.text
     assert "AKIDEXAMPLE" not in response.text
