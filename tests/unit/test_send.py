@@ -313,6 +313,13 @@ def test_a_destination_that_ends_in_a_slash_gets_the_files_name(
     assert (request.destination.bucket, request.destination.key) == (bucket, key)
 
 
+def test_a_relative_name_in_the_root_directory() -> None:
+    """Its path has one slash, as the journal and the queue show it."""
+    with Daemon(answering(b"Success")) as daemon:
+        assert send("etc/passwd", "any/b/k", environ=daemon.environ, cwd=Path("/")) == (0, "", "")
+    assert daemon.received == [b"/etc/passwd any/b/k\n"]
+
+
 def test_three_files_to_one_directory_are_three_objects(cwd: Path) -> None:
     for name in "fgh":
         (cwd / name).write_bytes(b"x")
