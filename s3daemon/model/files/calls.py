@@ -4,9 +4,6 @@ A thread for each file would cost more than opening it: each switch of threads w
 event loop, so 23 files that were sent at once were open only after 30 ms. So one thread takes call after call, and
 wakes the loop when none is left. When a call takes long, every call that waits behind it gets a thread of its own: a
 file system that never answers delays only its own files.
-
-Results are passed on a few at a time. Otherwise the loop takes 23 files through each step together, and the first body
-leaves as late as the last.
 """
 
 from __future__ import annotations
@@ -28,9 +25,6 @@ _Call = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 #: When no call has begun for this long, seconds, those that wait get threads. On a local disk a call takes 0.1 ms.
 STUCK_S = 0.01
-#: So many results are passed on at once, and so many others after a pause, seconds: the time that the loop takes to
-#: send so many small files. If it was busy for longer, proportionally more.
-PASSED_AT_ONCE, PAUSE_S = 4, 0.002
 #: A call that got no descriptor is repeated for so long, and so often, seconds. A hook that waits gives up after 30 s.
 OUTLAST_S, AGAIN_S = 10.0, 0.25
 
@@ -45,7 +39,6 @@ class FileCalls:
         self._worker: object = None  # the one that takes further calls
         self._results: deque[tuple[asyncio.Future[Any], Any, BaseException | None]] = deque()
         self._timer: asyncio.TimerHandle | None = None
-        self._passing = False
 
     def run(self, call: Callable[[], _T]) -> asyncio.Future[_T]:
         """Begin a call, and return a future that gets its result or its exception."""
@@ -63,7 +56,7 @@ class FileCalls:
 
     def _check(self, loop: asyncio.AbstractEventLoop, begun_before: int) -> None:
         """Pass on what is done; where no call began since the last check, give the waiting ones threads."""
-        self._pass_on(loop)
+        self._pass_on()
         waiting: list[_Call] = []
         with self._lock:
             begun = self._begun
@@ -104,16 +97,10 @@ class FileCalls:
 
     def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
-            loop.call_soon_threadsafe(self._pass_on, loop)
+            loop.call_soon_threadsafe(self._pass_on)
 
-    def _pass_on(self, loop: asyncio.AbstractEventLoop) -> None:
-        if not self._passing:
-            self._pass_some(loop, loop.time())
-
-    def _pass_some(self, loop: asyncio.AbstractEventLoop, since: float) -> None:
-        """Pass on some results, and others after a pause; the last were passed on at `since`, seconds."""
-        count = PASSED_AT_ONCE * max(1, int((loop.time() - since) / PAUSE_S))
-        for _ in range(min(count, len(self._results))):
+    def _pass_on(self) -> None:
+        while self._results:
             future, result, error = self._results.popleft()
             if future.cancelled():
                 continue
@@ -121,9 +108,6 @@ class FileCalls:
                 future.set_result(result)
             else:
                 future.set_exception(error)
-        self._passing = bool(self._results)
-        if self._passing:
-            loop.call_later(PAUSE_S, self._pass_some, loop, loop.time())
 
 
 _calls: WeakKeyDictionary[asyncio.AbstractEventLoop, FileCalls] = WeakKeyDictionary()
