@@ -20,11 +20,20 @@ from pathlib import Path
 
 import pytest
 from lab.env import not_as_root
+from lab.keeping import Clock
 from lab.sending import a_file, in_loop
 from lab.serving import until
 
 from s3daemon.errors import FileError
-from s3daemon.model.files.memory import device_of, is_held_by_a_block_device, is_missing, look_up
+from s3daemon.model.files.memory import (
+    SLOW_S,
+    THREADS_FOR_S,
+    Promptness,
+    device_of,
+    is_held_by_a_block_device,
+    is_missing,
+    look_up,
+)
 from s3daemon.model.files.source import SMALL_BYTES, Source, md5_of, open_file
 
 
@@ -403,6 +412,28 @@ def test_no_file_system_is_asked_for_what_is_not_in_memory(on_disk: Path) -> Non
     assert Source.open_in_memory("/proc/self/status") is None
     with tempfile.NamedTemporaryFile(dir="/dev/shm") as elsewhere:
         assert Source.open_in_memory(elsewhere.name) is None
+
+
+def test_after_a_call_that_waited_threads_are_used_for_a_while() -> None:
+    """Also after one that raised; and then it is tried again."""
+    clock = Clock()
+    promptness = Promptness(clock)
+
+    def call(seconds: float, error: bool = False) -> str:
+        clock.now += seconds
+        if error:
+            raise FileError("NotAllowed", "not allowed")
+        return "opened"
+
+    assert promptness.call(lambda: call(SLOW_S / 2)) == "opened"
+    assert promptness.call(lambda: call(2 * SLOW_S)) == "opened"
+    assert promptness.call(lambda: call(0)) is None
+    clock.now += THREADS_FOR_S
+    with pytest.raises(FileError):
+        promptness.call(lambda: call(2 * SLOW_S, error=True))
+    assert promptness.call(lambda: call(0)) is None
+    clock.now += THREADS_FOR_S
+    assert promptness.call(lambda: call(0)) == "opened"
 
 
 def test_the_kernels_memory_is_read_as_the_kernel_writes_it(tmp_path: Path) -> None:
