@@ -89,7 +89,7 @@ async def _both(url: str, region: str, token: str, params: Mapping[str, Any]) ->
     url=st.sampled_from(
         ["http://store", "https://store:8443", "http://Store:80", "https://10.0.0.1:443", "http://[::1]:9000"]
     ),
-    region=st.sampled_from(["us-east-1", "north", "aws-global", "eu-central-1"]),
+    region=st.sampled_from(["us-east-1", "north", "aws-global", "eu-central-1", "us-gov-west-1-fips"]),
     token=st.sampled_from(["", "session-token"]),
     bucket=BUCKETS,
     key=KEYS,
@@ -97,6 +97,8 @@ async def _both(url: str, region: str, token: str, params: Mapping[str, Any]) ->
     md5=st.sampled_from(["", "1B2M2Y8AsgTpgAmY7PhCfg=="]),
 )
 @example("http://store", "us-east-1", "", "bucket", "/a//b/../c d+e%20é~", {}, "")
+@example("http://store", "us-east-1-fips", "", "bucket", "key", {}, "")
+@example("http://store", "fips-aws-global", "", "bucket", "key", {}, "")
 def test_it_is_signed_as_the_client_signs(
     url: str, region: str, token: str, bucket: str, key: str, metadata: dict[str, str], md5: str
 ) -> None:

@@ -82,7 +82,8 @@ class Signer:
         events.register("before-call.s3", _disable_redirects)
         # Its pattern refuses Ceph's `tenant:bucket`; the store decides which names are valid.
         events.unregister("before-parameter-build.s3", botocore.handlers.validate_bucket_name)
-        region = "us-east-1" if settings.region == "aws-global" else settings.region  # as in botocore's endpoint rules
+        region = self.client.meta.region_name  # not the setting: botocore takes `fips` off its ends
+        region = "us-east-1" if region == "aws-global" else region  # as in botocore's endpoint rules
         signature = Signature(access_key, secret_key, token, region)
         self._put = PutObject(self.client, signature, settings.endpoint_url, send)
 
