@@ -534,6 +534,29 @@ def test_the_daemons_own_files_are_refused_by_a_bind_mount(tmp_path: Path, mount
     assert "it is one of the daemon's own files" in done.stderr
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount takes root")
+@pytest.mark.parametrize("name", ["a\r\rb", "a\u2028\u2028b", "a\u3000-\u3000b", "a b", "a\nb", "a\\b"])
+def test_any_name_of_a_mount_is_read(tmp_path: Path, name: str) -> None:
+    """Only the kernel's own blanks and line feeds part what it tells of its mounts."""
+    (tmp_path / name).mkdir()
+    code = (
+        "import os, sys; from s3daemon.model.files.memory import type_of; "
+        "print(*(type_of(os.stat(path).st_dev) for path in sys.argv[1:]))"
+    )
+    assert with_a_tmpfs(tmp_path / name, code, tmp_path / name).split() == ["tmpfs"]
+
+
+def with_a_tmpfs(directory: Path, code: str, *words: Path) -> str:
+    """Run Python with a tmpfs mounted at a directory; returns what it prints."""
+    script = 'mount -t tmpfs tmpfs "$1" && shift && exec "$@"'
+    command = ["unshare", "--mount", "bash", "-c", script, "mount", directory, sys.executable, "-c", code, *words]
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    if "mount:" in done.stderr or "unshare:" in done.stderr:
+        pytest.skip("mounting is not allowed here")
+    assert not done.stderr
+    return done.stdout
+
+
 def test_what_cannot_be_looked_up_is_not_taken_for_a_strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a descriptor to list the daemon's own files, none is sent."""
     (tmp_path / "state").mkdir()
