@@ -151,7 +151,7 @@ class Source:
         found = os.fstat(name)
         if kind := _other_kind(found):
             raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {kind}, not a regular file")
-        if _is_one_of(found, closed):
+        if _is_one_of(found, closed, flags):
             raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is one of the daemon's own files")
         if roots:
             _check_location(path, name, roots, flags)
@@ -374,12 +374,16 @@ def _may_lie_on(path: str, device: int) -> bool:
         os.close(name)
 
 
-def _is_one_of(found: os.stat_result, closed: Sequence[str]) -> bool:
-    """Whether it is one of these files, or lies in one of these directories, by a hard link or a bind mount too."""
-    return any(found.st_ino in _inodes_in(path, found.st_dev) for path in closed)
+def _is_one_of(found: os.stat_result, closed: Sequence[str], flags: int) -> bool:
+    """Whether it is one of these files, or lies in one of these directories, by a hard link or a bind mount too.
+
+    Raises:
+        OSError: that cannot be told; with RWF_NOWAIT also, not without asking another file system.
+    """
+    return any(found.st_ino in _inodes_in(path, found.st_dev, flags) for path in closed)
 
 
-def _inodes_in(path: str, device: int) -> Iterator[int]:
+def _inodes_in(path: str, device: int, flags: int) -> Iterator[int]:
     """Find the inodes of the files in a directory that lie on a device; a path that is a file's finds that."""
     try:
         here = os.stat(path)  # noqa: PTH116 - as above
@@ -390,7 +394,9 @@ def _inodes_in(path: str, device: int) -> Iterator[int]:
         with os.scandir(path) as entries:
             for entry in entries:
                 if entry.is_dir(follow_symlinks=False):  # /run/credentials has a file system for each service
-                    yield from _inodes_in(entry.path, device)
+                    if flags and not _may_lie_on(entry.path, device):
+                        raise BlockingIOError(errno.EAGAIN, "another file system is mounted there")
+                    yield from _inodes_in(entry.path, device, flags)
                 elif here.st_dev == device:
                     yield entry.inode()
     except (FileNotFoundError, PermissionError):

@@ -546,6 +546,18 @@ def test_any_name_of_a_mount_is_read(tmp_path: Path, name: str) -> None:
     assert with_a_tmpfs(tmp_path / name, code, tmp_path / name).split() == ["tmpfs"]
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="a mount takes root")
+def test_a_file_system_mounted_among_the_daemons_own_files_is_not_asked(on_disk: Path) -> None:
+    """It may not answer: the file is opened in a thread."""
+    (on_disk / "state/other").mkdir(parents=True)
+    code = (
+        "import sys; from s3daemon.model.files.source import Source; "
+        "print(Source.open_in_memory(*sys.argv[1:2], (), sys.argv[2:]), Source.open(*sys.argv[1:2]).content)"
+    )
+    file = a_file(on_disk / "file", 0)
+    assert with_a_tmpfs(on_disk / "state/other", code, file, on_disk / "state") == "None b''\n"
+
+
 def with_a_tmpfs(directory: Path, code: str, *words: Path) -> str:
     """Run Python with a tmpfs mounted at a directory; returns what it prints."""
     script = 'mount -t tmpfs tmpfs "$1" && shift && exec "$@"'
