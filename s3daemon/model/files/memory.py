@@ -111,8 +111,8 @@ def device_of(descriptor: int) -> int:
 
 @lru_cache
 def is_held_by_a_block_device(device: int) -> bool:
-    """Whether the kernel alone answers for a device's files: neither a server nor a program (FUSE) is asked."""
-    return os.major(device) != 0 and type_of(device) not in ("", "fuseblk")
+    """Whether the kernel alone answers for a device's files: no server, program (FUSE) or other host is asked."""
+    return os.major(device) != 0 and type_of(device) not in ("", "fuseblk", "gfs2", "ocfs2")
 
 
 def type_of(device: int) -> str:
