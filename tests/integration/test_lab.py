@@ -142,7 +142,7 @@ def test_programs_get_a_clean_environment() -> None:
     with processes.start("/usr/bin/env", env=clean_env(EXTRA="1")) as process:
         process.wait()
     names = {line.partition("=")[0] for line in process.lines() if not line.startswith("COVERAGE_")}
-    assert names == {"EXTRA", "HOME", "LANG", "PATH", "PYTHONUNBUFFERED"}
+    assert names == {"EXTRA", "HOME", "LANG", "PATH", "PYTHONUNBUFFERED", "SSL_CERT_DIR", "SSL_CERT_FILE"}
 
 
 def test_scrub_removes_proxies_certificates_and_settings() -> None:
