@@ -357,6 +357,8 @@ def _is_under(real: str, directories: Sequence[str]) -> bool:
 def _may_lie_on(path: str, device: int) -> bool:
     """Whether a device may hold what is at a path, or in a directory there; no file system is asked.
 
+    What is mounted below a directory on another device does not count: the daemon keeps nothing there.
+
     Raises:
         BlockingIOError: that cannot be told.
     """
