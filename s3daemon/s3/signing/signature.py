@@ -1,7 +1,7 @@
 """Signature Version 4 of requests whose bodies are not signed, for Amazon S3 and what is compatible with it.
 
-botocore signs all else. Signing the PUT of a small file with it took a seventh of the daemon's time: 0.2 ms, which is
-0.01 ms here. Source: "Signature Calculations for the Authorization Header" in the Amazon S3 API Reference
+botocore signs all else. With it a signature takes 77 us, of some 1 500 that a small file takes the event loop; here 6.
+Source: "Signature Calculations for the Authorization Header" in the Amazon S3 API Reference
 (docs.aws.amazon.com/AmazonS3/latest/API/sig-v4-header-based-auth.html).
 """
 
