@@ -159,3 +159,13 @@ def write_file(box: Box, path: str, content: bytes) -> str:
     file.write_bytes(content)
     file.chmod(0o644)
     return path
+
+
+def wait_for_one_more_each(loops: list[Process]) -> None:
+    """Wait until each loop has completed another send."""
+    before = [len(loop.lines()) for loop in loops]
+    until(
+        lambda: [len(loop.lines()) for loop in loops],
+        lambda after: all(new > old for new, old in zip(after, before, strict=True)),
+        "send in each loop",
+    )

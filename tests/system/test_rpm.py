@@ -16,8 +16,7 @@ import pytest
 from lab import rpm
 from lab.box import Box, box
 from lab.env import TREE, UnavailableError
-from lab.installed import Service, until, write_file
-from lab.processes import Process
+from lab.installed import Service, until, wait_for_one_more_each, write_file
 from lab.relay import Relay
 from lab.rgw import Gateway
 from lab.rpm import Packages
@@ -451,13 +450,3 @@ def test_an_upgrade_disturbs_no_client(service: Service, later: Packages, rgw: G
         assert [entry["MESSAGE"] for entry in warned if TRANSFER not in entry] == []
     second.systemctl("stop", second.socket, second.unit)
     service.send(SMALL, f"store/{bucket}/after-the-other-stopped")
-
-
-def wait_for_one_more_each(loops: list[Process]) -> None:
-    """Wait until each loop has completed another send."""
-    before = [len(loop.lines()) for loop in loops]
-    until(
-        lambda: [len(loop.lines()) for loop in loops],
-        lambda after: all(new > old for new, old in zip(after, before, strict=True)),
-        "send in each loop",
-    )

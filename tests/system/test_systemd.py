@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 from lab.box import Box
-from lab.installed import Service, installed, until, write_file
-from lab.processes import Process
+from lab.installed import Service, installed, until, wait_for_one_more_each, write_file
 from lab.relay import Relay
 from lab.rgw import Gateway
 from lab.s3 import S3Server
@@ -191,16 +190,6 @@ def test_clients_notice_nothing(service: Service, rgw: Gateway, bucket: str, dis
     lines = [line for loop in loops for line in loop.lines()]
     assert [line for line in lines if not line.startswith("sent ")] == []
     assert {line.removeprefix("sent ") for line in lines} == rgw.keys(bucket, prefix)
-
-
-def wait_for_one_more_each(loops: list[Process]) -> None:
-    """Wait until each loop has completed another send."""
-    before = [len(loop.lines()) for loop in loops]
-    until(
-        lambda: [len(loop.lines()) for loop in loops],
-        lambda after: all(new > old for new, old in zip(after, before, strict=True)),
-        "send in each loop",
-    )
 
 
 def test_a_hang_up_changes_nothing(service: Service, rgw: Gateway, bucket: str) -> None:

@@ -19,6 +19,8 @@ from weakref import WeakKeyDictionary
 
 from s3daemon.clock import Clock
 from s3daemon.errors import Code, FileError, is_host_limit, one_line
+from s3daemon.model.files.memory import Promptness
+from s3daemon.model.files.turns import Turns
 
 _T = TypeVar("_T")
 _Call = tuple[asyncio.Future[Any], Callable[[], Any]]
@@ -30,9 +32,16 @@ OUTLAST_S, AGAIN_S = 10.0, 0.25
 
 
 class FileCalls:
-    """Carries out the calls of one event loop, in threads of its default executor."""
+    """Carries out the calls of one event loop, in threads of its default executor.
+
+    Attributes:
+        turns: of the files that the loop opens.
+        promptness: says whether they may be opened in the loop itself.
+    """
 
     def __init__(self) -> None:
+        self.turns = Turns()
+        self.promptness = Promptness()
         self._lock = threading.Lock()  # guards the three below
         self._waiting: deque[_Call] = deque()
         self._begun = 0
@@ -113,12 +122,12 @@ class FileCalls:
 _calls: WeakKeyDictionary[asyncio.AbstractEventLoop, FileCalls] = WeakKeyDictionary()
 
 
-def call_file_system(call: Callable[[], _T]) -> asyncio.Future[_T]:
-    """Begin a call in a thread for the running loop, and return a future that gets its result or its exception."""
+def file_calls() -> FileCalls:
+    """Return the running loop's."""
     loop = asyncio.get_running_loop()
     if loop not in _calls:
         _calls[loop] = FileCalls()
-    return _calls[loop].run(call)
+    return _calls[loop]
 
 
 async def call_in_time(call: Callable[[], _T], limit_s: float, path: str) -> _T:

@@ -25,9 +25,8 @@ from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import HOST_LIMIT_TEXT, Code, FileError, is_host_limit, one_line
-from s3daemon.model.files.calls import call_file_system, call_in_time, outlast
-from s3daemon.model.files.memory import Promptness, device_of, is_held_by_a_block_device, is_missing, look_up, type_of
-from s3daemon.model.files.turns import take_turn
+from s3daemon.model.files.calls import call_in_time, file_calls, outlast
+from s3daemon.model.files.memory import device_of, is_held_by_a_block_device, is_missing, look_up, type_of
 from s3daemon.model.request import FileState
 
 #: Up to this size a file, or a part of one, is small: a few packets, which take no share of the bandwidth and have no
@@ -35,7 +34,6 @@ from s3daemon.model.request import FileState
 SMALL_BYTES = 64 * 1024
 
 _PIECE_BYTES = 1 << 20
-_promptness = Promptness()
 _KINDS = (
     (stat.S_ISDIR, "a directory"),
     (stat.S_ISFIFO, "a FIFO"),
@@ -272,14 +270,15 @@ async def open_file(
     Raises:
         FileError: it cannot be sent, its file system does not answer, or this host has had no descriptor for long.
     """
-    await take_turn()
-    if (source := _promptness.call(lambda: at_once(path, roots, closed))) is not None:
+    calls = file_calls()
+    await calls.turns.take()
+    if (source := calls.promptness.call(lambda: at_once(path, roots, closed))) is not None:
         return source
     return await outlast(lambda: _open_once(partial(opener, path, roots, closed), path, timeout_s))
 
 
 async def _open_once(opener: Callable[[], Source], path: str, timeout_s: float) -> Source:
-    opening = call_file_system(opener)
+    opening = file_calls().run(opener)
     try:
         async with asyncio.timeout(timeout_s):
             return await asyncio.shield(opening)

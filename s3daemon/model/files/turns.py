@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from weakref import WeakKeyDictionary
 
 #: So many go on at once, and so many others after so many rounds of the loop: those that a file takes from its opening
 #: to the first byte of its body. As many again for each so many that wait: not all of them may be sent at once.
@@ -53,14 +52,3 @@ class Turns:
             loop.call_soon(self._pass_round, loop)
         elif self._is_used:
             self._begin(loop)
-
-
-_turns: WeakKeyDictionary[asyncio.AbstractEventLoop, Turns] = WeakKeyDictionary()
-
-
-async def take_turn() -> None:
-    """Wait for a turn of the running loop."""
-    loop = asyncio.get_running_loop()
-    if loop not in _turns:
-        _turns[loop] = Turns()
-    await _turns[loop].take()

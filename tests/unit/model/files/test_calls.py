@@ -18,8 +18,8 @@ from s3daemon.errors import FileError
 from s3daemon.model.files.calls import (
     OUTLAST_S,
     FileCalls,
-    call_file_system,
     call_in_time,
+    file_calls,
     outlast,
 )
 
@@ -91,7 +91,7 @@ async def test_many_stuck_calls_are_passed_together() -> None:
 @in_loop
 async def test_an_error_is_its_caller_s() -> None:
     """The calls behind it are carried out."""
-    failing, behind = call_file_system(lambda: 1 // 0), call_file_system(lambda: "behind")
+    failing, behind = file_calls().run(lambda: 1 // 0), file_calls().run(lambda: "behind")
     assert await within(5, behind) == ["behind"]
     assert isinstance(failing.exception(), ZeroDivisionError)
 
@@ -115,7 +115,7 @@ async def test_a_call_that_takes_too_long() -> None:
 async def test_a_call_with_a_limit_waits_for_no_other() -> None:
     """The last check before a client's answer is not behind the files that are opened."""
     begin = threading.Event()
-    opening = [call_file_system(begin.wait), *(call_file_system(lambda: True) for _ in range(100))]
+    opening = [file_calls().run(begin.wait), *(file_calls().run(lambda: True) for _ in range(100))]
     try:
         assert await call_in_time(lambda: 1, 5, "/data/f") == 1
         assert not opening[0].done()
@@ -128,11 +128,11 @@ async def test_a_call_with_a_limit_waits_for_no_other() -> None:
 async def test_a_caller_that_waits_no_longer() -> None:
     """Its call is carried out, and its result dropped."""
     begin, done = threading.Event(), threading.Event()
-    call_file_system(begin.wait)
-    left = call_file_system(done.set)
+    file_calls().run(begin.wait)
+    left = file_calls().run(done.set)
     left.cancel()
     begin.set()
-    await within(5, call_file_system(lambda: None))
+    await within(5, file_calls().run(lambda: None))
     assert done.is_set()
 
 
@@ -141,7 +141,7 @@ def test_a_loop_that_ends_leaves_nothing() -> None:
     begin, ended = threading.Event(), threading.Event()
 
     async def leave() -> None:
-        call_file_system(lambda: (begin.wait(), ended.set()))
+        file_calls().run(lambda: (begin.wait(), ended.set()))
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(leave())
@@ -154,7 +154,7 @@ def test_a_loop_that_ends_leaves_nothing() -> None:
 
 
 async def _answer() -> str:
-    return await call_file_system(lambda: "answer")
+    return await file_calls().run(lambda: "answer")
 
 
 NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")

@@ -6,7 +6,7 @@ import asyncio
 
 from lab.sending import in_loop
 
-from s3daemon.model.files.turns import AT_ONCE, MANY, ROUNDS, Turns, take_turn
+from s3daemon.model.files.turns import AT_ONCE, MANY, ROUNDS, Turns
 
 
 class Waiting:
@@ -59,8 +59,3 @@ async def test_who_waits_no_longer_takes_no_turn() -> None:
         task.cancel()
     await rounds(ROUNDS)
     assert waiting.done == [*range(AT_ONCE), *range(2 * AT_ONCE, 3 * AT_ONCE)]
-
-
-def test_each_loop_has_turns_of_its_own() -> None:
-    for _ in range(2):
-        asyncio.run(take_turn())
