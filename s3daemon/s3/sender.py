@@ -75,6 +75,13 @@ class SentBody:
     address: str
 
 
+async def _end(task: asyncio.Task[Any]) -> None:
+    """Wait for the end of a task, whatever that is. One that has ended costs no rounds of the event loop."""
+    if not task.done():
+        await asyncio.wait({task})
+    _ = task.cancelled() or task.exception()  # which asyncio would report: it may have failed as we were cancelled
+
+
 class _MoveWatch:
     """Ends an upload that should be moved: compares it with others from its beginning to the end of the context.
 
@@ -321,7 +328,7 @@ class Sender:
             if not task.done():
                 upload.abort(body.transport)
                 task.cancel()
-            await asyncio.gather(task, return_exceptions=True)  # it may have failed just as we were cancelled
+            await _end(task)
 
     @contextlib.asynccontextmanager
     async def _use(self, connection: Connection) -> AsyncIterator[Connection]:
