@@ -19,6 +19,7 @@ from aiohttp.payload import Payload
 
 from s3daemon.errors import Code, FileError, one_line
 from s3daemon.model.files.source import SMALL_BYTES, Source, file_error
+from s3daemon.model.files.turns import Turns
 from s3daemon.network.tcp import tcp_transport_of
 
 _T = TypeVar("_T")
@@ -74,6 +75,8 @@ class FileBody(Payload):
         offset: start of the slice, bytes.
         size: length of the slice, bytes; None: the whole file.
         digest: compute the MD5 of what is sent.
+        turns: taken for each chunk of a large body. While 23 images are sent, each step of a sidecar's answer through
+            the event loop would wait for a chunk of every one.
         on_start: called with the transport just before the first byte is written.
 
     Attributes:
@@ -90,6 +93,7 @@ class FileBody(Payload):
         size: int | None = None,
         *,
         digest: bool,
+        turns: Turns,
         on_start: Callable[[asyncio.BaseTransport], None] = lambda _: None,
     ) -> None:
         super().__init__(source)
@@ -97,6 +101,7 @@ class FileBody(Payload):
         self._offset = offset
         self._length = source.state.size if size is None else size
         self._md5 = _Md5(self._length) if digest else None
+        self._turns = turns
         self._on_start = on_start
         self._position = 0
         self.sent = 0
@@ -165,8 +170,11 @@ class FileBody(Payload):
         assert writer.transport is not None
         self.transport = tcp_transport_of(writer.transport)
         self._on_start(self.transport)
+        is_large = self._length > SMALL_BYTES
         try:
             while self.sent < len(self):
+                if is_large:
+                    await self._turns.take()
                 chunk = await self._next_chunk()
                 is_last = self.sent + len(chunk) == len(self)
                 if self._md5 is not None:

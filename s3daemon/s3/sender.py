@@ -28,6 +28,7 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.files.source import SMALL_BYTES, Source
+from s3daemon.model.files.turns import Turns
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
@@ -172,6 +173,7 @@ class Sender:
         self._signer = signer
         self.clock = clock
         self.stragglers = Stragglers()
+        self._turns = Turns(1, 1)
 
     async def open(self) -> None:
         """Make it ready to send.
@@ -229,7 +231,8 @@ class Sender:
         async with using as used:
             upload = Upload(used, length, progress)
             mover = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
-            body = FileBody(source, offset, length, digest=self.settings.verify != "off", on_start=mover.begin)
+            digest = self.settings.verify != "off"
+            body = FileBody(source, offset, length, digest=digest, turns=self._turns, on_start=mover.begin)
             try:
                 with mover:
                     request = self._signer.call(operation, Body=body, **params)

@@ -25,6 +25,9 @@ from s3daemon.model.files.turns import Turns
 _T = TypeVar("_T")
 _Call = tuple[asyncio.Future[Any], Callable[[], Any]]
 
+#: So many files are opened in the loop at once, and so many others after the rounds that a file takes from its opening
+#: to the first byte of its body.
+AT_ONCE, ROUNDS = 4, 5
 #: When no call has begun for this long, seconds, those that wait get threads. On a local disk a call takes 0.1 ms.
 STUCK_S = 0.01
 #: A call that got no descriptor is repeated for so long, and so often, seconds. A hook that waits gives up after 30 s.
@@ -40,7 +43,7 @@ class FileCalls:
     """
 
     def __init__(self) -> None:
-        self.turns = Turns()
+        self.turns = Turns(AT_ONCE, ROUNDS)
         self.promptness = Promptness()
         self._lock = threading.Lock()  # guards the three below
         self._waiting: deque[_Call] = deque()

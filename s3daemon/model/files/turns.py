@@ -1,7 +1,7 @@
 """Of what comes together, a few go on at a time.
 
 Otherwise the event loop takes 23 files that were sent at once through each step together, and the first body leaves as
-late as the last.
+late as the last; and while 23 images are sent, each step of a sidecar waits for a chunk of every one.
 """
 
 from __future__ import annotations
@@ -9,15 +9,21 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-#: So many go on at once, and so many others after so many rounds of the loop: those that a file takes from its opening
-#: to the first byte of its body. As many again for each so many that wait: not all of them may be sent at once.
-AT_ONCE, ROUNDS, MANY = 4, 5, 30
+#: As many again go on for each so many that wait: not all of them may be sent at once.
+MANY = 30
 
 
 class Turns:
-    """Gives turns, in the order in which they are asked for, in one event loop."""
+    """Gives turns, in the order in which they are asked for, in one event loop.
 
-    def __init__(self) -> None:
+    Args:
+        at_once: so many go on at once.
+        rounds: and so many others after so many rounds of the loop.
+    """
+
+    def __init__(self, at_once: int, rounds: int) -> None:
+        self._at_once = at_once
+        self._after = rounds
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._left = 0  # turns until the rounds are over
         self._rounds = 0  # until there are others; 0: nobody has come lately
@@ -37,13 +43,13 @@ class Turns:
         await turn
 
     def _begin(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._left = AT_ONCE * (1 + len(self._waiting) // MANY)
+        self._left = self._at_once * (1 + len(self._waiting) // MANY)
         while self._left and self._waiting:
             turn = self._waiting.popleft()
             if not turn.cancelled():
                 turn.set_result(None)
                 self._left -= 1
-        self._rounds, self._is_used = ROUNDS, bool(self._waiting)
+        self._rounds, self._is_used = self._after, bool(self._waiting)
         loop.call_soon(self._pass_round, loop)
 
     def _pass_round(self, loop: asyncio.AbstractEventLoop) -> None:

@@ -19,6 +19,7 @@ from lab.sending import a_file, in_loop
 
 from s3daemon.errors import FileError
 from s3daemon.model.files.source import SMALL_BYTES, Source
+from s3daemon.model.files.turns import Turns
 from s3daemon.s3.body import CHUNK_BYTES, FileBody
 
 SIZE = 3 * CHUNK_BYTES + 1000
@@ -87,9 +88,14 @@ def kind(request: pytest.FixtureRequest) -> Iterator[type[Source]]:
     return request.param  # type: ignore[no-any-return]
 
 
+def body_of(source: Source, offset: int = 0, size: int | None = None, *, digest: bool = True, **given: Any) -> FileBody:
+    """A body, which waits for nobody's turn unless `given` has other turns."""
+    return FileBody(source, offset, size, digest=digest, **{"turns": Turns(1, 1), **given})
+
+
 async def sent(source: Source, *, digest: bool = True, after_first: Callable[[], None] = lambda: None) -> FakeWriter:
     """Write all of the source, and close it."""
-    body = FileBody(source, digest=digest)
+    body = body_of(source, digest=digest)
     writer = FakeWriter(after_first)
     try:
         await body.write_with_length(writer, None)
@@ -115,7 +121,7 @@ async def test_a_slice_is_sent(tmp_path: Path, kind: type[Source], offset: int, 
     """From its offset to its end; the MD5 is the slice's."""
     file = a_file(tmp_path / "file", SIZE)
     source, writer = kind.open(str(file)), FakeWriter()
-    body = FileBody(source, offset, size, digest=True)
+    body = body_of(source, offset, size)
     assert (len(body), body.seek(0, os.SEEK_END)) == (size, size)
     await body.write_with_length(writer, None)
     assert writer.got == file.read_bytes()[offset : offset + size]
@@ -144,7 +150,7 @@ async def test_a_file_system_without_nowait() -> None:
 async def test_a_body_is_sent_once(tmp_path: Path) -> None:
     """It counts as consumed from the start, so that aiohttp does not send it again; a second sending is an error."""
     source = Source.open(str(a_file(tmp_path / "file", 10)))
-    body = FileBody(source, digest=True)
+    body = body_of(source)
     assert body.consumed
     await body.write(FakeWriter())
     again = FakeWriter()
@@ -160,7 +166,7 @@ async def test_on_start_is_called_before_the_first_byte(tmp_path: Path) -> None:
     source = Source.open(str(a_file(tmp_path / "file", 10)))
     writer = FakeWriter()
     calls: list[tuple[object, int]] = []
-    body = FileBody(source, digest=True, on_start=lambda transport: calls.append((transport, len(writer.got))))
+    body = body_of(source, on_start=lambda transport: calls.append((transport, len(writer.got))))
     assert not body.finished
     await body.write_with_length(writer, None)
     assert calls == [(writer.transport, 0)]
@@ -172,7 +178,7 @@ async def test_what_botocore_and_aiohttp_need(tmp_path: Path) -> None:
     """A body has a length and a position, is true even when empty, and cannot be read in other ways."""
     for size in (0, 10):
         source = Source.open(str(a_file(tmp_path / "file", size)))
-        body = FileBody(source, digest=True)
+        body = body_of(source)
         assert (len(body), bool(body), body.tell(), body.size) == (size, True, 0, size)
         assert (body.seek(0, os.SEEK_END), body.tell(), body.seek(0)) == (size, size, 0)
         for read in (body.read, body.decode):
@@ -212,7 +218,7 @@ async def test_the_end_of_a_file_that_changes_is_withheld(
     """The store never gets all bytes of a mixture of two contents, and the error says what happened."""
     file = a_file(tmp_path / "file", SIZE)
     source = kind.open(str(file))
-    body, writer = FileBody(source, digest=True), FakeWriter(lambda: change(file))
+    body, writer = body_of(source), FakeWriter(lambda: change(file))
     with pytest.raises(FileError) as caught:
         await body.write_with_length(writer, None)
     assert caught.value.code == ("NoSuchFile" if change is remove else "FileChanged")
@@ -236,7 +242,7 @@ async def test_a_small_file_is_sent_as_it_was_opened(tmp_path: Path) -> None:
 async def test_a_read_error(tmp_path: Path) -> None:
     """It is the file's error, not the store's, and is kept in `error`, since aiohttp wraps what is raised."""
     source = Broken.open(str(a_file(tmp_path / "file", SIZE)))
-    body = FileBody(source, digest=True)
+    body = body_of(source)
     with pytest.raises(FileError) as caught:
         await body.write_with_length(FakeWriter(), None)
     assert (caught.value.code, body.error) == ("ReadFailed", caught.value)
@@ -247,7 +253,7 @@ async def test_a_read_error(tmp_path: Path) -> None:
 async def test_reading_shows_while_the_file_system_is_slow(tmp_path: Path) -> None:
     """So that a stall is not taken for the store's fault."""
     source = Uncached.open(str(a_file(tmp_path / "file", SIZE)))
-    body = FileBody(source, digest=False)
+    body = body_of(source, digest=False)
     shown: list[bool] = []
 
     class Noting(FakeWriter):
@@ -268,7 +274,7 @@ async def test_the_md5_is_complete_at_the_last_write(tmp_path: Path) -> None:
     """aiohttp cancels the writer as soon as the answer arrives."""
     file = a_file(tmp_path / "file", SIZE)
     source = Source.open(str(file))
-    body = FileBody(source, digest=True)
+    body = body_of(source)
     digests: list[str] = []
 
     class Last(FakeWriter):
@@ -282,3 +288,29 @@ async def test_the_md5_is_complete_at_the_last_write(tmp_path: Path) -> None:
     await asyncio.sleep(0)  # for the scheduled call
     assert digests == [hashlib.md5(file.read_bytes()).hexdigest()]
     source.close()
+
+
+@in_loop
+async def test_large_bodies_take_turns_and_small_ones_do_not_wait(tmp_path: Path) -> None:
+    """One chunk a round of the loop; each comes as often as the other, and a small body goes at once."""
+    turns, order = Turns(1, 1), list[str]()
+
+    class Noting(FakeWriter):
+        async def write(self, chunk: Any, **_: Any) -> None:
+            order.append(name_of[self])
+
+    files = {name: a_file(tmp_path / name, size) for name, size in (("a", SIZE), ("b", SIZE), ("small", 10))}
+    sources = [Source.open(str(file)) for file in files.values()]
+    writers = [Noting() for _ in sources]
+    name_of = dict(zip(writers, files, strict=True))
+    bodies = [body_of(source, digest=False, turns=turns) for source in sources]
+    sending = [
+        asyncio.create_task(body.write_with_length(writer, None)) for body, writer in zip(bodies, writers, strict=True)
+    ]
+    await asyncio.sleep(0)
+    assert order == ["a", "small"]
+    await asyncio.gather(*sending)
+    assert order[:6] == ["a", "small", "a", "b", "a", "b"]
+    assert sorted(order) == [*["a"] * 4, *["b"] * 4, "small"]
+    for source in sources:
+        source.close()

@@ -6,7 +6,9 @@ import asyncio
 
 from lab.sending import in_loop
 
-from s3daemon.model.files.turns import AT_ONCE, MANY, ROUNDS, Turns
+from s3daemon.model.files.turns import MANY, Turns
+
+AT_ONCE, ROUNDS = 4, 5
 
 
 class Waiting:
@@ -14,7 +16,7 @@ class Waiting:
 
     def __init__(self, count: int) -> None:
         loop = asyncio.get_running_loop()
-        self.turns, self.done = Turns(), list[int]()
+        self.turns, self.done = Turns(AT_ONCE, ROUNDS), list[int]()
         self.tasks = [loop.create_task(self._take(number)) for number in range(count)]
 
     async def _take(self, number: int) -> None:
