@@ -278,13 +278,13 @@ class Outages:
         self._next_attempt_s = next_attempt_s
         self._monotonic = monotonic
         self._wall = wall
-        self._state: tuple[bool, bool] = False, False
-        self._began: dict[str, float] = {}  # of the present state, which is one of two or none
+        self._state = ""  # `held` or `away`, never both; empty for neither
+        self._began = 0.0  # monotonic seconds; of that state
 
     @property
     def for_s(self) -> float | None:
         """For how long it has been away or held, seconds, whatever the wall clock did; None while it is neither."""
-        return next((self._monotonic() - began for began in self._began.values()), None)
+        return self._monotonic() - self._began if self._state else None
 
     @property
     def since_usec(self) -> int | None:
@@ -293,24 +293,23 @@ class Outages:
 
     def note(self) -> None:
         """Write entries for what has changed since the last call; called after all that may change the health."""
-        before, self._state = self._state, (bool(self._health.held), self._health.away)
-        if before == self._state:
+        state = "held" if self._health.held else "away" if self._health.away else ""
+        if state == self._state:
             return
-        (was_held, was_away), (held, away) = before, self._state
-        if was_away and not away:
-            text = "the endpoint is back" if not held else "the endpoint answers, but refuses the keys"
-            self._end("away", MessageId.BACK, text)
-        if was_held and not held:
-            self._end("held", MessageId.RELEASED, "the queue is released")
-        if held and not was_held:
+        if self._state == "away":
+            text = "the endpoint answers, but refuses the keys" if state else "the endpoint is back"
+            self._end(MessageId.BACK, text)
+        elif self._state == "held":
+            self._end(MessageId.RELEASED, "the queue is released")
+        self._state, self._began = state, self._monotonic()
+        if state == "held":
             text = f"the queue is held: {self._health.held}; nothing is lost"
-            self._begin("held", MessageId.HELD, text, logging.CRITICAL)
-        if away and not was_away:
+            self._begin(MessageId.HELD, text, logging.CRITICAL)
+        elif state == "away":
             text = f"the endpoint is away: {self._health.away_reason}; transfers are kept and tried until it is back"
-            self._begin("away", MessageId.AWAY, text, logging.ERROR)
+            self._begin(MessageId.AWAY, text, logging.ERROR)
 
-    def _begin(self, state: str, kind: MessageId, text: str, level: int) -> None:
-        self._began[state] = self._monotonic()
+    def _begin(self, kind: MessageId, text: str, level: int) -> None:
         next_s = self._next_attempt_s() or 0.0  # None only while it is neither away nor held
         fields = {
             "MESSAGE_ID": kind.value,
@@ -319,14 +318,14 @@ class Outages:
         }
         _log.log(level, "%s; next attempt in %s", text, span(math.ceil(next_s)), extra={"journal": fields})
 
-    def _end(self, state: str, kind: MessageId, text: str) -> None:
-        seconds = self._monotonic() - self._began.pop(state)
+    def _end(self, kind: MessageId, text: str) -> None:
+        seconds = self._monotonic() - self._began
         since_usec = self._usec_before(seconds)
         fields = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": since_usec, "PRIORITY": int(Priority.NOTICE)}
         _log.warning(
             "%s; it was %s for %s, since %s",
             text,
-            state,
+            self._state,
             span(seconds),
             clock_time(since_usec),
             extra={"journal": fields},
