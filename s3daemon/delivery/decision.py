@@ -137,8 +137,7 @@ class Decision:
         error: what is recorded.
         finding: what the attempt says about the endpoint.
         final: the transfer has failed permanently; the fields below are then without meaning.
-        delay_s: seconds until the next attempt.
-        backlog: the transfer belongs to the backlog from now on, behind fresh ones.
+        delay_s: seconds until the next attempt; after a delay the transfer is of the backlog, behind fresh ones.
         failed_addresses: addresses that the next attempt avoids if another one is enabled.
     """
 
@@ -146,7 +145,6 @@ class Decision:
     finding: Finding
     final: bool = False
     delay_s: float = 0.0
-    backlog: bool = False
     failed_addresses: frozenset[str] = frozenset()
 
 
@@ -173,8 +171,7 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     stale_again = error.code == state.previous_code
     if error.code == Code.STALE_CONNECTION and not stale_again:  # a closed one says nothing against another one
         return Decision(recorded, finding, failed_addresses=state.failed_addresses)
-    retry_after = error.retry_after
-    return Decision(recorded, finding, delay_s=backoff(state.attempts, rng, retry_after), backlog=True)
+    return Decision(recorded, finding, delay_s=backoff(state.attempts, rng, error.retry_after))
 
 
 def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:

@@ -382,7 +382,7 @@ class Uploader:
                 self._keys.denied(queued.transfer.id)
             self._fail(queued)
             return
-        queued.live = queued.live and not decision.backlog
+        queued.live = queued.live and not decision.delay_s
         queued.failed_addresses = decision.failed_addresses
         queued.attempt_started = queued.outcome_unknown
         self._spool.record_attempt(

@@ -55,7 +55,6 @@ class Row:
     finding: Finding
     final: bool = False
     seconds: float = 0.0
-    backlog: bool = False
     avoided: frozenset[str] = frozenset()
 
 
@@ -68,34 +67,34 @@ TWO_FAILED = replace(FIRST, attempts=3, failed_addresses=frozenset("ab"))
 TABLE = {
     "the address is to blame": Row(at("a", other_serves=True), FIRST, NO_FINDING, avoided=frozenset("a")),
     "the third address is to blame": Row(at("c", other_serves=True), TWO_FAILED, NO_FINDING, avoided=frozenset("abc")),
-    "the last address is to blame": Row(at("c", other_serves=False), TWO_FAILED, FAILING, seconds=4.0, backlog=True),
+    "the last address is to blame": Row(at("c", other_serves=False), TWO_FAILED, FAILING, seconds=4.0),
     "a closed connection": Row(STALE, FIRST, NO_FINDING),
     "a closed connection after an address": Row(STALE, TWO_FAILED, NO_FINDING, avoided=frozenset("ab")),
     "a closed connection after another error": Row(STALE, replace(FIRST, previous_code="SlowDown"), NO_FINDING),
     "two closed connections in a row": Row(
-        STALE, replace(FIRST, attempts=2, previous_code="StaleConnection"), NO_FINDING, seconds=2.0, backlog=True
+        STALE, replace(FIRST, attempts=2, previous_code="StaleConnection"), NO_FINDING, seconds=2.0
     ),
-    "no answer": Row(DOWN, FIRST, FAILING, seconds=1.0, backlog=True),
-    "the store is overloaded": Row(BUSY, FIRST, FAILING, seconds=1.0, backlog=True),
-    "the same error again": Row(BUSY, replace(FIRST, attempts=5, previous_code="SlowDown"), FAILING, False, 16.0, True),
-    "a code that is new to us": Row(AttemptError("New", "?", status=409), FIRST, SERVING, seconds=1.0, backlog=True),
-    "a late arrival": Row(AttemptError("Overwritten", "older"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
+    "no answer": Row(DOWN, FIRST, FAILING, seconds=1.0),
+    "the store is overloaded": Row(BUSY, FIRST, FAILING, seconds=1.0),
+    "the same error again": Row(BUSY, replace(FIRST, attempts=5, previous_code="SlowDown"), FAILING, False, 16.0),
+    "a code that is new to us": Row(AttemptError("New", "?", status=409), FIRST, SERVING, seconds=1.0),
+    "a late arrival": Row(AttemptError("Overwritten", "older"), FIRST, NO_FINDING, seconds=1.0),
     "the same address again": Row(
-        at("a", other_serves=True), replace(FIRST, failed_addresses=frozenset("a")), FAILING, seconds=1.0, backlog=True
+        at("a", other_serves=True), replace(FIRST, failed_addresses=frozenset("a")), FAILING, seconds=1.0
     ),
-    "another ETag": Row(AttemptError("ETagMismatch", "x"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
-    "a bug": Row(AttemptError("Internal", "a bug"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
+    "another ETag": Row(AttemptError("ETagMismatch", "x"), FIRST, NO_FINDING, seconds=1.0),
+    "a bug": Row(AttemptError("Internal", "a bug"), FIRST, NO_FINDING, seconds=1.0),
     "refused before it was sent": Row(AttemptError("BadRequest", "arn:x"), FIRST, NO_FINDING, final=True),
-    "a full bucket": Row(AttemptError("QuotaExceeded", "x", status=403), FIRST, FULL, seconds=1.0, backlog=True),
-    "good keys, refused for this key": Row(BAD_KEY, with_keys(Keys.GOOD), SERVING, seconds=1.0, backlog=True),
-    "bad keys, confirmed": Row(BAD_KEY, with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True),
-    "bad keys, suspected": Row(BAD_KEY, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0, backlog=True),
-    "bad keys, which have worked": Row(BAD_KEY, with_keys(Keys.WORKED), SUSPICIOUS, seconds=1.0, backlog=True),
-    "bad keys, replaced since": Row(BAD_KEY, with_keys(Keys.REPLACED), NO_FINDING, seconds=1.0, backlog=True),
+    "a full bucket": Row(AttemptError("QuotaExceeded", "x", status=403), FIRST, FULL, seconds=1.0),
+    "good keys, refused for this key": Row(BAD_KEY, with_keys(Keys.GOOD), SERVING, seconds=1.0),
+    "bad keys, confirmed": Row(BAD_KEY, with_keys(Keys.BAD), REFUSING, seconds=1.0),
+    "bad keys, suspected": Row(BAD_KEY, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0),
+    "bad keys, which have worked": Row(BAD_KEY, with_keys(Keys.WORKED), SUSPICIOUS, seconds=1.0),
+    "bad keys, replaced since": Row(BAD_KEY, with_keys(Keys.REPLACED), NO_FINDING, seconds=1.0),
     "denied with good keys": Row(DENIED, with_keys(Keys.GOOD), SERVING, final=True),
     "denied with keys that have worked": Row(DENIED, with_keys(Keys.WORKED), SERVING, final=True),
-    "denied with keys that may be bad": Row(DENIED, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0, backlog=True),
-    "denied with bad keys": Row(DENIED, with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True),
+    "denied with keys that may be bad": Row(DENIED, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0),
+    "denied with bad keys": Row(DENIED, with_keys(Keys.BAD), REFUSING, seconds=1.0),
     "permanent": Row(AttemptError("NoSuchBucket", "x", status=404), FIRST, SERVING, final=True),
     "permanent at one of several addresses": Row(elsewhere("NoSuchBucket"), FIRST, SERVING, avoided=frozenset("a")),
     "permanent at the second of three addresses": Row(
@@ -120,18 +119,18 @@ TABLE = {
         elsewhere("SignatureDoesNotMatch"), with_keys(Keys.GOOD), SERVING, avoided=frozenset("a")
     ),
     "bad keys at each of several addresses": Row(
-        elsewhere("InvalidAccessKeyId"), with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True
+        elsewhere("InvalidAccessKeyId"), with_keys(Keys.BAD), REFUSING, seconds=1.0
     ),
     "TLS refused, without an answer": Row(
-        AttemptError("TLSRefused", "no"), with_keys(Keys.BAD), REFUSING, seconds=1.0, backlog=True
+        AttemptError("TLSRefused", "no"), with_keys(Keys.BAD), REFUSING, seconds=1.0
     ),
     "a missing file": Row(MISSING, FIRST, NO_FINDING, final=True),
     "a missing file early after the start": Row(
-        MISSING, replace(FIRST, uptime_s=FILE_GRACE_S - 1), NO_FINDING, seconds=1.0, backlog=True
+        MISSING, replace(FIRST, uptime_s=FILE_GRACE_S - 1), NO_FINDING, seconds=1.0
     ),
-    "a file that changes": Row(FileError("FileChanged", "changed"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
-    "a file that cannot be read": Row(FileError("ReadFailed", "I/O"), FIRST, NO_FINDING, seconds=1.0, backlog=True),
-    "at the retry limit": Row(BUSY, replace(FIRST, active_s=7 * DAY_S), FAILING, seconds=1.0, backlog=True),
+    "a file that changes": Row(FileError("FileChanged", "changed"), FIRST, NO_FINDING, seconds=1.0),
+    "a file that cannot be read": Row(FileError("ReadFailed", "I/O"), FIRST, NO_FINDING, seconds=1.0),
+    "at the retry limit": Row(BUSY, replace(FIRST, active_s=7 * DAY_S), FAILING, seconds=1.0),
     "past the retry limit": Row(BUSY, replace(FIRST, active_s=7 * DAY_S + 1), FAILING, final=True),
     "bad keys past the retry limit": Row(
         BAD_KEY, replace(with_keys(Keys.BAD), active_s=8 * DAY_S), REFUSING, final=True
@@ -145,7 +144,6 @@ def test_each_failure_has_its_consequence(row: Row) -> None:
     assert decision.finding is row.finding
     assert decision.final is row.final
     assert 0.75 * row.seconds <= decision.delay_s <= 1.25 * row.seconds
-    assert decision.backlog is row.backlog
     assert decision.failed_addresses == row.avoided
 
 
