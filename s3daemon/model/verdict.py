@@ -150,7 +150,7 @@ CLIENT_STATUSES = range(400, 500)
 
 def suspect(error: AttemptError) -> Scope:
     """Return whom `error` alone accuses."""
-    if error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES:
+    if _is_permanent(error):
         return Scope.REQUEST
     for scope, codes in ((Scope.KEYS, _KEYS), (Scope.BUCKET, _BUCKET), (Scope.ADDRESS, UNREACHED)):
         if error.code in codes:
@@ -170,15 +170,17 @@ def judge(error: AttemptError, keys: Keys | None = None) -> Verdict:
         return Verdict.HOLD if keys in (None, Keys.BAD) else Verdict.TRANSIENT
     if error.code == ACCESS_DENIED:
         return _judge_denial(keys)
-    if error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES:
-        return Verdict.PERMANENT
-    return Verdict.TRANSIENT
+    return Verdict.PERMANENT if _is_permanent(error) else Verdict.TRANSIENT
 
 
 def _judge_denial(keys: Keys | None) -> Verdict:
     if keys is Keys.BAD:
         return Verdict.HOLD
     return Verdict.TRANSIENT if keys in (Keys.UNKNOWN, Keys.REPLACED) else Verdict.PERMANENT
+
+
+def _is_permanent(error: AttemptError) -> bool:
+    return error.code in _PERMANENT or _bare_status(error) in _PERMANENT_STATUSES
 
 
 def accuses_keys(error: AttemptError) -> bool:
