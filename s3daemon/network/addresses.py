@@ -68,8 +68,10 @@ class SmallRequestOutcome(Enum):
     NOT_CONNECTED = "no connection"
     NOT_SENT = "not sent"  # for a limit of this host, which says nothing of the address
 
-
-_ANSWERS = (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY)
+    @property
+    def is_answer(self) -> bool:
+        """Whether the address answered, well or badly."""
+        return self in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY)
 
 
 @dataclass(slots=True)
@@ -378,7 +380,7 @@ class Addresses:
     def _note_answer(self, state: _State, outcome: SmallRequestOutcome, since: float = math.inf) -> None:
         """Note whether a small request, sent at `since`, was answered; an answer ends an outage of connections."""
         now = self._clock()
-        if outcome in _ANSWERS:
+        if outcome.is_answer:
             state.answers = True
             state.heard(now)
             if self._outage == "connections":
@@ -422,7 +424,7 @@ class Addresses:
         state = self._states.get(address)
         if state is None or not state.is_disabled:
             return
-        if outcome in _ANSWERS:
+        if outcome.is_answer:
             state.probe_at = None
             state.on_trial = True
             self._note_answer(state, outcome)

@@ -233,8 +233,6 @@ class Keeper:
             else:
                 outcome, reason = await self._ask(connection)
         self._report(connection, outcome, reason, began)
-        if outcome in (SmallRequestOutcome.ANSWERED, SmallRequestOutcome.ANSWERED_BADLY):
-            self._closes.asked_over(connection)
 
     async def _find_small_request(self) -> None:
         """Find out which addresses keep a connection at all, and after which small request."""
@@ -301,15 +299,12 @@ class Keeper:
         for address in connection.pop_failed_addresses():
             addresses.asked(address, SmallRequestOutcome.NOT_CONNECTED, "no connection")
         addresses.asked(connection.address, outcome, reason, began)
-        if outcome in (
-            SmallRequestOutcome.NOT_CONNECTED,
-            SmallRequestOutcome.NOT_ANSWERED,
-            SmallRequestOutcome.NOT_SENT,
-        ):
-            self._back_off()
-        else:
+        if outcome.is_answer:
             self._failures = 0
             self._retry_at = min(self._retry_at, self._clock() + SWEEP_S)
+            self._closes.asked_over(connection)
+        else:
+            self._back_off()
 
     def _back_off(self) -> None:
         """Try less often after a failure; failures at the same time count once."""
