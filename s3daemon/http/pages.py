@@ -102,8 +102,7 @@ def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics, q
             question = _question(request.query)
         except RequestError as exc:
             return _answer(Reply.failed(exc))
-        count = await questions.about_tag(question.tag, question.expect, question.timeout_s)
-        return _answer(None if count is None else count.reply(), tag=question.tag)
+        return _answer(await questions.about_tag(question), tag=question.tag)
 
     async def by_id(request: web.BaseRequest) -> web.Response:
         try:

@@ -161,7 +161,7 @@ class Question:
     timeout_s: float = QUESTION_TIMEOUT_S
 
     @classmethod
-    def of(cls, tag: object, expect: object = None, timeout_s: object = QUESTION_TIMEOUT_S) -> Question:
+    def of(cls, tag: object, expect: object, timeout_s: object) -> Question:
         """Check values from outside.
 
         Raises:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 from s3daemon.clock import Clock
 from s3daemon.errors import Code
+from s3daemon.ingress.protocol import Question
 from s3daemon.model.exposure import Exposures, Name
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.reply import Outcome, Reply
@@ -118,11 +119,11 @@ class Questions:
         for key in list(self._waiting):
             self._changed(key)
 
-    async def about_tag(self, tag: str, expect: int | None, timeout_s: float) -> TagCounts | None:
-        """Return the counts of a tag once they are over, or after `timeout_s`; None when the service stops before."""
-        await self._wait((True, tag), lambda: self._count(tag, expect).is_over, timeout_s)
-        count = self._count(tag, expect)
-        return None if self._leaving and not count.is_over else count
+    async def about_tag(self, question: Question) -> Reply | None:
+        """Return the answer when all files of a tag are over, or its time is up; None when the service stops before."""
+        await self._wait((True, question.tag), lambda: self._count(question).is_over, question.timeout_s)
+        count = self._count(question)
+        return None if self._leaving and not count.is_over else count.reply()
 
     async def about_transfer(self, id_: str, timeout_s: float) -> Reply | None:
         """Return how a transfer ended, or `deferred` after `timeout_s`; None when the service stops before."""
@@ -134,7 +135,8 @@ class Questions:
         text = "no transfer with that id is known here: it ended long ago, or never existed; see journalctl"
         return Reply(Outcome.FAILED, "", Code.UNKNOWN_TRANSFER, f"{text} S3DAEMON_TRANSFER_ID={id_}")
 
-    def _count(self, tag: str, expect: int | None) -> TagCounts:
+    def _count(self, question: Question) -> TagCounts:
+        tag, expect = question.tag, question.expect
         one = self._exposures.get((True, tag))
         if one is None:
             return TagCounts(tag, expect=expect)

@@ -159,8 +159,7 @@ class Server:
             await self._access.check(sock)
             allowed = True
             if question := question_in(line):
-                count = await self._questions.about_tag(question.tag, question.expect, question.timeout_s)
-                return (None if count is None else count.reply()), ""
+                return await self._questions.about_tag(question), ""
             request = parse_request(line)
             ticket = await self._intake.submit(request)
             if request.wait:

@@ -8,7 +8,7 @@ import pytest
 from fakes import flying_with
 from lab.records import START_USEC, failed, record
 
-from s3daemon.ingress.protocol import QUESTION_LIMIT_S
+from s3daemon.ingress.protocol import QUESTION_LIMIT_S, Question
 from s3daemon.ingress.questions import Questions, TagCounts
 from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal, TransferRecord
@@ -88,7 +88,7 @@ def test_the_reply_follows_from_the_counts(count: TagCounts, outcome: Outcome, c
 async def test_a_question_about_a_tag_is_answered_when_the_last_transfer_ends(desk: Desk) -> None:
     """At that moment; what comes under the tag meanwhile belongs to it; other tags do not."""
     one, two, other = desk.accept(1), desk.accept(2), desk.accept(3, "e2")
-    asked = asyncio.create_task(desk.questions.about_tag("e1", None, 1000.0))
+    asked = asyncio.create_task(desk.questions.about_tag(Question("e1", timeout_s=1000.0)))
     await asyncio.sleep(10)
     desk.end(one)
     desk.end(other)
@@ -98,7 +98,7 @@ async def test_a_question_about_a_tag_is_answered_when_the_last_transfer_ends(de
     assert not asked.done()
     ended_at = desk.loop.time()
     desk.end(three)
-    assert await asked == TagCounts("e1", 2, 0, 1, 0, "NoSuchBucket: none")
+    assert await asked == TagCounts("e1", 2, 0, 1, 0, "NoSuchBucket: none").reply()
     assert desk.loop.time() == ended_at
 
 
@@ -106,12 +106,12 @@ async def test_a_question_about_a_tag_is_answered_when_the_last_transfer_ends(de
 async def test_a_question_that_expects_more_waits_for_them(desk: Desk) -> None:
     """A refused one is one of them."""
     desk.end(desk.accept(1))
-    asked = asyncio.create_task(desk.questions.about_tag("e1", 2, 1000.0))
+    asked = asyncio.create_task(desk.questions.about_tag(Question("e1", 2, 1000.0)))
     await asyncio.sleep(100)
     assert not asked.done()
     refusal = Refusal(code="NoSuchFile", text="gone", destination="raw/night/9", tag="e1")
     desk.exposures.refused(refusal, START_USEC)
-    assert await asked == TagCounts("e1", 1, 0, 0, 1, "NoSuchFile: gone", 2)
+    assert await asked == TagCounts("e1", 1, 0, 0, 1, "NoSuchFile: gone", 2).reply()
 
 
 @flying_with(Desk)
@@ -120,8 +120,8 @@ async def test_a_question_ends_with_its_time(desk: Desk) -> None:
     desk.accept(1)
     for timeout_s in (0.0, 7.0, QUESTION_LIMIT_S):
         began = desk.loop.time()
-        count = await desk.questions.about_tag("e1", None, timeout_s)
-        assert count == TagCounts("e1", 0, 1)
+        reply = await desk.questions.about_tag(Question("e1", timeout_s=timeout_s))
+        assert reply == TagCounts("e1", 0, 1).reply()
         assert desk.loop.time() - began == pytest.approx(timeout_s, abs=0.01)
 
 
@@ -129,14 +129,14 @@ async def test_a_question_ends_with_its_time(desk: Desk) -> None:
 async def test_a_stop_ends_questions_that_cannot_be_answered(desk: Desk) -> None:
     made = desk.accept(1)
     asked = [
-        asyncio.create_task(desk.questions.about_tag("e1", None, 1000.0)),
+        asyncio.create_task(desk.questions.about_tag(Question("e1", timeout_s=1000.0))),
         asyncio.create_task(desk.questions.about_transfer(made.id, 1000.0)),
     ]
     await asyncio.sleep(1)
     desk.questions.leave()
     assert await asyncio.gather(*asked) == [None, None]
     desk.end(made)
-    assert await desk.questions.about_tag("e1", None, 9.0) == TagCounts("e1", 1)
+    assert await desk.questions.about_tag(Question("e1", timeout_s=9.0)) == TagCounts("e1", 1).reply()
 
 
 @flying_with(Desk)
