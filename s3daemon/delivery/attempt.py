@@ -19,7 +19,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from s3daemon.clock import Clock
-from s3daemon.config.settings import SettingsHolder
+from s3daemon.config.settings import Settings, SettingsHolder
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.model.files.source import Source, open_file
@@ -36,6 +36,11 @@ LATE_ARRIVAL_S = 900.0
 LOOKUPS_MAX = 3
 #: After a reset, what the store has of a body is stored within this time, or never; seconds. Then it is looked up.
 SETTLE_S = 0.5
+
+
+async def open_allowed(path: str, settings: Settings, opener: Callable[..., Source]) -> Source:
+    """Open a file if these settings allow that it is sent, at acceptance and before each attempt; as `open_file`."""
+    return await open_file(path, settings.allowed_roots, settings.private_paths(), settings.stall_timeout_s, opener)
 
 
 async def _save_if_possible(change: Awaitable[None]) -> None:
@@ -130,7 +135,7 @@ class Attempts:
             queued.sent_etag = etag
 
         try:
-            source = queued.source or await self._open(queued.transfer.file)
+            source = queued.source or await open_allowed(queued.transfer.file, self._settings.current, self._opener)
         except FileError:
             if (found := await self._find(queued, store, progress)) is not None:
                 return found  # it was stored, and its owner has removed the file since
@@ -156,11 +161,6 @@ class Attempts:
             source.close()
         await self._check_not_overwritten(queued, store)
         return stored
-
-    async def _open(self, path: str) -> Source:
-        settings = self._settings.current
-        roots, closed = settings.allowed_roots, settings.private_paths()
-        return await open_file(path, roots, closed, settings.stall_timeout_s, self._opener)
 
     async def _find(
         self, queued: QueuedTransfer, store: Store, progress: Progress, source: Source | None = None

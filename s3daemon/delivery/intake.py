@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
+from s3daemon.delivery.attempt import open_allowed
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
-from s3daemon.model.files.source import Source, open_file
+from s3daemon.model.files.source import Source
 from s3daemon.model.reply import Reply
 from s3daemon.model.request import Request, Transfer
 from s3daemon.spool.spool import Spool
@@ -80,8 +81,7 @@ class Intake:
         settings, bucket = self._settings.current, request.destination.bucket
         if settings.allowed_buckets and bucket not in settings.allowed_buckets:
             raise RequestError(Code.NOT_ALLOWED, f"the bucket {bucket} is not in S3DAEMON_ALLOWED_BUCKETS")
-        roots, closed = settings.allowed_roots, settings.private_paths()
-        source = await open_file(request.file, roots, closed, settings.stall_timeout_s, self._opener)
+        source = await open_allowed(request.file, settings, self._opener)
         queued = self._uploader.schedule.joinable(request.file, request.destination)
         if queued is None:
             queued, durable = self._accept(request, source)
