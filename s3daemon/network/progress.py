@@ -45,11 +45,11 @@ class Upload:
         address: where the body goes; empty until it begins.
     """
 
-    def __init__(self, connection: Connection, size: int, progress: Progress | None = None) -> None:
+    def __init__(self, connection: Connection, size: int, progress: Progress) -> None:
         self.connection_state = "warm" if connection.is_open else "new"
         self.size = size
         self.address = ""
-        self._progress = Progress() if progress is None else progress
+        self._progress = progress
         self._connection = connection
         self._sock: socket.socket | None = None
         self._before: TcpInfo | None = None

@@ -91,9 +91,9 @@ class Multipart:
         metadata: Mapping[str, str],
         open_uploads: OpenUploads,
         *,
-        failed_addresses: Collection[str] = (),
-        progress: Progress | None = None,
-        on_sent: Callable[[str], None] = lambda _: None,
+        failed_addresses: Collection[str],
+        progress: Progress,
+        on_sent: Callable[[str], None],
     ) -> CompletedUpload:
         """Store the file.
 
@@ -113,8 +113,7 @@ class Multipart:
             open_upload = await self._resume(transfer, source, open_uploads, failed_addresses)
             if open_upload is None:
                 open_upload = await self._create(transfer, source, metadata, open_uploads, failed_addresses)
-            if progress is not None:
-                progress.add_stored(sum(map(open_upload.upload.length, open_upload.etags)))
+            progress.add_stored(sum(map(open_upload.upload.length, open_upload.etags)))
             sent = await self._parts.send(
                 open_upload, source, open_uploads, failed_addresses=failed_addresses, progress=progress
             )

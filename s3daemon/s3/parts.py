@@ -129,8 +129,8 @@ class PartSender:
         source: Source,
         open_uploads: OpenUploads,
         *,
-        failed_addresses: Collection[str] = (),
-        progress: Progress | None = None,
+        failed_addresses: Collection[str],
+        progress: Progress,
     ) -> list[SentBody]:
         """Send the parts that the store does not have, and return them in the order in which it took them.
 

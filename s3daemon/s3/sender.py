@@ -197,7 +197,7 @@ class Sender:
         *,
         failed_addresses: Collection[str] = (),
         connection: Connection | None = None,
-        progress: Progress | None = None,
+        progress: Progress,
         on_sent: Callable[[str], None] = lambda _: None,
         **params: object,
     ) -> SentBody:
@@ -223,7 +223,6 @@ class Sender:
             FileError: the file could not be read, or changed meanwhile.
         """
         length = source.state.size if size is None else size
-        progress = Progress() if progress is None else progress
         if connection is None:
             using = self._acquire(transfer_id, {*failed_addresses, *progress.slow_addresses}, length)
         else:

@@ -115,7 +115,7 @@ class Store:
             FileError: the file could not be read, or changed meanwhile; its older content may be stored then, so
                 another attempt must follow.
         """
-        started = self._clock()
+        started, progress = self._clock(), Progress() if progress is None else progress
         if goes_in_parts(source.state.size, self.sender.settings):
             open_uploads = OpenUploads() if open_uploads is None else open_uploads
             metadata = metadata_of(transfer)

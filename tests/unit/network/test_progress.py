@@ -56,7 +56,7 @@ def pair() -> Iterator[tuple[socket.socket, socket.socket]]:
 
 def upload_of(size: int, *, is_open: bool = True, progress: Progress | None = None) -> Upload:
     connection: Any = FakeConnection(is_open=is_open)
-    return Upload(connection, size, progress)
+    return Upload(connection, size, progress or Progress())
 
 
 def deliver(here: socket.socket, there: socket.socket, size: int) -> None:

@@ -46,8 +46,15 @@ class Attempt:
         self.multipart = Multipart(self.sender)
 
     async def put(self) -> CompletedUpload:
-        metadata = {"name": "value"}
-        return await self.multipart.put(self.transfer, self.source, metadata, self.open_uploads, progress=self.progress)
+        return await self.multipart.put(
+            self.transfer,
+            self.source,
+            {"name": "value"},
+            self.open_uploads,
+            failed_addresses=(),
+            progress=self.progress,
+            on_sent=lambda _: None,
+        )
 
     async def earlier(self, upload_id: str = "old", url: str = URL, size: int = PART, **etags: str) -> OpenUpload:
         """An upload of an earlier attempt, with the parts that are given as `p1=ETag`."""

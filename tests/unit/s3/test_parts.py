@@ -16,6 +16,7 @@ from lab.sending import a_file, failure, in_loop, settings_for
 from s3daemon.errors import AttemptError
 from s3daemon.model.files.source import Source
 from s3daemon.model.request import Destination
+from s3daemon.network.progress import Progress
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.s3.parts import (
     MAX_PARTS,
@@ -113,7 +114,9 @@ class Upload:
     async def send(self) -> list[str]:
         """Send the parts; the ETags in the order of their arrival."""
         with self.parts.counted():
-            sent = await self.parts.send(self.open_upload, self.source, OpenUploads())
+            sent = await self.parts.send(
+                self.open_upload, self.source, OpenUploads(), failed_addresses=(), progress=Progress()
+            )
         return [body.etag for body in sent]
 
 

@@ -18,6 +18,7 @@ from lab.sending import a_file, failure, in_loop, settings_for
 
 from s3daemon.errors import AttemptError
 from s3daemon.model.files.source import Source
+from s3daemon.network.progress import Progress
 from s3daemon.s3.sender import Sender
 
 ADDRESS = "192.0.2.1"
@@ -189,7 +190,7 @@ async def test_an_answer_before_the_body_is_not_a_success(tmp_path: Path) -> Non
         return {"ETag": '"x"'}
 
     scene, source = Scene(operation), Source.open(str(a_file(tmp_path / "file", 100_000)))
-    error = await failure(scene.sender.send_file("put_object", "id", source))
+    error = await failure(scene.sender.send_file("put_object", "id", source, progress=Progress()))
     source.close()
     assert (error.code, error.ambiguous, error.address) == ("BadAnswer", False, ADDRESS)
     assert (scene.pool.acquired, scene.pool.connection.aborted) == ([(True, set())], 1)
@@ -201,7 +202,9 @@ async def test_a_connection_that_was_given_is_used(tmp_path: Path) -> None:
     """None is taken from the pool."""
     scene, source = Scene(raising(refusal(404, "NoSuchBucket"))), Source.open(str(a_file(tmp_path / "file", 3)))
     connection: Any = FakeConnection()
-    error = await failure(scene.sender.send_file("put_object", "id", source, connection=connection))
+    error = await failure(
+        scene.sender.send_file("put_object", "id", source, progress=Progress(), connection=connection)
+    )
     source.close()
     assert (error.code, scene.pool.acquired, connection.aborted) == ("NoSuchBucket", [], 1)
 
@@ -210,7 +213,7 @@ async def test_a_connection_that_was_given_is_used(tmp_path: Path) -> None:
 async def test_a_cancelled_request_aborts_its_connection(tmp_path: Path) -> None:
     """So that nothing of it arrives later."""
     scene, source = Scene(lambda **_: asyncio.sleep(60)), Source.open(str(a_file(tmp_path / "file", 3)))
-    sending = asyncio.create_task(scene.sender.send_file("put_object", "id", source))
+    sending = asyncio.create_task(scene.sender.send_file("put_object", "id", source, progress=Progress()))
     await asyncio.sleep(0.01)
     sending.cancel()
     await asyncio.wait({sending})
