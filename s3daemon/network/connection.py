@@ -175,7 +175,7 @@ class Connection:
     @property
     def is_paced(self) -> bool:
         """Whether what it carries next goes out at the pacer's rate, or there is no limit."""
-        if not self.pacer.is_limited:
+        if not self.pacer.limit_bps:
             return True
         return self._sock is not None and self.is_open and tcp.TcpInfo.of(self._sock).packets >= tcp.UNPACED_PACKETS
 

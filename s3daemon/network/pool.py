@@ -294,10 +294,11 @@ class ConnectionPool:
                 _log.log(level, "%s no longer resolves, %s; its last known addresses stay in use", host, exc)
             else:
                 self._unresolvable = False
-                self.addresses.replace(dict.fromkeys(str(item[4][0]) for item in found))
                 now = self._clock()
+                addresses = dict.fromkeys((str(item[4][0]) for item in found), now)
+                self.addresses.replace(addresses)
                 recent = {address: at for address, at in self._found_at.items() if now - at < GONE_AFTER_S}
-                self._found_at = recent | dict.fromkeys((str(item[4][0]) for item in found), now)
+                self._found_at = recent | addresses
             self._resolved_at = self._clock()
 
     async def close(self) -> None:

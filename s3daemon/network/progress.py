@@ -43,6 +43,7 @@ class Upload:
     Attributes:
         connection_state: `warm` when the connection was open before, or `new`.
         address: where the body goes; empty until it begins.
+        is_aborted: it was ended, whatever was acknowledged.
     """
 
     def __init__(self, connection: Connection, size: int, progress: Progress) -> None:
@@ -53,7 +54,7 @@ class Upload:
         self._connection = connection
         self._sock: socket.socket | None = None
         self._before: TcpInfo | None = None
-        self._aborted = False
+        self.is_aborted = False
 
     def begin(self, transport: asyncio.BaseTransport) -> None:
         """Start to count: the body is about to be written to `transport`.
@@ -105,11 +106,6 @@ class Upload:
         now = self.info()
         return now is not None and self._before is not None and now.sent - self._before.sent >= self.size
 
-    @property
-    def is_aborted(self) -> bool:
-        """Whether it was ended, whatever was acknowledged."""
-        return self._aborted
-
     def retransmits(self, now: TcpInfo) -> int:
         """Return the segments sent again since the body began."""
         return now.retransmits - self._before.retransmits if self._before else 0
@@ -122,7 +118,7 @@ class Upload:
         Args:
             transport: that of the request to end; None when it never got as far as writing.
         """
-        self._aborted = True
+        self.is_aborted = True
         self._connection.abort(transport)
 
     def close(self) -> None:
@@ -131,7 +127,7 @@ class Upload:
             self._progress.end(self)
             if self._connection.pacer.end(self._sock):
                 self._connection.narrowed = True
-            if not self._aborted and TcpInfo.of(self._sock).outstanding == 0:
+            if not self.is_aborted and TcpInfo.of(self._sock).outstanding == 0:
                 reset_on_close(self._sock, enabled=False)  # the connection may be kept, and later end without a reset
             self._sock.close()
 

@@ -49,11 +49,6 @@ class Pacer:
         self._on_begin, self._on_end = on_begin, on_end
 
     @property
-    def is_limited(self) -> bool:
-        """Whether there is a limit."""
-        return self._limit_bps > 0
-
-    @property
     def limit_bps(self) -> int:
         """Bit/s for all together, 0 for no limit."""
         return self._limit_bps
