@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import math
 import sqlite3
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from s3daemon.model.exposure import (
@@ -155,10 +154,10 @@ def count_stored(db: sqlite3.Connection, seq: int, count: StoredCount) -> None:
         db.execute(_COUNT, (count.end_usec, *counts, tagged, name))
         db.execute(_FOUND, (tagged, name, count.destination))
     if seq:
-        keep_ended(db, seq, count.id)
+        _keep_ended(db, seq, count.id)
 
 
-def keep_ended(db: sqlite3.Connection, seq: int, id_: str) -> None:
+def _keep_ended(db: sqlite3.Connection, seq: int, id_: str) -> None:
     """Add a transfer to those stored last, and remove the oldest, in a transaction."""
     db.execute("INSERT OR REPLACE INTO ended (seq, id) VALUES (?, ?)", (seq, id_))
     db.execute("DELETE FROM ended WHERE seq <= ?", (seq - ENDED_KEPT,))
@@ -167,7 +166,7 @@ def keep_ended(db: sqlite3.Connection, seq: int, id_: str) -> None:
 def save(db: sqlite3.Connection, change: SaveLoss | SaveExposure | SaveEnded) -> None:
     """Carry out a change, in a transaction."""
     if isinstance(change, SaveEnded):
-        keep_ended(db, change.seq, change.id)
+        _keep_ended(db, change.seq, change.id)
         return
     if isinstance(change, SaveLoss):
         loss = change.loss
@@ -209,21 +208,14 @@ def read(db: sqlite3.Connection) -> KeptExposures:
     """
     rows = db.execute(f"SELECT id, {_COLUMNS} FROM exposure ORDER BY first_usec")  # noqa: S608 - ours
     found = {row[0]: _from_row(row) for row in rows}
-    for id_, what, missing in _missing(db):
+    for id_, what, *why in db.execute("SELECT exposure, destination, outcome, reason FROM missing ORDER BY rowid"):
         if id_ in found:
-            found[id_].missing[what] = missing
+            found[id_].missing[str(what)] = Missing(*map(str, why))
     for id_, mark in db.execute("SELECT exposure, mark FROM counted"):
         if id_ in found:
             found[id_].marks.add(int(mark))
     ended = db.execute("SELECT seq, id FROM ended ORDER BY seq")
     return KeptExposures(tuple(found.values()), tuple((int(seq), str(id_)) for seq, id_ in ended))
-
-
-def _missing(db: sqlite3.Connection) -> Iterator[tuple[int, str, Missing]]:
-    for id_, what, outcome, reason in db.execute(
-        "SELECT exposure, destination, outcome, reason FROM missing ORDER BY rowid"
-    ):
-        yield int(id_), str(what), Missing(str(outcome), str(reason))
 
 
 def _from_row(row: tuple[int, int, str, int, int | None, int, int]) -> Exposure:

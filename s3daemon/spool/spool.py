@@ -329,9 +329,9 @@ class Spool:
             return exc
         return None
 
-    def _apply_lazily(self, *changes: Change) -> None:
+    def _apply_lazily(self, change: Change) -> None:
         self._contents = None
-        self._writer.apply_lazily(*changes)
+        self._writer.apply_lazily(change)
 
     def _forget(self, ids: Iterable[str]) -> None:
         """Forget the seqs of removed rows. Called in the writer's thread; taking a key out of a dict is atomic."""

@@ -144,9 +144,9 @@ class Writer:
         self.put(WriteRequest(changes, durable))
         await durable
 
-    def apply_lazily(self, *changes: Change) -> None:
-        """Carry out changes soon."""
-        self.put(WriteRequest(changes))
+    def apply_lazily(self, change: Change) -> None:
+        """Carry out a change soon."""
+        self.put(WriteRequest([change]))
 
     def put(self, request: WriteRequest) -> None:
         """Queue a request. After `close` nothing is carried out, and `durable` holds that error."""
