@@ -138,9 +138,8 @@ class Operations:
         return {"transfers": (row.as_dict() for row in self._rows(pending, failed))}
 
     def _rows(self, pending: Sequence[QueuedTransfer], failed: Sequence[Entry]) -> Iterator[Row]:
-        now = self._uploader.clock()
         for queued in pending:
-            state, next_in_s = self._state(queued, now)
+            state, next_in_s = self._state(queued)
             yield row_of(queued.entry(), state, age_s=self._age_s(queued), next_in_s=next_in_s)
         for entry in failed:
             yield row_of(entry, "failed", age_s=entry.transfer.age_s(self._wall()))
@@ -148,14 +147,14 @@ class Operations:
     def _age_s(self, queued: QueuedTransfer) -> float:
         return queued.age_s(self._uploader.clock(), self._wall())
 
-    def _state(self, queued: QueuedTransfer, now: float) -> tuple[str, float | None]:
+    def _state(self, queued: QueuedTransfer) -> tuple[str, float | None]:
         if queued.attempt is not None:
             return "in flight", None
         if not self._uploader.schedule.is_head(queued):
             return "behind", None
         if self._uploader.health.held:
             return "held", None
-        return "pending", max(0.0, queued.not_before - now) if queued.not_before else 0.0
+        return "pending", max(0.0, queued.not_before - self._uploader.clock())
 
     async def retry(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Try again: a delay ends, what failed is pending again."""
@@ -283,15 +282,14 @@ class Operations:
 
         Each counts, whatever its state: waiting for its first attempt, or for the end of a delay after one.
         """
-        now, wall = self._uploader.clock(), self._wall()
-        late = [queued for queued in self._uploader.schedule.transfers if queued.age_s(now, wall) > LOST_S]
+        late = [queued for queued in self._uploader.schedule.transfers if self._age_s(queued) > LOST_S]
         if not late:
             return ""
         oldest = max(late, key=self._age_s)
         transfer, error = oldest.transfer, oldest.last_error
         age = span(self._age_s(oldest))
         tag = f" ({transfer.tags[0]})" if transfer.tags else ""
-        state, _ = self._state(oldest, now)
+        state, _ = self._state(oldest)
         why = f", last error {error.code}: {error.text}" if error.code else ""
         count = f"{plural(len(late), 'transfer')} not stored after {LOST_S:g} s"
         return f"{count}, the oldest after {age}: {transfer.destination}{tag}, {state}{why}; see s3daemon queue"
