@@ -133,9 +133,8 @@ class Journal:
     def close(self, timeout: float) -> None:
         """Refuse new entries, send what is queued, and stop; what is left after `timeout` seconds is reported lost."""
         self._closed = True
-        until = time.monotonic() + timeout
         self._queue.put(None)
-        self._thread.join(max(0.0, until - time.monotonic()))
+        self._thread.join(timeout)
         with self._counts:
             left = self._unsent
         self._count(lost=left)

@@ -278,9 +278,7 @@ def _seconds(text: str) -> float:
     return float(text) if text.isascii() and text.isdigit() else 0.0
 
 
-def failure_of(
-    error: BaseException, *, ambiguous: bool, stale: bool, limit_s: float = 0.0
-) -> AttemptError | S3daemonError:
+def failure_of(error: BaseException, *, ambiguous: bool, stale: bool, limit_s: float = 0.0) -> S3daemonError:
     """Return the error for a request without an answer, or with one that cannot be parsed.
 
     Args:

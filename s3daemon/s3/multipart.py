@@ -170,8 +170,7 @@ class Multipart:
                 "list_parts", failed_addresses=failed_addresses, **params, PartNumberMarker=marker
             )
             for part in page.get("Parts", ()):
-                number, etag = int(part.get("PartNumber", 0)), str(part.get("ETag", "")).strip('"')
-                listed[number] = etag, int(part.get("Size", -1))
+                listed[int(part.get("PartNumber", 0))] = etag_of(part), int(part.get("Size", -1))
             before, marker = marker, max(listed, default=0)
             if not page.get("IsTruncated") or marker <= before:
                 return listed
