@@ -128,12 +128,11 @@ class FileError(RequestError):
     """The file cannot be sent as it is: when it is asked for, or later, at an attempt of an accepted transfer.
 
     Attributes:
-        status, ambiguous, retry_after, address, other_address: as in `AttemptError`, so that both are handled alike;
-            constant, since a file's error involves no store.
+        status, retry_after, address, other_address: as in `AttemptError`, so that both are handled alike; constant,
+            since a file's error involves no store.
     """
 
     status = 0
-    ambiguous = False
     retry_after = 0.0
     address = ""
     other_address = False

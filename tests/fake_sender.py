@@ -75,7 +75,7 @@ class FakeSender(Sender):
         length = source.state.size if size is None else size
         self.sent.append((number, offset, length))
         self.called.append((operation, params))
-        return SentBody(self.etags.get(number, f"etag-{number}"), length, 100 * (number + 1), 1, "warm", "192.0.2.1")
+        return SentBody(self.etags.get(number, f"etag-{number}"), 100 * (number + 1), 1, "warm", "192.0.2.1")
 
     async def call(
         self,

@@ -148,11 +148,6 @@ class Progress:
         self.slow_addresses: set[str] = set()
         self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
 
-    @property
-    def in_flight(self) -> int:
-        """The number of uploads in flight. Not `__len__`: a progress without one is no false value."""
-        return len(self._uploads)
-
     def add_stored(self, count: int) -> None:
         """Count bytes that an earlier attempt already stored, of a file that goes in parts."""
         self._arrived += count

@@ -61,7 +61,6 @@ class SentBody:
 
     Args:
         etag: as the store gave it, without quotes.
-        size: bytes.
         rtt_usec: smoothed round-trip time at the end, microseconds; 0 when unknown.
         retransmits: TCP segments sent again meanwhile.
         connection: `warm` or `new`.
@@ -69,7 +68,6 @@ class SentBody:
     """
 
     etag: str
-    size: int
     rtt_usec: int
     retransmits: int
     connection: str
@@ -253,7 +251,6 @@ class Sender:
         self.pool.addresses.succeeded(used.address, proves_speed=length > SMALL_BYTES)
         return SentBody(
             etag,
-            length,
             rtt_usec=info.rtt_usec if info else 0,
             retransmits=upload.retransmits(info) if info else 0,
             connection=upload.connection_state,
