@@ -137,7 +137,7 @@ class Questions:
 
     def _count(self, question: Question) -> TagCounts:
         tag, expect = question.tag, question.expect
-        one = self._exposures.get((True, tag))
+        one = self._exposures.of_tag(tag)
         if one is None:
             return TagCounts(tag, expect=expect)
         return TagCounts(tag, one.stored, len(one.pending), one.failed, one.refused, one.reason, expect)

@@ -222,9 +222,9 @@ class Exposures:
         hidden = set(map(id, refused[: -(count // 2)]))
         return [one for one in self._order if id(one) not in hidden][-count:]
 
-    def get(self, name: Name) -> Exposure | None:
-        """Return the exposure of that name; None when nothing is known of it."""
-        return self._by_name.get(name)
+    def of_tag(self, tag: str) -> Exposure | None:
+        """Return the exposure of a tag; None when nothing is known of it."""
+        return self._by_name.get((True, tag))
 
     def added(self, transfer: Transfer) -> None:
         """Add a transfer that became pending: for the first time, again after it failed, or for one more tag."""

@@ -178,9 +178,9 @@ class TrackedBody:
         self.silent_s = 0.0 if acked != self.acked else self.silent_s + min(gap_s, _GAP_S)
         self._samples.append((now, acked))
 
-    def last_bytes_since(self, count: int) -> float | None:
-        """Return the time from which on the last `count` bytes were acknowledged; None when fewer were."""
-        return next((at for at, acked in reversed(self._samples) if acked <= self.acked - count), None)
+    def last_bytes_since(self) -> float | None:
+        """Return the time from which on the last `_RATE_BYTES` were acknowledged; None when fewer were."""
+        return next((at for at, acked in reversed(self._samples) if acked <= self.acked - _RATE_BYTES), None)
 
     def rate(self, since: float, until: float) -> float:
         """Return bytes per second between two times, interpolated between samples; 0 when `until` is not later."""
@@ -352,7 +352,7 @@ def _compared(body: TrackedBody, other: TrackedBody, window: float) -> tuple[flo
     until = min(body.sampled_at, other.sampled_at)
     if not _is_comparable(body, other) or until < body.sampled_at - 4 * window:
         return None
-    full_since = other.last_bytes_since(_RATE_BYTES)
+    full_since = other.last_bytes_since()
     if not other.has_ended:
         earliest = max(other.began + _FIRST_BYTES_S, until - _RATE_WINDOWS * window)
         if full_since is None or full_since < earliest or other.acked >= other.size:

@@ -24,7 +24,6 @@ from typing import Any, TypeVar
 import botocore.exceptions
 from aiobotocore.awsrequest import AioAWSResponse
 
-from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.files.source import SMALL_BYTES, Source
@@ -108,7 +107,7 @@ class _MoveWatch:
     def begin(self, transport: asyncio.BaseTransport) -> None:
         """Begin the upload over `transport`, and the comparison."""
         self._upload.begin(transport)
-        self._sender.stragglers.begin(self._tracked, self._upload.address, self._sender.clock())
+        self._sender.stragglers.begin(self._tracked, self._upload.address, time.monotonic())
 
     def tick(self, body: FileBody) -> None:
         """Compare the upload with others now.
@@ -123,7 +122,7 @@ class _MoveWatch:
         has_arrived = body.finished and info.outstanding == 0
         move = sender.stragglers.tick(
             self._tracked,
-            sender.clock(),
+            time.monotonic(),
             upload.acked(),
             rtt_s=info.least_rtt_usec / 1e6,
             share=None if has_arrived else info.pacing_limit or None,
@@ -144,7 +143,7 @@ class _MoveWatch:
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """End the comparison. A moved body that was sent whole may still arrive, so that error is ambiguous."""
-        self._sender.stragglers.end(self._tracked, self._sender.clock(), answered=error is None)
+        self._sender.stragglers.end(self._tracked, time.monotonic(), answered=error is None)
         if isinstance(error, AttemptError) and error.code == Code.SLOW_CONNECTION:
             error.ambiguous = self._upload.was_sent
 
@@ -156,7 +155,6 @@ class Sender:
         settings: limits of a request, verification.
         pool: the connections to use.
         signer: creates and signs the requests.
-        clock: monotonic seconds.
 
     Attributes:
         can_look_up: whether objects can be looked up, as far as is known. If not, a body that was sent whole is not
@@ -164,12 +162,11 @@ class Sender:
         stragglers: compares the bodies that are being sent.
     """
 
-    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer, clock: Clock = time.monotonic) -> None:
+    def __init__(self, settings: Settings, pool: ConnectionPool, signer: Signer) -> None:
         self.settings = settings
         self.pool = pool
         self.can_look_up = settings.verify != "no-etag"
         self._signer = signer
-        self.clock = clock
         self.stragglers = Stragglers()
         self._turns = Turns(1, 1)
 

@@ -14,12 +14,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from s3daemon.clock import Clock
 from s3daemon.commands.check import host as checks_host
 from s3daemon.commands.check import unit as checks_unit
 from s3daemon.commands.check.findings import Findings, Host
@@ -65,7 +63,6 @@ def main(
     out: TextIO,
     err: TextIO,
     host: Host | None = None,
-    wall: Clock = time.time,
 ) -> int:
     """Carry out the command on this host, or another that is given; all that is wrong is a finding, for `out`."""
     host = host or Host()
@@ -81,7 +78,7 @@ def main(
         settings = _settings(findings, variables, str(unit.env_file) if unit else _ENVIRONMENT)
     instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
     if settings:
-        checks = StoreChecks(settings, findings, wall)
+        checks = StoreChecks(settings, findings)
         asyncio.run(checks.run(args.target or ""))
         with findings.guard("sysctl"):
             checks_host.sysctls(findings, host, settings, checks.rtt_s)

@@ -19,7 +19,6 @@ from typing import TypeVar
 import aiohttp
 from yarl import URL
 
-from s3daemon.clock import Clock
 from s3daemon.commands.check.findings import Findings
 from s3daemon.commands.check.network import reach
 from s3daemon.config.settings import Settings
@@ -66,12 +65,11 @@ class StoreChecks:
         rtt_s: the longest round trip to an address that answered; None when none did.
     """
 
-    def __init__(self, settings: Settings, findings: Findings, wall: Clock = time.time) -> None:
+    def __init__(self, settings: Settings, findings: Findings) -> None:
         self.rtt_s: float | None = None
         # One connection will do, and the same one for all that follows.
         self._settings = dataclasses.replace(settings, max_connections=1)
         self._findings = findings
-        self._wall = wall
         self._tries = 1
         self._neutral: AttemptError | None = None  # why no buckets were listed
         self._silent = False  # a request without keys got no answer
@@ -87,7 +85,7 @@ class StoreChecks:
             self._findings.warn("bucket", f"S3DAEMON_VERIFY=no-etag: {NO_ETAG_RISK}")
         answering: list[str] = []
         with self._findings.guard("connect"):
-            reached = await reach(self._settings, self._findings, self._wall)
+            reached = await reach(self._settings, self._findings, time.time)
             self.rtt_s = max((one.rtt_s for one in reached if one.rtt_s is not None), default=None)
             self._tries = max(1, len(reached))
             answering = [one.address for one in reached if not one.error]
@@ -187,7 +185,7 @@ class StoreChecks:
             except S3daemonError as exc:
                 self._findings.fail("bucket", exc.text)
                 return
-            transfer = Transfer.accept(request, source.state, round(self._wall() * 1e6))
+            transfer = Transfer.accept(request, source.state, time.time_ns() // 1000)
             what = f"{self._at}putting a small object, and deleting it again: {transfer.destination}"
             self._findings.note("bucket", what)
             try:
