@@ -164,7 +164,7 @@ class Journal:
             if self._clock() - self._reported_at >= WARN_EVERY_S:
                 self._report_losses()
 
-    def _count(self, unsent: int = 0, lost: int = 0) -> None:
+    def _count(self, *, unsent: int = 0, lost: int) -> None:
         with self._counts:
             self._unsent += unsent
             self._lost += lost

@@ -85,7 +85,7 @@ def clock_time(usec: int, zone: tzinfo | None = None) -> str:
     return f"{datetime_of(usec, zone):%H:%M:%S}"
 
 
-def recent(usec: int, now_usec: int, zone: tzinfo | None = None) -> str:
+def recent(usec: int, now_usec: int, zone: tzinfo | None) -> str:
     """Return a point in time as `clock_time` does, after its date where that is not the one of `now_usec`."""
     today, _, _ = moment(now_usec, zone).partition(" ")
     return moment(usec, zone).removeprefix(f"{today} ")

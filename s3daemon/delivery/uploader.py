@@ -570,7 +570,7 @@ def record_of(queued: QueuedTransfer, stored: Stored | None, *, now: float, wall
     )
 
 
-def failure_of(queued: QueuedTransfer, delay_s: float | None, skipped: int = 0) -> AttemptFailure:
+def failure_of(queued: QueuedTransfer, delay_s: float | None, skipped: int) -> AttemptFailure:
     """Return the journal entry about an attempt that failed and will be followed by another.
 
     Args:

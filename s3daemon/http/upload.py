@@ -155,7 +155,7 @@ class Uploads:
         client_notified: Callable[[str], None],
         *,
         refusals: Refusals,
-        clock: Clock = time.monotonic,
+        clock: Clock,
         wall: Clock = time.time,
     ) -> None:
         self._intake = intake

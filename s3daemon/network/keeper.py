@@ -89,7 +89,7 @@ class Keeper:
         self,
         settings: Settings,
         pool: ConnectionPool,
-        primer: Primes | None = None,
+        primer: Primes | None,
         clock: Clock = time.monotonic,
         *,
         pause_s: float = SWEEP_S,

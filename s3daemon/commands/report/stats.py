@@ -278,7 +278,7 @@ class Group:
         name: GroupName,
         transfers: Sequence[ReportedTransfer],
         limit_usec: int,
-        refused: Sequence[RefusedRequest] = (),
+        refused: Sequence[RefusedRequest],
     ) -> Group:
         """Count; the arguments are as of `Figures.of`."""
         stored = [one for one in transfers if one.record.stored]

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import socket
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
@@ -61,7 +60,7 @@ class Bandwidth:
         found_bps: the rate of the narrowest link, bit/s, as far as this process or an earlier one found it; else 0.
     """
 
-    def __init__(self, pacer: Pacer, clock: Clock = time.monotonic, *, read: Read = TcpInfo.of) -> None:
+    def __init__(self, pacer: Pacer, clock: Clock, *, read: Read = TcpInfo.of) -> None:
         self.found_bps = 0
         self._pacer = pacer
         self._clock = clock
