@@ -17,8 +17,8 @@ from s3daemon.errors import Code, one_line
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import MAX_DESTINATION_CHARS, Destination, Transfer, prefix_of
 
-#: The number of exposures that are kept, those requested last: at one a minute, of five hours. As many are kept of
-#: which every request was refused, which so take the place of no other.
+#: How many exposures are kept, those requested last: at one a minute, the last five hours. Those of which every request
+#: was refused are counted apart, up to as many, so that they never displace others.
 KEPT = 300
 #: The number of missing files that are kept of one exposure: more than any has, and a limit to the memory that clients
 #: can fill.

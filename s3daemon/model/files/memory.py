@@ -3,8 +3,8 @@
 A file that has just been written is in memory whole. Opening it in a thread takes a tenth of the CPU time of a small
 file, most of it for Python's lock: each call to the system gives it away.
 
-openat2(2) with RESOLVE_CACHED (Linux 5.12) fails where a directory, or a server, would have to be asked. statx(2) with
-AT_STATX_DONT_SYNC asks nobody either. Python has neither. On an older kernel nothing is in memory.
+openat2(2) with RESOLVE_CACHED (Linux 5.12) fails where a file system would have to be asked; statx(2) with
+AT_STATX_DONT_SYNC does not ask one. Python has neither call. On an older kernel nothing counts as in memory.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ _KINDS = (
     (stat.S_ISCHR, "a device"),
     (stat.S_ISBLK, "a device"),
 )
-#: Of their files the kernel tells the size 0, or that of a page, whatever can be read there. They take up no blocks.
+#: The kernel gives their files the size 0, or that of a page, whatever can be read there, and no blocks.
 _KERNEL_FILE_SYSTEMS = ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs")
 _REASONS = {
     errno.ENOENT: (Code.NO_SUCH_FILE, "no such file"),

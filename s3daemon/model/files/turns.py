@@ -1,4 +1,4 @@
-"""Of what comes together, a few go on at a time.
+"""Lets a few of those that come together go on at a time.
 
 Otherwise the event loop takes 23 files that were sent at once through each step together, and the first body leaves as
 late as the last; and while 23 images are sent, each step of a sidecar waits for a chunk of every one.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-#: As many again go on for each so many that wait: not all of them may be sent at once.
+#: For each `MANY` that wait, `at_once` more go on, so that a large burst is accepted as fast as without turns; not all
+#: of it can be sent at once anyway.
 MANY = 30
 
 
@@ -17,17 +18,17 @@ class Turns:
     """Gives turns, in the order in which they are asked for, in one event loop.
 
     Args:
-        at_once: so many go on at once.
-        rounds: and so many others after so many rounds of the loop.
+        at_once: how many go on together.
+        rounds: of the event loop, until the next ones go on.
     """
 
     def __init__(self, at_once: int, rounds: int) -> None:
         self._at_once = at_once
         self._after = rounds
         self._waiting: deque[asyncio.Future[None]] = deque()
-        self._left = 0  # turns until the rounds are over
-        self._rounds = 0  # until there are others; 0: nobody has come lately
-        self._is_used = False  # somebody has come, or waits
+        self._left = 0  # turns that may still be taken in these rounds
+        self._rounds = 0  # until there are new turns; 0: none was asked for lately
+        self._is_used = False  # a turn was asked for in these rounds, or is waited for
 
     async def take(self) -> None:
         """Wait for a turn."""
