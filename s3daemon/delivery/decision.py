@@ -99,8 +99,8 @@ class LastError:
     address: str = ""
 
 
-#: At so many addresses a transfer is tried before it fails permanently. One may be set up differently, but the cause is
-#: nearly always the bucket, and each attempt may send the whole file; a name may have dozens of addresses.
+#: A transfer is tried at this many addresses before it fails permanently. One may be set up differently, but the cause
+#: is nearly always the bucket, and each attempt may send the whole file; a name may have dozens of addresses.
 MOST_ADDRESSES = 4
 #: The error of a transfer that an operator has given up.
 DROPPED = LastError(Code.DROPPED, "dropped by an operator")

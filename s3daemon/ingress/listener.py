@@ -26,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 #: After accept failed, for example for want of descriptors, seconds until it is tried again.
 ACCEPT_PAUSE_S = 0.1
-#: After so many clients at once the event loop serves what it has: else the first of a burst's bodies would leave as
+#: After this many clients at once the event loop serves what it has: else the first of a burst's bodies would leave as
 #: late as its last.
 ACCEPTS_A_TURN = 4
 #: The least seconds between two warnings of that.

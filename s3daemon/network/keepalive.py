@@ -46,7 +46,7 @@ class SeenCloses(NamedTuple):
 
     Args:
         closed_after_s: for how long each had been idle that the server closed since the last look, seconds.
-        longest_open_s: for how long that which rests longest has been idle, seconds; 0 when none is open.
+        longest_open_s: the longest time that an open one has been idle, seconds; 0 when none is open.
         ends_after_answers: one was closed soon after the answer to a small request. Where others that had rested for
             longer were closed as well, it was not that answer which ended it.
     """
@@ -142,7 +142,7 @@ class IdleLimit:
 
         Args:
             closed: for how long each that the server closed since the last look had been idle, seconds.
-            longest_open: for how long that which rests longest has been idle, seconds; more than 0 when any is open.
+            longest_open: the longest time that an open one has been idle, seconds; more than 0 when any is open.
 
         Returns:
             Whether `interval_s` changed.

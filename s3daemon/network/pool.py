@@ -39,7 +39,7 @@ CERTIFICATES_KEPT_S = 3600.0
 #: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
 #: each answer may have only some, and no connection is closed for that.
 GONE_AFTER_S = 300.0
-#: One connection of reserve for so many that uploads can use. The keeper works on as many as are in reserve.
+#: One connection is in reserve for this many that uploads can use. The keeper works on no more than the reserve.
 CONNECTIONS_PER_RESERVE = 6
 
 

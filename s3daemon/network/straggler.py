@@ -51,7 +51,7 @@ FAR_SLOWER_THAN_RATE = 32.0
 LEAST_SHARE = 1 << 16
 #: Younger bodies are not judged, seconds and round trips: at this age a new connection has sent 30 first windows.
 MIN_AGE_S, MIN_AGE_ROUND_TRIPS = 0.35, 5
-#: A new connection doubles its rate each round trip, for so many round trips at most: then its window is open. Where
+#: A new connection doubles its rate each round trip, for at most this many round trips: then its window is open. Where
 #: slow start ended early, the rate grows more slowly, and needs as many.
 OPENING_ROUND_TRIPS = 16
 #: Rates are measured over this time, seconds and round trips. Other bodies count if sampled within 4 times as long.
@@ -61,26 +61,27 @@ ALONE_S, ALONE_ROUND_TRIPS = 2.0, 10
 #: A body with no byte acknowledged and no answer for this long, seconds, is silent: "retry after 2 seconds, then 4"
 #: (AWS, "Best practices design patterns: optimizing Amazon S3 performance", on small requests).
 SILENT_S = 2.0
-#: And for so many times as long as similar bodies.
+#: It must be silent this many times as long as similar bodies.
 SILENT_TIMES = 10
 #: The longest time between the acknowledgement of a byte and the sample that shows it, seconds.
 SAMPLED_S = 0.15
 #: The number of similar bodies that must have been answered meanwhile: one may be an exception.
 SILENT_PEERS = 2
-#: The rest must take so many times as long as a move, and so many seconds longer.
+#: The rest must take at least `GAIN` times as long as a move, and `GAIN_S` seconds more.
 GAIN, GAIN_S = 3.0, 0.5
 #: The round trips that a move costs besides the sending: for the request, and for a window that is not open yet.
 MOVE_ROUND_TRIPS = 8
 #: The most moves of one body.
 MOVES_MAX = 4
-#: The rate of another body is compared if that has at least so many bytes, or this one's size divided by the second
-#: figure. Buffers on the way take the first bytes at any rate, so those of a body that has no answer yet are left out:
-#: of so many seconds.
+#: Another body is compared if it has at least `_COMPARABLE_BYTES`, or this one's size divided by `_COMPARABLE_SHARE`.
+#: Buffers on the way take its first bytes at any rate: until it has its answer, those of its first `_FIRST_BYTES_S`
+#: seconds do not count.
 _COMPARABLE_BYTES, _COMPARABLE_SHARE, _FIRST_BYTES_S = 4 << 20, 2, 0.3
-#: A receiver that reads slowly opens its window seldom, and then for a few hundred kilobytes. So a rate is measured
-#: over at least so many bytes; and another body is compared only if it sent them within so many times `WINDOW_S`.
+#: A receiver that reads slowly opens its window seldom, and then for a few hundred kilobytes. So another body's rate is
+#: measured over at least `_RATE_BYTES`, and compared only if they were sent within `_RATE_WINDOWS` times as long as a
+#: rate is measured otherwise.
 _RATE_BYTES, _RATE_WINDOWS = 1 << 20, 8
-#: Bodies that ended longer ago are not compared, seconds; and so many that have ended are remembered.
+#: Of the bodies that have ended, those of the last `_LATELY_S` seconds are compared, and the last `_REMEMBERED` known.
 _LATELY_S, _REMEMBERED = 120.0, 64
 #: A reference is kept for so long, seconds, although the faster bodies have ended since.
 _REFERENCE_S = 5.0

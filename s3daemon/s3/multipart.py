@@ -38,7 +38,7 @@ from s3daemon.units import plural
 #: "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API Reference). Longer than
 #: any gateway's own limit, so that the gateway gives up first; the object is then looked up.
 COMPLETE_TIMEOUT_S = 600.0
-#: After so many server errors the file is sent again: a store can lose what it needs to complete this upload.
+#: After this many server errors the file is sent again: a store can lose what it needs to complete this upload.
 _COMPLETIONS_MAX = 10
 #: After these there may be an object though the store did not say so. `NoSuchUpload`: it may be completed already.
 _AMBIGUOUS_CODES = frozenset({Code.CONNECTION_CLOSED, Code.NO_ANSWER, Code.BAD_ANSWER, "NoSuchUpload"})

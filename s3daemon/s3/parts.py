@@ -28,8 +28,8 @@ from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 MAX_PARTS = 10_000
 #: Where parts must be larger than the setting, their size is a multiple of this: easier to read in a bucket's listing.
 _ROUND_BYTES = 1 << 20
-#: What is in flight under a rate, in seconds of sending: this much, and so many round trips. Parts that began together
-#: end together, and then a round trip passes before the next ones' first bytes arrive: it should be a tenth at most.
+#: Under a rate, what is sent in this many seconds and this many round trips is in flight. Parts that began together end
+#: together, and then a round trip passes before the next ones' first bytes arrive: it should be a tenth at most.
 IN_FLIGHT_S, IN_FLIGHT_ROUND_TRIPS = 2.0, 10
 #: What one connection can be relied on to have in flight: a long link at a high rate takes many to fill.
 WINDOW_BYTES = 1_000_000

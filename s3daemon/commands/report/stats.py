@@ -36,7 +36,7 @@ _DEPTH = re.compile("[1-9][0-9]{0,8}")
 SLOWEST = 10
 #: And how many of one exposure at most: more say no more, and hide the others.
 _OF_ONE = 2
-#: The number of files of an exposure is learned from so many exposures at least, and from more than half of all.
+#: The number of files of an exposure is learned from at least this many exposures, and more than half of all.
 _LEARNED_FROM = 3
 
 

@@ -19,7 +19,7 @@ from s3daemon.network.rate.controller import LEAST_RTT_S, SAMPLE_EVERY_S, Contro
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.tcp import TcpInfo
 
-#: A window that is wider than its share of what the way holds by this factor has room for a rate that rises.
+#: A window has room for a rate that rises if it is this many times as wide as its share of the present rate needs.
 ROOMY = 1.5
 
 Read = Callable[[socket.socket], TcpInfo]

@@ -20,10 +20,10 @@ BLUE, VERMILLION, SKY, BLACK = "#0072B2", "#D55E00", "#56B4E9", "#000000"
 SMALL, NORMAL, LARGE = 11, 12, 15
 _DAY_USEC = 86_400_000_000
 _LEGEND_COLUMNS = 4
-#: How times are shown on an axis that spans less than so many seconds.
+#: How times are shown on an axis that spans less than this many seconds.
 _TIME_FORMATS = ((10, "%H:%M:%S.%f"), (900, "%H:%M:%S"), (86_400, "%H:%M"), (math.inf, "%m-%d\n%H:%M"))
 _MOST_TIMES = 7
-#: Which of 1 to 9 a logarithmic axis shows, for less than so many decades.
+#: Which of 1 to 9 a logarithmic axis shows, for less than this many decades.
 _LOG_TICKS = ((1.2, (1, 1.5, 2, 3, 5, 7)), (3, (1, 2, 5)), (math.inf, (1,)))
 
 

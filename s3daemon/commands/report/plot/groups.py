@@ -33,9 +33,9 @@ _MOST_BARS, _LEVEL_CHARS, _NAME_CHARS = 24, 60, 18
 #: More bars than this have their time upright above them, and only where something is wrong.
 _MOST_TIMES = 9
 _MOST_STICKS = 400
-#: A name has so many characters in common with the others before they are left out.
+#: Names have at least this many characters in common before these are left out.
 _LEAST_COMMON = 4
-#: Beyond so many times the limit a linear axis would flatten the rest.
+#: Beyond this many times the limit a linear axis would flatten the rest.
 _FLATTENING = 4
 _LEAST_S = 0.05
 #: The height of the chart over that of its highest bar: its time is written there.
