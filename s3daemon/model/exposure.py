@@ -15,7 +15,7 @@ from hashlib import blake2b
 
 from s3daemon.errors import Code, one_line
 from s3daemon.model.record import Refusal, TransferRecord
-from s3daemon.model.request import MAX_DESTINATION_CHARS, Destination, Transfer, prefix_of
+from s3daemon.model.request import MAX_DESTINATION_CHARS, Transfer, prefix_of
 
 #: How many exposures are kept, those requested last: at one a minute, the last five hours. Those of which every request
 #: was refused are counted apart, up to as many, so that they never displace others.
@@ -247,14 +247,14 @@ class Exposures:
     def recorded(self, record: TransferRecord) -> None:
         """Count a transfer that has ended: stored, or failed permanently."""
         names = names_of(record.tags, record.bucket, record.key)
-        what = str(Destination(record.bucket, record.key))
         if not record.stored:
-            self._lose(Loss(names, record.start_usec, what, Missing("failed", record.error)), record.transfer_id)
+            loss = Loss(names, record.start_usec, record.destination, Missing("failed", record.error))
+            self._lose(loss, record.transfer_id)
             return
         for exposure in self._of(names, record.start_usec):
             exposure.pending.discard(record.transfer_id)
-            exposure.missing.pop(what, None)
-            exposure.put_stored(what, record.size_bytes)
+            exposure.missing.pop(record.destination, None)
+            exposure.put_stored(record.destination, record.size_bytes)
             exposure.last_usec = max(exposure.last_usec or 0, record.start_usec + record.total_usec)
             self.on_change((exposure.tagged, exposure.name))
 

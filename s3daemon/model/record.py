@@ -133,6 +133,11 @@ class TransferRecord:
         """True when the object is in the store."""
         return self.outcome == "stored"
 
+    @property
+    def destination(self) -> str:
+        """Bucket/key."""
+        return f"{self.bucket}/{self.key}"
+
     def message(self) -> str:
         """Return the line for people: `START SECONDS sec - bucket/key`, then the result.
 
@@ -141,7 +146,7 @@ class TransferRecord:
         """
         seconds, micro = divmod(self.start_usec, _MICROSECONDS)
         text = (
-            f"{seconds}.{micro:06} {self.total_usec / _MICROSECONDS:.3f} sec - {self.bucket}/{self.key}"
+            f"{seconds}.{micro:06} {self.total_usec / _MICROSECONDS:.3f} sec - {self.destination}"
             f" {self.outcome}, {self.size_bytes} bytes, {plural(self.attempts, 'attempt')}"
         )
         return f"{text}, {self.error}" if self.error else text

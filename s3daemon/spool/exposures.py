@@ -27,7 +27,6 @@ from s3daemon.model.exposure import (
     names_of,
 )
 from s3daemon.model.record import TransferRecord
-from s3daemon.model.request import Destination
 
 #: The number of ended transfers that are remembered, here the stored ones: a hundred exposures of one host.
 ENDED_KEPT = 5000
@@ -96,8 +95,7 @@ class StoredCount:
         """Return what is added for a stored transfer."""
         names = names_of(record.tags, record.bucket, record.key)
         end_usec = record.start_usec + record.total_usec
-        to = str(Destination(record.bucket, record.key))
-        return cls(record.transfer_id, names, to, record.start_usec, end_usec, record.size_bytes)
+        return cls(record.transfer_id, names, record.destination, record.start_usec, end_usec, record.size_bytes)
 
 
 @dataclass(frozen=True, slots=True)
