@@ -20,6 +20,7 @@ from s3daemon.units import span
 if TYPE_CHECKING:  # commands read the status without delivery and network
     from s3daemon.delivery.schedule import QueuedTransfer
     from s3daemon.network.addresses import Limited
+    from s3daemon.network.progress import Progress
 
 #: Transfers that the status lists of those that wait, and of those that failed; `s3daemon queue` has them all.
 LISTED = 20
@@ -257,16 +258,14 @@ class Status(Summary):
 def uploads_of(running: Iterable[QueuedTransfer], now: float) -> tuple[AttemptStatus, ...]:
     """Describe the attempts in flight at monotonic time `now`, the oldest first."""
     in_order = sorted(running, key=lambda queued: (queued.last_attempt_at, queued.seq))
-    return tuple(_upload(queued, now) for queued in in_order)
+    return tuple(_upload(queued, queued.attempt.progress, now) for queued in in_order if queued.attempt)
 
 
-def _upload(queued: QueuedTransfer, now: float) -> AttemptStatus:
+def _upload(queued: QueuedTransfer, progress: Progress, now: float) -> AttemptStatus:
     transfer = queued.transfer
-    progress = queued.attempt.progress if queued.attempt else None
-    acked = 0 if progress is None else progress.acked_bytes
+    acked, recent = progress.acked_bytes, progress.recent_rate(now)
     seconds = max(0.0, now - queued.last_attempt_at)
     rate = acked / seconds if seconds else 0.0
-    recent = None if progress is None else progress.recent_rate(now)
     return AttemptStatus(
         id=transfer.id,
         bucket=transfer.destination.bucket,
@@ -279,7 +278,7 @@ def _upload(queued: QueuedTransfer, now: float) -> AttemptStatus:
         acked_bytes=acked,
         rate_bytes_per_s=round(rate),
         recent_bytes_per_s=round(rate if recent is None else recent),
-        receivers=() if progress is None else tuple(progress.addresses),
+        receivers=tuple(progress.addresses),
     )
 
 

@@ -39,9 +39,9 @@ class Moving:
 def job(seq: int, started_at: float, got: int = 0) -> QueuedTransfer:
     transfer = Transfer(f"{seq:016x}", "/f", Destination("b", f"k{seq}"), (), FileState(1000, 1, 1, 1), START_USEC)
     made = QueuedTransfer(seq, transfer, 0.0, 0.0, attempts=1, started_at=(started_at,))
+    task: Any = None
+    made.attempt = AttemptInFlight(task, Progress())
     if got:
-        task: Any = None
-        made.attempt = AttemptInFlight(task, Progress())
         made.attempt.progress.begin(Moving(1000, got, f"192.0.2.{seq}"))
     return made
 
