@@ -17,14 +17,13 @@ from typing import NamedTuple
 
 from s3daemon.commands.report.select import JournalEntry, ReportedTransfer, decimal_of
 from s3daemon.model.record import MessageId, TransferRecord
-from s3daemon.units import moment, plural, seconds, size
+from s3daemon.units import moment, plural, recent, seconds, size
 
 #: A part that took less than this share of the total is not mentioned.
 _LEAST_SHARE = 0.1
 _SECOND_USEC = 1_000_000
 #: Of a transfer that waited through more periods than this, only their number is shown.
 _MOST_PERIODS = 3
-_DAY_CHARS = len("2026-11-23")
 
 _Service = tuple[str, str]
 
@@ -50,9 +49,9 @@ class Period(NamedTuple):
     end_usec: int | None
     state: str
 
-    def text(self, zone: tzinfo | None, day: str) -> str:
-        """Return the state and from when to when, as text; a time on `day` without its date."""
-        begin, end = (moment(usec, zone).removeprefix(f"{day} ") for usec in (self.begin_usec, self.end_usec or 0))
+    def text(self, zone: tzinfo | None, start_usec: int) -> str:
+        """Return the state and from when to when, as text; a time on the day of `start_usec` without its date."""
+        begin, end = (recent(usec, start_usec, zone) for usec in (self.begin_usec, self.end_usec or 0))
         return f"{self.state} from {begin}" + (f" to {end}" if self.end_usec else " on")
 
 
@@ -182,8 +181,7 @@ def _waits(one: ReportedTransfer, periods: Sequence[Period], zone: tzinfo | None
     if len(periods) > _MOST_PERIODS:
         states = " or ".join(sorted({period.state for period in periods}))
         return f"; {states} {len(periods)} times, first from {moment(periods[0].begin_usec, zone)}"
-    day = moment(one.record.start_usec, zone)[:_DAY_CHARS]
-    return "".join(f"; {period.text(zone, day)}" for period in periods)
+    return "".join(f"; {period.text(zone, one.record.start_usec)}" for period in periods)
 
 
 def _reason(part: str, usec: int, record: TransferRecord, error: str, waits: str) -> str:

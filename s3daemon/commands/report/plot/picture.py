@@ -22,7 +22,7 @@ from s3daemon.commands.report.plot.axes import (
 )
 from s3daemon.commands.report.stats import Report
 from s3daemon.errors import Code, S3daemonError, one_line
-from s3daemon.units import limit, moment, plural, seconds, size
+from s3daemon.units import limit, moment, plural, recent, seconds, size
 
 Picture = Any
 
@@ -78,12 +78,12 @@ def _title(report: Report, zone: tzinfo | None) -> str:
     figures = report.figures
     hosts = one_line(", ".join(report.hosts))
     where = hosts if len(hosts) <= _HOSTS_CHARS else plural(len(report.hosts), "host")
-    begin, end = moment(figures.first_usec or 0, zone), moment(figures.last_usec or 0, zone)
-    until = end.removeprefix(begin[: len("2026-11-23 ")])
+    first, last = figures.first_usec or 0, figures.last_usec or 0
+    period = f"{moment(first, zone)} to {recent(last, first, zone)}"
     failed = f"{figures.failed} FAILED" if figures.failed else "none failed"
     over = f"{figures.over_limit} over {limit(report.limit_usec)}"
     many = f"{figures.stored} stored, {failed}, {size(figures.size_bytes)}; {over}"
-    return f"{where + ', ' if where else ''}{begin} to {until}\n{many}"
+    return f"{where + ', ' if where else ''}{period}\n{many}"
 
 
 def _distribution(axes: Axes, report: Report) -> None:
