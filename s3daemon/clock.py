@@ -26,10 +26,10 @@ class ActiveClock:
         return self._base + (0.0 if self._since is None else self._monotonic() - self._since)
 
     def hold(self) -> None:
-        """Stand still; nothing if it does already."""
+        """Stop, if it runs."""
         self._base, self._since = self.now(), None
 
     def resume(self) -> None:
-        """Run on; nothing if it does already."""
+        """Run again, if it was stopped."""
         if self._since is None:
             self._since = self._monotonic()

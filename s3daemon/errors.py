@@ -203,7 +203,7 @@ def quoted(text: str, limit: int = 500) -> str:
     return f"'{one_line(text, limit)}'"
 
 
-#: What the kernel says when this host has no descriptor left, or no memory: it passes, and nobody else is to blame.
+#: What the kernel says when this host has no descriptor or no memory left, which passes; no one else is to blame.
 _HOST_LIMITS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
 #: The text of `HostLimit`.
 HOST_LIMIT_TEXT = "this host has no descriptor or no memory left: see LimitNOFILE= of the unit, and free"

@@ -270,7 +270,7 @@ class Operations:
 
     @property
     def healthy(self) -> bool:
-        """Every request is accepted, and what is accepted is delivered at once."""
+        """Whether every request is accepted, and what is accepted is delivered at once."""
         return self.condition().state == "ok"
 
     def line(self) -> str:

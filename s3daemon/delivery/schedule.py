@@ -76,7 +76,8 @@ class QueuedTransfer:
         attempt_started: the spool records that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
         sent_etag: of what the last attempt has sent, as in `Entry`.
-        lookups_refused: that the store has refused, or left unanswered while it answered a neutral request, in a row.
+        lookups_refused: how many look-ups in a row the store refused, or left unanswered while it answered a neutral
+            request.
         is_lookup_unanswered: the last attempt ended in a look-up without an answer.
         failed_addresses: the store's addresses that the next attempt avoids.
         moved: how often its uploads were moved to another connection.
@@ -162,7 +163,7 @@ class QueuedTransfer:
 
     @property
     def small(self) -> bool:
-        """It takes no bandwidth worth sharing."""
+        """Whether it takes no bandwidth worth sharing."""
         return self.transfer.file_state.size <= SMALL_BYTES
 
     def close_source(self) -> None:

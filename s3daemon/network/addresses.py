@@ -80,8 +80,8 @@ class _State:
 
     Args:
         failed_transfers: ids of the transfers that failed there since one succeeded.
-        slow_transfers: ids of those whose uploads were moved away since one was stored that was not.
-        is_slow: it was disabled for that.
+        slow_transfers: ids of the transfers whose uploads were moved away since an upload that was not was stored.
+        is_slow: it was disabled for such uploads.
         times_disabled: how often it was disabled without a successful upload in between.
         limited_at: when it was disabled for the first of those times, or put on trial, monotonic seconds.
         reason: why, one line.

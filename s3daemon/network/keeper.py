@@ -148,7 +148,8 @@ class Keeper:
     @property
     def _openings(self) -> int:
         """How many connections may be opened at once now."""
-        # A failure puts off opening, also where others answer: without descriptors open connections do, all the while.
+        # A failure puts off opening even while other connections answer: those that are open do so also where this host
+        # has no descriptor left for another one.
         may_open = not self._is_in_doubt and self._clock() >= self._retry_at
         return max(1, int(self._pool.limit * OPENED_AT_ONCE)) if may_open else 0
 

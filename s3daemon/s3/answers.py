@@ -64,7 +64,7 @@ class AnswerForm:
     """What a success of an operation looks like.
 
     Args:
-        statuses: S3's.
+        statuses: the HTTP statuses that S3 gives it.
         etag: it must have an ETag header.
         empty: it has no body.
         documents: names of the document's root element, S3's own first; empty where the answer has no document.
@@ -204,10 +204,10 @@ def differs(etag: str, expected: str) -> bool:
 
 
 _REDIRECTS = range(300, 400)
-#: With an ETag that is not of what was sent.
+#: What an operator can do where the store's ETag is not that of what was sent.
 VERIFY_ADVICE = "S3DAEMON_VERIFY=off if its ETags are not MD5"
 _NOT_S3 = "without an S3 error: a proxy or another server answered"
-#: What an operator can do about it.
+#: What an operator can do about an error, by its code.
 _HINTS = {
     "NoSuchBucket": "create the bucket, or fix the destination",
     "AccessDenied": "these keys may not write there",

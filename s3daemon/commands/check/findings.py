@@ -152,7 +152,7 @@ def last_reason(entries: Iterable[str]) -> str:
         return ""
     run = failures[-1].get("INVOCATION_ID")
     of_run = [entry for entry in found if run in (entry.get("INVOCATION_ID"), entry.get("_SYSTEMD_INVOCATION_ID"))]
-    errors = [entry for entry in of_run if entry.get("PRIORITY", "6") <= "3" and not _is_of_course(entry)]
+    errors = [entry for entry in of_run if entry.get("PRIORITY", "6") <= "3" and not _gives_no_reason(entry)]
     printed = [entry for entry in of_run if entry.get("_TRANSPORT") == "stdout"]
     ended = [entry for entry in of_run if entry.get("MESSAGE_ID") == PROCESS_ENDED]
     last = next((some for some in (errors, printed, ended) if some), [])
@@ -160,7 +160,8 @@ def last_reason(entries: Iterable[str]) -> str:
     return "; ".join(str(entry.get("MESSAGE", "")).strip() for entry in detailed)
 
 
-def _is_of_course(entry: Mapping[str, object]) -> bool:
+def _gives_no_reason(entry: Mapping[str, object]) -> bool:
+    """Whether an entry only says that a start failed, or is about a transfer or the store."""
     return entry.get("MESSAGE_ID") == START_FAILED or any(name.startswith("S3DAEMON_") for name in entry)
 
 
