@@ -306,6 +306,18 @@ def silent_after(limit: int | None = None) -> Script:
     return script
 
 
+async def http_1_0(exchange: Exchange) -> None:
+    """Answer as HTTP/1.0 does, and close."""
+    await exchange.read()
+    await exchange.answer(version="HTTP/1.0")
+
+
+async def close_silently(exchange: Exchange) -> None:
+    """Answer, and close unannounced."""
+    await exchange.answer()
+    exchange.kept = False
+
+
 def answering(status: int = 200, body: bytes = b"", **headers: str) -> Script:
     """Read the body and answer; underscores in the names of headers become hyphens."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}

@@ -13,7 +13,7 @@ import aiohttp
 import pytest
 from lab.keeping import Clock
 from lab.loopback import socket_of
-from lab.scripted import Exchange, Script, answering, hang_up_after, scripted
+from lab.scripted import Exchange, Script, answering, hang_up_after, http_1_0, scripted
 from lab.sending import in_loop, settings_for
 
 from s3daemon.network.connection import ANSWER_MAX_BYTES, Connection
@@ -91,12 +91,6 @@ async def test_a_close_by_the_server_is_seen() -> None:
         assert (connection.answered, connection.acked_bytes()) == (True, 0)
         await get(connection, server.url)
         assert (connection.is_open, connection.opened) == (True, 2)
-
-
-async def http_1_0(exchange: Exchange) -> None:
-    """Answer as HTTP/1.0 does, and close."""
-    await exchange.read()
-    await exchange.answer(version="HTTP/1.0")
 
 
 @pytest.mark.parametrize("script", [http_1_0, answering(Connection="close")], ids=["http-1.0", "close"])

@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from lab.keeping import Clock
-from lab.scripted import Exchange, Script, Scripted, answering, hang_up_after, scripted
+from lab.scripted import Exchange, Script, Scripted, answering, close_silently, hang_up_after, scripted
 from lab.sending import in_loop, settings_for
 
 from s3daemon.network.connection import ANSWER_MAX_BYTES, Connection
@@ -111,12 +111,6 @@ def only(*kept: str, otherwise: Script) -> Script:
         await (answering() if exchange.method in kept else otherwise)(exchange)
 
     return script
-
-
-async def close_silently(exchange: Exchange) -> None:
-    """Answer, and close unannounced."""
-    await exchange.answer()
-    exchange.kept = False
 
 
 async def with_a_body(exchange: Exchange) -> None:

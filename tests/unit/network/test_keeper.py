@@ -28,7 +28,9 @@ from lab.scripted import (
     Script,
     Scripted,
     answering,
+    close_silently,
     hang_up_after,
+    http_1_0,
     scripted,
     silent_after,
 )
@@ -128,21 +130,9 @@ async def test_what_the_server_closes_is_opened_again(clock: Clock) -> None:
         assert len(server.open_connections) == CONNECTIONS
 
 
-async def http_1_0(exchange: Exchange) -> None:
-    """Answer as HTTP/1.0 does, and close."""
-    await exchange.read()
-    await exchange.answer(version="HTTP/1.0")
-
-
-async def silent_close(exchange: Exchange) -> None:
-    """Answer, and close unannounced."""
-    await exchange.answer()
-    exchange.kept = False
-
-
 @pytest.mark.parametrize(
     ("script", "closes"),
-    [(http_1_0, 1), (answering(Connection="close"), 1), (silent_close, SILENT_CLOSES)],
+    [(http_1_0, 1), (answering(Connection="close"), 1), (close_silently, SILENT_CLOSES)],
     ids=["http-1.0", "close", "unannounced"],
 )
 @in_loop
@@ -632,7 +622,7 @@ async def test_an_address_that_answers_badly_gets_one_connection_until_an_upload
 async def test_connections_go_to_the_addresses_that_keep_them(clock: Clock) -> None:
     """One that closes each after its answer gets none, and is asked again; when it keeps them it gets its share."""
     async with (
-        scripted(other=broken_at_first(silent_close), address="0.0.0.0") as server,
+        scripted(other=broken_at_first(close_silently), address="0.0.0.0") as server,
         kept(server, clock, named(server), receivers=ADDRESSES) as pool,
     ):
         while loads(server) != [0, CONNECTIONS]:
