@@ -189,15 +189,14 @@ class Server:
         gets it; the client of an extended request gets none rather than two.
         """
         data = reply.encode(extended=extended)
-        if name and extended:
+        if extended:
             self._waiting.forget(name)
         taken = False
         try:
             await self._send(sock, data)
             taken = extended or await close_after_reply(sock)
         finally:
-            if name and not extended:
-                self._waiting.forget(name, is_closed=taken)
+            self._waiting.forget(name, is_closed=taken)
         if taken and reply.outcome is Outcome.FAILED and reply.id:
             self._client_notified(reply.id)
 
