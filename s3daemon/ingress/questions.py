@@ -20,7 +20,7 @@ from s3daemon.model.reply import Outcome, Reply
 from s3daemon.spool.exposures import ENDED_KEPT
 from s3daemon.units import plural
 
-#: A transfer may end without a record, since a newer one was stored at its destination: noticed within this time, s.
+#: A transfer that the disk refuses after its attempt began ends without a record: noticed within this time, seconds.
 _LOOK_EVERY_S = 1.0
 
 
