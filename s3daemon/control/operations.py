@@ -268,11 +268,6 @@ class Operations:
             stopping=self.draining,
         )
 
-    @property
-    def healthy(self) -> bool:
-        """Whether every request is accepted, and what is accepted is delivered at once."""
-        return self.condition().state == "ok"
-
     def line(self) -> str:
         """Return the line that `systemctl status` shows."""
         return self.condition().line

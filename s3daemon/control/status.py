@@ -179,6 +179,11 @@ class Condition(Summary):
         return next((word for word, cause in causes if cause), "ok")
 
     @property
+    def healthy(self) -> bool:
+        """Whether every request is accepted, and what is accepted is delivered at once."""
+        return self.state == "ok"
+
+    @property
     def _outage(self) -> str:
         """For how long, not since when: the reader's time zone may be another than the daemon's."""
         past = "" if self.outage_s is None else f", for {span(self.outage_s)}"

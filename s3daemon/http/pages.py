@@ -87,8 +87,9 @@ def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics, q
         return web.json_response(members, dumps=_dumps)
 
     async def healthz(_: web.BaseRequest) -> web.Response:
-        status = HTTPStatus.OK if operations.healthy else HTTPStatus.SERVICE_UNAVAILABLE
-        return web.Response(status=status, text=operations.line() + "\n")
+        condition = operations.condition()
+        status = HTTPStatus.OK if condition.healthy else HTTPStatus.SERVICE_UNAVAILABLE
+        return web.Response(status=status, text=condition.line + "\n")
 
     async def expose(request: web.BaseRequest) -> web.Response:
         body, content_type = metrics.expose(request.headers.get("Accept", ""))

@@ -138,7 +138,7 @@ async def test_while_the_queue_is_held_no_time_is_set(desk: Desk) -> None:
     await asyncio.sleep(1)
     (row,) = await desk.rows()
     assert (row["state"], row["next_in_s"]) == ("held", None)
-    assert not desk.operations.healthy
+    assert not desk.operations.condition().healthy
     assert desk.operations.line().startswith("HELD, InvalidAccessKeyId: ")
 
 
@@ -278,12 +278,12 @@ async def test_the_status_says_that_uploads_get_no_answer(desk: Desk) -> None:
     desk.house.store.seconds = 1000.0
     await desk.submit("a", "b", "c")
     await asyncio.sleep(31)
-    assert desk.operations.healthy
+    assert desk.operations.condition().healthy
     for queued in desk.house.uploader.schedule.running:
         assert queued.attempt is not None
         queued.attempt.progress.add_stored(queued.transfer.file_state.size)
     assert desk.operations.line().startswith("FAILING, nothing stored for 31s, 3 uploads without an answer; ")
-    assert not desk.operations.healthy
+    assert not desk.operations.condition().healthy
 
 
 @flying_with(Desk)
@@ -292,24 +292,24 @@ async def test_the_status_says_that_nothing_is_stored_though_the_endpoint_answer
     desk.house.store.answer = lambda _: AttemptError("TooBusyToday", "try later", status=409)
     await desk.submit("a", "b")
     await asyncio.sleep(60)
-    assert desk.operations.healthy, "two destinations may have a fault of their own"
+    assert desk.operations.condition().healthy, "two destinations may have a fault of their own"
     await desk.submit("c")
     await asyncio.sleep(1)
     assert desk.operations.line().startswith(
         "FAILING, nothing stored for 1m00s, the last error is TooBusyToday: try later"
     )
-    assert not desk.operations.healthy
+    assert not desk.operations.condition().healthy
     assert desk.operations.snapshot().failing.startswith("nothing stored for 1m00s")
     await desk.operations.drop({"ids": [row["id"] for row in await desk.rows()]})
     await desk.submit("a", "b", "c")
     await asyncio.sleep(29)
-    assert desk.operations.healthy, "what failed before is gone"
+    assert desk.operations.condition().healthy, "what failed before is gone"
     await asyncio.sleep(9)
-    assert not desk.operations.healthy
+    assert not desk.operations.condition().healthy
     desk.house.store.answer = lambda _: None
     await desk.submit("d")
     await asyncio.sleep(1)
-    assert desk.operations.healthy
+    assert desk.operations.condition().healthy
 
 
 @flying_with(Desk)
@@ -371,12 +371,12 @@ async def test_a_disk_that_cannot_be_read_keeps_the_last_count(desk: Desk) -> No
 
 @flying_with(Desk)
 async def test_health_ends_with_a_spool_that_refuses_and_with_the_stop(desk: Desk) -> None:
-    assert desk.operations.healthy
+    assert desk.operations.condition().healthy
     desk.spool.fault = "disk full"
-    assert not desk.operations.healthy
+    assert not desk.operations.condition().healthy
     desk.spool.fault = ""
     desk.operations.draining = "draining for up to 30 s"
-    assert not desk.operations.healthy
+    assert not desk.operations.condition().healthy
     assert desk.operations.line().startswith("draining for up to 30 s; ")
 
 

@@ -13,6 +13,7 @@ import pytest
 from s3daemon import __version__
 from s3daemon.config.settings import VARIABLES, Settings, SettingsHolder
 from s3daemon.control.operations import Operations
+from s3daemon.control.status import Condition, Connections
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.ingress.questions import Questions
@@ -22,13 +23,13 @@ from s3daemon.model.exposure import Exposures
 class FakeOperations(Operations):
     """A stand-in for the operations."""
 
-    healthy = True
-
-    def __init__(self) -> None:
+    def __init__(self, spool_fault: str = "") -> None:
         """Make it without anything that it would describe."""
+        self.spool_fault = spool_fault
 
-    def line(self) -> str:
-        return "0 in flight"
+    def condition(self) -> Condition:
+        to_do: dict[str, Any] = {"in_flight": 0, "pending": 0, "oldest_s": None, "failed": 0, "clients": 0}
+        return Condition(**to_do, connections=Connections(5, 9, 8), spool_fault=self.spool_fault)
 
     async def status(self, arguments: Mapping[str, object]) -> Mapping[str, object]:
         return {"in_flight": 3, **arguments}
@@ -78,12 +79,12 @@ def test_version_shows_no_secret_within_another_value() -> None:
     assert "S3DAEMON_ALLOWED_BUCKETS" not in text
 
 
-@pytest.mark.parametrize(("healthy", "status"), [(True, 200), (False, 503)])
-def test_health_is_a_status_and_a_line(healthy: bool, status: int) -> None:
-    operations = FakeOperations()
-    operations.healthy = healthy
+@pytest.mark.parametrize(("fault", "status"), [("", 200), ("the disk is full", 503)])
+def test_health_is_a_status_and_a_line(fault: str, status: int) -> None:
+    operations = FakeOperations(fault)
     response = ask("/healthz", operations)
-    assert (response.status, response.text, response.content_type) == (status, "0 in flight\n", "text/plain")
+    line = operations.condition().line
+    assert (response.status, response.text, response.content_type) == (status, f"{line}\n", "text/plain")
 
 
 def test_status_and_metrics() -> None:
