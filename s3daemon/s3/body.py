@@ -73,7 +73,7 @@ class FileBody(Payload):
     Args:
         source: the open file; the caller closes it.
         offset: start of the slice, bytes.
-        size: length of the slice, bytes; None: the whole file.
+        size: length of the slice, bytes.
         digest: compute the MD5 of what is sent.
         turns: taken for each chunk of a large body. While 23 images are sent, each step of a sidecar's answer through
             the event loop would wait for a chunk of every one.
@@ -89,8 +89,8 @@ class FileBody(Payload):
     def __init__(
         self,
         source: Source,
-        offset: int = 0,
-        size: int | None = None,
+        offset: int,
+        size: int,
         *,
         digest: bool,
         turns: Turns,
@@ -99,7 +99,7 @@ class FileBody(Payload):
         super().__init__(source)
         self._source = source
         self._offset = offset
-        self._length = source.state.size if size is None else size
+        self._length = size
         self._md5 = _Md5(self._length) if digest else None
         self._turns = turns
         self._on_start = on_start

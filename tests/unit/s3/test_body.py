@@ -89,8 +89,9 @@ def kind(request: pytest.FixtureRequest) -> Iterator[type[Source]]:
 
 
 def body_of(source: Source, offset: int = 0, size: int | None = None, *, digest: bool = True, **given: Any) -> FileBody:
-    """A body, which waits for nobody's turn unless `given` has other turns."""
-    return FileBody(source, offset, size, digest=digest, **{"turns": Turns(1, 1), **given})
+    """A body, of the whole file without a size, which waits for nobody's turn unless `given` has other turns."""
+    length = source.state.size if size is None else size
+    return FileBody(source, offset, length, digest=digest, **{"turns": Turns(1, 1), **given})
 
 
 async def sent(source: Source, *, digest: bool = True, after_first: Callable[[], None] = lambda: None) -> FakeWriter:
