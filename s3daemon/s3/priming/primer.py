@@ -127,9 +127,8 @@ class Primer:
             await open_for(connection, self._kept_s)  # wait for a close after the answer, which may come unannounced
         is_kept = connection.is_open and connection.persistent
         kind = kind_of(error, was_read=was_read, is_kept=is_kept, is_known=self._is_known)
-        is_stored = kind is StoreKind.STORES
         may_be_stored = error is not None and error.ambiguous and not self._is_known
-        if is_stored or may_be_stored:
+        if kind is StoreKind.STORES or may_be_stored:
             if await self._remove(connection, bucket, key):
                 kind = StoreKind.STORES
             elif may_be_stored:  # a store that stood still can go on when nobody waits for it any more
@@ -145,10 +144,8 @@ class Primer:
                 _log.info("S3DAEMON_PRIME=auto: new connections are primed, as the store %s", kind.value)
             self._is_known = True
         else:
-            shown_by_object = kind is StoreKind.STORES
-            self._stop(
-                f"the store {kind.value}" + (f": {error.code}, {error}" if error and not shown_by_object else "")
-            )
+            why = f": {error.code}, {error}" if error and kind is not StoreKind.STORES else ""
+            self._stop(f"the store {kind.value}{why}")
 
     async def _send(self, connection: Connection, progress: Progress, **params: Any) -> None:
         source = Source("", -1, FileState(PRIMED_BYTES, 0, 0, 0), bytes(PRIMED_BYTES))
