@@ -82,11 +82,6 @@ class LineReader:
         """The bytes that are left, at most about `MAX_LINE`."""
         return bytes(self._buffer[: 2 * MAX_LINE])
 
-    @property
-    def looks_extended(self) -> bool:
-        """Whether the bytes that are left begin like an extended request."""
-        return is_extended(self._buffer)
-
     def next_line(self) -> bytes | None:
         """The next whole line, or None.
 
@@ -108,7 +103,7 @@ class LineReader:
         return None
 
 
-def is_extended(line: bytes | bytearray) -> bool:
+def is_extended(line: bytes) -> bool:
     """Whether a line, or its beginning, is in the extended form and so gets an answer in that form."""
     return line.startswith(b"{")
 

@@ -52,15 +52,10 @@ class TagCounts:
     def _ended(self) -> int:
         return self.stored + self.failed + self.refused
 
-    @property
-    def is_complete(self) -> bool:
-        """Whether there is at least one file, and all are stored."""
-        return self.is_over and self._ended > 0 and not (self.failed or self.refused)
-
     def reply(self) -> Reply:
-        """Return the answer with the counts: `stored` if complete, `failed` if otherwise over, else `deferred`."""
+        """Return the answer with the counts: `stored` if all are, `failed` if it is over otherwise, else `deferred`."""
         counts = {"stored": self.stored, "pending": self.pending, "failed": self.failed, "refused": self.refused}
-        if self.is_complete:
+        if self.is_over and self.stored and not (self.failed or self.refused):
             return Reply(Outcome.STORED, counts=counts)
         text = ", ".join(f"{count} {word}" for word, count in counts.items())
         text = f"{self.tag}: {text}" + ("" if self.expect is None else f" of {self.expect}")

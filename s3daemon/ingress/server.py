@@ -111,7 +111,7 @@ class Server:
                 allowed = await self._access.allows(client.sock)
                 refusal = describe_refusal(exc, *given_in(line or reader.rest))
                 await self._refusals.add(refusal, client.sock, allowed=allowed)
-                await self._send(client.sock, Reply.failed(exc).encode(extended=reader.looks_extended))
+                await self._send(client.sock, Reply.failed(exc).encode(extended=is_extended(reader.rest)))
                 await close_after_reply(client.sock)
                 return
             if line is None:

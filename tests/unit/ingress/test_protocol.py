@@ -17,6 +17,7 @@ from s3daemon.ingress.protocol import (
     Question,
     given_in,
     http_answer,
+    is_extended,
     is_http,
     parse_request,
     question_in,
@@ -237,7 +238,7 @@ def test_a_plain_request_with_something_behind_it_is_refused(more: bytes) -> Non
     with pytest.raises(RequestError, match="follows a plain request") as caught:
         reader.check_nothing_follows()
     assert caught.value.text.isprintable()
-    assert not reader.looks_extended
+    assert not is_extended(reader.rest)
 
 
 @pytest.mark.parametrize("more", [b"", b"\n", b"\r\n \n"])
