@@ -225,7 +225,7 @@ class Sender:
         async with using as used:
             upload = Upload(used, length, progress)
             mover = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
-            digest = self.settings.verify != "off"
+            digest = self.settings.verify == "auto"
             body = FileBody(source, offset, length, digest=digest, turns=self._turns, on_start=mover.begin)
             try:
                 with mover:

@@ -92,6 +92,13 @@ async def test_a_sink_without_etags_takes_a_setting(tmp_path: Path, script: Scri
         assert (error.code, error.ambiguous) == ("BadAnswer", True)
 
 
+@pytest.mark.parametrize("verify", ["off", "no-etag"])
+@in_loop
+async def test_no_etag_is_compared_without_verification(tmp_path: Path, verify: str) -> None:
+    async with PLAIN.store(answering(ETag=etag_of(b"other")), verify=verify) as (_, sender):
+        assert f'"{(await sender.put(a_file(tmp_path / "file", SMALL))).etag}"' == etag_of(b"other")
+
+
 @in_loop
 async def test_no_answer_is_asked_for_in_compressed_form(tmp_path: Path) -> None:
     """A proxy that compresses changes sizes; one that does so all the same is understood."""

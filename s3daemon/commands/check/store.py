@@ -205,7 +205,7 @@ class StoreChecks:
             if not exc.ambiguous and exc.code != Code.ETAG_MISMATCH:
                 return
         else:
-            md5 = self._settings.verify != "off" and is_md5(stored.etag)
+            md5 = self._settings.verify == "auto" and is_md5(stored.etag)
             how = "verified by its ETag" if md5 else "of the right length; no MD5 was compared"
             self._findings.ok("bucket", f"{self._at}stored in {seconds(stored.upload_usec)}, {how}")
             await self._look(store, transfer)
