@@ -28,9 +28,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from email.message import Message
 from email.parser import BytesParser
@@ -53,10 +54,13 @@ from s3daemon.model.request import MAX_TAG_CHARS, Destination, Request
 
 #: Ample for the three fields, each byte of them percent-encoded, and for what else a hook may send along.
 MAX_FORM = 1024 * 1024
-#: A larger form is read in a thread: a hostile one of `MAX_FORM` bytes takes a second, with any number of fields four.
+#: A larger form is read in a thread: a hostile one of `MAX_FORM` bytes takes a second.
 _QUICK_FORM = 32 * 1024
 #: More fields are no hook's.
 MAX_FIELDS = 1000
+#: Nor is a longer header of a field, bytes: the library takes 7 s to read one of `MAX_FORM`, as its square grows.
+MAX_FIELD_HEADER = 8192
+_BLANK_LINE = re.compile(b"\n\r?\n")
 #: Why a transfer fails permanently though the store did not refuse it; a SpoolError's codes, which begin alike, join
 #: them.
 _OWN_CODES = frozenset(
@@ -262,13 +266,13 @@ def parse_form(content_type: str, body: bytes) -> Pairs:
             case "application/x-www-form-urlencoded":
                 pairs = _urlencoded(body)
             case "multipart/form-data":
-                pairs = _multipart(content_type, body)
+                pairs = _multipart(str(header.get_boundary("")), body)
             case _:
                 raise _bad_request(
                     f"a form is application/x-www-form-urlencoded or multipart/form-data, not {quoted(content_type)}"
                 )
-    except (RecursionError, ValueError) as exc:  # the latter for one from a parameter's number of 5 000 digits
-        raise _bad_request("the form has parts within parts, or a header that cannot be read") from exc
+    except ValueError as exc:  # from a parameter's number of 5 000 digits
+        raise _bad_request("the form has a header that cannot be read") from exc
     return [(name, value) for name, value in pairs if name in _FIELDS]
 
 
@@ -328,26 +332,39 @@ def _urlencoded(body: bytes) -> Pairs:
     return parse_qsl(text, keep_blank_values=True, encoding="utf-8", errors="surrogateescape")
 
 
-def _multipart(content_type: str, body: bytes) -> Pairs:
-    # A form is a MIME message, which the standard library reads.
-    head = f"Content-Type: {content_type}\r\n\r\n".encode("utf-8", "surrogateescape")
-    if body.count(b"\n--") > MAX_FIELDS:
-        raise _bad_request(f"the form has more than {MAX_FIELDS} fields")
-    message = BytesParser().parsebytes(head + body)
-    if not message.is_multipart():
+def _multipart(boundary: str, body: bytes) -> Pairs:
+    """Read the fields; each stands between two delimiters, and one within another is part of its value."""
+    name = re.escape(boundary.encode("utf-8", "surrogateescape"))
+    delimiter = b"(?:^|\r?\n)--" + name + b"(--)?[ \t]*\r?(?=\n|\\Z)"
+    whole = body.removesuffix(b"\n").removesuffix(b"\r")  # some clients leave out the delimiter at the end
+    _, *found = re.split(delimiter, whole, maxsplit=MAX_FIELDS + 1)
+    if not boundary or not found:
         raise _bad_request("the Content-Type is multipart/form-data, but the body is not")
-    pairs = []
-    for part in message.walk():
-        name = part.get_param("name", header="content-disposition")
-        if not isinstance(name, str) or part.is_multipart():
-            continue
-        if name in _NEEDED and part.get_filename() is not None:
-            raise _bad_request(
-                f"the field {name!r} holds a file's content; send its path: -F {name}=/path, without an @"
-            )
-        value = part.get_payload(decode=True)
-        pairs.append((name, value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else ""))
+    pairs: Pairs = []
+    for count, (last, text) in enumerate(zip(found[::2], found[1::2], strict=True)):
+        if last:
+            break
+        if count == MAX_FIELDS:
+            raise _bad_request(f"the form has more than {MAX_FIELDS} fields")
+        pairs += _field(text)
     return pairs
+
+
+def _field(text: bytes) -> Iterator[tuple[str, str]]:
+    """Read what follows a delimiter: a line break, a MIME header, a blank line and a value."""
+    blank = _BLANK_LINE.search(text, 0, MAX_FIELD_HEADER)
+    if blank is None and len(text) > MAX_FIELD_HEADER:
+        raise _bad_request(f"a field of the form has a header of more than {MAX_FIELD_HEADER} bytes")
+    header, value = (text[: blank.start()], text[blank.end() :]) if blank else (text, b"")
+    part = BytesParser().parsebytes(header.strip(), headersonly=True)
+    name = part.get_param("name", header="content-disposition")
+    if not isinstance(name, str):
+        return
+    if name in _NEEDED and part.get_filename() is not None:
+        raise _bad_request(f"the field {name!r} holds a file's content; send its path: -F {name}=/path, without an @")
+    part.set_payload(value.decode("ascii", "surrogateescape"))
+    decoded = part.get_payload(decode=True)
+    yield name, decoded.decode("utf-8", "surrogateescape") if isinstance(decoded, bytes) else ""
 
 
 def task_of(request: Request, queued: QueuedTransfer, age_s: float) -> dict[str, Any]:
