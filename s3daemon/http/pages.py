@@ -35,7 +35,7 @@ from s3daemon.control.operations import Operations
 from s3daemon.errors import Code, RequestError
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.server import Page
-from s3daemon.http.upload import tag_of
+from s3daemon.http.upload import fields_in, tag_of
 from s3daemon.ingress.protocol import QUESTION_TIMEOUT_S, Question
 from s3daemon.ingress.questions import Questions
 from s3daemon.model.ids import id_of, uuid_of
@@ -100,20 +100,25 @@ def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics, q
 
     async def by_tag(request: web.BaseRequest) -> web.Response:
         try:
-            question = _question(request.query)
+            question = _question(_query(request))
         except RequestError as exc:
             return _answer(Reply.failed(exc))
         return _answer(await questions.about_tag(question), tag=question.tag)
 
     async def by_id(request: web.BaseRequest) -> web.Response:
         try:
-            timeout_s = _question(dict(request.query) | {"tag": "-"}).timeout_s
+            timeout_s = _question(_query(request) | {"tag": "-"}).timeout_s
         except RequestError as exc:
             return _answer(Reply.failed(exc))
         return _answer(await questions.about_transfer(id_of(request.path.rpartition("/")[2]), timeout_s))
 
     shown = {"/": page, "/version": version, "/healthz": healthz, "/metrics": expose, "/status.json": status}
     return {**shown, "/transfers": by_tag, "/transfers/*": by_id}
+
+
+def _query(request: web.BaseRequest) -> dict[str, str]:
+    """Read the query as a form is, so that a slug of any bytes is found again; the first of a name counts."""
+    return dict(reversed(fields_in(request.rel_url.raw_query_string)))
 
 
 def _question(query: Mapping[str, str]) -> Question:

@@ -329,6 +329,11 @@ def _urlencoded(body: bytes) -> Pairs:
     text = body.decode("utf-8", "surrogateescape")
     if text.count("&") >= MAX_FIELDS:
         raise _bad_request(f"the form has more than {MAX_FIELDS} fields")
+    return fields_in(text)
+
+
+def fields_in(text: str) -> Pairs:
+    """Read the fields of a form, or of a query, in one line."""
     return parse_qsl(text, keep_blank_values=True, encoding="utf-8", errors="surrogateescape")
 
 

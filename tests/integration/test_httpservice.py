@@ -100,17 +100,17 @@ def test_a_client_that_keeps_its_connection(served: Daemon, s3: FlakyS3, file: P
     client.connect()
     sock = client.sock
     for number, method in enumerate(("POST", "PUT", "PATCH") * 2):
-        client.request(method, "/upload", f"file={file}&uri=S3://bucket/{number}&slug=%0A", headers)
+        client.request(method, "/upload", f"file={file}&uri=S3://bucket/{number}&slug=%0A%FF", headers)
         answer = client.getresponse()
         members = json.loads(answer.read())
-        assert (answer.status, members["task"]["slug"]) == (200, r"\n")
+        assert (answer.status, members["task"]["slug"]) == (200, r"\n\udcff")
         client.request("POST", "/upload", f"file={file}&uri=bad", headers)
         refused = client.getresponse()
         assert (refused.status, json.loads(refused.read())["task"]) == (400, {"file": str(file), "uri": "bad"})
         client.request("GET", "/healthz")
         page = client.getresponse()
         assert (page.status, page.read()[-1:]) == (200, b"\n")
-        client.request("GET", "/transfers?tag=%0A&expect=1")  # the slug as it was sent
+        client.request("GET", "/transfers?tag=%0A%FF&expect=1")  # the slug as it was sent
         found = client.getresponse()
         assert (found.status, json.loads(found.read())["stored"]) == (200, number + 1)
         assert client.sock is sock
