@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import warnings
 from datetime import tzinfo
 from pathlib import Path
 from typing import Any
@@ -49,9 +51,12 @@ def save(report: Report, path: Path, zone: tzinfo | None) -> None:
     Raises:
         S3daemonError: `NoPlotting`, matplotlib is not installed; `NotWritable`; `NothingStored`.
     """
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it warns where it cannot keep its list of fonts
     picture = drawn(report, zone)
     try:
-        picture.savefig(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # for each letter of a name that its font lacks
+            picture.savefig(path)
     except OSError as exc:
         raise S3daemonError(Code.NOT_WRITABLE, f"cannot write {path}: {exc.strerror or exc}") from exc
 
@@ -67,7 +72,7 @@ def drawn(report: Report, zone: tzinfo | None) -> Picture:
         raise S3daemonError(Code.NO_PLOTTING, text) from exc
     picture = Figure(figsize=_SIZE, dpi=_DPI, layout="constrained")
     axes = picture.subplots(3, 1)
-    picture.suptitle(_title(report, zone), fontsize=LARGE)
+    picture.suptitle(_title(report, zone), fontsize=LARGE, parse_math=False)
     _distribution(axes[0], report)
     _series(axes[1], report, zone)
     groups.draw(axes[2], report, zone)

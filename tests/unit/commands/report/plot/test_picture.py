@@ -99,6 +99,19 @@ def test_svg_says_what_is_shown(tmp_path: Path) -> None:
         assert text in said
 
 
+@pytest.mark.parametrize("name", ["$$", r"$\frac{$", "漢"])
+def test_names_are_drawn_as_they_are(name: str, tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    """None is read as a formula, and a letter that the font lacks is no reason for a warning."""
+    made = record(1, tags=(name,), key=f"{name}/f", receiver=name)
+    transfers = [ReportedTransfer(made, f"node{name}")]
+    for by in ("tag", "host", "receiver", "prefix"):
+        report_plot.save(
+            Report.of(transfers, limit_usec=7 * SECOND, late_usec=10 * SECOND, by=by), tmp_path / "n.svg", UTC
+        )
+        assert f"node{name}, 2026-11-23" in texts(tmp_path / "n.svg")
+    assert not recwarn.list
+
+
 def test_many_exposures_are_points(tmp_path: Path) -> None:
     """Too many for bars with names, they are points over the time of the night, counted by kind."""
     report_plot.save(night(500), tmp_path / "n.svg", UTC)
