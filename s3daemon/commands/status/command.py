@@ -1,7 +1,7 @@
 """`s3daemon status`: transfers in flight and their rates, waiting transfers, receivers, and the last exposures.
 
     status                     once
-    status --watch [SECONDS]   again and again, in place on a terminal, until interrupted
+    status --watch [SECONDS]   again and again, in place on a terminal, until interrupted or terminated
     status --json              the daemon's whole answer; with --watch one object on each line
 
 The daemon is asked over its control socket, so this is for root and the service's own user.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import TextIO
@@ -126,6 +127,7 @@ def _once(instance: Instance, args: argparse.Namespace, out: TextIO) -> None:
 
 def _watch(instance: Instance, args: argparse.Namespace, out: TextIO, sleep: Callable[[float], None]) -> None:
     screen = Screen(out)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `timeout` does; the terminal is given back
     try:
         while True:
             try:
@@ -143,3 +145,4 @@ def _watch(instance: Instance, args: argparse.Namespace, out: TextIO, sleep: Cal
         pass
     finally:
         screen.close()
+        signal.signal(signal.SIGTERM, before)

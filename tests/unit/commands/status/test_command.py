@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import argparse
 import io
+import signal
 from datetime import UTC
+from pathlib import Path
 from typing import Any
 
 import pytest
 from lab.statuses import busy, upload
 from lab.terminal import Terminal
 
-from s3daemon.commands.status.command import Screen
+from s3daemon.commands.status.command import Screen, configure, main
 from s3daemon.commands.status.view import View, view_of
 from s3daemon.control.status import Status
 
@@ -76,6 +79,16 @@ def test_watching_draws_in_place_and_gives_the_terminal_back() -> None:
     assert "\x1b[?1049h" in out.getvalue()
     screen.replace(view(busy()))
     screen.close()
+    assert out.getvalue().count("\x1b[?1049h") == out.getvalue().count("\x1b[?1049l") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_watching_and_gives_the_terminal_back(number: signal.Signals, tmp_path: Path) -> None:
+    parser = argparse.ArgumentParser()
+    configure(parser)
+    args = parser.parse_args(["--watch", "--state-dir", str(tmp_path)])
+    out = Terminal()
+    assert main(args, {}, out=out, err=io.StringIO(), sleep=lambda _: signal.raise_signal(number)) == 0
     assert out.getvalue().count("\x1b[?1049h") == out.getvalue().count("\x1b[?1049l") == 1
 
 
