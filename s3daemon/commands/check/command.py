@@ -104,12 +104,11 @@ def _unit(args: argparse.Namespace, environ: Mapping[str, str]) -> Unit | None:
 
 def _variables(findings: Findings, host: Host, unit: Unit) -> Mapping[str, str]:
     """Return what the service's environment would have; nothing where that cannot be known."""
-    export = "or export the variables"
+    export = "or export the variables, which count without --env-file and --instance"
     try:
         host.path(unit.env_file).open("rb").close()
     except FileNotFoundError:
-        text = "and S3_ENDPOINT_URL is not in the environment: write the file"
-        findings.fail("settings", f"there is no {unit.env_file}, {text}, {export}")
+        findings.fail("settings", f"there is no {unit.env_file}: write it, {export}")
         return {}
     except OSError as exc:
         cure = "run it as root" if isinstance(exc, PermissionError) else "give a file with a NAME=value in each line"

@@ -119,10 +119,19 @@ def test_file_named(looked: Looked, closed: str) -> None:
 def test_no_file(looked: Looked) -> None:
     """What to do is said, and what takes no settings is checked all the same."""
     assert run(looked) == 1
-    assert looked.one("FAIL").startswith("FAIL settings there is no /etc/sysconfig/s3daemon, and S3_ENDPOINT_URL is")
+    assert looked.one("FAIL").startswith("FAIL settings there is no /etc/sysconfig/s3daemon: write it, or export the")
     assert looked.one("store").startswith("note store not checked")
     assert looked.one("socket").startswith("ok")
     assert looked.one("journal").startswith("note")
+
+
+@pytest.mark.parametrize("words", [("--instance", "4"), ("--env-file", "/root/new")])
+def test_no_file_where_one_is_named(looked: Looked, words: tuple[str, str]) -> None:
+    """The environment does not count then, and the line does not say that it lacks the variables."""
+    assert run(looked, *words, S3_ENDPOINT_URL="http://elsewhere.test") == 1
+    assert looked.one("FAIL settings").endswith(
+        "write it, or export the variables, which count without --env-file and --instance"
+    )
 
 
 def test_file_that_cannot_be_read(looked: Looked) -> None:
