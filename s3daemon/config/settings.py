@@ -25,6 +25,7 @@ from s3daemon.config.values import (
     Kind,
     Variable,
     addresses,
+    buckets,
     choice,
     count,
     duration,
@@ -247,7 +248,7 @@ class Settings:
     allowed_buckets: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_BUCKETS",
         "",
-        names(),
+        buckets(),
         "Buckets that may be written, separated by commas. A colon is part of a name, as in Ceph's tenant:bucket. If "
         "this is not set, all buckets may be.",
     )

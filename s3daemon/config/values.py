@@ -31,6 +31,8 @@ _SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, 
 _RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
+#: Of S3 in its early form, with Ceph's tenant.
+_BUCKET = re.compile(r"(?:[A-Za-z0-9_]*:)?[A-Za-z0-9._-]+")
 _LABEL = r"(?!-)[a-z0-9-]{1,63}(?<!-)"
 #: What botocore takes as the host of an endpoint, RFC 1123; the resolver takes a trailing dot as the end of the name.
 _HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?")
@@ -247,6 +249,12 @@ def _words(text: str) -> tuple[str, ...]:
 def names() -> Kind:
     """Return a kind for words with commas or spaces between, as a tuple."""
     return Kind("names separated by commas or spaces", _words, bool, empty=())
+
+
+def buckets() -> Kind:
+    """Return a kind for names of buckets, likewise; one that no bucket has would have all requests refused."""
+    expected = "names of buckets, without paths or wildcards, separated by commas or spaces"
+    return Kind(expected, _words, lambda v: bool(v) and all(map(_BUCKET.fullmatch, v)), empty=())
 
 
 def hosts() -> Kind:

@@ -44,7 +44,8 @@ def read(kind: Kind, text: str) -> object:
         (values.priming(), "b/scratch/p-", "b/scratch/p-"),
         (values.path(), "/etc/x y", "/etc/x y"),
         (values.paths(), "/data/:/home:/", ("/data", "/home", "/")),
-        (values.names(), "a, b c,,tenant:d", ("a", "b", "c", "tenant:d")),
+        (values.names(), r"a, b c,,SITE\d", ("a", "b", "c", r"SITE\d")),
+        (values.buckets(), "a, b.c d_e,,tenant:F-1 :g", ("a", "b.c", "d_e", "tenant:F-1", ":g")),
         (values.hosts(), "node7 My_node.Example.org, 1.store", ("node7", "My_node.Example.org", "1.store")),
         (values.endpoint(), "https://s3.example.org", "https://s3.example.org"),
         (values.endpoint(), "http://10.0.0.1:7480/", "http://10.0.0.1:7480"),
@@ -77,6 +78,7 @@ def test_reads(kind: Kind, text: str, value: object) -> None:
         (values.path(), ["x", "../x", "/a/../b", "~"]),
         (values.paths(), ["/data:", ":/data", "/data:x", "/data /home:y", "/data:/a/.."]),
         (values.names(), [",", ", ,"]),
+        (values.buckets(), [",", "raw/", "raw/night", "s3://raw", "raw;b", "r*", "a raw?", "a:b:c", "tenant:", "ü"]),
         (values.hosts(), [",", "a:1", "myhost:80", "cafe:1", "::1", "fe80::1", "10.0.0.6", "a b:1", "h/x"]),
         (
             values.endpoint(),

@@ -73,10 +73,10 @@ def test_version_shows_the_settings_without_secrets() -> None:
 
 def test_version_shows_no_secret_within_another_value() -> None:
     """A list takes any word, and so the next line of an environment file in which a quote was not closed."""
-    unclosed = replace(SETTINGS, allowed_buckets=("a\nAWS_SECRET_ACCESS_KEY=hush",))
+    unclosed = replace(SETTINGS, allowed_users=("a\nAWS_SECRET_ACCESS_KEY=hush",))
     text = ask("/version", FakeOperations(), unclosed).text
     assert "hush" not in text
-    assert "S3DAEMON_ALLOWED_BUCKETS" not in text
+    assert "S3DAEMON_ALLOWED_USERS" not in text
 
 
 @pytest.mark.parametrize(("fault", "status"), [("", 200), ("the disk is full", 503)])
