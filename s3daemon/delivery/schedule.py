@@ -40,6 +40,8 @@ FULL_FIRST_S, FULL_MAX_S = 5.0, 300.0
 #: Each attempt at a bucket that does not answer holds its slot for a minute, so half of the slots are for others. One
 #: for which there is no room is offered again after this long, seconds.
 SILENT_AGAIN_S = 5.0
+#: More tags no transfer gets by requests that join it: the journal drops an entry of more than 1024 fields, untraced.
+MAX_TAGS = 100
 
 
 @dataclass(slots=True)
@@ -324,11 +326,14 @@ class Schedule:
         return self._by_id.get(id_)
 
     def joinable(self, file: str, destination: Destination) -> QueuedTransfer | None:
-        """Return the newest transfer for `destination`, if it is of the same file and has no attempt in flight."""
+        """Return the newest transfer for `destination`, if it is of the same file and has no attempt in flight.
+
+        One with `MAX_TAGS` is not returned.
+        """
         chain = self._chains.get(destination)
         if not chain or chain[-1] in self._running or chain[-1].transfer.file != file:
             return None
-        return chain[-1]
+        return chain[-1] if len(chain[-1].transfer.tags) < MAX_TAGS else None
 
     def is_head(self, queued: QueuedTransfer) -> bool:
         """Return whether no older transfer for its destination must go first."""

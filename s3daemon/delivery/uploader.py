@@ -194,7 +194,8 @@ class Uploader:
     def join(self, queued: QueuedTransfer, tag: str) -> None:
         """Have a pending transfer serve another request as well: its delay ends."""
         if tag:
-            queued.transfer = replace(queued.transfer, tags=(*queued.transfer.tags, tag))
+            # Once: a hook may request the same file every minute, for days.
+            queued.transfer = replace(queued.transfer, tags=tuple(dict.fromkeys((*queued.transfer.tags, tag))))
             self.schedule.on_added(queued)
         queued.live = True
         self.schedule.end_delay(queued)

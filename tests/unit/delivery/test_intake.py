@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from fakes import FakeSpool, House, away, flying, flying_with
 
+from s3daemon.delivery.schedule import MAX_TAGS
 from s3daemon.errors import AttemptError, FileError, RequestError, SpoolError
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Transfer
@@ -84,6 +85,22 @@ async def test_a_request_joins_the_pending_transfer_of_the_same_file_and_destina
     assert (await second.outcome) == (await first.outcome)
     assert house.loop.time() - started_at < 0.2
     assert house.journal.records[-1].tags == ("a", "b")
+
+
+@flying_with(House)
+async def test_requests_that_join_keep_the_record_small(house: House) -> None:
+    """Each tag is in it once, and after many tags the next request is a transfer of its own."""
+    house.store.seconds = 60.0
+    await house.intake.submit(house.request())  # is in flight meanwhile
+    first = await house.intake.submit(house.request(tag="0"))
+    for number in range(2 * MAX_TAGS - 1):
+        ticket = await house.intake.submit(house.request(tag=str(number // 2)))
+        assert ticket.id == first.id
+        await ticket.durable
+    assert house.spool.rows[first.id].transfer.tags == tuple(map(str, range(MAX_TAGS)))
+    second = await house.intake.submit(house.request(tag="more"))
+    assert second.id != first.id
+    assert (await house.intake.submit(house.request(tag="again"))).id == second.id
 
 
 @flying_with(House)
