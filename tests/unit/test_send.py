@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from lab.env import not_as_root
 
 from s3daemon import __version__
 from s3daemon.ingress.protocol import parse_request
@@ -419,6 +420,15 @@ def test_when_the_daemon_is_down_the_unit_to_start_is_named(cwd: Path) -> None:
     path = "/" + "x" * 200
     got = send("f", "a/b/k", environ={"S3DAEMON_HOST": path}, cwd=cwd)
     assert got == (1, "", f"send: cannot connect to {path}: AF_UNIX path too long\n")
+
+
+def test_who_may_connect_to_a_unix_socket_is_said(tmp_path: Path) -> None:
+    (tmp_path / "shut").mkdir(mode=0)
+    path = f"{tmp_path}/shut/socket"
+    with not_as_root():
+        got = send("/f", "a/b/k", environ={"S3DAEMON_HOST": path}, cwd=Path("/"))
+    why = "Permission denied; only members of its group may connect: usermod -aG s3daemon USER"
+    assert got == (1, "", f"send: cannot connect to {path}: {why}\n")
 
 
 def test_a_host_that_does_not_resolve_is_named(cwd: Path) -> None:
