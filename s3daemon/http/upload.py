@@ -271,7 +271,7 @@ def parse_form(content_type: str, body: bytes) -> Pairs:
                 raise _bad_request(
                     f"a form is application/x-www-form-urlencoded or multipart/form-data, not {quoted(content_type)}"
                 )
-    except ValueError as exc:  # from a parameter's number of 5 000 digits
+    except (TypeError, ValueError) as exc:  # from parts of a parameter some of which have no number, or a huge one
         raise _bad_request("the form has a header that cannot be read") from exc
     return [(name, value) for name, value in pairs if name in _FIELDS]
 

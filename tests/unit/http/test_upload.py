@@ -219,9 +219,11 @@ def test_a_bad_form_is_refused_with_the_reason(body: bytes, why: str) -> None:
         (MULTIPART, multipart(*[("a", b"")] * (MAX_FIELDS + 1)), "more than 1000 fields"),
         (MULTIPART, multipart(("a", b""), ('"; a="' * MAX_FIELD_HEADER, b"")), "a header of more than 8192 bytes"),
         (MULTIPART, multipart(('"; name*' + "9" * 5000 + '="', b"/f")), "a header that cannot be read"),
+        (MULTIPART, multipart(('"; name*=b; name*0="', b"/f")), "a header that cannot be read"),
         (MULTIPART + "; x*" + "9" * 5000 + "=y", b"--XX\n", "a header that cannot be read"),
+        (MULTIPART + "; x*=a; x*0=b", b"--XX\n", "a header that cannot be read"),
     ],
-    ids=["urlencoded", "multipart", "header", "number", "type"],
+    ids=["urlencoded", "multipart", "header", "number", "parts", "type number", "type parts"],
 )
 def test_a_form_that_no_hook_sends_is_refused(content_type: str, body: bytes, why: str) -> None:
     with pytest.raises(RequestError, match=why):
