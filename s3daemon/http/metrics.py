@@ -7,6 +7,7 @@ by `Operations.figures`. Durations and sizes are those of stored objects, as in 
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -48,6 +49,7 @@ SETTLED_S = LOST_S
 RECENT_S = 3600.0
 #: More values of a label than this are counted as `other`: a proxy may answer with any code.
 LABELS = 100
+_VERSION = re.compile(r"[0-9]{1,9}(?:\.[0-9]{1,9})*\s*")
 
 
 class Metrics:
@@ -188,9 +190,12 @@ class Metrics:
         """The exposition and its content type.
 
         Args:
-            accept: the scraper's Accept header; without it the text format that every version reads.
+            accept: the scraper's Accept header; without it, or with a version that is not one, the text format that
+                every version reads.
         """
-        encode, content_type = choose_encoder(accept)
+        accept = accept.replace('"', "")
+        readable = all(map(_VERSION.fullmatch, re.findall("version=([^;,]*)", accept)))  # the library fails on others
+        encode, content_type = choose_encoder(accept if readable else "")
         return encode(self.registry), content_type
 
 

@@ -127,9 +127,18 @@ def test_scrapers_choose_their_format() -> None:
     text, content_type = made.expose("text/plain;version=0.0.4;q=0.5,*/*;q=0.1")
     assert content_type.startswith("text/plain; version=0.0.4")
     assert not re.search(rb"_created\b", text)
-    text, content_type = made.expose("application/openmetrics-text;version=1.0.0,text/plain;q=0.5")
-    assert content_type.startswith("application/openmetrics-text; version=1.0.0")
-    assert text.endswith(b"# EOF\n")
+    for version in ("1.0.0", '"1.0.0"', "1.0.0 "):
+        text, content_type = made.expose(f"application/openmetrics-text;version={version},text/plain;q=0.5")
+        assert content_type.startswith("application/openmetrics-text; version=1.0.0")
+        assert text.endswith(b"# EOF\n")
+
+
+@pytest.mark.parametrize(
+    "version", ["latest", "1.0.x", "1..0", "v1.0.0", "2.\xff", "2.\udcff", "", "9" * 5000, "\u0661.0"]
+)
+@pytest.mark.parametrize("kind", ["application/openmetrics-text", "text/plain"])
+def test_a_version_that_is_not_one_gets_the_plain_format(kind: str, version: str) -> None:
+    assert Metrics().expose(f"{kind};version={version}")[1].startswith("text/plain; version=0.0.4")
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="needs promtool")
