@@ -180,7 +180,7 @@ def question_in(line: bytes) -> Question | None:
     if b'"wait_for"' not in line or not is_extended(line):
         return None
     try:
-        members = json.loads(line)
+        members = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         return None
     if "wait_for" not in members:
@@ -220,7 +220,7 @@ def _parse_plain(text: str) -> Request:
 
 def _parse_extended(text: str) -> Request:
     try:
-        members = json.loads(text)
+        members = json.loads(text, object_pairs_hook=_object)
     except (ValueError, RecursionError) as exc:
         raise RequestError(Code.BAD_REQUEST, "the request starts with a brace but is not a JSON object") from exc
     unknown = sorted(members.keys() - {"file", "destination", "wait", "tag"})
@@ -232,6 +232,13 @@ def _parse_extended(text: str) -> Request:
         raise RequestError(Code.BAD_REQUEST, '"wait" must be true or false')
     tag = _text(members, "tag") if "tag" in members else ""
     return Request(file, Destination.parse(destination), wait, tag, extended=True)
+
+
+def _object(members: Sequence[tuple[str, object]]) -> dict[str, object]:
+    found = dict(members)
+    if len(found) < len(members):  # which of them is meant, the client alone knows
+        raise RequestError(Code.BAD_REQUEST, "the request has a member twice")
+    return found
 
 
 def _text(members: dict[str, object], name: str) -> str:

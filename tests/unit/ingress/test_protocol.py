@@ -91,6 +91,7 @@ BAD = [
     b'{"file": "/f", "destination": "a/b/c", "wait": 1}',
     b'{"file": "/f", "destination": "a/b/c", "tag": []}',
     b'{"file": "/f", "destination": "a/b/c", "wiat": true}',
+    b'{"file": "/f", "destination": "a/b/c", "file": "/g"}',
     b'{"file": "/\\ud800", "destination": "a/b/c"}',
     b'{"file": "/f", "destination": "a/b/\\udcff"}',
     b'{"file": "/\\u0000", "destination": "a/b/c"}',
