@@ -142,12 +142,12 @@ class FakeSpool(Spool):
         self.rows[transfer.id] = Entry(self.last_seq, transfer, active_now_s, attempt_started=attempt_started)
         return self.last_seq
 
-    async def update(self, transfer: Transfer) -> None:
+    async def save_tags(self, transfer: Transfer) -> None:
         self._alter(transfer.id, transfer=transfer)
 
-    async def start_attempt(self, transfer_id: str) -> None:
-        self.started.append(transfer_id)
-        self._alter(transfer_id, attempt_started=True)
+    async def start_attempt(self, transfer: Transfer) -> None:
+        self.started.append(transfer.id)
+        self._alter(transfer.id, transfer=transfer, attempt_started=True, sent_etag="")
 
     def record_attempt(
         self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, sent_etag: str = ""

@@ -49,6 +49,13 @@ async def _save_if_possible(change: Awaitable[None]) -> None:
         await change
 
 
+def _update_file_state(queued: QueuedTransfer, state: FileState) -> None:
+    """Note that the file is not the one that was accepted: its content now is sent, and the record says so."""
+    queued.file_changed = True
+    queued.sent_etag = ""
+    queued.transfer = replace(queued.transfer, file_state=state)
+
+
 class _Content(NamedTuple):
     """What an attempt sends: equal ones may overwrite each other.
 
@@ -142,12 +149,13 @@ class Attempts:
             raise
         queued.source = None
         try:
-            if source.state != queued.transfer.file_state:
-                await self._update_file_state(queued, source.state)
+            has_changed = source.state != queued.transfer.file_state
+            if has_changed:
+                _update_file_state(queued, source.state)
             elif (found := await self._find(queued, store, progress, source)) is not None:
                 return found
-            if not queued.attempt_started:
-                await _save_if_possible(self._spool.start_attempt(queued.transfer.id))
+            if has_changed or queued.sent_etag or not queued.attempt_started:  # the spool does not say what is sent now
+                await _save_if_possible(self._spool.start_attempt(queued.transfer))
                 queued.attempt_started = True
             stored = await store.put(
                 queued.transfer,
@@ -183,13 +191,6 @@ class Attempts:
             found = LookupResult.FORBIDDEN
         queued.lookups_refused, queued.is_lookup_unanswered = 0, False
         return found if isinstance(found, Stored) else None
-
-    async def _update_file_state(self, queued: QueuedTransfer, state: FileState) -> None:
-        """Note that the file is not the one that was accepted: its content now is sent, and the record says so."""
-        queued.file_changed = True
-        queued.sent_etag = ""
-        queued.transfer = replace(queued.transfer, file_state=state)
-        await _save_if_possible(self._spool.update(queued.transfer))
 
     def _expect_late_arrival(self, queued: QueuedTransfer, store: Store) -> None:
         queued.outcome_unknown = True

@@ -131,4 +131,4 @@ class Intake:
     async def _commit_join(self, queued: QueuedTransfer, commit: asyncio.Task[None] | None) -> None:
         if commit is not None:
             await asyncio.shield(commit)
-        await self._spool.update(queued.transfer)
+        await self._spool.save_tags(queued.transfer)

@@ -70,16 +70,20 @@ class Entry:
 
 
 def file_columns(transfer: Transfer) -> dict[str, Value]:
-    """Return the columns that may change while a transfer is pending: its tags, and the state of its file."""
+    """Return the columns with the state of a transfer's file."""
     state = transfer.file_state
     return {
-        "tags": json.dumps(transfer.tags),
         "size_bytes": state.size,
         "mtime_ns": state.mtime_ns,
         "inode": _signed(state.inode),
         "device": _signed(state.device),
         "ctime_ns": state.ctime_ns,
     }
+
+
+def tag_columns(transfer: Transfer) -> dict[str, Value]:
+    """Return the column with a transfer's tags."""
+    return {"tags": json.dumps(transfer.tags)}
 
 
 def _signed(unsigned: int) -> int:
@@ -96,6 +100,7 @@ def to_row(entry: Entry) -> tuple[Value, ...]:
         os.fsencode(transfer.file),
         transfer.destination.bucket,
         transfer.destination.key,
+        *tag_columns(transfer).values(),
         *file_columns(transfer).values(),
         transfer.accepted_usec,
         entry.accepted_active_s,

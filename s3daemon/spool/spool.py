@@ -3,7 +3,8 @@
     call                                    row before          row after
     ----                                    ----------          ---------
     add                                     (none)              pending
-    update, start_attempt, record_attempt   pending             pending
+    save_tags, start_attempt, record_attempt
+                                            pending             pending
     fail                                    pending             failed
     mark_notified                           failed              failed
     retry                                   failed              pending
@@ -53,6 +54,7 @@ from s3daemon.spool.rows import (
     Update,
     Value,
     file_columns,
+    tag_columns,
 )
 from s3daemon.spool.writer import Writer, WriteRequest
 
@@ -189,13 +191,17 @@ class Spool:
             del self._adding[transfer.id]
         return seq
 
-    async def update(self, transfer: Transfer) -> None:
-        """Save the tags and the file's state of `transfer`: a request has joined it, or its file has changed."""
-        await self._change(transfer.id, file_columns(transfer))
+    async def save_tags(self, transfer: Transfer) -> None:
+        """Save the tags of `transfer`: a request has joined it."""
+        await self._change(transfer.id, tag_columns(transfer))
 
-    async def start_attempt(self, transfer_id: str) -> None:
-        """Save that an attempt may have started whose outcome is unknown."""
-        await self._change(transfer_id, {"attempt_started": True})
+    async def start_attempt(self, transfer: Transfer) -> None:
+        """Save that an attempt may have started that sends the file as it is now, and whose outcome is unknown.
+
+        The ETag of what an earlier attempt sent goes in the same change: a crash must not leave it with other content.
+        """
+        started: dict[str, Value] = {"attempt_started": True, "sent_etag": ""}
+        await self._change(transfer.id, {**file_columns(transfer), **started})
 
     def record_attempt(
         self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, sent_etag: str = ""

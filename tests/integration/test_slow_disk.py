@@ -9,7 +9,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from fakes import House
+from fakes import House, transfer
 
 from s3daemon.model.reply import Outcome
 from s3daemon.spool.spool import Spool
@@ -39,7 +39,7 @@ def test_newer_content_is_durable_no_earlier_than_the_removal_of_older(
         await older.durable
         assert (await older.outcome).outcome is Outcome.STORED
         opened[-1].set_trace_callback(stand_still)
-        stuck = asyncio.create_task(spool.start_attempt("unknown"))
+        stuck = asyncio.create_task(spool.start_attempt(transfer(9)))
         assert await asyncio.to_thread(writing.wait, 20)
         newer = await house.intake.submit(house.request("/newer"))
         assert (await newer.outcome).outcome is Outcome.STORED

@@ -336,7 +336,7 @@ async def main():
         result["refused"] = [error.code, error.text, spool.fault]
     spool.record_attempt(transfer(1).id, 9, attempt_started=False, code="SlowDown", text="slow down")
     try:
-        await spool.start_attempt(transfer(1).id)
+        await spool.start_attempt(transfer(1))
     except SpoolError as error:
         result["begin"] = error.code
     limit(resource.RLIM_INFINITY)

@@ -66,6 +66,10 @@ class Machine(RuleBasedStateMachine):
         if transfer_id in self.live:
             self.live[transfer_id] = dataclasses.replace(self.live[transfer_id], **columns)
 
+    def change_transfer(self, transfer_id: str, **fields: Any) -> None:
+        if transfer_id in self.live:
+            self.change(transfer_id, transfer=dataclasses.replace(self.live[transfer_id].transfer, **fields))
+
     def clear_failures(self, place: Destination, before: int) -> None:
         self.spool.clear_failures(place, before)
         for other in [e for e in self.live.values() if e.failed and e.transfer.destination == place]:
@@ -113,17 +117,18 @@ class Machine(RuleBasedStateMachine):
         self.run(self.spool.drop([]))
         self.committed()
 
-    @rule(which=known, tags=st.lists(st.sampled_from("xyü"), max_size=2), size=st.integers(0, 2**63 - 1))
-    def update(self, which: Transfer, tags: list[str], size: int) -> None:
-        joined = dataclasses.replace(which, tags=tuple(tags), file_state=FileState(size, -size, 2**64 - 1, 2))
-        self.run(self.spool.update(joined))
-        self.change(which.id, transfer=joined)
+    @rule(which=known, tags=st.lists(st.sampled_from("xyü"), max_size=2))
+    def save_tags(self, which: Transfer, tags: list[str]) -> None:
+        self.run(self.spool.save_tags(dataclasses.replace(which, tags=tuple(tags))))
+        self.change_transfer(which.id, tags=tuple(tags))
         self.committed()
 
-    @rule(which=known)
-    def start_attempt(self, which: Transfer) -> None:
-        self.run(self.spool.start_attempt(which.id))
-        self.change(which.id, attempt_started=True)
+    @rule(which=known, size=st.integers(0, 2**63 - 1))
+    def start_attempt(self, which: Transfer, size: int) -> None:
+        state = FileState(size, -size, 2**64 - 1, 2)
+        self.run(self.spool.start_attempt(dataclasses.replace(which, file_state=state)))
+        self.change_transfer(which.id, file_state=state)
+        self.change(which.id, attempt_started=True, sent_etag="")
         self.committed()
 
     @rule(which=known, attempts=st.integers(1, 99), started=st.booleans(), text=st.sampled_from(["t", "\udcff\n"]))

@@ -73,7 +73,7 @@ async def test_the_spool_is_notified_before_anything_is_sent(bench: Bench) -> No
 
 
 class FullSpool(FakeSpool):
-    async def start_attempt(self, transfer_id: str) -> None:
+    async def start_attempt(self, transfer: Transfer) -> None:
         raise SpoolError("SpoolFull", "no space")
 
 
@@ -95,6 +95,27 @@ async def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now(bench: 
     assert queued.transfer.file_state == FileState(5000, 1, 1, 1)
     assert bench.spool.rows[queued.transfer.id].transfer == queued.transfer, "the spool has the new state too"
     assert not bench.store.finds, "what an earlier attempt sent is not what is there now"
+
+
+@pytest.mark.parametrize("changes", [True, False])
+@flying_with(Bench)
+async def test_the_spool_has_no_etag_of_what_an_earlier_attempt_sent(bench: Bench, changes: bool) -> None:
+    """Else the next process, after a crash, would not know the object that this attempt stored, and send it again."""
+    queued = bench.accepted(attempt_started=True)
+    queued.source = None
+    await bench.spool.add(queued.transfer, 0.0, attempt_started=True)
+    bench.spool.record_attempt(
+        queued.transfer.id, 1, attempt_started=True, code="SlowDown", text="", sent_etag=f"{'0' * 32}-2"
+    )
+    queued.sent_etag = f"{'0' * 32}-2"  # in parts of another size than now
+    if changes:
+        bench.files.sizes["/f"] = 5000
+    making = asyncio.create_task(bench.make(queued))
+    await asyncio.sleep(0.5 * bench.store.seconds)
+    assert bench.store.in_flight
+    row = bench.spool.rows[queued.transfer.id]
+    assert (row.sent_etag, row.attempt_started, row.transfer) == ("", True, queued.transfer)
+    await making
 
 
 @pytest.mark.parametrize("arrived", [True, False])

@@ -149,7 +149,7 @@ def test_a_spool_knows_them_after_a_restart_and_after_a_crash(tmp_path: Path) ->
             await spool.add(each, 1.0, attempt_started=True)
         spool.remove(one.id, StoredCount.of(stored(1, tags=("a",))))
         spool.save_loss(Loss(((True, "a"),), START_USEC, "raw/x", Missing("refused", "NoSuchFile: gone")))
-        await spool.start_attempt(two.id)  # with all that came before it
+        await spool.start_attempt(two)  # with all that came before it
         shutil.copytree(tmp_path / "one", tmp_path / "two")
         spool.remove(two.id, StoredCount.of(stored(2, tags=("a",))))
         await spool.close()

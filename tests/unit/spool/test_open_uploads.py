@@ -114,9 +114,9 @@ async def test_a_replaced_spool_gets_the_uploads_from_memory(tmp_path: Path, dam
     await spool.open_uploads.begin(upload("one"))
     (one,) = spool.open_uploads
     spool.open_uploads.part(one, 1, "etag")
-    await spool.start_attempt(TRANSFER.id)
+    await spool.start_attempt(TRANSFER)
     damage(state / "spool.db")
-    await spool.start_attempt(TRANSFER.id)
+    await spool.start_attempt(TRANSFER)
     await asyncio.wait_for(replaced.wait(), 20)
     await spool.restore([])
     assert await found_by_another(state) == {"one": ({1: "etag"}, False)}

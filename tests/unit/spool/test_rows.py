@@ -34,6 +34,7 @@ from s3daemon.spool.rows import (
     compact,
     file_columns,
     from_row,
+    tag_columns,
     to_row,
 )
 
@@ -68,10 +69,11 @@ def test_an_invalid_row_is_refused(column: str, value: object) -> None:
         from_row(tuple(row))
 
 
-def test_an_update_changes_the_tags_and_the_file_state_only() -> None:
-    joined = dataclasses.replace(TRANSFER, tags=("a", "b"), file_state=FileState(1, 2, 3, 4))
+def test_the_columns_of_tags_and_of_the_file_are_those_that_change() -> None:
+    changed = dataclasses.replace(TRANSFER, tags=("a", "b"), file_state=FileState(1, 2, 3, 4))
     row = dict(zip(COLUMNS.split(", "), to_row(ENTRY), strict=True))
-    assert from_row(tuple({**row, **file_columns(joined)}.values())) == dataclasses.replace(ENTRY, transfer=joined)
+    new = {**row, **tag_columns(changed), **file_columns(changed)}
+    assert from_row(tuple(new.values())) == dataclasses.replace(ENTRY, transfer=changed)
 
 
 # A model of the table: seq -> row, destination of a row = its seq modulo 2.

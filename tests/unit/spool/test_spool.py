@@ -14,6 +14,7 @@ from fakes import transfer
 from lab.sending import in_loop
 
 from s3daemon.errors import SpoolError, StartError
+from s3daemon.model.request import FileState
 from s3daemon.spool.rows import Hint
 from s3daemon.spool.spool import Entry, Spool
 
@@ -62,10 +63,17 @@ async def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
     assert await spool.add(one, 1.0, attempt_started=False) == 1
     entry = Entry(1, one, 1.0)
     assert await row() == entry
-    await spool.start_attempt(one.id)
+    await spool.start_attempt(one)
     assert (await row()).attempt_started
     spool.record_attempt(one.id, 3, attempt_started=False, code="SlowDown", text="slow\ndown")
     entry = dataclasses.replace(entry, attempts=3, code="SlowDown", text="slow\\ndown")
+    assert await row() == entry
+    spool.record_attempt(one.id, 3, attempt_started=True, code="SlowDown", text="slow\ndown", sent_etag="0f")
+    changed = dataclasses.replace(one, file_state=FileState(5, 6, 7, 8))
+    await spool.start_attempt(changed)
+    assert await row() == dataclasses.replace(entry, transfer=changed, attempt_started=True), "no ETag of other content"
+    await spool.start_attempt(one)
+    spool.record_attempt(one.id, 3, attempt_started=False, code="SlowDown", text="slow\ndown")
     assert await row() == entry
     await spool.fail(one.id, 4, "NoSuchBucket", "none", 2.0)
     error = {"attempts": 4, "code": "NoSuchBucket", "text": "none"}
@@ -98,8 +106,8 @@ async def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
 @in_loop
 async def test_what_the_spool_does_not_hold_is_ignored(tmp_path: Path) -> None:
     spool = Spool.open(tmp_path)
-    await spool.start_attempt("f" * 16)
-    await spool.update(transfer(1))
+    await spool.start_attempt(transfer(1))
+    await spool.save_tags(transfer(1))
     await spool.fail("f" * 16, 1, "c", "t", 1.0)
     spool.record_attempt("f" * 16, 1, attempt_started=False, code="c", text="t")
     spool.mark_notified("f" * 16)
