@@ -84,8 +84,10 @@ class Waiters:
             why = f"the endpoint is away: {error.code}, {error.text}" if error.code else "the endpoint is away"
         elif error.code:
             why = f"the last error: {error.code}, {error.text}"
-        else:
+        elif queued.attempts:
             why = "it is still on its way"
+        else:  # behind an older one for its destination, or all connections are in use
+            tried, why = "", "it waits for its turn"
         id_, to = queued.transfer.id, queued.transfer.destination
         self._log(Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=queued.attempts, why=why))
         return Reply(Outcome.DEFERRED, id_, Code.DEFERRED, f"{id_} is kept{tried}; {why}")

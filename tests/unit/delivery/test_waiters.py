@@ -97,7 +97,7 @@ async def _refuse(room: Room) -> None:
 @pytest.mark.parametrize(
     ("prepare", "error", "why"),
     [
-        (_nothing, LastError(), "it is still on its way"),
+        (_nothing, LastError(), "it waits for its turn"),
         (_nothing, LastError("Stalled", "no byte for 10 s"), "the last error: Stalled, no byte for 10 s"),
         (Room.lose_the_endpoint, LastError(), "the endpoint is away"),
         (Room.lose_the_endpoint, LastError("Stalled", "10 s"), "the endpoint is away: Stalled, 10 s"),
@@ -118,8 +118,17 @@ async def test_a_deferral_says_why(
     await prepare(room)
     id_ = queued.transfer.id
     reply = room.waiters.defer(queued, waiter)
-    kept = "is kept" if room.health.held else "is kept and being tried"
+    kept = "is kept" if room.health.held or why == "it waits for its turn" else "is kept and being tried"
     assert reply == Reply(Outcome.DEFERRED, id_, "Deferred", f"{id_} {kept}; {why}")
+
+
+@flying_with(Room)
+async def test_only_a_transfer_that_an_attempt_was_made_for_is_said_to_be_on_its_way(room: Room) -> None:
+    queued = room.queued()
+    waiter = room.waiters.wait(queued)
+    queued.attempts = 1
+    reply = room.waiters.defer(queued, waiter)
+    assert reply.text == f"{queued.transfer.id} is kept and being tried; it is still on its way"
 
 
 @flying_with(Room)
