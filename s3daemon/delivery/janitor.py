@@ -97,7 +97,7 @@ class Janitor:
         async with self._aborting:
             for one in self._open_uploads:
                 if one.upload.endpoint == store.url != self._store().url and not await self._abort(store, one):
-                    self._give_up(one, "the endpoint has changed, and the old one did not answer")
+                    self._give_up(one, "the endpoint has changed, and the old one did not abort it")
 
     def forget_other_endpoints(self) -> None:
         """Give up, at the start, the uploads that an earlier process left at another endpoint."""

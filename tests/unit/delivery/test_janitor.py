@@ -149,6 +149,10 @@ async def test_uploads_at_a_store_that_is_no_longer_in_use_are_aborted(
     await house.janitor.abort_all(old)
     assert house.left == ["here"]
     assert "unreached" in caplog.records[0].getMessage()
+    await house.begin("refused", "pending", THERE)
+    there.error = AttemptError("SlowDown", "the store answered 503", status=503)
+    await house.janitor.abort_all(old)
+    assert "the endpoint has changed, and the old one did not abort it" in caplog.records[1].getMessage()
 
 
 @flying_with(House)
