@@ -215,6 +215,7 @@ _HINTS = {
     "SignatureDoesNotMatch": "fix the secret key and reload",
     "AuthorizationHeaderMalformed": "set AWS_DEFAULT_REGION to the store's region and reload",
     "ExpiredToken": "renew the keys and reload",
+    "PermanentRedirect": "the bucket is at another endpoint: set S3_ENDPOINT_URL to that one, or fix the destination",
     "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clock of this host, or of the store",
     "407": "a proxy asks for a password: let this host through without one; until then the transfer is retried",
@@ -260,7 +261,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     if came != str(status) == code:  # botocore makes a 500 of an answer 200 in which it finds neither result nor error
         text = f"the answer {came} has neither S3's result nor an error of S3's in it"
         return AttemptError(Code.BAD_ANSWER, text, status=status, ambiguous=arrived)
-    location = one_line(str(headers.get("location", "")).partition("?")[0], 100)
+    location = one_line(str(headers.get("location") or described.get("Endpoint") or "").partition("?")[0], 100)
     if status in _REDIRECTS and location:
         hint = f"it redirects to {location}, which is not followed: set S3_ENDPOINT_URL to where S3 is served"
     said = ": ".join(filter(None, (f"the store answered {came}", message)))

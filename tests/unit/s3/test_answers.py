@@ -240,6 +240,27 @@ def test_a_redirect_names_its_target(headers: dict[str, str], hint: str) -> None
     assert refusal(301, headers).text == f"the store answered 301{hint}"
 
 
+@pytest.mark.parametrize(
+    ("target", "hint"),
+    [
+        (
+            "s3.eu-west-1.example.org",
+            "it redirects to s3.eu-west-1.example.org, which is not followed: set S3_ENDPOINT_",
+        ),
+        ("", "the bucket is at another endpoint: set S3_ENDPOINT_URL to that one"),
+    ],
+)
+def test_a_bucket_that_is_elsewhere_is_refused_with_what_to_do(target: str, hint: str) -> None:
+    """S3 names the endpoint in the error, and in no header."""
+    body = f"<Error><Code>PermanentRedirect</Code><Message>no</Message><Endpoint>{target}</Endpoint></Error>"
+    parsed = botocore.parsers.create_parser("rest-xml").parse(
+        {"status_code": 301, "headers": {}, "body": body.encode()}, None
+    )
+    error = refusal_of(botocore.exceptions.ClientError(parsed, "PutObject"), arrived=True)
+    assert error.code == "PermanentRedirect"
+    assert error.text.startswith(f"the store answered 301: no; {hint}")
+
+
 @pytest.mark.parametrize("status", [400, 409, 413, 418, 451, 499])
 def test_a_4xx_without_a_code_is_not_the_stores(status: int) -> None:
     text = refusal(status).text
