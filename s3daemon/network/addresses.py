@@ -234,6 +234,11 @@ class Addresses:
         state.keeps = keeps
         return True
 
+    def keeps(self, address: str) -> bool:
+        """Return whether it keeps connections open after its answers, as far as is known."""
+        state = self._states.get(address)
+        return state is None or state.keeps
+
     def is_enabled(self, address: str) -> bool:
         """Return whether it is not disabled. Of an address that the name no longer has nothing bad is known."""
         state = self._states.get(address)

@@ -200,6 +200,8 @@ class ConnectionPool:
             yield connection
         finally:
             self._free.append(connection)
+            if connection.is_open and not self.addresses.keeps(connection.address):
+                self.replace(connection)  # the store is about to close it: what would be sent over it next is lost
             self._wake_one()
 
     def _best(self, idle: list[Connection], *, large: bool, avoid: Collection[str]) -> Connection:

@@ -210,6 +210,18 @@ async def test_an_open_connection_goes_before_one_that_must_connect() -> None:
 
 
 @in_loop
+async def test_a_connection_that_the_store_will_not_keep_is_not_used_again() -> None:
+    """The store may close it only after the next request was sent."""
+    async with scripted() as server, pool_to(server.url, 1) as pool:
+        for keeps, opened in ((True, 1), (False, 1), (False, 2), (True, 3), (True, 3)):
+            async with pool.acquire() as connection:
+                await get(connection, server.url)
+                pool.addresses.set_keeping(connection.address, keeps=keeps)
+            assert pool.opened == opened
+            assert pool.open_count == keeps
+
+
+@in_loop
 async def test_much_goes_over_the_widest_window_and_little_over_the_narrowest() -> None:
     """A small upload is as fast over any, and leaves the widest to one that needs it."""
     async with scripted() as server, pool_to(server.url, 3) as pool:
