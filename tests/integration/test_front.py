@@ -55,7 +55,7 @@ def test_a_page_in_place_of_a_dead_store_is_not_a_success(rgw: Gateway, bucket: 
     file, keys = a_file(tmp_path / "file", 3_000), ["text", "page", "nothing"]
     with (
         front(rgw.plain, tmp_path, sorry, server, to_it) as nginx,
-        daemon(tmp_path / "state", nginx.server, wait_limit="4s", **QUICK) as served,
+        daemon(tmp_path / "state", nginx.server, QUICK, wait_limit="4s") as served,
         ThreadPoolExecutor() as pool,
     ):
         for reply in pool.map(lambda key: served.plain(file, f"alias/{bucket}/{key}"), keys):
@@ -74,7 +74,7 @@ def test_a_key_that_a_proxy_rewrites_waits_alone(rgw: Gateway, bucket: str, tmp_
     file = a_file(tmp_path / "file", 3_000)
     with (
         front(rgw.plain, tmp_path, f"proxy_pass {rgw.plain.url}/;") as nginx,
-        daemon(tmp_path / "state", nginx.server, **QUICK) as served,
+        daemon(tmp_path / "state", nginx.server, QUICK) as served,
     ):
         assert served.extended(file, f"alias/{bucket}/x//y", wait=False)["result"] == "accepted"
         assert served.extended(file, f"alias/{bucket}/x//z", wait=False)["result"] == "accepted"
@@ -99,7 +99,7 @@ def test_an_object_is_found_again_behind_a_compressing_proxy(rgw: Gateway, bucke
     with (
         front(rgw.plain, tmp_path, f"proxy_pass {rgw.plain.url};", http) as nginx,
         proxy(nginx.server) as (between, through),
-        daemon(tmp_path / "state", through, **QUICK) as served,
+        daemon(tmp_path / "state", through, QUICK) as served,
     ):
         between.scripts.append(kept_then(hang_up_after()))
         assert served.plain(file, f"alias/{bucket}/file.json") == b"Success"
@@ -119,7 +119,7 @@ def test_keys_rotated_under_load_fail_nothing(tmp_path: Path, certs: Authority) 
         account = gateway.new_account()
         bucket, file = account.new_bucket(), a_file(tmp_path / "file", 3_000)
         store = replace(account, url=gateway.plain.url, ca=None)
-        served = stack.enter_context(daemon(tmp_path / "state", store, wait_limit="5s", **QUICK))
+        served = stack.enter_context(daemon(tmp_path / "state", store, QUICK, wait_limit="5s"))
         answers: dict[str, bytes] = {}
         stop = threading.Event()
 

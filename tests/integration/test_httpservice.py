@@ -55,8 +55,7 @@ def upload(served: Daemon, file: Path | str, uri: str, *options: str, slug: str 
 
 @pytest.fixture
 def served(s3: FlakyS3, tmp_path: Path) -> Iterator[Daemon]:
-    limits = {"stall_timeout": "10min"}
-    with daemon(tmp_path / "state", s3.server, activated=True, http=True, keeping=True, **limits) as made:
+    with daemon(tmp_path / "state", s3.server, activated=True, http=True, keeping=True, stall_timeout="10min") as made:
         yield made
 
 

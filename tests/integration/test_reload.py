@@ -133,9 +133,11 @@ class Case:
     store: Store
     file: Path
 
-    def start(self, server: S3Server | None = None, *, http: bool = False, **settings: str) -> Daemon:
+    def start(
+        self, server: S3Server | None = None, *, http: bool = False, module: str = "s3daemon", **settings: str
+    ) -> Daemon:
         """A running daemon."""
-        made = daemon(self.directory / "state", server or self.store.server(), http=http, **settings)
+        made = daemon(self.directory / "state", server or self.store.server(), settings, http=http, module=module)
         return self.stack.enter_context(made)
 
     def sized(self, size: int) -> Path:

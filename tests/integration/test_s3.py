@@ -9,6 +9,7 @@ import json
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -110,15 +111,15 @@ async def test_a_file_in_parts(tmp_path: Path, server: S3Server) -> None:
 async def test_an_aborted_upload_is_gone(server: S3Server, seaweed: S3Server) -> None:
     """Its parts cannot be listed, and aborting it again gives the same error."""
     bucket = server.new_bucket()
-    where = {"Bucket": bucket, "Key": "key"}
     async with to(server) as sender:
-        id_ = (await sender.store.sender.call("create_multipart_upload", **where))["UploadId"]
-        await sender.store.sender.call("list_parts", **where, UploadId=id_)
-        await sender.store.sender.call("abort_multipart_upload", **where, UploadId=id_)
-        error = await failure(sender.store.sender.call("list_parts", **where, UploadId=id_))
+        call = partial(sender.store.sender.call, Bucket=bucket, Key="key")
+        id_ = (await call("create_multipart_upload"))["UploadId"]
+        await call("list_parts", UploadId=id_)
+        await call("abort_multipart_upload", UploadId=id_)
+        error = await failure(call("list_parts", UploadId=id_))
         assert (error.code in ("NoSuchUpload", "NoSuchKey"), error.status) == (True, 404)
         if server.url != seaweed.url:  # SeaweedFS reports no error
-            error = await failure(sender.store.sender.call("abort_multipart_upload", **where, UploadId=id_))
+            error = await failure(call("abort_multipart_upload", UploadId=id_))
             assert (error.code, error.status) == ("NoSuchUpload", 404)
     with closing(server.client()) as client:
         assert not client.list_multipart_uploads(Bucket=bucket).get("Uploads")

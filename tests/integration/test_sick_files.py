@@ -30,7 +30,7 @@ def sick(tmp_path: Path) -> Iterator[SickFs]:
 def test_a_file_system_that_hangs(sick: SickFs, s3: FlakyS3, tmp_path: Path, file: Path) -> None:
     """Other transfers go on, also in the next process; its own are kept; and a stop does not wait for it."""
     with (
-        daemon(tmp_path / "state", s3.server, activated=True, **LIMITS) as served,
+        daemon(tmp_path / "state", s3.server, LIMITS, activated=True) as served,
         ThreadPoolExecutor(9) as pool,
         ExitStack() as last,
     ):
@@ -57,7 +57,7 @@ def test_a_file_system_that_hangs(sick: SickFs, s3: FlakyS3, tmp_path: Path, fil
         # The kernel ends the process only when the file system answers; the next process need not wait for that.
         stat = Path(f"/proc/{served.process.pid}/stat")
         until(stat.read_text, lambda text: ") Z " in text, "the end of the main thread")
-        with daemon(tmp_path / "state", s3.server, **LIMITS) as following:
+        with daemon(tmp_path / "state", s3.server, LIMITS) as following:
             assert following.plain(file, "a/bucket/after") == b"Success"
             assert {row["destination"] for row in following.queue()} == {f"bucket/hung{n}" for n in range(3)}
             sick.end()
@@ -66,7 +66,7 @@ def test_a_file_system_that_hangs(sick: SickFs, s3: FlakyS3, tmp_path: Path, fil
 
 def test_a_read_error(sick: SickFs, s3: FlakyS3, tmp_path: Path) -> None:
     """It does not end the transfer: the client gets the error, and the file is stored once it can be read."""
-    with daemon(tmp_path / "state", s3.server, **LIMITS) as served:
+    with daemon(tmp_path / "state", s3.server, LIMITS) as served:
         reply = served.plain(sick.file("broken"), "a/bucket/broken")
         assert reply.startswith(b"Deferred: ")
         assert b"ReadFailed" in reply

@@ -7,6 +7,7 @@ import asyncio
 import sqlite3
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fakes import House, transfer
@@ -21,9 +22,12 @@ def test_newer_content_is_durable_no_earlier_than_the_removal_of_older(
     """A transfer stored before its row is on disk counts as durable when the rows of older ones are gone from there."""
     opened: list[sqlite3.Connection] = []
     connect = sqlite3.connect
-    monkeypatch.setattr(
-        sqlite3, "connect", lambda *args, **options: opened.append(connect(*args, **options)) or opened[-1]
-    )
+
+    def recording(*args: Any, **options: Any) -> sqlite3.Connection:
+        opened.append(connect(*args, **options))
+        return opened[-1]
+
+    monkeypatch.setattr(sqlite3, "connect", recording)
     writing, disk_works = threading.Event(), threading.Event()
 
     def stand_still(statement: str) -> None:

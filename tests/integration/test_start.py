@@ -83,8 +83,8 @@ def test_a_command_that_comes_while_transfers_are_recovered_is_answered_after_it
         await spool.close()
 
     asyncio.run(leave_one())
-    module = {"module": "lab.recovering", "PYTHONPATH": f"{TREE}:{TREE / 'tests'}"}
-    with daemon(tmp_path, NOWHERE, running=False, **module) as served:
+    path = f"{TREE}:{TREE / 'tests'}"
+    with daemon(tmp_path, NOWHERE, running=False, module="lab.recovering", PYTHONPATH=path) as served:
         served.start(wait=False)
         served.process.wait_line("transfers are being recovered")
         answer = served.ask("status")

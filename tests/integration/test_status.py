@@ -77,7 +77,7 @@ def test_a_file_in_parts(s3: FlakyS3, tmp_path: Path) -> None:
     large.write_bytes(bytes(SIZE))
     settings = {"multipart_threshold": "5MiB", "part_size": "5MiB", "max_connections": "4", "stall_timeout": "10min"}
     part = 5 * 1024 * 1024
-    with daemon(tmp_path / "state", s3.server, **settings) as served:
+    with daemon(tmp_path / "state", s3.server, settings) as served:
         s3.latency_s = 0.5  # so that there is a moment between a part and the next one
         served.extended(large, "any/bucket/large", wait=False)
         served.wait_status(lambda now: any(u["acked_bytes"] >= part for u in now["uploads"]), "a part there")

@@ -11,7 +11,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -211,7 +210,7 @@ def test_no_permission(store: Store, tmp_path: Path) -> None:
         assert served.ask("status")["held"] == ""
 
 
-@pytest.mark.parametrize("wrong", ["access_key", "secret_key"])
+@pytest.mark.parametrize("wrong", ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"])
 @those("seaweed", verifies=True)
 def test_wrong_keys(store: Store, tmp_path: Path, wrong: str) -> None:
     """They hold the queue, also behind a proxy that compresses; nothing fails."""
@@ -219,7 +218,7 @@ def test_wrong_keys(store: Store, tmp_path: Path, wrong: str) -> None:
     (tmp_path / "nginx").mkdir()
     with (
         gzipping(tmp_path / "nginx", store.server) as proxied,
-        daemon(tmp_path / "state", replace(proxied, **{wrong: "wrongwrong"})) as served,
+        daemon(tmp_path / "state", proxied, {wrong: "wrongwrong"}) as served,
     ):
         accepted(served, file, f"{bucket}/key")
         served.wait_status(lambda now: bool(now["held"]), "held", 20)
@@ -247,7 +246,7 @@ def test_parts_are_resumed_after_a_kill(store: Store, tmp_path: Path) -> None:
             (tmp_path / "nginx").mkdir()
             server = stack.enter_context(gzipping(tmp_path / "nginx", server))
         way, through = stack.enter_context(relay(server))
-        served = stack.enter_context(daemon(tmp_path / "state", through, bwlimit="50M", **IN_PARTS))
+        served = stack.enter_context(daemon(tmp_path / "state", through, IN_PARTS, bwlimit="50M"))
         accepted(served, file, f"{bucket}/key")
         wait(lambda: way.passed > size // 2, "half sent")
         served.kill()
@@ -268,7 +267,7 @@ def test_parts_are_resumed_after_a_kill(store: Store, tmp_path: Path) -> None:
 def test_parts_are_aborted_after_a_drop(store: Store, tmp_path: Path) -> None:
     """Nothing is left of a large file that an operator drops."""
     bucket, file = store.server.new_bucket(), a_file(tmp_path / "file", 48 * MIB)
-    with relay(store.server) as (way, through), daemon(tmp_path / "s", through, bwlimit="100M", **IN_PARTS) as served:
+    with relay(store.server) as (way, through), daemon(tmp_path / "s", through, IN_PARTS, bwlimit="100M") as served:
         id_ = accepted(served, file, f"{bucket}/key")
         wait(lambda: way.passed > 2 * PART, "two parts sent")
         assert uploads(store.server, bucket) == ["key"]

@@ -29,7 +29,7 @@ def test_a_process_that_was_stopped(s3: FlakyS3, tmp_path: Path) -> None:
     """After SIGSTOP for longer than all limits of an attempt, and SIGCONT, one attempt is enough, and is answered."""
     file = a_file(tmp_path / "file", 20 << 20)
     limits = {"stall_timeout": "1s", "answer_timeout": "1s", "wait_limit": "5min"}
-    with daemon(tmp_path / "state", s3.server, **limits) as served, ThreadPoolExecutor(1) as pool:
+    with daemon(tmp_path / "state", s3.server, limits) as served, ThreadPoolExecutor(1) as pool:
         s3.hold_bodies()
         asked = pool.submit(served.plain, file, "a/bucket/key")
         assert s3.held_bodies.acquire(timeout=20)

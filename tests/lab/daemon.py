@@ -11,10 +11,11 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from lab.env import TREE, clean_env, free_ports
@@ -277,6 +278,7 @@ def _run(command: Sequence[str | Path], environ: dict[str, str]) -> subprocess.C
 def daemon(
     state_dir: Path,
     server: S3Server,
+    common: Mapping[str, str] = MappingProxyType({}),
     *,
     prefix: Sequence[str | Path] = (),
     activated: bool = False,
@@ -292,6 +294,7 @@ def daemon(
     Args:
         state_dir: made by the daemon when it is not there.
         server: its store.
+        common: settings that several daemons have, or whose names are not known; `settings` go before them.
         prefix: a command that runs the daemon's, such as ``unshare``.
         activated: the listening socket is made here and passed to each process, so that clients wait in its backlog
             while there is none.
@@ -305,7 +308,7 @@ def daemon(
     """
     names = [name for name, wanted in (("wire", activated), ("http", http)) if wanted]
     listeners = {name: socket.create_server(("127.0.0.1", free_ports(1)[0]), backlog=4096) for name in names}
-    made = Daemon(state_dir, server, settings, prefix, listeners, keeping, module, tree)
+    made = Daemon(state_dir, server, {**common, **settings}, prefix, listeners, keeping, module, tree)
     try:
         if running:
             made.start()

@@ -56,8 +56,8 @@ class Walk(RuleBasedStateMachine):
         self.house = self.loop.run_until_complete(self._new_house(None))
 
     async def _new_house(self, before: House | None) -> House:
-        kept = {} if before is None else {"spool": before.spool, "store": before.store}
-        house = House(**kept, S3DAEMON_MAX_CONNECTIONS="3")
+        spool, store = (None, None) if before is None else (before.spool, before.store)
+        house = House(spool=spool, store=store, S3DAEMON_MAX_CONNECTIONS="3")
         house.store.in_flight = 0
         house.store.answer = self._answer
         house.store.neutral = lambda: NEUTRAL[self.neutral]

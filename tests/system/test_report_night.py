@@ -141,8 +141,9 @@ def test_counts(night: Night) -> None:
 def to_last_s(night: Night, name: str) -> float:
     """From an exposure's first request to its last object stored, by its clients' clocks."""
     answers = night.exposures[name]
-    last_s = max(answer["began"] + answer["took"] for answer in answers if answer["result"] == "stored")
-    return last_s - min(answer["began"] for answer in answers)
+    last_s: float = max(answer["began"] + answer["took"] for answer in answers if answer["result"] == "stored")
+    first_s: float = min(answer["began"] for answer in answers)
+    return last_s - first_s
 
 
 def test_times_agree_with_the_clients(night: Night) -> None:

@@ -207,7 +207,7 @@ def test_an_interrupt_is_no_traceback(tmp_path: Path) -> None:
         control.settimeout(20)
         # Whoever runs the tests in the background of a shell has the signal ignored, and so would the command.
         default = ["/usr/bin/env", "--default-signal=INT"]
-        command = [*default, sys.executable, "-m", "s3daemon", "queue", "--state-dir", tmp_path]
+        command = [*default, sys.executable, "-m", "s3daemon", "queue", "--state-dir", os.fspath(tmp_path)]
         env = {"PATH": os.environ["PATH"], **LIBRARIES}
         with subprocess.Popen(command, cwd=TREE, env=env, stderr=subprocess.PIPE) as process, control.accept()[0]:
             process.send_signal(signal.SIGINT)

@@ -113,6 +113,7 @@ def test_a_call_waits_where_no_further_thread_is_allowed(monkeypatch: pytest.Mon
         monkeypatch.setattr(threading.Thread, "start", refuse)
         later = [threads.submit(done.append, number) for number in range(3)]
         go_on.set()
-        for future in (first, *later):
+        first.result(10)
+        for future in later:
             future.result(10)
     assert done == [0, 1, 2]

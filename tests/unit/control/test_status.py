@@ -21,12 +21,12 @@ from s3daemon.control.status import (
 from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.addresses import Limited
-from s3daemon.network.progress import Progress
+from s3daemon.network.progress import Progress, Upload
 
 
 @dataclass(eq=False)
-class Moving:
-    """An upload."""
+class Moving(Upload):
+    """What a status asks of an upload."""
 
     size: int
     got: int

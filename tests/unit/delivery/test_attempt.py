@@ -362,7 +362,7 @@ async def test_what_was_sent_is_known_to_the_next_lookup() -> None:
     given: list[str] = []
 
     class KnowingStore(FakeStore):
-        async def put(self, *args: Any, on_sent: Callable[[str], None], **kwargs: Any) -> Stored:
+        async def put(self, *args: Any, on_sent: Callable[[str], None] = lambda _: None, **kwargs: Any) -> Stored:
             on_sent("etag")
             raise LOST
 

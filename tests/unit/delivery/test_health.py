@@ -465,6 +465,10 @@ def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) 
     health = Health(random.Random(1), clock)
     outages = Outages(health, lambda: health.next_probe_s, clock, lambda: 1e9 + clock.now)
     began_usec = round((1e9 + clock.now) * 1e6)
+
+    def since_and_next() -> tuple[int | None, float | None]:
+        return outages.since_usec, health.next_probe_s
+
     for key in "abcd":
         health.failed(AttemptError("ConnectionFailed", "refused"), Destination("b", key))
         outages.note()
@@ -479,7 +483,7 @@ def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) 
     clock.now += 10
     health.reload()
     outages.note()
-    assert (outages.since_usec, health.next_probe_s) == (None, None)
+    assert since_and_next() == (None, None)
     kinds = [record.__dict__["journal"] for record in caplog.records]
     order = [MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED]
     assert [kind["MESSAGE_ID"] for kind in kinds] == order

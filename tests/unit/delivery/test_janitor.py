@@ -156,7 +156,9 @@ async def test_uploads_at_a_store_that_is_no_longer_in_use_are_aborted(
 
 
 @flying_with(House)
-async def test_a_store_that_is_replaced_is_not_used_after_it_is_closed(house: House) -> None:
+async def test_a_store_that_is_replaced_is_not_used_after_it_is_closed(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The abort under way is waited for; the other orphans are left to the store in use."""
     for id_ in ("one", "two"):
         await house.begin(id_, "over")
@@ -167,7 +169,7 @@ async def test_a_store_that_is_replaced_is_not_used_after_it_is_closed(house: Ho
         await answered.wait()
         await abort(upload)
 
-    old.abort = slow_abort
+    monkeypatch.setattr(old, "abort", slow_abort)
     sweeping = asyncio.create_task(house.janitor.sweep())
     await asyncio.sleep(0)
     house.store = FakeStore(HERE)

@@ -301,9 +301,9 @@ def test_a_retried_transfer_keeps_its_place_before_newer_ones() -> None:
     for each in (middle, new, old):
         schedule.add(each)
     order = []
-    while each := schedule.take(0.0):
-        order.append(each)
-        schedule.remove(each)
+    while first := schedule.take(0.0):
+        order.append(first)
+        schedule.remove(first)
     assert order == [old, middle, new]
 
 

@@ -335,10 +335,10 @@ def test_a_message_in_a_header_is_one_line_of_ascii() -> None:
 
 
 class Desk:
-    """Uploads over a House."""
+    """Uploads over a House, a new one if none is given."""
 
-    def __init__(self, **changes: str) -> None:
-        self.house, self.notified = House(**changes), list[str]()
+    def __init__(self, house: House | None = None) -> None:
+        self.house, self.notified = house or House(), list[str]()
         self.sock, self.client = socket.socketpair()
         self.access = AccessControl((), PeerLookup(lambda socks: dict.fromkeys(socks, 12)))
         self.refusals = Refusals(PeerLookup(lambda socks: {}))
@@ -387,7 +387,7 @@ async def test_a_stored_object_is_200(desk: Desk) -> None:
     assert got.task["duration_seconds"] == record.total_usec / 1e6 == 0.1
 
 
-@flying_with(Desk, S3DAEMON_ALLOWED_BUCKETS="bucket")
+@flying_with(lambda: Desk(House(S3DAEMON_ALLOWED_BUCKETS="bucket")))
 async def test_a_refused_request_is_400(desk: Desk) -> None:
     """400, and nothing is accepted: a bad form, no such file, a bucket that is not allowed."""
     desk.house.files.missing.add("/none")
@@ -446,7 +446,7 @@ async def test_a_full_spool_is_500(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("slow", [True, False], ids=["slow", "away"])
-@flying_with(Desk, S3DAEMON_WAIT_LIMIT="20s")
+@flying_with(lambda: Desk(House(S3DAEMON_WAIT_LIMIT="20s")))
 async def test_a_deferred_transfer_is_504(desk: Desk, slow: bool) -> None:
     """504 when the limit has passed, or soon when the store is known to be away; the transfer goes on."""
     desk.house.store.seconds = 100.0 if slow else 0.1

@@ -61,7 +61,7 @@ def test_names_without_a_user_are_faults() -> None:
 def test_a_key_in_place_of_a_name_is_not_shown() -> None:
     key = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"  # the documentation's example, nobody's key
     with pytest.raises(SettingsError) as caught:
-        resolve_users((key,), {}.__getitem__)
+        resolve_users((key,), dict[str, int]().__getitem__)
     assert caught.value.faults == ("S3DAEMON_ALLOWED_USERS has a name that is not a user's here",)
 
 

@@ -58,8 +58,7 @@ async def test_it_opens_with_its_first_request_and_stays_open() -> None:
 @in_loop
 async def test_its_socket_has_the_options() -> None:
     """Keep-alive, a limit for unacknowledged data that is above the stall watch's, and the congestion control."""
-    settings = {"stall_timeout_s": 3.0, "congestion": "reno"}
-    async with scripted() as server, connection_to(server.url, **settings) as connection:
+    async with scripted() as server, connection_to(server.url, stall_timeout_s=3.0, congestion="reno") as connection:
         await get(connection, server.url)
         ours = socket_of(server.connections[0].writer.get_extra_info("peername"))
         assert ours.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

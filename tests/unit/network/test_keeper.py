@@ -223,8 +223,10 @@ async def test_another_small_request_is_used_where_it_keeps_the_connection(
 async def test_a_server_that_hangs_up_is_tried_less_often() -> None:
     """One that accepts connections and closes them gets a single attempt at a time, ever later, up to a limit."""
     clock, at_once = Clock(), 4
-    settings = {"max_connections": 2 * at_once, "reserve": 0, "keepalive_interval_s": 100.0}
-    async with scripted(other=hang_up_after()) as server, kept(server, clock, **settings):
+    async with (
+        scripted(other=hang_up_after()) as server,
+        kept(server, clock, max_connections=2 * at_once, reserve=0, keepalive_interval_s=100.0),
+    ):
 
         async def attempts_are(count: int) -> None:
             """So many attempts are made, and no more follow; aiohttp tries each GET twice."""

@@ -109,12 +109,13 @@ def test_a_body_of_which_some_bytes_have_not_left_cannot_arrive(pair: tuple[sock
     here, _ = pair
     here.setblocking(False)
     upload = upload_of(10 * SIZE)
-    assert not upload.was_sent, "it has not begun"
+    was_sent = {"before it begins": upload.was_sent}
     upload.begin(FakeTransport(here))
     taken = here.send(b"x" * 10 * SIZE)
-    assert not upload.was_sent
+    was_sent["a part has left"] = upload.was_sent
     upload.size = min(taken, upload.acked()) or 1
-    assert upload.was_sent
+    was_sent["all has left"] = upload.was_sent
+    assert was_sent == {"before it begins": False, "a part has left": False, "all has left": True}
     upload.close()
 
 

@@ -158,8 +158,10 @@ async def test_the_transport_below_tls(certs: Authority) -> None:
         host, port = server.url.removeprefix("https://").split(":")
         trusted = ssl.create_default_context(cafile=str(certs.ca))
         reader, writer = await asyncio.open_connection(host, int(port), ssl=trusted)
-        below = tcp_transport_of(writer.transport)
-        assert below is not writer.transport
+        above = writer.transport
+        assert isinstance(above, asyncio.Transport)
+        below = tcp_transport_of(above)
+        assert below is not above
         assert tcp_transport_of(below) is below
         below.abort()
         assert await reader.read() == b""

@@ -81,7 +81,11 @@ def test_missing_files_are_kept_until_they_are_stored(file: SpoolFile) -> None:
 
 def test_what_is_kept_is_what_is_known_before_a_restart(file: SpoolFile) -> None:
     """When the first request came, though others ended sooner; and why the first file is missing."""
-    known = Exposures(on_loss=lambda loss: file.commit([[SaveLoss(loss)]]))
+
+    def save(loss: Loss) -> None:
+        file.commit([[SaveLoss(loss)]])
+
+    known = Exposures(on_loss=save)
 
     def end(one: TransferRecord) -> None:
         known.recorded(one)
@@ -128,8 +132,8 @@ def test_refused_requests_take_the_place_of_no_accepted_one(file: SpoolFile) -> 
 def test_counts_are_never_merged_while_the_disk_fails() -> None:
     """What is retained loses no count, and no row that is removed comes back."""
     counts = [StoredCount.of(stored(number)) for number in range(3)]
-    changes = [Delete(0, counts[0]), Delete(0, counts[1]), Delete(5, counts[2]), loss("x"), loss("x"), loss("y")]
-    assert compact(changes) == [Delete(0, counts[0]), Delete(0, counts[1]), Delete(5, counts[2]), loss("x"), loss("y")]
+    removals = [Delete(0, counts[0]), Delete(0, counts[1]), Delete(5, counts[2])]
+    assert compact([*removals, loss("x"), loss("x"), loss("y")]) == [*removals, loss("x"), loss("y")]
 
 
 def test_a_damaged_file_gives_its_exposures_to_the_next(file: SpoolFile, tmp_path: Path) -> None:

@@ -76,13 +76,12 @@ async def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
     spool.record_attempt(one.id, 3, attempt_started=False, code="SlowDown", text="slow\ndown")
     assert await row() == entry
     await spool.fail(one.id, 4, "NoSuchBucket", "none", 2.0)
-    error = {"attempts": 4, "code": "NoSuchBucket", "text": "none"}
-    entry = dataclasses.replace(entry, **error, failed=True, failed_active_s=2.0)
+    entry = dataclasses.replace(entry, attempts=4, code="NoSuchBucket", text="none", failed=True, failed_active_s=2.0)
     assert await row() == entry
     spool.mark_notified(one.id)
     assert await row() == dataclasses.replace(entry, client_notified=True)
     assert await spool.retry([one.id], 3.0) == ({one.id}, None)
-    assert await row() == Entry(1, one, 3.0, **error)
+    assert await row() == Entry(1, one, 3.0, attempts=4, code="NoSuchBucket", text="none")
     await spool.fail(one.id, 5, "NoSuchBucket", "none", 4.0)
     spool.expire(10.0, 6.0)
     assert (await row()).failed  # as old as may be

@@ -29,9 +29,10 @@ def test_lines_of_a_file() -> None:
     findings.hide([SECRET])
     findings.ok("clock", f"right {SECRET}")
     findings.warn("credentials", "one two three four\nfive [six] seven eight" + " nine" * 20)
-    assert not findings.failed
+    failed = [findings.failed]
     findings.fail("state", "gone")
-    assert findings.failed
+    failed.append(findings.failed)
+    assert failed == [False, True]
     first, second, third = out.getvalue().splitlines()
     assert first == "ok   clock       right ***"
     assert second.startswith("warn credentials one two three four\\nfive [six] seven eight nine")
@@ -73,8 +74,12 @@ def test_a_bug_in_a_check_is_a_finding() -> None:
     """Its text, which may quote anything, is not shown, and what follows runs."""
     out = io.StringIO()
     findings = Findings(out)
-    with findings.guard("state"):
+
+    def broken() -> None:
         raise ValueError(SECRET)
+
+    with findings.guard("state"):
+        broken()
     assert findings.failed
     assert out.getvalue() == "FAIL state       a bug in this check, please report it: ValueError\n"
 

@@ -66,7 +66,7 @@ class Port:
     def __init__(self, answer: bytes, tls: ssl.SSLContext | None = None) -> None:
         self._answer, self._tls = answer, tls
         self._sock = socket.create_server(("127.0.0.1", 0))
-        self.port = self._sock.getsockname()[1]
+        self.port: int = self._sock.getsockname()[1]
         threading.Thread(target=self._serve, daemon=True).start()
 
     def _serve(self) -> None:

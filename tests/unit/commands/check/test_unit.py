@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -94,10 +94,10 @@ def test_socket_that_is_open_to_the_network(listening: str, is_open: bool, looke
     assert any(line.startswith(f"warn socket {listening} is open to the network") for line in looked.lines) == is_open
 
 
-def answers(status: dict[str, object] | S3daemonError) -> Callable[[str], dict[str, object]]:
+def answers(status: Mapping[str, object] | S3daemonError) -> Callable[[str], Mapping[str, object]]:
     """Make a daemon that says that."""
 
-    def ask(command: str) -> dict[str, object]:
+    def ask(command: str) -> Mapping[str, object]:
         assert command == "status"
         if isinstance(status, S3daemonError):
             raise status

@@ -305,7 +305,7 @@ def test_what_makes_no_sense_is_refused_before_reading(words: list[str], text: s
     """A request that cannot be met is a usage error at once, not after a long read."""
     unread = iter(NIGHT)
     with pytest.raises(argparse.ArgumentError, match=text):
-        run(*words, given=unread)  # type: ignore[arg-type] # an iterator shows what was taken
+        run(*words, given=unread)  # an iterator shows what was taken
     assert next(unread) == NIGHT[0]
 
 

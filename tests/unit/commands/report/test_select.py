@@ -1,6 +1,7 @@
 """A report is about the transfers that were asked for, each of them once."""
 
 import json
+from typing import TypedDict, Unpack
 
 import pytest
 from lab.records import START_USEC, entry, failed, record, refusal
@@ -12,9 +13,23 @@ from s3daemon.units import BEGIN_USEC, END_USEC
 SECOND = 1_000_000
 
 
-def collected(*entries: dict[str, object], **wanted: object) -> Collection:
-    made = Collection(Selection(**wanted))  # type: ignore[arg-type] # names of Selection's own
-    for one in filter(Selection(**wanted).trusts, entries):  # type: ignore[arg-type]
+class Wanted(TypedDict, total=False):
+    """Arguments of Selection."""
+
+    since_usec: int
+    until_usec: int
+    buckets: tuple[str, ...]
+    prefixes: tuple[str, ...]
+    tags: tuple[str, ...]
+    hosts: tuple[str, ...]
+    units: tuple[str, ...]
+    of_this_host: bool
+
+
+def collected(*entries: dict[str, object], **wanted: Unpack[Wanted]) -> Collection:
+    selection = Selection(**wanted)
+    made = Collection(selection)
+    for one in filter(selection.trusts, entries):
         made.add(one)
     return made
 
@@ -46,7 +61,7 @@ def test_records_come_by_time_of_request() -> None:
         ({"units": ("s3daemon@15556.service",)}, [3]),
     ],
 )
-def test_selection(wanted: dict[str, object], found: list[int]) -> None:
+def test_selection(wanted: Wanted, found: list[int]) -> None:
     """Values of one kind are alternatives, kinds narrow each other."""
     unit = "s3daemon.service"
     entries = [
@@ -74,10 +89,10 @@ def test_selection(wanted: dict[str, object], found: list[int]) -> None:
         (None, {"units": ("s3daemon.service",)}, False),
     ],
 )
-def test_whose_entries_count(unit: str | None, wanted: dict[str, object], trusted: bool) -> None:
+def test_whose_entries_count(unit: str | None, wanted: Wanted, trusted: bool) -> None:
     """Those of the units that were asked for, else the service's; without a unit only such as are from elsewhere."""
     given = entry(record(1)) | ({} if unit is None else {"_SYSTEMD_UNIT": unit})
-    assert Selection(**wanted).trusts(given) == trusted  # type: ignore[arg-type] # names of Selection's own
+    assert Selection(**wanted).trusts(given) == trusted
 
 
 @pytest.mark.parametrize(
@@ -90,12 +105,10 @@ def test_whose_entries_count(unit: str | None, wanted: dict[str, object], truste
         ("0", "NoSuchBucket: none", {}, False),
     ],
 )
-def test_what_root_dropped_without_a_daemon_counts(
-    uid: str, error: str, wanted: dict[str, object], trusted: bool
-) -> None:
+def test_what_root_dropped_without_a_daemon_counts(uid: str, error: str, wanted: Wanted, trusted: bool) -> None:
     """It is written in root's session; whose instance's it was is not known."""
     given = entry(failed(1, error), _SYSTEMD_UNIT="session-3.scope", _UID=uid)
-    assert Selection(**wanted).trusts(given) == trusted  # type: ignore[arg-type] # names of Selection's own
+    assert Selection(**wanted).trusts(given) == trusted
 
 
 @pytest.mark.parametrize(
@@ -227,6 +240,6 @@ def test_a_refusal_without_a_time_is_left_out(usec: str | None) -> None:
         ({"until_usec": START_USEC + 2 * SECOND - 1}, 0),
     ],
 )
-def test_refused_requests_meet_every_condition(wanted: dict[str, object], count: int) -> None:
+def test_refused_requests_meet_every_condition(wanted: Wanted, count: int) -> None:
     """They are selected as transfers are, so that no exposure appears that was not asked for."""
     assert len(collected(REFUSED, **wanted).refused) == count

@@ -49,9 +49,9 @@ def test_calls_share_a_thread_and_wake_the_loop_together(monkeypatch: Any) -> No
     @in_loop
     async def test() -> None:
         calls, wakes, begin = FileCalls(), count_wakes(monkeypatch), threading.Event()
-        futures = [calls.run(begin.wait), *(calls.run(threading.get_ident) for _ in range(50))]
+        first, *others = calls.run(begin.wait), *(calls.run(threading.get_ident) for _ in range(50))
         begin.set()
-        _, *threads = await within(5, *futures)
+        _, *threads = await within(5, first, *others)
         assert len(set(threads)) == 1
         assert threads[0] != threading.get_ident()
         assert len(wakes) <= 2
@@ -140,8 +140,12 @@ def test_a_loop_that_ends_leaves_nothing() -> None:
     """What is stuck when it ends finds no loop; and the calls of one loop are not another's."""
     begin, ended = threading.Event(), threading.Event()
 
+    def be_stuck() -> None:
+        begin.wait()
+        ended.set()
+
     async def leave() -> None:
-        file_calls().run(lambda: (begin.wait(), ended.set()))
+        file_calls().run(be_stuck)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(leave())

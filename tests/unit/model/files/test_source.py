@@ -391,6 +391,7 @@ def test_what_was_just_written_is_in_memory(on_disk: Path, size: int) -> None:
         source.close()
     with file.open("ab") as appended:
         appended.write(b"x")
+    assert source is not None
     assert not source.is_unchanged_in_memory()
     assert sorted(os.listdir("/proc/self/fd")) == before
 

@@ -39,14 +39,14 @@ class Recorder:
         return Answer(request.url, self._status)
 
 
-class Answer(AWSResponse):
+class Answer(AWSResponse):  # type: ignore[misc]  # botocore has no types
     """An empty answer; aiobotocore awaits its content."""
 
     def __init__(self, url: str, status: int) -> None:
         super().__init__(url, status, {"Content-Type": "application/xml"}, None)
 
     @property
-    async def content(self) -> bytes:  # type: ignore[override]
+    async def content(self) -> bytes:
         return b"<Error><Code>PermanentRedirect</Code></Error>" if self.status_code >= 300 else b""
 
 
