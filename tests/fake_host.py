@@ -34,7 +34,7 @@ UNITS = {
 def settings(**changes: object) -> Settings:
     """Make valid settings."""
     given = {"endpoint_url": "http://127.0.0.1:1", "access_key": "a", "secret_key": "b", "state_dir": "/nowhere"}
-    return Settings(**{**given, **changes})  # type: ignore[arg-type]
+    return Settings(**{**given, **changes})  # type: ignore[arg-type]  # names of its own, each of its type
 
 
 def account(name: str, uid: int) -> pwd.struct_passwd:

@@ -10,7 +10,7 @@ import select
 import selectors
 import socket
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Coroutine, Iterable, Sequence
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
@@ -80,13 +80,13 @@ class FlyingLoop(asyncio.SelectorEventLoop):
         return future
 
 
-def fly(main: Callable[[], Awaitable[None]]) -> None:
+def fly(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run `main` in a FlyingLoop."""
     with asyncio.Runner(loop_factory=FlyingLoop) as runner:
-        runner.run(main())  # type: ignore[arg-type]
+        runner.run(main())
 
 
-def flying(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
+def flying(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Decorate an async test: it runs in a FlyingLoop."""
 
     @functools.wraps(test)
@@ -98,13 +98,13 @@ def flying(test: Callable[P, Awaitable[None]]) -> Callable[P, None]:
 
 def flying_with(
     make: Callable[..., T], **options: Any
-) -> Callable[[Callable[Concatenate[T, P], Awaitable[None]]], Callable[P, None]]:
+) -> Callable[[Callable[Concatenate[T, P], Coroutine[Any, Any, None]]], Callable[P, None]]:
     """Decorate an async test: it runs in a FlyingLoop, and its first argument is `make(**options)`, made there.
 
     If that has a method `close`, it is called at the end.
     """
 
-    def decorate(test: Callable[Concatenate[T, P], Awaitable[None]]) -> Callable[P, None]:
+    def decorate(test: Callable[Concatenate[T, P], Coroutine[Any, Any, None]]) -> Callable[P, None]:
         async def with_made(*args: P.args, **kwargs: P.kwargs) -> None:
             made = make(**options)
             with closing(made) if hasattr(made, "close") else nullcontext():
@@ -183,13 +183,17 @@ class FakeSpool(Spool):
         return found, None
 
 
+class ArrivedError(AttemptError):
+    """The failure of an attempt whose object is stored all the same."""
+
+
 @dataclass
 class FakeStore(Store):
     """Stores in memory.
 
     Args:
-        answer: called for each PUT: returns the error to raise, or None to store the object. An error with a true
-            `arrived` is raised although the object is stored.
+        answer: called for each PUT: returns the error to raise, or None to store the object. An ArrivedError is
+            raised although the object is stored.
         neutral: called for each neutral request: returns the error to raise, or None to accept it.
         seconds: how long each request takes.
         objects: the id of the transfer stored last, by destination.
@@ -234,7 +238,7 @@ class FakeStore(Store):
             self.in_flight -= 1
         error = self.answer(transfer)
         if error is not None:
-            if getattr(error, "arrived", False):
+            if isinstance(error, ArrivedError):
                 self._keep(transfer)
             raise error
         self._keep(transfer)

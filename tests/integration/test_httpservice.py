@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from http.client import HTTPConnection
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -206,7 +207,7 @@ def test_both_protocols_keep_the_order_of_one_key(served: Daemon, s3: FlakyS3, t
                 asked.append(pool.submit(upload, served, file, "s3://bucket/key"))
             else:
                 assert served.send("--no-wait", file, "any/bucket/key").returncode == 0
-            served.wait_status(lambda now, n=number: now["pending"] + now["in_flight"] == n + 1, "accepted")  # type: ignore[misc]
+            served.wait_status(partial(lambda n, now: now["pending"] + now["in_flight"] == n + 1, number), "accepted")
         s3.release()
         assert {one.result()["code"] for one in asked} == {200}
     served.wait_idle()

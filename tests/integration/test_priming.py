@@ -6,6 +6,7 @@ import asyncio
 import os
 from collections.abc import Coroutine
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -61,7 +62,7 @@ async def test_an_endpoint_primes_connections_if_the_setting_says_so(tmp_path: P
             settings = settings_for(server.url, max_connections=3, prime=prime)
             endpoint = Endpoint(settings, lambda name, work: asyncio.create_task(work, name=name))
             await endpoint.open()
-            await server.until(lambda pool=endpoint.pool: pool.open_count == pool.limit)  # type: ignore[misc]
+            await server.until(partial(lambda pool: pool.open_count == pool.limit, endpoint.pool))
             async with asyncio.timeout(30):
                 while sum(put.over for put in server.puts) < count:
                     await asyncio.sleep(0.05)

@@ -264,11 +264,11 @@ async def test_a_refused_connection(tmp_path: Path) -> None:
 
 
 @in_loop
-async def test_a_handshake_that_never_comes(tmp_path: Path) -> None:
+async def test_a_handshake_that_never_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A server that accepts the connection and never speaks TLS ends the attempt at the limit for connecting."""
     async with scripted(keep) as server:
         url = server.url.replace("http:", "https:")
-        server.take = lambda *_: None  # type: ignore[method-assign]
+        monkeypatch.setattr(server, "take", lambda *_: None)
         async with sending(settings_for(url, connect_timeout_s=0.2)) as sender:
             error = await failure(sender.put(a_file(tmp_path / "file", SMALL)))
     assert (error.code, error.ambiguous) == ("ConnectTimeout", False)

@@ -182,7 +182,7 @@ class Store:
         if method == "HEAD":
             if name not in self._metadata:
                 return 404, {}, b""
-            return 200, dict(tuple(line.split(": ", 1)) for line in self._metadata[name]), b""  # type: ignore[misc]
+            return 200, {key: text for key, _, text in (line.partition(": ") for line in self._metadata[name])}, b""
         return refusal(403, "AccessDenied")
 
 

@@ -73,7 +73,7 @@ class Proxy:
         self._loop = loop
         self._port = port
         self._scripted = Scripted(self._put, self._other)
-        self._scripted.proxy = self  # type: ignore[attr-defined]
+        self._scripted.proxy = self  # type: ignore[attr-defined]  # `_proxy_of` gets no more than this
         self._listening: dict[str, asyncio.Task[None]] = {}
         self._accepted: set[asyncio.Task[None]] = set()
         self._session: aiohttp.ClientSession | None = None

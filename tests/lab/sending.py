@@ -58,7 +58,7 @@ def without_first(run: Callable[..., None], test: Callable[..., Any]) -> Callabl
     """Let pytest take `run` for that test without its first argument, which is not a fixture."""
     functools.update_wrapper(run, test)
     _, *fixtures = inspect.signature(test).parameters.values()
-    run.__signature__ = inspect.Signature(fixtures)  # type: ignore[attr-defined]
+    run.__signature__ = inspect.Signature(fixtures)  # type: ignore[attr-defined]  # inspect looks there first
     return run
 
 

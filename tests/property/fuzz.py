@@ -79,7 +79,7 @@ def _atheris(name: str, *flags: str) -> subprocess.CompletedProcess[str]:
 
 def _in_atheris(name: str, flags: list[str]) -> None:
     """The process of one target; does not return."""
-    import atheris  # type: ignore[import-untyped, unused-ignore]
+    import atheris
 
     with atheris.instrument_imports(include=["s3daemon", "json"]):
         from lab.targets import TARGETS

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fakes import FlyingLoop, House
+from fakes import ArrivedError, FlyingLoop, House
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -15,19 +15,12 @@ from s3daemon.errors import AttemptError, SpoolError
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Destination
 
-
-class _Arrived(AttemptError):
-    """There was no answer, but the object is stored."""
-
-    arrived = True
-
-
 ERRORS = {
     "fine": None,
     "refused": AttemptError("ConnectionFailed", "refused"),
     "busy": AttemptError("SlowDown", "busy", status=503),
     "lost": AttemptError("NoAnswer", "lost", ambiguous=True),
-    "arrived": _Arrived("NoAnswer", "arrived", ambiguous=True),
+    "arrived": ArrivedError("NoAnswer", "arrived", ambiguous=True),
     "forbidden": AttemptError("AccessDenied", "no", status=403),
     "bad keys": AttemptError("InvalidAccessKeyId", "who", status=403),
     "stale": AttemptError("StaleConnection", "closed"),

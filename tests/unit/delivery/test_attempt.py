@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeSpool, FakeStore, House, flying, flying_with
+from fakes import ArrivedError, FakeSpool, FakeStore, House, flying, flying_with
 
 from s3daemon.delivery.attempt import LATE_ARRIVAL_S, SETTLE_S
 from s3daemon.delivery.schedule import QueuedTransfer
@@ -300,20 +300,12 @@ async def test_a_moved_upload_is_sent_again_in_the_same_attempt(ambiguous: bool)
 @flying
 async def test_a_moved_upload_that_had_arrived_is_found() -> None:
     """It is not sent again."""
-    store = SlowStore()
-    store.found = []
-    error = AttemptError("SlowConnection", "slow", ambiguous=True)
-    error.arrived = True  # type: ignore[attr-defined]
+    error = ArrivedError("SlowConnection", "slow", ambiguous=True)
+    store = FakeStore(answer=lambda _: error)
     bench = Bench(store=store)
     queued = bench.accepted()
-    store.moves, store.answer = 0, lambda _: error
-
-    async def put(*args: Any, **kwargs: Any) -> Stored:
-        return await FakeStore.put(store, *args, **kwargs)
-
-    store.put = put  # type: ignore[method-assign]
     assert (await bench.make(queued)).size == 3000
-    assert (queued.attempts, len(store.puts), len(store.found)) == (1, 1, 1)
+    assert (queued.attempts, len(store.puts), len(store.finds)) == (1, 1, 1)
 
 
 @flying_with(Bench)
@@ -344,8 +336,9 @@ class RefusingStore(FakeStore):
 @flying
 async def test_the_third_refused_lookup_in_a_row_is_followed_by_a_put(status: int, puts: int) -> None:
     """Else a store that refuses all of them would hold the transfer; one that does not answer takes no PUT either."""
-    bench = Bench(store=RefusingStore())
-    bench.store.status = status  # type: ignore[attr-defined]
+    store = RefusingStore()
+    store.status = status
+    bench = Bench(store=store)
     queued = bench.accepted()
     queued.outcome_unknown = True
     for _ in range(2):

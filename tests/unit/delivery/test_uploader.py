@@ -537,7 +537,9 @@ async def test_a_drain_finishes_what_is_in_flight(house: House) -> None:
 
 @pytest.mark.parametrize("error", [AttemptError("NoAnswer", "no"), None], ids=["after a failure", "after a success"])
 @flying_with(House)
-async def test_a_drain_ends_neutral_requests(house: House, error: AttemptError | None) -> None:
+async def test_a_drain_ends_neutral_requests(
+    house: House, error: AttemptError | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The connections are closed after it."""
     ended = []
 
@@ -548,7 +550,7 @@ async def test_a_drain_ends_neutral_requests(house: House, error: AttemptError |
             ended.append(True)
 
     house.store.answer = lambda _: error
-    house.store.ask_neutrally = ask  # type: ignore[method-assign]
+    monkeypatch.setattr(house.store, "ask_neutrally", ask)
     await house.intake.submit(house.request())
     await asyncio.sleep(2)
     assert house.uploader.tasks

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 from contextlib import suppress
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from lab.serving import Run, SocketHouse, in_house, run_with
 import s3daemon.http.server
 import s3daemon.ingress.listener
 from s3daemon.config.settings import SettingsHolder
-from s3daemon.http.server import HttpServer
+from s3daemon.http.server import Action, HttpServer
 from s3daemon.http.upload import MAX_FORM, Answer, Form
 
 GET = b"GET /page HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
@@ -37,7 +38,7 @@ class House(SocketHouse):
         self.go_on.set()
         settings = SettingsHolder(settings_for("http://store", **changes))
         pages = {"/page": self.page, "/html": self.html, "/bug": self.bug, "/large": self.large}
-        self.actions = {"/act": self.act}
+        self.actions: dict[str, Action] = {"/act": self.act}
         self.server = HttpServer(settings, settings.current.max_clients, pages, self.actions, clock=lambda: self.now)
         self.accepting = asyncio.create_task(self.server.listener.accept(self.listener))
 
@@ -175,7 +176,7 @@ async def test_a_connection_is_kept_for_further_requests(house: House) -> None:
             answer = await reader.readuntil(end)
             assert status(answer) == 200
             assert b"connection: close" not in answer.lower()
-        await house.until(lambda n=number: house.taken == n + 1)  # type: ignore[misc]
+        await house.until(partial(lambda n: house.taken == n + 1, number))
     writer.write(KEPT_GET * 3)
     for _ in range(3):
         assert status(await reader.readuntil(b"a page")) == 200
@@ -452,7 +453,7 @@ async def test_a_client_that_is_left_to_the_next_process_gets_nothing_from_this_
     async def leave(form: Form) -> None:
         kept.append(form.sock.dup())
 
-    house.actions["/act"] = leave  # type: ignore[assignment]
+    house.actions["/act"] = leave
     reader, writer = await house.connect()
     writer.write(b"POST /act HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\n\r\n")
     await house.until(lambda: bool(kept) and house.clients == 0)

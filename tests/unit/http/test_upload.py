@@ -515,7 +515,9 @@ async def test_a_client_that_waits_is_left_to_the_next_process_which_answers_it(
 async def test_a_client_of_an_earlier_process_gets_the_failure(desk: Desk) -> None:
     """Or that no more is known of its transfer."""
     desk.house.store.answer = lambda _: AttemptError("NoSuchBucket", "none", status=404)
-    id_ = id_of(str((await desk.ask()).task["id"]))  # type: ignore[index]
+    task = (await desk.ask()).task
+    assert task is not None
+    id_ = id_of(str(task["id"]))
     failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
     desk.begin_process(failures)
     await asyncio.sleep(4.9)

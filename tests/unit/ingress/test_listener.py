@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -139,7 +140,7 @@ async def test_clients_may_stay_while_half_of_the_slots_are_free(house: House) -
     """And no longer once a stop has begun."""
     for word, may_keep in ((b"a", True), (b"b", True), (b"c", False)):
         house.call(word)
-        await house.until(lambda word=word: word in house.read)  # type: ignore[misc]
+        await house.until(partial(lambda word: word in house.read, word))
         assert house.listener.may_keep is may_keep
     house.listener.resize(6)
     assert house.listener.may_keep

@@ -7,7 +7,8 @@ import contextlib
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
-from types import SimpleNamespace
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import aiohttp
@@ -151,7 +152,7 @@ async def test_no_connection_is_opened_to_a_server_that_keeps_none(
             await sweeps(3)
             assert (len(server.connections), pool.open_count) == (tried, 0)
             clock.now += 1
-            await server.until(lambda tried=tried: len(server.connections) == tried + tries)  # type: ignore[misc]
+            await server.until(partial(lambda tried: len(server.connections) == tried + tries, tried))
             await sweeps(2)
         assert len(caplog.messages) == 1
         assert caplog.messages[0].startswith("the store closes each connection after its answer")
@@ -372,7 +373,7 @@ async def test_connections_move_one_after_the_other_when_the_name_has_other_addr
             for _ in range(3):
                 lookups = loop.lookups
                 clock.now += GONE_AFTER_S
-                await server.until(lambda before=lookups: loop.lookups > before)  # type: ignore[misc]
+                await server.until(partial(lambda before: loop.lookups > before, lookups))
             await sweeps(2)
             assert loads(server) == [CONNECTIONS, 0]
 
@@ -468,6 +469,13 @@ async def test_a_connection_that_failed_in_use_is_not_an_idle_timeout(clock: Clo
         await no_more_than(server, CONNECTIONS + 2)
 
 
+@dataclass(eq=False)
+class Due(Connection):
+    """What is looked at of a connection to select it."""
+
+    is_open: bool = True
+
+
 @pytest.mark.parametrize(
     ("due", "running", "openings", "reserve", "selected"),
     [
@@ -489,8 +497,8 @@ def test_which_connections_the_keeper_uses_at_once(
     due: str, running: int, openings: int, reserve: int, selected: str
 ) -> None:
     """Closed ones (c) first, as many as may be opened, then open ones (o), as many as the reserve has room for."""
-    connections = [SimpleNamespace(is_open=each == "o") for each in due]
-    found = select_due(connections, running, openings=openings, reserve=reserve)  # type: ignore[arg-type]
+    connections = [Due(each == "o") for each in due]
+    found = select_due(connections, running, openings=openings, reserve=reserve)
     assert "".join("o" if each.is_open else "c" for each in found) == selected
     assert len(set(map(id, found))) == len(found)
 
@@ -653,7 +661,7 @@ async def test_an_address_that_hangs_up_on_the_probe_stays_disabled(clock: Clock
         for rounds in (1, 2):
             clock.now += 2 * rounds * DISABLED_FIRST_S
             before = len(server.seen)
-            await server.until(lambda before=before: len(server.seen) > before)  # type: ignore[misc]
+            await server.until(partial(lambda before: len(server.seen) > before, before))
             await sweeps(1)
             assert pool.addresses.disabled == [ADDRESSES[0]]
 

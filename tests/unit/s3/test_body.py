@@ -8,7 +8,7 @@ import hashlib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -83,9 +83,10 @@ class LazyExecutor(ThreadPoolExecutor):
 
 
 @pytest.fixture(params=[Source, Uncached, Dribbling], ids=lambda kind: kind.__name__)
-def kind(request: pytest.FixtureRequest) -> Iterator[type[Source]]:
+def kind(request: pytest.FixtureRequest) -> type[Source]:
     """The ways in which a file system may return the content."""
-    return request.param  # type: ignore[no-any-return]
+    kind: type[Source] = request.param
+    return kind
 
 
 def body_of(source: Source, offset: int = 0, size: int | None = None, *, digest: bool = True, **given: Any) -> FileBody:

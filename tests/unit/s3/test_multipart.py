@@ -244,7 +244,9 @@ async def test_an_upload_without_an_id_is_a_bad_answer(attempt: Attempt) -> None
 
 
 @in_loop
-async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(attempt: Attempt) -> None:
+async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(
+    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Else it could be neither resumed nor aborted. Whoever closes the store can wait for that."""
     answer = asyncio.Event()
     create = attempt.sender.call
@@ -253,7 +255,7 @@ async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(attempt
         await answer.wait()
         return await create(operation, **params)
 
-    attempt.sender.call = slow  # type: ignore[method-assign]
+    monkeypatch.setattr(attempt.sender, "call", slow)
     putting = asyncio.create_task(attempt.put())
     await asyncio.sleep(0.01)
     putting.cancel()

@@ -4,6 +4,7 @@ import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +15,7 @@ def connections(monkeypatch: pytest.MonkeyPatch) -> list[sqlite3.Connection]:
     opened: list[sqlite3.Connection] = []
     connect = sqlite3.connect
 
-    def recording(*args, **options):  # type: ignore[no-untyped-def]
+    def recording(*args: Any, **options: Any) -> sqlite3.Connection:
         opened.append(connect(*args, **options))
         return opened[-1]
 

@@ -233,9 +233,10 @@ async def test_a_request_can_be_amended_until_it_is_taken(tmp_path: Path) -> Non
     """Then it is not an acceptance any more, so a full disk does not drop it."""
     scene = Scene(tmp_path)
     loop = asyncio.get_running_loop()
-    requests = [WriteRequest([Insert(entry(seq))], loop.create_future(), refusable=True) for seq in (1, 2)]
+    durable = [loop.create_future() for _ in range(2)]
+    requests = [WriteRequest([Insert(entry(seq))], made, refusable=True) for seq, made in enumerate(durable, 1)]
     scene.writer.put(requests[0])
-    await requests[0].durable  # type: ignore[misc]
+    await durable[0]
     assert not scene.writer.amend(requests[0], [])
     before = await scene.file.block(scene.writer)
     scene.writer.put(requests[1])
@@ -245,7 +246,7 @@ async def test_a_request_can_be_amended_until_it_is_taken(tmp_path: Path) -> Non
     with suppress(SpoolError):
         await before
     with pytest.raises(SpoolError, match="is full"):
-        await requests[1].durable  # type: ignore[misc]
+        await durable[1]
     scene.file.error = None
     await scene.accept(3)
     assert scene.seqs() == [3]

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +148,8 @@ def test_a_reader_that_has_enough(journalctl: Journalctl) -> None:
     journalctl.prints(*(line(record(n)) for n in range(2000)))
     entries = from_journal(journalctl.place, Selection(), pytest.fail, program=os.fspath(journalctl.program))
     assert next(entries) == entry(record(0))
-    entries.close()  # type: ignore[attr-defined] # it is a generator
+    assert isinstance(entries, Generator)
+    entries.close()
 
 
 @pytest.mark.parametrize(
