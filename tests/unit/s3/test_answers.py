@@ -388,6 +388,11 @@ def distrust(why: str) -> ssl.SSLCertVerificationError:
             "BadAnswer",
             "the store's answer cannot be read: it is not HTTP, or its header is too long",
         ),
+        (
+            botocore.exceptions.ParamValidationError(report="Invalid ARN: a:b"),
+            "BadRequest",
+            "S3 cannot express this request: Parameter validation failed: Invalid ARN: a:b",
+        ),
         (botocore.parsers.ResponseParserError("no XML"), "BadAnswer", "cannot be read: it is not S3's XML"),
         (ValueError("what\r\never" + "x" * 1000), "BadAnswer", r"what\r\never"),
     ],
