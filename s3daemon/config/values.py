@@ -31,7 +31,7 @@ _SIZES: _Units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 1 << 10, 
 _RATES: _Units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
 _QUANTITY = re.compile(r"([0-9]{1,18}(?:\.[0-9]{1,9})?) ?([A-Za-z]*)")
 _HOST = re.compile(r"[A-Za-z0-9._-]+")
-#: Of S3 in its early form, with Ceph's tenant.
+#: The widest rule for names, S3's first one, and before a colon Ceph's tenant.
 _BUCKET = re.compile(r"(?:[A-Za-z0-9_]*:)?[A-Za-z0-9._-]+")
 _LABEL = r"(?!-)[a-z0-9-]{1,63}(?<!-)"
 #: What botocore takes as the host of an endpoint, RFC 1123; the resolver takes a trailing dot as the end of the name.

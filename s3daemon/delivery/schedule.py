@@ -40,7 +40,8 @@ FULL_FIRST_S, FULL_MAX_S = 5.0, 300.0
 #: Each attempt at a bucket that does not answer holds its slot for a minute, so half of the slots are for others. One
 #: for which there is no room is offered again after this long, seconds.
 SILENT_AGAIN_S = 5.0
-#: More tags no transfer gets by requests that join it: the journal drops an entry of more than 1024 fields, untraced.
+#: Requests that join a transfer give it no more tags than this: journald drops an entry of more than 1024 fields, and
+#: says nothing.
 MAX_TAGS = 100
 
 

@@ -319,7 +319,7 @@ def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
         case botocore.exceptions.NoCredentialsError():
             code, text = Code.NO_CREDENTIALS, "there are no keys to sign with"
         case botocore.exceptions.BotoCoreError() | UnicodeEncodeError():  # it sends nothing: we do
-            code, text = Code.BAD_REQUEST, f"S3 cannot express this request: {' '.join(str(error).split())}"
+            code, text = Code.BAD_REQUEST, f"S3 has no such destination, fix it: {' '.join(str(error).split())}"
         case _:
             code, text = Code.BAD_ANSWER, f"the store's answer cannot be read: {_flaw_in_form(error)}"
     return code, text

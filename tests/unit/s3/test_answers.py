@@ -391,7 +391,7 @@ def distrust(why: str) -> ssl.SSLCertVerificationError:
         (
             botocore.exceptions.ParamValidationError(report="Invalid ARN: a:b"),
             "BadRequest",
-            "S3 cannot express this request: Parameter validation failed: Invalid ARN: a:b",
+            "S3 has no such destination, fix it: Parameter validation failed: Invalid ARN: a:b",
         ),
         (botocore.parsers.ResponseParserError("no XML"), "BadAnswer", "cannot be read: it is not S3's XML"),
         (ValueError("what\r\never" + "x" * 1000), "BadAnswer", r"what\r\never"),
