@@ -49,7 +49,7 @@ Where to find the answers to common questions:
 
 * whether an error is final: `delivery.decision`, from `model.verdict`, which classifies each code
 * whether an answer of the store means stored: `s3.answers`; the ETag: `s3.sender`; all conditions: `s3.store`
-* whether the endpoint is away or the queue held: `delivery.health`
+* whether the endpoint is away or the queue held: `delivery.health.endpoint`; the keys at fault: `delivery.health.keys`
 * the journal's fields and MESSAGE_IDs: `model.record`
 * what lies in the state directory, and which module writes each file: `spool.directory`
 * which settings need a restart: `config.settings`, the variables with `restart=True`

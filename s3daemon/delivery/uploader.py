@@ -36,15 +36,16 @@ from s3daemon.clock import ActiveClock, Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.decision import DROPPED, FailureState, Finding, decide
-from s3daemon.delivery.health import ASK_EVERY_S, FAILING_AFTER_S, Ask, Health, KeyEvidence, Outages, StoringWatch
+from s3daemon.delivery.health.buckets import FullBuckets, SilentBuckets
+from s3daemon.delivery.health.endpoint import ASK_EVERY_S, Health
+from s3daemon.delivery.health.keys import Ask, KeyEvidence
+from s3daemon.delivery.health.outages import FAILING_AFTER_S, Outages, StoringWatch
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     SILENT_AGAIN_S,
     AttemptInFlight,
-    FullBuckets,
     QueuedTransfer,
     Schedule,
-    SilentBuckets,
     earliest_attempt,
 )
 from s3daemon.delivery.waiters import Waiters, notify

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
-from s3daemon.delivery.health import Health
+from s3daemon.delivery.health.endpoint import Health
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code
 from s3daemon.journal import LogLimit

@@ -18,7 +18,7 @@ One error alone accuses a party, its `Scope`; each scope may stop no more than i
     SERVICE   5xx, 408, 429; clocks differ; an answer not S3's; none, though    the address, after two transfers;
               it was connected                                                  everything, after three destinations
 
-What stops everything needs evidence that it is everybody's, and a success refutes it (`delivery.health`).
+What stops everything needs evidence that it is everybody's, and a success refutes it (`delivery.health.endpoint`).
 
 There are three verdicts for the transfer itself. *Transient*: it is tried again, later. *Permanent*: it has failed, at
 once. *Hold*: all other transfers would fail too, so the queue is held until that is fixed. When in doubt, the verdict

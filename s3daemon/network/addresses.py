@@ -30,7 +30,7 @@ An address is judged by its uploads; a small request proves little. A gateway ma
 as Ceph's does while its notification queue is broken: so an address that answers again gets one connection until an
 upload over it succeeded. A proxy may answer it with 503 or with what cannot be read, and pass every PUT on: so one that
 answers badly gets one connection too, and the first upload over it decides. What an outage means for transfers is
-`delivery.health`'s to decide.
+`delivery.health.endpoint`'s to decide.
 """
 
 from __future__ import annotations

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from s3daemon.delivery.schedule import (
-    FullBuckets,
     QueuedTransfer,
     Schedule,
     earliest_attempt,
@@ -278,21 +277,6 @@ def test_twelve_attempts_in_a_minute_are_the_most() -> None:
     assert earliest_attempt(()) == 0.0
     assert earliest_attempt([100.0] * 11) == 0.0
     assert earliest_attempt([100.0, *[101.0] * 11]) == 160.0
-
-
-def test_a_full_bucket_is_tried_at_growing_distance_until_it_takes_something() -> None:
-    buckets, now, waits = FullBuckets(), 1000.0, []
-    for _ in range(9):
-        buckets.refused("full", now)
-        waits.append(buckets.earliest("full") - now)
-        now = buckets.earliest("full")
-        buckets.started("full", now)
-        assert buckets.earliest("full") > now, "the others wait for the outcome"
-    assert waits == [5, 10, 20, 40, 80, 160, 300, 300, 300]
-    assert buckets.earliest("other") == 0.0
-    assert buckets.stored("full")
-    assert not buckets.stored("full")
-    assert buckets.earliest("full") == 0.0
 
 
 def test_a_retried_transfer_keeps_its_place_before_newer_ones() -> None:

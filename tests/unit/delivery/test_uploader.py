@@ -12,7 +12,7 @@ import pytest
 from fake_host import settings_for
 from fakes import FakeJournal, FakeSpool, FakeStore, House, away, flying, flying_with, transfer
 
-from s3daemon.delivery.health import ASK_EVERY_S, HELD_PROBE_S
+from s3daemon.delivery.health.endpoint import ASK_EVERY_S, HELD_PROBE_S
 from s3daemon.errors import AttemptError, SpoolError
 from s3daemon.model.record import AttemptEnd, MessageId, TransferRecord
 from s3daemon.model.reply import Outcome

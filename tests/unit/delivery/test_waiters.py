@@ -15,7 +15,7 @@ import pytest
 from fakes import House, away, flying_with, transfer
 
 from s3daemon.delivery.decision import LastError
-from s3daemon.delivery.health import KNOWN_AWAY_AFTER_S, Health
+from s3daemon.delivery.health.endpoint import KNOWN_AWAY_AFTER_S, Health
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.waiters import (
     PERIOD_LIMIT,

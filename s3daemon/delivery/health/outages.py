@@ -1,0 +1,139 @@
+"""What people are told of the endpoint: entries in the journal about outages, and a line while nothing is stored."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Mapping
+
+from s3daemon.clock import Clock
+from s3daemon.delivery.health.endpoint import AWAY_AFTER_FAILURES, Health
+from s3daemon.model.record import MessageId, Priority
+from s3daemon.model.request import Destination
+from s3daemon.units import clock_time, plural, span
+
+_log = logging.getLogger(__name__)
+
+#: How long attempts must fail until that is shown, seconds: as long as a hook waits. By then the first delays are over.
+FAILING_AFTER_S = 30.0
+
+
+class Outages:
+    """Writes a journal entry when the endpoint is away or back, and when the queue is held or released.
+
+    Args:
+        health: to follow.
+        next_attempt_s: seconds until the next attempt while it is away or held, else None.
+        monotonic: monotonic seconds.
+        wall: seconds since the epoch.
+    """
+
+    def __init__(
+        self, health: Health, next_attempt_s: Callable[[], float | None], monotonic: Clock, wall: Clock
+    ) -> None:
+        self._health = health
+        self._next_attempt_s = next_attempt_s
+        self._monotonic = monotonic
+        self._wall = wall
+        self._state = ""  # `held` or `away`, never both; empty for neither
+        self._began = 0.0  # monotonic seconds; of that state
+
+    @property
+    def for_s(self) -> float | None:
+        """For how long it has been away or held, seconds, whatever the wall clock did; None while it is neither."""
+        return self._monotonic() - self._began if self._state else None
+
+    @property
+    def since_usec(self) -> int | None:
+        """Since when it is away or held, microseconds since the epoch by the wall clock of now; None likewise."""
+        return None if (for_s := self.for_s) is None else self._usec_before(for_s)
+
+    def note(self) -> None:
+        """Write entries for what has changed since the last call; called after all that may change the health."""
+        state = "held" if self._health.held else "away" if self._health.away else ""
+        if state == self._state:
+            return
+        if self._state == "away":
+            text = "the endpoint answers, but refuses the keys" if state else "the endpoint is back"
+            self._end(MessageId.BACK, text)
+        elif self._state == "held":
+            self._end(MessageId.RELEASED, "the queue is released")
+        self._state, self._began = state, self._monotonic()
+        if state == "held":
+            text = f"the queue is held: {self._health.held}; nothing is lost"
+            self._begin(MessageId.HELD, text, logging.CRITICAL)
+        elif state == "away":
+            text = f"the endpoint is away: {self._health.away_reason}; transfers are kept and tried until it is back"
+            self._begin(MessageId.AWAY, text, logging.ERROR)
+
+    def _begin(self, kind: MessageId, text: str, level: int) -> None:
+        next_s = self._next_attempt_s() or 0.0  # None only while it is neither away nor held
+        fields = {
+            "MESSAGE_ID": kind.value,
+            "S3DAEMON_SINCE_USEC": self._usec_before(0.0),
+            "S3DAEMON_DELAY_USEC": round(next_s * 1e6),
+        }
+        _log.log(level, "%s; next attempt in %s", text, span(math.ceil(next_s)), extra={"journal": fields})
+
+    def _end(self, kind: MessageId, text: str) -> None:
+        seconds = self._monotonic() - self._began
+        since_usec = self._usec_before(seconds)
+        fields = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": since_usec, "PRIORITY": int(Priority.NOTICE)}
+        _log.warning(
+            "%s; it was %s for %s, since %s",
+            text,
+            self._state,
+            span(seconds),
+            clock_time(since_usec),
+            extra={"journal": fields},
+        )
+
+    def _usec_before(self, seconds: float) -> int:
+        return round((self._wall() - seconds) * 1e6)
+
+
+class StoringWatch:
+    """Notices that attempts at several destinations fail, whatever their errors, and nothing is stored in between.
+
+    `Health` stops what would fail too. An error that accuses its own transfer or file stops nothing, such as a code
+    that is not known here, or a file system that does not answer. If every attempt ends in one, people have to know.
+    An attempt that has sent everything, and has waited for its answer as long, counts like one that has failed.
+
+    Args:
+        monotonic: monotonic seconds.
+    """
+
+    def __init__(self, monotonic: Clock) -> None:
+        self._monotonic = monotonic
+        self.clear()
+
+    def clear(self) -> None:
+        """Note that an object was stored, that nothing is left to store, or that new settings are in force."""
+        self._cleared_at = self._monotonic()
+        self._since = math.inf
+        self._destinations: set[Destination] = set()
+        self._last_error = ""
+
+    def failed(self, destination: Destination, error: str) -> None:
+        """Note that an attempt failed and another will follow; `error` is one line with its code."""
+        self._since = min(self._since, self._monotonic())
+        if len(self._destinations) < AWAY_AFTER_FAILURES:
+            self._destinations.add(destination)
+        self._last_error = error
+
+    def failing(self, unanswered: Mapping[Destination, float]) -> str:
+        """Return for how long nothing has been stored, and why, in one line; empty when attempts do not fail so.
+
+        Args:
+            unanswered: where everything was sent and no answer has come, and when the attempt started, monotonic
+                seconds.
+        """
+        now = self._monotonic()
+        waits = {destination: max(at, self._cleared_at) for destination, at in unanswered.items()}
+        waits = {destination: since for destination, since in waits.items() if now - since >= FAILING_AFTER_S}
+        for_s = now - min(self._since, *waits.values(), math.inf)
+        if for_s < FAILING_AFTER_S or len(self._destinations | waits.keys()) < AWAY_AFTER_FAILURES:
+            return ""
+        count = plural(len(waits), "upload")
+        why = f"the last error is {self._last_error}" if self._last_error else f"{count} without an answer"
+        return f"nothing stored for {span(for_s)}, {why}"
