@@ -252,8 +252,8 @@ class Service:
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
         metrics = Metrics(operations.figures, exposures=exposures, name=state_dir.name)
-        uploader.observers += [questions.see, metrics.see]
-        uploader.attempt_observers.append(metrics.see_attempt)
+        uploader.records.observers += [questions.see, metrics.see]
+        uploader.records.attempt_observers.append(metrics.see_attempt)
         self._uploads = Uploads(intake, access, waiting, spool.mark_notified, refusals=refusals, clock=uploader.clock)
         pages = routes(self._settings, operations, metrics, questions)
         self._http = HttpServer(self._settings, max_clients, pages, {"/upload": self._uploads.handle})

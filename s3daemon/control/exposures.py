@@ -70,7 +70,7 @@ def watch_exposures(uploader: Uploader, spool: Spool, refusals: Refusals) -> Exp
     exposures = Exposures(spool.kept.exposures, on_loss=spool.save_loss)
     uploader.schedule.on_added = lambda queued: exposures.added(queued.transfer)
     uploader.schedule.on_removed = lambda queued: exposures.removed(queued.transfer)
-    uploader.observers.append(exposures.recorded)
+    uploader.records.observers.append(exposures.recorded)
     refusals.observers.append(exposures.refused)
     for entry in spool.entries(failed=True):
         exposures.failed_before(entry.transfer, f"{entry.code}: {entry.text}")

@@ -28,7 +28,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -40,6 +40,7 @@ from s3daemon.delivery.health.buckets import FullBuckets, SilentBuckets
 from s3daemon.delivery.health.endpoint import ASK_EVERY_S, Health
 from s3daemon.delivery.health.keys import Ask, KeyEvidence
 from s3daemon.delivery.health.outages import FAILING_AFTER_S, Outages, StoringWatch
+from s3daemon.delivery.records import Records
 from s3daemon.delivery.schedule import (
     ATTEMPTS_PER_MINUTE,
     SILENT_AGAIN_S,
@@ -50,16 +51,15 @@ from s3daemon.delivery.schedule import (
 )
 from s3daemon.delivery.waiters import Waiters, notify
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
-from s3daemon.journal import Journal, LogLimit
+from s3daemon.journal import Journal
 from s3daemon.model.files.source import Source
-from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
+from s3daemon.model.record import AttemptEnd
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.verdict import ACCESS_DENIED, SILENCES, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.progress import Progress
 from s3daemon.s3.endpoint import Start
 from s3daemon.s3.store import Stored
-from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.spool import Entry, Spool
 
 _log = logging.getLogger(__name__)
@@ -88,8 +88,7 @@ class Uploader:
         storing: whether attempts fail and nothing is stored; see `failing`.
         schedule: the transfers that are not over.
         waiters: the clients that wait for them.
-        observers: called with every record that the journal gets.
-        attempt_observers: called with the end of every attempt that was not cancelled.
+        records: of transfers that are over and of attempts, for the journal and for observers in the daemon.
     """
 
     def __init__(
@@ -109,10 +108,8 @@ class Uploader:
         self._settings = settings
         self._spool = spool
         self._attempts = attempts
-        self._journal = journal
         self.active_clock = active_clock
         self.clock = clock
-        self._wall = wall
         self._rng = rng or random.Random()  # noqa: S311 - jitter is no secret
         self._loop = asyncio.get_running_loop()
         self._start = start
@@ -122,17 +119,12 @@ class Uploader:
         self._keys = KeyEvidence(ask, clock)
         self._full_buckets = FullBuckets()
         self._silent_buckets = SilentBuckets()
-        self._warnings = LogLimit()
         self.schedule = Schedule(settings.current.max_connections)
         self.waiters = Waiters(self.health, journal.write)
-        self.observers: list[Callable[[TransferRecord], None]] = []
-        self.attempt_observers: list[Callable[[AttemptEnd], None]] = []
+        self.records = Records(spool, journal, clock, wall)
         self._started_at = clock()
         self._returning: asyncio.Task[None] | None = None
         self._listing: set[asyncio.Task[None]] = set()  # of failures in the spool
-        self._unrecorded: dict[
-            Destination, list[StoredCount]
-        ] = {}  # stored, in this order; the journal has no record yet
         self._noting: list[dict[Destination, int]] = []
         self._timer: asyncio.TimerHandle | None = None
         self._stopping = False
@@ -325,7 +317,9 @@ class Uploader:
         self.pump()
 
     def _stored(self, queued: QueuedTransfer, stored: Stored) -> None:
-        self._count(AttemptEnd(status=200 if stored.address else 0, receiver=stored.address, size_bytes=stored.size))
+        self.records.attempt_ended(
+            AttemptEnd(status=200 if stored.address else 0, receiver=stored.address, size_bytes=stored.size)
+        )
         was_away, outage = self.health.away, self.health.known_away or self.health.held
         self.health.succeeded(queued.last_attempt_at)
         self.storing.clear()
@@ -342,7 +336,7 @@ class Uploader:
         if was_limited:
             self.schedule.end_delays_of(bucket)
         notify(waiters, Reply(Outcome.STORED, queued.transfer.id))
-        self._record(queued, stored)
+        self.records.ended(queued, stored)
 
     def _overtake(self, queued: QueuedTransfer) -> None:
         """Give up what is older than a stored transfer, at its destination: failed ones, and those retried meanwhile.
@@ -358,7 +352,7 @@ class Uploader:
             text = f"a newer one, {queued.transfer.id}, was stored there"
             notify(self._end(older), Reply(Outcome.FAILED, older.transfer.id, Code.OVERTAKEN, text))
             older.last_error = replace(older.last_error, code=Code.OVERTAKEN, text=text)
-            self._record(older, None)
+            self.records.ended(older)
 
     def _failed(
         self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None, *, is_unanswered: bool
@@ -376,7 +370,9 @@ class Uploader:
         decision = decide(error, state, self._rng)
         queued.last_error = decision.error
         again = not decision.final
-        self._count(AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again))
+        self.records.attempt_ended(
+            AttemptEnd(code=error.code, status=error.status, receiver=error.address, again=again)
+        )
         if isinstance(error, AttemptError):
             self._update_health(queued, error, decision.finding, is_unanswered=is_unanswered)
         if decision.final:
@@ -396,19 +392,8 @@ class Uploader:
             text=queued.last_error.text,
         )
         self.storing.failed(queued.transfer.destination, f"{decision.error.code}: {decision.error.text}")
-        self._warn(queued, None if self.health.held else decision.delay_s)
+        self.records.attempt_failed(queued, None if self.health.held else decision.delay_s)
         self.schedule.release(queued, now + decision.delay_s)
-
-    def _count(self, end: AttemptEnd) -> None:
-        for observe in self.attempt_observers:
-            observe(end)
-
-    def _warn(self, queued: QueuedTransfer, delay_s: float | None) -> None:
-        """Write a journal entry about the failed attempt, unless there were too many like it in this second."""
-        error = queued.last_error
-        skipped = self._warnings.admit((error.code, error.address), self.clock())
-        if skipped is not None:
-            self._journal.write(failure_of(queued, delay_s, skipped).fields())
 
     def _update_health(
         self, queued: QueuedTransfer, error: AttemptError, finding: Finding, *, is_unanswered: bool
@@ -445,7 +430,7 @@ class Uploader:
         listing = self._start(f"listing the failure of {queued.transfer.id}", self._list_failure(queued, waiters))
         self._listing.add(listing)
         listing.add_done_callback(self._listing.discard)
-        self._record(queued, None)
+        self.records.ended(queued)
 
     async def _list_failure(self, queued: QueuedTransfer, waiters: Iterable[asyncio.Future[Reply]]) -> None:
         id_, error = queued.transfer.id, queued.last_error
@@ -461,7 +446,7 @@ class Uploader:
         if not await self.abandon(queued, Reply(Outcome.FAILED, queued.transfer.id, error.code, error.text)):
             return False
         queued.last_error = replace(queued.last_error, code=error.code, text=error.text)
-        self._record(queued, None)
+        self.records.ended(queued)
         return True
 
     async def abandon(self, queued: QueuedTransfer, reply: Reply) -> bool:
@@ -489,35 +474,6 @@ class Uploader:
         queued.close_source()
         return self.waiters.remove(queued)
 
-    def _record(self, queued: QueuedTransfer, stored: Stored | None) -> None:
-        queued.record = record_of(queued, stored, now=self.clock(), wall=self._wall())
-        for observe in self.observers:
-            observe(queued.record)
-
-        def written() -> None:  # in the journal's thread, or here
-            with contextlib.suppress(RuntimeError):  # the loop is closed: the next process finds the object stored
-                self._loop.call_soon_threadsafe(self._remove, queued.transfer)
-
-        if stored:
-            self._unrecorded.setdefault(queued.transfer.destination, []).append(StoredCount.of(queued.record))
-        self._journal.record(queued.record, written if stored else None)
-
-    def _remove(self, transfer: Transfer) -> None:
-        """Have the spool forget a stored transfer, now that the journal has its record or has dropped it.
-
-        Those stored before it at its destination go first: should they stay, because their records still wait in the
-        queue of a journal that stands still, the process after a crash would send the old content over the new one.
-        """
-        waiting = self._unrecorded.get(transfer.destination, [])
-        end = next((at for at, count in enumerate(waiting, 1) if count.id == transfer.id), 0)
-        if not end:
-            return
-        for count in waiting[:end]:
-            self._spool.remove(count.id, count)
-        del waiting[:end]
-        if not waiting:
-            del self._unrecorded[transfer.destination]
-
     async def drain(self, timeout_s: float) -> None:
         """Start no more attempts, wait up to `timeout_s` seconds for those in flight, and cancel the others."""
         self._stopping = True
@@ -533,65 +489,3 @@ class Uploader:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         await asyncio.gather(*self._listing, return_exceptions=True)
-
-
-def record_of(queued: QueuedTransfer, stored: Stored | None, *, now: float, wall: float) -> TransferRecord:
-    """Return the record of a transfer that is over.
-
-    Args:
-        queued: with its last error when it failed.
-        stored: what is known of the object; None when the transfer failed.
-        now: monotonic seconds.
-        wall: seconds since the epoch, as for `QueuedTransfer.age_s`.
-    """
-    transfer, error = queued.transfer, queued.last_error
-    total = queued.age_s(now, wall)
-    return TransferRecord(
-        transfer_id=transfer.id,
-        outcome="stored" if stored else "failed",
-        file=transfer.file,
-        bucket=transfer.destination.bucket,
-        key=transfer.destination.key,
-        size_bytes=stored.size if stored else transfer.file_state.size,
-        start_usec=transfer.accepted_usec,
-        queue_usec=_usec(total - (now - queued.last_attempt_at)) if queued.started_at else _usec(total),
-        upload_usec=stored.upload_usec if stored else None,
-        total_usec=_usec(total),
-        attempts=queued.attempts,
-        tags=transfer.tags,
-        endpoint=queued.endpoint,
-        etag=stored.etag if stored else "",
-        error="" if stored else f"{error.code}: {error.text}",
-        rtt_usec=stored.rtt_usec if stored else None,
-        retransmits=stored.retransmits if stored else None,
-        connection=stored.connection if stored else "",
-        receiver=stored.address if stored else error.address,
-        changed=queued.file_changed,
-        moved=queued.moved or None,
-        parts=stored.parts if stored and stored.parts > 1 else None,
-    )
-
-
-def failure_of(queued: QueuedTransfer, delay_s: float | None, skipped: int) -> AttemptFailure:
-    """Return the journal entry about an attempt that failed and will be followed by another.
-
-    Args:
-        queued: with the error.
-        delay_s: seconds until the next attempt; None when no time is set for it.
-        skipped: how many such entries were not written since the last one.
-    """
-    return AttemptFailure(
-        transfer_id=queued.transfer.id,
-        bucket=queued.transfer.destination.bucket,
-        key=queued.transfer.destination.key,
-        attempt=queued.attempts,
-        code=queued.last_error.code,
-        text=queued.last_error.text,
-        receiver=queued.last_error.address,
-        delay_usec=None if delay_s is None else _usec(delay_s),
-        skipped=skipped,
-    )
-
-
-def _usec(seconds: float) -> int:
-    return max(0, round(seconds * 1e6))

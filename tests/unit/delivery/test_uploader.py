@@ -349,7 +349,7 @@ async def test_a_bug_after_an_attempt_ends_the_service() -> None:
         raise ZeroDivisionError
 
     house = House(start=start)
-    house.uploader.observers.append(fail)
+    house.uploader.records.observers.append(fail)
     ticket = await house.intake.submit(house.request())
     (task,) = house.uploader.tasks
     await asyncio.wait({task})
@@ -791,7 +791,7 @@ def test_a_record_that_is_written_after_the_end_does_no_harm() -> None:
 @flying_with(House)
 async def test_observers_see_every_record(house: House) -> None:
     seen: list[str] = []
-    house.uploader.observers.append(lambda record: seen.append(record.outcome))
+    house.uploader.records.observers.append(lambda record: seen.append(record.outcome))
     answers = [None, AttemptError("NoSuchBucket", "no", status=404)]
     house.store.answer = lambda _: answers.pop()
     for key in "ab":
@@ -859,7 +859,7 @@ async def test_a_reload_takes_the_number_of_connections_from_the_settings(house:
 async def test_every_attempt_is_reported_when_it_ends(house: House) -> None:
     """During an outage too: with its code, and whether another follows; and the one that stores."""
     ends: list[AttemptEnd] = []
-    house.uploader.attempt_observers.append(ends.append)
+    house.uploader.records.attempt_observers.append(ends.append)
     house.store.answer = away
     await house.intake.submit(house.request())
     await asyncio.sleep(60)
