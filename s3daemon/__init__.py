@@ -57,7 +57,7 @@ Where to find the answers to common questions:
   `delivery.attempt`, or as a part in `s3.parts`
 * the bandwidth limit: `network.rate.bandwidth`; how it is found: `network.rate.controller`
 * whether an exposure is late, lost or incomplete: `model.exposure`
-* priming: `s3.priming.primer`; when a connection is primed: `network.keeper`
+* priming: `s3.priming.primer`; when a connection is primed: `network.keepalive.keeper`
 * refused requests, counted and logged: `ingress.refusals`
 * the answer to `send --wait-for`: `ingress.questions`
 * metrics: `http.metrics`, and for those of the present state `control.operations`

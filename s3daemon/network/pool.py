@@ -23,7 +23,7 @@ from s3daemon.config.settings import Settings
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
-from s3daemon.network.keepalive import SMALL_REQUESTS
+from s3daemon.network.keepalive.small_request import SMALL_REQUESTS
 from s3daemon.network.rate.bandwidth import Bandwidth
 from s3daemon.network.rate.pacing import Pacer
 from s3daemon.units import span

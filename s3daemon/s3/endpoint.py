@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from s3daemon.config.settings import VARIABLES, Settings
-from s3daemon.network.keeper import Keeper
+from s3daemon.network.keepalive.keeper import Keeper
 from s3daemon.network.pool import ConnectionPool, tls_context
 from s3daemon.s3.priming.primer import Primer
 from s3daemon.s3.sender import Sender

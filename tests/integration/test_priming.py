@@ -15,8 +15,8 @@ from lab.scripted import Exchange, Scripted, keep, refusing, scripted
 from lab.sending import a_file, in_loop, sending, settings_for, transfer_of
 
 from s3daemon.model.files.source import Source
-from s3daemon.network.keepalive import SWEEP_S
-from s3daemon.network.keeper import PRIMED_BYTES
+from s3daemon.network.keepalive.idle_limit import SWEEP_S
+from s3daemon.network.keepalive.keeper import PRIMED_BYTES
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.s3.priming.primer import KEY_PREFIX, Primer
 

@@ -10,7 +10,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from lab.scripted import Scripted
 from lab.sending import settings_for, without_first
-from s3daemon.network.keeper import Keeper, Primes
+from s3daemon.network.keepalive.keeper import Keeper, Primes
 from s3daemon.network.pool import ConnectionPool
 
 P = ParamSpec("P")

@@ -26,7 +26,7 @@ from s3daemon.errors import AttemptError, Code, FileError, S3daemonError, Settin
 from s3daemon.model.files.source import Source
 from s3daemon.model.request import Destination, Request, Transfer
 from s3daemon.model.verdict import ACCESS_DENIED, Verdict, accuses_keys, judge, keys_after
-from s3daemon.network.keepalive import find_small_request
+from s3daemon.network.keepalive.small_request import find_small_request
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.s3.answers import is_md5
 from s3daemon.s3.endpoint import NO_ETAG_RISK

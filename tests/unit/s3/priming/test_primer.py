@@ -27,7 +27,7 @@ from lab.scripted import (
 from lab.sending import OpenStore, in_loop, sending, settings_for
 
 from s3daemon.network.connection import Connection
-from s3daemon.network.keeper import PRIMED_BYTES
+from s3daemon.network.keepalive.keeper import PRIMED_BYTES
 from s3daemon.s3.priming.primer import KEY_PREFIX, PAUSE_FIRST_S, Primer
 
 KEPT_S = 0.1

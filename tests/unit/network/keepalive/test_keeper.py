@@ -40,13 +40,10 @@ from lab.serving import until
 
 from s3daemon.network.addresses import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
-from s3daemon.network.keepalive import (
-    SILENT_CLOSES,
-    SMALL_REQUESTS,
-    SWEEP_S,
-    TRIAL_EVERY_S,
-)
-from s3daemon.network.keeper import ASK_AGAIN_S, PRIMED_BYTES, RETRY_MAX_S, select_due
+from s3daemon.network.keepalive.asking import ASK_AGAIN_S
+from s3daemon.network.keepalive.idle_limit import SWEEP_S, TRIAL_EVERY_S
+from s3daemon.network.keepalive.keeper import PRIMED_BYTES, RETRY_MAX_S, select_due
+from s3daemon.network.keepalive.small_request import SILENT_CLOSES, SMALL_REQUESTS
 from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S, ConnectionPool
 from s3daemon.network.tcp import UNPACED_PACKETS
 

@@ -10,29 +10,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
-import socket
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Protocol
 
-import aiohttp
-
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
-from s3daemon.errors import is_host_limit
-from s3daemon.model.verdict import FIRST_SERVER_STATUS
 from s3daemon.network.addresses import SmallRequestOutcome
-from s3daemon.network.connection import UNREADABLE, Connection
-from s3daemon.network.keepalive import (
-    KEPT_S,
-    SMALL_REQUESTS,
-    SWEEP_S,
-    Closes,
-    IdleLimit,
-    UnevenClosesError,
-    find_small_request,
-)
+from s3daemon.network.connection import Connection
+from s3daemon.network.keepalive.asking import SmallRequests, outcome_of
+from s3daemon.network.keepalive.idle_limit import SWEEP_S, Closes, IdleLimit
+from s3daemon.network.keepalive.small_request import KEPT_S
 from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
@@ -40,13 +28,10 @@ _log = logging.getLogger(__name__)
 #: A window of this size fits a connection's share of a burst: 25 of them make up the 25 MB in flight at 1 Gbit/s and
 #: 200 ms.
 PRIMED_BYTES = 1_000_000
-#: A store that keeps no connection is asked again this often whether it does now, over one connection, seconds.
-ASK_AGAIN_S = 60.0
 #: An unreachable store is tried again at least this often, seconds: it has its connections back soon after it listens.
 RETRY_MAX_S = 5.0
 #: The share of the connections that may be opened at once.
 OPENED_AT_ONCE = 1 / 2
-_FAILURES = (aiohttp.ClientError, OSError)
 
 
 class Primes(Protocol):
@@ -94,16 +79,13 @@ class Keeper:
         *,
         pause_s: float = SWEEP_S,
     ) -> None:
-        self._settings = settings
         self._pool = pool
         self._primer = primer
         self._clock = clock
         self._pause_s = pause_s
         self._idle_limit = IdleLimit(settings.keepalive_interval_s, clock)
         self._closes = Closes()
-        self._is_in_doubt = False
-        self._is_finding = False
-        self._ask_again_at = math.inf if pool.small_request else 0.0
+        self._small_requests = SmallRequests(settings, pool, clock, KEPT_S / SWEEP_S * pause_s)
         self._failures = 0
         self._retry_at = 0.0
 
@@ -129,15 +111,18 @@ class Keeper:
 
     def _next_work(self, running: int) -> list[Coroutine[None, None, None]]:
         """Choose what to do next, while `running` other tasks are not done yet."""
-        work = [self._probe(address) for address in self._pool.addresses.to_probe()] if not running else []
+        work = (
+            [self._small_requests.probe(address) for address in self._pool.addresses.to_probe()] if not running else []
+        )
         if self._pool.must_resolve:
             work.append(self._pool.resolve())
         due = self._due()
+        must_find = self._small_requests.must_find
         if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
             if running or self._clock() < self._retry_at:
                 return work
-            return work + ([self._find_small_request()] if self._must_find else [*map(self._refresh, due[:1])])
-        if self._must_find:
+            return work + ([self._find_small_request()] if must_find else [*map(self._refresh, due[:1])])
+        if must_find:
             work.append(self._find_small_request())
         refreshed = select_due(due, running, openings=self._openings, reserve=self._pool.reserve)
         work += map(self._refresh, refreshed)
@@ -150,12 +135,8 @@ class Keeper:
         """How many connections may be opened at once now."""
         # A failure puts off opening even while other connections answer: those that are open do so also where this host
         # has no descriptor left for another one.
-        may_open = not self._is_in_doubt and self._clock() >= self._retry_at
+        may_open = not self._small_requests.is_in_doubt and self._clock() >= self._retry_at
         return max(1, int(self._pool.limit * OPENED_AT_ONCE)) if may_open else 0
-
-    @property
-    def _must_find(self) -> bool:
-        return not self._is_finding and (self._is_in_doubt or self._clock() >= self._ask_again_at)
 
     def _due(self) -> list[Connection]:
         """Return idle connections that are closed or were not used for the interval, those used last first.
@@ -196,7 +177,7 @@ class Keeper:
     def _learn_from_closes(self) -> None:
         """Adapt to the idle limit, and doubt the small request, by the connections that the server closed."""
         seen = self._closes.look(self._pool.idle(), self._clock())
-        self._is_in_doubt |= seen.ends_after_answers
+        self._small_requests.is_in_doubt |= seen.ends_after_answers
         if self._idle_limit.observe(seen.closed_after_s, seen.longest_open_s):
             limit_s = self._idle_limit.limit_s
             known = limit_s is not None
@@ -230,69 +211,17 @@ class Keeper:
             try:
                 await self._pool.assign_address(connection)
             except OSError as exc:  # the name does not resolve
-                outcome, reason = _outcome_of(exc)
+                outcome, reason = outcome_of(exc)
             else:
-                outcome, reason = await self._ask(connection)
+                outcome, reason = await self._small_requests.ask(connection)
         self._report(connection, outcome, reason, began)
 
     async def _find_small_request(self) -> None:
-        """Find out which addresses keep a connection at all, and after which small request."""
-        self._is_finding = True
-        addresses = self._pool.addresses.enabled
-        found = dict(zip(addresses, await asyncio.gather(*map(self._find_at, addresses)), strict=True))
-        known = {address: method for address, method in found.items() if method is not None}
-        self._is_finding = False
-        if not known:
-            self._back_off()
-            return
-        self._failures = 0
-        self._is_in_doubt = False
-        self._closes.forget_asked()
-        self._ask_again_at = math.inf if all(known.values()) else self._clock() + ASK_AGAIN_S
-        is_partial = bool(self._pool.small_request) and any(known.values())
-        for address, method in known.items():
-            if self._pool.addresses.set_keeping(address, keeps=bool(method)) and is_partial:
-                what = (
-                    "keeps connections open now" if method else "closes each connection: others are kept open instead"
-                )
-                _log.info("address %s of the store %s", address, what)
-        self._use_small_request(max(known.values(), key=("", *SMALL_REQUESTS).index))
-
-    async def _find_at(self, address: str) -> str | None:
-        """Find the small request that keeps a connection to one address; None when there is no answer."""
-        status = 0
-
-        async def send(method: str) -> None:
-            nonlocal status
-            status = await self._send(connection, method)
-
-        connection, began = self._pool.new_connection(), self._clock()
-        connection.set_addresses([address])
-        found: str | None = None
-        try:
-            found = await find_small_request(connection, send, KEPT_S / SWEEP_S * self._pause_s)
-            outcome, reason = _outcome_of_status(status)
-        except UnevenClosesError:
-            outcome, reason = _outcome_of_status(status)
-        except _FAILURES as exc:
-            outcome, reason = _outcome_of(exc)
-        finally:
-            await connection.close()
-        self._pool.addresses.asked(address, outcome, reason, began)
-        return found
-
-    def _use_small_request(self, method: str) -> None:
-        before, self._pool.small_request = self._pool.small_request, method
-        if method == before:
-            return
-        if not method:
-            primed = "" if self._primer is None else ", and S3DAEMON_PRIME has no effect"
-            text = "the store closes each connection after its answer: none is kept open%s; each upload opens its own"
-            _log.warning(f"{text}. Enable keep-alive there", primed)
-        elif not before:
-            _log.info("the store keeps connections open now")
+        if await self._small_requests.find():
+            self._failures = 0
+            self._closes.forget_asked()
         else:
-            _log.info("the store closes connections after %s /: %s / keeps them open", before, method)
+            self._back_off()
 
     def _report(self, connection: Connection, outcome: SmallRequestOutcome, reason: str, began: float) -> None:
         addresses = self._pool.addresses
@@ -315,47 +244,8 @@ class Keeper:
             self._retry_at = now + min(SWEEP_S * 2 ** min(self._failures, 10), RETRY_MAX_S)
             self._pool.resolve_soon()
 
-    async def _send(self, connection: Connection, method: str) -> int:
-        """Send a request that needs no key and no bucket; return the status of its answer."""
-        async with asyncio.timeout(self._settings.connect_timeout_s + self._settings.stall_timeout_s):
-            return (await connection.request(method, str(self._pool.url.with_path("/")), {}, None)).status
-
-    async def _ask(self, connection: Connection) -> tuple[SmallRequestOutcome, str]:
-        """Send the small request; return what became of it, and that in one line."""
-        try:
-            status = await self._send(connection, self._pool.small_request or SMALL_REQUESTS[0])
-        except _FAILURES as exc:
-            return _outcome_of(exc)
-        return _outcome_of_status(status)
-
-    async def _probe(self, address: str) -> None:
-        """Ask a disabled address whether it answers again, over a connection that is not in the pool."""
-        connection = self._pool.new_connection()
-        connection.set_addresses([address])
-        try:
-            outcome, _ = await self._ask(connection)
-        finally:
-            await connection.close()
-        self._pool.addresses.probed(address, outcome)
-
     async def _prime_one(self, connection: Connection) -> None:
         if self._primer is None or self._pool.in_use or connection not in self._pool.idle():
             return
         with self._pool.maintain(connection):
             await self._primer.prime(connection)
-
-
-def _outcome_of_status(status: int) -> tuple[SmallRequestOutcome, str]:
-    is_error = status >= FIRST_SERVER_STATUS
-    return SmallRequestOutcome.ANSWERED_BADLY if is_error else SmallRequestOutcome.ANSWERED, f"it answers {status}"
-
-
-def _outcome_of(error: BaseException) -> tuple[SmallRequestOutcome, str]:
-    name = type(error).__name__
-    if is_host_limit(error):
-        return SmallRequestOutcome.NOT_SENT, f"a limit of this host: {name}"
-    if isinstance(error, UNREADABLE):
-        return SmallRequestOutcome.ANSWERED_BADLY, f"its answer cannot be read: {name}"
-    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, socket.gaierror)):
-        return SmallRequestOutcome.NOT_CONNECTED, f"no connection: {name}"
-    return SmallRequestOutcome.NOT_ANSWERED, f"no answer: {name}"

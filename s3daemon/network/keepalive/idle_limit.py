@@ -1,44 +1,26 @@
-"""Learn how long a server keeps idle connections, and after which small request it keeps them open.
+"""Learn how long a server keeps idle connections, from those that it closes. Pure: the time is passed in.
 
-Closes              which idle connections the server closed, from one look at them to the next; pure
-IdleLimit           how often to use each idle connection, from the closes that were seen; pure
-SMALL_REQUESTS      what may be sent over one to keep it
-find_small_request  tries which of them does
+`Closes` sees which ones the server closed, from one look at them to the next; `IdleLimit` says, from that, how often to
+use each idle connection.
 """
 
 from __future__ import annotations
 
-import asyncio
 import math
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from s3daemon.clock import Clock
-from s3daemon.network.connection import UNREADABLE, Connection
+from s3daemon.network.connection import Connection
+from s3daemon.network.keepalive.small_request import INTERVAL_MIN_S, KEPT_S
 
 #: How often the connections are looked at, seconds: an idle time at which a close was seen is too long by up to this.
 SWEEP_S = 1.0
-#: A server that closes what is idle for less than twice this has each connection opened anew for nearly every upload,
-#: kept alive or not; asking more often would only load it.
-INTERVAL_MIN_S = 1.0
-#: A connection that stays open for this long after an answer was kept, seconds.
-KEPT_S = 2 * INTERVAL_MIN_S
 #: A limit shows again as soon as the connections that were opened again have been idle for as long; or this much later,
 #: as uploads use them meanwhile. Seconds.
 SUSPECTED_FOR_S = 60.0
 #: How often one connection rests for longer than the limit that was learned, to find out whether it still holds.
 TRIAL_EVERY_S = 300.0
-
-#: Methods of a request for `/` without key or bucket, in the order in which they are tried: any answer, a refusal too,
-#: shows that the connection lives. Not HEAD first: Ceph RGW 16 sends a body after its answer to `HEAD /`, which ends
-#: the connection. But a page of megabytes in answer to GET does so as well.
-SMALL_REQUESTS = ("GET", "HEAD", "OPTIONS")
-#: Closes in a row that say that a server keeps no connection after a request, where the answer does not announce it: a
-#: relay that is cut, or a restart, closes one connection after its answer by chance.
-SILENT_CLOSES = 3
-#: They follow their answers after the same time, give or take this; what is cut from outside does not. Seconds.
-SAME_DELAY_S = 0.25
-_LOOKS = 40
 
 
 class SeenCloses(NamedTuple):
@@ -57,7 +39,7 @@ class SeenCloses(NamedTuple):
 
 
 class Closes:
-    """Tells which idle connections the server closed, from one look at them to the next. Pure: the time is passed in.
+    """Tells which idle connections the server closed, from one look at them to the next.
 
     A connection that carried another request since says nothing: that may have ended it.
     """
@@ -159,71 +141,10 @@ class IdleLimit:
     def _note_close(self, idle_s: float, *, is_any_open: bool) -> None:
         now = self._clock()
         since_s = now - self._suspected_at
-        is_another = since_s >= idle_s - SWEEP_S  # else it is the same moment, seen in two looks
-        is_restart = is_another and not is_any_open
-        if abs(idle_s - self._suspected_s) > SWEEP_S or since_s > idle_s + SUSPECTED_FOR_S or is_restart:
-            self._suspected_s, self._suspected_at = idle_s, now
-        elif is_another:
+        is_alike = abs(idle_s - self._suspected_s) <= SWEEP_S and since_s <= idle_s + SUSPECTED_FOR_S
+        is_same_moment = is_alike and since_s < idle_s - SWEEP_S  # seen in two looks
+        if is_alike and not is_same_moment and is_any_open:  # else it was a restart
             self._limit_s = min(self._limit_s, idle_s, self._suspected_s)
+        if not is_same_moment:
             self._suspected_s, self._suspected_at = idle_s, now
         self._trial_at = now + TRIAL_EVERY_S if self._limit_s < math.inf else math.inf
-
-
-class UnevenClosesError(ConnectionAbortedError):
-    """Connections ended at different times after answers, which no habit of the server explains."""
-
-
-async def find_small_request(
-    connection: Connection, send: Callable[[str], Awaitable[object]], pause_s: float = 0.0
-) -> str:
-    """Find out by which request the server keeps a connection.
-
-    Args:
-        connection: which may be open or not.
-        send: sends a request with the method given over `connection`.
-        pause_s: how long the connection must live after the answer, seconds.
-
-    Returns:
-        The first of `SMALL_REQUESTS` whose second one goes over the same connection; empty when there is none.
-
-    Raises:
-        UnevenClosesError: all were answered, and the closes have another cause.
-        aiohttp.ClientError, OSError: one got no answer at all.
-    """
-    for method in SMALL_REQUESTS:
-        if await _is_kept_after(method, connection, send, pause_s):
-            return method
-    return ""
-
-
-async def _is_kept_after(
-    method: str, connection: Connection, send: Callable[[str], Awaitable[object]], pause_s: float
-) -> bool:
-    delays: list[float] = []  # between each answer and the close that followed, which nothing had announced
-    while len(delays) < SILENT_CLOSES:
-        try:
-            await send(method)
-            if not connection.persistent:
-                return False
-            opened = connection.opened
-            delay_s = await open_for(connection, pause_s)
-            if delay_s is None:
-                await send(method)
-                if connection.opened == opened and connection.is_open and connection.persistent:
-                    return True
-                delay_s = pause_s
-        except UNREADABLE:  # an answer that is cut short, too long or no HTTP ended the connection
-            delay_s = 0.0
-        delays.append(delay_s)
-    if max(delays) - min(delays) > SAME_DELAY_S:
-        raise UnevenClosesError(f"connections ended at different times after {method} /")
-    return False
-
-
-async def open_for(connection: Connection, at_most_s: float) -> float | None:
-    """Return how long the connection stays open from now on, seconds; None when it is open after `at_most_s`."""
-    for look in range(_LOOKS):
-        if not connection.is_open:
-            return look * at_most_s / _LOOKS
-        await asyncio.sleep(at_most_s / _LOOKS)
-    return None if connection.is_open else at_most_s
