@@ -53,6 +53,7 @@ Where to find the answers to common questions:
 * the journal's fields and MESSAGE_IDs: `model.record`
 * what lies in the state directory, and which module writes each file: `spool.directory`
 * which settings need a restart: `config.settings`, the variables with `restart=True`
+* whether an address is disabled or on trial: `network.address`; which one a new connection gets: `network.addresses`
 * whether an upload is too slow: `network.straggler`; it is stopped in `s3.sender`, and sent again in
   `delivery.attempt`, or as a part in `s3.parts`
 * the bandwidth limit: `network.rate.bandwidth`; how it is found: `network.rate.controller`

@@ -22,7 +22,7 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import is_host_limit
 from s3daemon.model.verdict import FIRST_SERVER_STATUS
-from s3daemon.network.addresses import SmallRequestOutcome
+from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.connection import UNREADABLE, Connection
 from s3daemon.network.keepalive.small_request import KEPT_S, SMALL_REQUESTS, UnevenClosesError, find_small_request
 from s3daemon.network.pool import ConnectionPool

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
-from s3daemon.network.addresses import SmallRequestOutcome
+from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive.asking import SmallRequests, outcome_of
 from s3daemon.network.keepalive.idle_limit import SWEEP_S, Closes, IdleLimit

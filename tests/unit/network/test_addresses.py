@@ -11,16 +11,15 @@ from hypothesis import strategies as st
 from lab.keeping import Clock
 
 from s3daemon.errors import AttemptError
-from s3daemon.network.addresses import (
+from s3daemon.network.address import (
     DISABLED_FIRST_S,
     DISABLED_MAX_S,
     SILENT_S,
     SLOW_FIRST_S,
     UPLOADS_COUNT_S,
-    Addresses,
-    Limited,
     SmallRequestOutcome,
 )
+from s3daemon.network.addresses import Addresses, Limited
 
 FOUR = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
 ONE, TWO = FOUR[:2]

@@ -19,7 +19,7 @@ from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
 from s3daemon.model.record import MessageId, Priority
-from s3daemon.network.addresses import SmallRequestOutcome
+from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import (
     CERTIFICATES_KEPT_S,

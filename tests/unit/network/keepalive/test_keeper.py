@@ -38,7 +38,7 @@ from lab.scripted import (
 from lab.sending import in_loop
 from lab.serving import until
 
-from s3daemon.network.addresses import DISABLED_FIRST_S
+from s3daemon.network.address import DISABLED_FIRST_S
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive.asking import ASK_AGAIN_S
 from s3daemon.network.keepalive.idle_limit import SWEEP_S, TRIAL_EVERY_S
@@ -245,8 +245,8 @@ async def test_an_endpoint_is_found_when_it_is_back(unused_port: int) -> None:
     """While there is no listener nothing happens; once there is one, all connections open."""
     url, clock = f"http://127.0.0.1:{unused_port}", Clock()
     async with scripted() as server, kept(server, clock, url) as pool:
-        await sweeps(1)
-        assert (pool.open_count, server.seen) == (0, [])
+        await until(lambda: pool.addresses.are_unreachable and not pool.open_count)
+        assert server.seen == []
         running = await asyncio.start_server(server.take, "127.0.0.1", unused_port)
         await sweeps(1)
         assert pool.open_count == 0, "not before the pause is over"
