@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Protocol
@@ -111,9 +112,8 @@ class Keeper:
 
     def _next_work(self, running: int) -> list[Coroutine[None, None, None]]:
         """Choose what to do next, while `running` other tasks are not done yet."""
-        work = (
-            [self._small_requests.probe(address) for address in self._pool.addresses.to_probe()] if not running else []
-        )
+        to_probe = [] if running else self._pool.addresses.to_probe()
+        work = [self._small_requests.probe(address) for address in to_probe]
         if self._pool.must_resolve:
             work.append(self._pool.resolve())
         due = self._due()
@@ -139,29 +139,36 @@ class Keeper:
         return max(1, int(self._pool.limit * OPENED_AT_ONCE)) if may_open else 0
 
     def _due(self) -> list[Connection]:
-        """Return idle connections that are closed or were not used for the interval, those used last first.
+        """Return idle connections that have rested for long enough, those used last first.
 
-        None of a server that keeps no connection: it would be opened for nothing. An open connection is used every
-        sweep until its first packets are behind it, unless it is to be primed: Linux does not pace them, and a peer
-        that gets an image's first packets all at once opens its window a round trip later.
+        connection                                   may rest for
+        -------------------------------------------  ----------------------------------------------------
+        closed, and never answered                   no time: it is opened
+        closed                                       `SWEEP_S`: then it is opened
+        open; a known idle limit is tried with it    ever
+        open; a new idle limit is suspected, and     `SWEEP_S`: it outlives a limit, but no restart
+        it is the one used last
+        open; Linux does not pace it yet, and it is  `SWEEP_S`: a peer that gets an image's first packets all
+        not to be primed                             at once opens its window a round trip later
+        open                                         the interval
+        any, of a server that keeps none             ever: it would be opened for nothing
         """
-        now, idle = self._clock(), self._pool.idle()
-        still_open = [each for each in idle if each.is_open]
-        resting = still_open[0] if still_open and self._idle_limit.is_trial_due else None
-        unresting = still_open[-1] if still_open and self._idle_limit.is_suspected else None
-
-        def is_due(connection: Connection) -> bool:
-            idle_s = now - connection.used_at
-            if not connection.is_open:
-                return not connection.answered or idle_s >= SWEEP_S
-            if connection is resting:
-                return False
-            is_unready = not self._prime_at_once and not connection.is_paced
-            return idle_s >= (SWEEP_S if is_unready or connection is unresting else self._idle_limit.interval_s)
-
         if not self._pool.small_request:
             return []
-        return [connection for connection in reversed(idle) if is_due(connection)]
+        now, idle = self._clock(), self._pool.idle()
+        still_open = [each for each in idle if each.is_open]
+        on_trial = still_open[0] if still_open and self._idle_limit.is_trial_due else None
+        outliving = still_open[-1] if still_open and self._idle_limit.is_suspected else None
+
+        def may_rest_s(connection: Connection) -> float:
+            if not connection.is_open:
+                return SWEEP_S if connection.answered else 0.0
+            if connection is on_trial:
+                return math.inf
+            is_unready = not (self._prime_at_once or connection.is_paced)
+            return SWEEP_S if is_unready or connection is outliving else self._idle_limit.interval_s
+
+        return [connection for connection in reversed(idle) if now - connection.used_at >= may_rest_s(connection)]
 
     @property
     def _prime_at_once(self) -> int:
@@ -185,21 +192,22 @@ class Keeper:
             _log.info("the store %s: each is now used every %.1f s", what, self._idle_limit.interval_s)
 
     def _rebalance(self) -> None:
-        """Replace connections to disabled addresses, else one to an address with too many: they open elsewhere.
+        """Replace idle connections that lead to the wrong place, or have narrow windows: they open elsewhere, or wide.
 
-        Between exposures also those whose windows losses made narrow. With cubic such a window would grow back within
-        minutes of sending; that of a new connection opens within an exposure, and now the rate is known.
+        Of the first of these kinds that there are: all to disabled addresses; one to an address that is gone, or that
+        has too many, since the others stay warm; between exposures, all whose windows losses made narrow. With cubic
+        such a window would grow back within minutes of sending; that of a new connection opens within an exposure, and
+        now the rate is known.
         """
-        pool = self._pool
-        candidates = [connection for connection in pool.idle() if connection.is_open]
-        moving = [connection for connection in candidates if not pool.addresses.is_enabled(connection.address)]
-        if not moving:  # one at a time: the others stay warm
-            moving = [connection for connection in candidates if pool.is_gone(connection.address)][:1]
-        if not moving and (overloaded := pool.addresses.overloaded(pool.per_address())):
-            moving = [connection for connection in candidates if connection.address == overloaded][:1]
-        if not moving and not pool.in_use:
-            moving = [connection for connection in candidates if connection.narrowed]
-        for connection in moving:
+        pool, open_ = self._pool, [connection for connection in self._pool.idle() if connection.is_open]
+        overloaded = pool.addresses.overloaded(pool.per_address())
+        kinds = (
+            [connection for connection in open_ if not pool.addresses.is_enabled(connection.address)],
+            [connection for connection in open_ if pool.is_gone(connection.address)][:1],
+            [connection for connection in open_ if overloaded and connection.address == overloaded][:1],
+            [connection for connection in open_ if connection.narrowed and not pool.in_use],
+        )
+        for connection in next(filter(None, kinds), []):
             pool.replace(connection)
 
     async def _refresh(self, connection: Connection) -> None:
