@@ -1,7 +1,7 @@
 """Decides when an upload is moved because its connection is far slower than others. Pure: the time is passed in.
 
-A body is what one request sends: a file, or a part of it. Once a tick the bytes acknowledged of each are sampled
-(`TrackedBody`), and compared with those of other bodies in the same span of time (`Stragglers`). A link that slows down
+A body is what one request sends: a file, or a part of it. Once a tick the bytes acknowledged of each are sampled, and
+compared with those of other bodies in the same span of time. A link that slows down
 or stalls makes all of them equally slow, so none is moved. To move an upload is to end it and to send the body again,
 from its start, over another connection:
 
@@ -38,6 +38,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from s3daemon.model.files.source import SMALL_BYTES
+from s3daemon.network.samples import GAP_S, Samples
 
 #: The factor by which an upload is far slower than others. Flows that share a link without pacing differ by two or
 #: three times.
@@ -51,9 +52,6 @@ FAR_SLOWER_THAN_RATE = 32.0
 LEAST_SHARE = 1 << 16
 #: Younger bodies are not judged, seconds and round trips: at this age a new connection has sent 30 first windows.
 MIN_AGE_S, MIN_AGE_ROUND_TRIPS = 0.35, 5
-#: A new connection doubles its rate each round trip, for at most this many round trips: then its window is open. Where
-#: slow start ended early, the rate grows more slowly, and needs as many.
-OPENING_ROUND_TRIPS = 16
 #: Rates are measured over this time, seconds and round trips. Other bodies count if sampled within 4 times as long.
 WINDOW_S, WINDOW_ROUND_TRIPS = 0.25, 4
 #: A body that is alone is judged after this long, seconds and round trips, since the path may be slow for a moment.
@@ -87,9 +85,6 @@ _LATELY_S, _REMEMBERED = 120.0, 64
 _REFERENCE_S = 5.0
 #: A body must be slow for so long without a break, seconds: the least, the share of what a move costs, the most.
 SLOW_MIN_S, SLOW_SHARE, SLOW_MAX_S = 0.1, 0.5, 5.0
-#: After a longer gap between two samples, seconds, this process was stopped: no connection was slow or silent then.
-_GAP_S = 0.5
-_SAMPLES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +121,8 @@ class MoveHistory:
 NEVER_MOVED = MoveHistory()
 
 
-class TrackedBody:
-    """One body, and the samples of what was acknowledged of it.
+class TrackedBody(Samples):
+    """One body, with what was found out by comparing it.
 
     Args:
         size: bytes.
@@ -135,82 +130,52 @@ class TrackedBody:
 
     Attributes:
         address: where it is sent.
-        began: when, monotonic seconds.
-        reference: the rate that others have, bytes/s, as found at `reference_at`; None when that is unknown.
+        rtt_s: the least round-trip time of its connection, seconds.
+        share: what its connection may send at most, bytes/s; None when there is no limit, or nothing more to send.
         speed: its rate at the last tick, bytes/s; once it has ended, that of the whole body.
-        slow_since: since when it was far below `reference` at each tick, monotonic seconds; None when it was not at the
-            last one.
-        silent_s: for how long no byte was acknowledged, up to the last sample.
+        reference: the rate that others have, bytes/s, as found at `reference_at`; None when that is unknown.
+        slow_since: since when it was far below what can be expected at each tick, monotonic seconds; None when it was
+            not at the last one.
         has_ended: it was answered.
     """
 
     def __init__(self, size: int, history: MoveHistory = NEVER_MOVED) -> None:
+        super().__init__()
         self.size = size
         self.history = history
         self.address = ""
-        self.began = self.reference_at = 0.0
-        self.reference = history.reference
+        self.rtt_s = 0.0
+        self.share: float | None = None
         self.speed = 0.0
+        self.reference = history.reference
+        self.reference_at = 0.0
         self.slow_since: float | None = None
-        self.silent_s = 0.0
         self.has_ended = False
-        self._samples: deque[tuple[float, int]] = deque(maxlen=_SAMPLES)
-
-    def begin(self, address: str, now: float) -> None:
-        """Note that it begins to be sent to `address`, at monotonic time `now`."""
-        self.address = address
-        self.began = self.reference_at = now
-        self._samples.append((now, 0))
 
     @property
-    def sampled_at(self) -> float:
-        """The time of the last sample, monotonic seconds."""
-        return self._samples[-1][0]
+    def window_s(self) -> float:
+        """The time over which its rate is measured, seconds."""
+        return max(WINDOW_S, WINDOW_ROUND_TRIPS * self.rtt_s)
 
     @property
-    def acked(self) -> int:
-        """The bytes that were acknowledged at the last sample."""
-        return self._samples[-1][1]
+    def is_small(self) -> bool:
+        """Whether it is too small to have a rate."""
+        return self.size <= SMALL_BYTES
 
-    def sample(self, now: float, acked: int) -> None:
-        """Add a sample: the bytes acknowledged since the body began, at monotonic time `now`."""
-        gap_s = now - self.sampled_at
-        self.slow_since = None if gap_s > _GAP_S else self.slow_since
-        self.silent_s = 0.0 if acked != self.acked else self.silent_s + min(gap_s, _GAP_S)
-        self._samples.append((now, acked))
+    def refer_to(self, rate: float | None) -> None:
+        """Note the rate that others have now; None: there is none to compare, and a known one holds for a while."""
+        if rate is not None:
+            self.reference, self.reference_at = rate, self.sampled_at
+        elif self.sampled_at - self.reference_at > _REFERENCE_S:
+            self.reference = None
 
-    def last_bytes_since(self) -> float | None:
-        """Return the time from which on the last `_RATE_BYTES` were acknowledged; None when fewer were."""
-        return next((at for at, acked in reversed(self._samples) if acked <= self.acked - _RATE_BYTES), None)
-
-    def rate(self, since: float, until: float) -> float:
-        """Return bytes per second between two times, interpolated between samples; 0 when `until` is not later."""
-        span = until - since
-        return max(0.0, self._acked_at(until) - self._acked_at(since)) / span if span > 0 else 0.0
-
-    def _acked_at(self, time: float) -> float:
-        later_at, later = self._samples[-1]
-        for at, acked in reversed(self._samples):
-            if at <= time:
-                share = (time - at) / (later_at - at) if later_at > at else 0.0
-                return acked + (later - acked) * min(1.0, share)
-            later_at, later = at, acked
-        return float(self._samples[0][1])
-
-    def may_be_opening(self, rtt_s: float) -> bool:
-        """Return whether its connection may still open its window."""
-        return self.sampled_at - self.began < OPENING_ROUND_TRIPS * rtt_s
-
-    def is_speeding_up(self, window: float, rtt_s: float) -> bool:
-        """Return whether its rate grows like that of a connection that opens its window."""
-        middle = self.sampled_at - window / 2
-        return self.may_be_opening(rtt_s) and self.rate(middle, self.sampled_at) > 1.5 * self.rate(
-            self.sampled_at - window, middle
-        )
+    def is_far_slower_than(self, rate: float) -> bool:
+        """Return whether its rate is far below `rate`, bytes/s."""
+        return rate > FAR_SLOWER * self.speed
 
 
-class _Usual(NamedTuple):
-    """What a body that is far slower could have: the rate, bytes/s; who has it; found without any that is sent now."""
+class _Expected(NamedTuple):
+    """What a body could have elsewhere: the rate, bytes/s; who has it now; found though there is no other body."""
 
     rate: float
     faster: list[TrackedBody]
@@ -226,7 +191,8 @@ class Stragglers:
 
     def begin(self, body: TrackedBody, address: str, now: float) -> None:
         """Add a body that begins to be sent to `address`, at monotonic time `now`."""
-        body.begin(address, now)
+        body.begin(now)
+        body.address, body.reference_at = address, now
         self._in_flight.append(body)
 
     def end(self, body: TrackedBody, now: float, *, answered: bool) -> None:
@@ -235,7 +201,7 @@ class Stragglers:
             return
         self._in_flight.remove(body)
         if answered:
-            body.sample(now, body.size)
+            body.add(now, body.size)
             body.speed, body.has_ended = body.rate(body.began, now), True
             self._ended.append(body)
 
@@ -255,61 +221,56 @@ class Stragglers:
             body: one that has begun.
             now: monotonic seconds.
             acked: bytes acknowledged since it began.
-            rtt_s: the least round-trip time of its connection, seconds.
-            share: what its connection may send at most, bytes/s; None when there is no limit, or nothing more to send.
+            rtt_s: as of `TrackedBody`.
+            share: likewise.
             is_starved: all that was read of the file is acknowledged, and more is to come.
         """
-        body.sample(now, min(acked, body.size))
-        if is_starved or (share is not None and share < LEAST_SHARE):
-            body.slow_since, body.silent_s = None, 0.0
+        was_stopped = now - body.sampled_at > GAP_S
+        body.rtt_s, body.share = rtt_s, share
+        body.add(now, min(acked, body.size))
+        is_held_back = is_starved or (share is not None and share < LEAST_SHARE)
+        if was_stopped or is_held_back:
+            body.slow_since = None
+        if is_held_back:
+            body.silent_s = 0.0
             return None
         if body.history.count >= MOVES_MAX:
             return None
-        return self._too_slow(body, rtt_s, share) or self._too_silent(body, rtt_s)
+        return self._too_slow(body) or self._too_silent(body)
 
-    def _too_slow(self, body: TrackedBody, rtt_s: float, share: float | None) -> Move | None:
-        now, window = body.sampled_at, max(WINDOW_S, WINDOW_ROUND_TRIPS * rtt_s)
-        body.speed = body.rate(max(body.began, now - window), now)
-        if body.size <= SMALL_BYTES or body.acked >= body.size:
+    def _too_slow(self, body: TrackedBody) -> Move | None:
+        body.speed = body.recent_rate(body.window_s)
+        if body.is_small or body.acked >= body.size:
             return None
-        usual = self._usual(body, window, rtt_s, share)
-        if usual is None:
+        expected = self._expected(body)
+        if expected is None:
             body.slow_since = None
             return None
-        body.slow_since = now if body.slow_since is None else body.slow_since
-        rate = body.rate(max(body.began, min(body.slow_since, now - window)), now)
-        if not _is_worth_it(body, rate, usual.rate, rtt_s) or body.is_speeding_up(window, rtt_s):
+        body.slow_since = body.sampled_at if body.slow_since is None else body.slow_since
+        rate = body.recent_rate(max(body.window_s, body.sampled_at - body.slow_since))
+        if not _is_worth_it(body, rate, expected.rate) or body.is_speeding_up(body.window_s, body.rtt_s):
             return None
-        good = {peer.address for peer in usual.faster or self._lately(body)}
-        reason = f"{rate / 1000:.0f} kB/s; {usual.rate / 1000:.0f} kB/s is usual"
-        window_bytes = int(FAR_SLOWER * rate * rtt_s) if body.may_be_opening(rtt_s) else 0
-        return Move(reason, None if usual.is_alone else body.reference, body.address not in good, window_bytes)
+        good = {other.address for other in expected.faster or self._lately(body)}
+        reason = f"{rate / 1000:.0f} kB/s; {expected.rate / 1000:.0f} kB/s is usual"
+        window_bytes = int(FAR_SLOWER * rate * body.rtt_s) if body.may_be_opening(body.rtt_s) else 0
+        return Move(reason, None if expected.is_alone else body.reference, body.address not in good, window_bytes)
 
-    def _usual(self, body: TrackedBody, window: float, rtt_s: float, share: float | None) -> _Usual | None:
-        """Return what is usual, having updated the reference of a body; None when the body is not far slower."""
+    def _expected(self, body: TrackedBody) -> _Expected | None:
+        """Return what a body could have, having updated its reference; None when it is not far slower than that."""
         fastest = max((other.speed for other in (*self._in_flight, *self._ended)), default=0.0)
-        if max(fastest, body.reference or 0.0, share or 0.0) <= FAR_SLOWER * body.speed:
-            return None  # as nearly always: the comparison would not change that
-        faster, is_alone = self._compare(body, window, rtt_s, share)
-        rate = min(body.reference or 0.0, share or math.inf)
-        return _Usual(rate, faster, is_alone) if rate > FAR_SLOWER * body.speed else None
-
-    def _compare(
-        self, body: TrackedBody, window: float, rtt_s: float, share: float | None
-    ) -> tuple[list[TrackedBody], bool]:
-        """Set the reference of a body; return the others that are far faster, and whether it was found without any."""
-        compared = [(peer, *rates) for peer in self._others(body) if (rates := _compared(body, peer, window))]
-        faster = [(peer, theirs) for peer, own, theirs in compared if theirs > FAR_SLOWER * own]
+        if not body.is_far_slower_than(max(fastest, body.reference or 0.0, body.share or 0.0)):
+            return None  # as nearly always: the comparison would not change that, and takes time
+        compared = [(other, *rates) for other in self._others(body) if (rates := _compared(body, other))]
+        faster = [(other, theirs) for other, own, theirs in compared if theirs > FAR_SLOWER * own]
         alone = None
         if faster and 2 * len(faster) >= len(compared):
-            body.reference, body.reference_at = statistics.median(theirs for _, theirs in faster), body.sampled_at
-        elif not any(_is_comparable(body, other) for other in self._others(body, body.sampled_at - window)):
-            alone = self._reference_alone(body, rtt_s, share)
-        if alone is not None:
-            body.reference, body.reference_at = alone, body.sampled_at
-        elif body.sampled_at - body.reference_at > _REFERENCE_S:
-            body.reference = None
-        return [peer for peer, _ in faster], alone is not None
+            body.refer_to(statistics.median(theirs for _, theirs in faster))
+        else:
+            alone = self._reference_alone(body)
+            body.refer_to(alone)
+        rate = min(body.reference or 0.0, body.share or math.inf)
+        others = [other for other, _ in faster]
+        return _Expected(rate, others, alone is not None) if body.is_far_slower_than(rate) else None
 
     def _others(self, body: TrackedBody, since: float = 0.0) -> Iterable[TrackedBody]:
         """Yield the other bodies in flight, and those that have ended after this one began and after `since`."""
@@ -320,17 +281,20 @@ class Stragglers:
         ended = [other for other in self._ended if other.sampled_at > body.sampled_at - _LATELY_S]
         return [other for other in ended if _is_comparable(body, other)]
 
-    def _reference_alone(self, body: TrackedBody, rtt_s: float, share: float | None) -> float | None:
-        if body.history.count or body.sampled_at - body.began < ALONE_S + ALONE_ROUND_TRIPS * rtt_s:
+    def _reference_alone(self, body: TrackedBody) -> float | None:
+        """Return the rate that a body should have which is alone, and far slower than that; else None. Once a body."""
+        others = self._others(body, body.sampled_at - body.window_s)
+        is_alone = not any(_is_comparable(body, other) for other in others)
+        if not is_alone or body.history.count or body.age_s < ALONE_S + ALONE_ROUND_TRIPS * body.rtt_s:
             return None
         if lately := self._lately(body):
             usual = statistics.median(other.speed for other in lately)
             return usual if usual > FAR_SLOWER_ALONE * body.speed else None
-        return share if share is not None and share > FAR_SLOWER_THAN_RATE * body.speed else None
+        return body.share if body.share is not None and body.share > FAR_SLOWER_THAN_RATE * body.speed else None
 
-    def _too_silent(self, body: TrackedBody, rtt_s: float) -> Move | None:
+    def _too_silent(self, body: TrackedBody) -> Move | None:
         silent_s = body.silent_s
-        if silent_s < (SILENT_S + WINDOW_ROUND_TRIPS * rtt_s) * 2**body.history.count:
+        if silent_s < (SILENT_S + WINDOW_ROUND_TRIPS * body.rtt_s) * 2**body.history.count:
             return None
         since = body.sampled_at - silent_s - SAMPLED_S  # an earlier answer is no evidence about the path since
         similar = [other for other in self._others(body, since) if other.size * _COMPARABLE_SHARE >= body.size]
@@ -344,30 +308,29 @@ class Stragglers:
 
 
 def _is_comparable(body: TrackedBody, other: TrackedBody) -> bool:
-    least = min(body.size // _COMPARABLE_SHARE, _COMPARABLE_BYTES)
-    return other.size > SMALL_BYTES and other.size >= least
+    return not other.is_small and other.size >= min(body.size // _COMPARABLE_SHARE, _COMPARABLE_BYTES)
 
 
-def _compared(body: TrackedBody, other: TrackedBody, window: float) -> tuple[float, float] | None:
+def _compared(body: TrackedBody, other: TrackedBody) -> tuple[float, float] | None:
     """Return the rates of a body and another one in the last time in which both were sent; None: not comparable."""
-    until = min(body.sampled_at, other.sampled_at)
+    window, until = body.window_s, min(body.sampled_at, other.sampled_at)
     if not _is_comparable(body, other) or until < body.sampled_at - 4 * window:
         return None
-    full_since = other.last_bytes_since()
+    full_since = other.time_of_last(_RATE_BYTES)
     if not other.has_ended:
         earliest = max(other.began + _FIRST_BYTES_S, until - _RATE_WINDOWS * window)
         if full_since is None or full_since < earliest or other.acked >= other.size:
             return None  # all that it sent may be in a buffer
     since = max(body.began, other.began, min(until - window, other.began if full_since is None else full_since))
-    if until - since < min(window, other.sampled_at - other.began) / 2 or until <= since:
+    if until - since < min(window, other.age_s) / 2 or until <= since:
         return None
     return body.rate(since, until), other.rate(since, until)
 
 
-def _is_worth_it(body: TrackedBody, rate: float, expected: float, rtt_s: float) -> bool:
+def _is_worth_it(body: TrackedBody, rate: float, expected: float) -> bool:
     """Return whether a body was slow for long enough, and would be stored sooner by a move."""
-    age_s, slow_s = body.sampled_at - body.began, 0.0 if body.slow_since is None else body.sampled_at - body.slow_since
-    again_s = body.size / expected + MOVE_ROUND_TRIPS * rtt_s
-    is_watched = age_s >= max(MIN_AGE_S, MIN_AGE_ROUND_TRIPS * rtt_s)
+    slow_s = 0.0 if body.slow_since is None else body.sampled_at - body.slow_since
+    again_s = body.size / expected + MOVE_ROUND_TRIPS * body.rtt_s
+    is_watched = body.age_s >= max(MIN_AGE_S, MIN_AGE_ROUND_TRIPS * body.rtt_s)
     is_watched &= slow_s >= min(max(SLOW_MIN_S, SLOW_SHARE * again_s), SLOW_MAX_S)
     return is_watched and body.size - body.acked > rate * (GAIN * again_s + GAIN_S)
