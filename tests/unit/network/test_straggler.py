@@ -11,6 +11,7 @@ import pytest
 from s3daemon.network.straggler import (
     MOVES_MAX,
     SILENT_S,
+    SLOW_MAX_S,
     Move,
     MoveHistory,
     Stragglers,
@@ -142,7 +143,23 @@ def copies(bodies: list[Body]) -> list[Body]:
         ("all slow, alone each", [Body(MIB, with_burst(SLOW), at=12.0 * n) for n in range(3)], set(), 0),
         ("the link stalls under the last eight", [*FAST_ONES, *(
             Body(rate=turning(0.65, 12e6, 0), address="b") for _ in range(8))], set(), 0),
-        ("a few kilobytes", [Body(30_000, SLOW), *FAST_ONES], set(), 0),
+        ("a few kilobytes", [Body(60_000, 20e3), *FAST_ONES], set(), 0),
+        ("alike with most", [*(Body(64 * MIB, FAST / 5) for _ in range(7)), *(
+            Body(64 * MIB, at=1.0) for _ in range(2))], set(), 0),
+        ("pauses at the beginning", [Body(2 * MIB, lambda age: 0 if age < 0.31 else FAST), *FAST_ONES], set(), 0),
+        ("pauses for less than a move would take", [Body(rate=lambda age: 0 if 0.5 < age < 1.5 else 2e6), *(
+            Body(rate=2e6) for _ in range(9))], set(), 0),
+        ("a part that would take long elsewhere too", [Body(64 * MIB, SLOW), *(
+            Body(64 * MIB, 2e6) for _ in range(9))], {0}, 7.0),
+        ("all slow, and buffers take more of some", [
+            Body(rate=with_burst(SLOW, 2 * MIB if n % 2 else 400_000)) for n in range(9)], set(), 0),
+        ("among small ones, which buffers take whole", [Body(rate=SLOW), *(
+            Body(200_000, 2e6, at=n / 20) for n in range(100))], set(), 0),
+        ("five times slower, and over before a move gains much", [Body(rate=FAST / 5), *FAST_ONES], set(), 0),
+        ("five times slower, over a long way", [Body(rate=1e6, rtt_s=0.2), *(
+            Body(rate=5e6, rtt_s=0.2) for _ in range(9))], set(), 0),
+        ("new among warm ones, over a long and wide way", [Body(64 * MIB, opening(0.2, 100e6), rtt_s=0.2), *(
+            Body(1024 * MIB, 100e6, rtt_s=0.2) for _ in range(9))], set(), 0),
     ],
 )  # fmt: skip
 def test_uploads_far_slower_than_others_are_moved(case: str, bodies: list[Body], moved: set[int], by: float) -> None:
@@ -158,7 +175,9 @@ def test_a_lone_upload_is_compared_with_recent_ones() -> None:
     (age, move) = simulate([*before, Body(rate=SLOW, at=20.0)])[4]
     assert (2 <= age <= 3, move.reference) == (True, None)
     assert not simulate([*copies(before), Body(rate=SLOW, at=20.0, moved=MoveHistory(1))])
-    assert not simulate([*copies(before), Body(rate=FAST / 5, at=20.0)])
+    assert not simulate([*copies(before), Body(64 * MIB, FAST / 5, at=20.0)])
+    (age, _) = simulate([*copies(before), Body(rate=SLOW, at=20.0, rtt_s=0.3)])[4]
+    assert age >= 5, "ten round trips more"
     assert not simulate([*copies(before), Body(rate=SLOW, at=200.0)], until=210.0), "two minutes later it is unknown"
 
 
@@ -202,11 +221,21 @@ def test_what_was_expected_holds_for_the_next_connection() -> None:
         assert set(simulate([Body(rate=with_burst(SLOW), moved=MoveHistory(count, FAST))], until=5.0)) == moved
 
 
+def test_what_was_expected_is_forgotten_after_some_seconds() -> None:
+    """The path may have become slow since."""
+    for turns_at, moved in ((1.0, {0}), (6.0, set())):
+        body = Body(32 * MIB, turning(turns_at, 5e6, SLOW), moved=MoveHistory(1, 5e6))
+        assert set(simulate([body])) == moved
+
+
 def test_the_address_is_blamed_unless_another_upload_moves_well_there() -> None:
     """One slow connection of an address is that connection's fault."""
     elsewhere = [Body(address="b") for _ in range(9)]
     assert simulate([Body(rate=SLOW), *elsewhere])[0][1].blames_address
     assert not simulate([Body(rate=SLOW), Body(), *copies(elsewhere)])[0][1].blames_address
+    for address, blames in (("a", False), ("b", True)):
+        before = [Body(address=address, at=n / 2) for n in range(4)]
+        assert simulate([*before, Body(rate=SLOW, at=20.0)])[4][1].blames_address is blames
 
 
 @pytest.mark.parametrize(
@@ -231,10 +260,26 @@ def test_an_upload_without_an_answer_is_moved(case: str, bodies: list[Body], mov
 
 
 def test_a_second_silence_lasts_twice_as_long() -> None:
-    """As the guidance for S3 says: two seconds, then four."""
+    """As the guidance for S3 says: two seconds, then four; and some round trips."""
     others = [Body(3000, answer_s=0.1, at=n / 10) for n in range(9)]
     (age, _) = simulate([Body(3000, answer_s=20, moved=MoveHistory(1)), *others])[0]
     assert 2 * SILENT_S <= age <= 2 * SILENT_S + 1
+    (age, _) = simulate([Body(3000, answer_s=20, rtt_s=0.5), *copies(others)])[0]
+    assert SILENT_S + 4 * 0.5 <= age <= SILENT_S + 3
+
+
+def test_a_body_that_was_slow_before_this_process_was_stopped_is_watched_again() -> None:
+    """For as long as without the stop, of which nothing is known."""
+    stragglers, slow, fast = Stragglers(), TrackedBody(1024 * MIB), TrackedBody(1024 * MIB)
+    for body in (slow, fast):
+        stragglers.begin(body, "a", 0.0)
+    moves = []
+    for number in range(1, 100):
+        now = number * TICK_S + (3.0 if number > 20 else 0.0)
+        assert stragglers.tick(fast, now, int(now * 1e6), rtt_s=0.0) is None
+        if stragglers.tick(slow, now, int(now * 1e4), rtt_s=0.0):
+            moves.append(now)
+    assert moves[0] >= 20 * TICK_S + 3.0 + SLOW_MAX_S
 
 
 def test_a_process_that_was_stopped_finds_nothing_slow() -> None:
