@@ -50,10 +50,12 @@ Where to find the answers to common questions:
 * whether an error is final: `delivery.decision`, from `model.verdict`, which classifies each code
 * whether an answer of the store means stored: `s3.answers`; the ETag: `s3.sender`; all conditions: `s3.store`
 * whether the endpoint is away or the queue held: `delivery.health.endpoint`; the keys at fault: `delivery.health.keys`
-* the journal's fields and MESSAGE_IDs: `model.record`
+* the journal's fields and MESSAGE_IDs: `model.record`; who fills them in: `delivery.records`
 * what lies in the state directory, and which module writes each file: `spool.directory`
 * which settings need a restart: `config.settings`, the variables with `restart=True`
-* whether an address is disabled or on trial: `network.address`; which one a new connection gets: `network.addresses`
+* for how long a store keeps idle connections: `network.keepalive.idle_limit`; after which small request:
+  `network.keepalive.asking`
+* whether an address is disabled or on trial: `network.address`; where a new connection leads: `network.addresses`
 * whether an upload is too slow: `network.straggler`; it is stopped in `s3.sender`, and sent again in
   `delivery.attempt`, or as a part in `s3.parts`
 * the bandwidth limit: `network.rate.bandwidth`; how it is found: `network.rate.controller`

@@ -108,11 +108,11 @@ class Health:
         self._reloaded_at = self._succeeded_at = self._success_began_at = -math.inf
         self._set_up()
 
-    def _set_up(self) -> None:
+    def _set_up(self, suspects: dict[str, Destination] | None = None) -> None:
         self._stop: _Away | _Held | None = None
         self._failures = 0  # since the last success, while it is neither away nor held
         self._failed: set[Destination] = set()
-        self._suspects: dict[str, Destination] = {}  # by code, the first destination
+        self._suspects = suspects or {}  # by code, the first destination
 
     @property
     def held(self) -> str:
@@ -165,11 +165,9 @@ class Health:
     def suspected(self, error: AttemptError, destination: Destination, started_at: float) -> None:
         """Note a refusal that may concern all transfers, or this destination alone."""
         if not self.held and started_at >= self._reloaded_at:
-            suspects = self._suspects
             if error.status:
-                self._set_up()  # whatever is refused, it answers
-            self._suspects = suspects
-            if suspects.setdefault(error.code, destination) != destination:
+                self._set_up(self._suspects)  # whatever is refused, it answers
+            if self._suspects.setdefault(error.code, destination) != destination:
                 self.refused(error, started_at)
         self._delay_held_probe()
 
