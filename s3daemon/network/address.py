@@ -10,6 +10,7 @@
                                           a small request is not answered *               DISABLED
     DISABLED  none, but for a probe       the probe (a small request) is answered         TRIAL
               when its time is up         the probe is not answered                       DISABLED, twice as long
+                                          the probe is not sent: a limit of this host     DISABLED, for 5 s more
                                           the name has lost all that are not disabled     TRIAL
     TRIAL     one                         an upload succeeds                              ENABLED
                                           a small request is answered, and only one that  ENABLED

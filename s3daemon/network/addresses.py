@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError
 from s3daemon.model.verdict import UNREACHED, blames_endpoint, may_be_the_address
-from s3daemon.network.address import Address, SmallRequestOutcome, State
+from s3daemon.network.address import DISABLED_FIRST_S, Address, SmallRequestOutcome, State
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +304,8 @@ class Addresses:
         if outcome.is_answer:
             known.state = State.TRIAL
             self._note_answer(known, outcome)
+        elif outcome is SmallRequestOutcome.NOT_SENT:
+            known.probe_at = self._clock() + DISABLED_FIRST_S
         else:
             self._disable(address, known, known.reason)
 

@@ -219,6 +219,18 @@ def test_any_answer_to_the_probe_begins_the_trial(outcome: SmallRequestOutcome, 
     assert scene.addresses.in_order({ONE: 1})[-1] == ONE
 
 
+def test_a_probe_that_this_host_could_not_send_says_nothing(scene: Scene) -> None:
+    """It is sent soon, and the time until the one after it does not grow: the address may have been back for long."""
+    scene.disable()
+    for _ in range(5):
+        scene.clock.now += DISABLED_FIRST_S
+        assert scene.addresses.to_probe() == [ONE]
+        scene.addresses.probed(ONE, SmallRequestOutcome.NOT_SENT)
+    scene.clock.now += DISABLED_FIRST_S
+    scene.addresses.probed(ONE, SmallRequestOutcome.NOT_ANSWERED)
+    assert scene.addresses.next_probe_s(ONE) == 2 * DISABLED_FIRST_S
+
+
 def test_a_trial_after_a_bad_answer_ends_with_a_good_one_or_an_upload() -> None:
     """A trial after it was disabled ends only with an upload; an upload that fails on trial disables."""
     scene = Scene((ONE, TWO))
