@@ -44,8 +44,11 @@ _MD5 = re.compile(r"[0-9a-f]{32}")
 #: quotes out.
 _ETAG = re.compile(r'"[!#-~]+"|[!#-)+-~][!#-~]*')
 #: What web servers give their files: nginx and lighttpd the time and the size, Apache also the inode, in hexadecimal
-#: (nginx's ngx_http_set_etag, Apache's FileETag); and any weak validator, which S3 never gives (RFC 9110, 8.8.1).
-_FILE_ETAG = re.compile(r"W/.*|[0-9a-f]{1,16}(-[0-9a-f]{1,16}){1,2}", re.IGNORECASE)
+#: (nginx's ngx_http_set_etag, Apache's FileETag).
+_FILE_ETAG = re.compile(r"[0-9a-f]{1,16}(-[0-9a-f]{1,16}){1,2}", re.IGNORECASE)
+#: How a weak entity tag begins. S3 gives none, but a proxy that changes answers may make each of them weak; what is in
+#: the quotes is the same (RFC 9110, 8.8.3). As servers of pages give weak ones too, that must have the form of S3's.
+_WEAK = "W/"
 #: Encryption by S3 under which an ETag is not the MD5 of what was sent ("Object", Amazon S3 API Reference, on ETag).
 _KMS = "aws:kms"
 #: What to look at when a handshake fails.
@@ -120,12 +123,14 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
 
 
 def _flaw_of_etag(status: int, etag: str) -> str:
-    if not etag.strip('" '):
+    tag = etag.removeprefix(_WEAK)
+    text = tag.strip('" ')
+    if not text:
         return f"the answer with status {status} has no ETag, so it did not come from S3"
     flaw = ""
-    if _FILE_ETAG.fullmatch(etag.strip('" ')):
+    if _FILE_ETAG.fullmatch(text) or (tag != etag and not (is_md5(text) or parts_of(text))):
         flaw = f"the ETag {etag} of a web server's file"
-    elif not _ETAG.fullmatch(etag):
+    elif not _ETAG.fullmatch(tag):
         flaw = f"the ETag {etag}, which is not valid"
     return f"the answer with status {status} has {flaw}: it came from a proxy or another server" if flaw else ""
 
@@ -169,8 +174,8 @@ def is_md5(etag: str) -> bool:
 
 
 def etag_of(answer: Mapping[str, Any]) -> str:
-    """Return the ETag in a parsed answer, without quotes; empty when it has none."""
-    return str(answer.get("ETag", "")).strip('"')
+    """Return the ETag in a parsed answer, without quotes or the mark of a weak one; empty when it has none."""
+    return str(answer.get("ETag", "")).removeprefix(_WEAK).strip('"')
 
 
 def is_encrypted(answer: Mapping[str, Any]) -> bool:

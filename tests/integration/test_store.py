@@ -80,6 +80,17 @@ async def test_an_etag_that_is_not_an_md5_is_not_compared(tmp_path: Path, etag: 
     assert stored.etag == etag.strip('"')
 
 
+@in_loop
+async def test_a_weak_etag_is_compared_by_its_text(tmp_path: Path) -> None:
+    """A proxy that changes answers makes the store's ETags weak; a wrong one is found all the same."""
+    file = a_file(tmp_path / "file", SMALL)
+    right = etag_of(file.read_bytes())
+    async with PLAIN.store(answering(ETag=f"W/{right}")) as (_, sender):
+        assert (await sender.put(file)).etag == right.strip('"')
+    async with PLAIN.store(answering(ETag=f"W/{etag_of(b'other')}")) as (_, sender):
+        assert (await failure(sender.put(file))).code == "ETagMismatch"
+
+
 @pytest.mark.parametrize(("script", "verify"), [(answering(), "no-etag"), (answering(201), "no-etag")])
 @in_loop
 async def test_a_sink_without_etags_takes_a_setting(tmp_path: Path, script: Script, verify: str) -> None:
