@@ -15,6 +15,7 @@ What opening does with what a crash or a failing disk left behind:
 
     lock of a dead process  nothing: the kernel released it
     spool.db-wal            SQLite takes what was committed from it, and nothing else
+    spool.db without a byte it is used as a new one, and the journal says so; operators' tools leave it to the daemon
     spool.db damaged        rows that can be read go to spool.db.new, committed; that becomes spool.db.rescued; what
                             there is of spool.db becomes spool.db.corrupt-...; spool.db.rescued becomes spool.db
     spool.db.rescued        the last two of these steps again
@@ -39,6 +40,9 @@ from s3daemon.spool.database import primary_code
 NAMES = ("lock", "spool.db", "ballast", "control")
 #: Twice the WAL (`database`), so that it can be written back and filled once more with removals.
 RESERVED_BYTES = 256 * 1024
+#: What to say of a spool's file without a byte, which SQLite takes for a new database. The daemon never leaves one; a
+#: file system does that was full, or crashed.
+EMPTY_SPOOL = "is empty; if it held transfers, they are lost: send their files again"
 
 
 def denied(path: Path, error: OSError) -> StartError:

@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from s3daemon.errors import Code, StartError, one_line
 from s3daemon.spool.database import SpoolFile, is_corrupt
-from s3daemon.spool.directory import obstacle
+from s3daemon.spool.directory import EMPTY_SPOOL, obstacle
 from s3daemon.spool.exposures import KeptExposures, SaveEnded, SaveExposure
 from s3daemon.spool.rows import Change, Entry, Hint, Insert, OpenUpload, SaveClock, SaveHint
 from s3daemon.units import plural
@@ -112,7 +112,7 @@ class RecoverableFile:
         """Call `work` with the file; when that finds the file damaged or gone, with its replacement.
 
         Raises:
-            StartError: `SpoolNewer`.
+            StartError: `SpoolNewer`; without `create` also `SpoolCorrupt`, the file is empty.
             sqlite3.Error, OSError: the disk fails; or the file is damaged (`is_corrupt`) and `create` is False.
         """
         with self._lock:
@@ -148,8 +148,10 @@ class RecoverableFile:
         if self._file is None:
             if self._create:
                 self._finish_interrupted()
-                if self._path.exists() and not self._path.stat().st_size:
-                    _log.error("%s is empty; if it held transfers, they are lost: send their files again", self._path)
+            if self._path.exists() and not self._path.stat().st_size:
+                if not self._create:  # opening it makes it a sound spool, and the daemon would say nothing
+                    raise StartError(Code.SPOOL_CORRUPT, f"{self._path} {EMPTY_SPOOL}; the daemon makes a new one")
+                _log.error("%s %s", self._path, EMPTY_SPOOL)
             self._file = SpoolFile(self._path, create=self._create)
             self._opened = self._found()
         return self._file

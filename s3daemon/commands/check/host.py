@@ -17,7 +17,7 @@ from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.config.settings import PRIME_AUTO, RESTRICTIONS, VARIABLES, Settings
 from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users
-from s3daemon.spool.directory import NAMES
+from s3daemon.spool.directory import EMPTY_SPOOL, NAMES
 from s3daemon.units import rate
 
 #: On shorter paths than this the settings that are checked cost nothing.
@@ -172,6 +172,7 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
     except OSError as exc:
         findings.note("state", f"{directory} cannot be examined: {exc.strerror}; run it as root")
         return
+    _spool_file(findings, directory, here)
     account = host.user(owner) if owner else None
     free = disk.f_bavail * disk.f_frsize
     if disk.f_flag & os.ST_RDONLY:
@@ -188,6 +189,13 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
         )
     else:
         findings.ok("state", f"{directory}, mode {stat.S_IMODE(found.st_mode):04o}, {free / 1e9:.3g} GB free")
+
+
+def _spool_file(findings: Findings, directory: Path, here: Path) -> None:
+    """Say if the spool's file has no byte; `here` is where the state directory is for this process."""
+    with contextlib.suppress(FileNotFoundError):
+        if not (here / "spool.db").lstat().st_size:
+            findings.warn("state", f"{directory}/spool.db {EMPTY_SPOOL}")
 
 
 def journal(findings: Findings, host: Host, journald: Path, unit: str) -> None:

@@ -307,3 +307,14 @@ def test_an_emptied_file_is_told(path: Path, caplog: pytest.LogCaptureFixture) -
     caplog.clear()
     open_all(path)
     assert caplog.messages == []
+
+
+def test_an_empty_file_is_left_to_the_daemon(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A tool that opened it would make it a sound spool, and nobody would hear that there may have been transfers."""
+    path = tmp_path / "spool.db"
+    path.touch()
+    with pytest.raises(StartError, match=r"spool\.db is empty; if it held transfers, they are lost") as caught:
+        RecoverableFile(path, create=False).use(SpoolFile.entries)
+    assert (caught.value.code, path.stat().st_size, caplog.messages) == ("SpoolCorrupt", 0, [])
+    assert open_all(path) == ([], 0.0, 0, False)
+    assert caplog.messages == [f"{path} is empty; if it held transfers, they are lost: send their files again"]

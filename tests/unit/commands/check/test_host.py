@@ -179,12 +179,19 @@ def test_roots_that_are_not_there(looked: Looked) -> None:
 
 def test_state_directory(looked: Looked) -> None:
     """One that a start made is right; one that does not exist is made by the first start."""
-    directory = looked.put("/var/lib/s3daemon/spool.db").parent
+    directory = looked.put("/var/lib/s3daemon/spool.db", "rows").parent
     directory.chmod(0o700)
     checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "")
     assert looked.one("state").startswith("ok state /var/lib/s3daemon, mode 0700, ")
     checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon@1"), "")
     assert looked.one("@1").startswith("note")
+
+
+def test_state_directory_with_an_empty_spool(looked: Looked) -> None:
+    """A file system that was full or crashed may have left it; a tool that opens it would find a new, empty spool."""
+    looked.put("/var/lib/s3daemon/spool.db")
+    checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "")
+    assert "spool.db is empty; if it held transfers, they are lost" in looked.one("warn state")
 
 
 def test_state_directory_that_is_a_file(looked: Looked) -> None:
@@ -203,7 +210,7 @@ def test_state_directory_that_is_a_link_to_nothing(looked: Looked) -> None:
 
 def test_state_directory_of_another(looked: Looked) -> None:
     """It must be the service's user's."""
-    directory = looked.put("/var/lib/s3daemon/spool.db").parent
+    directory = looked.put("/var/lib/s3daemon/spool.db", "rows").parent
     looked.change(user=lambda name: account(name, directory.stat().st_uid + 1))
     checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "s3daemon")
     assert "chown -R s3daemon: /var/lib/s3daemon" in looked.one("FAIL")
@@ -212,7 +219,7 @@ def test_state_directory_of_another(looked: Looked) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
 def test_state_directory_with_files_of_root(looked: Looked) -> None:
     """A spool that was made as root cannot be written by the daemon."""
-    directory = looked.put("/var/lib/s3daemon/spool.db").parent
+    directory = looked.put("/var/lib/s3daemon/spool.db", "rows").parent
     os.chown(directory, 12345, 12345)
     directory.chmod(0o700)
     checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "")
@@ -222,7 +229,7 @@ def test_state_directory_with_files_of_root(looked: Looked) -> None:
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make files of others")
 def test_state_directory_with_what_is_not_ours(looked: Looked) -> None:
     """A disk of its own has a lost+found of root's, which is no concern of the daemon."""
-    directory = looked.put("/var/lib/s3daemon/spool.db").parent
+    directory = looked.put("/var/lib/s3daemon/spool.db", "rows").parent
     looked.put("/var/lib/s3daemon/README")
     (directory / "lost+found").mkdir()
     for path in (directory, directory / "spool.db"):
