@@ -252,6 +252,7 @@ class Service:
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
         metrics = Metrics(operations.figures, exposures=exposures, name=state_dir.name)
+        uploader.outages.on_change = self._show_status
         uploader.records.observers += [questions.see, metrics.see]
         uploader.records.attempt_observers.append(metrics.see_attempt)
         self._uploads = Uploads(intake, access, waiting, spool.mark_notified, refusals=refusals, clock=uploader.clock)
@@ -332,13 +333,17 @@ class Service:
         kept = f"{plural(left, 'transfer')} kept for the next start"
         _log.info("stopped; %s", kept if left else "no transfers left")
 
+    def _show_status(self) -> None:
+        """Have systemd show the daemon's condition as it is now."""
+        self._notifier.status(self._operations.line())
+
     async def _report(self) -> None:
         """Keep STATUS and the active seconds in the spool up to date."""
         ticked_at = time.monotonic()
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
             self._operations.sample()
-            self._notifier.status(self._operations.line())
+            self._show_status()
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()
                 active_now_s = self._uploader.active_clock.now()
@@ -390,7 +395,7 @@ class Service:
             _log.error(text, "; ".join(exc.faults), extra={"journal": kind})
             raise
         finally:
-            self._notifier.status(self._operations.line())
+            self._show_status()
         return answer
 
     async def _put_in_force(self, arguments: Mapping[str, object]) -> CommandAnswer:

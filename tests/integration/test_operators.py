@@ -83,6 +83,18 @@ def test_a_retry_says_that_the_queue_is_held(served: Daemon, s3: FlakyS3, file: 
     assert done.stdout.count("\n") == 1
 
 
+def test_systemd_shows_at_once_that_the_queue_is_held(served: Daemon, s3: FlakyS3, file: Path) -> None:
+    """Not up to two seconds later, as counts are; several times, since it may have been about to show these."""
+    for number in range(3):
+        s3.faults = {Fault.KEY_UNKNOWN: 1.0}
+        accepted(served, file, f"kept{number}")
+        served.wait_status(lambda now: bool(now["held"]), "held")
+        served.process.wait_status(lambda shown: shown["STATUS"].startswith("HELD, "), "HELD", timeout=0.5)
+        s3.faults = {}
+        assert served.command("reload").returncode == 0
+        served.wait_idle()
+
+
 def test_the_queue_of_a_daemon_that_is_down(served: Daemon, s3: FlakyS3, file: Path) -> None:
     """The same commands change the spool, and the next daemon acts on that."""
     s3.faults = {Fault.DENIED: 1.0}

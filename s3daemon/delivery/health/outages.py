@@ -26,6 +26,9 @@ class Outages:
         next_attempt_s: seconds until the next attempt while it is away or held, else None.
         monotonic: monotonic seconds.
         wall: seconds since the epoch.
+
+    Attributes:
+        on_change: called after each entry.
     """
 
     def __init__(
@@ -37,6 +40,7 @@ class Outages:
         self._wall = wall
         self._state = ""  # `held` or `away`, never both; empty for neither
         self._began = 0.0  # monotonic seconds; of that state
+        self.on_change: Callable[[], None] = lambda: None
 
     @property
     def for_s(self) -> float | None:
@@ -65,6 +69,7 @@ class Outages:
         elif state == "away":
             text = f"the endpoint is away: {self._health.away_reason}; transfers are kept and tried until it is back"
             self._begin(MessageId.AWAY, text, logging.ERROR)
+        self.on_change()
 
     def _begin(self, kind: MessageId, text: str, level: int) -> None:
         next_s = self._next_attempt_s() or 0.0  # None only while it is neither away nor held

@@ -57,6 +57,8 @@ def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) 
     clock = Clock()
     health = Health(random.Random(1), clock)
     outages = Outages(health, lambda: health.next_probe_s, clock, lambda: 1e9 + clock.now)
+    shown = list[tuple[bool, bool, float | None]]()
+    outages.on_change = lambda: shown.append((health.away, bool(health.held), outages.for_s))
     began_usec = round((1e9 + clock.now) * 1e6)
 
     def since_and_next() -> tuple[int | None, float | None]:
@@ -77,6 +79,7 @@ def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) 
     health.reload()
     outages.note()
     assert since_and_next() == (None, None)
+    assert shown == [(True, False, 0.0), (False, True, 0.0), (False, False, None)], "once for each change, at once"
     kinds = [record.__dict__["journal"] for record in caplog.records]
     order = [MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED]
     assert [kind["MESSAGE_ID"] for kind in kinds] == order
