@@ -98,8 +98,8 @@ class Server:
     async def _serve(self, client: Client, *, first: bool = True) -> None:
         """Serve the requests of a connection, the first one or further ones; in the plain form that is one."""
         reader = LineReader()
-        extended = True
-        while extended and not self._waiting.left:
+        extended = keeps = True
+        while keeps and not self._waiting.left:
             try:
                 line = None  # of the request before
                 line = await self._line(client, reader, first=first)
@@ -125,6 +125,7 @@ class Server:
                 return
             first, extended = False, is_extended(line)
             await self._deliver(client.sock, reply, name, extended=extended)
+            keeps = extended and (self.listener.may_keep or client.has_unread_data)
         if extended:  # a further request may be there already; a reset would take the last reply with it
             await close_after_reply(client.sock)
 

@@ -171,6 +171,43 @@ async def test_an_idle_connection_is_closed_without_a_word(house: House, monkeyp
         writer.close()
 
 
+@in_house(S3DAEMON_MAX_CLIENTS="2")
+async def test_half_of_the_slots_are_for_clients_that_have_a_request(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beyond the other half a connection ends with the reply, unless the next request is there already."""
+    monkeypatch.setattr(s3daemon.ingress.server, "IDLE_LIMIT_S", 60.0)
+    house.intake.end()
+    first, idle = await house.connect()
+    idle.write(EXTENDED)
+    assert json.loads(await first.readline())["result"] == "stored"
+    for _ in range(2):
+        reader, writer = await house.connect()
+        writer.write(EXTENDED * 2)
+        async with asyncio.timeout(10):
+            assert (await reader.read()).count(b'"stored"') == 2
+        writer.close()
+    idle.write(EXTENDED)
+    assert json.loads(await first.readline())["result"] == "stored"
+    idle.close()
+
+
+@in_house()
+async def test_a_stop_waits_for_no_further_request(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection of a client that is answered meanwhile ends with its reply."""
+    monkeypatch.setattr(s3daemon.ingress.server, "IDLE_LIMIT_S", 60.0)
+    reader, writer = await house.connect()
+    writer.write(EXTENDED)
+    await house.until(lambda: bool(house.intake.requests))
+    house.accepting.cancel()
+    await house.server.listener.stop_reading()
+    house.intake.end()
+    assert json.loads(await reader.readline())["result"] == "stored"
+    async with asyncio.timeout(10):
+        assert await reader.read() == b""
+    writer.close()
+
+
 @in_house()
 async def test_accepted_is_said_once_the_transfer_is_durable(house: House) -> None:
     """With `"wait": false` the reply comes with the commit, not before it."""
