@@ -145,9 +145,9 @@ class FakeSpool(Spool):
     async def save_tags(self, transfer: Transfer) -> None:
         self._alter(transfer.id, transfer=transfer)
 
-    async def start_attempt(self, transfer: Transfer) -> None:
+    async def start_attempt(self, transfer: Transfer, *, file_changed: bool = False) -> None:
         self.started.append(transfer.id)
-        self._alter(transfer.id, transfer=transfer, attempt_started=True, sent_etag="")
+        self._alter(transfer.id, transfer=transfer, attempt_started=True, sent_etag="", file_changed=file_changed)
 
     def record_attempt(
         self, transfer_id: str, attempts: int, *, attempt_started: bool, code: str, text: str, sent_etag: str = ""

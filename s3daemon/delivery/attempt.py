@@ -155,7 +155,7 @@ class Attempts:
             elif (found := await self._find(queued, store, progress, source)) is not None:
                 return found
             if has_changed or queued.sent_etag or not queued.attempt_started:  # the spool does not say what is sent now
-                await _save_if_possible(self._spool.start_attempt(queued.transfer))
+                await _save_if_possible(self._spool.start_attempt(queued.transfer, file_changed=queued.file_changed))
                 queued.attempt_started = True
             stored = await store.put(
                 queued.transfer,

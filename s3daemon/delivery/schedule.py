@@ -126,6 +126,7 @@ class QueuedTransfer:
             attempt_started=entry.attempt_started,
             outcome_unknown=entry.attempt_started,
             sent_etag=entry.sent_etag,
+            file_changed=entry.file_changed,
         )
 
     def entry(self) -> Entry:
@@ -139,6 +140,7 @@ class QueuedTransfer:
             code=self.last_error.code,
             text=self.last_error.text,
             sent_etag=self.sent_etag,
+            file_changed=self.file_changed,
         )
 
     def __lt__(self, other: QueuedTransfer) -> bool:

@@ -4,7 +4,7 @@
         seq             order of acceptance, never used twice: AUTOINCREMENT remembers the highest after its row is gone
         id, file (bytes), bucket, key, tags (a JSON array), size_bytes, mtime_ns, inode, device, ctime_ns, accepted_usec
                         the `Transfer`; inode and device are unsigned in the kernel, signed here
-        accepted_service, attempts, begun, code, text, failed, failed_service, told, md5
+        accepted_service, attempts, begun, code, text, failed, failed_service, told, md5, changed
                         as in `Entry`; see `COLUMN_OF`
     transfer_overtaken  index over the failed rows alone, by bucket and key: what a success for a destination clears
     state           one row
@@ -98,6 +98,7 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "ALTER TABLE state ADD COLUMN bucket TEXT NOT NULL DEFAULT ''",
     ),
     (exposures.COUNTED,),
+    ("ALTER TABLE transfer ADD COLUMN changed INTEGER NOT NULL DEFAULT 0",),
 )
 LAST_VERSION = FIRST_VERSION + len(MIGRATIONS) - 1
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours
@@ -168,6 +169,7 @@ class SpoolFile:
         self.active_base_s = 0.0  #: active seconds as last saved
         self.last_seq = 0  #: the highest ever used
         self.hint = Hint()  #: as last saved; of no store when it cannot be read
+        self._select = _SELECT
         try:
             # Exclusive: the lock file keeps others out already, and so the WAL's index lives in memory, not in a shared
             # mapping that a full tmpfs would answer with SIGBUS.
@@ -175,6 +177,8 @@ class SpoolFile:
             if damaged:
                 self._db.execute("PRAGMA writable_schema = ON")  # SQLite then reads a file shorter than it says
                 self.read_state()
+                if not self._has_changed():
+                    self._select = _SELECT.replace(", changed", ", 0")
             else:
                 self._prepare()
         except BaseException:
@@ -221,6 +225,13 @@ class SpoolFile:
             with contextlib.suppress(sqlite3.Error, TypeError, ValueError):
                 self.last_seq = max(self.last_seq, self._number(query))
 
+    def _has_changed(self) -> bool:
+        """Return whether there is the column `changed`, which a damaged file of an older version lacks."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            self._db.execute("SELECT changed FROM transfer LIMIT 0")
+            return True
+        return False
+
     def _read_hint(self) -> None:
         self.hint = Hint.from_row(*self._db.execute("SELECT endpoint, rate_bps, bucket FROM state").fetchone())
 
@@ -246,17 +257,17 @@ class SpoolFile:
         Raises:
             sqlite3.Error: a row or its page is damaged (`is_corrupt`), or the disk fails.
         """
-        return self._read_entries(f"{_SELECT} WHERE seq BETWEEN ? AND ? ORDER BY seq", first, last)
+        return self._read_entries(f"{self._select} WHERE seq BETWEEN ? AND ? ORDER BY seq", first, last)
 
     def failures(self) -> list[Entry]:
         """Read the failed rows as `entries` does; the cost grows with their number, not with that of pending ones."""
-        return self._read_entries(f"{_SELECT} INDEXED BY transfer_overtaken WHERE failed = 1 ORDER BY seq")
+        return self._read_entries(f"{self._select} INDEXED BY transfer_overtaken WHERE failed = 1 ORDER BY seq")
 
     def count_failures(self, last: int) -> tuple[int, list[Entry]]:
         """Count the failed rows, and read the `last` of them as `failures` does; the cost hardly grows with others."""
         failed = "FROM transfer INDEXED BY transfer_overtaken WHERE failed = 1"
         seqs = f"SELECT seq {failed} ORDER BY seq DESC LIMIT ?"
-        found = self._read_entries(f"{_SELECT} WHERE seq IN ({seqs}) ORDER BY seq", last)
+        found = self._read_entries(f"{self._select} WHERE seq IN ({seqs}) ORDER BY seq", last)
         return self._number(f"SELECT count(*) {failed}"), found
 
     def _read_entries(self, query: str, *values: Value) -> list[Entry]:

@@ -24,7 +24,7 @@ Value = int | float | str | bytes | None
 #: In the order of `to_row` and `from_row`.
 COLUMNS = (
     "seq, id, file, bucket, key, tags, size_bytes, mtime_ns, inode, device, ctime_ns, accepted_usec, accepted_service, "
-    "attempts, begun, code, text, failed, failed_service, told, md5"
+    "attempts, begun, code, text, failed, failed_service, told, md5, changed"
 )
 #: Columns whose names, those of the first schema, differ from the fields of `Entry`.
 COLUMN_OF = {
@@ -33,6 +33,7 @@ COLUMN_OF = {
     "failed_active_s": "failed_service",
     "client_notified": "told",
     "sent_etag": "md5",
+    "file_changed": "changed",
 }
 _SIGN, _WORD = 1 << 63, 1 << 64
 
@@ -54,6 +55,7 @@ class Entry:
         client_notified: a client has received the failure.
         sent_etag: of what an attempt of unknown outcome has sent: the ETag that its object must have where that is made
             of MD5 sums; empty when it is not known.
+        file_changed: the file differed from what was accepted when an attempt started.
     """
 
     seq: int
@@ -67,6 +69,7 @@ class Entry:
     failed_active_s: float = 0.0
     client_notified: bool = False
     sent_etag: str = ""
+    file_changed: bool = False
 
 
 def file_columns(transfer: Transfer) -> dict[str, Value]:
@@ -112,6 +115,7 @@ def to_row(entry: Entry) -> tuple[Value, ...]:
         entry.failed_active_s,
         entry.client_notified,
         entry.sent_etag,
+        entry.file_changed,
     )
 
 
@@ -122,7 +126,7 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         ValueError, TypeError, RequestError: they hold what the daemon never writes.
     """
     seq, id_, file, bucket, key, tags, size, mtime, inode, device, ctime, usec, accepted_active_s, *rest = row
-    attempts, attempt_started, code, text, failed, failed_active_s, client_notified, sent_etag = rest
+    attempts, attempt_started, code, text, failed, failed_active_s, client_notified, sent_etag, file_changed = rest
     state = FileState(int(size), int(mtime), inode % _WORD, device % _WORD, int(ctime))
     transfer = Transfer(id_, os.fsdecode(file), Destination(bucket, key), tuple(json.loads(tags)), state, int(usec))
     return Entry(
@@ -137,6 +141,7 @@ def from_row(row: tuple[Any, ...]) -> Entry:
         failed_active_s=float(failed_active_s),
         client_notified=bool(client_notified),
         sent_etag=str(sent_etag),
+        file_changed=bool(file_changed),
     )
 
 

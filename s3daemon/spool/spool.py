@@ -195,12 +195,16 @@ class Spool:
         """Save the tags of `transfer`: a request has joined it."""
         await self._change(transfer.id, tag_columns(transfer))
 
-    async def start_attempt(self, transfer: Transfer) -> None:
+    async def start_attempt(self, transfer: Transfer, *, file_changed: bool = False) -> None:
         """Save that an attempt may have started that sends the file as it is now, and whose outcome is unknown.
 
         The ETag of what an earlier attempt sent goes in the same change: a crash must not leave it with other content.
+
+        Args:
+            transfer: with the state of its file.
+            file_changed: as in `Entry`.
         """
-        started: dict[str, Value] = {"attempt_started": True, "sent_etag": ""}
+        started: dict[str, Value] = {"attempt_started": True, "sent_etag": "", "file_changed": file_changed}
         await self._change(transfer.id, {**file_columns(transfer), **started})
 
     def record_attempt(

@@ -73,7 +73,7 @@ async def test_the_spool_is_notified_before_anything_is_sent(bench: Bench) -> No
 
 
 class FullSpool(FakeSpool):
-    async def start_attempt(self, transfer: Transfer) -> None:
+    async def start_attempt(self, transfer: Transfer, *, file_changed: bool = False) -> None:
         raise SpoolError("SpoolFull", "no space")
 
 
@@ -93,7 +93,9 @@ async def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now(bench: 
     assert (await bench.make(queued)).size == 5000
     assert queued.file_changed
     assert queued.transfer.file_state == FileState(5000, 1, 1, 1)
-    assert bench.spool.rows[queued.transfer.id].transfer == queued.transfer, "the spool has the new state too"
+    row = bench.spool.rows[queued.transfer.id]
+    assert row.transfer == queued.transfer, "the spool has the new state too"
+    assert QueuedTransfer.of(row, 0.0).file_changed, "so the next process does not see the change again"
     assert not bench.store.finds, "what an earlier attempt sent is not what is there now"
 
 

@@ -221,6 +221,18 @@ def test_a_tool_repairs_nothing(path: Path) -> None:
     assert renamed(path) == []
 
 
+@pytest.mark.skipif(sqlite3.sqlite_version_info < (3, 35), reason="this SQLite cannot drop a column")
+def test_a_damaged_file_of_an_older_version_is_read(path: Path) -> None:
+    """Though it lacks a column."""
+    db = sqlite3.connect(path)
+    db.executescript("ALTER TABLE transfer DROP COLUMN changed; PRAGMA user_version = 6")
+    db.close()
+    os.truncate(path, path.stat().st_size - 3 * PAGE)
+    entries, active_s, _, replaced = open_all(path)
+    assert (active_s, replaced) == (77.0, True)
+    assert ROWS - 150 < len(entries) < ROWS
+
+
 def test_two_in_one_second_have_two_names(path: Path) -> None:
     for _ in range(3):
         path.write_bytes(b"not a database" * 100)

@@ -70,8 +70,9 @@ async def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
     assert await row() == entry
     spool.record_attempt(one.id, 3, attempt_started=True, code="SlowDown", text="slow\ndown", sent_etag="0f")
     changed = dataclasses.replace(one, file_state=FileState(5, 6, 7, 8))
-    await spool.start_attempt(changed)
-    assert await row() == dataclasses.replace(entry, transfer=changed, attempt_started=True), "no ETag of other content"
+    await spool.start_attempt(changed, file_changed=True)
+    started = dataclasses.replace(entry, transfer=changed, attempt_started=True, file_changed=True)
+    assert await row() == started, "no ETag of other content"
     await spool.start_attempt(one)
     spool.record_attempt(one.id, 3, attempt_started=False, code="SlowDown", text="slow\ndown")
     assert await row() == entry
