@@ -197,9 +197,10 @@ class Multipart:
                 )
             if not (upload_id := str(answer.get("UploadId", ""))):
                 raise AttemptError(Code.BAD_ANSWER, "the store created an upload and did not give its id")
+            upload = self._describe(upload_id, transfer, source)
             with contextlib.suppress(SpoolError):  # a full disk delays no accepted transfer
-                await open_uploads.begin(self._describe(upload_id, transfer, source))
-            return next(open_upload for open_upload in open_uploads if open_upload.upload.id == upload_id)
+                await open_uploads.begin(upload)
+            return next(open_upload for open_upload in open_uploads if open_upload.upload == upload)
 
         creating = asyncio.create_task(create())
         self._creating.add(creating)

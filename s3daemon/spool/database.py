@@ -104,7 +104,7 @@ LAST_VERSION = FIRST_VERSION + len(MIGRATIONS) - 1
 _INSERT = f"INSERT INTO transfer ({COLUMNS}) VALUES ({', '.join('?' * len(COLUMNS.split()))})"  # noqa: S608 - ours
 _INSERT_IF_MISSING = _INSERT.replace("INSERT", "INSERT OR IGNORE", 1)
 _SELECT = f"SELECT {COLUMNS} FROM transfer"  # noqa: S608 - the column names are ours
-_INSERT_UPLOAD = """INSERT OR IGNORE INTO upload
+_INSERT_UPLOAD = """INSERT OR REPLACE INTO upload
     (id, endpoint, transfer_id, bucket, key, size_bytes, mark, part_bytes, completing)
     VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)"""
 _INSERT_PART = """INSERT OR REPLACE INTO part (upload_id, number, etag)
@@ -340,6 +340,7 @@ class SpoolFile:
         match change:
             case BeginUpload(upload):
                 values = (upload.id, upload.endpoint, upload.transfer_id, upload.destination.bucket)
+                run("DELETE FROM part WHERE upload_id = ?", (upload.id,))
                 run(_INSERT_UPLOAD, (*values, upload.destination.key, upload.size, upload.mark, upload.part_bytes))
             case SavePart(upload_id, number, etag):
                 run(_INSERT_PART, (upload_id, number, etag, upload_id))

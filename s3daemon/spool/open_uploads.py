@@ -7,6 +7,9 @@
     completing      that the object may come to exist; durable when it returns
     over            the removal of all of it; lazy: a row that a crash leaves costs one abort that finds nothing
 
+An id is a store's own: another store may give the same one, and so may a store that counts, after its restart. In
+memory all are kept; of those with one id the spool has the last, and another one once that is over.
+
 An upload's rows outlive its transfer's. The code that ends a transfer need not consider it: an upload whose transfer is
 not pending is an orphan, and `delivery.janitor` has the store abort it.
 """
@@ -39,7 +42,7 @@ class OpenUploads:
 
     def __init__(self, writer: Writer | None = None, found: Iterable[OpenUpload] = ()) -> None:
         self._writer = writer
-        self._uploads = {upload.upload.id: upload for upload in found}
+        self._uploads = {upload.upload: upload for upload in found}
 
     def __iter__(self) -> Iterator[OpenUpload]:
         """Iterate over a copy of the list, so that uploads may begin and end meanwhile."""
@@ -55,7 +58,7 @@ class OpenUploads:
         Raises:
             SpoolError: it is not durable yet; it is kept all the same.
         """
-        self._uploads[upload.id] = OpenUpload(upload)
+        self._uploads[upload] = OpenUpload(upload)
         if self._writer is not None:
             await self._writer.apply(BeginUpload(upload))
 
@@ -76,8 +79,12 @@ class OpenUploads:
 
     def over(self, upload: OpenUpload) -> None:
         """Forget an upload that the store does not hold any more: it is completed, aborted, or unknown there."""
-        if self._uploads.pop(upload.upload.id, None) is not None:
-            self._apply_lazily(EndUpload(upload.upload.id))
+        if self._uploads.get(upload.upload) is not upload:
+            return
+        del self._uploads[upload.upload]
+        self._apply_lazily(EndUpload(upload.upload.id))
+        for change in (change for other in self if other.upload.id == upload.upload.id for change in other.changes()):
+            self._apply_lazily(change)
 
     def changes(self) -> list[UploadChange]:
         """Return what brings all of them into a spool that lost them."""

@@ -290,7 +290,7 @@ class SaveHint:
 
 @dataclass(frozen=True, slots=True)
 class BeginUpload:
-    """Add `upload`; nothing when it is there."""
+    """Add `upload`, without parts, in place of what has its id."""
 
     upload: MultipartUpload
 

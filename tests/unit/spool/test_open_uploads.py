@@ -6,6 +6,7 @@ import asyncio
 import shutil
 import sqlite3
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from lab.sending import in_loop
@@ -83,6 +84,41 @@ async def test_an_ended_upload_leaves_no_row(tmp_path: Path) -> None:
     db = sqlite3.connect(tmp_path / "spool.db")
     assert [db.execute(f"SELECT count(*) FROM {table}").fetchone() for table in ("upload", "part")] == [(0,), (0,)]
     db.close()
+
+
+@in_loop
+async def test_two_stores_may_give_one_id(tmp_path: Path) -> None:
+    """Both are known until they are over; the spool has the last one, with its own parts, and then the other."""
+    here, there = upload("1"), replace(upload("1"), endpoint="http://other")
+    state = tmp_path / "state"
+    spool = Spool.open(state)
+    uploads = spool.open_uploads
+
+    async def kept() -> list[tuple[MultipartUpload, dict[int, str]]]:
+        await spool.drop([])  # what is lazy is durable too
+        copy = tmp_path / "copy"
+        shutil.rmtree(copy, ignore_errors=True)
+        shutil.copytree(state, copy)
+        other = Spool.open(copy)
+        try:
+            return [(one.upload, one.etags) for one in other.open_uploads]
+        finally:
+            await other.close()
+
+    await uploads.begin(there)
+    (first,) = uploads
+    uploads.part(first, 1, "there")
+    await uploads.begin(here)
+    assert [one.upload for one in uploads] == [there, here]
+    assert await kept() == [(here, {})]
+    second = list(uploads)[1]
+    uploads.part(second, 2, "here")
+    uploads.over(second)
+    assert await kept() == [(there, {1: "there"})]
+    await uploads.begin(there)  # the store has restarted, and counts anew
+    uploads.over(first)
+    assert await kept() == [(there, {})]
+    await spool.close()
 
 
 @in_loop
