@@ -4,6 +4,9 @@ The states of one are in `address`. Here is what concerns all of them: the last 
 fails too, the endpoint is unreachable: an *outage*. The first answer of any of them ends it, and the disabled ones are
 probed at once: probably they were down for the same cause. What an outage means for transfers is
 `delivery.health.endpoint`'s to decide.
+
+An address may refuse one bucket: it has a policy, keys or a limit of its own. Once another address has taken what it
+refused, requests for that bucket avoid it for `REFUSING_S`, where they can; its state stays as it is.
 """
 
 from __future__ import annotations
@@ -15,7 +18,12 @@ from dataclasses import dataclass
 from s3daemon.clock import Clock
 from s3daemon.errors import AttemptError
 from s3daemon.model.verdict import UNREACHED, blames_endpoint, may_be_the_address
-from s3daemon.network.address import DISABLED_FIRST_S, Address, SmallRequestOutcome, State
+from s3daemon.network.address import DISABLED_FIRST_S, DISABLED_MAX_S, Address, SmallRequestOutcome, State
+
+#: For so long a bucket avoids an address that refused it, seconds: as long as a broken one is disabled at most.
+REFUSING_S = DISABLED_MAX_S
+#: The transfers whose last refusal is remembered; one that another address takes is tried there at once.
+_REFUSED_MAX = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +64,8 @@ class Addresses:
         self._on_enabled = on_enabled
         self._known: dict[str, Address] = {}
         self._left: dict[str, Address] = {}  # of disabled ones that the last look-up did not give
+        self._refused: dict[str, str] = {}  # by transfer, the address that refused it last
+        self._refusing: dict[tuple[str, str], float] = {}  # by bucket and address, until when it is avoided
         self._outage = ""  # of "connections", or of "uploads": small requests may be answered all the while
 
     def __bool__(self) -> bool:
@@ -225,7 +235,24 @@ class Addresses:
             known.note_answer(self._clock())
         if blames_endpoint(error):
             self.failed(address, f"{error.code}, {error}", "" if error.code in UNREACHED else transfer)
+        elif may_be_the_address(error):
+            self._refused = dict([*self._refused.items(), (transfer, address)][-_REFUSED_MAX:])
         return may_be_the_address(error) and self.has_alternative({*tried, address})
+
+    def taken(self, address: str, transfer: str, bucket: str) -> None:
+        """Note that a transfer to `bucket` was stored at `address`: if another one refused it, it is alone in that."""
+        self._refusing.pop((bucket, address), None)
+        refused_at = self._refused.pop(transfer, address)
+        if refused_at != address:
+            now = self._clock()
+            self._refusing = {key: until for key, until in self._refusing.items() if now < until}
+            self._refusing[bucket, refused_at] = now + REFUSING_S
+
+    def avoided(self, tried: Collection[str], bucket: str) -> Collection[str]:
+        """Return where not to send a request for `bucket`: to those `tried`, or, if others are left, refusing it."""
+        now = self._clock()
+        refusing = {address for (of, address), until in self._refusing.items() if of == bucket and now < until}
+        return {*tried, *refusing} if refusing and self.has_alternative({*tried, *refusing}) else tried
 
     def _end_outage(self) -> None:
         if self._outage:

@@ -219,7 +219,8 @@ class Sender:
         """
         length = source.state.size if size is None else size
         if connection is None:
-            using = self._acquire(transfer_id, {*failed_addresses, *progress.slow_addresses}, length)
+            avoid = {*failed_addresses, *progress.slow_addresses}
+            using = self._acquire(transfer_id, avoid, str(params.get("Bucket", "")), length)
         else:
             using = self._use(connection)
         async with using as used:
@@ -246,6 +247,7 @@ class Sender:
                 text = f"the store's ETag is {etag}, the MD5 sum of the bytes sent is {body.md5}; {VERIFY_ADVICE}"
                 raise AttemptError(Code.ETAG_MISMATCH, text)
         self.pool.addresses.succeeded(used.address, proves_speed=length > SMALL_BYTES)
+        self.pool.addresses.taken(used.address, transfer_id, str(params.get("Bucket", "")))
         return SentBody(
             etag,
             rtt_usec=info.rtt_usec if info else 0,
@@ -276,7 +278,10 @@ class Sender:
             AttemptError: the store refused, or gave no clear answer.
         """
         limit = self.settings.connect_timeout_s + (answer_timeout_s or self.settings.stall_timeout_s)
-        using = self._acquire(operation, failed_addresses) if connection is None else self._use(connection)
+        if connection is None:
+            using = self._acquire(operation, failed_addresses, str(params.get("Bucket", "")))
+        else:
+            using = self._use(connection)
         async with using:
             try:
                 async with asyncio.timeout(limit):
@@ -364,12 +369,13 @@ class Sender:
 
     @contextlib.asynccontextmanager
     async def _acquire(
-        self, purpose: str, failed_addresses: Collection[str], size: int = 0
+        self, purpose: str, failed_addresses: Collection[str], bucket: str, size: int = 0
     ) -> AsyncIterator[Connection]:
         """Take a connection from the pool, use it, and blame its address for what fails."""
+        avoid = self.pool.addresses.avoided(failed_addresses, bucket)
         try:
             async with (
-                self.pool.acquire(large=size > SMALL_BYTES, avoid=failed_addresses) as connection,
+                self.pool.acquire(large=size > SMALL_BYTES, avoid=avoid) as connection,
                 self._use(connection),
                 self._blame(connection, purpose, failed_addresses),
             ):

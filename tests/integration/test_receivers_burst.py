@@ -1,4 +1,7 @@
-"""A store with four addresses, one of which refuses every PUT: no transfer of a burst needs more than two attempts."""
+"""A store with four addresses, one of which refuses every PUT: no transfer of a burst needs more than two attempts.
+
+It is overloaded, and disabled; or it has a policy of its own, which denies the bucket, and the bucket avoids it.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,10 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import pytest
 from fakes import FakeJournal, FakeSpool
 from lab.keeping import answered
-from lab.scripted import Exchange, keep, scripted
+from lab.scripted import Exchange, Script, keep, scripted
 from lab.sending import a_file, in_loop, settings_for
 
 from s3daemon.clock import ActiveClock
@@ -26,20 +30,28 @@ ADDRESSES = ("127.0.0.1", "127.0.0.2", "127.0.0.3", "127.0.0.4")
 BURST = 20
 
 
-async def refuse_at_the_first(exchange: Exchange) -> None:
-    """A gateway whose notification queue is broken: it answers small requests and refuses PUTs."""
-    if exchange.connection.writer.get_extra_info("sockname")[0] == ADDRESSES[0]:
-        await exchange.read()
-        await exchange.refuse(503, "SlowDown")
-    else:
-        await keep(exchange)
+def refuse_at_the_first(status: int, code: str) -> Script:
+    """A gateway that answers small requests and refuses PUTs, such as one whose notification queue is broken."""
+
+    async def treat(exchange: Exchange) -> None:
+        if exchange.connection.writer.get_extra_info("sockname")[0] == ADDRESSES[0]:
+            await exchange.read()
+            await exchange.refuse(status, code)
+        else:
+            await keep(exchange)
+
+    return treat
 
 
+@pytest.mark.parametrize(
+    ("status", "code", "disabled"),
+    [(503, "SlowDown", [ADDRESSES[0]]), (403, "AccessDenied", []), (404, "NoSuchBucket", [])],
+)
 @in_loop
-async def test_one_of_four_refuses(tmp_path: Path) -> None:
+async def test_one_of_four_refuses(tmp_path: Path, status: int, code: str, disabled: list[str]) -> None:
     """In the first burst some transfers need a second attempt, at once; in the next one none does."""
     files = [a_file(tmp_path / f"file{n}", 200_000 if n % 2 else 3_000) for n in range(BURST)]
-    async with scripted(put=refuse_at_the_first, address="0.0.0.0") as server:
+    async with scripted(put=refuse_at_the_first(status, code), address="0.0.0.0") as server:
         url = server.url.replace("0.0.0.0", "store.invalid")
         settings = settings_for(url, max_connections=BURST, receivers=ADDRESSES, stall_timeout_s=10.0)
 
@@ -64,7 +76,7 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
             assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
             records, journal.records = journal.records, []
             assert {record.receiver for record in records} == set(ADDRESSES[1:])
-            assert all(record.connection == "warm" for record in records)
+            assert not disabled or all(record.connection == "warm" for record in records)
             return sorted(record.attempts for record in records)
 
         await answered(server, endpoint.pool.limit)
@@ -72,7 +84,7 @@ async def test_one_of_four_refuses(tmp_path: Path) -> None:
         assert {entry["S3DAEMON_RECEIVER"] for entry in journal.of(MessageId.ATTEMPT_FAILED)} == {ADDRESSES[0]}
         assert set(first) == {1, 2}, first
         await asyncio.sleep(0)
-        assert endpoint.pool.addresses.disabled == [ADDRESSES[0]]
+        assert endpoint.pool.addresses.disabled == disabled
         assert endpoint.pool.limit == BURST + endpoint.pool.reserve
         await server.until(lambda: endpoint.pool.open_count == endpoint.pool.limit)
         assert set(await burst(2)) == {1}

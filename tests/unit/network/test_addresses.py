@@ -19,7 +19,7 @@ from s3daemon.network.address import (
     UPLOADS_COUNT_S,
     SmallRequestOutcome,
 )
-from s3daemon.network.addresses import Addresses, Limited
+from s3daemon.network.addresses import REFUSING_S, Addresses, Limited
 
 FOUR = ("10.0.0.1", "10.0.0.2", "10.0.0.3", "10.0.0.4")
 ONE, TWO = FOUR[:2]
@@ -449,6 +449,31 @@ def test_a_failed_attempt(error: AttemptError, elsewhere: bool, disabled: list[s
     """A failure that an address can cause is tried elsewhere at once; the store's verdict on the transfer is not."""
     assert scene.addresses.attempt_failed(error, ONE, "transfer", ()) is elsewhere
     assert scene.addresses.disabled == disabled
+
+
+def test_a_bucket_avoids_an_address_that_refuses_it(scene: Scene) -> None:
+    """Once another one has taken what it refused, for a while, and if another one is left; no other bucket does."""
+    denied, slow = AttemptError("AccessDenied", "", status=403), AttemptError("SlowDown", "", status=503)
+    addresses = scene.addresses
+    for transfer, error in (("failed for good", denied), ("a", denied), ("b", slow)):
+        addresses.attempt_failed(error, ONE, transfer, ())
+    assert addresses.avoided((), "bucket") == ()
+    addresses.taken(TWO, "b", "bucket")
+    addresses.taken(ONE, "c", "bucket")
+    assert addresses.avoided((), "bucket") == (), "what it did not refuse says nothing"
+    addresses.taken(TWO, "a", "bucket")
+    assert set(addresses.avoided((), "bucket")) == {ONE}
+    assert set(addresses.avoided((TWO,), "bucket")) == {ONE, TWO}
+    assert addresses.avoided(FOUR[1:], "bucket") == FOUR[1:], "better refused than not tried"
+    assert addresses.avoided((), "other") == ()
+    assert addresses.disabled == []
+    scene.clock.now += REFUSING_S
+    assert addresses.avoided((), "bucket") == ()
+    addresses.attempt_failed(denied, ONE, "d", ())
+    addresses.taken(TWO, "d", "bucket")
+    assert set(addresses.avoided((), "bucket")) == {ONE}
+    addresses.taken(ONE, "e", "bucket")
+    assert addresses.avoided((), "bucket") == (), "it takes it now"
 
 
 def test_no_address_is_left_to_try(scene: Scene) -> None:

@@ -61,6 +61,9 @@ class FakeAddresses:
     def succeeded(self, address: str) -> None:
         self.succeeded_at.append(address)
 
+    def avoided(self, tried: Collection[str], bucket: str) -> Collection[str]:
+        return tried
+
 
 class FakePool:
     """A pool of one connection, or of a name that does not resolve."""
