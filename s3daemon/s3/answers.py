@@ -212,6 +212,12 @@ _REDIRECTS = range(300, 400)
 #: What an operator can do where the store's ETag is not that of what was sent.
 VERIFY_ADVICE = "S3DAEMON_VERIFY=off if its ETags are not MD5"
 _NOT_S3 = "without an S3 error: a proxy or another server answered"
+#: What the status of an answer to HEAD means: it has no body, and so no code though it is S3's.
+_HEAD_CODES: Mapping[int, str] = {
+    HTTPStatus.FORBIDDEN: "AccessDenied",
+    HTTPStatus.NOT_FOUND: "NoSuchKey",
+    HTTPStatus.METHOD_NOT_ALLOWED: "MethodNotAllowed",
+}
 #: What an operator can do about an error, by its code.
 _HINTS = {
     "NoSuchBucket": "create the bucket, or fix the destination",
@@ -257,6 +263,8 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     code = str(described.get("Code") or "")
     if not _CODE.fullmatch(code):
         code = str(status)
+    if code == str(status) and error.operation_name == "HeadObject":
+        code = _HEAD_CODES.get(status, code)
     message = one_line(str(described.get("Message") or ""), 200)
     hint = _HINTS.get(code) or (_NOT_S3 if code == str(status) and status in CLIENT_STATUSES else "")
     if not hint and is_unlisted(code, status):

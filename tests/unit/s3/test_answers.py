@@ -21,6 +21,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from s3daemon.errors import AttemptError, FileError
+from s3daemon.model.verdict import blames_endpoint
 from s3daemon.network.connection import ANSWER_MAX_BYTES, AnswerTooLongError
 from s3daemon.s3.answers import (
     contradicts,
@@ -227,6 +228,26 @@ def test_a_code_is_a_word_of_the_error(body: bytes, code: str) -> None:
     parsed = botocore.parsers.create_parser("rest-xml").parse(answer, None)
     error = refusal_of(botocore.exceptions.ClientError(parsed, "PutObject"), arrived=True)
     assert (error.code, error.status) == (code, 404)
+
+
+@pytest.mark.parametrize(
+    ("operation", "status", "code", "blames"),
+    [
+        ("HeadObject", 404, "NoSuchKey", False),
+        ("HeadObject", 403, "AccessDenied", False),
+        ("HeadObject", 405, "MethodNotAllowed", False),
+        ("HeadObject", 503, "503", True),
+        ("HeadObject", 410, "410", True),
+        ("PutObject", 404, "404", True),
+    ],
+)
+def test_an_answer_to_head_has_no_code(operation: str, status: int, code: str, blames: bool) -> None:
+    """That an object is not there, or may not be looked up, says nothing bad of the address that answers so."""
+    answer = {"status_code": status, "headers": {}, "body": b""}
+    parsed = botocore.parsers.create_parser("rest-xml").parse(answer, None)
+    error = refusal_of(botocore.exceptions.ClientError(parsed, operation), arrived=True)
+    assert (error.code, blames_endpoint(error)) == (code, blames)
+    assert ("a proxy or another server answered" in error.text) == (blames and status != 503)
 
 
 @pytest.mark.parametrize(
