@@ -100,6 +100,7 @@ class Connection:
         used_at: monotonic seconds of its last answer, or of its making.
         answered: the present connection, or the last one, has carried an answer.
         narrowed: losses made its window narrow, while too much was sent over all connections.
+        has_failed: the last request over the present connection failed as it may not over another one.
         persistent: the server kept the connection after its last answer, as far as that said.
         window: bytes that could be in flight after its last answer.
         rtt_usec: the smoothed round-trip time then, microseconds; 0 before the first answer.
@@ -120,6 +121,7 @@ class Connection:
         self.used_at = clock()
         self.answered = False
         self.narrowed = False
+        self.has_failed = False
         self.persistent = True
         self.window = 0
         self.rtt_usec = 0
@@ -164,7 +166,7 @@ class Connection:
         self.pacer.prepare(sock)
         self._sock = sock
         self.opened += 1
-        self.answered = self.narrowed = False
+        self.answered = self.narrowed = self.has_failed = False
         return sock
 
     @property

@@ -2,7 +2,9 @@
 
 A few more exist than uploads can use at once, so that those which the keeper uses or opens are not missed. An upload
 that sends much gets the connection with the widest congestion window, one that sends little the narrowest, which is as
-good for it; connections that are open and lead to an enabled address come before all others.
+good for it; connections that are open and lead to an enabled address come before all others. Among these, one over
+which the last request failed comes last: behind one address there may be several gateways, of which a balancer has
+given it the one that is broken.
 """
 
 from __future__ import annotations
@@ -207,7 +209,9 @@ class ConnectionPool:
     def _best(self, idle: list[Connection], *, large: bool, avoid: Collection[str]) -> Connection:
         preferred = [each for each in idle if each.is_open and self._is_preferred(each, avoid)]
         if preferred:
-            return max(reversed(preferred), key=lambda each: each.window if large else -each.window)
+            return max(
+                reversed(preferred), key=lambda each: (not each.has_failed, each.window if large else -each.window)
+            )
         closed = next((each for each in reversed(idle) if not each.is_open), None)
         if closed is None and self.addresses.has_alternative(avoid):
             closed = self.replace(idle[-1])

@@ -28,6 +28,7 @@ from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.model.files.turns import Turns
+from s3daemon.model.verdict import may_be_the_address
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
@@ -345,7 +346,7 @@ class Sender:
     async def _blame(
         self, connection: Connection, purpose: str, failed_addresses: Collection[str]
     ) -> AsyncIterator[None]:
-        """Note at which address the block's requests fail.
+        """Note at which address, and over which connection, the block's requests fail.
 
         Args:
             connection: in use.
@@ -358,7 +359,9 @@ class Sender:
             tried = {*failed_addresses, *self._blame_unconnected(connection)}
             exc.other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, tried)
             exc.address = connection.address
+            connection.has_failed = may_be_the_address(exc)
             raise
+        connection.has_failed = False
 
     def _blame_unconnected(self, connection: Connection) -> list[str]:
         """Return the addresses that did not accept the connection, which tries all in turn; each is to blame."""

@@ -83,13 +83,14 @@ async def test_a_close_by_the_server_is_seen() -> None:
     """Without a request; the next one opens it again."""
     async with scripted() as server, connection_to(server.url) as connection:
         await get(connection, server.url)
+        connection.has_failed = True
         server.connections[0].close()
         async with asyncio.timeout(5):
             while connection.is_open:
                 await asyncio.sleep(0)
         assert (connection.answered, connection.acked_bytes()) == (True, 0)
         await get(connection, server.url)
-        assert (connection.is_open, connection.opened) == (True, 2)
+        assert (connection.is_open, connection.opened, connection.has_failed) == (True, 2, False)
 
 
 @pytest.mark.parametrize("script", [http_1_0, answering(Connection="close")], ids=["http-1.0", "close"])

@@ -235,6 +235,22 @@ async def test_much_goes_over_the_widest_window_and_little_over_the_narrowest() 
 
 
 @in_loop
+async def test_a_connection_whose_last_request_failed_comes_after_the_others() -> None:
+    """Whatever its window: a balancer may have given it the one gateway that is broken."""
+    async with scripted() as server, pool_to(server.url, 3) as pool:
+        async with contextlib.AsyncExitStack() as acquired:
+            connections = [await acquired.enter_async_context(pool.acquire()) for _ in range(3)]
+            for connection, window in zip(connections, (20_000, 30_000, 10_000), strict=True):
+                await get(connection, server.url)
+                connection.window = window
+                connection.has_failed = window != 20_000
+        for large, windows in ((True, [20_000, 30_000, 10_000]), (False, [20_000, 10_000, 30_000])):
+            async with contextlib.AsyncExitStack() as acquired:
+                found = [await acquired.enter_async_context(pool.acquire(large=large)) for _ in range(3)]
+                assert [connection.window for connection in found] == windows
+
+
+@in_loop
 async def test_connections_spread_over_the_addresses() -> None:
     """Each new one goes to the address that has the fewest."""
     async with scripted(address="0.0.0.0") as server, pool_to(**two_addresses(server), count=4) as pool:

@@ -32,6 +32,7 @@ class FakeConnection:
 
     def __init__(self) -> None:
         self.aborted = 0
+        self.has_failed = False
         self.unconnected: list[str] = []
 
     def abort(self, transport: object) -> None:
@@ -140,6 +141,36 @@ async def test_an_error_has_the_address_where_it_happened(
     found = await failure(scene.sender.call("head_object", failed_addresses=["a"]))
     assert (found.code, found.status, found.address, found.other_address) == (code, status, ADDRESS, has_other)
     assert scene.pool.addresses.failed_at == [(code, ADDRESS, "head_object", {"a"})]
+
+
+@pytest.mark.parametrize(
+    ("error", "has_failed"),
+    [
+        (refusal(503, "ServiceUnavailable"), True),
+        (refusal(403, "403"), True),
+        (refusal(403, "SignatureDoesNotMatch"), True),
+        (refusal(404, "NoSuchUpload"), False),
+        (refusal(403, "QuotaExceeded"), False),
+    ],
+)
+@in_loop
+async def test_a_connection_has_failed_until_it_carries_a_request(
+    error: botocore.exceptions.ClientError, has_failed: bool
+) -> None:
+    """Only by an error that another connection to the same address may not bring."""
+    errors: list[Exception | None] = [error, None]
+
+    async def operation(**_: object) -> dict[str, object]:
+        if raised := errors.pop(0):
+            raise raised
+        return {}
+
+    scene = Scene(operation)
+    await failure(scene.sender.call("list_parts"))
+    assert scene.pool.connection.has_failed == has_failed
+    scene.pool.connection.has_failed = True
+    await scene.sender.call("list_parts")
+    assert not scene.pool.connection.has_failed
 
 
 @in_loop
