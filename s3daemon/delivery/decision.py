@@ -7,8 +7,9 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     -----                                              --------                     --------    ------------
     the address is to blame, another one is enabled    stays as it is               NO_FINDING  at once, not to that one
     that address is to blame again                     backlog                      FAILING     after the back-off
-    a connection closed before the request arrived     stays as it is               NO_FINDING  at once
-    such a connection, twice in a row                  backlog                      NO_FINDING  after the back-off
+    a connection closed before the request arrived     stays as it is               NO_FINDING  at once, not to that one
+    such a connection, no other address is enabled     stays as it is               NO_FINDING  at once
+    that again, directly after                         backlog                      NO_FINDING  after the back-off
     transient, the endpoint may be to blame            backlog                      FAILING     after the back-off
     transient, another answer of the store             backlog                      SERVING     after the back-off
     transient, what is stored is not what was sent     backlog                      NO_FINDING  after the back-off

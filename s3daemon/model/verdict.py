@@ -112,8 +112,9 @@ _KEYS = frozenset(
     }
 )
 _BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
-#: Transient errors that another address may not give: this one may have a fault of its own.
-_OF_ONE = frozenset({Code.ETAG_MISMATCH})
+#: Transient errors that another address may not give: this one may have a fault of its own. A closed idle connection
+#: proves none, but a gateway that resets every upload as it begins looks like that.
+_OF_ONE = frozenset({Code.ETAG_MISMATCH, Code.STALE_CONNECTION})
 #: No address has given these.
 _OWN = frozenset({Code.BAD_REQUEST, Code.NO_CREDENTIALS})
 #: With these nothing was sent, so no transfer can be at fault.

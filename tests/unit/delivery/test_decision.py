@@ -69,6 +69,12 @@ TABLE = {
     "the third address is to blame": Row(at("c", other_serves=True), TWO_FAILED, NO_FINDING, avoided=frozenset("abc")),
     "the last address is to blame": Row(at("c", other_serves=False), TWO_FAILED, FAILING, seconds=4.0),
     "a closed connection": Row(STALE, FIRST, NO_FINDING),
+    "a closed connection to one of several": Row(
+        AttemptError("StaleConnection", "closed", address="a", other_address=True),
+        replace(FIRST, previous_code="StaleConnection"),
+        NO_FINDING,
+        avoided=frozenset("a"),
+    ),
     "a closed connection after an address": Row(STALE, TWO_FAILED, NO_FINDING, avoided=frozenset("ab")),
     "a closed connection after another error": Row(STALE, replace(FIRST, previous_code="SlowDown"), NO_FINDING),
     "two closed connections in a row": Row(

@@ -432,7 +432,7 @@ def test_has_alternative(scene: Scene) -> None:
         (AttemptError("ConnectionFailed", ""), True, [ONE]),
         (AttemptError("ConnectTimeout", ""), True, [ONE]),
         (AttemptError("Stalled", ""), True, []),
-        (AttemptError("StaleConnection", ""), False, []),
+        (AttemptError("StaleConnection", ""), True, []),
         (AttemptError("AccessDenied", "", status=403), True, []),
         (AttemptError("NoSuchBucket", "", status=404), True, []),
         (AttemptError("SignatureDoesNotMatch", "", status=403), True, []),
