@@ -12,6 +12,7 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     that again, directly after                         backlog                      NO_FINDING  after the back-off
     transient, the endpoint may be to blame            backlog                      FAILING     after the back-off
     transient, another answer of the store             backlog                      SERVING     after the back-off
+    likewise, another address has not been tried       stays as it is               SERVING     at once, not to that one
     transient, what is stored is not what was sent     backlog                      NO_FINDING  after the back-off
     permanent, another address has not been tried      stays as it is               SERVING     at once, not to that one
     permanent                                          failed                       SERVING     none

@@ -112,11 +112,23 @@ _KEYS = frozenset(
     }
 )
 _BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
-#: Transient errors that another address may not give: this one may have a fault of its own. A closed idle connection
-#: proves none, but a gateway that resets every upload as it begins looks like that.
-_OF_ONE = frozenset({Code.ETAG_MISMATCH, Code.STALE_CONNECTION})
-#: No address has given these.
-_OWN = frozenset({Code.BAD_REQUEST, Code.NO_CREDENTIALS})
+#: No other address would do otherwise: they are of this host, or of the object or upload, which every address serves.
+_OF_NO_ADDRESS = frozenset(
+    {
+        Code.BAD_REQUEST,
+        Code.HOST_LIMIT,
+        Code.INTERNAL,
+        Code.NO_CREDENTIALS,
+        Code.OVERWRITTEN,
+        Code.SLOW_CONNECTION,  # it is sent again at once, and the address noted
+        "EntityTooSmall",
+        "InvalidPart",
+        "InvalidPartOrder",
+        "NoSuchKey",
+        "NoSuchUpload",
+        "OperationAborted",
+    }
+)
 #: With these nothing was sent, so no transfer can be at fault.
 UNREACHED = frozenset({Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.NAME_NOT_RESOLVED, Code.TLS_FAILED})
 #: With these the store was waited for in vain.
@@ -229,9 +241,11 @@ def blames_endpoint(error: AttemptError) -> bool:
 
 
 def may_be_the_address(error: AttemptError) -> bool:
-    """Return whether another address may do otherwise: this one may serve another store, or have other keys."""
-    at_fault = judge(error, Keys.GOOD) is Verdict.PERMANENT or error.code in _KEYS | _OF_ONE
-    return blames_endpoint(error) or (at_fault and error.code not in _OWN)
+    """Return whether another address may do otherwise: this one may be broken, serve another store, or have other keys.
+
+    A closed idle connection proves none of that; but a gateway that resets every upload as it begins looks the same.
+    """
+    return suspect(error) is not Scope.BUCKET and error.code not in _OF_NO_ADDRESS
 
 
 def is_unlisted(code: str, status: int) -> bool:

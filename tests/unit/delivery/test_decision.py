@@ -83,6 +83,9 @@ TABLE = {
     "no answer": Row(DOWN, FIRST, FAILING, seconds=1.0),
     "the store is overloaded": Row(BUSY, FIRST, FAILING, seconds=1.0),
     "the same error again": Row(BUSY, replace(FIRST, attempts=5, previous_code="SlowDown"), FAILING, False, 16.0),
+    "a code that is new to us, at one of several addresses": Row(
+        elsewhere("New"), FIRST, SERVING, avoided=frozenset("a")
+    ),
     "a code that is new to us": Row(AttemptError("New", "?", status=409), FIRST, SERVING, seconds=1.0),
     "a late arrival": Row(AttemptError("Overwritten", "older"), FIRST, NO_FINDING, seconds=1.0),
     "the same address again": Row(
