@@ -430,7 +430,7 @@ class Pool:
     certificates = SimpleNamespace(expiry_s=1_800_000_000)
     addresses = SimpleNamespace(
         unexpectedly_disabled=["192.0.2.2"],
-        are_unreachable=False,
+        unreachable="",
         limited={"192.0.2.2": Limited("refused", 9.0, 1.0)},
     )
     bandwidth = SimpleNamespace(limit=Limit(994_000_000, Origin.FOUND))

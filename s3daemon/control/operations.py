@@ -252,7 +252,7 @@ class Operations:
             clients=self._clients(),
             connections=Connections(pool.open_count, pool.opened, pool.limit),
             disabled=tuple(pool.addresses.unexpectedly_disabled),
-            unreachable=pool.addresses.are_unreachable,
+            unreachable=pool.addresses.unreachable,
             none_kept=not pool.small_request,
             held=uploader.health.held,
             away=uploader.health.away,

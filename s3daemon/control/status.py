@@ -152,7 +152,7 @@ class Condition(Summary):
     Args:
         outage_s: for how long it has been held or away, seconds; None when it is neither.
         disabled: receivers that are temporarily disabled.
-        unreachable: no address of the store answers.
+        unreachable: why no address of the store answers, or "".
         silent_buckets, full_buckets: those that do not answer while others do, and those whose quota is used up.
         none_kept: the store closes each connection after its answer.
         stopping: says so while the service stops, else "".
@@ -160,7 +160,7 @@ class Condition(Summary):
 
     outage_s: float | None = None
     disabled: Sequence[str] = ()
-    unreachable: bool = False
+    unreachable: str = ""
     silent_buckets: Sequence[str] = ()
     full_buckets: Sequence[str] = ()
     none_kept: bool = False
@@ -195,7 +195,7 @@ class Condition(Summary):
         obstacles = (
             ("HELD", self.held and self.held + self._outage),
             ("AWAY", self.away and (self.away_reason or "the endpoint does not answer") + self._outage),
-            ("UNREACHABLE", self.unreachable and "no address of the store answers"),
+            ("UNREACHABLE", self.unreachable),
             ("FAILING", self.failing),
         )
         return next((f"{word}, {text}" for word, text in obstacles if text), "")

@@ -82,7 +82,7 @@ class Address:
 
     Args:
         state: which connections go there.
-        reason: why it was disabled or put on trial, one line.
+        reason: why it was disabled or put on trial, one line; of a disabled one, what its last probe found.
         limited_at: when that was, the first time since an upload succeeded, monotonic seconds.
         times_disabled: how often it was disabled without a successful upload in between.
         probe_at: when it is to be probed, monotonic seconds; of meaning while it is disabled.

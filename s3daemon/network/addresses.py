@@ -31,8 +31,8 @@ class Limited:
     """The state of an address that does not get its share of connections.
 
     Args:
-        reason: what happened there first, one line.
-        for_s: how long ago that was, seconds.
+        reason: what happened there, one line; of what a probe found, the last.
+        for_s: since when it does not get its share, seconds ago.
         next_probe_s: until it is asked again, seconds; None: it is on trial.
     """
 
@@ -67,6 +67,7 @@ class Addresses:
         self._refused: dict[str, str] = {}  # by transfer, the address that refused it last
         self._refusing: dict[tuple[str, str], float] = {}  # by bucket and address, until when it is avoided
         self._outage = ""  # of "connections", or of "uploads": small requests may be answered all the while
+        self._outage_reason = ""
 
     def __bool__(self) -> bool:
         return bool(self._known)
@@ -99,15 +100,18 @@ class Addresses:
         return [address for address in self.disabled if _is_ipv6(address) in families]
 
     @property
-    def are_unreachable(self) -> bool:
-        """Whether none accepted a connection and answered since the last enabled one failed, or all enabled are silent.
+    def unreachable(self) -> str:
+        """Why none accepted a connection and answered since the last enabled one failed; empty if one did.
 
-        A server that hangs accepts connections and bodies; uploads that were sent whole wait for its answer for a
-        minute or longer, and small requests disable nothing while uploads were stored lately.
+        Also that the name has no address at all, or that all enabled ones are silent. A server that hangs accepts
+        connections and bodies; uploads that were sent whole wait for its answer for a minute or longer, and small
+        requests disable nothing while uploads were stored lately.
         """
         now, enabled = self._clock(), [self._known[address] for address in self.enabled]
+        if self._outage == "connections":
+            return self._outage_reason
         are_silent = bool(enabled) and all(known.is_silent(now) for known in enabled)
-        return self._outage == "connections" or are_silent
+        return "no address of the store answers" if are_silent else ""
 
     @property
     def enabled(self) -> list[str]:
@@ -202,7 +206,12 @@ class Addresses:
         if self.has_alternative([address]):
             self._disable(address, known, reason)
         else:
-            self._outage = "uploads" if transfer else "connections"
+            self._outage, self._outage_reason = "uploads" if transfer else "connections", reason
+
+    def unresolved(self, reason: str) -> None:
+        """Note, in one line, that no address is known, as the name does not resolve; empty for a limit of this host."""
+        if reason and not self._known:
+            self._outage, self._outage_reason = "connections", reason
 
     def slow(self, address: str, reason: str, transfer: str) -> None:
         """Note that an upload there was far slower than those at other addresses.
@@ -323,8 +332,8 @@ class Addresses:
         now = self._clock()
         return [address for address in self.disabled if self._known[address].probe_at <= now]
 
-    def probed(self, address: str, outcome: SmallRequestOutcome) -> None:
-        """Note the outcome of a small request to a disabled address."""
+    def probed(self, address: str, outcome: SmallRequestOutcome, reason: str = "") -> None:
+        """Note the outcome of a small request to a disabled address, and that in one line."""
         known = self._known.get(address)
         if known is None or not known.is_disabled:
             return
@@ -334,6 +343,7 @@ class Addresses:
         elif outcome is SmallRequestOutcome.NOT_SENT:
             known.probe_at = self._clock() + DISABLED_FIRST_S
         else:
+            known.reason = reason or known.reason
             self._disable(address, known, known.reason)
 
 

@@ -9,9 +9,7 @@ be stored or not, so it is looked up.
 
 from __future__ import annotations
 
-import os
 import re
-import ssl
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ from s3daemon.errors import (
     one_line,
 )
 from s3daemon.model.verdict import CLIENT_STATUSES, is_unlisted
-from s3daemon.network.connection import ANSWER_MAX_BYTES, AnswerTooLongError
+from s3daemon.network.connection import ANSWER_MAX_BYTES, AnswerTooLongError, cause_of
 
 #: The ETag of an object stored in parts, on S3 and compatible stores: MD5 of the parts' MD5s, and how many there were.
 _MULTIPART_ETAG = re.compile(r"([0-9a-f]{32}|)-([0-9]{1,5})")
@@ -51,8 +49,6 @@ _FILE_ETAG = re.compile(r"[0-9a-f]{1,16}(-[0-9a-f]{1,16}){1,2}", re.IGNORECASE)
 _WEAK = "W/"
 #: Encryption by S3 under which an ETag is not the MD5 of what was sent ("Object", Amazon S3 API Reference, on ETag).
 _KMS = "aws:kms"
-#: What to look at when a handshake fails.
-IS_IT_TLS = "does that port speak https?"
 _ROOT = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<(?:\w+:)?(\w+)")
 #: The only root element in which botocore sees an error of an answer 200; one with a namespace it takes for a success.
 _PLAIN_ERROR = re.compile(rb"\A\s*(?:<\?xml[^>]*\?>)?\s*<Error\s*>")
@@ -313,29 +309,13 @@ def failure_of(error: BaseException, *, ambiguous: bool, stale: bool, limit_s: f
 def _cause_of(error: BaseException, *, stale: bool) -> tuple[Code, str]:
     """Return the code and the text for an error that the way to the store, or the store, caused."""
     match error:
-        case aiohttp.ClientConnectorCertificateError():
-            code, text = Code.TLS_REFUSED, flaw_of_certificate(error.certificate_error)
-        case aiohttp.ClientConnectorSSLError():
-            code, text = Code.TLS_FAILED, f"no TLS with the store, {tls_reason(error.os_error)}"
-        case aiohttp.ConnectionTimeoutError():
-            code = Code.CONNECT_TIMEOUT
-            text = "the store did not accept a connection, or answer the TLS handshake, in time"
-        case aiohttp.ClientConnectorError():
-            code, text = Code.CONNECTION_FAILED, f"no connection to the store: {_reason(error.os_error)}"
-        case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError() | ConnectionError():
-            code, cause = Code.STALE_CONNECTION if stale else Code.CONNECTION_CLOSED, error.__cause__
-            text = "the store closed the connection"
-            if isinstance(cause, ssl.SSLError):
-                text = f"TLS with the store ended, {tls_reason(cause)}"
-        case TimeoutError():
-            code, text = Code.NO_ANSWER, "the store did not answer in time"
         case botocore.exceptions.NoCredentialsError():
-            code, text = Code.NO_CREDENTIALS, "there are no keys to sign with"
+            return Code.NO_CREDENTIALS, "there are no keys to sign with"
         case botocore.exceptions.BotoCoreError() | UnicodeEncodeError():  # it sends nothing: we do
-            code, text = Code.BAD_REQUEST, f"S3 has no such destination, fix it: {' '.join(str(error).split())}"
+            return Code.BAD_REQUEST, f"S3 has no such destination, fix it: {' '.join(str(error).split())}"
         case _:
-            code, text = Code.BAD_ANSWER, f"the store's answer cannot be read: {_flaw_in_form(error)}"
-    return code, text
+            unreadable = Code.BAD_ANSWER, f"the store's answer cannot be read: {_flaw_in_form(error)}"
+            return cause_of(error, stale=stale) or unreadable
 
 
 def _flaw_in_form(error: BaseException) -> str:
@@ -351,36 +331,6 @@ def _flaw_in_form(error: BaseException) -> str:
             return "it is not S3's XML"
         case _:
             return one_line(f"{type(error).__name__}: {error}", 200)
-
-
-def _reason(cause: OSError) -> str:
-    """Return why a connection could not be made."""
-    if cause.errno and cause.errno > 0:
-        return os.strerror(cause.errno)
-    if cause.strerror:
-        return cause.strerror
-    return tls_reason(cause) if isinstance(cause, ConnectionError) else "it failed"
-
-
-def tls_reason(cause: OSError) -> str:
-    """Return why TLS failed: OpenSSL's reason in words, or that the peer closed, for which asyncio has none."""
-    reason = str(getattr(cause, "reason", None) or cause.strerror or "closed within the handshake")
-    words = re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", reason).replace("_", " ").lower()
-    if "certificate required" in words:
-        return f"{words}: the store wants one of its clients, and s3daemon has none"
-    return words if "alert" in words else f"{words}: {IS_IT_TLS}"
-
-
-def flaw_of_certificate(error: Exception) -> str:
-    """Return why the store's certificate is not accepted, by what the TLS library raised, and what to do about it."""
-    text = str(getattr(error, "verify_message", error)).rstrip(".")
-    if "expired" in text or "not yet valid" in text:
-        cure = "have it renewed, unless this host's clock is wrong"
-    elif "match" in text:
-        cure = "S3_ENDPOINT_URL must have a name that the certificate has"
-    else:
-        cure = "name the PEM file of its authority in AWS_CA_BUNDLE"
-    return f"the store's certificate is not accepted, {text}: {cure}"
 
 
 def stall_of(settings: Settings, size: int, acked: int, *, arrived: bool, reading: bool) -> AttemptError | FileError:

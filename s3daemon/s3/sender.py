@@ -29,7 +29,7 @@ from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.model.files.turns import Turns
 from s3daemon.model.verdict import may_be_the_address
-from s3daemon.network.connection import Connection
+from s3daemon.network.connection import Connection, unresolved
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.network.straggler import NEVER_MOVED, MoveHistory, Stragglers, TrackedBody
@@ -384,8 +384,7 @@ class Sender:
             ):
                 yield connection
         except (socket.gaierror, TimeoutError) as exc:
-            reason = exc.strerror or "no answer in time"
-            raise AttemptError(Code.NAME_NOT_RESOLVED, f"the endpoint's name does not resolve: {reason}") from exc
+            raise AttemptError(Code.NAME_NOT_RESOLVED, unresolved(exc)) from exc
 
     async def _send(self, request: Any, event_name: str = "", **_: object) -> AioAWSResponse:
         """Send a signed request over the context's connection; aiobotocore calls this instead of its own session.

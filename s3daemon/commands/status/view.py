@@ -145,7 +145,7 @@ def _limited(receiver: Receiver) -> str:
         return ""
     since = f"for {span(receiver.limited_s)}"
     if receiver.next_probe_s is None:
-        return f"on trial until an upload is stored there, failing {since}: {receiver.reason}"
+        return f"on trial until an upload is stored there, limited {since}: {receiver.reason}"
     return f"temporarily disabled {since}, asked again in {span(receiver.next_probe_s)}: {receiver.reason}"
 
 

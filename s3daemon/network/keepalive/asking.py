@@ -13,17 +13,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import socket
 from collections.abc import Mapping
 
 import aiohttp
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
-from s3daemon.errors import is_host_limit
-from s3daemon.model.verdict import FIRST_SERVER_STATUS
+from s3daemon.errors import HOST_LIMIT_TEXT, Code, is_host_limit, one_line
+from s3daemon.model.verdict import FIRST_SERVER_STATUS, UNREACHED
 from s3daemon.network.address import SmallRequestOutcome
-from s3daemon.network.connection import UNREADABLE, Connection
+from s3daemon.network.connection import UNREADABLE, Connection, cause_of
 from s3daemon.network.keepalive.small_request import KEPT_S, SMALL_REQUESTS, UnevenClosesError, find_small_request
 from s3daemon.network.pool import ConnectionPool
 
@@ -66,7 +65,7 @@ class SmallRequests:
         try:
             status = await self._send(connection, self._pool.small_request or SMALL_REQUESTS[0])
         except _FAILURES as exc:
-            return outcome_of(exc)
+            return _outcome_of(exc)
         return _outcome_of_status(status)
 
     async def probe(self, address: str) -> None:
@@ -74,10 +73,10 @@ class SmallRequests:
         connection = self._pool.new_connection()
         connection.set_addresses([address])
         try:
-            outcome, _ = await self.ask(connection)
+            outcome, reason = await self.ask(connection)
         finally:
             await connection.close()
-        self._pool.addresses.probed(address, outcome)
+        self._pool.addresses.probed(address, outcome, reason)
 
     async def find(self) -> bool:
         """Find out which addresses keep a connection, and after which kind; return whether any address told."""
@@ -107,7 +106,7 @@ class SmallRequests:
         except UnevenClosesError:
             outcome, reason = _outcome_of_status(status)
         except _FAILURES as exc:
-            outcome, reason = outcome_of(exc)
+            outcome, reason = _outcome_of(exc)
         finally:
             await connection.close()
         self._pool.addresses.asked(address, outcome, reason, began)
@@ -150,13 +149,13 @@ def _outcome_of_status(status: int) -> tuple[SmallRequestOutcome, str]:
     return SmallRequestOutcome.ANSWERED_BADLY if is_error else SmallRequestOutcome.ANSWERED, f"it answers {status}"
 
 
-def outcome_of(error: BaseException) -> tuple[SmallRequestOutcome, str]:
+def _outcome_of(error: BaseException) -> tuple[SmallRequestOutcome, str]:
     """Return what became of a small request that ended in an error, and that in one line."""
-    name = type(error).__name__
     if is_host_limit(error):
-        return SmallRequestOutcome.NOT_SENT, f"a limit of this host: {name}"
+        return SmallRequestOutcome.NOT_SENT, HOST_LIMIT_TEXT
     if isinstance(error, UNREADABLE):
-        return SmallRequestOutcome.ANSWERED_BADLY, f"its answer cannot be read: {name}"
-    if isinstance(error, (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, socket.gaierror)):
-        return SmallRequestOutcome.NOT_CONNECTED, f"no connection: {name}"
-    return SmallRequestOutcome.NOT_ANSWERED, f"no answer: {name}"
+        return SmallRequestOutcome.ANSWERED_BADLY, "its answer cannot be read"
+    code, text = cause_of(error) or (Code.CONNECTION_FAILED, one_line(str(error)))
+    is_unconnected = code in UNREACHED or code == Code.TLS_REFUSED
+    outcome = SmallRequestOutcome.NOT_CONNECTED if is_unconnected else SmallRequestOutcome.NOT_ANSWERED
+    return outcome, f"{code}, {text}"

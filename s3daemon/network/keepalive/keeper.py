@@ -17,9 +17,10 @@ from typing import Protocol
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
+from s3daemon.errors import Code, is_host_limit
 from s3daemon.network.address import SmallRequestOutcome
-from s3daemon.network.connection import Connection
-from s3daemon.network.keepalive.asking import SmallRequests, outcome_of
+from s3daemon.network.connection import Connection, unresolved
+from s3daemon.network.keepalive.asking import SmallRequests
 from s3daemon.network.keepalive.idle_limit import SWEEP_S, Closes, IdleLimit
 from s3daemon.network.keepalive.small_request import KEPT_S
 from s3daemon.network.pool import ConnectionPool
@@ -218,8 +219,12 @@ class Keeper:
         with self._pool.maintain(connection):
             try:
                 await self._pool.assign_address(connection)
-            except OSError as exc:  # the name does not resolve
-                outcome, reason = outcome_of(exc)
+            except OSError as exc:
+                self._pool.addresses.unresolved(
+                    "" if is_host_limit(exc) else f"{Code.NAME_NOT_RESOLVED}, {unresolved(exc)}"
+                )
+                self._back_off()
+                return
             else:
                 outcome, reason = await self._small_requests.ask(connection)
         self._report(connection, outcome, reason, began)

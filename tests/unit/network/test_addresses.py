@@ -3,6 +3,7 @@ and is on trial when it answers again."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
@@ -264,11 +265,11 @@ def test_addresses_that_answer_nothing_any_more_are_unreachable_though_uploads_w
     sent_at = scene.clock.now = scene.clock.now + 1.0
     scene.clock.now += SILENT_S
     scene.addresses.asked(ONE, SmallRequestOutcome.NOT_ANSWERED, "no answer", sent_at)
-    assert not scene.addresses.are_unreachable
+    assert not scene.addresses.unreachable
     scene.addresses.asked(TWO, SmallRequestOutcome.NOT_ANSWERED, "no answer", sent_at)
-    assert (scene.addresses.are_unreachable, scene.addresses.disabled) == (True, [])
+    assert (scene.addresses.unreachable, scene.addresses.disabled) == ("no address of the store answers", [])
     scene.addresses.attempt_failed(AttemptError("SlowDown", "", status=503), TWO, "transfer", ())
-    assert not scene.addresses.are_unreachable
+    assert not scene.addresses.unreachable
 
 
 @pytest.mark.parametrize(("answers", "heard_s_ago"), [(True, 1.0), (False, 60.0)])
@@ -281,7 +282,34 @@ def test_one_unanswered_small_request_makes_no_address_silent(answers: bool, hea
     scene.clock.now += heard_s_ago
     scene.addresses.asked(ONE, SmallRequestOutcome.NOT_ANSWERED, "no answer", scene.clock.now - 15.0)
     scene.clock.now += SILENT_S
-    assert not scene.addresses.are_unreachable
+    assert not scene.addresses.unreachable
+
+
+def test_why_the_store_is_unreachable() -> None:
+    """As the last address that failed says, until one answers; also before any address is known."""
+    scene = Scene(())
+    steps: tuple[Callable[[], None], ...] = (
+        lambda: scene.addresses.unresolved(""),  # a limit of this host
+        lambda: scene.addresses.unresolved("NameNotResolved, no"),
+        lambda: scene.addresses.replace((ONE,)),
+        lambda: scene.addresses.asked(ONE, SmallRequestOutcome.NOT_CONNECTED, "TLSRefused, expired"),
+        lambda: scene.addresses.asked(ONE, SmallRequestOutcome.ANSWERED, "it answers 200"),
+        lambda: scene.addresses.unresolved("NameNotResolved, no"),  # the last known addresses stay in use
+    )
+    found = []
+    for step in steps:
+        step()
+        found.append(scene.addresses.unreachable)
+    assert found == ["", "NameNotResolved, no", "NameNotResolved, no", "TLSRefused, expired", "", ""]
+
+
+def test_a_probe_that_fails_says_what_is_wrong_now(scene: Scene) -> None:
+    """Of a connection that tried several addresses in turn it is not known why each one failed."""
+    scene.addresses.asked(TWO, SmallRequestOutcome.ANSWERED, "")
+    scene.addresses.failed(ONE, "no connection")
+    scene.addresses.probed(ONE, SmallRequestOutcome.NOT_CONNECTED, "ConnectionFailed, Connection refused")
+    scene.addresses.probed(ONE, SmallRequestOutcome.NOT_SENT, "a limit of this host")
+    assert scene.addresses.limited[ONE].reason == "ConnectionFailed, Connection refused"
 
 
 def test_a_hang_up_is_no_silence_until_nothing_follows_it() -> None:
@@ -290,9 +318,9 @@ def test_a_hang_up_is_no_silence_until_nothing_follows_it() -> None:
     scene.addresses.succeeded(ONE)
     scene.clock.now += 200.0
     scene.addresses.asked(ONE, SmallRequestOutcome.NOT_ANSWERED, "hung up", scene.clock.now)
-    assert not scene.addresses.are_unreachable
+    assert not scene.addresses.unreachable
     scene.clock.now += SILENT_S
-    assert scene.addresses.are_unreachable
+    assert scene.addresses.unreachable
 
 
 HOUR_S = 3600.0
@@ -326,7 +354,7 @@ def test_after_an_outage_of_all_the_others_are_probed_at_once(cause: str, ending
     scene.disable(ONE)
     out_for_an_hour(scene, transfer=cause)
     assert scene.addresses.next_probe_s(ONE) > 10.0, "its interval grew"
-    assert scene.addresses.are_unreachable is (not cause)
+    assert bool(scene.addresses.unreachable) is (not cause)
     match ending:
         case "an upload":
             scene.addresses.succeeded(TWO)
@@ -337,7 +365,7 @@ def test_after_an_outage_of_all_the_others_are_probed_at_once(cause: str, ending
         case _:
             scene.addresses.asked(TWO, SmallRequestOutcome.NOT_ANSWERED, "hung up")
     assert scene.addresses.to_probe() == ([ONE] if probed else [])
-    assert scene.addresses.are_unreachable is (not cause and not probed)
+    assert bool(scene.addresses.unreachable) is (not cause and not probed)
 
 
 def test_one_that_comes_back_after_the_first_is_probed_soon() -> None:

@@ -46,7 +46,7 @@ def test_a_busy_night() -> None:
     assert column(found["FAILED"], "DESTINATION")[0].endswith("R45.fits")
     assert column(found["RECEIVERS"], "STATE") == [
         "", "", "temporarily disabled for 1m05s, asked again in 15s: no connection",
-        "on trial until an upload is stored there, failing for 7s: answered 503",
+        "on trial until an upload is stored there, limited for 7s: answered 503",
     ]  # fmt: skip
 
 

@@ -160,18 +160,26 @@ async def test_no_connection_is_opened_to_a_server_that_keeps_none(
 
 
 @in_loop
+async def test_why_an_idle_store_is_unreachable_is_said_in_words(clock: Clock) -> None:
+    """In those that a failed upload has: an operator reads them before any file is sent."""
+    async with scripted(other=hang_up_after()) as server, kept(server, clock) as pool:
+        await until(lambda: bool(pool.addresses.unreachable))
+        assert pool.addresses.unreachable == "ConnectionClosed, the store closed the connection"
+
+
+@in_loop
 async def test_a_server_that_kept_no_connection_is_asked_again_after_an_outage(clock: Clock) -> None:
     """No connection is due there, so that no other request would find out that it is away, or back."""
     async with scripted(other=http_1_0) as server, kept(server, clock) as pool:
         await until(lambda: not pool.small_request)
         server.other = hang_up_after()
-        while not pool.addresses.are_unreachable:
+        while not pool.addresses.unreachable:
             clock.now += ASK_AGAIN_S
             await sweeps(1)
         server.other = answering()
         clock.now += RETRY_MAX_S
         await until(lambda: pool.open_count == CONNECTIONS)
-        assert not pool.addresses.are_unreachable
+        assert not pool.addresses.unreachable
 
 
 @in_loop
@@ -191,7 +199,7 @@ async def test_connections_that_end_at_different_times_are_answers(clock: Clock)
             clock.now += ASK_AGAIN_S
             await sweeps(1)
         await sweeps(1)
-        assert not pool.addresses.are_unreachable
+        assert not pool.addresses.unreachable
 
 
 @in_loop
@@ -245,7 +253,7 @@ async def test_an_endpoint_is_found_when_it_is_back(unused_port: int) -> None:
     """While there is no listener nothing happens; once there is one, all connections open."""
     url, clock = f"http://127.0.0.1:{unused_port}", Clock()
     async with scripted() as server, kept(server, clock, url) as pool:
-        await until(lambda: pool.addresses.are_unreachable and not pool.open_count)
+        await until(lambda: bool(pool.addresses.unreachable) and not pool.open_count)
         assert server.seen == []
         running = await asyncio.start_server(server.take, "127.0.0.1", unused_port)
         await sweeps(1)
@@ -320,6 +328,8 @@ async def test_a_name_that_does_not_resolve_yet(loop: ResolvingLoop) -> None:
                 with pytest.raises(socket.gaierror):
                     async with pool.acquire():
                         raise AssertionError("a connection without an address")
+            await until(lambda: bool(pool.addresses.unreachable))
+            assert pool.addresses.unreachable.startswith("NameNotResolved, the endpoint's name does not resolve: ")
             loop.addresses = ("127.0.0.1",)
             clock.now += INTERVAL_S
             await answered(server, CONNECTIONS)
