@@ -207,18 +207,21 @@ def _serve() -> NoReturn:
             passed, stop_signals(asyncio.get_running_loop())
         )
 
+    notifier = Notifier({})
     try:
+        notifier = Notifier(os.environ)
         settings = Settings.from_environ(os.environ)
         journal.hide(settings.secrets())
         package.setLevel(settings.log_level.upper())
         for text in retired(os.environ):
             package.warning("%s", text)
-        notifier = Notifier(os.environ)
         passed = passed_sockets(os.environ)
         status = 0 if asyncio.run(run()) else 1
     except S3daemonError as exc:
         for fault in exc.faults if isinstance(exc, SettingsError) else [exc.text]:
             package.critical("cannot start: %s: %s", exc.code, one_line(fault))
+        # systemd shows it until the next start: the journal's last lines may be about its own attempts.
+        notifier.status(f"cannot start: {exc.code}: {exc.brief}")
         status = 1
     except Exception:
         package.critical("a bug ended the daemon", exc_info=True)

@@ -103,6 +103,11 @@ class S3daemonError(Exception):
         self.code = code
         self.text = text
 
+    @property
+    def brief(self) -> str:
+        """The text, or the first of several faults, for a line that has other things to say."""
+        return self.text
+
 
 class SettingsError(S3daemonError):
     """The environment is wrong.
@@ -114,6 +119,12 @@ class SettingsError(S3daemonError):
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__(Code.BAD_SETTINGS, "; ".join(faults))
         self.faults = tuple(faults)
+
+    @property
+    def brief(self) -> str:
+        """The first fault, and how many more there are."""
+        first, *others = self.faults
+        return first + (f" (and {len(others)} more)" if others else "")
 
 
 class StartError(S3daemonError):

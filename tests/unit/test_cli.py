@@ -156,6 +156,17 @@ def test_without_a_command_the_daemon_is_started() -> None:
     assert "cannot start: BadSettings: S3_ENDPOINT_URL" in done.stderr
 
 
+def test_systemd_shows_why_a_start_failed(tmp_path: Path) -> None:
+    """In one line, until the next start, however much else the journal has."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(os.fspath(tmp_path / "notify"))
+        env = {"PATH": os.environ["PATH"], **LIBRARIES, "NOTIFY_SOCKET": os.fspath(tmp_path / "notify")}
+        subprocess.run([sys.executable, "-m", "s3daemon"], cwd=TREE, env=env, capture_output=True, check=False)
+        text = systemd.recv(4096).decode()
+    assert text.startswith("STATUS=cannot start: BadSettings: S3_ENDPOINT_URL is not set: ")
+    assert text.endswith(" (and 2 more)")
+
+
 @pytest.mark.parametrize(
     ("command", "missing"),
     [("reload", ("asyncio", "rich", "aiohttp")), ("queue", ("aiohttp",)), ("status", ("aiohttp", "sqlite3"))],
