@@ -41,7 +41,7 @@ from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.janitor import Janitor
 from s3daemon.delivery.uploader import Uploader
-from s3daemon.errors import SettingsError, SpoolError
+from s3daemon.errors import Code, S3daemonError, SettingsError, SpoolError
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.http.server import HttpServer
@@ -382,14 +382,22 @@ class Service:
             _log.error("%s denied with the previous keys cannot be retried: %s", denied, exc)
 
     async def _reload(self, arguments: Mapping[str, object]) -> CommandAnswer:
-        """Reload, one at a time; STATUS shows a refusal until a reload is accepted."""
+        """Reload, one at a time; STATUS shows a refusal until a reload is accepted.
+
+        Raises:
+            S3daemonError: `NotPermitted`, systemd runs this daemon, and the command was not run by its unit. So it has
+                the variables of somebody's shell, and not those of the unit's files.
+        """
+        if arguments.get("invocation", "") != self._environ.get("INVOCATION_ID", ""):
+            unit = Path(self._environ.get("RUNTIME_DIRECTORY", "")).name or "s3daemon"
+            text = f"a daemon that systemd runs takes its settings from its unit: systemctl reload {unit}"
+            raise S3daemonError(Code.NOT_PERMITTED, text)
         try:
             async with self._reloading:
                 answer = await self._put_in_force(arguments)
             self._operations.reload_fault = ""
         except SettingsError as exc:
-            first, *others = exc.faults
-            self._operations.reload_fault = first + (f" (and {len(others)} more)" if others else "")
+            self._operations.reload_fault = exc.brief
             kind = {"MESSAGE_ID": MessageId.RELOAD_REFUSED.value}
             text = "the reload is refused, the previous settings stay in force: %s"
             _log.error(text, "; ".join(exc.faults), extra={"journal": kind})

@@ -24,7 +24,8 @@ def main(args: argparse.Namespace, environ: Mapping[str, str], *, out: TextIO, e
     # What came of it the daemon itself logs; where systemd runs this, the output would go to the same journal again.
     logged = "JOURNAL_STREAM" in environ
     try:
-        answer = Instance.find(environ).ask("reload", environ=of_operator(environ))
+        invocation = environ.get("INVOCATION_ID", "")
+        answer = Instance.find(environ).ask("reload", environ=of_operator(environ), invocation=invocation)
     except SettingsError as exc:
         if not logged:
             print(*exc.faults, "refused: the previous settings stay in force", sep="\n", file=err)

@@ -9,7 +9,7 @@ A connection serves one request after another. The commands and what they answer
     retry   {"ids": [...]} or {"all": true}     -> {"ids": [the ones that were found]}
     drop    {"ids": [...]}                      -> {"ids": [the ones that were found]}
     status  {}                                  -> a `status.Status`
-    reload  {"environ": {...}}                  -> {"applied": [variables], "restart": [variables that need a restart]}
+    reload  {"environ": {...}, "invocation": id} -> {"applied": [variables], "restart": [variables that need a restart]}
 
 The socket `control` lies in the runtime directory, or in the state directory of a daemon without one. It has mode 0600,
 and the peer is checked too: root or the service's own user. A reload carries secrets: no request is ever logged.

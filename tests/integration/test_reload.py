@@ -535,6 +535,20 @@ def test_what_takes_a_restart_is_not_in_force(case: Case) -> None:
     assert case.store.puts == []
 
 
+def test_a_reload_by_hand_changes_nothing_of_a_daemon_of_systemd(case: Case) -> None:
+    """An operator's shell has other variables, or none. systemd gives a unit's commands the identifier of its run."""
+    served = case.start()
+    served.terminate()
+    served.set(INVOCATION_ID="5f" * 16)
+    served.start()
+    assert served.command("reload").returncode == 0
+    served.set(INVOCATION_ID="", S3_ENDPOINT_URL="")
+    done = served.command("reload")
+    text = "NotPermitted: a daemon that systemd runs takes its settings from its unit: systemctl reload s3daemon\n"
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", text)
+    assert "REFUSED" not in served.ask("status")["status"]
+
+
 def test_every_reloadable_setting_has_a_test_here() -> None:
     """Named as its field is, without the unit."""
     without_units = {re.sub("_(s|bps|bytes)$", "", name) for name in RELOADABLE}

@@ -36,11 +36,16 @@ NOTHING = argparse.Namespace()
 )
 def test_what_a_reload_says(tmp_path: Path, answer: bytes, status: int, out: str, err: str) -> None:
     """The operator's variables are handed over; the outcome is in words and in the exit status."""
-    environ = {"RUNTIME_DIRECTORY": os.fspath(tmp_path), "S3DAEMON_PORT": "1", "CREDENTIALS_DIRECTORY": "/c"}
+    environ = {
+        "RUNTIME_DIRECTORY": os.fspath(tmp_path),
+        "S3DAEMON_PORT": "1",
+        "CREDENTIALS_DIRECTORY": "/c",
+        "INVOCATION_ID": "1f",
+    }
     outs, errs = io.StringIO(), io.StringIO()
     with answering(tmp_path / "control", answer) as asked:
         assert main(NOTHING, environ, out=outs, err=errs) == status
-    assert asked == [b'{"command": "reload", "environ": {"S3DAEMON_PORT": "1"}}\n']
+    assert asked == [b'{"command": "reload", "environ": {"S3DAEMON_PORT": "1"}, "invocation": "1f"}\n']
     assert (outs.getvalue(), errs.getvalue()) == (out, err)
 
 
