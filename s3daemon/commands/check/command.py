@@ -30,6 +30,8 @@ from s3daemon.journal import JOURNAL_SOCKET
 from s3daemon.units import plural
 
 _ENVIRONMENT = "the environment"
+#: What a file may leave to systemd's credentials.
+_AS_CREDENTIALS = [VARIABLES[name].name for name in ("endpoint_url", "access_key", "secret_key")]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -141,8 +143,9 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
     except SettingsError as exc:
         for fault in exc.faults:
             findings.fail("settings", f"{origin}: {fault}")
-        if origin != _ENVIRONMENT:
-            findings.note("settings", "systemd's credentials are visible to root only, while the service runs")
+        if origin != _ENVIRONMENT and not all(map(variables.get, _AS_CREDENTIALS)):
+            text = "what the unit has as credentials (LoadCredential=) is visible to root only, while the service runs"
+            findings.note("settings", text)
         return None
     for text in retired(variables):
         findings.warn("settings", f"{origin}: {text}")

@@ -24,8 +24,6 @@ from s3daemon.units import rate
 LONG_PATH_S = 0.01
 #: From here on a connection takes half a second and more to open its window.
 PRIMED_RTT_S = 0.05
-#: Taken when no round trip was measured: the path that the product is made for.
-ASSUMED_RTT_S = 0.2
 #: A single connection should be able to fill this much; above, uploads in parallel do.
 ONE_CONNECTION_BPS = 10**9
 #: What `systemd/s3daemon.sysctl` sets as the maximum of tcp_wmem.
@@ -114,12 +112,12 @@ def _congestion(findings: Findings, host: Host, chosen: str) -> str:
 
 def _buffers(findings: Findings, host: Host, settings: Settings, rtt_s: float | None) -> None:
     sizes = host.sysctl("net.ipv4.tcp_wmem").split()
-    if not sizes:
+    if not sizes or rtt_s is None:  # of a path that does not work now nobody wants to know whether it is fast
         return
     most = int(sizes[-1])
-    path_s = max(ASSUMED_RTT_S if rtt_s is None else rtt_s, 1e-6)
+    path_s = max(rtt_s, 1e-6)
     wanted_bps = min(settings.bwlimit_bps or ONE_CONNECTION_BPS, ONE_CONNECTION_BPS)
-    over = f"over {path_s * 1e3:.3g} ms" + (", the round trip assumed" if rtt_s is None else "")
+    over = f"over {path_s * 1e3:.3g} ms"
     text = f"net.ipv4.tcp_wmem: its maximum of {most / 1e6:.3g} MB"
     if most >= _OVERHEAD * wanted_bps / 8 * path_s:
         findings.ok("sysctl", f"{text} is enough for one connection at {wanted_bps / 1e6:.4g} Mbit/s {over}")

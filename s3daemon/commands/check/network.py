@@ -156,7 +156,8 @@ async def _agree_on_tls(reached: Reached, url: URL, settings: Settings, wall: Cl
         if await _speaks_http(reached.address, url, settings.connect_timeout_s):
             text = "that port does not speak TLS: use http:// in S3_ENDPOINT_URL, or the port that does"
             return replace(reached, error=text)
-        why = f"no answer in time: {IS_IT_TLS}" if isinstance(exc, TimeoutError) else tls_reason(exc)
+        hung = f"it accepts connections and does not answer: is the store up, and {IS_IT_TLS}"
+        why = hung if isinstance(exc, TimeoutError) else tls_reason(exc)
         return replace(reached, error=f"no TLS, {why}")
     days = (ssl.cert_time_to_seconds(cert["notAfter"]) - wall()) / _DAY_S
     return replace(reached, tls=f"{version}, certificate of {_names(cert)}", valid_days=days)

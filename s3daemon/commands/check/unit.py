@@ -28,6 +28,8 @@ _CURES = {
 }
 #: How systemd names the step, in the messages that it failed and that the process has ended.
 _STEP = re.compile(r"(?:Failed at step |status=\d+/)([A-Z_]+)")
+#: Members of the daemon's status that are empty, false or 0 where all is well.
+_WRONG = ("away", "failing", "failed", "refused")
 #: The LoadState of a unit that has no file.
 _MISSING = "not-found"
 
@@ -135,7 +137,7 @@ def daemon(
             findings.warn("daemon", f"it still sends to {in_use}, not to {endpoint}: systemctl reload {name}")
         if status.get("held") or status.get("spool"):
             findings.fail("daemon", line)
-        elif status.get("away") or status.get("failing") or status.get("failed") or status.get("refused"):
+        elif any(map(status.get, _WRONG)) or line.startswith("UNREACHABLE"):
             findings.warn("daemon", line)
         else:
             findings.ok("daemon", line)

@@ -95,6 +95,7 @@ def test_state_directory_that_is_no_path(looked: Looked, closed: str) -> None:
     put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=spool")
     run(looked)
     assert looked.one("FAIL settings").endswith("S3DAEMON_STATE_DIR is 'spool': expected an absolute path without ..")
+    assert not any("LoadCredential" in line for line in looked.lines), "nothing is missing that may be elsewhere"
     assert not any(" state " in line for line in looked.lines)
 
 
@@ -182,7 +183,7 @@ def test_faults(looked: Looked, closed: str) -> None:
     assert run(looked) == 1
     assert looked.one("S3_ENDPOINT_URL").startswith("FAIL settings /etc/sysconfig/s3daemon: S3_ENDPOINT_URL is ")
     assert looked.one("AWS_ACCESS_KEY_ID is not set").startswith("FAIL")
-    assert looked.one("credentials are visible").startswith("note")
+    assert looked.one("as credentials (LoadCredential=)").startswith("note")
     assert SECRET not in looked.out.getvalue()
 
 

@@ -38,14 +38,13 @@ def test_default_host(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("rtt_s", "bwlimit", "level"),
-    [(0.0001, 0, "ok"), (0.2, 0, "warn"), (None, 0, "warn"), (0.2, 50_000_000, "ok"), (0.2, 4 * 10**9, "warn")],
+    [(0.0001, 0, "ok"), (0.2, 0, "warn"), (None, 0, ""), (0.2, 50_000_000, "ok"), (0.2, 4 * 10**9, "warn")],
 )
 def test_buffers_by_path(tmp_path: Path, rtt_s: float | None, bwlimit: int, level: str) -> None:
-    """Whether 4 MB in flight are enough depends on round trip and rate; without a measurement 200 ms are assumed."""
+    """Whether 4 MB in flight are enough depends on round trip and rate; while the store is away it does not matter."""
     looked = Looked(tmp_path, **{"net.ipv4.tcp_wmem": "4096 16384 4194304"})
     checks_host.sysctls(looked.findings, looked.host, settings(bwlimit_bps=bwlimit), rtt_s)
-    assert looked.one("wmem").startswith(level)
-    assert ("assumed" in looked.one("wmem")) == (rtt_s is None)
+    assert [line.split()[0] for line in looked.lines if "wmem" in line] == level.split()
 
 
 def test_bbr_needs_no_slow_start_setting(tmp_path: Path) -> None:
