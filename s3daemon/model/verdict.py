@@ -131,6 +131,8 @@ _OF_NO_ADDRESS = frozenset(
 )
 #: With these nothing was sent, so no transfer can be at fault.
 UNREACHED = frozenset({Code.CONNECTION_FAILED, Code.CONNECT_TIMEOUT, Code.NAME_NOT_RESOLVED, Code.TLS_FAILED})
+#: With these no connection was opened.
+UNCONNECTED = UNREACHED | {Code.TLS_REFUSED}
 #: With these the store was waited for in vain.
 SILENCES = frozenset({Code.NO_ANSWER, Code.STALLED})
 #: With these it may be the transfer's fault, unless a neutral request has no answer either.

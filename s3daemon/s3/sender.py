@@ -28,7 +28,7 @@ from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.model.files.turns import Turns
-from s3daemon.model.verdict import may_be_the_address
+from s3daemon.model.verdict import UNCONNECTED, may_be_the_address
 from s3daemon.network.connection import Connection, unresolved
 from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
@@ -356,18 +356,24 @@ class Sender:
         try:
             yield
         except AttemptError as exc:
-            tried = {*failed_addresses, *self._blame_unconnected(connection)}
+            reason = f"{exc.code}, {exc}" if exc.code in UNCONNECTED else "no connection"
+            tried = {*failed_addresses, *self._blame_unconnected(connection, reason)}
             exc.other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, tried)
             exc.address = connection.address
             connection.has_failed = may_be_the_address(exc)
             raise
         connection.has_failed = False
 
-    def _blame_unconnected(self, connection: Connection) -> list[str]:
-        """Return the addresses that did not accept the connection, which tries all in turn; each is to blame."""
+    def _blame_unconnected(self, connection: Connection, reason: str = "no connection") -> list[str]:
+        """Return the addresses that did not accept the connection, which tries all in turn; each is to blame.
+
+        Args:
+            connection: that was used.
+            reason: one line, for when they are disabled.
+        """
         found = connection.pop_failed_addresses()
         for address in found:
-            self.pool.addresses.failed(address, "no connection")
+            self.pool.addresses.failed(address, reason)
         return found
 
     @contextlib.asynccontextmanager

@@ -20,7 +20,7 @@ import aiohttp
 from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import HOST_LIMIT_TEXT, Code, is_host_limit, one_line
-from s3daemon.model.verdict import FIRST_SERVER_STATUS, UNREACHED
+from s3daemon.model.verdict import FIRST_SERVER_STATUS, UNCONNECTED
 from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.connection import UNREADABLE, Connection, cause_of
 from s3daemon.network.keepalive.small_request import KEPT_S, SMALL_REQUESTS, UnevenClosesError, find_small_request
@@ -156,6 +156,5 @@ def _outcome_of(error: BaseException) -> tuple[SmallRequestOutcome, str]:
     if isinstance(error, UNREADABLE):
         return SmallRequestOutcome.ANSWERED_BADLY, "its answer cannot be read"
     code, text = cause_of(error) or (Code.CONNECTION_FAILED, one_line(str(error)))
-    is_unconnected = code in UNREACHED or code == Code.TLS_REFUSED
-    outcome = SmallRequestOutcome.NOT_CONNECTED if is_unconnected else SmallRequestOutcome.NOT_ANSWERED
+    outcome = SmallRequestOutcome.NOT_CONNECTED if code in UNCONNECTED else SmallRequestOutcome.NOT_ANSWERED
     return outcome, f"{code}, {text}"

@@ -239,8 +239,10 @@ class Keeper:
     def _report(self, connection: Connection, outcome: SmallRequestOutcome, reason: str, began: float) -> None:
         addresses = self._pool.addresses
         _log.debug("a small request to %s: %s", connection.address or self._pool.url.raw_host, reason)
+        # Of the last address that was tried it is known why; where all failed, the others most likely did for the same.
+        unconnected = reason if outcome is SmallRequestOutcome.NOT_CONNECTED else "no connection"
         for address in connection.pop_failed_addresses():
-            addresses.asked(address, SmallRequestOutcome.NOT_CONNECTED, "no connection")
+            addresses.asked(address, SmallRequestOutcome.NOT_CONNECTED, unconnected)
         addresses.asked(connection.address, outcome, reason, began)
         if outcome.is_answer:
             self._failures = 0

@@ -318,6 +318,17 @@ async def test_an_address_that_refuses_connections_is_skipped(loop: ResolvingLoo
 
 
 @resolving
+async def test_why_no_address_accepts_a_connection(loop: ResolvingLoop, clock: Clock, unused_port: int) -> None:
+    """Whichever of them was tried first, at first and later."""
+    loop.addresses = ("127.0.0.1", "127.0.0.2")
+    async with scripted() as server, kept(server, clock, f"http://store.example:{unused_port}") as pool:
+        for _ in range(4):
+            await sweeps(2)
+            assert pool.addresses.unreachable == "ConnectionFailed, no connection to the store: Connection refused"
+            clock.now += RETRY_MAX_S
+
+
+@resolving
 async def test_a_name_that_does_not_resolve_yet(loop: ResolvingLoop) -> None:
     """The keeper goes on trying; attempts to acquire a connection meanwhile fail and leave it in the pool."""
     async with scripted() as server:
