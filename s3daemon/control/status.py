@@ -218,7 +218,7 @@ class Condition(Summary):
         parts.append(f"{self.connections.open} of {self.connections.limit} connections open")
         if self.none_kept and not self.unreachable:
             parts.append("the store closes each connection after its answer")
-        if self.disabled and not self.away:  # away, no address answers, whichever of them is disabled
+        if self.disabled and not (self.away or self.unreachable):  # then none answers, whichever of them is disabled
             parts.append(f"receivers temporarily disabled: {', '.join(self.disabled)}")
         if self.silent_buckets and not self.away:
             parts.append(f"buckets without an answer: {', '.join(self.silent_buckets)}")

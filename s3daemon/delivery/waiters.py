@@ -85,7 +85,11 @@ class Waiters:
         elif error.code:
             why = f"the last error: {error.code}, {error.text}"
         elif queued.attempts:
-            why = "it is still on its way"
+            why = (
+                "all of it is sent, and the store has not answered yet"
+                if _is_sent(queued)
+                else "it is still on its way"
+            )
         else:  # behind an older one for its destination, or all connections are in use
             tried, why = "", "it waits for its turn"
         id_, to = queued.transfer.id, queued.transfer.destination
@@ -112,6 +116,11 @@ class Waiters:
                     ("S3DAEMON_DEFERRED", more),
                 ]
             )
+
+
+def _is_sent(queued: QueuedTransfer) -> bool:
+    size = queued.transfer.file_state.size
+    return queued.attempt is not None and 0 < size <= queued.attempt.progress.acked_bytes
 
 
 def notify(waiters: Iterable[asyncio.Future[Reply]], reply: Reply) -> None:

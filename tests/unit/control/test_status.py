@@ -131,6 +131,7 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
         ({"unreachable": "TLSFailed, no", "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
         ({"disabled": ("a", "b")}, "ok", f"{COUNTS}; receivers temporarily disabled: a, b"),
         ({"disabled": ("a",), "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
+        ({"disabled": ("a",), "unreachable": "TLSFailed, no"}, "ok", f"UNREACHABLE, TLSFailed, no; {COUNTS}"),
         ({"none_kept": True}, "ok", f"{COUNTS}; the store closes each connection after its answer"),
     ],
 )

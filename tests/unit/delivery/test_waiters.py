@@ -16,7 +16,7 @@ from fakes import House, away, flying_with, transfer
 
 from s3daemon.delivery.decision import LastError
 from s3daemon.delivery.health.endpoint import KNOWN_AWAY_AFTER_S, Health
-from s3daemon.delivery.schedule import QueuedTransfer
+from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.delivery.waiters import (
     PERIOD_LIMIT,
     PERIOD_S,
@@ -26,6 +26,7 @@ from s3daemon.delivery.waiters import (
 from s3daemon.errors import AttemptError
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.model.reply import Outcome, Reply
+from s3daemon.network.progress import Progress
 
 DOWN = AttemptError("ConnectionFailed", "refused")
 BAD_KEY = AttemptError("InvalidAccessKeyId", "unknown key", status=403)
@@ -129,6 +130,19 @@ async def test_only_a_transfer_that_an_attempt_was_made_for_is_said_to_be_on_its
     queued.attempts = 1
     reply = room.waiters.defer(queued, waiter)
     assert reply.text == f"{queued.transfer.id} is kept and being tried; it is still on its way"
+
+
+@flying_with(Room)
+async def test_a_store_that_hangs_is_not_said_to_be_a_slow_network(room: Room) -> None:
+    """It took all of a file and does not answer, which is what its operators have to hear."""
+    queued = room.queued()
+    waiter = room.waiters.wait(queued)
+    queued.attempts, progress = 1, Progress()
+    queued.attempt = AttemptInFlight(asyncio.create_task(asyncio.sleep(0)), progress)
+    progress.add_stored(queued.transfer.file_state.size)
+    reply = room.waiters.defer(queued, waiter)
+    why = "all of it is sent, and the store has not answered yet"
+    assert reply.text == f"{queued.transfer.id} is kept and being tried; {why}"
 
 
 @flying_with(Room)
