@@ -136,6 +136,7 @@ _GARBLED: Sequence[tuple[Callable[[str], object], str]] = (
         re.compile(r"(?:AWS|S3|S3DAEMON)_[A-Z_]+\s*=").search,
         "it has another setting in it: each has a line of its own, and none ends in a backslash",
     ),
+    (re.compile(r"\s#").search, "a comment after a value is a part of it: write it on a line of its own"),
     (lambda text: text != text.strip(), "it begins or ends with a space"),
 )
 

@@ -117,6 +117,7 @@ def test_refuses(kind: Kind, texts: list[str]) -> None:
         ("x AWS_SESSION_TOKEN = y", "another setting"),
         ("/x:S3_ENDPOINT_URL=y", "another setting"),
         ("x,S3DAEMON_PRIME=auto", "another setting"),
+        ("/data  # the array", "on a line of its own"),
         (" x", "space"),
         ("x ", "space"),
     ],
