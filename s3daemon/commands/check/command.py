@@ -78,6 +78,8 @@ def main(
         usual = {"STATE_DIRECTORY": str(Instance.find(environ).state_dir)}
         variables = _variables(findings, host, unit) if unit else {**environ, **usual}
         settings = _settings(findings, variables, str(unit.env_file) if unit else _ENVIRONMENT)
+        if unit and not settings and host.path(saved := Path(f"{unit.env_file}.rpmsave")).exists():
+            findings.note("settings", f"those from before the package was removed are in {saved}")
     instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
     if settings:
         checks = StoreChecks(settings, findings)
@@ -171,3 +173,4 @@ def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance
     with findings.guard("service"):
         if unit:
             checks_unit.environment_file(findings, host, unit)
+            checks_unit.hidden_files(findings, host, unit)

@@ -120,7 +120,7 @@ def _run(*command: str) -> str | None:
 
 _PROPERTIES = (
     "LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen,ProtectSystem,StateDirectory,ReadWritePaths,"
-    "StandardOutput,StandardError,"
+    "StandardOutput,StandardError,PrivateTmp,ProtectHome,"
     "ConditionResult,ConditionTimestampMonotonic,AssertResult,AssertTimestampMonotonic"
 )
 

@@ -30,6 +30,11 @@ _CURES = {
 _STEP = re.compile(r"(?:Failed at step |status=\d+/)([A-Z_]+)")
 #: Members of the daemon's status that are empty, false or 0 where all is well.
 _WRONG = ("away", "failing", "failed", "refused")
+#: Settings of a unit that hide files from it, another value than "no" that does not, and where.
+_HIDING = (
+    ("PrivateTmp", "", "/tmp and /var/tmp"),  # noqa: S108 - words of a message
+    ("ProtectHome", "read-only", "/home, /root and /run/user"),
+)
 #: The LoadState of a unit that has no file.
 _MISSING = "not-found"
 
@@ -199,6 +204,17 @@ def may_write(findings: Findings, host: Host, unit: Unit, directory: Path) -> bo
     drop_in = f"systemctl edit {unit.name}.service, with ReadWritePaths={directory} below [Service]"
     findings.fail("state", f"{directory} is read-only to the service, which does not start with it: {make}; {drop_in}")
     return False
+
+
+def hidden_files(findings: Findings, host: Host, unit: Unit) -> None:
+    """Name what a drop-in hides from the service: to its clients a file there has no reason not to be found."""
+    shown = host.show(f"{unit.name}.service")
+    for name, harmless, directories in _HIDING:
+        if (value := shown.get(name, harmless)) not in ("", "no", harmless):
+            text = (
+                f"{name}={value}: the service does not see clients' files in {directories}: remove it from the drop-in"
+            )
+            findings.warn("access", text)
 
 
 def environment_file(findings: Findings, host: Host, unit: Unit) -> None:

@@ -184,7 +184,16 @@ def test_faults(looked: Looked, closed: str) -> None:
     assert looked.one("S3_ENDPOINT_URL").startswith("FAIL settings /etc/sysconfig/s3daemon: S3_ENDPOINT_URL is ")
     assert looked.one("AWS_ACCESS_KEY_ID is not set").startswith("FAIL")
     assert looked.one("as credentials (LoadCredential=)").startswith("note")
+    assert not any("rpmsave" in line for line in looked.lines)
     assert SECRET not in looked.out.getvalue()
+
+
+def test_settings_from_before_the_package_was_removed(looked: Looked) -> None:
+    """A package that is installed again brings an empty template."""
+    looked.put("/etc/sysconfig/s3daemon", "S3_ENDPOINT_URL=\n")
+    looked.put("/etc/sysconfig/s3daemon.rpmsave", "")
+    assert run(looked) == 1
+    assert looked.one("before the package").endswith("was removed are in /etc/sysconfig/s3daemon.rpmsave")
 
 
 def test_faults_of_the_environment_are_not_of_a_file(looked: Looked) -> None:

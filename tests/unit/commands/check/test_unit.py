@@ -206,6 +206,23 @@ def test_state_directory_that_the_unit_may_write(
         assert line.endswith(f"systemctl edit s3daemon.service, with ReadWritePaths={directory} below [Service]")
 
 
+@pytest.mark.parametrize(
+    ("shown", "found"),
+    [
+        ({}, []),
+        ({"PrivateTmp": "no", "ProtectHome": "read-only"}, []),
+        ({"PrivateTmp": "no", "ProtectHome": "no"}, []),
+        ({"PrivateTmp": "yes"}, ["warn access PrivateTmp=yes: the service does not see clients' files in /tmp"]),
+        ({"ProtectHome": "tmpfs"}, ["warn access ProtectHome=tmpfs: the service does not see clients' files in /home"]),
+    ],
+)
+def test_what_a_drop_in_hides_from_the_service(shown: dict[str, str], found: list[str], looked: Looked) -> None:
+    """Its clients are told that a file does not exist, or not what would let the service read it."""
+    looked.units["service"] |= shown
+    checks_unit.hidden_files(looked.findings, looked.host, PLAIN)
+    assert [line[: len(start)] for line, start in zip(looked.lines, found, strict=True)] == found
+
+
 def test_state_directory_where_the_unit_is_not_installed(looked: Looked) -> None:
     looked.units["service"] = {}
     assert checks_unit.may_write(looked.findings, looked.host, PLAIN, Path("/data/spool"))
