@@ -202,7 +202,7 @@ def test_each_answer_is_silent_or_one_line(cwd: Path, options: list[str], reply:
     [
         ([], b"Success\n", "'Success'"),
         ([], b"Succ", "'Succ'"),
-        ([], b"HTTP/1.0 400 no: x", "'HTTP/1.0 400 no: x'"),
+        ([], b"SSH-2.0 no: x", "'SSH-2.0 no: x'"),
         ([], b"ValueError('no')", "\"ValueError('no')\""),
         ([], b"\xff\0" * 300, "'" + r"\\xff\x00" * 40 + "'"),
         (["--tag=n"], b"Success", "'Success'"),
@@ -223,6 +223,9 @@ def test_an_unexpected_answer_is_shown_in_one_line(cwd: Path, options: list[str]
     assert got == (1, "", f"send: {daemon.name} {nonsense}; {FATE}; it said {shown}\n")
 
 
+HTTP = "speaks HTTP; set S3DAEMON_PORT to the port of s3daemon.socket, 15555 by default"
+
+
 @pytest.mark.parametrize(
     ("script", "complaint"),
     [
@@ -230,6 +233,7 @@ def test_an_unexpected_answer_is_shown_in_one_line(cwd: Path, options: list[str]
         (answering(b""), f"{{daemon}} closed the connection (without an answer); {FATE}"),
         (resetting, f"{{daemon}} closed the connection (Connection reset by peer); {FATE}"),
         (answering_at_once(b"NotAllowed: uid 7\n"), "NotAllowed: uid 7"),
+        (answering(b"HTTP/1.0 400 no\r\n"), f"{{daemon}} {HTTP}"),
     ],
 )
 def test_a_misbehaving_daemon_is_reported_in_one_line(cwd: Path, script: Script, complaint: str) -> None:
