@@ -310,6 +310,8 @@ class Operations:
             Figure("s3daemon_held",
                 "1 while the queue is held for an error of the configuration.", bool(condition.held)),
             Figure("s3daemon_away", "1 while the store does not answer, or cannot serve.", condition.away),
+            Figure("s3daemon_unreachable",
+                "1 while no address of the store answers, also while nothing is sent.", bool(condition.unreachable)),
             Figure("s3daemon_spool_refusing",
                 "1 while requests are refused because the spool cannot be written.", bool(condition.spool_fault)),
             Figure("s3daemon_clients", "Clients of the line protocol that are being served.", condition.clients),

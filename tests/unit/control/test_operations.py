@@ -389,7 +389,7 @@ async def test_figures_are_those_of_the_moment(desk: Desk) -> None:
     assert (figures["in_flight"], figures["pending"]) == (1, 1)
     assert (figures["clients"], figures["http_clients"], figures["refused"]) == (2, 5, {"NotReadable": 3})
     assert figures["oldest_pending_age_seconds"] == pytest.approx(4.0, abs=0.01)
-    assert (figures["connections_warm"], figures["receivers_disabled"]) == (2, 1)
+    assert (figures["connections_warm"], figures["receivers_disabled"], figures["unreachable"]) == (2, 1, 0)
     assert figures["receiver_connections"] == {"192.0.2.1": 3, "192.0.2.2": 0}
 
 
