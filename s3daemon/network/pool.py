@@ -297,7 +297,8 @@ class ConnectionPool:
                     raise
                 level = logging.DEBUG if self._unresolvable else logging.WARNING  # once, not at each look-up
                 self._unresolvable = True
-                _log.log(level, "%s no longer resolves, %s; its last known addresses stay in use", host, exc)
+                why = exc.strerror or "no answer in time"
+                _log.log(level, "%s no longer resolves, %s; its last known addresses stay in use", host, why)
             else:
                 self._unresolvable = False
                 now = self._clock()
