@@ -96,7 +96,9 @@ def ask(path: Path, command: str, *, timeout_s: float = _ANSWER_TIMEOUT_S, **arg
     try:
         line = _exchange(path, request, timeout_s)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
-        text = f"no daemon listens on {path}: start it; s3daemon check says why it does not start"
+        instance = path.parent.name.startswith("s3daemon@")
+        check = path.parent.name.replace("@", " check --instance ") if instance else "s3daemon check"
+        text = f"no daemon listens on {path}: start it; {check} says why it does not start"
         raise NoDaemonError(Code.NO_DAEMON, text) from exc
     except PermissionError as exc:
         # Not the path: there are several, and the first one that this user may not look at need not be the daemon's.

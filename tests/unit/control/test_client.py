@@ -47,6 +47,14 @@ def test_a_missing_or_dead_socket_means_no_daemon(tmp_path: Path, path: Path) ->
     assert isinstance(refused(tmp_path / "file" / "control"), NoDaemonError)
 
 
+@pytest.mark.parametrize(
+    ("directory", "check"),
+    [("s3daemon", "s3daemon check says"), ("s3daemon@15557", "s3daemon check --instance 15557 says")],
+)
+def test_the_check_to_run_is_that_of_the_instance(directory: str, check: str, tmp_path: Path) -> None:
+    assert f"start it; {check} why" in refused(tmp_path / directory / "control").text
+
+
 @pytest.mark.parametrize("answer", [b"", b"{", b"[]\n", b"\xff\n", b'{"ok": tr'])
 def test_a_lost_connection_or_nonsense_is_not_an_answer(answer: bytes, path: Path) -> None:
     """That is not the same as no daemon."""
