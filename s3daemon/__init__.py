@@ -30,7 +30,7 @@ What happens to a request, in order:
 3. `delivery.schedule` says when it is its turn; `delivery.attempt` makes one attempt to store it.
 4. `s3.store` chooses one PUT or parts; `s3.sender` takes a connection from `network.pool`, has the request signed
    (`s3.signing.client`), and sends it; `s3.answers` judges the answer. Meanwhile `network.rate.pacing` paces it and
-   `network.straggler` watches it.
+   `network.uploads.straggler` watches it.
 5. After an error `delivery.decision` says what follows. At the end `journal` takes the record, `spool` forgets the
    transfer, and the client has its reply, or a later process has the client (`ingress.waiting`).
 
@@ -56,7 +56,7 @@ Where to find the answers to common questions:
 * for how long a store keeps idle connections: `network.keepalive.idle_limit`; after which small request:
   `network.keepalive.asking`
 * whether an address is disabled or on trial: `network.address`; where a new connection leads: `network.addresses`
-* whether an upload is too slow: `network.straggler`; it is stopped in `s3.sender`, and sent again in
+* whether an upload is too slow: `network.uploads.straggler`; it is stopped in `s3.sender`, and sent again in
   `delivery.attempt`, or as a part in `s3.parts`
 * the bandwidth limit: `network.rate.bandwidth`; how it is found: `network.rate.controller`
 * whether an exposure is late, lost or incomplete: `model.exposure`

@@ -34,8 +34,8 @@ from s3daemon.model.files.source import Source
 from s3daemon.model.record import AttemptEnd, Field, MessageId
 from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.network.addresses import Limited
-from s3daemon.network.progress import Progress
 from s3daemon.network.rate.bandwidth import Limit, Origin
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.endpoint import Start
 from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.exposures import StoredCount

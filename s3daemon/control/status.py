@@ -20,7 +20,7 @@ from s3daemon.units import span
 if TYPE_CHECKING:  # commands read the status without delivery and network
     from s3daemon.delivery.schedule import QueuedTransfer
     from s3daemon.network.addresses import Limited
-    from s3daemon.network.progress import Progress
+    from s3daemon.network.uploads.progress import Progress
 
 #: Transfers that the status lists of those that wait, and of those that failed; `s3daemon queue` has them all.
 LISTED = 20

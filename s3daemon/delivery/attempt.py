@@ -24,7 +24,7 @@ from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.model.files.source import Source, open_file
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.spool import Spool
 

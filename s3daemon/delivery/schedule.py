@@ -27,7 +27,7 @@ from s3daemon.delivery.decision import LastError
 from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, Transfer
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.spool.spool import Entry
 
 #: A last line of defence, whatever the reason: a case that was overlooked once made 2383 attempts of a transfer within

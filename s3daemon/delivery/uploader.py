@@ -57,7 +57,7 @@ from s3daemon.model.record import AttemptEnd
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.model.verdict import ACCESS_DENIED, SILENCES, UNANSWERED, Keys, accuses_keys
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.endpoint import Start
 from s3daemon.s3.store import Stored
 from s3daemon.spool.spool import Entry, Spool

@@ -32,7 +32,8 @@ from s3daemon.errors import (
     one_line,
 )
 from s3daemon.model.verdict import CLIENT_STATUSES, is_unlisted
-from s3daemon.network.connection import ANSWER_MAX_BYTES, AnswerTooLongError, cause_of
+from s3daemon.network.cause import cause_of
+from s3daemon.network.connection import ANSWER_MAX_BYTES, AnswerTooLongError
 
 #: The ETag of an object stored in parts, on S3 and compatible stores: MD5 of the parts' MD5s, and how many there were.
 _MULTIPART_ETAG = re.compile(r"([0-9a-f]{32}|)-([0-9]{1,5})")

@@ -22,7 +22,7 @@ from s3daemon.errors import AttemptError, Code, SpoolError
 from s3daemon.model.files.source import Source, check_unchanged
 from s3daemon.model.request import Transfer
 from s3daemon.model.verdict import Verdict, judge
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.answers import VERIFY_ADVICE, contradicts, etag_in_parts, etag_of, parts_of
 from s3daemon.s3.parts import (
     UNUSABLE_CODES,

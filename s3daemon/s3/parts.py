@@ -20,7 +20,7 @@ from typing import Any
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.files.source import Source
-from s3daemon.network.progress import TICK_S, Progress
+from s3daemon.network.uploads.progress import TICK_S, Progress
 from s3daemon.s3.sender import Sender, SentBody
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 

@@ -29,10 +29,11 @@ from s3daemon.errors import AttemptError, Code, one_line
 from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.model.files.turns import Turns
 from s3daemon.model.verdict import UNCONNECTED, may_be_the_address
-from s3daemon.network.connection import Connection, unresolved
+from s3daemon.network.cause import unresolved
+from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
-from s3daemon.network.progress import TICK_S, Progress, StallWatch, Upload
-from s3daemon.network.straggler import NEVER_MOVED, MoveHistory, Stragglers, TrackedBody
+from s3daemon.network.uploads.progress import TICK_S, Progress, StallWatch, Upload
+from s3daemon.network.uploads.straggler import NEVER_MOVED, MoveHistory, Stragglers, TrackedBody
 from s3daemon.s3.answers import (
     SENDING_ERRORS,
     STATUS_HEADER,

@@ -19,7 +19,7 @@ from s3daemon.errors import AttemptError, Code
 from s3daemon.model.files.source import Source, check_unchanged, md5_of
 from s3daemon.model.request import Transfer
 from s3daemon.model.verdict import accuses_keys
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.answers import contradicts, etag_of, is_encrypted, is_md5, parts_of
 from s3daemon.s3.multipart import Multipart
 from s3daemon.s3.parts import goes_in_parts, upload_params

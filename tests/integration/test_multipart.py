@@ -27,7 +27,7 @@ from lab.serving import until
 from s3daemon.errors import FileError
 from s3daemon.model.files.source import Source
 from s3daemon.model.request import Transfer
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.open_uploads import OpenUpload, OpenUploads

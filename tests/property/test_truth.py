@@ -28,7 +28,7 @@ from s3daemon.delivery.attempt import Attempts
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError
 from s3daemon.model.files.source import Source
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 
 #: Attempts of a transfer in one history; the store tells the truth from then on.
 ATTEMPTS = 4

@@ -21,7 +21,7 @@ from yarl import URL
 from s3daemon.clock import Clock
 from s3daemon.commands.check.findings import Findings
 from s3daemon.config.settings import Settings
-from s3daemon.network.connection import IS_IT_TLS, flaw_of_certificate, tls_reason
+from s3daemon.network.cause import IS_IT_TLS, flaw_of_certificate, tls_reason
 from s3daemon.network.tcp import TcpInfo
 from s3daemon.units import plural
 

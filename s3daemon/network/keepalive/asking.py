@@ -22,7 +22,8 @@ from s3daemon.config.settings import Settings
 from s3daemon.errors import HOST_LIMIT_TEXT, Code, is_host_limit, one_line
 from s3daemon.model.verdict import FIRST_SERVER_STATUS, UNCONNECTED
 from s3daemon.network.address import SmallRequestOutcome
-from s3daemon.network.connection import UNREADABLE, Connection, cause_of
+from s3daemon.network.cause import cause_of
+from s3daemon.network.connection import UNREADABLE, Connection
 from s3daemon.network.keepalive.small_request import KEPT_S, SMALL_REQUESTS, UnevenClosesError, find_small_request
 from s3daemon.network.pool import ConnectionPool
 

@@ -19,7 +19,8 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import Settings
 from s3daemon.errors import Code, is_host_limit
 from s3daemon.network.address import SmallRequestOutcome
-from s3daemon.network.connection import Connection, unresolved
+from s3daemon.network.cause import unresolved
+from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive.asking import SmallRequests
 from s3daemon.network.keepalive.idle_limit import SWEEP_S, Closes, IdleLimit
 from s3daemon.network.keepalive.small_request import KEPT_S

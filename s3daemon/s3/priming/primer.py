@@ -29,7 +29,7 @@ from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive.keeper import PRIMED_BYTES
 from s3daemon.network.keepalive.small_request import KEPT_S, open_for
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.priming.kind import StoreKind, kind_of
 from s3daemon.s3.sender import Sender
 

@@ -21,7 +21,7 @@ from s3daemon.control.status import (
 from s3daemon.delivery.schedule import AttemptInFlight, QueuedTransfer
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.addresses import Limited
-from s3daemon.network.progress import Progress, Upload
+from s3daemon.network.uploads.progress import Progress, Upload
 
 
 @dataclass(eq=False)

@@ -16,8 +16,8 @@ from s3daemon.delivery.attempt import LATE_ARRIVAL_S, SETTLE_S
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, FileError, SpoolError
 from s3daemon.model.request import FileState, Transfer
-from s3daemon.network.progress import Progress
-from s3daemon.network.straggler import MoveHistory
+from s3daemon.network.uploads.progress import Progress
+from s3daemon.network.uploads.straggler import MoveHistory
 from s3daemon.s3.store import Stored
 
 

@@ -26,7 +26,7 @@ from s3daemon.delivery.waiters import (
 from s3daemon.errors import AttemptError
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 
 DOWN = AttemptError("ConnectionFailed", "refused")
 BAD_KEY = AttemptError("InvalidAccessKeyId", "unknown key", status=403)

@@ -15,7 +15,7 @@ from lab.sending import failure, in_loop, settings_for, transfer_of
 
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.files.source import Source
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.multipart import CompletedUpload, Multipart
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 

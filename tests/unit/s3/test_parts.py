@@ -16,8 +16,8 @@ from lab.sending import a_file, failure, in_loop, settings_for
 from s3daemon.errors import AttemptError
 from s3daemon.model.files.source import Source
 from s3daemon.model.request import Destination
-from s3daemon.network.progress import Progress
 from s3daemon.network.rate.pacing import Pacer
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.parts import (
     MAX_PARTS,
     PartSender,

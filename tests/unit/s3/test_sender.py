@@ -18,7 +18,7 @@ from lab.sending import a_file, failure, in_loop, settings_for
 
 from s3daemon.errors import AttemptError
 from s3daemon.model.files.source import Source
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.sender import Sender
 
 ADDRESS = "192.0.2.1"

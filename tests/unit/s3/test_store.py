@@ -15,7 +15,7 @@ from lab.sending import a_file, failure, in_loop, settings_for, transfer_of
 from s3daemon.errors import AttemptError, FileError
 from s3daemon.model.files.source import Source, md5_of
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.network.progress import Progress
+from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.store import FILE_KEY, ID_KEY, LookupResult, Store, Stored
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 

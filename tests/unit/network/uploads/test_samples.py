@@ -2,7 +2,7 @@
 
 import pytest
 
-from s3daemon.network.samples import GAP_S, OPENING_ROUND_TRIPS, Samples
+from s3daemon.network.uploads.samples import GAP_S, OPENING_ROUND_TRIPS, Samples
 
 
 def samples(*given: tuple[float, int]) -> Samples:

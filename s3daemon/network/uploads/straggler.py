@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from s3daemon.model.files.source import SMALL_BYTES
-from s3daemon.network.samples import GAP_S, Samples
+from s3daemon.network.uploads.samples import GAP_S, Samples
 
 #: The factor by which an upload is far slower than others. Flows that share a link without pacing differ by two or
 #: three times.

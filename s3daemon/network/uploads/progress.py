@@ -20,8 +20,8 @@ import socket
 from collections import deque
 
 from s3daemon.network.connection import Connection
-from s3daemon.network.straggler import MoveHistory
 from s3daemon.network.tcp import TcpInfo, reset_on_close
+from s3daemon.network.uploads.straggler import MoveHistory
 
 #: How often an upload is looked at: fine enough to see within half a second that one is far slower than others.
 TICK_S = 0.125

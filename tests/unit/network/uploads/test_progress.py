@@ -19,10 +19,10 @@ from hypothesis import strategies as st
 from lab import env, processes
 from lab.loopback import connected_pair, listening, read_to_the_end
 
-from s3daemon.network.progress import Progress, StallWatch, Upload
 from s3daemon.network.rate.pacing import Pacer
-from s3daemon.network.straggler import MoveHistory
 from s3daemon.network.tcp import reset_on_close
+from s3daemon.network.uploads.progress import Progress, StallWatch, Upload
+from s3daemon.network.uploads.straggler import MoveHistory
 
 SIZE = 512 * 1024
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 
-from s3daemon.network.straggler import (
+from s3daemon.network.uploads.straggler import (
     MOVES_MAX,
     SILENT_S,
     SLOW_MAX_S,
