@@ -16,7 +16,7 @@ import contextlib
 import logging
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Coroutine, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -75,11 +75,46 @@ class SentBody:
     address: str
 
 
-async def _end(task: asyncio.Task[Any]) -> None:
-    """Wait for the end of a task, whatever that is. One that has ended costs no rounds of the event loop."""
-    if not task.done():
-        await asyncio.wait({task})
-    _ = task.cancelled() or task.exception()  # which asyncio would report: it may have failed as we were cancelled
+async def _watched(request: Awaitable[_T], look: Callable[[], None], abort: Callable[[], None]) -> _T:
+    """Carry out `request` and return its result; call `look` each tick until then, and end the request if that raises.
+
+    Args:
+        request: to carry out; in this task, since a task of its own would cost each small file two rounds more of the
+            event loop.
+        look: called each `TICK_S`.
+        abort: called before the request is cancelled, from within or without.
+
+    Raises:
+        AttemptError: that of `look`; else what the request raises.
+    """
+    loop = asyncio.get_running_loop()
+    found: AttemptError | None = None
+    timer: asyncio.TimerHandle
+
+    def tick() -> None:
+        nonlocal found, timer
+        timer = loop.call_later(TICK_S, tick)
+        try:
+            look()
+        except AttemptError as exc:
+            found = exc
+            timer.cancel()
+            abort()
+            limit.reschedule(loop.time())
+
+    timer = loop.call_later(TICK_S, tick)
+    try:
+        async with asyncio.timeout(None) as limit:
+            return await request
+    except asyncio.CancelledError:
+        abort()
+        raise
+    except Exception as exc:
+        if found is not None:
+            raise found from exc
+        raise
+    finally:
+        timer.cancel()
 
 
 class _MoveWatch:
@@ -244,6 +279,9 @@ class Sender:
                 if body.finished:
                     on_sent(body.md5)
                 upload.close()
+                if upload.is_aborted:  # asyncio closes the socket in its next round; aiohttp hears of it two later
+                    for _ in range(3):
+                        await asyncio.sleep(0)
             etag = etag_of(answer)
             if contradicts(answer, body.md5):
                 text = f"the store's ETag is {etag}, the MD5 sum of the bytes sent is {body.md5}; {VERIFY_ADVICE}"
@@ -294,25 +332,26 @@ class Sender:
                 raise failure_of(exc, ambiguous=False, stale=False, limit_s=limit) from exc
         return answer
 
-    async def _watch(self, body: FileBody, upload: Upload, request: Coroutine[Any, Any, _T], mover: _MoveWatch) -> _T:
+    async def _watch(self, body: FileBody, upload: Upload, request: Awaitable[_T], mover: _MoveWatch) -> _T:
         """Carry out `request` while it makes progress and should not be moved, and return its answer.
 
         Raises:
             AttemptError, FileError: as `send_file` does.
         """
         watch = StallWatch(self.settings.stall_timeout_s, self.settings.answer_timeout_s)
-        task = asyncio.create_task(request)
+
+        def look() -> None:
+            if body.transport is None:
+                return
+            info = upload.info()
+            arrived = body.finished and info is not None and info.outstanding == 0
+            limit = info.pacing_limit if info is not None else 0
+            if watch.tick(upload.acked(), arrived=arrived, pacing_limit=limit):
+                raise stall_of(self.settings, len(body), upload.acked(), arrived=arrived, reading=body.reading)
+            mover.tick(body)
+
         try:
-            while not (await asyncio.wait({task}, timeout=TICK_S))[0]:
-                info = upload.info()
-                arrived = body.finished and info is not None and info.outstanding == 0
-                limit = info.pacing_limit if info is not None else 0
-                if body.transport is not None and watch.tick(upload.acked(), arrived=arrived, pacing_limit=limit):
-                    acked, reading = upload.acked(), body.reading
-                    raise stall_of(self.settings, len(body), acked, arrived=arrived, reading=reading)
-                if body.transport is not None:
-                    mover.tick(body)
-            return task.result()
+            return await _watched(request, look, lambda: upload.abort(body.transport))
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc
         except AttemptError as exc:  # `_send`'s, or one of the above
@@ -327,11 +366,6 @@ class Sender:
             was_idle = upload.connection_state == "warm" and upload.has_begun_only
             stale = was_idle and acked < len(body) and not (ambiguous and acked)
             raise failure_of(exc, ambiguous=ambiguous, stale=stale) from exc
-        finally:
-            if not task.done():
-                upload.abort(body.transport)
-                task.cancel()
-            await _end(task)
 
     @contextlib.asynccontextmanager
     async def _use(self, connection: Connection) -> AsyncIterator[Connection]:

@@ -27,7 +27,7 @@ _Call = tuple[asyncio.Future[Any], Callable[[], Any]]
 
 #: `AT_ONCE` files are opened together, the next ones `ROUNDS` rounds of the event loop later: a file takes as many from
 #: its opening to the first byte of its body.
-AT_ONCE, ROUNDS = 4, 5
+AT_ONCE, ROUNDS = 4, 4
 #: When no call has begun for this long, seconds, those that wait get threads. On a local disk a call takes 0.1 ms.
 STUCK_S = 0.01
 #: A call that got no descriptor is repeated for so long, and so often, seconds. A hook that waits gives up after 30 s.
