@@ -28,6 +28,10 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     another error of a file                            failed                       NO_FINDING  none
     any that is not permanent, past the retry limit    failed, "given up after ..." as above    none
 
+"At once" is so only before the first back-off: then each address has been tried, and further attempts are made at one
+address after the other, each after a back-off. Else a name with many addresses would soon have long delays, and a store
+that is overloaded would get as many attempts as it has addresses. A permanent error is passed on at once at any time.
+
 Every time is a difference in seconds, so a wall clock that steps or was wrong at boot neither expires nor delays
 anything.
 """
@@ -114,6 +118,7 @@ class FailureState:
 
     Args:
         attempts: made so far, the failed one included.
+        delays: how many of them, in this process, were followed by a delay; the others by an attempt at once.
         previous_code: of the error before this one; empty when there was none.
         failed_addresses: where attempts failed, one directly after the other.
         active_s: seconds since acceptance in which the daemon ran and the queue was not held.
@@ -123,6 +128,7 @@ class FailureState:
     """
 
     attempts: int
+    delays: int
     previous_code: str
     failed_addresses: frozenset[str]
     active_s: float
@@ -161,19 +167,21 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     recorded = LastError(error.code, error.text, error.address)
     verdict = _verdict(error, state)
     elsewhere = error.other_address and error.address not in state.failed_addresses and verdict is not Verdict.HOLD
-    is_passed_on = elsewhere and isinstance(error, AttemptError) and blames_endpoint(error)
+    at_once = elsewhere and (verdict is Verdict.PERMANENT or not state.delays)
+    is_passed_on = at_once and isinstance(error, AttemptError) and blames_endpoint(error)
     finding = Finding.NO_FINDING if is_passed_on else _finding(error, state.keys)
     if verdict is Verdict.PERMANENT and not (elsewhere and len(state.failed_addresses) + 1 < MOST_ADDRESSES):
         return Decision(recorded, finding, final=True)
     if state.active_s > state.retry_for_s:
         text = f"given up after {plural(state.attempts, 'attempt')}; the last error: {error.text}"
         return Decision(LastError(error.code, text, recorded.address), finding, final=True)
-    if elsewhere:  # each address once, then the back-off
+    if at_once:
         return Decision(recorded, finding, failed_addresses=state.failed_addresses | {error.address})
     stale_again = error.code == state.previous_code
     if error.code == Code.STALE_CONNECTION and not stale_again:  # a closed one says nothing against another one
         return Decision(recorded, finding, failed_addresses=state.failed_addresses)
-    return Decision(recorded, finding, delay_s=backoff(state.attempts, rng, error.retry_after))
+    avoided = frozenset({error.address}) if elsewhere else frozenset()
+    return Decision(recorded, finding, delay_s=backoff(state.delays, rng, error.retry_after), failed_addresses=avoided)
 
 
 def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:
@@ -195,13 +203,13 @@ def _finding(error: AttemptError | FileError, keys: Keys | None) -> Finding:
     return Finding.SERVING if error.status >= _FIRST_REFUSAL_STATUS else Finding.NO_FINDING
 
 
-def backoff(attempts: int, rng: random.Random, retry_after: float = 0.0) -> float:
-    """Return the delay in seconds after the failed attempt number `attempts` (1 is the first).
+def backoff(delays: int, rng: random.Random, retry_after: float = 0.0) -> float:
+    """Return the next delay in seconds, after so many that the transfer had before.
 
     It doubles from `BACKOFF_FIRST_S` to `BACKOFF_MAX_S`, each a quarter more or less, so that nine hosts that failed
     together do not try again together. `retry_after` (seconds, what the store asked for) lengthens it, up to
     `RETRY_AFTER_MAX_S`.
     """
-    doublings = min(max(attempts, 1) - 1, 16)  # 2**16 s is far over the maximum; bounded, since 2.0**1024 overflows
+    doublings = min(delays, 16)  # 2**16 s is far over the maximum; bounded, since 2.0**1024 overflows
     delay = min(BACKOFF_FIRST_S * 2.0**doublings, BACKOFF_MAX_S) * rng.uniform(0.75, 1.25)
     return max(delay, min(retry_after, RETRY_AFTER_MAX_S) * rng.uniform(1.0, 1.1))

@@ -69,6 +69,7 @@ class QueuedTransfer:
             it waited.
         not_before: monotonic seconds before which no attempt starts; 0 when it waits for no time.
         attempts: started so far.
+        delays: how many attempts were followed by a delay, in this process.
         started_at: monotonic seconds when the last attempts started, as many as the limit of a minute.
         last_error: of the last attempt that failed.
         failed_since: monotonic seconds when the first attempt failed for which the endpoint may be to blame, else inf.
@@ -95,6 +96,7 @@ class QueuedTransfer:
     live: bool = True
     not_before: float = 0.0
     attempts: int = 0
+    delays: int = 0
     started_at: tuple[float, ...] = ()
     last_error: LastError = LastError()  # noqa: RUF009 - frozen
     failed_since: float = math.inf

@@ -360,6 +360,7 @@ class Uploader:
         now = self.clock()
         state = FailureState(
             attempts=queued.attempts,
+            delays=queued.delays,
             previous_code=queued.last_error.code,
             failed_addresses=queued.failed_addresses,
             active_s=self.active_clock.now() - queued.accepted_active_s,
@@ -381,6 +382,7 @@ class Uploader:
             self._fail(queued)
             return
         queued.live = queued.live and not decision.delay_s
+        queued.delays += decision.delay_s > 0
         queued.failed_addresses = decision.failed_addresses
         queued.attempt_started = queued.outcome_unknown
         self._spool.record_attempt(

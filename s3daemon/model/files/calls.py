@@ -25,8 +25,8 @@ from s3daemon.model.files.turns import Turns
 _T = TypeVar("_T")
 _Call = tuple[asyncio.Future[Any], Callable[[], Any]]
 
-#: `AT_ONCE` files are opened together, the next ones `ROUNDS` rounds of the event loop later: by then the first bytes of
-#: their bodies have left.
+#: `AT_ONCE` files are opened together, the next ones `ROUNDS` rounds of the event loop later: by then the first bytes
+#: of their bodies have left.
 AT_ONCE, ROUNDS = 4, 4
 #: When no call has begun for this long, seconds, those that wait get threads. On a local disk a call takes 0.1 ms.
 STUCK_S = 0.01

@@ -22,7 +22,13 @@ from s3daemon.model.verdict import Keys
 
 DAY_S = 86400.0
 FIRST = FailureState(
-    attempts=1, previous_code="", failed_addresses=frozenset(), active_s=1.0, retry_for_s=7 * DAY_S, uptime_s=DAY_S
+    attempts=1,
+    delays=0,
+    previous_code="",
+    failed_addresses=frozenset(),
+    active_s=1.0,
+    retry_for_s=7 * DAY_S,
+    uptime_s=DAY_S,
 )
 """A transfer whose first attempt has failed, a day after the daemon's start."""
 
@@ -67,7 +73,7 @@ TWO_FAILED = replace(FIRST, attempts=3, failed_addresses=frozenset("ab"))
 TABLE = {
     "the address is to blame": Row(at("a", other_serves=True), FIRST, NO_FINDING, avoided=frozenset("a")),
     "the third address is to blame": Row(at("c", other_serves=True), TWO_FAILED, NO_FINDING, avoided=frozenset("abc")),
-    "the last address is to blame": Row(at("c", other_serves=False), TWO_FAILED, FAILING, seconds=4.0),
+    "the last address is to blame": Row(at("c", other_serves=False), TWO_FAILED, FAILING, seconds=1.0),
     "a closed connection": Row(STALE, FIRST, NO_FINDING),
     "a closed connection to one of several": Row(
         AttemptError("StaleConnection", "closed", address="a", other_address=True),
@@ -78,11 +84,22 @@ TABLE = {
     "a closed connection after an address": Row(STALE, TWO_FAILED, NO_FINDING, avoided=frozenset("ab")),
     "a closed connection after another error": Row(STALE, replace(FIRST, previous_code="SlowDown"), NO_FINDING),
     "two closed connections in a row": Row(
-        STALE, replace(FIRST, attempts=2, previous_code="StaleConnection"), NO_FINDING, seconds=2.0
+        STALE, replace(FIRST, attempts=2, previous_code="StaleConnection"), NO_FINDING, seconds=1.0
     ),
     "no answer": Row(DOWN, FIRST, FAILING, seconds=1.0),
     "the store is overloaded": Row(BUSY, FIRST, FAILING, seconds=1.0),
-    "the same error again": Row(BUSY, replace(FIRST, attempts=5, previous_code="SlowDown"), FAILING, False, 16.0),
+    "the same error again": Row(
+        BUSY, replace(FIRST, attempts=5, delays=4, previous_code="SlowDown"), FAILING, seconds=16.0
+    ),
+    "the same error again at the last of three addresses": Row(
+        at("c", other_serves=False), replace(TWO_FAILED, attempts=9, delays=2), FAILING, seconds=4.0
+    ),
+    "the address is to blame, after a back-off": Row(
+        at("b", other_serves=True), replace(FIRST, delays=1), FAILING, seconds=2.0, avoided=frozenset("b")
+    ),
+    "a code that is new to us, after a back-off": Row(
+        elsewhere("New"), replace(FIRST, delays=2), SERVING, seconds=4.0, avoided=frozenset("a")
+    ),
     "a code that is new to us, at one of several addresses": Row(
         elsewhere("New"), FIRST, SERVING, avoided=frozenset("a")
     ),
@@ -178,15 +195,15 @@ def test_a_store_that_asks_for_time_gets_it() -> None:
 
 def test_the_back_off_doubles_to_a_minute_with_jitter() -> None:
     rng = random.Random(1)
-    for attempts, middle in [(0, 1), (1, 1), (2, 2), (3, 4), (6, 32), (7, 60), (50, 60), (100_000, 60)]:
-        delays = [backoff(attempts, rng) for _ in range(200)]
+    for before, middle in [(0, 1), (1, 2), (2, 4), (5, 32), (6, 60), (50, 60), (100_000, 60)]:
+        delays = [backoff(before, rng) for _ in range(200)]
         assert 0.75 * middle <= min(delays) < 0.8 * middle
         assert 1.2 * middle < max(delays) <= 1.25 * middle
 
 
 def test_retry_after_lengthens_the_back_off_up_to_a_maximum() -> None:
     rng = random.Random(1)
-    assert 20 <= backoff(1, rng, 20) <= 22
-    assert backoff(1, rng, 0.1) >= 0.75
+    assert 20 <= backoff(0, rng, 20) <= 22
+    assert backoff(0, rng, 0.1) >= 0.75
     assert backoff(50, rng, 5) >= 0.75 * BACKOFF_MAX_S
-    assert RETRY_AFTER_MAX_S <= backoff(1, rng, 86400) <= 1.1 * RETRY_AFTER_MAX_S
+    assert RETRY_AFTER_MAX_S <= backoff(0, rng, 86400) <= 1.1 * RETRY_AFTER_MAX_S
