@@ -163,6 +163,17 @@ def test_refused_requests_take_the_place_of_no_accepted_one() -> None:
     assert len(shown(exposures)) == 6
 
 
+def test_an_accepted_one_that_is_over_the_limit_keeps_no_older_refused_one_out() -> None:
+    """There is one too many because a file of an exposure that was refused was accepted after all."""
+    exposures = Exposures(kept=2)
+    for number, tag in enumerate(("a", "b")):
+        exposures.added(transfer(number, number, (tag,)))
+    exposures.refused(refusal(tag="c"), START_USEC + 2 * S)
+    exposures.added(transfer(3, 3, ("c",)))
+    exposures.refused(refusal(tag="older"), START_USEC - S)
+    assert [one["name"] for one in shown(exposures)] == ["older", "b", "c"]
+
+
 def refusal(**changes: Any) -> Refusal:
     given = {"code": "NotReadable", "text": "no", "file": "/f", "destination": "raw/night/f", "tag": "exposure-1"}
     return Refusal(**{**given, **changes})

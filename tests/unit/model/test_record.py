@@ -4,6 +4,7 @@ The line for people begins with what existing scripts look for: start, seconds, 
 """
 
 import json
+import syslog
 import uuid
 from collections import defaultdict
 from typing import Any
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from s3daemon.model.record import AttemptFailure, Field, MessageId, TransferRecord
+from s3daemon.model.record import AttemptFailure, Field, MessageId, Priority, TransferRecord
 
 STORED = TransferRecord(
     transfer_id="0123456789abcdef",
@@ -133,6 +134,17 @@ def test_an_entry_that_is_not_a_record_reads_as_none(spoilt: dict[str, object]) 
     assert TransferRecord.from_fields(as_json(STORED.fields()) | spoilt) is None
 
 
+def test_of_a_field_that_repeats_the_first_value_counts() -> None:
+    """Only tags are written more than once."""
+    ids = [MessageId.RECORD, MessageId.DEFERRED]
+    repeated = {
+        "MESSAGE_ID": ids,
+        "S3DAEMON_KEY": [STORED.key, "other"],
+        "S3DAEMON_SIZE_BYTES": [str(STORED.size_bytes), "1"],
+    }
+    assert TransferRecord.from_fields(as_json(STORED.fields()) | repeated) == STORED
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -173,6 +185,13 @@ def test_a_failed_attempt_is_a_warning_with_the_transfers_id() -> None:
     assert fields["S3DAEMON_RECEIVER"] == "192.0.2.3"
     assert fields["MESSAGE"] == "raw/a attempt 2 failed, next in 1.5 s, SlowDown: reduce your request rate"
     assert TransferRecord.from_fields(as_json(failure.fields())) is None
+
+
+def test_priorities_are_those_of_syslog() -> None:
+    names = {"CRITICAL": "LOG_CRIT", "ERROR": "LOG_ERR"}
+    assert {one.name: one.value for one in Priority} == {
+        one.name: getattr(syslog, names.get(one.name, f"LOG_{one.name}")) for one in Priority
+    }
 
 
 def test_message_ids_are_distinct_and_valid() -> None:

@@ -29,10 +29,16 @@ def test_destinations_are_parsed(text: str, bucket: str, key: str) -> None:
     assert Destination.parse(text) == Destination(bucket, key)
 
 
+@pytest.mark.parametrize("text", ["", "a", "a/", "a/b", "a/b/", "/b", "/b/", "a//c", "//", "//c"])
+def test_a_destination_without_a_bucket_or_a_key_is_told_the_form(text: str) -> None:
+    with pytest.raises(RequestError, match=r"^'.*' is not alias/bucket/key$") as caught:
+        Destination.parse(text)
+    assert caught.value.code == "BadRequest"
+
+
 @pytest.mark.parametrize(
     "text",
     [
-        *("", "a", "a/", "a/b", "a/b/", "/b", "/b/", "a//c", "//", "//c"),
         *("a/b/\n", "a/b/\x7f", "a/b/\x85", "a/\0/c", "a/b/\ud800"),
         *("a/b/" + "k" * 1025, "a/b/" + "é" * 513, "a/" + "b" * 513 + "/c"),
     ],
