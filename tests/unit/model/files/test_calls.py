@@ -14,6 +14,7 @@ import pytest
 from lab.keeping import Clock
 from lab.sending import in_loop
 
+import s3daemon.model.files.calls
 from s3daemon.errors import FileError
 from s3daemon.model.files.calls import (
     OUTLAST_S,
@@ -76,13 +77,17 @@ async def test_a_call_that_is_stuck_delays_no_other() -> None:
 
 
 @in_loop
-async def test_many_stuck_calls_are_passed_together() -> None:
-    """Each has a thread of its own, so that a call behind a hundred of them does not wait for one after the other."""
+async def test_many_stuck_calls_are_passed_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has a thread of its own, so that a call behind a hundred of them does not wait for one after the other.
+
+    That would take 5 s.
+    """
+    monkeypatch.setattr(s3daemon.model.files.calls, "STUCK_S", 0.05)
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(110))
     calls, answers = FileCalls(), threading.Event()
     stuck = [calls.run(answers.wait) for _ in range(100)]
     try:
-        assert await within(0.5, calls.run(lambda: "behind")) == ["behind"]
+        assert await within(2.5, calls.run(lambda: "behind")) == ["behind"]
     finally:
         answers.set()
     await within(5, *stuck)
