@@ -129,6 +129,17 @@ def test_a_timeout_is_a_number_of_seconds(timeout: str) -> None:
         question_in(f'{{"wait_for": "t", "timeout": {timeout}}}'.encode())
 
 
+@pytest.mark.parametrize("expect", ["0", "-1", "1.0", "true", '"1"', "[]"])
+def test_the_number_of_files_is_one_or_more(expect: str) -> None:
+    with pytest.raises(RequestError, match="is the number of files, 1 or more"):
+        question_in(f'{{"wait_for": "t", "expect": {expect}}}'.encode())
+
+
+@pytest.mark.parametrize(("expect", "number"), [("1", 1), ("46", 46), ("null", None)])
+def test_the_number_of_files_may_be_left_out(expect: str, number: int | None) -> None:
+    assert question_in(f'{{"wait_for": "t", "expect": {expect}}}'.encode()) == Question("t", number)
+
+
 @pytest.mark.parametrize("line", BAD, ids=lambda line: repr(line[:40]))
 def test_the_journal_and_the_spool_take_what_is_kept_of_bad_lines(line: bytes) -> None:
     """Whatever code points a client gives: bytes of file names as they are, all else as text."""
@@ -214,11 +225,17 @@ def test_lines(pieces: list[bytes], lines: list[bytes]) -> None:
     assert read(*pieces) == lines
 
 
-@pytest.mark.parametrize("data", [b"a", b"a\nb", b"x" * MAX_LINE, b"x" * MAX_LINE + b"\n", b"x" * 100_000])
-def test_no_line(data: bytes) -> None:
-    """A line that is too long, or ends without LF, is refused, and what came before it was not lost."""
-    with pytest.raises(RequestError):
+@pytest.mark.parametrize("data", [b"a", b"a\nb", b"x" * (MAX_LINE - 1)])
+def test_a_line_that_ends_without_lf_is_refused(data: bytes) -> None:
+    with pytest.raises(RequestError, match="ended without a newline"):
         read(data)
+
+
+@pytest.mark.parametrize("data", [b"x" * MAX_LINE, b"x" * MAX_LINE + b"\n", b"x" * 100_000])
+def test_a_line_that_is_too_long_is_refused_at_once(data: bytes) -> None:
+    """Its end is not waited for, so that no client can fill the memory."""
+    with pytest.raises(RequestError, match=f"longer than {MAX_LINE} bytes"):
+        read(data, end=False)
 
 
 def test_an_unfinished_line_is_waited_for() -> None:
