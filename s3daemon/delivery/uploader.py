@@ -479,8 +479,6 @@ class Uploader:
     async def drain(self, timeout_s: float) -> None:
         """Start no more attempts, wait up to `timeout_s` seconds for those in flight, and cancel the others."""
         self._stopping = True
-        if self._timer is not None:
-            self._timer.cancel()
         if self._returning is not None:
             self._returning.cancel()
         tasks = self.tasks

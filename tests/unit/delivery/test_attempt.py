@@ -88,10 +88,10 @@ async def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now(bench: 
     queued = bench.accepted()
     queued.source = None
     await bench.spool.add(queued.transfer, 0.0, attempt_started=True)
-    queued.outcome_unknown = True
+    queued.outcome_unknown, queued.sent_etag = True, "of the old content"
     bench.files.sizes["/f"] = 5000
     assert (await bench.make(queued)).size == 5000
-    assert queued.file_changed
+    assert (queued.file_changed, queued.sent_etag) == (True, "")
     assert queued.transfer.file_state == FileState(5000, 1, 1, 1)
     row = bench.spool.rows[queued.transfer.id]
     assert row.transfer == queued.transfer, "the spool has the new state too"
@@ -249,6 +249,7 @@ async def test_a_bug_counts_as_a_failure_with_an_unknown_outcome(
     with pytest.raises(AttemptError) as caught:
         await bench.make(queued)
     assert (caught.value.code, caught.value.text) == ("Internal", "a bug: ZeroDivisionError")
+    assert caught.value.ambiguous
     assert queued.outcome_unknown
     assert "a bug in an attempt of" in caplog.text
 

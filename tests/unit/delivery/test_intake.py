@@ -11,6 +11,7 @@ from fakes import FakeSpool, House, away, flying, flying_with
 
 from s3daemon.delivery.schedule import MAX_TAGS
 from s3daemon.errors import AttemptError, FileError, RequestError, SpoolError
+from s3daemon.model.files.source import Source
 from s3daemon.model.reply import Outcome
 from s3daemon.model.request import Transfer
 
@@ -85,6 +86,19 @@ async def test_a_request_joins_the_pending_transfer_of_the_same_file_and_destina
     assert (await second.outcome) == (await first.outcome)
     assert house.loop.time() - started_at < 0.2
     assert house.journal.records[-1].tags == ("a", "b")
+
+
+@flying_with(House)
+async def test_the_file_of_a_request_that_joins_is_closed(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the transfer sends it opens itself."""
+    closed: list[Source] = []
+    monkeypatch.setattr(Source, "close", lambda source: closed.append(source))
+    house.store.answer = away
+    first = await house.intake.submit(house.request())
+    await asyncio.sleep(0.2)
+    closed.clear()
+    assert (await house.intake.submit(house.request())).id == first.id
+    assert len(closed) == 1
 
 
 @flying_with(House)

@@ -21,9 +21,9 @@ SMALL, LARGE = 3_000, 8 << 20
 _numbers = itertools.count(1)
 
 
-def queued(key: str, size: int = LARGE, *, live: bool = True) -> QueuedTransfer:
+def queued(key: str, size: int = LARGE, *, live: bool = True, bucket: str = "bucket") -> QueuedTransfer:
     number = next(_numbers)
-    transfer = Transfer(f"{number:016x}", "/f", Destination("bucket", key), (), FileState(size, 0, number, 0), 0)
+    transfer = Transfer(f"{number:016x}", "/f", Destination(bucket, key), (), FileState(size, 0, number, 0), 0)
     return QueuedTransfer(number, transfer, 0.0, 0.0, live=live)
 
 
@@ -133,25 +133,41 @@ def test_a_queue_that_is_offered_again_and_again_takes_no_more_memory() -> None:
     assert taken(schedule) == made[:1]
 
 
-def test_large_transfers_leave_some_connections_to_small_ones() -> None:
-    schedule = Schedule(25)
+def test_a_bucket_that_takes_objects_again_ends_the_delays_at_it_alone() -> None:
+    schedule = Schedule(10)
+    made = [queued("k", bucket=bucket) for bucket in ("full", "full", "other")]
+    for each in made:
+        schedule.add(each)
+    assert taken(schedule) == [made[0], made[2]]
+    for each in (made[0], made[2]):
+        schedule.release(each, 300.0)
+    schedule.end_delays_of("full")
+    assert taken(schedule) == [made[0]], "its destination's next one waits for its end"
+    schedule.remove(made[0])
+    assert taken(schedule) == [made[1]]
+
+
+@pytest.mark.parametrize(("slots", "large"), [(1, 1), (2, 1), (10, 9), (25, 23)])
+def test_large_transfers_leave_some_connections_to_small_ones(slots: int, large: int) -> None:
+    schedule = Schedule(slots)
     for n in range(100):
         schedule.add(queued(f"large{n}"))
-    assert len(taken(schedule)) == 23
+    assert len(taken(schedule)) == large
     small = [queued(f"small{n}", SMALL) for n in range(3)]
     for each in small:
         schedule.add(each)
-    assert taken(schedule) == small[:2]
+    assert taken(schedule) == small[: slots - large]
 
 
-def test_the_backlog_leaves_half_of_the_connections_to_live_transfers() -> None:
-    schedule = Schedule(10)
+@pytest.mark.parametrize(("slots", "backlog"), [(1, 1), (2, 1), (3, 1), (10, 5)])
+def test_the_backlog_leaves_half_of_the_connections_to_live_transfers(slots: int, backlog: int) -> None:
+    schedule = Schedule(slots)
     for n in range(100):
         schedule.add(queued(f"old{n}", SMALL, live=False))
-    assert len(taken(schedule)) == 5
+    assert len(taken(schedule)) == backlog
     fresh = queued("fresh")
     schedule.add(fresh)
-    assert taken(schedule) == [fresh]
+    assert taken(schedule) == [fresh][: slots - backlog]
 
 
 @pytest.mark.parametrize(("slots", "in_outage"), [(1, 1), (3, 3), (4, 3), (25, 19)])
