@@ -49,6 +49,7 @@ class FakeSender(Sender):
     errors: dict[int, list[AttemptError]] = field(default_factory=dict)
     etags: dict[int, str] = field(default_factory=dict)
     answers: dict[str, Answer | Callable[[Collection[str]], Answer]] = field(default_factory=dict)
+    can_look_up: bool = True
     hold: asyncio.Event | None = None
     later_s: float = 0.0
     sent: list[tuple[int, int, int]] = field(default_factory=list)

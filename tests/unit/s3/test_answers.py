@@ -383,7 +383,7 @@ def distrust(why: str) -> ssl.SSLCertVerificationError:
         (
             aiohttp.ClientConnectorSSLError(KEY, ssl.SSLError(1, "WRONG_VERSION")),
             "TLSFailed",
-            "does that port speak https?",
+            "no TLS with the store, wrong version: does that port speak https?",
         ),
         (
             aiohttp.ClientConnectorError(KEY, ConnectionResetError()),

@@ -13,7 +13,7 @@ import pytest
 from fake_sender import FakeSender
 from lab.sending import failure, in_loop, settings_for, transfer_of
 
-from s3daemon.errors import AttemptError, Code
+from s3daemon.errors import AttemptError, Code, FileError
 from s3daemon.model.files.source import Source
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.multipart import CompletedUpload, Multipart
@@ -96,6 +96,16 @@ async def test_an_upload_is_created_filled_and_completed(attempt: Attempt) -> No
     parts = [{"PartNumber": n, "ETag": f'"{MD5S[n]}"'} for n in (1, 2, 3)]
     assert attempt.sender.called[-1][1]["MultipartUpload"] == {"Parts": parts}
     assert sorted(attempt.sender.sent) == [(1, 0, PART), (2, PART, PART), (3, 2 * PART, 1000)]
+
+
+@in_loop
+async def test_parts_of_a_file_that_changed_meanwhile_are_not_put_together(attempt: Attempt) -> None:
+    """The object would be of neither content, and replace the one before it."""
+    os.truncate(attempt.source.path, SIZE - 1)
+    with pytest.raises(FileError) as caught:
+        await attempt.put()
+    assert caught.value.code == "FileChanged"
+    assert attempt.operations == ["create_multipart_upload", *["upload_part"] * 3]
 
 
 @in_loop

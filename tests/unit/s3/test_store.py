@@ -131,6 +131,23 @@ async def test_after_a_crash_the_file_itself_is_compared(source: Source) -> None
     assert isinstance(await store_of(sender).find(transfer, source=source), Stored)
 
 
+@pytest.mark.parametrize(
+    ("etag", "expected", "encryption"),
+    [("0" * 32, "0" * 32, ""), ("0" * 32, "", "aws:kms"), ("opaque", "", "")],
+    ids=["known", "encrypted", "not-md5"],
+)
+@in_loop
+async def test_the_file_is_not_read_where_that_decides_nothing(
+    source: Source, etag: str, expected: str, encryption: str
+) -> None:
+    """It may be large."""
+    sender, transfer = FakeSender(), transfer_of(source)
+    head = {"Metadata": {ID_KEY: transfer.id, FILE_KEY: source.state.mark}, "ContentLength": 100_000}
+    sender.answers["head_object"] = head | {"ETag": f'"{etag}"', "ServerSideEncryption": encryption}
+    source.close()
+    assert isinstance(await store_of(sender).find(transfer, expected=expected, source=source), Stored)
+
+
 @in_loop
 async def test_a_file_that_changed_meanwhile_is_not_stored(source: Source) -> None:
     """The store has its older content then: the attempt fails."""
@@ -182,10 +199,14 @@ async def test_the_etag_tells_the_number_of_parts(etag: str, parts: int) -> None
 )
 @in_loop
 async def test_a_lookup_that_finds_nothing(status: int, result: LookupResult) -> None:
-    """No object and no permission to look are different results: only the first is certain."""
+    """No object and no permission to look are different results: only the first is certain.
+
+    Without the permission no body that was sent whole is moved from now on.
+    """
     sender = FakeSender()
     sender.answers["head_object"] = AttemptError(str(status), "no", status=status)
     assert await store_of(sender).find(TRANSFER) is result
+    assert sender.can_look_up is (result is LookupResult.NOT_FOUND)
 
 
 @in_loop
