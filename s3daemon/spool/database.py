@@ -124,14 +124,14 @@ class Damaged(sqlite3.DatabaseError):
     """The file can be read as a database, but not as a spool: as bad as SQLITE_CORRUPT."""
 
 
-def is_corrupt(error: sqlite3.Error) -> bool:
+def is_corrupt(error: Exception) -> bool:
     """Whether `error` says that the file itself is damaged, rather than its disk full or away."""
     if isinstance(error, Damaged):
         return True
     return primary_code(error) in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
 
 
-def primary_code(error: sqlite3.Error) -> int:
+def primary_code(error: Exception) -> int:
     """Return SQLite's primary result code of `error`, 0 when it has none."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 

@@ -183,7 +183,7 @@ def disk_error(directory: Path, error: Exception) -> SpoolError:
         reason = "this user may not enter a directory above it; chmod a+x that"
     except OSError:
         pass
-    code = primary_code(error) if isinstance(error, sqlite3.Error) else 0
+    code = primary_code(error)
     number = error.errno if isinstance(error, OSError) else 0
     if read_only or code == sqlite3.SQLITE_READONLY or number == errno.EROFS:
         return SpoolError(Code.SPOOL_READ_ONLY, f"nothing is accepted: {directory} is read-only; mount it writable")

@@ -42,7 +42,7 @@ _log = logging.getLogger(__name__)
 def cannot_open(file: Path, error: sqlite3.Error | OSError) -> StartError:
     """Return the error for people that `error`, raised while the spool's file was opened, means."""
     directory = file.parent
-    if isinstance(error, sqlite3.Error) and is_corrupt(error):
+    if is_corrupt(error):
         text = f"the spool in {directory} is damaged; the daemon repairs it when it starts"
         return StartError(Code.SPOOL_CORRUPT, text)
     # SQLite says "unable to open database file" or "disk I/O error" where the system has a reason.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import sqlite3
 from pathlib import Path
 
 import pytest
@@ -119,6 +120,18 @@ def test_the_last_ones_are_kept(file: SpoolFile) -> None:
     count = StoredCount.of(stored(1))
     file.commit([[Delete(seq, count) for seq in range(1, ENDED_KEPT + 50)]])
     assert [seq for seq, _ in file.kept().ended] == list(range(50, ENDED_KEPT + 50))
+
+
+def test_nothing_is_left_of_an_exposure_that_is_forgotten(
+    connections: list[sqlite3.Connection], file: SpoolFile
+) -> None:
+    """Its id may be given to another one, and its files would be missing there."""
+    for number in range(KEPT + 20):
+        count = StoredCount.of(stored(number, tags=(f"e{number}",), start_usec=START_USEC + number))
+        file.commit([[Delete(0, count), loss("raw/x", f"e{number}", at_usec=START_USEC + number)]])
+    for table in ("missing", "counted"):
+        left = f"SELECT count(*) FROM {table} WHERE exposure NOT IN (SELECT id FROM exposure)"
+        assert connections[-1].execute(left).fetchone() == (0,)
 
 
 def test_refused_requests_take_the_place_of_no_accepted_one(file: SpoolFile) -> None:

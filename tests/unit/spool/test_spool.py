@@ -91,7 +91,7 @@ async def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
     assert (await row()).failed, "it is not older than what was stored"
     spool.clear_failures(two.destination, 2)
     spool.remove(two.id)
-    await spool.drop([])
+    assert await spool.retry([one.id, two.id], 6.0) == (set(), None), "it knows that they are gone"
     assert spool.entries() == []
     assert spool.hint == Hint()
     spool.save_clock(12.5)
@@ -168,6 +168,7 @@ async def test_a_tool_works_on_the_spool_and_leaves_no_file_of_its_own(tmp_path:
     (tmp_path / "state/ballast").unlink()
     tool = Spool.open(tmp_path / "state", create=False)
     assert await tool.drop([transfer(1).id, "none"]) == ({transfer(1).id}, None)
+    assert await tool.drop([transfer(1).id]) == (set(), None)
     await tool.close()
     assert sorted(path.name for path in (tmp_path / "state").iterdir()) == ["lock", "spool.db"]
 
