@@ -85,10 +85,10 @@ async def _watched(request: Awaitable[_T], look: Callable[[], None], abort: Call
         abort: called before the request is cancelled, from within or without.
 
     Raises:
-        AttemptError: that of `look`; else what the request raises.
+        Exception: that of `look`; else what the request raises.
     """
     loop = asyncio.get_running_loop()
-    found: AttemptError | None = None
+    found: Exception | None = None
     timer: asyncio.TimerHandle
 
     def tick() -> None:
@@ -96,7 +96,7 @@ async def _watched(request: Awaitable[_T], look: Callable[[], None], abort: Call
         timer = loop.call_later(TICK_S, tick)
         try:
             look()
-        except AttemptError as exc:
+        except Exception as exc:  # of whatever kind, it is raised to the caller
             found = exc
             timer.cancel()
             abort()

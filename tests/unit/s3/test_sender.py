@@ -16,7 +16,7 @@ import botocore.exceptions
 import pytest
 from lab.sending import a_file, failure, in_loop, settings_for
 
-from s3daemon.errors import AttemptError
+from s3daemon.errors import AttemptError, FileError
 from s3daemon.model.files.source import Source
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.sender import Sender
@@ -253,4 +253,23 @@ async def test_a_cancelled_request_aborts_its_connection(tmp_path: Path) -> None
     await asyncio.wait({sending})
     source.close()
     assert sending.cancelled()
+    assert scene.pool.connection.aborted
+
+
+@pytest.mark.parametrize("reading", [True, False])
+@in_loop
+async def test_a_body_without_progress_ends_at_its_limit(tmp_path: Path, *, reading: bool) -> None:
+    """Whether the store takes nothing or the file system gives nothing, which is an error of another kind."""
+
+    async def operation(**params: Any) -> None:
+        params["Body"].transport = SimpleNamespace()
+        params["Body"].reading = reading
+        await asyncio.sleep(60)
+
+    scene, source = Scene(operation), Source.open(str(a_file(tmp_path / "file", 3)))
+    with pytest.raises((AttemptError, FileError)) as caught:
+        async with asyncio.timeout(5):
+            await scene.sender.send_file("put_object", "id", source, progress=Progress())
+    source.close()
+    assert caught.value.code == ("ReadFailed" if reading else "Stalled")
     assert scene.pool.connection.aborted
