@@ -14,6 +14,7 @@ the call: there are few.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import hashlib
 import os
@@ -220,10 +221,11 @@ class Source:
             raise file_error(self.path, exc) from exc
 
     def close(self) -> None:
-        """Close the descriptor; a second call does nothing."""
-        if self.fd >= 0:
-            os.close(self.fd)
-            self.fd = -1
+        """Close the descriptor; a second call does nothing. An error, which a lost file system gives, says nothing."""
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            with contextlib.suppress(OSError):  # Linux has closed it all the same
+                os.close(fd)
 
 
 def _other_kind(found: os.stat_result) -> str:

@@ -351,6 +351,19 @@ def test_a_refused_file_leaves_no_descriptor(tmp_path: Path) -> None:
     assert sorted(os.listdir("/proc/self/fd")) == before
 
 
+def test_an_error_of_the_close_is_none_of_the_attempt(tmp_path: Path) -> None:
+    """As of a file system whose server is gone; and a second close closes no other descriptor."""
+    source = Source.open(str(a_file(tmp_path / "file", 5)))
+    os.close(number := source.fd)  # so that the next one fails
+    source.close()
+    other = os.open(tmp_path, os.O_RDONLY)
+    os.dup2(other, number)
+    source.close()
+    os.close(number)
+    if other != number:
+        os.close(other)
+
+
 @in_loop
 async def test_a_file_is_opened_in_a_thread_too(tmp_path: Path) -> None:
     """With the roots and the closed paths that are given; its errors come through."""
