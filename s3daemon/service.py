@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import socket
 import time
 from collections.abc import Coroutine, Mapping
@@ -388,7 +389,9 @@ class Service:
             S3daemonError: `NotPermitted`, systemd runs this daemon, and the command was not run by its unit. So it has
                 the variables of somebody's shell, and not those of the unit's files.
         """
-        if arguments.get("invocation", "") != self._environ.get("INVOCATION_ID", ""):
+        # What a unit's process starts has its INVOCATION_ID too: a terminal's shell, or what a supervisor runs.
+        is_of_systemd = self._environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
+        if is_of_systemd and arguments.get("invocation", "") != self._environ.get("INVOCATION_ID", ""):
             unit = Path(self._environ.get("RUNTIME_DIRECTORY", "")).name or "s3daemon"
             text = f"a daemon that systemd runs takes its settings from its unit: systemctl reload {unit}"
             raise S3daemonError(Code.NOT_PERMITTED, text)

@@ -15,7 +15,7 @@ import ssl
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -134,10 +134,17 @@ class Case:
     file: Path
 
     def start(
-        self, server: S3Server | None = None, *, http: bool = False, module: str = "s3daemon", **settings: str
+        self,
+        server: S3Server | None = None,
+        *,
+        http: bool = False,
+        module: str = "s3daemon",
+        prefix: Sequence[str] = (),
+        **settings: str,
     ) -> Daemon:
         """A running daemon."""
-        made = daemon(self.directory / "state", server or self.store.server(), settings, http=http, module=module)
+        store, state_dir = server or self.store.server(), self.directory / "state"
+        made = daemon(state_dir, store, settings, http=http, module=module, prefix=prefix)
         return self.stack.enter_context(made)
 
     def sized(self, size: int) -> Path:
@@ -535,18 +542,23 @@ def test_what_takes_a_restart_is_not_in_force(case: Case) -> None:
     assert case.store.puts == []
 
 
-def test_a_reload_by_hand_changes_nothing_of_a_daemon_of_systemd(case: Case) -> None:
-    """An operator's shell has other variables, or none. systemd gives a unit's commands the identifier of its run."""
-    served = case.start()
-    served.terminate()
-    served.set(INVOCATION_ID="5f" * 16)
-    served.start()
+@pytest.mark.parametrize("of_systemd", [True, False])
+def test_a_reload_by_hand_changes_nothing_of_a_daemon_of_systemd(case: Case, *, of_systemd: bool) -> None:
+    """An operator's shell has other variables, or none. systemd gives a unit's commands the identifier of its run.
+
+    It does so with the shells of terminals too, which are units of their own; what they start is not systemd's.
+    """
+    as_systemd = ("sh", "-c", 'SYSTEMD_EXEC_PID=$$ exec "$@"', "sh")
+    served = case.start(prefix=as_systemd if of_systemd else (), INVOCATION_ID="5f" * 16)
     assert served.command("reload").returncode == 0
-    served.set(INVOCATION_ID="", S3_ENDPOINT_URL="")
+    served.set(INVOCATION_ID="6e" * 16 if of_systemd else "")
     done = served.command("reload")
     text = "NotPermitted: a daemon that systemd runs takes its settings from its unit: systemctl reload s3daemon\n"
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", text)
-    assert "REFUSED" not in served.ask("status")["status"]
+    expected = (1, "", text) if of_systemd else (0, "nothing changed\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == expected
+    served.set(INVOCATION_ID="", S3_ENDPOINT_URL="")
+    assert served.command("reload").returncode == 1
+    assert ("REFUSED" in served.ask("status")["status"]) is not of_systemd
 
 
 def test_every_reloadable_setting_has_a_test_here() -> None:
