@@ -12,9 +12,9 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     that again, directly after                         backlog                      NO_FINDING  after the back-off
     transient, the endpoint may be to blame            backlog                      FAILING     after the back-off
     transient, another answer of the store             backlog                      SERVING     after the back-off
-    likewise, another address has not been tried       stays as it is               SERVING     at once, not to that one
+    likewise, at the first three addresses of more     stays as it is               SERVING     at once, not to that one
     transient, what is stored is not what was sent     backlog                      NO_FINDING  after the back-off
-    permanent, another address has not been tried      stays as it is               SERVING     at once, not to that one
+    permanent, at the first three addresses of more    stays as it is               SERVING     at once, not to that one
     permanent                                          failed                       SERVING     none
     the bucket's quota                                 backlog                      FULL        after the back-off
     keys, account, TLS; a neutral request is refused   backlog                      REFUSING    after the back-off
@@ -105,8 +105,9 @@ class LastError:
     address: str = ""
 
 
-#: A transfer is tried at this many addresses before it fails permanently. One may be set up differently, but the cause
-#: is nearly always the bucket, and each attempt may send the whole file; a name may have dozens of addresses.
+#: A transfer is tried at this many addresses before it waits or fails, unless they are to blame. One may be set up
+#: differently, but the cause is nearly always the bucket or the object, and each attempt may send the whole file; a
+#: name may have dozens of addresses.
 MOST_ADDRESSES = 4
 #: The error of a transfer that an operator has given up.
 DROPPED = LastError(Code.DROPPED, "dropped by an operator")
@@ -169,8 +170,9 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     elsewhere = error.other_address and error.address not in state.failed_addresses and verdict is not Verdict.HOLD
     at_once = elsewhere and (verdict is Verdict.PERMANENT or not state.delays)
     is_passed_on = at_once and isinstance(error, AttemptError) and blames_endpoint(error)
+    at_once = is_passed_on or (at_once and len(state.failed_addresses) + 1 < MOST_ADDRESSES)
     finding = Finding.NO_FINDING if is_passed_on else _finding(error, state.keys)
-    if verdict is Verdict.PERMANENT and not (elsewhere and len(state.failed_addresses) + 1 < MOST_ADDRESSES):
+    if verdict is Verdict.PERMANENT and not at_once:
         return Decision(recorded, finding, final=True)
     if state.active_s > state.retry_for_s:
         text = f"given up after {plural(state.attempts, 'attempt')}; the last error: {error.text}"

@@ -103,6 +103,15 @@ TABLE = {
     "a code that is new to us, at one of several addresses": Row(
         elsewhere("New"), FIRST, SERVING, avoided=frozenset("a")
     ),
+    "a code that is new to us, at the fourth of many addresses": Row(
+        elsewhere("New"), replace(FIRST, attempts=4, failed_addresses=frozenset("bcd")), SERVING, seconds=8.0
+    ),
+    "a busy store at the fourth of many addresses": Row(
+        at("a", other_serves=True),
+        replace(FIRST, failed_addresses=frozenset("bcd")),
+        NO_FINDING,
+        avoided=frozenset("abcd"),
+    ),
     "a code that is new to us": Row(AttemptError("New", "?", status=409), FIRST, SERVING, seconds=1.0),
     "a late arrival": Row(AttemptError("Overwritten", "older"), FIRST, NO_FINDING, seconds=1.0),
     "the same address again": Row(
