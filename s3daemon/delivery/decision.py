@@ -5,7 +5,8 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
 
     error                                              transfer                     endpoint    next attempt
     -----                                              --------                     --------    ------------
-    the address is to blame, another one is enabled    stays as it is               NO_FINDING  at once, not to that one
+    the address is to blame, and is one of the first   stays as it is               NO_FINDING  at once, not to that one
+    three of more
     that address is to blame again                     backlog                      FAILING     after the back-off
     a connection closed before the request arrived     stays as it is               NO_FINDING  at once, not to that one
     such a connection, no other address is enabled     stays as it is               NO_FINDING  at once
@@ -28,9 +29,9 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     another error of a file                            failed                       NO_FINDING  none
     any that is not permanent, past the retry limit    failed, "given up after ..." as above    none
 
-"At once" is so only before the first back-off: then each address has been tried, and further attempts are made at one
-address after the other, each after a back-off. Else a name with many addresses would soon have long delays, and a store
-that is overloaded would get as many attempts as it has addresses. A permanent error is passed on at once at any time.
+"At once" is so at up to `MOST_ADDRESSES`, and only before the first back-off; further attempts are made at one address
+after the other, each after a back-off. Else a store that is overloaded would get as many attempts as it has addresses.
+A permanent error is passed on at once at any time.
 
 Every time is a difference in seconds, so a wall clock that steps or was wrong at boot neither expires nor delays
 anything.
@@ -105,9 +106,8 @@ class LastError:
     address: str = ""
 
 
-#: A transfer is tried at this many addresses before it waits or fails, unless they are to blame. One may be set up
-#: differently, but the cause is nearly always the bucket or the object, and each attempt may send the whole file; a
-#: name may have dozens of addresses.
+#: A transfer is tried at this many addresses before it waits or fails. One may be broken or set up differently, but
+#: what fails at so many fails at all, and each attempt may send the whole file; a name may have dozens of addresses.
 MOST_ADDRESSES = 4
 #: The error of a transfer that an operator has given up.
 DROPPED = LastError(Code.DROPPED, "dropped by an operator")
@@ -168,9 +168,9 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     recorded = LastError(error.code, error.text, error.address)
     verdict = _verdict(error, state)
     elsewhere = error.other_address and error.address not in state.failed_addresses and verdict is not Verdict.HOLD
-    at_once = elsewhere and (verdict is Verdict.PERMANENT or not state.delays)
+    is_first_round = verdict is Verdict.PERMANENT or not state.delays
+    at_once = elsewhere and is_first_round and len(state.failed_addresses) + 1 < MOST_ADDRESSES
     is_passed_on = at_once and isinstance(error, AttemptError) and blames_endpoint(error)
-    at_once = is_passed_on or (at_once and len(state.failed_addresses) + 1 < MOST_ADDRESSES)
     finding = Finding.NO_FINDING if is_passed_on else _finding(error, state.keys)
     if verdict is Verdict.PERMANENT and not at_once:
         return Decision(recorded, finding, final=True)

@@ -72,7 +72,7 @@ def with_keys(keys: Keys) -> FailureState:
 TWO_FAILED = replace(FIRST, attempts=3, failed_addresses=frozenset("ab"))
 TABLE = {
     "the address is to blame": Row(at("a", other_serves=True), FIRST, NO_FINDING, avoided=frozenset("a")),
-    "the third address is to blame": Row(at("c", other_serves=True), TWO_FAILED, NO_FINDING, avoided=frozenset("abc")),
+    "the third of many is to blame": Row(at("c", other_serves=True), TWO_FAILED, NO_FINDING, avoided=frozenset("abc")),
     "the last address is to blame": Row(at("c", other_serves=False), TWO_FAILED, FAILING, seconds=1.0),
     "a closed connection": Row(STALE, FIRST, NO_FINDING),
     "a closed connection to one of several": Row(
@@ -104,13 +104,18 @@ TABLE = {
         elsewhere("New"), FIRST, SERVING, avoided=frozenset("a")
     ),
     "a code that is new to us, at the fourth of many addresses": Row(
-        elsewhere("New"), replace(FIRST, attempts=4, failed_addresses=frozenset("bcd")), SERVING, seconds=8.0
+        elsewhere("New"),
+        replace(FIRST, failed_addresses=frozenset("bcd")),
+        SERVING,
+        seconds=1.0,
+        avoided=frozenset("a"),
     ),
     "a busy store at the fourth of many addresses": Row(
         at("a", other_serves=True),
         replace(FIRST, failed_addresses=frozenset("bcd")),
-        NO_FINDING,
-        avoided=frozenset("abcd"),
+        FAILING,
+        seconds=1.0,
+        avoided=frozenset("a"),
     ),
     "a code that is new to us": Row(AttemptError("New", "?", status=409), FIRST, SERVING, seconds=1.0),
     "a late arrival": Row(AttemptError("Overwritten", "older"), FIRST, NO_FINDING, seconds=1.0),
