@@ -217,6 +217,8 @@ class Connection:
             raise
         wants_close = response.headers.get("Connection", "").lower() == "close"
         self._note_answer(persistent=not wants_close and response.version == aiohttp.HttpVersion11)
+        if not self.persistent:
+            await self.settle()
         return StoreAnswer(response.url, response.status, response.raw_headers, body)
 
     def _note_answer(self, *, persistent: bool) -> None:
@@ -238,7 +240,7 @@ class Connection:
             await response.read()  # nothing is left; it waits until the connection can be used again
         except BaseException:
             response.close()
-            await asyncio.sleep(0)  # asyncio closes an aborted socket in its next round
+            await self.settle()
             raise
         return bytes(body)
 
@@ -254,6 +256,11 @@ class Connection:
         sock = transport.get_extra_info("socket") if transport is not None else None
         if isinstance(transport, asyncio.WriteTransport) and sock is not None and sock.fileno() >= 0:
             transport.abort()  # Python 3.11 fails where it has sent the rest after a close, and is over
+
+    async def settle(self) -> None:
+        """Let a close or abort take effect: asyncio closes the socket in its next round, aiohttp hears of it later."""
+        for _ in range(3):
+            await asyncio.sleep(0)
 
     async def close(self) -> None:
         """Close the connection for good."""

@@ -279,9 +279,8 @@ class Sender:
                 if body.finished:
                     on_sent(body.md5)
                 upload.close()
-                if upload.is_aborted:  # asyncio closes the socket in its next round; aiohttp hears of it two later
-                    for _ in range(3):
-                        await asyncio.sleep(0)
+                if upload.is_aborted:
+                    await used.settle()
             etag = etag_of(answer)
             if contradicts(answer, body.md5):
                 text = f"the store's ETag is {etag}, the MD5 sum of the bytes sent is {body.md5}; {VERIFY_ADVICE}"

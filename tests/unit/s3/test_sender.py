@@ -38,6 +38,9 @@ class FakeConnection:
     def abort(self, transport: object) -> None:
         self.aborted += 1
 
+    async def settle(self) -> None:
+        """Nothing is under way."""
+
     def pop_failed_addresses(self) -> list[str]:
         found, self.unconnected = self.unconnected, []
         return found
