@@ -96,8 +96,8 @@ def ask(path: Path, command: str, *, timeout_s: float = _ANSWER_TIMEOUT_S, **arg
     try:
         line = _exchange(path, request, timeout_s)
     except (FileNotFoundError, NotADirectoryError, ConnectionRefusedError) as exc:
-        instance = path.parent.name.startswith("s3daemon@")
-        check = path.parent.name.replace("@", " check --instance ") if instance else "s3daemon check"
+        port = path.parent.name.partition("s3daemon@")[2]
+        check = f"s3daemon check --instance {port}" if port else "s3daemon check"
         text = f"no daemon listens on {path}: start it; {check} says why it does not start"
         raise NoDaemonError(Code.NO_DAEMON, text) from exc
     except PermissionError as exc:

@@ -84,12 +84,10 @@ class Waiters:
             why = f"the endpoint is away: {error.code}, {error.text}" if error.code else "the endpoint is away"
         elif error.code:
             why = f"the last error: {error.code}, {error.text}"
+        elif _is_sent(queued):
+            why = "all of it is sent, and the store has not answered yet"
         elif queued.attempts:
-            why = (
-                "all of it is sent, and the store has not answered yet"
-                if _is_sent(queued)
-                else "it is still on its way"
-            )
+            why = "it is still on its way"
         else:  # behind an older one for its destination, or all connections are in use
             tried, why = "", "it waits for its turn"
         id_, to = queued.transfer.id, queued.transfer.destination

@@ -221,15 +221,21 @@ async def test_a_connection_that_the_store_will_not_keep_is_not_used_again() -> 
             assert pool.open_count == keeps
 
 
+async def open_with_windows(pool: ConnectionPool, url: str, *windows: int) -> list[Connection]:
+    """Open as many connections, each with its window, and leave them idle."""
+    async with contextlib.AsyncExitStack() as acquired:
+        connections = [await acquired.enter_async_context(pool.acquire()) for _ in windows]
+        for connection, window in zip(connections, windows, strict=True):
+            await get(connection, url)
+            connection.window = window
+    return connections
+
+
 @in_loop
 async def test_much_goes_over_the_widest_window_and_little_over_the_narrowest() -> None:
     """A small upload is as fast over any, and leaves the widest to one that needs it."""
     async with scripted() as server, pool_to(server.url, 3) as pool:
-        async with contextlib.AsyncExitStack() as acquired:
-            connections = [await acquired.enter_async_context(pool.acquire()) for _ in range(3)]
-            for connection, window in zip(connections, (20_000, 30_000, 10_000), strict=True):
-                await get(connection, server.url)
-                connection.window = window
+        await open_with_windows(pool, server.url, 20_000, 30_000, 10_000)
         async with pool.acquire(large=True) as large, pool.acquire() as small:
             assert (large.window, small.window) == (30_000, 10_000)
 
@@ -238,12 +244,8 @@ async def test_much_goes_over_the_widest_window_and_little_over_the_narrowest() 
 async def test_a_connection_whose_last_request_failed_comes_after_the_others() -> None:
     """Whatever its window: a balancer may have given it the one gateway that is broken."""
     async with scripted() as server, pool_to(server.url, 3) as pool:
-        async with contextlib.AsyncExitStack() as acquired:
-            connections = [await acquired.enter_async_context(pool.acquire()) for _ in range(3)]
-            for connection, window in zip(connections, (20_000, 30_000, 10_000), strict=True):
-                await get(connection, server.url)
-                connection.window = window
-                connection.has_failed = window != 20_000
+        for connection in await open_with_windows(pool, server.url, 20_000, 30_000, 10_000):
+            connection.has_failed = connection.window != 20_000
         for large, windows in ((True, [20_000, 30_000, 10_000]), (False, [20_000, 10_000, 30_000])):
             async with contextlib.AsyncExitStack() as acquired:
                 found = [await acquired.enter_async_context(pool.acquire(large=large)) for _ in range(3)]

@@ -420,6 +420,13 @@ async def rest_and_close(server: Scripted, clock: Clock, pool: ConnectionPool, *
     clock.now += SWEEP_S if restart else 0  # what was used just now is opened again a sweep later
 
 
+async def learn_idle_limit(server: Scripted, clock: Clock, pool: ConnectionPool) -> None:
+    """Have the server close what is idle twice in a row, and wait until all connections are open again."""
+    for _ in range(2):
+        await rest_and_close(server, clock, pool)
+    await until(lambda: pool.open_count == CONNECTIONS)
+
+
 LEARNED = "the store closes connections that are idle for 6.2 s: each is now used every 3.1 s"
 
 
@@ -430,9 +437,7 @@ async def test_an_idle_limit_of_the_server_shortens_the_interval(
     """After two closes in a row at age T each connection is used every T/2, before the server's limit."""
     caplog.set_level(logging.INFO)
     async with scripted() as server, kept(server, clock) as pool:
-        for _ in range(2):
-            await rest_and_close(server, clock, pool)
-        await until(lambda: pool.open_count == CONNECTIONS)
+        await learn_idle_limit(server, clock, pool)
         await sweeps(1)
         opened, before = pool.opened, len(server.seen)
         clock.now += 3.2
@@ -450,9 +455,7 @@ async def test_a_learned_limit_is_forgotten_when_a_connection_lives_longer(
     """Every few minutes one connection rests; if it is still open beyond the limit the interval grows back."""
     caplog.set_level(logging.INFO)
     async with scripted() as server, kept(server, clock) as pool:
-        for _ in range(2):
-            await rest_and_close(server, clock, pool)
-        await until(lambda: pool.open_count == CONNECTIONS)
+        await learn_idle_limit(server, clock, pool)
         clock.now += TRIAL_EVERY_S
         await sweeps(1)
         for _ in range(3):
