@@ -339,11 +339,12 @@ class Service:
         self._notifier.status(self._operations.line())
 
     async def _report(self) -> None:
-        """Keep STATUS and the active seconds in the spool up to date."""
+        """Keep STATUS and the active seconds in the spool up to date, and notice that the store is unreachable."""
         ticked_at = time.monotonic()
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
             self._operations.sample()
+            self._uploader.outages.note_reach(self._endpoint.pool.addresses.unreachable)
             self._show_status()
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()

@@ -120,7 +120,8 @@ class Summary(JsonObject):
         held: why the queue is held, or "".
         away: the store does not answer, or cannot serve.
         away_reason: the failure that showed it, one line with its code, or "".
-        since_usec: since when it is held or away, microseconds since the epoch; None when it is neither.
+        since_usec: since when it is held, away or unreachable, microseconds since the epoch; None when it is not, and
+            in the first 30 s in which it is unreachable.
         next_probe_s: seconds until an attempt tries whether that is over; None when it is neither.
         failing: for how long nothing has been stored while attempts fail or get no answer, and the last error, or "".
         spool_fault: why requests are refused, or ""; `spool` in JSON.
@@ -150,7 +151,7 @@ class Condition(Summary):
     """What is wrong and how much there is to do, at one moment.
 
     Args:
-        outage_s: for how long it has been held or away, seconds; None when it is neither.
+        outage_s: for how long it has been so, seconds; None likewise.
         disabled: receivers that are temporarily disabled.
         unreachable: why no address of the store answers, or "".
         silent_buckets, full_buckets: those that do not answer while others do, and those whose quota is used up.
@@ -195,7 +196,7 @@ class Condition(Summary):
         obstacles = (
             ("HELD", self.held and self.held + self._outage),
             ("AWAY", self.away and (self.away_reason or "the endpoint does not answer") + self._outage),
-            ("UNREACHABLE", self.unreachable),
+            ("UNREACHABLE", self.unreachable and self.unreachable + self._outage),
             ("FAILING", self.failing),
         )
         return next((f"{word}, {text}" for word, text in obstacles if text), "")

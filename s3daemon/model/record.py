@@ -41,6 +41,8 @@ class MessageId(StrEnum):
     BACK = "198c45b3375b446ba45940b1ab1fe4dd"
     RELEASED = "aa050bc6fa4a45d49e5bcaa03ef010c5"
     ADDRESS_ENABLED = "5aaa8b9e72dc45b0b9e235d450dc3aca"
+    UNREACHABLE = "dcebca75d3f44b82b0ef27ea8df02d6e"
+    REACHED = "f3bbf3710d1d407bbeaa0f84c13cd0cf"
     RELOAD_REFUSED = "056c350a058746c88f2970399dfc4374"
     LOST = "c7a4d61b0e9f4f2c8b35a1d2e6f07948"
 

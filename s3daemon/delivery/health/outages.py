@@ -16,10 +16,14 @@ _log = logging.getLogger(__name__)
 
 #: How long attempts must fail until that is shown, seconds: as long as a hook waits. By then the first delays are over.
 FAILING_AFTER_S = 30.0
+#: How long the store must be unreachable until that is an entry, seconds: the status has it at once.
+UNREACHABLE_AFTER_S = 30.0
 
 
 class Outages:
     """Writes a journal entry when the endpoint is away or back, and when the queue is held or released.
+
+    While nothing is sent nothing shows that it is away: then when it is unreachable, as small requests find, or not.
 
     Args:
         health: to follow.
@@ -38,26 +42,34 @@ class Outages:
         self._next_attempt_s = next_attempt_s
         self._monotonic = monotonic
         self._wall = wall
-        self._state = ""  # `held` or `away`, never both; empty for neither
+        self._state = ""  # `held`, `away` or `unreachable`, the first that is true; empty for none
         self._began = 0.0  # monotonic seconds; of that state
+        self._unreachable = ""  # why, once that has lasted
+        self._unreached_at: float | None = None
         self.on_change: Callable[[], None] = lambda: None
 
     @property
     def for_s(self) -> float | None:
-        """For how long it has been away or held, seconds, whatever the wall clock did; None while it is neither."""
+        """For how long it has been held, away or unreachable, seconds, whatever the wall clock did; else None."""
         return self._monotonic() - self._began if self._state else None
 
     @property
     def since_usec(self) -> int | None:
-        """Since when it is away or held, microseconds since the epoch by the wall clock of now; None likewise."""
+        """Since when it is so, microseconds since the epoch by the wall clock of now; None likewise."""
         return None if (for_s := self.for_s) is None else self._usec_before(for_s)
 
     def note(self) -> None:
         """Write entries for what has changed since the last call; called after all that may change the health."""
         state = "held" if self._health.held else "away" if self._health.away else ""
+        if state:  # what ends that is an answer: then it is reachable too
+            self._unreachable, self._unreached_at = "", None
+        elif self._unreachable:
+            state = "unreachable"
         if state == self._state:
             return
-        if self._state == "away":
+        if self._state == "unreachable" and not state:
+            self._end(MessageId.REACHED, "the store can be reached again")
+        elif self._state == "away":
             text = "the endpoint answers, but refuses the keys" if state else "the endpoint is back"
             self._end(MessageId.BACK, text)
         elif self._state == "held":
@@ -69,16 +81,31 @@ class Outages:
         elif state == "away":
             text = f"the endpoint is away: {self._health.away_reason}; transfers are kept and tried until it is back"
             self._begin(MessageId.AWAY, text, logging.ERROR)
+        elif state == "unreachable":
+            self._began = self._unreached_at or self._began
+            text = f"the store cannot be reached: {self._unreachable}; s3daemon check shows where the path to it ends"
+            self._begin(MessageId.UNREACHABLE, text, logging.WARNING)
         self.on_change()
 
+    def note_reach(self, unreachable: str) -> None:
+        """Note whether small requests reach the store, and write entries likewise; called every few seconds.
+
+        Args:
+            unreachable: why no address answers, one line; empty if one does.
+        """
+        now = self._monotonic()
+        self._unreached_at = None if not unreachable else now if self._unreached_at is None else self._unreached_at
+        has_lasted = self._unreached_at is not None and now - self._unreached_at >= UNREACHABLE_AFTER_S
+        self._unreachable = unreachable if has_lasted else ""
+        self.note()
+
     def _begin(self, kind: MessageId, text: str, level: int) -> None:
-        next_s = self._next_attempt_s() or 0.0  # None only while it is neither away nor held
-        fields = {
-            "MESSAGE_ID": kind.value,
-            "S3DAEMON_SINCE_USEC": self._usec_before(0.0),
-            "S3DAEMON_DELAY_USEC": round(next_s * 1e6),
-        }
-        _log.log(level, "%s; next attempt in %s", text, span(math.ceil(next_s)), extra={"journal": fields})
+        fields: dict[str, str | int] = {"MESSAGE_ID": kind.value, "S3DAEMON_SINCE_USEC": self.since_usec or 0}
+        next_s = self._next_attempt_s()
+        if next_s is not None:  # it is away or held
+            fields["S3DAEMON_DELAY_USEC"] = round(next_s * 1e6)
+            text = f"{text}; next attempt in {span(math.ceil(next_s))}"
+        _log.log(level, "%s", text, extra={"journal": fields})
 
     def _end(self, kind: MessageId, text: str) -> None:
         seconds = self._monotonic() - self._began

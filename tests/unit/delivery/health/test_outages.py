@@ -7,7 +7,7 @@ import pytest
 from lab.keeping import Clock
 
 from s3daemon.delivery.health.endpoint import Health
-from s3daemon.delivery.health.outages import FAILING_AFTER_S, Outages, StoringWatch
+from s3daemon.delivery.health.outages import FAILING_AFTER_S, UNREACHABLE_AFTER_S, Outages, StoringWatch
 from s3daemon.errors import AttemptError
 from s3daemon.model.record import MessageId
 from s3daemon.model.request import Destination
@@ -89,3 +89,40 @@ def test_outages_are_entries_with_their_times(caplog: pytest.LogCaptureFixture) 
     assert back.startswith("the endpoint answers, but refuses the keys; it was away for 1m22s, since ")
     assert held.endswith("; next attempt in 5m00s")
     assert released.startswith("the queue is released; it was held for 10s, since ")
+
+
+def test_a_store_that_is_unreachable_while_nothing_is_sent_is_an_entry(caplog: pytest.LogCaptureFixture) -> None:
+    """Once that has lasted: a lost connection is no news. An outage of transfers has entries of its own."""
+    caplog.set_level(logging.INFO)
+    clock = Clock()
+    health = Health(random.Random(1), clock)
+    outages = Outages(health, lambda: health.next_probe_s, clock, lambda: 1e9 + clock.now)
+
+    def after(seconds: float, unreachable: str) -> list[tuple[str, str]]:
+        clock.now += seconds
+        caplog.clear()
+        outages.note_reach(unreachable)
+        return [(record.__dict__["journal"]["MESSAGE_ID"], record.getMessage()) for record in caplog.records]
+
+    why = "TLSRefused, expired"
+    entry = f"the store cannot be reached: {why}; s3daemon check shows where the path to it ends"
+    assert after(0, why) == []
+    assert after(UNREACHABLE_AFTER_S - 1, "") == []
+    assert after(0, why) == []
+    assert after(UNREACHABLE_AFTER_S - 1, why) == []
+    assert [outages.for_s] == [None]
+    assert after(1, why) == [(MessageId.UNREACHABLE, entry)]
+    assert after(60, why) == []
+    assert outages.for_s == UNREACHABLE_AFTER_S + 60, "from its beginning on, not from the entry"
+    [(kind, text)] = after(0, "")
+    assert kind == MessageId.REACHED
+    assert text.startswith("the store can be reached again; it was unreachable for 1m30s, since ")
+    for key in "abc":
+        health.failed(AttemptError("ConnectionFailed", "refused"), Destination("b", key))
+    assert [kind for kind, _ in after(0, why)] == [MessageId.AWAY]
+    assert after(UNREACHABLE_AFTER_S, why) == [], "it is away, which is more"
+    health.succeeded(clock.now)
+    caplog.clear()
+    outages.note()
+    assert [record.getMessage()[:20] for record in caplog.records] == ["the endpoint is back"]
+    assert after(1, "") == []
