@@ -209,8 +209,8 @@ class Addresses:
             self._outage, self._outage_reason = "uploads" if transfer else "connections", reason
 
     def unresolved(self, reason: str) -> None:
-        """Note, in one line, that no address is known, as the name does not resolve; empty for a limit of this host."""
-        if reason and not self._known:
+        """Note, in one line, that the name does not resolve; the last known addresses stay in use if there are any."""
+        if not self._known:
             self._outage, self._outage_reason = "connections", reason
 
     def slow(self, address: str, reason: str, transfer: str) -> None:

@@ -221,9 +221,8 @@ class Keeper:
             try:
                 await self._pool.assign_address(connection)
             except OSError as exc:
-                self._pool.addresses.unresolved(
-                    "" if is_host_limit(exc) else f"{Code.NAME_NOT_RESOLVED}, {unresolved(exc)}"
-                )
+                if not is_host_limit(exc):
+                    self._pool.addresses.unresolved(f"{Code.NAME_NOT_RESOLVED}, {unresolved(exc)}")
                 self._back_off()
                 return
             else:

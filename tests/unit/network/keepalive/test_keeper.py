@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -326,6 +327,16 @@ async def test_why_no_address_accepts_a_connection(loop: ResolvingLoop, clock: C
             await sweeps(2)
             assert pool.addresses.unreachable == "ConnectionFailed, no connection to the store: Connection refused"
             clock.now += RETRY_MAX_S
+
+
+@resolving
+async def test_a_limit_of_this_host_says_nothing_of_the_name(loop: ResolvingLoop, clock: Clock) -> None:
+    """The look-up had no descriptor: whether the store can be reached is not known."""
+    loop.fault = OSError(errno.EMFILE, "Too many open files")
+    async with scripted() as server, kept(server, clock, server.url.replace("127.0.0.1", "store.example")) as pool:
+        await until(lambda: loop.lookups >= 1)
+        await sweeps(2)
+        assert not pool.addresses.unreachable
 
 
 @resolving
