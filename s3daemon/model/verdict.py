@@ -112,7 +112,7 @@ _KEYS = frozenset(
     }
 )
 _BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
-#: No other address would do otherwise: they are of this host, or of the object or upload, which every address serves.
+#: No other address would do otherwise: they are of this host, or of the object and its parts, the same everywhere.
 _OF_NO_ADDRESS = frozenset(
     {
         Code.BAD_REQUEST,
@@ -125,7 +125,6 @@ _OF_NO_ADDRESS = frozenset(
         "InvalidPart",
         "InvalidPartOrder",
         "NoSuchKey",
-        "NoSuchUpload",
         "OperationAborted",
     }
 )

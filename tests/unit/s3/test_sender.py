@@ -152,7 +152,8 @@ async def test_an_error_has_the_address_where_it_happened(
         (refusal(503, "ServiceUnavailable"), True),
         (refusal(403, "403"), True),
         (refusal(403, "SignatureDoesNotMatch"), True),
-        (refusal(404, "NoSuchUpload"), False),
+        (refusal(404, "NoSuchUpload"), True),
+        (refusal(400, "InvalidPart"), False),
         (refusal(403, "QuotaExceeded"), False),
     ],
 )
