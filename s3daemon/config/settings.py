@@ -214,7 +214,7 @@ class Settings:
         "off",
         priming(),
         "How to widen the congestion window of each new connection, which makes the first exposure after a start a "
-        "third shorter. auto, for paths with a round trip of 50 ms or more: send 1 MB that the store must refuse for "
+        "quarter shorter. auto, for paths with a round trip of 50 ms or more: send 1 MB that the store must refuse for "
         "its wrong Content-MD5. A store that checks it stores nothing, and logs a BadDigest for each connection. "
         "bucket/key-prefix: write scratch objects with that prefix.",
     )

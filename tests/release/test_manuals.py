@@ -78,6 +78,16 @@ def test_codes_are_explained_where_they_belong() -> None:
             assert found is None, code
 
 
+def test_costs_are_those_of_the_tuning_page() -> None:
+    """What a setting costs by `s3daemon check` and by the kernel settings' file is what was measured last."""
+    figure = re.compile(r"[\d.]+(?: to [\d.]+)? s instead of [\d.]+ s")
+    measured = " ".join(PAGES["s3daemon-tuning.7"].split())
+    for path in ("s3daemon/commands/check/host.py", "systemd/s3daemon.sysctl"):
+        found = figure.findall((TREE / path).read_text())
+        assert found, path
+        assert [cost for cost in found if cost not in measured] == [], path
+
+
 def test_every_page_is_named_by_the_front_page() -> None:
     for page in PAGES:
         assert f"{page[:-2]}({page[-1]})" in README
