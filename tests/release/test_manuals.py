@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab.manual import explained_codes
 
+from s3daemon.control.status import Condition, Connections
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.verdict import ACCESS_DENIED, Verdict, judge
 
@@ -76,6 +79,25 @@ def test_codes_are_explained_where_they_belong() -> None:
             assert found == title, code
         elif title == "Retried":
             assert found is None, code
+
+
+def test_what_the_status_line_begins_with_is_explained() -> None:
+    """Under OPERATION, in the order in which it is shown: of several, the line begins with the first."""
+    operation = PAGES["s3daemon.8"].partition("\nOPERATION\n=")[2].partition("\n=====")[0]
+    words = re.findall(r"^    \*([A-Za-z ]+)\*\n        ", operation, re.M)
+    calm = Condition(in_flight=0, pending=0, oldest_s=None, failed=0, clients=0, connections=Connections(0, 0, 30))
+    wrong: tuple[dict[str, Any], ...] = (
+        {"stopping": "draining for up to 20 s"},
+        {"spool_fault": "the disk is full"},
+        {"held": "ExpiredToken"},
+        {"away": True},
+        {"unreachable": "no address answers"},
+        {"failing": "nothing stored for 30s"},
+        {"reload_fault": "a bad value"},
+    )
+    for at, word in enumerate(words):
+        assert replace(calm, **{name: value for one in wrong[at:] for name, value in one.items()}).line.startswith(word)
+    assert len(words) == len(wrong)
 
 
 def test_costs_are_those_of_the_tuning_page() -> None:
