@@ -141,7 +141,8 @@ class Settings:
         "S3DAEMON_MAX_CLIENTS",
         "1024",
         count(1, MAX_CLIENTS),
-        "How many clients are served at a time. Others wait in the socket's backlog.",
+        "How many clients are served at a time, by the line protocol and by HTTP each. Others wait in the socket's "
+        "backlog.",
     )
     connect_timeout_s: float = _var(
         "S3DAEMON_CONNECT_TIMEOUT",
