@@ -224,7 +224,7 @@ class Settings:
         "S3DAEMON_MULTIPART_THRESHOLD",
         "100MiB",
         size("5MiB", "5GiB"),
-        "Larger files are sent in parts, several at a time.",
+        "Files larger than this, and than one part, are sent in parts, several at a time.",
     )
     part_size_bytes: int = _var(
         "S3DAEMON_PART_SIZE",
