@@ -1,4 +1,4 @@
-"""s3daemon delivers files from data-acquisition hosts to S3 storage across long fat networks, without losing any.
+"""s3daemon delivers files from data-acquisition hosts to S3 storage over networks with a long delay, and loses none.
 
 A map of the rooms, from the commands that people use down to the modules that every room imports. A room imports only
 rooms of a lower level; the levels are in `tests/release/test_house.py`. Each room's `__init__` says where to begin

@@ -164,7 +164,7 @@ def _parser(modules: Mapping[str, ModuleType]) -> argparse.ArgumentParser:
     """Make a parser of all commands, in which those of these modules have their options."""
     parser = _Parser(
         prog="s3daemon",
-        description="Deliver files to S3 storage across long fat networks.",
+        description="Deliver files to S3 storage over networks with a long delay.",
         epilog="Exit status: 0 for success, 1 for a failure, 2 for a wrong command line.\nManual: man s3daemon",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
