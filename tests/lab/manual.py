@@ -10,7 +10,7 @@ from lab.env import TREE
 def explained_codes() -> list[tuple[str, str]]:
     """Return each code or status that the section ERRORS explains, with the title of its part."""
     text = (TREE / "packaging/man/s3daemon.8.rst").read_text()
-    section = text[text.index("\nERRORS\n=") : text.index("\nTROUBLESHOOTING\n=")]
+    section = re.split(r"^[A-Z ]+\n=+\n", text.partition("\nERRORS\n======\n")[2], maxsplit=1, flags=re.M)[0]
     found = []
     for part in re.split(r"^(?=.+\n-+$)", section, flags=re.M)[1:]:
         title = part.partition("\n")[0]
