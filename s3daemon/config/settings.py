@@ -236,9 +236,9 @@ class Settings:
         "S3DAEMON_VERIFY",
         "auto",
         choice("auto", "off", "no-etag"),
-        "How a stored object is verified. auto: by the store's ETag, if that is an MD5 sum. off: only by its length. "
-        "no-etag, only for sinks in benchmarks: any answer from 200 to 299 counts as stored, even one that a proxy or "
-        "a login page gives without storing anything.",
+        "How a stored object is verified. auto: by the store's ETag, if that is an MD5 sum. off: the ETag is not "
+        "compared. no-etag, only for sinks in benchmarks: any answer from 200 to 299 counts as stored, even one that a "
+        "proxy or a login page gives without storing anything.",
     )
     allowed_roots: tuple[str, ...] = _var(
         "S3DAEMON_ALLOWED_ROOTS",
