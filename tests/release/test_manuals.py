@@ -110,6 +110,14 @@ def test_costs_are_those_of_the_tuning_page() -> None:
         assert [cost for cost in found if cost not in measured] == [], path
 
 
+def test_the_front_page_has_the_times_of_the_tuning_page() -> None:
+    """Each bar is the third exposure of the row of that name in the benchmark's table."""
+    bars = re.findall(r"^    (\S.*\S) +([\d.]+) +s +█+$", README, re.M)
+    assert len(bars) == 3
+    for name, seconds in bars:
+        assert re.search(rf"^    {re.escape(name)} .* {re.escape(seconds)} +s$", PAGES["s3daemon-tuning.7"], re.M), name
+
+
 def test_every_page_is_named_by_the_front_page() -> None:
     for page in PAGES:
         assert f"{page[:-2]}({page[-1]})" in README
