@@ -23,9 +23,9 @@ MAX_DESTINATION_CHARS = MAX_BUCKET_BYTES + len("/") + MAX_KEY_BYTES
 MAX_TAG_CHARS = 128
 
 
-def prefix_of(bucket: str, key: str, parts: int | None = None) -> str:
-    """Return the bucket and the key up to its last slash, or to the first `parts` of that; ends in a slash."""
-    return "/".join([bucket, *key.split("/")[:-1][:parts]]) + "/"
+def prefix_of(bucket: str, key: str) -> str:
+    """Return the bucket and the key up to its last slash; ends in a slash."""
+    return "/".join([bucket, *key.split("/")[:-1]]) + "/"
 
 
 def _bad_request(text: str) -> RequestError:

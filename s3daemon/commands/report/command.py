@@ -21,7 +21,7 @@ from s3daemon.commands.report.data import write_csv, write_json
 from s3daemon.commands.report.plot import picture
 from s3daemon.commands.report.read import Note, from_journal, from_lines, usec_of
 from s3daemon.commands.report.select import Collection, JournalEntry, Selection
-from s3daemon.commands.report.stats import Report, grouping
+from s3daemon.commands.report.stats import GROUPINGS, Report
 from s3daemon.commands.report.text import lines
 from s3daemon.commands.report.why import Delays
 from s3daemon.commands.table import console_of, width_of
@@ -30,8 +30,8 @@ from s3daemon.errors import S3daemonError, one_line
 from s3daemon.units import moment
 
 _duration, _count = of_kind(duration("1ms", "30d")), of_kind(count(1, 1_000_000))
-_BY = """a line for each tag, host, receiver, prefix (the key up to its last slash) or prefix:N (its first N parts): the
-first request, the last object stored, the time between; files without a tag by prefix"""
+_BY = """a line for each tag, host, receiver or prefix (the key up to its last slash): the first request, the last
+object stored, the time between; files without a tag by prefix"""
 _LATE_ONLY = "only exposures that are late, lost or incomplete; by tag unless --by prefix is given"
 #: What makes exposures; of other groups the time is not judged.
 _EXPOSURES_BY = ("tag", "prefix")
@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         which.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=text)
     shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--by", type=_checked(grouping), metavar="HOW", help=_BY)
+    shown.add_argument("--by", choices=GROUPINGS, metavar="HOW", help=_BY)
     shown.add_argument(
         "--limit", type=_duration, default="7s", metavar="TIME", help="the longest time a transfer may take; default 7s"
     )

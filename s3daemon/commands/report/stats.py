@@ -9,15 +9,14 @@ stored the object, so earlier attempts are in it.
 
 from __future__ import annotations
 
-import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from s3daemon.commands.report.select import Place, RefusedRequest, ReportedTransfer
 from s3daemon.commands.report.why import Delays
-from s3daemon.model.exposure import LOST_S, UNTAGGED, is_understood, verdict_of
+from s3daemon.model.exposure import LOST_S, is_understood, verdict_of
 from s3daemon.model.request import prefix_of
 
 METHOD = "nearest rank"
@@ -28,10 +27,6 @@ _PLACES = ("host", "receiver")
 LOST_USEC = round(LOST_S * 1e6)
 #: The verdicts on an exposure with which something is wrong.
 WRONG = ("late", "incomplete", "lost")
-#: The verdict on the files below a part of their keys, which may be of a whole night, with tags or without.
-NOT_JUDGED = "not judged"
-#: The N of `prefix:N`.
-_DEPTH = re.compile("[1-9][0-9]{0,8}")
 #: How many of the slowest transfers a report lists.
 SLOWEST = 10
 #: And how many of one exposure at most: more say no more, and hide the others.
@@ -214,39 +209,29 @@ Grouping = Callable[[ReportedTransfer | RefusedRequest], Iterable[GroupName]]
 """Gives the names of the groups that a transfer or a refused request belongs to."""
 
 
-def grouping(how: str) -> Grouping:
-    """Return the grouping that `--by` names.
-
-    Args:
-        how: `tag`, files without one by prefix; `host`; `receiver`; `prefix`, the key up to its last slash; or
-            `prefix:N`, its first N parts.
-
-    Raises:
-        ValueError: `how` is something else.
-    """
-    word, colon, depth = how.partition(":")
-    if how == "host":
-        return lambda one: (GroupName(one.host or NONE, exposure=False),)
-    if how == "receiver":
-        return _receiver
-    if how != "tag" and (word != "prefix" or (colon and not _DEPTH.fullmatch(depth))):
-        raise ValueError(f"{how!r} is not one of tag, host, receiver, prefix, prefix:N")
-    parts = int(depth) if colon else None
-
-    def prefix(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
-        if isinstance(one, RefusedRequest) and not is_understood(one.code):
-            return ()
-        return (GroupName(prefix_of(*one.place, parts), exposure=how == "prefix"),)
-
-    def tag(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
-        return [GroupName(each, exposure=True) for each in dict.fromkeys(one.tags)] or prefix(one)
-
-    return tag if how == "tag" else prefix
+def _by_tag(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
+    return [GroupName(tag, exposure=True) for tag in dict.fromkeys(one.tags)] or _by_prefix(one, exposure=False)
 
 
-def _receiver(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
+def _by_host(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
+    return [GroupName(one.host or NONE, exposure=False)]
+
+
+def _by_receiver(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
     """A refused request has no receiver, not even an unknown one."""
-    return (GroupName(one.record.receiver or NONE, exposure=False),) if isinstance(one, ReportedTransfer) else ()
+    return [GroupName(one.record.receiver or NONE, exposure=False)] if isinstance(one, ReportedTransfer) else ()
+
+
+def _by_prefix(one: ReportedTransfer | RefusedRequest, *, exposure: bool = True) -> Iterable[GroupName]:
+    if isinstance(one, RefusedRequest) and not is_understood(one.code):
+        return ()
+    return [GroupName(prefix_of(*one.place), exposure=exposure)]
+
+
+#: What `--by` takes.
+GROUPINGS: Mapping[str, Grouping] = {
+    "tag": _by_tag, "host": _by_host, "receiver": _by_receiver, "prefix": _by_prefix,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -405,9 +390,6 @@ class Report:
         """Make the report on some transfers, each given once; the arguments are those of the class.
 
         `expect` is how many files an exposure has; with 0 it is learned where groups are made.
-
-        Raises:
-            ValueError: `by` does not name a grouping.
         """
         failed = sorted((one for one in transfers if not one.record.stored), key=lambda one: -one.end_usec)
         report = cls(
@@ -416,7 +398,7 @@ class Report:
             late_usec=late_usec,
             figures=Figures.of(transfers, limit_usec, refused),
             failed=failed,
-            slowest=slowest(transfers, grouping("tag")),
+            slowest=slowest(transfers, GROUPINGS["tag"]),
             by="",
             groups=(),
             expected=Expected(expect, 0),
@@ -432,7 +414,7 @@ class Report:
 
     def by_groups(self, by: str) -> Report:
         """Return the same with groups."""
-        found = groups(self.transfers, grouping(by), self.limit_usec, self.refused)
+        found = groups(self.transfers, GROUPINGS[by], self.limit_usec, self.refused)
         if by in _PLACES:
             return replace(self, by=by, groups=sorted(found, key=worst_first))
         return replace(
@@ -451,10 +433,10 @@ class Report:
 
     def late_only(self) -> Report:
         """Return the same without the groups with which nothing is wrong, and the slowest of the others."""
-        wrong, of = [group for group in self.groups if self.verdict(group) in WRONG], grouping(self.by)
+        wrong, of = [group for group in self.groups if self.verdict(group) in WRONG], GROUPINGS[self.by]
         names = {group.name for group in wrong}
         theirs = [one for one in self.transfers if not names.isdisjoint(of(one))]
-        return replace(self, groups=wrong, slowest=slowest(theirs, grouping("tag")), wrong_only=True)
+        return replace(self, groups=wrong, slowest=slowest(theirs, GROUPINGS["tag"]), wrong_only=True)
 
     def missing(self, group: Group) -> int:
         """How many files an exposure lacks, as far as is known."""
@@ -462,20 +444,16 @@ class Report:
         return max(short, group.missing.count)
 
     def verdict(self, group: Group) -> str:
-        """The verdict on an exposure, as `status` and the page have it; "" for a host or a receiver.
-
-        By `prefix:N` it is `incomplete` or `NOT_JUDGED`.
-        """
+        """The verdict on an exposure, as `status` and the page have it; "" for a host or a receiver."""
         if self.by in _PLACES:
             return ""
         to_last_usec = group.figures.to_last_usec
-        verdict = verdict_of(
+        return verdict_of(
             None if to_last_usec is None else to_last_usec / 1e6,
             missing=self.missing(group) > 0,
             tagged=group.name.exposure,
             late_s=self.late_usec / 1e6,
         )
-        return NOT_JUDGED if verdict == UNTAGGED and self.by != "tag" else verdict
 
     @property
     def hosts(self) -> list[str]:

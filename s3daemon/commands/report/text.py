@@ -8,7 +8,7 @@ from datetime import tzinfo
 from textwrap import TextWrapper
 
 from s3daemon.commands.report.select import ReportedTransfer
-from s3daemon.commands.report.stats import LOST_USEC, METHOD, NOT_JUDGED, WRONG, Figures, Group, Report, Spread
+from s3daemon.commands.report.stats import LOST_USEC, METHOD, WRONG, Figures, Group, Report, Spread
 from s3daemon.commands.report.why import Breakdown
 from s3daemon.commands.table import Column, Table
 from s3daemon.commands.table import lines as table_lines
@@ -182,7 +182,7 @@ def _reason(report: Report, group: Group, verdict: str, zone: tzinfo | None) -> 
 def _total(report: Report) -> Iterator[str]:
     """Say how many exposures are what, by which limits."""
     verdicts = Counter(report.verdict(group) for group in report.groups)
-    many = [f"{verdicts[word]} {word}" for word in ("in time", *WRONG, UNTAGGED, NOT_JUDGED) if verdicts[word]]
+    many = [f"{verdicts[word]} {word}" for word in ("in time", *WRONG, UNTAGGED) if verdicts[word]]
     if many:
         limits = f"late after {limit(report.late_usec)}, lost after {limit(max(report.late_usec, LOST_USEC))}"
         yield f"{plural(len(report.groups), 'group')}: {', '.join(many)}; {limits}"

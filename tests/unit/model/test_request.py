@@ -109,12 +109,11 @@ def test_every_transfer_has_a_new_id() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "parts", "prefix"),
-    [("a/b/c/f", None, "raw/a/b/c/"), ("a/b/c/f", 2, "raw/a/b/"), ("a/f", 2, "raw/a/"), ("f", None, "raw/")],
+    ("key", "prefix"), [("a/b/c/f", "raw/a/b/c/"), ("a/f", "raw/a/"), ("a//f", "raw/a//"), ("f", "raw/")]
 )
-def test_prefixes(key: str, parts: int | None, prefix: str) -> None:
-    """The bucket, and the key up to its last slash or to the first parts of that."""
-    assert prefix_of("raw", key, parts) == prefix
+def test_prefixes(key: str, prefix: str) -> None:
+    """The bucket, and the key up to its last slash."""
+    assert prefix_of("raw", key) == prefix
 
 
 def test_a_file_state_ignores_the_device() -> None:

@@ -135,7 +135,6 @@ def _points(axes: Axes, report: Report, times: Sequence[float]) -> None:
     for verdict, marker, color, points in (
         ("in time", "o", BLUE, 12), ("late", "D", VERMILLION, 26), ("lost", "s", VERMILLION, 34),
         ("incomplete", "X", BLACK, 60), ("untagged", ".", BLACK, 12),
-        ("not judged", ".", BLACK, 12),
     ):  # fmt: skip
         at = [number for number, found in enumerate(verdicts) if found == verdict]
         if at:

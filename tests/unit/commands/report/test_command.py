@@ -177,8 +177,6 @@ REFUSED_NIGHT = [
         ("tag", [("a", 1, 0, {}), ("b", 0, 2, BOTH), ("log/c/", 0, 1, {"NotReadable": 1})]),
         ("prefix", [("raw/a/", 1, 0, {}), ("raw/b/", 0, 2, BOTH),
                     ("log/c/", 0, 1, {"NotReadable": 1})]),
-        ("prefix:1", [("raw/a/", 1, 0, {}), ("raw/b/", 0, 2, BOTH),
-                    ("log/c/", 0, 1, {"NotReadable": 1})]),
         ("host", [("node1", 1, 2, BOTH), ("node2", 0, 2, BOTH)]),
         ("receiver", [("-", 1, 0, {})]),
     ],
@@ -298,7 +296,6 @@ def test_the_extremes_of_what_counts(tmp_path: Path, monkeypatch: pytest.MonkeyP
         (["--plot", "night.GIF"], "--plot takes a file that ends in .png or .svg"),
         (["--since", "today", "--until", "yesterday"], "--since is later than --until"),
         (["--late-only", "--by", "host"], "--late-only shows exposures: --by tag or prefix"),
-        (["--late-only", "--by", "prefix:1"], "--late-only shows exposures: --by tag or prefix"),
     ],
 )
 def test_what_makes_no_sense_is_refused_before_reading(words: list[str], text: str) -> None:

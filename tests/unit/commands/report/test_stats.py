@@ -6,8 +6,7 @@ from hypothesis import strategies as st
 from lab.records import START_USEC, failed, record
 
 from s3daemon.commands.report.select import RefusedRequest, ReportedTransfer
-from s3daemon.commands.report.stats import Expected, Figures, Report, Spread, busy_usec, grouping, groups, percentile
-from s3daemon.commands.report.text import lines
+from s3daemon.commands.report.stats import GROUPINGS, Expected, Figures, Report, Spread, busy_usec, groups, percentile
 from s3daemon.model.exposure import Exposures
 from s3daemon.model.record import Refusal, TransferRecord
 
@@ -103,14 +102,12 @@ def test_figures_of_nothing() -> None:
         ("host", ["n"]),
         ("receiver", ["192.0.2.1"]),
         ("prefix", ["raw/2026/11/"]),
-        ("prefix:1", ["raw/2026/"]),
-        ("prefix:9", ["raw/2026/11/"]),
     ],
 )
 def test_grouping(how: str, names: list[str]) -> None:
-    """A transfer belongs to each of its tags once, its host, its receiver, and its bucket with the head of its key."""
+    """A transfer belongs to each of its tags once, its host, its receiver, and its bucket and the path of its key."""
     made = record(1, key="2026/11/f.fits", tags=("a", "b", "a"), receiver="192.0.2.1")
-    found = grouping(how)(ReportedTransfer(made, "n"))
+    found = GROUPINGS[how](ReportedTransfer(made, "n"))
     assert [name.text for name in found] == names
     assert all(name.exposure for name in found) == (how in ("tag", "prefix"))
 
@@ -118,18 +115,9 @@ def test_grouping(how: str, names: list[str]) -> None:
 def test_those_in_no_group() -> None:
     """What has no tag, no host or no slash in its key is shown too."""
     bare = ReportedTransfer(record(1, key="f", tags=()), "")
-    found = {how: list(grouping(how)(bare)) for how in ("tag", "host", "receiver", "prefix")}
+    found = {how: list(GROUPINGS[how](bare)) for how in ("tag", "host", "receiver", "prefix")}
     assert found == {"tag": [("raw/", False)], "host": [("-", False)], "receiver": [("-", False)],
                      "prefix": [("raw/", True)]}  # fmt: skip
-
-
-@pytest.mark.parametrize(
-    "how", ["", "tags", "prefix:", "prefix:0", "prefix:x", "prefix:\u0663", "prefix:" + "9" * 5000, "tag:1", "host:"]
-)
-def test_no_grouping(how: str) -> None:
-    """Anything else is refused."""
-    with pytest.raises(ValueError, match="not one of tag"):
-        grouping(how)
 
 
 def test_the_time_to_the_last_object() -> None:
@@ -141,7 +129,7 @@ def test_the_time_to_the_last_object() -> None:
             *seen(record(3, tags=("a",), start_usec=START_USEC + SECOND, total_usec=2 * SECOND), host="y"),
             *seen(failed(4, tags=("a",), start_usec=START_USEC + SECOND, total_usec=60 * SECOND)),
         ],
-        grouping("tag"),
+        GROUPINGS["tag"],
         LIMIT,
     )
     assert [(g.name.text, g.figures.to_last_usec, g.figures.stored, g.figures.failed) for g in found] == [
@@ -172,20 +160,6 @@ def test_files_without_a_tag_are_not_an_exposure() -> None:
         ("raw/0/", "untagged"), ("raw/1/", "incomplete"),
     ]  # fmt: skip
     assert [found.verdict(group) for group in report(*hours, by="prefix").groups] == ["lost", "lost"]
-
-
-def test_the_part_of_a_key_is_not_an_exposure() -> None:
-    """Below it may be a whole night, with tags too: its time is not judged, its failures are."""
-    made = [record(n, tags=(f"e{n}",), key=f"n/{n}/f", start_usec=START_USEC + n * 60 * SECOND) for n in range(3)]
-    lost = failed(9, key="m/1/f")
-    for how, verdicts in (("prefix:1", ["not judged", "incomplete"]), ("prefix", 3 * ["in time"] + ["incomplete"])):
-        found = report(*made, lost, by=how)
-        assert sorted(map(found.verdict, found.groups)) == sorted(verdicts)
-    found = report(*made, by="prefix:1")
-    assert [text for text in lines(found, None, None) if "1 group" in text] == [
-        "1 group: 1 not judged; late after 10 s, lost after 30 s"
-    ]
-    assert found.late_only().groups == []
 
 
 def exposures(*counts: int) -> list[TransferRecord]:
@@ -327,7 +301,7 @@ def test_report() -> None:
 
 def test_charts_have_groups() -> None:
     """For charts there are groups: those asked for, else, and instead of hosts, by tag, else by prefix."""
-    assert report(record(1), by="prefix:1").grouped().by == "prefix:1"
+    assert report(record(1), by="prefix").grouped().by == "prefix"
     tagged = report(record(1), record(2, tags=())).grouped()
     assert (tagged.by, [group.name.text for group in tagged.groups]) == ("tag", ["exposure-1", "raw/night/"])
     assert report(record(1, tags=())).grouped().by == "prefix"
