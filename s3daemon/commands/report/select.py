@@ -40,8 +40,6 @@ OTHERS = (
     MessageId.ATTEMPT_FAILED, MessageId.AWAY, MessageId.BACK, MessageId.HELD, MessageId.RELEASED, MessageId.REFUSED,
     MessageId.LOST,
 )  # fmt: skip
-#: Of `END_USEC`; from some thousand on Python refuses a number.
-_USEC_DIGITS = 17
 #: The units that are the service: systemd/s3daemon.service, and the instances of s3daemon@.service.
 _UNIT = re.compile(r"s3daemon(@.*)?\.service")
 
@@ -251,8 +249,7 @@ def _recorded_usec(entry: JournalEntry, transfer: ReportedTransfer) -> int:
 
 def decimal_of(value: object) -> int | None:
     """The microseconds that a field of an entry has; None when it has none, or more than can be shown."""
-    if not (isinstance(value, str) and len(value) <= _USEC_DIGITS):
-        return None
     with suppress(ValueError):
-        return usec if (usec := whole(value)) < END_USEC else None
+        usec = whole(value) if isinstance(value, str) else END_USEC
+        return usec if usec < END_USEC else None
     return None
