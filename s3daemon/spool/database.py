@@ -320,7 +320,7 @@ class SpoolFile:
                 run("DELETE FROM transfer WHERE seq = ?", (seq,))
                 if count is not None:
                     exposures.count_stored(self._db, seq, count)
-            case exposures.SaveLoss() | exposures.SaveExposure() | exposures.SaveEnded():
+            case exposures.SaveLoss() | exposures.KeptExposures():
                 exposures.save(self._db, change)
             case ClearFailures(destination, before):
                 where = "failed = 1 AND bucket = ? AND key = ? AND seq < ?"

@@ -61,6 +61,8 @@ _BEGIN = "UPDATE exposure SET first_usec = min(first_usec, ?) WHERE tagged = ? A
 _COUNT = """UPDATE exposure SET last_usec = max(coalesce(last_usec, 0), ?),
     stored = stored + max(?, stored >= ?), size_bytes = size_bytes + ? * max(?, stored >= ?)
     WHERE tagged = ? AND name = ?"""
+_SET = """UPDATE exposure SET first_usec = ?, last_usec = ?, stored = ?, size_bytes = ?
+    WHERE tagged = ? AND name = ?"""
 _MARK = """INSERT OR IGNORE INTO counted (exposure, mark)
     SELECT id, ? FROM exposure WHERE tagged = ? AND name = ? AND stored < ?"""
 _FOUND = f"DELETE FROM missing WHERE exposure = {_ID} AND destination = ?"  # noqa: S608 - ours
@@ -106,26 +108,8 @@ class SaveLoss:
 
 
 @dataclass(frozen=True, slots=True)
-class SaveExposure:
-    """The change that adds an exposure which was read from a damaged file."""
-
-    exposure: Exposure
-
-    def __hash__(self) -> int:
-        return hash((self.exposure.tagged, self.exposure.name))
-
-
-@dataclass(frozen=True, slots=True)
-class SaveEnded:
-    """The change that adds a stored transfer which was read from a damaged file."""
-
-    seq: int
-    id: str
-
-
-@dataclass(frozen=True, slots=True)
 class KeptExposures:
-    """The content of the tables.
+    """The content of the tables; as a change, of another file's, which is added.
 
     Args:
         exposures: the last ones, without pending transfers.
@@ -161,28 +145,23 @@ def _keep_ended(db: sqlite3.Connection, seq: int, id_: str) -> None:
     db.execute("DELETE FROM ended WHERE seq <= ?", (seq - ENDED_KEPT,))
 
 
-def save(db: sqlite3.Connection, change: SaveLoss | SaveExposure | SaveEnded) -> None:
+def save(db: sqlite3.Connection, change: SaveLoss | KeptExposures) -> None:
     """Carry out a change, in a transaction."""
-    if isinstance(change, SaveEnded):
-        _keep_ended(db, change.seq, change.id)
-        return
     if isinstance(change, SaveLoss):
         loss = change.loss
         for name in loss.names:
             _add(db, name, loss.at_usec)
             _lose(db, name, loss.what, loss.missing)
         return
-    one = change.exposure
-    name = (one.tagged, one.name)
-    _add(db, name, one.first_usec)
-    values = (one.first_usec, one.last_usec, one.stored, one.size_bytes, *name)
-    db.execute(
-        "UPDATE exposure SET first_usec = ?, last_usec = ?, stored = ?, size_bytes = ? WHERE tagged = ? AND name = ?",
-        values,
-    )
-    db.executemany(_MARK, [(mark, *name, math.inf) for mark in one.marks])
-    for what, missing in one.missing.items():
-        _lose(db, name, what, missing)
+    for one in change.exposures:
+        name = (one.tagged, one.name)
+        _add(db, name, one.first_usec)
+        db.execute(_SET, (one.first_usec, one.last_usec, one.stored, one.size_bytes, *name))
+        db.executemany(_MARK, [(mark, *name, math.inf) for mark in one.marks])
+        for what, missing in one.missing.items():
+            _lose(db, name, what, missing)
+    for seq, id_ in change.ended:
+        _keep_ended(db, seq, id_)
 
 
 def _add(db: sqlite3.Connection, name: Name, first_usec: int) -> None:

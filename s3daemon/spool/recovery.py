@@ -26,7 +26,7 @@ from typing import TypeVar
 from s3daemon.errors import Code, StartError, one_line
 from s3daemon.spool.database import SpoolFile, is_corrupt
 from s3daemon.spool.directory import EMPTY_SPOOL, obstacle
-from s3daemon.spool.exposures import KeptExposures, SaveEnded, SaveExposure
+from s3daemon.spool.exposures import KeptExposures
 from s3daemon.spool.rows import Change, Entry, Hint, Insert, OpenUpload, SaveClock, SaveHint
 from s3daemon.units import plural
 
@@ -85,8 +85,7 @@ class Contents:
         return [
             [Insert(entry, if_missing=True) for entry in self.entries],
             *(upload.changes() for upload in self.uploads),
-            [SaveExposure(exposure) for exposure in self.kept.exposures],
-            [SaveEnded(seq, id_) for seq, id_ in self.kept.ended],
+            [self.kept],
             [SaveClock(self.active_base_s), SaveHint(self.hint)],
         ]
 

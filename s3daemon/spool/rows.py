@@ -17,7 +17,7 @@ from typing import Any
 
 from s3daemon.config.values import LEAST_BPS, MOST_BPS
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.exposures import SaveEnded, SaveExposure, SaveLoss, StoredCount
+from s3daemon.spool.exposures import KeptExposures, SaveLoss, StoredCount
 
 #: What a column can hold.
 Value = int | float | str | bytes | None
@@ -320,17 +320,7 @@ class EndUpload:
 
 UploadChange = BeginUpload | SavePart | MarkCompleting | EndUpload
 Change = (
-    Insert
-    | Update
-    | Delete
-    | ClearFailures
-    | Expire
-    | SaveClock
-    | SaveHint
-    | UploadChange
-    | SaveLoss
-    | SaveExposure
-    | SaveEnded
+    Insert | Update | Delete | ClearFailures | Expire | SaveClock | SaveHint | UploadChange | SaveLoss | KeptExposures
 )
 
 
@@ -356,7 +346,7 @@ def _compact_key(change: Change) -> object:
     match change:
         case Insert(entry):
             key = ("insert", entry.seq)
-        case Delete(0) | ClearFailures() | SaveExposure() | SaveEnded():
+        case Delete(0) | ClearFailures():
             key = change
         case Update(seq) | Delete(seq):
             key = ("row", seq)

@@ -14,7 +14,7 @@ from lab.records import START_USEC, failed, record
 from s3daemon.model.exposure import KEPT, MARKS_KEPT, MISSING_KEPT, Exposure, Exposures, Loss, Missing, mark_of
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.spool.database import SpoolFile
-from s3daemon.spool.exposures import ENDED_KEPT, SaveExposure, SaveLoss, StoredCount
+from s3daemon.spool.exposures import ENDED_KEPT, KeptExposures, SaveLoss, StoredCount
 from s3daemon.spool.rows import Delete, Entry, Insert, compact
 from s3daemon.spool.spool import Spool
 
@@ -151,8 +151,9 @@ def test_counts_are_never_merged_while_the_disk_fails() -> None:
 
 def test_a_damaged_file_gives_its_exposures_to_the_next(file: SpoolFile, tmp_path: Path) -> None:
     one = Exposure("a", True, 1, 2, 3, 4, {"raw/x": Missing("failed", "r")}, marks={1, -(1 << 63)})
-    file.commit([[SaveExposure(one)], [SaveExposure(one)]])
-    assert file.kept().exposures == (one,)
+    kept = KeptExposures((one,), ((3, "0" * 16),))
+    file.commit([[kept], [kept]])
+    assert file.kept() == kept
     file.close()
 
 

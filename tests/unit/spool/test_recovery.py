@@ -16,7 +16,7 @@ import s3daemon.spool.recovery
 from s3daemon.errors import StartError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.database import SpoolFile, is_corrupt
-from s3daemon.spool.exposures import SaveEnded
+from s3daemon.spool.exposures import KeptExposures
 from s3daemon.spool.recovery import RecoverableFile
 from s3daemon.spool.rows import (
     BeginUpload,
@@ -167,9 +167,9 @@ def test_files_that_are_removed_at_work_are_written_anew(
 ) -> None:
     """Whatever was committed is there after a crash: with what the old file alone had."""
     file = RecoverableFile(path, create=True)
-    hint, ended = Hint("http://store", 10**9, "bucket"), [SaveEnded(1, "0" * 16)]
+    hint, kept = Hint("http://store", 10**9, "bucket"), KeptExposures(ended=((1, "0" * 16),))
     failed = dataclasses.replace(entry(ROWS + 1), failed=True)
-    file.use(lambda opened: opened.commit([[Insert(failed), SaveHint(hint), SaveClock(78.0), *ended]]))
+    file.use(lambda opened: opened.commit([[Insert(failed), SaveHint(hint), SaveClock(78.0), kept]]))
     for suffix in suffixes:
         Path(f"{path}{suffix}").unlink()
     file.use(lambda opened: opened.commit([[Insert(entry(ROWS + 2))]]))
@@ -179,7 +179,7 @@ def test_files_that_are_removed_at_work_are_written_anew(
     file.close()
     copy = SpoolFile(crashed / path.name, create=False)
     assert copy.entries() == [*(entry(seq) for seq in range(1, ROWS + 1)), failed, entry(ROWS + 2)]
-    assert (copy.hint, copy.active_base_s, copy.kept().ended) == (hint, 78.0, ((1, "0" * 16),))
+    assert (copy.hint, copy.active_base_s, copy.kept()) == (hint, 78.0, kept)
     copy.close()
 
 
@@ -199,15 +199,15 @@ def test_files_that_cannot_be_written_anew_stay_open(path: Path) -> None:
 
 def test_a_damaged_file_keeps_what_ended_and_the_hint(path: Path) -> None:
     """Clients of transfers stored just before are answered, and nothing is found out again."""
-    hint, ended = Hint("http://store", 10**9, "bucket"), [SaveEnded(1, "0" * 16), SaveEnded(2, "1" * 16)]
+    hint, kept = Hint("http://store", 10**9, "bucket"), KeptExposures(ended=((1, "0" * 16), (2, "1" * 16)))
     file = SpoolFile(path, create=True)
-    file.commit([[SaveHint(hint), *ended]])
+    file.commit([[SaveHint(hint), kept]])
     file.close()
     garbage(path, path.stat().st_size // PAGE // 2, 3)
     recoverable = RecoverableFile(path, create=True)
-    found = recoverable.use(lambda opened: (opened.hint, opened.kept().ended))
+    found = recoverable.use(lambda opened: (opened.hint, opened.kept()))
     assert recoverable.take_replaced()
-    assert found == (hint, ((1, "0" * 16), (2, "1" * 16)))
+    assert found == (hint, kept)
     recoverable.close()
 
 
