@@ -23,7 +23,8 @@ from s3daemon.commands.check import unit as checks_unit
 from s3daemon.commands.check.findings import Findings, Host
 from s3daemon.commands.check.store import StoreChecks
 from s3daemon.commands.check.unit import Unit
-from s3daemon.config.settings import VARIABLES, Settings, logged_by_systemd, not_set_by_file, read_file, retired
+from s3daemon.config.envfile import logged_by_systemd, not_set_by_file
+from s3daemon.config.settings import VARIABLES, Settings, read_file, retired
 from s3daemon.control.client import Instance, instance_port
 from s3daemon.errors import SettingsError, one_line
 from s3daemon.journal import JOURNAL_SOCKET
