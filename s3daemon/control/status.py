@@ -123,6 +123,7 @@ class Summary(JsonObject):
         since_usec: since when it is held, away or unreachable, microseconds since the epoch; None when it is not, and
             in the first 30 s in which it is unreachable.
         next_probe_s: seconds until an attempt tries whether that is over; None when it is neither.
+        unreachable: why no address of the store answers, or "".
         failing: for how long nothing has been stored while attempts fail or get no answer, and the last error, or "".
         spool_fault: why requests are refused, or ""; `spool` in JSON.
         reload_fault: why the last reload was refused, or ""; `refused` in JSON.
@@ -139,6 +140,7 @@ class Summary(JsonObject):
     away_reason: str = ""
     since_usec: int | None = None
     next_probe_s: float | None = None
+    unreachable: str = ""
     failing: str = ""
     spool_fault: Annotated[str, Key("spool")] = ""
     reload_fault: Annotated[str, Key("refused")] = ""
@@ -153,7 +155,6 @@ class Condition(Summary):
     Args:
         outage_s: for how long it has been so, seconds; None likewise.
         disabled: receivers that are temporarily disabled.
-        unreachable: why no address of the store answers, or "".
         silent_buckets, full_buckets: those that do not answer while others do, and those whose quota is used up.
         none_kept: the store closes each connection after its answer.
         stopping: says so while the service stops, else "".
@@ -161,7 +162,6 @@ class Condition(Summary):
 
     outage_s: float | None = None
     disabled: Sequence[str] = ()
-    unreachable: str = ""
     silent_buckets: Sequence[str] = ()
     full_buckets: Sequence[str] = ()
     none_kept: bool = False

@@ -188,7 +188,7 @@ AWAY = {
     ("changes", "kind", "word", "text"),
     [
         ({}, "ok", "Ready", "Files are delivered as soon as they are requested."),
-        ({"status": "UNREACHABLE, no"}, "away", "No address of the store answers", "accepted and kept."),
+        ({"unreachable": "no"}, "away", "No address of the store answers", "accepted and kept."),
         ({"pending": 1}, "ok", "Delivering", "Files are delivered as soon as they are requested."),
         ({"exposures": [GOOD]}, "ok", "Ready", "was complete after 2.1 s."),
         ({"exposures": [LOST]}, "lost", "The last exposure was lost", f"{LOST['name']}: 46 stored"),
@@ -209,7 +209,7 @@ AWAY = {
             "failing", "Nothing is being stored", "nothing stored for 1m00s. Accepted transfers are kept",
         ),
         (
-            {"state": "failing", "failing": "nothing stored for 1m00s", "status": "UNREACHABLE, no address; 3 pending"},
+            {"state": "failing", "failing": "nothing stored for 1m00s", "unreachable": "no address"},
             "away", "No address of the store answers", "Requests are accepted and kept.",
         ),
     ],

@@ -48,7 +48,7 @@ def empty() -> dict[str, Any]:
         "host": "camera-3", "endpoint": "https://s3.example.org", "now_usec": NOW_USEC,
         "started_usec": NOW_USEC - 60_000_000, "in_flight": 0, "pending": 0, "oldest_s": None, "failed": 0,
         "held": "", "away": False, "away_reason": "", "since_usec": None, "next_probe_s": None,
-        "failing": "",
+        "unreachable": "", "failing": "",
         "spool": "", "refused": "", "clients": 0,
         "connections": {"open": 25, "opened": 25, "limit": 25},
         "limit": {"rate_bps": 0, "origin": "none"}, "receivers": [], "uploads": [], "waiting": [],

@@ -29,7 +29,7 @@ _CURES = {
 #: How systemd names the step, in the messages that it failed and that the process has ended.
 _STEP = re.compile(r"(?:Failed at step |status=\d+/)([A-Z_]+)")
 #: Members of the daemon's status that are empty, false or 0 where all is well.
-_WRONG = ("away", "failing", "failed", "refused")
+_WRONG = ("away", "unreachable", "failing", "failed", "refused")
 #: Settings of a unit that hide files from it, another value than "no" that does not, and where.
 _HIDING = (
     ("PrivateTmp", "", "/tmp and /var/tmp"),  # noqa: S108 - words of a message
@@ -142,7 +142,7 @@ def daemon(
             findings.warn("daemon", f"it still sends to {in_use}, not to {endpoint}: systemctl reload {name}")
         if status.get("held") or status.get("spool"):
             findings.fail("daemon", line)
-        elif any(map(status.get, _WRONG)) or line.startswith("UNREACHABLE"):
+        elif any(map(status.get, _WRONG)):
             findings.warn("daemon", line)
         else:
             findings.ok("daemon", line)

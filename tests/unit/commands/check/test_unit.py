@@ -113,7 +113,10 @@ def answers(status: Mapping[str, object] | S3daemonError) -> Callable[[str], Map
         ({"status": "HELD, TLSRefused", "held": "TLSRefused"}, "FAIL daemon HELD, TLSRefused"),
         ({"status": "refusing", "spool": "SpoolFull"}, "FAIL daemon refusing"),
         ({"status": "AWAY, StallError: no", "away": True}, "warn daemon AWAY, StallError: no"),
-        ({"status": "UNREACHABLE, TLSRefused, no; 0 in flight"}, "warn daemon UNREACHABLE, TLSRefused, no"),
+        (
+            {"status": "UNREACHABLE, TLSRefused, no; 0 in flight", "unreachable": "TLSRefused, no"},
+            "warn daemon UNREACHABLE, TLSRefused, no",
+        ),
         ({"status": "3 failed", "failed": 3}, "warn daemon 3 failed"),
         ({"status": "full", "refused": "too many clients"}, "warn daemon full"),
         (S3daemonError(Code.NOT_PERMITTED, "not yours"), "note daemon not yours"),
