@@ -225,18 +225,6 @@ def test_the_banner(window: Chromium, changes: dict[str, Any], kind: str, word: 
     browsed(window, test)
 
 
-def test_an_outage_that_is_over(window: Chromium) -> None:
-    """From when until when it was, for who had the page open."""
-
-    async def test(tab: Tab, served: StatusServer, url: str) -> None:
-        await shown(tab, served, empty() | AWAY)
-        await shown(tab, served, empty())
-        said = r"The endpoint was away from 2026-11-23 [\d:]{8} until 2026-11-23 [\d:]{8}\."
-        assert re.search(said, await text(tab, "#headline"))
-
-    browsed(window, test)
-
-
 def test_a_daemon_that_has_just_started_has_a_page(window: Chromium) -> None:
     """It says in words that there is nothing yet, instead of showing empty boxes."""
 
