@@ -235,7 +235,7 @@ class Operations:
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             failures=tuple(self._rows([], self._failures)),
-            exposures=tuple(status_of(exposure, now_usec) for exposure in self._exposures.last(SHOWN)),
+            exposures=tuple(status_of(exposure, now_usec) for exposure in list(self._exposures)[-SHOWN:]),
             late_s=LATE_S,
             lost_s=LOST_S,
         )

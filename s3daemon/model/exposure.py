@@ -216,12 +216,6 @@ class Exposures:
     def __iter__(self) -> Iterator[Exposure]:
         return iter(self._order)
 
-    def last(self, count: int) -> list[Exposure]:
-        """Return the last `count` exposures, in order; at most half are `only_refused`, without a tag."""
-        refused = [one for one in self._order if one.only_refused and not one.tagged]
-        hidden = set(map(id, refused[: -(count // 2)]))
-        return [one for one in self._order if id(one) not in hidden][-count:]
-
     def of_tag(self, tag: str) -> Exposure | None:
         """Return the exposure of a tag; None when nothing is known of it."""
         return self._by_name.get((True, tag))

@@ -9,7 +9,7 @@ import pytest
 from lab.records import START_USEC, failed, record
 
 from s3daemon.control.exposures import status_of
-from s3daemon.model.exposure import KEPT, MISSING_KEPT, Exposures, Loss, Missing, verdict_of
+from s3daemon.model.exposure import MISSING_KEPT, Exposures, Loss, Missing, verdict_of
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import Destination, FileState, Transfer
 
@@ -214,16 +214,6 @@ def test_a_request_that_was_not_understood_is_in_no_exposure(exposures: Exposure
     assert [one["name"] for one in shown(exposures)] == ["exposure-1"]
 
 
-def test_exposures_of_refused_requests_alone_do_not_hide_the_others(exposures: Exposures) -> None:
-    """Of the last ones they are at most half, unless they have a tag."""
-    exposures.refused(refusal(), START_USEC)
-    for number in range(40):
-        exposures.refused(refusal(tag="", destination=f"raw/x{number}/f"), START_USEC + 1 + number)
-    exposures.added(transfer(1, 1.0, ()))
-    names = [one.name for one in exposures.last(30)]
-    assert names == ["exposure-1", *(f"raw/x{number}/" for number in range(25, 40)), "raw/night/"]
-
-
 def test_what_was_kept_is_known_again() -> None:
     """The counts as they were, with what is pending; a failure that the spool lists is not counted twice."""
     before = Exposures()
@@ -244,7 +234,6 @@ def test_an_exposure_keeps_a_bounded_number_of_missing_files(exposures: Exposure
     (one,) = exposures
     one.put_missing("raw/0", Missing("failed", "again"))
     assert one.reason == "again"
-    assert len(list(Exposures([one] * KEPT).last(30))) == 30
 
 
 def test_each_change_is_announced() -> None:
