@@ -8,9 +8,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, tzinfo
-from functools import partial
 from pathlib import Path
 from typing import TextIO
 
@@ -48,11 +47,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     source.add_argument("--file", type=Path, metavar="PATH", help="read a saved journal: a directory, or one file")
     source.add_argument("--stdin", action="store_true", help="read what `journalctl -o json --all` printed")
     which = parser.add_argument_group("which transfers; all options except --since and --until may be repeated")
-    when = _checked(partial(usec_of, utc=True))  # which moment it is depends on --utc
-    which.add_argument(
-        "-S", "--since", type=when, metavar="TIME", help="recorded at TIME or later; formats as for journalctl"
-    )
-    which.add_argument("-U", "--until", type=when, metavar="TIME", help="recorded at TIME or earlier")
+    which.add_argument("-S", "--since", metavar="TIME", help="recorded at TIME or later; formats as for journalctl")
+    which.add_argument("-U", "--until", metavar="TIME", help="recorded at TIME or earlier")
     for name, text in (
         ("bucket", "into this bucket"),
         ("prefix", "with a key that begins with PREFIX"),
@@ -154,7 +150,7 @@ def _print_notes(notes: Iterable[str], err: TextIO) -> None:
 
 
 def _selection(args: argparse.Namespace) -> Selection:
-    since, until = (None if text is None else usec_of(text, utc=args.utc) for text in (args.since, args.until))
+    since, until = _moment(args, "since"), _moment(args, "until")
     if since is not None and until is not None and since > until:
         raise argparse.ArgumentError(None, "--since is later than --until")
     return Selection(
@@ -167,6 +163,15 @@ def _selection(args: argparse.Namespace) -> Selection:
         units=tuple(unit if unit.endswith(".service") else f"{unit}.service" for unit in args.unit),
         of_this_host=not (args.stdin or args.file),
     )
+
+
+def _moment(args: argparse.Namespace, option: str) -> int | None:
+    """Return the time that an option names, in microseconds since the epoch; None where it is not given."""
+    text = getattr(args, option)
+    try:
+        return None if text is None else usec_of(text, utc=args.utc)
+    except ValueError as exc:
+        raise argparse.ArgumentError(None, f"argument --{option}: {exc}") from exc
 
 
 def _check_output(args: argparse.Namespace) -> None:
@@ -206,16 +211,3 @@ def _period(selection: Selection, zone: tzinfo | None) -> str:
     since, until = selection.since_usec, selection.until_usec
     begin = "" if since is None else f" since {moment(since, zone)}"
     return begin + ("" if until is None else f" until {moment(until, zone)}")
-
-
-def _checked(read: Callable[[str], object]) -> Callable[[str], str]:
-    """Return a function that returns a text as it is, if `read` takes it."""
-
-    def check(text: str) -> str:
-        try:
-            read(text)
-        except ValueError as exc:
-            raise argparse.ArgumentTypeError(str(exc)) from exc
-        return text
-
-    return check
