@@ -97,11 +97,14 @@ class RecoverableFile:
         path: of the file.
         create: create it when there is none, replace it when it is damaged; False for an operator's tool, whose files
             the service's user could not open.
+
+    Attributes:
         on_damaged: called, by the thread that uses it, before it is replaced, which may take minutes.
     """
 
-    def __init__(self, path: Path, *, create: bool, on_damaged: Callable[[], None] = lambda: None) -> None:
-        self._path, self._create, self._on_damaged = path, create, on_damaged
+    def __init__(self, path: Path, *, create: bool) -> None:
+        self.on_damaged: Callable[[], None] = lambda: None
+        self._path, self._create = path, create
         self._lock = threading.Lock()
         self._file: SpoolFile | None = None
         self._opened: list[tuple[int, int]] = []  # what `_found` was then
@@ -185,7 +188,7 @@ class RecoverableFile:
 
     def _repair(self, reason: sqlite3.Error) -> None:
         """Replace a damaged file by what can be read of it."""
-        self._on_damaged()
+        self.on_damaged()
         self._finish_interrupted()
         found = _salvage(self._path)
         old_file = self._replace(found)

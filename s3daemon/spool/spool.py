@@ -30,7 +30,6 @@ import itertools
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 from s3daemon.errors import Code, SpoolError, one_line
@@ -75,8 +74,8 @@ class Spool:
     durable soon. A change of a transfer that the spool does not hold is ignored.
     """
 
-    def __init__(self, lock: Lock, contents: Contents, new_writer: Callable[..., Writer]) -> None:
-        """Use `open` instead. `new_writer` makes the writer from `on_removed`."""
+    def __init__(self, lock: Lock, contents: Contents, writer: Writer) -> None:
+        """Use `open` instead."""
         self.active_base_s = contents.active_base_s  #: active seconds to start the `ActiveClock` from
         self.last_seq = contents.last_seq  #: the highest ever used, when it was opened
         self.kept = contents.kept  #: the last exposures, when it was opened
@@ -86,7 +85,8 @@ class Spool:
         self._seqs = itertools.count(contents.last_seq + 1)
         self._seq_of = {entry.transfer.id: entry.seq for entry in contents.entries}
         self._adding: dict[str, WriteRequest] = {}
-        self._writer = new_writer(on_removed=self._forget)
+        self._writer = writer
+        writer.on_removed = self._forget
         self.open_uploads = OpenUploads(self._writer, contents.uploads)  #: the multipart uploads
 
     @classmethod
@@ -117,13 +117,8 @@ class Spool:
         if create:
             prepare(directory)
         lock = Lock(directory, create=create)
-        opening = True
-
-        def damaged() -> None:
-            if opening:
-                on_damaged()
-
-        file = RecoverableFile(directory / "spool.db", create=create, on_damaged=damaged)
+        file = RecoverableFile(directory / "spool.db", create=create)
+        file.on_damaged = on_damaged
         try:
             contents = file.use(Contents.read)
         except BaseException as exc:
@@ -132,12 +127,10 @@ class Spool:
             if not isinstance(exc, sqlite3.Error | OSError):
                 raise
             raise cannot_open(directory / "spool.db", exc) from exc
-        opening = False
+        file.on_damaged = lambda: None  # from now on nobody waits for it
         file.take_replaced()  # nothing in memory comes from the old file
-        new_writer = partial(
-            Writer, directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s, on_replaced=on_replaced
-        )
-        return cls(lock, contents, new_writer)
+        writer = Writer(directory, file, create=create, lazy_s=lazy_s, retry_s=retry_s, on_replaced=on_replaced)
+        return cls(lock, contents, writer)
 
     @property
     def fault(self) -> str:

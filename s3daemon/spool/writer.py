@@ -72,9 +72,11 @@ class Writer:
         create: False for an operator's tool, which reserves no space: the service's user could not write that file.
         lazy_s: seconds that a request without a waiter stays in the queue, so that others join its commit.
         retry_s: seconds between two attempts to end a fault.
-        on_removed: called in the thread with the ids that a request removed without naming them.
         on_replaced: called in the event loop after the file was replaced.
         stuck_s: how long the disk may take until that is a fault, seconds.
+
+    Attributes:
+        on_removed: called in the thread with the ids that a request removed without naming them.
     """
 
     def __init__(
@@ -85,7 +87,6 @@ class Writer:
         create: bool,
         lazy_s: float,
         retry_s: float,
-        on_removed: Callable[[Iterable[str]], None],
         on_replaced: Callable[[], None],
         stuck_s: float = STUCK_S,
     ) -> None:
@@ -93,7 +94,7 @@ class Writer:
         self._file = file
         self._lazy_s = lazy_s
         self._retry_s = retry_s
-        self._on_removed = on_removed
+        self.on_removed: Callable[[Iterable[str]], None] = lambda ids: None
         self._on_replaced = on_replaced
         self._checkpoint = partial(file.use, SpoolFile.checkpoint)
         self._probe = partial(file.use, SpoolFile.probe)
@@ -264,7 +265,7 @@ class Writer:
             return disk_error(self._directory, exc)
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, list):
-                self._on_removed(result)
+                self.on_removed(result)
             self._add_results([request], None if isinstance(result, list) else result)
         return None
 

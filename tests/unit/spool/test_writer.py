@@ -76,10 +76,10 @@ class Scene:
             create=True,
             lazy_s=0.001,
             retry_s=retry_s,
-            on_removed=self.removed.extend,
             on_replaced=self.replaced.set,
             stuck_s=stuck_s,
         )
+        self.writer.on_removed = self.removed.extend
 
     def accept(self, seq: int) -> Awaitable[None]:
         """Put a request to accept a transfer."""
@@ -189,7 +189,6 @@ def test_a_start_without_reserved_space_has_the_fault_at_once(tmp_path: Path) ->
         create=True,
         lazy_s=0.0,
         retry_s=HOUR_S,
-        on_removed=print,
         on_replaced=print,
     )
     assert "nothing is accepted" in writer.fault
