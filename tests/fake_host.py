@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from s3daemon.commands.check.findings import Findings, Host
+from s3daemon.commands.check.findings import Findings
+from s3daemon.commands.check.system import Host
 from s3daemon.config.settings import Settings
 
 SYSCTLS = {

@@ -20,8 +20,9 @@ from typing import TextIO
 
 from s3daemon.commands.check import host as checks_host
 from s3daemon.commands.check import unit as checks_unit
-from s3daemon.commands.check.findings import Findings, Host
+from s3daemon.commands.check.findings import Findings
 from s3daemon.commands.check.store import StoreChecks
+from s3daemon.commands.check.system import Host
 from s3daemon.commands.check.unit import Unit
 from s3daemon.config.envfile import logged_by_systemd, not_set_by_file
 from s3daemon.config.settings import VARIABLES, Settings, read_file, retired

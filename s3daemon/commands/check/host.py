@@ -13,7 +13,8 @@ import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from s3daemon.commands.check.findings import Findings, Host
+from s3daemon.commands.check.findings import Findings
+from s3daemon.commands.check.system import Host
 from s3daemon.config.settings import PRIME_AUTO, RESTRICTIONS, VARIABLES, Settings
 from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users

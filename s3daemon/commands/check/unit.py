@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from s3daemon.commands.check.findings import Findings, Host
+from s3daemon.commands.check.findings import Findings
+from s3daemon.commands.check.system import Host
 from s3daemon.control.client import NoDaemonError
 from s3daemon.errors import Code, S3daemonError
 from s3daemon.units import plural

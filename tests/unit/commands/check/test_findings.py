@@ -1,23 +1,13 @@
-"""What is found is printed line by line, folded on a terminal, without secrets; and a host is read as it is."""
+"""What is found is printed line by line, folded on a terminal, without secrets."""
 
 from __future__ import annotations
 
 import io
-import json
-from pathlib import Path
 
 import pytest
 from lab.terminal import Terminal
 
-from s3daemon.commands.check.findings import (
-    PROCESS_ENDED,
-    RUN_FAILED,
-    SPAWN_FAILED,
-    START_FAILED,
-    Findings,
-    Host,
-    last_reason,
-)
+from s3daemon.commands.check.findings import Findings
 
 SECRET = "wJalrXUtnFEMI"
 
@@ -82,59 +72,3 @@ def test_a_bug_in_a_check_is_a_finding() -> None:
         broken()
     assert findings.failed
     assert out.getvalue() == "FAIL state       a bug in this check, please report it: ValueError\n"
-
-
-def test_sysctl(tmp_path: Path) -> None:
-    """Blanks are single; what cannot be read is empty."""
-    file = tmp_path / "proc/sys/net/ipv4/tcp_wmem"
-    file.parent.mkdir(parents=True)
-    file.write_text("4096\t16384\t4194304\n")
-    host = Host(tmp_path)
-    assert host.sysctl("net.ipv4.tcp_wmem") == "4096 16384 4194304"
-    assert host.sysctl("net.ipv4.gone") == ""
-
-
-def test_users_are_looked_up_on_this_host() -> None:
-    """Users are looked up on this host."""
-    root = Host().user("root")
-    assert root is not None
-    assert root.pw_uid == 0
-    assert Host().user("no-such-user-here") is None
-
-
-RUN = {"INVOCATION_ID": "2"}
-OF_RUN = {"_SYSTEMD_INVOCATION_ID": "2"}
-FAILED = {**RUN, "PRIORITY": "4", "MESSAGE": "x.service: Failed with result", "MESSAGE_ID": RUN_FAILED}
-NOT_STARTED = {**RUN, "PRIORITY": "3", "MESSAGE": "Failed to start x", "MESSAGE_ID": START_FAILED}
-ENDED = {**RUN, "PRIORITY": "5", "MESSAGE": "Main process exited, status=1", "MESSAGE_ID": PROCESS_ENDED}
-REFUSED = {**OF_RUN, "PRIORITY": "3", "MESSAGE": "cannot start: BadSettings: b"}
-
-
-@pytest.mark.parametrize(
-    ("entries", "reason"),
-    [
-        ([], ""),
-        ([{**OF_RUN, "PRIORITY": "3", "MESSAGE": "still running"}], ""),
-        ([{**REFUSED, "MESSAGE": "cannot start: BadSettings: a"}, REFUSED, ENDED, FAILED, NOT_STARTED],
-         "cannot start: BadSettings: b"),
-        # Of the run before, and of the next one.
-        ([{"PRIORITY": "3", "MESSAGE": "old", "_SYSTEMD_INVOCATION_ID": "1"}, ENDED, FAILED, NOT_STARTED,
-          {"PRIORITY": "3", "MESSAGE": "new", "_SYSTEMD_INVOCATION_ID": "3"}],
-         "Main process exited, status=1"),
-        ([{**FAILED, "INVOCATION_ID": "1"}, {**RUN, "PRIORITY": "3", "MESSAGE": "Watchdog timeout"}, FAILED],
-         "Watchdog timeout"),
-        ([{**OF_RUN, "PRIORITY": "6", "MESSAGE": "Traceback", "_TRANSPORT": "stdout"},
-          {**OF_RUN, "PRIORITY": "6", "MESSAGE": "ImportError: libx", "_TRANSPORT": "stdout"}, ENDED, FAILED],
-         "ImportError: libx"),
-        ([{**OF_RUN, "PRIORITY": "3", "MESSAGE": "no /data"},
-          {**OF_RUN, "PRIORITY": "3", "MESSAGE": "Failed at step NAMESPACE", "MESSAGE_ID": SPAWN_FAILED},
-          ENDED, FAILED],
-         "no /data; Failed at step NAMESPACE"),
-        # A transfer that failed is not why the service did.
-        ([{**OF_RUN, "PRIORITY": "3", "MESSAGE": "b/k failed", "S3DAEMON_KEY": "k"}, ENDED, FAILED],
-         "Main process exited, status=1"),
-        ([FAILED, NOT_STARTED], ""),
-    ],
-)  # fmt: skip
-def test_the_reason_of_the_last_failure(entries: list[dict[str, str]], reason: str) -> None:
-    assert last_reason(map(json.dumps, entries)) == reason
