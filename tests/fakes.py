@@ -31,14 +31,13 @@ from s3daemon.http.metrics import Metrics
 from s3daemon.journal import Journal
 from s3daemon.model.exposure import Exposures
 from s3daemon.model.files.source import Source
-from s3daemon.model.record import AttemptEnd, Field, MessageId
+from s3daemon.model.record import AttemptEnd, Field, MessageId, TransferRecord
 from s3daemon.model.request import Destination, FileState, Request, Transfer
 from s3daemon.network.addresses import Limited
 from s3daemon.network.rate.bandwidth import Limit, Origin
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.endpoint import Start
 from s3daemon.s3.store import LookupResult, Store, Stored
-from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.rows import Entry
 from s3daemon.spool.spool import Spool
@@ -164,7 +163,7 @@ class FakeSpool(Spool):
             if entry.transfer.destination == destination:
                 del self.failures[entry.transfer.id], self.failed[entry.transfer.id]
 
-    def remove(self, transfer_id: str, count: StoredCount | None = None) -> None:
+    def remove(self, transfer_id: str, stored: TransferRecord | None = None) -> None:
         self.rows.pop(transfer_id, None)
 
     async def fail(self, transfer_id: str, attempts: int, code: str, text: str, active_now_s: float) -> None:

@@ -16,7 +16,6 @@ from s3daemon.journal import Journal, LogLimit
 from s3daemon.model.record import AttemptEnd, AttemptFailure, TransferRecord
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.s3.store import Stored
-from s3daemon.spool.exposures import StoredCount
 from s3daemon.spool.spool import Spool
 
 
@@ -44,7 +43,7 @@ class Records:
         self._loop = asyncio.get_running_loop()
         self._warnings = LogLimit()
         #: Stored, in this order, by destination; the journal has no record yet.
-        self._unrecorded: dict[Destination, list[StoredCount]] = {}
+        self._unrecorded: dict[Destination, list[TransferRecord]] = {}
 
     def attempt_ended(self, end: AttemptEnd) -> None:
         """Tell the observers of an attempt that has ended."""
@@ -79,7 +78,7 @@ class Records:
                 self._loop.call_soon_threadsafe(self._remove, queued.transfer)
 
         if stored:
-            self._unrecorded.setdefault(queued.transfer.destination, []).append(StoredCount.of(queued.record))
+            self._unrecorded.setdefault(queued.transfer.destination, []).append(queued.record)
         self._journal.record(queued.record, written if stored else None)
 
     def _remove(self, transfer: Transfer) -> None:
@@ -89,11 +88,11 @@ class Records:
         queue of a journal that stands still, the process after a crash would send the old content over the new one.
         """
         waiting = self._unrecorded.get(transfer.destination, [])
-        end = next((at for at, count in enumerate(waiting, 1) if count.id == transfer.id), 0)
+        end = next((at for at, record in enumerate(waiting, 1) if record.transfer_id == transfer.id), 0)
         if not end:
             return
-        for count in waiting[:end]:
-            self._spool.remove(count.id, count)
+        for record in waiting[:end]:
+            self._spool.remove(record.transfer_id, record)
         del waiting[:end]
         if not waiting:
             del self._unrecorded[transfer.destination]

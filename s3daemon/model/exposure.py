@@ -249,7 +249,7 @@ class Exposures:
             exposure.pending.discard(record.transfer_id)
             exposure.missing.pop(record.destination, None)
             exposure.put_stored(record.destination, record.size_bytes)
-            exposure.last_usec = max(exposure.last_usec or 0, record.start_usec + record.total_usec)
+            exposure.last_usec = max(exposure.last_usec or 0, record.end_usec)
             self.on_change((exposure.tagged, exposure.name))
 
     def refused(self, refusal: Refusal, at_usec: int) -> None:

@@ -140,6 +140,11 @@ class TransferRecord:
         """Bucket/key."""
         return f"{self.bucket}/{self.key}"
 
+    @property
+    def end_usec(self) -> int:
+        """When the transfer ended: microseconds since the epoch."""
+        return self.start_usec + self.total_usec
+
     def message(self) -> str:
         """Return the line for people: `START SECONDS sec - bucket/key`, then the result.
 

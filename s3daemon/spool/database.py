@@ -316,10 +316,10 @@ class SpoolFile:
             case Update(seq, columns):
                 names = ", ".join(f"{COLUMN_OF.get(name, name)} = ?" for name in columns)
                 run(f"UPDATE transfer SET {names} WHERE seq = ?", (*columns.values(), seq))  # noqa: S608 - our names
-            case Delete(seq, count):
+            case Delete(seq, stored):
                 run("DELETE FROM transfer WHERE seq = ?", (seq,))
-                if count is not None:
-                    exposures.count_stored(self._db, seq, count)
+                if stored is not None:
+                    exposures.count_stored(self._db, seq, stored)
             case exposures.SaveLoss() | exposures.KeptExposures():
                 exposures.save(self._db, change)
             case ClearFailures(destination, before):

@@ -74,33 +74,6 @@ _LOSE = f"""INSERT INTO missing (exposure, destination, outcome, reason)
 
 
 @dataclass(frozen=True, slots=True)
-class StoredCount:
-    """What is added to the exposures when a stored transfer's row is removed.
-
-    Args:
-        id: the transfer's.
-        names: of its exposures.
-        destination: bucket and key.
-        at_usec, end_usec: when it was accepted and stored, microseconds since the epoch.
-        size_bytes: stored.
-    """
-
-    id: str
-    names: tuple[Name, ...]
-    destination: str
-    at_usec: int
-    end_usec: int
-    size_bytes: int
-
-    @classmethod
-    def of(cls, record: TransferRecord) -> StoredCount:
-        """Return what is added for a stored transfer."""
-        names = names_of(record.tags, record.bucket, record.key)
-        end_usec = record.start_usec + record.total_usec
-        return cls(record.transfer_id, names, record.destination, record.start_usec, end_usec, record.size_bytes)
-
-
-@dataclass(frozen=True, slots=True)
 class SaveLoss:
     """The change that adds a missing file."""
 
@@ -120,23 +93,23 @@ class KeptExposures:
     ended: tuple[tuple[int, str], ...] = ()
 
 
-def count_stored(db: sqlite3.Connection, seq: int, count: StoredCount) -> None:
+def count_stored(db: sqlite3.Connection, seq: int, record: TransferRecord) -> None:
     """Count a stored transfer.
 
     Args:
         db: in a transaction.
         seq: of the row that is removed in the same transaction; 0 when there was none.
-        count: what is added.
+        record: the transfer's.
     """
-    for tagged, name in count.names:
-        _add(db, (tagged, name), count.at_usec)
-        mark = mark_of(count.destination)
+    for tagged, name in names_of(record.tags, record.bucket, record.key):
+        _add(db, (tagged, name), record.start_usec)
+        mark = mark_of(record.destination)
         is_new = db.execute(_MARK, (mark, tagged, name, MARKS_KEPT)).rowcount > 0
-        counts = is_new, MARKS_KEPT, count.size_bytes, is_new, MARKS_KEPT
-        db.execute(_COUNT, (count.end_usec, *counts, tagged, name))
-        db.execute(_FOUND, (tagged, name, count.destination))
+        counts = is_new, MARKS_KEPT, record.size_bytes, is_new, MARKS_KEPT
+        db.execute(_COUNT, (record.end_usec, *counts, tagged, name))
+        db.execute(_FOUND, (tagged, name, record.destination))
     if seq:
-        _keep_ended(db, seq, count.id)
+        _keep_ended(db, seq, record.transfer_id)
 
 
 def _keep_ended(db: sqlite3.Connection, seq: int, id_: str) -> None:

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from s3daemon.config.values import LEAST_BPS, MOST_BPS
+from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.exposures import KeptExposures, SaveLoss, StoredCount
+from s3daemon.spool.exposures import KeptExposures, SaveLoss
 
 #: What a column can hold.
 Value = int | float | str | bytes | None
@@ -253,10 +254,10 @@ class Update:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """Remove the row `seq`, 0 when there is none; in the same commit, count the object if it was stored."""
+    """Remove the row `seq`, 0 when there is none; in the same commit, count the object if `stored` has its record."""
 
     seq: int
-    count: StoredCount | None = None
+    stored: TransferRecord | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,10 +34,11 @@ from pathlib import Path
 
 from s3daemon.errors import Code, SpoolError, one_line
 from s3daemon.model.exposure import Loss
+from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, Transfer
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.directory import Lock, prepare
-from s3daemon.spool.exposures import SaveLoss, StoredCount
+from s3daemon.spool.exposures import SaveLoss
 from s3daemon.spool.open_uploads import OpenUploads
 from s3daemon.spool.recovery import Contents, RecoverableFile, cannot_open
 from s3daemon.spool.rows import (
@@ -224,15 +225,15 @@ class Spool:
         """
         self._apply_lazily(ClearFailures(destination, before))
 
-    def remove(self, transfer_id: str, count: StoredCount | None = None) -> None:
-        """Remove a transfer that is over, since its object is stored, or a newer one at its destination; count it.
+    def remove(self, transfer_id: str, stored: TransferRecord | None = None) -> None:
+        """Remove a transfer that is over, since its object is `stored` and counted, or a newer one at its destination.
 
         An `add` that has not reached the disk yet never will: it returns as if it had, when the changes asked for
         before it are durable, such as the removal of older transfers to that destination.
         """
         seq = self._seq_of.pop(transfer_id, 0)
         adding = self._adding.get(transfer_id)
-        change = Delete(seq, count)
+        change = Delete(seq, stored)
         if adding is None or not self._writer.amend(adding, [change]):
             self._apply_lazily(change)
 

@@ -56,7 +56,7 @@ class ReportedTransfer(NamedTuple):
     @property
     def end_usec(self) -> int:
         """When the transfer ended: microseconds since the epoch."""
-        return self.record.start_usec + self.record.total_usec
+        return self.record.end_usec
 
     @property
     def place(self) -> Place:
@@ -230,7 +230,7 @@ def _shared(value: object) -> object:
 
 def _is_plausible(record: TransferRecord) -> bool:
     """Whether its times can be true, and its other numbers have 64 bits at most, as all that a daemon writes have."""
-    times = (record.start_usec + record.total_usec, record.queue_usec, record.upload_usec or 0, record.rtt_usec or 0)
+    times = (record.end_usec, record.queue_usec, record.upload_usec or 0, record.rtt_usec or 0)
     numbers = (record.size_bytes, record.attempts, record.retransmits or 0)
     return record.start_usec >= BEGIN_USEC and max(times) < END_USEC and max(numbers) < 1 << 64
 

@@ -17,8 +17,9 @@ from s3daemon.errors import AttemptError, RequestError, SpoolError
 from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.model.exposure import Exposures, Loss
+from s3daemon.model.record import TransferRecord
 from s3daemon.model.request import Destination, FileState, Transfer
-from s3daemon.spool.exposures import KeptExposures, StoredCount
+from s3daemon.spool.exposures import KeptExposures
 from s3daemon.spool.rows import Entry
 from s3daemon.spool.spool import Spool
 
@@ -72,7 +73,7 @@ class OperatorsSpool(Spool):
             self.failed.pop(id_, None)
         return held, self.error
 
-    def remove(self, transfer_id: str, count: StoredCount | None = None) -> None:
+    def remove(self, transfer_id: str, stored: TransferRecord | None = None) -> None:
         self.pending.discard(transfer_id)
 
     def save_loss(self, loss: Loss) -> None:

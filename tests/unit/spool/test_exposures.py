@@ -14,7 +14,7 @@ from lab.records import START_USEC, failed, record
 from s3daemon.model.exposure import KEPT, MARKS_KEPT, MISSING_KEPT, Exposure, Exposures, Loss, Missing, mark_of
 from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.spool.database import SpoolFile
-from s3daemon.spool.exposures import ENDED_KEPT, KeptExposures, SaveLoss, StoredCount
+from s3daemon.spool.exposures import ENDED_KEPT, KeptExposures, SaveLoss
 from s3daemon.spool.rows import Delete, Entry, Insert, compact
 from s3daemon.spool.spool import Spool
 
@@ -34,7 +34,7 @@ def test_a_stored_transfer_is_counted_by_the_commit_that_removes_its_row(file: S
     """For each of its tags; of one commit, so that a crash leaves both or neither."""
     file.commit([[Insert(Entry(7, transfer(7), 1.0))]])
     one = stored(7, tags=("a", "b"), total_usec=2 * S)
-    file.commit([[Delete(7, StoredCount.of(one))]])
+    file.commit([[Delete(7, one)]])
     kept = file.kept()
     assert file.entries() == []
     mark = {mark_of("raw/night/7.fits")}
@@ -43,7 +43,7 @@ def test_a_stored_transfer_is_counted_by_the_commit_that_removes_its_row(file: S
     )
     assert kept.ended == ((7, one.transfer_id),)
     again = stored(8, tags=("a",), start_usec=START_USEC - S, total_usec=S)
-    file.commit([[Delete(0, StoredCount.of(again))]])
+    file.commit([[Delete(0, again)]])
     first, _ = sorted(file.kept().exposures, key=lambda each: each.name)
     assert (first.stored, first.first_usec, first.last_usec) == (2, START_USEC - S, START_USEC + 2 * S)
     assert file.kept().ended == kept.ended  # it never had a row
@@ -52,17 +52,17 @@ def test_a_stored_transfer_is_counted_by_the_commit_that_removes_its_row(file: S
 def test_a_destination_counts_once_in_an_exposure(file: SpoolFile) -> None:
     """However often it is stored, so that a file sent twice hides no other; but the last time is that of the last."""
     one, again = stored(1, tags=("a",)), stored(2, tags=("a",), key="night/1.fits", total_usec=9 * S)
-    file.commit([[Delete(0, StoredCount.of(one)), Delete(0, StoredCount.of(again))]])
+    file.commit([[Delete(0, one), Delete(0, again)]])
     (kept,) = file.kept().exposures
     assert (kept.stored, kept.size_bytes, kept.last_usec) == (1, 8_000_000, START_USEC + 9 * S)
-    file.commit([[Delete(0, StoredCount.of(stored(number, tags=()))) for number in (3, 3, 4)]])
+    file.commit([[Delete(0, stored(number, tags=())) for number in (3, 3, 4)]])
     assert [each.stored for each in file.kept().exposures if not each.tagged] == [2], "without a tag too"
 
 
 def test_beyond_a_number_each_counts(file: SpoolFile) -> None:
     """A tag for a whole night keeps a bounded number of marks."""
-    file.commit([[Delete(0, StoredCount.of(stored(number, tags=("a",)))) for number in range(MARKS_KEPT + 10)]])
-    file.commit([[Delete(0, StoredCount.of(stored(number, tags=("a",)))) for number in (0, MARKS_KEPT + 1)]])
+    file.commit([[Delete(0, stored(number, tags=("a",))) for number in range(MARKS_KEPT + 10)]])
+    file.commit([[Delete(0, stored(number, tags=("a",))) for number in (0, MARKS_KEPT + 1)]])
     (kept,) = file.kept().exposures
     assert (kept.stored, len(kept.marks)) == (MARKS_KEPT + 12, MARKS_KEPT)
 
@@ -75,7 +75,7 @@ def test_missing_files_are_kept_until_they_are_stored(file: SpoolFile) -> None:
     file.commit([[loss("raw/x"), loss("raw/night/f.fits", outcome="failed"), loss("raw/x")]])
     (one,) = file.kept().exposures
     assert (one.refused, one.failed, one.stored, one.last_usec) == (1, 1, 0, None)
-    file.commit([[Delete(0, StoredCount.of(stored(1, tags=("a",), key="night/f.fits")))]])
+    file.commit([[Delete(0, stored(1, tags=("a",), key="night/f.fits"))]])
     (one,) = file.kept().exposures
     assert (one.stored, one.missing) == (1, {"raw/x": Missing("refused", "Code: raw/x")})
 
@@ -91,7 +91,7 @@ def test_what_is_kept_is_what_is_known_before_a_restart(file: SpoolFile) -> None
     def end(one: TransferRecord) -> None:
         known.recorded(one)
         if one.stored:
-            file.commit([[Delete(0, StoredCount.of(one))]])
+            file.commit([[Delete(0, one)]])
 
     def later(seconds: int) -> int:
         return START_USEC + seconds * S
@@ -117,7 +117,7 @@ def test_the_last_ones_are_kept(file: SpoolFile) -> None:
     assert all(one.refused == 1 for one in kept.exposures)
     file.commit([[loss(f"raw/{number}", "big", at_usec=KEPT + 20)] for number in range(MISSING_KEPT + 9)])
     assert file.kept().exposures[-1].refused == MISSING_KEPT
-    count = StoredCount.of(stored(1))
+    count = stored(1)
     file.commit([[Delete(seq, count) for seq in range(1, ENDED_KEPT + 50)]])
     assert [seq for seq, _ in file.kept().ended] == list(range(50, ENDED_KEPT + 50))
 
@@ -127,7 +127,7 @@ def test_nothing_is_left_of_an_exposure_that_is_forgotten(
 ) -> None:
     """Its id may be given to another one, and its files would be missing there."""
     for number in range(KEPT + 20):
-        count = StoredCount.of(stored(number, tags=(f"e{number}",), start_usec=START_USEC + number))
+        count = stored(number, tags=(f"e{number}",), start_usec=START_USEC + number)
         file.commit([[Delete(0, count), loss("raw/x", f"e{number}", at_usec=START_USEC + number)]])
     for table in ("missing", "counted"):
         left = f"SELECT count(*) FROM {table} WHERE exposure NOT IN (SELECT id FROM exposure)"
@@ -136,7 +136,7 @@ def test_nothing_is_left_of_an_exposure_that_is_forgotten(
 
 def test_refused_requests_take_the_place_of_no_accepted_one(file: SpoolFile) -> None:
     """Each kind has its own limit."""
-    file.commit([[Delete(0, StoredCount.of(stored(1, tags=("stored",)))), loss("raw/x", "failed", "failed")]])
+    file.commit([[Delete(0, stored(1, tags=("stored",))), loss("raw/x", "failed", "failed")]])
     file.commit([[loss("raw/x", f"r{number}", at_usec=START_USEC + number + 1)] for number in range(KEPT + 20)])
     names = {one.name for one in file.kept().exposures}
     assert names == {"stored", "failed"} | {f"r{number}" for number in range(20, KEPT + 20)}
@@ -144,7 +144,7 @@ def test_refused_requests_take_the_place_of_no_accepted_one(file: SpoolFile) -> 
 
 def test_counts_are_never_merged_while_the_disk_fails() -> None:
     """What is retained loses no count, and no row that is removed comes back."""
-    counts = [StoredCount.of(stored(number)) for number in range(3)]
+    counts = [stored(number) for number in range(3)]
     removals = [Delete(0, counts[0]), Delete(0, counts[1]), Delete(5, counts[2])]
     assert compact([*removals, loss("x"), loss("x"), loss("y")]) == [*removals, loss("x"), loss("y")]
 
@@ -165,11 +165,11 @@ def test_a_spool_knows_them_after_a_restart_and_after_a_crash(tmp_path: Path) ->
         spool = Spool.open(tmp_path / "one")
         for each in (one, two):
             await spool.add(each, 1.0, attempt_started=True)
-        spool.remove(one.id, StoredCount.of(stored(1, tags=("a",))))
+        spool.remove(one.id, stored(1, tags=("a",)))
         spool.save_loss(Loss(((True, "a"),), START_USEC, "raw/x", Missing("refused", "NoSuchFile: gone")))
         await spool.start_attempt(two)  # with all that came before it
         shutil.copytree(tmp_path / "one", tmp_path / "two")
-        spool.remove(two.id, StoredCount.of(stored(2, tags=("a",))))
+        spool.remove(two.id, stored(2, tags=("a",)))
         await spool.close()
 
     async def again(name: str, count: int) -> None:
