@@ -63,7 +63,7 @@ Where to find the answers to common questions:
 * priming: `s3.priming.primer`; when a connection is primed: `network.keepalive.keeper`
 * refused requests, counted and logged: `ingress.refusals`
 * the answer to `send --wait-for`: `ingress.questions`
-* metrics: `http.metrics`, and for those of the present state `control.operations`
+* metrics: `http.metrics`, and for those of the present state `http.figures`
 * one more protocol for clients: a room beside `http`, see `ingress`
 * one more error code: `Code` in `errors`, and `model.verdict`; over HTTP `http.upload`; and ERRORS in s3daemon(8),
   which a test compares

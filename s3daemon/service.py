@@ -18,7 +18,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -43,6 +43,7 @@ from s3daemon.delivery.intake import Intake
 from s3daemon.delivery.janitor import Janitor
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, S3daemonError, SettingsError, SpoolError
+from s3daemon.http.figures import Figure, present
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.http.server import HttpServer
@@ -247,12 +248,10 @@ class Service:
             spool,
             lambda: self._endpoint.pool,
             exposures=exposures,
-            refused=refusals.counts,
             clients=lambda: self._server.listener.clients,
-            http_clients=lambda: self._http.listener.clients,
         )
         # There whether or not systemd passed a socket for HTTP: the counters count from the start.
-        metrics = Metrics(operations.figures, exposures=exposures, name=state_dir.name)
+        metrics = Metrics(self._present, exposures=exposures, name=state_dir.name)
         uploader.outages.on_change = self._show_status
         uploader.records.observers += [questions.see, metrics.see]
         uploader.records.attempt_observers.append(metrics.see_attempt)
@@ -268,6 +267,15 @@ class Service:
         }
         self._control = ControlServer(control_path(self._environ, state_dir), handlers)
         self._listeners = (self._server.listener, self._http.listener)
+
+    def _present(self) -> Sequence[Figure]:
+        return present(
+            self._operations,
+            self._uploader,
+            self._endpoint.pool,
+            refused=self._refusals.counts,
+            http_clients=self._http.listener.clients,
+        )
 
     def _resume(self, clients: Mapping[str, socket.socket]) -> None:
         """Go on with what earlier processes left: transfers, and clients that wait for them."""

@@ -27,6 +27,7 @@ from s3daemon.delivery.intake import Intake, Ticket
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import AttemptError, FileError, S3daemonError, SpoolError
+from s3daemon.http.figures import Figure, present
 from s3daemon.http.metrics import Metrics
 from s3daemon.journal import Journal
 from s3daemon.model.exposure import Exposures
@@ -444,7 +445,7 @@ class Pool:
 
 
 def operations_of(house: House, spool: Any, exposures: Exposures) -> Operations:
-    """Return a house's operations, with two clients of the line protocol and five of HTTP."""
+    """Return a house's operations, with two clients of the line protocol."""
     pool: Any = Pool()
     return Operations(
         house.holder,
@@ -452,11 +453,15 @@ def operations_of(house: House, spool: Any, exposures: Exposures) -> Operations:
         spool,
         lambda: pool,
         exposures=exposures,
-        refused={"NotReadable": 3},
         clients=lambda: 2,
-        http_clients=lambda: 5,
         wall=house.wall,
     )
+
+
+def figures_of(house: House, operations: Operations) -> Sequence[Figure]:
+    """Return a house's metrics of the present state, with five clients of HTTP."""
+    pool: Any = Pool()
+    return present(operations, house.uploader, pool, refused={"NotReadable": 3}, http_clients=5)
 
 
 def exposition() -> bytes:
@@ -465,7 +470,8 @@ def exposition() -> bytes:
 
     async def expose() -> None:
         house = House()
-        made = Metrics(operations_of(house, house.spool, Exposures()).figures)
+        operations = operations_of(house, house.spool, Exposures())
+        made = Metrics(lambda: figures_of(house, operations))
         made.see_attempt(AttemptEnd(code="SlowDown", status=503, receiver="192.0.2.1", again=True))
         found.append(made.expose()[0])
 

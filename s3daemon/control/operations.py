@@ -1,4 +1,4 @@
-"""What each command of the control socket does, and the figures that HTTP serves."""
+"""What each command of the control socket does; and the daemon's condition, for everyone who shows it."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import asyncio
 import contextlib
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any
 
 from s3daemon import __version__
 from s3daemon.clock import Clock
@@ -18,11 +18,9 @@ from s3daemon.control.exposures import SHOWN, status_of
 from s3daemon.control.rows import Row, row_of
 from s3daemon.control.status import (
     LISTED,
-    AttemptStatus,
     Condition,
     Connections,
     RateLimit,
-    Receiver,
     Status,
     Summary,
     receivers_of,
@@ -34,29 +32,10 @@ from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.model.exposure import LATE_S, LOST_S, Exposures, loss_of
 from s3daemon.network.pool import ConnectionPool
-from s3daemon.network.rate.bandwidth import Origin
 from s3daemon.spool.spool import Entry, Spool
 from s3daemon.units import plural, span
 
 CommandAnswer = Mapping[str, object]
-
-
-class Figure(NamedTuple):
-    """A metric of the present state.
-
-    Args:
-        name: without the `_total` that Prometheus appends to that of a counter.
-        text: its meaning.
-        value: now, or its values by that of `label`.
-        label: its label; empty for none.
-        counter: it only grows; else it is a gauge.
-    """
-
-    name: str
-    text: str
-    value: float | Mapping[str, float]
-    label: str = ""
-    counter: bool = False
 
 
 def _ids(arguments: Mapping[str, object]) -> set[str]:
@@ -79,9 +58,7 @@ class Operations:
         spool: has the failed transfers.
         pool: gives the connections in use now; a reload may replace them.
         exposures: the last ones.
-        refused: requests that were refused, by the error's code.
         clients: returns how many clients of the line protocol are being served.
-        http_clients: likewise of HTTP.
         wall: seconds since the epoch.
 
     Attributes:
@@ -97,9 +74,7 @@ class Operations:
         pool: Callable[[], ConnectionPool],
         *,
         exposures: Exposures,
-        refused: Mapping[str, int],
         clients: Callable[[], int],
-        http_clients: Callable[[], int],
         wall: Clock = time.time,
     ) -> None:
         self.draining = ""
@@ -109,9 +84,7 @@ class Operations:
         self._spool = spool
         self._pool = pool
         self._exposures = exposures
-        self._refused = refused
         self._clients = clients
-        self._http_clients = http_clients
         self._wall = wall
         self._started_usec = round(wall() * 1e6)
         self._changing = asyncio.Lock()  # a retry or drop at a time: each reads the spool, and acts on that later
@@ -231,7 +204,7 @@ class Operations:
             now_usec=now_usec,
             started_usec=self._started_usec,
             limit=RateLimit(pool.bandwidth.limit.rate_bps, pool.bandwidth.limit.origin.value),
-            receivers=self._receivers(uploads),
+            receivers=receivers_of(pool.open_per_address(), uploads, pool.addresses.limited),
             uploads=uploads,
             waiting=tuple(self._rows(list(islice(uploader.schedule.waiting(), LISTED)), [])),
             failures=tuple(self._rows([], self._failures)),
@@ -288,69 +261,3 @@ class Operations:
         why = f", last error {error.code}: {error.text}" if error.code else ""
         count = f"{plural(len(late), 'transfer')} not stored after {LOST_S:g} s"
         return f"{count}, the oldest after {age}: {transfer.destination}{tag}, {state}{why}; see s3daemon queue"
-
-    def figures(self) -> Sequence[Figure]:
-        """Return the metrics of the present state."""
-        condition, pool = self.condition(), self._pool()
-        limit = pool.bandwidth.limit
-        uploads = uploads_of(self._uploader.schedule.running, self._uploader.clock())
-        receivers = self._receivers(uploads)
-        rates: dict[str, float] = dict.fromkeys((one.address for one in receivers), 0.0)
-        for upload in uploads:
-            for address in upload.receivers:
-                rates[address] += upload.recent_bytes_per_s / len(upload.receivers)
-        return (
-            Figure("s3daemon_in_flight", "Transfers with an attempt in flight.", condition.in_flight),
-            Figure("s3daemon_pending", "Accepted transfers that wait for an attempt.", condition.pending),
-            Figure("s3daemon_oldest_pending_age_seconds",
-                "Time since the oldest unfinished transfer was accepted; 0 if there is none.",
-                condition.oldest_s or 0.0),
-            Figure("s3daemon_failed_listed",
-                "Transfers that failed permanently and are listed by s3daemon queue.", condition.failed),
-            Figure("s3daemon_held",
-                "1 while the queue is held for an error of the configuration.", bool(condition.held)),
-            Figure("s3daemon_away", "1 while the store does not answer, or cannot serve.", condition.away),
-            Figure("s3daemon_unreachable",
-                "1 while no address of the store answers, also while nothing is sent.", bool(condition.unreachable)),
-            Figure("s3daemon_spool_refusing",
-                "1 while requests are refused because the spool cannot be written.", bool(condition.spool_fault)),
-            Figure("s3daemon_clients", "Clients of the line protocol that are being served.", condition.clients),
-            Figure("s3daemon_http_clients",
-                "Clients of HTTP that are being served, this one included.", self._http_clients()),
-            Figure("s3daemon_connections_open", "Open connections to the store.", condition.connections.open),
-            Figure("s3daemon_connections_warm", "Open and idle connections to the store, for the next uploads.",
-                sum(connection.is_open for connection in pool.idle())),
-            Figure("s3daemon_connections_limit",
-                "The most connections to the store that are opened.", condition.connections.limit),
-            Figure("s3daemon_connections_opened",
-                "Connections made to the store since the settings of connections last changed.",
-                condition.connections.opened, counter=True),
-            Figure("s3daemon_bandwidth_limit_bytes_per_second",
-                "The bandwidth limit of all uploads together; 0 for no limit.", limit.rate_bps / 8),
-            Figure("s3daemon_bandwidth_limit_found",
-                "1 if the daemon found the bandwidth limit, now or before a restart; 0 if it was set.",
-                limit.origin in (Origin.FOUND, Origin.KEPT)),
-            Figure("s3daemon_receivers_disabled",
-                "Addresses of the store that are temporarily disabled.", len(condition.disabled)),
-            Figure("s3daemon_deferrals", "Transfers whose waiting clients were notified that the transfer is kept.",
-                self._uploader.waiters.deferrals, counter=True),
-            Figure("s3daemon_reload_refused",
-                "1 after a refused reload, until a reload is accepted.", bool(condition.reload_fault)),
-            Figure("s3daemon_tls_certificate_expiry_timestamp_seconds",
-                "When the first certificate of the store in use expires, unix epoch; 0 without TLS.",
-                pool.certificates.expiry_s),
-            Figure("s3daemon_refused",
-                "Requests that were refused, by the error's code.", self._refused, "code", counter=True),
-            Figure("s3daemon_receiver_connections", "Open connections to an address of the store.",
-                {one.address: one.connections for one in receivers}, "receiver"),
-            Figure("s3daemon_receiver_uploads", "Attempts in flight to an address of the store.",
-                {one.address: one.uploads for one in receivers}, "receiver"),
-            Figure("s3daemon_receiver_disabled", "1 while an address is temporarily disabled.",
-                {one.address: one.disabled for one in receivers}, "receiver"),
-            Figure("s3daemon_receiver_bytes_per_second",
-                "Bytes a second that an address of the store acknowledges now.", rates, "receiver"),
-        )  # fmt: skip
-
-    def _receivers(self, uploads: Iterable[AttemptStatus]) -> tuple[Receiver, ...]:
-        pool = self._pool()
-        return receivers_of(pool.open_per_address(), uploads, pool.addresses.limited)

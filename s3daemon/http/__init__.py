@@ -2,6 +2,6 @@
 
 It may touch aiohttp's server, its clients' sockets (through `ingress.listener`) and prometheus_client; it hands forms
 on to `delivery.intake` and reads the state from `control.operations`. Begin with `server`, then `upload` for forms and
-`pages` for what is read; `metrics` is the table of all metrics, and the place for a new one; `guard` says which
-requests of browsers are refused. The service puts the parts together.
+`pages` for what is read; `metrics` counts what ends, and `figures` has the metrics of the present state; `guard` says
+which requests of browsers are refused. The service puts the parts together.
 """

@@ -1,16 +1,14 @@
 """Metrics for Prometheus: counters and histograms of the journal's records, and gauges of the present state.
 
-Each `Metrics` has a registry of its own, so tests may have several. Those of the present state are named and filled in
-by `Operations.figures`. Durations and sizes are those of stored objects, as in `s3daemon report`.
+Each `Metrics` has a registry of its own, so tests may have several. Those of the present state are in `figures`.
+Durations and sizes are those of stored objects, as in `s3daemon report`.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -25,7 +23,7 @@ from prometheus_client.registry import Collector
 
 from s3daemon import __version__
 from s3daemon.clock import Clock
-from s3daemon.control.operations import Figure
+from s3daemon.http.figures import Figure, process
 from s3daemon.model.exposure import LOST_S, Exposure, Name, verdict_of
 from s3daemon.model.record import AttemptEnd, TransferRecord
 
@@ -56,7 +54,7 @@ class Metrics:
     """One daemon's metrics.
 
     Args:
-        figures: returns the present state, as `Operations.figures`; called at each scrape.
+        figures: returns the present state; called at each scrape.
         exposures: the last ones.
         name: of this instance, `s3daemon` or `s3daemon@PORT`.
         wall: seconds since the epoch.
@@ -182,7 +180,7 @@ class Metrics:
     def _own(self) -> Iterator[Figure]:
         text = "Exposures whose first request came within the last hour, by verdict."
         yield Figure("s3daemon_recent_exposures", text, self._exposures(), "verdict")
-        yield from _process()
+        yield from process()
         text = "Start time of the process since unix epoch in seconds."
         yield Figure("process_start_time_seconds", text, self._started)
 
@@ -210,16 +208,3 @@ class _Figures(Collector):
             for label, value in one.value.items() if isinstance(one.value, Mapping) else [("", one.value)]:
                 family.add_metric([label] if one.label else [], value)
             yield family
-
-
-def _process() -> Iterator[Figure]:
-    """Names and texts are those that all clients of Prometheus use.
-
-    The library's own collector is silent without /proc/stat, which the unit's ProcSubset=pid hides.
-    """
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    descriptors = len(list(Path("/proc/self/fd").iterdir())) - 1  # the last is the listing's own
-    cpu_s, memory = time.process_time(), pages * os.sysconf("SC_PAGE_SIZE")
-    yield Figure("process_cpu_seconds", "Total user and system CPU time spent in seconds.", cpu_s, counter=True)
-    yield Figure("process_open_fds", "Number of open file descriptors.", descriptors)
-    yield Figure("process_resident_memory_bytes", "Resident memory size in bytes.", memory)

@@ -381,19 +381,6 @@ async def test_health_ends_with_a_spool_that_refuses_and_with_the_stop(desk: Des
     assert desk.operations.line().startswith("draining for up to 30 s; ")
 
 
-@flying_with(Desk)
-async def test_figures_are_those_of_the_moment(desk: Desk) -> None:
-    desk.house.store.seconds = 1000.0
-    await desk.submit("a", "a")
-    await asyncio.sleep(4)
-    figures = {figure.name.removeprefix("s3daemon_"): figure.value for figure in desk.operations.figures()}
-    assert (figures["in_flight"], figures["pending"]) == (1, 1)
-    assert (figures["clients"], figures["http_clients"], figures["refused"]) == (2, 5, {"NotReadable": 3})
-    assert figures["oldest_pending_age_seconds"] == pytest.approx(4.0, abs=0.01)
-    assert (figures["connections_warm"], figures["receivers_disabled"], figures["unreachable"]) == (2, 1, 0)
-    assert figures["receiver_connections"] == {"192.0.2.1": 3, "192.0.2.2": 0}
-
-
 @flying_with(House)
 async def test_exposures_follow_every_transfer(house: House) -> None:
     """Accepted, stored, failed, refused by a full disk: at each moment they say what is true."""

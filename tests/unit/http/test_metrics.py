@@ -14,7 +14,7 @@ import pytest
 from fakes import exposition
 
 from s3daemon import __version__
-from s3daemon.control.operations import Figure
+from s3daemon.http.figures import Figure
 from s3daemon.http.metrics import (
     LABELS,
     RTT_SECONDS,
