@@ -23,6 +23,8 @@ _LEGEND_COLUMNS = 4
 #: How times are shown on an axis that spans less than this many seconds.
 _TIME_FORMATS = ((10, "%H:%M:%S.%f"), (900, "%H:%M:%S"), (86_400, "%H:%M"), (math.inf, "%m-%d\n%H:%M"))
 _MOST_TIMES = 7
+#: At both ends of an axis of times: for a single moment matplotlib would show years.
+_LEAST_MARGIN_USEC = 500_000
 #: Which of 1 to 9 a logarithmic axis shows, for less than this many decades.
 _LOG_TICKS = ((1.2, (1, 1.5, 2, 3, 5, 7)), (3, (1, 2, 5)), (math.inf, (1,)))
 
@@ -74,6 +76,8 @@ def time_axis(axes: Axes, first_usec: int, last_usec: int, zone: tzinfo | None) 
     from matplotlib import dates
 
     begin = datetime_of(first_usec, zone)
+    margin_usec = max(_LEAST_MARGIN_USEC, (last_usec - first_usec) / 20)
+    axes.set_xlim(date(first_usec - margin_usec), date(last_usec + margin_usec))
     shape = next(shape for below, shape in _TIME_FORMATS if (last_usec - first_usec) / 1e6 < below)
     axes.xaxis.set_major_locator(dates.AutoDateLocator(tz=begin.tzinfo, minticks=3, maxticks=_MOST_TIMES))
     digits = -5 if shape.endswith("%f") else None  # of six, one is enough
@@ -81,6 +85,6 @@ def time_axis(axes: Axes, first_usec: int, last_usec: int, zone: tzinfo | None) 
     axes.set_xlabel(f"time of request, from {begin:%Y-%m-%d} on, {begin:%Z}")
 
 
-def date(usec: int) -> float:
+def date(usec: float) -> float:
     """Return microseconds since the epoch as matplotlib counts them: in days."""
     return usec / _DAY_USEC

@@ -64,7 +64,7 @@ def test_png(tmp_path: Path) -> None:
     height, width, _ = picture.shape
     assert (width, height) == (1200, 1650)
     thirds = [picture[height * n // 3 : height * (n + 1) // 3, :, :3] for n in range(3)]
-    blue, vermillion, sky = (0, 0x72, 0xB2), (0xD5, 0x5E, 0), (0x56, 0xB4, 0xE9)
+    blue, vermillion = (0, 0x72, 0xB2), (0xD5, 0x5E, 0)
 
     def has(third: Any, colour: tuple[int, int, int]) -> int:
         return int((abs(third * 255 - colour).max(axis=2) < 1.5).sum())
@@ -72,18 +72,8 @@ def test_png(tmp_path: Path) -> None:
     assert has(thirds[0], blue) > 1000
     assert has(thirds[0], vermillion) > 1000
     assert has(thirds[1], vermillion) > 500
-    assert has(thirds[2], sky) > 1000
-    assert has(thirds[2], vermillion) > 1000
-
-
-def test_bars_are_as_high_as_the_report_says() -> None:
-    """Each group's bar is its time to the last object, in order, and the line of lateness is where it belongs."""
-    made = night(5)
-    _, _, groups = report_plot.drawn(made, UTC).axes
-    heights = [bar.get_height() for bar in groups.patches]
-    assert heights == [(group.figures.to_last_usec or 0) / 1e6 for group in made.groups]
-    assert max(heights) > 14
-    assert [line.get_ydata()[0] for line in groups.lines] == [10.0]
+    assert has(thirds[2], blue) > 100
+    assert has(thirds[2], vermillion) > 500
 
 
 def test_svg_says_what_is_shown(tmp_path: Path) -> None:
@@ -93,7 +83,7 @@ def test_svg_says_what_is_shown(tmp_path: Path) -> None:
     for text in (
         "node1, 2026-11-23 02:13:20 to", "19 stored, 1 FAILED, 152 MB; 2 over 7 s", "How long transfers took",
         "limit 7 s", "p99 14.00 s", "over the limit: 2", "at a later attempt: 1", "failed: 1",
-        "Time to the last object, by tag", "late 10 s", "exposure_…", "00002", "14 s", "1 failed",
+        "Time to the last object, by tag", "late 10 s", "exposure_00002, 14 s", "in time: 3", "incomplete: 1",
         "time of request, from 2026-11-23 on, UTC",
     ):  # fmt: skip
         assert text in said
@@ -112,8 +102,26 @@ def test_names_are_drawn_as_they_are(name: str, tmp_path: Path, recwarn: pytest.
     assert not recwarn.list
 
 
-def test_many_exposures_are_points(tmp_path: Path) -> None:
-    """Too many for bars with names, they are points over the time of the night, counted by kind."""
+def test_exposures_are_as_high_as_the_report_says() -> None:
+    """Each is a point at its time to the last object, in order, and the line of lateness is where it belongs."""
+    made = night(5)
+    _, _, groups = report_plot.drawn(made, UTC).axes
+    sticks, *kinds = groups.collections
+    heights = [stick[1][1] for stick in sticks.get_segments()]
+    assert heights == [(group.figures.to_last_usec or 0) / 1e6 for group in made.groups]
+    assert sorted(float(y) for kind in kinds for _, y in kind.get_offsets()) == sorted(heights)
+    assert max(heights) > 14
+    assert [line.get_ydata()[0] for line in groups.lines] == [10.0]
+
+
+def test_the_axis_of_a_single_moment_has_seconds() -> None:
+    """One exposure, or one file, is no reason to show years."""
+    _, *over_time = report_plot.drawn(report(record(1)), UTC).axes
+    assert [round(86_400 * (axes.get_xlim()[1] - axes.get_xlim()[0])) for axes in over_time] == [1, 1]
+
+
+def test_many_exposures(tmp_path: Path) -> None:
+    """They are counted by kind, and only the worst has its name."""
     report_plot.save(night(500), tmp_path / "n.svg", UTC)
     said = texts(tmp_path / "n.svg")
     assert "in time: 498" in said
@@ -151,7 +159,7 @@ def outage(exposures: int, bad: slice) -> Report:
     return report(*made)
 
 
-@pytest.mark.parametrize("exposures", [1, 3, 9, 16, 24, 40, 200])
+@pytest.mark.parametrize("exposures", [1, 3, 16, 200])
 def test_no_words_lie_upon_others(exposures: int) -> None:
     """Neither times nor names of limits, whether the night is good or has an outage in it."""
     assert overlaps(outage(exposures, slice(0, 0))) == []
