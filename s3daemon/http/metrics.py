@@ -24,7 +24,7 @@ from prometheus_client.registry import Collector
 from s3daemon import __version__
 from s3daemon.clock import Clock
 from s3daemon.http.figures import Figure, process
-from s3daemon.model.exposure import LOST_S, Exposure, Name, verdict_of
+from s3daemon.model.exposure import LOST_S, UNTAGGED, Exposure, Name
 from s3daemon.model.record import AttemptEnd, TransferRecord
 
 _US = 1_000_000
@@ -40,7 +40,7 @@ BYTES = (1e3, 4e3, 16e3, 64e3, 256e3, 1e6, 4e6, 8e6, 16e6, 32e6, 64e6, 100 * 2**
 RTT_SECONDS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.15, 0.18, 0.19, 0.2, 0.21, 0.22, 0.25, 0.3, 0.4, 0.6, 1)
 
 #: Verdicts of exposures, as of `model.exposure.verdict_of`.
-VERDICTS = ("in time", "late", "incomplete", "lost")
+VERDICTS = ("in time", "late", "incomplete", "lost", UNTAGGED)
 #: An exposure is over when nothing of it is pending and no object came for this long, seconds.
 SETTLED_S = LOST_S
 #: What counts as recent, seconds.
@@ -156,15 +156,11 @@ class Metrics:
         return value if value in self._labels else "other"
 
     def _exposures(self, *, count: bool = True) -> dict[str, float]:
-        """Return how many recent exposures there are by verdict; and count those that are over since the last call.
-
-        Only a tag makes an exposure whose time means something.
-        """
+        """Return how many recent exposures there are by verdict; and count those that are over since the last call."""
         now_usec = round(self._wall() * _US)
         recent, over = dict.fromkeys(VERDICTS, 0.0), set[Name]()
         for one in self._known:
-            seconds = one.seconds(now_usec) if one.tagged else None
-            verdict = verdict_of(seconds, missing=bool(one.missing))
+            verdict = one.verdict(now_usec)
             recent[verdict] += now_usec - one.first_usec < RECENT_S * _US
             if one.pending or now_usec - max(one.first_usec, one.last_usec or 0) < SETTLED_S * _US:
                 continue
@@ -172,7 +168,7 @@ class Metrics:
             over.add(name)
             if count and name not in self._settled:
                 self._over.labels(verdict).inc()
-                if seconds is not None:
+                if one.tagged and (seconds := one.seconds(now_usec)) is not None:
                     self._last_object.observe(seconds)
         self._settled = over | self._settled & {(one.tagged, one.name) for one in self._known}
         return recent

@@ -181,10 +181,9 @@ def test_exposures_by_verdict() -> None:
     wall = [1e9]
     exposures = Exposures()
 
-    def over(name: str, took_s: float, **changes: Any) -> None:
-        exposures.recorded(
-            record(tags=(name,), start_usec=round(wall[0] * 1e6), total_usec=round(took_s * 1e6), **changes)
-        )
+    def over(name: str, took_s: float) -> None:
+        tags = (name,) if name else ()
+        exposures.recorded(record(tags=tags, start_usec=round(wall[0] * 1e6), total_usec=round(took_s * 1e6)))
 
     over("before", 2.0)
     wall[0] += 100
@@ -192,14 +191,15 @@ def test_exposures_by_verdict() -> None:
     over("a", 2.0)
     over("b", 12.0)
     over("c", 31.0)
+    over("", 31.0)
     exposures.refused(Refusal(code="NotReadable", text="", destination="b/x", tag="a"), round(wall[0] * 1e6))
-    recent = {"in time": 1.0, "incomplete": 1.0, "late": 1.0, "lost": 1.0}
+    recent = {"in time": 1.0, "incomplete": 1.0, "late": 1.0, "lost": 1.0, "untagged": 1.0}
     for passed_s, counted in ((1, 0), (29, 0), (33, 3), (10, 3)):
         wall[0] += passed_s
         found = samples(made)
         assert {verdict: found[f's3daemon_recent_exposures{{verdict="{verdict}"}}'] for verdict in recent} == recent
         totals = {verdict: found[f's3daemon_exposures_total{{verdict="{verdict}"}}'] for verdict in recent}
-        assert sum(totals.values()) == counted == found["s3daemon_exposure_duration_seconds_count"]
-    assert totals == {"in time": 0, "incomplete": 1, "late": 1, "lost": 1}
+        assert sum(totals.values()) - totals["untagged"] == counted == found["s3daemon_exposure_duration_seconds_count"]
+    assert totals == {"in time": 0, "incomplete": 1, "late": 1, "lost": 1, "untagged": 1}
     wall[0] += 3600
     assert samples(made)['s3daemon_recent_exposures{verdict="lost"}'] == 0
