@@ -5,7 +5,7 @@ They write to the terminal, always through `table` where there are columns; noth
 Each module has `configure(parser)`, which describes its command line, and `main(args, environ, *, out, err)`, which
 carries the command out: with what the parser made of the command line, the process's environment, and the files that
 take what is shown and what is wrong, a line each. It returns the exit status that `--help` explains, or raises
-argparse.ArgumentError where options do not go together, which `cli` makes a usage error of. `arguments` takes values as
-the settings do. Further arguments are for tests. Begin with `queue`, the smallest one that shows all of this; `cli`
-chooses among them.
+argparse.ArgumentError where options do not go together, which `cli` makes a usage error of. `arguments` has those that
+several commands take. Further arguments are for tests. Begin with `queue`, the smallest one that shows all of this;
+`cli` chooses among them.
 """

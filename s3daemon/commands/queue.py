@@ -18,8 +18,9 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO, TypeVar
 
+from s3daemon.commands.arguments import add_instance, instance_of
 from s3daemon.commands.table import Column, Table, console_of, lines, width_of
-from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
+from s3daemon.control.client import Instance, NoDaemonError
 from s3daemon.control.rows import Row, row_of
 from s3daemon.errors import Code, S3daemonError, one_line
 from s3daemon.model.exposure import loss_of

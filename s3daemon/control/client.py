@@ -6,7 +6,6 @@ socket and the largest request. Importing this module is cheap, since every `Exe
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import socket
@@ -17,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from s3daemon.errors import Code, S3daemonError, SettingsError, one_line
+from s3daemon.errors import Code, S3daemonError, SettingsError
 
 #: A whole environment fits (ARG_MAX bounds one string of it to 128 KiB), and some 50 000 ids.
 MAX_REQUEST = 1 << 20
 #: A daemon answers at once; longer than its event loop is ever busy, shorter than systemd waits for ExecReload=.
 _ANSWER_TIMEOUT_S = 30.0
-_LAST_PORT = 65535
 
 
 class NoDaemonError(S3daemonError):
@@ -49,13 +47,13 @@ class Instance:
     sockets: tuple[Path, ...]
 
     @classmethod
-    def find(cls, environ: Mapping[str, str], *, state_dir: str = "", instance: str = "") -> Instance:
+    def find(cls, environ: Mapping[str, str], *, state_dir: str = "", instance: int = 0) -> Instance:
         """Find an instance by the options, else by the environment, else where systemd puts s3daemon.service.
 
         Args:
             environ: has S3DAEMON_STATE_DIR, or what systemd sets for a service: STATE_DIRECTORY, RUNTIME_DIRECTORY.
             state_dir: the directory of `--state-dir`.
-            instance: the PORT of s3daemon@PORT.
+            instance: the PORT of s3daemon@PORT, that of `--instance`.
         """
         if instance or state_dir:
             state, environ = Path(state_dir or f"/var/lib/s3daemon@{instance}"), {}
@@ -141,32 +139,3 @@ def _parse_reply(line: bytes, path: Path) -> dict[str, object]:
     if isinstance(faults, list):
         raise SettingsError([str(fault) for fault in faults])
     raise S3daemonError(str(answer.get("code", "Refused")), str(answer.get("text", "")))
-
-
-def instance_port(text: str) -> str:
-    """Check that the name of an instance is one: the port that it listens on.
-
-    Raises:
-        argparse.ArgumentTypeError: it is not.
-    """
-    if not (text.isascii() and text.isdigit() and 0 < int(text[:6]) <= _LAST_PORT and text[0] != "0"):
-        shown = one_line(text, 40)
-        raise argparse.ArgumentTypeError(f"'{shown}' is not a port: an instance is named by its port, such as 15557")
-    return text
-
-
-def add_instance(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say which daemon is meant, for `instance_of`."""
-    # No default: a subcommand's would overwrite what was given before the subcommand.
-    which = parser.add_mutually_exclusive_group()
-    which.add_argument(
-        "--instance", metavar="PORT", type=instance_port, default=argparse.SUPPRESS, help="ask s3daemon@PORT"
-    )
-    which.add_argument(
-        "--state-dir", metavar="DIR", default=argparse.SUPPRESS, help="ask the daemon whose state is in DIR"
-    )
-
-
-def instance_of(args: argparse.Namespace, environ: Mapping[str, str]) -> Instance:
-    """Return the daemon that the options name."""
-    return Instance.find(environ, state_dir=getattr(args, "state_dir", ""), instance=getattr(args, "instance", ""))

@@ -18,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from s3daemon.commands.arguments import PORT
 from s3daemon.commands.check import host as checks_host
 from s3daemon.commands.check import unit as checks_unit
 from s3daemon.commands.check.findings import Findings
@@ -26,7 +27,7 @@ from s3daemon.commands.check.system import Host
 from s3daemon.commands.check.unit import Unit
 from s3daemon.config.envfile import logged_by_systemd, not_set_by_file
 from s3daemon.config.settings import VARIABLES, Settings, read_file, retired
-from s3daemon.control.client import Instance, instance_port
+from s3daemon.control.client import Instance
 from s3daemon.errors import SettingsError, one_line
 from s3daemon.journal import JOURNAL_SOCKET
 from s3daemon.units import plural
@@ -45,7 +46,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="BUCKET[/PREFIX]",
         help="put a small object there with the service's keys, and delete it",
     )
-    parser.add_argument("--instance", metavar="PORT", type=instance_port, help="check s3daemon@PORT")
+    parser.add_argument("--instance", metavar="PORT", type=PORT, help="check s3daemon@PORT")
     parser.add_argument("--env-file", metavar="FILE", type=Path, help="have systemd read the settings from FILE")
 
 

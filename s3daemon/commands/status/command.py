@@ -20,11 +20,11 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from s3daemon.commands.arguments import of_kind
+from s3daemon.commands.arguments import add_instance, instance_of, of_kind
 from s3daemon.commands.status.view import View, view_of
 from s3daemon.commands.table import console_of, texts, width_of
 from s3daemon.config.values import duration
-from s3daemon.control.client import Instance, NoDaemonError, add_instance, instance_of
+from s3daemon.control.client import Instance, NoDaemonError
 from s3daemon.control.status import Status
 from s3daemon.errors import S3daemonError, one_line
 from s3daemon.units import plural

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import socket
 import threading
@@ -15,10 +14,8 @@ from s3daemon.control.client import (
     MAX_REQUEST,
     Instance,
     NoDaemonError,
-    add_instance,
     ask,
     control_path,
-    instance_of,
 )
 from s3daemon.errors import S3daemonError, SettingsError
 
@@ -124,31 +121,6 @@ def test_another_user_is_refused_by_the_kernel(tmp_path: Path) -> None:
     assert "answers root and its own user only: run it as root" in error.text
 
 
-@pytest.mark.parametrize(
-    ("argv", "environ", "state_dir", "sockets"),
-    [
-        ([], {}, "/var/lib/s3daemon", ["/var/lib/s3daemon/control", "/run/s3daemon/control"]),
-        (
-            ["--instance", "15556"],
-            {"RUNTIME_DIRECTORY": "/run/s3daemon"},
-            "/var/lib/s3daemon@15556",
-            ["/var/lib/s3daemon@15556/control", "/run/s3daemon@15556/control"],
-        ),
-        (["--state-dir", "/s"], {"S3DAEMON_STATE_DIR": "/t", "RUNTIME_DIRECTORY": "/r"}, "/s", ["/s/control"]),
-        ([], {"S3DAEMON_STATE_DIR": "/s"}, "/s", ["/s/control"]),
-        ([], {"STATE_DIRECTORY": "/s:/t", "RUNTIME_DIRECTORY": "/r:/q"}, "/s", ["/r/control", "/s/control"]),
-    ],
-)
-def test_where_an_instance_is_found(
-    argv: list[str], environ: dict[str, str], state_dir: str, sockets: list[str]
-) -> None:
-    """Options go before the environment, and that before where systemd puts the plain service's."""
-    parser = argparse.ArgumentParser()
-    add_instance(parser)
-    instance = instance_of(parser.parse_args(argv), environ)
-    assert instance == Instance(Path(state_dir), tuple(map(Path, sockets)))
-
-
 def test_an_instance_is_asked_wherever_it_listens(tmp_path: Path) -> None:
     """The sockets are tried in turn; when none answers, the error is that of the last one."""
     instance = Instance(tmp_path, (tmp_path / "gone", tmp_path / "control"))
@@ -164,14 +136,3 @@ def test_where_the_daemon_listens() -> None:
     state = Path("/var/lib/x")
     assert control_path({"RUNTIME_DIRECTORY": "/run/x:/run/y"}, state) == Path("/run/x/control")
     assert control_path({}, state) == Path("/var/lib/x/control")
-
-
-@pytest.mark.parametrize("text", ["foo", "0", "015556", "65536", "-1", "٣", "", "s3daemon@15556", "9" * 5000])
-def test_an_instance_is_a_port(text: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Anything else is refused as a wrong command line, which says so."""
-    parser = argparse.ArgumentParser()
-    add_instance(parser)
-    with pytest.raises(SystemExit) as caught:
-        parser.parse_args([f"--instance={text}"])
-    assert caught.value.code == 2
-    assert "is not a port: an instance is named by its port" in capsys.readouterr().err
