@@ -160,17 +160,11 @@ class TransferRecord:
 
     def fields(self) -> list[Field]:
         """Return the journal entry. Only `S3DAEMON_TAG` may occur more than once, which the journal allows."""
-        head: list[Field] = [
-            ("MESSAGE", self.message()),
-            ("MESSAGE_ID", MessageId.RECORD.value),
-            ("PRIORITY", int(Priority.INFO if self.stored else Priority.ERROR)),
-            (_name("file"), os.fsencode(self.file)),
-        ]
-        texts = [(_name(name), getattr(self, name)) for name in _TEXTS]
-        numbers = [(_name(name), getattr(self, name)) for name in (*_INTEGERS, *_OPTIONAL_INTEGERS)]
-        tags = [(_name("tag"), tag) for tag in self.tags]
-        changed: list[Field] = [(_name("changed"), 1)] if self.changed else []
-        return head + [f for f in texts if f[1]] + [f for f in numbers if f[1] is not None] + tags + changed
+        priority = Priority.INFO if self.stored else Priority.ERROR
+        members = {name: getattr(self, name) for name in (*_TEXTS, *_INTEGERS, *_OPTIONAL_INTEGERS)}
+        members |= {"changed": 1 if self.changed else None, "file": os.fsencode(self.file)}
+        tags: list[Field] = [(_name("tag"), tag) for tag in self.tags]
+        return _entry(MessageId.RECORD, priority, self.message(), members) + tags
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, object]) -> TransferRecord | None:
@@ -226,20 +220,9 @@ class AttemptFailure:
 
     def fields(self) -> list[Field]:
         """Return the journal entry."""
-        receiver: list[Field] = [(_name("receiver"), self.receiver)] if self.receiver else []
-        delay: list[Field] = [] if self.delay_usec is None else [(_name("delay_usec"), self.delay_usec)]
-        return [
-            ("MESSAGE", self.message()),
-            ("MESSAGE_ID", MessageId.ATTEMPT_FAILED.value),
-            ("PRIORITY", int(Priority.WARNING)),
-            (_name("transfer_id"), self.transfer_id),
-            (_name("bucket"), self.bucket),
-            (_name("key"), self.key),
-            (_name("attempt"), self.attempt),
-            (_name("error"), f"{self.code}: {self.text}"),
-            *receiver,
-            *delay,
-        ]
+        members = {name: getattr(self, name) for name in ("transfer_id", "bucket", "key", "attempt", "receiver")}
+        members |= {"error": f"{self.code}: {self.text}", "delay_usec": self.delay_usec}
+        return _entry(MessageId.ATTEMPT_FAILED, Priority.WARNING, self.message(), members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -279,15 +262,9 @@ class Deferral:
 
     def fields(self) -> list[Field]:
         """Return the journal entry."""
-        return [
-            ("MESSAGE", f"{self.bucket}/{self.key} deferred, its client was notified that it is kept; {self.why}"),
-            ("MESSAGE_ID", MessageId.DEFERRED.value),
-            ("PRIORITY", int(Priority.NOTICE)),
-            (_name("transfer_id"), self.transfer_id),
-            (_name("bucket"), self.bucket),
-            (_name("key"), self.key),
-            (_name("attempts"), self.attempts),
-        ]
+        message = f"{self.bucket}/{self.key} deferred, its client was notified that it is kept; {self.why}"
+        members = {name: getattr(self, name) for name in ("transfer_id", "bucket", "key", "attempts")}
+        return _entry(MessageId.DEFERRED, Priority.NOTICE, message, members)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -322,19 +299,16 @@ class Refusal:
     def fields(self) -> list[Field]:
         """Return the journal entry."""
         bucket, _, key = self.destination.partition("/")
-        texts = (("bucket", bucket), ("key", key), ("tag", self.tag))
-        file: list[Field] = [(_name("file"), self.file.encode("utf-8", "surrogateescape"))] if self.file else []
-        uid: list[Field] = [] if self.uid is None else [(_name("peer_uid"), self.uid)]
-        return [
-            ("MESSAGE", self.message()),
-            ("MESSAGE_ID", MessageId.REFUSED.value),
-            ("PRIORITY", int(Priority.WARNING)),
-            (_name("code"), self.code),
-            (_name("error"), f"{self.code}: {self.text}"),
-            *file,
-            *((_name(name), text) for name, text in texts if text),
-            *uid,
-        ]
+        members = {
+            "code": self.code,
+            "error": f"{self.code}: {self.text}",
+            "file": self.file.encode("utf-8", "surrogateescape"),
+            "bucket": bucket,
+            "key": key,
+            "tag": self.tag,
+            "peer_uid": self.uid,
+        }
+        return _entry(MessageId.REFUSED, Priority.WARNING, self.message(), members)
 
 
 _TEXTS = ("transfer_id", "outcome", "bucket", "key", "endpoint", "etag", "error", "connection", "receiver")
@@ -345,6 +319,14 @@ _READ = ("file", *_TEXTS, *_INTEGERS, *_OPTIONAL_INTEGERS, "changed")
 
 def _name(attribute: str) -> str:
     return "S3DAEMON_" + attribute.upper()
+
+
+def _entry(
+    kind: MessageId, priority: Priority, message: str, members: Mapping[str, str | bytes | int | None]
+) -> list[Field]:
+    """Return a journal entry; of its members those are left out that are empty or None."""
+    head: list[Field] = [("MESSAGE", message), ("MESSAGE_ID", kind.value), ("PRIORITY", int(priority))]
+    return head + [(_name(name), value) for name, value in members.items() if value or value == 0]
 
 
 def _texts(value: object) -> list[str]:
