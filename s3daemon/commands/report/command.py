@@ -20,7 +20,7 @@ from s3daemon.commands.report.data import write_csv, write_json
 from s3daemon.commands.report.plot import picture
 from s3daemon.commands.report.read import Note, from_journal, from_lines, usec_of
 from s3daemon.commands.report.select import Collection, JournalEntry, Selection
-from s3daemon.commands.report.stats import GROUPINGS, Report
+from s3daemon.commands.report.stats import EXPOSURES_BY, GROUPINGS, Report
 from s3daemon.commands.report.text import lines
 from s3daemon.commands.report.why import Delays
 from s3daemon.commands.table import console_of, width_of
@@ -32,8 +32,6 @@ _duration, _count = of_kind(duration("1ms", "30d")), of_kind(count(1, 1_000_000)
 _BY = """a line for each tag, host, receiver or prefix (the key up to its last slash): the first request, the last
 object stored, the time between; files without a tag by prefix"""
 _LATE_ONLY = "only exposures that are late, lost or incomplete; by tag unless --by prefix is given"
-#: What makes exposures; of other groups the time is not judged.
-_EXPOSURES_BY = ("tag", "prefix")
 _EXPECT = "the number of files of an exposure; by default the number that most exposures have"
 
 
@@ -58,7 +56,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     ):
         which.add_argument(f"--{name}", action="append", default=[], metavar=name.upper(), help=text)
     shown = parser.add_argument_group("what is shown")
-    shown.add_argument("--by", choices=GROUPINGS, metavar="HOW", help=_BY)
+    shown.add_argument("--by", choices=tuple(GROUPINGS), metavar="HOW", help=_BY)
     shown.add_argument(
         "--limit", type=_duration, default="7s", metavar="TIME", help="the longest time a transfer may take; default 7s"
     )
@@ -177,8 +175,8 @@ def _moment(args: argparse.Namespace, option: str) -> int | None:
 def _check_output(args: argparse.Namespace) -> None:
     if args.plot and args.plot.suffix.lower() not in picture.SUFFIXES:
         raise argparse.ArgumentError(None, f"--plot takes a file that ends in {' or '.join(picture.SUFFIXES)}")
-    if args.late_only and args.by not in (None, *_EXPOSURES_BY):
-        raise argparse.ArgumentError(None, f"--late-only shows exposures: --by {' or '.join(_EXPOSURES_BY)}")
+    if args.late_only and args.by not in (None, *EXPOSURES_BY):
+        raise argparse.ArgumentError(None, f"--late-only shows exposures: --by {' or '.join(EXPOSURES_BY)}")
 
 
 def _entries(

@@ -22,8 +22,8 @@ from s3daemon.model.request import prefix_of
 METHOD = "nearest rank"
 #: The name of the group of transfers that are in no group.
 NONE = "-"
-#: What is not an exposure: a transfer is of a host, not for it.
-_PLACES = ("host", "receiver")
+#: The groupings that make exposures; of other groups the time is not judged.
+EXPOSURES_BY = ("tag", "prefix")
 LOST_USEC = round(LOST_S * 1e6)
 #: The verdicts on an exposure with which something is wrong.
 WRONG = ("late", "incomplete", "lost")
@@ -415,7 +415,7 @@ class Report:
     def by_groups(self, by: str) -> Report:
         """Return the same with groups."""
         found = groups(self.transfers, GROUPINGS[by], self.limit_usec, self.refused)
-        if by in _PLACES:
+        if by not in EXPOSURES_BY:
             return replace(self, by=by, groups=sorted(found, key=worst_first))
         return replace(
             self, by=by, groups=found, expected=self.expected if self.expected.files else Expected.learn(found)
@@ -426,7 +426,7 @@ class Report:
 
         Otherwise, as of hosts and receivers, by tag if there are tags, else by prefix.
         """
-        if self.by and self.by not in _PLACES:
+        if self.by in EXPOSURES_BY:
             return self
         by = "tag" if any(one.tags for one in self.transfers) else "prefix"
         return self.by_groups(by)
@@ -445,7 +445,7 @@ class Report:
 
     def verdict(self, group: Group) -> str:
         """The verdict on an exposure, as `status` and the page have it; "" for a host or a receiver."""
-        if self.by in _PLACES:
+        if self.by not in EXPOSURES_BY:
             return ""
         to_last_usec = group.figures.to_last_usec
         return verdict_of(
