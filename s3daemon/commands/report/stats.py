@@ -327,13 +327,13 @@ class Expected(NamedTuple):
         return cls(0, 0)
 
 
-def slowest(transfers: Iterable[ReportedTransfer], of: Grouping) -> list[ReportedTransfer]:
+def slowest(transfers: Iterable[ReportedTransfer]) -> list[ReportedTransfer]:
     """The stored ones that took longest, the longest first, and no more than two of one exposure."""
     found: list[ReportedTransfer] = []
     listed: Counter[GroupName] = Counter()
     stored = (one for one in transfers if one.record.stored)
     for one in sorted(stored, key=lambda one: -one.record.total_usec):
-        names = list(of(one))
+        names = list(_by_tag(one))
         if any(name.exposure and listed[name] >= _OF_ONE for name in names):
             continue
         listed.update(names)
@@ -398,7 +398,7 @@ class Report:
             late_usec=late_usec,
             figures=Figures.of(transfers, limit_usec, refused),
             failed=failed,
-            slowest=slowest(transfers, GROUPINGS["tag"]),
+            slowest=slowest(transfers),
             by="",
             groups=(),
             expected=Expected(expect, 0),
@@ -436,7 +436,7 @@ class Report:
         wrong, of = [group for group in self.groups if self.verdict(group) in WRONG], GROUPINGS[self.by]
         names = {group.name for group in wrong}
         theirs = [one for one in self.transfers if not names.isdisjoint(of(one))]
-        return replace(self, groups=wrong, slowest=slowest(theirs, GROUPINGS["tag"]), wrong_only=True)
+        return replace(self, groups=wrong, slowest=slowest(theirs), wrong_only=True)
 
     def missing(self, group: Group) -> int:
         """How many files an exposure lacks, as far as is known."""
