@@ -34,9 +34,9 @@ LATE_S, LOST_S = 10.0, 30.0
 Name = tuple[bool, str]
 
 
-def names_of(tags: Iterable[str], bucket: str, key: str) -> tuple[Name, ...]:
-    """Return the names of the exposures that a transfer belongs to."""
-    return tuple((True, tag) for tag in dict.fromkeys(tags)) or ((False, prefix_of(bucket, key)),)
+def names_of(tags: Iterable[str], destination: str) -> tuple[Name, ...]:
+    """Return the names of the exposures that a transfer to bucket/key belongs to."""
+    return tuple((True, tag) for tag in dict.fromkeys(tags)) or ((False, prefix_of(destination)),)
 
 
 def is_understood(code: str) -> bool:
@@ -183,9 +183,9 @@ class Loss:
 
 def loss_of(transfer: Transfer, reason: str) -> Loss:
     """Return the loss of a transfer that fails permanently."""
-    to = transfer.destination
-    names = names_of(transfer.tags, to.bucket, to.key)
-    return Loss(names, transfer.accepted_usec, str(to), Missing("failed", reason))
+    destination = str(transfer.destination)
+    names = names_of(transfer.tags, destination)
+    return Loss(names, transfer.accepted_usec, destination, Missing("failed", reason))
 
 
 class Exposures:
@@ -222,15 +222,14 @@ class Exposures:
 
     def added(self, transfer: Transfer) -> None:
         """Add a transfer that became pending: for the first time, again after it failed, or for one more tag."""
-        to = transfer.destination
-        for exposure in self._of(names_of(transfer.tags, to.bucket, to.key), transfer.accepted_usec):
-            exposure.missing.pop(str(to), None)
+        destination = str(transfer.destination)
+        for exposure in self._of(names_of(transfer.tags, destination), transfer.accepted_usec):
+            exposure.missing.pop(destination, None)
             exposure.pending.add(transfer.id)
 
     def removed(self, transfer: Transfer) -> None:
         """Remove a transfer that is no longer pending, and an exposure that has nothing else."""
-        to = transfer.destination
-        for name in names_of(transfer.tags, to.bucket, to.key):
+        for name in names_of(transfer.tags, str(transfer.destination)):
             exposure = self._by_name.get(name)
             if exposure is not None and transfer.id in exposure.pending:
                 exposure.pending.remove(transfer.id)
@@ -240,7 +239,7 @@ class Exposures:
 
     def recorded(self, record: TransferRecord) -> None:
         """Count a transfer that has ended: stored, or failed permanently."""
-        names = names_of(record.tags, record.bucket, record.key)
+        names = names_of(record.tags, record.destination)
         if not record.stored:
             loss = Loss(names, record.start_usec, record.destination, Missing("failed", record.error))
             self._lose(loss, record.transfer_id)
@@ -254,19 +253,18 @@ class Exposures:
 
     def refused(self, refusal: Refusal, at_usec: int) -> None:
         """Count a file that was refused, if it had a tag or a valid destination; `at_usec`: microseconds, epoch."""
-        bucket, slash, key = refusal.destination.partition("/")
-        if refusal.tag or (slash and is_understood(refusal.code)):
-            names = names_of([refusal.tag] if refusal.tag else [], bucket, key)
+        if refusal.tag or ("/" in refusal.destination and is_understood(refusal.code)):
+            names = names_of([refusal.tag] if refusal.tag else [], refusal.destination)
             reason = f"{refusal.code}: {refusal.text}"
             what = refusal.destination or one_line(refusal.file, MAX_DESTINATION_CHARS)
             self._lose(Loss(names, at_usec, what, Missing("refused", reason)))
 
     def failed_before(self, transfer: Transfer, reason: str) -> None:
         """Count a transfer that had failed before this process started, unless the exposure that was kept has it."""
-        to = transfer.destination
-        for exposure in self._of(names_of(transfer.tags, to.bucket, to.key), transfer.accepted_usec):
-            if str(to) not in exposure.missing:
-                exposure.put_missing(str(to), Missing("failed", reason))
+        destination = str(transfer.destination)
+        for exposure in self._of(names_of(transfer.tags, destination), transfer.accepted_usec):
+            if destination not in exposure.missing:
+                exposure.put_missing(destination, Missing("failed", reason))
 
     def _lose(self, loss: Loss, transfer_id: str = "") -> None:
         for exposure in self._of(loss.names, loss.at_usec, refused=loss.missing.outcome == "refused"):

@@ -23,9 +23,9 @@ MAX_DESTINATION_CHARS = MAX_BUCKET_BYTES + len("/") + MAX_KEY_BYTES
 MAX_TAG_CHARS = 128
 
 
-def prefix_of(bucket: str, key: str) -> str:
-    """Return the bucket and the key up to its last slash; ends in a slash."""
-    return "/".join([bucket, *key.split("/")[:-1]]) + "/"
+def prefix_of(destination: str) -> str:
+    """Return bucket/key up to its last slash, that one included."""
+    return destination[: destination.rfind("/") + 1]
 
 
 def _bad_request(text: str) -> RequestError:

@@ -101,7 +101,7 @@ def count_stored(db: sqlite3.Connection, seq: int, record: TransferRecord) -> No
         seq: of the row that is removed in the same transaction; 0 when there was none.
         record: the transfer's.
     """
-    for tagged, name in names_of(record.tags, record.bucket, record.key):
+    for tagged, name in names_of(record.tags, record.destination):
         _add(db, (tagged, name), record.start_usec)
         mark = mark_of(record.destination)
         is_new = db.execute(_MARK, (mark, tagged, name, MARKS_KEPT)).rowcount > 0

@@ -225,7 +225,7 @@ def _by_receiver(one: ReportedTransfer | RefusedRequest) -> Iterable[GroupName]:
 def _by_prefix(one: ReportedTransfer | RefusedRequest, *, exposure: bool = True) -> Iterable[GroupName]:
     if isinstance(one, RefusedRequest) and not is_understood(one.code):
         return ()
-    return [GroupName(prefix_of(*one.place), exposure=exposure)]
+    return [GroupName(prefix_of("/".join(one.place)), exposure=exposure)]
 
 
 #: What `--by` takes.

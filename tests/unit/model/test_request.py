@@ -113,7 +113,7 @@ def test_every_transfer_has_a_new_id() -> None:
 )
 def test_prefixes(key: str, prefix: str) -> None:
     """The bucket, and the key up to its last slash."""
-    assert prefix_of("raw", key) == prefix
+    assert prefix_of(f"raw/{key}") == prefix
 
 
 def test_a_file_state_ignores_the_device() -> None:
