@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,7 +18,7 @@ from s3daemon.errors import AttemptError, RequestError, SpoolError
 from s3daemon.ingress.peer import PeerLookup
 from s3daemon.ingress.refusals import Refusals
 from s3daemon.model.exposure import Exposures, Loss
-from s3daemon.model.record import TransferRecord
+from s3daemon.model.record import Refusal, TransferRecord
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.exposures import KeptExposures
 from s3daemon.spool.rows import Entry
@@ -406,6 +407,18 @@ async def test_exposures_follow_every_transfer(house: House) -> None:
     with pytest.raises(SpoolError):
         await ticket.durable
     assert [exposure.name for exposure in exposures] == ["e1"]
+
+
+@flying_with(House)
+async def test_exposures_begin_with_what_failed_before_and_follow_refusals(house: House) -> None:
+    spool, refusals = OperatorsSpool(), Refusals(PeerLookup(lambda socks: {}))
+    spool.put_failed(1)
+    (one,) = exposures = watch_exposures(house.uploader, spool, refusals)
+    assert (one.name, one.failed, one.reason) == ("bucket/", 1, "NoSuchBucket: none")
+    here, there = socket.socketpair()
+    with here, there:
+        await refusals.add(Refusal(code="NoSuchFile", text="gone", destination="bucket/k", tag="e1"), here)
+    assert [(exposure.name, exposure.refused) for exposure in exposures] == [("bucket/", 0), ("e1", 1)]
 
 
 class OrderDesk:

@@ -21,3 +21,4 @@ async def test_figures_are_those_of_the_moment(house: House) -> None:
     assert figures["oldest_pending_age_seconds"] == pytest.approx(4.0, abs=0.01)
     assert (figures["connections_warm"], figures["receivers_disabled"], figures["unreachable"]) == (2, 1, 0)
     assert figures["receiver_connections"] == {"192.0.2.1": 3, "192.0.2.2": 0}
+    assert (figures["bandwidth_limit_bytes_per_second"], figures["bandwidth_limit_found"]) == (994e6 / 8, True)

@@ -9,6 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from lab.records import failed, record
+from yarl import URL
 
 from s3daemon import __version__
 from s3daemon.config.settings import VARIABLES, Settings, SettingsHolder
@@ -18,6 +20,7 @@ from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.ingress.questions import Questions
 from s3daemon.model.exposure import Exposures
+from s3daemon.model.ids import uuid_of
 
 
 class FakeOperations(Operations):
@@ -38,6 +41,10 @@ class FakeOperations(Operations):
 class FakeRequest:
     headers: Mapping[str, str] = {}
 
+    def __init__(self, url: str) -> None:
+        self.rel_url = URL(url, encoded=True)
+        self.path = self.rel_url.path
+
 
 SETTINGS = Settings(
     endpoint_url="http://store", access_key="AKIDEXAMPLE", secret_key="hush-hush-key", session_token="hush-token",
@@ -47,7 +54,7 @@ SETTINGS = Settings(
 
 def ask(path: str, operations: FakeOperations, settings: Settings = SETTINGS) -> Any:
     async def main() -> Any:
-        request: Any = FakeRequest()
+        request: Any = FakeRequest(path)
         questions = Questions(Exposures(), lambda id_: False)
         metrics = Metrics()
         return await routes(SettingsHolder(settings), operations, metrics, questions)[path](request)
@@ -92,3 +99,57 @@ def test_status_and_metrics() -> None:
     response = ask("/metrics", FakeOperations())
     assert response.content_type == "text/plain"
     assert b"\ns3daemon_stored_bytes_total 0.0\n" in response.body
+
+
+GOOD, BAD, PENDING = "0000000000000001", "0000000000000002", "00000000000000aa"
+
+
+def answer_about(url: str, *, stops: bool = False) -> Any:
+    """The answer to a question: under one tag a file is stored, under another one failed, and a transfer is pending."""
+
+    async def main() -> Any:
+        request: Any = FakeRequest(url)
+        exposures = Exposures()
+        questions = Questions(exposures, {PENDING}.__contains__)
+        for ended in (record(1, tags=("good",)), failed(2, tags=("bad",)), record(3, tags=(r"\n",))):
+            exposures.recorded(ended)
+            questions.see(ended)
+        if stops:
+            questions.leave()
+        found = routes(SettingsHolder(SETTINGS), FakeOperations(), Metrics(), questions)
+        path = "/transfers" if request.path == "/transfers" else "/transfers/*"
+        return await asyncio.wait_for(found[path](request), 5)
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize(("url", "status", "members"), [
+    ("?tag=good&expect=1", 200, {"result": "stored", "tag": "good", "stored": 1, "pending": 0}),
+    ("?tag=good&tag=bad", 200, {"tag": "good"}),
+    ("?tag=%0A", 200, {"tag": r"\n"}),
+    ("?tag=bad", 502, {"result": "failed", "tag": "bad", "code": "Incomplete", "failed": 1}),
+    ("?tag=good&expect=2&timeout=0", 504, {"result": "deferred", "code": "Deferred", "stored": 1}),
+    ("?tag=none", 404, {"result": "failed", "tag": "none", "code": "UnknownTransfer"}),
+    ("", 400, {"result": "failed", "code": "BadRequest", "msg": "a question needs a tag"}),
+    ("?tag=", 400, {"msg": "a question needs a tag"}),
+    ("?tag=good&expect=all", 400, {"msg": "expect and timeout must be numbers"}),
+    ("?tag=good&timeout=1h", 400, {"msg": "expect and timeout must be numbers"}),
+    (f"/{GOOD}", 200, {"result": "stored", "id": uuid_of(GOOD)}),
+    (f"/{uuid_of(GOOD).upper()}", 200, {"result": "stored", "id": uuid_of(GOOD)}),
+    (f"/{BAD}", 502, {"result": "failed", "id": uuid_of(BAD), "code": "NoSuchBucket", "msg": "it is not there"}),
+    (f"/{PENDING}?timeout=0", 504, {"result": "deferred", "id": uuid_of(PENDING), "code": "Deferred"}),
+    (f"/{'f' * 16}", 404, {"result": "failed", "code": "UnknownTransfer"}),
+    (f"/{GOOD}?timeout=1h", 400, {"code": "BadRequest", "msg": "expect and timeout must be numbers"}),
+])  # fmt: skip
+def test_questions_about_transfers(url: str, status: int, members: dict[str, object]) -> None:
+    response = answer_about(f"/transfers{url}")
+    found = json.loads(response.text)
+    assert (response.status, found) == (status, found | members)
+    assert found.get("id") == members.get("id")
+
+
+@pytest.mark.parametrize("url", ["?tag=good&expect=2", f"/{PENDING}"])
+def test_while_the_service_stops_a_question_is_to_be_asked_again(url: str) -> None:
+    response = answer_about(f"/transfers{url}", stops=True)
+    assert (response.status, response.headers["Retry-After"]) == (503, "1")
+    assert json.loads(response.text) == {"result": "unknown"}
