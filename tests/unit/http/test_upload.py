@@ -147,6 +147,7 @@ def test_a_slug_is_never_a_reason_to_refuse(slug: bytes, tag: str) -> None:
         (b"", None),
         (b"other=1&slug=", None),
         (b"file=/f&uri=bad", {"file": "/f", "uri": "bad"}),
+        (b"file=&uri=bad", {"uri": "bad"}),
         (b"file=/f&file=/g&slug=a%0A", {"file": "/f", "slug": r"a\n"}),
     ],
 )
