@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fake_host import Looked, refusal, serving
+from fake_host import Looked, account, refusal, serving
 
 from s3daemon.commands.check import command as check
 
@@ -88,6 +88,15 @@ def test_state_directory_that_the_service_cannot_write(looked: Looked, closed: s
     put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=/data/spool")
     run(looked)
     assert looked.one(" state ").startswith("FAIL state /data/spool is read-only to the service")
+
+
+def test_state_directory_of_another_user(looked: Looked, closed: str) -> None:
+    """As what was copied there by root."""
+    looked.put("/var/lib/s3daemon/spool.db", "rows")
+    looked.change(user=lambda name: account(name, os.geteuid() + 1))
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed)
+    run(looked)
+    assert looked.one("FAIL state").endswith(", not s3daemon: chown -R s3daemon: /var/lib/s3daemon")
 
 
 def test_state_directory_that_is_no_path(looked: Looked, closed: str) -> None:

@@ -144,6 +144,15 @@ async def test_a_port_that_waits_within_the_handshake(looked: Looked) -> None:
     assert "that port does not speak TLS" in looked.one("FAIL connect")
 
 
+@in_loop
+async def test_a_port_that_says_nothing_within_the_handshake(looked: Looked) -> None:
+    """Nothing tells a store that hangs from a port that is none."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"https://127.0.0.1:{silent.getsockname()[1]}"
+        await reach(settings_for(url, S3DAEMON_CONNECT_TIMEOUT="100ms"), looked.findings, time.time)
+    assert "no TLS, it accepts connections and does not answer: is the store up, and " in looked.one("FAIL connect")
+
+
 def test_an_untrusted_certificate_has_advice_of_its_own(tmp_path: Path, tls: ssl.SSLContext) -> None:
     """The store is up, and no firewall is between."""
     with Port(b"", tls) as port:
@@ -206,12 +215,15 @@ def test_no_listener(tmp_path: Path) -> None:
     assert looked.one("credentials").startswith("note credentials not checked")
 
 
-@pytest.mark.parametrize("fault", [socket.gaierror(-2, "Name or service not known"), TimeoutError()])
+@pytest.mark.parametrize(("fault", "why"), [
+    (socket.gaierror(-2, "Name or service not known"), "Name or service not known"),
+    (TimeoutError(), "no answer within 5 s"),
+])  # fmt: skip
 @resolving
-async def test_no_address(loop: ResolvingLoop, fault: Exception, looked: Looked) -> None:
+async def test_no_address(loop: ResolvingLoop, fault: Exception, why: str, looked: Looked) -> None:
     """Each way in which a name has no address is one line."""
     loop.fault = fault
     for host in ("store.test", "xn--fa-hia.test", "xn--99zzzzzz9.test"):  # the last one cannot be decoded
         assert await reach(settings_for(f"https://{host}"), looked.findings, time.time) == []
-        assert looked.lines[-1].startswith(f"FAIL endpoint {host} does not resolve, ")
+        assert looked.lines[-1].startswith(f"FAIL endpoint {host} does not resolve, {why}: fix ")
         assert loop.asked == host
