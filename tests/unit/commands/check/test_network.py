@@ -167,7 +167,9 @@ def resolved(looked: Looked, *addresses: str, **variables: str) -> Looked:
     async def run() -> None:
         async with serving(refusal(403, "AccessDenied")) as url:
             settings = settings_for(url.replace("127.0.0.1", "receivers.test"), **variables)
-            await StoreChecks(settings, looked.findings).run("")
+            checks = StoreChecks(settings, looked.findings)
+            await checks.run("")
+        assert 0 < (checks.rtt_s or 0) < 1, "of the addresses that can be reached"
 
     with asyncio.Runner(loop_factory=lambda: ResolvingLoop(*addresses)) as runner:
         runner.run(run())

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from fake_host import Looked, refusal, serving, settings_for
 from lab.scripted import Exchange, answering, keep, scripted
+from lab.sending import in_loop
 
 from s3daemon.commands.check.store import StoreChecks
 
@@ -110,6 +111,16 @@ def test_another_server_answers_for_the_root_only(looked: Looked) -> None:
     assert not looked.findings.failed
     asyncio.run(run(""))
     assert looked.findings.failed
+
+
+@pytest.mark.parametrize(
+    ("verify", "how"), [("auto", "verified by its ETag"), ("off", "of the right length; no MD5 was compared")]
+)
+@in_loop
+async def test_it_is_said_how_the_object_was_verified(looked: Looked, verify: str, how: str) -> None:
+    async with scripted(other=keep) as store:
+        await StoreChecks(settings_for(store.url, S3DAEMON_VERIFY=verify), looked.findings).run("bucket")
+    assert looked.one("ok bucket stored").endswith(f" s, {how}")
 
 
 def test_nothing_more_is_asked_of_a_store_that_says_nothing(tmp_path: Path) -> None:

@@ -87,8 +87,9 @@ def test_a_signal_ends_watching_and_gives_the_terminal_back(number: signal.Signa
     parser = argparse.ArgumentParser()
     configure(parser)
     args = parser.parse_args(["--watch", "--state-dir", str(tmp_path)])
-    out = Terminal()
+    out, before = Terminal(), signal.getsignal(signal.SIGTERM)
     assert main(args, {}, out=out, err=io.StringIO(), sleep=lambda _: signal.raise_signal(number)) == 0
+    assert signal.getsignal(signal.SIGTERM) == before
     assert out.getvalue().count("\x1b[?1049h") == out.getvalue().count("\x1b[?1049l") == 1
 
 

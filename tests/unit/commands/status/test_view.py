@@ -63,6 +63,7 @@ def test_exposures_against_their_limits() -> None:
     assert [row[2] for row in table.rows] == ["in time", "late", "lost", "incomplete", "in time, pending"]
     assert [bar.beyond for bar in column(table, "")] == [False, True, True, True, False]
     assert column(table, "MISSING") == ["", "", "", "46", ""]
+    assert column(table, "PENDING") == ["", "", "", "", "3"]
     (missing,) = tables(answer)["INCOMPLETE EXPOSURES"].rows
     assert missing == ("40", "6", "MC_O_20261123_000098", "NoSuchFile: /f")
     assert column(table, "FIRST REQUEST")[0] == "01:43:20"
@@ -147,3 +148,9 @@ def test_what_is_wrong_is_said_once_and_first(state: str, line: str, head: str, 
     """It is drawn at the head, and the daemon's line, which begins with it too, goes on from there; never after OK."""
     shown = view(empty() | {"state": state, "status": line})
     assert (shown.head, shown.line) == (head, rest)
+
+
+def test_without_a_limit_none_is_shown() -> None:
+    limits = [{"rate_bps": 0, "origin": ""}, {"rate_bps": 8_000_000, "origin": "set"}]
+    shown = [view(empty() | {"limit": limit}).about.partition("example.org")[2] for limit in limits]
+    assert shown == ["", ", at 8 Mbit/s (set)"]
