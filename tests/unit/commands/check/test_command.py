@@ -209,7 +209,7 @@ def test_faults_of_the_environment_are_not_of_a_file(looked: Looked) -> None:
     """What systemd does with a file has nothing to do with them."""
     assert run(looked, S3_ENDPOINT_URL="nonsense") == 1
     assert looked.one("S3_ENDPOINT_URL is ").startswith("FAIL settings the environment: ")
-    assert not [line for line in looked.lines if "are visible" in line]
+    assert not [line for line in looked.lines if "LoadCredential" in line]
 
 
 def test_a_line_that_systemd_ignores(looked: Looked, closed: str) -> None:
