@@ -12,11 +12,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lab.env import no_free_descriptor
 from lab.records import record
 
+import s3daemon.journal
 from s3daemon.journal import (
     MAX_VALUE_BYTES,
     WARN_EVERY_S,
@@ -172,8 +174,9 @@ def test_warnings_of_lost_entries_are_a_second_apart() -> None:
     assert sink.warnings == [lost(1), lost(2), lost(1)]
 
 
-def test_a_loss_is_reported_though_no_entry_follows() -> None:
+def test_a_loss_is_reported_though_no_entry_follows(monkeypatch: pytest.MonkeyPatch) -> None:
     """The second warning has to wait for its time, which passes by itself."""
+    monkeypatch.setattr(s3daemon.journal, "WARN_EVERY_S", 0.05)
     sink = Steps()
     journal = Journal(sink, warn=Warnings(), clock=lambda: 0.0, limit=1)
     for expected in (lost(1), lost(2)):
@@ -187,6 +190,13 @@ def test_a_loss_is_reported_though_no_entry_follows() -> None:
         assert sink.warned.acquire(timeout=PATIENCE_S)
     journal.close(PATIENCE_S)
     assert sink.warnings == [lost(1), lost(2)]
+
+
+def wait_for(found: list[Any]) -> None:
+    until = time.monotonic() + PATIENCE_S
+    while not found:
+        assert time.monotonic() < until
+        time.sleep(0.001)
 
 
 def refused(journal: Journal, count: int) -> None:
@@ -207,18 +217,21 @@ def test_refused_entries_are_reported_on_standard_error() -> None:
     assert warnings.lines == [lost(1), lost(2)]
 
 
-def test_a_journal_that_works_again_gets_the_number_of_all_lost_entries() -> None:
+@pytest.mark.parametrize("count", [1, 3])
+def test_a_journal_that_works_again_gets_the_number_of_all_lost_entries(
+    monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
     """By itself, though some were reported on standard error: under systemd that leads to the journal too."""
+    monkeypatch.setattr(s3daemon.journal, "WARN_EVERY_S", 0.05)
     gate, warnings = Gate(), Warnings()
     gate.broken = True
     gate.open.set()
     with journal_to(gate, warnings) as journal:
-        refused(journal, 3)
+        refused(journal, count)
+        wait_for(warnings.lines)
         gate.broken = False
-        until = time.monotonic() + PATIENCE_S
-        while not gate.entries and time.monotonic() < until:
-            time.sleep(0.01)
-    assert gate.messages == [lost(3)]
+        wait_for(gate.entries)
+    assert gate.messages == [lost(count)]
 
 
 @pytest.mark.parametrize("waiting", [0, 1, 2])
