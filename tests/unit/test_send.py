@@ -13,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -465,6 +466,20 @@ def test_a_question_that_may_last_longer_than_the_daemon_waits_is_asked_again(
         status, _, err = send("--wait-for=E", f"--timeout={timeout}", environ=daemon.environ, cwd=cwd)
     assert (status, err) == ((0, "") if asked > 1 else (1, "send: Deferred: 7 is kept\n"))
     assert [json.loads(line)["timeout"] <= 3600 for line in daemon.received] == [True] * asked
+
+
+def test_a_question_ends_in_time_with_the_reason_where_no_daemon_comes_back(cwd: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, ThreadPoolExecutor(1) as pool:
+        port = listener.getsockname()[1]
+        environ = {"S3DAEMON_HOST": "127.0.0.1", "S3DAEMON_PORT": str(port)}
+        asked = pool.submit(send, "--wait-for=E", "--timeout=1", environ=environ, cwd=cwd)
+        listener.accept()[0].close()
+        listener.close()
+        status, _, err = asked.result()
+    assert (status, err.startswith(f"send: cannot connect to 127.0.0.1:{port}: Connection refused; is it ")) == (
+        1,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
