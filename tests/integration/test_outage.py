@@ -1,6 +1,6 @@
 """The endpoint away: everything is kept in order, no client waits for nothing, and fresh files pass the backlog.
 
-The outage lasts 15 s; S3DAEMON_TEST_OUTAGE sets another number of seconds. Two days are tested with a clock of the
+The outage lasts 10 s; S3DAEMON_TEST_OUTAGE sets another number of seconds. Two days are tested with a clock of the
 test's own, in tests/unit/delivery/test_uploader.py.
 """
 
@@ -16,7 +16,7 @@ from lab.daemon import Daemon, daemon
 from lab.env import MACHINE_ENV
 from lab.flaky import FlakyS3
 
-OUTAGE_S = float(MACHINE_ENV.get("S3DAEMON_TEST_OUTAGE", "15"))
+OUTAGE_S = float(MACHINE_ENV.get("S3DAEMON_TEST_OUTAGE", "10"))
 UNWAITED, WAITING = 500, 50
 
 
