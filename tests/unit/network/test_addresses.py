@@ -285,6 +285,14 @@ def test_one_unanswered_small_request_makes_no_address_silent(answers: bool, hea
     assert not scene.addresses.unreachable
 
 
+def test_whether_an_address_keeps_connections_is_news_once(scene: Scene) -> None:
+    """Nothing is noted of one that the name no longer has, which was asked while it had it."""
+    told = [scene.addresses.set_keeping(ONE, keeps=keeps) for keeps in (True, False, False, True)]
+    assert told == [False, True, False, True]
+    assert not scene.addresses.set_keeping("192.0.2.99", keeps=False)
+    assert scene.addresses.keeps("192.0.2.99")
+
+
 def test_why_the_store_is_unreachable() -> None:
     """As the last address that failed says, until one answers; also before any address is known."""
     scene = Scene(())
