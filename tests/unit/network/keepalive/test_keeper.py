@@ -661,8 +661,9 @@ async def test_an_address_that_answers_badly_gets_one_connection_until_an_upload
 
 
 @in_loop
-async def test_connections_go_to_the_addresses_that_keep_them(clock: Clock) -> None:
+async def test_connections_go_to_the_addresses_that_keep_them(clock: Clock, caplog: pytest.LogCaptureFixture) -> None:
     """One that closes each after its answer gets none, and is asked again; when it keeps them it gets its share."""
+    caplog.set_level(logging.INFO)
     async with (
         scripted(other=broken_at_first(close_silently), address="0.0.0.0") as server,
         kept(server, clock, named(server), receivers=ADDRESSES) as pool,
@@ -677,6 +678,11 @@ async def test_connections_go_to_the_addresses_that_keep_them(clock: Clock) -> N
         server.other = answering()
         clock.now += ASK_AGAIN_S / 2
         await server.until(lambda: loads(server) == [2, 2])
+    about = f"address {ADDRESSES[0]} of the store"
+    assert [message for message in caplog.messages if message.startswith("address ")] == [
+        f"{about} closes each connection: others are kept open instead",
+        f"{about} keeps connections open now",
+    ]
 
 
 @in_loop
