@@ -102,6 +102,7 @@ async def test_a_found_rate_is_put_in_force_and_kept() -> None:
         await upload.begin()
         assert upload.bandwidth.limit == Limit(0, Origin.NONE)
         assert upload.congestion() == (b"reno" if usual == b"cubic" else usual)
+        assert 1e11 < upload.pacing() < (1 << 64) - 1, "no limit, and yet not the kernel's default, which makes bursts"
         await upload.fill()
         assert upload.bandwidth.limit.origin is Origin.FOUND
         assert abs(upload.bandwidth.limit.rate_bps / 792e6 - 1) < 0.02
