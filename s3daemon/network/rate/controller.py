@@ -379,7 +379,10 @@ class Controller:
         self.is_used = True
         self._loaded_rounds += rounds
         is_lower = self._rate < _NEARLY * (self.capacity or 0.0)
-        self._clean_rounds = 0.0 if is_lower and sample.queued_s > _QUEUED_S else self._clean_rounds + rounds
+        # Probes are frequent then, and what one leaves in the queue is our own.
+        own_s = (_GAINS[0] - 1) * self._half_round(sample)
+        is_clean = not is_lower or sample.queued_s <= max(_QUEUED_S, own_s)
+        self._clean_rounds = self._clean_rounds + rounds if is_clean else 0.0
         if self._clean_rounds >= (_LOWERED if is_lower else _SETTLED):
             self.capacity, self._measured, self._is_sure = self._rate, None, True
 

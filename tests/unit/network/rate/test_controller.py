@@ -163,6 +163,17 @@ def test_a_link_that_narrows_and_widens(queues: tuple[float, ...]) -> None:
         assert controller.pace == pytest.approx(link.rate, rel=0.05), mbit
 
 
+@pytest.mark.parametrize("rtt_s", [0.02, 0.2])
+def test_a_rate_that_is_lower_for_good_replaces_the_one_before(rtt_s: float) -> None:
+    """Else a restart would begin with that, and beside another sender half of it would be more than the link has."""
+    link, controller = Link(1000 * MBIT, rtt_s=rtt_s), Controller()
+    for mbit in (1000, 300):
+        link.rate, link.queue = mbit * MBIT, mbit * MBIT * 0.2
+        for _ in range(3):
+            expose(link, controller)
+        assert controller.capacity == pytest.approx(link.rate, rel=0.03), mbit
+
+
 @pytest.mark.parametrize("known", [None, 1000 * MBIT], ids=["not known", "known"])
 def test_it_shares_with_another_sender(known: float | None) -> None:
     """Beside one that fills the queue it gets between 35 and 65 % of the link."""
