@@ -81,6 +81,20 @@ async def test_the_first_request_that_keeps_the_connection(kept: tuple[str, ...]
 
 
 @in_loop
+async def test_a_connection_that_ends_with_its_second_answer_is_not_kept() -> None:
+    """As where a server allows two requests over each."""
+    seen: set[int] = set()
+
+    async def the_second_is_the_last(exchange: Exchange) -> None:
+        number = exchange.connection.number
+        await (answering(Connection="close") if number in seen else answering())(exchange)
+        seen.add(number)
+
+    async with scripted(other=the_second_is_the_last) as server, sending(server) as (connection, send):
+        assert await find_small_request(connection, send) == ""
+
+
+@in_loop
 async def test_a_server_that_is_away_says_nothing() -> None:
     """No answer at all is an error, not a server that keeps nothing."""
     async with scripted(other=hang_up_after()) as server, sending(server) as (connection, send):
