@@ -92,11 +92,17 @@ class Janitor:
     async def abort_all(self, store: Store) -> None:
         """Abort all uploads at a store that is no longer in use, unless its endpoint is in use again.
 
-        When this returns, the store may be closed: a sweep does not use it any more.
+        When this returns, the store may be closed: a sweep does not use it any more. So one that it may still be
+        completing cannot be waited for. It is left there: the new endpoint may be another name of the same store, where
+        its object counts as stored.
         """
         async with self._aborting:
             for one in self._open_uploads:
-                if one.upload.endpoint == store.url != self._store().url and not await self._abort(store, one):
+                if not one.upload.endpoint == store.url != self._store().url:
+                    continue
+                if one.completing:
+                    self._give_up(one, "the endpoint has changed, and the old one may still be completing it")
+                elif not await self._abort(store, one):
                     self._give_up(one, "the endpoint has changed, and the old one did not abort it")
 
     def forget_other_endpoints(self) -> None:

@@ -156,6 +156,21 @@ async def test_uploads_at_a_store_that_is_no_longer_in_use_are_aborted(
 
 
 @flying_with(House)
+async def test_an_upload_that_the_old_store_may_be_completing_is_left_there(
+    house: House, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The new endpoint may be the same store, which soon has the object: an abort would take the parts from it."""
+    await house.begin("there", "pending", THERE)
+    (one,) = house.open_uploads
+    await house.open_uploads.completing(one)
+    there = FakeStore(THERE)
+    await house.janitor.abort_all(there)
+    assert (there.asked, house.left) == (0, [])
+    (record,) = caplog.records
+    assert all(word in record.getMessage() for word in ("there", "bucket/key", THERE, "may still be completing it"))
+
+
+@flying_with(House)
 async def test_a_store_that_is_replaced_is_not_used_after_it_is_closed(
     house: House, monkeypatch: pytest.MonkeyPatch
 ) -> None:
