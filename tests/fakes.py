@@ -122,6 +122,7 @@ class FakeSpool(Spool):
     """Rows in memory; refuses new ones while `full`."""
 
     fault = ""
+    is_refusing = False
 
     def __init__(self) -> None:
         self.rows: dict[str, Entry] = {}

@@ -1,7 +1,9 @@
 """Accept requests: open and check the file, make the transfer durable, and start its attempt in the meantime.
 
-The upload does not wait for the disk; the reply does. A request for the same file and destination as a pending transfer
-that has no attempt in flight joins it: one upload serves both, and the pending one's delay ends.
+The upload does not wait for the disk; the reply does. Only while the spool refuses requests does the upload wait too:
+it would be in vain, and an older transfer whose removal cannot be saved could replace its object. A request for the
+same file and destination as a pending transfer that has no attempt in flight joins it: one upload serves both, and the
+pending one's delay ends.
 """
 
 from __future__ import annotations
@@ -107,7 +109,7 @@ class Intake:
 
     def _accept(self, request: Request, source: Source) -> tuple[QueuedTransfer, asyncio.Future[None]]:
         transfer = Transfer.accept(request, source.state, round(self._wall() * 1e6))
-        queued = self._uploader.add(next(self._seqs), transfer, source)
+        queued = self._uploader.add(next(self._seqs), transfer, source, held_back=self._spool.is_refusing)
         adding = self._spool.add(transfer, queued.accepted_active_s, attempt_started=queued.attempt_started)
         commit = self._commits[transfer.id] = self._loop.create_task(self._commit(queued, adding))
         commit.add_done_callback(lambda _: self._commits.pop(transfer.id))
@@ -121,6 +123,7 @@ class Intake:
                 raise
             # Otherwise it ended before the disk could refuse it: stored or failed, and its client gets that answer. A
             # failure is recorded then, but not listed: the spool has no row of it.
+        self._uploader.admit(queued)
 
     def _join(self, queued: QueuedTransfer, tag: str) -> asyncio.Future[None]:
         commit = self._commits.get(queued.transfer.id)

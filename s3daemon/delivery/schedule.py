@@ -68,6 +68,7 @@ class QueuedTransfer:
         live: accepted, or requested again, by this process; since then no attempt failed, and no outage ended while
             it waited.
         not_before: monotonic seconds before which no attempt starts; 0 when it waits for no time.
+        held_back: no attempt starts, as the spool may refuse it.
         attempts: started so far.
         delays: how many attempts were followed by a delay, in this process.
         started_at: monotonic seconds when the last attempts started, as many as the limit of a minute.
@@ -95,6 +96,7 @@ class QueuedTransfer:
     recovered: bool = False
     live: bool = True
     not_before: float = 0.0
+    held_back: bool = False
     attempts: int = 0
     delays: int = 0
     started_at: tuple[float, ...] = ()
@@ -288,6 +290,12 @@ class Schedule:
         self._offer(chain[0])
         self.on_added(queued)
 
+    def admit(self, queued: QueuedTransfer) -> None:
+        """Let a transfer start that was held back, if it is not over."""
+        if queued.held_back and queued.transfer.id in self:
+            queued.held_back = False
+            self._offer(self._chains[queued.transfer.destination][0])
+
     def take(self, now: float, *, live_only: bool = False) -> QueuedTransfer | None:
         """Return the transfer to start next at monotonic time `now`, or None; it counts as running from here on.
 
@@ -380,7 +388,8 @@ class Schedule:
         return any(other.live for other in self._chains[queued.transfer.destination])
 
     def _is_candidate(self, queued: QueuedTransfer) -> bool:
-        return self.is_head(queued) and queued.transfer.destination not in self._busy and queued.not_before == 0.0
+        may_start = queued.not_before == 0.0 and not queued.held_back
+        return may_start and self.is_head(queued) and queued.transfer.destination not in self._busy
 
     def _stop_running(self, queued: QueuedTransfer) -> None:
         if queued in self._running:

@@ -168,21 +168,29 @@ class Uploader:
             self.schedule.add(QueuedTransfer.of(entry, self.clock()))
         self.pump()
 
-    def add(self, seq: int, transfer: Transfer, source: Source) -> QueuedTransfer:
+    def add(self, seq: int, transfer: Transfer, source: Source, *, held_back: bool = False) -> QueuedTransfer:
         """Add a new transfer, and start its first attempt if it may.
 
         Args:
             seq: order of acceptance.
             transfer: what to send where.
             source: its file, open; closed here unless the attempt starts now, since that may take hours.
+            held_back: no attempt starts before `admit`.
         """
         queued = QueuedTransfer(seq, transfer, self.clock(), self.active_clock.now(), source=source)
+        queued.held_back = held_back
         self.schedule.add(queued)
         self.pump()
         queued.attempt_started = queued.attempt is not None
         if not queued.attempt_started:
             queued.close_source()
         return queued
+
+    def admit(self, queued: QueuedTransfer) -> None:
+        """Let a transfer start that was held back: the spool has it."""
+        if queued.held_back:
+            self.schedule.admit(queued)
+            self.pump()
 
     def join(self, queued: QueuedTransfer, tag: str) -> None:
         """Have a pending transfer serve another request as well: its delay ends."""

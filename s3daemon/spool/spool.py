@@ -138,6 +138,11 @@ class Spool:
         """Why nothing is accepted now, one line; empty when requests are."""
         return self._writer.fault
 
+    @property
+    def is_refusing(self) -> bool:
+        """Whether the last change could not be written, so that the next `add` is likely to be refused."""
+        return self._writer.is_refusing
+
     def entries(self, *, failed: bool | None = None) -> list[Entry]:
         """Read the rows in order of seq: all, the failed ones or the pending ones.
 

@@ -124,6 +124,11 @@ class Writer:
             return f"nothing is accepted: the disk of {self._directory} has not answered for {span(busy_s)}"
         return self._error.text if self._error else ""
 
+    @property
+    def is_refusing(self) -> bool:
+        """Whether the last commit failed, so that the next acceptance is likely to be refused."""
+        return self._error is not None
+
     def read(self, work: Callable[[SpoolFile], T]) -> T:
         """Return what `work` reads from the file, between two commits.
 

@@ -65,6 +65,26 @@ async def test_a_transfer_that_was_stored_before_the_disk_could_refuse_it_is_sto
     await ticket.durable
 
 
+@flying_with(House)
+async def test_while_requests_are_refused_the_upload_waits_for_the_disk(house: House) -> None:
+    """So nothing is stored of a request that is refused, or may be overwritten by what the spool could not remove."""
+    house.spool.commit = asyncio.Event()
+    house.spool.is_refusing = house.spool.full = True
+    refused = await house.intake.submit(house.request(key="refused"))
+    await asyncio.sleep(60)
+    house.spool.commit.set()
+    with pytest.raises(SpoolError):
+        await refused.durable
+    assert not house.store.objects
+    house.spool.commit, house.spool.full = asyncio.Event(), False
+    accepted = await house.intake.submit(house.request(key="accepted"))
+    await asyncio.sleep(60)
+    assert not house.store.objects
+    house.spool.commit.set()
+    await accepted.durable
+    assert (await accepted.outcome).outcome is Outcome.STORED
+
+
 def errors(count: int) -> Callable[[Transfer], AttemptError | None]:
     """Answer with so many errors, then store."""
     left = [AttemptError("InternalError", "x", status=500)] * count

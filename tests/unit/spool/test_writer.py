@@ -129,14 +129,14 @@ async def test_a_full_disk_refuses_acceptances_and_retains_the_rest(tmp_path: Pa
     await codes(scene.accept(seq) for seq in (1, 2, 3))
     scene.file.error = full()
     assert await codes([scene.accept(4), scene.writer.apply(Delete(1))]) == ["SpoolFull", "SpoolFull"]
-    assert "is full" in scene.writer.fault
+    assert (scene.writer.is_refusing, "is full" in scene.writer.fault) == (True, True)
     assert not (tmp_path / "ballast").exists(), "its space is for removals"
     for attempts in range(100):
         scene.writer.apply_lazily(Update(2, {"attempts": attempts}))
     assert await codes([scene.writer.apply(Update(2, {"code": "SlowDown"}))]) == ["SpoolFull"]
     scene.file.error = None
     assert await codes([scene.accept(5)]) == [""]
-    assert scene.writer.fault == ""
+    assert (scene.writer.is_refusing, scene.writer.fault) == (False, "")
     assert (tmp_path / "ballast").exists()
     assert scene.seqs() == [2, 3, 5]
     (two, *_) = scene.writer.read(SpoolFile.entries)
