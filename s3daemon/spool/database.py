@@ -192,7 +192,11 @@ class SpoolFile:
             text = f"the spool has schema {version}, this s3daemon knows {known}: reinstall the release that wrote it"
             raise StartError(Code.SPOOL_NEWER, text)
         limits = f"wal_autocheckpoint = {_WAL_PAGES}", f"journal_size_limit = {_WAL_PAGES * 4096}"
-        for pragma in ("journal_mode = WAL", "synchronous = FULL", *limits):
+        # The change of mode is committed only once its answer is fetched: without that, a disk error is not raised.
+        (mode,) = self._db.execute("PRAGMA journal_mode = WAL").fetchone()
+        if mode != "wal":
+            raise sqlite3.OperationalError(f"SQLite keeps a journal of the mode {mode} there, and no WAL")
+        for pragma in ("synchronous = FULL", *limits):
             self._db.execute(f"PRAGMA {pragma}")
         for number, statements in enumerate(MIGRATIONS, FIRST_VERSION):
             if number <= version:

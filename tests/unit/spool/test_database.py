@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import sqlite3
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -88,6 +90,21 @@ def test_a_new_file_has_the_newest_schema(tmp_path: Path, connections: list[sqli
         assert db.execute("PRAGMA user_version").fetchone() == (LAST_VERSION,)
         assert db.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     db.close()
+
+
+@pytest.mark.parametrize("answer", ["SELECT 'delete'", "SELECT 'wal' UNION ALL SELECT abs(-9223372036854775808)"])
+def test_a_file_without_a_wal_is_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str) -> None:
+    """A disk error in the change of mode leaves a journal, with which no later fault of the disk would end."""
+
+    class Stubborn(sqlite3.Connection):
+        """Keeps its mode; an error comes at the end of the statement, as where its commit fails."""
+
+        def execute(self, sql: str, *values: Any) -> sqlite3.Cursor:
+            return super().execute(answer if "journal_mode" in sql else sql, *values)
+
+    monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, factory=Stubborn))
+    with pytest.raises(sqlite3.Error):
+        SpoolFile(tmp_path / "spool.db", create=True)
 
 
 def test_a_spool_of_the_oldest_schema_is_read(tmp_path: Path) -> None:
