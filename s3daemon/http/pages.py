@@ -32,7 +32,7 @@ from aiohttp import web
 from s3daemon import __version__
 from s3daemon.config.settings import VARIABLES, SettingsHolder
 from s3daemon.control.operations import Operations
-from s3daemon.errors import Code, RequestError
+from s3daemon.errors import Code, RequestError, quoted
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.server import Page
 from s3daemon.http.upload import fields_in, tag_of
@@ -100,14 +100,14 @@ def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics, q
 
     async def by_tag(request: web.BaseRequest) -> web.Response:
         try:
-            question = _question(_query(request))
+            question = _question(_query(request, "tag", "expect", "timeout"))
         except RequestError as exc:
             return _answer(Reply.failed(exc))
         return _answer(await questions.about_tag(question), tag=question.tag)
 
     async def by_id(request: web.BaseRequest) -> web.Response:
         try:
-            timeout_s = _question(_query(request) | {"tag": "-"}).timeout_s
+            timeout_s = _question(_query(request, "timeout") | {"tag": "-"}).timeout_s
         except RequestError as exc:
             return _answer(Reply.failed(exc))
         return _answer(await questions.about_transfer(id_of(request.path.rpartition("/")[2]), timeout_s))
@@ -116,9 +116,20 @@ def routes(settings: SettingsHolder, operations: Operations, metrics: Metrics, q
     return {**shown, "/transfers": by_tag, "/transfers/*": by_id}
 
 
-def _query(request: web.BaseRequest) -> dict[str, str]:
-    """Read the query as a form is, so that a slug of any bytes is found again; the first of a name counts."""
-    return dict(reversed(fields_in(request.rel_url.raw_query_string)))
+def _query(request: web.BaseRequest, *names: str) -> dict[str, str]:
+    """Read the query as a form is, so that a slug of any bytes is found again.
+
+    Raises:
+        RequestError: `BadRequest`: it has a name that is not among `names`, or a name twice. What is asked there would
+            be left out of the answer: *stored* to `?tag=TAG&expected=46`, though one file was requested.
+    """
+    found = dict[str, str]()
+    for name, value in fields_in(request.rel_url.raw_query_string):
+        if name not in names:
+            raise RequestError(Code.BAD_REQUEST, f"{quoted(name)} is not known here; known: {', '.join(names)}")
+        if found.setdefault(name, value) != value:
+            raise RequestError(Code.BAD_REQUEST, f"{quoted(name)} is given twice, with different values")
+    return found
 
 
 def _question(query: Mapping[str, str]) -> Question:
