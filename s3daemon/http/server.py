@@ -1,7 +1,8 @@
 """The HTTP server: aiohttp's protocol over sockets that systemd passes.
 
 No client can do more than use its own slot, and that for a bounded time: its request must come whole within
-`READ_LIMIT_S`, a handler's time is its own, and the answer is taken within `REPLY_LIMIT_S`. A client may keep its
+`READ_LIMIT_S`, a handler's time is its own, and the answer is taken within `REPLY_LIMIT_S`. A form that does not come
+whole goes to its handler as well, which refuses it as it refuses others: counted and logged. A client may keep its
 connection for another request, but only while half of the slots are free, and for `IDLE_LIMIT_S`: it never keeps others
 out. A stop closes the connections that wait for a request.
 
@@ -25,9 +26,9 @@ from aiohttp import web
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
-from s3daemon.errors import one_line
+from s3daemon.errors import Code, RequestError, one_line
 from s3daemon.http.guard import HEADERS, page_policy, refusal
-from s3daemon.http.upload import MAX_FORM, Answer, Form
+from s3daemon.http.upload import MAX_FORM, Answer, Form, bad_request
 from s3daemon.ingress.listener import Client, Listener, close_after_reply
 from s3daemon.journal import LogLimit
 
@@ -41,7 +42,8 @@ READ_LIMIT_S = 10.0
 REPLY_LIMIT_S = 5.0
 #: A connection may be idle for this long between two requests, seconds; as in the line protocol.
 IDLE_LIMIT_S = 60.0
-#: Refusals of requests of other sites' pages are logged this often at most, seconds.
+#: Refusals of requests of other sites' pages, and of forms to paths that take none, are logged this often at most,
+#: seconds.
 WARN_EVERY_S = 60.0
 #: The methods of a form. Clients that update rather than create use the others; all mean the same here.
 FORM_METHODS = ("POST", "PUT", "PATCH")
@@ -85,6 +87,12 @@ class _ClientConnection:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None if seconds is None else self._loop.call_later(seconds, self.abort)
+
+    def take_limit(self) -> float:
+        """Lift the limit, which the caller keeps to instead; return when it is over, in the loop's time."""
+        until = self._loop.time() if self._timer is None else self._timer.when()
+        self.limit(None)
+        return until
 
     def abort(self) -> None:
         """Close the connection at once."""
@@ -287,14 +295,6 @@ class HttpServer:
             return _last(refused), _PAGE
         try:
             return await self._served(request, connection)
-        except web.HTTPRequestEntityTooLarge:
-            text = f"bad request: a form has at most {MAX_FORM} bytes; send a file's path, not its content"
-            answer = Answer(HTTPStatus.BAD_REQUEST, text)
-            self._warn(f"{request.method} {request.path}", text)
-        except web.RequestPayloadError as exc:
-            answer = Answer(HTTPStatus.BAD_REQUEST, f"bad request: {exc}")
-        except OSError:  # the client disconnected within its request
-            answer = Answer(HTTPStatus.BAD_REQUEST, "bad request: the request ended early")
         except Exception as exc:
             _log.exception("a bug while answering %s", one_line(request.path, 100))
             text = f"Internal: a bug in the daemon: {type(exc).__name__}; its journal says where"
@@ -305,34 +305,63 @@ class HttpServer:
         self, request: web.BaseRequest, connection: _ClientConnection
     ) -> tuple[web.Response, Answer] | None:
         """The response of a page or an action, and the answer that it renders."""
-        body = await self._read(request)
+        body, fault = b"", None
+        try:
+            body = await self._read(request, connection)
+        except RequestError as exc:
+            fault = exc
         connection.request_read()
-        if request.method not in FORM_METHODS:
+        answer: Answer | None
+        if request.method in FORM_METHODS:
+            form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock, fault)
+            answer = await self._actions[request.path](form)
+        elif fault is None:
             page = self._page(request.path)
             assert page, "see _refusal"
             return await page(request), _PAGE
-        form = Form(request.headers.get("Content-Type", ""), body, connection.client.sock)
-        answer = await self._actions[request.path](form)
-        return None if answer is None else (_rendered(answer), answer)
+        else:
+            answer = Answer(HTTPStatus.BAD_REQUEST, bad_request(fault))
+        if answer is None:
+            return None
+        return _rendered(answer) if fault is None else _last(_rendered(answer)), answer
 
-    async def _read(self, request: web.BaseRequest) -> bytes:
-        """The body. A client that asks first whether it may send it, as curl does with a large form, may."""
+    async def _read(self, request: web.BaseRequest, connection: _ClientConnection) -> bytes:
+        """The body. A client that asks first whether it may send it, as curl does with a large form, may.
+
+        Raises:
+            RequestError: `BadRequest`: the body is too long, not as HTTP has it, or not there in time.
+        """
         if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        return await request.read()
+        try:
+            async with asyncio.timeout_at(connection.take_limit()):
+                return await request.read()
+        except web.HTTPRequestEntityTooLarge:
+            text = f"a form has at most {MAX_FORM} bytes; send a file's path, not its content"
+        except web.RequestPayloadError as exc:
+            text = str(exc)
+        except TimeoutError:
+            text = f"no complete request came within {READ_LIMIT_S:g} s"
+        except OSError:  # the client disconnected within its request
+            text = "the request ended early"
+        raise RequestError(Code.BAD_REQUEST, text)
 
     def _refusal(self, request: web.BaseRequest, sock: socket.socket) -> web.Response | None:
         """The response to what is not served: another site's requests, an unknown path, a method that it has not."""
         method, path = request.method, request.path
         reads = method in ("GET", "HEAD")
         if reason := refusal(request.headers, _own_address(sock), self._settings.current.http_names, reads=reads):
-            self._warn(f"{method} {path}", reason)
+            self._warn("site", f"{method} {path}", reason)
             return _rendered(Answer(HTTPStatus.FORBIDDEN, f"NotAllowed: {reason}"))
         methods = ("GET", "HEAD") if self._page(path) else FORM_METHODS if path in self._actions else ()
         if method in methods:
             return None
         status = HTTPStatus.METHOD_NOT_ALLOWED if methods else HTTPStatus.NOT_FOUND
-        response = _rendered(Answer(status, f"BadRequest: there is no {method} {one_line(path, 100)}"))
+        reason = f"there is no {method} {one_line(path, 100)}"
+        if method in FORM_METHODS:  # perhaps of a hook, whose file is not delivered
+            reason += f"; forms go to {' and '.join(self._actions)}"
+            self._warn("form", f"{method} {path}", reason)
+        response = _rendered(Answer(status, f"BadRequest: {reason}"))
         if methods:
             response.headers["Allow"] = ", ".join(methods)
         return response
@@ -340,9 +369,9 @@ class HttpServer:
     def _page(self, path: str) -> Page | None:
         return self._pages.get(path) or self._pages.get(path.rpartition("/")[0] + "/*")
 
-    def _warn(self, what: str, reason: str) -> None:
-        """Log a refusal, but not each of a page that asks a thousand times a second."""
-        if self._warnings.admit("refused", self._clock()) is not None:
+    def _warn(self, kind: str, what: str, reason: str) -> None:
+        """Log a refusal of a kind, but not each of a page that asks a thousand times a second."""
+        if self._warnings.admit(kind, self._clock()) is not None:
             _log.warning("refused %s over HTTP: %s", one_line(what, 100), reason)
 
 

@@ -97,11 +97,13 @@ class Form:
         content_type: of the body, as in the header.
         body: at most `MAX_FORM` bytes.
         sock: the client's connection, by which access is decided.
+        fault: why the body could not be read; None if it was.
     """
 
     content_type: str
     body: bytes
     sock: socket.socket
+    fault: RequestError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +243,8 @@ def bad_request(error: RequestError) -> str:
 
 
 async def _read(form: Form) -> Pairs:
+    if form.fault is not None:
+        raise form.fault
     if len(form.body) > _QUICK_FORM:
         return await asyncio.to_thread(parse_form, form.content_type, form.body)
     return parse_form(form.content_type, form.body)

@@ -39,6 +39,8 @@ _MEMBER = re.compile(r'"(file|destination|tag)"\s*:\s*"((?:[^"\\]|\\.)*)')
 #: The beginning of each TLS handshake: the type of its record, and the version's first byte.
 _TLS = b"\x16\x03"
 _HTTP = re.compile(rb"(?:GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS|CONNECT|TRACE) \S+ HTTP/1\.[01]\r?")
+#: The methods of a form: perhaps of a hook, whose file is not delivered.
+_FORM = (b"POST ", b"PUT ", b"PATCH ")
 
 
 class LineReader:
@@ -111,6 +113,11 @@ def is_extended(line: bytes) -> bool:
 def is_http(line: bytes) -> bool:
     """Whether a line is HTTP's first: a client took this port for the one of the HTTP server."""
     return _HTTP.fullmatch(line) is not None
+
+
+def http_fault(line: bytes) -> RequestError | None:
+    """Why a form over HTTP is refused here; None if `line` begins another request, as of a browser or a scraper."""
+    return RequestError(Code.BAD_REQUEST, "a form over HTTP, to the line protocol") if line.startswith(_FORM) else None
 
 
 def http_answer(addresses: Sequence[str]) -> bytes:

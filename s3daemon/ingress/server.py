@@ -28,6 +28,7 @@ from s3daemon.ingress.protocol import (
     LineReader,
     given_in,
     http_answer,
+    http_fault,
     is_extended,
     is_http,
     parse_request,
@@ -117,6 +118,8 @@ class Server:
             if line is None:
                 return
             if is_http(line):
+                if fault := http_fault(line):
+                    await self._refusals.add(describe_refusal(fault), client.sock, allowed=False)
                 await self._send(client.sock, self._http_answer)
                 await close_after_reply(client.sock)
                 return

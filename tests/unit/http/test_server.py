@@ -19,7 +19,7 @@ import s3daemon.http.server
 import s3daemon.ingress.listener
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.http.server import Action, HttpServer
-from s3daemon.http.upload import MAX_FORM, Answer, Form
+from s3daemon.http.upload import MAX_FORM, Answer, Form, bad_request
 
 GET = b"GET /page HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 HEAD = b"POST /act HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
@@ -34,6 +34,7 @@ class House(SocketHouse):
         super().__init__(directory)
         self.now = 1000.0
         self.acted, self.taken = list[bytes](), 0
+        self.faults = list[str]()
         self.go_on = asyncio.Event()
         self.go_on.set()
         settings = SettingsHolder(settings_for("http://store", **changes))
@@ -55,6 +56,9 @@ class House(SocketHouse):
         return web.Response(body=bytes(10_000_000))
 
     async def act(self, form: Form) -> Answer:
+        if form.fault is not None:
+            self.faults.append(form.fault.text)
+            return Answer(HTTPStatus.BAD_REQUEST, bad_request(form.fault))
         self.acted.append(form.body)
         await self.go_on.wait()
         return Answer(HTTPStatus.OK, "done", taken=self.took)
@@ -126,6 +130,17 @@ async def test_paths_and_methods(house: House, line: bytes, wanted: int) -> None
     assert not house.acted
 
 
+@in_house()
+async def test_a_form_to_another_path_is_logged(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """A hook's file is not delivered. Its answer says where forms go; one entry a minute has the path."""
+    for _ in range(2):
+        answer = await house.say(POST.replace(b"/act", b"/acts"))
+        assert (status(answer), answer.count(b"there is no POST /acts; forms go to /act")) == (404, 2)
+    assert status(await house.say(GET.replace(b"/page", b"/favicon.ico"))) == 404
+    reason = "there is no POST /acts; forms go to /act"
+    assert [one.getMessage() for one in caplog.records] == [f"refused POST /acts over HTTP: {reason}"]
+
+
 @pytest.mark.parametrize(
     "header",
     [b"Host: evil.example", b"Host: localhost\r\nOrigin: null", b"Host: localhost\r\nSec-Fetch-Site: cross-site"],
@@ -191,16 +206,16 @@ async def test_an_idle_connection_is_closed_after_a_while(house: House) -> None:
 
 
 @in_house()
-async def test_a_slow_second_request_is_disconnected(house: House) -> None:
-    """It has as long as a first one."""
+async def test_a_slow_second_request_is_refused(house: House) -> None:
+    """It has as long as a first one; its connection ends."""
     reader, writer = await house.connect()
     writer.write(KEPT_GET)
     await reader.readuntil(b"a page")
     writer.write(KEPT_POST[:-1])
     with suppress(ConnectionError):
-        assert await reader.read() == b""
+        assert status(await reader.read()) == 400
     await house.until(lambda: house.clients == 0)
-    assert not house.acted
+    assert (house.acted, len(house.faults)) == ([], 1)
     writer.close()
 
 
@@ -276,8 +291,8 @@ async def test_a_page_is_served_without_a_host(house: House) -> None:
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "chunked"])
 @in_house()
-async def test_large_forms_are_refused(house: House, caplog: pytest.LogCaptureFixture, declared: bool) -> None:
-    """400 with a reason, for a client that sends a file instead of its name; it is logged."""
+async def test_large_forms_are_refused(house: House, declared: bool) -> None:
+    """400 with a reason, for a client that sends a file instead of its name; by the handler, which logs it."""
     size = MAX_FORM + 1
     request = HEAD + b"%d\r\n\r\n" % size + bytes(size)
     if not declared:
@@ -286,8 +301,25 @@ async def test_large_forms_are_refused(house: House, caplog: pytest.LogCaptureFi
     answer = await house.say(request)
     assert status(answer) == 400
     assert b"send a file's path, not its content" in answer
-    assert "refused POST /act over HTTP: bad request: a form has at most" in caplog.text
+    assert [text.partition(" bytes")[0] for text in house.faults] == [f"a form has at most {MAX_FORM}"]
     assert not house.acted
+
+
+@pytest.mark.parametrize("ends", [False, True], ids=["waits", "sends no more"])
+@in_house()
+async def test_a_form_that_does_not_come_whole_is_refused(house: House, ends: bool) -> None:
+    """In time, with a reason, by the handler: a hook hears why its file is not stored, and the operator sees it."""
+    answer = await house.say(HEAD + b"5\r\n\r\nbody", eof=ends)
+    assert status(answer) == 400
+    assert house.faults == ["no complete request came within 0.3 s"]
+    assert b"\r\nX-Error: bad request: no complete request came within 0.3 s\r\n" in answer
+    assert not house.acted
+
+
+@in_house()
+async def test_a_page_with_a_body_that_does_not_come_whole_is_refused(house: House) -> None:
+    answer = await house.say(GET[:-2] + b"Content-Length: 5\r\n\r\nbody")
+    assert (status(answer), house.faults) == (400, [])
 
 
 @pytest.mark.parametrize(

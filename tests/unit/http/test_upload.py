@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 from s3daemon import __version__
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.delivery.schedule import QueuedTransfer
-from s3daemon.errors import AttemptError, FileError, RequestError
+from s3daemon.errors import AttemptError, Code, FileError, RequestError
 from s3daemon.http.upload import (
     MAX_FIELD_HEADER,
     MAX_FIELDS,
@@ -555,3 +555,12 @@ async def test_a_large_form_is_read(desk: Desk) -> None:
     desk.house.files.sizes["/f"] = 5
     got = await desk.ask(other="x" * (MAX_FORM - 100))
     assert got.status == 200
+
+
+@flying_with(Desk)
+async def test_a_form_that_could_not_be_read_is_a_refused_request(desk: Desk) -> None:
+    """It counts, and it is an entry of the journal, as any other: the hook's file is not delivered."""
+    fault = RequestError(Code.BAD_REQUEST, "a form has at most 9 bytes")
+    got = await desk.uploads.handle(Form(URLENCODED, b"", desk.sock, fault))
+    assert got == Answer(HTTPStatus.BAD_REQUEST, "bad request: a form has at most 9 bytes")
+    assert desk.refusals.counts == {"BadRequest": 1}

@@ -141,6 +141,9 @@ async def test_a_client_that_speaks_http_gets_an_http_answer(house: House) -> No
         b"; the socket for HTTP is none: enable s3daemon-http.socket, for an instance s3daemon-http@PORT.socket\n"
     )
     assert not house.intake.requests
+    assert house.refusals.counts == {"BadRequest": 1}  # a hook's file is not delivered
+    assert (await house.say(b"GET /metrics HTTP/1.1\r\n\r\n")).startswith(b"HTTP/1.1 400 ")
+    assert house.refusals.counts.total() == 1  # a scraper with the wrong port
 
 
 @in_house()
