@@ -230,7 +230,7 @@ class Service:
         ended = {id_: Reply(Outcome.STORED, id_) for _, id_ in spool.kept.ended}
         ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
         self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, ended, failures)
-        self._questions = questions = Questions(exposures, uploader.schedule.__contains__, ended.items())
+        self._questions = questions = Questions(exposures, uploader.schedule.get, uploader.waiters.why, ended.items())
         max_clients = self._max_clients(self._settings.current)
         self._server = Server(
             max_clients,

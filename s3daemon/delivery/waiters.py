@@ -19,6 +19,7 @@ from s3daemon.units import plural
 PERIOD_LIMIT = 100
 #: The period, from its first entry on, seconds.
 PERIOD_S = 60.0
+_ITS_TURN = "it waits for its turn"
 
 
 class Waiters:
@@ -73,23 +74,25 @@ class Waiters:
         """Return the clients of a transfer that is over, to be notified by the caller, and forget them."""
         return self._waiting.pop(queued, [])
 
+    def why(self, queued: QueuedTransfer) -> str:
+        """Return why a transfer is not stored yet, for its clients."""
+        error = queued.last_error
+        if self._health.held:
+            return f"the queue is held: {self._health.held}"
+        if self._health.known_away:
+            return f"the endpoint is away: {error.code}, {error.text}" if error.code else "the endpoint is away"
+        if error.code:
+            return f"the last error: {error.code}, {error.text}"
+        if _is_sent(queued):
+            return "all of it is sent, and the store has not answered yet"
+        # Otherwise it is behind an older one for its destination, or all connections are in use.
+        return "it is still on its way" if queued.attempts else _ITS_TURN
+
     def _deferral(self, queued: QueuedTransfer) -> Reply:
         """Return the reply that a transfer is kept, and why it is not stored yet; and log it."""
         self.deferrals += 1
-        error, tried = queued.last_error, " and being tried"
-        if self._health.held:
-            tried = ""
-            why = f"the queue is held: {self._health.held}"
-        elif self._health.known_away:
-            why = f"the endpoint is away: {error.code}, {error.text}" if error.code else "the endpoint is away"
-        elif error.code:
-            why = f"the last error: {error.code}, {error.text}"
-        elif _is_sent(queued):
-            why = "all of it is sent, and the store has not answered yet"
-        elif queued.attempts:
-            why = "it is still on its way"
-        else:  # behind an older one for its destination, or all connections are in use
-            tried, why = "", "it waits for its turn"
+        why = self.why(queued)
+        tried = "" if self._health.held or why == _ITS_TURN else " and being tried"
         id_, to = queued.transfer.id, queued.transfer.destination
         self._log(Deferral(transfer_id=id_, bucket=to.bucket, key=to.key, attempts=queued.attempts, why=why))
         return Reply(Outcome.DEFERRED, id_, Code.DEFERRED, f"{id_} is kept{tried}; {why}")

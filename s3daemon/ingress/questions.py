@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from s3daemon.clock import Clock
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import Code
 from s3daemon.ingress.protocol import Question
 from s3daemon.model.exposure import Exposures, Name
@@ -52,8 +53,12 @@ class TagCounts:
     def _ended(self) -> int:
         return self.stored + self.failed + self.refused
 
-    def reply(self) -> Reply:
-        """Return the answer with the counts: `stored` if all are, `failed` if it is over otherwise, else `deferred`."""
+    def reply(self, why: str = "") -> Reply:
+        """Return the answer with the counts: `stored` if all are, `failed` if it is over otherwise, else `deferred`.
+
+        Args:
+            why: a pending file is not stored yet; empty when none is pending.
+        """
         counts = {"stored": self.stored, "pending": self.pending, "failed": self.failed, "refused": self.refused}
         if self.is_over and self.stored and not (self.failed or self.refused):
             return Reply(Outcome.STORED, counts=counts)
@@ -65,6 +70,7 @@ class TagCounts:
             return Reply(Outcome.FAILED, code=Code.UNKNOWN_TRANSFER, text=text, counts=counts)
         if self.is_over:
             return Reply(Outcome.FAILED, code=Code.INCOMPLETE, text=text, counts=counts)
+        text += f"; pending: {why}" if why else ""
         text += "; the time is up"
         if (unrequested := (self.expect or 0) - self._ended - self.pending) > 0:
             text += f" with {plural(unrequested, 'file')} not requested: request the rest, then ask again"
@@ -78,7 +84,8 @@ class Questions:
 
     Args:
         exposures: the counts of each tag; their `on_change` is set here.
-        is_pending: returns whether the transfer of an id is pending.
+        find: returns the transfer of an id while it is pending, else None; `Schedule.get`.
+        why: returns why a transfer is not stored yet; `Waiters.why`.
         ended: the ids and replies of transfers that ended before the start.
         clock: monotonic seconds.
     """
@@ -86,13 +93,15 @@ class Questions:
     def __init__(
         self,
         exposures: Exposures,
-        is_pending: Callable[[str], bool],
+        find: Callable[[str], QueuedTransfer | None],
+        why: Callable[[QueuedTransfer], str],
         ended: Iterable[tuple[str, Reply]] = (),
         *,
         clock: Clock = time.monotonic,
     ) -> None:
         self._exposures = exposures
-        self._is_pending = is_pending
+        self._find = find
+        self._why = why
         self._ended = dict(ended)
         self._clock = clock
         self._waiting: dict[Name | str, set[asyncio.Future[None]]] = {}
@@ -118,13 +127,19 @@ class Questions:
         """Return the answer when all files of a tag are over, or its time is up; None when the service stops before."""
         await self._wait((True, question.tag), lambda: self._count(question).is_over, question.timeout_s)
         count = self._count(question)
-        return None if self._leaving and not count.is_over else count.reply()
+        if self._leaving and not count.is_over:
+            return None
+        one = self._exposures.of_tag(question.tag)
+        pending = [found for id_ in (one.pending if one else ()) if (found := self._find(id_))]
+        oldest = min(pending, key=lambda queued: queued.seq, default=None)
+        return count.reply(self._why(oldest) if oldest else "")
 
     async def about_transfer(self, id_: str, timeout_s: float) -> Reply | None:
         """Return how a transfer ended, or `deferred` after `timeout_s`; None when the service stops before."""
-        await self._wait(id_, lambda: not self._is_pending(id_), timeout_s)
-        if self._is_pending(id_):  # also after a failure, which an operator has tried again since
-            return None if self._leaving else Reply(Outcome.DEFERRED, id_, Code.DEFERRED, "kept, and not stored yet")
+        await self._wait(id_, lambda: self._find(id_) is None, timeout_s)
+        if queued := self._find(id_):  # also after a failure, which an operator has tried again since
+            text = f"kept, and not stored yet; {self._why(queued)}"
+            return None if self._leaving else Reply(Outcome.DEFERRED, id_, Code.DEFERRED, text)
         if reply := self._ended.get(id_):
             return reply
         text = "no transfer with that id is known here: it ended long ago, or never existed; see journalctl"

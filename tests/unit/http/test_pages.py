@@ -55,7 +55,7 @@ SETTINGS = Settings(
 def ask(path: str, operations: FakeOperations, settings: Settings = SETTINGS, query: str = "") -> Any:
     async def main() -> Any:
         request: Any = FakeRequest(path)
-        questions = Questions(Exposures(), lambda id_: False)
+        questions = Questions(Exposures(), lambda id_: None, lambda queued: "")
         metrics = Metrics()
         return await routes(SettingsHolder(settings), operations, metrics, questions)[path](request)
 
@@ -110,7 +110,8 @@ def answer_about(url: str, *, stops: bool = False) -> Any:
     async def main() -> Any:
         request: Any = FakeRequest(url)
         exposures = Exposures()
-        questions = Questions(exposures, {PENDING}.__contains__)
+        pending: Any = object()
+        questions = Questions(exposures, {PENDING: pending}.get, lambda queued: "the queue is held")
         for ended in (record(1, tags=("good",)), failed(2, tags=("bad",)), record(3, tags=(r"\n",))):
             exposures.recorded(ended)
             questions.see(ended)
@@ -140,7 +141,8 @@ def answer_about(url: str, *, stops: bool = False) -> Any:
     (f"/{GOOD}", 200, {"result": "stored", "id": uuid_of(GOOD)}),
     (f"/{uuid_of(GOOD).upper()}", 200, {"result": "stored", "id": uuid_of(GOOD)}),
     (f"/{BAD}", 502, {"result": "failed", "id": uuid_of(BAD), "code": "NoSuchBucket", "msg": "it is not there"}),
-    (f"/{PENDING}?timeout=0", 504, {"result": "deferred", "id": uuid_of(PENDING), "code": "Deferred"}),
+    (f"/{PENDING}?timeout=0", 504, {"result": "deferred", "id": uuid_of(PENDING), "code": "Deferred",
+                                     "msg": "kept, and not stored yet; the queue is held"}),
     (f"/{'f' * 16}", 404, {"result": "failed", "code": "UnknownTransfer"}),
     (f"/{GOOD}?timeout=1h", 400, {"code": "BadRequest", "msg": "expect and timeout must be numbers"}),
 ])  # fmt: skip

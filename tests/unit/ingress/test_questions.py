@@ -8,6 +8,7 @@ import pytest
 from fakes import flying_with
 from lab.records import START_USEC, failed, record
 
+from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.ingress.protocol import QUESTION_LIMIT_S, Question
 from s3daemon.ingress.questions import Questions, TagCounts
 from s3daemon.model.exposure import Exposures
@@ -22,23 +23,29 @@ class Desk:
 
     def __init__(self) -> None:
         self.exposures = Exposures()
-        self.pending: set[str] = set()
+        self.pending: dict[str, QueuedTransfer] = {}
         self.loop = asyncio.get_running_loop()
         ended = [("old", Reply(Outcome.STORED, "old"))]
-        self.questions = Questions(self.exposures, self.pending.__contains__, ended, clock=self.loop.time)
+        self.questions = Questions(
+            self.exposures,
+            self.pending.get,
+            lambda queued: f"{queued.transfer.destination.key} waits",
+            ended,
+            clock=self.loop.time,
+        )
 
     def accept(self, number: int, tag: str = "e1") -> Transfer:
         key = f"night/{number}"
         made = Transfer(f"{number:016x}", "/f", Destination("raw", key), (tag,), FileState(1, 2, 3, 4), START_USEC)
         self.exposures.added(made)
-        self.pending.add(made.id)
+        self.pending[made.id] = QueuedTransfer(number, made, 0.0, 0.0)
         return made
 
     def end(self, made: Transfer, error: str = "") -> None:
         number = int(made.id, 16)
         names = {"tags": made.tags, "key": made.destination.key}
         ended: TransferRecord = failed(number, error, **names) if error else record(number, **names)
-        self.pending.discard(made.id)
+        del self.pending[made.id]
         self.exposures.removed(made)
         self.exposures.recorded(ended)
         self.questions.see(ended)
@@ -121,8 +128,22 @@ async def test_a_question_ends_with_its_time(desk: Desk) -> None:
     for timeout_s in (0.0, 7.0, QUESTION_LIMIT_S):
         began = desk.loop.time()
         reply = await desk.questions.about_tag(Question("e1", timeout_s=timeout_s))
-        assert reply == TagCounts("e1", 0, 1).reply()
+        assert reply == TagCounts("e1", 0, 1).reply("night/1 waits")
         assert desk.loop.time() - began == pytest.approx(timeout_s, abs=0.01)
+
+
+@flying_with(Desk)
+async def test_the_answer_says_why_the_oldest_pending_file_is_not_stored(desk: Desk) -> None:
+    """A hook that has only asked hears that the queue is held, as one does that waits for its file."""
+    desk.end(desk.accept(1))
+    for number in range(9, 1, -1):
+        desk.accept(number)
+    reply = await desk.questions.about_tag(Question("e1", 10, 0.0))
+    assert reply
+    assert reply.text == (
+        "e1: 1 stored, 8 pending, 0 failed, 0 refused of 10; pending: night/2 waits; the time is up with 1 file not "
+        "requested: request the rest, then ask again"
+    )
 
 
 @flying_with(Desk)
@@ -152,14 +173,15 @@ async def test_the_end_of_a_transfer(desk: Desk) -> None:
     assert desk.loop.time() == at
     desk.end(bad, "NoSuchBucket: none")
     assert await desk.questions.about_transfer(bad.id, 9.0) == Reply(Outcome.FAILED, bad.id, "NoSuchBucket", "none")
-    desk.pending.add(bad.id)
+    desk.pending[bad.id] = QueuedTransfer(2, bad, 0.0, 0.0)
     again = await desk.questions.about_transfer(bad.id, 9.0)
-    assert again == Reply(Outcome.DEFERRED, bad.id, "Deferred", "kept, and not stored yet"), "it is being retried"
+    text = "kept, and not stored yet; night/2 waits"
+    assert again == Reply(Outcome.DEFERRED, bad.id, "Deferred", text), "it is being retried"
     assert await desk.questions.about_transfer("old", 9.0) == Reply(Outcome.STORED, "old")
     assert (await desk.questions.about_transfer(gone.id, 5.0) or Reply(Outcome.STORED)).outcome is Outcome.DEFERRED
     asked = asyncio.create_task(desk.questions.about_transfer(gone.id, 1000.0))
     await asyncio.sleep(10)
-    desk.pending.discard(gone.id)
+    del desk.pending[gone.id]
     unknown = await asked
     assert unknown
     assert (unknown.outcome, unknown.id, unknown.code) == (Outcome.FAILED, "", "UnknownTransfer")

@@ -78,7 +78,7 @@ class House(SocketHouse):
         failure = Reply(Outcome.FAILED, "00000000000000bb", "NoSuchBucket", "gone")
         self.waiting = WaitingClients(self.settings, self.intake, self.notifier, {failure.id: failure}, {})
         self.exposures = Exposures()
-        self.questions = Questions(self.exposures, lambda id_: False)
+        self.questions = Questions(self.exposures, lambda id_: None, lambda queued: "")
         self.server = Server(
             self.settings.current.max_clients,
             self.intake,
