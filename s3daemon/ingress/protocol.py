@@ -143,7 +143,7 @@ def parse_request(line: bytes) -> Request:
     except UnicodeDecodeError as exc:
         raise RequestError(
             Code.BAD_REQUEST,
-            "the request is not UTF-8; a file with such a name needs the extended form, which `send` uses",
+            "the request is not UTF-8; give such a file name in the extended form, with JSON escapes, as `send` does",
         ) from exc
     return _parse_extended(text) if is_extended(line) else _parse_plain(text)
 

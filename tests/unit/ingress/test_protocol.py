@@ -107,6 +107,13 @@ def test_good_lines(line: bytes, request_: Request) -> None:
     assert parse_request(line) == request_
 
 
+@pytest.mark.parametrize("line", [b"/\xff a/b/c", b'{"file": "/\xff", "destination": "a/b/c"}'])
+def test_bytes_that_are_not_utf_8_need_escapes(line: bytes) -> None:
+    """In the extended form too, so naming that form alone would not tell its author what to do."""
+    with pytest.raises(RequestError, match="in the extended form, with JSON escapes, as `send` does"):
+        parse_request(line)
+
+
 @pytest.mark.parametrize("line", BAD, ids=lambda line: repr(line[:40]))
 def test_bad_lines(line: bytes) -> None:
     """Refused with one printable line."""
