@@ -203,10 +203,12 @@ def one_line(text: str, limit: int = 500) -> str:
 
     Args:
         text: anything; may hold lone surrogates from undecodable file names.
-        limit: characters kept; longer text ends in "...".
+        limit: characters kept; longer text has "..." in its middle. Its end says what to do, behind a name that may be
+            long: of the 4096 bytes of a path each may be shown as six characters.
     """
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
-    return shown if len(shown) <= limit else shown[: limit - 3] + "..."
+    tail = limit // 3
+    return shown if len(shown) <= limit else f"{shown[: limit - tail - 3]}...{shown[-tail:]}"
 
 
 def quoted(text: str, limit: int = 500) -> str:

@@ -1,4 +1,4 @@
-"""What is a limit of this host."""
+"""What is a limit of this host; and what is shown in one line."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import errno
 import aiohttp
 import pytest
 
-from s3daemon.errors import FileError, is_host_limit
+from s3daemon.errors import FileError, is_host_limit, one_line
 
 NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
 
@@ -37,3 +37,15 @@ def caused(error: Exception, by: Exception) -> Exception:
 def test_is_host_limit_recognizes_the_kernels_errors(error: Exception | None, expected: bool) -> None:
     """By the number that the kernel gave, of the error or of what caused it."""
     assert is_host_limit(error) is expected
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("x" * 500, "x" * 500),
+        ("/" + "n" * 600 + ": no such file", "/" + "n" * 330 + "..." + "n" * 152 + ": no such file"),
+    ],
+)
+def test_a_long_line_is_cut_in_its_middle(text: str, wanted: str) -> None:
+    """Its beginning names the file, its end says what is wrong and what to do."""
+    assert one_line(text) == wanted

@@ -20,6 +20,7 @@ import hashlib
 import os
 import pwd
 import re
+import shlex
 import stat
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -51,11 +52,14 @@ _REASONS = {
     errno.ENAMETOOLONG: (Code.NO_SUCH_FILE, "no such file: the name is too long"),
 }
 
+#: Characters of a name where a message has it twice: all of a message has 500.
+_NAME_CHARS = 150
+
 
 def file_error(path: str, exc: OSError) -> FileError:
     """Return the error that `exc` means for the file at `path`. Blocks like `Source.open`."""
     if exc.errno in (errno.EACCES, errno.EPERM):
-        return FileError(Code.NOT_READABLE, f"{one_line(path)}: {_refusal(path)}")
+        return FileError(Code.NOT_READABLE, f"{one_line(path, _NAME_CHARS)}: {_refusal(path)}")
     if is_host_limit(exc):
         return FileError(Code.HOST_LIMIT, f"{one_line(path)}: {HOST_LIMIT_TEXT}")
     code, text = _REASONS.get(exc.errno or 0, (Code.READ_FAILED, exc.strerror or "read error"))
@@ -70,9 +74,14 @@ def _refusal(path: str) -> str:
         user = str(os.geteuid())
     for directory in reversed(Path(path).parents):
         if not os.access(directory, os.X_OK, effective_ids=True):
-            name = one_line(str(directory))
-            return f"user {user} may not enter {name}: setfacl -m u:{user}:x {name}"
-    return f"user {user} may not read it: setfacl -m u:{user}:r {one_line(path)}"
+            name = str(directory)
+            return f"user {user} may not enter {one_line(name, _NAME_CHARS)}: setfacl -m u:{user}:x {_word(name)}"
+    return f"user {user} may not read it: setfacl -m u:{user}:r {_word(path)}"
+
+
+def _word(name: str) -> str:
+    """A name as a word of a shell: a client chose it, and root may paste the command."""
+    return shlex.quote(one_line(name))
 
 
 class Source:
@@ -348,7 +357,10 @@ def _check_location(path: str, name: int, roots: Sequence[str], flags: int) -> N
         # Resolved each time: a link's target may have changed, or a file system is mounted late.
         roots = [os.path.realpath(root) for root in roots]
     if not (_is_under(real, roots) and _is_mounted_here(name)):
-        raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: {one_line(real)} is not under S3DAEMON_ALLOWED_ROOTS")
+        raise FileError(
+            Code.NOT_ALLOWED,
+            f"{one_line(path, _NAME_CHARS)}: {one_line(real, _NAME_CHARS)} is not under S3DAEMON_ALLOWED_ROOTS",
+        )
 
 
 def _is_under(real: str, directories: Sequence[str]) -> bool:

@@ -9,6 +9,7 @@ import hashlib
 import itertools
 import os
 import pwd
+import shlex
 import socket
 import subprocess
 import sys
@@ -35,6 +36,7 @@ from s3daemon.model.files.memory import (
     look_up,
 )
 from s3daemon.model.files.source import SMALL_BYTES, Source, md5_of, open_file
+from s3daemon.model.reply import Reply
 
 
 def refused(path: Path | str, *roots: Path) -> FileError:
@@ -165,6 +167,26 @@ def test_files_without_permission_are_refused(public: Path) -> None:
         assert refused(secret).text == f"{secret}: user {user} may not read it: setfacl -m u:{user}:r {secret}"
         closed = public / "closed"
         assert refused(closed / "a/file").text.endswith(f"may not enter {closed}: setfacl -m u:{user}:x {closed}")
+
+
+@pytest.mark.parametrize("name", ["x; reboot", "$(reboot)", "a b", "it's"])
+def test_a_command_in_a_message_is_safe_to_paste(public: Path, name: str) -> None:
+    """A client chose the name, and root may run the command as it is shown."""
+    (public / name).mkdir(mode=0)
+    with not_as_root():
+        *_, word = shlex.split(refused(public / name / "file").text.rpartition(": ")[2])
+    assert word == str(public / name)
+
+
+def test_a_long_name_leaves_room_for_what_to_do(public: Path) -> None:
+    """In the reply, which has 500 characters, of which each byte that cannot be shown takes six."""
+    secret = a_file(public / ("n" * 200), 5)
+    secret.chmod(0)
+    with not_as_root():
+        reply = Reply.failed(refused(secret))
+    assert reply.text.endswith(f":r {secret}")
+    missing = os.fsdecode(b"/" + b"\xff" * 200)
+    assert Reply.failed(_refused(missing, [])).text.endswith(": no such file")
 
 
 def test_files_with_permission_are_opened(public: Path) -> None:
