@@ -45,6 +45,9 @@ _KINDS = (
 )
 #: The kernel gives their files the size 0, or that of a page, whatever can be read there, and no blocks.
 _KERNEL_FILE_SYSTEMS = ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs")
+#: Names that the kernel resolves for the process that opens them. A client's `<(command)` is /dev/fd/63, where this
+#: process may have the file of another transfer.
+_OF_A_PROCESS = re.compile(r"/+(?:dev/+(?:fd/|std(?:in|out|err)$)|proc/+(?:self|thread-self)/)")
 _REASONS = {
     errno.ENOENT: (Code.NO_SUCH_FILE, "no such file"),
     errno.ENOTDIR: (Code.NO_SUCH_FILE, "no such file: part of the path is not a directory"),
@@ -112,6 +115,9 @@ class Source:
         Raises:
             FileError: `NoSuchFile`, `NotRegularFile`, `NotReadable`, `NotAllowed` or `ReadFailed`.
         """
+        if _OF_A_PROCESS.match(path):
+            text = "the name is another file's in each process: write the content to a file, and give that one's name"
+            raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {text}")
         try:
             name = os.open(path, os.O_PATH | os.O_CLOEXEC)
             try:
@@ -128,6 +134,8 @@ class Source:
         Raises:
             FileError: `NotRegularFile`, `NotAllowed`, `FileChanged`.
         """
+        if _OF_A_PROCESS.match(path):
+            return None
         try:
             name = look_up(path)
             try:
