@@ -21,12 +21,15 @@ AWAY_AFTER_FAILURES = 3
 #: A waiting client does not notice a shorter outage; in a longer one, hooks must not wait 30 s for each image. Seconds.
 KNOWN_AWAY_AFTER_S = 5.0
 PROBE_FIRST_S = 1.0
-#: The longest time between probes, seconds: half of the back-off's maximum, since all transfers wait for them. After an
-#: outage of any length, transfers continue within one exposure.
+#: The longest time between probes, seconds: half of the back-off's maximum, since there are at most two probes and all
+#: transfers wait for them. After an outage of any length, transfers continue within one exposure.
 PROBE_MAX_S = 30.0
 #: While no connection can be opened, a small request tries this often whether one can, seconds: it costs nothing, and
 #: transfers continue within five seconds of the store's return.
 ASK_EVERY_S = 3.0
+#: The number of probes at a time: one in the first three rounds, then two, of different transfers, so that one that
+#: always fails, or hangs, does not hide the recovery.
+PROBES_FIRST, PROBES_MAX, PROBES_MORE_AFTER = 1, 2, 3
 #: A probe that takes longer, such as a large file, or one without an answer, does not hide the recovery: it counts as a
 #: probe for so long, seconds. While nothing is answered, each attempt ends after a minute: then six are in flight.
 PROBE_ALONE_S = 10.0
@@ -73,7 +76,7 @@ class Health:
         -----  -----                                           ----   -------------------
         UP     succeeded                                       UP     everything
         UP     failed, 3 times in a row                        AWAY
-        AWAY   succeeded, or suspected with an answer          UP     1 probe, after 1 s ... 30 s;
+        AWAY   succeeded, or suspected with an answer          UP     1 probe, later 2, each after 1 s ... 30 s;
         AWAY   failed                                          AWAY     while it answers, live transfers too
         AWAY   reload                                          AWAY   the next probe at once
         AWAY   a small request is answered, none was before    AWAY   the next probe at once
@@ -247,8 +250,10 @@ class Health:
         """
         if self._stop is None:
             return None
-        now = self._monotonic()
+        now, limit = self._monotonic(), PROBES_FIRST
         if now < self._stop.probe_at:
             return self._stop.probe_at
-        probes = (at + PROBE_ALONE_S for at in started if at >= self._stop.since and at + PROBE_ALONE_S > now)
-        return max(probes, default=None)
+        if isinstance(self._stop, _Away) and self._stop.rounds > PROBES_MORE_AFTER:
+            limit = PROBES_MAX
+        probes = sorted(at for at in started if at >= self._stop.since and at + PROBE_ALONE_S > now)
+        return probes[-limit] + PROBE_ALONE_S if len(probes) >= limit else None

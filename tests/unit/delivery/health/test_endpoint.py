@@ -183,9 +183,9 @@ def test_away_is_known_after_five_seconds(health: Health, clock: Clock) -> None:
     assert [*known, health.known_away] == [False, True, False]
 
 
-def test_away_is_probed_by_one_at_growing_distance(health: Health, clock: Clock) -> None:
+def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, clock: Clock) -> None:
     away(health)
-    delays = []
+    delays, limits = [], []
     for _ in range(10):
         wake = health.wake_at([])
         assert wake is not None
@@ -193,11 +193,12 @@ def test_away_is_probed_by_one_at_growing_distance(health: Health, clock: Clock)
         delays.append(wake - clock.now)
         clock.now = wake
         assert health.wake_at([]) is None
-        assert not health.may_start([clock.now])
+        limits.append(next(n for n in range(5) if not health.may_start([NOW] * n)))
         health.failed(DOWN, HERE)
         health.failed(DOWN, HERE)  # another one of the same round, which counts once
     for delay, whole in zip(delays, [1, 2, 4, 8, 16, 30, 30, 30, 30, 30], strict=True):
         assert 0.75 * whole <= delay <= whole
+    assert limits == [1, 1, 1, 2, 2, 2, 2, 2, 2, 2]
 
 
 def test_bad_keys_hold_the_queue_from_any_state(health: Health) -> None:
