@@ -62,29 +62,29 @@ _NAME_CHARS = 150
 def file_error(path: str, exc: OSError) -> FileError:
     """Return the error that `exc` means for the file at `path`. Blocks like `Source.open`."""
     if exc.errno in (errno.EACCES, errno.EPERM):
-        return FileError(Code.NOT_READABLE, f"{one_line(path, _NAME_CHARS)}: {_refusal(path)}")
+        return _denied(path)
     if is_host_limit(exc):
         return FileError(Code.HOST_LIMIT, f"{one_line(path)}: {HOST_LIMIT_TEXT}")
     code, text = _REASONS.get(exc.errno or 0, (Code.READ_FAILED, exc.strerror or "read error"))
     return FileError(code, f"{one_line(path)}: {text}")
 
 
-def _refusal(path: str) -> str:
-    """Say who may not do what, at the first directory that refuses or at the file, and the cure."""
+def _denied(path: str) -> FileError:
+    """Return the error of a path that the user of this process may not open: where it ends, and the command to run."""
     try:
         user = pwd.getpwuid(os.geteuid()).pw_name
     except KeyError:
         user = str(os.geteuid())
+    fault, right, name = "may not read it", "r", path
     for directory in reversed(Path(path).parents):
         if not os.access(directory, os.X_OK, effective_ids=True):
             name = str(directory)
-            return f"user {user} may not enter {one_line(name, _NAME_CHARS)}: setfacl -m u:{user}:x {_word(name)}"
-    return f"user {user} may not read it: setfacl -m u:{user}:r {_word(path)}"
-
-
-def _word(name: str) -> str:
-    """A name as a word of a shell: a client chose it, and root may paste the command."""
-    return shlex.quote(one_line(name))
+            fault, right = f"may not enter {one_line(name, _NAME_CHARS)}", "x"
+            break
+    text = f"{one_line(path, _NAME_CHARS)}: user {user} {fault}: setfacl -m u:{user}:{right} "
+    # A client chose the name, and root may paste the command. A word that is cut is not quoted any more.
+    whole = text + shlex.quote(one_line(name))
+    return FileError(Code.NOT_READABLE, whole if one_line(whole) == whole else f"{text}PATH")
 
 
 class Source:

@@ -35,7 +35,7 @@ from s3daemon.model.files.memory import (
     is_missing,
     look_up,
 )
-from s3daemon.model.files.source import SMALL_BYTES, Source, md5_of, open_file
+from s3daemon.model.files.source import SMALL_BYTES, Source, file_error, md5_of, open_file
 from s3daemon.model.reply import Reply
 
 
@@ -176,6 +176,14 @@ def test_a_command_in_a_message_is_safe_to_paste(public: Path, name: str) -> Non
     with not_as_root():
         *_, word = shlex.split(refused(public / name / "file").text.rpartition(": ")[2])
     assert word == str(public / name)
+
+
+def test_a_command_never_has_a_part_of_a_name(public: Path) -> None:
+    """Where the message is cut, the quotes would no longer hold: the name's own would end them."""
+    name = "a" * 120 + "'" + "b" * 200 + "\"$(reboot)\\'"
+    reply = Reply.failed(file_error(f"{public}/{name}", PermissionError(errno.EACCES, "no")))
+    assert "$(" not in reply.text.rpartition("setfacl")[2]
+    assert reply.text.endswith(":r PATH")
 
 
 def test_a_long_name_leaves_room_for_what_to_do(public: Path) -> None:
