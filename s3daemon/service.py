@@ -352,7 +352,8 @@ class Service:
         while True:
             await asyncio.sleep(STATUS_EVERY_S)
             self._operations.sample()
-            self._uploader.outages.note_reach(self._endpoint.pool.addresses.unreachable)
+            addresses = self._endpoint.pool.addresses
+            self._uploader.outages.note_reach(addresses.unreachable, has_answered=addresses.have_answered)
             self._show_status()
             if time.monotonic() - ticked_at >= TICK_EVERY_S:
                 ticked_at = time.monotonic()

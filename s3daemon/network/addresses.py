@@ -114,6 +114,11 @@ class Addresses:
         return "no address of the store answers" if are_silent else ""
 
     @property
+    def have_answered(self) -> bool:
+        """Whether one of them has answered anything, ever."""
+        return any(known.has_answered for known in self._known.values())
+
+    @property
     def enabled(self) -> list[str]:
         """The addresses that are not disabled."""
         return [address for address, known in self._known.items() if not known.is_disabled]

@@ -87,12 +87,15 @@ class Outages:
             self._begin(MessageId.UNREACHABLE, text, logging.WARNING)
         self.on_change()
 
-    def note_reach(self, unreachable: str) -> None:
+    def note_reach(self, unreachable: str, *, has_answered: bool) -> None:
         """Note whether small requests reach the store, and write entries likewise; called every few seconds.
 
         Args:
-            unreachable: why no address answers, one line; empty if one does.
+            unreachable: why no address answers, one line; empty if one does, or none has failed yet.
+            has_answered: one has answered. Of new addresses, as after a reload, nothing is known at first: no news.
         """
+        if not (unreachable or has_answered):
+            return
         now = self._monotonic()
         self._unreached_at = None if not unreachable else now if self._unreached_at is None else self._unreached_at
         has_lasted = self._unreached_at is not None and now - self._unreached_at >= UNREACHABLE_AFTER_S

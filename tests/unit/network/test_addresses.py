@@ -259,9 +259,11 @@ def test_where_all_answer_badly_all_are_used_alike(scene: Scene) -> None:
 def test_addresses_that_answer_nothing_any_more_are_unreachable_though_uploads_were_stored_lately() -> None:
     """A server that hangs accepts connections and bodies. None is disabled, and any answer ends it."""
     scene = Scene((ONE, TWO))
+    assert [scene.addresses.have_answered] == [False]
     for address in (ONE, TWO):
         scene.addresses.asked(address, SmallRequestOutcome.ANSWERED, "")
         scene.addresses.succeeded(address)
+    assert [scene.addresses.have_answered] == [True]
     sent_at = scene.clock.now = scene.clock.now + 1.0
     scene.clock.now += SILENT_S
     scene.addresses.asked(ONE, SmallRequestOutcome.NOT_ANSWERED, "no answer", sent_at)

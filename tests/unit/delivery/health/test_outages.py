@@ -98,10 +98,10 @@ def test_a_store_that_is_unreachable_while_nothing_is_sent_is_an_entry(caplog: p
     health = Health(random.Random(1), clock)
     outages = Outages(health, lambda: health.next_probe_s, clock, lambda: 1e9 + clock.now)
 
-    def after(seconds: float, unreachable: str) -> list[tuple[str, str]]:
+    def after(seconds: float, unreachable: str, *, has_answered: bool = True) -> list[tuple[str, str]]:
         clock.now += seconds
         caplog.clear()
-        outages.note_reach(unreachable)
+        outages.note_reach(unreachable, has_answered=has_answered)
         return [(record.__dict__["journal"]["MESSAGE_ID"], record.getMessage()) for record in caplog.records]
 
     why = "TLSRefused, expired"
@@ -114,6 +114,7 @@ def test_a_store_that_is_unreachable_while_nothing_is_sent_is_an_entry(caplog: p
     assert after(1, why) == [(MessageId.UNREACHABLE, entry)]
     assert after(60, why) == []
     assert outages.for_s == UNREACHABLE_AFTER_S + 60, "from its beginning on, not from the entry"
+    assert after(0, "", has_answered=False) == [], "of the addresses after a reload nothing is known yet"
     [(kind, text)] = after(0, "")
     assert kind == MessageId.REACHED
     assert text.startswith("the store can be reached again; it was unreachable for 1m30s, since ")
