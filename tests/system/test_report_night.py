@@ -204,19 +204,16 @@ def test_from_another_host(night: Night, tmp_path: Path) -> None:
 
 
 def test_the_picture_agrees_with_the_clients(night: Night, tmp_path: Path) -> None:
-    """What is written over each exposure's bar is what its clients measured, to 20 ms."""
+    """The time that is written at the worst exposure is what its clients measured, to 20 ms and three digits."""
     pytest.importorskip("matplotlib")
     saved = night.service.box.root / "var/log/journal"
     here("--file", str(saved), "--since", f"@{night.began_s:.6f}", "--plot", str(tmp_path / "night.svg"))
+    # matplotlib leaves every text that it draws as a comment.
     texts = re.findall("<!-- (.*?) -->", (tmp_path / "night.svg").read_text(), re.S)
-    # The bars' labels come first, one line each; matplotlib leaves every text that it draws as a comment.
-    labels = [float(text[:-2]) for text in texts if re.fullmatch(r"\d+\.?\d* s", text)]
-    assert "exposure-…" in texts  # what their names have in common
-    assert [name for name in night.exposures if name.removeprefix("exposure-") in texts] == list(night.exposures)
-    assert "1 failed" in texts
-    for name, drawn_s in zip(list(night.exposures)[:2], labels, strict=False):
-        assert abs(drawn_s - to_last_s(night, name)) < AGREE_S
-    assert labels[2] > 5  # the deferred one
+    ((name, drawn_s),) = [found.groups() for text in texts if (found := re.fullmatch(r"(exposure-\d), (\S+) s", text))]
+    assert name in ("exposure-2", "exposure-3"), "one lacks a file, the other one waited for an outage"
+    assert abs(float(drawn_s) - to_last_s(night, name)) < AGREE_S + 0.05
+    assert "incomplete: 1" in texts
 
 
 #: Sends the entry on standard input to journald, as any user may.
