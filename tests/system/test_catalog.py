@@ -66,6 +66,12 @@ def test_every_event_is_one_entry_that_is_explained(service: Service, s3: FlakyS
     entries(service, MessageId.BACK, 1)
     until(lambda: len(s3.puts), lambda count: count == 2, "arrival of what was deferred")
 
+    s3.refuse()  # while nothing is sent
+    (unreachable,) = entries(service, MessageId.UNREACHABLE, 1)
+    assert unreachable.startswith("the store cannot be reached: ConnectionFailed, no connection to the store: ")
+    s3.open()
+    entries(service, MessageId.REACHED, 1)
+
     s3.faults[Fault.KEY_UNKNOWN] = 1.0
     assert "InvalidAccessKeyId" in service.send("/data/f.fits", "any/bucket/held", check=False).stderr
     (held,) = entries(service, MessageId.HELD, 1)
