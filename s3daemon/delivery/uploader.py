@@ -177,8 +177,8 @@ class Uploader:
             source: its file, open; closed here unless the attempt starts now, since that may take hours.
             held_back: no attempt starts before `admit`.
         """
-        queued = QueuedTransfer(seq, transfer, self.clock(), self.active_clock.now(), source=source)
-        queued.held_back = held_back
+        now, active_s = self.clock(), self.active_clock.now()
+        queued = QueuedTransfer(seq, transfer, now, active_s, source=source, held_back=held_back)
         self.schedule.add(queued)
         self.pump()
         queued.attempt_started = queued.attempt is not None
