@@ -47,7 +47,7 @@ _KINDS = (
 _KERNEL_FILE_SYSTEMS = ("proc", "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs")
 #: Names that the kernel resolves for the process that opens them. A client's `<(command)` is /dev/fd/63, where this
 #: process may have the file of another transfer.
-_OF_A_PROCESS = re.compile(r"/+(?:dev/+(?:fd/|std(?:in|out|err)$)|proc/+(?:self|thread-self)/)")
+_OF_A_PROCESS = re.compile(r"/+(?:dev/(?:fd/|std(?:in|out|err)$)|proc/(?:self|thread-self)/)")
 _REASONS = {
     errno.ENOENT: (Code.NO_SUCH_FILE, "no such file"),
     errno.ENOTDIR: (Code.NO_SUCH_FILE, "no such file: part of the path is not a directory"),
@@ -115,7 +115,7 @@ class Source:
         Raises:
             FileError: `NoSuchFile`, `NotRegularFile`, `NotReadable`, `NotAllowed` or `ReadFailed`.
         """
-        if _OF_A_PROCESS.match(path):
+        if _OF_A_PROCESS.match(os.path.normpath(path)):
             text = "the name is another file's in each process: write the content to a file, and give that one's name"
             raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {text}")
         try:
@@ -134,7 +134,7 @@ class Source:
         Raises:
             FileError: `NotRegularFile`, `NotAllowed`, `FileChanged`.
         """
-        if _OF_A_PROCESS.match(path):
+        if _OF_A_PROCESS.match(os.path.normpath(path)):
             return None
         try:
             name = look_up(path)

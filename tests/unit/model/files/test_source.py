@@ -626,7 +626,9 @@ def test_what_cannot_be_looked_up_is_not_taken_for_a_strangers(tmp_path: Path, m
     assert caught.value.code == "HostLimit"
 
 
-@pytest.mark.parametrize("name", ["/dev/fd/{}", "//dev//fd/{}", "/proc/self/fd/{}", "/proc/thread-self/fd/{}"])
+@pytest.mark.parametrize(
+    "name", ["/dev/fd/{}", "//dev//./fd/{}", "/data/../dev/fd/{}", "/proc/self/fd/{}", "/proc/thread-self/fd/{}"]
+)
 def test_a_descriptor_of_this_process_is_not_the_clients(public: Path, name: str) -> None:
     """A client's `<(command)` is /dev/fd/63, where this process may have the file of another transfer."""
     other = os.open(a_file(public / "other", 5), os.O_RDONLY)
