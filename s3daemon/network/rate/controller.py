@@ -64,9 +64,9 @@ _LOSSY, _DEVIATIONS, _TIMEOUT_PACKETS = 0.02, 3, 6
 _PROBE_PACKETS, _PROBE_ROUNDS = 2, 8
 #: Rounds in which the rate was used before the next probe.
 _PROBE_EVERY = 30
-#: Rounds without any queue after which the rate counts as what the link carries: at 200 ms, one exposure; and after
-#: which a rate far below what was found before does.
-_SETTLED, _LOWERED = 8, 20
+#: Rounds of use without any queue after which the rate counts as what the link carries: at 200 ms, one exposure has
+#: some six beside its probe; and after which a rate far below what was found before does.
+_SETTLED, _LOWERED = 4, 20
 #: A probe for what was there a moment ago, more than this share below it, is repeated after so many rounds.
 _NEARLY, _AGAIN = 0.97, 4
 #: What is measured again and is less than this share of the time before has gone to someone else.
@@ -183,7 +183,7 @@ class Controller:
         self._was_crowded = self.is_overrun = False
         self._overrun_rate = 0.0  # measured as the link overran
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
-        self._lossy_at = 0.0
+        self._adapt_at = 0.0  # when the share grows or is cut next
         self._drained_at: float | None = None
         self._shared = 0.0  # sent beside another sender, before it was tried whether that has gone
         self._measured: float | None = None  # by the last drain, not so long ago
@@ -379,9 +379,9 @@ class Controller:
         self.is_used = True
         self._loaded_rounds += rounds
         is_lower = self._rate < _NEARLY * (self.capacity or 0.0)
-        # Probes are frequent then, and what one leaves in the queue is our own.
-        own_s = (_GAINS[0] - 1) * self._half_round(sample)
-        is_clean = not is_lower or sample.queued_s <= max(_QUEUED_S, own_s)
+        # Where it is lower, probes are frequent, and what one leaves in the queue is our own.
+        most_s = (_GAINS[0] - 1) * self._half_round(sample) if is_lower else _QUEUED_SHARE / 2 * sample.rtt_s
+        is_clean = sample.queued_s <= max(_QUEUED_S, most_s)
         self._clean_rounds = self._clean_rounds + rounds if is_clean else 0.0
         if self._clean_rounds >= (_LOWERED if is_lower else _SETTLED):
             self.capacity, self._measured, self._is_sure = self._rate, None, True
@@ -437,9 +437,11 @@ class Controller:
     def _in_share(self, sample: Sample) -> None:
         capacity, step = self.capacity or 0.0, self._round(sample)
         passed = sample.now - self._since
-        if sample.now - self._lossy_at >= step:
-            self._lossy_at = sample.now
+        if sample.now >= self._adapt_at:
+            self._adapt_at = sample.now + step
             if self._is_overrun(sample):
+                # What is lost of that which was sent before is seen for a round and the queue, and counts for a round.
+                self._adapt_at += sample.queued_s + step
                 self._rate = max(_LEAST_RATE, 0.7 * self._rate)
             elif self._is_sure:
                 self._rate = min(_SHARE[1] * capacity, self._rate + 0.02 * capacity)

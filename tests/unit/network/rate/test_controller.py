@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 
 import pytest
 
@@ -199,6 +200,33 @@ def test_two_exposures_are_enough_to_share_with_a_sender_that_comes_then() -> No
     others = link.rival_delivered - before
     assert 0.35 < 2e9 / (2e9 + others) < 0.65
     assert controller.capacity == pytest.approx(1000 * MBIT, rel=0.1)
+
+
+def shares_beside_a_full_queue(controller: Controller, seconds: float, lossy_s: float = 0.0) -> list[float]:
+    """Return the rates at which it sends beside one that fills a queue of 200 ms; 10 % is lost for `lossy_s`."""
+    shares, sent_bps = list[float](), 500 * MBIT
+    for number in range(round(seconds / SAMPLE_EVERY_S)):
+        now = number * SAMPLE_EVERY_S
+        lost = 0.1 * sent_bps * min(max(0.0, now - 2), lossy_s)
+        sent = round(now * sent_bps)
+        controller.observe(Sample(now, sent, sent, round(lost), round(50 * MBIT), 0.2, 0.2, packet=8948))
+        if controller.phase is Phase.SHARE and controller.pace is not None:
+            shares.append(controller.pace)
+    return shares
+
+
+def test_two_exposures_are_enough_to_know_that_the_link_was_ours_alone() -> None:
+    """Each has few rounds in which the rate is used. The share of a sender that comes then is half at once."""
+    link, controller = Link(1000 * MBIT), Controller()
+    for _ in range(2):
+        expose(link, controller)
+    assert shares_beside_a_full_queue(controller, 2.0)[0] == pytest.approx(link.rate / 2, rel=0.05)
+
+
+def test_losses_at_once_cut_the_share_once() -> None:
+    """What a full queue dropped at one moment is seen to be lost for a round trip and the time in that queue."""
+    shares = shares_beside_a_full_queue(Controller(1000 * MBIT), 4.0, lossy_s=0.4)
+    assert sum(after < before for before, after in pairwise(shares)) == 1
 
 
 def test_chance_loss_is_not_a_narrow_link() -> None:
