@@ -107,7 +107,7 @@ class Writer:
         self._loop: asyncio.AbstractEventLoop | None = None
 
         self._retained: list[Change] = []
-        self._results: list[tuple[asyncio.Future[None], Exception | None]] = []
+        self._results: list[tuple[asyncio.Future[None], SpoolError | None]] = []
         self._error: SpoolError | None = None
         self._retry_at = math.inf
         self._stuck_s = stuck_s
@@ -195,7 +195,7 @@ class Writer:
                 self._serve(requests)
             except Exception as exc:  # a bug: the waiters must be notified, and the thread must live
                 _log.exception("an unexpected error in the spool's writer")
-                self._add_results(requests, exc)
+                self._add_results(requests, _bug(exc))
             self._busy_since = math.inf
             self._report_results()
             if closing:
@@ -271,7 +271,7 @@ class Writer:
         for request, result in zip(requests, results, strict=True):
             if isinstance(result, list):
                 self.on_removed(result)
-            self._add_results([request], None if isinstance(result, list) else result)
+            self._add_results([request], None if isinstance(result, list) else _bug(result))
         return None
 
     def _set_fault(self, error: SpoolError | None) -> None:
@@ -284,14 +284,13 @@ class Writer:
             kind = {"MESSAGE_ID": MessageId.SPOOL_WRITABLE.value, "PRIORITY": int(Priority.NOTICE)}
             _log.warning("%s can be written again; requests are accepted", self._directory, extra={"journal": kind})
 
-    def _add_results(self, requests: Iterable[WriteRequest], error: Exception | None) -> None:
+    def _add_results(self, requests: Iterable[WriteRequest], error: SpoolError | None) -> None:
         """Note the result for the waiters of `requests`; each waiter raises an error of its own."""
         for request in requests:
             if request.durable is not None:
-                own = SpoolError(error.code, error.text) if isinstance(error, SpoolError) else error
-                self._results.append((request.durable, own))
-            elif error is not None and not isinstance(error, SpoolError):
-                _log.error("a change cannot be carried out: %s", one_line(repr(error)))
+                self._results.append((request.durable, error and SpoolError(error.code, error.text)))
+            if error is not None and error.code == Code.INTERNAL:
+                _log.error("%s", error.text)
 
     def _report_results(self) -> None:
         """Pass the results of this round, and that the file was replaced, to the event loop."""
@@ -315,3 +314,7 @@ class Writer:
 
         with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits any more
             self._loop.call_soon_threadsafe(report)
+
+
+def _bug(exc: Exception) -> SpoolError:
+    return SpoolError(Code.INTERNAL, f"a change cannot be carried out: {one_line(repr(exc))}")
