@@ -25,6 +25,7 @@ from s3daemon.errors import AttemptError, Code, FileError, SpoolError
 from s3daemon.model.files.source import Source, open_file
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.uploads.progress import Progress
+from s3daemon.s3.multipart import expected_etag
 from s3daemon.s3.store import LookupResult, Store, Stored
 from s3daemon.spool.spool import Spool
 
@@ -181,7 +182,9 @@ class Attempts:
             return None
         try:
             avoided = queued.failed_addresses | progress.slow_addresses
-            found = await store.find(queued.transfer, avoided, expected=queued.sent_etag, source=source)
+            # A crash takes the ETag that was not saved yet; the parts were, before the object was asked for.
+            expected = queued.sent_etag or expected_etag(self._spool.open_uploads.of(queued.transfer.id))
+            found = await store.find(queued.transfer, avoided, expected=expected, source=source)
         except AttemptError as exc:
             is_answered = bool(exc.status) or exc.code == Code.BAD_ANSWER
             queued.lookups_refused += is_answered

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
@@ -118,7 +118,7 @@ class Multipart:
                 open_upload, source, open_uploads, failed_addresses=failed_addresses, progress=progress
             )
             await check_unchanged(source, self._settings.stall_timeout_s)
-            expected = etag_in_parts([etag for _, etag in sorted(open_upload.etags.items())])
+            expected = _expected(open_upload)
             on_sent(expected)
             etag = await self._complete(open_upload, expected, open_uploads, failed_addresses)
         return CompletedUpload(etag, expected, open_upload, sent)
@@ -251,3 +251,17 @@ class Multipart:
                 text = f"the store's ETag is {etag}, that of the parts that were sent {expected}; {VERIFY_ADVICE}"
                 raise AttemptError(Code.ETAG_MISMATCH, text)
         return etag
+
+
+def expected_etag(open_uploads: Iterable[OpenUpload]) -> str:
+    """Return the ETag that an object made of one of these uploads must have (`etag_in_parts`).
+
+    Returns:
+        "" if the store was not asked for an object, or for different ones.
+    """
+    found = {_expected(each) for each in open_uploads if each.completing}
+    return found.pop() if len(found) == 1 else ""
+
+
+def _expected(open_upload: OpenUpload) -> str:
+    return etag_in_parts([etag for _, etag in sorted(open_upload.etags.items())])

@@ -19,6 +19,7 @@ from s3daemon.model.request import FileState, Transfer
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.network.uploads.straggler import MoveHistory
 from s3daemon.s3.store import Stored
+from s3daemon.spool.open_uploads import MultipartUpload
 
 
 class Bench:
@@ -46,6 +47,8 @@ class Bench:
 
 
 LOST = AttemptError("NoAnswer", "no answer", ambiguous=True)
+#: Of an object in one part whose MD5 sum is 0.
+ONE_PART = "4ae71336e44bf9bf79d2752e234818a5-1"
 
 
 @flying_with(Bench)
@@ -372,6 +375,37 @@ async def test_what_was_sent_is_known_to_the_next_lookup() -> None:
         await bench.make(queued)
     await bench.make(queued)
     assert given == ["etag"]
+
+
+@flying
+@pytest.mark.parametrize(
+    ("completing", "expected"),
+    [([], ""), ([["0" * 32]], ONE_PART), ([["0" * 32]] * 2, ONE_PART), ([["0" * 32], ["1" * 32]], "")],
+    ids=["none", "one", "two with the same parts", "two with other parts"],
+)
+async def test_what_was_sent_in_parts_is_known_after_a_crash(completing: list[list[str]], expected: str) -> None:
+    """The spool has the parts of an upload before the store is asked for the object."""
+    given: list[str] = []
+
+    class KnowingStore(FakeStore):
+        async def find(self, transfer: Transfer, *args: Any, expected: str = "", **kwargs: Any) -> Stored:
+            given.append(expected)
+            return Stored("etag", 3000)
+
+    bench = Bench(store=KnowingStore())
+    queued = bench.accepted()
+    queued.outcome_unknown = True
+    for number, etags in enumerate([["2" * 32], *completing]):
+        to, id_ = queued.transfer.destination, queued.transfer.id
+        upload = MultipartUpload(f"upload {number}", "http://store", id_, to, 3000, "mark", 3000)
+        await bench.spool.open_uploads.begin(upload)
+        (open_upload,) = (each for each in bench.spool.open_uploads if each.upload == upload)
+        for part, etag in enumerate(etags, 1):
+            bench.spool.open_uploads.part(open_upload, part, etag)
+        if number:
+            await bench.spool.open_uploads.completing(open_upload)
+    await bench.make(queued)
+    assert given == [expected]
 
 
 class RefusingOnceStore(FakeStore):
