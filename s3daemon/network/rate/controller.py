@@ -387,14 +387,14 @@ class Controller:
             self.capacity, self._measured, self._is_sure = self._rate, None, True
 
     def _in_probe(self, sample: Sample) -> None:
-        took, most = self._round(sample), self._probe_s(sample)
+        most = self._probe_s(sample)
         if self._gain > 1 and sample.now - self._since >= most and self._is_narrow(sample):
             self._since = sample.now - most
             return
         passed = sample.now - self._since
         if passed >= most:  # give back what a queue may have taken, up to a tenth
             self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * most else _CRUISE
-        if passed >= took + most + self._queue_before:
+        if passed >= sample.rtt_s + most + self._queue_before:
             delivered = self._delivered(most)
             yielded = (delivered / self._rate - 1) / self._excess
             queued = (sample.queued_s - self._queue_before) / self._excess / most

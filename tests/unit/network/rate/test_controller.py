@@ -152,6 +152,18 @@ def test_a_short_queue(window: float) -> None:
     assert (dropped[1] < 2.5e6, dropped[2] < 0.3e6) == (True, True), dropped
 
 
+@pytest.mark.parametrize("rtt_s", [0.006, 0.01, 0.03, 0.05, 0.08, 0.2])
+@pytest.mark.parametrize("mbit", [50, 300, 1000])
+def test_a_first_rate_that_is_too_low_is_raised_on_paths_of_any_length(rtt_s: float, mbit: int) -> None:
+    """A queue with room for a fifth of a round trip drops early, while little is delivered yet."""
+    bdp = mbit * MBIT * rtt_s
+    link = Link(mbit * MBIT, queue=max(0.2 * bdp, 64e3), rtt_s=rtt_s, window=max(0.1 * bdp, 23e4))
+    controller = Controller()
+    ratios = [expose(link, controller, min(193e6, link.rate * 6)) for _ in range(3)]
+    assert ratios[2] < 1.15
+    assert controller.capacity == pytest.approx(link.rate, rel=0.1)
+
+
 @pytest.mark.parametrize("queues", [(0.2, 0.2, 0.2), (0.008, 0.2, 0.2), (0.008, 0.008, 0.008)])
 def test_a_link_that_narrows_and_widens(queues: tuple[float, ...]) -> None:
     """After 1 000 to 300 Mbit/s the second exposure is in time, and after 300 to 1 000 too; `queues` hold seconds."""
