@@ -185,6 +185,7 @@ class Controller:
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
         self._adapt_at = 0.0  # when the share grows or is cut next
         self._drained_at: float | None = None
+        self._drain_until = 0.0  # whoever's queue is there then, it is not ours
         self._shared = 0.0  # sent beside another sender, before it was tried whether that has gone
         self._measured: float | None = None  # by the last drain, not so long ago
         self._queue_before = 0.0
@@ -277,6 +278,7 @@ class Controller:
         if found >= _LEAST_RATE:
             self._from = self._at(sample.now - queued) if queued >= measured else sample
             self._rate, self._drained_at, self._clean_rounds = found, None, 0.0
+            self._drain_until = sample.now + 2 * self._round(sample) + sample.queued_s / (1 - _DRAIN)
             self._enter(Phase.DRAIN, _DRAIN)
 
     def _enter_cruise(self, rate: float) -> None:
@@ -315,7 +317,8 @@ class Controller:
             best = 0.0 if self.capacity else self._rate  # at first a small queue empties before a round has passed
             self._rate = max(_LEAST_RATE, best, found)
         if self._drained_at is None:
-            if sample.in_flight <= _DRAINED * self._rate * sample.rtt_s:
+            is_empty = sample.in_flight <= _DRAINED * self._rate * sample.rtt_s
+            if is_empty or sample.now >= self._drain_until:
                 self._drained_at, self._gain = sample.now, _CRUISE
         elif self._queue_since is None:
             self._end_drain()

@@ -57,7 +57,7 @@ class Link:
             self.delivered += ours
             self.rival_delivered += others
             self._rival_flying -= others
-            may_grow = (self.window < 90e6 and pace is None) or self.window < 2 * self.rate * self.rtt_s
+            may_grow = (self.window < 90e6 and pace is None) or self.window < 2 * (self.rate * self.rtt_s + self.queue)
             self.window += ours if may_grow else 0
         room = max(0.0, self.window - (self.sent - self.delivered))
         most = min(room, self.window / self.rtt_s * 2 * STEP_S, left)
@@ -187,17 +187,28 @@ def test_a_rate_that_is_lower_for_good_replaces_the_one_before(rtt_s: float) -> 
         assert controller.capacity == pytest.approx(link.rate, rel=0.03), mbit
 
 
+def share_beside_a_rival(link: Link, known: float | None) -> float:
+    """Return its share of a link whose queue another sender has filled before."""
+    link.rival = link.rate * link.rtt_s + link.queue
+    for _ in range(1000):
+        link.step(1.0, 0)
+    before = link.rival_delivered
+    expose(link, Controller(known), 2e9)
+    return 2e9 / (2e9 + link.rival_delivered - before)
+
+
 @pytest.mark.parametrize("known", [None, 1000 * MBIT], ids=["not known", "known"])
 def test_it_shares_with_another_sender(known: float | None) -> None:
     """Beside one that fills the queue it gets between 35 and 65 % of the link."""
-    link = Link(1000 * MBIT, rival=35e6)
-    for _ in range(1000):
-        link.step(1.0, 0)
-    controller = Controller(known)
-    before = link.rival_delivered
-    expose(link, controller, 2e9)
-    others = link.rival_delivered - before
-    assert 0.35 < 2e9 / (2e9 + others) < 0.65
+    assert 0.35 < share_beside_a_rival(Link(1000 * MBIT), known) < 0.65
+
+
+@pytest.mark.parametrize("queue_s", [0.1, 0.2, 0.5])
+@pytest.mark.parametrize("rtt_s", [0.01, 0.03, 0.08])
+def test_it_shares_a_queue_that_is_longer_than_the_path(rtt_s: float, queue_s: float) -> None:
+    """More is in flight then than the way holds without a queue, however little we send."""
+    link = Link(1000 * MBIT, rtt_s=rtt_s, queue=1000 * MBIT * queue_s, window=150 * MBIT)
+    assert 0.35 < share_beside_a_rival(link, link.rate) < 0.65
 
 
 def test_two_exposures_are_enough_to_share_with_a_sender_that_comes_then() -> None:
