@@ -24,13 +24,7 @@ from s3daemon.model.request import Transfer
 from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.answers import VERIFY_ADVICE, contradicts, etag_in_parts, etag_of, parts_of
-from s3daemon.s3.parts import (
-    UNUSABLE_CODES,
-    PartSender,
-    never_ambiguous,
-    part_bytes,
-    upload_params,
-)
+from s3daemon.s3.parts import UNUSABLE_CODES, PartSender, part_bytes, upload_params
 from s3daemon.s3.sender import Sender, SentBody
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 from s3daemon.units import plural
@@ -145,8 +139,7 @@ class Multipart:
         if found is None or not (found.etags or found.sent):
             return found
         try:
-            with never_ambiguous():
-                listed = await self._list_parts(found.upload, failed_addresses)
+            listed = await self._list_parts(found.upload, failed_addresses)
         except AttemptError as exc:
             found.abandoned = exc.code in _LOST_CODES
             is_listing_alone = exc.status in _NO_LISTING or exc.code == Code.BAD_ANSWER
@@ -187,14 +180,13 @@ class Multipart:
 
         async def create() -> OpenUpload:
             destination = transfer.destination
-            with never_ambiguous():
-                answer = await self._sender.call(
-                    "create_multipart_upload",
-                    failed_addresses=failed_addresses,
-                    Bucket=destination.bucket,
-                    Key=destination.key,
-                    Metadata=metadata,
-                )
+            answer = await self._sender.call(
+                "create_multipart_upload",
+                failed_addresses=failed_addresses,
+                Bucket=destination.bucket,
+                Key=destination.key,
+                Metadata=metadata,
+            )
             if not (upload_id := str(answer.get("UploadId", ""))):
                 raise AttemptError(Code.BAD_ANSWER, "the store created an upload and did not give its id")
             upload = self._describe(upload_id, transfer, source)

@@ -87,22 +87,6 @@ def upload_params(upload: MultipartUpload) -> dict[str, Any]:
     return {"Bucket": upload.destination.bucket, "Key": upload.destination.key, "UploadId": upload.id}
 
 
-@contextlib.contextmanager
-def never_ambiguous(open_upload: OpenUpload | None = None) -> Iterator[None]:
-    """Mark the errors of a block as not ambiguous: no request before the completion can make an object.
-
-    Args:
-        open_upload: abandoned where the error says that it is unusable.
-    """
-    try:
-        yield
-    except AttemptError as exc:
-        if open_upload is not None and exc.code in UNUSABLE_CODES:
-            open_upload.abandoned = True
-        exc.ambiguous = False
-        raise
-
-
 class PartSender:
     """Sends parts.
 
@@ -202,7 +186,7 @@ class PartSender:
         def note(md5: str) -> None:
             open_upload.sent[number] = md5
 
-        with never_ambiguous(open_upload):
+        try:
             sent = await self._sender.send_file(
                 "upload_part",
                 upload.transfer_id,
@@ -214,6 +198,9 @@ class PartSender:
                 PartNumber=number,
                 on_sent=note,
             )
+        except AttemptError as exc:
+            open_upload.abandoned |= exc.code in UNUSABLE_CODES
+            raise
         if not sent.etag:
             raise AttemptError(Code.BAD_ANSWER, "the store gave no ETag for a part")
         return sent

@@ -32,6 +32,7 @@ from s3daemon.model.verdict import UNCONNECTED, may_be_the_address
 from s3daemon.network.cause import unresolved
 from s3daemon.network.connection import Connection
 from s3daemon.network.pool import ConnectionPool
+from s3daemon.network.tcp import TcpInfo
 from s3daemon.network.uploads.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.network.uploads.straggler import NEVER_MOVED, MoveHistory, Stragglers, TrackedBody
 from s3daemon.s3.answers import (
@@ -52,6 +53,8 @@ from s3daemon.s3.signing.client import Signer
 _log = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
+#: The operations that make an object: only after these it can be unknown whether there is one.
+_MAKE_OBJECTS = frozenset({"put_object", "complete_multipart_upload"})
 #: The connection that requests of this context are sent over.
 _connection: ContextVar[Connection] = ContextVar("connection")
 
@@ -146,16 +149,13 @@ class _MoveWatch:
         self._upload.begin(transport)
         self._sender.stragglers.begin(self._tracked, self._upload.address, time.monotonic())
 
-    def tick(self, body: FileBody) -> None:
-        """Compare the upload with others now.
+    def tick(self, body: FileBody, info: TcpInfo) -> None:
+        """Compare the upload with others now; `info` is what the kernel says of it.
 
         Raises:
             AttemptError: `SlowConnection`, it should be sent over another connection, and one is idle.
         """
         upload, sender = self._upload, self._sender
-        info = upload.info()
-        if info is None:
-            return
         has_arrived = body.finished and info.outstanding == 0
         move = sender.stragglers.tick(
             self._tracked,
@@ -254,15 +254,12 @@ class Sender:
                 slow, and it should be sent again at once, not to the `slow_addresses` of `progress`.
             FileError: the file could not be read, or changed meanwhile.
         """
-        length = source.state.size if size is None else size
-        if connection is None:
-            avoid = {*failed_addresses, *progress.slow_addresses}
-            using = self._acquire(transfer_id, avoid, str(params.get("Bucket", "")), length)
-        else:
-            using = self._use(connection)
-        async with using as used:
+        length, bucket = source.state.size if size is None else size, str(params.get("Bucket", ""))
+        is_large = length > SMALL_BYTES
+        avoid = {*failed_addresses, *progress.slow_addresses}
+        async with self._using(connection, operation, transfer_id, avoid, bucket=bucket, large=is_large) as used:
             upload = Upload(used, length, progress)
-            mover = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation == "put_object")
+            mover = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation in _MAKE_OBJECTS)
             digest = self.settings.verify == "auto"
             body = FileBody(source, offset, length, digest=digest, turns=self._turns, on_start=mover.begin)
             try:
@@ -270,7 +267,7 @@ class Sender:
                     request = self._signer.call(operation, Body=body, **params)
                     answer = await self._watch(body, upload, request, mover)
                     info = upload.info()
-                    if not (body.finished and upload.may_have_arrived):
+                    if info is None or not (body.finished and upload.may_have_arrived):
                         text = "the store answered before it had the whole body"
                         raise body.error or AttemptError(Code.BAD_ANSWER, text)
             finally:
@@ -285,15 +282,9 @@ class Sender:
             if contradicts(answer, body.md5):
                 text = f"the store's ETag is {etag}, the MD5 sum of the bytes sent is {body.md5}; {VERIFY_ADVICE}"
                 raise AttemptError(Code.ETAG_MISMATCH, text)
-        self.pool.addresses.succeeded(used.address, proves_speed=length > SMALL_BYTES)
-        self.pool.addresses.taken(used.address, transfer_id, str(params.get("Bucket", "")))
-        return SentBody(
-            etag,
-            rtt_usec=info.rtt_usec if info else 0,
-            retransmits=upload.retransmits(info) if info else 0,
-            connection=upload.connection_state,
-            address=used.address,
-        )
+        self.pool.addresses.succeeded(used.address, proves_speed=is_large)
+        self.pool.addresses.taken(used.address, transfer_id, bucket)
+        return SentBody(etag, info.rtt_usec, upload.retransmits(info), upload.connection_state, used.address)
 
     async def call(
         self,
@@ -317,11 +308,8 @@ class Sender:
             AttemptError: the store refused, or gave no clear answer.
         """
         limit = self.settings.connect_timeout_s + (answer_timeout_s or self.settings.stall_timeout_s)
-        if connection is None:
-            using = self._acquire(operation, failed_addresses, str(params.get("Bucket", "")))
-        else:
-            using = self._use(connection)
-        async with using:
+        bucket = str(params.get("Bucket", ""))
+        async with self._using(connection, operation, operation, failed_addresses, bucket=bucket):
             try:
                 async with asyncio.timeout(limit):
                     answer: Mapping[str, Any] = await self._signer.call(operation, **params)
@@ -347,7 +335,8 @@ class Sender:
             limit = info.pacing_limit if info is not None else 0
             if watch.tick(upload.acked(), arrived=arrived, pacing_limit=limit):
                 raise stall_of(self.settings, len(body), upload.acked(), arrived=arrived, reading=body.reading)
-            mover.tick(body)
+            if info is not None:
+                mover.tick(body, info)
 
         try:
             return await _watched(request, look, lambda: upload.abort(body.transport))
@@ -366,12 +355,30 @@ class Sender:
             stale = was_idle and acked < len(body) and not (ambiguous and acked)
             raise failure_of(exc, ambiguous=ambiguous, stale=stale) from exc
 
+    def _using(
+        self,
+        connection: Connection | None,
+        operation: str,
+        purpose: str,
+        failed_addresses: Collection[str],
+        *,
+        bucket: str,
+        large: bool = False,
+    ) -> contextlib.AbstractAsyncContextManager[Connection]:
+        """Return a context whose block sends its requests over `connection`; if that is None, over one of the pool."""
+        if connection is not None:
+            return self._use(connection, operation)
+        return self._acquire(operation, purpose, failed_addresses, bucket=bucket, large=large)
+
     @contextlib.asynccontextmanager
-    async def _use(self, connection: Connection) -> AsyncIterator[Connection]:
+    async def _use(self, connection: Connection, operation: str) -> AsyncIterator[Connection]:
         """Send the block's requests over a connection, and note which addresses do not accept it."""
         token = _connection.set(connection)
         try:
             yield connection
+        except AttemptError as exc:
+            exc.ambiguous &= operation in _MAKE_OBJECTS
+            raise
         finally:
             self._blame_unconnected(connection)
             _connection.reset(token)
@@ -412,14 +419,14 @@ class Sender:
 
     @contextlib.asynccontextmanager
     async def _acquire(
-        self, purpose: str, failed_addresses: Collection[str], bucket: str, size: int = 0
+        self, operation: str, purpose: str, failed_addresses: Collection[str], *, bucket: str, large: bool
     ) -> AsyncIterator[Connection]:
         """Take a connection from the pool, use it, and blame its address for what fails."""
         avoid = self.pool.addresses.avoided(failed_addresses, bucket)
         try:
             async with (
-                self.pool.acquire(large=size > SMALL_BYTES, avoid=avoid) as connection,
-                self._use(connection),
+                self.pool.acquire(large=large, avoid=avoid) as connection,
+                self._use(connection, operation),
                 self._blame(connection, purpose, failed_addresses),
             ):
                 yield connection

@@ -203,7 +203,6 @@ class Store:
             if exc.status in (HTTPStatus.FORBIDDEN, HTTPStatus.METHOD_NOT_ALLOWED):
                 self.sender.can_look_up = False
                 return LookupResult.FORBIDDEN
-            exc.ambiguous = False
             raise
         size, mark, metadata = transfer.file_state.size, transfer.file_state.mark, head.get("Metadata", {})
         found = (metadata.get(ID_KEY), metadata.get(FILE_KEY, mark), head.get("ContentLength"))

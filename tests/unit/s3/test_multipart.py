@@ -163,11 +163,11 @@ async def test_an_upload_that_the_store_lost_is_replaced(attempt: Attempt, code:
 
 @in_loop
 async def test_a_listing_that_fails_fails_the_attempt(attempt: Attempt) -> None:
-    """The next attempt lists again; nothing is ambiguous."""
+    """The next attempt lists again."""
     old = await attempt.earlier(p1=MD5S[1])
-    attempt.sender.answers["list_parts"] = AttemptError("503", "no", status=503, ambiguous=True)
+    attempt.sender.answers["list_parts"] = AttemptError("503", "no", status=503)
     error = await failure(attempt.put())
-    assert (error.status, error.ambiguous, old.abandoned) == (503, False, False)
+    assert (error.status, old.abandoned) == (503, False)
 
 
 @in_loop

@@ -167,9 +167,9 @@ async def test_few_parts_at_a_time_under_a_rate_and_the_first_ones_first(upload:
 async def test_parts_in_flight_are_finished_when_one_fails(upload: Upload) -> None:
     """The first error is raised once all that is in flight is finished; no further part is started."""
     upload.sender.pool.available_for_parts = 2
-    upload.sender.errors = {2: [AttemptError("SlowDown", "slow", status=503, ambiguous=True)]}
+    upload.sender.errors = {2: [AttemptError("SlowDown", "slow", status=503)]}
     error = await failure(upload.send())
-    assert (error.code, error.ambiguous) == ("SlowDown", False)
+    assert error.code == "SlowDown"
     assert upload.open_upload.etags.keys() == {1, 3}
     assert not upload.open_upload.abandoned
 
@@ -188,7 +188,7 @@ async def test_a_stale_connection_costs_no_attempt(upload: Upload) -> None:
 @in_loop
 async def test_a_part_over_a_slow_connection_is_sent_again_and_no_other(upload: Upload) -> None:
     """How often, the sender decides; it costs no attempt."""
-    upload.sender.errors = {2: [AttemptError("SlowConnection", "slow", ambiguous=True)] * 3}
+    upload.sender.errors = {2: [AttemptError("SlowConnection", "slow")] * 3}
     assert sorted(await upload.send()) == [f"etag-{n}" for n in range(1, 7)]
     assert sorted(number for number, _, _ in upload.sender.sent) == [1, 2, 3, 4, 5, 6]
 

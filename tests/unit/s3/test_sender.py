@@ -177,6 +177,26 @@ async def test_a_connection_has_failed_until_it_carries_a_request(
     assert not scene.pool.connection.has_failed
 
 
+@pytest.mark.parametrize(
+    ("operation", "ambiguous"),
+    [
+        ("head_object", False),
+        ("create_multipart_upload", False),
+        ("list_parts", False),
+        ("abort_multipart_upload", False),
+        ("complete_multipart_upload", True),
+    ],
+)
+@in_loop
+async def test_only_what_makes_an_object_can_leave_it_unknown_whether_there_is_one(
+    operation: str, ambiguous: bool
+) -> None:
+    """A server error may come after the request was carried out; but most requests make no object."""
+    for error in (refusal(503, "SlowDown"), AttemptError("BadAnswer", "no S3", status=200, ambiguous=True)):
+        scene = Scene(raising(error))
+        assert (await failure(scene.sender.call(operation))).ambiguous is ambiguous
+
+
 @in_loop
 async def test_all_addresses_that_did_not_accept_the_connection_are_to_blame() -> None:
     """And count as tried, so that nobody is sent back to them at once."""
