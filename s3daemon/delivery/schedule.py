@@ -62,9 +62,8 @@ class QueuedTransfer:
     Args:
         seq: order of acceptance.
         transfer: what to send where; replaced when a request joins it or its file has changed.
-        accepted_at: monotonic seconds of acceptance; of this process's start if an earlier one accepted it.
+        accepted_at: monotonic seconds of acceptance; None if an earlier process accepted it.
         accepted_active_s: active seconds at acceptance (see `ActiveClock`).
-        recovered: an earlier process accepted it.
         live: accepted, or requested again, by this process; since then no attempt failed, and no outage ended while
             it waited.
         not_before: monotonic seconds before which no attempt starts; 0 when it waits for no time.
@@ -91,9 +90,8 @@ class QueuedTransfer:
 
     seq: int
     transfer: Transfer
-    accepted_at: float
+    accepted_at: float | None
     accepted_active_s: float
-    recovered: bool = False
     live: bool = True
     not_before: float = 0.0
     held_back: bool = False
@@ -116,14 +114,13 @@ class QueuedTransfer:
     record: TransferRecord | None = None
 
     @classmethod
-    def of(cls, entry: Entry, now: float) -> QueuedTransfer:
-        """Return the transfer of a row that an earlier process left, as it is at monotonic time `now`."""
+    def of(cls, entry: Entry) -> QueuedTransfer:
+        """Return the transfer of a row that an earlier process left."""
         return cls(
             entry.seq,
             entry.transfer,
-            now,
+            None,
             entry.accepted_active_s,
-            recovered=True,
             live=False,
             attempts=entry.attempts,
             last_error=LastError(entry.code, entry.text),
@@ -165,7 +162,7 @@ class QueuedTransfer:
             now: monotonic seconds.
             wall: seconds since the epoch.
         """
-        return self.transfer.age_s(wall) if self.recovered else now - self.accepted_at
+        return self.transfer.age_s(wall) if self.accepted_at is None else now - self.accepted_at
 
     @property
     def small(self) -> bool:
@@ -205,8 +202,7 @@ class Schedule:
         self.resize(slots)
         self._chains: dict[Destination, deque[QueuedTransfer]] = {}
         self._by_id: dict[str, QueuedTransfer] = {}
-        self._running: set[QueuedTransfer] = set()
-        self._busy: set[Destination] = set()  # of the running ones
+        self._running: dict[Destination, QueuedTransfer] = {}  # one at a time for each
         # Heaps by rank and size, each with the set of what is in it: a transfer is in a heap once, however often it is
         # offered. An entry that is no longer true is dropped when it becomes the first.
         self._ready: dict[tuple[bool, bool], tuple[list[QueuedTransfer], set[QueuedTransfer]]] = {
@@ -239,11 +235,11 @@ class Schedule:
     @property
     def running(self) -> frozenset[QueuedTransfer]:
         """The transfers with an attempt in flight."""
-        return frozenset(self._running)
+        return frozenset(self._running.values())
 
     def has_room(self, bucket: str) -> bool:
         """Return whether at most half of the slots are taken by attempts at `bucket`."""
-        return sum(queued.transfer.destination.bucket == bucket for queued in self._running) <= max(1, self._slots // 2)
+        return sum(destination.bucket == bucket for destination in self._running) <= max(1, self._slots // 2)
 
     def only_used(self, buckets: Iterable[str]) -> list[str]:
         """Return those of the buckets that have a transfer, sorted."""
@@ -252,7 +248,7 @@ class Schedule:
 
     def waiting(self) -> Iterator[QueuedTransfer]:
         """Iterate over transfers without an attempt in flight, about as accepted; valid until something changes."""
-        return (queued for queued in self._by_id.values() if queued not in self._running)
+        return (queued for queued in self._by_id.values() if not self._is_running(queued))
 
     def __contains__(self, id_: object) -> bool:
         """Return whether the transfer with this id is not over."""
@@ -268,7 +264,7 @@ class Schedule:
         One with `MAX_TAGS` is not returned.
         """
         chain = self._chains.get(destination)
-        if not chain or chain[-1] in self._running or chain[-1].transfer.file != file:
+        if not chain or self._is_running(chain[-1]) or chain[-1].transfer.file != file:
             return None
         return chain[-1] if len(chain[-1].transfer.tags) < MAX_TAGS else None
 
@@ -314,8 +310,7 @@ class Schedule:
             free = [head for small, head in heads.items() if self._may_run(live, small)]
             if free:
                 queued = min(free)
-                self._running.add(queued)
-                self._busy.add(queued.transfer.destination)
+                self._running[queued.transfer.destination] = queued
                 return queued
         return None
 
@@ -380,21 +375,24 @@ class Schedule:
     def _may_run(self, live: bool, small: bool) -> bool:
         if len(self._running) >= self._slots:
             return False
-        if not small and sum(not queued.small for queued in self._running) >= self._limit_large:
+        running = self._running.values()
+        if not small and sum(not queued.small for queued in running) >= self._limit_large:
             return False
-        return live or sum(not self._is_live(queued) for queued in self._running) < self._limit_backlog
+        return live or sum(not self._is_live(queued) for queued in running) < self._limit_backlog
 
     def _is_live(self, queued: QueuedTransfer) -> bool:
         return any(other.live for other in self._chains[queued.transfer.destination])
 
     def _is_candidate(self, queued: QueuedTransfer) -> bool:
         may_start = queued.not_before == 0.0 and not queued.held_back
-        return may_start and self.is_head(queued) and queued.transfer.destination not in self._busy
+        return may_start and self.is_head(queued) and queued.transfer.destination not in self._running
+
+    def _is_running(self, queued: QueuedTransfer) -> bool:
+        return self._running.get(queued.transfer.destination) is queued
 
     def _stop_running(self, queued: QueuedTransfer) -> None:
-        if queued in self._running:
-            self._running.discard(queued)
-            self._busy.discard(queued.transfer.destination)
+        if self._is_running(queued):
+            del self._running[queued.transfer.destination]
 
     def _offer(self, queued: QueuedTransfer) -> None:
         if self._is_candidate(queued):

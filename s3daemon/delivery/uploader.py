@@ -165,7 +165,7 @@ class Uploader:
     def recover(self, entries: Iterable[Entry]) -> None:
         """Take over what earlier processes accepted, and failed transfers that an operator retries."""
         for entry in entries:
-            self.schedule.add(QueuedTransfer.of(entry, self.clock()))
+            self.schedule.add(QueuedTransfer.of(entry))
         self.pump()
 
     def add(self, seq: int, transfer: Transfer, source: Source, *, held_back: bool = False) -> QueuedTransfer:

@@ -207,7 +207,7 @@ class Uploads:
         if ticket is not None:
             queued = ticket.queued
         elif failure is not None:
-            queued = QueuedTransfer.of(failure, self._clock())
+            queued = QueuedTransfer.of(failure)
         if queued is None:
             return self._answer(reply, None, name)
         transfer = queued.transfer  # its first tag: which of them this client gave is not known

@@ -98,7 +98,7 @@ async def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now(bench: 
     assert queued.transfer.file_state == FileState(5000, 1, 1, 1)
     row = bench.spool.rows[queued.transfer.id]
     assert row.transfer == queued.transfer, "the spool has the new state too"
-    assert QueuedTransfer.of(row, 0.0).file_changed, "so the next process does not see the change again"
+    assert QueuedTransfer.of(row).file_changed, "so the next process does not see the change again"
     assert not bench.store.finds, "what an earlier attempt sent is not what is there now"
 
 

@@ -35,9 +35,9 @@ def test_a_row_becomes_the_transfer_that_it_was_written_of() -> None:
     """As backlog; where an attempt may have started, the object is looked up first."""
     transfer = queued("k").transfer
     row = Entry(7, transfer, 5.0, 2, attempt_started=True, code="SlowDown", text="no", sent_etag="0" * 32)
-    found = QueuedTransfer.of(row, 100.0)
+    found = QueuedTransfer.of(row)
     assert found.entry() == row
-    assert (found.accepted_at, found.recovered, found.live, found.outcome_unknown) == (100.0, True, False, True)
+    assert (found.accepted_at, found.live, found.outcome_unknown) == (None, False, True)
 
 
 def test_among_equals_the_first_goes_first() -> None:
