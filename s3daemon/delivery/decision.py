@@ -44,14 +44,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from s3daemon.errors import AttemptError, Code, FileError
-from s3daemon.model.verdict import (
-    Keys,
-    Scope,
-    Verdict,
-    blames_endpoint,
-    judge,
-    suspect,
-)
+from s3daemon.model.verdict import Keys, Scope, Verdict, blames_endpoint, judge, suspect
 from s3daemon.units import plural
 
 #: A hook that waits gives up after 30 s, so the second and third attempt must come within seconds.
@@ -64,8 +57,9 @@ RETRY_AFTER_MAX_S = 300.0
 FILE_GRACE_S = 3600.0
 #: Errors of a file that may be over at any moment.
 _PASSING = (Code.FILE_CHANGED, Code.HOST_LIMIT, Code.READ_FAILED)
-
-
+#: A transfer is tried at this many addresses before it waits or fails. One may be broken or set up differently, but
+#: what fails at so many fails at all, and each attempt may send the whole file; a name may have dozens of addresses.
+MOST_ADDRESSES = 4
 #: The statuses from here on refuse a request. A success with the wrong content, and what was never answered, say
 #: nothing of the keys or of other transfers.
 _FIRST_REFUSAL_STATUS = 300
@@ -106,9 +100,6 @@ class LastError:
     address: str = ""
 
 
-#: A transfer is tried at this many addresses before it waits or fails. One may be broken or set up differently, but
-#: what fails at so many fails at all, and each attempt may send the whole file; a name may have dozens of addresses.
-MOST_ADDRESSES = 4
 #: The error of a transfer that an operator has given up.
 DROPPED = LastError(Code.DROPPED, "dropped by an operator")
 
@@ -171,7 +162,7 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
     is_first_round = verdict is Verdict.PERMANENT or not state.delays
     at_once = elsewhere and is_first_round and len(state.failed_addresses) + 1 < MOST_ADDRESSES
     is_passed_on = at_once and isinstance(error, AttemptError) and blames_endpoint(error)
-    finding = Finding.NO_FINDING if is_passed_on else _finding(error, state.keys)
+    finding = Finding.NO_FINDING if is_passed_on else _finding(error, state.keys, verdict)
     if verdict is Verdict.PERMANENT and not at_once:
         return Decision(recorded, finding, final=True)
     if state.active_s > state.retry_for_s:
@@ -179,8 +170,7 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
         return Decision(LastError(error.code, text, recorded.address), finding, final=True)
     if at_once:
         return Decision(recorded, finding, failed_addresses=state.failed_addresses | {error.address})
-    stale_again = error.code == state.previous_code
-    if error.code == Code.STALE_CONNECTION and not stale_again:  # a closed one says nothing against another one
+    if error.code == Code.STALE_CONNECTION != state.previous_code:  # a closed one says nothing against another one
         return Decision(recorded, finding, failed_addresses=state.failed_addresses)
     avoided = frozenset({error.address}) if elsewhere else frozenset()
     return Decision(recorded, finding, delay_s=backoff(state.delays, rng, error.retry_after), failed_addresses=avoided)
@@ -193,11 +183,11 @@ def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:
     return Verdict.TRANSIENT if passing else Verdict.PERMANENT
 
 
-def _finding(error: AttemptError | FileError, keys: Keys | None) -> Finding:
+def _finding(error: AttemptError | FileError, keys: Keys | None, verdict: Verdict) -> Finding:
     if not isinstance(error, AttemptError):
         return Finding.NO_FINDING
     if keys is not None:
-        return _KEYS_FINDINGS[keys] if judge(error, keys) is not Verdict.PERMANENT else Finding.SERVING
+        return Finding.SERVING if verdict is Verdict.PERMANENT else _KEYS_FINDINGS[keys]
     if blames_endpoint(error):
         return Finding.FAILING
     if suspect(error) is Scope.BUCKET:
