@@ -100,8 +100,7 @@ class Endpoint:
         known = hint if before is None else before.hint
         self._known = known if known and known.endpoint == settings.endpoint_url else Hint(settings.endpoint_url)
         self._signer = Signer(settings)
-        self._sender = Sender(settings, self.pool, self._signer)
-        self.store = Store(self._sender, last_bucket=self._known.bucket)
+        self.store = Store(Sender(settings, self.pool, self._signer), last_bucket=self._known.bucket)
 
     @property
     def hint(self) -> Hint:
@@ -135,18 +134,18 @@ class Endpoint:
         Raises:
             SettingsError: there are no keys.
         """
-        await self._sender.open()
+        await self.store.sender.open()
         self.pool.bandwidth.use(self._settings.bwlimit_bps, self._known.rate_bps)
         if self._settings.verify == "no-etag":
             _log.warning("S3DAEMON_VERIFY=no-etag: %s", NO_ETAG_RISK)
-        primer = Primer(self._settings, self._sender, lambda: self.store.last_bucket) if self._settings.prime else None
+        primer = Primer(self.store) if self._settings.prime else None
         self._keeping = self._start("the keeper of connections", Keeper(self._settings, self.pool, primer).run())
 
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one has taken them over."""
         self._stop_keeper()
         await self.store.settle(SETTLE_LIMIT_S)
-        await self._sender.close()
+        await self.store.sender.close()
         if after is None or after.pool is not self.pool:
             await self.pool.close()
 

@@ -27,8 +27,7 @@ PREFIX = "scratch/prime-"
 async def test_an_object_for_each_connection(scheme: Scheme) -> None:
     """Its key has the connection's number, so that no object is written twice at once; the same the next time."""
     async with scheme.store(max_connections=2, prime=PREFIX) as (server, sender):
-        settings = settings_for(server.url, prime=PREFIX)
-        primer = Primer(settings, sender.store.sender, str)
+        primer = Primer(sender.store)
         for _ in range(2):
             for connection in sender.pool.idle():
                 with sender.pool.maintain(connection):
@@ -45,7 +44,7 @@ async def test_a_bucket_that_is_not_there(caplog: pytest.LogCaptureFixture) -> N
     async with scripted(put=refusing(404, "NoSuchBucket")) as server:
         settings = settings_for(server.url, prime=PREFIX)
         async with sending(settings) as sender:
-            primer = Primer(settings, sender.store.sender, str)
+            primer = Primer(sender.store)
             (connection,) = sender.pool.idle()
             await sender.pool.assign_address(connection)
             await primer.prime(connection)

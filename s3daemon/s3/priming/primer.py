@@ -16,12 +16,11 @@ import base64
 import logging
 import secrets
 import time
-from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any
 
 from s3daemon.clock import Clock
-from s3daemon.config.settings import PRIME_AUTO, Settings
+from s3daemon.config.settings import PRIME_AUTO
 from s3daemon.errors import AttemptError
 from s3daemon.model.files.source import Source
 from s3daemon.model.request import FileState
@@ -31,7 +30,7 @@ from s3daemon.network.keepalive.keeper import PRIMED_BYTES
 from s3daemon.network.keepalive.small_request import KEPT_S, open_for
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.priming.kind import StoreKind, kind_of
-from s3daemon.s3.sender import Sender
+from s3daemon.s3.store import Store
 
 _log = logging.getLogger(__name__)
 
@@ -48,28 +47,18 @@ class Primer:
     """Primes connections as `S3DAEMON_PRIME` says; the keeper says when.
 
     Args:
-        settings: which of the two ways; where to.
-        sender: sends the uploads.
-        get_bucket: returns the bucket last used; empty: it is not known.
+        store: gets the uploads; its settings say which of the two ways.
         clock: monotonic seconds.
         kept_s: how long a connection must live after the first refusal, seconds.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        sender: Sender,
-        get_bucket: Callable[[], str],
-        clock: Clock = time.monotonic,
-        *,
-        kept_s: float = KEPT_S,
-    ) -> None:
-        self._settings = settings
-        self._sender = sender
-        self._get_bucket = get_bucket
+    def __init__(self, store: Store, clock: Clock = time.monotonic, *, kept_s: float = KEPT_S) -> None:
+        self._store = store
+        self._sender = store.sender
+        self._settings = store.sender.settings
         self._clock = clock
         self._kept_s = kept_s
-        self._is_auto = settings.prime == PRIME_AUTO
+        self._is_auto = self._settings.prime == PRIME_AUTO
         self._is_known = False  # an upload has shown that the store is of the kind REFUSES
         self._is_off = False
         self._pauses = 0
@@ -94,7 +83,7 @@ class Primer:
     def _bucket(self) -> str:
         if not self._is_auto:
             return self._settings.prime.partition("/")[0]
-        name, allowed = self._get_bucket(), self._settings.allowed_buckets
+        name, allowed = self._store.last_bucket, self._settings.allowed_buckets
         return name if not allowed or name in allowed else ""
 
     async def _send_scratch(self, connection: Connection) -> None:

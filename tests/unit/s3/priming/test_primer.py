@@ -44,7 +44,6 @@ class Primed:
     server: Scripted
     store: OpenStore
     clock: Clock
-    bucket: str  # the one last used
     primer: Primer = field(init=False)
 
     @property
@@ -76,8 +75,9 @@ async def priming(
         settings = settings_for(url, **{"prime": "auto", "receivers": ADDRESSES, **changes})
         async with sending(settings) as store:
             store.pool.reserve = RESERVE
-            primed = Primed(server, store, clock, bucket)
-            primed.primer = Primer(settings, store.store.sender, lambda: primed.bucket, clock, kept_s=KEPT_S)
+            store.store.last_bucket = bucket
+            primed = Primed(server, store, clock)
+            primed.primer = Primer(store.store, clock, kept_s=KEPT_S)
             yield primed
 
 
@@ -309,9 +309,9 @@ async def test_without_a_bucket_nothing_is_sent() -> None:
     """Before anything was stored; and where the settings do not allow the bucket last used."""
     async with priming(bad_digest, bucket="", allowed_buckets=("mine",)) as primed:
         assert primed.primer.at_once == 0
-        primed.bucket = "yours"
+        primed.store.store.last_bucket = "yours"
         assert primed.primer.at_once == 0
-        primed.bucket = "mine"
+        primed.store.store.last_bucket = "mine"
         assert primed.primer.at_once == 1
 
 
