@@ -55,7 +55,8 @@ Where to find the answers to common questions:
 * which settings need a restart: `config.settings`, the variables with `restart=True`
 * for how long a store keeps idle connections: `network.keepalive.idle_limit`; after which small request:
   `network.keepalive.asking`
-* whether an address is disabled or on trial: `network.address`; where a new connection leads: `network.addresses`
+* whether an address is disabled or on trial: `network.address`; where a new connection leads: `network.addresses`;
+  which addresses the name has: `network.lookup`
 * whether an upload is too slow: `network.uploads.straggler`; it is stopped in `s3.sender`, and sent again in
   `delivery.attempt`, or as a part in `s3.parts`
 * the bandwidth limit: `network.rate.bandwidth`; how it is found: `network.rate.controller`

@@ -58,7 +58,8 @@ from s3daemon.ingress.waiting import WaitingClients, form_of
 from s3daemon.journal import Journal
 from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.s3.endpoint import Endpoint, Trust
+from s3daemon.network.tls import Trust
+from s3daemon.s3.endpoint import Endpoint
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.descriptors import clients_within, raise_limit
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good

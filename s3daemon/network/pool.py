@@ -12,11 +12,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
 import ssl
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator
 
 from yarl import URL
 
@@ -26,29 +25,16 @@ from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.addresses import Addresses
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive.small_request import SMALL_REQUESTS
+from s3daemon.network.lookup import NameLookup
 from s3daemon.network.rate.bandwidth import Bandwidth
 from s3daemon.network.rate.pacing import Pacer
+from s3daemon.network.tls import Certificates, tls_context
 from s3daemon.units import span
 
 _log = logging.getLogger(__name__)
 
-#: The endpoint's name is resolved again after this long, seconds.
-RESOLVE_EVERY_S = 30.0
-#: And after this long while the store cannot be reached: it may have moved.
-RESOLVE_AGAIN_S = 5.0
-#: A certificate that no new connection has presented for this long, while others did, is no longer in use, seconds.
-CERTIFICATES_KEPT_S = 3600.0
-#: An address that no look-up gave for this long is gone, seconds: its connections move. Of a name with many addresses
-#: each answer may have only some, and no connection is closed for that.
-GONE_AFTER_S = 300.0
 #: One connection is in reserve for this many that uploads can use. The keeper works on no more than the reserve.
 CONNECTIONS_PER_RESERVE = 6
-
-
-def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """Return what connections of these settings trust, None without TLS; blocks on the files."""
-    secure = URL(settings.endpoint_url).scheme == "https"
-    return ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
 
 
 class ConnectionPool:
@@ -64,6 +50,8 @@ class ConnectionPool:
         pacer: shares the bandwidth among them.
         bandwidth: the limit in force; none before `Bandwidth.use`.
         addresses: where they may lead.
+        names: looks up which these are.
+        certificates: those that the store showed.
         url: of the endpoint.
         small_request: the method of the request for `/` that keeps a connection open, as the keeper found out; empty
             when none does.
@@ -87,11 +75,7 @@ class ConnectionPool:
         self.pacer = Pacer(settings.bwlimit_bps or 0)
         self.bandwidth = Bandwidth(self.pacer, clock)
         self.addresses = Addresses(clock, _log_disabled, _log_enabled)
-        self.addresses.replace(settings.receivers)
-        self._resolved_at = -RESOLVE_EVERY_S
-        self._resolving = asyncio.Lock()
-        self._unresolvable = False
-        self._found_at: dict[str, float] = {}  # when a look-up last gave each address that is not gone
+        self.names = NameLookup(settings, self.addresses, clock)
         self._warnings: set[str] = set()
         self.reserve = -(-settings.max_connections // CONNECTIONS_PER_RESERVE) if reserve is None else reserve
         self.small_request = SMALL_REQUESTS[0]
@@ -255,99 +239,13 @@ class ConnectionPool:
             OSError: the endpoint's name does not resolve.
         """
         if not connection.is_open:
-            await self.resolve()
+            await self.names.resolve()
             connection.set_addresses(self.addresses.in_order(self.per_address(), avoid))
-
-    @property
-    def must_resolve(self) -> bool:
-        """Whether the addresses were looked up too long ago; False before the first look-up and during one."""
-        is_due = self._clock() - self._resolved_at >= RESOLVE_EVERY_S
-        return bool(self.addresses) and is_due and not (self._settings.receivers or self._resolving.locked())
-
-    def resolve_anew(self) -> None:
-        """Have the name looked up at the next sweep; what it does not give then is gone at once."""
-        self._resolved_at = -RESOLVE_EVERY_S
-        self._found_at.clear()
-
-    def resolve_soon(self) -> None:
-        """Have the name looked up within `RESOLVE_AGAIN_S`: the store cannot be reached at the addresses known."""
-        self._resolved_at = min(self._resolved_at, self._clock() - RESOLVE_EVERY_S + RESOLVE_AGAIN_S)
-
-    def is_gone(self, address: str) -> bool:
-        """Whether the endpoint's name no longer has an address."""
-        return bool(self._found_at) and address not in self._found_at
-
-    async def resolve(self) -> None:
-        """Look the addresses up, unless that was done lately; if there are none, the last known stay in use.
-
-        Raises:
-            OSError: the endpoint's name does not resolve, and never did.
-        """
-        if self._settings.receivers:
-            return
-        async with self._resolving:
-            if self.addresses and self._clock() - self._resolved_at < RESOLVE_EVERY_S:
-                return
-            loop, host = asyncio.get_running_loop(), self.url.raw_host  # as given: `host` would decode `xn--` labels
-            try:
-                async with asyncio.timeout(self._settings.connect_timeout_s):
-                    found = await loop.getaddrinfo(host, self.url.port, type=socket.SOCK_STREAM)
-            except OSError as exc:
-                if not self.addresses:
-                    raise
-                level = logging.DEBUG if self._unresolvable else logging.WARNING  # once, not at each look-up
-                self._unresolvable = True
-                why = exc.strerror or "no answer in time"
-                _log.log(level, "%s no longer resolves, %s; its last known addresses stay in use", host, why)
-            else:
-                self._unresolvable = False
-                now = self._clock()
-                addresses = dict.fromkeys((str(item[4][0]) for item in found), now)
-                self.addresses.replace(addresses)
-                recent = {address: at for address, at in self._found_at.items() if now - at < GONE_AFTER_S}
-                self._found_at = recent | addresses
-            self._resolved_at = self._clock()
 
     async def close(self) -> None:
         """Close every connection."""
         self.bandwidth.close()
         await asyncio.gather(*self._closing, *(connection.close() for connection in self._all))
-
-
-class Certificates:
-    """The certificates that the store showed, by the moment that they expire.
-
-    Args:
-        clock: monotonic seconds.
-    """
-
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._seen: dict[int, float] = {}
-
-    @property
-    def expiry_s(self) -> int:
-        """When the first of those that are in use expires, seconds since the epoch; 0 when none was shown."""
-        return min(self._seen, default=0)
-
-    def watch(self, tls: ssl.SSLContext) -> None:
-        """Note the certificate of every connection made with `tls` from now on."""
-        see = self.see
-
-        class Watched(ssl.SSLObject):
-            def do_handshake(self) -> None:
-                """Shake hands, and note the certificate."""
-                super().do_handshake()
-                see(self.getpeercert())
-
-        tls.sslobject_class = Watched
-
-    def see(self, certificate: Mapping[str, object] | None) -> None:
-        """Note a certificate, as `ssl.SSLObject.getpeercert` gives it."""
-        if not_after := (certificate or {}).get("notAfter"):
-            now = self._clock()
-            recent = {expiry: at for expiry, at in self._seen.items() if now - at < CERTIFICATES_KEPT_S}
-            self._seen = recent | {ssl.cert_time_to_seconds(str(not_after)): now}
 
 
 def _log_disabled(address: str, reason: str, next_probe_s: float, has_answered: bool) -> None:

@@ -6,17 +6,14 @@ The new endpoint takes over the old one's connections where the settings allow.
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import logging
-import ssl
 from collections.abc import Awaitable, Callable, Coroutine
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from s3daemon.config.settings import VARIABLES, Settings
 from s3daemon.network.keepalive.keeper import Keeper
-from s3daemon.network.pool import ConnectionPool, tls_context
+from s3daemon.network.pool import ConnectionPool
+from s3daemon.network.tls import Trust
 from s3daemon.s3.priming.primer import Primer
 from s3daemon.s3.sender import Sender
 from s3daemon.s3.signing.client import Signer
@@ -44,23 +41,6 @@ _CONNECTION_SETTINGS = (
     "stall_timeout_s",
     "congestion",
 )
-
-
-class Trust(NamedTuple):
-    """The trusted certificate authorities.
-
-    Args:
-        digest: tells one content of them from another; empty without TLS.
-        tls: the context that trusts them; None without TLS.
-    """
-
-    digest: bytes
-    tls: ssl.SSLContext | None
-
-    @classmethod
-    def read(cls, settings: Settings) -> Trust:
-        """Read their files; blocks."""
-        return cls(_digest_of_authorities(settings), tls_context(settings))
 
 
 class Endpoint:
@@ -94,7 +74,7 @@ class Endpoint:
         self._authorities = trust.digest
         if before is not None and self._can_take_over(before):
             self.pool: ConnectionPool = before.pool
-            self.pool.resolve_anew()
+            self.pool.names.resolve_anew()
         else:
             self.pool = ConnectionPool(settings, tls=trust.tls)
         known = hint if before is None else before.hint
@@ -178,23 +158,3 @@ class Endpoint:
     def _stop_keeper(self) -> None:
         if self._keeping is not None:
             self._keeping.cancel()
-
-
-def _digest_of_authorities(settings: Settings) -> bytes:
-    """Return what tells one content of the trusted certificate authorities from another; empty without TLS.
-
-    A TLS context keeps what it read, whatever becomes of the files, and their paths stay the same.
-    """
-    if not settings.endpoint_url.startswith("https:"):
-        return b""
-    digest = hashlib.sha256()
-    system = ssl.get_default_verify_paths()
-    file, directory = (settings.ca_bundle, None) if settings.ca_bundle else (system.cafile, system.capath)
-    with contextlib.suppress(OSError):  # what cannot be read is not trusted either
-        digest.update(Path(file).read_bytes() if file else b"")
-    with contextlib.suppress(OSError):
-        for path in sorted(Path(directory).iterdir()) if directory else ():
-            with contextlib.suppress(OSError):
-                found = path.stat()
-                digest.update(f"{path} {found.st_mtime_ns} {found.st_size} {found.st_ino}\n".encode(errors="replace"))
-    return digest.digest()

@@ -116,8 +116,8 @@ class Keeper:
         """Choose what to do next, while `running` other tasks are not done yet."""
         to_probe = [] if running else self._pool.addresses.to_probe()
         work = [self._small_requests.probe(address) for address in to_probe]
-        if self._pool.must_resolve:
-            work.append(self._pool.resolve())
+        if self._pool.names.must_resolve:
+            work.append(self._pool.names.resolve())
         due = self._due()
         must_find = self._small_requests.must_find
         if self._failures:  # the endpoint is unreachable: one connection at a time, ever less often
@@ -205,7 +205,7 @@ class Keeper:
         overloaded = pool.addresses.overloaded(pool.per_address())
         kinds = (
             [connection for connection in open_ if not pool.addresses.is_enabled(connection.address)],
-            [connection for connection in open_ if pool.is_gone(connection.address)][:1],
+            [connection for connection in open_ if pool.names.is_gone(connection.address)][:1],
             [connection for connection in open_ if overloaded and connection.address == overloaded][:1],
             [connection for connection in open_ if connection.narrowed and not pool.in_use],
         )
@@ -257,7 +257,7 @@ class Keeper:
         if now >= self._retry_at:
             self._failures += 1
             self._retry_at = now + min(SWEEP_S * 2 ** min(self._failures, 10), RETRY_MAX_S)
-            self._pool.resolve_soon()
+            self._pool.names.resolve_soon()
 
     async def _prime_one(self, connection: Connection) -> None:
         if self._primer is None or self._pool.in_use or connection not in self._pool.idle():

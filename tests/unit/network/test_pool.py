@@ -5,29 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import socket
-import ssl
-import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import pytest
-from lab.certs import Authority
-from lab.keeping import Clock, ResolvingLoop, resolving
+from lab.keeping import Clock
 from lab.scripted import Scripted, scripted
 from lab.sending import in_loop, settings_for
 
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.connection import Connection
-from s3daemon.network.pool import (
-    CERTIFICATES_KEPT_S,
-    CONNECTIONS_PER_RESERVE,
-    RESOLVE_EVERY_S,
-    Certificates,
-    ConnectionPool,
-)
+from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, ConnectionPool
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 
@@ -305,52 +294,6 @@ async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture, cl
     }  # fmt: skip
 
 
-@resolving
-async def test_the_last_addresses_stay_when_the_name_no_longer_resolves(
-    loop: ResolvingLoop, caplog: pytest.LogCaptureFixture, clock: Clock
-) -> None:
-    """A failure of the name server does not stop uploads to addresses that are known. It is warned of once."""
-    loop.addresses = (ADDRESSES[0],)
-    async with pool_to("http://store.example", clock=clock) as pool:
-        for lookups in (1, 2, 3):
-            async with pool.acquire() as connection:
-                assert connection.address == ADDRESSES[0]
-            assert loop.lookups == lookups
-            loop.addresses = ()
-            clock.now += RESOLVE_EVERY_S
-    (message,) = caplog.messages
-    why = "Temporary failure in name resolution"
-    assert message == f"store.example no longer resolves, {why}; its last known addresses stay in use"
-
-
-@pytest.mark.parametrize("host", ["xn--fa-hia.test", "xn--99zzzzzz9.test"], ids=["another when decoded", "undecodable"])
-@resolving
-async def test_a_name_is_looked_up_as_it_is_given(loop: ResolvingLoop, host: str) -> None:
-    async with pool_to(f"http://{host}") as pool:
-        with pytest.raises(socket.gaierror):
-            await pool.resolve()
-    assert loop.asked == host
-
-
-@resolving
-async def test_the_name_is_looked_up_soon_while_no_address_can_be_reached(loop: ResolvingLoop, clock: Clock) -> None:
-    """The store may have moved; however often that is noticed, there is one look-up every five seconds."""
-    loop.addresses = (ADDRESSES[0],)
-    async with pool_to("http://store.example", clock=clock) as pool:
-        async with pool.acquire() as connection:
-            assert connection.address == ADDRESSES[0]
-        loop.addresses = (ADDRESSES[1],)
-        for second in range(1, 13):
-            clock.now += 1
-            pool.resolve_soon()
-            assert pool.must_resolve is (second in (6, 12)), "five seconds after it was noticed"
-            if pool.must_resolve:
-                await pool.resolve()
-        assert loop.lookups == 3
-        async with pool.acquire() as connection:
-            assert connection.address == ADDRESSES[1]
-
-
 @in_loop
 async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
     """Not for each connection."""
@@ -363,37 +306,3 @@ async def test_a_congestion_control_that_is_refused_is_logged_once(caplog: pytes
         await get(first, server.url)
         await get(second, server.url)
     assert [text.startswith("congestion control nosuch") for text in caplog.messages] == [True]
-
-
-def test_the_first_certificate_to_expire_counts(clock: Clock) -> None:
-    """Of those shown lately: one that was replaced is forgotten. Without one nothing is known."""
-    certificates = Certificates(clock)
-    assert certificates.expiry_s == 0
-    tls = ssl.create_default_context()
-    certificates.watch(tls)
-    for passed_s, not_after, expected in (
-        (0, "Jan  5 09:34:43 2018 GMT", 1515144883),
-        (1, "Jan  5 09:34:43 2028 GMT", 1515144883),
-        (CERTIFICATES_KEPT_S, "Jan  5 09:34:43 2027 GMT", 1799141683),
-    ):
-        clock.now += passed_s
-        certificates.see({"notAfter": not_after})
-        assert certificates.expiry_s == expected
-    certificates.see(None)
-    assert certificates.expiry_s == 1799141683
-
-
-@in_loop
-async def test_the_certificate_of_a_connection_is_noted(tmp_path: Path) -> None:
-    """One of thirty days, over the connections that asyncio makes with the pool's TLS context."""
-    authority = Authority(tmp_path)
-    made = authority.issue("store")
-    server_tls = made.context()
-    client_tls = ssl.create_default_context(cafile=str(authority.ca))
-    certificates = Certificates(Clock())
-    certificates.watch(client_tls)
-    async with await asyncio.start_server(lambda r, w: w.close(), "127.0.0.1", 0, ssl=server_tls) as server:
-        port = server.sockets[0].getsockname()[1]
-        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=client_tls)
-        writer.close()
-    assert 29 * 86400 < certificates.expiry_s - time.time() < 31 * 86400

@@ -186,7 +186,7 @@ async def test_a_reload_looks_the_name_up_again() -> None:
     before = endpoint_of(SETTINGS)
     before.pool.addresses.replace(["192.0.2.1"])
     after = endpoint_of(SETTINGS, before)
-    assert after.pool.must_resolve
+    assert after.pool.names.must_resolve
     await before.close(after)
     await after.close()
 

@@ -45,7 +45,8 @@ from s3daemon.network.keepalive.asking import ASK_AGAIN_S
 from s3daemon.network.keepalive.idle_limit import SWEEP_S, TRIAL_EVERY_S
 from s3daemon.network.keepalive.keeper import PRIMED_BYTES, RETRY_MAX_S, select_due
 from s3daemon.network.keepalive.small_request import SILENT_CLOSES, SMALL_REQUESTS
-from s3daemon.network.pool import GONE_AFTER_S, RESOLVE_EVERY_S, ConnectionPool
+from s3daemon.network.lookup import GONE_AFTER_S, RESOLVE_EVERY_S
+from s3daemon.network.pool import ConnectionPool
 from s3daemon.network.tcp import UNPACED_PACKETS
 
 
@@ -393,7 +394,7 @@ async def test_connections_move_one_after_the_other_when_the_name_has_other_addr
             await server.until(lambda: loop.lookups == 2)
             await sweeps(2)
             assert loads(server) == [CONNECTIONS, 0]
-            pool.resolve_anew()
+            pool.names.resolve_anew()
             await server.until(lambda: loads(server) == [0, CONNECTIONS])
             loop.addresses = ("127.0.0.1",)
             clock.now += GONE_AFTER_S
