@@ -250,9 +250,7 @@ class Uploader:
         """Start the attempts that may start, and set a timer for when more may."""
         if self._stopping:
             return
-        while (self._may_start() or self.health.admits_new) and (
-            queued := self.schedule.take(self.clock(), live_only=not self._may_start())
-        ):
+        while queued := self._take():
             self._start_attempt(queued)
         if self.health.held:
             self.active_clock.hold()
@@ -262,6 +260,12 @@ class Uploader:
         self._set_timer()
         if self.health.unreached and (self._returning is None or self._returning.done()):
             self._returning = self._start("asking whether the endpoint is back", self._await_return())
+
+    def _take(self) -> QueuedTransfer | None:
+        """Return the transfer whose attempt should start now; None when no attempt may."""
+        if self._may_start():
+            return self.schedule.take(self.clock())
+        return self.schedule.take(self.clock(), live_only=True) if self.health.admits_new else None
 
     def _start_attempt(self, queued: QueuedTransfer) -> None:
         """Start an attempt, unless a limit has it wait."""
