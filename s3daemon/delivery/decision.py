@@ -170,7 +170,8 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
         return Decision(LastError(error.code, text, recorded.address), finding, final=True)
     if at_once:
         return Decision(recorded, finding, failed_addresses=state.failed_addresses | {error.address})
-    if error.code == Code.STALE_CONNECTION != state.previous_code:  # a closed one says nothing against another one
+    is_stale_again = error.code == state.previous_code
+    if error.code == Code.STALE_CONNECTION and not is_stale_again:  # a closed one says nothing against another one
         return Decision(recorded, finding, failed_addresses=state.failed_addresses)
     avoided = frozenset({error.address}) if elsewhere else frozenset()
     return Decision(recorded, finding, delay_s=backoff(state.delays, rng, error.retry_after), failed_addresses=avoided)

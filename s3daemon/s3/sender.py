@@ -350,10 +350,7 @@ class Sender:
         except SENDING_ERRORS as exc:
             if body.error is not None:
                 raise body.error from exc
-            ambiguous, acked = upload.may_have_arrived, upload.acked()
-            was_idle = upload.connection_state == "warm" and upload.has_begun_only
-            stale = was_idle and acked < len(body) and not (ambiguous and acked)
-            raise failure_of(exc, ambiguous=ambiguous, stale=stale) from exc
+            raise failure_of(exc, ambiguous=upload.may_have_arrived, stale=upload.was_stale) from exc
 
     def _using(
         self,

@@ -80,11 +80,6 @@ class Upload:
         return now.acked - self._before.acked if now and self._before else 0
 
     @property
-    def has_begun_only(self) -> bool:
-        """Whether no more was acknowledged than could be in flight at first: what a close may have met on its way."""
-        return self._before is None or self.acked() <= self._before.window
-
-    @property
     def may_have_arrived(self) -> bool:
         """Whether as many bytes as the body has were acknowledged.
 
@@ -105,6 +100,17 @@ class Upload:
         """
         now = self.info()
         return now is not None and self._before is not None and now.sent - self._before.sent >= self.size
+
+    @property
+    def was_stale(self) -> bool:
+        """Whether the connection may have been closed while it was idle, if the upload fails by a close.
+
+        It was open before, no more was acknowledged than could be in flight at first, which a close may have met on its
+        way, and what was acknowledged is not all.
+        """
+        acked = self.acked()
+        met = self.connection_state == "warm" and (self._before is None or acked <= self._before.window)
+        return met and acked < self.size and not (acked and self.may_have_arrived)
 
     def retransmits(self, now: TcpInfo) -> int:
         """Return the segments sent again since the body began."""

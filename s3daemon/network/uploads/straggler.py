@@ -1,9 +1,9 @@
 """Decides when an upload is moved because its connection is far slower than others. Pure: the time is passed in.
 
 A body is what one request sends: a file, or a part of it. Once a tick the bytes acknowledged of each are sampled, and
-compared with those of other bodies in the same span of time. A link that slows down
-or stalls makes all of them equally slow, so none is moved. To move an upload is to end it and to send the body again,
-from its start, over another connection:
+compared with those of other bodies in the same span of time. A link that slows down or stalls makes all of them equally
+slow, so none is moved. To move an upload is to end it and to send the body again, from its start, over another
+connection:
 
     a body                             other bodies in the same time                  moved
     ---------------------------------  ---------------------------------------------  ---------------------------------

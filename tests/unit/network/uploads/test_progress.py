@@ -77,6 +77,21 @@ def test_a_connection_is_warm_or_new_as_the_upload_found_it() -> None:
     assert [upload_of(1, is_open=is_open).connection_state for is_open in (True, False)] == ["warm", "new"]
 
 
+def test_a_connection_was_stale_if_it_was_open_before_and_not_all_was_acknowledged(
+    pair: tuple[socket.socket, socket.socket],
+) -> None:
+    """Then a close of the idle connection may have met the first bytes on their way."""
+    here, there = pair
+    assert [upload_of(3, is_open=is_open).was_stale for is_open in (True, False)] == [True, False]
+    upload, found = upload_of(3), []
+    upload.begin(FakeTransport(here))
+    for size in (1, 2):
+        deliver(here, there, size)
+        found.append(upload.was_stale)
+    assert found == [True, False]
+    upload.close()
+
+
 def test_before_the_body_begins_nothing_can_have_arrived() -> None:
     """Without a connection nothing is known, whatever the size."""
     upload = upload_of(0)
