@@ -12,8 +12,10 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -525,6 +527,34 @@ def test_each_address_is_tried() -> None:
             asked.addresses = addresses.copy
             assert asked.ask(b"/f a/b/k\n", b"") == b"Success"
     assert daemon.received == [b"/f a/b/k\n"] * 2
+
+
+@contextmanager
+def deaf() -> Iterator[tuple[str, int]]:
+    """An address that answers no connection, as behind a firewall: the backlog is full."""
+    with ExitStack() as open_:
+        listener = open_.enter_context(socket.create_server(("127.0.0.79", 0), backlog=0))
+        for _ in range(3):
+            waiting = open_.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield listener.getsockname()
+
+
+def test_an_address_that_does_not_answer_does_not_hide_another() -> None:
+    """It has its turn, and again after the others; it alone may use up the time."""
+    with Daemon(answering(b"Success")) as daemon, deaf() as silent:
+        host, port = daemon.name.split(":")
+        asked = client_of({})
+        type(asked).connect.__globals__["ADDRESS_SECONDS"] = 0.05
+        refusing = (socket.AF_INET, ("127.0.0.77", int(port)))
+        asked.addresses = [(socket.AF_INET, silent), refusing, (socket.AF_INET, (host, int(port)))].copy
+        assert asked.ask(b"/f a/b/k\n", b"") == b"Success"
+        asked.addresses, asked.end = [(socket.AF_INET, silent), refusing].copy, time.monotonic() + 0.2
+        with pytest.raises(Exception, match=r"no connection to .*; nothing was sent"):
+            asked.ask(b"/f a/b/k
+", b"")
+    assert daemon.received == [b"/f a/b/k\n"]
 
 
 class Refusal:
