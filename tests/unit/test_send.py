@@ -70,6 +70,12 @@ def answering_and_listening_on(sock: socket.socket) -> bytes:
     return line + line_from(sock)
 
 
+def greeting(sock: socket.socket) -> bytes:
+    """Greets and keeps the connection, as a mail server does; ends when the client does."""
+    sock.sendall(b"220 mail ESMTP\r\n")
+    return line_from(sock) + line_from(sock)
+
+
 def flooding(sock: socket.socket) -> bytes:
     """Answers without end."""
     line = line_from(sock)
@@ -453,6 +459,14 @@ def test_an_extended_answer_ends_at_its_newline(cwd: Path) -> None:
     assert len(daemon.received) == 1
 
 
+def test_what_is_not_the_daemon_and_keeps_the_connection_is_shown(cwd: Path) -> None:
+    """The caller hears of it at once, in both forms."""
+    with Daemon(greeting) as daemon:
+        for options in ([], ["--no-wait"]):
+            status, _, err = send(*options, "--timeout=30", "f", "a/b/k", environ=daemon.environ, cwd=cwd)
+            assert (status, err.partition("it said ")[2]) == (1, "'220 mail ESMTP'\n")
+
+
 def answering_in_turn(*replies: bytes) -> Script:
     """Reads a line and gives the next answer on each connection; the last one for ever."""
     left = list(replies)
@@ -525,7 +539,7 @@ def test_each_address_is_tried() -> None:
         for addresses in (found, found[::-1]):
             asked = client_of({})
             asked.addresses = addresses.copy
-            assert asked.ask(b"/f a/b/k\n", b"") == b"Success"
+            assert asked.ask(b"/f a/b/k\n") == b"Success"
     assert daemon.received == [b"/f a/b/k\n"] * 2
 
 
@@ -549,11 +563,10 @@ def test_an_address_that_does_not_answer_does_not_hide_another() -> None:
         type(asked).connect.__globals__["ADDRESS_SECONDS"] = 0.05
         refusing = (socket.AF_INET, ("127.0.0.77", int(port)))
         asked.addresses = [(socket.AF_INET, silent), refusing, (socket.AF_INET, (host, int(port)))].copy
-        assert asked.ask(b"/f a/b/k\n", b"") == b"Success"
+        assert asked.ask(b"/f a/b/k\n") == b"Success"
         asked.addresses, asked.end = [(socket.AF_INET, silent), refusing].copy, time.monotonic() + 0.2
         with pytest.raises(Exception, match=r"no connection to .*; nothing was sent"):
-            asked.ask(b"/f a/b/k
-", b"")
+            asked.ask(b"/f a/b/k\n")
     assert daemon.received == [b"/f a/b/k\n"]
 
 
@@ -583,7 +596,7 @@ def test_a_refusal_that_came_before_the_request_is_read() -> None:
     """A broken pipe does not hide the reason for it; in a real daemon this is a race, so a fake one breaks it."""
     asked = client_of({})
     asked.connect = Refusal
-    assert asked.ask(b"/f a/b/k\n", b"") == b"NotAllowed: uid 7\n"
+    assert asked.ask(b"/f a/b/k\n") == b"NotAllowed: uid 7\n"
 
 
 def test_no_answer_ends_at_the_time_limit(cwd: Path) -> None:
@@ -642,7 +655,7 @@ def test_a_full_unix_backlog_is_a_wait(cwd: Path, full_unix_socket: tuple[Daemon
         return 30.0
 
     asked.left = left
-    assert asked.ask(b"/f a/b/k\n", b"") == b"Success"
+    assert asked.ask(b"/f a/b/k\n") == b"Success"
     daemon.stop()
     assert daemon.received == [b"", b"/f a/b/k\n"]
 
