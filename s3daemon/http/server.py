@@ -22,7 +22,7 @@ from functools import partial
 from http import HTTPStatus
 from typing import Any
 
-from aiohttp import web
+from aiohttp import HttpVersion11, StreamReader, web
 
 from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
@@ -67,6 +67,8 @@ class _ClientConnection:
         self.idle.set()
         #: The client has shut down its sending side, or is gone.
         self.sends_no_more = False
+        #: Of the request that is read now.
+        self.body: StreamReader | None = None
         self._transport: asyncio.Transport | None = None
         self._timer: asyncio.TimerHandle | None = None
 
@@ -98,6 +100,12 @@ class _ClientConnection:
         """Close the connection at once."""
         if self._transport is not None:
             self._transport.abort()
+
+    def ended(self) -> None:
+        """Note that the client sends no more: a body that is being read ends early."""
+        self.sends_no_more = True
+        if self.body is not None and not self.body.is_eof():
+            self.body.set_exception(ConnectionResetError())
 
     def begin(self) -> None:
         """Note that a request has begun to come. A stop no longer disconnects it, unless it is the first one.
@@ -174,7 +182,7 @@ class _Protocol(web.RequestHandler):
 
         It may also have closed the connection: nothing tells, so its answer does not count as taken.
         """
-        self.connection.sends_no_more = True
+        self.connection.ended()
         self.close()
         return True
 
@@ -329,13 +337,21 @@ class HttpServer:
         """The body. A client that asks first whether it may send it, as curl does with a large form, may.
 
         Raises:
-            RequestError: `BadRequest`: the body is too long, not as HTTP has it, or not there in time.
+            RequestError: `BadRequest`: the body is too long, compressed, not as HTTP has it, or not there in time.
         """
-        if request.headers.get("Expect", "").lower() == "100-continue" and request.transport is not None:
+        asks = request.headers.get("Expect", "").lower() == "100-continue" and request.version >= HttpVersion11
+        if asks and request.transport is not None:
             request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        connection.body = request.content
+        if connection.sends_no_more:
+            connection.ended()
         try:
             async with asyncio.timeout_at(connection.take_limit()):
-                return await request.read()
+                body = await request.read()
+            encoding = request.headers.get("Content-Encoding", "")
+            if not body or encoding.lower() in ("", "identity"):
+                return body
+            text = f"the form is encoded (Content-Encoding: {one_line(encoding, 100)}); send it as it is"
         except web.HTTPRequestEntityTooLarge:
             text = f"a form has at most {MAX_FORM} bytes; send a file's path, not its content"
         except web.RequestPayloadError as exc:
@@ -344,6 +360,8 @@ class HttpServer:
             text = f"no complete request came within {READ_LIMIT_S:g} s"
         except OSError:  # the client disconnected within its request
             text = "the request ended early"
+        finally:
+            connection.body = None
         raise RequestError(Code.BAD_REQUEST, text)
 
     def _refusal(self, request: web.BaseRequest, sock: socket.socket) -> web.Response | None:

@@ -270,7 +270,7 @@ async def test_a_stop_closes_idle_connections_and_lets_others_end(house: House) 
 
 @in_house()
 async def test_a_client_that_asks_whether_it_may_send_a_body_may_at_once(house: House) -> None:
-    """curl waits a second for this before it sends a large form."""
+    """curl waits a second for this before it sends a large form. HTTP/1.0 has no such answer."""
     reader, writer = await house.connect()
     writer.write(HEAD + b"4\r\nExpect: 100-continue\r\n\r\n")
     assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -278,6 +278,18 @@ async def test_a_client_that_asks_whether_it_may_send_a_body_may_at_once(house: 
     assert status(await reader.read()) == 200
     assert house.acted == [b"body"]
     writer.close()
+    old = HEAD.replace(b"1.1", b"1.0") + b"4\r\nExpect: 100-continue\r\n\r\nbody"
+    assert status(await house.say(old)) == 200
+
+
+@pytest.mark.parametrize(("encoding", "wanted"), [(b"gzip", 400), (b"br", 400), (b"Identity", 200), (b"", 200)])
+@in_house()
+async def test_a_form_that_is_compressed_is_refused(house: House, encoding: bytes, wanted: int) -> None:
+    answer = await house.say(HEAD + b"4\r\nContent-Encoding: " + encoding + b"\r\n\r\nbody")
+    assert status(answer) == wanted
+    refused = [f"the form is encoded (Content-Encoding: {encoding.decode()}); send it as it is"]
+    assert house.faults == (refused if wanted == 400 else [])
+    assert status(await house.say(GET[:-2] + b"Content-Encoding: gzip\r\n\r\n")) == 200
 
 
 @in_house()
@@ -311,9 +323,24 @@ async def test_a_form_that_does_not_come_whole_is_refused(house: House, ends: bo
     """In time, with a reason, by the handler: a hook hears why its file is not stored, and the operator sees it."""
     answer = await house.say(HEAD + b"5\r\n\r\nbody", eof=ends)
     assert status(answer) == 400
-    assert house.faults == ["no complete request came within 0.3 s"]
-    assert b"\r\nX-Error: bad request: no complete request came within 0.3 s\r\n" in answer
+    reason = "the request ended early" if ends else "no complete request came within 0.3 s"
+    assert house.faults == [reason]
+    assert f"\r\nX-Error: bad request: {reason}\r\n".encode() in answer
     assert not house.acted
+
+
+@pytest.mark.parametrize("together", [False, True])
+@in_house()
+async def test_a_client_that_leaves_within_a_form_gives_its_slot_back_at_once(house: House, together: bool) -> None:
+    """No limit has to end the connection, whether or not the end comes with the last bytes."""
+    _, writer = await house.connect()
+    writer.write(HEAD + b"5\r\n\r\nbody")
+    if not together:
+        await house.until(lambda: house.clients == 1)
+    writer.close()
+    async with asyncio.timeout(s3daemon.http.server.READ_LIMIT_S / 2):
+        await house.until(lambda: house.faults == ["the request ended early"])
+        await house.until(lambda: house.clients == 0)
 
 
 @in_house()
