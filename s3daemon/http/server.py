@@ -2,9 +2,10 @@
 
 No client can do more than use its own slot, and that for a bounded time: its request must come whole within
 `READ_LIMIT_S`, a handler's time is its own, and the answer is taken within `REPLY_LIMIT_S`. A form that does not come
-whole goes to its handler as well, which refuses it as it refuses others: counted and logged. A client may keep its
-connection for another request, but only while half of the slots are free, and for `IDLE_LIMIT_S`: it never keeps others
-out. A stop closes the connections that wait for a request.
+whole goes to its handler as well, which refuses it as it refuses others: counted and logged. What has no whole header,
+so that nothing tells whether it is a form, is only logged. A client may keep its connection for another request, but
+only while half of the slots are free, and for `IDLE_LIMIT_S`: it never keeps others out. A stop closes the connections
+that wait for a request.
 
 A client that waits for its transfer is left to the next process, as the line protocol's are: its request has been read
 whole, and the answer ends the connection, so nothing else of the exchange needs to be known. Other connections end.
@@ -42,8 +43,8 @@ READ_LIMIT_S = 10.0
 REPLY_LIMIT_S = 5.0
 #: A connection may be idle for this long between two requests, seconds; as in the line protocol.
 IDLE_LIMIT_S = 60.0
-#: Refusals of requests of other sites' pages, and of forms to paths that take none, are logged this often at most,
-#: seconds.
+#: Refusals of requests of other sites' pages, of forms to paths that take none, and of what is not HTTP are each logged
+#: this often at most, seconds.
 WARN_EVERY_S = 60.0
 #: The methods of a form. Clients that update rather than create use the others; all mean the same here.
 FORM_METHODS = ("POST", "PUT", "PATCH")
@@ -55,10 +56,18 @@ Action = Callable[[Form], Awaitable[Answer | None]]
 
 
 class _ClientConnection:
-    """The state of one connection: whether a request of it is read or handled, and for how long it may stay so."""
+    """The state of one connection: whether a request of it is read or handled, and for how long it may stay so.
 
-    def __init__(self, client: Client) -> None:
+    Args:
+        client: the connection.
+        warn: called with the reason when no request could be read from what came.
+    """
+
+    def __init__(self, client: Client, warn: Callable[[str], None]) -> None:
         self._loop = asyncio.get_running_loop()
+        self._warn = warn
+        #: A part of a header has come.
+        self._in_header = False
         self.client = client
         #: Done when the connection is over.
         self.closed: asyncio.Future[None] = self._loop.create_future()
@@ -81,6 +90,8 @@ class _ClientConnection:
     def over(self) -> None:
         """Note that the connection is over."""
         self.limit(None)
+        if self._in_header:
+            self.not_http("its header did not come whole")
         if not self.closed.done():
             self.closed.set_result(None)
 
@@ -101,6 +112,11 @@ class _ClientConnection:
         if self._transport is not None:
             self._transport.abort()
 
+    def not_http(self, reason: str) -> None:
+        """Log that no request can be read from what came."""
+        self._in_header = False
+        self._warn(reason)
+
     def ended(self) -> None:
         """Note that the client sends no more: a body that is being read ends early."""
         self.sends_no_more = True
@@ -112,6 +128,8 @@ class _ClientConnection:
 
         Its time begins once, with its first byte; that of the first request began when the client was accepted.
         """
+        if self.client.reading and self.idle.is_set():  # else it is the rest of a body that is not read
+            self._in_header = True
         if self.client.reading and self.client.first_read.done():
             self.client.request_read()
             self.limit(READ_LIMIT_S)
@@ -130,6 +148,7 @@ class _ClientConnection:
     def handling(self) -> Iterator[None]:
         """Handle a request in the block; the connection keeps its slot meanwhile, even when its client is gone."""
         self.begin()
+        self._in_header = False
         self.idle.clear()
         try:
             yield
@@ -163,7 +182,8 @@ class _Protocol(web.RequestHandler):
                 self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        self.connection.begin()
+        if data.strip():  # some clients end a body by a line break that is no part of it
+            self.connection.begin()
         super().data_received(data)
 
     def handle_error(
@@ -172,8 +192,9 @@ class _Protocol(web.RequestHandler):
         """Refuse what is not HTTP in the form of all answers; aiohttp's own would show its version."""
         if status != HTTPStatus.BAD_REQUEST:
             return super().handle_error(request, status, exc, message)
-        text = "bad request: it is not HTTP, or its header is too long"
-        response = _last(_rendered(Answer(HTTPStatus.BAD_REQUEST, text)))
+        reason = "it is not HTTP, or its header is too long"
+        self.connection.not_http(reason)
+        response = _last(_rendered(Answer(HTTPStatus.BAD_REQUEST, f"bad request: {reason}")))
         response.headers.update(HEADERS)
         return response
 
@@ -251,7 +272,7 @@ class HttpServer:
 
     async def _serve(self, client: Client) -> None:
         """Serve a connection to its end."""
-        connection = _ClientConnection(client)
+        connection = _ClientConnection(client, partial(self._warn, "header", "a request"))
         protocol = _Protocol(self._manager, connection)
         try:
             await asyncio.get_running_loop().connect_accepted_socket(lambda: protocol, client.sock)
@@ -389,8 +410,10 @@ class HttpServer:
 
     def _warn(self, kind: str, what: str, reason: str) -> None:
         """Log a refusal of a kind, but not each of a page that asks a thousand times a second."""
-        if self._warnings.admit(kind, self._clock()) is not None:
-            _log.warning("refused %s over HTTP: %s", one_line(what, 100), reason)
+        skipped = self._warnings.admit(kind, self._clock())
+        if skipped is not None:
+            more = f" ({skipped} more like this not logged)" if skipped else ""
+            _log.warning("refused %s over HTTP: %s%s", one_line(what, 100), reason, more)
 
 
 #: Stands for a page's answer: nothing is to be called once the client has it.

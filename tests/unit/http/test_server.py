@@ -147,7 +147,7 @@ async def test_a_form_to_another_path_is_logged(house: House, caplog: pytest.Log
 )
 @in_house()
 async def test_other_sites_are_refused(house: House, caplog: pytest.LogCaptureFixture, header: bytes) -> None:
-    """403 before anything else is checked, for reads and for forms; it is logged once a minute."""
+    """403 before anything else is checked, for reads and for forms; it is logged once a minute, with a count."""
     for request in (GET, POST, POST, GET.replace(b"/page", b"/none")):
         assert status(await house.say(request.replace(b"Host: localhost", header))) == 403
     assert not house.acted
@@ -156,6 +156,7 @@ async def test_other_sites_are_refused(house: House, caplog: pytest.LogCaptureFi
     house.now += 60
     await house.say(POST.replace(b"Host: localhost", header))
     assert len(caplog.records) == 2
+    assert caplog.records[1].getMessage().endswith(" (3 more like this not logged)")
 
 
 @in_house(S3DAEMON_HTTP_NAMES="node7")
@@ -362,7 +363,11 @@ async def test_a_page_with_a_body_that_does_not_come_whole_is_refused(house: Hou
 )  # fmt: skip
 @in_house()
 async def test_bad_clients_cost_a_bounded_time(house: House, caplog: pytest.LogCaptureFixture, data: bytes) -> None:
-    """A silent, slow or malformed client is disconnected, with an answer like any other's; the log is not filled."""
+    """A silent, slow or malformed client is disconnected, with an answer like any other's.
+
+    Unless it was silent or has come to a handler it is logged, once a minute.
+    """
+    await house.say(data)
     answer = await house.say(data)
     if answer not in (b"", b"reset"):
         head, _, body = answer.partition(b"\r\n\r\n")
@@ -371,7 +376,27 @@ async def test_bad_clients_cost_a_bounded_time(house: House, caplog: pytest.LogC
         assert b"\r\nX-Error: " + json.loads(body)["msg"].encode() in head
     await house.until(lambda: house.clients == 0)
     assert status(await house.say(GET)) == 200
-    assert caplog.records == []
+    reason = "it is not HTTP, or its header is too long" if status(answer) else "its header did not come whole"
+    wanted = [f"refused a request over HTTP: {reason}"] if data and not house.faults else []
+    assert [one.getMessage() for one in caplog.records] == wanted
+
+
+@in_house()
+async def test_a_line_break_behind_a_body_begins_no_request(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """Some clients send one that the length does not count."""
+    reader, writer = await house.connect()
+    writer.write(KEPT_POST + b"\r\n")
+    assert status(await reader.readuntil(b"}\n")) == 200
+    writer.write(b"\r\n")
+    writer.close()
+    await house.until(lambda: house.clients == 0)
+    reader, writer = await house.connect()
+    writer.write(HEAD.replace(b"Host: localhost", b"Host: evil") + b"100\r\n\r\n")
+    assert status(await reader.readuntil(b"}\n")) == 403
+    writer.write(bytes(50))  # it is not read
+    writer.close()
+    await house.until(lambda: house.clients == 0)
+    assert [one.getMessage()[:22] for one in caplog.records] == ["refused POST /act over"]
 
 
 @in_house()
