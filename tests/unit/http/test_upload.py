@@ -218,13 +218,12 @@ def test_a_bad_form_is_refused_with_the_reason(body: bytes, why: str) -> None:
     [
         (URLENCODED, b"a=&" * MAX_FIELDS, "more than 1000 fields"),
         (MULTIPART, multipart(*[("a", b"")] * (MAX_FIELDS + 1)), "more than 1000 fields"),
-        (MULTIPART, multipart(("a", b""), ('"; a="' * MAX_FIELD_HEADER, b"")), "a header of more than 8192 bytes"),
-        (MULTIPART, multipart(('"; name*' + "9" * 5000 + '="', b"/f")), "a header that cannot be read"),
+        (MULTIPART, multipart(("a", b""), ('"; a="' * MAX_FIELD_HEADER, b"")), "a header of more than 2048 bytes"),
         (MULTIPART, multipart(('"; name*=b; name*0="', b"/f")), "a header that cannot be read"),
         (MULTIPART + "; x*" + "9" * 5000 + "=y", b"--XX\n", "a header that cannot be read"),
         (MULTIPART + "; x*=a; x*0=b", b"--XX\n", "a header that cannot be read"),
     ],
-    ids=["urlencoded", "multipart", "header", "number", "parts", "type number", "type parts"],
+    ids=["urlencoded", "multipart", "header", "parts", "type number", "type parts"],
 )
 def test_a_form_that_no_hook_sends_is_refused(content_type: str, body: bytes, why: str) -> None:
     with pytest.raises(RequestError, match=why):
@@ -277,8 +276,10 @@ def test_any_input_is_a_request_or_is_refused(content_type: str, body: bytes) ->
 def test_the_longest_names_fit() -> None:
     """A path of 4096 bytes, a key of 1024 and a tag, all of them percent-encoded."""
     body = "file=/" + "%FF" * 4095 + "&uri=s3://" + "%C3%A9" * 255 + "/" + "%C3%A9" * 512 + "&slug=" + "%41" * 128
-    assert len(body) < 32 * 1024
+    assert len(body) < MAX_FORM
     assert len(os.fsencode(read(URLENCODED, body.encode()).file)) == 4096
+    other = 'image"; filename="' + "%FF" * 255 + "\"; filename*=\"utf-8''" + "%FF" * 255
+    assert read(MULTIPART, multipart((other, b""), ("file", b"/f"), ("uri", b"s3://b/k"))).file == "/f"
 
 
 STORED = TransferRecord(
