@@ -86,7 +86,7 @@ class Connections(JsonObject):
 
     Args:
         open: now.
-        opened: since the settings of connections last changed.
+        opened: since the start.
         limit: how many there may be.
     """
 

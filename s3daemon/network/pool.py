@@ -45,6 +45,7 @@ class ConnectionPool:
         clock: monotonic seconds.
         reserve: how many there are beyond what uploads can use; by default one for each `CONNECTIONS_PER_RESERVE`.
         tls: of these settings, where it is made already.
+        opened: the connections that the pool made in whose place this one comes.
 
     Attributes:
         pacer: shares the bandwidth among them.
@@ -64,6 +65,7 @@ class ConnectionPool:
         *,
         reserve: int | None = None,
         tls: ssl.SSLContext | None = None,
+        opened: int = 0,
     ) -> None:
         self._settings = settings
         self._clock = clock
@@ -83,7 +85,7 @@ class ConnectionPool:
         self._free = list(self._all)  # from the one used longest ago to the one used last
         self._in_maintenance: set[Connection] = set()  # free, but the keeper is using them; they keep their place
         self._waiting: list[asyncio.Future[None]] = []
-        self._opened_before = 0
+        self._opened_before = opened
         self._closing: set[asyncio.Task[None]] = set()
 
     def new_connection(self) -> Connection:
@@ -112,7 +114,7 @@ class ConnectionPool:
 
     @property
     def opened(self) -> int:
-        """How many connections were made by this pool; a reload of what concerns them makes another one."""
+        """How many connections were made, by the pools before this one too."""
         return self._opened_before + sum(connection.opened for connection in self._all)
 
     @property

@@ -76,7 +76,7 @@ class Endpoint:
             self.pool: ConnectionPool = before.pool
             self.pool.names.resolve_anew()
         else:
-            self.pool = ConnectionPool(settings, tls=trust.tls)
+            self.pool = ConnectionPool(settings, tls=trust.tls, opened=before.pool.opened if before else 0)
         known = hint if before is None else before.hint
         self._known = known if known and known.endpoint == settings.endpoint_url else Hint(settings.endpoint_url)
         self._signer = Signer(settings)

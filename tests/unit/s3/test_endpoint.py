@@ -60,10 +60,12 @@ def endpoint_of(settings: Settings, before: Endpoint | None = None, start: Start
 )
 @in_loop
 async def test_connections_are_kept_if_their_settings_are(change: dict[str, Any], kept: bool) -> None:
-    """New keys or another rate take no new connections; another store or timeout does."""
+    """New keys or another rate take no new connections; another store or timeout does. None is forgotten."""
     before = endpoint_of(SETTINGS)
+    next(iter(before.pool.idle())).opened = 3
     after = endpoint_of(replace(SETTINGS, **change), before)
     assert (after.pool is before.pool) is kept
+    assert after.pool.opened == 3
     await after.open()
     assert bool(after.pool.pacer.limit_bps) is ("bwlimit_bps" in change)
     await before.close(after)
