@@ -1,7 +1,9 @@
 """Record what becomes of transfers and attempts: in the journal, and with those in the daemon who observe it.
 
 When the journal has the record of a stored transfer, or has dropped it, the spool forgets the transfer. Not before: the
-next process would otherwise know nothing of it after a crash, and no record would ever be written.
+next process would otherwise know nothing of it after a crash, and no record would ever be written. But at the latest
+when a newer one is sent to its destination: that process would otherwise send the old content over the new one, whose
+client may have removed its file by then.
 """
 
 from __future__ import annotations
@@ -42,8 +44,8 @@ class Records:
         self._wall = wall
         self._loop = asyncio.get_running_loop()
         self._warnings = LogLimit()
-        #: Stored, in this order, by destination; the journal has no record yet.
-        self._unrecorded: dict[Destination, list[TransferRecord]] = {}
+        #: What was stored last, by destination; the journal has no record yet.
+        self._unrecorded: dict[Destination, TransferRecord] = {}
 
     def attempt_ended(self, end: AttemptEnd) -> None:
         """Tell the observers of an attempt that has ended."""
@@ -78,24 +80,19 @@ class Records:
                 self._loop.call_soon_threadsafe(self._remove, queued.transfer)
 
         if stored:
-            self._unrecorded.setdefault(queued.transfer.destination, []).append(queued.record)
+            self._unrecorded[queued.transfer.destination] = queued.record
         self._journal.record(queued.record, written if stored else None)
 
-    def _remove(self, transfer: Transfer) -> None:
-        """Have the spool forget a stored transfer, now that the journal has its record or has dropped it.
-
-        Those stored before it at its destination go first: should they stay, because their records still wait in the
-        queue of a journal that stands still, the process after a crash would send the old content over the new one.
-        """
-        waiting = self._unrecorded.get(transfer.destination, [])
-        end = next((at for at, record in enumerate(waiting, 1) if record.transfer_id == transfer.id), 0)
-        if not end:
-            return
-        for record in waiting[:end]:
+    def forget_stored(self, destination: Destination) -> None:
+        """Have the spool forget what was stored at `destination`, though the journal may have no record of it yet."""
+        if (record := self._unrecorded.pop(destination, None)) is not None:
             self._spool.remove(record.transfer_id, record)
-        del waiting[:end]
-        if not waiting:
-            del self._unrecorded[transfer.destination]
+
+    def _remove(self, transfer: Transfer) -> None:
+        """Have the spool forget a stored transfer, now that the journal has its record or has dropped it."""
+        record = self._unrecorded.get(transfer.destination)
+        if record is not None and record.transfer_id == transfer.id:
+            self.forget_stored(transfer.destination)
 
 
 def record_of(queued: QueuedTransfer, stored: Stored | None, *, now: float, wall: float) -> TransferRecord:

@@ -278,6 +278,7 @@ class Uploader:
             return
         queued.started_at = (*queued.started_at, now)[-ATTEMPTS_PER_MINUTE:]
         self._full_buckets.started(bucket, now)
+        self.records.forget_stored(queued.transfer.destination)
         progress = Progress()
         task = self._start(f"the attempt of {queued.transfer.id}", self._run(queued, progress))
         queued.attempt = AttemptInFlight(task, progress)

@@ -141,6 +141,17 @@ async def test_the_spool_forgets_in_the_order_of_a_destination_when_the_journal_
 
 
 @flying
+async def test_the_spool_forgets_what_is_stored_before_a_newer_one_is_sent_there() -> None:
+    """Else a crash after the newer one's success leaves both rows, and the next process would send the old content."""
+    house = House(journal=StandingJournal(room=10))
+    old, new = [await house.intake.submit(house.request(file=file)) for file in ("/old", "/new")]
+    assert (await old.outcome).outcome is Outcome.STORED
+    await asyncio.sleep(0.5 * house.store.seconds)
+    assert house.store.in_flight
+    assert list(house.spool.rows) == [new.id]
+
+
+@flying
 async def test_a_newer_success_clears_older_failures_before_the_journal_has_its_record() -> None:
     """Whoever retries the failures meanwhile must not find them."""
     house = House(journal=StandingJournal(room=10))
