@@ -143,8 +143,9 @@ class FakeSpool(Spool):
         self.rows[transfer.id] = Entry(self.last_seq, transfer, active_now_s, attempt_started=attempt_started)
         return self.last_seq
 
-    async def save_tags(self, transfer: Transfer) -> None:
-        self._alter(transfer.id, transfer=transfer)
+    async def save_join(self, transfer: Transfer, *, file_changed: bool = False) -> None:
+        changed = {"sent_etag": "", "file_changed": True} if file_changed else {}
+        self._alter(transfer.id, transfer=transfer, **changed)
 
     async def start_attempt(self, transfer: Transfer, *, file_changed: bool = False) -> None:
         self.started.append(transfer.id)

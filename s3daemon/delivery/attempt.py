@@ -6,6 +6,10 @@ An attempt whose outcome is unknown has two consequences. The same transfer look
 at the store in use, which after a reload may be another one, and hold a replica. And the next transfer to that
 destination of that store looks for its own after it was stored: a body that arrives late could have overwritten it. So
 does the same transfer when its file has changed since, for the body was another one.
+
+A transfer that an earlier process has sent is looked for even if its file has changed since: its client may have been
+told that it is stored, and have put other content there, for another destination perhaps. What the store then has is
+what was accepted, for an attempt that sees the file change withholds its end.
 """
 
 from __future__ import annotations
@@ -15,7 +19,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 from s3daemon.clock import Clock
@@ -48,13 +51,6 @@ async def _save_if_possible(change: Awaitable[None]) -> None:
     """Wait until the spool has a change; a full disk delays only new transfers: it is written when that is possible."""
     with contextlib.suppress(SpoolError):
         await change
-
-
-def _update_file_state(queued: QueuedTransfer, state: FileState) -> None:
-    """Note that the file is not the one that was accepted: its content now is sent, and the record says so."""
-    queued.file_changed = True
-    queued.sent_etag = ""
-    queued.transfer = replace(queued.transfer, file_state=state)
 
 
 class _Content(NamedTuple):
@@ -151,13 +147,16 @@ class Attempts:
         queued.source = None
         try:
             has_changed = source.state != queued.transfer.file_state
+            if queued.sent_before or not has_changed:
+                known = None if has_changed else source
+                if (found := await self._find(queued, store, progress, known, can_send=True)) is not None:
+                    return found
             if has_changed:
-                _update_file_state(queued, source.state)
-            elif (found := await self._find(queued, store, progress, source)) is not None:
-                return found
+                queued.note_change(source.state)
             if has_changed or queued.sent_etag or not queued.attempt_started:  # the spool does not say what is sent now
                 await _save_if_possible(self._spool.start_attempt(queued.transfer, file_changed=queued.file_changed))
                 queued.attempt_started = True
+            queued.sent_before = False
             stored = await store.put(
                 queued.transfer,
                 source,
@@ -172,11 +171,22 @@ class Attempts:
         return stored
 
     async def _find(
-        self, queued: QueuedTransfer, store: Store, progress: Progress, source: Source | None = None
+        self,
+        queued: QueuedTransfer,
+        store: Store,
+        progress: Progress,
+        source: Source | None = None,
+        *,
+        can_send: bool = False,
     ) -> Stored | None:
         """Look for the object if an earlier attempt may have stored it.
 
-        Where the file can be sent (`source`), a store that refuses one look-up after the other gets it in the end.
+        Args:
+            queued: the transfer.
+            store: where to look.
+            progress: names the addresses to avoid.
+            source: the open file, if it is unchanged.
+            can_send: a store that refuses one look-up after the other gets the file in the end.
         """
         if not queued.outcome_unknown:
             return None
@@ -189,7 +199,7 @@ class Attempts:
             is_answered = bool(exc.status) or exc.code == Code.BAD_ANSWER
             queued.lookups_refused += is_answered
             queued.is_lookup_unanswered = not is_answered
-            if source is None or queued.lookups_refused < LOOKUPS_MAX:
+            if not can_send or queued.lookups_refused < LOOKUPS_MAX:
                 raise
             found = LookupResult.FORBIDDEN
         queued.lookups_refused, queued.is_lookup_unanswered = 0, False

@@ -22,7 +22,7 @@ from s3daemon.delivery.uploader import Uploader
 from s3daemon.errors import Code, RequestError, SpoolError
 from s3daemon.model.files.source import Source
 from s3daemon.model.reply import Reply
-from s3daemon.model.request import Request, Transfer
+from s3daemon.model.request import FileState, Request, Transfer
 from s3daemon.spool.spool import Spool
 
 
@@ -88,7 +88,7 @@ class Intake:
         if queued is None:
             queued, durable = self._accept(request, source)
         else:
-            durable = self._join(queued, request.tag)
+            durable = self._join(queued, request.tag, source.state)
             source.close()
         outcome = self._uploader.waiters.wait(queued) if request.wait else self._loop.create_future()
         return Ticket(queued.transfer.id, durable, outcome, queued)
@@ -125,13 +125,13 @@ class Intake:
             # failure is recorded then, but not listed: the spool has no row of it.
         self._uploader.admit(queued)
 
-    def _join(self, queued: QueuedTransfer, tag: str) -> asyncio.Future[None]:
+    def _join(self, queued: QueuedTransfer, tag: str, state: FileState) -> asyncio.Future[None]:
         commit = self._commits.get(queued.transfer.id)
         durable = self._loop.create_task(self._commit_join(queued, commit))
-        self._uploader.join(queued, tag)
+        self._uploader.join(queued, tag, state)
         return durable
 
     async def _commit_join(self, queued: QueuedTransfer, commit: asyncio.Task[None] | None) -> None:
         if commit is not None:
             await asyncio.shield(commit)
-        await self._spool.save_tags(queued.transfer)
+        await self._spool.save_join(queued.transfer, file_changed=queued.file_changed)

@@ -21,12 +21,12 @@ import heapq
 import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from s3daemon.delivery.decision import LastError
 from s3daemon.model.files.source import SMALL_BYTES, Source
 from s3daemon.model.record import TransferRecord
-from s3daemon.model.request import Destination, Transfer
+from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.spool.spool import Entry
 
@@ -76,6 +76,7 @@ class QueuedTransfer:
         attempt: the one in flight, else None.
         attempt_started: the spool records that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
+        sent_before: an earlier process may have stored it, and told the client so; this one has not sent it.
         sent_etag: of what the last attempt has sent, as in `Entry`.
         lookups_refused: how many look-ups in a row the store refused, or left unanswered while it answered a neutral
             request.
@@ -103,6 +104,7 @@ class QueuedTransfer:
     attempt: AttemptInFlight | None = None
     attempt_started: bool = False
     outcome_unknown: bool = False
+    sent_before: bool = False
     sent_etag: str = ""
     lookups_refused: int = 0
     is_lookup_unanswered: bool = False
@@ -126,6 +128,7 @@ class QueuedTransfer:
             last_error=LastError(entry.code, entry.text),
             attempt_started=entry.attempt_started,
             outcome_unknown=entry.attempt_started,
+            sent_before=entry.attempt_started and not entry.failed,
             sent_etag=entry.sent_etag,
             file_changed=entry.file_changed,
         )
@@ -147,6 +150,12 @@ class QueuedTransfer:
     def __lt__(self, other: QueuedTransfer) -> bool:
         """Compare by the order of acceptance; for heaps."""
         return self.seq < other.seq
+
+    def note_change(self, state: FileState) -> None:
+        """Note that the file is not the one that was accepted: its content now is sent, and the record says so."""
+        self.file_changed = True
+        self.sent_etag = ""
+        self.transfer = replace(self.transfer, file_state=state)
 
     @property
     def last_attempt_at(self) -> float:

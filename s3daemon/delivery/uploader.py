@@ -55,7 +55,7 @@ from s3daemon.journal import Journal
 from s3daemon.model.files.source import Source
 from s3daemon.model.record import AttemptEnd
 from s3daemon.model.reply import Outcome, Reply
-from s3daemon.model.request import Destination, Transfer
+from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.model.verdict import ACCESS_DENIED, SILENCES, UNANSWERED, Keys, accuses_keys
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.endpoint import Start
@@ -192,8 +192,10 @@ class Uploader:
             self.schedule.admit(queued)
             self.pump()
 
-    def join(self, queued: QueuedTransfer, tag: str) -> None:
-        """Have a pending transfer serve another request as well: its delay ends."""
+    def join(self, queued: QueuedTransfer, tag: str, state: FileState) -> None:
+        """Have a pending transfer serve another request as well, of the file as it is now: its delay ends."""
+        if state != queued.transfer.file_state:
+            queued.note_change(state)
         if tag:
             # Once: a hook may request the same file every minute, for days.
             queued.transfer = replace(queued.transfer, tags=tuple(dict.fromkeys((*queued.transfer.tags, tag))))

@@ -3,7 +3,7 @@
     call                                    row before          row after
     ----                                    ----------          ---------
     add                                     (none)              pending
-    save_tags, start_attempt, record_attempt
+    save_join, start_attempt, record_attempt
                                             pending             pending
     fail                                    pending             failed
     mark_notified                           failed              failed
@@ -190,9 +190,10 @@ class Spool:
             del self._adding[transfer.id]
         return seq
 
-    async def save_tags(self, transfer: Transfer) -> None:
-        """Save the tags of `transfer`: a request has joined it."""
-        await self._change(transfer.id, tag_columns(transfer))
+    async def save_join(self, transfer: Transfer, *, file_changed: bool = False) -> None:
+        """Save the tags of `transfer`, which a request has joined, and the state of a file that changed before that."""
+        changed: dict[str, Value] = {**file_columns(transfer), "sent_etag": "", "file_changed": True}
+        await self._change(transfer.id, {**tag_columns(transfer), **(changed if file_changed else {})})
 
     async def start_attempt(self, transfer: Transfer, *, file_changed: bool = False) -> None:
         """Save that an attempt may have started that sends the file as it is now, and whose outcome is unknown.

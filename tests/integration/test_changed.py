@@ -1,5 +1,6 @@
-"""A file that is rewritten during its transfer: its last content is what is stored."""
+"""A file that is rewritten during its transfer: its last content is what is stored; but not what comes after that."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,3 +49,37 @@ def test_an_object_of_older_content_does_not_count_after_a_crash(served: Daemon,
     served.start()
     served.wait_idle()
     assert s3.objects["bucket/key"].body == b"newer content"
+
+
+def test_a_file_that_is_reused_after_success_does_not_replace_its_object(
+    served: Daemon, s3: FlakyS3, tmp_path: Path
+) -> None:
+    """After a crash the next process may still have the transfer; the file is another exposure's by then."""
+    file = tmp_path / "latest"
+    file.write_bytes(b"exposure 1")
+    assert served.plain(file, "alias/bucket/1") == b"Success"
+    served.kill()
+    file.write_bytes(b"exposure 2")
+    served.start()
+    served.wait_idle()
+    assert s3.objects["bucket/1"].body == b"exposure 1"
+    assert len(s3.puts) == 1
+
+
+def test_older_content_does_not_replace_newer_after_a_crash(served: Daemon, s3: FlakyS3, tmp_path: Path) -> None:
+    """The newer one's client was told that it is stored, and has removed its file: it could not be sent again."""
+    s3.latency_s = 0.2
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"old")
+    new.write_bytes(b"new")
+    assert served.extended(old, "alias/bucket/key", wait=False)["result"] == "accepted"
+    while not s3.puts:
+        time.sleep(0.01)  # its answer is on its way
+    s3.latency_s = 0.0
+    assert served.plain(new, "alias/bucket/key") == b"Success"
+    new.unlink()
+    served.kill()
+    served.start()
+    served.wait_idle()
+    assert s3.objects["bucket/key"].body == b"new"
+    assert len(s3.puts) == 2

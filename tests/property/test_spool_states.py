@@ -119,7 +119,7 @@ class Machine(RuleBasedStateMachine):
 
     @rule(which=known, tags=st.lists(st.sampled_from("xyü"), max_size=2))
     def save_tags(self, which: Transfer, tags: list[str]) -> None:
-        self.run(self.spool.save_tags(dataclasses.replace(which, tags=tuple(tags))))
+        self.run(self.spool.save_join(dataclasses.replace(which, tags=tuple(tags))))
         self.change_transfer(which.id, tags=tuple(tags))
         self.committed()
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from fakes import ArrivedError, FakeSpool, FakeStore, House, flying, flying_with
 
-from s3daemon.delivery.attempt import LATE_ARRIVAL_S, SETTLE_S
+from s3daemon.delivery.attempt import LATE_ARRIVAL_S, LOOKUPS_MAX, SETTLE_S
 from s3daemon.delivery.schedule import QueuedTransfer
 from s3daemon.errors import AttemptError, FileError, SpoolError
 from s3daemon.model.request import FileState, Transfer
@@ -20,6 +20,7 @@ from s3daemon.network.uploads.progress import Progress
 from s3daemon.network.uploads.straggler import MoveHistory
 from s3daemon.s3.store import Stored
 from s3daemon.spool.open_uploads import MultipartUpload
+from s3daemon.spool.spool import Entry
 
 
 class Bench:
@@ -100,6 +101,57 @@ async def test_a_file_that_changed_since_acceptance_is_sent_as_it_is_now(bench: 
     assert row.transfer == queued.transfer, "the spool has the new state too"
     assert QueuedTransfer.of(row).file_changed, "so the next process does not see the change again"
     assert not bench.store.finds, "what an earlier attempt sent is not what is there now"
+
+
+@pytest.mark.parametrize("arrived", [True, False])
+@flying_with(Bench)
+async def test_what_an_earlier_process_sent_is_looked_up_though_its_file_has_changed(
+    bench: Bench, arrived: bool
+) -> None:
+    """Its client may have been told that it is stored, and have used the file for something else since."""
+    before = bench.accepted()
+    queued = QueuedTransfer.of(Entry(1, before.transfer, 0.0, attempt_started=True))
+    bench.files.sizes["/f"] = 5000
+    if arrived:
+        bench.store.objects[queued.transfer.destination] = queued.transfer.id
+    assert (await bench.make(queued)).size == (3000 if arrived else 5000)
+    assert len(bench.store.finds) == 1
+    assert (len(bench.store.puts), queued.file_changed) == ((0, False) if arrived else (1, True))
+
+
+@flying_with(Bench)
+async def test_a_change_after_this_process_has_sent_the_file_is_sent(bench: Bench) -> None:
+    queued = QueuedTransfer.of(Entry(1, bench.accepted().transfer, 0.0, attempt_started=True))
+    bench.store.answer = lambda _: ArrivedError("NoAnswer", "no answer", ambiguous=True)
+    with pytest.raises(AttemptError):
+        await bench.make(queued)
+    bench.store.answer = lambda _: None
+    bench.files.sizes["/f"] = 5000
+    assert (await bench.make(queued)).size == 5000
+
+
+@flying_with(Bench)
+async def test_a_failed_transfer_that_is_retried_is_sent_as_its_file_is_now(bench: Bench) -> None:
+    """An operator has corrected the file."""
+    queued = QueuedTransfer.of(Entry(1, bench.accepted().transfer, 0.0, attempt_started=True, failed=True))
+    bench.store.objects[queued.transfer.destination] = queued.transfer.id
+    bench.files.sizes["/f"] = 5000
+    assert (await bench.make(queued)).size == 5000
+
+
+@flying_with(Bench)
+async def test_a_look_up_that_is_refused_again_and_again_does_not_hold_a_changed_file_back(bench: Bench) -> None:
+    queued = QueuedTransfer.of(Entry(1, bench.accepted().transfer, 0.0, attempt_started=True))
+    bench.files.sizes["/f"] = 5000
+
+    async def find(*_: object, **__: object) -> Stored:
+        raise AttemptError("InternalError", "cannot look", status=500)
+
+    bench.store.find = find  # type: ignore[method-assign]
+    for _ in range(LOOKUPS_MAX - 1):
+        with pytest.raises(AttemptError):
+            await bench.make(queued)
+    assert (await bench.make(queued)).size == 5000
 
 
 @pytest.mark.parametrize("changes", [True, False])

@@ -122,6 +122,20 @@ async def test_the_file_of_a_request_that_joins_is_closed(house: House, monkeypa
 
 
 @flying_with(House)
+async def test_a_request_that_joins_wants_the_file_as_it_is_now(house: House) -> None:
+    """After a crash, an object of what was sent before does not serve it."""
+    house.store.answer = away
+    first = await house.intake.submit(house.request())
+    await asyncio.sleep(0.2)
+    house.files.sizes["/f"] = 5000
+    second = await house.intake.submit(house.request())
+    await second.durable
+    assert second.id == first.id
+    row = house.spool.rows[first.id]
+    assert (row.transfer.file_state.size, row.file_changed, row.sent_etag) == (5000, True, "")
+
+
+@flying_with(House)
 async def test_requests_that_join_keep_the_record_small(house: House) -> None:
     """Each tag is in it once, and after many tags the next request is a transfer of its own."""
     house.store.seconds = 60.0

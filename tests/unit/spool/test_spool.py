@@ -73,6 +73,11 @@ async def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
     await spool.start_attempt(changed, file_changed=True)
     started = dataclasses.replace(entry, transfer=changed, attempt_started=True, file_changed=True)
     assert await row() == started, "no ETag of other content"
+    spool.record_attempt(one.id, 3, attempt_started=True, code="SlowDown", text="slow\ndown", sent_etag="0f")
+    joined = dataclasses.replace(one, tags=("a", "b"), file_state=FileState(9, 6, 7, 8))
+    await spool.save_join(joined, file_changed=True)
+    assert await row() == dataclasses.replace(started, transfer=joined), "likewise"
+    await spool.save_join(one)
     await spool.start_attempt(one)
     spool.record_attempt(one.id, 3, attempt_started=False, code="SlowDown", text="slow\ndown")
     assert await row() == entry
@@ -107,7 +112,7 @@ async def test_each_call_changes_the_row_as_documented(tmp_path: Path) -> None:
 async def test_what_the_spool_does_not_hold_is_ignored(tmp_path: Path) -> None:
     spool = Spool.open(tmp_path)
     await spool.start_attempt(transfer(1))
-    await spool.save_tags(transfer(1))
+    await spool.save_join(transfer(1))
     await spool.fail("f" * 16, 1, "c", "t", 1.0)
     spool.record_attempt("f" * 16, 1, attempt_started=False, code="c", text="t")
     spool.mark_notified("f" * 16)
