@@ -4,7 +4,9 @@ Rules, in this order:
 
 1. One at a time for a destination, in the order accepted there, so that the newest content wins. Only the oldest
    pending transfer of a destination, its *head*, is a candidate; while it waits out a delay those behind it wait too.
-   A failed one that is retried takes its place among them again; if a newer one is in flight, it waits for its end.
+   A failed one that is retried takes its place among them again; if a newer one is in flight, it waits for its end;
+   if an earlier process has sent a newer one, it waits until that was looked up: its client may have been told that it
+   is stored, so the old content must not be sent over it.
 2. Live before backlog. A transfer is *live* while this process accepted it and no attempt of it failed, except at one
    of several addresses. The older ones of its destination, which must go first, count as live with it.
 3. Among equals the one accepted first; but large ones never take the last connections, so that small ones, half of all
@@ -158,6 +160,11 @@ class QueuedTransfer:
         self.transfer = replace(self.transfer, file_state=state)
 
     @property
+    def place(self) -> tuple[bool, int]:
+        """What a destination's transfers are sorted by: what an earlier process sent last, and by age after that."""
+        return (False, -self.seq) if self.sent_before else (True, self.seq)
+
+    @property
     def last_attempt_at(self) -> float:
         """Monotonic seconds when the last attempt started; 0 when none has."""
         return self.started_at[-1] if self.started_at else 0.0
@@ -268,12 +275,14 @@ class Schedule:
         return self._by_id.get(id_)
 
     def joinable(self, file: str, destination: Destination) -> QueuedTransfer | None:
-        """Return the newest transfer for `destination`, if it is of the same file and has no attempt in flight.
+        """Return the newest transfer for `destination`, if it is of the same file, goes last and is not in flight.
 
         One with `MAX_TAGS` is not returned.
         """
         chain = self._chains.get(destination)
         if not chain or self._is_running(chain[-1]) or chain[-1].transfer.file != file:
+            return None
+        if chain[-1].seq < chain[0].seq:
             return None
         return chain[-1] if len(chain[-1].transfer.tags) < MAX_TAGS else None
 
@@ -287,10 +296,10 @@ class Schedule:
         return [other for other in self._chains[queued.transfer.destination] if other.seq < queued.seq]
 
     def add(self, queued: QueuedTransfer) -> None:
-        """Add a transfer, behind the older ones for its destination: one that is retried keeps its place."""
+        """Add a transfer in its place among those for its destination, also one that is retried."""
         chain = self._chains.setdefault(queued.transfer.destination, deque())
-        newest = not chain or chain[-1].seq < queued.seq
-        chain.insert(len(chain) if newest else sum(other.seq < queued.seq for other in chain), queued)
+        last = not chain or chain[-1].place < queued.place
+        chain.insert(len(chain) if last else sum(other.place < queued.place for other in chain), queued)
         self._by_id[queued.transfer.id] = queued
         self._offer(chain[0])
         self.on_added(queued)

@@ -83,3 +83,33 @@ def test_older_content_does_not_replace_newer_after_a_crash(served: Daemon, s3: 
     served.wait_idle()
     assert s3.objects["bucket/key"].body == b"new"
     assert len(s3.puts) == 2
+
+
+@pytest.mark.parametrize("state", ["running", "down"])
+def test_a_retry_of_older_content_does_not_replace_newer_after_a_crash(
+    served: Daemon, s3: FlakyS3, tmp_path: Path, state: str
+) -> None:
+    """Likewise, if the older one had failed and an operator retries it; it is overtaken."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    old.write_bytes(b"old")
+    new.write_bytes(b"new")
+    s3.faults = {Fault.DENIED: 1.0}
+    assert served.plain(old, "alias/bucket/key").startswith(b"AccessDenied: ")
+    s3.faults = {}
+    with served.connect() as client:
+        s3.latency_s = 0.5
+        client.sendall(f"{new} alias/bucket/key\n".encode())
+        while not s3.puts:
+            time.sleep(0.01)  # its answer is on its way
+        if state == "running":
+            served.ask("retry", all=True)
+        assert client.recv(100) == b"Success"
+    s3.latency_s = 0.0
+    new.unlink()
+    served.kill()
+    if state == "down":
+        assert served.command("queue", "retry", "--all").returncode == 0
+    served.start()
+    served.wait_idle()
+    assert s3.objects["bucket/key"].body == b"new"
+    assert len(s3.puts) == 1

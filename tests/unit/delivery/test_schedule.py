@@ -307,6 +307,23 @@ def test_a_retried_transfer_keeps_its_place_before_newer_ones() -> None:
     assert order == [old, middle, new]
 
 
+@pytest.mark.parametrize("first_added", [0, 1])
+def test_what_an_earlier_process_sent_goes_before_what_is_older(first_added: int) -> None:
+    """Its client may have been told that it is stored; and nothing joins the older one, which may end with that."""
+    schedule = Schedule(10)
+    old, sent, new = (queued("k") for _ in range(3))
+    sent.sent_before = True
+    for each in (old, sent) if first_added == 0 else (sent, old):
+        schedule.add(each)
+    assert schedule.joinable("/f", old.transfer.destination) is None
+    schedule.add(new)
+    assert schedule.joinable("/f", old.transfer.destination) is new
+    assert schedule.older_than(sent) == [old]
+    for each in (sent, old, new):
+        assert taken(schedule) == [each]
+        schedule.remove(each)
+
+
 def test_a_retried_transfer_waits_for_a_newer_one_in_flight() -> None:
     schedule = Schedule(10)
     old, new = queued("k", live=False), queued("k")
