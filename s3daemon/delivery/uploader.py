@@ -249,7 +249,7 @@ class Uploader:
         return doubtful
 
     def pump(self) -> None:
-        """Start the attempts that may start, and set a timer for when more may."""
+        """Start the attempts that may start, and set a timer for when more may or clients are to be deferred."""
         if self._stopping:
             return
         while queued := self._take():
@@ -295,9 +295,10 @@ class Uploader:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = self.schedule.next_time() if self._may_start() else self.health.wake_at(self._started())
-        if at is not None:
-            self._timer = self._loop.call_later(max(0.0, at - self.clock()), self.pump)
+        next_start = self.schedule.next_time() if self._may_start() else self.health.wake_at(self._started())
+        times = [at for at in (next_start, self.health.known_away_at) if at is not None]
+        if times:
+            self._timer = self._loop.call_later(max(0.0, min(times) - self.clock()), self.pump)
 
     async def _await_return(self) -> None:
         """While no connection is to be had, ask whether one is; then have the next probe at once."""

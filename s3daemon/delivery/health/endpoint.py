@@ -132,7 +132,14 @@ class Health:
     @property
     def known_away(self) -> bool:
         """Whether it has been away for so long that waiting clients should be deferred at once."""
-        return isinstance(self._stop, _Away) and self._monotonic() - self._stop.since >= KNOWN_AWAY_AFTER_S
+        return isinstance(self._stop, _Away) and self._monotonic() >= self._stop.since + KNOWN_AWAY_AFTER_S
+
+    @property
+    def known_away_at(self) -> float | None:
+        """From when on waiting clients should be deferred, monotonic seconds, if that is still to come; else None."""
+        if not isinstance(self._stop, _Away) or self.known_away:
+            return None
+        return self._stop.since + KNOWN_AWAY_AFTER_S
 
     @property
     def unreached(self) -> bool:

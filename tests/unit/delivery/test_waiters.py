@@ -231,6 +231,15 @@ async def test_clients_through_the_beginning_of_an_outage(house: House) -> None:
 
 
 @flying_with(House)
+async def test_clients_are_deferred_when_the_outage_is_known_though_no_attempt_ends_then(house: House) -> None:
+    """Where packets are dropped, an attempt takes as long as connecting to each address in turn."""
+    house.store.answer, house.store.seconds = away, 20
+    tickets = [await house.intake.submit(house.request(key=f"k{n}")) for n in range(5)]
+    assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.DEFERRED}
+    assert house.loop.time() < 1000 + 20 + KNOWN_AWAY_AFTER_S + 1
+
+
+@flying_with(House)
 async def test_a_second_client_goes_on_waiting(house: House) -> None:
     """One of two that wait for a transfer is deferred; the other gets its reply when it is stored."""
     errors = [AttemptError("SlowDown", "later", status=503)]

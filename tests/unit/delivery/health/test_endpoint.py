@@ -6,7 +6,7 @@ import random
 import pytest
 from lab.keeping import Clock
 
-from s3daemon.delivery.health.endpoint import HELD_PROBE_S, PROBE_ALONE_S, Health
+from s3daemon.delivery.health.endpoint import HELD_PROBE_S, KNOWN_AWAY_AFTER_S, PROBE_ALONE_S, Health
 from s3daemon.errors import AttemptError
 from s3daemon.model.request import Destination
 
@@ -174,13 +174,15 @@ def test_an_endpoint_that_refuses_is_not_away(health: Health) -> None:
 
 
 def test_away_is_known_after_five_seconds(health: Health, clock: Clock) -> None:
+    assert health.known_away_at is None
     away(health)
-    known = []
+    known, at = [], clock.now + KNOWN_AWAY_AFTER_S
     for seconds in (4.9, 0.2):
         clock.now += seconds
-        known.append(health.known_away)
+        known.append((health.known_away, health.known_away_at))
     health.succeeded(NOW)
-    assert [*known, health.known_away] == [False, True, False]
+    known.append((health.known_away, health.known_away_at))
+    assert known == [(False, at), (True, None), (False, None)]
 
 
 def test_away_is_probed_by_one_then_two_at_growing_distance(health: Health, clock: Clock) -> None:
