@@ -159,6 +159,11 @@ class Addresses:
         known = self._known.get(address)
         return known is None or not known.is_disabled
 
+    def awaits_upload(self, address: str) -> bool:
+        """Return whether it is on trial until an upload is stored there, however small."""
+        known = self._known.get(address)
+        return known is not None and known.is_on_trial and not known.is_slow
+
     def has_alternative(self, tried: Iterable[str]) -> bool:
         """Return whether an address other than those in `tried` is enabled."""
         excluded = set(tried)

@@ -35,6 +35,9 @@ _log = logging.getLogger(__name__)
 
 #: One connection is in reserve for this many that uploads can use. The keeper works on no more than the reserve.
 CONNECTIONS_PER_RESERVE = 6
+#: An upload tries out an address that is on trial while so many others are in progress: if it gets no answer there, but
+#: they do, it is moved within seconds.
+TRIAL_BESIDE = 2
 
 
 class ConnectionPool:
@@ -195,9 +198,13 @@ class ConnectionPool:
     def _best(self, idle: list[Connection], *, large: bool, avoid: Collection[str]) -> Connection:
         preferred = [each for each in idle if each.is_open and self._is_preferred(each, avoid)]
         if preferred:
-            return max(
-                reversed(preferred), key=lambda each: (not each.has_failed, each.window if large else -each.window)
-            )
+            tries_out = not large and self.in_use >= TRIAL_BESIDE
+
+            def rank(each: Connection) -> tuple[bool, bool, int]:
+                is_trial = tries_out and self.addresses.awaits_upload(each.address)
+                return not each.has_failed, is_trial, each.window if large else -each.window
+
+            return max(reversed(preferred), key=rank)
         closed = next((each for each in reversed(idle) if not each.is_open), None)
         if closed is None and self.addresses.has_alternative(avoid):
             closed = self.replace(idle[-1])

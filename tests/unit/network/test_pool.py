@@ -16,7 +16,7 @@ from lab.sending import in_loop, settings_for
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.connection import Connection
-from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, ConnectionPool
+from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, TRIAL_BESIDE, ConnectionPool
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 
@@ -239,6 +239,34 @@ async def test_a_connection_whose_last_request_failed_comes_after_the_others() -
             async with contextlib.AsyncExitStack() as acquired:
                 found = [await acquired.enter_async_context(pool.acquire(large=large)) for _ in range(3)]
                 assert [connection.window for connection in found] == windows
+
+
+@pytest.mark.parametrize(
+    ("large", "others", "is_slow"), [(False, 2, False), (False, 1, False), (True, 2, False), (False, 2, True)]
+)
+@in_loop
+async def test_in_a_burst_a_small_upload_tries_out_an_address_on_trial(large: bool, others: int, is_slow: bool) -> None:
+    """Otherwise one that came back last would never have an upload, where the others have connections for all.
+
+    Not an upload that is alone: none would show that it should be moved. Nor a large one, for which the connection is
+    too new; nor one to an address that is slow, which a small upload would not show.
+    """
+    async with scripted(address="0.0.0.0") as server, pool_to(**two_addresses(server), count=6) as pool:
+        for connection in await open_with_windows(pool, str(pool.url), *[10_000] * 6):
+            if connection.address == ADDRESSES[0]:  # its window alone would never have it chosen
+                connection.window += -1 if large else 1
+        for transfer in ("one", "two"):
+            if is_slow:
+                pool.addresses.slow(ADDRESSES[0], "moved", transfer)
+            else:
+                pool.addresses.failed(ADDRESSES[0], "503", transfer)
+        pool.addresses.probed(ADDRESSES[0], SmallRequestOutcome.ANSWERED)
+        async with contextlib.AsyncExitStack() as acquired:
+            for _ in range(others):
+                await acquired.enter_async_context(pool.acquire(avoid=ADDRESSES[:1]))
+            async with pool.acquire(large=large) as connection:
+                tries_out = connection.address == ADDRESSES[0]
+        assert tries_out == (not large and others == TRIAL_BESIDE and not is_slow)
 
 
 @in_loop
