@@ -126,6 +126,8 @@ def test_promtool_reads_rules_and_queries(tmp_path: Path) -> None:
         ({"s3daemon_away": "0 1 0 1 0 0x20"}, set()),
         ({"s3daemon_unreachable": "1x23"}, {"S3daemonStoreUnreachable"}),
         ({"s3daemon_unreachable": "1x10 0 1x12"}, set()),
+        ({"s3daemon_failing": "0 0 0 1x20"}, {"S3daemonFailing"}),
+        ({"s3daemon_failing": "0 1 1 0x20"}, set()),
         ({"s3daemon_spool_refusing": "0 0 0 1x20"}, {"S3daemonSpoolRefusing"}),
         ({"s3daemon_failed_listed": "0 0 0 1x20"}, {"S3daemonFailedListed"}),
         ({"s3daemon_receivers_disabled": "1x23"}, {"S3daemonReceiverDisabled"}),

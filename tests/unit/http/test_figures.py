@@ -3,8 +3,9 @@
 import asyncio
 
 import pytest
-from fakes import House, figures_of, flying_with, operations_of
+from fakes import House, away, figures_of, flying_with, operations_of
 
+from s3daemon.errors import AttemptError
 from s3daemon.model.exposure import Exposures
 
 
@@ -22,3 +23,20 @@ async def test_figures_are_those_of_the_moment(house: House) -> None:
     assert (figures["connections_warm"], figures["receivers_disabled"], figures["unreachable"]) == (2, 1, 0)
     assert figures["receiver_connections"] == {"192.0.2.1": 3, "192.0.2.2": 0}
     assert (figures["bandwidth_limit_bytes_per_second"], figures["bandwidth_limit_found"]) == (994e6 / 8, True)
+
+
+@pytest.mark.parametrize("is_away", [False, True])
+@flying_with(House)
+async def test_a_store_that_answers_and_stores_nothing_is_failing_and_not_away(house: House, is_away: bool) -> None:
+    """One of both at a time, so that one outage raises one alert."""
+    house.store.answer = away if is_away else lambda _: AttemptError("TemporaryRedirect", "elsewhere", status=307)
+    for key in "abc":
+        await house.intake.submit(house.request(key=key))
+    operations = operations_of(house, house.spool, Exposures())
+    found = []
+    for answer in (house.store.answer, lambda _: None):
+        house.store.answer = answer
+        await asyncio.sleep(100)
+        figures = {figure.name: figure.value for figure in figures_of(house, operations)}
+        found.append((figures["s3daemon_away"], figures["s3daemon_failing"]))
+    assert found == [(is_away, not is_away), (False, False)]
