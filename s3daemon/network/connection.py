@@ -236,7 +236,8 @@ class Connection:
                 body += piece
                 if len(body) > ANSWER_MAX_BYTES:
                     self.abort(tcp.tcp_transport_of(transport) if transport is not None else None)
-                    raise AnswerTooLongError(f"its body is longer than {ANSWER_MAX_BYTES >> 20} MiB")
+                    text = f"its status is {response.status}, and its body is longer than {ANSWER_MAX_BYTES >> 20} MiB"
+                    raise AnswerTooLongError(text)
             await response.read()  # nothing is left; it waits until the connection can be used again
         except BaseException:
             response.close()

@@ -114,19 +114,23 @@ async def test_a_failed_request_counts_as_no_answer() -> None:
 @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "until the close"])
 @in_loop
 async def test_an_answer_without_end_is_not_read(chunked: bool) -> None:
-    """After 1 MiB the connection is reset; the server gets rid of little more."""
+    """After 1 MiB the connection is reset; the server gets rid of little more. The error has the status."""
     written = 0
 
     async def endless(exchange: Exchange) -> None:
         nonlocal written
-        await exchange.write(b"HTTP/1.1 200 OK\r\n%s\r\n" % (b"Transfer-Encoding: chunked\r\n" if chunked else b""))
+        await exchange.write(
+            b"HTTP/1.1 500 Maintenance\r\n%s\r\n" % (b"Transfer-Encoding: chunked\r\n" if chunked else b"")
+        )
         while True:
             await exchange.write(b"10000\r\n" + bytes(65536) + b"\r\n")
             written += 65536
 
     async with scripted(endless, endless) as server, connection_to(server.url) as connection:
         for method in ("GET", "PUT"):
-            with pytest.raises(aiohttp.ClientPayloadError, match="1 MiB"):
+            with pytest.raises(
+                aiohttp.ClientPayloadError, match="its status is 500, and its body is longer than 1 MiB"
+            ):
                 await connection.request(method, server.url, {}, None)
             assert (connection.is_open, connection.persistent) == (False, False)
             await server.until(lambda: all(seen.over for seen in server.seen))
