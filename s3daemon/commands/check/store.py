@@ -35,7 +35,8 @@ from s3daemon.s3.signing.client import Signer
 from s3daemon.s3.store import LookupResult, Store
 from s3daemon.units import seconds
 
-_CONTENT = "Put by s3daemon check, which deletes it again.\n"
+#: 33 kB: a path that drops large packets passes an object that fits into one, jumbo frames included.
+_CONTENT = "Put by s3daemon check, which deletes it again.\n" * 700
 #: What stores answer that do not list buckets.
 _NO_LIST = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED, HTTPStatus.NOT_IMPLEMENTED)
 _T = TypeVar("_T")
@@ -180,7 +181,7 @@ class StoreChecks:
             file = Path(directory, "object")
             try:
                 request = Request(str(file), Destination(bucket, key))
-                file.write_text(_CONTENT)  # noqa: ASYNC240 - a line; nothing else runs meanwhile
+                file.write_text(_CONTENT)  # noqa: ASYNC240 - a few lines; nothing else runs meanwhile
                 source = Source.open(str(file))
             except S3daemonError as exc:
                 self._findings.fail("bucket", exc.text)

@@ -11,6 +11,7 @@ from lab.scripted import Exchange, answering, keep, scripted
 from lab.sending import in_loop
 
 from s3daemon.commands.check.store import StoreChecks
+from s3daemon.model.files.source import SMALL_BYTES
 
 PAGE = b'HTTP/1.1 200 OK\r\nETag: "abc"\r\nContent-Length: 13\r\n\r\n<html></html>'
 
@@ -121,6 +122,15 @@ async def test_it_is_said_how_the_object_was_verified(looked: Looked, verify: st
     async with scripted(other=keep) as store:
         await StoreChecks(settings_for(store.url, S3DAEMON_VERIFY=verify), looked.findings).run("bucket")
     assert looked.one("ok bucket stored").endswith(f" s, {how}")
+
+
+@in_loop
+async def test_the_object_fills_packets_of_any_size(looked: Looked) -> None:
+    """A path that drops large ones lets all else pass, so that everything would seem to work."""
+    async with scripted(other=keep) as store:
+        await StoreChecks(settings_for(store.url), looked.findings).run("bucket")
+        (content,) = store.objects.values()
+    assert 3 * 9000 < len(content) <= SMALL_BYTES
 
 
 def test_nothing_more_is_asked_of_a_store_that_says_nothing(tmp_path: Path) -> None:
