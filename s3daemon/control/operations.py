@@ -125,9 +125,11 @@ class Operations:
             return "in flight", None
         if not self._uploader.schedule.is_head(queued):
             return "behind", None
-        if self._uploader.health.held:
+        health = self._uploader.health
+        if health.held:
             return "held", None
-        return "pending", max(0.0, queued.not_before - self._uploader.clock())
+        probe_s = 0.0 if queued.live and health.admits_new else health.next_probe_s or 0.0
+        return "pending", max(probe_s, queued.not_before - self._uploader.clock())
 
     async def retry(self, arguments: Mapping[str, object]) -> CommandAnswer:
         """Try again: a delay ends, what failed is pending again."""

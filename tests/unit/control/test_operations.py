@@ -132,6 +132,17 @@ async def test_a_transfer_that_waits_out_a_delay_says_how_long(desk: Desk) -> No
 
 
 @flying_with(Desk)
+async def test_while_the_endpoint_is_away_no_transfer_says_that_it_is_next_before_the_next_probe(desk: Desk) -> None:
+    """Most have never failed, or their delay is over: what they wait for is the endpoint."""
+    desk.house.store.answer = away
+    await desk.submit(*"abcdef")
+    await asyncio.sleep(100)
+    probe_s = desk.house.uploader.health.next_probe_s
+    assert probe_s
+    assert min(row["next_in_s"] for row in await desk.rows()) >= probe_s - 0.1
+
+
+@flying_with(Desk)
 async def test_while_the_queue_is_held_no_time_is_set(desk: Desk) -> None:
     refusal = AttemptError("InvalidAccessKeyId", "unknown key", status=403)
     desk.house.store.answer = lambda _: refusal
