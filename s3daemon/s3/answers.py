@@ -111,7 +111,8 @@ def flaw_of(operation: str, status: int, headers: Mapping[str, str], body: bytes
     if status >= HTTPStatus.BAD_REQUEST or is_refusal or is_of_sink:
         return ""
     if status not in form.statuses:
-        return f"the answer with status {status} did not come from S3"
+        elsewhere = _redirect(status, headers.get("location", ""))
+        return "; ".join(filter(None, (f"the answer with status {status} did not come from S3", elsewhere)))
     if form.empty and body.strip():
         return f"the answer with status {status} has a body, so it came from a proxy or another server"
     if form.documents and root not in form.documents:
@@ -271,9 +272,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
     if came != str(status) == code:  # botocore makes a 500 of an answer 200 in which it finds neither result nor error
         text = f"the answer {came} has neither S3's result nor an error of S3's in it"
         return AttemptError(Code.BAD_ANSWER, text, status=status, ambiguous=arrived)
-    location = one_line(str(headers.get("location") or described.get("Endpoint") or "").partition("?")[0], 100)
-    if status in _REDIRECTS and location:
-        hint = f"it redirects to {location}, which is not followed: set S3_ENDPOINT_URL to where S3 is served"
+    hint = _redirect(status, str(headers.get("location") or described.get("Endpoint") or "")) or hint
     said = ": ".join(filter(None, (f"the store answered {came}", message)))
     return AttemptError(
         code,
@@ -282,6 +281,14 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
         ambiguous=arrived and (status not in CLIENT_STATUSES or code == str(status)),
         retry_after=_seconds(str(headers.get("retry-after", ""))),
     )
+
+
+def _redirect(status: int, location: str) -> str:
+    """Return where an answer redirects to and what to do, without a query, which may be signed; empty if nowhere."""
+    place = one_line(location.partition("?")[0], 100)
+    if status not in _REDIRECTS or not place:
+        return ""
+    return f"it redirects to {place}, which is not followed: set S3_ENDPOINT_URL to where S3 is served"
 
 
 def _seconds(text: str) -> float:

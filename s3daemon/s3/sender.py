@@ -458,5 +458,5 @@ class Sender:
             needs_etag = self.settings.verify != "no-etag"
             flaw = flaw_of(operation, response.status, raw, content, needs_etag=needs_etag)
         if flaw or content is None:
-            raise AttemptError(Code.BAD_ANSWER, one_line(flaw, 200), status=response.status, ambiguous=True)
+            raise AttemptError(Code.BAD_ANSWER, one_line(flaw, 250), status=response.status, ambiguous=True)
         return AioAWSResponse(str(response.url), response.status, raw, replace(response, body=content))

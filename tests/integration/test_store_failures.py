@@ -189,13 +189,14 @@ async def test_a_body_that_was_answered_too_early_does_not_arrive_later(
 @in_loop
 async def test_redirects_are_not_followed(tmp_path: Path, status: int) -> None:
     """A redirect without S3's document is not a store's: the host that it names gets no connection, the redirecting
-    one no second request.
+    one no second request. The error names it: it tells which proxy answered.
     """
     file = a_file(tmp_path / "file", SMALL)
     async with scripted() as other, PLAIN.store() as (server, sender):
-        server.put = answering(status, Location=f"{other.url}/bucket/key", x_amz_bucket_region="elsewhere")
+        server.put = answering(status, Location=f"{other.url}/bucket/key?signature", x_amz_bucket_region="elsewhere")
         error = await failure(sender.put(file))
         assert (error.code, error.status, error.ambiguous) == ("BadAnswer", status, True)
+        assert f"; it redirects to {other.url}/bucket/key, which is not followed: " in error.text
         assert [seen.method for seen in server.seen] == ["PUT"]
         assert not other.connections
 
