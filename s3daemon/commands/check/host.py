@@ -215,8 +215,15 @@ def journal(findings: Findings, host: Host, journald: Path, unit: str) -> None:
         start = "systemctl start systemd-journald.socket systemd-journald.service"
         findings.fail("journal", f"journald has stopped, and records are lost until it runs again: {start}")
         return
-    files = [file for top in ("/var/log", "/run/log") for file in host.path(top).glob("journal/*/system.journal")]
-    if host.uid == 0 or any(os.access(file, os.R_OK) for file in files):
+    kept, lost_at_boot = (list(host.path(top).glob("journal/*/system.journal")) for top in ("/var/log", "/run/log"))
+    if host.uid == 0 and not kept and not lost_at_boot:
+        text = "journald keeps no records, and report finds none: take Storage=none out of its journald.conf"
+        findings.fail("journal", f"{text}, then systemctl restart systemd-journald")
+        return
+    if lost_at_boot and not kept:
+        text = "records are lost at a reboot, as the journal is in memory: mkdir -p /var/log/journal, then"
+        findings.warn("journal", f"{text} systemctl restart systemd-journald, unless its journald.conf has Storage=")
+    if host.uid == 0 or any(os.access(file, os.R_OK) for file in (*kept, *lost_at_boot)):
         findings.ok("journal", f"records go there: journalctl -u {unit}")
     else:
         text = "records go there, but you cannot read them, and journalctl shows none"

@@ -255,6 +255,20 @@ def test_journal(looked: Looked) -> None:
     assert "journald has stopped" in looked.lines[3]
 
 
+def test_journal_that_is_not_kept(looked: Looked) -> None:
+    """Without files there are no records; those in /run are gone after a reboot."""
+    path = Path("/run/journal")
+    looked.put(str(path)).unlink()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(str(looked.host.path(path)))
+        checks_host.journal(looked.findings, looked.host, path, "s3daemon")
+        looked.put("/run/log/journal/0123/system.journal")
+        checks_host.journal(looked.findings, looked.host, path, "s3daemon")
+    assert [line.split()[0] for line in looked.lines] == ["FAIL", "warn", "ok"]
+    assert "Storage=none" in looked.lines[0]
+    assert "mkdir -p /var/log/journal" in looked.lines[1]
+
+
 @pytest.mark.parametrize(
     ("output", "error", "place"),
     [
