@@ -56,6 +56,7 @@ class Looked:
             show=self._show,
             environment=self._environment,
             last_error=lambda unit: "",
+            readable=lambda file, user, groups: None,
         )
         self.units = {kind: dict(shown) for kind, shown in UNITS.items()}
         for name, value in {**SYSCTLS, **sysctls}.items():
@@ -64,6 +65,9 @@ class Looked:
 
     def _show(self, unit: str) -> Mapping[str, str]:
         name, _, kind = unit.rpartition(".")
+        plain, optional, rest = name.partition("-")  # an optional socket: "http" in s3daemon-http@4.socket
+        if optional:
+            name, kind = plain, rest.partition("@")[0]
         return {key: value.replace("%N", name) for key, value in self.units.get(kind, {}).items()}
 
     def _environment(self, file: Path) -> Mapping[str, str] | None:

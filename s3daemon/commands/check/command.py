@@ -80,7 +80,7 @@ def main(
     with findings.guard("settings"):
         usual = {"STATE_DIRECTORY": str(Instance.find(environ).state_dir)}
         variables = _variables(findings, host, unit) if unit else {**environ, **usual}
-        settings = _settings(findings, variables, str(unit.env_file) if unit else _ENVIRONMENT)
+        settings = _settings(findings, host, variables, unit)
         if unit and not settings and host.path(saved := Path(f"{unit.env_file}.rpmsave")).exists():
             findings.note("settings", f"those from before the package was removed are in {saved}")
     instance = Instance.find({**(unit.environ(host) if unit else {}), **variables})
@@ -93,7 +93,7 @@ def main(
             checks_host.limit(findings, settings, checks.rtt_s, instance.ask)
     else:
         findings.note("store", "not checked: the settings have faults")
-    _local(findings, host, unit, instance, settings.endpoint_url if settings else "")
+    _local(findings, host, unit, instance, settings)
     if settings:
         # Last, because a directory of a file server that does not answer may block.
         with findings.guard("access"):
@@ -140,7 +140,8 @@ def _variables(findings: Findings, host: Host, unit: Unit) -> Mapping[str, str]:
     return {**read, **unit.environ(host)}
 
 
-def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> Settings | None:
+def _settings(findings: Findings, host: Host, variables: Mapping[str, str], unit: Unit | None) -> Settings | None:
+    origin = str(unit.env_file) if unit else _ENVIRONMENT
     if not variables:
         return None
     try:
@@ -155,25 +156,33 @@ def _settings(findings: Findings, variables: Mapping[str, str], origin: str) -> 
     for text in retired(variables):
         findings.warn("settings", f"{origin}: {text}")
     findings.hide(settings.secrets())
+    if unit:
+        named = ("ca_bundle", "shared_credentials_file")
+        files = {VARIABLES[name].name: getattr(settings, name) for name in named}
+        checks_unit.readable_files(findings, host, unit, files)
     findings.ok(
         "settings", f"from {origin}: {plural(settings.max_connections, 'connection')} to {settings.endpoint_url}"
     )
     return settings
 
 
-def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance, endpoint: str) -> None:
-    """Check what needs neither the store nor settings."""
+def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance, settings: Settings | None) -> None:
+    """Check what does not need the store."""
+    endpoint = settings.endpoint_url if settings else ""
     with findings.guard("socket"):
-        activated = unit is not None and checks_unit.units(findings, host, unit)
+        knows_users = settings is not None and bool(settings.allowed_users)
+        activated = unit is not None and checks_unit.units(findings, host, unit, knows_users=knows_users)
         checks_unit.daemon(findings, host, unit, instance.ask, activated=activated, endpoint=endpoint)
     with findings.guard("state"):
         if not instance.state_dir.is_absolute():
             pass  # a fault of the settings
         elif not unit or checks_unit.may_write(findings, host, unit, instance.state_dir):
-            checks_host.state_directory(findings, host, instance.state_dir, unit.USER if unit else "")
+            checks_host.state_directory(
+                findings, host, instance.state_dir, checks_unit.user_of(host, unit) if unit else ""
+            )
     with findings.guard("journal"):
         checks_host.journal(findings, host, JOURNAL_SOCKET, unit.name if unit else "s3daemon")
     with findings.guard("service"):
         if unit:
-            checks_unit.environment_file(findings, host, unit)
+            checks_unit.files_with_keys(findings, host, unit, settings.shared_credentials_file if settings else "")
             checks_unit.hidden_files(findings, host, unit)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
 import subprocess
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def _run(*command: str) -> str | None:
 
 _PROPERTIES = (
     "LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen,ProtectSystem,StateDirectory,ReadWritePaths,"
-    "StandardOutput,StandardError,PrivateTmp,ProtectHome,"
+    "StandardOutput,StandardError,PrivateTmp,ProtectHome,User,Group,DynamicUser,SupplementaryGroups,"
     "ConditionResult,ConditionTimestampMonotonic,AssertResult,AssertTimestampMonotonic"
 )
 
@@ -97,6 +98,21 @@ def _environment(file: Path) -> dict[str, str] | None:
     return {name: value for name, _, value in (entry.partition("=") for entry in printed.split("\0")) if name}
 
 
+def _readable(file: Path, user: str, groups: Sequence[str]) -> bool | None:
+    account = _user(user)
+    if os.geteuid() or account is None:
+        return None
+    try:
+        ids = [*os.getgrouplist(user, account.pw_gid), *(grp.getgrnam(name).gr_gid for name in groups)]
+        command = ("/usr/bin/test", "-r", str(file))
+        done = subprocess.run(  # noqa: S603 - words are ours
+            command, check=False, timeout=_SYSTEMD_S, user=account.pw_uid, group=account.pw_gid, extra_groups=ids
+        )
+    except (KeyError, OSError, subprocess.SubprocessError):
+        return None
+    return done.returncode == 0
+
+
 @dataclass(frozen=True)
 class Host:
     """The host that is checked; a test has one of its own.
@@ -111,6 +127,7 @@ class Host:
             read.
         environment: the environment that systemd makes of an environment file, by starting a short-lived process;
             None where it does not: for others than root, or where it does not run, or of a file that it does not take.
+        readable: whether a user with these further groups may read a file; None where that is not known.
     """
 
     root: Path = Path("/")
@@ -119,6 +136,7 @@ class Host:
     show: Callable[[str], Mapping[str, str]] = _show
     last_error: Callable[[str], str] = _last_error
     environment: Callable[[Path], Mapping[str, str] | None] = _environment
+    readable: Callable[[Path, str, Sequence[str]], bool | None] = _readable
 
     def path(self, absolute: str | Path) -> Path:
         """Return where a path of the host is."""

@@ -17,6 +17,8 @@ from s3daemon.units import plural
 
 #: What a unit that is not enabled costs after a reboot.
 _UNITS = {"socket": "clients are refused", "service": "what was accepted waits for a client to start the daemon"}
+#: The optional sockets of an instance, as they are called in the names of their units.
+_OPTIONAL = ("unix", "http")
 #: What to do where systemd failed to run the program, by the name of the step that failed.
 _CURES = {
     "CHDIR": "fix WorkingDirectory= in the drop-in",
@@ -40,6 +42,10 @@ _HIDING = (
 _MISSING = "not-found"
 
 
+#: Who runs the service, unless a drop-in has User= and Group=.
+USER = "s3daemon"
+
+
 @dataclass(frozen=True, slots=True)
 class Unit:
     """One instance as systemd knows it.
@@ -52,7 +58,9 @@ class Unit:
     name: str
     env_file: Path
 
-    USER = "s3daemon"
+    def optional_socket(self, kind: str) -> str:
+        """Return the name of an optional socket unit."""
+        return f"s3daemon-{kind}{self.name.removeprefix('s3daemon')}.socket"
 
     def environ(self, host: Host) -> dict[str, str]:
         """Return what systemd adds to the environment file's variables."""
@@ -61,8 +69,11 @@ class Unit:
         return added | ({"CREDENTIALS_DIRECTORY": str(credentials)} if credentials.is_dir() else {})
 
 
-def units(findings: Findings, host: Host, unit: Unit) -> bool:
-    """Check the units of an instance; return whether systemd takes requests for it."""
+def units(findings: Findings, host: Host, unit: Unit, *, knows_users: bool = False) -> bool:
+    """Check the units of an instance; return whether systemd takes requests for it.
+
+    Where the daemon `knows_users`, those allowed, it refuses requests of other hosts.
+    """
     enable = f"systemctl enable --now {unit.name}.socket {unit.name}.service"
     shown = {kind: host.show(f"{unit.name}.{kind}") for kind in _UNITS}
     if all(found.get("LoadState", "") in ("", _MISSING) for found in shown.values()):
@@ -85,12 +96,33 @@ def units(findings: Findings, host: Host, unit: Unit) -> bool:
         refused = f"{unit.name}.socket is {state}, so clients are refused"
         findings.fail("socket", f"{refused}: {why}: remove the cause, then {enable}" if why else f"{refused}: {enable}")
         return False
-    listening = re.findall(r"(\S+) \(Stream\)", shown["socket"].get("Listen", ""))
+    listening = _listening(shown["socket"])
+    for kind in _OPTIONAL:
+        listening += _optional(findings, host, unit, kind)
     findings.ok("socket", f"{', '.join(listening)} takes requests")
-    for at in filter(_is_open, listening):
-        text = "anyone who reaches it can have any file sent that the daemon can read; listen on 127.0.0.1"
-        findings.warn("socket", f"{at} is open to the network, without authentication: {text}")
+    for at in [] if knows_users else filter(_is_open, listening):
+        text = "anyone who reaches it can have any file sent that the daemon can read"
+        cure = "listen on 127.0.0.1, or set S3DAEMON_ALLOWED_USERS"
+        findings.warn("socket", f"{at} is open to the network, without authentication: {text}; {cure}")
     return True
+
+
+def _optional(findings: Findings, host: Host, unit: Unit, kind: str) -> list[str]:
+    """Return where an optional socket listens; say why not, if it is enabled."""
+    name = unit.optional_socket(kind)
+    shown = host.show(name)
+    if (state := shown.get("ActiveState", "")) == "active":
+        return _listening(shown)
+    if shown.get("UnitFileState", "").startswith("enabled"):
+        why = host.last_error(name) if state == "failed" else ""
+        cure = f"systemctl restart {unit.name}.service"
+        cure = f"{why}: remove the cause, then {cure}" if why else cure
+        findings.fail("socket", f"{name} is enabled and {state}, so its clients are refused: {cure}")
+    return []
+
+
+def _listening(shown: Mapping[str, str]) -> list[str]:
+    return re.findall(r"(\S+) \(Stream\)", shown.get("Listen", ""))
 
 
 def _not_loaded(name: str, shown: Mapping[str, str]) -> str:
@@ -201,7 +233,8 @@ def may_write(findings: Findings, host: Host, unit: Unit, directory: Path) -> bo
     writable += [Path(path.lstrip("-+")) for path in shown.get("ReadWritePaths", "").split()]
     if shown.get("ProtectSystem") != "strict" or any(directory.is_relative_to(path) for path in writable):
         return True
-    make = f"install -d -m 700 -o {unit.USER} -g {unit.USER} {directory}"
+    user, group = shown.get("User") or USER, shown.get("Group") or USER
+    make = f"install -d -m 700 -o {user} -g {group} {directory}"
     drop_in = f"systemctl edit {unit.name}.service, with ReadWritePaths={directory} below [Service]"
     findings.fail("state", f"{directory} is read-only to the service, which does not start with it: {make}; {drop_in}")
     return False
@@ -218,12 +251,37 @@ def hidden_files(findings: Findings, host: Host, unit: Unit) -> None:
             findings.warn("access", text)
 
 
-def environment_file(findings: Findings, host: Host, unit: Unit) -> None:
-    """Check that only root may read or change the keys in the environment file."""
-    try:
-        found = host.path(unit.env_file).stat()
-    except OSError:
-        return  # the line on the settings says so
-    if found.st_mode & 0o077 or found.st_uid:
-        text = f"mode {stat.S_IMODE(found.st_mode):04o}, owner {found.st_uid}: others may read or change the keys"
-        findings.fail("service", f"{unit.env_file}: {text}: chown root:root, chmod 600")
+def user_of(host: Host, unit: Unit) -> str:
+    """Return the name of the user who runs the service; empty where that is one for each start (DynamicUser=)."""
+    shown = host.show(f"{unit.name}.service")
+    if shown.get("LoadState") != "loaded":
+        return USER
+    return "" if shown.get("DynamicUser") == "yes" else shown.get("User", USER) or "root"
+
+
+def readable_files(findings: Findings, host: Host, unit: Unit, files: Mapping[str, str]) -> None:
+    """Check that the service's user may read the files that settings name, as root may; by variable.
+
+    Nothing is said where that cannot be found out: by others than root, or of a user who is not there.
+    """
+    groups = host.show(f"{unit.name}.service").get("SupplementaryGroups", "").split()
+    for name, file in files.items():
+        user = user_of(host, unit)
+        if file and user and host.readable(Path(file), user, groups) is False:
+            text = f"the service does not start with that: give {user} access to it, and to each directory above it"
+            findings.fail("settings", f"{name} is '{file}', which {user} may not read: {text}")
+
+
+def files_with_keys(findings: Findings, host: Host, unit: Unit, credentials: str) -> None:
+    """Check that others may not read or change the keys in the environment file, or in the file of `credentials`."""
+    env_file, others = str(unit.env_file), stat.S_IWGRP | stat.S_IRWXO
+    cures = {env_file: "chown root:root, chmod 600", credentials: "chmod g-w,o="}
+    for file in filter(None, cures):
+        try:
+            found = host.path(file).stat()
+        except OSError:
+            continue  # the line on the settings says so
+        is_env_file = file == env_file
+        if found.st_mode & (0o077 if is_env_file else others) or (is_env_file and found.st_uid):
+            text = f"mode {stat.S_IMODE(found.st_mode):04o}, owner {found.st_uid}: others may read or change the keys"
+            findings.fail("service", f"{file}: {text}: {cures[file]}")

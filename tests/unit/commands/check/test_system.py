@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -33,6 +35,22 @@ def test_users_are_looked_up_on_this_host() -> None:
     assert root is not None
     assert root.pw_uid == 0
     assert Host().user("no-such-user-here") is None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may look as another user")
+def test_what_another_user_may_read() -> None:
+    """By its own rights, and those of further groups; of a user or a group that is not there nothing is known."""
+    with tempfile.TemporaryDirectory() as directory:  # tmp_path is below a directory of root's alone
+        os.chmod(directory, 0o755)
+        file = Path(directory, "file")
+        file.touch(0o640)
+        readable = Host().readable
+        assert readable(file, "nobody", []) is False
+        assert readable(file, "nobody", ["root"]) is True
+        assert readable(file, "no-such-user-here", []) is None
+        assert readable(file, "nobody", ["no-such-group-here"]) is None
+        file.chmod(0o644)
+        assert readable(file, "nobody", []) is True
 
 
 RUN = {"INVOCATION_ID": "2"}

@@ -94,6 +94,66 @@ def test_socket_that_is_open_to_the_network(listening: str, is_open: bool, looke
     assert any(line.startswith(f"warn socket {listening} is open to the network") for line in looked.lines) == is_open
 
 
+def test_socket_that_is_open_to_the_network_and_knows_its_users(looked: Looked) -> None:
+    """The daemon refuses requests of other hosts then."""
+    looked.units["socket"]["Listen"] = "0.0.0.0:15555 (Stream)"
+    assert checks_unit.units(looked.findings, looked.host, PLAIN, knows_users=True)
+    assert looked.levels() == {"ok"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [("unix", "s3daemon-unix@15556.socket"), ("http", "s3daemon-http@15556.socket")]
+)
+def test_optional_socket(kind: str, name: str, looked: Looked) -> None:
+    """One that is active counts as the others do; one that is enabled and has failed is a failure of its own."""
+    looked.units[kind] = {"LoadState": "loaded", "ActiveState": "inactive", "UnitFileState": "disabled"}
+    assert checks_unit.units(looked.findings, looked.host, OTHER)
+    assert looked.lines == ["ok socket 127.0.0.1:15555 takes requests"]
+    looked.units[kind] |= {"ActiveState": "active", "UnitFileState": "enabled", "Listen": "0.0.0.0:15556 (Stream)"}
+    assert checks_unit.units(looked.findings, looked.host, OTHER)
+    assert looked.lines[1] == "ok socket 127.0.0.1:15555, 0.0.0.0:15556 takes requests"
+    assert looked.lines[2].startswith("warn socket 0.0.0.0:15556 is open to the network")
+    for state in ("inactive", "failed"):
+        looked.units[kind]["ActiveState"] = state
+        looked.change(last_error={name: "Address already in use"}.get)
+        assert checks_unit.units(looked.findings, looked.host, OTHER)
+    refused, cure = "so its clients are refused", "systemctl restart s3daemon@15556.service"
+    assert [line for line in looked.lines if line.startswith("FAIL")] == [
+        f"FAIL socket {name} is enabled and inactive, {refused}: {cure}",
+        f"FAIL socket {name} is enabled and failed, {refused}: Address already in use: remove the cause, then {cure}",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shown", "user"),
+    [({}, "s3daemon"), ({"User": "s3daemon"}, "s3daemon"), ({"User": "ccs"}, "ccs"), ({"User": ""}, "root"),
+     ({"User": "", "DynamicUser": "yes"}, ""), ({"User": "", "LoadState": "not-found"}, "s3daemon")],
+)  # fmt: skip
+def test_user_of_the_service(shown: dict[str, str], user: str, looked: Looked) -> None:
+    """A drop-in may name another; one for each start has no name to look for."""
+    looked.units["service"] |= shown
+    assert checks_unit.user_of(looked.host, PLAIN) == user
+
+
+@pytest.mark.parametrize(("readable", "fails"), [(True, False), (False, True), (None, False)])
+def test_files_that_the_service_may_not_read(readable: bool | None, fails: bool, looked: Looked) -> None:
+    """Root may, so no other check notices; what is not known is no finding."""
+    asked: list[tuple[object, ...]] = []
+
+    def look(*about: object) -> bool | None:
+        asked.append(about)
+        return readable
+
+    looked.units["service"] |= {"User": "ccs", "SupplementaryGroups": "adm images"}
+    looked.change(readable=look)
+    files = {"AWS_CA_BUNDLE": "/etc/ca.pem", "AWS_SHARED_CREDENTIALS_FILE": ""}
+    checks_unit.readable_files(looked.findings, looked.host, PLAIN, files)
+    assert asked == [(Path("/etc/ca.pem"), "ccs", ["adm", "images"])]
+    assert [line.partition(":")[0] for line in looked.lines] == (
+        ["FAIL settings AWS_CA_BUNDLE is '/etc/ca.pem', which ccs may not read"] if fails else []
+    )
+
+
 def answers(status: Mapping[str, object] | S3daemonError) -> Callable[[str], Mapping[str, object]]:
     """Make a daemon that says that."""
 
@@ -237,11 +297,19 @@ def test_environment_file(looked: Looked) -> None:
     """The keys are in it, so no one but root may read or change it."""
     file = looked.put("/etc/sysconfig/s3daemon")
     file.chmod(0o600)
-    checks_unit.environment_file(looked.findings, looked.host, PLAIN)
+    checks_unit.files_with_keys(looked.findings, looked.host, PLAIN, "")
     assert looked.lines == []
     file.chmod(0o640)
-    checks_unit.environment_file(looked.findings, looked.host, PLAIN)
+    checks_unit.files_with_keys(looked.findings, looked.host, PLAIN, "")
     assert looked.one("FAIL").startswith("FAIL service /etc/sysconfig/s3daemon: mode 0640, owner 0: others may read")
+
+
+@pytest.mark.parametrize(("mode", "fails"), [(0o600, False), (0o640, False), (0o660, True), (0o644, True)])
+def test_file_that_the_settings_name_for_the_keys(mode: int, fails: bool, looked: Looked) -> None:
+    """The service's group may read it, unlike the environment file; nobody else may."""
+    looked.put("/etc/keys").chmod(mode)
+    checks_unit.files_with_keys(looked.findings, looked.host, PLAIN, "/etc/keys")
+    assert [line[:30] for line in looked.lines] == ([f"FAIL service /etc/keys: mode 0{mode:o}"[:30]] if fails else [])
 
 
 def test_environ(tmp_path: Path) -> None:
