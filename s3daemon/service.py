@@ -33,6 +33,7 @@ from s3daemon.config.settings import (
     lifted,
     of_service,
     reloaded,
+    unused_address,
 )
 from s3daemon.control.client import control_path
 from s3daemon.control.exposures import watch_exposures
@@ -60,6 +61,7 @@ from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.network.tls import Trust
 from s3daemon.s3.endpoint import Endpoint
+from s3daemon.spool.directory import UNUSED_SPOOL
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.descriptors import clients_within, raise_limit
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
@@ -189,6 +191,7 @@ class Service:
         )
         try:
             wire = [*passed.listening.get("wire", ()), *passed.listening.get("unix", ())]
+            self._warn_of_unused(state_dir, wire)
             wire = wire or bind(settings.host, settings.port)
             http = passed.listening.get("http", [])
             self._endpoint = Endpoint(settings, self._background.start, hint=spool.hint)
@@ -210,6 +213,14 @@ class Service:
             await asyncio.sleep(0)  # for the changes of the spool that the last records lead to
             await spool.close()
         return not self._background.died
+
+    def _warn_of_unused(self, state_dir: Path, passed: Sequence[socket.socket]) -> None:
+        """Name what an operator may take to be used: an address to listen on, and the spool of another directory."""
+        if passed and (text := unused_address(self._settings.current, list(map(name_of, passed)))):
+            _log.warning("%s", text)
+        usual = Path(self._environ.get("STATE_DIRECTORY", "").partition(":")[0] or state_dir, "spool.db")
+        if usual.parent != state_dir and usual.exists():
+            _log.warning("%s %s", usual, UNUSED_SPOOL)
 
     def _build(self, state_dir: Path, http_addresses: list[str]) -> None:
         """Put the parts together, each with those that it uses; none of them does anything yet."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import difflib
 import re
 import ssl
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
@@ -404,6 +404,20 @@ def _conflicts(present: set[str], url: str) -> Iterator[str]:
         yield "S3DAEMON_RECEIVERS is set, but S3_ENDPOINT_URL has an address: give it the name that TLS and Host go by"
     if "state_dir" not in present:
         yield "S3DAEMON_STATE_DIR is not set: a directory for accepted transfers; under systemd StateDirectory= sets it"
+
+
+def unused_address(settings: Settings, listening: Sequence[str]) -> str:
+    """Return a warning if the address that is set is none of those at which systemd's sockets listen; else "".
+
+    Args:
+        settings: those of the daemon.
+        listening: HOST:PORT of each socket that systemd passed, or a path.
+    """
+    hosts, _, ports = zip(*(at.rpartition(":") for at in listening), strict=True)
+    taken = {"host": (Settings.host, *hosts), "port": (str(Settings.port), *ports)}
+    unused = [VARIABLES[name].name for name in taken if str(getattr(settings, name)) not in taken[name]]
+    text = f"not used, as systemd listens on {', '.join(listening)}: use ListenStream= in a drop-in of the socket unit"
+    return f"{' and '.join(unused)}: {text}" if unused else ""
 
 
 def retired(environ: Mapping[str, str]) -> list[str]:

@@ -18,7 +18,7 @@ from s3daemon.commands.check.system import Host
 from s3daemon.config.settings import PRIME_AUTO, RESTRICTIONS, VARIABLES, Settings
 from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users
-from s3daemon.spool.directory import EMPTY_SPOOL, NAMES
+from s3daemon.spool.directory import EMPTY_SPOOL, NAMES, UNUSED_SPOOL
 from s3daemon.units import rate
 
 #: On shorter paths than this the settings that are checked cost nothing.
@@ -190,6 +190,13 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
         )
     else:
         findings.ok("state", f"{directory}, mode {stat.S_IMODE(found.st_mode):04o}, {free / 1e9:.3g} GB free")
+
+
+def unused_spool(findings: Findings, host: Host, directory: Path) -> None:
+    """Say if a directory that is not the state directory has a spool."""
+    with contextlib.suppress(OSError):
+        if host.path(file := directory / "spool.db").exists():
+            findings.warn("state", f"{file} {UNUSED_SPOOL}")
 
 
 def _spool_file(findings: Findings, directory: Path, here: Path) -> None:

@@ -23,6 +23,7 @@ from s3daemon.config.settings import (
     of_service,
     reloaded,
     retired,
+    unused_address,
 )
 from s3daemon.errors import SettingsError
 
@@ -345,3 +346,17 @@ def test_what_a_reload_hands_over() -> None:
     environ = {**GOOD, "S3DAEMON_PROT": "1", "PATH": "/bin", "AWS_CONFIG_FILE": "/x", "CREDENTIALS_DIRECTORY": "/c"}
     assert of_operator(environ).keys() == GOOD.keys() - {"STATE_DIRECTORY"} | {"S3DAEMON_PROT"}
     assert of_service(environ) == {"STATE_DIRECTORY": "/var/lib/s3daemon", "CREDENTIALS_DIRECTORY": "/c"}
+
+
+@pytest.mark.parametrize(
+    ("given", "unused"),
+    [({}, ""), ({"S3DAEMON_HOST": "localhost", "S3DAEMON_PORT": "15555"}, ""),
+     ({"S3DAEMON_HOST": "::1", "S3DAEMON_PORT": "15557"}, ""), ({"S3DAEMON_PORT": "15556"}, "S3DAEMON_PORT"),
+     ({"S3DAEMON_HOST": "0.0.0.0", "S3DAEMON_PORT": "15557"}, "S3DAEMON_HOST"),
+     ({"S3DAEMON_HOST": "0.0.0.0", "S3DAEMON_PORT": "1"}, "S3DAEMON_HOST and S3DAEMON_PORT")],
+)  # fmt: skip
+def test_an_address_that_is_not_used_under_systemd(given: dict[str, str], unused: str) -> None:
+    """The default is what nobody has set; what systemd listens on is no contradiction."""
+    text = unused_address(Settings.from_environ({**GOOD, **given}), ["::1:15557", "/run/s3daemon.socket"])
+    assert text.partition(":")[0] == unused
+    assert not text or "systemd listens on ::1:15557, /run/s3daemon.socket: use ListenStream=" in text

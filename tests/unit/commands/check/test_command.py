@@ -90,6 +90,17 @@ def test_state_directory_that_the_service_cannot_write(looked: Looked, closed: s
     assert looked.one(" state ").startswith("FAIL state /data/spool is read-only to the service")
 
 
+def test_spool_that_is_not_used(looked: Looked, closed: str) -> None:
+    """What systemd's state directory has is not delivered by a daemon that has another one."""
+    looked.put("/var/lib/s3daemon/spool.db", "rows")
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed)
+    run(looked)
+    assert not any("is not used" in line for line in looked.lines)
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=/data/spool")
+    run(looked)
+    assert looked.one("is not used").startswith("warn state /var/lib/s3daemon/spool.db is not used, as S3DAEMON_STATE")
+
+
 def test_state_directory_of_another_user(looked: Looked, closed: str) -> None:
     """As what was copied there by root."""
     looked.put("/var/lib/s3daemon/spool.db", "rows")
