@@ -76,8 +76,8 @@ class AnswerForm:
     documents: tuple[str, ...] = ()
 
 
-#: By S3's name of the operation. Sources: the "Response Syntax" of each in the Amazon S3 API Reference. Operations that
-#: are not named here have no effect of which anything is said, and succeed by a 200.
+#: By S3's name of the operation. Sources: the "Response Syntax" of each in the Amazon S3 API Reference. Any other
+#: operation succeeds by a 200.
 FORMS: Mapping[str, AnswerForm] = {
     "PutObject": AnswerForm(etag=True, empty=True),
     "UploadPart": AnswerForm(etag=True, empty=True),
@@ -88,6 +88,9 @@ FORMS: Mapping[str, AnswerForm] = {
     "AbortMultipartUpload": AnswerForm((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
     "DeleteObject": AnswerForm((HTTPStatus.NO_CONTENT, HTTPStatus.OK), empty=True),
     "ListBuckets": AnswerForm(documents=("ListAllMyBucketsResult",)),
+    # A page for one of these would say that the object is another one, or that no part is there.
+    "HeadObject": AnswerForm(etag=True, empty=True),
+    "ListParts": AnswerForm(documents=("ListPartsResult", "ListPartsResponse")),  # moto's
 }
 
 
@@ -225,11 +228,14 @@ _HINTS = {
     "AuthorizationHeaderMalformed": "set AWS_DEFAULT_REGION to the store's region and reload",
     "ExpiredToken": "renew the keys and reload",
     "PermanentRedirect": "the bucket is at another endpoint: set S3_ENDPOINT_URL to that one, or fix the destination",
-    "QuotaExceeded": "the bucket's quota is used up: have it raised; its transfers wait until then",
     "RequestTimeTooSkewed": "set the clock of this host, or of the store",
     "407": "a proxy asks for a password: let this host through without one; until then the transfer is retried",
     "413": f"{_NOT_S3}: its limit is less than the file, or a part of S3DAEMON_PART_SIZE; nginx: client_max_body_size",
     **dict.fromkeys(("507", "InsufficientStorage", "XMinioStorageFull"), "the store's disks are full"),
+    **dict.fromkeys(
+        ("QuotaExceeded", "XMinioAdminBucketQuotaExceeded"),
+        "the bucket's quota is used up: have it raised; its transfers wait until then",
+    ),
 }
 #: The status as it came: botocore makes a 500 of an error in an answer 200. No header of HTTP/1.1 has this name.
 STATUS_HEADER = ":status"

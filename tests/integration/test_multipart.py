@@ -201,8 +201,14 @@ async def test_what_the_store_lists_counts(tmp_path: Path, what: str) -> None:
 
 @pytest.mark.parametrize(
     "listing",
-    [refuse(403, "AccessDenied"), refuse(500, "InternalError"), answering(200, b"<ListPartsResult><Part>")],
-    ids=["denied", "failed", "nonsense"],
+    [
+        refuse(403, "AccessDenied"),
+        refuse(500, "InternalError"),
+        answering(200, b"<ListPartsResult><Part>"),
+        answering(200, b"<html><body>Back soon</body></html>"),
+        answering(200),
+    ],
+    ids=["denied", "failed", "nonsense", "page", "empty"],
 )
 @in_loop
 async def test_without_a_listing_the_notes_count(tmp_path: Path, listing: Script) -> None:

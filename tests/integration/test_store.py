@@ -204,7 +204,13 @@ async def test_a_lookup_that_is_forbidden(status: int) -> None:
 
 @pytest.mark.parametrize(
     ("script", "code"),
-    [(answering(503), "503"), (hang_up_after(), "ConnectionClosed"), (silent_after(), "NoAnswer")],
+    [
+        (answering(503), "503"),
+        (hang_up_after(), "ConnectionClosed"),
+        (silent_after(), "NoAnswer"),
+        (answering(200, b"<html><body>Back soon</body></html>"), "BadAnswer"),
+        (answering(200, ETag='"6b0b679a-30"'), "BadAnswer"),
+    ],
 )
 @in_loop
 async def test_a_lookup_without_a_clear_answer(script: Script, code: str) -> None:
@@ -218,7 +224,7 @@ async def test_a_lookup_without_a_clear_answer(script: Script, code: str) -> Non
 @in_loop
 async def test_a_time_that_is_none_spoils_no_answer(text: str) -> None:
     """Nothing here needs the times in answers; one year too far was an error in the library that reads them."""
-    async with PLAIN.store(other=answering(Last_Modified=text)) as (server, sender):
+    async with PLAIN.store(other=answering(Last_Modified=text, ETag='"x"')) as (server, sender):
         assert await sender.store.find(transfer()) is LookupResult.NOT_FOUND
         bucket = f"<Buckets><Bucket><CreationDate>{text}</CreationDate></Bucket></Buckets>"
         server.other = answering(body=f"<ListAllMyBucketsResult>{bucket}</ListAllMyBucketsResult>".encode())

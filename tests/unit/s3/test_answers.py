@@ -40,7 +40,7 @@ ERROR = b"<?xml version='1.0'?><Error><Code>InternalError</Code></Error>"
 NAMESPACED = b"<Error xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><Code>InternalError</Code></Error>"
 
 
-@pytest.mark.parametrize("operation", ["PutObject", "UploadPart"])
+@pytest.mark.parametrize("operation", ["PutObject", "UploadPart", "HeadObject"])
 @pytest.mark.parametrize(
     ("status", "headers", "body", "good"),
     [
@@ -83,7 +83,7 @@ NAMESPACED = b"<Error xmlns='http://s3.amazonaws.com/doc/2006-03-01/'><Code>Inte
         (503, {}, b"", True),
     ],
 )
-def test_a_body_is_taken_by_200_and_an_etag(
+def test_a_body_is_taken_and_an_object_found_by_200_and_an_etag(
     operation: str, status: int, headers: dict[str, str], body: bytes, good: bool
 ) -> None:
     """An error of S3 is no flaw either: it is read as what it is. A page is one, also with the ETag of a file."""
@@ -138,8 +138,10 @@ def test_a_sink_succeeds_by_its_status(status: int, good: bool) -> None:
         ("CreateMultipartUpload", 200, b"<InitiateMultipartUpload><Bucket>b</Bucket>", True),
         ("CreateMultipartUpload", 200, PAGE, False),
         ("AbortMultipartUpload", 204, b"", True),
-        ("HeadObject", 200, b"", True),
-        ("HeadObject", 204, b"", False),
+        ("ListParts", 200, b"<ListPartsResult><IsTruncated>false</IsTruncated></ListPartsResult>", True),
+        ("ListParts", 200, b"<ListPartsResponse/>", True),
+        ("ListParts", 200, b"", False),
+        ("ListParts", 200, b"<html><body/></html>", False),
         ("ListParts", 206, b"", False),
         ("ListBuckets", 200, PAGE, False),
         ("ListBuckets", 200, b"", False),
