@@ -111,7 +111,8 @@ _KEYS = frozenset(
         Code.TLS_REFUSED,
     }
 )
-_BUCKET = frozenset({"QuotaExceeded"})  # Ceph's
+#: Ceph's and MinIO's words for a bucket whose quota is used up.
+_BUCKET = frozenset({"QuotaExceeded", "XMinioAdminBucketQuotaExceeded"})
 #: No other address would do otherwise: they are of this host, or of the object and its parts, the same everywhere.
 _OF_NO_ADDRESS = frozenset(
     {

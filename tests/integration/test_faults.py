@@ -207,6 +207,8 @@ ROWS = [
     Row("403 RequestTimeTooSkewed", (refusing(403, "RequestTimeTooSkewed"),), "RequestTimeTooSkewed"),
     Row("403 ExpiredToken", (refusing(403, "ExpiredToken"),), **held("ExpiredToken")),
     Row("403 QuotaExceeded", (refusing(403, "QuotaExceeded"),), "QuotaExceeded", at_least_s=3),
+    Row("400 of a full bucket", (refusing(400, "XMinioAdminBucketQuotaExceeded"),), "XMinioAdminBucketQuotaExceeded",
+        at_least_s=3),
     Row("507 of a full store", (refusing(507, "InsufficientStorage"),), "InsufficientStorage"),
     Row("400 of a store that cannot have the name", (refusing(400, "XMinioInvalidObjectName"),),
         **final("XMinioInvalidObjectName")),

@@ -65,6 +65,7 @@ T, P, H = Verdict.TRANSIENT, Verdict.PERMANENT, Verdict.HOLD
         ("StaleConnection", 0, T, False),
         # the store, about a bucket
         ("QuotaExceeded", 403, T, False),
+        ("XMinioAdminBucketQuotaExceeded", 400, T, False),
         # the store, full
         ("InsufficientStorage", 507, T, True),
         ("XMinioStorageFull", 507, T, True),
@@ -112,6 +113,7 @@ def refused(code: str, status: int = 403) -> AttemptError:
         (AttemptError("ETagMismatch", "other"), Scope.REQUEST),
         (AttemptError("HostLimit", "no descriptor"), Scope.REQUEST),
         (refused("QuotaExceeded"), Scope.BUCKET),
+        (refused("XMinioAdminBucketQuotaExceeded", 400), Scope.BUCKET),
         (refused("SignatureDoesNotMatch"), Scope.KEYS),
         (AttemptError("TLSRefused", "expired"), Scope.KEYS),
         (AttemptError("ConnectionFailed", "refused"), Scope.ADDRESS),
@@ -185,6 +187,7 @@ def test_what_follows_for_the_keys(
         ("AccessDenied", 403, False),
         ("SignatureDoesNotMatch", 403, False),
         ("QuotaExceeded", 403, False),
+        ("XMinioAdminBucketQuotaExceeded", 400, False),
         ("404", 404, False),
     ],
 )
