@@ -33,7 +33,7 @@ from s3daemon.network.uploads.progress import Progress
 from s3daemon.spool.spool import Entry
 
 #: A last line of defence, whatever the reason: a case that was overlooked once made 2383 attempts of a transfer within
-#: 102 s. The back-off makes at most 7 in the first minute; each of four addresses may be tried at once before that.
+#: 102 s. The back-off makes 9 in the first minute; each of four addresses may be tried at once before that.
 ATTEMPTS_PER_MINUTE = 12
 MINUTE_S = 60.0
 #: Each attempt at a bucket that does not answer holds its slot for a minute, so half of the slots are for others. One

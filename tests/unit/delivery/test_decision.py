@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 from dataclasses import dataclass, replace
 
 import pytest
@@ -89,16 +90,16 @@ TABLE = {
     "no answer": Row(DOWN, FIRST, FAILING, seconds=1.0),
     "the store is overloaded": Row(BUSY, FIRST, FAILING, seconds=1.0),
     "the same error again": Row(
-        BUSY, replace(FIRST, attempts=5, delays=4, previous_code="SlowDown"), FAILING, seconds=16.0
+        BUSY, replace(FIRST, attempts=5, delays=4, previous_code="SlowDown"), FAILING, seconds=5.0625
     ),
     "the same error again at the last of three addresses": Row(
-        at("c", other_serves=False), replace(TWO_FAILED, attempts=9, delays=2), FAILING, seconds=4.0
+        at("c", other_serves=False), replace(TWO_FAILED, attempts=9, delays=2), FAILING, seconds=2.25
     ),
     "the address is to blame, after a back-off": Row(
-        at("b", other_serves=True), replace(FIRST, delays=1), FAILING, seconds=2.0, avoided=frozenset("b")
+        at("b", other_serves=True), replace(FIRST, delays=1), FAILING, seconds=1.5, avoided=frozenset("b")
     ),
     "a code that is new to us, after a back-off": Row(
-        elsewhere("New"), replace(FIRST, delays=2), SERVING, seconds=4.0, avoided=frozenset("a")
+        elsewhere("New"), replace(FIRST, delays=2), SERVING, seconds=2.25, avoided=frozenset("a")
     ),
     "a code that is new to us, at one of several addresses": Row(
         elsewhere("New"), FIRST, SERVING, avoided=frozenset("a")
@@ -207,12 +208,20 @@ def test_a_store_that_asks_for_time_gets_it() -> None:
     assert 120.0 <= decide(error, FIRST, random.Random(1)).delay_s <= 132.0
 
 
-def test_the_back_off_doubles_to_a_minute_with_jitter() -> None:
+def test_the_back_off_grows_to_a_minute_with_jitter() -> None:
     rng = random.Random(1)
-    for before, middle in [(0, 1), (1, 2), (2, 4), (5, 32), (6, 60), (50, 60), (100_000, 60)]:
+    for before, middle in [(0, 1), (1, 1.5), (2, 2.25), (4, 5.0625), (11, 60), (50, 60), (100_000, 60)]:
         delays = [backoff(before, rng) for _ in range(200)]
         assert 0.75 * middle <= min(delays) < 0.8 * middle
         assert 1.2 * middle < max(delays) <= 1.25 * middle
+
+
+def test_an_object_without_luck_makes_no_exposure_late_or_lost_soon() -> None:
+    """Late after 10 s, lost after 30 s: a store that fails at one request of three gets five and seven attempts."""
+    rng = random.Random(1)
+    for failures, limit_s in [(4, 10), (6, 30)]:
+        waits = [sum(backoff(before, rng) for before in range(failures)) for _ in range(200)]
+        assert statistics.mean(waits) < 0.85 * limit_s
 
 
 def test_retry_after_lengthens_the_back_off_up_to_a_maximum() -> None:
