@@ -190,7 +190,7 @@ class Store:
 
         Raises:
             AttemptError: there was no clear answer.
-            FileError: the file has to be read, and cannot be.
+            FileError: the object is there, but the file cannot be read, or changed meanwhile.
         """
         to = transfer.destination
         try:
@@ -214,6 +214,8 @@ class Store:
                 expected = await md5_of(source, self.sender.settings.stall_timeout_s)
             if contradicts(head, expected):
                 return LookupResult.NOT_FOUND
+        if source is not None:
+            await check_unchanged(source, self.sender.settings.stall_timeout_s)
         return Stored(etag, size, parts=parts_of(etag) or 1)
 
     async def ask_neutrally(self) -> None:

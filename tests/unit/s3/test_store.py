@@ -131,6 +131,18 @@ async def test_after_a_crash_the_file_itself_is_compared(source: Source) -> None
     assert isinstance(await store_of(sender).find(transfer, source=source), Stored)
 
 
+@in_loop
+async def test_an_object_does_not_count_if_its_file_changes_during_the_look_up(source: Source) -> None:
+    sender, transfer = FakeSender(), transfer_of(source)
+    head = {"Metadata": {ID_KEY: transfer.id, FILE_KEY: source.state.mark}, "ContentLength": 100_000}
+    sender.answers["head_object"] = head | {"ETag": '"opaque"'}
+    assert isinstance(await store_of(sender).find(transfer, source=source), Stored)
+    os.truncate(source.path, 5)
+    with pytest.raises(FileError, match="changed"):
+        await store_of(sender).find(transfer, source=source)
+    assert isinstance(await store_of(sender).find(transfer), Stored), "its owner may change it: it was stored"
+
+
 @pytest.mark.parametrize(
     ("etag", "expected", "encryption"),
     [("0" * 32, "0" * 32, ""), ("0" * 32, "", "aws:kms"), ("opaque", "", "")],
