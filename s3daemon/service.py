@@ -24,6 +24,7 @@ from functools import partial
 from pathlib import Path
 
 from s3daemon.clock import ActiveClock
+from s3daemon.config.directories import own_directory
 from s3daemon.config.settings import (
     MAX_CLIENTS,
     MAX_CONNECTIONS,
@@ -218,7 +219,7 @@ class Service:
         """Name what an operator may take to be used: an address to listen on, and the spool of another directory."""
         if passed and (text := unused_address(self._settings.current, list(map(name_of, passed)))):
             _log.warning("%s", text)
-        usual = Path(self._environ.get("STATE_DIRECTORY", "").partition(":")[0] or state_dir, "spool.db")
+        usual = Path(own_directory(self._environ.get("STATE_DIRECTORY", "")) or state_dir, "spool.db")
         if usual.parent != state_dir and usual.exists():
             _log.warning("%s %s", usual, UNUSED_SPOOL)
 
@@ -414,7 +415,7 @@ class Service:
         # What a unit's process starts has its INVOCATION_ID too: a terminal's shell, or what a supervisor runs.
         is_of_systemd = self._environ.get("SYSTEMD_EXEC_PID") == str(os.getpid())
         if is_of_systemd and arguments.get("invocation", "") != self._environ.get("INVOCATION_ID", ""):
-            unit = Path(self._environ.get("RUNTIME_DIRECTORY", "")).name or "s3daemon"
+            unit = Path(own_directory(self._environ.get("RUNTIME_DIRECTORY", ""))).name or "s3daemon"
             text = f"a daemon that systemd runs takes its settings from its unit: systemctl reload {unit}"
             raise S3daemonError(Code.NOT_PERMITTED, text)
         try:

@@ -21,6 +21,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
+from s3daemon.config.directories import own_directory
 from s3daemon.config.values import (
     Kind,
     Variable,
@@ -459,8 +460,7 @@ def _text_of(variable: Variable, environ: Mapping[str, str], read: Read) -> str:
     if text and credential:
         raise SettingsError([f"{variable.name} is set in the environment and as a systemd credential: keep one"])
     if variable.name == "S3DAEMON_STATE_DIR":
-        # systemd lists every directory of StateDirectory=; the first is ours.
-        return text or credential or environ.get("STATE_DIRECTORY", "").partition(":")[0]
+        return text or credential or own_directory(environ.get("STATE_DIRECTORY", ""))
     return text or credential
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from s3daemon.config.directories import own_directory
 from s3daemon.errors import Code, S3daemonError, SettingsError
 
 #: A whole environment fits (ARG_MAX bounds one string of it to 128 KiB), and some 50 000 ids.
@@ -30,7 +31,7 @@ class NoDaemonError(S3daemonError):
 
 def control_path(environ: Mapping[str, str], state_dir: Path) -> Path:
     """Return where the daemon listens: in the runtime directory that systemd made, else in the state directory."""
-    runtime = environ.get("RUNTIME_DIRECTORY", "").partition(":")[0]
+    runtime = own_directory(environ.get("RUNTIME_DIRECTORY", ""))
     return Path(runtime or state_dir, "control")
 
 
@@ -58,7 +59,7 @@ class Instance:
         if instance or state_dir:
             state, environ = Path(state_dir or f"/var/lib/s3daemon@{instance}"), {}
         else:
-            directory = environ.get("S3DAEMON_STATE_DIR") or environ.get("STATE_DIRECTORY", "").partition(":")[0]
+            directory = environ.get("S3DAEMON_STATE_DIR") or own_directory(environ.get("STATE_DIRECTORY", ""))
             state = Path(directory or "/var/lib/s3daemon")
         usual = [Path("/run", state.name, "control")] if state.parent == Path("/var/lib") else []
         return cls(state, tuple(dict.fromkeys((control_path(environ, state), *usual, state / "control"))))

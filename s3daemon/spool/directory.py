@@ -43,10 +43,10 @@ RESERVED_BYTES = 256 * 1024
 #: What to say of a spool's file without a byte, which SQLite takes for a new database. The daemon never leaves one; a
 #: file system does that was full, or crashed.
 EMPTY_SPOOL = "is empty; if it held transfers, they are lost: send their files again"
-#: What to say of a spool in systemd's state directory where S3DAEMON_STATE_DIR names another: nothing else would.
+#: What to say of a spool in systemd's state directory where a setting or a drop-in names another: nothing else would.
 UNUSED_SPOOL = (
-    "is not used, as S3DAEMON_STATE_DIR is another directory, and transfers in it are not delivered: to deliver them, "
-    "take that setting out and restart the service; then remove the file"
+    "is not used, as the service has another state directory, and transfers in it are not delivered: to deliver them, "
+    "take S3DAEMON_STATE_DIR or the drop-in out and restart the service; then remove the file"
 )
 
 

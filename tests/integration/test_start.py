@@ -41,11 +41,11 @@ def test_variables_of_the_original_daemon_do_not_keep_it_from_starting(tmp_path:
 
 def test_settings_that_are_not_used_are_named(tmp_path: Path) -> None:
     """An address, where systemd passes the sockets; and a spool in the directory that systemd has made."""
-    usual, moved = tmp_path / "usual", tmp_path / "moved"
+    usual, moved = tmp_path / "s3daemon", tmp_path / "moved"
     with daemon(usual, NOWHERE, STATE_DIRECTORY=str(usual)) as served:
         assert not any("not used" in line for line in served.lines())
-    with daemon(moved, NOWHERE, activated=True, STATE_DIRECTORY=f"{usual}:/elsewhere", port="1") as served:
-        assert any(f"{usual / 'spool.db'} is not used, as S3DAEMON_STATE_DIR" in line for line in served.lines())
+    with daemon(moved, NOWHERE, activated=True, STATE_DIRECTORY=f"/elsewhere:{usual}", port="1") as served:
+        assert any(f"{usual / 'spool.db'} is not used, as the service has another" in line for line in served.lines())
         assert any("S3DAEMON_PORT: not used, as systemd listens on 127.0.0.1" in line for line in served.lines())
 
 

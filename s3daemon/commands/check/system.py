@@ -43,9 +43,9 @@ def _run(*command: str) -> str | None:
 
 
 _PROPERTIES = (
-    "LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen,ProtectSystem,StateDirectory,ReadWritePaths,"
-    "StandardOutput,StandardError,PrivateTmp,ProtectHome,User,Group,DynamicUser,SupplementaryGroups,"
-    "ConditionResult,ConditionTimestampMonotonic,AssertResult,AssertTimestampMonotonic"
+    "LoadState,ActiveState,SubState,Result,NRestarts,UnitFileState,Listen,ProtectSystem,StateDirectory,"
+    "RuntimeDirectory,ReadWritePaths,StandardOutput,StandardError,PrivateTmp,ProtectHome,User,Group,DynamicUser,"
+    "SupplementaryGroups,ConditionResult,ConditionTimestampMonotonic,AssertResult,AssertTimestampMonotonic"
 )
 
 

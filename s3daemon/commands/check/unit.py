@@ -64,7 +64,12 @@ class Unit:
 
     def environ(self, host: Host) -> dict[str, str]:
         """Return what systemd adds to the environment file's variables."""
-        added = {"STATE_DIRECTORY": f"/var/lib/{self.name}", "RUNTIME_DIRECTORY": str(host.path(f"/run/{self.name}"))}
+        shown = host.show(f"{self.name}.service")
+        state, runtime = (shown.get(name) or self.name for name in ("StateDirectory", "RuntimeDirectory"))
+        added = {
+            "STATE_DIRECTORY": ":".join(f"/var/lib/{name}" for name in state.split()),
+            "RUNTIME_DIRECTORY": ":".join(str(host.path(f"/run/{name}")) for name in runtime.split()),
+        }
         credentials = host.path(f"/run/credentials/{self.name}.service")
         return added | ({"CREDENTIALS_DIRECTORY": str(credentials)} if credentials.is_dir() else {})
 

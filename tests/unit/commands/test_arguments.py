@@ -24,6 +24,12 @@ from s3daemon.control.client import Instance
         (["--state-dir", "/s"], {"S3DAEMON_STATE_DIR": "/t", "RUNTIME_DIRECTORY": "/r"}, "/s", ["/s/control"]),
         ([], {"S3DAEMON_STATE_DIR": "/s"}, "/s", ["/s/control"]),
         ([], {"STATE_DIRECTORY": "/s:/t", "RUNTIME_DIRECTORY": "/r:/q"}, "/s", ["/r/control", "/s/control"]),
+        (
+            [],
+            {"STATE_DIRECTORY": "/s:/t/s3daemon", "RUNTIME_DIRECTORY": "/r:/r/s3daemon"},
+            "/t/s3daemon",
+            ["/r/s3daemon/control", "/t/s3daemon/control"],
+        ),
     ],
 )
 def test_where_an_instance_is_found(

@@ -98,7 +98,7 @@ def test_spool_that_is_not_used(looked: Looked, closed: str) -> None:
     assert not any("is not used" in line for line in looked.lines)
     put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=/data/spool")
     run(looked)
-    assert looked.one("is not used").startswith("warn state /var/lib/s3daemon/spool.db is not used, as S3DAEMON_STATE")
+    assert looked.one("is not used").startswith("warn state /var/lib/s3daemon/spool.db is not used, as the service has")
 
 
 def test_state_directory_of_another_user(looked: Looked, closed: str) -> None:

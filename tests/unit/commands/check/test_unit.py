@@ -313,11 +313,17 @@ def test_file_that_the_settings_name_for_the_keys(mode: int, fails: bool, looked
 
 
 def test_environ(tmp_path: Path) -> None:
-    """What systemd adds for an instance; credentials only where it has made some."""
-    host = Looked(tmp_path).host
+    """What systemd adds for an instance, as the unit shows it; credentials only where it has made some."""
+    looked = Looked(tmp_path)
+    host = looked.host
     assert OTHER.environ(host) == {
         "STATE_DIRECTORY": "/var/lib/s3daemon@15556",
         "RUNTIME_DIRECTORY": str(tmp_path / "run/s3daemon@15556"),
+    }
+    looked.units["service"] |= {"StateDirectory": "images %N", "RuntimeDirectory": "images"}
+    assert OTHER.environ(host) == {
+        "STATE_DIRECTORY": "/var/lib/images:/var/lib/s3daemon@15556",
+        "RUNTIME_DIRECTORY": str(tmp_path / "run/images"),
     }
     (tmp_path / "run/credentials/s3daemon@15556.service").mkdir(parents=True)
     assert "CREDENTIALS_DIRECTORY" in OTHER.environ(host)
