@@ -76,7 +76,7 @@ def _denied(path: str) -> FileError:
     except KeyError:
         user = str(os.geteuid())
     fault, right, name = "may not read it", "r", path
-    for directory in reversed(Path(path).parents):
+    for directory in reversed(Path(os.path.realpath(path)).parents):  # what a symbolic link leads through, too
         if not os.access(directory, os.X_OK, effective_ids=True):
             name = str(directory)
             fault, right = f"may not enter {one_line(name, _NAME_CHARS)}", "x"

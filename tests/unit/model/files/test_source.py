@@ -169,6 +169,18 @@ def test_files_without_permission_are_refused(public: Path) -> None:
         assert refused(closed / "a/file").text.endswith(f"may not enter {closed}: setfacl -m u:{user}:x {closed}")
 
 
+def test_a_directory_that_a_link_leads_through_is_named(public: Path) -> None:
+    """Rights to the file alone would not help, and are there already."""
+    closed = public / "closed"
+    closed.mkdir()
+    link, real = public / "link", a_file(closed / "file", 5)
+    real.chmod(0o644)
+    link.symlink_to(real)
+    closed.chmod(0)
+    with not_as_root():
+        assert f"may not enter {closed}: setfacl -m u:" in refused(link).text
+
+
 @pytest.mark.parametrize("name", ["x; reboot", "$(reboot)", "a b", "it's"])
 def test_a_command_in_a_message_is_safe_to_paste(public: Path, name: str) -> None:
     """A client chose the name, and root may run the command as it is shown."""
