@@ -43,6 +43,8 @@ RESERVED_BYTES = 256 * 1024
 #: What to say of a spool's file without a byte, which SQLite takes for a new database. The daemon never leaves one; a
 #: file system does that was full, or crashed.
 EMPTY_SPOOL = "is empty; if it held transfers, they are lost: send their files again"
+#: What to say of a directory such as /data or /tmp: to close it to others would cut everybody off from it.
+SHARED_DIRECTORY = "is open to other users and has files of others: name a directory of the daemon's own"
 #: What to say of a spool in systemd's state directory where a setting or a drop-in names another: nothing else would.
 UNUSED_SPOOL = (
     "is not used, as the service has another state directory, and transfers in it are not delivered: to deliver them, "
@@ -158,8 +160,18 @@ class ReservedSpace:
             self._path.unlink()
 
 
+def is_shared(directory: Path) -> bool:
+    """Whether other users may enter a directory that has files of others.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    is_open = bool(directory.stat().st_mode & 0o077)
+    return is_open and any(not path.name.startswith((*NAMES, "lost+found")) for path in directory.iterdir())
+
+
 def prepare(directory: Path) -> None:
-    """Create the directory, or take other users' access to it away.
+    """Create the directory, or take other users' access to it away, unless it has files of others too.
 
     Raises:
         StartError: `BadStateDirectory`.
@@ -167,6 +179,9 @@ def prepare(directory: Path) -> None:
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         if directory.stat().st_mode & 0o077:
+            # A setting that names /data or /tmp would cut everybody off from that.
+            if is_shared(directory):
+                raise StartError(Code.BAD_STATE_DIRECTORY, f"{directory} {SHARED_DIRECTORY}, or chmod 700 it")
             directory.chmod(0o700)
     except OSError as exc:
         text = f"{directory} must be a directory of this user with mode 0700: {exc.strerror}"

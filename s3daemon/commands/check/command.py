@@ -176,6 +176,8 @@ def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance
     with findings.guard("state"):
         if not instance.state_dir.is_absolute():
             pass  # a fault of the settings
+        elif checks_host.shared_directory(findings, host, instance.state_dir):
+            pass
         elif not unit or checks_unit.may_write(findings, host, unit, instance.state_dir):
             checks_host.state_directory(
                 findings, host, instance.state_dir, checks_unit.user_of(host, unit) if unit else ""

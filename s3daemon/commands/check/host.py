@@ -18,7 +18,7 @@ from s3daemon.commands.check.system import Host
 from s3daemon.config.settings import PRIME_AUTO, RESTRICTIONS, VARIABLES, Settings
 from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users
-from s3daemon.spool.directory import EMPTY_SPOOL, NAMES, UNUSED_SPOOL
+from s3daemon.spool.directory import EMPTY_SPOOL, NAMES, SHARED_DIRECTORY, UNUSED_SPOOL, is_shared
 from s3daemon.units import rate
 
 #: On shorter paths than this the settings that are checked cost nothing.
@@ -190,6 +190,15 @@ def state_directory(findings: Findings, host: Host, directory: Path, owner: str)
         )
     else:
         findings.ok("state", f"{directory}, mode {stat.S_IMODE(found.st_mode):04o}, {free / 1e9:.3g} GB free")
+
+
+def shared_directory(findings: Findings, host: Host, directory: Path) -> bool:
+    """Whether others use the directory, so that no command may be shown that would take it away from them; say so."""
+    with contextlib.suppress(OSError):
+        if is_shared(host.path(directory)):
+            findings.fail("state", f"{directory} {SHARED_DIRECTORY}")
+            return True
+    return False
 
 
 def unused_spool(findings: Findings, host: Host, directory: Path) -> None:

@@ -36,6 +36,21 @@ def test_the_directory_is_made_or_closed_to_others(tmp_path: Path) -> None:
     assert made.stat().st_mode & 0o777 == 0o700
 
 
+def test_a_directory_that_others_use_is_not_closed_to_them(tmp_path: Path) -> None:
+    """As where S3DAEMON_STATE_DIR is /data: that is refused, unless it is closed to others anyway."""
+    for name in ("spool.db", "spool.db-wal", "lock", "lost+found"):
+        (tmp_path / name).touch()
+    tmp_path.chmod(0o755)
+    prepare(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o700
+    (tmp_path / "image.fits").touch()
+    prepare(tmp_path)
+    tmp_path.chmod(0o755)
+    with pytest.raises(StartError, match="has files of others: name a directory of the daemon's own"):
+        prepare(tmp_path)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+
+
 def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with pytest.raises(StartError, match="must be a directory"):

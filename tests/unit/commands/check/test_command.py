@@ -90,6 +90,18 @@ def test_state_directory_that_the_service_cannot_write(looked: Looked, closed: s
     assert looked.one(" state ").startswith("FAIL state /data/spool is read-only to the service")
 
 
+@pytest.mark.parametrize("protected", ["strict", "no"])
+def test_state_directory_that_others_use(looked: Looked, closed: str, protected: str) -> None:
+    """No command is shown that would take it away from them."""
+    looked.put("/data/image.fits").parent.chmod(0o755)
+    looked.units["service"]["ProtectSystem"] = protected
+    put_env_file(looked, "/etc/sysconfig/s3daemon", closed, "S3DAEMON_STATE_DIR=/data")
+    run(looked)
+    assert looked.one(" state ") == (
+        "FAIL state /data is open to other users and has files of others: name a directory of the daemon's own"
+    )
+
+
 def test_spool_that_is_not_used(looked: Looked, closed: str) -> None:
     """What systemd's state directory has is not delivered by a daemon that has another one."""
     looked.put("/var/lib/s3daemon/spool.db", "rows")

@@ -231,6 +231,7 @@ def test_state_directory_with_what_is_not_ours(looked: Looked) -> None:
     directory = looked.put("/var/lib/s3daemon/spool.db", "rows").parent
     looked.put("/var/lib/s3daemon/README")
     (directory / "lost+found").mkdir()
+    directory.chmod(0o700)
     for path in (directory, directory / "spool.db"):
         os.chown(path, 12345, 12345)
     checks_host.state_directory(looked.findings, looked.host, Path("/var/lib/s3daemon"), "")
