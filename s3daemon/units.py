@@ -24,11 +24,16 @@ def span(seconds: float) -> str:
 
 def size(count: float) -> str:
     """Bytes for people, decimal as links and disks are sold."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 999.5:  # noqa: PLR2004 - from here on three digits read 1e+03
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} TB"
+    return _prefixed(count, "B")
+
+
+def _prefixed(number: float, unit: str) -> str:
+    """Return a number in three digits, with the prefix that takes."""
+    for prefix in ("", "k", "M", "G"):
+        if number < 999.5:  # noqa: PLR2004 - from here on three digits read 1e+03
+            return f"{number:.3g} {prefix}{unit}"
+        number /= 1000
+    return f"{number:.3g} T{unit}"
 
 
 def whole(text: str) -> int:
@@ -49,11 +54,7 @@ def plural(count: int, noun: str) -> str:
 
 def rate(bits_per_s: float) -> str:
     """Return a bandwidth for people, such as "994 Mbit/s"."""
-    for unit in ("bit/s", "kbit/s", "Mbit/s"):
-        if bits_per_s < 1000:  # noqa: PLR2004 - the prefixes of SI
-            return f"{bits_per_s:.3g} {unit}"
-        bits_per_s /= 1000
-    return f"{bits_per_s:.3g} Gbit/s"
+    return _prefixed(bits_per_s, "bit/s")
 
 
 def seconds(usec: float) -> str:

@@ -12,6 +12,7 @@ from s3daemon.units import (
     END_USEC,
     limit,
     moment,
+    rate,
     recent,
     seconds,
     size,
@@ -34,6 +35,7 @@ def test_a_span_has_two_units_at_most(seconds: float, text: str) -> None:
 )
 def test_a_size_has_three_digits_at_most(count: int, text: str) -> None:
     assert size(count) == text
+    assert rate(count) == text.replace("B", "bit/s")
 
 
 @pytest.mark.parametrize(
