@@ -282,7 +282,7 @@ class Schedule:
         chain = self._chains.get(destination)
         if not chain or self._is_running(chain[-1]) or chain[-1].transfer.file != file:
             return None
-        if chain[-1].seq < chain[0].seq:
+        if any(other.seq > chain[-1].seq for other in chain):
             return None
         return chain[-1] if len(chain[-1].transfer.tags) < MAX_TAGS else None
 

@@ -324,6 +324,20 @@ def test_what_an_earlier_process_sent_goes_before_what_is_older(first_added: int
         schedule.remove(each)
 
 
+def test_nothing_joins_what_is_older_than_another_that_is_pending() -> None:
+    """It would end, and the request with it, when that is stored, whatever the order in which they go."""
+    schedule = Schedule(10)
+    oldest, old, sent = (queued("k") for _ in range(3))
+    sent.sent_before = True
+    for each in (sent, old):
+        schedule.add(each)
+    assert taken(schedule) == [sent]
+    sent.sent_before = False  # it was looked up, is sent again, and that fails
+    schedule.release(sent, 5.0)
+    schedule.add(oldest)
+    assert schedule.joinable("/f", old.transfer.destination) is None
+
+
 def test_a_retried_transfer_waits_for_a_newer_one_in_flight() -> None:
     schedule = Schedule(10)
     old, new = queued("k", live=False), queued("k")
