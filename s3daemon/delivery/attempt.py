@@ -153,7 +153,8 @@ class Attempts:
                     return found
             if has_changed:
                 queued.note_change(source.state)
-            if has_changed or queued.sent_etag or not queued.attempt_started:  # the spool does not say what is sent now
+            # The spool may not say what is sent now: that a request which joined noted a change may not be saved yet.
+            if queued.file_changed or queued.sent_etag or not queued.attempt_started:
                 await _save_if_possible(self._spool.start_attempt(queued.transfer, file_changed=queued.file_changed))
                 queued.attempt_started = True
             queued.sent_before = False

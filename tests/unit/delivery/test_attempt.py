@@ -175,6 +175,18 @@ async def test_the_spool_has_no_etag_of_what_an_earlier_attempt_sent(bench: Benc
     await making
 
 
+@flying_with(Bench)
+async def test_the_spool_has_the_change_that_a_request_noted_before_the_file_is_sent(bench: Bench) -> None:
+    """That of the request itself may come later: after a crash the next process would look for the old content."""
+    queued = bench.accepted(attempt_started=True)
+    queued.source, queued.outcome_unknown = None, True
+    await bench.spool.add(queued.transfer, 0.0, attempt_started=True)
+    bench.files.sizes["/f"] = 5000
+    queued.note_change(bench.files.open("/f").state)
+    assert await bench.make(queued)
+    assert bench.spool.rows[queued.transfer.id].transfer == queued.transfer
+
+
 @pytest.mark.parametrize("arrived", [True, False])
 @flying_with(Bench)
 async def test_after_an_unknown_outcome_the_object_is_looked_up(bench: Bench, arrived: bool) -> None:
