@@ -164,11 +164,11 @@ class ConnectionPool:
         return self._all.index(connection)
 
     @contextlib.asynccontextmanager
-    async def acquire(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[Connection]:
+    async def acquire(self, *, large: bool | None = False, avoid: Collection[str] = ()) -> AsyncIterator[Connection]:
         """Hand out a connection for the time of the context, after waiting until one is idle.
 
         Args:
-            large: much will be sent over it.
+            large: much will be sent over it; None: no body, so that a request without an answer would not be moved.
             avoid: addresses not to use if another one is enabled.
 
         Raises:
@@ -195,10 +195,10 @@ class ConnectionPool:
                 self.replace(connection)  # the store is about to close it: what would be sent over it next is lost
             self._wake_one()
 
-    def _best(self, idle: list[Connection], *, large: bool, avoid: Collection[str]) -> Connection:
+    def _best(self, idle: list[Connection], *, large: bool | None, avoid: Collection[str]) -> Connection:
         preferred = [each for each in idle if each.is_open and self._is_preferred(each, avoid)]
         if preferred:
-            tries_out = not large and self.in_use >= TRIAL_BESIDE
+            tries_out = large is False and self.in_use >= TRIAL_BESIDE
 
             def rank(each: Connection) -> tuple[bool, bool, int]:
                 is_trial = tries_out and self.addresses.awaits_upload(each.address)

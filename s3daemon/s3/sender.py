@@ -360,9 +360,12 @@ class Sender:
         failed_addresses: Collection[str],
         *,
         bucket: str,
-        large: bool = False,
+        large: bool | None = None,
     ) -> contextlib.AbstractAsyncContextManager[Connection]:
-        """Return a context whose block sends its requests over `connection`; if that is None, over one of the pool."""
+        """Return a context whose block sends its requests over `connection`; if that is None, over one of the pool.
+
+        `large` is as for `ConnectionPool.acquire`.
+        """
         if connection is not None:
             return self._use(connection, operation)
         return self._acquire(operation, purpose, failed_addresses, bucket=bucket, large=large)
@@ -416,7 +419,7 @@ class Sender:
 
     @contextlib.asynccontextmanager
     async def _acquire(
-        self, operation: str, purpose: str, failed_addresses: Collection[str], *, bucket: str, large: bool
+        self, operation: str, purpose: str, failed_addresses: Collection[str], *, bucket: str, large: bool | None
     ) -> AsyncIterator[Connection]:
         """Take a connection from the pool, use it, and blame its address for what fails."""
         avoid = self.pool.addresses.avoided(failed_addresses, bucket)

@@ -76,10 +76,12 @@ class FakePool:
         self.connection = FakeConnection()
         self.addresses = FakeAddresses()
         self.error: OSError | None = None
-        self.acquired: list[tuple[bool, Collection[str]]] = []
+        self.acquired: list[tuple[bool | None, Collection[str]]] = []
 
     @contextlib.asynccontextmanager
-    async def acquire(self, *, large: bool = False, avoid: Collection[str] = ()) -> AsyncIterator[FakeConnection]:
+    async def acquire(
+        self, *, large: bool | None = False, avoid: Collection[str] = ()
+    ) -> AsyncIterator[FakeConnection]:
         if self.error is not None:
             raise self.error
         self.acquired.append((large, avoid))
@@ -122,7 +124,7 @@ async def test_a_call_returns_the_parsed_answer() -> None:
 
     scene = Scene(operation)
     assert await scene.sender.call("head_object", failed_addresses=["a"], Key="key") == {"ContentLength": 3}
-    assert (given, scene.pool.acquired) == ([{"Key": "key"}], [(False, ["a"])])
+    assert (given, scene.pool.acquired) == ([{"Key": "key"}], [(None, ["a"])])
 
 
 @pytest.mark.parametrize("has_other", [False, True])
