@@ -62,7 +62,7 @@ from s3daemon.model.record import MessageId
 from s3daemon.model.reply import Outcome, Reply
 from s3daemon.network.tls import Trust
 from s3daemon.s3.endpoint import Endpoint
-from s3daemon.spool.directory import UNUSED_SPOOL
+from s3daemon.spool.directory import UNUSED_SPOOL, has_unused_spool
 from s3daemon.spool.spool import Spool
 from s3daemon.systemd.descriptors import clients_within, raise_limit
 from s3daemon.systemd.notify import Notifier, is_stopped_for_good
@@ -219,9 +219,9 @@ class Service:
         """Name what an operator may take to be used: an address to listen on, and the spool of another directory."""
         if passed and (text := unused_address(self._settings.current, list(map(name_of, passed)))):
             _log.warning("%s", text)
-        usual = Path(own_directory(self._environ.get("STATE_DIRECTORY", "")) or state_dir, "spool.db")
-        if usual.parent != state_dir and usual.exists():
-            _log.warning("%s %s", usual, UNUSED_SPOOL)
+        usual = Path(own_directory(self._environ.get("STATE_DIRECTORY", "")) or state_dir)
+        if has_unused_spool(usual, state_dir):
+            _log.warning("%s %s", usual / "spool.db", UNUSED_SPOOL)
 
     def _build(self, state_dir: Path, http_addresses: list[str]) -> None:
         """Put the parts together, each with those that it uses; none of them does anything yet."""

@@ -52,6 +52,14 @@ UNUSED_SPOOL = (
 )
 
 
+def has_unused_spool(directory: Path, in_use: Path) -> bool:
+    """Return whether a directory has a spool, and is not the one `in_use` by another name, as a mount or a link is."""
+    file, used = directory / "spool.db", in_use / "spool.db"
+    with contextlib.suppress(OSError):
+        return file.exists() and not (used.exists() and file.samefile(used))
+    return False
+
+
 def denied(path: Path, error: OSError) -> StartError:
     """Return the error for people that `error`, raised while a file of the spool was opened, means; with its cure."""
     directory = path.parent

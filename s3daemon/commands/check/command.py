@@ -182,8 +182,8 @@ def _local(findings: Findings, host: Host, unit: Unit | None, instance: Instance
             checks_host.state_directory(
                 findings, host, instance.state_dir, checks_unit.user_of(host, unit) if unit else ""
             )
-        if unit and (usual := Path("/var/lib", unit.name)) != instance.state_dir:
-            checks_host.unused_spool(findings, host, usual)
+        if unit:
+            checks_host.unused_spool(findings, host, Path("/var/lib", unit.name), instance.state_dir)
     with findings.guard("journal"):
         checks_host.journal(findings, host, JOURNAL_SOCKET, unit.name if unit else "s3daemon")
     with findings.guard("service"):

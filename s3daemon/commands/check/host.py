@@ -18,7 +18,14 @@ from s3daemon.commands.check.system import Host
 from s3daemon.config.settings import PRIME_AUTO, RESTRICTIONS, VARIABLES, Settings
 from s3daemon.errors import S3daemonError, SettingsError
 from s3daemon.ingress.access import resolve_users
-from s3daemon.spool.directory import EMPTY_SPOOL, NAMES, SHARED_DIRECTORY, UNUSED_SPOOL, is_shared
+from s3daemon.spool.directory import (
+    EMPTY_SPOOL,
+    NAMES,
+    SHARED_DIRECTORY,
+    UNUSED_SPOOL,
+    has_unused_spool,
+    is_shared,
+)
 from s3daemon.units import rate
 
 #: On shorter paths than this the settings that are checked cost nothing.
@@ -201,11 +208,10 @@ def shared_directory(findings: Findings, host: Host, directory: Path) -> bool:
     return False
 
 
-def unused_spool(findings: Findings, host: Host, directory: Path) -> None:
-    """Say if a directory that is not the state directory has a spool."""
-    with contextlib.suppress(OSError):
-        if host.path(file := directory / "spool.db").exists():
-            findings.warn("state", f"{file} {UNUSED_SPOOL}")
+def unused_spool(findings: Findings, host: Host, directory: Path, state_dir: Path) -> None:
+    """Say if a directory has a spool and is not the state directory."""
+    if has_unused_spool(host.path(directory), host.path(state_dir)):
+        findings.warn("state", f"{directory / 'spool.db'} {UNUSED_SPOOL}")
 
 
 def _spool_file(findings: Findings, directory: Path, here: Path) -> None:

@@ -21,6 +21,7 @@ from s3daemon.spool.directory import (
     ReservedSpace,
     denied,
     disk_error,
+    has_unused_spool,
     obstacle,
     prepare,
 )
@@ -55,6 +56,18 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with pytest.raises(StartError, match="must be a directory"):
         prepare(tmp_path / "state")
+
+
+def test_a_spool_that_is_not_used(tmp_path: Path) -> None:
+    """Not the one in use by another name: to remove it would lose transfers."""
+    usual, moved, link = tmp_path / "usual", tmp_path / "moved", tmp_path / "link"
+    usual.mkdir()
+    link.symlink_to(usual)
+    assert not has_unused_spool(usual, moved)
+    (usual / "spool.db").touch()
+    assert has_unused_spool(usual, moved)
+    assert not has_unused_spool(usual, usual)
+    assert not has_unused_spool(link, usual)
 
 
 @pytest.mark.parametrize(
