@@ -269,7 +269,8 @@ def readable_files(findings: Findings, host: Host, unit: Unit, files: Mapping[st
 
     Nothing is said where that cannot be found out: by others than root, or of a user who is not there.
     """
-    groups = host.show(f"{unit.name}.service").get("SupplementaryGroups", "").split()
+    shown = host.show(f"{unit.name}.service")
+    groups = [*shown.get("SupplementaryGroups", "").split(), *shown.get("Group", "").split()]
     for name, file in files.items():
         user = user_of(host, unit)
         if file and user and host.readable(Path(file), user, groups) is False:

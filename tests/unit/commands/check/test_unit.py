@@ -144,11 +144,11 @@ def test_files_that_the_service_may_not_read(readable: bool | None, fails: bool,
         asked.append(about)
         return readable
 
-    looked.units["service"] |= {"User": "ccs", "SupplementaryGroups": "adm images"}
+    looked.units["service"] |= {"User": "ccs", "Group": "certs", "SupplementaryGroups": "adm images"}
     looked.change(readable=look)
     files = {"AWS_CA_BUNDLE": "/etc/ca.pem", "AWS_SHARED_CREDENTIALS_FILE": ""}
     checks_unit.readable_files(looked.findings, looked.host, PLAIN, files)
-    assert asked == [(Path("/etc/ca.pem"), "ccs", ["adm", "images"])]
+    assert asked == [(Path("/etc/ca.pem"), "ccs", ["adm", "images", "certs"])]
     assert [line.partition(":")[0] for line in looked.lines] == (
         ["FAIL settings AWS_CA_BUNDLE is '/etc/ca.pem', which ccs may not read"] if fails else []
     )
