@@ -2,7 +2,7 @@
 
     STARTUP   nothing is known: no limit, while what is delivered grows
     DRAIN     packets queue or are lost: what is delivered meanwhile is the link's rate. Send half of that until the
-              queue is empty
+              queue is empty, or what is left of it cannot be ours
     CRUISE    send a little less than the rate, so that no queue builds
     PROBE     send more for half a round trip: if more is delivered, the rate has risen
     SHARE     the queue stays whatever we do: someone else fills it. Send half of what the link carries
