@@ -24,7 +24,7 @@ from s3daemon.model.verdict import FIRST_SERVER_STATUS, UNCONNECTED
 from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.cause import cause_of
 from s3daemon.network.connection import UNREADABLE, Connection
-from s3daemon.network.keepalive.small_request import KEPT_S, SMALL_REQUESTS, UnevenClosesError, find_small_request
+from s3daemon.network.keepalive.small_request import KEPT_S, SMALL_REQUESTS, find_small_request
 from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
@@ -103,8 +103,6 @@ class SmallRequests:
         found: str | None = None
         try:
             found = await find_small_request(connection, send, self._kept_s)
-            outcome, reason = _outcome_of_status(status)
-        except UnevenClosesError:
             outcome, reason = _outcome_of_status(status)
         except _FAILURES as exc:
             outcome, reason = _outcome_of(exc)

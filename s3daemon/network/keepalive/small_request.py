@@ -6,6 +6,7 @@ A small request is one for `/` without key or bucket: any answer, a refusal too,
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable
 
 from s3daemon.network.connection import UNREADABLE, Connection
@@ -21,13 +22,7 @@ KEPT_S = 2 * INTERVAL_MIN_S
 #: Closes in a row that say that a server keeps no connection after a request, where the answer does not announce it: a
 #: relay that is cut, or a restart, closes one connection after its answer by chance.
 SILENT_CLOSES = 3
-#: They follow their answers after the same time, give or take this; what is cut from outside does not. Seconds.
-SAME_DELAY_S = 0.25
 _LOOKS = 40
-
-
-class UnevenClosesError(ConnectionAbortedError):
-    """Connections ended at different times after answers, which no habit of the server explains."""
 
 
 async def find_small_request(
@@ -44,7 +39,6 @@ async def find_small_request(
         The first of `SMALL_REQUESTS` whose second one goes over the same connection; empty when there is none.
 
     Raises:
-        UnevenClosesError: all were answered, and the closes have another cause.
         aiohttp.ClientError, OSError: one got no answer at all.
     """
     for method in SMALL_REQUESTS:
@@ -56,31 +50,22 @@ async def find_small_request(
 async def _is_kept_after(
     method: str, connection: Connection, send: Callable[[str], Awaitable[object]], pause_s: float
 ) -> bool:
-    delays: list[float] = []  # between each answer and the close that followed, which nothing had announced
-    while len(delays) < SILENT_CLOSES:
-        try:
+    for _ in range(SILENT_CLOSES):
+        with contextlib.suppress(*UNREADABLE):  # an answer cut short, too long or no HTTP ends the connection
             await send(method)
             if not connection.persistent:
                 return False
             opened = connection.opened
-            delay_s = await open_for(connection, pause_s)
-            if delay_s is None:
+            if await stays_open(connection, pause_s):
                 await send(method)
                 if connection.opened == opened and connection.is_open and connection.persistent:
                     return True
-                delay_s = pause_s
-        except UNREADABLE:  # an answer that is cut short, too long or no HTTP ended the connection
-            delay_s = 0.0
-        delays.append(delay_s)
-    if max(delays) - min(delays) > SAME_DELAY_S:
-        raise UnevenClosesError(f"connections ended at different times after {method} /")
     return False
 
 
-async def open_for(connection: Connection, at_most_s: float) -> float | None:
-    """Return how long the connection stays open from now on, seconds; None when it is open after `at_most_s`."""
-    for look in range(_LOOKS):
-        if not connection.is_open:
-            return look * at_most_s / _LOOKS
-        await asyncio.sleep(at_most_s / _LOOKS)
-    return None if connection.is_open else at_most_s
+async def stays_open(connection: Connection, for_s: float) -> bool:
+    """Wait for a close; return whether the connection is still open after `for_s` seconds."""
+    for _ in range(_LOOKS):
+        if connection.is_open:
+            await asyncio.sleep(for_s / _LOOKS)
+    return connection.is_open

@@ -27,7 +27,7 @@ from s3daemon.model.request import FileState
 from s3daemon.model.verdict import Verdict, judge
 from s3daemon.network.connection import Connection
 from s3daemon.network.keepalive.keeper import PRIMED_BYTES
-from s3daemon.network.keepalive.small_request import KEPT_S, open_for
+from s3daemon.network.keepalive.small_request import KEPT_S, stays_open
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.priming.kind import StoreKind, kind_of
 from s3daemon.s3.store import Store
@@ -113,7 +113,7 @@ class Primer:
             error = exc
         was_read = progress.acked_bytes >= PRIMED_BYTES
         if not self._is_known:
-            await open_for(connection, self._kept_s)  # wait for a close after the answer, which may come unannounced
+            await stays_open(connection, self._kept_s)  # a close after the answer may come unannounced
         is_kept = connection.is_open and connection.persistent
         kind = kind_of(error, was_read=was_read, is_kept=is_kept, is_known=self._is_known)
         may_be_stored = error is not None and error.ambiguous and not self._is_known

@@ -13,7 +13,7 @@ from lab.scripted import Exchange, Script, Scripted, answering, close_silently, 
 from lab.sending import in_loop, settings_for
 
 from s3daemon.network.connection import ANSWER_MAX_BYTES, Connection
-from s3daemon.network.keepalive.small_request import SMALL_REQUESTS, UnevenClosesError, find_small_request
+from s3daemon.network.keepalive.small_request import SMALL_REQUESTS, find_small_request
 from s3daemon.network.rate.pacing import Pacer
 
 
@@ -120,14 +120,6 @@ async def test_a_cut_connection_does_not_count_as_closed_by_the_store(delays_s: 
     """Fewer closes than a habit needs: the next connection is kept."""
     async with scripted(other=Cuts(*delays_s)) as server, sending(server) as (connection, send):
         assert await find_small_request(connection, send, 0.5) == "GET"
-
-
-@in_loop
-async def test_closes_after_different_times_say_nothing() -> None:
-    """A store closes after each answer alike; a network that is cut again and again does not."""
-    async with scripted(other=Cuts(0.0, 0.4, 0.1)) as server, sending(server) as (connection, send):
-        with pytest.raises(UnevenClosesError):
-            await find_small_request(connection, send, 1.0)
 
 
 @in_loop
