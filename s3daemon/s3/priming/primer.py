@@ -63,7 +63,6 @@ class Primer:
         self._is_off = False
         self._pauses = 0
         self._retry_at = 0.0
-        self._doubtful: tuple[str, str] | None = None  # bucket and key of an upload that the store may yet store
 
     @property
     def at_once(self) -> int:
@@ -100,11 +99,6 @@ class Primer:
             self._pauses = 0
 
     async def _send_refusable(self, connection: Connection) -> None:
-        if doubtful := self._doubtful:
-            self._doubtful = None
-            if await self._remove(connection, *doubtful):
-                self._conclude(StoreKind.STORES, None)
-                return
         bucket, key, progress = self._bucket, KEY_PREFIX + secrets.token_hex(16), Progress()
         error: AttemptError | None = None
         try:
@@ -117,11 +111,8 @@ class Primer:
         is_kept = connection.is_open and connection.persistent
         kind = kind_of(error, was_read=was_read, is_kept=is_kept, is_known=self._is_known)
         may_be_stored = error is not None and error.ambiguous and not self._is_known
-        if kind is StoreKind.STORES or may_be_stored:
-            if await self._remove(connection, bucket, key):
-                kind = StoreKind.STORES
-            elif may_be_stored:  # a store that stood still can go on when nobody waits for it any more
-                self._doubtful = bucket, key
+        if (kind is StoreKind.STORES or may_be_stored) and await self._remove(connection, bucket, key):
+            kind = StoreKind.STORES
         self._conclude(kind, error)
 
     def _conclude(self, kind: StoreKind | None, error: AttemptError | None) -> None:
