@@ -16,6 +16,7 @@ import ssl
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterator
+from enum import Enum
 
 from yarl import URL
 
@@ -38,6 +39,14 @@ CONNECTIONS_PER_RESERVE = 6
 #: An upload tries out an address that is on trial while so many others are in progress: if it gets no answer there, but
 #: they do, it is moved within seconds.
 TRIAL_BESIDE = 2
+
+
+class Load(Enum):
+    """What a request sends, which decides over which connection it goes."""
+
+    NO_BODY = "nothing, so that without an answer it is not moved to another connection"
+    SMALL_BODY = "a file so small that it is over before the window of its connection matters"
+    LARGE_BODY = "a larger file, or a part of one"
 
 
 class ConnectionPool:
@@ -164,11 +173,11 @@ class ConnectionPool:
         return self._all.index(connection)
 
     @contextlib.asynccontextmanager
-    async def acquire(self, *, large: bool | None = False, avoid: Collection[str] = ()) -> AsyncIterator[Connection]:
+    async def acquire(self, load: Load = Load.NO_BODY, avoid: Collection[str] = ()) -> AsyncIterator[Connection]:
         """Hand out a connection for the time of the context, after waiting until one is idle.
 
         Args:
-            large: much will be sent over it; None: no body, so that a request without an answer would not be moved.
+            load: what will be sent over it.
             avoid: addresses not to use if another one is enabled.
 
         Raises:
@@ -184,7 +193,7 @@ class ConnectionPool:
                 raise
             finally:
                 self._waiting.remove(waiter)
-        connection = self._best(idle, large=large, avoid=avoid)
+        connection = self._best(idle, load, avoid)
         self._free.remove(connection)
         try:
             await self.assign_address(connection, avoid)
@@ -195,14 +204,14 @@ class ConnectionPool:
                 self.replace(connection)  # the store is about to close it: what would be sent over it next is lost
             self._wake_one()
 
-    def _best(self, idle: list[Connection], *, large: bool | None, avoid: Collection[str]) -> Connection:
+    def _best(self, idle: list[Connection], load: Load, avoid: Collection[str]) -> Connection:
         preferred = [each for each in idle if each.is_open and self._is_preferred(each, avoid)]
         if preferred:
-            tries_out = large is False and self.in_use >= TRIAL_BESIDE
+            tries_out = load is Load.SMALL_BODY and self.in_use >= TRIAL_BESIDE
 
             def rank(each: Connection) -> tuple[bool, bool, int]:
                 is_trial = tries_out and self.addresses.awaits_upload(each.address)
-                return not each.has_failed, is_trial, each.window if large else -each.window
+                return not each.has_failed, is_trial, each.window if load is Load.LARGE_BODY else -each.window
 
             return max(reversed(preferred), key=rank)
         closed = next((each for each in reversed(idle) if not each.is_open), None)

@@ -31,7 +31,7 @@ from s3daemon.model.files.turns import Turns
 from s3daemon.model.verdict import UNCONNECTED, may_be_the_address
 from s3daemon.network.cause import unresolved
 from s3daemon.network.connection import Connection
-from s3daemon.network.pool import ConnectionPool
+from s3daemon.network.pool import ConnectionPool, Load
 from s3daemon.network.tcp import TcpInfo
 from s3daemon.network.uploads.progress import TICK_S, Progress, StallWatch, Upload
 from s3daemon.network.uploads.straggler import NEVER_MOVED, MoveHistory, Stragglers, TrackedBody
@@ -255,9 +255,9 @@ class Sender:
             FileError: the file could not be read, or changed meanwhile.
         """
         length, bucket = source.state.size if size is None else size, str(params.get("Bucket", ""))
-        is_large = length > SMALL_BYTES
+        load = Load.LARGE_BODY if length > SMALL_BYTES else Load.SMALL_BODY
         avoid = {*failed_addresses, *progress.slow_addresses}
-        async with self._using(connection, operation, transfer_id, avoid, bucket=bucket, large=is_large) as used:
+        async with self._using(connection, operation, transfer_id, avoid, bucket=bucket, load=load) as used:
             upload = Upload(used, length, progress)
             mover = _MoveWatch(self, upload, progress, offset, transfer_id, needs_lookup=operation in _MAKE_OBJECTS)
             digest = self.settings.verify == "auto"
@@ -282,7 +282,7 @@ class Sender:
             if contradicts(answer, body.md5):
                 text = f"the store's ETag is {etag}, the MD5 sum of the bytes sent is {body.md5}; {VERIFY_ADVICE}"
                 raise AttemptError(Code.ETAG_MISMATCH, text)
-        self.pool.addresses.succeeded(used.address, proves_speed=is_large)
+        self.pool.addresses.succeeded(used.address, proves_speed=load is Load.LARGE_BODY)
         self.pool.addresses.taken(used.address, transfer_id, bucket)
         return SentBody(etag, info.rtt_usec, upload.retransmits(info), upload.connection_state, used.address)
 
@@ -309,7 +309,7 @@ class Sender:
         """
         limit = self.settings.connect_timeout_s + (answer_timeout_s or self.settings.stall_timeout_s)
         bucket = str(params.get("Bucket", ""))
-        async with self._using(connection, operation, operation, failed_addresses, bucket=bucket):
+        async with self._using(connection, operation, operation, failed_addresses, bucket=bucket, load=Load.NO_BODY):
             try:
                 async with asyncio.timeout(limit):
                     answer: Mapping[str, Any] = await self._signer.call(operation, **params)
@@ -352,7 +352,8 @@ class Sender:
                 raise body.error from exc
             raise failure_of(exc, ambiguous=upload.may_have_arrived, stale=upload.was_stale) from exc
 
-    def _using(
+    @contextlib.asynccontextmanager
+    async def _using(
         self,
         connection: Connection | None,
         operation: str,
@@ -360,15 +361,32 @@ class Sender:
         failed_addresses: Collection[str],
         *,
         bucket: str,
-        large: bool | None = None,
-    ) -> contextlib.AbstractAsyncContextManager[Connection]:
-        """Return a context whose block sends its requests over `connection`; if that is None, over one of the pool.
+        load: Load,
+    ) -> AsyncIterator[Connection]:
+        """Send the block's requests over `connection`; if that is None, over one of the pool, whose address is blamed.
 
-        `large` is as for `ConnectionPool.acquire`.
+        Args:
+            connection: which the caller has taken.
+            operation: botocore's name for it.
+            purpose: the transfer's id, or the operation.
+            failed_addresses: the addresses where it failed before.
+            bucket: that it concerns; empty for none.
+            load: what is sent.
         """
         if connection is not None:
-            return self._use(connection, operation)
-        return self._acquire(operation, purpose, failed_addresses, bucket=bucket, large=large)
+            async with self._use(connection, operation):
+                yield connection
+            return
+        avoid = self.pool.addresses.avoided(failed_addresses, bucket)
+        try:
+            async with (
+                self.pool.acquire(load, avoid) as acquired,
+                self._use(acquired, operation),
+                self._blame(acquired, purpose, failed_addresses),
+            ):
+                yield acquired
+        except (socket.gaierror, TimeoutError) as exc:
+            raise AttemptError(Code.NAME_NOT_RESOLVED, unresolved(exc)) from exc
 
     @contextlib.asynccontextmanager
     async def _use(self, connection: Connection, operation: str) -> AsyncIterator[Connection]:
@@ -416,22 +434,6 @@ class Sender:
         for address in found:
             self.pool.addresses.failed(address, reason)
         return found
-
-    @contextlib.asynccontextmanager
-    async def _acquire(
-        self, operation: str, purpose: str, failed_addresses: Collection[str], *, bucket: str, large: bool | None
-    ) -> AsyncIterator[Connection]:
-        """Take a connection from the pool, use it, and blame its address for what fails."""
-        avoid = self.pool.addresses.avoided(failed_addresses, bucket)
-        try:
-            async with (
-                self.pool.acquire(large=large, avoid=avoid) as connection,
-                self._use(connection, operation),
-                self._blame(connection, purpose, failed_addresses),
-            ):
-                yield connection
-        except (socket.gaierror, TimeoutError) as exc:
-            raise AttemptError(Code.NAME_NOT_RESOLVED, unresolved(exc)) from exc
 
     async def _send(self, request: Any, event_name: str = "", **_: object) -> AioAWSResponse:
         """Send a signed request over the context's connection; aiobotocore calls this instead of its own session.

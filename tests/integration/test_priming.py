@@ -17,6 +17,7 @@ from lab.sending import a_file, in_loop, sending, settings_for, transfer_of
 from s3daemon.model.files.source import Source
 from s3daemon.network.keepalive.idle_limit import SWEEP_S
 from s3daemon.network.keepalive.keeper import PRIMED_BYTES
+from s3daemon.network.pool import Load
 from s3daemon.s3.endpoint import Endpoint
 from s3daemon.s3.priming.primer import KEY_PREFIX, Primer
 
@@ -68,7 +69,7 @@ async def test_an_endpoint_primes_connections_if_the_setting_says_so(tmp_path: P
             await asyncio.sleep(SWEEP_S + 0.2)
             assert len(server.puts) == count
             if prime:
-                async with endpoint.pool.acquire(large=True) as connection:
+                async with endpoint.pool.acquire(Load.LARGE_BODY) as connection:
                     assert connection.window > a_file(tmp_path / "file", 100_000).stat().st_size
             await endpoint.close()
 

@@ -16,7 +16,7 @@ from lab.sending import in_loop, settings_for
 from s3daemon.model.record import MessageId, Priority
 from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.connection import Connection
-from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, TRIAL_BESIDE, ConnectionPool
+from s3daemon.network.pool import CONNECTIONS_PER_RESERVE, TRIAL_BESIDE, ConnectionPool, Load
 
 ADDRESSES = ("127.0.0.1", "127.0.0.2")
 
@@ -193,8 +193,8 @@ async def test_an_open_connection_goes_before_one_that_must_connect() -> None:
                 connection.window = 10_000
         assert (pool.open_count, pool.opened, len(server.connections)) == (3, 3, 3)
         last = pool.idle()[-1]
-        for large in (True, False):
-            async with pool.acquire(large=large) as again:
+        for load in Load:
+            async with pool.acquire(load) as again:
                 assert again is last
 
 
@@ -225,7 +225,7 @@ async def test_much_goes_over_the_widest_window_and_little_over_the_narrowest() 
     """A small upload is as fast over any, and leaves the widest to one that needs it."""
     async with scripted() as server, pool_to(server.url, 3) as pool:
         await open_with_windows(pool, server.url, 20_000, 30_000, 10_000)
-        async with pool.acquire(large=True) as large, pool.acquire() as small:
+        async with pool.acquire(Load.LARGE_BODY) as large, pool.acquire(Load.SMALL_BODY) as small:
             assert (large.window, small.window) == (30_000, 10_000)
 
 
@@ -235,20 +235,25 @@ async def test_a_connection_whose_last_request_failed_comes_after_the_others() -
     async with scripted() as server, pool_to(server.url, 3) as pool:
         for connection in await open_with_windows(pool, server.url, 20_000, 30_000, 10_000):
             connection.has_failed = connection.window != 20_000
-        for large, windows in ((True, [20_000, 30_000, 10_000]), (False, [20_000, 10_000, 30_000])):
+        for load in Load:
+            windows = [20_000, 30_000, 10_000] if load is Load.LARGE_BODY else [20_000, 10_000, 30_000]
             async with contextlib.AsyncExitStack() as acquired:
-                found = [await acquired.enter_async_context(pool.acquire(large=large)) for _ in range(3)]
+                found = [await acquired.enter_async_context(pool.acquire(load)) for _ in range(3)]
                 assert [connection.window for connection in found] == windows
 
 
 @pytest.mark.parametrize(
-    ("large", "others", "is_slow"),
-    [(False, 2, False), (False, 1, False), (True, 2, False), (None, 2, False), (False, 2, True)],
+    ("load", "others", "is_slow"),
+    [
+        (Load.SMALL_BODY, 2, False),
+        (Load.SMALL_BODY, 1, False),
+        (Load.LARGE_BODY, 2, False),
+        (Load.NO_BODY, 2, False),
+        (Load.SMALL_BODY, 2, True),
+    ],
 )
 @in_loop
-async def test_in_a_burst_a_small_upload_tries_out_an_address_on_trial(
-    large: bool | None, others: int, is_slow: bool
-) -> None:
+async def test_in_a_burst_a_small_upload_tries_out_an_address_on_trial(load: Load, others: int, is_slow: bool) -> None:
     """Otherwise one that came back last would never have an upload, where the others have connections for all.
 
     Not an upload that is alone: none would show that it should be moved. Nor a large one, for which the connection is
@@ -258,7 +263,7 @@ async def test_in_a_burst_a_small_upload_tries_out_an_address_on_trial(
     async with scripted(address="0.0.0.0") as server, pool_to(**two_addresses(server), count=6) as pool:
         for connection in await open_with_windows(pool, str(pool.url), *[10_000] * 6):
             if connection.address == ADDRESSES[0]:  # its window alone would never have it chosen
-                connection.window += -1 if large else 1
+                connection.window += -1 if load is Load.LARGE_BODY else 1
         for transfer in ("one", "two"):
             if is_slow:
                 pool.addresses.slow(ADDRESSES[0], "moved", transfer)
@@ -268,9 +273,9 @@ async def test_in_a_burst_a_small_upload_tries_out_an_address_on_trial(
         async with contextlib.AsyncExitStack() as acquired:
             for _ in range(others):
                 await acquired.enter_async_context(pool.acquire(avoid=ADDRESSES[:1]))
-            async with pool.acquire(large=large) as connection:
+            async with pool.acquire(load) as connection:
                 tries_out = connection.address == ADDRESSES[0]
-        assert tries_out == (large is False and others == TRIAL_BESIDE and not is_slow)
+        assert tries_out == (load is Load.SMALL_BODY and others == TRIAL_BESIDE and not is_slow)
 
 
 @in_loop

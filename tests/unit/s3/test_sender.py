@@ -18,6 +18,7 @@ from lab.sending import a_file, failure, in_loop, settings_for
 
 from s3daemon.errors import AttemptError, FileError
 from s3daemon.model.files.source import Source
+from s3daemon.network.pool import Load
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.sender import Sender
 
@@ -76,15 +77,13 @@ class FakePool:
         self.connection = FakeConnection()
         self.addresses = FakeAddresses()
         self.error: OSError | None = None
-        self.acquired: list[tuple[bool | None, Collection[str]]] = []
+        self.acquired: list[tuple[Load, Collection[str]]] = []
 
     @contextlib.asynccontextmanager
-    async def acquire(
-        self, *, large: bool | None = False, avoid: Collection[str] = ()
-    ) -> AsyncIterator[FakeConnection]:
+    async def acquire(self, load: Load, avoid: Collection[str]) -> AsyncIterator[FakeConnection]:
         if self.error is not None:
             raise self.error
-        self.acquired.append((large, avoid))
+        self.acquired.append((load, avoid))
         yield self.connection
 
 
@@ -124,7 +123,7 @@ async def test_a_call_returns_the_parsed_answer() -> None:
 
     scene = Scene(operation)
     assert await scene.sender.call("head_object", failed_addresses=["a"], Key="key") == {"ContentLength": 3}
-    assert (given, scene.pool.acquired) == ([{"Key": "key"}], [(None, ["a"])])
+    assert (given, scene.pool.acquired) == ([{"Key": "key"}], [(Load.NO_BODY, ["a"])])
 
 
 @pytest.mark.parametrize("has_other", [False, True])
@@ -253,7 +252,7 @@ async def test_an_answer_before_the_body_is_not_a_success(tmp_path: Path) -> Non
     error = await failure(scene.sender.send_file("put_object", "id", source, progress=Progress()))
     source.close()
     assert (error.code, error.ambiguous, error.address) == ("BadAnswer", False, ADDRESS)
-    assert (scene.pool.acquired, scene.pool.connection.aborted) == ([(True, set())], 1)
+    assert (scene.pool.acquired, scene.pool.connection.aborted) == ([(Load.LARGE_BODY, set())], 1)
     assert scene.pool.addresses.succeeded_at == []
 
 
