@@ -239,7 +239,7 @@ class Service:
         exposures = watch_exposures(uploader, spool, refusals)
         # From the spool's last seq on, so that both count alike: `restore` relies on it.
         intake = Intake(self._settings, uploader, spool, spool.last_seq)
-        failures = {entry.transfer.id: entry for entry in spool.entries(failed=True)}
+        failures = {entry.transfer.id: entry for entry in spool.failed_entries()}
         ended = {id_: Reply(Outcome.STORED, id_) for _, id_ in spool.kept.ended}
         ended |= {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
         self._waiting = waiting = WaitingClients(self._settings, intake, self._notifier, ended, failures)
@@ -292,7 +292,7 @@ class Service:
 
     def _resume(self, clients: Mapping[str, socket.socket]) -> None:
         """Go on with what earlier processes left: transfers, and clients that wait for them."""
-        pending = self._spool.entries(failed=False)
+        pending = [entry for entry in self._spool.entries() if not entry.failed]
         self._uploader.recover(pending)
         self._janitor.forget_other_endpoints()
         for name, sock in clients.items():

@@ -174,8 +174,8 @@ class FakeSpool(Spool):
         if (entry := self.rows.pop(transfer_id, None)) is not None:
             self.failures[transfer_id] = replace(entry, attempts=attempts, code=code, text=text, failed=True)
 
-    def entries(self, *, failed: bool | None = None) -> list[Entry]:
-        return list((self.failures if failed else self.rows).values())
+    def failed_entries(self) -> list[Entry]:
+        return list(self.failures.values())
 
     async def retry(self, ids: Iterable[str], active_now_s: float) -> tuple[set[str], SpoolError | None]:
         found = {id_ for id_ in ids if id_ in self.failures or id_ in self.rows}

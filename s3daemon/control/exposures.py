@@ -72,6 +72,6 @@ def watch_exposures(uploader: Uploader, spool: Spool, refusals: Refusals) -> Exp
     uploader.schedule.on_removed = lambda queued: exposures.removed(queued.transfer)
     uploader.records.observers.append(exposures.recorded)
     refusals.observers.append(exposures.refused)
-    for entry in spool.entries(failed=True):
+    for entry in spool.failed_entries():
         exposures.failed_before(entry.transfer, f"{entry.code}: {entry.text}")
     return exposures

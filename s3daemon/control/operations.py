@@ -184,7 +184,7 @@ class Operations:
         Raises:
             SpoolError: they cannot be read now.
         """
-        failed = await asyncio.to_thread(self._spool.entries, failed=True)
+        failed = await asyncio.to_thread(self._spool.failed_entries)
         return [entry for entry in failed if entry.transfer.id not in self._uploader.schedule]
 
     async def status(self, _: Mapping[str, object]) -> CommandAnswer:

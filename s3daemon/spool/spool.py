@@ -67,8 +67,8 @@ RETRY_S = 1.0
 
 
 class Spool:
-    """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, except `entries`
-    and `count_failed`.
+    """The spool of one daemon. Its methods belong to one event loop; none blocks it on the disk, except `entries`,
+    `failed_entries` and `count_failed`.
 
     Each awaited change raises SpoolError when it is not durable: `add` is then refused, the others only take longer
     (`retry` and `drop` return the error, so that their callers go on). The rest are lazy: they never raise, and are
@@ -143,17 +143,21 @@ class Spool:
         """Whether the last change could not be written, so that the next `add` is likely to be refused."""
         return self._writer.is_refusing
 
-    def entries(self, *, failed: bool | None = None) -> list[Entry]:
-        """Read the rows in order of seq: all, the failed ones or the pending ones.
+    def entries(self) -> list[Entry]:
+        """Read all rows in order of seq.
 
         Blocks on the disk, except right after `open`. Changes that are not committed yet are not included.
 
         Raises:
             SpoolError: they cannot be read now.
         """
-        work = SpoolFile.failures if failed else SpoolFile.entries
-        found = self._contents.entries if self._contents else self._writer.read(work)
-        return [entry for entry in found if failed is None or entry.failed == failed]
+        return list(self._contents.entries) if self._contents else self._writer.read(SpoolFile.entries)
+
+    def failed_entries(self) -> list[Entry]:
+        """Read the failed rows, as `entries` reads all."""
+        if self._contents is None:
+            return self._writer.read(SpoolFile.failures)
+        return [entry for entry in self._contents.entries if entry.failed]
 
     def count_failed(self, last: int) -> tuple[int, list[Entry]]:
         """Return how many rows failed, and the `last` of these in order of seq; blocks and raises as `entries` does."""

@@ -51,8 +51,8 @@ async def settled(spool):
     while spool.fault:
         await asyncio.sleep(0.01)
 
-def ids(spool, failed=None):
-    return [entry.transfer.id for entry in spool.entries(failed=failed)]
+def ids(entries):
+    return [entry.transfer.id for entry in entries]
 
 def fill_other():
     "Take every block that is left, as another program would."
@@ -179,15 +179,15 @@ async def main():
     for done in accepted[:150]:
         spool.remove(done.id)
     await spool.fail(accepted[150].id, 3, "NoSuchBucket", "no such bucket", 2.0)
-    result["left"] = len(ids(spool))
+    result["left"] = len(ids(spool.entries()))
     result["still"] = spool.fault
     (top / "other").unlink()
     await settled(spool)
     await spool.add(transfer(9999), 1.0, attempt_started=False)
     await spool.close()
     spool = Spool.open(state)
-    result["last"] = ids(spool)[-1] == transfer(9999).id
-    result["failed"] = ids(spool, True) == [accepted[150].id]
+    result["last"] = ids(spool.entries())[-1] == transfer(9999).id
+    result["failed"] = ids(spool.failed_entries()) == [accepted[150].id]
     await spool.close()
 """,
     )
@@ -250,7 +250,7 @@ async def main():
         spool.remove(done.id)
     result["kept"] = (await spool.drop([]))[1].code
     os.truncate(top / "other", (top / "other").stat().st_size - 40 * 4096)
-    while ids(spool):
+    while ids(spool.entries()):
         await asyncio.sleep(0.01)
     result["accepted"] = len(accepted)
     result["still"] = spool.fault
@@ -275,13 +275,13 @@ async def main():
     (state / "ballast").unlink()
     fill_other()
     spool = Spool.open(state, retry_s=0.02)
-    result["found"] = len(ids(spool))
+    result["found"] = len(ids(spool.entries()))
     result["at_once"] = spool.fault
     result["accepted"] = len(await fill(spool, 1000))
     (top / "other").unlink()
     await settled(spool)
     await spool.add(transfer(77), 1.0, attempt_started=True)
-    result["then"] = len(ids(spool))
+    result["then"] = len(ids(spool.entries()))
     await spool.close()
 """,
     )
@@ -307,7 +307,7 @@ async def main():
         result["refused"] = [error.code, error.text]
     subprocess.run(["mount", "-o", "remount,rw", str(top)], check=True)
     spool = Spool.open(state)
-    result["found"] = len(ids(spool))
+    result["found"] = len(ids(spool.entries()))
     await spool.close()
 """,
     )

@@ -206,8 +206,7 @@ class Machine(RuleBasedStateMachine):
     def the_disk_has_what_the_model_has(self) -> None:
         in_order = sorted(self.durable.values(), key=lambda entry: entry.seq)
         assert self.spool.entries() == in_order
-        assert self.spool.entries(failed=True) == [entry for entry in in_order if entry.failed]
-        assert self.spool.entries(failed=False) == [entry for entry in in_order if not entry.failed]
+        assert self.spool.failed_entries() == [entry for entry in in_order if entry.failed]
 
 
 TestMachine = Machine.TestCase

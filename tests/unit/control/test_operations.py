@@ -47,14 +47,13 @@ class OperatorsSpool(Spool):
         )
         return id_
 
-    def entries(self, *, failed: bool | None = None) -> list[Entry]:
-        assert failed
+    def failed_entries(self) -> list[Entry]:
         if self.broken:
             raise SpoolError("SpoolBroken", "unreadable")
         return list(self.failed.values())
 
     def count_failed(self, last: int) -> tuple[int, list[Entry]]:
-        failed = self.entries(failed=True)
+        failed = self.failed_entries()
         return len(failed), failed[-last:]
 
     async def retry(self, ids: Iterable[str], active_now_s: float) -> tuple[set[str], SpoolError | None]:

@@ -160,4 +160,4 @@ async def test_a_newer_success_clears_older_failures_before_the_journal_has_its_
         await (await house.intake.submit(house.request(key=key))).outcome
     house.store.answer = lambda _: None
     await (await house.intake.submit(house.request())).outcome
-    assert [entry.transfer.destination.key for entry in house.spool.entries(failed=True)] == ["other"]
+    assert [entry.transfer.destination.key for entry in house.spool.failed_entries()] == ["other"]

@@ -781,9 +781,9 @@ async def test_a_success_leaves_the_failure_of_a_newer_transfer(house: House) ->
     for ticket in tickets:
         await ticket.outcome
     house.store.answer = lambda _: None
-    older, newer = house.spool.entries(failed=True)
+    older, newer = house.spool.failed_entries()
     await house.spool.retry([older.transfer.id], 0.0)
     house.uploader.recover([older])
     await asyncio.sleep(1)
     assert house.store.objects[older.transfer.destination] == older.transfer.id
-    assert house.spool.entries(failed=True) == [newer]
+    assert house.spool.failed_entries() == [newer]

@@ -520,7 +520,7 @@ async def test_a_client_of_an_earlier_process_gets_the_failure(desk: Desk) -> No
     task = (await desk.ask()).task
     assert task is not None
     id_ = id_of(str(task["id"]))
-    failures = {entry.transfer.id: entry for entry in desk.house.spool.entries(failed=True)}
+    failures = {entry.transfer.id: entry for entry in desk.house.spool.failed_entries()}
     desk.begin_process(failures)
     await asyncio.sleep(4.9)
     got = await desk.uploads.resume(f"http.{id_}.x", desk.sock)
