@@ -13,12 +13,11 @@ the next attempt.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
-from s3daemon.errors import AttemptError, Code, SpoolError
+from s3daemon.errors import AttemptError, Code
 from s3daemon.model.files.source import Source, check_unchanged
 from s3daemon.model.request import Transfer
 from s3daemon.model.verdict import Verdict, judge
@@ -189,10 +188,7 @@ class Multipart:
             )
             if not (upload_id := str(answer.get("UploadId", ""))):
                 raise AttemptError(Code.BAD_ANSWER, "the store created an upload and did not give its id")
-            upload = self._describe(upload_id, transfer, source)
-            with contextlib.suppress(SpoolError):  # a full disk delays no accepted transfer
-                await open_uploads.begin(upload)
-            return next(open_upload for open_upload in open_uploads if open_upload.upload == upload)
+            return await open_uploads.begin(self._describe(upload_id, transfer, source))
 
         creating = asyncio.create_task(create())
         self._creating.add(creating)
@@ -218,8 +214,7 @@ class Multipart:
     ) -> str:
         """Have the store make the object, and return its ETag, which must be the `expected` one."""
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in sorted(open_upload.etags.items())]
-        with contextlib.suppress(SpoolError):
-            await open_uploads.completing(open_upload)
+        await open_uploads.completing(open_upload)
         try:
             answer = await self._sender.call(
                 "complete_multipart_upload",

@@ -2,10 +2,12 @@
 
     call            what the spool saves
     ----            --------------------
-    begin           the upload; durable when it returns, so that whatever follows can be resumed or aborted
+    begin           the upload; durable when it returns *, so that whatever follows can be resumed or aborted
     part            a part that the store has; lazy: a row that a crash takes costs one part sent again
-    completing      that the object may come to exist; durable when it returns
+    completing      that the object may come to exist; durable when it returns *
     over            the removal of all of it; lazy: a row that a crash leaves costs one abort that finds nothing
+
+    * unless the disk fails, which delays no accepted transfer: as soon as it can be written
 
 An id is a store's own: another store may give the same one, and so may a store that counts, after its restart. In
 memory all are kept; of those with one id the spool has the last, and another one once that is over.
@@ -16,8 +18,10 @@ not pending is an orphan, and `delivery.janitor` has the store abort it.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable, Iterator
 
+from s3daemon.errors import SpoolError
 from s3daemon.spool.rows import (
     BeginUpload,
     EndUpload,
@@ -52,15 +56,11 @@ class OpenUploads:
         """Return the uploads that a transfer began and did not abandon."""
         return [upload for upload in self if upload.upload.transfer_id == transfer_id and not upload.abandoned]
 
-    async def begin(self, upload: MultipartUpload) -> None:
-        """Keep a new upload.
-
-        Raises:
-            SpoolError: it is not durable yet; it is kept all the same.
-        """
-        self._uploads[upload] = OpenUpload(upload)
-        if self._writer is not None:
-            await self._writer.apply(BeginUpload(upload))
+    async def begin(self, upload: MultipartUpload) -> OpenUpload:
+        """Keep a new upload."""
+        begun = self._uploads[upload] = OpenUpload(upload)
+        await self._apply(BeginUpload(upload))
+        return begun
 
     def part(self, upload: OpenUpload, number: int, etag: str) -> None:
         """Save that the store has a part."""
@@ -68,14 +68,9 @@ class OpenUploads:
         self._apply_lazily(SavePart(upload.upload.id, number, etag))
 
     async def completing(self, upload: OpenUpload) -> None:
-        """Save that the store is about to be asked for the object.
-
-        Raises:
-            SpoolError: it is not durable yet.
-        """
+        """Save that the store is about to be asked for the object."""
         upload.completing = True
-        if self._writer is not None:
-            await self._writer.apply(MarkCompleting(upload.upload.id))
+        await self._apply(MarkCompleting(upload.upload.id))
 
     def over(self, upload: OpenUpload) -> None:
         """Forget an upload that the store does not hold any more: it is completed, aborted, or unknown there."""
@@ -89,6 +84,11 @@ class OpenUploads:
     def changes(self) -> list[UploadChange]:
         """Return what brings all of them into a spool that lost them."""
         return [change for upload in self for change in upload.changes()]
+
+    async def _apply(self, change: UploadChange) -> None:
+        if self._writer is not None:
+            with contextlib.suppress(SpoolError):
+                await self._writer.apply(change)
 
     def _apply_lazily(self, change: UploadChange) -> None:
         if self._writer is not None:

@@ -8,9 +8,12 @@ import sqlite3
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 from lab.sending import in_loop
 
+from s3daemon.errors import SpoolError
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 from s3daemon.spool.spool import Spool
@@ -119,6 +122,20 @@ async def test_two_stores_may_give_one_id(tmp_path: Path) -> None:
     uploads.over(first)
     assert await kept() == [(there, {})]
     await spool.close()
+
+
+@in_loop
+async def test_a_full_disk_delays_no_upload() -> None:
+    """It is kept in memory; the spool's writer retains what it could not write."""
+
+    async def full(*_: object) -> None:
+        raise SpoolError("SpoolFull", "no space")
+
+    writer: Any = SimpleNamespace(apply=full)
+    uploads = OpenUploads(writer)
+    begun = await uploads.begin(upload("one"))
+    await uploads.completing(begun)
+    assert (begun.upload, known(uploads)) == (upload("one"), {"one": ({}, True)})
 
 
 @in_loop
