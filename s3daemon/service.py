@@ -73,8 +73,8 @@ _log = logging.getLogger(__name__)
 
 #: How often STATUS is brought up to date, and how often the active seconds are saved.
 STATUS_EVERY_S, TICK_EVERY_S = 2.0, 30.0
-#: What a stop may take beside the drain: clients' requests and replies, the endpoint, the journal, the last commit.
-STOP_MARGIN_S = 22.0
+#: What a stop may take beside the drain: clients' requests and replies, the journal, the last commit.
+STOP_MARGIN_S = 20.0
 JOURNAL_FLUSH_S = 5.0
 #: What a start may take when the spool is damaged: of 200 000 rows, most of them damaged, it took 15 s on an idle disk.
 RECOVERY_S = 600.0

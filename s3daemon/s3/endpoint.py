@@ -25,9 +25,6 @@ _log = logging.getLogger(__name__)
 #: What S3DAEMON_VERIFY=no-etag means, for operators.
 NO_ETAG_RISK = "an object counts as stored by the status of an answer alone, whoever gave it; for sinks only"
 
-#: When the endpoint is closed, a store that is being asked to create an upload in parts has so long to answer, seconds:
-#: an id that comes later is lost, and nobody aborts that upload. Part of the service's `STOP_MARGIN_S`.
-SETTLE_LIMIT_S = 1.0
 #: Runs a background task under its name. If the task dies, that is logged, and the service ends.
 Start = Callable[[str, Coroutine[object, object, None]], asyncio.Task[None]]
 
@@ -124,7 +121,6 @@ class Endpoint:
     async def close(self, after: Endpoint | None = None) -> None:
         """Close the client, and the connections unless the endpoint `after` this one has taken them over."""
         self._stop_keeper()
-        await self.store.settle(SETTLE_LIMIT_S)
         await self.store.sender.close()
         if after is None or after.pool is not self.pool:
             await self.pool.close()
@@ -143,7 +139,6 @@ class Endpoint:
         self._stop_keeper()
         if in_flight:
             await asyncio.wait(in_flight)
-        await self.store.settle()
         await leave(self.store)
         await self.close(after)
 

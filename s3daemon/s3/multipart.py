@@ -12,7 +12,6 @@ the next attempt.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -75,7 +74,6 @@ class Multipart:
         self._sender = sender
         self._settings = sender.settings
         self._parts = PartSender(sender)
-        self._creating: set[asyncio.Task[OpenUpload]] = set()
 
     async def put(
         self,
@@ -175,39 +173,17 @@ class Multipart:
         open_uploads: OpenUploads,
         failed_addresses: Collection[str],
     ) -> OpenUpload:
-        """Create an upload. Shielded: what the store creates must be noted, also when the attempt is cancelled."""
-
-        async def create() -> OpenUpload:
-            destination = transfer.destination
-            answer = await self._sender.call(
-                "create_multipart_upload",
-                failed_addresses=failed_addresses,
-                Bucket=destination.bucket,
-                Key=destination.key,
-                Metadata=metadata,
-            )
-            if not (upload_id := str(answer.get("UploadId", ""))):
-                raise AttemptError(Code.BAD_ANSWER, "the store created an upload and did not give its id")
-            return await open_uploads.begin(self._describe(upload_id, transfer, source))
-
-        creating = asyncio.create_task(create())
-        self._creating.add(creating)
-        creating.add_done_callback(self._created)
-        return await asyncio.shield(creating)
-
-    async def settle(self, limit_s: float | None = None) -> None:
-        """Wait until each upload that the store is asked to create is noted, or was not created.
-
-        Args:
-            limit_s: no longer than this, seconds; None: each request has a limit of its own.
-        """
-        if self._creating:
-            await asyncio.wait(self._creating, timeout=limit_s)
-
-    def _created(self, creating: asyncio.Task[OpenUpload]) -> None:
-        self._creating.discard(creating)
-        if not creating.cancelled():
-            creating.exception()  # it was raised in the attempt, unless that was cancelled
+        """Have the store create an upload. If this is cancelled meanwhile, one without parts may be left there."""
+        answer = await self._sender.call(
+            "create_multipart_upload",
+            failed_addresses=failed_addresses,
+            Bucket=transfer.destination.bucket,
+            Key=transfer.destination.key,
+            Metadata=metadata,
+        )
+        if not (upload_id := str(answer.get("UploadId", ""))):
+            raise AttemptError(Code.BAD_ANSWER, "the store created an upload and did not give its id")
+        return await open_uploads.begin(self._describe(upload_id, transfer, source))
 
     async def _complete(
         self, open_upload: OpenUpload, expected: str, open_uploads: OpenUploads, failed_addresses: Collection[str]

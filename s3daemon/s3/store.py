@@ -238,10 +238,6 @@ class Store:
             else:
                 return
 
-    async def settle(self, limit_s: float | None = None) -> None:
-        """Wait, `limit_s` seconds at most, until what cancelled attempts have the store create is noted."""
-        await self._multipart.settle(limit_s)
-
     async def abort(self, upload: MultipartUpload) -> None:
         """Have the store forget an upload in parts, and delete the parts that it has.
 

@@ -28,9 +28,8 @@ from s3daemon.errors import FileError
 from s3daemon.model.files.source import Source
 from s3daemon.model.request import Transfer
 from s3daemon.network.uploads.progress import Progress
-from s3daemon.s3.endpoint import Endpoint
-from s3daemon.s3.store import LookupResult, Store, Stored
-from s3daemon.spool.open_uploads import OpenUpload, OpenUploads
+from s3daemon.s3.store import LookupResult, Stored
+from s3daemon.spool.open_uploads import OpenUploads
 
 MIB = 1 << 20
 PART = 5 * MIB
@@ -477,60 +476,6 @@ async def test_a_cancelled_attempt_keeps_its_parts(tmp_path: Path) -> None:
         it.server.put = keep
         await it.put()
         assert sorted(it.sent) == PARTS
-
-
-@in_loop
-async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(tmp_path: Path) -> None:
-    """The store's answer comes after the attempt was cancelled; the upload can be aborted all the same."""
-    async with case(tmp_path) as it:
-        answering = asyncio.Event()
-
-        async def slowly(exchange: Exchange) -> None:
-            answering.set()
-            await asyncio.sleep(0.3)
-            await keep(exchange)
-
-        it.server.other = slowly
-        attempt = asyncio.create_task(it.put())
-        await answering.wait()
-        attempt.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await attempt
-        await it.server.until(lambda: it.server.assembly.begun and all(seen.over for seen in it.server.seen))
-        await until(lambda: bool(list(it.open_uploads)))
-
-
-@pytest.mark.parametrize("end", ["close", "retire"])
-@in_loop
-async def test_an_endpoint_ends_when_the_created_upload_is_noted(tmp_path: Path, end: str) -> None:
-    """Its connections are closed then: as the daemon stops, or after a reload, which has the upload aborted."""
-    left = list[OpenUpload]()
-    async with case(tmp_path) as it:
-        answering = asyncio.Event()
-
-        async def slowly(exchange: Exchange) -> None:
-            if exchange.method == "POST":
-                answering.set()
-                await asyncio.sleep(0.3)
-            await keep(exchange)
-
-        async def leave(store: Store) -> None:
-            left.extend(it.open_uploads)
-
-        it.server.other = slowly
-        settings = it.sender.store.sender.settings
-        before, after = (Endpoint(settings, lambda name, work: asyncio.create_task(work)) for _ in range(2))
-        await before.open()
-        async with asyncio.timeout(10):
-            source = Source.open(os.fspath(it.file))
-            attempt = asyncio.create_task(before.store.put(transfer_of(source), source, it.open_uploads))
-            await answering.wait()
-            attempt.cancel()
-            await (before.close() if end == "close" else before.retire(after, {attempt}, leave))
-            source.close()
-        await after.close()
-        assert len(list(it.open_uploads)) == 1
-    assert len(left) == (end == "retire")
 
 
 @in_loop

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import os
 from collections.abc import Iterator
@@ -251,31 +250,3 @@ async def test_an_upload_without_an_id_is_a_bad_answer(attempt: Attempt) -> None
     attempt.sender.answers["create_multipart_upload"] = {}
     assert (await failure(attempt.put())).code == "BadAnswer"
     assert not list(attempt.open_uploads)
-
-
-@in_loop
-async def test_a_created_upload_is_noted_though_the_attempt_is_cancelled(
-    attempt: Attempt, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else it could be neither resumed nor aborted. Whoever closes the store can wait for that."""
-    answer = asyncio.Event()
-    create = attempt.sender.call
-
-    async def slow(operation: str, **params: Any) -> Any:
-        await answer.wait()
-        return await create(operation, **params)
-
-    monkeypatch.setattr(attempt.sender, "call", slow)
-    putting = asyncio.create_task(attempt.put())
-    await asyncio.sleep(0.01)
-    putting.cancel()
-    await asyncio.wait({putting})
-    async with asyncio.timeout(5):
-        await attempt.multipart.settle(0.01)  # the store does not answer
-        settling = asyncio.create_task(attempt.multipart.settle())
-        await asyncio.sleep(0.01)
-        assert not settling.done()
-        answer.set()
-        await settling
-        await attempt.multipart.settle()  # nothing is being created
-    assert [left.upload.id for left in attempt.open_uploads] == ["new"]
