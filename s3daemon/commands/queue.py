@@ -36,7 +36,7 @@ _T = TypeVar("_T")
 
 #: Ids in one request to the daemon, well below `control.client.MAX_REQUEST`.
 _BATCH = 10_000
-_DROPPED = "Dropped: dropped by an operator while the daemon was down"
+_DROPPED = "dropped by an operator while the daemon was down"
 
 #: The file is the first to give way, its name being mostly the key's; nothing else is ever cut.
 _COLUMNS = (
@@ -78,31 +78,17 @@ def record_dropped(entries: Sequence[Entry], sink: Sink | None = None) -> None:
         entries: their rows.
         sink: takes the records; by default the journal, wherever standard error leads, or text on a host without one.
     """
+    from s3daemon.delivery.decision import LastError
+    from s3daemon.delivery.records import record_of
+    from s3daemon.delivery.schedule import QueuedTransfer
     from s3daemon.journal import JOURNAL_SOCKET, Journal, journal_sink, text_sink, warn_on
-    from s3daemon.model.record import TransferRecord
 
     sink = sink or (journal_sink() if JOURNAL_SOCKET.is_socket() else text_sink())
     journal = Journal(sink, warn=warn_on())
-    now_usec = time.time_ns() // 1000
     for entry in entries:
-        transfer = entry.transfer
-        waited_usec = max(0, now_usec - transfer.accepted_usec)
-        journal.record(
-            TransferRecord(
-                transfer_id=transfer.id,
-                outcome="failed",
-                file=transfer.file,
-                bucket=transfer.destination.bucket,
-                key=transfer.destination.key,
-                size_bytes=transfer.file_state.size,
-                start_usec=transfer.accepted_usec,
-                queue_usec=waited_usec,
-                total_usec=waited_usec,
-                attempts=entry.attempts,
-                tags=transfer.tags,
-                error=_DROPPED,
-            )
-        )
+        queued = QueuedTransfer.of(entry)
+        queued.last_error = LastError(Code.DROPPED, _DROPPED)
+        journal.record(record_of(queued, None, now=time.monotonic(), wall=time.time()))
     journal.close(5.0)
 
 
@@ -222,7 +208,7 @@ async def _act_on(
         done |= pending
     else:
         entries = [e for e in spool.entries() if (e.failed if wanted is None else e.transfer.id in wanted)]
-        losses = [loss_of(entry.transfer, _DROPPED) for entry in entries if not entry.failed]
+        losses = [loss_of(entry.transfer, f"{Code.DROPPED}: {_DROPPED}") for entry in entries if not entry.failed]
         done, error = await spool.drop([entry.transfer.id for entry in entries], losses)
     if error is not None:
         raise error  # what is not durable now ends with this process

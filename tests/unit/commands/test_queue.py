@@ -31,9 +31,9 @@ def test_what_is_dropped_without_a_daemon_is_recorded_as_of_now() -> None:
     written: list[dict[str, bytes]] = []
     hour_ago_usec = time.time_ns() // 1000 - 3600 * 10**6
     transfer = Transfer("a" * 16, "/f", Destination("bucket", "key"), (), FileState(1, 2, 3, 4), hour_ago_usec)
-    record_dropped([Entry(1, transfer, 0.0)], lambda fields: written.append(dict(fields)))
+    record_dropped([Entry(1, transfer, 0.0, file_changed=True)], lambda fields: written.append(dict(fields)))
     (fields,) = written
-    assert fields["S3DAEMON_OUTCOME"] == b"failed"
+    assert (fields["S3DAEMON_OUTCOME"], fields["S3DAEMON_CHANGED"]) == (b"failed", b"1")
     assert 3600 * 10**6 <= int(fields["S3DAEMON_TOTAL_USEC"]) == int(fields["S3DAEMON_QUEUE_USEC"]) < 3700 * 10**6
 
 
