@@ -36,6 +36,8 @@ _T = TypeVar("_T")
 
 #: Ids in one request to the daemon, well below `control.client.MAX_REQUEST`.
 _BATCH = 10_000
+#: A journal that does not take the records of dropped transfers is waited for so long, seconds; of 54 000 it takes ten.
+_JOURNAL_S = 60.0
 _DROPPED = "dropped by an operator while the daemon was down"
 
 #: The file is the first to give way, its name being mostly the key's; nothing else is ever cut.
@@ -84,12 +86,12 @@ def record_dropped(entries: Sequence[Entry], sink: Sink | None = None) -> None:
     from s3daemon.journal import JOURNAL_SOCKET, Journal, journal_sink, text_sink, warn_on
 
     sink = sink or (journal_sink() if JOURNAL_SOCKET.is_socket() else text_sink())
-    journal = Journal(sink, warn=warn_on())
+    journal = Journal(sink, warn=warn_on(), limit=len(entries))
     for entry in entries:
         queued = QueuedTransfer.of(entry)
         queued.last_error = LastError(Code.DROPPED, _DROPPED)
         journal.record(record_of(queued, None, now=time.monotonic(), wall=time.time()))
-    journal.close(5.0)
+    journal.close(_JOURNAL_S)
 
 
 def main(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ import s3daemon.journal
 from s3daemon.commands.queue import record_dropped, result_of, table, total
 from s3daemon.commands.table import lines
 from s3daemon.control.rows import Row
-from s3daemon.journal import journal_sink
+from s3daemon.journal import QUEUE_LIMIT, journal_sink
 from s3daemon.model.request import Destination, FileState, Transfer
 from s3daemon.spool.rows import Entry
 
@@ -35,6 +37,26 @@ def test_what_is_dropped_without_a_daemon_is_recorded_as_of_now() -> None:
     (fields,) = written
     assert (fields["S3DAEMON_OUTCOME"], fields["S3DAEMON_CHANGED"]) == (b"failed", b"1")
     assert 3600 * 10**6 <= int(fields["S3DAEMON_TOTAL_USEC"]) == int(fields["S3DAEMON_QUEUE_USEC"]) < 3700 * 10**6
+
+
+def test_no_record_of_what_is_dropped_without_a_daemon_is_lost() -> None:
+    """The journal takes none of them before the last is written; two nights of outage are more than its queue holds."""
+    transfer = Transfer("a" * 16, "/f", Destination("bucket", "key"), (), FileState(1, 2, 3, 4), 5)
+    all_written, taken = threading.Event(), 0
+
+    class Rows(list[Entry]):
+        def __iter__(self) -> Iterator[Entry]:
+            yield from super().__iter__()
+            all_written.set()
+
+    def sink(_: object) -> None:
+        nonlocal taken
+        all_written.wait(60)
+        taken += 1
+
+    rows = Rows([Entry(1, transfer, 0.0)] * (QUEUE_LIMIT + 10))
+    record_dropped(rows, sink)
+    assert taken == len(rows)
 
 
 @pytest.mark.parametrize("there", [True, False])
