@@ -29,7 +29,7 @@ from s3daemon.clock import Clock
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.errors import Code, RequestError, one_line
 from s3daemon.http.guard import HEADERS, page_policy, refusal
-from s3daemon.http.upload import MAX_FORM, Answer, Form, bad_request
+from s3daemon.http.upload import MAX_FORM, Answer, Form, message_of
 from s3daemon.ingress.listener import Client, Listener, close_after_reply
 from s3daemon.journal import LogLimit
 
@@ -349,7 +349,7 @@ class HttpServer:
             assert page, "see _refusal"
             return await page(request), _PAGE
         else:
-            answer = Answer(HTTPStatus.BAD_REQUEST, bad_request(fault))
+            answer = Answer(HTTPStatus.BAD_REQUEST, message_of(fault))
         if answer is None:
             return None
         return _rendered(answer) if fault is None else _last(_rendered(answer)), answer

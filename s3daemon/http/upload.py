@@ -188,7 +188,7 @@ class Uploads:
         except S3daemonError as exc:
             await self._refusals.add(describe_refusal(exc, *given_in(pairs)), form.sock, allowed=allowed)
             if isinstance(exc, RequestError):
-                return Answer(HTTPStatus.BAD_REQUEST, bad_request(exc), given_task(pairs))
+                return Answer(HTTPStatus.BAD_REQUEST, message_of(exc), given_task(pairs))
             return Answer(HTTPStatus.INTERNAL_SERVER_ERROR, f"{exc.code}: {exc.text}", given_task(pairs))
         if reply is None:
             return None
@@ -236,7 +236,7 @@ def status_of(reply: Reply) -> HTTPStatus:
     return HTTPStatus.INTERNAL_SERVER_ERROR if own else HTTPStatus.BAD_GATEWAY
 
 
-def bad_request(error: RequestError) -> str:
+def message_of(error: RequestError) -> str:
     """The message of a refusal; hooks know it by its first two words."""
     return (
         f"bad request: {error.text}" if error.code == Code.BAD_REQUEST else f"bad request: {error.code}: {error.text}"

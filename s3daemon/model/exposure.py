@@ -284,10 +284,11 @@ class Exposures:
                 yield exposure
 
     def _new(self, name: Name, start_usec: int, *, refused: bool) -> Exposure | None:
-        for kind in (True, False) if len(self._order) >= self._kept else ():
-            alike = [one for one in self._order if one.only_refused is kind]
-            excess = max(0, len(alike) + (kind is refused) - self._kept)
-            if excess and kind is refused and start_usec <= alike[0].first_usec:
+        for only_refused in (True, False) if len(self._order) >= self._kept else ():
+            alike = [one for one in self._order if one.only_refused is only_refused]
+            is_new_one = refused is only_refused
+            excess = max(0, len(alike) + is_new_one - self._kept)
+            if excess and is_new_one and start_usec <= alike[0].first_usec:
                 return None
             for one in alike[:excess]:
                 self._forget(one)

@@ -259,7 +259,7 @@ class Addresses:
         return may_be_the_address(error) and self.has_alternative({*tried, address})
 
     def taken(self, address: str, transfer: str, bucket: str) -> None:
-        """Note that a transfer to `bucket` was stored at `address`: if another one refused it, it is alone in that."""
+        """Note that a transfer to `bucket` was stored at `address`; the address that refused it before is avoided."""
         self._refusing.pop((bucket, address), None)
         refused_at = self._refused.pop(transfer, address)
         if refused_at != address:
@@ -268,7 +268,7 @@ class Addresses:
             self._refusing[bucket, refused_at] = now + REFUSING_S
 
     def avoided(self, tried: Collection[str], bucket: str) -> Collection[str]:
-        """Return where not to send a request for `bucket`: to those `tried`, or, if others are left, refusing it."""
+        """Return the addresses to avoid for `bucket`: those `tried`, and those that refuse it if others are left."""
         now = self._clock()
         refusing = {address for (of, address), until in self._refusing.items() if of == bucket and now < until}
         return {*tried, *refusing} if refusing and self.has_alternative({*tried, *refusing}) else tried

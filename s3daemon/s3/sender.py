@@ -205,7 +205,7 @@ class Sender:
         self.can_look_up = settings.verify != "no-etag"
         self._signer = signer
         self.stragglers = Stragglers()
-        self._turns = Turns(1, 1)
+        self._turns = Turns(at_once=1, rounds=1)
 
     async def open(self) -> None:
         """Make it ready to send.

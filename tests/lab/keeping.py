@@ -45,7 +45,7 @@ async def kept(
     given = {"max_connections": CONNECTIONS - reserve, "keepalive_interval_s": INTERVAL_S} | changes
     settings, clock = settings_for(url or server.url, **given), clock or Clock()
     pool = ConnectionPool(settings, clock, reserve=reserve)
-    keeper = asyncio.create_task(Keeper(settings, pool, primer, clock, pause_s=PAUSE_S).run())
+    keeper = asyncio.create_task(Keeper(settings, pool, primer, clock, pause_s=PAUSE_S, kept_s=2 * PAUSE_S).run())
     try:
         yield pool
     finally:

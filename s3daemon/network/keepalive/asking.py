@@ -24,7 +24,7 @@ from s3daemon.model.verdict import FIRST_SERVER_STATUS, UNCONNECTED
 from s3daemon.network.address import SmallRequestOutcome
 from s3daemon.network.cause import cause_of
 from s3daemon.network.connection import UNREADABLE, Connection
-from s3daemon.network.keepalive.small_request import KEPT_S, SMALL_REQUESTS, find_small_request
+from s3daemon.network.keepalive.small_request import SMALL_REQUESTS, find_small_request
 from s3daemon.network.pool import ConnectionPool
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class SmallRequests:
         is_in_doubt: a connection ended after the answer to a small request.
     """
 
-    def __init__(self, settings: Settings, pool: ConnectionPool, clock: Clock, kept_s: float = KEPT_S) -> None:
+    def __init__(self, settings: Settings, pool: ConnectionPool, clock: Clock, kept_s: float) -> None:
         self.is_in_doubt = False
         self._settings = settings
         self._pool = pool

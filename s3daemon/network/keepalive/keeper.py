@@ -71,6 +71,7 @@ class Keeper:
         primer: opens the windows of new connections; None when that is not wanted.
         clock: monotonic seconds; every decision is made by it.
         pause_s: how long to sleep when there is nothing to do, seconds.
+        kept_s: how long a connection must live after an answer to count as kept, seconds.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Keeper:
         clock: Clock = time.monotonic,
         *,
         pause_s: float = SWEEP_S,
+        kept_s: float = KEPT_S,
     ) -> None:
         self._pool = pool
         self._primer = primer
@@ -88,7 +90,7 @@ class Keeper:
         self._pause_s = pause_s
         self._idle_limit = IdleLimit(settings.keepalive_interval_s, clock)
         self._closes = Closes()
-        self._small_requests = SmallRequests(settings, pool, clock, KEPT_S / SWEEP_S * pause_s)
+        self._small_requests = SmallRequests(settings, pool, clock, kept_s)
         self._failures = 0
         self._retry_at = 0.0
 

@@ -19,7 +19,7 @@ import s3daemon.http.server
 import s3daemon.ingress.listener
 from s3daemon.config.settings import SettingsHolder
 from s3daemon.http.server import Action, HttpServer
-from s3daemon.http.upload import MAX_FORM, Answer, Form, bad_request
+from s3daemon.http.upload import MAX_FORM, Answer, Form, message_of
 
 GET = b"GET /page HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
 HEAD = b"POST /act HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: "
@@ -58,7 +58,7 @@ class House(SocketHouse):
     async def act(self, form: Form) -> Answer:
         if form.fault is not None:
             self.faults.append(form.fault.text)
-            return Answer(HTTPStatus.BAD_REQUEST, bad_request(form.fault))
+            return Answer(HTTPStatus.BAD_REQUEST, message_of(form.fault))
         self.acted.append(form.body)
         await self.go_on.wait()
         return Answer(HTTPStatus.OK, "done", taken=self.took)

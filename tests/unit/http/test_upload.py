@@ -33,8 +33,8 @@ from s3daemon.http.upload import (
     Answer,
     Form,
     Uploads,
-    bad_request,
     given_task,
+    message_of,
     parse_form,
     request_of,
     status_of,
@@ -180,8 +180,8 @@ def test_the_status_of_each_end(outcome: Outcome, code: str, status: int) -> Non
 
 
 def test_the_message_of_a_refusal_begins_with_two_words_that_hooks_know() -> None:
-    assert bad_request(RequestError("BadRequest", "no key")) == "bad request: no key"
-    assert bad_request(FileError("NoSuchFile", "/f: no such file")) == "bad request: NoSuchFile: /f: no such file"
+    assert message_of(RequestError("BadRequest", "no key")) == "bad request: no key"
+    assert message_of(FileError("NoSuchFile", "/f: no such file")) == "bad request: NoSuchFile: /f: no such file"
 
 
 @pytest.mark.parametrize(
