@@ -223,7 +223,7 @@ class _Layout:
             one.width = max(one.least, one.width - max(0, excess))
 
     def lines(self) -> Iterator[str]:
-        """As `lines`."""
+        """Yield the table in plain characters, a line each."""
         yield from ([self._title] if self._title else [])
         yield self._head()
         for cells, beneath in self._rows():
@@ -231,7 +231,7 @@ class _Layout:
             yield from beneath
 
     def texts(self) -> Iterator[Text]:
-        """As `texts`."""
+        """Yield the table in colours, a line each."""
         if self._title:
             yield Text(self._title, style="bold")
         yield Text(self._head(), style="dim")

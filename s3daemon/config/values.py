@@ -253,13 +253,13 @@ def names() -> Kind:
 
 
 def buckets() -> Kind:
-    """Return a kind for names of buckets, likewise; one that no bucket has would have all requests refused."""
+    """Return a kind for names of buckets, as `names` does; one that no bucket has would have all requests refused."""
     expected = "names of buckets, without paths or wildcards, separated by commas or spaces"
     return Kind(expected, _words, lambda v: bool(v) and all(map(_BUCKET.fullmatch, v)), empty=())
 
 
 def hosts() -> Kind:
-    """Return a kind for names of hosts, likewise; no addresses, which the guard of HTTP does not look up by name."""
+    """Return a kind for names of hosts, as `names` does; no addresses, which the guard of HTTP does not look up."""
 
     def is_name(word: str) -> bool:
         return _HOST.fullmatch(word) is not None and not _NUMBER_LAST.fullmatch(word.lower())
@@ -269,7 +269,7 @@ def hosts() -> Kind:
 
 
 def addresses() -> Kind:
-    """Return a kind for IP addresses, likewise."""
+    """Return a kind for IP addresses with commas or spaces between, as a tuple."""
 
     def convert(text: str) -> tuple[str, ...]:
         return tuple(dict.fromkeys(str(ip_address(word)) for word in _words(text)))

@@ -140,7 +140,7 @@ class Operations:
         return await self._to_the_end(self._drop(_ids(arguments)))
 
     async def settle(self) -> None:
-        """Wait until what was begun of these two is done; for the end, when no client asks any more."""
+        """Wait until every retry and drop that has begun is done; for the end, when no client asks any more."""
         await asyncio.gather(*self._changes, return_exceptions=True)
 
     async def _to_the_end(self, change: Coroutine[Any, Any, CommandAnswer]) -> CommandAnswer:

@@ -153,7 +153,7 @@ class Condition(Summary):
     """What is wrong and how much there is to do, at one moment.
 
     Args:
-        outage_s: for how long it has been so, seconds; None likewise.
+        outage_s: for how long it has been held, away or unreachable, seconds; else None.
         disabled: receivers that are temporarily disabled.
         silent_buckets, full_buckets: those that do not answer while others do, and those whose quota is used up.
         none_kept: the store closes each connection after its answer.

@@ -128,7 +128,7 @@ class Exposure:
 
     @property
     def only_refused(self) -> bool:
-        """Whether nothing of it was accepted, as far as it is known."""
+        """Whether no request of the exposure was accepted, as far as it is known."""
         return not (self.pending or self.stored or self.failed)
 
     @property

@@ -169,7 +169,7 @@ class FileState:
 
     @property
     def mark(self) -> str:
-        """The text that an object's metadata has of it; without the device, whose number a reboot may change."""
+        """The text that stands for the state in an object's metadata; without the device, as a reboot may change it."""
         return f"{self.mtime_ns}-{self.inode}-{self.ctime_ns}"
 
 

@@ -91,7 +91,7 @@ class Addresses:
 
     @property
     def unexpectedly_disabled(self) -> list[str]:
-        """Those of the disabled addresses that an operator should hear of.
+        """The disabled addresses that an operator should hear of.
 
         Not one of a family, IPv4 or IPv6, of which none ever answered: many a name has addresses of both, and the store
         or this host's network serves only one. Before anything answers the endpoint itself is what is missing.
@@ -115,7 +115,7 @@ class Addresses:
 
     @property
     def have_answered(self) -> bool:
-        """Whether one of them has answered anything, ever."""
+        """Whether any address has answered anything, ever."""
         return any(known.has_answered for known in self._known.values())
 
     @property
@@ -130,7 +130,7 @@ class Addresses:
 
     @property
     def limited(self) -> dict[str, Limited]:
-        """Those that do not get their share: disabled, as far as an operator should hear of it, or on trial."""
+        """The addresses without their share of connections: on trial, or `unexpectedly_disabled`."""
         now = self._clock()
         unexpected = {*self.unexpectedly_disabled}
         return {

@@ -19,7 +19,7 @@ CERTIFICATES_KEPT_S = 3600.0
 
 
 def tls_context(settings: Settings) -> ssl.SSLContext | None:
-    """Return what connections of these settings trust, None without TLS; blocks on the files."""
+    """Return a context that trusts the authorities of these settings, None without TLS; blocks on the files."""
     secure = URL(settings.endpoint_url).scheme == "https"
     return ssl.create_default_context(cafile=settings.ca_bundle or None) if secure else None
 

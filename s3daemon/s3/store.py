@@ -77,7 +77,7 @@ class Store:
         last_bucket: the bucket that an object was stored in last, as far as it is known; else empty.
 
     Attributes:
-        last_bucket: the same, by now.
+        last_bucket: the bucket that an object was stored in last; empty while none is known.
         url: URL of the endpoint.
         sender: as given, for operations beside those of this class.
     """

@@ -82,7 +82,7 @@ class OpenUploads:
             self._apply_lazily(change)
 
     def changes(self) -> list[UploadChange]:
-        """Return what brings all of them into a spool that lost them."""
+        """Return the changes that bring all uploads into a spool that lost them."""
         return [change for upload in self for change in upload.changes()]
 
     async def _apply(self, change: UploadChange) -> None:

@@ -230,7 +230,7 @@ class OpenUpload:
     abandoned: bool = False
 
     def changes(self) -> list[UploadChange]:
-        """Return what brings it into a spool that has none of it."""
+        """Return the changes that bring the upload into a spool that has none of it."""
         id_ = self.upload.id
         parts = [SavePart(id_, number, etag) for number, etag in self.etags.items()]
         return [BeginUpload(self.upload), *parts, *([MarkCompleting(id_)] if self.completing else [])]

@@ -409,7 +409,7 @@ class Report:
 
     @property
     def refused_codes(self) -> Sequence[tuple[str, int]]:
-        """As of `Missing`, of all transfers."""
+        """The codes of the requests that were refused, as `Missing.refused` has them, of all destinations."""
         return Missing.of(self.transfers, self.refused).refused if self.refused else ()
 
     def by_groups(self, by: str) -> Report:

@@ -38,7 +38,7 @@ class FullBuckets:
         return self._delays.pop(bucket, None) is not None
 
     def clear(self) -> None:
-        """Forget all of them: an operator has changed something."""
+        """Forget all full buckets: an operator has changed something."""
         self._delays.clear()
 
 
@@ -73,5 +73,5 @@ class SilentBuckets:
         return was_silent
 
     def clear(self) -> None:
-        """Forget all of them: an operator has changed something."""
+        """Forget all silent buckets: an operator has changed something."""
         self._silent.clear()

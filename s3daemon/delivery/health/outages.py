@@ -55,7 +55,7 @@ class Outages:
 
     @property
     def since_usec(self) -> int | None:
-        """Since when it is so, microseconds since the epoch by the wall clock of now; None likewise."""
+        """When `for_s` began, microseconds since the epoch by the wall clock of now; None where that is None."""
         return None if (for_s := self.for_s) is None else self._usec_before(for_s)
 
     def note(self) -> None:
@@ -88,7 +88,7 @@ class Outages:
         self.on_change()
 
     def note_reach(self, unreachable: str, *, has_answered: bool) -> None:
-        """Note whether small requests reach the store, and write entries likewise; called every few seconds.
+        """Note whether small requests reach the store, and write entries as `note` does; called every few seconds.
 
         Args:
             unreachable: why no address answers, one line; empty if one does, or none has failed yet.

@@ -398,7 +398,7 @@ def _may_lie_on(path: str, device: int) -> bool:
 
 
 def _is_one_of(found: os.stat_result, closed: Sequence[str], flags: int) -> bool:
-    """Whether it is one of these files, or lies in one of these directories, by a hard link or a bind mount too.
+    """Whether a file is one of `closed`, or lies in a directory of these, by a hard link or a bind mount too.
 
     Raises:
         OSError: that cannot be told; with RWF_NOWAIT also, not without asking another file system.

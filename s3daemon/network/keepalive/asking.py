@@ -62,7 +62,7 @@ class SmallRequests:
         return not self._is_finding and (self.is_in_doubt or self._clock() >= self._ask_again_at)
 
     async def ask(self, connection: Connection) -> tuple[SmallRequestOutcome, str]:
-        """Send one, which opens a connection that is closed; return what became of it, and that in one line."""
+        """Send a small request, opening a closed connection; return what became of it, and that in one line."""
         try:
             status = await self._send(connection, self._pool.small_request or SMALL_REQUESTS[0])
         except _FAILURES as exc:

@@ -134,7 +134,7 @@ class Bandwidth:
 
 @dataclass(slots=True)
 class _Upload:
-    """One that is in flight.
+    """An upload in flight, as the kernel shows it.
 
     Args:
         first, last: TCP_INFO at its start and now.

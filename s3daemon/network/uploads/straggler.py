@@ -222,7 +222,7 @@ class Stragglers:
             now: monotonic seconds.
             acked: bytes acknowledged since it began.
             rtt_s: as of `TrackedBody`.
-            share: likewise.
+            share: as of `TrackedBody`.
             is_starved: all that was read of the file is acknowledged, and more is to come.
         """
         was_stopped = now - body.sampled_at > GAP_S
