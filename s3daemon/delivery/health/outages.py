@@ -18,6 +18,18 @@ _log = logging.getLogger(__name__)
 FAILING_AFTER_S = 30.0
 #: How long the store must be unreachable until that is an entry, seconds: the status has it at once.
 UNREACHABLE_AFTER_S = 30.0
+_CHECK = "s3daemon check shows where the path to it ends"
+#: What may be wrong, the worst first: the entry of its beginning, with the reason in the braces, and that of its end.
+_BEGINNINGS = {
+    "held": (MessageId.HELD, logging.CRITICAL, "the queue is held: {}; nothing is lost"),
+    "away": (MessageId.AWAY, logging.ERROR, "the endpoint is away: {}; transfers are kept and tried until it is back"),
+    "unreachable": (MessageId.UNREACHABLE, logging.WARNING, f"the store cannot be reached: {{}}; {_CHECK}"),
+}
+_ENDS = {
+    "held": (MessageId.RELEASED, "the queue is released"),
+    "away": (MessageId.BACK, "the endpoint is back"),
+    "unreachable": (MessageId.REACHED, "the store can be reached again"),
+}
 
 
 class Outages:
@@ -42,7 +54,7 @@ class Outages:
         self._next_attempt_s = next_attempt_s
         self._monotonic = monotonic
         self._wall = wall
-        self._state = ""  # `held`, `away` or `unreachable`, the first that is true; empty for none
+        self._state = ""  # one of `_BEGINNINGS`; empty for none
         self._began = 0.0  # monotonic seconds; of that state
         self._unreachable = ""  # why, once that has lasted
         self._unreached_at: float | None = None
@@ -60,31 +72,21 @@ class Outages:
 
     def note(self) -> None:
         """Write entries for what has changed since the last call; called after all that may change the health."""
-        state = "held" if self._health.held else "away" if self._health.away else ""
-        if state:  # what ends that is an answer: then it is reachable too
+        if self._health.held or self._health.away:  # what ends that is an answer: then it is reachable too
             self._unreachable, self._unreached_at = "", None
-        elif self._unreachable:
-            state = "unreachable"
-        if state == self._state:
+        reasons = {"held": self._health.held, "away": self._health.away_reason, "unreachable": self._unreachable}
+        before, state = self._state, next((name for name, reason in reasons.items() if reason), "")
+        if state == before:
             return
-        if self._state == "unreachable" and not state:
-            self._end(MessageId.REACHED, "the store can be reached again")
-        elif self._state == "away":
-            text = "the endpoint answers, but refuses the keys" if state else "the endpoint is back"
-            self._end(MessageId.BACK, text)
-        elif self._state == "held":
-            self._end(MessageId.RELEASED, "the queue is released")
+        if before and not (before == "unreachable" and state):  # what is held or away has not been reached
+            kind, text = _ENDS[before]
+            self._end(kind, "the endpoint answers, but refuses the keys" if before == "away" and state else text)
         self._state, self._began = state, self._monotonic()
-        if state == "held":
-            text = f"the queue is held: {self._health.held}; nothing is lost"
-            self._begin(MessageId.HELD, text, logging.CRITICAL)
-        elif state == "away":
-            text = f"the endpoint is away: {self._health.away_reason}; transfers are kept and tried until it is back"
-            self._begin(MessageId.AWAY, text, logging.ERROR)
-        elif state == "unreachable":
-            self._began = self._unreached_at or self._began
-            text = f"the store cannot be reached: {self._unreachable}; s3daemon check shows where the path to it ends"
-            self._begin(MessageId.UNREACHABLE, text, logging.WARNING)
+        if state == "unreachable" and self._unreached_at is not None:
+            self._began = self._unreached_at
+        if state:
+            kind, level, text = _BEGINNINGS[state]
+            self._begin(kind, text.format(reasons[state]), level)
         self.on_change()
 
     def note_reach(self, unreachable: str, *, has_answered: bool) -> None:
