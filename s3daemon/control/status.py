@@ -195,7 +195,7 @@ class Condition(Summary):
         """What keeps transfers from being stored, the first that is true; empty for nothing."""
         obstacles = (
             ("HELD", self.held and self.held + self._outage),
-            ("AWAY", self.away and (self.away_reason or "the endpoint does not answer") + self._outage),
+            ("AWAY", self.away_reason and self.away_reason + self._outage),
             ("UNREACHABLE", self.unreachable and self.unreachable + self._outage),
             ("FAILING", self.failing),
         )

@@ -86,6 +86,7 @@ def test_receivers_have_connections_or_uploads_or_are_limited() -> None:
     )
 
 
+AWAY = {"away": True, "away_reason": "Stalled: no"}
 COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon queue); 5 of 8 connections open"
 
 
@@ -93,11 +94,11 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
     ("changes", "state", "line"),
     [
         ({}, "ok", COUNTS),
-        ({"away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
+        (AWAY, "away", f"AWAY, Stalled: no; {COUNTS}"),
         (
-            {"away": True, "away_reason": "StallError: no", "outage_s": 62.0, "next_probe_s": 12.4},
+            {**AWAY, "outage_s": 62.0, "next_probe_s": 12.4},
             "away",
-            f"AWAY, StallError: no, for 1m02s, next attempt in 13s; {COUNTS}",
+            f"AWAY, Stalled: no, for 1m02s, next attempt in 13s; {COUNTS}",
         ),
         (
             {"held": "TLSRefused: no", "outage_s": 180_000.0, "next_probe_s": 299.0},
@@ -105,21 +106,21 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
             f"HELD, TLSRefused: no, for 2d02h, next attempt in 4m59s; {COUNTS}",
         ),
         ({"held": "TLSRefused: no"}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
-        ({"held": "TLSRefused: no", "away": True}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
+        ({"held": "TLSRefused: no", **AWAY}, "held", f"HELD, TLSRefused: no; {COUNTS}"),
         (
-            {"spool_fault": "disk full", "away": True},
+            {"spool_fault": "disk full", **AWAY},
             "refusing",
-            f"refusing requests, disk full; AWAY, the endpoint does not answer; {COUNTS}",
+            f"refusing requests, disk full; AWAY, Stalled: no; {COUNTS}",
         ),
         ({"failing": "nothing stored for 1m00s"}, "failing", f"FAILING, nothing stored for 1m00s; {COUNTS}"),
-        ({"failing": "x", "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
+        ({"failing": "x", **AWAY}, "away", f"AWAY, Stalled: no; {COUNTS}"),
         (
             {"failing": "x", "unreachable": "TLSFailed, no"},
             "failing",
             f"UNREACHABLE, TLSFailed, no; {COUNTS}",
         ),
         ({"silent_buckets": ["a", "b"]}, "ok", f"{COUNTS}; buckets without an answer: a, b"),
-        ({"silent_buckets": ["a"], "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
+        ({"silent_buckets": ["a"], **AWAY}, "away", f"AWAY, Stalled: no; {COUNTS}"),
         ({"full_buckets": ["a", "b"]}, "ok", f"{COUNTS}; full buckets: a, b"),
         ({"reload_fault": "bad port"}, "ok", f"reload REFUSED, bad port; {COUNTS}"),
         (
@@ -128,9 +129,9 @@ COUNTS = "2 in flight; 3 pending; the oldest is 1m02s old; 4 failed (s3daemon qu
             f"draining; refusing requests, x; HELD, y; reload REFUSED, z; {COUNTS}",
         ),
         ({"unreachable": "TLSFailed, no"}, "ok", f"UNREACHABLE, TLSFailed, no; {COUNTS}"),
-        ({"unreachable": "TLSFailed, no", "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
+        ({"unreachable": "TLSFailed, no", **AWAY}, "away", f"AWAY, Stalled: no; {COUNTS}"),
         ({"disabled": ("a", "b")}, "ok", f"{COUNTS}; receivers temporarily disabled: a, b"),
-        ({"disabled": ("a",), "away": True}, "away", f"AWAY, the endpoint does not answer; {COUNTS}"),
+        ({"disabled": ("a",), **AWAY}, "away", f"AWAY, Stalled: no; {COUNTS}"),
         ({"disabled": ("a",), "unreachable": "TLSFailed, no"}, "ok", f"UNREACHABLE, TLSFailed, no; {COUNTS}"),
         ({"none_kept": True}, "ok", f"{COUNTS}; the store closes each connection after its answer"),
     ],
