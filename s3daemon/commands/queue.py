@@ -77,7 +77,7 @@ def record_dropped(entries: Sequence[Entry], sink: Sink | None = None) -> None:
     """Write the records of transfers that were dropped while no daemon ran, as the daemon would have.
 
     Args:
-        entries: their rows.
+        entries: their rows; they were pending.
         sink: takes the records; by default the journal, wherever standard error leads, or text on a host without one.
     """
     from s3daemon.delivery.decision import LastError
@@ -215,7 +215,8 @@ async def _act_on(
     if error is not None:
         raise error  # what is not durable now ends with this process
     if action == "drop":
-        on_dropped([entry for entry in entries if entry.transfer.id in done])
+        # What had failed was recorded then, with its reason.
+        on_dropped([entry for entry in entries if not entry.failed and entry.transfer.id in done])
     return done
 
 

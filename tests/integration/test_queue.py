@@ -155,14 +155,14 @@ def test_an_unknown_id_is_one_line(spooled: Path, action: str) -> None:
 
 
 def test_down_it_drops(spooled: Path) -> None:
-    """What is dropped is gone, and goes on record."""
+    """What is dropped is gone, and goes on record, unless it is on record already: as failed, with the reason."""
     records: list[Entry] = []
     status, out, err = run(spooled, "drop", ident("a"), "nosuch", on_dropped=records.extend)
     assert (status, out) == (1, "1 dropped\n")
     assert err == "UnknownTransfer: nosuch is not in the queue\n"
     assert [entry.transfer for entry in records] == [transfer("a")]
     assert run(spooled, "drop", "--all-failed", on_dropped=records.extend) == (0, "2 dropped\n", "")
-    assert [entry.transfer.id[-1] for entry in records] == list("acd")
+    assert [entry.transfer.id[-1] for entry in records] == ["a"]
     assert states(spooled) == {"b": False}
 
 
