@@ -21,6 +21,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 import math
+from bisect import insort
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -298,8 +299,7 @@ class Schedule:
     def add(self, queued: QueuedTransfer) -> None:
         """Add a transfer in its place among those for its destination, also one that is retried."""
         chain = self._chains.setdefault(queued.transfer.destination, deque())
-        last = not chain or chain[-1].place < queued.place
-        chain.insert(len(chain) if last else sum(other.place < queued.place for other in chain), queued)
+        insort(chain, queued, key=lambda each: each.place)
         self._by_id[queued.transfer.id] = queued
         self._offer(chain[0])
         self.on_added(queued)
