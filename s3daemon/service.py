@@ -49,7 +49,7 @@ from s3daemon.http.figures import Figure, present
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.http.server import HttpServer
-from s3daemon.http.upload import FORM_NAME, Uploads
+from s3daemon.http.upload import FORM_NAME, Forms
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
@@ -268,9 +268,9 @@ class Service:
         uploader.outages.on_change = self._show_status
         uploader.records.observers += [questions.see, metrics.see]
         uploader.records.attempt_observers.append(metrics.see_attempt)
-        self._uploads = Uploads(intake, access, waiting, spool.mark_notified, refusals=refusals, clock=uploader.clock)
+        self._forms = Forms(intake, access, waiting, spool.mark_notified, refusals=refusals, clock=uploader.clock)
         pages = routes(self._settings, operations, metrics, questions)
-        self._http = HttpServer(self._settings, max_clients, pages, {"/upload": self._uploads.handle})
+        self._http = HttpServer(self._settings, max_clients, pages, {"/upload": self._forms.handle})
         handlers = {
             "queue": operations.queue,
             "retry": operations.retry,
@@ -297,7 +297,7 @@ class Service:
         self._janitor.forget_other_endpoints()
         for name, sock in clients.items():
             if form_of(name) == FORM_NAME:
-                self._http.resume(sock, partial(self._uploads.resume, name, sock))
+                self._http.resume(sock, partial(self._forms.resume, name, sock))
             else:
                 self._server.resume(name, sock)
         if pending:

@@ -70,8 +70,8 @@ class Metrics:
     ) -> None:
         disable_created_metrics()  # type: ignore[no-untyped-call]  # of each counter the time of our start, which process_start_time_seconds says
         self.registry = registry = CollectorRegistry()
-        registry.register(_Figures(figures))
-        registry.register(_Figures(self._own))
+        registry.register(_FigureCollector(figures))
+        registry.register(_FigureCollector(self._own))
         self._known = exposures
         self._wall = wall
         self._started = wall()
@@ -193,7 +193,7 @@ class Metrics:
         return encode(self.registry), content_type
 
 
-class _Figures(Collector):
+class _FigureCollector(Collector):
     def __init__(self, figures: Callable[[], Iterable[Figure]]) -> None:
         self._figures = figures
 

@@ -141,7 +141,7 @@ def _bad_request(text: str) -> RequestError:
     return RequestError(Code.BAD_REQUEST, text)
 
 
-class Uploads:
+class Forms:
     """Answers forms.
 
     Args:

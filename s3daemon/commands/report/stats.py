@@ -158,7 +158,7 @@ def busy_usec(spans: Iterable[tuple[int, int]]) -> int:
 
 
 @dataclass(frozen=True, slots=True)
-class Missing:
+class MissingFiles:
     """The destinations that failed or were refused and have no object stored later, as `Exposure.missing` has them.
 
     Args:
@@ -170,7 +170,7 @@ class Missing:
     refused: Sequence[tuple[str, int]]
 
     @classmethod
-    def of(cls, transfers: Iterable[ReportedTransfer], refused: Iterable[RefusedRequest]) -> Missing:
+    def of(cls, transfers: Iterable[ReportedTransfer], refused: Iterable[RefusedRequest]) -> MissingFiles:
         """Count; `transfers` are each given once."""
         stored_usec: dict[Place, int] = {}
         lost = [(one.usec, one.place, "refused", one.code) for one in refused]
@@ -250,7 +250,7 @@ class Group:
     figures: Figures
     files: int
     last: ReportedTransfer | None
-    missing: Missing
+    missing: MissingFiles
 
     @property
     def first_usec(self) -> int:
@@ -272,7 +272,7 @@ class Group:
             Figures.of(transfers, limit_usec, refused),
             files=len({one.place for one in stored}),
             last=max(stored, key=lambda one: one.end_usec, default=None),
-            missing=Missing.of(transfers, refused),
+            missing=MissingFiles.of(transfers, refused),
         )
 
 
@@ -409,8 +409,8 @@ class Report:
 
     @property
     def refused_codes(self) -> Sequence[tuple[str, int]]:
-        """The codes of the requests that were refused, as `Missing.refused` has them, of all destinations."""
-        return Missing.of(self.transfers, self.refused).refused if self.refused else ()
+        """The codes of the requests that were refused, as `MissingFiles.refused` has them, of all destinations."""
+        return MissingFiles.of(self.transfers, self.refused).refused if self.refused else ()
 
     def by_groups(self, by: str) -> Report:
         """Return the same with groups."""

@@ -133,7 +133,7 @@ class Bandwidth:
 
 
 @dataclass(slots=True)
-class _Upload:
+class _MeasuredUpload:
     """An upload in flight, as the kernel shows it.
 
     Args:
@@ -157,7 +157,7 @@ class _Meter:
 
     def __init__(self, read: Read) -> None:
         self._read = read
-        self._uploads: dict[socket.socket, _Upload] = {}
+        self._uploads: dict[socket.socket, _MeasuredUpload] = {}
         self._sent = self._delivered = self._lost = 0
 
     @property
@@ -170,7 +170,7 @@ class _Meter:
         with contextlib.suppress(OSError):  # it is being closed
             info = self._read(sock)
             if info.least_rtt_usec >= LEAST_RTT_S * 1e6:
-                self._uploads[sock] = _Upload(info, info)
+                self._uploads[sock] = _MeasuredUpload(info, info)
                 return True
         return False
 
@@ -179,7 +179,7 @@ class _Meter:
         for upload in self._uploads.values():
             upload.overrun = len(self._uploads)
 
-    def end(self, sock: socket.socket) -> _Upload | None:
+    def end(self, sock: socket.socket) -> _MeasuredUpload | None:
         """Add up an upload for the last time: it is over. Return it, if it was measured."""
         if sock in self._uploads:
             self._count(sock)

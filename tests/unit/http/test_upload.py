@@ -32,7 +32,7 @@ from s3daemon.http.upload import (
     MAX_FORM,
     Answer,
     Form,
-    Uploads,
+    Forms,
     given_task,
     message_of,
     parse_form,
@@ -337,7 +337,7 @@ def test_a_message_in_a_header_is_one_line_of_ascii() -> None:
 
 
 class Desk:
-    """Uploads over a House, a new one if none is given."""
+    """Forms over a House, a new one if none is given."""
 
     def __init__(self, house: House | None = None) -> None:
         self.house, self.notified = house or House(), list[str]()
@@ -354,7 +354,7 @@ class Desk:
         notifier: Any = self.notifier
         ended = {id_: Reply(Outcome.FAILED, id_, entry.code, entry.text) for id_, entry in failures.items()}
         self.waiting = WaitingClients(SettingsHolder(self.house.settings), self.house.intake, notifier, ended, failures)
-        self.uploads = Uploads(
+        self.uploads = Forms(
             self.house.intake,
             self.access,
             self.waiting,
