@@ -12,19 +12,17 @@ the next attempt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 
 from s3daemon.errors import AttemptError, Code
-from s3daemon.model.files.source import Source, check_unchanged
-from s3daemon.model.request import Transfer
+from s3daemon.model.files.source import check_unchanged
 from s3daemon.model.verdict import Verdict, judge
-from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.answers import VERIFY_ADVICE, contradicts, etag_in_parts, etag_of, parts_of
-from s3daemon.s3.parts import UNUSABLE_CODES, PartSender, part_bytes, upload_params
+from s3daemon.s3.parts import UNUSABLE_CODES, LargeFile, PartSender, part_bytes, upload_params
 from s3daemon.s3.sender import Sender, SentBody
-from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
+from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload
 from s3daemon.units import plural
 
 #: "Processing of a CompleteMultipartUpload request could take several minutes" (Amazon S3 API Reference). Longer than
@@ -75,68 +73,43 @@ class Multipart:
         self._settings = sender.settings
         self._parts = PartSender(sender)
 
-    async def put(
-        self,
-        transfer: Transfer,
-        source: Source,
-        metadata: Mapping[str, str],
-        open_uploads: OpenUploads,
-        *,
-        failed_addresses: Collection[str],
-        progress: Progress,
-        on_sent: Callable[[str], None],
-    ) -> CompletedUpload:
-        """Store the file.
-
-        Args:
-            transfer: names the destination.
-            source: the open file; the caller closes it.
-            metadata: of the object.
-            open_uploads: holds what the next attempt can resume.
-            failed_addresses: addresses to avoid if another one is enabled.
-            progress: counts the bytes.
-            on_sent: called with the ETag that the object must have (`etag_in_parts`) before it is asked for.
+    async def put(self, file: LargeFile, metadata: Mapping[str, str]) -> CompletedUpload:
+        """Store a file as an object with this metadata.
 
         Raises:
             AttemptError, FileError: as `Store.put` does.
         """
         with self._parts.counted():
-            open_upload = await self._resume(transfer, source, open_uploads, failed_addresses)
-            if open_upload is None:
-                open_upload = await self._create(transfer, source, metadata, open_uploads, failed_addresses)
-            progress.add_stored(sum(map(open_upload.upload.length, open_upload.etags)))
-            sent = await self._parts.send(
-                open_upload, source, open_uploads, failed_addresses=failed_addresses, progress=progress
-            )
-            await check_unchanged(source, self._settings.stall_timeout_s)
+            open_upload = await self._resume(file) or await self._create(file, metadata)
+            file.progress.add_stored(sum(map(open_upload.upload.length, open_upload.etags)))
+            sent = await self._parts.send(file, open_upload)
+            await check_unchanged(file.source, self._settings.stall_timeout_s)
             expected = _expected(open_upload)
-            on_sent(expected)
-            etag = await self._complete(open_upload, expected, open_uploads, failed_addresses)
+            file.on_sent(expected)
+            etag = await self._complete(file, open_upload, expected)
         return CompletedUpload(etag, expected, open_upload, sent)
 
-    def _describe(self, upload_id: str, transfer: Transfer, source: Source) -> MultipartUpload:
-        state = source.state
+    def _describe(self, upload_id: str, file: LargeFile) -> MultipartUpload:
+        transfer, state = file.transfer, file.source.state
         size = part_bytes(state.size, self._settings.part_size_bytes)
         url = self._settings.endpoint_url
         return MultipartUpload(upload_id, url, transfer.id, transfer.destination, state.size, state.mark, size)
 
-    async def _resume(
-        self, transfer: Transfer, source: Source, open_uploads: OpenUploads, failed_addresses: Collection[str]
-    ) -> OpenUpload | None:
+    async def _resume(self, file: LargeFile) -> OpenUpload | None:
         """Return an earlier attempt's upload, with the parts that the store has; None when there is nothing to resume.
 
         Uploads at this store that do not fit any more are abandoned.
         """
         found: OpenUpload | None = None
-        for open_upload in open_uploads.of(transfer.id):
-            if open_upload.upload == self._describe(open_upload.upload.id, transfer, source):
+        for open_upload in file.open_uploads.of(file.transfer.id):
+            if open_upload.upload == self._describe(open_upload.upload.id, file):
                 found = open_upload
             elif open_upload.upload.endpoint == self._settings.endpoint_url:
                 open_upload.abandoned = True
         if found is None or not (found.etags or found.sent):
             return found
         try:
-            listed = await self._list_parts(found.upload, failed_addresses)
+            listed = await self._list_parts(found.upload, file.failed_addresses)
         except AttemptError as exc:
             found.abandoned = exc.code in _LOST_CODES
             is_listing_alone = exc.status in _NO_LISTING or exc.code == Code.BAD_ANSWER
@@ -165,37 +138,28 @@ class Multipart:
             if not page.get("IsTruncated") or marker <= before:
                 return listed
 
-    async def _create(
-        self,
-        transfer: Transfer,
-        source: Source,
-        metadata: Mapping[str, str],
-        open_uploads: OpenUploads,
-        failed_addresses: Collection[str],
-    ) -> OpenUpload:
+    async def _create(self, file: LargeFile, metadata: Mapping[str, str]) -> OpenUpload:
         """Have the store create an upload. If this is cancelled meanwhile, one without parts may be left there."""
         answer = await self._sender.call(
             "create_multipart_upload",
-            failed_addresses=failed_addresses,
-            Bucket=transfer.destination.bucket,
-            Key=transfer.destination.key,
+            failed_addresses=file.failed_addresses,
+            Bucket=file.transfer.destination.bucket,
+            Key=file.transfer.destination.key,
             Metadata=metadata,
         )
         if not (upload_id := str(answer.get("UploadId", ""))):
             raise AttemptError(Code.BAD_ANSWER, "the store created an upload and did not give its id")
-        return await open_uploads.begin(self._describe(upload_id, transfer, source))
+        return await file.open_uploads.begin(self._describe(upload_id, file))
 
-    async def _complete(
-        self, open_upload: OpenUpload, expected: str, open_uploads: OpenUploads, failed_addresses: Collection[str]
-    ) -> str:
+    async def _complete(self, file: LargeFile, open_upload: OpenUpload, expected: str) -> str:
         """Have the store make the object, and return its ETag, which must be the `expected` one."""
         parts = [{"PartNumber": number, "ETag": f'"{etag}"'} for number, etag in sorted(open_upload.etags.items())]
-        await open_uploads.completing(open_upload)
+        await file.open_uploads.completing(open_upload)
         try:
             answer = await self._sender.call(
                 "complete_multipart_upload",
                 answer_timeout_s=max(COMPLETE_TIMEOUT_S, self._settings.answer_timeout_s),
-                failed_addresses=failed_addresses,
+                failed_addresses=file.failed_addresses,
                 **upload_params(open_upload.upload),
                 MultipartUpload={"Parts": parts},
             )
@@ -210,7 +174,7 @@ class Multipart:
                 text = f"the store's ETag is {etag}, but it was sent {plural(open_upload.upload.count, 'part')}"
                 raise AttemptError(Code.BAD_ANSWER, text, ambiguous=True)
             if contradicts(answer, expected):
-                open_uploads.over(open_upload)
+                file.open_uploads.over(open_upload)
                 text = f"the store's ETag is {etag}, that of the parts that were sent {expected}; {VERIFY_ADVICE}"
                 raise AttemptError(Code.ETAG_MISMATCH, text)
         return etag

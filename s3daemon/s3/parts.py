@@ -14,12 +14,14 @@ import asyncio
 import contextlib
 import math
 from collections import deque
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from s3daemon.config.settings import Settings
 from s3daemon.errors import AttemptError, Code
 from s3daemon.model.files.source import Source
+from s3daemon.model.request import Transfer
 from s3daemon.network.uploads.progress import TICK_S, Progress
 from s3daemon.s3.sender import Sender, SentBody
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
@@ -37,6 +39,27 @@ WINDOW_BYTES = 1_000_000
 _LEAST_PARTS = 2
 #: No attempt can succeed with this upload: the store lost it, or will not make an object of the parts that it has.
 UNUSABLE_CODES = frozenset({"NoSuchUpload", "InvalidPart", "InvalidPartOrder", "EntityTooSmall"})
+
+
+@dataclass(frozen=True, slots=True)
+class LargeFile:
+    """A file that an attempt stores in parts.
+
+    Args:
+        transfer: names the destination.
+        source: the open file; the caller closes it.
+        open_uploads: holds what the next attempt can resume.
+        failed_addresses: addresses to avoid if another one is enabled.
+        progress: counts the bytes.
+        on_sent: called with the ETag that the object must have (`etag_in_parts`) before it is asked for.
+    """
+
+    transfer: Transfer
+    source: Source
+    open_uploads: OpenUploads
+    failed_addresses: Collection[str]
+    progress: Progress
+    on_sent: Callable[[str], None] = lambda _: None
 
 
 def part_bytes(size: int, wanted: int) -> int:
@@ -107,23 +130,8 @@ class PartSender:
         finally:
             self._files -= 1
 
-    async def send(
-        self,
-        open_upload: OpenUpload,
-        source: Source,
-        open_uploads: OpenUploads,
-        *,
-        failed_addresses: Collection[str],
-        progress: Progress,
-    ) -> list[SentBody]:
-        """Send the parts that the store does not have, and return them in the order in which it took them.
-
-        Args:
-            open_upload: the upload, with the parts that the store has.
-            source: the open file; the caller closes it.
-            open_uploads: notes each part that the store has taken.
-            failed_addresses: addresses to avoid if another one is enabled.
-            progress: counts the bytes.
+    async def send(self, file: LargeFile, open_upload: OpenUpload) -> list[SentBody]:
+        """Send the parts of a file that an upload does not have, and return them in the order in which it got them.
 
         Raises:
             AttemptError: one failed; those that were in flight then are finished.
@@ -137,18 +145,11 @@ class PartSender:
         failure: AttemptError | None = None
         stale_allowed = self._sender.pool.limit  # each connection may have been closed by the store while it was idle
 
-        async def send_part(number: int) -> SentBody:
-            part = await self._send_part(
-                open_upload, number, source, failed_addresses=failed_addresses, progress=progress
-            )
-            open_uploads.part(open_upload, number, part.etag)
-            return part
-
         try:
             while running or (numbers and failure is None):
                 while numbers and failure is None and self._may_start(len(running), count, part_size):
                     number = numbers.popleft()
-                    running[asyncio.create_task(send_part(number))] = number
+                    running[asyncio.create_task(self._send_part(file, open_upload, number))] = number
                     await asyncio.sleep(0)  # it takes its connection before the next one counts those that are idle
                 done, _ = await asyncio.wait(running, timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
@@ -180,7 +181,7 @@ class PartSender:
         may_run = parts_at_once(count, pool.usable, self._files, most)
         return running < may_run and pool.available_for_parts > 0
 
-    async def _send_part(self, open_upload: OpenUpload, number: int, source: Source, **how: Any) -> SentBody:
+    async def _send_part(self, file: LargeFile, open_upload: OpenUpload, number: int) -> SentBody:
         upload = open_upload.upload
 
         def note(md5: str) -> None:
@@ -190,10 +191,11 @@ class PartSender:
             sent = await self._sender.send_file(
                 "upload_part",
                 upload.transfer_id,
-                source,
+                file.source,
                 upload.offset(number),
                 upload.length(number),
-                **how,
+                failed_addresses=file.failed_addresses,
+                progress=file.progress,
                 **upload_params(upload),
                 PartNumber=number,
                 on_sent=note,
@@ -203,4 +205,5 @@ class PartSender:
             raise
         if not sent.etag:
             raise AttemptError(Code.BAD_ANSWER, "the store gave no ETag for a part")
+        file.open_uploads.part(open_upload, number, sent.etag)
         return sent

@@ -22,7 +22,7 @@ from s3daemon.model.verdict import accuses_keys
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.answers import contradicts, etag_of, is_encrypted, is_md5, parts_of
 from s3daemon.s3.multipart import Multipart
-from s3daemon.s3.parts import goes_in_parts, upload_params
+from s3daemon.s3.parts import LargeFile, goes_in_parts, upload_params
 from s3daemon.s3.sender import Sender
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUploads
 
@@ -118,16 +118,8 @@ class Store:
         started, progress = self._clock(), Progress() if progress is None else progress
         if goes_in_parts(source.state.size, self.sender.settings):
             open_uploads = OpenUploads() if open_uploads is None else open_uploads
-            metadata = metadata_of(transfer)
-            completed = await self._multipart.put(
-                transfer,
-                source,
-                metadata,
-                open_uploads,
-                failed_addresses=failed_addresses,
-                progress=progress,
-                on_sent=on_sent,
-            )
+            file = LargeFile(transfer, source, open_uploads, failed_addresses, progress, on_sent)
+            completed = await self._multipart.put(file, metadata_of(transfer))
             count, sent = completed.open_upload.upload.count, completed.sent
             etag = completed.etag or await self._look_up_etag(transfer, completed.expected, failed_addresses)
             open_uploads.over(completed.open_upload)

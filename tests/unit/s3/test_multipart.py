@@ -16,6 +16,7 @@ from s3daemon.errors import AttemptError, Code, FileError
 from s3daemon.model.files.source import Source
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.multipart import CompletedUpload, Multipart
+from s3daemon.s3.parts import LargeFile
 from s3daemon.spool.open_uploads import MultipartUpload, OpenUpload, OpenUploads
 
 PART = 5 << 20
@@ -45,15 +46,8 @@ class Attempt:
         self.multipart = Multipart(self.sender)
 
     async def put(self) -> CompletedUpload:
-        return await self.multipart.put(
-            self.transfer,
-            self.source,
-            {"name": "value"},
-            self.open_uploads,
-            failed_addresses=(),
-            progress=self.progress,
-            on_sent=lambda _: None,
-        )
+        file = LargeFile(self.transfer, self.source, self.open_uploads, (), self.progress)
+        return await self.multipart.put(file, {"name": "value"})
 
     async def earlier(self, upload_id: str = "old", url: str = URL, size: int = PART, **etags: str) -> OpenUpload:
         """An upload of an earlier attempt, with the parts that are given as `p1=ETag`."""

@@ -11,7 +11,7 @@ import pytest
 from fake_sender import FakeSender
 from hypothesis import given
 from hypothesis import strategies as st
-from lab.sending import a_file, failure, in_loop, settings_for
+from lab.sending import a_file, failure, in_loop, settings_for, transfer_of
 
 from s3daemon.errors import AttemptError
 from s3daemon.model.files.source import Source
@@ -20,6 +20,7 @@ from s3daemon.network.rate.pacing import Pacer
 from s3daemon.network.uploads.progress import Progress
 from s3daemon.s3.parts import (
     MAX_PARTS,
+    LargeFile,
     PartSender,
     goes_in_parts,
     part_bytes,
@@ -114,9 +115,8 @@ class Upload:
     async def send(self) -> list[str]:
         """Send the parts; the ETags in the order of their arrival."""
         with self.parts.counted():
-            sent = await self.parts.send(
-                self.open_upload, self.source, OpenUploads(), failed_addresses=(), progress=Progress()
-            )
+            file = LargeFile(transfer_of(self.source), self.source, OpenUploads(), (), Progress())
+            sent = await self.parts.send(file, self.open_upload)
         return [body.etag for body in sent]
 
 
