@@ -191,7 +191,7 @@ def _serve() -> NoReturn:
     import logging
 
     from s3daemon.config.settings import Settings, retired
-    from s3daemon.errors import S3daemonError, SettingsError, one_line
+    from s3daemon.errors import S3daemonError, one_line
     from s3daemon.journal import Journal, choose_sink, warn_on
     from s3daemon.service import Service
     from s3daemon.systemd.notify import Notifier
@@ -218,7 +218,7 @@ def _serve() -> NoReturn:
         passed = passed_sockets(os.environ)
         status = 0 if asyncio.run(run()) else 1
     except S3daemonError as exc:
-        for fault in exc.faults if isinstance(exc, SettingsError) else [exc.text]:
+        for fault in exc.faults:
             package.critical("cannot start: %s: %s", exc.code, one_line(fault))
         # systemd shows it until the next start: the journal's last lines may be about its own attempts.
         notifier.status(f"cannot start: {exc.code}: {exc.brief}")

@@ -96,17 +96,22 @@ class S3daemonError(Exception):
     Args:
         code: the stable word, for example `NoSuchFile`.
         text: one line for people.
+
+    Attributes:
+        faults: the text, or a line for each of several faults.
     """
 
     def __init__(self, code: str, text: str) -> None:
         super().__init__(text)
         self.code = code
         self.text = text
+        self.faults: tuple[str, ...] = (text,)
 
     @property
     def brief(self) -> str:
-        """The text, or the first of several faults, for a line that has other things to say."""
-        return self.text
+        """The first fault, and how many more there are, for a line that has other things to say."""
+        first, *others = self.faults
+        return first + (f" (and {len(others)} more)" if others else "")
 
 
 class SettingsError(S3daemonError):
@@ -119,12 +124,6 @@ class SettingsError(S3daemonError):
     def __init__(self, faults: Sequence[str]) -> None:
         super().__init__(Code.BAD_SETTINGS, "; ".join(faults))
         self.faults = tuple(faults)
-
-    @property
-    def brief(self) -> str:
-        """The first fault, and how many more there are."""
-        first, *others = self.faults
-        return first + (f" (and {len(others)} more)" if others else "")
 
 
 class StartError(S3daemonError):

@@ -426,7 +426,7 @@ class Service:
             self._operations.reload_fault = exc.brief
             kind = {"MESSAGE_ID": MessageId.RELOAD_REFUSED.value}
             text = "the reload is refused, the previous settings stay in force: %s"
-            _log.error(text, "; ".join(exc.faults), extra={"journal": kind})
+            _log.error(text, exc.text, extra={"journal": kind})
             raise
         finally:
             self._show_status()
