@@ -66,8 +66,8 @@ class Addresses:
         self._left: dict[str, Address] = {}  # of disabled ones that the last look-up did not give
         self._refused: dict[str, str] = {}  # by transfer, the address that refused it last
         self._refusing: dict[tuple[str, str], float] = {}  # by bucket and address, until when it is avoided
-        self._outage = ""  # of "connections", or of "uploads": small requests may be answered all the while
-        self._outage_reason = ""
+        self._is_outage = False
+        self._unreachable = ""  # why, in an outage that an answer ends; else small requests may be answered meanwhile
 
     def __bool__(self) -> bool:
         return bool(self._known)
@@ -107,9 +107,9 @@ class Addresses:
         connections and bodies; uploads that were sent whole wait for its answer for a minute or longer, and small
         requests disable nothing while uploads were stored lately.
         """
+        if self._unreachable:
+            return self._unreachable
         now, enabled = self._clock(), [self._known[address] for address in self.enabled]
-        if self._outage == "connections":
-            return self._outage_reason
         are_silent = bool(enabled) and all(known.is_silent(now) for known in enabled)
         return "no address of the store answers" if are_silent else ""
 
@@ -216,12 +216,12 @@ class Addresses:
         if self.has_alternative([address]):
             self._disable(address, known, reason)
         else:
-            self._outage, self._outage_reason = "uploads" if transfer else "connections", reason
+            self._is_outage, self._unreachable = True, "" if transfer else reason
 
     def unresolved(self, reason: str) -> None:
         """Note, in one line, that the name does not resolve; the last known addresses stay in use if there are any."""
         if not self._known:
-            self._outage, self._outage_reason = "connections", reason
+            self._is_outage, self._unreachable = True, reason
 
     def slow(self, address: str, reason: str, transfer: str) -> None:
         """Note that an upload there was far slower than those at other addresses.
@@ -274,11 +274,11 @@ class Addresses:
         return {*tried, *refusing} if refusing and self.has_alternative({*tried, *refusing}) else tried
 
     def _end_outage(self) -> None:
-        if self._outage:
+        if self._is_outage:
             for known in self._known.values():
                 if known.is_disabled and not known.is_slow:
                     known.probe_at, known.times_disabled = self._clock(), 1
-        self._outage = ""
+        self._is_outage, self._unreachable = False, ""
 
     def _disable(self, address: str, known: Address, reason: str) -> None:
         if known.disable(self._clock(), reason):
@@ -311,11 +311,11 @@ class Addresses:
                 self.failed(address, reason)
 
     def _note_answer(self, known: Address, outcome: SmallRequestOutcome, since: float = math.inf) -> None:
-        """Note whether a small request, sent at `since`, was answered; an answer ends an outage of connections."""
+        """Note whether a small request, sent at `since`, was answered; an answer shows that they are reachable."""
         if outcome.is_answer:
             known.has_answered_small = True
             known.note_answer(self._clock())
-            if self._outage == "connections":
+            if self._unreachable:
                 self._end_outage()
         elif outcome is SmallRequestOutcome.NOT_ANSWERED:
             known.note_silence(since, self._clock())

@@ -55,7 +55,7 @@ def view_of(status: Status, zone: tzinfo | None = None) -> View:
 
 def _limit(limit: RateLimit) -> str:
     """Say what uploads may send together, and how that is known."""
-    known = {"set": "set", "found": "found", "kept": "as found before the restart"}.get(limit.origin, limit.origin)
+    known = "as found before the restart" if limit.origin == "kept" else limit.origin
     return f", at {rate(limit.rate_bps)} ({known})" if limit.rate_bps else ""
 
 
