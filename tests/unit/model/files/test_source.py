@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import hashlib
 import itertools
 import os
 import pwd
 import shlex
+import signal
 import socket
 import subprocess
 import sys
@@ -85,6 +87,20 @@ def test_a_regular_file_is_opened(tmp_path: Path, size: int) -> None:
         assert source.content == (file.read_bytes() if size <= SMALL_BYTES else None)
         assert os.pread(source.fd, size + 1, 0) == file.read_bytes()
         source.check_unchanged()
+
+
+def test_a_file_under_a_lease(tmp_path: Path) -> None:
+    """It is waited for until its holder gives the lease up, as Samba does for a client that has the file open."""
+    file = a_file(tmp_path / "file", 3000)
+    holder = os.open(file, os.O_RDWR)
+    told = signal.signal(signal.SIGIO, lambda *_: fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK))
+    try:
+        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        with opened(file) as source:
+            assert source.content == file.read_bytes()
+    finally:
+        signal.signal(signal.SIGIO, told)
+        os.close(holder)
 
 
 def test_a_name_may_have_any_bytes(tmp_path: Path) -> None:
