@@ -171,7 +171,7 @@ class Source:
             raise FileError(Code.NOT_ALLOWED, f"{one_line(path)}: it is one of the daemon's own files")
         if roots:
             _check_location(path, name, roots, flags)
-        # A program that has a lease on the file, as Samba for its clients, is asked to give it up: a thread waits for it.
+        # A program that has a lease on the file, as Samba for its clients, is asked to give it up: a thread waits.
         at_once = os.O_NONBLOCK if flags else 0
         fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | at_once)
         try:
