@@ -215,9 +215,14 @@ def disk_error(directory: Path, error: Exception) -> SpoolError:
     number = error.errno if isinstance(error, OSError) else 0
     if read_only or code == sqlite3.SQLITE_READONLY or number == errno.EROFS:
         return SpoolError(Code.SPOOL_READ_ONLY, f"nothing is accepted: {directory} is read-only; mount it writable")
-    if full or code == sqlite3.SQLITE_FULL or number in (errno.ENOSPC, errno.EDQUOT):
+    if number == errno.EDQUOT:
+        text = f"nothing is accepted: this user's quota on the disk of {directory} is used up; raise it"
+        return SpoolError(Code.SPOOL_FULL, text)
+    if full or code == sqlite3.SQLITE_FULL or number == errno.ENOSPC:
         return SpoolError(Code.SPOOL_FULL, f"nothing is accepted: the disk of {directory} is full; free some of it")
     if not reason and isinstance(error, PermissionError):
         reason = f"{error.strerror}; chown -R {os.geteuid()}: {directory}, and chmod 700 {directory}"
     reason = reason or one_line(str(error))
+    if code == sqlite3.SQLITE_IOERR:  # which a quota is, too
+        reason += "; examine the disk (dmesg), and this user's quota on it"
     return SpoolError(Code.SPOOL_BROKEN, f"nothing is accepted: {directory} cannot be written: {reason}")

@@ -201,12 +201,16 @@ def test_the_disks_errors_have_names(tmp_path: Path, error: Exception, code: str
     assert str(tmp_path) in trouble.text
 
 
-def test_a_directory_that_cannot_be_used_any_more_has_a_cure(tmp_path: Path) -> None:
+def test_a_disk_that_cannot_be_written_has_a_cure(tmp_path: Path) -> None:
     error = sqlite_error(sqlite3.SQLITE_CANTOPEN)
     assert disk_error(tmp_path / "gone", error).text.endswith("gone cannot be written: it is gone; put it back")
     denied_here = PermissionError(errno.EACCES, "Permission denied", os.fspath(tmp_path / "spool.db"))
     cure = f"chown -R {os.geteuid()}: {tmp_path}, and chmod 700 {tmp_path}"
     assert disk_error(tmp_path, denied_here).text.endswith(f"cannot be written: Permission denied; {cure}")
+    failed = sqlite_error(sqlite3.SQLITE_IOERR_WRITE)
+    assert disk_error(tmp_path, failed).text.endswith("words; examine the disk (dmesg), and this user's quota on it")
+    quota = f"this user's quota on the disk of {tmp_path} is used up; raise it"
+    assert disk_error(tmp_path, OSError(errno.EDQUOT, "quota")).text.endswith(quota)
     tmp_path.chmod(0)
     with not_as_root():
         assert disk_error(tmp_path / "state", error).text.endswith(
