@@ -686,6 +686,14 @@ def test_it_runs_on_a_bare_python(cwd: Path, python: str) -> None:
     assert send("--help", environ={}, cwd=cwd, python=python)[1].startswith("usage: send ")
 
 
+def test_an_argument_that_the_locale_cannot_turn_back(capfd: pytest.CaptureFixture[str]) -> None:
+    """It has a line, too: in EUC-JP the C library reads bytes that Python's codec cannot write."""
+    main = runpy.run_path(str(SEND))["main"]
+    for argv in (["/f", "a/b/\ud800"], ["/\ud800", "a/b/k"], ["--tag=\ud800", "/f", "a/b/k"]):
+        assert main(argv, {}) == 1
+        assert capfd.readouterr().err.endswith("\\ud800' cannot be read in this locale: set LC_ALL=C.UTF-8\n")
+
+
 def test_it_is_executable_by_itself(cwd: Path) -> None:
     """Run by its own name it has the system's Python, without site packages."""
     assert SEND.read_text().startswith("#!/usr/bin/python3 -IS\n")
