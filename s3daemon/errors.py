@@ -15,7 +15,7 @@ what to do if something can be done. `str()` returns only the text.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from enum import StrEnum
 
 
@@ -223,9 +223,14 @@ HOST_LIMIT_TEXT = "this host has no descriptor or no memory left: see LimitNOFIL
 
 def is_host_limit(error: BaseException | None) -> bool:
     """Return whether `error`, or what caused it, is such a limit of this host."""
+    return is_caused_by(error, _HOST_LIMITS)
+
+
+def is_caused_by(error: BaseException | None, numbers: Collection[int]) -> bool:
+    """Return whether `error`, or what caused it, is one of the kernel's errors with these numbers."""
     seen = set[int]()
     while error is not None and id(error) not in seen:
-        if isinstance(error, OSError) and error.errno in _HOST_LIMITS:
+        if isinstance(error, OSError) and error.errno in numbers:
             return True
         seen.add(id(error))
         error = error.__cause__ or error.__context__

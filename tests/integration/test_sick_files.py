@@ -76,3 +76,10 @@ def test_a_read_error(sick: SickFs, s3: FlakyS3, tmp_path: Path) -> None:
         served.ask("retry", all=True)
         served.wait_idle()
     assert s3.objects["bucket/broken"].body == content("broken")
+
+
+def test_a_file_that_another_host_replaced(sick: SickFs, s3: FlakyS3, tmp_path: Path) -> None:
+    """The kernel remembers the old one for a moment; the request waits for that."""
+    with daemon(tmp_path / "state", s3.server, LIMITS) as served:
+        assert served.plain(sick.file("moved"), "a/bucket/moved") == b"Success"
+    assert s3.objects["bucket/moved"].body == content("moved")

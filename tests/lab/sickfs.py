@@ -29,7 +29,7 @@ class SickFs:
     """The mounted file system. Made by ``sickfs``.
 
     By a file's name: ``well…`` has no fault, a read of ``hung…`` never ends, an open of ``mute…`` never does, a read of
-    ``broken…`` fails with EIO until ``heal``.
+    ``broken…`` fails with EIO until ``heal``, an open of ``moved…`` with ESTALE until the kernel looks it up anew.
     """
 
     def __init__(self, root: Path, flag: Path, process: Process) -> None:
@@ -76,11 +76,15 @@ def sickfs(directory: Path) -> Iterator[SickFs]:
 def _mount(root: str, flag: str) -> None:
     import mfusepy
 
+    moved = dict[str, bool]()  # whether an open failed that has not been followed by a look-up
+
     class Faulty(mfusepy.Operations):  # type: ignore[misc, unused-ignore]
         def init(self, path: str) -> None:
             print("mounted", flush=True)
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
+            if fh is None and path in moved:
+                moved[path] = False
             if path == "/":
                 return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
             return {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": SIZE, "st_mtime": 1e9}
@@ -88,6 +92,8 @@ def _mount(root: str, flag: str) -> None:
         def open(self, path: str, flags: int) -> int:
             if path.startswith("/mute"):
                 time.sleep(1e6)
+            if path.startswith("/moved") and moved.setdefault(path, True):
+                raise mfusepy.FuseOSError(errno.ESTALE)
             return 0
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import threading
 import time
 from collections import deque
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from s3daemon.clock import Clock
-from s3daemon.errors import Code, FileError, is_host_limit, one_line
+from s3daemon.errors import Code, FileError, is_caused_by, is_host_limit, one_line
 from s3daemon.model.files.memory import Promptness
 from s3daemon.model.files.turns import Turns
 
@@ -32,6 +33,9 @@ AT_ONCE, ROUNDS = 4, 4
 STUCK_S = 0.01
 #: A call that got no descriptor is repeated for so long, and so often, seconds. A hook that waits gives up after 30 s.
 OUTLAST_S, AGAIN_S = 10.0, 0.25
+#: Likewise one that found what the kernel remembers of a path, where another host has put another file there. For an
+#: open(2) of the path, the kernel itself would look the path up anew; for an `O_PATH` descriptor it does not.
+_OUTDATED = frozenset({errno.ESTALE})
 
 
 class FileCalls:
@@ -158,7 +162,7 @@ async def outlast(
     clock: Clock = time.monotonic,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> _T:
-    """Return what `call` returns; repeat it while it fails for a limit of this host, for `OUTLAST_S`.
+    """Return what `call` returns; repeat it while it fails for a limit of this host, or ESTALE, for `OUTLAST_S`.
 
     Args:
         call: what to carry out.
@@ -173,6 +177,6 @@ async def outlast(
         try:
             return await call()
         except Exception as exc:
-            if clock() >= until or not is_host_limit(exc):
+            if clock() >= until or not (is_host_limit(exc) or is_caused_by(exc, _OUTDATED)):
                 raise
         await sleep(AGAIN_S)

@@ -167,6 +167,7 @@ async def _answer() -> str:
 
 
 NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
+STALE = OSError(errno.ESTALE, "Stale file handle")
 
 
 @pytest.mark.parametrize(
@@ -175,12 +176,13 @@ NO_DESCRIPTOR = OSError(errno.EMFILE, "Too many open files")
         (0, NO_DESCRIPTOR, "done"),
         (9, NO_DESCRIPTOR, "done"),
         (9999, NO_DESCRIPTOR, "Too many open files"),
+        (9, STALE, "done"),
         (1, ConnectionRefusedError(errno.ECONNREFUSED, "refused"), "refused"),
     ],
-    ids=["none", "passing", "lasting", "another"],
+    ids=["none", "passing", "lasting", "stale", "another"],
 )
 @in_loop
-async def test_a_host_limit_is_retried_for_a_while(failures: int, error: OSError, expected: str) -> None:
+async def test_what_may_pass_is_retried_for_a_while(failures: int, error: OSError, expected: str) -> None:
     """Another error is raised at once."""
     clock, calls = Clock(), 0
 
