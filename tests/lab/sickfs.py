@@ -73,18 +73,34 @@ def sickfs(directory: Path) -> Iterator[SickFs]:
             made.end()
 
 
+class Outdated:
+    """The files that the kernel remembers and that have been replaced since."""
+
+    def __init__(self) -> None:
+        self._failed = dict[str, bool]()  # whether no look-up has followed the open that failed
+
+    def look_up(self, path: str, opened: int | None) -> None:
+        """Note that a path, unless it is that of an opened file, was looked up."""
+        if opened is None and path in self._failed:
+            self._failed[path] = False
+
+    def check(self, path: str) -> None:
+        """Raise ESTALE for a file that was replaced, unless it was looked up after that."""
+        if path.startswith("/moved") and self._failed.setdefault(path, True):
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+
 def _mount(root: str, flag: str) -> None:
     import mfusepy
 
-    moved = dict[str, bool]()  # whether an open failed that has not been followed by a look-up
+    outdated = Outdated()
 
     class Faulty(mfusepy.Operations):  # type: ignore[misc, unused-ignore]
         def init(self, path: str) -> None:
             print("mounted", flush=True)
 
         def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
-            if fh is None and path in moved:
-                moved[path] = False
+            outdated.look_up(path, fh)
             if path == "/":
                 return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
             return {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": SIZE, "st_mtime": 1e9}
@@ -92,8 +108,7 @@ def _mount(root: str, flag: str) -> None:
         def open(self, path: str, flags: int) -> int:
             if path.startswith("/mute"):
                 time.sleep(1e6)
-            if path.startswith("/moved") and moved.setdefault(path, True):
-                raise mfusepy.FuseOSError(errno.ESTALE)
+            outdated.check(path)
             return 0
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
