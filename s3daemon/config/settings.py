@@ -93,7 +93,8 @@ class Settings:
         "AWS_SHARED_CREDENTIALS_FILE",
         "",
         path(),
-        "A file with the keys, in the format of the AWS tools. It is used if the two key variables are not set.",
+        "A file with the keys, in the format of the AWS tools. It is used if the two key variables are not set. "
+        "It is read at the start and at a reload: whatever renews temporary keys there has to reload the service.",
     )
     profile: str = _var(
         "AWS_PROFILE", "", _TOKEN, "The section of AWS_SHARED_CREDENTIALS_FILE. If this is not set, [default] is used."
