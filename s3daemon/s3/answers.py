@@ -269,7 +269,7 @@ def refusal_of(error: botocore.exceptions.ClientError, *, arrived: bool) -> Atte
         code = str(status)
     if code == str(status) and error.operation_name == "HeadObject":
         code = _HEAD_CODES.get(status, code)
-    message = one_line(str(described.get("Message") or ""), 200)
+    message = one_line(str(described.get("Message") or ""), 200).rstrip(".")  # a hint may follow
     hint = _HINTS.get(code) or (_NOT_S3 if code == str(status) and status in CLIENT_STATUSES else "")
     if not hint and is_unlisted(code, status):
         hint = "this code is not known here, so it is retried"

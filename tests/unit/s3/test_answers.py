@@ -208,6 +208,8 @@ def test_a_refusal_has_the_stores_code_and_one_line() -> None:
     assert "x...x" in error.text
     assert error.text.endswith("x; create the bucket, or fix the destination")
     assert len(error.text) < 300
+    error = refusal(404, Code="NoSuchBucket", Message="No such bucket.")
+    assert error.text == "the store answered 404: No such bucket; create the bucket, or fix the destination"
 
 
 @pytest.mark.parametrize(
