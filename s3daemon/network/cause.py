@@ -15,6 +15,8 @@ from s3daemon.errors import Code, one_line
 
 #: What to look at when a handshake fails.
 IS_IT_TLS = "does that port speak https?"
+#: OpenSSL's words for a version, a key or a signature that this host's policy does not permit: that is TLS.
+_NOT_PERMITTED = re.compile("unsupported protocol|legacy|too small|too weak")
 
 
 def cause_of(error: BaseException, *, stale: bool = False) -> tuple[Code, str] | None:
@@ -66,6 +68,8 @@ def tls_reason(cause: OSError) -> str:
     words = re.sub(r"^\[.*?\] | \(_ssl\.c:\d+\)$", "", reason).replace("_", " ").lower()
     if "certificate required" in words:
         return f"{words}: the store wants one of its clients, and s3daemon has none"
+    if _NOT_PERMITTED.search(words):
+        return f"{words}: have the store's TLS renewed, or see update-crypto-policies(8)"
     return words if "alert" in words else f"{words}: {IS_IT_TLS}"
 
 
@@ -76,6 +80,8 @@ def flaw_of_certificate(error: Exception) -> str:
         cure = "have it renewed, unless this host's clock is wrong"
     elif "match" in text:
         cure = "S3_ENDPOINT_URL must have a name that the certificate has"
+    elif _NOT_PERMITTED.search(text):
+        cure = "have it issued again, with a longer key and a newer signature"
     else:
         cure = "name the PEM file of its authority in AWS_CA_BUNDLE"
     return f"the store's certificate is not accepted, {text}: {cure}"

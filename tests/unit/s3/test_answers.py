@@ -402,6 +402,8 @@ def distrust(why: str) -> ssl.SSLCertVerificationError:
                 "certificate is not yet valid": "have it renewed, unless this host's clock is wrong",
                 "Hostname mismatch, certificate is not valid for 's3'": "S3_ENDPOINT_URL must have a name that",
                 "unable to get local issuer certificate": "name the PEM file of its authority in AWS_CA_BUNDLE",
+                "EE certificate key too weak": "have it issued again, with a longer key and a newer signature",
+                "CA signature digest algorithm too weak": "have it issued again, with a longer key and a newer",
             }.items()
         ),
         (aiohttp.ServerDisconnectedError(), "ConnectionClosed", "closed the connection"),
@@ -458,8 +460,13 @@ def test_a_failure_after_all_was_acknowledged_is_ambiguous(error: BaseException)
         ("WRONG_VERSION_NUMBER", "wrong version number: does that port speak https?"),
         (
             "[SSL] legacy sigalg disallowed or unsupported (_ssl.c:992)",
-            "legacy sigalg disallowed or unsupported: does that port speak https?",
+            "legacy sigalg disallowed or unsupported: have the store's TLS renewed, or see update-crypto-policies(8)",
         ),
+        (
+            "UNSAFE_LEGACY_RENEGOTIATION_DISABLED",
+            "unsafe legacy renegotiation disabled: have the store's TLS renewed, or see update-crypto-policies(8)",
+        ),
+        ("DH_KEY_TOO_SMALL", "dh key too small: have the store's TLS renewed, or see update-crypto-policies(8)"),
     ],
 )
 def test_what_ended_tls_is_said(reason: str, text: str) -> None:
