@@ -290,10 +290,18 @@ def _is_host(host: str) -> bool:
 
 
 def endpoint() -> Kind:
-    """Return a kind for the URL of a store, without a trailing slash, in lower case.
+    """Return a kind for the URL of a store, without a trailing slash, in lower case, an IPv6 address in its short form.
 
-    botocore signs the host in lower case, and would send it as it is.
+    botocore signs the host in lower case, and would send it as it is. Of an address aiohttp connects to what stands
+    there, and the kernel calls it by its short form.
     """
+
+    def convert(text: str) -> str:
+        url = text.removesuffix("/").lower()
+        try:
+            return re.sub(r"(?<=//\[)[0-9a-f:.]+(?=\])", lambda found: str(IPv6Address(found[0])), url)
+        except ValueError:
+            return url
 
     def admits(url: str) -> bool:
         # urlsplit drops some characters that it does not like, so the text is checked before it is split.
@@ -311,4 +319,4 @@ def endpoint() -> Kind:
         "http:// or https://, a host name of letters, digits, hyphens and dots or an IP address, an optional port, "
         "and nothing else (no path, query or user)"
     )
-    return Kind(expected, lambda text: text.removesuffix("/").lower(), admits)
+    return Kind(expected, convert, admits)
