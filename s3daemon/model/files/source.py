@@ -94,7 +94,7 @@ class Source:
         path: the path that was opened.
         fd: its descriptor, owned by this object from now on.
         state: the file as it was when opened.
-        content: the whole content of a small file, or None.
+        content: the whole content of a small file; None for a larger one, and where it changed while it was read.
     """
 
     def __init__(self, path: str, fd: int, state: FileState, content: bytes | None) -> None:
@@ -132,7 +132,7 @@ class Source:
         """Open and check a file as `open` does, asking no file system; None where one has to be asked, or refuses.
 
         Raises:
-            FileError: `NotRegularFile`, `NotAllowed`, `FileChanged`.
+            FileError: `NotRegularFile`, `NotAllowed`.
         """
         if _OF_A_PROCESS.match(os.path.normpath(path)):
             return None
@@ -177,8 +177,11 @@ class Source:
         try:
             state = FileState.of(os.fstat(fd))
             content = _read_whole(fd, state.size, flags) if state.size <= SMALL_BYTES else None
-            if content is not None and (len(content) != state.size or FileState.of(os.fstat(fd)) != state):
-                raise FileError(Code.FILE_CHANGED, f"{one_line(path)}: it changed while it was read")
+            now = FileState.of(os.fstat(fd)) if content is not None else state
+            if now != state or (content is not None and len(content) != state.size):
+                # It changes. The request is accepted all the same: an attempt finds that out at its end, as of a larger
+                # file, and the next one sends what it is by then.
+                content, state = None, now
         except BaseException:
             os.close(fd)
             raise
