@@ -21,8 +21,9 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     keys, account, TLS; a neutral request is refused   backlog                      REFUSING    after the back-off
     keys ...; a neutral request is accepted            backlog                      SERVING     after the back-off
     keys ...; no clear answer to a neutral request     backlog                      SUSPICIOUS  after the back-off
-    denied; the keys have worked, or a neutral         failed                       SERVING     none
-    request is accepted
+    denied; a neutral request is accepted              failed                       SERVING     none
+    denied; the keys have worked                       backlog                      SERVING     after the back-off
+    that again and again, for `DENIED_FOR_S`           failed                       SERVING     none
     denied; the keys have not worked yet               as for keys, account, TLS
     a file that changes or cannot be read              backlog                      NO_FINDING  after the back-off
     another error of a file, early after the start     backlog                      NO_FINDING  after the back-off
@@ -44,7 +45,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 from s3daemon.errors import AttemptError, Code, FileError
-from s3daemon.model.verdict import Keys, Scope, Verdict, blames_endpoint, judge, suspect
+from s3daemon.model.verdict import ACCESS_DENIED, Keys, Scope, Verdict, blames_endpoint, judge, suspect
 from s3daemon.units import plural
 
 #: A hook that waits gives up after 30 s, so the second and third attempt must come within seconds.
@@ -59,6 +60,9 @@ BACKOFF_MAX_S = 60.0
 RETRY_AFTER_MAX_S = 300.0
 #: After a start a file may be missing because its file system is mounted late; after this long it does not exist.
 FILE_GRACE_S = 3600.0
+#: A store may deny everything for some seconds, as while it starts. Where no neutral request tells whether it does, a
+#: transfer fails only after it was denied for so long; with the back-off that is at its fourth or fifth attempt.
+DENIED_FOR_S = 5.0
 #: Errors of a file that may be over at any moment.
 _PASSING = (Code.FILE_CHANGED, Code.HOST_LIMIT, Code.READ_FAILED)
 #: A transfer is tried at this many addresses before it waits or fails. One may be broken or set up differently, but
@@ -120,6 +124,7 @@ class FailureState:
         active_s: seconds since acceptance in which the daemon ran and the queue was not held.
         retry_for_s: the limit of `active_s`.
         uptime_s: seconds since this process started.
+        denied_s: seconds since the first of the denials that have followed one another.
         keys: what is known of them where the error accuses them (`accuses_keys`); None where it does not.
     """
 
@@ -130,6 +135,7 @@ class FailureState:
     active_s: float
     retry_for_s: float
     uptime_s: float
+    denied_s: float = 0.0
     keys: Keys | None = None
 
 
@@ -183,7 +189,8 @@ def decide(error: AttemptError | FileError, state: FailureState, rng: random.Ran
 
 def _verdict(error: AttemptError | FileError, state: FailureState) -> Verdict:
     if isinstance(error, AttemptError):
-        return judge(error, state.keys)
+        is_doubtful = state.keys is Keys.WORKED and state.denied_s < DENIED_FOR_S
+        return Verdict.TRANSIENT if is_doubtful else judge(error, state.keys)
     passing = error.code in _PASSING or state.uptime_s < FILE_GRACE_S
     return Verdict.TRANSIENT if passing else Verdict.PERMANENT
 
@@ -192,7 +199,8 @@ def _finding(error: AttemptError | FileError, keys: Keys | None, verdict: Verdic
     if not isinstance(error, AttemptError):
         return Finding.NO_FINDING
     if keys is not None:
-        return Finding.SERVING if verdict is Verdict.PERMANENT else _KEYS_FINDINGS[keys]
+        is_own = verdict is Verdict.PERMANENT or (error.code == ACCESS_DENIED and keys is Keys.WORKED)
+        return Finding.SERVING if is_own else _KEYS_FINDINGS[keys]
     if blames_endpoint(error):
         return Finding.FAILING
     if suspect(error) is Scope.BUCKET:

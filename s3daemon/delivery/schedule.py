@@ -76,6 +76,7 @@ class QueuedTransfer:
         started_at: monotonic seconds when the last attempts started, as many as the limit of a minute.
         last_error: of the last attempt that failed.
         failed_since: monotonic seconds when the first attempt failed for which the endpoint may be to blame, else inf.
+        denied_since: monotonic seconds of the first of the denials that have followed one another, else inf.
         attempt: the one in flight, else None.
         attempt_started: the spool records that an attempt may have started.
         outcome_unknown: an earlier attempt may have stored the object: look for it before sending.
@@ -104,6 +105,7 @@ class QueuedTransfer:
     started_at: tuple[float, ...] = ()
     last_error: LastError = LastError()  # noqa: RUF009 - frozen
     failed_since: float = math.inf
+    denied_since: float = math.inf
     attempt: AttemptInFlight | None = None
     attempt_started: bool = False
     outcome_unknown: bool = False

@@ -26,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -374,6 +375,7 @@ class Uploader:
         self, queued: QueuedTransfer, error: AttemptError | FileError, keys: Keys | None, *, is_unanswered: bool
     ) -> None:
         now = self.clock()
+        queued.denied_since = min(queued.denied_since, now) if error.code == ACCESS_DENIED else math.inf
         state = FailureState(
             attempts=queued.attempts,
             delays=queued.delays,
@@ -382,6 +384,7 @@ class Uploader:
             active_s=self.active_clock.now() - queued.accepted_active_s,
             retry_for_s=self._settings.current.retry_for_s,
             uptime_s=now - self._started_at,
+            denied_s=max(0.0, now - queued.denied_since),
             keys=keys,
         )
         decision = decide(error, state, self._rng)

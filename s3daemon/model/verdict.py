@@ -57,7 +57,7 @@ class Keys(Enum):
     BAD = "it refuses a neutral request in the same way"
     WORKED = "no neutral request settles it, and they have stored something since the start or the last reload"
     UNKNOWN = "no neutral request settles it, and they have stored nothing yet"
-    REPLACED = "a reload has replaced them since the attempt began"
+    REPLACED = "since the attempt began, a reload has replaced them, or the store accepts them again"
 
 
 #: S3's codes that fail one transfer. What is listed nowhere is transient. Sources: "Error responses" in the Amazon S3
@@ -213,7 +213,7 @@ def keys_after(
         neutral: the error of a neutral signed request that was sent after that; None: it was accepted.
         ever_accepted: a neutral request was accepted with these keys before.
         ever_stored: something was stored with these keys.
-        replaced: a reload has come since the attempt began.
+        replaced: since the attempt began a reload has come, or the store has begun to accept neutral requests again.
     """
     if replaced:
         return Keys.REPLACED

@@ -47,6 +47,7 @@ class KeyEvidence:
         self._lock = asyncio.Lock()
         self._next: asyncio.Task[AttemptError | None] | None = None  # has not been sent yet
         self._in_force_since = -math.inf
+        self._accepted_since = -math.inf  # the neutral request; inf while it is refused
         self._ever_accepted = False
         self._ever_stored = False
         self._doubtful: dict[str, float] = {}
@@ -75,7 +76,7 @@ class KeyEvidence:
         doubtful, self._doubtful = set(self._doubtful), {}
         self._in_force_since = self._clock()
         self._ever_accepted = self._ever_stored = False
-        self._learn_at = -math.inf
+        self._accepted_since = self._learn_at = -math.inf
         return doubtful
 
     def denied(self, transfer_id: str) -> None:
@@ -85,21 +86,23 @@ class KeyEvidence:
     async def examine(self, refusal: AttemptError, started_at: float) -> Keys:
         """Send the neutral request, and return what follows for the keys.
 
+        One that is accepted, where others were refused, tells nothing of an attempt from before: the store may have
+        denied everything until now.
+
         Args:
             refusal: the attempt's error.
             started_at: when the attempt started, monotonic seconds.
         """
         asked_at = self._clock()
         neutral = None if started_at < self._in_force_since else await self.ask()
-        found = keys_after(
+        return keys_after(
             refusal,
             neutral,
             ever_accepted=self._ever_accepted,
             ever_stored=self._ever_stored,
-            replaced=min(started_at, asked_at) < self._in_force_since,
+            replaced=min(started_at, asked_at) < self._in_force_since
+            or (neutral is None and started_at < self._accepted_since),
         )
-        self._ever_accepted |= found is Keys.GOOD
-        return found
 
     def _start(self, work: Coroutine[object, object, _T]) -> asyncio.Task[_T]:
         task = asyncio.get_running_loop().create_task(work)
@@ -110,10 +113,8 @@ class KeyEvidence:
     async def _learn(self) -> None:
         since = self._in_force_since
         error = await self.ask()
-        if since == self._in_force_since:
-            self._ever_accepted |= error is None
-            if error is not None and error.status not in CLIENT_STATUSES:
-                self._learn_at = self._clock() + LEARN_AGAIN_S
+        if since == self._in_force_since and error is not None and error.status not in CLIENT_STATUSES:
+            self._learn_at = self._clock() + LEARN_AGAIN_S
 
     async def ask(self) -> AttemptError | None:
         """Send the neutral request, and return its error; None when it is accepted. Callers that wait share one."""
@@ -124,11 +125,23 @@ class KeyEvidence:
     async def _send(self) -> AttemptError | None:
         async with self._lock:
             self._next = None
+            since = self._in_force_since
             try:
                 await self._ask()
+                error = None
             except AttemptError as exc:
-                return exc
+                error = exc
             except Exception as exc:
                 _log.exception("a bug in the neutral request")
-                return AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}")
-        return None
+                error = AttemptError(Code.INTERNAL, f"a bug: {type(exc).__name__}")
+            if since == self._in_force_since:
+                self._note(error)
+        return error
+
+    def _note(self, error: AttemptError | None) -> None:
+        """Note how a neutral request was answered that was sent with the keys in force."""
+        if error is None:
+            self._ever_accepted = True
+            self._accepted_since = min(self._accepted_since, self._clock())
+        elif error.status in CLIENT_STATUSES:
+            self._accepted_since = math.inf

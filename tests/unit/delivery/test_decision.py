@@ -10,6 +10,7 @@ import pytest
 
 from s3daemon.delivery.decision import (
     BACKOFF_MAX_S,
+    DENIED_FOR_S,
     FILE_GRACE_S,
     RETRY_AFTER_MAX_S,
     FailureState,
@@ -133,7 +134,10 @@ TABLE = {
     "bad keys, which have worked": Row(BAD_KEY, with_keys(Keys.WORKED), SUSPICIOUS, seconds=1.0),
     "bad keys, replaced since": Row(BAD_KEY, with_keys(Keys.REPLACED), NO_FINDING, seconds=1.0),
     "denied with good keys": Row(DENIED, with_keys(Keys.GOOD), SERVING, final=True),
-    "denied with keys that have worked": Row(DENIED, with_keys(Keys.WORKED), SERVING, final=True),
+    "denied with keys that have worked": Row(DENIED, with_keys(Keys.WORKED), SERVING, seconds=1.0),
+    "denied with keys that have worked, for some time": Row(
+        DENIED, replace(with_keys(Keys.WORKED), denied_s=DENIED_FOR_S), SERVING, final=True
+    ),
     "denied with keys that may be bad": Row(DENIED, with_keys(Keys.UNKNOWN), SUSPICIOUS, seconds=1.0),
     "denied with bad keys": Row(DENIED, with_keys(Keys.BAD), REFUSING, seconds=1.0),
     "permanent": Row(AttemptError("NoSuchBucket", "x", status=404), FIRST, SERVING, final=True),

@@ -253,6 +253,33 @@ async def test_a_denial_is_final_where_the_keys_are_good(house: House) -> None:
 
 
 @flying_with(House)
+async def test_a_store_that_denies_everything_for_some_seconds_fails_nothing(house: House) -> None:
+    """Whether these keys are allowed the neutral request is not known by then."""
+    house.store.neutral = lambda: DENIED
+    await (await house.intake.submit(house.request(key="good"))).outcome
+    house.store.answer = lambda _: DENIED
+    tickets = [await house.intake.submit(house.request(key=f"k{n}")) for n in range(3)]
+    await asyncio.sleep(4)
+    house.store.answer = lambda _: None
+    assert {(await ticket.outcome).outcome for ticket in tickets} == {Outcome.STORED}
+    assert not house.spool.failed
+
+
+@flying_with(House)
+async def test_a_bucket_that_denies_keys_without_a_neutral_request_fails_soon(house: House) -> None:
+    """And holds nothing meanwhile."""
+    house.store.neutral = lambda: DENIED
+    house.store.answer = lambda transfer: DENIED if "denied" in transfer.destination.key else None
+    await (await house.intake.submit(house.request(key="good"))).outcome
+    tickets = [await house.intake.submit(house.request(key=f"denied{n}")) for n in range(3)]
+    await asyncio.sleep(2)
+    assert not house.uploader.health.held
+    outcomes = [await asyncio.wait_for(ticket.outcome, 10) for ticket in tickets]
+    assert {reply.code for reply in outcomes} == {"AccessDenied"}
+    assert house.spool.failed.keys() == {ticket.id for ticket in tickets}
+
+
+@flying_with(House)
 async def test_what_was_denied_after_the_keys_have_worked_is_named_by_a_reload(house: House) -> None:
     """The neutral request told nothing, so the keys may have been changed at the store."""
     await (await house.intake.submit(house.request(key="good"))).outcome

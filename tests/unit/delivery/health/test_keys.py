@@ -47,9 +47,31 @@ async def test_a_denial_of_the_neutral_request_tells_only_of_keys_that_it_was_ac
     asked.error = DENIED
     assert await asked.evidence.examine(DENIED, asked.now()) is Keys.WORKED
     asked.error = None
+    assert await asked.evidence.ask() is None
     assert await asked.evidence.examine(DENIED, asked.now()) is Keys.GOOD
     asked.error = DENIED
     assert await asked.evidence.examine(DENIED, asked.now()) is Keys.BAD
+
+
+@flying_with(Asked)
+async def test_a_denial_of_a_neutral_request_after_a_bad_signature_is_no_acceptance(asked: Asked) -> None:
+    """The signature was good; but whether valid keys are allowed that request is not known."""
+    asked.evidence.stored(asked.now())
+    asked.error = DENIED
+    bad_signature = AttemptError("SignatureDoesNotMatch", "a proxy's doing", status=403)
+    assert await asked.evidence.examine(bad_signature, asked.now()) is Keys.GOOD
+    assert await asked.evidence.examine(DENIED, asked.now()) is Keys.WORKED
+
+
+@flying_with(Asked)
+async def test_what_was_denied_while_the_neutral_request_was_too_tells_nothing_of_its_bucket(asked: Asked) -> None:
+    """The store denied everything, and has just stopped that."""
+    started_at = asked.now()
+    asked.error = DENIED
+    await asked.evidence.ask()
+    asked.error = None
+    assert await asked.evidence.examine(DENIED, started_at) is Keys.REPLACED
+    assert await asked.evidence.examine(DENIED, asked.now()) is Keys.GOOD
 
 
 @flying_with(Asked)
