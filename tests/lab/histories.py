@@ -6,18 +6,24 @@ What happens to one transfer in a world (`worlds`) is a history; a world has doz
 limit most of the time. The daemon runs as a program, and is driven by nothing but its wire, its HTTP server, its
 control socket and the store: so another checkout can be tried.
 
-The store's history is the judge. *Stored* is said only when the store has this content there, whole; in the end, each
-destination has what was accepted last. Every client is answered within its patience. Attempts of a transfer, log lines,
-memory and descriptors are bounded. A world that is not so is shrunk, and printed as JSON.
+The store's history is the judge. *Stored* is said only when the store has this content there, whole, and nothing older
+replaces it; in the end, each destination has what was accepted last. Of requests that overlap, each may be the last.
+What a file has after a request was made counts as that request's too. Every client is answered within its patience.
+Attempts of a transfer, log lines, memory and descriptors are bounded. A world that is not so is shrunk, and printed as
+JSON.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
+import math
+import os
 import random
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -27,11 +33,11 @@ from dataclasses import dataclass, replace
 from hashlib import md5
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import urlencode
 
 from lab.daemon import Daemon, daemon
 from lab.env import TREE
-from lab.liar import Death, Destination, LyingStore, lying_store, port_for
+from lab.liar import Death, LyingStore, lying_store, port_for
 from lab.s3 import S3Server
 from lab.worlds import KINDS, Event, Sent, Version, World, refusal, world_of
 
@@ -54,13 +60,79 @@ DESCRIPTORS = 250
 
 @dataclass
 class Told:
-    """One version as it went: its content, and what its client was answered."""
+    """One version as it went: its content, and what its client was answered.
+
+    Args:
+        name: bucket/key.
+        version: as planned.
+        contents: MD5 sums of what its file had since the request, and will have.
+        begun, settled: when it was requested and answered, monotonic seconds.
+        result: as the protocol has it; `left` for a client that did not wait.
+        text: of the answer.
+        is_dropped: an operator has perhaps dropped it.
+    """
 
     name: str
     version: Version
-    md5: str
+    contents: Contents
+    begun: float
+    settled: float = math.inf
     result: str = ""
     text: str = ""
+    is_dropped: bool = False
+
+    def supersedes(self, other: Told, results: tuple[str, ...]) -> bool:
+        """Return whether it was surely requested after the other one, and had one of these results."""
+        return other.settled <= self.begun and self.result in results and not self.is_dropped
+
+    @property
+    def id(self) -> str:
+        """The transfer's, or empty where the answer has none."""
+        found = re.search(r'"id": ?"([0-9a-f-]+)"', self.text)
+        digits = found[1].replace("-", "") if found else ""
+        return digits[:12] + digits[-4:]
+
+
+class Contents:
+    """What a file has, from one moment on: MD5 sums, the latest last."""
+
+    def __init__(self, history: list[str]) -> None:
+        self._history, self._first = history, len(history) - 1
+
+    def __contains__(self, md5: object) -> bool:
+        return md5 in self._history[max(0, self._first) :]
+
+
+class Files:
+    """The files that are sent, in `folder`, and the history of each."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.missing: set[str] = set()  # at some time
+        self.histories: dict[str, list[str]] = {}
+
+    def write(self, name: str, size: int, *, in_place: bool = False) -> None:
+        """Give a file other content, by default as a new one of this name."""
+        history = self.histories.setdefault(name, [])
+        content = random.Random(f"{name} {len(history)}").randbytes(size)
+        history.append(md5(content, usedforsecurity=False).hexdigest())
+        path = self.folder / name
+        if in_place and path.exists():
+            number = os.open(path, os.O_WRONLY)
+            os.pwrite(number, content, 0)
+            os.close(number)
+        else:
+            path.with_suffix(".new").write_bytes(content)
+            path.with_suffix(".new").rename(path)
+
+    async def change(self, name: str, version: Version) -> None:
+        """Do what the file's owner does after the request."""
+        await asyncio.sleep(version.after_s)
+        if version.then == "vanish":
+            self.missing.add(name)
+            (self.folder / name).unlink(missing_ok=True)
+            await asyncio.sleep(1)
+        self.write(name, version.size, in_place=version.then == "rewrite")
 
 
 class Player:
@@ -71,20 +143,27 @@ class Player:
     """
 
     def __init__(self, world: World, served: Daemon, store: LyingStore, folder: Path) -> None:
-        self.world, self.served, self.store, self.folder = world, served, store, folder
+        self.world, self.served, self.store, self.files = world, served, store, Files(folder)
         self.wrong: list[str] = []
         self.told: dict[str, list[Told]] = {}
+        self.may_fail = {one.name for one in world.sent if one.may_fail}
+        self.kinds_of_event = {event.what for event in world.events}
+        self.changes: list[asyncio.Task[None]] = []
         self.began = self.killed_at = time.monotonic()
         self.busy_killing = False
 
     async def play(self) -> None:
         """Play it to its end."""
         for one in self.world.sent:
-            destination = Destination({name: deque(plans) for name, plans in one.scripts.items()}, dict(one.constant))
-            self.store.destinations[one.name] = destination
+            destination = self.store.destinations[one.name]
+            destination.scripts |= {name: deque(plans) for name, plans in one.scripts.items()}
+            destination.constant |= one.constant
+            for version in one.versions:
+                if version.file and version.file not in self.files.histories:
+                    self.files.write(version.file, version.size)
         self.store.constant |= self.world.constant
         self.began = time.monotonic()
-        clients = [asyncio.create_task(self._client(one)) for one in self.world.sent]
+        clients = [asyncio.create_task(self._client(one, number)) for number, one in enumerate(self.world.sent)]
         watch = asyncio.create_task(self._watch_dead() if self.world.kind == "dead" else self._watch())
         for event in self.world.events:
             await asyncio.sleep(self.began + event.at - time.monotonic())
@@ -92,6 +171,7 @@ class Player:
         if self.world.kind == "dead":
             await watch
         await asyncio.gather(*clients)
+        await asyncio.gather(*self.changes)
         if self.world.kind != "dead":
             watch.cancel()
             await asyncio.wait({watch})
@@ -107,10 +187,13 @@ class Player:
                 await asyncio.to_thread(self.served.kill if event.what == "kill" else self.served.terminate)
                 await asyncio.to_thread(self.served.start)
                 self.killed_at, self.busy_killing = time.monotonic(), False
-            case "reload":
-                await self._reload()
-            case "retry":
-                await self._ask("retry", all=True)
+            case "disk":
+                self.changes.append(asyncio.create_task(self._fail_disk()))
+            case "renamed":
+                url = self.served.environ["S3_ENDPOINT_URL"]
+                is_first = "//store." in url
+                self.served.set(S3_ENDPOINT_URL=url.replace(*("store", "other") if is_first else ("other", "store")))
+                await self._happen(replace(event, what=event.how))
             case "dead":
                 await self.store.kill(addresses, event.how)
             case "alive":
@@ -121,6 +204,22 @@ class Player:
             case "granted":
                 self.store.constant.clear()
                 await self._reload()
+            case _:
+                await self._operate(event.what)
+
+    async def _operate(self, what: str) -> None:
+        """Do what an operator does."""
+        match what:
+            case "reload":
+                await self._reload()
+            case "narrow" | "wide":
+                limits = ("3", "100MiB") if what == "narrow" else ("100", "5MiB")
+                self.served.set(max_connections=limits[0], multipart_threshold=limits[1])
+                await self._reload()
+            case "retry":
+                await self._ask("retry", all=True)
+            case "drop":
+                await self._drop()
 
     async def _reload(self) -> None:
         answer = await self._ask("reload", environ=self.served.environ)
@@ -130,64 +229,120 @@ class Player:
     async def _ask(self, command: str, **arguments: object) -> dict[str, Any]:
         return await asyncio.to_thread(self.served.ask, command, **arguments)
 
-    async def _client(self, one: Sent) -> None:
+    async def _drop(self) -> None:
+        rows = (await self._ask("queue"))["transfers"]
+        chosen = [row for row in rows if row["state"] != "failed"][:2]
+        for told in (told for row in chosen for told in self.told[row["destination"]]):
+            told.is_dropped = True  # if only a request that joined it, perhaps
+        await self._ask("drop", ids=[row["id"] for row in chosen])
+
+    async def _fail_disk(self) -> None:
+        pid = self.served.process.pid
+        with contextlib.suppress(ProcessLookupError):
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (1, resource.RLIM_INFINITY))
+            await asyncio.sleep(1)
+            resource.prlimit(pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+    async def _client(self, one: Sent, client: int) -> None:
         await asyncio.sleep(self.began + one.at - time.monotonic())
-        self.told[one.name] = []
         for number, version in enumerate(one.versions):
-            file = self.folder / f"{one.name.replace('/', '-')}.{number}"
-            content = random.Random(f"{one.name} {number}").randbytes(version.size)
-            file.write_bytes(content)
-            told = Told(one.name, version, md5(content, usedforsecurity=False).hexdigest())
-            self.told[one.name].append(told)
+            name = version.file or f"{one.name.replace('/', '-')}.{client}.{number}"
+            if not version.file:
+                self.files.write(name, version.size)
+            told = Told(one.name, version, Contents(self.files.histories[name]), time.monotonic())
+            self.told.setdefault(one.name, []).append(told)
+            if version.then and version.then != "finish":
+                self.changes.append(asyncio.create_task(self.files.change(name, version)))
             while not told.result:
                 asked_at, busy = time.monotonic(), self.busy_killing
-                told.result, told.text = await self._request(file, one.name, version.way)
+                told.result, told.text = await self._request(self.files.folder / name, one.name, version)
                 was_killed = busy or self.busy_killing or self.killed_at > asked_at
                 is_overloaded = "ReadFailed" in told.text  # the machine: a file could not be opened in time
-                if is_overloaded or (was_killed and (told.result == "unanswered" or "Interrupted" in told.text)):
+                if version.leaves_s and told.result == "unanswered":
+                    told.result = "left"
+                elif is_overloaded or (was_killed and (told.result == "unanswered" or "Interrupted" in told.text)):
                     told.result = ""  # nothing is known, so it is sent again
                     await asyncio.sleep(0.1)
                 elif time.monotonic() - asked_at > WAIT_LIMIT_S + SLACK_S and not was_killed:
                     self.wrong.append(
                         f"{one.name} was answered {told.result} after {time.monotonic() - asked_at:.1f} s"
                     )
+            if told.result != "left":
+                told.settled = time.monotonic()
             self._judge_answer(one, told)
+            if version.then == "finish" and told.result == "stored":
+                (self.files.folder / name).unlink()
 
     def _judge_answer(self, one: Sent, told: Told) -> None:
-        kept = self.store.destinations[one.name].kept
         what = f"{one.name}, {told.version.size} bytes, {told.version.way}"
-        if told.result == "stored" and (kept is None or kept.md5 != told.md5):
-            found = "nothing" if kept is None else f"another content ({kept.md5}, {kept.size} bytes)"
+        if told.result == "stored" and (found := self._wrongly_kept(one.name, ("stored",))):
             self.wrong.append(f"{what}: answered stored, and the store has {found}")
-        if told.result == "failed" and not one.may_fail:
+        if told.result == "failed" and not self._has_reason(told):
             self.wrong.append(f"{what}: answered {told.text}, and nothing says so for good")
-        if told.result not in ("stored", "accepted", "deferred", "failed"):
+        if told.result not in ("stored", "accepted", "deferred", "failed", "left"):
             self.wrong.append(f"{what}: answered {told.result} {told.text}")
         if self.world.kind == "own" and not one.spoilt and told.result != "stored":
             self.wrong.append(f"{what}: answered {told.result} {told.text}, and the store serves it")
 
-    async def _request(self, file: Path, name: str, way: str) -> tuple[str, str]:
+    def _has_reason(self, told: Told) -> bool:
+        """Return whether something that happened is a reason for a failure."""
+        words = ["Overtaken"] * (told.name in self.may_fail)
+        words += ["NoSuchFile"] * ((told.version.file or told.version.then) != "" and bool(self.files.missing))
+        words += ["Dropped"] * told.is_dropped + ["SpoolBroken", "SpoolFull"] * ("disk" in self.kinds_of_event)
+        return told.name in self.may_fail or any(word in told.text for word in words)
+
+    def _wrongly_kept(self, name: str, results: tuple[str, ...], kept: str = "", at: float = math.inf) -> str:
+        """Return what the store has there although that is surely older than a request with one of these results.
+
+        Args:
+            name: bucket/key.
+            results: of requests.
+            kept: MD5 sum; by default of what is there now.
+            at: only requests that were answered before count, monotonic seconds.
+
+        Returns:
+            words for it; empty if it may be there.
+        """
+        now = self.store.destinations[name].kept
+        kept = kept or (now.md5 if now else "")
+        told = self.told.get(name, [])
+        newer = [one for one in told if one.settled < at]
+        senders = [(number, one) for number, one in enumerate(told) if kept in one.contents]
+        if any(not any(other.supersedes(one, results) for other in newer) for _, one in senders):
+            return ""
+        return f"version {senders[0][0]}" if senders else "another content" if kept else "nothing"
+
+    async def _request(self, file: Path, name: str, version: Version) -> tuple[str, str]:
         """Send a request; return its result, and the text of the answer."""
-        if way == "http":
-            body = f"file={quote(str(file))}&uri={quote(f's3://{name}')}".encode()
+        way, patience_s = version.way, version.leaves_s or WAIT_LIMIT_S + 60
+        if way in ("http", "form"):
+            fields = {"file": str(file), "uri": f"s3://{name}"} | ({"slug": version.tag} if version.tag else {})
+            if way == "http":
+                kind, body = "application/x-www-form-urlencoded", urlencode(fields)
+            else:
+                kind, part = (
+                    "multipart/form-data; boundary=b",
+                    '--b\r\nContent-Disposition: form-data; name="{}"\r\n\r\n{}\r\n',
+                )
+                body = "".join(part.format(*field) for field in fields.items()) + "--b--\r\n"
             head = "POST /upload HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n"
-            kind = f"Content-Type: application/x-www-form-urlencoded\r\nContent-Length: {len(body)}\r\n\r\n"
-            answer = await self._exchange(self.served.http_port, (head + kind).encode() + body)
+            head += f"Content-Type: {kind}\r\nContent-Length: {len(body)}\r\n\r\n"
+            answer = await self._exchange(self.served.http_port, (head + body).encode(), patience_s)
             found = re.match(r"HTTP/1.1 (\d{3})", answer)
             by_status = {"": "unanswered", "200": "stored", "504": "deferred"}
-            return by_status.get(found[1] if found else "", "failed"), answer[-300:]
+            return by_status.get(found[1] if found else "", "failed"), answer
         if way == "plain":
-            answer = await self._exchange(self.served.port, f"{file} any/{name}\n".encode())
+            answer = await self._exchange(self.served.port, f"{file} any/{name}\n".encode(), patience_s)
             word = answer.partition(":")[0].strip()
             return {"": "unanswered", "Success": "stored", "Deferred": "deferred"}.get(word, "failed"), answer
-        members = {"file": str(file), "destination": f"any/{name}", "wait": way == "extended"}
-        answer = await self._exchange(self.served.port, json.dumps(members).encode() + b"\n", line=True)
+        members = {"file": str(file), "destination": f"any/{name}", "wait": way == "extended", "tag": version.tag}
+        answer = await self._exchange(self.served.port, json.dumps(members).encode() + b"\n", patience_s, line=True)
         return (json.loads(answer)["result"], answer) if answer else ("unanswered", "")
 
-    async def _exchange(self, port: int, request: bytes, *, line: bool = False) -> str:
+    async def _exchange(self, port: int, request: bytes, patience_s: float, *, line: bool = False) -> str:
         answer = b""
         try:
-            async with asyncio.timeout(WAIT_LIMIT_S + 60):
+            async with asyncio.timeout(patience_s):
                 reader, writer = await asyncio.open_connection("127.0.0.1", port)
                 try:
                     writer.write(request)
@@ -244,7 +399,6 @@ class Player:
 
     async def _audit(self) -> None:
         """Have the rest delivered by an honest store, and compare."""
-        spoilt = {one.name: one for one in self.world.sent if one.spoilt or one.may_fail}
         self.store.be_honest()
         await self.store.revive()
         until = time.monotonic() + DELIVERED_WITHIN_S
@@ -268,23 +422,55 @@ class Player:
         rows = (await self._ask("queue"))["transfers"]
         failed = {row["destination"] for row in rows if row["state"] == "failed"}
         for name, told in self.told.items():
-            self._judge_end(name, told, failed, may_fail=name in spoilt and spoilt[name].may_fail)
+            self._judge_end(name, told, failed)
         self._judge_bounds()
+        if self.world.kind == "shared":
+            await self._judge_counts(failed)
 
-    def _judge_end(self, name: str, told: list[Told], failed: set[str], *, may_fail: bool) -> None:
-        accepted = [one for one in told if one.result in ("stored", "accepted", "deferred")]
-        if self.world.kind == "denied":
-            accepted = told
-        if name in failed and not may_fail:
+    def _judge_end(self, name: str, told: list[Told], failed: set[str]) -> None:
+        results = ("stored", "accepted", "deferred", *(("failed",) if self.world.kind == "denied" else ()))
+        accepted = [number for number, one in enumerate(told) if one.result in results and not one.is_dropped]
+        if name in failed and name not in self.may_fail:
             self.wrong.append(f"{name} has failed, and nothing says so for good")
         if not accepted or name in failed:
             return  # what failed for good is listed
-        last, kept = told.index(accepted[-1]), self.store.destinations[name].kept
         # A version that failed later may have been kept by a store that said otherwise.
-        if kept is None or kept.md5 not in [one.md5 for one in told[last:]]:
-            older = next((n for n, one in enumerate(told) if kept and one.md5 == kept.md5), None)
-            found = "nothing" if kept is None else f"version {older}" if older is not None else "another content"
-            self.wrong.append(f"{name}: version {last} was {accepted[-1].result}, there is {found}")
+        if found := self._wrongly_kept(name, results):
+            self.wrong.append(f"{name}: version {accepted[-1]} was {told[accepted[-1]].result}, there is {found}")
+
+    async def _judge_counts(self, failed: set[str]) -> None:
+        """Judge what is counted: objects, records, files of a tag."""
+        known = {id_ for told in self.told.values() for one in told if (id_ := one.id)}
+        for at, name, id_, kept in self.store.history:
+            if (found := self._wrongly_kept(name, ("stored",), kept, at)) not in ("", "another content"):
+                self.wrong.append(f"{name}: {found} was put over a newer one, which was stored, by {id_}")
+        honest = {one.name for one in self.world.sent} - {one.name for one in self.world.sent if one.scripts}
+        for (name, id_, kept), count in Counter(one[1:] for one in self.store.history).items():
+            if count > 1 and name in honest and "dead" not in self.kinds_of_event:
+                self.wrong.append(f"{name}: {id_} has stored {kept} {count} times")
+        records = Counter(
+            (f"{record.bucket}/{record.key}", record.start, record.outcome) for record in self.served.records()
+        )
+        is_crashed = any("kill" in (event.what, event.how) for event in self.world.events)
+        for (name, start, outcome), count in records.items():
+            if count > 1 + is_crashed and name not in self.may_fail:
+                self.wrong.append(f"{name}: {count} records of what was {outcome} and began at {start}")
+        for name, told in self.told.items():
+            ids = {one.id for one in told} & known
+            if len({start for where, start, _ in records if where == name}) < len(ids):
+                self.wrong.append(f"{name}: fewer records than transfers ({len(ids)})")
+        for tag in sorted({one.version.tag for told in self.told.values() for one in told} - {""}):
+            question = json.dumps({"wait_for": tag, "timeout": 2}).encode() + b"\n"
+            counts = json.loads(await self._exchange(self.served.port, question, 10.0, line=True) or "{}")
+            self._judge_tag(tag, counts, failed)
+
+    def _judge_tag(self, tag: str, counts: dict[str, Any], failed: set[str]) -> None:
+        of_tag = [one for told in self.told.values() for one in told if one.version.tag == tag]
+        names = {one.name for one in of_tag}
+        unclear = {one.name for one in of_tag if one.is_dropped or one.result in ("failed", "left")} | failed
+        stored = counts.get("stored", 0)
+        if counts.get("pending", 0) or not len(names - unclear) <= stored <= len(names):
+            self.wrong.append(f"{tag}: {counts}, and {len(names - unclear)} to {len(names)} files are stored")
 
     def _judge_bounds(self) -> None:
         for id_, times in self.store.attempts.items():
@@ -314,8 +500,9 @@ def run(world: World, tree: Path = TREE) -> list[str]:
     """
     addresses = [f"127.0.0.{number}" for number in range(1, world.addresses + 1)]
     port = port_for(addresses)
-    url = f"http://store.invalid:{port}" if world.addresses > 1 else f"http://127.0.0.1:{port}"
-    more: dict[str, Any] = {"receivers": ",".join(addresses)} if world.addresses > 1 else {}
+    is_named = world.addresses > 1 or world.kind == "shared"
+    url = f"http://store.invalid:{port}" if is_named else f"http://127.0.0.1:{port}"
+    more: dict[str, Any] = {"receivers": ",".join(addresses)} if is_named else {}
     with tempfile.TemporaryDirectory(prefix="s3daemon-worlds-") as folder:
         (Path(folder) / "files").mkdir()
         made = daemon(

@@ -89,6 +89,7 @@ class Behaviour:
         end: how the exchange ends.
         twice: it is carried out twice, as by a proxy that sends a request again; the second answer counts.
         header_bytes: length of a header that says nothing.
+        waits_s: seconds before it is carried out, and once more before it is answered.
     """
 
     take: float = 1.0
@@ -100,6 +101,7 @@ class Behaviour:
     end: str = End.ANSWER
     twice: bool = False
     header_bytes: int = 0
+    waits_s: float = 0.0
 
     def possible(self) -> Behaviour:
         """The same, as far as a store can."""
@@ -178,12 +180,14 @@ class LyingStore:
         destinations: by bucket/key.
         constant: behaviours that apply to all requests of an operation, whatever the destination.
         attempts: when PUTs and creations came, monotonic seconds, by the transfer's id.
+        history: what it has kept, in order: monotonic seconds, bucket/key, the transfer's id, MD5 sum.
     """
 
     def __init__(self, addresses: Iterable[str], port: int) -> None:
         self.destinations: defaultdict[str, Destination] = defaultdict(Destination)
         self.constant: dict[str, Behaviour] = {}
         self.attempts: defaultdict[str, list[float]] = defaultdict(list)
+        self.history: list[tuple[float, str, str, str]] = []
         self.port = port
         self.assembly = Assembly(self._assembled)
         self._addresses = list(addresses)
@@ -282,7 +286,9 @@ class LyingStore:
             if not piece:
                 return False
             body += piece
+        await asyncio.sleep(plan.waits_s)
         status, headers, content = self._carry_out(request, bytes(body), plan)
+        await asyncio.sleep(plan.waits_s)
         kept = await self._end(request, plan, status, headers, content)
         return kept and wanted == request.length
 
@@ -313,7 +319,7 @@ class LyingStore:
         if request.operation == "put":
             etag = md5(body, usedforsecurity=False).hexdigest()
             marks = {name: text for name, text in request.headers.items() if name.startswith("x-amz-meta-")}
-            self.destinations[request.name].kept = Kept(etag, len(body), marks, etag)
+            self._keep(request.name, Kept(etag, len(body), marks, etag))
             return 200, {"ETag": f'"{etag}"'}, b""
         if request.operation == "head":
             kept = self.destinations[request.name].kept
@@ -363,7 +369,11 @@ class LyingStore:
 
     def _assembled(self, name: str, content: bytes, metadata: dict[str, str], etag: str) -> None:
         whole = md5(content, usedforsecurity=False).hexdigest()
-        self.destinations[name].kept = Kept(whole, len(content), metadata, etag)
+        self._keep(name, Kept(whole, len(content), metadata, etag))
+
+    def _keep(self, name: str, kept: Kept) -> None:
+        self.destinations[name].kept = kept
+        self.history.append((time.monotonic(), name, kept.metadata.get("x-amz-meta-s3daemon-id", ""), kept.md5))
 
 
 async def _break(request: Request, end: str, status: int) -> None:

@@ -1,9 +1,12 @@
 """Generated plans of one daemon's life, for `histories` to play: a *world*.
 
 It says what which client sends when, what the store does to which request, which of its addresses die, and when the
-daemon is killed, reloaded or stopped. There are four kinds, by what must hold in each beside the truth:
+daemon is killed, reloaded or stopped. There are five kinds, by what must hold in each beside the truth:
 
     rough     any behaviour of the store, kills, dead addresses; from a moment on the store is honest
+    shared    several clients send to each destination at once, also the same file; files change, vanish and come back;
+              clients leave; operators drop and retry; the disk fails; the store gets another name: the newest content
+              is there in the end, counts and records are right, nothing is sent twice without a reason
     own       some destinations are refused or spoilt for ever, the store is odd to small requests: no other destination
               is deferred, held or failed
     denied    the store refuses the keys; after a reload nothing has failed for good
@@ -36,19 +39,34 @@ class Version:
 
     Args:
         size: bytes.
-        way: how it is sent: plain, extended, unwaited or http.
+        way: how it is sent: plain, extended, unwaited, http or form.
+        file: the name of a file that others send too; empty: one of its own, written for it.
+        tag: of the request; a plain one has none.
+        leaves_s: the client hangs up after so many seconds, if it has no answer; 0: it waits.
+        then: what its owner does to the file after the request, see `THEN`; empty: nothing.
+        after_s: how long after it, seconds.
     """
 
     size: int
     way: str = "plain"
+    file: str = ""
+    tag: str = ""
+    leaves_s: float = 0.0
+    then: str = ""
+    after_s: float = 0.0
+
+
+#: What a file's owner may do: write other content into it, or into another file of that name; take it away for a
+#: second; remove it once it is stored.
+THEN = ("rewrite", "replace", "vanish", "finish")
 
 
 @dataclass(frozen=True)
 class Sent:
-    """A destination, what is sent there, and what the store does to it.
+    """What one client sends to a destination, and what the store does to that.
 
     Args:
-        name: bucket/key.
+        name: bucket/key; several clients may send to one.
         at: when the first version is sent, seconds.
         versions: what is sent.
         scripts: behaviours one after the other, by operation.
@@ -79,13 +97,15 @@ class Sent:
 
 @dataclass(frozen=True)
 class Event:
-    """What happens beside: kill, terminate, reload, retry, dead, alive, denied, granted.
+    """What happens beside.
 
     Args:
         at: when, seconds.
-        what: one of these.
+        what: kill, terminate, reload, retry, dead, alive, denied, granted; drop: of two pending transfers; disk: it
+            fails for a second; renamed: the store has another name, in force after a reload, a kill or a stop;
+            narrow, wide: few connections and no upload in parts, or many and large files in parts.
         addresses: which ones die or come back; the last numbers of 127.0.0.N.
-        how: they die.
+        how: they die, or a name comes into force.
     """
 
     at: float
@@ -144,7 +164,8 @@ def _brief(value: Any) -> Any:
         return [_brief(one) for one in value]
     if not isinstance(value, dict):
         return value
-    default = asdict(Behaviour()) if "take" in value else {"spoilt": False, "events": (), "scripts": {}, "constant": {}}
+    default = asdict(Behaviour() if "take" in value else Version(0)) if "at" not in value else {"spoilt": False}
+    default |= {"events": (), "scripts": {}, "constant": {}}
     return {name: _brief(one) for name, one in value.items() if name not in default or one != default[name]}
 
 
@@ -292,8 +313,51 @@ def dead(rng: random.Random, _: int) -> World:
     return World("dead", addresses, tuple(sent), (Event(0.0, "dead", tuple(range(1, addresses + 1)), str(how)),))
 
 
-KINDS: dict[str, Callable[[random.Random, int], World]] = {"rough": rough, "own": own, "denied": denied, "dead": dead}
-_SHARES = {"rough": 14, "own": 4, "denied": 1, "dead": 1}
+def shared(rng: random.Random, count: int) -> World:
+    """Return a world in which several clients send to each destination.
+
+    No store damages what it keeps: after a crash, nothing tells that of a file that has changed since.
+    """
+    sent = list[Sent]()
+    for number in range(count // 3):
+        name, plans = f"bucket/{number}", few(rng, 1, 3) if rng.random() < 0.4 else ()
+        plans = tuple(plan for plan in plans if plan.keep != Keep.FLIPPED)
+        if rng.random() < 0.8:
+            plans = tuple(plan for plan in plans if plan.body not in FINAL_CODES and plan.status != FINAL_STATUS)
+        scripts = {"put": plans, "head": few(rng, 0, 2)} if plans else {}
+        constant = {"put": Behaviour(waits_s=rng.choice((0.05, 0.2, 0.5)))}
+        for _ in range(rng.choice((1, 2, 3, 4))):
+            several = tuple(_shared_version(rng, number) for _ in range(rng.choice((1, 1, 2, 3))))
+            sent.append(Sent(name, round(rng.uniform(0, 3), 2), several, scripts, constant))
+            scripts = {}
+    events = [
+        Event(round(rng.uniform(0.3, 4.5), 2), what, how=rng.choice(("reload", "kill", "terminate")))
+        for what in rng.choices(
+            ("kill", "terminate", "reload", "retry", "drop", "disk", "renamed", "narrow", "wide"), k=rng.randint(0, 5)
+        )
+    ]
+    return World("shared", rng.choice((1, 2)), tuple(sent), tuple(sorted(events, key=lambda event: event.at)))
+
+
+def _shared_version(rng: random.Random, number: int) -> Version:
+    way = rng.choice(("plain", "extended", "extended", "unwaited", "http", "form"))
+    file = rng.choice(("", "", f"of-{number}", f"of-{number % 7}"))
+    then = rng.choice(("", "", *(THEN[:3] if file else THEN)))
+    return Version(
+        IN_PARTS if not file and rng.random() < 0.05 else 3_000,
+        way,
+        file,
+        "" if way == "plain" else f"tag-{rng.randrange(5)}",
+        round(rng.uniform(0.01, 2), 2) if rng.random() < 0.15 else 0.0,
+        then,
+        round(rng.choice((0.02, 0.2, 2.0)) * rng.random(), 3) if then else 0.0,
+    )
+
+
+KINDS: dict[str, Callable[[random.Random, int], World]] = {
+    "rough": rough, "shared": shared, "own": own, "denied": denied, "dead": dead,
+}  # fmt: skip
+_SHARES = {"rough": 10, "shared": 4, "own": 4, "denied": 1, "dead": 1}
 
 
 def world_of(seed: int, kind: str = "", count: int = 120) -> World:
@@ -306,4 +370,4 @@ def world_of(seed: int, kind: str = "", count: int = 120) -> World:
     """
     rng = random.Random(seed)
     chosen = kind or rng.choices(list(_SHARES), list(_SHARES.values()))[0]
-    return KINDS[chosen](rng, count if chosen == "rough" else min(count, 40))
+    return KINDS[chosen](rng, count if chosen in ("rough", "shared") else min(count, 40))
