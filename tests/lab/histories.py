@@ -420,11 +420,13 @@ class Player:
                 reload_at = now + 5
             await asyncio.sleep(0.05)
         rows = (await self._ask("queue"))["transfers"]
-        failed = {row["destination"] for row in rows if row["state"] == "failed"}
+        listed = {row["id"] for row in rows if row["state"] == "failed"}
+        failed = {row["destination"] for row in rows if row["id"] in listed}
         for name, told in self.told.items():
             self._judge_end(name, told, failed)
         self._judge_bounds()
         if self.world.kind == "shared":
+            self._judge_listed(listed)
             await self._judge_counts(failed)
 
     def _judge_end(self, name: str, told: list[Told], failed: set[str]) -> None:
@@ -437,6 +439,12 @@ class Player:
         # A version that failed later may have been kept by a store that said otherwise.
         if found := self._wrongly_kept(name, results):
             self.wrong.append(f"{name}: version {accepted[-1]} was {told[accepted[-1]].result}, there is {found}")
+
+    def _judge_listed(self, listed: set[str]) -> None:
+        for told in self.told.values():
+            for one in told:
+                if one.id in listed and any(other.supersedes(one, ("stored",)) for other in told):
+                    self.wrong.append(f"{one.name}: {one.id} is listed as failed, and a newer one was stored")
 
     async def _judge_counts(self, failed: set[str]) -> None:
         """Judge what is counted: objects, records, files of a tag."""
@@ -467,10 +475,10 @@ class Player:
     def _judge_tag(self, tag: str, counts: dict[str, Any], failed: set[str]) -> None:
         of_tag = [one for told in self.told.values() for one in told if one.version.tag == tag]
         names = {one.name for one in of_tag}
-        unclear = {one.name for one in of_tag if one.is_dropped or one.result in ("failed", "left")} | failed
-        stored = counts.get("stored", 0)
-        if counts.get("pending", 0) or not len(names - unclear) <= stored <= len(names):
-            self.wrong.append(f"{tag}: {counts}, and {len(names - unclear)} to {len(names)} files are stored")
+        unclear = {one.name for one in of_tag if one.is_dropped or one.result == "failed"} | failed
+        least = {one.name for one in of_tag if one.result in ("stored", "accepted", "deferred")} - unclear
+        if counts.get("pending", 0) or not len(least) <= counts.get("stored", 0) <= len(names):
+            self.wrong.append(f"{tag}: {counts}, and {len(least)} to {len(names)} files are stored")
 
     def _judge_bounds(self) -> None:
         for id_, times in self.store.attempts.items():

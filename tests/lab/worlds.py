@@ -319,21 +319,23 @@ def shared(rng: random.Random, count: int) -> World:
     No store damages what it keeps: after a crash, nothing tells that of a file that has changed since.
     """
     sent = list[Sent]()
-    for number in range(count // 3):
+    places, most = rng.choice(((count // 3, 4), (count // 12, 16)))
+    for number in range(places):
         name, plans = f"bucket/{number}", few(rng, 1, 3) if rng.random() < 0.4 else ()
         plans = tuple(plan for plan in plans if plan.keep != Keep.FLIPPED)
         if rng.random() < 0.8:
             plans = tuple(plan for plan in plans if plan.body not in FINAL_CODES and plan.status != FINAL_STATUS)
         scripts = {"put": plans, "head": few(rng, 0, 2)} if plans else {}
         constant = {"put": Behaviour(waits_s=rng.choice((0.05, 0.2, 0.5)))}
-        for _ in range(rng.choice((1, 2, 3, 4))):
+        for _ in range(rng.randint(1, most)):
             several = tuple(_shared_version(rng, number) for _ in range(rng.choice((1, 1, 2, 3))))
             sent.append(Sent(name, round(rng.uniform(0, 3), 2), several, scripts, constant))
             scripts = {}
     events = [
         Event(round(rng.uniform(0.3, 4.5), 2), what, how=rng.choice(("reload", "kill", "terminate")))
         for what in rng.choices(
-            ("kill", "terminate", "reload", "retry", "drop", "disk", "renamed", "narrow", "wide"), k=rng.randint(0, 5)
+            ("kill", "kill", "terminate", "reload", "retry", "drop", "disk", "renamed", "narrow", "wide"),
+            k=rng.randint(0, 5),
         )
     ]
     return World("shared", rng.choice((1, 2)), tuple(sent), tuple(sorted(events, key=lambda event: event.at)))
@@ -347,7 +349,7 @@ def _shared_version(rng: random.Random, number: int) -> Version:
         IN_PARTS if not file and rng.random() < 0.05 else 3_000,
         way,
         file,
-        "" if way == "plain" else f"tag-{rng.randrange(5)}",
+        "" if way == "plain" else f"tag-{rng.randrange(40)}",
         round(rng.uniform(0.01, 2), 2) if rng.random() < 0.15 else 0.0,
         then,
         round(rng.choice((0.02, 0.2, 2.0)) * rng.random(), 3) if then else 0.0,
