@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from lab.daemon import Daemon, daemon
+from lab.env import TREE
 from lab.flaky import FlakyS3
 
 FILES, AT_ONCE, ROUNDS = 100, 10, 5
@@ -24,10 +25,10 @@ def silent(sock: socket.socket, stop: Stop) -> None:
 
 
 def dribbling(sock: socket.socket, stop: Stop) -> None:
-    """A byte a second."""
+    """Ten bytes a second."""
     while not stop():
         sock.sendall(b"/")
-        time.sleep(1)
+        time.sleep(0.1)
 
 
 def endless(sock: socket.socket, stop: Stop) -> None:
@@ -42,8 +43,11 @@ def binary(sock: socket.socket, stop: Stop) -> None:
 
 
 def deaf(sock: socket.socket, stop: Stop) -> None:
-    """Sends requests without end, in the form that keeps the connection, and never reads an answer."""
-    line = json.dumps({"file": "/nowhere/" + "x" * 4000, "destination": "alias/bucket/key"}).encode() + b"\n"
+    """Sends requests without end, in the form that keeps the connection, and never reads an answer.
+
+    Each character of the name takes 12 bytes in the answer: the buffers are full in a second or two.
+    """
+    line = json.dumps({"file": "/nowhere/" + "\U0001f600" * 600, "destination": "alias/bucket/key"}).encode() + b"\n"
     while not stop():
         sock.sendall(line)
 
@@ -122,8 +126,12 @@ def test_bad_clients_do_not_slow_down_the_others(s3: FlakyS3, tmp_path: Path, fi
 
 @pytest.mark.timed
 def test_no_client_uses_a_slot_for_long(s3: FlakyS3, tmp_path: Path) -> None:
-    """The daemon disconnects each within little more than the time that a line may take."""
-    with daemon(tmp_path / "state", s3.server) as served, ThreadPoolExecutor(len(BEHAVIOURS)) as pool:
+    """The daemon disconnects each within little more than the time that a line may take, here a fifth of the usual."""
+    path = f"{TREE}:{TREE / 'tests'}"
+    with (
+        daemon(tmp_path / "state", s3.server, module="lab.hurrying", PYTHONPATH=path) as served,
+        ThreadPoolExecutor(len(BEHAVIOURS)) as pool,
+    ):
 
         def behave(behaviour: Callable[[socket.socket, Stop], None]) -> float:
             until = time.monotonic() + 45

@@ -393,7 +393,7 @@ def test_keep_failed(case: Case) -> None:
     """A failure is no longer listed after it; expiry is looked at every 30 s, and here every other second."""
     with flaky() as denying:
         denying.faults = {Fault.DENIED: 1.0}
-        served = case.start(denying.server, module="lab.ticking", PYTHONPATH=f"{TREE}:{TREE / 'tests'}")
+        served = case.start(denying.server, module="lab.hurrying", PYTHONPATH=f"{TREE}:{TREE / 'tests'}")
         assert served.plain(case.file, "alias/bucket/key").startswith(b"AccessDenied: ")
         assert len(served.queue()) == 1
         reload(served, keep_failed="1s")

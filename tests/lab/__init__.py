@@ -31,7 +31,7 @@ at the end of a ``with`` block; where a test process dies instead, the kernel st
     daemon      the daemon as a program of this checkout
     collecting  it, which prints how many objects a garbage collection looks through
     recovering  it, which is slow to recover transfers
-    ticking     it, which does often what it does each half minute
+    hurrying    it, with limits that take long to pass made short
     worlds      generated plans of one daemon's life; `histories` plays and judges them
     sending     the code that sends to a store, inside a test's own event loop
     schemes     plain HTTP and TLS as a parameter
