@@ -18,8 +18,9 @@ from s3daemon.config.settings import Settings
 from s3daemon.errors import FileError
 from s3daemon.model.files.source import Source, open_file
 
-#: How often each race is run; outside CI a tenth, unless TEST_RACES says otherwise.
-TIMES = int(os.environ.get("TEST_RACES") or (100_000 if os.environ.get("CI") == "true" else 10_000))
+#: How often each race is run, unless TEST_RACES says otherwise. A check of the path, instead of the file that is open,
+#: is found wrong after some 70 times, and never took more than 2 300.
+TIMES = int(os.environ.get("TEST_RACES") or 20_000)
 
 #: What is done to data/night/f, over and over.
 SWAPS = {
