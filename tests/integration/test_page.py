@@ -25,6 +25,8 @@ from lab.statuses import NOW_USEC, busy, empty, exposure, receiver, upload
 from s3daemon.http.pages import page_html
 
 HOSTILE = 'x/<img src=x onerror="document.title=1">/</script><script>alert(1)</script>\u202egpj.exe'
+#: As it is, but that it asks for a status more often.
+PAGE = page_html().replace("EVERY_MS = 2000,", "EVERY_MS = 200,")
 
 
 def policy(html: str) -> str:
@@ -51,8 +53,8 @@ class StatusServer:
             return web.json_response(self.status) if self.status else web.Response(status=503)
         if request.path != "/":
             return web.Response(status=404)
-        page = web.Response(text=page_html(), content_type="text/html")
-        page.headers["Content-Security-Policy"] = policy(page_html())
+        page = web.Response(text=PAGE, content_type="text/html")
+        page.headers["Content-Security-Policy"] = policy(PAGE)
         return page
 
     @asynccontextmanager
@@ -149,24 +151,25 @@ def test_a_busy_daemon_shows_everything(window: Chromium) -> None:
     browsed(window, test)
 
 
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({"state": "away", "away": True}, ["The endpoint is away", "are kept and tried until the store is back"]),
-        ({"state": "held", "held": "AccessDenied: no"}, ["The queue is held", "AccessDenied: no. Nothing is lost"]),
-        (
-            {"state": "refusing", "spool": "/var is full"},
-            ["Requests are refused", "/var is full. Transfers accepted before"],
-        ),
-        ({"state": "stopping", "status": "draining for 20 s"}, ["The service is stopping", "draining for 20 s"]),
-    ],
-)
-def test_the_headline_says_what_is_wrong(window: Chromium, changes: dict[str, Any], words: list[str]) -> None:
+#: Changes to a status, and what the headline says then.
+HEADLINES: list[tuple[dict[str, Any], list[str]]] = [
+    ({"state": "away", "away": True}, ["The endpoint is away", "are kept and tried until the store is back"]),
+    ({"state": "held", "held": "AccessDenied: no"}, ["The queue is held", "AccessDenied: no. Nothing is lost"]),
+    (
+        {"state": "refusing", "spool": "/var is full"},
+        ["Requests are refused", "/var is full. Transfers accepted before"],
+    ),
+    ({"state": "stopping", "status": "draining for 20 s"}, ["The service is stopping", "draining for 20 s"]),
+]
+
+
+def test_the_headline_says_what_is_wrong(window: Chromium) -> None:
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
-        await shown(tab, served, empty() | changes)
-        headline = await text(tab, "#headline")
-        assert all(word in headline for word in words), headline
-        assert words[0] in await tab.evaluate("document.title")
+        for changes, words in HEADLINES:
+            await shown(tab, served, empty() | changes)
+            headline = await text(tab, "#headline")
+            assert all(word in headline for word in words), headline
+            assert words[0] in await tab.evaluate("document.title")
         assert tab.complaints == []
 
     browsed(window, test)
@@ -184,43 +187,44 @@ AWAY = {
 }
 
 
-@pytest.mark.parametrize(
-    ("changes", "kind", "word", "text"),
-    [
-        ({}, "ok", "Ready", "Files are delivered as soon as they are requested."),
-        ({"unreachable": "no"}, "away", "No address of the store answers", "accepted and kept."),
-        ({"pending": 1}, "ok", "Delivering", "Files are delivered as soon as they are requested."),
-        ({"exposures": [GOOD]}, "ok", "Ready", "was complete after 2.1 s."),
-        ({"exposures": [LOST]}, "lost", "The last exposure was lost", f"{LOST['name']}: 46 stored"),
-        ({"exposures": [LOST], "in_flight": 3}, "lost", "The last exposure was lost", "95.0 s."),
-        ({"exposures": [SHORT]}, "incomplete", "The last exposure is incomplete", "44 stored, 2 refused"),
-        ({"exposures": [SHORT]}, "incomplete", "The last exposure is incomplete", "NotReadable: /data/f."),
-        ({"exposures": [exposure(30, 12.0)]}, "late", "The last exposure was late", "12.0 s."),
-        ({"exposures": [LOST | {"pending": 3}]}, "lost", "The last exposure was lost", "3 pending"),
-        ({"exposures": [exposure(29, 95.0), GOOD]}, "ok", "Ready", "1 exposure before was late, lost or incomplete"),
-        ({"exposures": [GOOD, exposure(31, 9e3, verdict="untagged")]}, "ok", "Ready", f"exposure, {GOOD['name']},"),
-        ({"exposures": [GOOD], "failed": 2}, "ok", "Ready", "2 transfers failed permanently."),
-        ({"refused": "S3_ENDPOINT_URL: no"}, "reload", "A reload was refused", "S3_ENDPOINT_URL: no. The previous"),
-        ({"exposures": [LOST], "refused": "no"}, "lost", "The last exposure was lost", ""),
-        (AWAY | {"exposures": [LOST]}, "away", "The endpoint is away", "for 1m20s. The next attempt is in 12s."),
-        (AWAY, "away", "The endpoint is away", "ConnectionFailed: refused. Accepted transfers are kept"),
-        (
-            {"state": "failing", "failing": "nothing stored for 1m00s", "exposures": [LOST]},
-            "failing", "Nothing is being stored", "nothing stored for 1m00s. Accepted transfers are kept",
-        ),
-        (
-            {"state": "failing", "failing": "nothing stored for 1m00s", "unreachable": "no address"},
-            "away", "No address of the store answers", "Requests are accepted and kept.",
-        ),
-    ],
-)  # fmt: skip
-def test_the_banner(window: Chromium, changes: dict[str, Any], kind: str, word: str, text: str) -> None:
+#: Changes to a status, and the banner: its kind, its word, and a part of its text.
+BANNERS: list[tuple[dict[str, Any], str, str, str]] = [
+    ({}, "ok", "Ready", "Files are delivered as soon as they are requested."),
+    ({"unreachable": "no"}, "away", "No address of the store answers", "accepted and kept."),
+    ({"pending": 1}, "ok", "Delivering", "Files are delivered as soon as they are requested."),
+    ({"exposures": [GOOD]}, "ok", "Ready", "was complete after 2.1 s."),
+    ({"exposures": [LOST]}, "lost", "The last exposure was lost", f"{LOST['name']}: 46 stored"),
+    ({"exposures": [LOST], "in_flight": 3}, "lost", "The last exposure was lost", "95.0 s."),
+    ({"exposures": [SHORT]}, "incomplete", "The last exposure is incomplete", "44 stored, 2 refused"),
+    ({"exposures": [SHORT]}, "incomplete", "The last exposure is incomplete", "NotReadable: /data/f."),
+    ({"exposures": [exposure(30, 12.0)]}, "late", "The last exposure was late", "12.0 s."),
+    ({"exposures": [LOST | {"pending": 3}]}, "lost", "The last exposure was lost", "3 pending"),
+    ({"exposures": [exposure(29, 95.0), GOOD]}, "ok", "Ready", "1 exposure before was late, lost or incomplete"),
+    ({"exposures": [GOOD, exposure(31, 9e3, verdict="untagged")]}, "ok", "Ready", f"exposure, {GOOD['name']},"),
+    ({"exposures": [GOOD], "failed": 2}, "ok", "Ready", "2 transfers failed permanently."),
+    ({"refused": "S3_ENDPOINT_URL: no"}, "reload", "A reload was refused", "S3_ENDPOINT_URL: no. The previous"),
+    ({"exposures": [LOST], "refused": "no"}, "lost", "The last exposure was lost", ""),
+    (AWAY | {"exposures": [LOST]}, "away", "The endpoint is away", "for 1m20s. The next attempt is in 12s."),
+    (AWAY, "away", "The endpoint is away", "ConnectionFailed: refused. Accepted transfers are kept"),
+    (
+        {"state": "failing", "failing": "nothing stored for 1m00s", "exposures": [LOST]},
+        "failing", "Nothing is being stored", "nothing stored for 1m00s. Accepted transfers are kept",
+    ),
+    (
+        {"state": "failing", "failing": "nothing stored for 1m00s", "unreachable": "no address"},
+        "away", "No address of the store answers", "Requests are accepted and kept.",
+    ),
+]  # fmt: skip
+
+
+def test_the_banner(window: Chromium) -> None:
     """It shows what is most urgent: never a tick over an exposure that was lost."""
 
     async def test(tab: Tab, served: StatusServer, url: str) -> None:
-        found = await tab.evaluate(f"banner({json.dumps(empty() | changes)})")
-        assert (found["kind"], found["word"]) == (kind, word)
-        assert text in found["text"]
+        for changes, kind, word, text in BANNERS:
+            found = await tab.evaluate(f"banner({json.dumps(empty() | changes)})")
+            assert (found["kind"], found["word"]) == (kind, word), changes
+            assert text in found["text"], changes
 
     browsed(window, test)
 
