@@ -70,33 +70,31 @@ def test_with_a_bug_that_shows_keys(served: Daemon, tmp_path: Path, file: Path) 
     """An exception that names the keys is logged without them, and so is its traceback."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/sitecustomize.py").write_text(RAISES_THE_KEYS)
-    served.set(PYTHONPATH=f"{tmp_path / 'site'}:{TREE}")
+    served.set(PYTHONPATH=f"{tmp_path / 'site'}:{TREE}", wait_limit="100ms")
     served.start()
     reply = served.plain(file, "a/some-bucket/key").decode()
+    served.process.wait_line(r"RuntimeError: .*\*\*\*")
     text = "\n".join(served.lines()) + reply
     assert "a bug in an attempt" in text
     assert "***" in text
     assert SECRET not in text
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("AWS_SECRET_ACCESS_KEY", f"'{SECRET}"),
-        ("AWS_SECRET_ACCESS_KEY", f"{SECRET}\nAWS_DEFAULT_REGION=x"),
-        ("S3_ENDPOINT_URL", f"http://key:{SECRET}@store"),
-        ("S3DAEMON_ALLOWED_ROOTS", f"data AWS_SECRET_ACCESS_KEY={SECRET}"),
-        ("AWS_SESSION_TOKEN", f"{SECRET} {SECRET}"),
-    ],
-    ids=["open quote", "line break", "URL", "joined line", "token"],
-)
-def test_with_a_fault_in_the_settings(served: Daemon, name: str, value: str) -> None:
+def test_with_a_fault_in_the_settings(served: Daemon) -> None:
     """A start and a reload say which variable is wrong, not what is in it."""
     served.start()
-    served.environ[name] = value
-    for text in (str(served.ask("reload", environ=served.environ)), served.command("serve").stderr):
-        assert name in text
-        assert SECRET not in text
+    good = dict(served.environ)
+    for name, value in (
+        ("AWS_SECRET_ACCESS_KEY", f"'{SECRET}"),  # an open quote
+        ("AWS_SECRET_ACCESS_KEY", f"{SECRET}\nAWS_DEFAULT_REGION=x"),
+        ("S3_ENDPOINT_URL", f"http://key:{SECRET}@store"),
+        ("S3DAEMON_ALLOWED_ROOTS", f"data AWS_SECRET_ACCESS_KEY={SECRET}"),  # a line that was joined to the one before
+        ("AWS_SESSION_TOKEN", f"{SECRET} {SECRET}"),
+    ):
+        served.environ = good | {name: value}
+        for text in (str(served.ask("reload", environ=served.environ)), served.command("serve").stderr):
+            assert name in text
+            assert SECRET not in text
 
 
 def test_no_core_is_dumped(served: Daemon) -> None:
