@@ -5,18 +5,17 @@ process, as any user, with their files in the directory given.
 """
 
 import json
-import signal
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lab.certs import Authority
 from lab.env import clean_env, free_ports, program
-from lab.processes import Process, ProgramError, start
+from lab.processes import ProgramError, start
 from lab.s3 import S3Server
 
 _MEMORY_BYTES = 4 << 30
@@ -57,6 +56,8 @@ mon max pg per osd = 1000
 rgw frontends = beast endpoint={host}:{http} ssl_endpoint={host}:{https} ssl_certificate={cert} \
 ssl_private_key={key}
 rgw data = {dir}/rgw
+# For rules that delete old objects; at a stop it is waited for, for seconds.
+rgw enable lc threads = false
 {options}
 """
 
@@ -120,21 +121,16 @@ def rgw(directory: Path, authority: Authority, *, host: str = "127.0.0.1", optio
     _make_keys(keyring)
     _run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", f"[v2:127.0.0.1:{mon_port}]", str(monmap))
     _run(mon, *conf, "--mkfs", "-i", "a", "--monmap", str(monmap), "--keyring", str(keyring))
-
-    def running(command: str, *name: str) -> AbstractContextManager[Process]:
-        # Foreground, so that each is a child of ours and is ended with us. Asked politely they take five seconds, for
-        # data that is thrown away.
-        return start(command, *conf, "-f", *name, stop_signal=signal.SIGKILL)
-
     with ExitStack() as stack:
-        stack.enter_context(running(mon, "-i", "a")).wait_port(mon_port)
+        # Foreground, so that each is a child of ours and is ended with us.
+        stack.enter_context(start(mon, *conf, "-f", "-i", "a", name="ceph-mon")).wait_port(mon_port)
         _run("ceph", *conf, "auth", "import", "-i", str(keyring))
         osd_id = str(uuid.uuid4())
         _run("ceph", *conf, "osd", "new", osd_id)
         _run(osd, *conf, "-i", "0", "--mkfs", "--osd-uuid", osd_id)
-        stack.enter_context(running(osd, "-i", "0"))
+        stack.enter_context(start(osd, *conf, "-f", "-i", "0", name="ceph-osd"))
         _run("ceph", *conf, "osd", "crush", "add", "osd.0", "1.0", "host=localhost", "root=default")
-        server = stack.enter_context(running(gateway, "-n", "client.rgw"))
+        server = stack.enter_context(start(gateway, *conf, "-f", "-n", "client.rgw", name="radosgw"))
         server.wait_port(https, host)
         plain = S3Server(f"http://{host}:{http}", "testkey", "testsecret")
         name = "localhost" if host == "127.0.0.1" else host
