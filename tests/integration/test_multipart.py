@@ -433,7 +433,7 @@ async def test_a_completion_may_take_its_time(tmp_path: Path) -> None:
 
     async def slowly(exchange: Exchange) -> None:
         await exchange.read()
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(1.5)
         await keep(exchange)
 
     async with case(tmp_path, other=except_for("POST uploadId", slowly)) as it:

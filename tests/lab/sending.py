@@ -111,8 +111,16 @@ async def sending(settings: Settings, clock: Clock = time.monotonic) -> AsyncIte
 
 
 def a_file(path: Path, size: int) -> Path:
-    """Make a file of random content that was last changed long ago, so that any change shows in its time."""
-    path.write_bytes(random.Random(size).randbytes(size))
+    """Make a file that was last changed long ago, so that any change shows in its time.
+
+    Of each 64 KiB 4 are random and the others not there: a large file takes a fiftieth of the time that all would take.
+    """
+    rng = random.Random(size)
+    with path.open("wb") as file:
+        for at in range(0, size, 64 << 10):
+            file.seek(at)
+            file.write(rng.randbytes(min(4 << 10, size - at)))
+        file.truncate(size)
     os.utime(path, ns=(_OLD_NS, _OLD_NS))
     return path
 
