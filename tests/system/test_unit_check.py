@@ -103,8 +103,9 @@ def test_why_the_units_do_not_start(service: Service, moto: S3Server) -> None:
     with socket.create_server(("127.0.0.1", service.port)):
         service.systemctl("start", service.socket, check=False)
         assert f"(127.0.0.1:{service.port}): Address already in use: remove the cause" in check(service, status=1)
-    with service.drop_in("ExecStart=\nExecStart=/bin/sh -c 'echo a library is missing >&2; exit 3'"):
+    with service.drop_in("RestartSec=1min\nExecStart=\nExecStart=/bin/sh -c 'echo a library is missing >&2; exit 3'"):
         service.systemctl("start", service.socket, service.unit, check=False)
+        service.box.exec("journalctl", "--sync")
         assert "fails to start: a library is missing; " in check(service, status=1)
     with service.drop_in("[Unit]\nConditionPathExists=/nowhere"):
         service.systemctl("stop", service.unit)
