@@ -62,7 +62,6 @@ class Box:
                 *_CGROUP,
                 "--notify-ready=yes",
                 "--console=pipe",
-                "--suppress-sync=yes",  # it is thrown away; a package manager makes much sure
                 "--resolv-conf=off",
                 "--hostname=box",
                 *self._arguments,
