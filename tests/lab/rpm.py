@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ PACKED = (
     *("send", "s3daemon", "systemd", "packaging", "tests"),
 )
 """The files of the tree that a package is built from."""
+
+_NICE = ("nice", "-n", "10")
+"""Tests that measure time run beside a build."""
 
 _LEFTOVERS = (
     "etc/systemd/system/**/s3daemon*",
@@ -70,14 +74,14 @@ def _install(box: Box, files: tuple[Path, ...]) -> str:
 
 
 def build(directory: Path, *options: str, tree: Path = TREE) -> Packages:
-    """Build the packages of a tree into a directory; raises UnavailableError without rpmbuild.
+    """Build the packages of a tree into a directory, at a low priority; raises UnavailableError without rpmbuild.
 
     What is bundled is fetched the first time on a machine and kept, so this gets the machine's own environment.
     """
     program("rpmbuild")
     environ = {**MACHINE_ENV, "PATH": SYSTEM_PATH}
     done = subprocess.run(
-        [tree / "packaging" / "build-rpm", "--output", directory, *options],
+        [*_NICE, tree / "packaging" / "build-rpm", "--output", directory, *options],
         env={name: value for name, value in environ.items() if not name.startswith("PYTHON")},
         stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
@@ -92,6 +96,34 @@ def built(directory: Path) -> Packages:
     files = tuple(sorted({*directory.glob("*.rpm")} - {*report, *selinux}))
     match = re.search(r"-([0-9.]+)-[0-9]+\.", files[0].name)
     return Packages(match[1] if match else "", files, report, selinux)
+
+
+@dataclass(frozen=True)
+class Builds:
+    """What is being made, one after the other.
+
+    Args:
+        this: this version's packages, built without the unit tests.
+        lint: what rpmlint has to say of them.
+        later: the next version's, built with them.
+    """
+
+    this: Future[Packages]
+    lint: Future[str]
+    later: Future[Packages]
+
+
+@contextmanager
+def building(directory: Path) -> Iterator[Builds]:
+    """Make these in an empty directory beside what is done in the ``with`` block, at a low priority."""
+    tree = later_tree(directory)
+    pool = ThreadPoolExecutor(1)
+    this = pool.submit(build, directory / "this", "--no-check")
+    lint = pool.submit(lambda: _lint(this.result()))
+    try:
+        yield Builds(this, lint, pool.submit(build, directory / "later", "--no-report", tree=tree))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def query(package: Path, what: str) -> list[str]:
@@ -121,12 +153,12 @@ def render(page: Path) -> tuple[str, str]:
     return done.stderr.decode(), done.stdout.decode()
 
 
-def lint(packages: Packages) -> str:
+def _lint(packages: Packages) -> str:
     """Rpmlint's output for the packages and the spec; raises UnavailableError without it."""
     what = [*map(str, packages.files + packages.report + packages.selinux), "packaging/s3daemon.spec"]
     done = subprocess.run(
-        [program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *what],
-        cwd=TREE, env=clean_env(), capture_output=True, text=True, check=False, timeout=120,
+        [*_NICE, program("rpmlint"), "--rpmlintrc", "packaging/rpmlintrc", *what],
+        cwd=TREE, env=clean_env(), capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     return done.stdout + done.stderr
 

@@ -8,7 +8,6 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from pathlib import Path
 
@@ -19,7 +18,7 @@ from lab.env import TREE, UnavailableError
 from lab.installed import Service, until, wait_for_one_more_each, write_file
 from lab.relay import Relay
 from lab.rgw import Gateway
-from lab.rpm import Packages
+from lab.rpm import Builds, Packages
 from lab.s3 import S3Server
 
 SMALL = "/data/small.json"
@@ -44,33 +43,23 @@ JOBS = {
 
 
 @pytest.fixture(scope="module")
-def builds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Future[Packages]]]:
-    """This version, without the unit tests, and the next one, with them, which go on while this one is tested."""
-    tree = rpm.later_tree(tmp_path_factory.mktemp("later"))
-    with ThreadPoolExecutor(2) as pool:
-        this = pool.submit(rpm.build, tmp_path_factory.mktemp("packages"), "--no-check")
-        later = tmp_path_factory.mktemp("later-packages")
-        yield [this, pool.submit(rpm.build, later, "--no-report", tree=tree)]
-
-
-@pytest.fixture(scope="module")
-def packages(builds: list[Future[Packages]]) -> Packages:
+def packages(builds: Builds) -> Packages:
     """This version's."""
     try:
-        return builds[0].result()
+        return builds.this.result()
     except UnavailableError as missing:
         pytest.skip(str(missing))
 
 
 @pytest.fixture(scope="module")
-def later(builds: list[Future[Packages]]) -> Packages:
+def later(builds: Builds) -> Packages:
     """The next version's."""
-    return builds[1].result()
+    return builds.later.result()
 
 
 @pytest.fixture(scope="module")
-def system(builds: object) -> Iterator[Box]:
-    """A booted system of this module's own that has never seen the daemon; it boots while the packages are built."""
+def system() -> Iterator[Box]:
+    """A booted system of this module's own that has never seen the daemon."""
     with ExitStack() as stack:
         try:
             made = stack.enter_context(box())
@@ -200,10 +189,10 @@ def test_plots_come_with_their_own_package(service: Service, packages: Packages,
     service.send(SMALL, f"store/{bucket}/drawn")
 
 
-def test_rpmlint(packages: Packages) -> None:
+def test_rpmlint(builds: Builds) -> None:
     """rpmlint finds nothing except what packaging/rpmlintrc allows, with a reason each."""
     try:
-        output = rpm.lint(packages)
+        output = builds.lint.result()
     except UnavailableError as missing:
         pytest.skip(str(missing))
     assert re.search(r"4 packages and 1 specfiles checked; 0 errors, 0 warnings", output), output
