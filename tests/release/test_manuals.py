@@ -90,7 +90,7 @@ def test_what_the_status_line_begins_with_is_explained() -> None:
         {"stopping": "draining for up to 20 s"},
         {"spool_fault": "the disk is full"},
         {"held": "ExpiredToken"},
-        {"away": True},
+        {"away": True, "away_reason": "ConnectTimeout"},
         {"unreachable": "no address answers"},
         {"failing": "nothing stored for 30s"},
         {"reload_fault": "a bad value"},
