@@ -65,7 +65,7 @@ _LOSSY, _DEVIATIONS, _TIMEOUT_PACKETS = 0.02, 3, 6
 #: until they are not, up to so many rounds.
 _PROBE_PACKETS, _PROBE_ROUNDS = 2, 8
 #: Rounds in which the rate was used before the next probe.
-_PROBE_EVERY = 30
+_PROBE_EVERY = 8
 #: Rounds of use without any queue after which the rate counts as what the link carries: at 200 ms, one exposure has
 #: some six beside its probe; and after which a rate far below what was found before does.
 _SETTLED, _LOWERED = 4, 20

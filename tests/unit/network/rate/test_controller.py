@@ -173,13 +173,23 @@ class LateTicks(random.Random):
         return self.uniform(SAMPLE_EVERY_S, 0.05)
 
 
-@pytest.mark.parametrize("late", [None, LateTicks(4)], ids=["in time", "late"])
-@pytest.mark.parametrize("rtt_s", [0.03, 0.05, 0.08, 0.2])
-def test_a_link_that_has_its_rate_again_is_soon_used_in_full(rtt_s: float, late: random.Random | None) -> None:
-    """A probe is measured by the samples around it, which need not come when it begins and ends."""
+@pytest.mark.parametrize(
+    ("rtt_s", "queue_s", "late"),
+    [
+        *((rtt_s, 0.05, late) for rtt_s in (0.03, 0.05, 0.08, 0.2) for late in (None, LateTicks(4))),
+        *((rtt_s, 0.01, None) for rtt_s in (0.006, 0.01, 0.03, 0.05)),
+    ],
+)
+def test_a_link_that_has_its_rate_again_is_soon_used_in_full(
+    rtt_s: float, queue_s: float, late: random.Random | None
+) -> None:
+    """A probe is measured by the samples around it, which need not come when it begins and ends.
+
+    One that a short queue made fail is repeated within the exposure.
+    """
     link, controller = Link(1000 * MBIT, rtt_s=rtt_s), Controller()
     for mbit in (1000, 300, 1000, 100, 1000):
-        link.rate, link.queue = mbit * MBIT, mbit * MBIT * 0.05
+        link.rate, link.queue = mbit * MBIT, mbit * MBIT * queue_s
         ratios = [expose(link, controller, min(193e6, 6 * link.rate), late=late) for _ in range(3)]
     assert (ratios[1] < 1.25, ratios[2] < 1.15) == (True, True), ratios
 
