@@ -49,7 +49,7 @@ from s3daemon.http.figures import Figure, present
 from s3daemon.http.metrics import Metrics
 from s3daemon.http.pages import routes
 from s3daemon.http.server import HttpServer
-from s3daemon.http.upload import FORM_NAME, Forms
+from s3daemon.http.upload import REPLY_FORM, Forms
 from s3daemon.ingress.access import AccessControl, resolve_users
 from s3daemon.ingress.listener import name_of
 from s3daemon.ingress.peer import PeerLookup
@@ -296,7 +296,7 @@ class Service:
         self._uploader.recover(pending)
         self._janitor.forget_other_endpoints()
         for name, sock in clients.items():
-            if form_of(name) == FORM_NAME:
+            if form_of(name) == REPLY_FORM:
                 self._http.resume(sock, partial(self._forms.resume, name, sock))
             else:
                 self._server.resume(name, sock)

@@ -80,7 +80,7 @@ _OWN_CODES = frozenset(
 )
 
 #: The form of the reply to a waiting client, in the name of its connection with systemd.
-FORM_NAME = "http"
+REPLY_FORM = "http"
 _FIELDS = ("file", "uri", "slug")
 _NEEDED = ("file", "uri")
 _SCHEME = "s3://"
@@ -183,7 +183,7 @@ class Forms:
             allowed = True
             request = request_of(pairs)
             ticket = await self._intake.submit(request)
-            name = name_for(FORM_NAME, ticket)
+            name = name_for(REPLY_FORM, ticket)
             reply = await self._waiting.wait(ticket, form.sock, name)
         except S3daemonError as exc:
             await self._refusals.add(describe_refusal(exc, *given_in(pairs)), form.sock, allowed=allowed)
