@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import settings
 from lab import box as box_lab
 from lab import deploy, env, processes
 from lab import moto as moto_lab
@@ -28,8 +29,13 @@ Thing = TypeVar("Thing")
 
 
 def pytest_configure() -> None:
-    """Libraries inside the tests must not read the machine's proxies, certificates and AWS variables."""
+    """Libraries inside the tests must not read the machine's proxies, certificates and AWS variables.
+
+    No generated example fails for taking long: what is slow is the machine.
+    """
     env.scrub(os.environ)
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -45,7 +45,7 @@ def test_the_corpus_is_small() -> None:
 
 @pytest.mark.parametrize("name", TARGETS)
 @given(text=st.lists(PIECES | st.text(max_size=5), max_size=12).map("".join))
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 def test_no_generated_text_fails(name: str, text: str) -> None:
     """Texts made of pieces of valid input."""
     TARGETS[name](text.encode(errors="surrogatepass"))

@@ -84,7 +84,7 @@ async def _both(url: str, region: str, token: str, params: Mapping[str, Any]) ->
         await signer.close()
 
 
-@settings(deadline=None, max_examples=60)  # two requests each, by a client of its own
+@settings(max_examples=60)  # two requests each, by a client of its own
 @given(
     url=st.sampled_from(
         ["http://store", "https://store:8443", "http://Store:80", "https://10.0.0.1:443", "http://[::1]:9000"]

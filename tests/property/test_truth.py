@@ -220,7 +220,7 @@ CASES = st.tuples(
 )
 
 
-@settings(max_examples=HISTORIES // AT_ONCE, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=HISTORIES // AT_ONCE, suppress_health_check=list(HealthCheck))
 @given(st.lists(CASES, min_size=AT_ONCE, max_size=AT_ONCE))
 def test_stored_is_the_truth(cases: list[Case]) -> None:
     """What is reported as stored is stored; and what was stored is never taken for certainly lost."""
@@ -319,7 +319,7 @@ class PartsLiar(Liar):
             await exchange.answer(404)
 
 
-@settings(max_examples=max(20, HISTORIES // 25), deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=max(20, HISTORIES // 25), suppress_health_check=list(HealthCheck))
 @given(
     st.lists(BEHAVIOURS, max_size=2),
     st.lists(BEHAVIOURS, max_size=1),

@@ -286,7 +286,7 @@ class Walk(RuleBasedStateMachine):
 
 
 TestWalk = Walk.TestCase
-TestWalk.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+TestWalk.settings = settings(max_examples=150, stateful_step_count=40)
 
 
 def test_twelve_attempts_in_a_minute_are_the_most() -> None:
