@@ -64,10 +64,11 @@ def test_a_file_system_that_hangs(sick: SickFs, s3: FlakyS3, tmp_path: Path, fil
             assert served.process.wait() == 0
 
 
-def test_a_read_error(sick: SickFs, s3: FlakyS3, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["broken", "broken-small"])
+def test_a_read_error(sick: SickFs, s3: FlakyS3, tmp_path: Path, name: str) -> None:
     """It does not end the transfer: the client gets the error, and the file is stored once it can be read."""
     with daemon(tmp_path / "state", s3.server, LIMITS) as served:
-        reply = served.plain(sick.file("broken"), "a/bucket/broken")
+        reply = served.plain(sick.file(name), f"a/bucket/{name}")
         assert reply.startswith(b"Deferred: ")
         assert b"ReadFailed" in reply
         assert "Input/output error" in reply.decode()
@@ -75,7 +76,7 @@ def test_a_read_error(sick: SickFs, s3: FlakyS3, tmp_path: Path) -> None:
         sick.heal()
         served.ask("retry", all=True)
         served.wait_idle()
-    assert s3.objects["bucket/broken"].body == content("broken")
+    assert s3.objects[f"bucket/{name}"].body == content(name)
 
 
 def test_a_file_that_another_host_replaced(sick: SickFs, s3: FlakyS3, tmp_path: Path) -> None:

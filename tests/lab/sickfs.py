@@ -29,7 +29,8 @@ class SickFs:
     """The mounted file system. Made by ``sickfs``.
 
     By a file's name: ``well…`` has no fault, a read of ``hung…`` never ends, an open of ``mute…`` never does, a read of
-    ``broken…`` fails with EIO until ``heal``, an open of ``moved…`` with ESTALE until the kernel looks it up anew.
+    ``broken…`` fails with EIO until ``heal``, an open of ``moved…`` with ESTALE until the kernel looks it up anew. What
+    ends in ``small`` has 3000 bytes, of which each read meets the fault.
     """
 
     def __init__(self, root: Path, flag: Path, process: Process) -> None:
@@ -51,9 +52,14 @@ class SickFs:
         subprocess.run(["umount", "-l", str(self._root)], check=False, capture_output=True)
 
 
+def size_of(name: str) -> int:
+    """The size of a file of this name."""
+    return 3000 if name.endswith("small") else SIZE
+
+
 def content(name: str) -> bytes:
     """What is in a file of this name."""
-    return (name.encode() * (SIZE // len(name) + 1))[:SIZE]
+    return (name.encode() * (SIZE // len(name) + 1))[: size_of(name)]
 
 
 @contextmanager
@@ -103,7 +109,7 @@ def _mount(root: str, flag: str) -> None:
             outdated.look_up(path, fh)
             if path == "/":
                 return {"st_mode": stat.S_IFDIR | 0o755, "st_nlink": 2}
-            return {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": SIZE, "st_mtime": 1e9}
+            return {"st_mode": stat.S_IFREG | 0o644, "st_nlink": 1, "st_size": size_of(path), "st_mtime": 1e9}
 
         def open(self, path: str, flags: int) -> int:
             if path.startswith("/mute"):
@@ -112,7 +118,7 @@ def _mount(root: str, flag: str) -> None:
             return 0
 
         def read(self, path: str, size: int, offset: int, fh: int) -> bytes:
-            faulty = offset + size > GOOD_BYTES
+            faulty = offset + size > GOOD_BYTES or size_of(path) < SIZE
             if faulty and path.startswith("/hung"):
                 time.sleep(1e6)
             if faulty and path.startswith("/broken") and not Path(flag).exists():

@@ -94,7 +94,7 @@ class Source:
         path: the path that was opened.
         fd: its descriptor, owned by this object from now on.
         state: the file as it was when opened.
-        content: the whole content of a small file; None for a larger one, and where it changed while it was read.
+        content: the whole content of a small file; None for a larger one, and where it could not be read.
     """
 
     def __init__(self, path: str, fd: int, state: FileState, content: bytes | None) -> None:
@@ -176,16 +176,16 @@ class Source:
         fd = os.open(f"/proc/self/fd/{name}", os.O_RDONLY | os.O_CLOEXEC | at_once)
         try:
             state = FileState.of(os.fstat(fd))
-            content = _read_whole(fd, state.size, flags) if state.size <= SMALL_BYTES else None
-            now = FileState.of(os.fstat(fd)) if content is not None else state
-            if now != state or (content is not None and len(content) != state.size):
-                # It changes. The request is accepted all the same: an attempt finds that out at its end, as of a larger
-                # file, and the next one sends what it is by then.
-                content, state = None, now
+            if state.size > SMALL_BYTES:
+                return cls(path, fd, state, None)
+            content, now = _read_whole(fd, state.size, flags), FileState.of(os.fstat(fd))
+            if content is not None and has_false_size(len(content), state, now):
+                text = "its size is not that of its content: the file system generates it"
+                raise FileError(Code.NOT_REGULAR_FILE, f"{one_line(path)}: {text}")
         except BaseException:
             os.close(fd)
             raise
-        return cls(path, fd, state, content)
+        return cls(path, fd, now, content if now == state else None)
 
     def check_unchanged(self) -> None:
         """Check that the path still names the file that was opened, unchanged. Blocks like `open`.
@@ -259,17 +259,30 @@ def _other_kind(found: os.stat_result) -> str:
     return ""
 
 
-def _read_whole(fd: int, size: int, flags: int) -> bytes:
-    """Read a file of `size` bytes, and one more if there is one.
+def _read_whole(fd: int, size: int, flags: int) -> bytes | None:
+    """Read a file of `size` bytes, and one more if there is one; return None if it cannot be read.
+
+    Its request is accepted all the same, as where it changes meanwhile: an attempt finds that out, as of a larger file,
+    and the next one may not.
 
     Raises:
-        OSError: it cannot be read; with RWF_NOWAIT also, not all of it without asking a file system.
+        OSError: it may not be read; with RWF_NOWAIT, not all of it can be without asking a file system.
     """
     content = bytearray(size + 1)
-    got = os.preadv(fd, [content], 0, flags)
+    try:
+        got = os.preadv(fd, [content], 0, flags)
+    except OSError as exc:
+        if flags or exc.errno in (errno.EACCES, errno.EPERM):
+            raise
+        return None
     if flags and got < size:
         raise BlockingIOError(errno.EAGAIN, "not in memory")
     return bytes(content[:got])
+
+
+def has_false_size(got: int, before: FileState, after: FileState) -> bool:
+    """Return whether a file with such states, before and after so many bytes were read, has no size of its own."""
+    return got != before.size and (after == before or got > max(before.size, after.size))
 
 
 async def open_file(

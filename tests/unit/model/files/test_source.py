@@ -38,8 +38,9 @@ from s3daemon.model.files.memory import (
     is_missing,
     look_up,
 )
-from s3daemon.model.files.source import SMALL_BYTES, Source, file_error, md5_of, open_file
+from s3daemon.model.files.source import SMALL_BYTES, Source, file_error, has_false_size, md5_of, open_file
 from s3daemon.model.reply import Reply
+from s3daemon.model.request import FileState
 
 
 def refused(path: Path | str, *roots: Path) -> FileError:
@@ -113,6 +114,28 @@ def test_a_small_file_that_changes(tmp_path: Path) -> None:
         stop.set()
         thread.join()
     assert seen[True]
+
+
+@pytest.mark.parametrize(
+    ("before", "got", "after", "changed", "false"),
+    [
+        (100, 100, 100, False, False),
+        (100, 100, 100, True, False),
+        (100, 101, 150, True, False),
+        (100, 100, 50, True, False),
+        (100, 60, 60, True, False),
+        (0, 1, 0, False, True),
+        (0, 1, 0, True, True),
+        (4096, 10, 4096, False, True),
+    ],
+    ids=["plain", "touched", "grown", "truncated after", "truncated before", "without size", "and touched", "a page"],
+)
+def test_a_size_is_false_if_no_change_explains_it(
+    before: int, got: int, after: int, changed: bool, false: bool
+) -> None:
+    """As of a file that a FUSE file system generates: nothing may be stored in place of its content."""
+    states = [FileState(size, mtime, 1, 1, 1) for size, mtime in ((before, 1), (after, 2 if changed else 1))]
+    assert has_false_size(got, *states) is false
 
 
 def test_a_file_under_a_lease(tmp_path: Path) -> None:
