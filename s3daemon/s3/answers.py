@@ -222,7 +222,7 @@ _HEAD_CODES: Mapping[int, str] = {
 #: What an operator can do about an error, by its code.
 _HINTS = {
     "NoSuchBucket": "create the bucket, or fix the destination",
-    "AccessDenied": "these keys may not write there",
+    "AccessDenied": "these keys may not write there, or the bucket's policy demands more",
     "InvalidAccessKeyId": "fix the access key and reload",
     "SignatureDoesNotMatch": "fix the secret key and reload",
     "AuthorizationHeaderMalformed": "set AWS_DEFAULT_REGION to the store's region and reload",
