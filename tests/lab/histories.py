@@ -204,6 +204,9 @@ class Player:
             case "granted":
                 self.store.constant.clear()
                 await self._reload()
+            case "lifted":
+                self.store.constant.clear()
+                self.store.constant |= self.world.constant
             case _:
                 await self._operate(event.what)
 

@@ -9,7 +9,7 @@ daemon is killed, reloaded or stopped. There are five kinds, by what must hold i
               is there in the end, counts and records are right, nothing is sent twice without a reason
     own       some destinations are refused or spoilt for ever, the store is odd to small requests: no other destination
               is deferred, held or failed
-    denied    the store refuses the keys; after a reload nothing has failed for good
+    denied    the store refuses the keys; after a reload, or if it is over within seconds, nothing has failed for good
     dead      every address is dead: away within 10 s, few lines, few attempts; back soon
 
 A world is made of a seed, or read from JSON: those that were wrong once are kept in `tests/property/worlds`.
@@ -101,7 +101,7 @@ class Event:
 
     Args:
         at: when, seconds.
-        what: kill, terminate, reload, retry, dead, alive, denied, granted; drop: of two pending transfers; disk: it
+        what: kill, terminate, reload, retry, dead, alive, denied, granted by a reload; lifted: without one; drop: of two pending transfers; disk: it
             fails for a second; renamed: the store has another name, in force after a reload, a kill or a stop;
             narrow, wide: few connections and no upload in parts, or many and large files in parts.
         addresses: which ones die or come back; the last numbers of 127.0.0.N.
@@ -291,15 +291,23 @@ def own(rng: random.Random, count: int) -> World:
 
 
 def denied(rng: random.Random, count: int) -> World:
-    """Return a world in which the store refuses the keys for a while."""
+    """Return a world in which the store refuses the keys for a while.
+
+    If that is a denial it may be over by itself; and keys that were accepted before may be denied the small request.
+    """
     code = rng.choice((*KEYS_CODES, "AccessDenied", "AccessDenied"))
     rotated_at = rng.choice((0.0, 1.5))
     sent = [
         Sent(f"bucket/{n}", round(rng.uniform(0, 3), 2), (Version(3_000, rng.choice(("plain", "unwaited"))),))
         for n in range(count)
     ]
-    events = (Event(rotated_at, "denied", how=code), Event(4.0, "granted"))
-    return World("denied", rng.choice((1, 2)), tuple(sent), events)
+    granted, constant = Event(4.0, "granted"), dict[str, Behaviour]()
+    if code == "AccessDenied" and rng.random() < 0.7:
+        granted = Event(round(rotated_at + rng.uniform(0.1, 4), 2), "lifted")
+        if rotated_at and rng.random() < 0.5:
+            constant = {"neutral": refusal(403, code)}
+    events = (Event(rotated_at, "denied", how=code), granted)
+    return World("denied", rng.choice((1, 2)), tuple(sent), events, constant)
 
 
 def dead(rng: random.Random, _: int) -> World:
