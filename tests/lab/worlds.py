@@ -39,7 +39,8 @@ class Version:
 
     Args:
         size: bytes.
-        way: how it is sent: plain, extended, unwaited, http or form.
+        way: how it is sent: plain, extended, unwaited, http or form; kept: extended, over one connection for all of
+            this client's.
         file: the name of a file that others send too; empty: one of its own, written for it.
         tag: of the request; a plain one has none.
         leaves_s: the client hangs up after so many seconds, if it has no answer; 0: it waits.
@@ -101,9 +102,9 @@ class Event:
 
     Args:
         at: when, seconds.
-        what: kill, terminate, reload, retry, dead, alive, denied, granted by a reload; lifted: without one; drop: of two pending transfers; disk: it
-            fails for a second; renamed: the store has another name, in force after a reload, a kill or a stop;
-            narrow, wide: few connections and no upload in parts, or many and large files in parts.
+        what: kill, terminate, reload, retry, dead, alive, denied, granted by a reload; lifted: without one; drop:
+            two pending transfers; disk: it fails for a second; renamed: the store has another name, in force after a
+            reload, a kill or a stop; narrow, wide: few connections and no parts, or many and large files in parts.
         addresses: which ones die or come back; the last numbers of 127.0.0.N.
         how: they die, or a name comes into force.
     """
@@ -350,7 +351,7 @@ def shared(rng: random.Random, count: int) -> World:
 
 
 def _shared_version(rng: random.Random, number: int) -> Version:
-    way = rng.choice(("plain", "extended", "extended", "unwaited", "http", "form"))
+    way = rng.choice(("plain", "extended", "kept", "kept", "unwaited", "http", "form"))
     file = rng.choice(("", "", f"of-{number}", f"of-{number % 7}"))
     then = rng.choice(("", "", *(THEN[:3] if file else THEN)))
     return Version(
