@@ -18,6 +18,7 @@ A world is made of a seed, or read from JSON: those that were wrong once are kep
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
@@ -113,6 +114,11 @@ class Event:
     what: str
     addresses: tuple[int, ...] = ()
     how: str = Death.REFUSED
+
+    @property
+    def ends_process(self) -> bool:
+        """Whether the daemon's process ends, and another one starts."""
+        return bool({"kill", "terminate"} & {self.what, self.how if self.what == "renamed" else ""})
 
 
 @dataclass(frozen=True)
@@ -325,7 +331,8 @@ def dead(rng: random.Random, _: int) -> World:
 def shared(rng: random.Random, count: int) -> World:
     """Return a world in which several clients send to each destination.
 
-    No store damages what it keeps: after a crash, nothing tells that of a file that has changed since.
+    No store damages what it keeps: after a crash, nothing tells that of a file that has changed since. And no process
+    ends after its disk has failed: it could not leave to the next one what it has sent.
     """
     sent = list[Sent]()
     places, most = rng.choice(((count // 3, 4), (count // 12, 16)))
@@ -347,7 +354,10 @@ def shared(rng: random.Random, count: int) -> World:
             k=rng.randint(0, 5),
         )
     ]
-    return World("shared", rng.choice((1, 2)), tuple(sent), tuple(sorted(events, key=lambda event: event.at)))
+    events.sort(key=lambda event: event.at)
+    fails_at = min((event.at for event in events if event.what == "disk"), default=math.inf)
+    events = [event for event in events if event.at <= fails_at or not event.ends_process]
+    return World("shared", rng.choice((1, 2)), tuple(sent), tuple(events))
 
 
 def _shared_version(rng: random.Random, number: int) -> Version:
