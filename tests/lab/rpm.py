@@ -31,7 +31,7 @@ PACKED = (
 )
 """The files of the tree that a package is built from."""
 
-_NICE = ("nice", "-n", "10")
+_NICE = ("nice", "-n", "5")
 """Tests that measure time run beside a build."""
 
 _LEFTOVERS = (
@@ -100,7 +100,7 @@ def built(directory: Path) -> Packages:
 
 @dataclass(frozen=True)
 class Builds:
-    """What is being made, one after the other.
+    """What is being made.
 
     Args:
         this: this version's packages, built without the unit tests.
@@ -117,11 +117,11 @@ class Builds:
 def building(directory: Path) -> Iterator[Builds]:
     """Make these in an empty directory beside what is done in the ``with`` block, at a low priority."""
     tree = later_tree(directory)
-    pool = ThreadPoolExecutor(1)
+    pool = ThreadPoolExecutor(2)
     this = pool.submit(build, directory / "this", "--no-check")
-    lint = pool.submit(lambda: _lint(this.result()))
+    later = pool.submit(build, directory / "later", "--no-report", tree=tree)
     try:
-        yield Builds(this, lint, pool.submit(build, directory / "later", "--no-report", tree=tree))
+        yield Builds(this, pool.submit(lambda: _lint(this.result())), later)
     finally:
         pool.shutdown(cancel_futures=True)
 
