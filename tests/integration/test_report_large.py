@@ -1,4 +1,4 @@
-"""A report of 200 000 transfers takes little more than reading them, and less memory than the daemon may take."""
+"""A report of many transfers takes little more than reading them, and less memory than the daemon may take."""
 
 import json
 import subprocess
@@ -10,9 +10,9 @@ import pytest
 from lab.box import Box
 from lab.env import TREE, clean_env
 
-COUNT = 100_000
-#: Measured: processor time of 0.6 to 1.0 of journalctl's, which is the baseline, and 135 MB.
-TIMES_JOURNALCTL, RESIDENT_BYTES = 2, 200e6
+COUNT = 50_000
+#: Measured: processor time of 0.6 to 1.0 of journalctl's, which is the baseline, and 80 MB; 135 MB of twice as many.
+TIMES_JOURNALCTL, RESIDENT_BYTES = 2, 120e6
 #: Runs in the box: writes the records of a long night to journald, with fields as long as real ones.
 WRITE = """
 import random, socket, sys
@@ -80,8 +80,8 @@ def journal(box: Box, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path
         path.unlink()
 
 
-def test_a_hundred_thousand(journal: Path) -> None:
-    """All are in the report, in less than twice the processor time of journalctl's reading, and 200 MB."""
+def test_fifty_thousand(journal: Path) -> None:
+    """All are in the report, in less than twice the processor time of journalctl's reading, and 120 MB."""
     words = ("report", "--file", str(journal), "--json", "--by", "tag")
     done = subprocess.run(
         [sys.executable, "-c", MEASURE, *words], cwd=TREE, env=clean_env(), capture_output=True, text=True, check=True
