@@ -253,7 +253,7 @@ def test_clients_wait_while_the_environment_file_is_broken(service: Service, rgw
     """Clients wait while the service fails to start, more often than systemd's default limit; then all is stored."""
     with ExitStack() as stack:
         # Five failed starts within ten seconds are what systemd's own limits are about; 2 s apart they are not enough.
-        stack.enter_context(service.drop_in("RestartSec=500ms"))
+        stack.enter_context(service.drop_in("RestartSec=100ms"))
         service.systemctl("start", service.socket)
         service.send(SMALL, f"store/{bucket}/before")
         assert listening(service) == (0, 4096)
@@ -344,6 +344,7 @@ def test_a_stopped_journal_stops_no_transfer(
     service: Service, rgw: Gateway, bucket: str, journald: tuple[str, ...]
 ) -> None:
     """Transfers go on without it; what could not be recorded is counted in a warning once it is back, and reported."""
+    began_s = time.time()
     service.systemctl("start", service.socket, service.unit)
     service.send(SMALL, f"store/{bucket}/gone/before")
     service.records("gone/before")
@@ -357,7 +358,7 @@ def test_a_stopped_journal_stops_no_transfer(
     service.records("gone/after")
     text = "5 journal entries are lost: the journal did not take them in time"
     until(lambda: service.journal(f"MESSAGE={text}"), lambda found: len(found) == 1, "warning of all that is lost")
-    noted = service.box.exec("s3daemon", "report", "--prefix", "gone/").stderr
+    noted = service.box.exec("s3daemon", "report", "--since", f"@{began_s:.6f}", "--prefix", "gone/").stderr
     assert "entries lost, as the journal did not take them in time: transfers may be missing here: 5\n" in noted
     explained = service.box.exec("journalctl", "-x", f"MESSAGE_ID={MessageId.LOST}").stdout
     assert "Subject: Entries of the service are missing" in explained
