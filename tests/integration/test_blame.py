@@ -20,7 +20,7 @@ from lab.scripted import Exchange, Script, refusing
 from lab.sending import a_file
 
 #: For how long log lines and CPU are counted, seconds.
-MEASURED_S = 10.0
+MEASURED_S = 6.0
 
 
 @pytest.fixture

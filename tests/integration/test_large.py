@@ -137,7 +137,7 @@ def test_many_large_files_take_little_memory(tmp_path: Path, rgw: Gateway, bucke
     files = [tmp_path / f"large{n}" for n in range(25)]
     for file in files:
         file.touch()
-        os.truncate(file, 33 * MIB)
+        os.truncate(file, 20 * MIB)
     with daemon(tmp_path / "state", rgw, multipart_threshold="5MiB", part_size="16MiB") as served:
         for file in files:
             accepted(served, file, f"{bucket.name}/{file.name}")

@@ -423,10 +423,10 @@ def test_bwlimit(case: Case) -> None:
     """An upload is sent no faster."""
     served, file = case.start(), case.sized(500_000)
     stored(served, file)
-    reload(served, bwlimit="800k")  # bits a second: five seconds for the file
+    reload(served, bwlimit="1600k")  # bits a second: two and a half seconds for the file
     stored(served, file)
     unlimited, limited = case.store.puts
-    assert limited.seconds > max(2.5, unlimited.seconds)
+    assert limited.seconds > max(1.25, unlimited.seconds)
 
 
 def test_congestion(case: Case) -> None:

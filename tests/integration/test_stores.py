@@ -28,7 +28,7 @@ from s3daemon.spool.spool import Spool
 MIB = 1 << 20
 PART = 5 * MIB
 IN_PARTS = {"multipart_threshold": "5MiB", "part_size": "5MiB"}
-IDLE_S = float(MACHINE_ENV.get("S3DAEMON_TEST_IDLE", "3"))
+IDLE_S = float(MACHINE_ENV.get("S3DAEMON_TEST_IDLE", "1.5"))
 BACK_S = 8.0
 """A store that listens again has all its connections again within this."""
 IN_CI = os.environ.get("CI") == "true"
@@ -151,7 +151,7 @@ def test_primed_by_refused_uploads(store: Store, tmp_path: Path) -> None:
                 served.process.wait_line(f"S3DAEMON_PRIME.*{found}")
             else:  # it keeps no connection that could be primed
                 served.process.wait_line("S3DAEMON_PRIME has no effect")
-            time.sleep(3.0)
+            time.sleep(IDLE_S)
             assert sum("S3DAEMON_PRIME" in line for line in served.process.lines()) == 1
             served.terminate()  # which saves what was found; a crash within 30 s of the first upload would not
             served.start()
@@ -173,7 +173,7 @@ def test_keys_that_may_not_prime(store: Store, tmp_path: Path) -> None:
     asyncio.run(save_hint())
     with daemon(state, stranger, prime="auto", max_connections="4") as served:
         served.process.wait_line("S3DAEMON_PRIME.*AccessDenied")
-        time.sleep(3.0)
+        time.sleep(IDLE_S)
         assert sum("S3DAEMON_PRIME" in line for line in served.process.lines()) == 1
         assert served.ask("status")["held"] == ""
 

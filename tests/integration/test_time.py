@@ -35,7 +35,7 @@ def test_a_process_that_was_stopped(s3: FlakyS3, tmp_path: Path) -> None:
         assert s3.held_bodies.acquire(timeout=20)
         served.process.popen.send_signal(signal.SIGSTOP)
         s3.release()
-        time.sleep(4)  # longer than all limits
+        time.sleep(2.5)  # longer than all limits
         assert not asked.done()
         served.process.popen.send_signal(signal.SIGCONT)
         assert asked.result() == b"Success"
