@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fakes import House, transfer
+from fake_transfer import transfer
+from fakes import House
 
 from s3daemon.model.reply import Outcome
 from s3daemon.spool.spool import Spool

@@ -11,7 +11,7 @@ import tracemalloc
 from pathlib import Path
 
 import pytest
-from fakes import transfer
+from fake_transfer import transfer
 
 from s3daemon.spool.spool import Spool
 
@@ -21,7 +21,7 @@ ADD_FOR_EVER = """
 import asyncio, itertools, sys
 from pathlib import Path
 sys.path.insert(0, str(Path(sys.argv[2]) / "tests"))
-from fakes import transfer
+from fake_transfer import transfer
 from s3daemon.spool.spool import Spool
 
 async def main():
@@ -83,10 +83,10 @@ def test_54000_pending_transfers_are_read_quickly(tmp_path: Path, capsys: pytest
             spool = Spool.open(tmp_path)
             rate = await fill(spool, numbers)
             await spool.close()
-            began = time.perf_counter()
+            began = time.process_time()  # not that of other programs
             spool = Spool.open(tmp_path)
             assert len(spool.entries()) == numbers.stop
-            seconds.append(time.perf_counter() - began)
+            seconds.append(time.process_time() - began)
             await spool.close()
         return rate, seconds
 

@@ -7,7 +7,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from fakes import transfer
+from fake_transfer import transfer
 from lab.daemon import daemon
 from lab.env import TREE
 from lab.flaky import Fault, FlakyS3

@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from fakes import FakeSpool, FakeStore, House, away, flying, flying_with, transfer
+from fake_transfer import transfer
+from fakes import FakeSpool, FakeStore, House, away, flying, flying_with
 
 from s3daemon.delivery.health.endpoint import ASK_EVERY_S, HELD_PROBE_S
 from s3daemon.errors import AttemptError, SpoolError

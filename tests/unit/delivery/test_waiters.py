@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from fakes import House, away, flying_with, transfer
+from fake_transfer import transfer
+from fakes import House, away, flying_with
 
 from s3daemon.delivery.decision import LastError
 from s3daemon.delivery.health.endpoint import KNOWN_AWAY_AFTER_S, Health

@@ -8,7 +8,7 @@ import sqlite3
 from pathlib import Path
 
 import pytest
-from fakes import transfer
+from fake_transfer import transfer
 from lab.records import START_USEC, failed, record
 
 from s3daemon.model.exposure import KEPT, MARKS_KEPT, MISSING_KEPT, Exposure, Exposures, Loss, Missing, mark_of

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fakes import transfer
+from fake_transfer import transfer
 from lab.sending import in_loop
 
 from s3daemon.errors import SpoolError, StartError

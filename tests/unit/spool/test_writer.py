@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from fakes import transfer
+from fake_transfer import transfer
 from lab.sending import in_loop
 
 from s3daemon.errors import SpoolError
