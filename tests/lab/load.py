@@ -108,7 +108,7 @@ def series(served: Daemon, file: Path, count: int, *, at_once: int = 50, bucket:
     async def client() -> None:
         for number in numbers:
             replies[await ask(served.port, file, f"a/{bucket}/series/{number % 5000}")] += 1
-            if number % every == 0 and number >= count // 4:
+            if number % every == 0 and number >= count // 2:
                 samples.append((number, Held.by(served)))
 
     async def main() -> None:

@@ -236,12 +236,13 @@ def test_credentials_that_cannot_be_listed(tmp_path: Path) -> None:
     (no_directory := tmp_path / "a\nfile").touch()
     reasons = {
         str(no_directory): "Not a directory",
-        "/a\0b": "embedded null byte",
+        "/a\0b": "",  # in words of Python's that change from version to version
         "/" + "x" * 300: "File name too long",
     }
     for directory, reason in reasons.items():
         (fault,) = faults({**GOOD, "CREDENTIALS_DIRECTORY": directory})
-        assert fault.endswith(f" cannot be listed: {reason}")
+        assert " cannot be listed: " in fault
+        assert fault.endswith(reason)
         assert fault.isprintable()
 
 

@@ -58,6 +58,8 @@ from s3daemon.spool.rows import Entry
 
 URLENCODED = "application/x-www-form-urlencoded"
 MULTIPART = "multipart/form-data; boundary=XX"
+#: Of parameters in parts: newer versions of Python read what older ones cannot.
+UNREADABLE = "a header that cannot be read|the field 'file' is missing"
 
 
 def read(content_type: str, body: bytes) -> Request:
@@ -219,9 +221,9 @@ def test_a_bad_form_is_refused_with_the_reason(body: bytes, why: str) -> None:
         (URLENCODED, b"a=&" * MAX_FIELDS, "more than 1000 fields"),
         (MULTIPART, multipart(*[("a", b"")] * (MAX_FIELDS + 1)), "more than 1000 fields"),
         (MULTIPART, multipart(("a", b""), ('"; a="' * MAX_FIELD_HEADER, b"")), "a header of more than 2048 bytes"),
-        (MULTIPART, multipart(('"; name*=b; name*0="', b"/f")), "a header that cannot be read"),
-        (MULTIPART + "; x*" + "9" * 5000 + "=y", b"--XX\n", "a header that cannot be read"),
-        (MULTIPART + "; x*=a; x*0=b", b"--XX\n", "a header that cannot be read"),
+        (MULTIPART, multipart(('"; name*=b; name*0="', b"/f")), UNREADABLE),
+        (MULTIPART + "; x*" + "9" * 5000 + "=y", b"--XX\n", UNREADABLE),
+        (MULTIPART + "; x*=a; x*0=b", b"--XX\n", UNREADABLE),
     ],
     ids=["urlencoded", "multipart", "header", "parts", "type number", "type parts"],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,10 @@ S = 1_000_000
 
 
 @pytest.fixture
-def file(tmp_path: Path) -> SpoolFile:
-    return SpoolFile(tmp_path / "spool.db", create=True)
+def file(tmp_path: Path) -> Iterator[SpoolFile]:
+    opened = SpoolFile(tmp_path / "spool.db", create=True)
+    yield opened
+    opened.close()
 
 
 def stored(number: int, **changes: object) -> TransferRecord:
@@ -154,7 +157,6 @@ def test_a_damaged_file_gives_its_exposures_to_the_next(file: SpoolFile, tmp_pat
     kept = KeptExposures((one,), ((3, "0" * 16),))
     file.commit([[kept], [kept]])
     assert file.kept() == kept
-    file.close()
 
 
 def test_a_spool_knows_them_after_a_restart_and_after_a_crash(tmp_path: Path) -> None:
