@@ -43,6 +43,7 @@ pid file =
 mon data = {dir}/mon
 mgr data = {dir}/mgr
 osd data = {dir}/osd
+{classes}
 osd objectstore = memstore
 memstore device bytes = {memory}
 osd pool default size = 1
@@ -112,6 +113,8 @@ def rgw(directory: Path, authority: Authority, *, host: str = "127.0.0.1", optio
             http=http,
             https=https,
             memory=_MEMORY_BYTES,
+            # Debian 13's own default is relative to the working directory.
+            classes="".join(f"osd class dir = {found}" for found in Path("/usr/lib").glob("*/rados-classes")),
             cert=certificate.cert,
             key=certificate.key,
             options=options,
