@@ -84,6 +84,17 @@ class _FixedResolver(AbstractResolver):
         """Do nothing: there is nothing to close."""
 
 
+class _Connector(aiohttp.TCPConnector):
+    """Closes an idle connection over which something has come: it would be taken for the answer to the next request."""
+
+    async def connect(self, *args: Any, **named: Any) -> aiohttp.connector.Connection:
+        connection = await super().connect(*args, **named)
+        if connection.protocol is None or not connection.protocol.should_close:
+            return connection
+        connection.close()
+        return await super().connect(*args, **named)
+
+
 class Connection:
     """One connection to the store, open or not yet; it opens again by itself when a request finds it closed.
 
@@ -132,7 +143,7 @@ class Connection:
         self._warn = warn
         self._sock: socket.socket | None = None
         self._resolver = _FixedResolver()
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             limit=1,
             keepalive_timeout=None,
             resolver=self._resolver,

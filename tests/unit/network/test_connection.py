@@ -93,6 +93,19 @@ async def test_a_close_by_the_server_is_seen() -> None:
         assert (connection.is_open, connection.opened, connection.has_failed) == (True, 2, False)
 
 
+@in_loop
+async def test_an_answer_to_no_request_is_taken_for_none() -> None:
+    """What comes over an idle connection ends it; the next request goes over a new one, in the same call."""
+    async with scripted() as server, connection_to(server.url) as connection:
+        await get(connection, server.url)
+        server.connections[0].writer.write(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert connection.is_open
+        assert [await get(connection, server.url) for _ in range(2)] == [200, 200]
+        assert (connection.opened, len(server.connections)) == (2, 2)
+
+
 @pytest.mark.parametrize("script", [http_1_0, answering(Connection="close")], ids=["http-1.0", "close"])
 @in_loop
 async def test_a_server_that_does_not_keep_connections_is_noted(script: Script) -> None:
