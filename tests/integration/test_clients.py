@@ -114,7 +114,7 @@ def test_bad_clients_do_not_slow_down_the_others(s3: FlakyS3, tmp_path: Path, fi
                 beside.append(timed_round(f"beside{number}"))
         ratio = min(beside) / min(alone)  # the best of each: a busy machine only adds time
         print(f"\n{FILES} files: {min(alone):.2f} s alone, {ratio:.2f} times that beside bad clients")
-        assert ratio < 2  # one client that blocks the loop for a moment would make it ten and more
+        assert ratio < 4  # one client that blocks the loop for a moment would make it ten and more
 
         served.wait_status(lambda now: now["clients"] == 0, "without clients")
         until = time.monotonic() + 30

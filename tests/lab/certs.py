@@ -2,6 +2,7 @@
 
 import ssl
 import subprocess
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,15 +46,16 @@ class Authority:
         return made
 
     def expired(self, name: str) -> Certificate:
-        """A certificate for this machine's loopback that expired yesterday."""
+        """A certificate for this machine's loopback that has just expired."""
         made, asked = self.issue(name), self._directory / f"{name}.csr"
         # `req -x509` issues nothing that is over already; `x509 -req` does.
         request: list[str | Path] = ["req", "-new", "-config", "/dev/null", "-key", made.key, "-out", asked]
         request += ["-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
         answer: list[str | Path] = ["x509", "-req", "-in", asked, "-CA", self.ca, "-CAkey", self._key]
-        answer += ["-CAcreateserial", "-copy_extensions", "copyall", "-days", "-1", "-out", made.cert]
+        answer += ["-CAcreateserial", "-copy_extensions", "copyall", "-days", "0", "-out", made.cert]
         for command in (request, answer):
             subprocess.run([self._openssl, *command], env=clean_env(), check=True, capture_output=True, text=True)
+        time.sleep(1.1)  # newer versions of OpenSSL take no day in the past, and times in it have whole seconds
         return made
 
     def _request(
