@@ -266,14 +266,14 @@ def _read_whole(fd: int, size: int, flags: int) -> bytes | None:
     and the next one may not.
 
     Raises:
-        OSError: it may not be read; with RWF_NOWAIT, not all of it can be without asking a file system.
+        OSError: it may not be read, or has no size; with RWF_NOWAIT, not all of it can be without asking a file system.
     """
     content = bytearray(size + 1)
     try:
         got = os.preadv(fd, [content], 0, flags)
     except OSError as exc:
-        if flags or exc.errno in (errno.EACCES, errno.EPERM):
-            raise
+        if flags or not size or exc.errno in (errno.EACCES, errno.EPERM):
+            raise  # of no size the attempt would read nothing, and store that
         return None
     if flags and got < size:
         raise BlockingIOError(errno.EAGAIN, "not in memory")
@@ -281,8 +281,11 @@ def _read_whole(fd: int, size: int, flags: int) -> bytes | None:
 
 
 def has_false_size(got: int, before: FileState, after: FileState) -> bool:
-    """Return whether a file with such states, before and after so many bytes were read, has no size of its own."""
-    return got != before.size and (after == before or got > max(before.size, after.size))
+    """Return whether a file with such states, before and after so many bytes were read, has no size of its own.
+
+    A program may make a file longer and shorter meanwhile, but hardly begin it anew twice.
+    """
+    return got != before.size and (after == before or before.size == after.size == 0)
 
 
 async def open_file(

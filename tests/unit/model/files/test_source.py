@@ -125,11 +125,24 @@ def test_a_small_file_that_changes(tmp_path: Path) -> None:
         (100, 101, 150, True, False),
         (100, 100, 50, True, False),
         (100, 60, 60, True, False),
+        (100, 101, 50, True, False),
+        (100, 101, 100, True, False),
         (0, 1, 0, False, True),
         (0, 1, 0, True, True),
         (4096, 10, 4096, False, True),
     ],
-    ids=["plain", "touched", "grown", "truncated after", "truncated before", "without size", "and touched", "a page"],
+    ids=[
+        "plain",
+        "touched",
+        "grown",
+        "truncated after",
+        "truncated before",
+        "grown and truncated",
+        "and back",
+        "without size",
+        "and touched",
+        "a page",
+    ],
 )
 def test_a_size_is_false_if_no_change_explains_it(
     before: int, got: int, after: int, changed: bool, false: bool
@@ -137,6 +150,18 @@ def test_a_size_is_false_if_no_change_explains_it(
     """As of a file that a FUSE file system generates: nothing may be stored in place of its content."""
     states = [FileState(size, mtime, 1, 1, 1) for size, mtime in ((before, 1), (after, 2 if changed else 1))]
     assert has_false_size(got, *states) is false
+
+
+def test_a_file_without_size_that_cannot_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused: an attempt would store nothing in its place, as there is nothing to read. No real file is so."""
+
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "preadv", fail)
+    assert refused(a_file(tmp_path / "empty", 0)).code == "ReadFailed"
+    with opened(a_file(tmp_path / "file", 1)) as source:
+        assert source.content is None
 
 
 def test_a_file_under_a_lease(tmp_path: Path) -> None:
