@@ -293,13 +293,18 @@ def endpoint() -> Kind:
     """Return a kind for the URL of a store, without a trailing slash, in lower case, an IPv6 address in its short form.
 
     botocore signs the host in lower case, and would send it as it is. Of an address aiohttp connects to what stands
-    there, and the kernel calls it by its short form.
+    there, and the kernel calls it by its short form; one that stands for an IPv4 address is taken as that, as Python
+    and the kernel write it in two ways.
     """
+
+    def shorten(found: re.Match[str]) -> str:
+        address = IPv6Address(found[1])
+        return str(address.ipv4_mapped or f"[{address}]")
 
     def convert(text: str) -> str:
         url = text.removesuffix("/").lower()
         try:
-            return re.sub(r"(?<=//\[)[0-9a-f:.]+(?=\])", lambda found: str(IPv6Address(found[0])), url)
+            return re.sub(r"(?<=//)\[([0-9a-f:.]+)\]", shorten, url)
         except ValueError:
             return url
 

@@ -53,6 +53,8 @@ def read(kind: Kind, text: str) -> object:
         (values.endpoint(), "HTTPS://S3.Example.ORG:443/", "https://s3.example.org:443"),
         (values.endpoint(), "http://[2001:DB8::1]", "http://[2001:db8::1]"),
         (values.endpoint(), "http://[2001:db8:0:0:0:0:0:01]:80/", "http://[2001:db8::1]:80"),
+        (values.endpoint(), "http://[::FFFF:192.0.2.1]:80", "http://192.0.2.1:80"),
+        (values.endpoint(), "https://[::ffff:c000:201]", "https://192.0.2.1"),
         (values.endpoint(), "http://localhost", "http://localhost"),
         (values.endpoint(), "http://s3.example.org.", "http://s3.example.org."),
         (values.endpoint(), "http://1.store", "http://1.store"),
