@@ -281,6 +281,19 @@ async def test_a_bucket_that_denies_keys_without_a_neutral_request_fails_soon(ho
 
 
 @flying_with(House)
+async def test_denials_with_another_error_between_are_counted_anew(house: House) -> None:
+    """A store that starts may be away once more, and deny everything again."""
+    busy = AttemptError("SlowDown", "busy", status=503)
+    errors = [DENIED, busy, busy, busy, busy, DENIED]
+    house.store.neutral = lambda: DENIED
+    await (await house.intake.submit(house.request(key="good"))).outcome
+    house.store.answer = lambda _: errors.pop(0) if errors else None
+    ticket = await house.intake.submit(house.request(key="k"))
+    assert (await asyncio.wait_for(ticket.outcome, 600)).outcome is Outcome.STORED
+    assert not errors
+
+
+@flying_with(House)
 async def test_what_was_denied_after_the_keys_have_worked_is_named_by_a_reload(house: House) -> None:
     """The neutral request told nothing, so the keys may have been changed at the store."""
     await (await house.intake.submit(house.request(key="good"))).outcome

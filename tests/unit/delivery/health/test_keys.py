@@ -75,6 +75,16 @@ async def test_what_was_denied_while_the_neutral_request_was_too_tells_nothing_o
 
 
 @flying_with(Asked)
+async def test_a_neutral_request_that_fails_was_not_refused(asked: Asked) -> None:
+    """So an attempt from before tells of its bucket still."""
+    started_at = asked.now()
+    asked.error = AttemptError("SlowDown", "busy", status=503)
+    await asked.evidence.ask()
+    asked.error = None
+    assert await asked.evidence.examine(DENIED, started_at) is Keys.GOOD
+
+
+@flying_with(Asked)
 async def test_after_the_first_success_it_is_learned_whether_a_denial_will_tell(asked: Asked) -> None:
     """By one neutral request: keys that were good, and are denied it later, have been replaced at the store."""
     for _ in range(3):

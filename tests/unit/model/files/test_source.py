@@ -164,18 +164,41 @@ def test_a_file_without_size_that_cannot_be_read(tmp_path: Path, monkeypatch: py
         assert source.content is None
 
 
-def test_a_file_under_a_lease(tmp_path: Path) -> None:
-    """It is waited for until its holder gives the lease up, as Samba does for a client that has the file open."""
-    file = a_file(tmp_path / "file", 3000)
+def test_a_file_under_a_lease(on_disk: Path) -> None:
+    """It is waited for until its holder gives the lease up, as Samba does for a client that has the file open.
+
+    In a thread alone: the event loop does not wait.
+    """
+    file = a_file(on_disk / "file", 3000)
     holder = os.open(file, os.O_RDWR)
     told = signal.signal(signal.SIGIO, lambda *_: fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_UNLCK))
     try:
-        fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        with opened(file) as source:
-            assert source.content == file.read_bytes()
+        for opener, content in ((Source.open_in_memory, None), (Source.open, file.read_bytes())):
+            fcntl.fcntl(holder, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+            source = opener(str(file))
+            assert (source and source.content) == content
+            if source is not None:
+                source.close()
     finally:
         signal.signal(signal.SIGIO, told)
         os.close(holder)
+
+
+def test_a_small_file_that_changed_while_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its attempt reads it as it is then."""
+    file, preadv = a_file(tmp_path / "file", 100), os.preadv
+
+    def read_and_append(fd: int, buffers: list[bytearray], offset: int, flags: int = 0) -> int:
+        got = preadv(fd, buffers, offset, flags)
+        with file.open("ab") as writer:
+            writer.write(b"more")
+        return got
+
+    monkeypatch.setattr(os, "preadv", read_and_append)
+    source = Source.open(str(file))
+    with contextlib.closing(source):
+        assert (source.state.size, source.content) == (104, None)
+        source.check_unchanged()
 
 
 def test_a_name_may_have_any_bytes(tmp_path: Path) -> None:
