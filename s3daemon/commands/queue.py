@@ -188,7 +188,11 @@ def _act(
     """
     with suppress(NoDaemonError):
         return _ask_to_act(instance, action, ids)
-    return _with_spool(instance, lambda spool: _act_on(spool, action, ids, on_dropped)), ""
+    dropped: list[Entry] = []
+    done = _with_spool(instance, lambda spool: _act_on(spool, action, ids, dropped))
+    if dropped:
+        on_dropped(dropped)  # the spool is free by then: a journal that stands still keeps no daemon from starting
+    return done, ""
 
 
 def _ask_to_act(instance: Instance, action: str, ids: Sequence[str] | None) -> tuple[set[str], str]:
@@ -199,9 +203,7 @@ def _ask_to_act(instance: Instance, action: str, ids: Sequence[str] | None) -> t
     return result_of([instance.ask(action, ids=batch) for batch in batches])
 
 
-async def _act_on(
-    spool: Spool, action: str, ids: Sequence[str] | None, on_dropped: Callable[[Sequence[Entry]], None]
-) -> set[str]:
+async def _act_on(spool: Spool, action: str, ids: Sequence[str] | None, dropped: list[Entry]) -> set[str]:
     wanted = None if ids is None else set(ids)
     if action == "retry":
         entries = [entry for entry in spool.entries() if wanted is None or entry.transfer.id in wanted]
@@ -216,7 +218,7 @@ async def _act_on(
         raise error  # what is not durable now ends with this process
     if action == "drop":
         # What had failed was recorded then, with its reason.
-        on_dropped([entry for entry in entries if not entry.failed and entry.transfer.id in done])
+        dropped += [entry for entry in entries if not entry.failed and entry.transfer.id in done]
     return done
 
 

@@ -166,6 +166,13 @@ def test_down_it_drops(spooled: Path) -> None:
     assert states(spooled) == {"b": False}
 
 
+def test_down_it_waits_for_the_journal_without_the_spool(spooled: Path) -> None:
+    """A daemon can start meanwhile."""
+    seen: list[dict[str, bool]] = []
+    run(spooled, "drop", ident("a"), on_dropped=lambda _: seen.append(states(spooled)))
+    assert seen == [{"b": False, "c": True, "d": True}]
+
+
 def test_down_it_reports_a_disk_that_takes_nothing(spooled: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is recorded as dropped that the next start would deliver."""
     records: list[Entry] = []
