@@ -127,3 +127,8 @@ def test_a_store_that_is_unreachable_while_nothing_is_sent_is_an_entry(caplog: p
     outages.note()
     assert [record.getMessage()[:20] for record in caplog.records] == ["the endpoint is back"]
     assert after(1, "") == []
+    assert after(0, why) == []
+    assert [kind for kind, _ in after(UNREACHABLE_AFTER_S, why)] == [MessageId.UNREACHABLE]
+    for key in "abc":
+        health.failed(AttemptError("ConnectionFailed", "refused"), Destination("b", key))
+    assert [kind for kind, _ in after(0, why)] == [MessageId.AWAY], "and not that it can be reached again"
