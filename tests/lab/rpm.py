@@ -143,11 +143,14 @@ def extract(package: Path, pattern: str, directory: Path) -> None:
 
 
 def render(page: Path) -> tuple[str, str]:
-    """Groff's warnings about a manual page, and the page as plain text; raises UnavailableError without groff."""
+    """Groff's warnings about a manual page, with tables as man(1) has them, and the page as plain text.
+
+    Raises UnavailableError without groff.
+    """
     content = page.read_bytes()
     source = gzip.decompress(content) if page.suffix == ".gz" else content
     done = subprocess.run(
-        [program("groff"), "-man", "-ww", "-Tutf8", "-P-cbou"],
+        [program("groff"), "-t", "-man", "-ww", "-Tutf8", "-P-cbou"],
         input=source, env=clean_env(), capture_output=True, check=True, timeout=60,
     )  # fmt: skip
     return done.stderr.decode(), done.stdout.decode()
