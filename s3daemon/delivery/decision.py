@@ -21,9 +21,9 @@ Pure: `decide` takes the error and the state of the transfer, and returns a `Dec
     keys, account, TLS; a neutral request is refused   backlog                      REFUSING    after the back-off
     keys ...; a neutral request is accepted            backlog                      SERVING     after the back-off
     keys ...; no clear answer to a neutral request     backlog                      SUSPICIOUS  after the back-off
-    denied; a neutral request is accepted              failed                       SERVING     none
-    denied; the keys have worked                       backlog                      SERVING     after the back-off
+    denied; the keys have stored something             backlog                      SERVING     after the back-off
     that again and again, for `DENIED_FOR_S`           failed                       SERVING     none
+    denied; nothing yet, a neutral request is accepted failed                       SERVING     none
     denied; the keys have not worked yet               as for keys, account, TLS
     a file that changes or cannot be read              backlog                      NO_FINDING  after the back-off
     another error of a file, early after the start     backlog                      NO_FINDING  after the back-off
@@ -60,8 +60,9 @@ BACKOFF_MAX_S = 60.0
 RETRY_AFTER_MAX_S = 300.0
 #: After a start a file may be missing because its file system is mounted late; after this long it does not exist.
 FILE_GRACE_S = 3600.0
-#: A store may deny everything for some seconds, as while it starts. Where no neutral request tells whether it does, a
-#: transfer fails only after it was denied for so long; with the back-off that is at its fourth or fifth attempt.
+#: A store, or one of its gateways, may deny everything for some seconds, as while it starts. So once these keys have
+#: stored something, a transfer fails only after it was denied for so long; with the back-off that is at its fourth or
+#: fifth attempt.
 DENIED_FOR_S = 5.0
 #: Errors of a file that may be over at any moment.
 _PASSING = (Code.FILE_CHANGED, Code.HOST_LIMIT, Code.READ_FAILED)

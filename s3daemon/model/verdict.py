@@ -55,7 +55,7 @@ class Keys(Enum):
 
     GOOD = "it has accepted a neutral request with them since"
     BAD = "it refuses a neutral request in the same way"
-    WORKED = "no neutral request settles it, and they have stored something since the start or the last reload"
+    WORKED = "they have stored something since the start or the last reload, and no neutral request settles it"
     UNKNOWN = "no neutral request settles it, and they have stored nothing yet"
     REPLACED = "since the attempt began, a reload has replaced them, or the store accepts them again"
 
@@ -218,7 +218,8 @@ def keys_after(
     if replaced:
         return Keys.REPLACED
     if neutral is None:
-        return Keys.GOOD
+        # Behind one address there may be several gateways, of which one that starts denies everything.
+        return Keys.WORKED if refusal.code == ACCESS_DENIED and ever_stored else Keys.GOOD
     if neutral.code == refusal.code:
         # Keys that may write need not be allowed the neutral request: a denial tells only if it was accepted before.
         tells = refusal.code != ACCESS_DENIED or ever_accepted or not ever_stored

@@ -148,6 +148,8 @@ WRONG, DENIED, SILENT = refused("SignatureDoesNotMatch"), refused("AccessDenied"
         (WRONG, refused("ExpiredToken", 400), "stored", Keys.WORKED, T),
         # a bucket that is not ours
         (DENIED, None, "", Keys.GOOD, P),
+        # ... or a gateway that has just started
+        (DENIED, None, "stored", Keys.WORKED, P),
         (DENIED, SILENT, "stored", Keys.WORKED, P),
         # ... of keys that may write and may not list buckets
         (DENIED, DENIED, "stored", Keys.WORKED, P),
