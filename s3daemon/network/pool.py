@@ -250,6 +250,16 @@ class ConnectionPool:
         closing.add_done_callback(self._closing.discard)
         return new
 
+    def fell_silent(self, address: str) -> None:
+        """Replace idle connections to an address where an upload has stalled, but those that were answered meanwhile.
+
+        A firewall or NAT that has lost its state drops all connections alike without a word; new ones pass.
+        """
+        since = self._clock() - self._settings.stall_timeout_s
+        for connection in self.idle():
+            if connection.is_open and connection.address == address and connection.used_at < since:
+                self.replace(connection)
+
     async def assign_address(self, connection: Connection, avoid: Collection[str] = ()) -> None:
         """Give a connection that is not open the address to connect to, and the others to fall back on.
 

@@ -343,7 +343,8 @@ class Sender:
         except botocore.exceptions.ClientError as exc:
             raise refusal_of(exc, arrived=upload.may_have_arrived) from exc
         except AttemptError as exc:  # `_send`'s, or one of the above
-            exc.ambiguous = upload.may_have_arrived
+            # Of a path that is broken only on its way back, no acknowledgement comes, and all that was sent arrives.
+            exc.ambiguous = upload.was_sent if exc.code == Code.STALLED else upload.may_have_arrived
             if body.error is not None:
                 raise body.error from exc
             raise
@@ -420,6 +421,8 @@ class Sender:
             exc.other_address = self.pool.addresses.attempt_failed(exc, connection.address, purpose, tried)
             exc.address = connection.address
             connection.has_failed = may_be_the_address(exc)
+            if exc.code == Code.STALLED:
+                self.pool.fell_silent(connection.address)
             raise
         connection.has_failed = False
 

@@ -6,7 +6,8 @@
 
 An attempt has one upload, or one for each part of a large object, several at a time; each joins the attempt's
 `Progress` as its body begins and leaves as it ends. An error does not tell whether the object arrived; TCP does: while
-fewer bytes than the body has were acknowledged, it cannot have.
+not all of the body has left this host, it cannot have; nor, if the store closed the connection or answered, while not
+all is acknowledged. If the path is silent, acknowledgements may be lost on their way back.
 
 aiohttp's `sock_read` timeout does not cover writing, so a store that stops reading would hang a PUT for ever; and a
 time limit on the whole upload would end one that is only slow. `StallWatch` looks at acknowledged bytes instead.

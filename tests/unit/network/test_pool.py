@@ -309,6 +309,26 @@ async def test_an_address_that_failed_is_avoided() -> None:
 
 
 @in_loop
+async def test_where_an_upload_stalls_only_connections_answered_meanwhile_are_kept(clock: Clock) -> None:
+    """A NAT that has lost its state drops the others as well, without a word; an address beside it is left alone."""
+    async with (
+        scripted(address="0.0.0.0") as server,
+        pool_to(count=4, clock=clock, stall_timeout_s=10.0, **two_addresses(server)) as pool,
+    ):
+        async with contextlib.AsyncExitStack() as stack:
+            used = [await stack.enter_async_context(pool.acquire()) for _ in range(4)]
+            for connection in used:
+                await get(connection, str(pool.url))
+        here, there = ([each for each in used if each.address == address] for address in ADDRESSES)
+        clock.now += 8
+        await get(here[0], str(pool.url))
+        clock.now += 3
+        pool.fell_silent(ADDRESSES[0])
+        assert [each in pool.idle() for each in (*here, *there)] == [True, False, True, True]
+        assert (pool.limit, pool.open_count) == (4, 3)
+
+
+@in_loop
 async def test_a_disabled_address_is_logged(caplog: pytest.LogCaptureFixture, clock: Clock) -> None:
     """As a warning if it ever answered, with the message's id; and so is that it is enabled again."""
     caplog.set_level(logging.INFO)

@@ -19,7 +19,7 @@ from lab.sending import a_file, failure, in_loop, settings_for
 from s3daemon.errors import AttemptError, FileError
 from s3daemon.model.files.source import Source
 from s3daemon.network.pool import Load
-from s3daemon.network.uploads.progress import Progress
+from s3daemon.network.uploads.progress import Progress, Upload
 from s3daemon.s3.sender import Sender
 
 ADDRESS = "192.0.2.1"
@@ -78,6 +78,10 @@ class FakePool:
         self.addresses = FakeAddresses()
         self.error: OSError | None = None
         self.acquired: list[tuple[Load, Collection[str]]] = []
+        self.silent: list[str] = []
+
+    def fell_silent(self, address: str) -> None:
+        self.silent.append(address)
 
     @contextlib.asynccontextmanager
     async def acquire(self, load: Load, avoid: Collection[str]) -> AsyncIterator[FakeConnection]:
@@ -298,3 +302,22 @@ async def test_a_body_without_progress_ends_at_its_limit(tmp_path: Path, *, read
     source.close()
     assert caught.value.code == ("ReadFailed" if reading else "Stalled")
     assert scene.pool.connection.aborted
+    assert scene.pool.silent == ([] if reading else [ADDRESS])
+
+
+@pytest.mark.parametrize("was_sent", [True, False])
+@in_loop
+async def test_a_body_of_which_nothing_is_acknowledged_may_have_arrived_if_all_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, was_sent: bool
+) -> None:
+    """Where the path is broken on its way back only, the store has the object and its answer is lost."""
+
+    async def operation(**params: Any) -> None:
+        params["Body"].transport = SimpleNamespace()
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(Upload, "was_sent", property(lambda _: was_sent))
+    scene, source = Scene(operation), Source.open(str(a_file(tmp_path / "file", 3)))
+    error = await failure(scene.sender.send_file("put_object", "id", source, progress=Progress()))
+    source.close()
+    assert (error.code, error.ambiguous) == ("Stalled", was_sent)
