@@ -39,6 +39,9 @@ JOURNALS = (Path("/var/log/journal"), Path("/run/log/journal"))
 MACHINE_ID = Path("/etc/machine-id")
 #: The group that may read every journal of a host (systemd-journald.service(8)).
 GROUP = "systemd-journal"
+#: journalctl ends at the first entry after `--until`, in the order of writing, and so misses what was written after the
+#: clock was set back. It is asked for so much more, microseconds; the selection leaves the rest out.
+CLOCK_SET_BACK_USEC = 24 * 3600 * 1_000_000
 
 Note = Callable[[str], None]
 """Takes one line for the operator: what is missing."""
@@ -64,7 +67,8 @@ def from_journal(
         # journalctl takes a pattern for --file=, but not for --directory=.
         run.append(f"--directory={place}" if place.is_dir() else f"--file={glob.escape(str(place))}")
     _check_begin(run, selection.since_usec, note)
-    for bound, usec in (("since", selection.since_usec), ("until", selection.until_usec)):
+    until_usec = None if selection.until_usec is None else selection.until_usec + CLOCK_SET_BACK_USEC
+    for bound, usec in (("since", selection.since_usec), ("until", until_usec)):
         if usec is not None:
             run.append(f"--{bound}=@{usec // 1_000_000}.{usec % 1_000_000:06}")
     # An entry has as many other fields; without them reading takes two thirds of the time.
