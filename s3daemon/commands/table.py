@@ -154,22 +154,22 @@ class _Drawn:
 
     @property
     def least(self) -> int:
-        """The width that it can be cut down to."""
+        """The width that the column can be cut down to."""
         return self.natural if self.column.least is None else min(self.natural, self.column.least)
 
     def head(self) -> str:
-        """Its heading, padded."""
+        """The heading of the column, padded."""
         return self._padded(cut(self.column.name, self.width))
 
     def padded(self) -> Iterator[str]:
-        """Its cells, each as wide as the column."""
+        """The cells of the column, each as wide as the column."""
         if not self.plain or self.width < self.natural:
             return (self._padded(self._fitted(cell)) for cell in self.cells)
         pad = str.rjust if self.column.align == "right" else str.ljust
         return map(pad, self.words(), itertools.repeat(self.width))
 
     def words(self) -> Iterator[str]:
-        """Its cells, whole."""
+        """The cells of the column, whole."""
         return (cell if isinstance(cell, str) else bar(cell.fraction, beyond=cell.beyond) for cell in self.cells)
 
     def styles(self) -> Iterator[str]:

@@ -185,7 +185,7 @@ class QueuedTransfer:
 
     @property
     def small(self) -> bool:
-        """Whether it takes no bandwidth worth sharing."""
+        """Whether the file is so small that its upload takes no bandwidth worth sharing."""
         return self.transfer.file_state.size <= SMALL_BYTES
 
     def close_source(self) -> None:

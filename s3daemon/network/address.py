@@ -122,7 +122,7 @@ class Address:
 
     @property
     def has_answered(self) -> bool:
-        """Whether it answered anything, ever."""
+        """Whether the address answered anything, ever."""
         return self.heard_at > -math.inf
 
     def has_uploaded_lately(self, now: float) -> bool:
@@ -134,7 +134,7 @@ class Address:
         return now - self.unanswered_since >= SILENT_S
 
     def note_answer(self, now: float) -> None:
-        """Note that it answered something."""
+        """Note that the address answered something."""
         self.heard_at, self.unanswered_since = now, math.inf
 
     def note_silence(self, since: float, now: float) -> None:

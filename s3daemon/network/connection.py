@@ -182,7 +182,7 @@ class Connection:
 
     @property
     def is_open(self) -> bool:
-        """Whether it is connected; False from the moment that the server's close was read."""
+        """Whether the connection is open; False from the moment that the server's close was read."""
         return self._sock is not None and self._sock.fileno() >= 0
 
     @property

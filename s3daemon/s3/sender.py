@@ -208,7 +208,7 @@ class Sender:
         self._turns = Turns(at_once=1, rounds=1)
 
     async def open(self) -> None:
-        """Make it ready to send.
+        """Open the signer; from then on requests can be sent.
 
         Raises:
             SettingsError: there are no keys.

@@ -196,7 +196,7 @@ class MultipartUpload:
 
     @property
     def count(self) -> int:
-        """How many parts it has."""
+        """The number of parts of the upload."""
         return -(-self.size // self.part_bytes)
 
     def offset(self, number: int) -> int:

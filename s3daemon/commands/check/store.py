@@ -77,7 +77,7 @@ class StoreChecks:
         self._at = ""  # of several addresses, the one where the object is put
 
     async def run(self, target: str) -> None:
-        """Run them all.
+        """Run all checks of the store.
 
         Args:
             target: BUCKET or BUCKET/PREFIX to put an object to, or empty.

@@ -55,7 +55,7 @@ class ReportedTransfer(NamedTuple):
 
     @property
     def end_usec(self) -> int:
-        """When the transfer ended: microseconds since the epoch."""
+        """When the transfer ended, microseconds since the epoch."""
         return self.record.end_usec
 
     @property
@@ -65,7 +65,7 @@ class ReportedTransfer(NamedTuple):
 
     @property
     def tags(self) -> Sequence[str]:
-        """Of the transfer, in the order given."""
+        """The tags of the transfer, in the order given."""
         return self.record.tags
 
 

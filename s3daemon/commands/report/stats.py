@@ -254,7 +254,7 @@ class Group:
 
     @property
     def first_usec(self) -> int:
-        """When its first request was accepted or refused, microseconds since the epoch."""
+        """When the first request of the group was accepted or refused, microseconds since the epoch."""
         return self.figures.first_usec or 0
 
     @classmethod

@@ -53,7 +53,7 @@ class SilentBuckets:
         return iter(self._silent)
 
     def __contains__(self, bucket: object) -> bool:
-        """Return whether it is silent."""
+        """Return whether a bucket is silent."""
         return bucket in self._silent
 
     def unanswered(self, bucket: str, started_at: float) -> None:

@@ -131,7 +131,7 @@ class Health:
 
     @property
     def known_away(self) -> bool:
-        """Whether it has been away for so long that waiting clients should be deferred at once."""
+        """Whether the endpoint has been away for so long that waiting clients should be deferred at once."""
         return isinstance(self._stop, _Away) and self._monotonic() >= self._stop.since + KNOWN_AWAY_AFTER_S
 
     @property
@@ -143,7 +143,7 @@ class Health:
 
     @property
     def unreached(self) -> bool:
-        """Whether it is away, or held for its certificate, and small requests test for its return."""
+        """Whether the endpoint is away, or held for its certificate, and small requests test for its return."""
         return self._stop is not None and self._stop.unreached
 
     @property

@@ -251,7 +251,7 @@ class Source:
 
 
 def _other_kind(found: os.stat_result) -> str:
-    """What it is, if it is no regular file with a size of its own; else ""."""
+    """Return the kind of a file that is not a regular one with a size of its own; else ""."""
     if not stat.S_ISREG(found.st_mode):
         return next((kind for test, kind in _KINDS if test(found.st_mode)), "something else")
     if found.st_blocks == 0 and (kind := type_of(found.st_dev)) in _KERNEL_FILE_SYSTEMS:

@@ -58,7 +58,7 @@ class SmallRequests:
 
     @property
     def must_find(self) -> bool:
-        """Whether it should be found out now which kind keeps connections."""
+        """Whether to find out now which kind of small request keeps connections."""
         return not self._is_finding and (self.is_in_doubt or self._clock() >= self._ask_again_at)
 
     async def ask(self, connection: Connection) -> tuple[SmallRequestOutcome, str]:

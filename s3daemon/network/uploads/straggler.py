@@ -159,7 +159,7 @@ class TrackedBody(Samples):
 
     @property
     def is_small(self) -> bool:
-        """Whether it is too small to have a rate."""
+        """Whether the body is too small to have a rate."""
         return self.size <= SMALL_BYTES
 
     def refer_to(self, rate: float | None) -> None:
