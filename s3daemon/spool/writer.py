@@ -112,6 +112,7 @@ class Writer:
         self._retry_at = math.inf
         self._stuck_s = stuck_s
         self._busy_since = math.inf  # the thread waits for the disk
+        self._is_known_stuck = False
         self._set_fault(self._try(self._reserved.ensure))
         self._thread = threading.Thread(target=self._run, name="spool", daemon=True)
         self._thread.start()
@@ -123,6 +124,20 @@ class Writer:
         if busy_s >= self._stuck_s:
             return f"nothing is accepted: the disk of {self._directory} has not answered for {span(busy_s)}"
         return self._error.text if self._error else ""
+
+    def _note_if_stuck(self) -> None:
+        """Log once that the disk does not answer, which the thread that waits for it cannot."""
+        if time.monotonic() - self._busy_since >= self._stuck_s and not self._is_known_stuck:
+            self._is_known_stuck = True
+            _log.warning("%s; clients wait", self.fault)
+
+    def _note_answer(self) -> None:
+        """Log that the disk has answered if it took long; the thread is not busy any more."""
+        busy_s, self._busy_since = time.monotonic() - self._busy_since, math.inf
+        if busy_s >= self._stuck_s:
+            self._is_known_stuck = False
+            text, priority = "the disk of %s has answered after %s", {"PRIORITY": int(Priority.NOTICE)}
+            _log.warning(text, self._directory, span(busy_s), extra={"journal": priority})
 
     @property
     def is_refusing(self) -> bool:
@@ -156,6 +171,7 @@ class Writer:
 
     def put(self, request: WriteRequest) -> None:
         """Queue a request. After `close` nothing is carried out, and `durable` holds that error."""
+        self._note_if_stuck()
         with self._wake:
             if request.durable is not None and self._closing:
                 request.durable.set_exception(SpoolError(Code.SPOOL_CLOSED, "the daemon is stopping"))
@@ -196,7 +212,7 @@ class Writer:
             except Exception as exc:  # a bug: the waiters must be notified, and the thread must live
                 _log.exception("an unexpected error in the spool's writer")
                 self._add_results(requests, _bug(exc))
-            self._busy_since = math.inf
+            self._note_answer()
             self._report_results()
             if closing:
                 break

@@ -18,6 +18,7 @@ from fake_transfer import transfer
 from lab.sending import in_loop
 
 from s3daemon.errors import SpoolError
+from s3daemon.model.record import Priority
 from s3daemon.spool.database import SpoolFile
 from s3daemon.spool.recovery import RecoverableFile
 from s3daemon.spool.rows import ClearFailures, Delete, Entry, Insert, SaveClock, Update
@@ -167,14 +168,21 @@ async def test_a_fault_ends_by_itself(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 @in_loop
-async def test_a_disk_that_does_not_answer_is_a_fault_meanwhile(tmp_path: Path) -> None:
-    """Nothing fails then; clients wait, and whoever looks has to learn why."""
+async def test_a_disk_that_does_not_answer_is_a_fault_meanwhile(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nothing fails then; clients wait, and whoever looks has to learn why, in the journal once for all requests."""
     scene = Scene(tmp_path, stuck_s=0.05)
     commit = await scene.file.block(scene.writer)
     await asyncio.sleep(0.06)
     assert scene.writer.fault == f"nothing is accepted: the disk of {tmp_path} has not answered for 0s"
+    for _ in range(2):
+        scene.writer.apply_lazily(Delete(7))
+    assert caplog.messages == [f"nothing is accepted: the disk of {tmp_path} has not answered for 0s; clients wait"]
     scene.file.works.set()
     await commit
+    assert caplog.messages[1] == f"the disk of {tmp_path} has answered after 0s"
+    assert caplog.records[1].__dict__["journal"] == {"PRIORITY": Priority.NOTICE}
     await asyncio.sleep(0.06)
     assert scene.writer.fault == "", "a thread with nothing to do is not stuck"
     scene.writer.close()
